@@ -1,0 +1,36 @@
+//! Takes one message from a queue and prints it.
+//!
+//!     cargo run --example get -- QUEUE [URL]
+//!
+//! The exit status is 1 if there is none. Without a URL the broker is the one that
+//! `AMQP_URL` names, or else the one on this machine.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use cony::{BlockingConnection, Error};
+
+fn main() -> cony::Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let Some(queue) = arguments.next() else {
+        eprintln!("usage: get QUEUE [URL]");
+        return Ok(ExitCode::from(2));
+    };
+    let connection = match arguments.next() {
+        Some(url) => BlockingConnection::open(url)?,
+        None => BlockingConnection::open_default()?,
+    };
+
+    let channel = connection.channel()?;
+    let Some(message) = channel.basic_get(&queue)? else {
+        eprintln!("no message in {queue}");
+        return Ok(ExitCode::FAILURE);
+    };
+    std::io::stdout()
+        .write_all(&message.body)
+        .map_err(Error::other)?;
+    // Only now: had printing failed, the message would go back to its queue.
+    message.ack()?;
+    connection.close()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,362 @@
+//! [`BlockingChannel`], by subject: this file has what all of it needs, and the
+//! channel's own life; the rest is in `topology`, `publish` and `consume`.
+
+mod consume;
+mod publish;
+mod settlements;
+mod topology;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use parking_lot::Mutex;
+
+use self::consume::Callbacks;
+use self::settlements::Settlements;
+use crate::connection::{BlockingConnection, Inner, Limits};
+use crate::error::{Error, Result};
+use crate::io::port::{ChannelPort, Command, OpenFailure, Route};
+use crate::protocol::connection::{CallFailure, NumberError, Reply};
+use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::frame::Settle;
+use crate::protocol::methods::{Method, MethodId};
+
+/// A channel: the way on which everything but the connection itself is spoken of.
+///
+/// Cheap to clone and safe to share: every clone is the same channel, which closes when
+/// the last clone, and the last [`Consumer`](crate::Consumer) on it, is dropped. Calls of
+/// several threads on one channel take turns; publishes and acknowledgements do not wait
+/// for them. Channels are cheap as well, so each thread may have one of its own.
+///
+/// A mistake that the broker notices, such as a queue that does not exist, costs the
+/// channel: the call returns [`Error::ChannelClosed`], and so does every later one.
+///
+/// ```no_run
+/// let connection = cony::BlockingConnection::open_default()?;
+/// let channel = connection.channel()?;
+/// channel.queue_declare("tasks")?;
+/// channel.basic_publish("", "tasks", "hello")?;
+/// channel.close()?;
+/// # Ok::<(), cony::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct BlockingChannel {
+    handle: Arc<Handle>,
+}
+
+/// Keeps the channel open, and the connection alive.
+struct Handle {
+    shared: Arc<Shared>,
+    connection: Arc<Inner>,
+}
+
+/// What also outlives the handles: deliveries hold it.
+pub(crate) struct Shared {
+    pub(crate) port: Arc<ChannelPort>,
+    limits: Limits,
+    settlements: Mutex<Settlements>,
+    /// How many deliveries that want to be settled were handed out.
+    handed_out: AtomicU64,
+    /// The prefetch in force; `None` until somebody has set one.
+    prefetch: Mutex<Option<u16>>,
+    callbacks: Callbacks,
+    /// Whether a thread runs `start_consuming`.
+    dispatching: AtomicBool,
+    consumer_tags: AtomicU64,
+}
+
+impl BlockingChannel {
+    pub(crate) fn open(connection: &Arc<Inner>, number: Option<u16>) -> Result<Self> {
+        let limits = connection.limits.clone();
+        let (reply, outcome) = bounded(1);
+        connection.check_open()?;
+        connection.port.send(Command::OpenChannel {
+            number,
+            deadline: Instant::now() + limits.rpc_timeout,
+            reply,
+        });
+        let failed = OpenFailure::Call(CallFailure::Closed);
+        let max = connection.port.negotiated.channel_max;
+        let port = outcome
+            .recv()
+            .unwrap_or(Err(failed))
+            .map_err(|failure| match failure {
+                OpenFailure::Call(CallFailure::TimedOut) => Error::Timeout {
+                    operation: "channel.open",
+                    after: limits.rpc_timeout,
+                },
+                OpenFailure::Call(CallFailure::Encode(error)) => error.into(),
+                OpenFailure::Call(_) => connection.closed_error(),
+                OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
+                OpenFailure::Number(error) => match (error, number.unwrap_or_default()) {
+                    (NumberError::InUse, number) => Error::ChannelNumberInUse(number),
+                    (_, number) => Error::InvalidChannelNumber { number, max },
+                },
+            })?;
+        let shared = Shared {
+            port,
+            limits,
+            settlements: Mutex::default(),
+            handed_out: AtomicU64::new(0),
+            prefetch: Mutex::default(),
+            callbacks: Callbacks::default(),
+            dispatching: AtomicBool::new(false),
+            consumer_tags: AtomicU64::new(0),
+        };
+        Ok(Self {
+            handle: Arc::new(Handle {
+                shared: Arc::new(shared),
+                connection: Arc::clone(connection),
+            }),
+        })
+    }
+
+    /// The channel's number on its connection.
+    pub fn number(&self) -> u16 {
+        self.shared().port.id.number
+    }
+
+    /// The connection that this channel is on.
+    pub fn connection(&self) -> BlockingConnection {
+        BlockingConnection::from_inner(Arc::clone(&self.handle.connection))
+    }
+
+    /// Whether the channel can be used.
+    pub fn is_open(&self) -> bool {
+        self.shared().check_open().is_ok()
+    }
+
+    /// Whether the channel is closed, or about to be: nothing can be done on it.
+    pub fn is_closed(&self) -> bool {
+        !self.is_open()
+    }
+
+    /// Why the channel is closed, if it is; its connection's reason, if that took the
+    /// channel along.
+    pub fn close_reason(&self) -> Option<Error> {
+        self.shared().check_open().err()
+    }
+
+    /// Closes the channel: consumers end, what is unsettled goes back to its queue.
+    ///
+    /// Closing a channel that this program has closed before is Ok.
+    ///
+    /// # Errors
+    ///
+    /// The reason, if broker or network have ended the channel before;
+    /// [`Error::Timeout`].
+    pub fn close(&self) -> Result<()> {
+        self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
+    }
+
+    /// The same with a code and a text for the broker's log. The text is cut at 255
+    /// bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`close`](Self::close).
+    pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
+        let shared = self.shared();
+        let deadline = Instant::now() + shared.limits.close_timeout;
+        let (reply, outcome) = bounded(1);
+        if let Some(error) = shared.ended_by_others() {
+            return Err(error);
+        }
+        shared.port.connection.send(Command::CloseChannel {
+            channel: shared.port.id,
+            code: code.into(),
+            text: cut(text).into(),
+            reply: Some((reply, deadline)),
+        });
+        let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
+        shared.callbacks.clear();
+        match outcome {
+            Err(CallFailure::TimedOut) => Err(Error::Timeout {
+                operation: "channel.close",
+                after: shared.limits.close_timeout,
+            }),
+            _ => shared.ended_by_others().map_or(Ok(()), Err),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    /// Sends `method` and waits for its reply.
+    fn call<R: TryFrom<Method>>(&self, method: impl Into<Method>) -> Result<R> {
+        self.shared().call(method.into(), None)
+    }
+
+    /// Sends a method without reply, in its turn.
+    fn call_nowait(&self, method: impl Into<Method>) -> Result<()> {
+        self.shared().exchange(method.into(), None).map(drop)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.shared.check_open().is_ok() {
+            self.shared.port.connection.send(Command::CloseChannel {
+                channel: self.shared.port.id,
+                code: ReplyCode::REPLY_SUCCESS,
+                text: "dropped".into(),
+                reply: None,
+            });
+        }
+    }
+}
+
+impl fmt::Debug for BlockingChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockingChannel")
+            .field("number", &self.number())
+            .field("is_open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// The reason, if channel or connection are closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        match self.end() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&self) -> Option<Error> {
+        if let Some(reason) = self.port.closed() {
+            return Some(Error::ChannelClosed(reason.clone()));
+        }
+        self.port.connection.termination().map(Error::from)
+    }
+
+    /// Why the channel is closed, now that something has failed for it.
+    pub(crate) fn closed_error(&self) -> Error {
+        self.end().unwrap_or_else(|| {
+            let code = ReplyCode::REPLY_SUCCESS;
+            let text = "the connection is being closed";
+            Error::ConnectionClosed(CloseReason::new(ClosedBy::Application, code, text, None))
+        })
+    }
+
+    /// Why the channel is closed, unless this program did it.
+    pub(crate) fn ended_by_others(&self) -> Option<Error> {
+        self.end().filter(|error| {
+            !error
+                .close_reason()
+                .is_some_and(|reason| reason.by == ClosedBy::Application)
+        })
+    }
+
+    fn call<R: TryFrom<Method>>(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<R> {
+        match self.exchange(method, consumer)? {
+            Reply::Method(method) => R::try_from(method).map_err(|_| self.closed_error()),
+            _ => Err(self.closed_error()),
+        }
+    }
+
+    /// Sends `method` in its turn and waits for what becomes of it.
+    fn exchange(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
+        self.check_open()?;
+        let id = method.id();
+        let after = self.limits.rpc_timeout;
+        let tag = consumer.as_ref().map(|route| route.consumer.tag.clone());
+        self.port
+            .call(method, consumer, Instant::now() + after)
+            .map_err(|failure| self.failed(failure, id, after, tag))
+    }
+
+    fn failed(
+        &self,
+        failure: CallFailure,
+        id: MethodId,
+        after: Duration,
+        tag: Option<crate::ShortString>,
+    ) -> Error {
+        match failure {
+            CallFailure::TimedOut => Error::Timeout {
+                operation: id.name().unwrap_or("a call"),
+                after,
+            },
+            CallFailure::Encode(error) => error.into(),
+            CallFailure::DuplicateConsumerTag => {
+                Error::DuplicateConsumerTag(tag.unwrap_or_default())
+            }
+            CallFailure::Closed => self.closed_error(),
+        }
+    }
+
+    /// Settles a delivery, once.
+    pub(crate) fn settle(&self, tag: u64, settle: Settle) -> Result<()> {
+        self.check_open()?;
+        let last = self.port.last_delivery_tag();
+        if tag > last {
+            return Err(Error::UnknownDeliveryTag(tag));
+        }
+        let multiple = match settle {
+            Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
+            Settle::Reject { .. } => false,
+        };
+        // Sent under the lock, so that the order on the wire is that of the bookkeeping.
+        let mut settlements = self.settlements.lock();
+        let fresh = match (multiple, tag) {
+            (true, 0) => settlements.settle_up_to(last),
+            (true, tag) => settlements.settle_up_to(tag),
+            (false, tag) => settlements.settle(tag),
+        };
+        if !fresh {
+            return Err(Error::AlreadySettled(tag));
+        }
+        self.port.settle(tag, settle);
+        Ok(())
+    }
+
+    /// Notes that a delivery goes to the program.
+    pub(crate) fn hand_out(&self, tag: u64, no_ack: bool) {
+        self.handed_out.fetch_add(1, Ordering::Relaxed);
+        if no_ack {
+            // Cannot be settled, so it counts as settled.
+            self.settlements.lock().settle(tag);
+        }
+    }
+
+    /// Back into its queue with a message that nobody will take.
+    fn give_back(&self, content: &Content) {
+        if let ContentMethod::Deliver(deliver) = &content.method {
+            self.hand_out(deliver.delivery_tag, false);
+            let nack = Settle::Nack {
+                multiple: false,
+                requeue: true,
+            };
+            // Fails only with the channel, whose end requeues as well.
+            let _ = self.settle(deliver.delivery_tag, nack);
+        }
+    }
+}
+
+/// `text` cut to what fits a short string, between characters.
+pub(crate) fn cut(text: &str) -> &str {
+    let mut end = text.len().min(crate::protocol::wire::SHORT_STRING_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("short"), "short");
+        assert_eq!(cut(&"x".repeat(300)).len(), 255);
+        assert_eq!(cut(&"é".repeat(200)).len(), 254);
+    }
+}

@@ -1,0 +1,75 @@
+//! Publishing.
+
+use std::time::Instant;
+
+use super::BlockingChannel;
+use crate::delivery::Message;
+use crate::error::{Error, Result};
+use crate::io::budget::NoRoom;
+use crate::io::port::Command;
+use crate::protocol::frame::{Publish, encode_publish};
+
+/// # Publishing
+impl BlockingChannel {
+    /// Publishes a message to an exchange, under a routing key. The default exchange,
+    /// whose name is empty, takes the key for the name of a queue.
+    ///
+    /// Returns when the message is on its way: the IO thread sends it, together with
+    /// whatever else is waiting. If too much is waiting (`write_budget`), it waits for
+    /// room first, at most for `publish_timeout`. A message goes out whole or not at
+    /// all, also from several threads on one channel.
+    ///
+    /// ```no_run
+    /// # let channel: cony::BlockingChannel = todo!();
+    /// use cony::{BasicProperties, Message};
+    ///
+    /// channel.basic_publish("", "tasks", "hello")?;
+    /// let properties = BasicProperties::new().content_type("application/json");
+    /// channel.basic_publish("orders", "order.new", Message::new("{}").properties(&properties))?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] for names of more than 255 bytes and properties that do not
+    /// fit a frame; [`Error::PublishTimeout`]; the reason if channel or connection are
+    /// closed. In all these cases the message was not sent. A broker that refuses it,
+    /// because there is no such exchange, closes the channel later.
+    pub fn basic_publish<'a>(
+        &self,
+        exchange: impl AsRef<str>,
+        routing_key: impl AsRef<str>,
+        message: impl Into<Message<'a>>,
+    ) -> Result<()> {
+        let shared = self.shared();
+        let port = &shared.port;
+        shared.check_open()?;
+        let message = message.into();
+        let publish = Publish {
+            exchange: exchange.as_ref(),
+            routing_key: routing_key.as_ref(),
+            mandatory: message.mandatory,
+            immediate: message.immediate,
+            properties: message.properties,
+            body: message.body.as_slice(),
+        };
+        let frame_max = port.connection.negotiated.frame_max as usize;
+        let frames = encode_publish(port.id.number, publish, frame_max)?;
+        let after = shared.limits.publish_timeout;
+        port.connection
+            .budget
+            .reserve(frames.len(), || Instant::now() + after)
+            .map_err(|no_room| match no_room {
+                NoRoom::Closed => shared.closed_error(),
+                NoRoom::TimedOut => Error::PublishTimeout {
+                    after,
+                    blocked: port.connection.blocked(),
+                },
+            })?;
+        port.connection.send(Command::Publish {
+            channel: port.id,
+            frames,
+        });
+        Ok(())
+    }
+}

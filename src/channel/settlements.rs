@@ -1,0 +1,150 @@
+//! Which deliveries of a channel are settled, so that none is settled twice: the
+//! broker would close the channel for it.
+
+use std::collections::BTreeMap;
+
+/// Delivery tags count from 1, so a floor and some bits above it say it all.
+///
+/// The bits are kept by words and only where there are some: a broker that jumps to
+/// enormous tags costs no memory.
+#[derive(Debug, Default)]
+pub(crate) struct Settlements {
+    /// Everything up to here is settled.
+    floor: u64,
+    /// By word: bit `i` of word `w` stands for tag `64 w + i`. Above the floor only.
+    above: BTreeMap<u64, u64>,
+    /// How many deliveries were settled, one by one or together.
+    count: u64,
+}
+
+const WORD: u64 = u64::BITS as u64;
+
+impl Settlements {
+    /// Marks `tag`; `false` if it was settled before.
+    pub(crate) fn settle(&mut self, tag: u64) -> bool {
+        if tag <= self.floor {
+            return false;
+        }
+        let bits = self.above.entry(tag / WORD).or_default();
+        let bit = 1 << (tag % WORD);
+        if *bits & bit != 0 {
+            return false;
+        }
+        *bits |= bit;
+        self.count += 1;
+        self.raise_floor();
+        true
+    }
+
+    /// Marks everything up to `tag`; `false` if all of it was settled before.
+    pub(crate) fn settle_up_to(&mut self, tag: u64) -> bool {
+        if tag <= self.floor {
+            return false;
+        }
+        let mut known = 0;
+        while let Some(mut entry) = self.above.first_entry() {
+            let covered = up_to(*entry.key(), tag);
+            known += u64::from((entry.get() & covered).count_ones());
+            *entry.get_mut() &= !covered;
+            if *entry.get() != 0 {
+                break;
+            }
+            entry.remove();
+        }
+        let new = tag - self.floor - known;
+        self.count += new;
+        self.floor = tag;
+        self.raise_floor();
+        new > 0
+    }
+
+    /// How many were settled.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Moves the floor over words that are settled altogether.
+    fn raise_floor(&mut self) {
+        while let Some(entry) = self.above.first_entry() {
+            let word = *entry.key();
+            let next = (self.floor + 1) / WORD;
+            if word != next || entry.get() | up_to(word, self.floor) != u64::MAX {
+                return;
+            }
+            entry.remove();
+            self.floor = word * WORD + (WORD - 1);
+        }
+    }
+}
+
+/// The bits of `word` that stand for tags up to `tag`.
+fn up_to(word: u64, tag: u64) -> u64 {
+    match (tag / WORD).cmp(&word) {
+        std::cmp::Ordering::Less => 0,
+        std::cmp::Ordering::Greater => u64::MAX,
+        std::cmp::Ordering::Equal => u64::MAX >> (WORD - 1 - tag % WORD),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn each_tag_settles_once() {
+        let mut settlements = Settlements::default();
+        assert!(settlements.settle(3));
+        assert!(!settlements.settle(3));
+        assert!(settlements.settle(1));
+        assert!(settlements.settle_up_to(3), "2 was still open");
+        assert!(!settlements.settle_up_to(3));
+        assert!(!settlements.settle(2));
+        assert!(settlements.settle(4));
+        assert_eq!(settlements.count(), 4);
+    }
+
+    #[test]
+    fn settled_in_order_it_takes_no_memory() {
+        let mut settlements = Settlements::default();
+        for tag in 1..=1_000_000 {
+            assert!(settlements.settle(tag));
+        }
+        assert!(settlements.above.len() <= 1);
+    }
+
+    #[test]
+    fn enormous_tags_cost_nothing() {
+        let mut settlements = Settlements::default();
+        assert!(settlements.settle(u64::MAX));
+        assert!(settlements.settle(u64::MAX - 1000));
+        assert!(settlements.settle_up_to(u64::MAX - 500));
+        assert!(settlements.settle_up_to(u64::MAX));
+        assert!(!settlements.settle(u64::MAX));
+        assert_eq!(settlements.count(), u64::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_set(acts in proptest::collection::vec((1u64..300, any::<bool>()), 0..200)) {
+            let mut settlements = Settlements::default();
+            let mut model = BTreeSet::new();
+            for (tag, multiple) in acts {
+                if multiple {
+                    let before = model.len();
+                    model.extend(1..=tag);
+                    prop_assert_eq!(settlements.settle_up_to(tag), model.len() > before);
+                } else {
+                    prop_assert_eq!(settlements.settle(tag), model.insert(tag));
+                }
+                prop_assert_eq!(settlements.count(), model.len() as u64);
+            }
+            for tag in 1..300 {
+                prop_assert_eq!(settlements.settle(tag), model.insert(tag));
+            }
+        }
+    }
+}

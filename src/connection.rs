@@ -1,0 +1,447 @@
+//! [`BlockingConnection`].
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::channel::{BlockingChannel, cut};
+use crate::error::{ConnectFailure, Error, Result};
+use crate::io::driver::Settings;
+use crate::io::open::{self, Cause, OpenError, Target};
+use crate::io::port::{Command, ConnectionPort};
+use crate::io::transport::SocketOptions;
+use crate::parameters::ConnectionParameters;
+use crate::protocol::connection::Termination;
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::handshake::{HandshakeFailure, Stage};
+use crate::protocol::table::FieldTable;
+use crate::protocol::wire::ShortString;
+
+/// A connection to a broker.
+///
+/// Cheap to clone and safe to share: every clone is the same connection. It closes when
+/// the last clone is dropped, and the last [`BlockingChannel`] and
+/// [`Consumer`](crate::Consumer) of it. A script need not do more: dropping waits until the
+/// broker has confirmed the close, at most for `drop_timeout`, so that what was
+/// published last arrives. [`close`](Self::close) does the same and tells how it went.
+///
+/// One background thread owns the socket and sends the heartbeats, so a connection
+/// stays alive whatever the program's threads do.
+///
+/// ```no_run
+/// use cony::BlockingConnection;
+///
+/// let connection = BlockingConnection::open("amqp://guest:guest@localhost:5672/%2f")?;
+/// let channel = connection.channel()?;
+/// channel.queue_declare("tasks")?;
+/// channel.basic_publish("", "tasks", "hello")?;
+/// connection.close()?;
+/// # Ok::<(), cony::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct BlockingConnection {
+    inner: Arc<Inner>,
+}
+
+/// What the handles share; the last one closes.
+pub(crate) struct Inner {
+    pub(crate) port: Arc<ConnectionPort>,
+    pub(crate) limits: Limits,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The parameters that channels and calls go by.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) rpc_timeout: Duration,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+    pub(crate) drop_timeout: Duration,
+    pub(crate) default_prefetch: u16,
+}
+
+/// What to wait beyond the IO thread's own deadline before it counts as gone.
+const GRACE: Duration = Duration::from_secs(2);
+
+impl BlockingConnection {
+    /// Opens a connection, to where a URL or [`ConnectionParameters`] say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`]; [`Error::Connect`] with how far it came;
+    /// [`Error::AuthenticationFailed`], [`Error::AccessDenied`],
+    /// [`Error::UnsupportedProtocol`], [`Error::NotAmqp`].
+    pub fn open<P>(parameters: P) -> Result<Self>
+    where
+        P: TryInto<ConnectionParameters>,
+        Error: From<P::Error>,
+    {
+        let parameters = parameters.try_into()?;
+        parameters.validate()?;
+        let mut attempt = 1;
+        loop {
+            match Self::try_open(&parameters) {
+                Ok(connection) => return Ok(connection),
+                Err(error) if attempt >= parameters.connection_attempts || !may_pass(&error) => {
+                    return Err(error);
+                }
+                Err(error) => log::warn!("attempt {attempt} to connect: {error}"),
+            }
+            attempt += 1;
+            thread::sleep(parameters.retry_delay);
+        }
+    }
+
+    /// Opens a connection to where the environment variable `AMQP_URL` says; without
+    /// one, with the default parameters.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_default() -> Result<Self> {
+        match std::env::var("AMQP_URL") {
+            Ok(url) if !url.is_empty() => Self::open(url),
+            _ => Self::open(ConnectionParameters::default()),
+        }
+    }
+
+    fn try_open(parameters: &ConnectionParameters) -> Result<Self> {
+        let target = target(parameters)?;
+        let (port, thread) = open::open(target, || parameters.offer())
+            .map_err(|error| refused(error, parameters))?;
+        log::info!("{}: connected", port.name);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                port,
+                limits: Limits {
+                    rpc_timeout: parameters.rpc_timeout,
+                    publish_timeout: parameters.publish_timeout,
+                    close_timeout: parameters.close_timeout,
+                    drop_timeout: parameters.drop_timeout,
+                    default_prefetch: parameters.default_prefetch,
+                },
+                thread: Mutex::new(Some(thread)),
+            }),
+        })
+    }
+
+    pub(crate) fn from_inner(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    /// Opens a channel, under the lowest number that is free.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoFreeChannels`], [`Error::Timeout`], the end of the connection.
+    pub fn channel(&self) -> Result<BlockingChannel> {
+        BlockingChannel::open(&self.inner, None)
+    }
+
+    /// Opens a channel under this number, from 1 to [`channel_max`](Self::channel_max).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidChannelNumber`], [`Error::ChannelNumberInUse`], and those of
+    /// [`channel`](Self::channel).
+    pub fn channel_with_number(&self, number: u16) -> Result<BlockingChannel> {
+        BlockingChannel::open(&self.inner, Some(number))
+    }
+
+    /// Closes the connection: what was published goes out, channels and consumers end.
+    ///
+    /// Returns when the broker has confirmed, or else when `close_timeout` has passed
+    /// and the socket is dropped. Closing a connection that this program has closed
+    /// before is Ok.
+    ///
+    /// # Errors
+    ///
+    /// The reason, if the connection had ended before, or ends now in another way: then
+    /// what was published last may be lost.
+    pub fn close(&self) -> Result<()> {
+        self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
+    }
+
+    /// The same with a code and a text for the broker's log. The text is cut at 255
+    /// bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`close`](Self::close).
+    pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
+        let timeout = self.inner.limits.close_timeout;
+        self.inner.close(code.into(), text, timeout);
+        match self.inner.port.termination() {
+            Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => Ok(()),
+            Some(termination) => Err(termination.into()),
+            None => Err(Error::Timeout {
+                operation: "connection.close",
+                after: timeout,
+            }),
+        }
+    }
+
+    /// Drops the socket now, without a word to the broker. Nothing waits for anything.
+    pub fn disconnect(&self) {
+        self.inner.port.send(Command::Disconnect);
+        self.inner.wait_ended(GRACE);
+    }
+
+    /// Whether the connection can be used.
+    pub fn is_open(&self) -> bool {
+        !self.is_closing() && !self.is_closed()
+    }
+
+    /// Whether this program has begun to close the connection.
+    pub fn is_closing(&self) -> bool {
+        self.inner.port.is_closing() && !self.is_closed()
+    }
+
+    /// Whether the connection is over.
+    pub fn is_closed(&self) -> bool {
+        self.inner.port.termination().is_some()
+    }
+
+    /// Why the connection is over, if it is.
+    pub fn close_reason(&self) -> Option<Error> {
+        self.inner.port.termination().map(Error::from)
+    }
+
+    /// Waits until the connection is over, and tells why.
+    pub fn wait_closed(&self) -> Error {
+        self.inner.port.wait_ended(None);
+        self.inner.closed_error()
+    }
+
+    /// What the broker says of itself: product, version, capabilities and more.
+    pub fn server_properties(&self) -> &FieldTable {
+        &self.inner.port.negotiated.server_properties
+    }
+
+    /// The highest channel number that was negotiated.
+    pub fn channel_max(&self) -> u16 {
+        self.inner.port.negotiated.channel_max
+    }
+
+    /// The largest frame that was negotiated, in bytes.
+    pub fn frame_max(&self) -> u32 {
+        self.inner.port.negotiated.frame_max
+    }
+
+    /// The heartbeat interval that was negotiated; zero means off.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.inner.port.negotiated.heartbeat.into())
+    }
+
+    /// Whether the broker takes no publishes for now, for lack of memory or disk.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_reason().is_some()
+    }
+
+    /// Why the broker takes no publishes, if it does not.
+    pub fn blocked_reason(&self) -> Option<ShortString> {
+        self.inner.port.blocked()
+    }
+}
+
+impl fmt::Debug for BlockingConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockingConnection")
+            .field("name", &self.inner.port.name)
+            .field("close_reason", &self.close_reason())
+            .finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    static IN_CALLBACK: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Says that this thread runs a callback, for as long as it lives.
+pub(crate) struct InCallback(());
+
+impl InCallback {
+    pub(crate) fn enter() -> Self {
+        IN_CALLBACK.set(IN_CALLBACK.get() + 1);
+        Self(())
+    }
+}
+
+impl Drop for InCallback {
+    fn drop(&mut self) {
+        IN_CALLBACK.set(IN_CALLBACK.get() - 1);
+    }
+}
+
+impl Inner {
+    /// The reason, if the connection is over or about to be.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        match self.port.termination().is_some() || self.port.is_closing() {
+            true => Err(self.closed_error()),
+            false => Ok(()),
+        }
+    }
+
+    /// Why the connection is over, now that something has failed for it.
+    pub(crate) fn closed_error(&self) -> Error {
+        self.port.termination().map_or_else(
+            || {
+                let code = ReplyCode::REPLY_SUCCESS;
+                let text = "the connection is being closed";
+                Error::ConnectionClosed(CloseReason::new(ClosedBy::Application, code, text, None))
+            },
+            Error::from,
+        )
+    }
+
+    fn close(&self, code: ReplyCode, text: &str, timeout: Duration) {
+        self.port.send(Command::Close {
+            code,
+            text: cut(text).into(),
+            deadline: Instant::now() + timeout,
+        });
+        // The IO thread keeps the deadline; a little more, and it must be gone.
+        self.wait_ended(timeout + GRACE);
+    }
+
+    /// Waits for the end of the IO thread, unless it is late.
+    fn wait_ended(&self, timeout: Duration) {
+        if self.port.wait_ended(Some(Instant::now() + timeout)) {
+            if let Some(thread) = self.thread.lock().take() {
+                // Its panic is reported as the connection's end.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    /// Closes, and waits for it a little: a script that ends here must not take its last
+    /// publishes with it. Not while panicking, not in a callback, whose loop waits for
+    /// it, and not when the broker has said that it takes nothing.
+    fn drop(&mut self) {
+        let patient = !thread::panicking()
+            && IN_CALLBACK.get() == 0
+            && self.port.blocked().is_none()
+            && self.port.termination().is_none();
+        let timeout = self.limits.drop_timeout;
+        self.port.send(Command::Close {
+            code: ReplyCode::REPLY_SUCCESS,
+            text: "dropped".into(),
+            deadline: Instant::now() + timeout,
+        });
+        if patient || self.port.termination().is_some() {
+            self.wait_ended(timeout);
+        }
+    }
+}
+
+/// Whether another attempt may succeed where this one has failed.
+fn may_pass(error: &Error) -> bool {
+    !matches!(
+        error,
+        Error::InvalidOption { .. } | Error::AuthenticationFailed { certain: true, .. }
+    )
+}
+
+fn target(parameters: &ConnectionParameters) -> Result<Target> {
+    let (host, port) = (parameters.host.clone(), parameters.port_or_default());
+    let name = match &parameters.connection_name {
+        Some(name) => name.clone(),
+        None => format!("{host}:{port}"),
+    };
+    let tcp = &parameters.tcp_options;
+    Ok(Target {
+        socket: SocketOptions {
+            nodelay: tcp.nodelay,
+            keepalive: tcp.keepalive,
+            send_buffer: tcp.send_buffer,
+            receive_buffer: tcp.receive_buffer,
+        },
+        #[cfg(feature = "tls")]
+        tls: tls(parameters)?,
+        socket_timeout: parameters.socket_timeout,
+        handshake_timeout: parameters.handshake_timeout,
+        settings: Settings {
+            name,
+            write_limit: parameters.write_budget,
+            read_limit: parameters.read_budget,
+            max_message_size: parameters.max_message_size,
+        },
+        host,
+        port,
+    })
+}
+
+#[cfg(feature = "tls")]
+fn tls(parameters: &ConnectionParameters) -> Result<Option<open::Tls>> {
+    if !parameters.tls {
+        return Ok(None);
+    }
+    let connector = match &parameters.tls_connector {
+        Some(connector) => connector.clone(),
+        None => native_tls::TlsConnector::new()
+            .map_err(|error| Error::invalid("tls", "the system's roots", error.to_string()))?,
+    };
+    Ok(Some(open::Tls {
+        connector,
+        server_name: parameters.host.clone(),
+    }))
+}
+
+/// What a connection that did not come about says of itself.
+fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
+    let OpenError {
+        stage,
+        address,
+        mechanism,
+        cause,
+    } = error;
+    let mechanism = mechanism.unwrap_or_default();
+    let cause = match cause {
+        Cause::Handshake(failure) => match failure {
+            HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
+            HandshakeFailure::NotAmqp(received) => return Error::NotAmqp { address, received },
+            HandshakeFailure::Closed(reason) if reason.code == ReplyCode::ACCESS_REFUSED => {
+                return Error::AuthenticationFailed {
+                    mechanism,
+                    text: reason.text.to_string(),
+                    certain: true,
+                };
+            }
+            HandshakeFailure::Closed(reason) if stage == Stage::Open => {
+                return Error::AccessDenied {
+                    virtual_host: parameters.virtual_host.clone(),
+                    reason,
+                };
+            }
+            HandshakeFailure::Closed(reason) => ConnectFailure::Closed(reason),
+            HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
+            HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
+            HandshakeFailure::TooLarge { what, size, limit } => {
+                return Error::TooLong { what, size, limit };
+            }
+            HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
+        },
+        Cause::EndOfStream if stage == Stage::Start => {
+            return Error::AuthenticationFailed {
+                mechanism,
+                text: String::new(),
+                certain: false,
+            };
+        }
+        Cause::EndOfStream => ConnectFailure::EndOfStream,
+        Cause::TimedOut(after) => ConnectFailure::TimedOut(after),
+        Cause::Tls(text) => ConnectFailure::Tls(text),
+        Cause::Io(error) => ConnectFailure::Io(error.kind(), error.to_string()),
+    };
+    Error::Connect {
+        address,
+        stage,
+        cause,
+    }
+}

@@ -1,0 +1,238 @@
+//! Consumers to be read like an iterator.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::channel::BlockingChannel;
+use crate::delivery::Delivery;
+use crate::error::{Error, Result};
+use crate::io::inbox::{Incoming, Popped};
+use crate::io::port::{Command, ConsumerPort};
+use crate::protocol::methods::basic;
+use crate::protocol::wire::ShortString;
+
+/// A consumer whose deliveries are taken one by one, by any number of threads.
+///
+/// As an iterator it waits for each delivery. It ends after a [`cancel`](Self::cancel);
+/// when something else ends it, it says what, once, and then ends: in every clone. Clone
+/// it to share it between threads: each delivery goes to one of them. It keeps its
+/// channel and connection open. Dropping the last clone cancels the consumer.
+///
+/// ```no_run
+/// # let channel: cony::BlockingChannel = todo!();
+/// let consumer = channel.consume("tasks")?;
+/// std::thread::scope(|scope| {
+///     for _ in 0..4 {
+///         let worker = consumer.clone();
+///         scope.spawn(move || worker.for_each(|delivery| delivery.ack()));
+///     }
+/// });
+/// # Ok::<(), cony::Error>(())
+/// ```
+pub struct Consumer {
+    handle: Arc<Handle>,
+    /// Whether this clone has told why it ended.
+    told: AtomicBool,
+    warned: AtomicBool,
+}
+
+struct Handle {
+    port: Arc<ConsumerPort>,
+    channel: BlockingChannel,
+}
+
+impl Consumer {
+    pub(crate) fn new(port: Arc<ConsumerPort>, channel: BlockingChannel) -> Self {
+        Self {
+            handle: Arc::new(Handle { port, channel }),
+            told: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    /// The consumer's name on its channel.
+    pub fn consumer_tag(&self) -> &ShortString {
+        &self.handle.port.tag
+    }
+
+    /// The channel that it is on.
+    pub fn channel(&self) -> &BlockingChannel {
+        &self.handle.channel
+    }
+
+    /// The next delivery if it is here already, else `None`.
+    ///
+    /// # Errors
+    ///
+    /// Why the consumer has ended, if it has: [`Error::ConsumerCancelled`] also after
+    /// its own [`cancel`](Self::cancel).
+    pub fn try_next(&self) -> Result<Option<Delivery>> {
+        self.take(Some(Instant::now()))
+    }
+
+    /// The next delivery, waiting for it at most this long; `None` if none has come.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_next`](Self::try_next).
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
+        // A deadline that the clock cannot express is none.
+        self.take(Instant::now().checked_add(timeout))
+    }
+
+    /// Calls `act` with each delivery until the consumer ends, or `act` fails.
+    ///
+    /// `act` may borrow. Several threads may do this at once, each with its own `act`.
+    ///
+    /// # Errors
+    ///
+    /// The error of `act`; why the consumer has ended, unless it was by its own
+    /// [`cancel`](Self::cancel) or a close by this program.
+    pub fn for_each(&self, mut act: impl FnMut(Delivery) -> Result<()>) -> Result<()> {
+        loop {
+            match self.take(None) {
+                Ok(Some(delivery)) => act(delivery)?,
+                Ok(None) => {}
+                Err(_) if self.handle.port.cancelled_by_broker() == Some(false) => return Ok(()),
+                Err(error) => {
+                    let by_us = self.handle.port.cancelled_by_broker().is_none()
+                        && self.shared().ended_by_others().is_none();
+                    return if by_us { Ok(()) } else { Err(error) };
+                }
+            }
+        }
+    }
+
+    /// Ends the consumer, and hands back what had come for it, if that needs no
+    /// acknowledgement; everything else goes back to its queue. What was handed out
+    /// before can still be settled.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones of a call. A second cancel is Ok.
+    pub fn cancel(&self) -> Result<Vec<Delivery>> {
+        let port = &self.handle.port;
+        if port.cancelled_by_broker().is_none() {
+            let cancel = basic::Cancel::new(&port.tag);
+            self.handle.channel.basic_cancel(cancel)?;
+        }
+        let left = match &port.inbox {
+            Some(inbox) => inbox.extract(|_| true),
+            None => Vec::new(),
+        };
+        Ok(self.shared().keep_or_give_back(left, port.no_ack))
+    }
+
+    fn shared(&self) -> &Arc<crate::channel::Shared> {
+        self.handle.channel.shared()
+    }
+
+    /// The next delivery; `Ok(None)` at the deadline, `Err` at the consumer's end.
+    fn take(&self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
+        let port = &self.handle.port;
+        let Some(inbox) = &port.inbox else {
+            return Err(self.end());
+        };
+        loop {
+            let popped = match inbox.try_pop() {
+                Popped::Empty => {
+                    let mut warned = self.warned.load(Ordering::Relaxed);
+                    self.shared().warn_if_stalled(&mut warned);
+                    self.warned.store(warned, Ordering::Relaxed);
+                    inbox.pop(deadline)
+                }
+                popped => popped,
+            };
+            match popped {
+                Popped::Item(Incoming::Message(content)) => {
+                    // What cannot be settled any more is given out again by the broker.
+                    if port.no_ack || self.shared().check_open().is_ok() {
+                        return Ok(self.shared().take(content, port.no_ack));
+                    }
+                }
+                Popped::Item(Incoming::Ended { .. }) => {}
+                Popped::Empty => return Ok(None),
+                Popped::Ended => return Err(self.end()),
+            }
+        }
+    }
+
+    /// Why nothing comes any more.
+    fn end(&self) -> Error {
+        match self.handle.port.cancelled_by_broker() {
+            Some(_) => Error::ConsumerCancelled(self.handle.port.tag.clone()),
+            None => self.shared().closed_error(),
+        }
+    }
+}
+
+impl Clone for Consumer {
+    fn clone(&self) -> Self {
+        Self {
+            handle: Arc::clone(&self.handle),
+            told: AtomicBool::new(false),
+            warned: AtomicBool::new(true),
+        }
+    }
+}
+
+/// Waits for the next delivery.
+fn next(consumer: &Consumer) -> Option<Result<Delivery>> {
+    match consumer.take(None) {
+        Ok(delivery) => delivery.map(Ok),
+        Err(_) if consumer.handle.port.cancelled_by_broker() == Some(false) => None,
+        Err(error) => (!consumer.told.swap(true, Ordering::Relaxed)).then_some(Err(error)),
+    }
+}
+
+impl Iterator for Consumer {
+    type Item = Result<Delivery>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        next(self)
+    }
+}
+
+/// Takes the deliveries of a borrowed [`Consumer`].
+#[derive(Debug)]
+pub struct Iter<'a>(&'a Consumer);
+
+impl Iterator for Iter<'_> {
+    type Item = Result<Delivery>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        next(self.0)
+    }
+}
+
+impl<'a> IntoIterator for &'a Consumer {
+    type Item = Result<Delivery>;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        Iter(self)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let channel = self.channel.shared();
+        if self.port.cancelled_by_broker().is_none() && channel.check_open().is_ok() {
+            channel.port.connection.send(Command::Discard {
+                channel: channel.port.id,
+                consumer: Arc::clone(&self.port),
+            });
+        }
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("consumer_tag", self.consumer_tag())
+            .field("channel", &self.handle.channel.number())
+            .finish_non_exhaustive()
+    }
+}

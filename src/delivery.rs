@@ -1,0 +1,292 @@
+//! Messages on their way in, and messages on their way out.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::channel::Shared;
+use crate::error::{Error, Result};
+use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::frame::Settle;
+use crate::protocol::properties::BasicProperties;
+use crate::protocol::wire::ShortString;
+
+/// A message that the broker delivered to a consumer, or gave to a `basic_get`.
+///
+/// It must be settled once, with [`ack`](Self::ack), [`nack`](Self::nack) or
+/// [`reject`](Self::reject), unless it was taken with `no_ack`; from any thread. A
+/// delivery that is just dropped stays unsettled: the broker gives it out again when
+/// the channel closes.
+///
+/// ```no_run
+/// # let channel: cony::BlockingChannel = todo!();
+/// if let Some(message) = channel.basic_get("tasks")? {
+///     println!("{} from {}", message.text()?, message.routing_key);
+///     message.ack()?;
+/// }
+/// # Ok::<(), cony::Error>(())
+/// ```
+#[non_exhaustive]
+pub struct Delivery {
+    /// The number of the message on its channel, counting from 1.
+    pub delivery_tag: u64,
+    /// Whether it may have been delivered before.
+    pub redelivered: bool,
+    /// The exchange that it was published to; empty is the default exchange.
+    pub exchange: ShortString,
+    /// The routing key that it was published with.
+    pub routing_key: ShortString,
+    /// The consumer that it is for; `None` from a `basic_get`.
+    pub consumer_tag: Option<ShortString>,
+    /// How many more messages the queue has ready; from a `basic_get` only.
+    pub message_count: Option<u32>,
+    /// The body.
+    pub body: Bytes,
+    properties: Option<Box<BasicProperties>>,
+    channel: Arc<Shared>,
+}
+
+impl Delivery {
+    pub(crate) fn new(content: Content, channel: Arc<Shared>) -> Option<Self> {
+        let Content {
+            method,
+            properties,
+            body,
+        } = content;
+        Some(match method {
+            ContentMethod::Deliver(deliver) => Self {
+                delivery_tag: deliver.delivery_tag,
+                redelivered: deliver.redelivered,
+                exchange: deliver.exchange,
+                routing_key: deliver.routing_key,
+                consumer_tag: Some(deliver.consumer_tag),
+                message_count: None,
+                body,
+                properties,
+                channel,
+            },
+            ContentMethod::GetOk(get_ok) => Self {
+                delivery_tag: get_ok.delivery_tag,
+                redelivered: get_ok.redelivered,
+                exchange: get_ok.exchange,
+                routing_key: get_ok.routing_key,
+                consumer_tag: None,
+                message_count: Some(get_ok.message_count),
+                body,
+                properties,
+                channel,
+            },
+            ContentMethod::Return(_) => return None,
+        })
+    }
+
+    /// The properties; all unset if the message has none.
+    pub fn properties(&self) -> &BasicProperties {
+        static NONE: BasicProperties = BasicProperties::EMPTY;
+        self.properties.as_deref().unwrap_or(&NONE)
+    }
+
+    /// The body as text.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotUtf8`].
+    pub fn text(&self) -> Result<&str> {
+        std::str::from_utf8(&self.body).map_err(Error::from)
+    }
+
+    /// Tells the broker that the message is dealt with.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadySettled`] the second time, or if the message needs no
+    /// acknowledgement; the reason if channel or connection are closed, and then the
+    /// broker gives the message out again.
+    pub fn ack(&self) -> Result<()> {
+        self.settle(Settle::Ack { multiple: false })
+    }
+
+    /// The same for this and all earlier unsettled messages of the channel, those of
+    /// other consumers included.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Self::ack).
+    pub fn ack_multiple(&self) -> Result<()> {
+        self.settle(Settle::Ack { multiple: true })
+    }
+
+    /// Refuses the message: with `requeue` back into its queue, else away, or to the
+    /// queue's dead letters. (RabbitMQ's extension basic.nack.)
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Self::ack).
+    pub fn nack(&self, requeue: bool) -> Result<()> {
+        self.settle(Settle::Nack {
+            multiple: false,
+            requeue,
+        })
+    }
+
+    /// Refuses the message, as [`nack`](Self::nack) does, with the specification's own
+    /// method.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Self::ack).
+    pub fn reject(&self, requeue: bool) -> Result<()> {
+        self.settle(Settle::Reject { requeue })
+    }
+
+    fn settle(&self, settle: Settle) -> Result<()> {
+        self.channel.settle(self.delivery_tag, settle)
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("delivery_tag", &self.delivery_tag)
+            .field("redelivered", &self.redelivered)
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("consumer_tag", &self.consumer_tag)
+            .field("body_len", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message to publish: its body, and how.
+///
+/// Anything that is bytes converts, so a plain body needs no `Message` at all. The
+/// properties are borrowed, to be used again for the next message.
+///
+/// ```no_run
+/// # let channel: cony::BlockingChannel = todo!();
+/// use cony::{BasicProperties, DeliveryMode, Message};
+///
+/// channel.basic_publish("", "tasks", "hello")?;
+///
+/// let persistent = BasicProperties::new().delivery_mode(DeliveryMode::Persistent);
+/// for body in ["one", "two"] {
+///     channel.basic_publish("", "tasks", Message::new(body).properties(&persistent))?;
+/// }
+/// # Ok::<(), cony::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Message<'a> {
+    pub(crate) body: Body<'a>,
+    pub(crate) properties: Option<&'a BasicProperties>,
+    pub(crate) mandatory: bool,
+    pub(crate) immediate: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Body<'a> {
+    Borrowed(&'a [u8]),
+    Owned(Bytes),
+}
+
+impl Body<'_> {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl<'a> Message<'a> {
+    /// A message with this body and no properties.
+    pub fn new<B: AsRef<[u8]> + ?Sized>(body: &'a B) -> Self {
+        Body::Borrowed(body.as_ref()).into()
+    }
+
+    /// What is said about the message.
+    pub fn properties(mut self, properties: &'a BasicProperties) -> Self {
+        self.properties = Some(properties);
+        self
+    }
+
+    /// Whether the broker gives the message back if it reaches no queue. Default: no;
+    /// then it vanishes.
+    pub fn mandatory(mut self, mandatory: bool) -> Self {
+        self.mandatory = mandatory;
+        self
+    }
+
+    /// Whether a consumer must be ready to take it. RabbitMQ does not implement this
+    /// and closes the connection (540).
+    pub fn immediate(mut self, immediate: bool) -> Self {
+        self.immediate = immediate;
+        self
+    }
+}
+
+impl<'a> From<Body<'a>> for Message<'a> {
+    fn from(body: Body<'a>) -> Self {
+        Self {
+            body,
+            properties: None,
+            mandatory: false,
+            immediate: false,
+        }
+    }
+}
+
+impl<'a> From<&'a str> for Message<'a> {
+    fn from(body: &'a str) -> Self {
+        Self::new(body)
+    }
+}
+
+impl<'a> From<&'a String> for Message<'a> {
+    fn from(body: &'a String) -> Self {
+        Self::new(body)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Message<'a> {
+    fn from(body: &'a [u8]) -> Self {
+        Self::new(body)
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Message<'a> {
+    fn from(body: &'a Vec<u8>) -> Self {
+        Self::new(body)
+    }
+}
+
+impl<'a> From<&'a Bytes> for Message<'a> {
+    fn from(body: &'a Bytes) -> Self {
+        Self::new(body)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [u8; N]> for Message<'a> {
+    fn from(body: &'a [u8; N]) -> Self {
+        Self::new(body)
+    }
+}
+
+impl From<String> for Message<'_> {
+    fn from(body: String) -> Self {
+        Body::Owned(body.into()).into()
+    }
+}
+
+impl From<Vec<u8>> for Message<'_> {
+    fn from(body: Vec<u8>) -> Self {
+        Body::Owned(body.into()).into()
+    }
+}
+
+impl From<Bytes> for Message<'_> {
+    fn from(body: Bytes) -> Self {
+        Body::Owned(body).into()
+    }
+}

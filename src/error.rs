@@ -1,0 +1,485 @@
+//! What can go wrong, and what to do about it.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::protocol::connection::Termination;
+use crate::protocol::failure::{CloseReason, EncodeError, ProtocolError, ReplyCode};
+use crate::protocol::handshake::Stage;
+use crate::protocol::wire::ShortString;
+
+/// The result of almost everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed.
+///
+/// Cheap to clone: whoever asks a dead connection or channel gets the same reason.
+/// What is dead, and whether a retry can help:
+///
+/// | variants | what is dead | retry |
+/// |---|---|---|
+/// | `InvalidOption`, `TooLong`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
+/// | `Timeout`, `PublishTimeout` | nothing | yes |
+/// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
+/// | `ConsumerCancelled` | the consumer | if the queue still exists |
+/// | `Connect`, `ConnectionLost` | the connection | yes, after a while |
+/// | `AuthenticationFailed`, `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | the connection | no |
+/// | `ConnectionClosed` | the connection | depends on its code |
+/// | `Protocol` | the connection | no; please report it |
+///
+/// ```no_run
+/// # let channel: cony::BlockingChannel = todo!();
+/// match channel.queue_declare(cony::queue::Declare::new("tasks").passive(true)) {
+///     Ok(queue) => println!("{} messages wait", queue.message_count),
+///     Err(cony::Error::ChannelClosed(reason)) if reason.code == cony::ReplyCode::NOT_FOUND => {
+///         println!("no such queue");
+///     }
+///     Err(error) => eprintln!("{error}"),
+/// }
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Error {
+    /// A connection parameter, or an option of a URL, cannot be used.
+    InvalidOption {
+        /// Its name.
+        option: String,
+        /// What was given. Never a secret.
+        value: String,
+        /// What would be right.
+        rule: String,
+    },
+    /// The connection did not come about.
+    Connect {
+        /// The address that was tried, or the host's name.
+        address: String,
+        /// How far it came.
+        stage: Stage,
+        /// What stopped it.
+        cause: ConnectFailure,
+    },
+    /// The broker does not take the credentials.
+    AuthenticationFailed {
+        /// The SASL mechanism that was used.
+        mechanism: String,
+        /// What the broker said, if it said something.
+        text: String,
+        /// Whether the broker said so (403), or only hung up at the moment at which
+        /// brokers hang up on wrong credentials.
+        certain: bool,
+    },
+    /// The broker does not open the virtual host to this user.
+    AccessDenied {
+        /// The virtual host.
+        virtual_host: String,
+        /// What the broker said.
+        reason: CloseReason,
+    },
+    /// The peer speaks another version of AMQP; it named this one.
+    UnsupportedProtocol {
+        /// The protocol header that it sent.
+        offered: [u8; 8],
+    },
+    /// The peer is no AMQP broker.
+    NotAmqp {
+        /// The address.
+        address: String,
+        /// The first bytes that it sent.
+        received: Vec<u8>,
+    },
+    /// The connection was closed with a reason, by the broker or by this program.
+    ConnectionClosed(CloseReason),
+    /// The connection broke without a word from the broker.
+    ConnectionLost(ConnectionLoss),
+    /// The broker broke the protocol, so the connection was given up.
+    Protocol(ProtocolError),
+    /// The channel was closed with a reason, by the broker or by this program.
+    ChannelClosed(CloseReason),
+    /// There is no such channel number on this connection.
+    InvalidChannelNumber {
+        /// What was asked for.
+        number: u16,
+        /// The highest that was negotiated. The lowest is 1.
+        max: u16,
+    },
+    /// A channel with that number is open, or not yet completely closed.
+    ChannelNumberInUse(u16),
+    /// Every channel number is taken.
+    NoFreeChannels {
+        /// How many there are.
+        max: u16,
+    },
+    /// The deadline of a call has passed.
+    Timeout {
+        /// What was waited for, such as `queue.declare`.
+        operation: &'static str,
+        /// How long.
+        after: Duration,
+    },
+    /// A publish found no room in the write budget in time. It was not sent.
+    PublishTimeout {
+        /// How long it waited.
+        after: Duration,
+        /// Why the broker takes no publishes, if it has said so.
+        blocked: Option<ShortString>,
+    },
+    /// Something is too long for the protocol, or for what was negotiated. Nothing was sent.
+    TooLong {
+        /// What.
+        what: String,
+        /// Its size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The channel has a consumer of that name. (The broker would close the connection.)
+    DuplicateConsumerTag(ShortString),
+    /// The consumer was cancelled, by the broker unless you did: its queue was deleted,
+    /// for instance, or its node went down.
+    ConsumerCancelled(ShortString),
+    /// Another thread, or a callback's caller, runs this channel's `start_consuming`.
+    AlreadyConsuming,
+    /// The channel has delivered no message with that number. Nothing was sent: the
+    /// broker would close the channel (406).
+    UnknownDeliveryTag(u64),
+    /// That delivery was settled before, or needs none. Nothing was sent: the broker
+    /// would close the channel (406).
+    AlreadySettled(u64),
+    /// The body is not UTF-8.
+    NotUtf8(std::str::Utf8Error),
+    /// An error of your own, from a callback. See [`Error::other`].
+    Other(Arc<dyn std::error::Error + Send + Sync>),
+}
+
+/// What stopped a connection from coming about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectFailure {
+    /// The system reported an error.
+    Io(ErrorKind, String),
+    /// The time for it was up.
+    TimedOut(Duration),
+    /// The peer hung up.
+    EndOfStream,
+    /// TLS could not be set up.
+    Tls(String),
+    /// The broker closed the connection with a reason.
+    Closed(CloseReason),
+    /// The broker takes none of the mechanisms of the credentials.
+    NoMechanism {
+        /// What it takes.
+        offered: String,
+    },
+    /// The broker asked for more proof than the credentials have.
+    NoAnswer {
+        /// The SASL mechanism.
+        mechanism: String,
+    },
+    /// The peer broke the protocol.
+    Protocol(ProtocolError),
+}
+
+/// How a connection broke.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectionLoss {
+    /// The peer hung up without a close.
+    EndOfStream,
+    /// The system reported an error.
+    Io(ErrorKind, String),
+    /// Not a byte came for twice the heartbeat interval.
+    MissedHeartbeats(Duration),
+    /// The broker did not answer our close in time, so the socket was dropped.
+    CloseTimedOut,
+}
+
+impl Error {
+    /// An error of your own, to come out of a callback and then of
+    /// [`start_consuming`](crate::BlockingChannel::start_consuming).
+    ///
+    /// ```
+    /// let error = cony::Error::other("disk full");
+    /// assert_eq!(error.to_string(), "disk full");
+    /// ```
+    pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Other(error.into().into())
+    }
+
+    /// What the broker, or this program, said when it closed a channel or connection.
+    pub fn close_reason(&self) -> Option<&CloseReason> {
+        match self {
+            Self::ConnectionClosed(reason)
+            | Self::ChannelClosed(reason)
+            | Self::AccessDenied { reason, .. }
+            | Self::Connect {
+                cause: ConnectFailure::Closed(reason),
+                ..
+            } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// The code of [`close_reason`](Self::close_reason).
+    pub fn reply_code(&self) -> Option<ReplyCode> {
+        self.close_reason().map(|reason| reason.code)
+    }
+
+    /// Whether the connection is gone, or did not come about.
+    pub fn is_connection_error(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::AuthenticationFailed { .. }
+                | Self::AccessDenied { .. }
+                | Self::UnsupportedProtocol { .. }
+                | Self::NotAmqp { .. }
+                | Self::ConnectionClosed(_)
+                | Self::ConnectionLost(_)
+                | Self::Protocol(_)
+        )
+    }
+
+    /// Whether a deadline has passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self,
+            Self::Timeout { .. }
+                | Self::PublishTimeout { .. }
+                | Self::Connect {
+                    cause: ConnectFailure::TimedOut(_),
+                    ..
+                }
+        )
+    }
+
+    pub(crate) fn invalid(
+        option: impl Into<String>,
+        value: impl fmt::Display,
+        rule: impl Into<String>,
+    ) -> Self {
+        Self::InvalidOption {
+            option: option.into(),
+            value: value.to_string(),
+            rule: rule.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidOption {
+                option,
+                value,
+                rule,
+            } => write!(f, "the option {option} cannot be '{value}': {rule}"),
+            Self::Connect {
+                address,
+                stage,
+                cause,
+            } => {
+                write!(f, "no connection to {address}: {cause}, {stage}")?;
+                f.write_str(advice(*stage, cause))
+            }
+            Self::AuthenticationFailed {
+                mechanism,
+                text,
+                certain: true,
+            } => write!(
+                f,
+                "the broker refused the credentials ({mechanism}): {text}; note that RabbitMQ lets \
+                 'guest' in from localhost only"
+            ),
+            Self::AuthenticationFailed { mechanism, .. } => write!(
+                f,
+                "the broker hung up while it checked the credentials ({mechanism}); probably user \
+                 or password are wrong"
+            ),
+            Self::AccessDenied {
+                virtual_host,
+                reason,
+            } => write!(
+                f,
+                "the broker does not open the virtual host '{virtual_host}': {} ({}); does it \
+                 exist, and has the user permissions on it?",
+                reason.text, reason.code
+            ),
+            Self::UnsupportedProtocol { offered } => write!(
+                f,
+                "the peer does not speak AMQP 0-9-1; it offers \"{}\"",
+                offered.escape_ascii()
+            ),
+            Self::NotAmqp { address, received } => {
+                let hint = match received.as_slice() {
+                    [0x15 | 0x16, 3, ..] => "; that is TLS: use amqps://",
+                    _ => "; is the port right? (AMQP usually has 5672)",
+                };
+                write!(
+                    f,
+                    "{address} is no AMQP broker: it sent \"{}\"{hint}",
+                    received.escape_ascii()
+                )
+            }
+            Self::ConnectionClosed(reason) => write!(f, "the connection was {reason}"),
+            Self::ConnectionLost(loss) => write!(f, "the connection is lost: {loss}"),
+            Self::Protocol(error) => write!(f, "the broker broke the protocol: {error}"),
+            Self::ChannelClosed(reason) => write!(f, "the channel was {reason}"),
+            Self::InvalidChannelNumber { number, max } => {
+                write!(
+                    f,
+                    "there is no channel {number}: numbers go from 1 to {max}"
+                )
+            }
+            Self::ChannelNumberInUse(number) => write!(f, "channel {number} is in use"),
+            Self::NoFreeChannels { max } => write!(
+                f,
+                "all {max} channels of the connection are in use: close some, or open another \
+                 connection"
+            ),
+            Self::Timeout { operation, after } => {
+                write!(f, "no answer to {operation} within {after:?}")
+            }
+            Self::PublishTimeout {
+                after,
+                blocked: None,
+            } => write!(
+                f,
+                "no room to publish within {after:?}: the broker or the network takes messages \
+                 more slowly than they are published"
+            ),
+            Self::PublishTimeout {
+                after,
+                blocked: Some(reason),
+            } => write!(
+                f,
+                "no room to publish within {after:?}: the broker takes no messages at the moment \
+                 ({reason})"
+            ),
+            Self::TooLong { what, size, limit } => {
+                write!(f, "{what}: {size} bytes exceed the limit of {limit}")
+            }
+            Self::DuplicateConsumerTag(tag) => {
+                write!(f, "the channel already has a consumer '{tag}'")
+            }
+            Self::ConsumerCancelled(tag) => write!(f, "the consumer '{tag}' was cancelled"),
+            Self::AlreadyConsuming => {
+                f.write_str("start_consuming is already running on this channel")
+            }
+            Self::UnknownDeliveryTag(tag) => {
+                write!(f, "this channel has delivered no message {tag}")
+            }
+            Self::AlreadySettled(tag) => {
+                write!(
+                    f,
+                    "message {tag} is settled already, or was taken with no_ack"
+                )
+            }
+            Self::NotUtf8(error) => write!(f, "the body is not UTF-8: {error}"),
+            Self::Other(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What usually helps.
+fn advice(stage: Stage, cause: &ConnectFailure) -> &'static str {
+    match (stage, cause) {
+        (Stage::Tcp, ConnectFailure::Io(ErrorKind::ConnectionRefused, _)) => {
+            "; is the broker running, and is the port right?"
+        }
+        (Stage::Tls, ConnectFailure::Tls(_) | ConnectFailure::EndOfStream) => {
+            "; is this a TLS port (usually 5671), and does the certificate fit the host's name?"
+        }
+        (Stage::Header, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) => {
+            "; a TLS port (usually 5671) needs amqps://"
+        }
+        (Stage::Header, ConnectFailure::TimedOut(_)) => {
+            "; whatever listens there does not speak AMQP, or is overloaded"
+        }
+        _ => "",
+    }
+}
+
+impl fmt::Display for ConnectFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(_, text) => f.write_str(text),
+            Self::TimedOut(after) => write!(f, "nothing happened within {after:?}"),
+            Self::EndOfStream => f.write_str("the peer hung up"),
+            Self::Tls(text) => write!(f, "TLS failed: {text}"),
+            Self::Closed(reason) => reason.fmt(f),
+            Self::NoMechanism { offered } => write!(
+                f,
+                "the broker takes none of the credentials' mechanisms, but: {offered}"
+            ),
+            Self::NoAnswer { mechanism } => {
+                write!(f, "the broker asks for more than {mechanism} has to say")
+            }
+            Self::Protocol(error) => write!(f, "the peer broke the protocol: {error}"),
+        }
+    }
+}
+
+impl fmt::Display for ConnectionLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EndOfStream => f.write_str("the broker hung up without a word"),
+            Self::Io(_, text) => f.write_str(text),
+            Self::MissedHeartbeats(silent) => {
+                write!(f, "not a byte came from the broker for {silent:?}")
+            }
+            Self::CloseTimedOut => f.write_str("the broker did not answer the close in time"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NotUtf8(error) => Some(error),
+            Self::Other(error) => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
+impl From<Infallible> for Error {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl From<std::str::Utf8Error> for Error {
+    fn from(error: std::str::Utf8Error) -> Self {
+        Self::NotUtf8(error)
+    }
+}
+
+impl From<EncodeError> for Error {
+    fn from(error: EncodeError) -> Self {
+        Self::TooLong {
+            what: error.what,
+            size: error.size,
+            limit: error.limit,
+        }
+    }
+}
+
+impl From<&Termination> for Error {
+    fn from(termination: &Termination) -> Self {
+        match termination {
+            Termination::Closed(reason) => Self::ConnectionClosed(reason.clone()),
+            Termination::Protocol(error) => Self::Protocol(error.clone()),
+            Termination::Silence(silent) => {
+                Self::ConnectionLost(ConnectionLoss::MissedHeartbeats(*silent))
+            }
+            Termination::EndOfStream => Self::ConnectionLost(ConnectionLoss::EndOfStream),
+            Termination::CloseTimedOut => Self::ConnectionLost(ConnectionLoss::CloseTimedOut),
+            Termination::Io(kind, text) => {
+                Self::ConnectionLost(ConnectionLoss::Io(*kind, text.clone()))
+            }
+        }
+    }
+}

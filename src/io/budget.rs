@@ -1,0 +1,241 @@
+//! The bounds of memory in both directions, in bytes: what waits to be written, and
+//! what was received and not yet handed out.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Room for bytes that wait to be written. Publishers wait for it, first come first
+/// served; everything else takes it without asking, so that acknowledgements and
+/// closes are never stuck behind a publisher.
+#[derive(Debug)]
+pub(crate) struct WriteBudget {
+    limit: usize,
+    used: AtomicUsize,
+    /// How many publishers wait, so that nobody else pays for the lock.
+    waiting: AtomicUsize,
+    line: Mutex<Line>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    tickets: VecDeque<u64>,
+    next: u64,
+    closed: bool,
+}
+
+/// Why there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    TimedOut,
+    Closed,
+}
+
+impl WriteBudget {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            used: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            line: Mutex::default(),
+            moved: Condvar::new(),
+        }
+    }
+
+    /// Whether a publisher waits for room.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes room for `bytes`, waiting for it until the deadline. What is larger than
+    /// the whole budget passes when nothing else waits.
+    pub(crate) fn reserve(
+        &self,
+        bytes: usize,
+        deadline: impl FnOnce() -> Instant,
+    ) -> Result<(), NoRoom> {
+        if self.waiting.load(Ordering::SeqCst) == 0 && self.try_take(bytes) {
+            return Ok(());
+        }
+        self.queue_for(bytes, deadline())
+    }
+
+    /// Takes room for `bytes` whether there is some or not.
+    pub(crate) fn take(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives room back.
+    pub(crate) fn release(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            let _line = self.line.lock();
+            self.moved.notify_all();
+        }
+    }
+
+    /// Sends everyone home who waits or comes.
+    pub(crate) fn close(&self) {
+        self.line.lock().closed = true;
+        self.moved.notify_all();
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        let fits = |used: usize| {
+            let sum = used.checked_add(bytes)?;
+            (used == 0 || sum <= self.limit).then_some(sum)
+        };
+        self.used
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits)
+            .is_ok()
+    }
+
+    fn queue_for(&self, bytes: usize, deadline: Instant) -> Result<(), NoRoom> {
+        let mut line = self.line.lock();
+        let ticket = line.next;
+        line.next += 1;
+        line.tickets.push_back(ticket);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let outcome = loop {
+            if line.closed {
+                break Err(NoRoom::Closed);
+            }
+            if line.tickets.front() == Some(&ticket) && self.try_take(bytes) {
+                break Ok(());
+            }
+            if self.moved.wait_until(&mut line, deadline).timed_out() {
+                break Err(NoRoom::TimedOut);
+            }
+        };
+        line.tickets.retain(|&other| other != ticket);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.moved.notify_all();
+        outcome
+    }
+}
+
+/// What was received and not yet handed out.
+///
+/// Past the soft limit the IO thread stops reading, unless somebody waits for
+/// something that only reading can bring; past the hard limit it stops in any case.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    soft_limit: usize,
+    bytes: AtomicUsize,
+    paused: AtomicBool,
+}
+
+/// What a message costs beside its body.
+const MESSAGE_OVERHEAD: usize = 256;
+
+impl Backlog {
+    pub(crate) fn new(soft_limit: usize) -> Self {
+        Self {
+            soft_limit,
+            bytes: AtomicUsize::new(0),
+            paused: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn cost(body: usize) -> usize {
+        body + MESSAGE_OVERHEAD
+    }
+
+    pub(crate) fn add(&self, cost: usize) {
+        self.bytes.fetch_add(cost, Ordering::SeqCst);
+    }
+
+    /// Takes `cost` off. `true`: the IO thread waits for this and should be woken.
+    #[must_use]
+    pub(crate) fn remove(&self, cost: usize) -> bool {
+        let left = self.bytes.fetch_sub(cost, Ordering::SeqCst) - cost;
+        left <= self.soft_limit / 2
+            && self.paused.load(Ordering::SeqCst)
+            && self.paused.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether the IO thread must not read now. Asked again after every change.
+    pub(crate) fn must_pause(&self, awaited: bool) -> bool {
+        let limit = match awaited {
+            true => self.soft_limit.saturating_mul(2),
+            false => self.soft_limit,
+        };
+        if self.bytes.load(Ordering::SeqCst) <= limit {
+            return false;
+        }
+        // Said first and looked again, so that no removal in between goes unnoticed.
+        self.paused.store(true, Ordering::SeqCst);
+        self.bytes.load(Ordering::SeqCst) > limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn what_fits_passes_and_what_does_not_waits_for_its_deadline() {
+        let budget = WriteBudget::new(100);
+        assert_eq!(budget.reserve(60, soon), Ok(()));
+        assert_eq!(budget.reserve(40, soon), Ok(()));
+        assert_eq!(budget.reserve(1, Instant::now), Err(NoRoom::TimedOut));
+        budget.release(50);
+        assert_eq!(budget.reserve(50, soon), Ok(()));
+    }
+
+    #[test]
+    fn what_exceeds_the_budget_passes_alone() {
+        let budget = WriteBudget::new(100);
+        budget.take(1);
+        assert_eq!(budget.reserve(500, Instant::now), Err(NoRoom::TimedOut));
+        budget.release(1);
+        assert_eq!(budget.reserve(500, soon), Ok(()));
+        assert_eq!(budget.reserve(1, Instant::now), Err(NoRoom::TimedOut));
+    }
+
+    #[test]
+    fn waiters_are_served_in_their_order_and_sent_home_at_the_end() {
+        let budget = WriteBudget::new(100);
+        budget.take(100);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| budget.reserve(1000, soon));
+            while !budget.is_awaited() {
+                thread::yield_now();
+            }
+            let small = scope.spawn(|| budget.reserve(1, soon));
+            while budget.waiting.load(Ordering::SeqCst) < 2 {
+                thread::yield_now();
+            }
+            // Room for the small one only; the large one is first in line.
+            budget.release(50);
+            budget.release(50);
+            assert_eq!(large.join().unwrap(), Ok(()));
+            assert!(!small.is_finished());
+            budget.close();
+            assert_eq!(small.join().unwrap(), Err(NoRoom::Closed));
+        });
+    }
+
+    #[test]
+    fn the_backlog_pauses_at_the_soft_limit_or_at_twice_that_when_awaited() {
+        let backlog = Backlog::new(1000);
+        backlog.add(1001);
+        assert!(backlog.must_pause(false));
+        assert!(!backlog.must_pause(true));
+        backlog.add(1000);
+        assert!(backlog.must_pause(true));
+        assert!(!backlog.remove(1000), "still above half the limit");
+        assert!(backlog.remove(501));
+        assert!(!backlog.remove(1), "told once");
+    }
+}

@@ -1,0 +1,494 @@
+//! The IO thread: the only one that touches the socket and the core.
+//!
+//! One turn of its loop:
+//!
+//! ```text
+//! commands -> core -> events -> callers, consumers
+//!                 \-> bytes  -> outbox -> socket
+//! wait (only if nothing is left to do), then read -> core
+//! ```
+//!
+//! It blocks only in `poll`, runs no code of the user, takes no lock that is held
+//! across a wait, and answers everyone before it ends.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use mio::{Events, Poll, Token};
+
+use super::inbox::Incoming;
+use super::outbox::Outbox;
+use super::port::{CallToken, ChannelPort, Command, ConnectionPort, DriverTokens, OpenFailure};
+use super::port::{ConsumerPort, Outcome, Route};
+use super::transport::Transport;
+use super::wake::Wake;
+use crate::protocol::connection::{Connection, Event, Termination};
+use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::failure::{ClosedBy, ReplyCode};
+use crate::protocol::frame::{FrameDecoder, Settle};
+use crate::protocol::handshake::Negotiated;
+
+pub(crate) const SOCKET: Token = Token(0);
+const WAKE: Token = Token(1);
+
+/// How many bytes one turn reads at most, so that deliveries cannot starve the rest.
+const READ_BUDGET: usize = 256 * 1024;
+
+/// How many commands one turn takes at most, for the same reason.
+const COMMAND_BUDGET: usize = 4096;
+
+/// How long the last bytes, such as a close-ok, may take to leave.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What a connection is run with.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// For the log and the thread's name.
+    pub(crate) name: String,
+    pub(crate) write_limit: usize,
+    pub(crate) read_limit: usize,
+    pub(crate) max_message_size: u64,
+}
+
+/// Starts the IO thread of an open connection.
+pub(crate) fn spawn(
+    poll: Poll,
+    transport: Transport,
+    decoder: FrameDecoder,
+    negotiated: Negotiated,
+    settings: Settings,
+) -> io::Result<(Arc<ConnectionPort>, JoinHandle<()>)> {
+    let core = Connection::new(
+        decoder,
+        &negotiated,
+        settings.max_message_size,
+        Instant::now(),
+    );
+    let (sender, commands) = unbounded();
+    let (alive, ended) = bounded(0);
+    let port = Arc::new(ConnectionPort::new(
+        sender,
+        Wake::new(poll.registry(), WAKE)?,
+        ended,
+        negotiated,
+        settings.name,
+        settings.write_limit,
+        settings.read_limit,
+    ));
+    let driver = Driver {
+        poll,
+        transport,
+        core,
+        commands,
+        port: Arc::clone(&port),
+        outbox: Outbox::default(),
+        // Whatever the socket can do already is announced by no further event.
+        readable: true,
+        writable: true,
+        paused: false,
+        _alive: alive,
+    };
+    let thread = thread::Builder::new()
+        .name("cony-io".into())
+        .spawn(move || driver.run())?;
+    Ok((port, thread))
+}
+
+struct Driver {
+    poll: Poll,
+    transport: Transport,
+    core: Connection<DriverTokens>,
+    commands: Receiver<Command>,
+    port: Arc<ConnectionPort>,
+    outbox: Outbox,
+    /// The socket may have bytes; cleared when it says that it has none.
+    readable: bool,
+    /// The socket may take bytes; cleared when it says that it takes none.
+    writable: bool,
+    /// Nothing is read because too much is not handed out yet.
+    paused: bool,
+    /// Dropped last, which tells those who wait for the end of this thread.
+    _alive: Sender<()>,
+}
+
+impl Driver {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(16);
+        loop {
+            let now = Instant::now();
+            self.take_commands(now);
+            self.core.handle_timeout(now);
+            self.dispatch();
+            self.write(now);
+            self.dispatch();
+            if self.core.is_closed() {
+                break;
+            }
+            self.pause_or_resume(now);
+            if let Err(error) = self.wait(&mut events) {
+                self.fail(&error);
+            }
+            self.read();
+            self.dispatch();
+        }
+        self.linger(&mut events);
+        self.transport.shut_down();
+    }
+
+    fn take_commands(&mut self, now: Instant) {
+        for _ in 0..COMMAND_BUDGET {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command, now),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Publish { channel, frames } => {
+                if self.core.is_open(channel) {
+                    self.collect_output();
+                    self.outbox.push(frames);
+                } else {
+                    self.port.budget.release(frames.len());
+                }
+            }
+            Command::Settle {
+                channel,
+                delivery_tag,
+                settle,
+            } => self.core.settle(channel, delivery_tag, settle),
+            Command::Call {
+                channel,
+                method,
+                consumer,
+                deadline,
+                reply,
+            } => {
+                let token = CallToken::Caller(reply);
+                self.core.call(channel, *method, consumer, token, deadline);
+            }
+            Command::OpenChannel {
+                number,
+                deadline,
+                reply,
+            } => self.open_channel(number, deadline, reply),
+            Command::Discard { channel, consumer } => {
+                self.core.discard_consumer(channel, &consumer.tag);
+                // What came before has to be in the inbox by now.
+                self.dispatch();
+                self.requeue(&consumer);
+            }
+            Command::CloseChannel {
+                channel,
+                code,
+                text,
+                reply,
+            } => {
+                let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
+                self.core.close_channel(channel, code, text, call);
+            }
+            Command::Close {
+                code,
+                text,
+                deadline,
+            } => self.core.close(code, text, deadline.max(now)),
+            Command::Disconnect => self.core.terminate(Termination::Closed(
+                crate::protocol::failure::CloseReason::new(
+                    ClosedBy::Application,
+                    ReplyCode::REPLY_SUCCESS,
+                    "disconnected",
+                    None,
+                ),
+            )),
+        }
+    }
+
+    fn open_channel(
+        &mut self,
+        number: Option<u16>,
+        deadline: Instant,
+        reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
+    ) {
+        match self.core.reserve_channel(number) {
+            Ok(id) => {
+                let channel = Arc::new(ChannelPort::new(id, Arc::clone(&self.port)));
+                let token = CallToken::Opener {
+                    channel: Arc::clone(&channel),
+                    reply,
+                };
+                self.core.open_channel(id, channel, token, deadline);
+            }
+            Err(error) => {
+                // Whoever asked may have gone since.
+                let _ = reply.try_send(Err(OpenFailure::Number(error)));
+            }
+        }
+    }
+
+    /// Gives back what a consumer has that nobody will take.
+    fn requeue(&mut self, consumer: &ConsumerPort) {
+        let Some(inbox) = &consumer.inbox else {
+            return;
+        };
+        let left = inbox.extract(|_| true);
+        if consumer.no_ack {
+            if !left.is_empty() {
+                log::warn!(
+                    "{}: consumer {} was dropped with {} messages that needed no acknowledgement; \
+                     they are lost",
+                    self.port.name,
+                    consumer.tag,
+                    left.len()
+                );
+            }
+            return;
+        }
+        for content in left {
+            if let ContentMethod::Deliver(deliver) = content.method {
+                let nack = Settle::Nack {
+                    multiple: false,
+                    requeue: true,
+                };
+                self.core
+                    .settle(consumer.channel.id, deliver.delivery_tag, nack);
+            }
+        }
+    }
+
+    /// Moves what the core has to say into the outbox, in order with everything else.
+    fn collect_output(&mut self) {
+        let output = self.core.output();
+        if !output.is_empty() {
+            self.port.budget.take(output.len());
+            self.outbox.push_copy(output);
+            output.clear();
+        }
+    }
+
+    /// Tells everyone what happened.
+    fn dispatch(&mut self) {
+        while let Some(event) = self.core.poll_event() {
+            match event {
+                Event::Delivery { consumer, content } => deliver(&consumer, content),
+                Event::Reply { call, reply } => answer(call, Ok(reply)),
+                Event::Failed { call, failure } => answer(call, Err(failure)),
+                Event::ConsumerEnded {
+                    consumer,
+                    by_broker,
+                } => end_consumer(&consumer, by_broker),
+                Event::ChannelClosed {
+                    channel,
+                    reason,
+                    consumers,
+                } => {
+                    if let Some(reason) = &reason {
+                        log::debug!("{}: channel {} {reason}", self.port.name, channel.id.number);
+                    }
+                    channel.close(reason);
+                    drop(consumers);
+                }
+                Event::Returned { channel, content } => {
+                    if let ContentMethod::Return(returned) = content.method {
+                        log::warn!(
+                            "{}: channel {}: a message came back: {} {} (exchange '{}', routing key '{}')",
+                            self.port.name,
+                            channel.id.number,
+                            ReplyCode::from(returned.reply_code),
+                            returned.reply_text,
+                            returned.exchange,
+                            returned.routing_key
+                        );
+                    }
+                }
+                Event::Flow { channel, active } => {
+                    let number = channel.id.number;
+                    log::info!("{}: channel {number}: flow {active}", self.port.name);
+                }
+                Event::Blocked(reason) => {
+                    log::warn!("{}: blocked by the broker: {reason}", self.port.name);
+                    self.port.set_blocked(Some(reason));
+                }
+                Event::Unblocked => {
+                    log::info!("{}: unblocked by the broker", self.port.name);
+                    self.port.set_blocked(None);
+                }
+                Event::Closed(termination) => {
+                    log::debug!("{}: {termination:?}", self.port.name);
+                    self.port.terminate(termination);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, now: Instant) {
+        self.collect_output();
+        while self.writable && !self.outbox.is_empty() {
+            match self.outbox.write_to(&mut self.transport) {
+                Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.port.budget.release(count);
+                    self.core.sent(now);
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => self.writable = false,
+                    io::ErrorKind::Interrupted => {}
+                    _ => return self.fail(&error),
+                },
+            }
+        }
+    }
+
+    fn read(&mut self) {
+        let mut left = READ_BUDGET;
+        while self.readable && !self.paused && left > 0 && !self.core.is_closed() {
+            match self.transport.read(self.core.space()) {
+                Ok(0) => {
+                    self.readable = false;
+                    self.core.ended();
+                }
+                Ok(count) => {
+                    left = left.saturating_sub(count);
+                    self.core.received(count, Instant::now());
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => self.readable = false,
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::UnexpectedEof => self.core.ended(),
+                    _ => self.fail(&error),
+                },
+            }
+        }
+    }
+
+    /// The socket is of no use any more.
+    fn fail(&mut self, error: &io::Error) {
+        // The end of a stream that we have closed can come as a reset.
+        if error.kind() == io::ErrorKind::ConnectionReset && self.port.is_closing() {
+            return self.core.ended();
+        }
+        self.core
+            .terminate(Termination::Io(error.kind(), error.to_string()));
+    }
+
+    /// Stops reading while too much is not handed out yet, unless somebody waits for
+    /// what only reading can bring.
+    fn pause_or_resume(&mut self, now: Instant) {
+        let awaited = self.core.is_awaited() || self.port.budget.is_awaited();
+        let pause = self.port.backlog.must_pause(awaited);
+        if pause != self.paused {
+            self.paused = pause;
+            self.core.set_reading(!pause, now);
+            match pause {
+                true => log::warn!(
+                    "{}: reading is paused, because too many deliveries wait to be taken; set a \
+                     prefetch (basic_qos), or RabbitMQ drops the connection in half a minute or so",
+                    self.port.name
+                ),
+                false => log::info!("{}: reading is resumed", self.port.name),
+            }
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let wake = self.port.wake();
+        wake.announce();
+        let busy = !self.commands.is_empty() || (self.readable && !self.paused);
+        let timeout = match busy {
+            true => Some(Duration::ZERO),
+            false => self
+                .core
+                .poll_timeout()
+                .map(|deadline| deadline.saturating_duration_since(Instant::now())),
+        };
+        let polled = self.poll.poll(events, timeout);
+        wake.awake();
+        match polled {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            other => other?,
+        }
+        for event in events.iter().filter(|event| event.token() == SOCKET) {
+            self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+            self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        }
+        Ok(())
+    }
+
+    /// Lets the last bytes leave, after everyone has been answered.
+    fn linger(&mut self, events: &mut Events) {
+        if matches!(self.port.termination(), Some(Termination::Io(..))) {
+            return;
+        }
+        let deadline = Instant::now() + LINGER;
+        loop {
+            self.write(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.outbox.is_empty() || self.writable || left.is_zero() {
+                return;
+            }
+            if self.poll.poll(events, Some(left)).is_err() {
+                return;
+            }
+            self.writable = events
+                .iter()
+                .any(|event| event.token() == SOCKET && event.is_writable());
+        }
+    }
+}
+
+impl Drop for Driver {
+    /// Whatever ends this thread, nobody waits on for a reason.
+    fn drop(&mut self) {
+        let kind = io::ErrorKind::Other;
+        self.port
+            .terminate(Termination::Io(kind, "the IO thread has panicked".into()));
+    }
+}
+
+fn deliver(route: &Route, content: Content) {
+    let consumer = &route.consumer;
+    let backlog = &consumer.channel.connection.backlog;
+    if let ContentMethod::Deliver(deliver) = &content.method {
+        consumer.channel.delivered(deliver.delivery_tag);
+    }
+    let item = Incoming::Message(content);
+    let cost = item.cost();
+    backlog.add(cost);
+    // The inbox lives as long as the route does, so this always arrives.
+    if route.sender.send(item).is_err() {
+        let _ = backlog.remove(cost);
+    }
+}
+
+fn end_consumer(route: &Route, by_broker: bool) {
+    route.consumer.cancel(by_broker);
+    if route.consumer.inbox.is_none() {
+        // Nobody listens any more if the channel's handle is gone.
+        let _ = route.sender.send(Incoming::Ended {
+            consumer_tag: route.consumer.tag.clone(),
+        });
+    }
+}
+
+/// Hands an outcome to whoever waits for it; the slot has room for just that.
+fn answer(call: CallToken, outcome: Outcome) {
+    match call {
+        CallToken::Caller(reply) => {
+            if let Ok(crate::protocol::connection::Reply::Message(content)) = &outcome {
+                log::trace!("got {} bytes", content.body.len());
+            }
+            let _ = reply.try_send(outcome);
+        }
+        CallToken::Opener { channel, reply } => {
+            let _ = reply.try_send(match outcome {
+                Ok(_) => Ok(channel),
+                Err(failure) => Err(OpenFailure::Call(failure)),
+            });
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The one thread that owns the socket, and what crosses to it.
+//!
+//! | crossing | mechanism | bound | who may wait |
+//! |---|---|---|---|
+//! | caller → IO: methods, publishes | [`port::Command`] in a crossbeam queue | bytes ([`budget`]) | publishers, with a deadline |
+//! | waking the IO thread | [`wake`], only when it is about to wait | – | nobody |
+//! | IO → caller: replies | a one-slot crossbeam channel | 1 | the caller; the IO thread keeps its deadline |
+//! | IO → consumers | [`inbox`], a crossbeam queue | bytes ([`budget`]) | the consuming thread |
+//! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
+//!
+//! [`open`] brings a connection about on the caller's thread; [`driver`] is the loop
+//! of the thread that then serves it; [`transport`] is the stream, plain or TLS;
+//! [`outbox`] holds what waits to be written.
+
+pub(crate) mod budget;
+pub(crate) mod driver;
+pub(crate) mod inbox;
+pub(crate) mod open;
+pub(crate) mod outbox;
+pub(crate) mod port;
+pub(crate) mod transport;
+pub(crate) mod wake;

@@ -1,0 +1,272 @@
+//! Opening a connection, on the thread of the caller and under one deadline: names,
+//! TCP, TLS and the AMQP handshake, stepping the same machines over the same stream
+//! that the IO thread then takes over.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll};
+
+use super::driver::{self, SOCKET};
+use super::port::ConnectionPort;
+use super::transport::{self, SocketOptions, Transport};
+use crate::protocol::handshake::{Handshake, HandshakeFailure, Offer, Stage};
+
+/// Where to connect to, and within what bounds.
+pub(crate) struct Target {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) socket: SocketOptions,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<Tls>,
+    /// For each address.
+    pub(crate) socket_timeout: Duration,
+    /// For everything together.
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) settings: driver::Settings,
+}
+
+/// How to set up TLS.
+#[cfg(feature = "tls")]
+pub(crate) struct Tls {
+    pub(crate) connector: native_tls::TlsConnector,
+    /// The name that the certificate must be for.
+    pub(crate) server_name: String,
+}
+
+/// How far it came, and what stopped it.
+#[derive(Debug)]
+pub(crate) struct OpenError {
+    pub(crate) stage: Stage,
+    /// The address that was tried, or the host if there was none yet.
+    pub(crate) address: String,
+    /// The SASL mechanism in use.
+    pub(crate) mechanism: Option<String>,
+    pub(crate) cause: Cause,
+}
+
+#[derive(Debug)]
+pub(crate) enum Cause {
+    Io(io::Error),
+    TimedOut(Duration),
+    EndOfStream,
+    Tls(String),
+    Handshake(HandshakeFailure),
+}
+
+/// An open connection, and the thread that serves it.
+pub(crate) type Opened = (Arc<ConnectionPort>, JoinHandle<()>);
+
+/// Opens a connection; `offer` is made anew for each address.
+pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {
+    let start = Instant::now();
+    let deadline = start + target.handshake_timeout;
+    let addresses =
+        transport::resolve(&target.host, target.port, deadline).map_err(|error| OpenError {
+            stage: Stage::Resolve,
+            address: target.host.clone(),
+            mechanism: None,
+            cause: io_cause(error, target.handshake_timeout),
+        })?;
+    let mut last = None;
+    for address in addresses {
+        let attempt = Attempt {
+            target: &target,
+            address,
+            deadline,
+        };
+        match attempt.run(offer()) {
+            Ok(opened) => return Ok(opened),
+            Err(error) => {
+                log::debug!("{address}: {} {:?}", error.stage, error.cause);
+                // Another address of the same broker would refuse just the same.
+                let refused = matches!(error.cause, Cause::Handshake(_))
+                    && matches!(error.stage, Stage::Start | Stage::Open);
+                last = Some(error);
+                if refused {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| OpenError {
+        stage: Stage::Resolve,
+        address: target.host.clone(),
+        mechanism: None,
+        cause: Cause::Io(io::ErrorKind::NotFound.into()),
+    }))
+}
+
+fn io_cause(error: io::Error, timeout: Duration) -> Cause {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Cause::TimedOut(timeout),
+        _ => Cause::Io(error),
+    }
+}
+
+/// One try at one address.
+struct Attempt<'a> {
+    target: &'a Target,
+    address: SocketAddr,
+    deadline: Instant,
+}
+
+impl Attempt<'_> {
+    fn run(&self, offer: Offer) -> Result<Opened, OpenError> {
+        let timeout = self.target.socket_timeout.min(self.left());
+        let mut socket = transport::connect(self.address, &self.target.socket, timeout)
+            .map_err(|error| self.error(Stage::Tcp, io_cause(error, timeout)))?;
+        let mut readiness = Readiness::new(&mut socket)
+            .map_err(|error| self.error(Stage::Tcp, Cause::Io(error)))?;
+        let mut transport = self.secure(socket, &mut readiness)?;
+        let mut handshake = Handshake::new(offer);
+        if let Err(cause) = self.shake_hands(&mut handshake, &mut transport, &mut readiness) {
+            // A broker that closed is owed its close-ok; whether it arrives changes nothing.
+            let _ = transport.write(&handshake.take_output());
+            transport.shut_down();
+            return Err(OpenError {
+                mechanism: handshake.mechanism().map(str::to_owned),
+                ..self.error(handshake.stage(), cause)
+            });
+        }
+        let (decoder, negotiated) = handshake.finish();
+        driver::spawn(
+            readiness.poll,
+            transport,
+            decoder,
+            negotiated,
+            self.target.settings.clone(),
+        )
+        .map_err(|error| self.error(Stage::Open, Cause::Io(error)))
+    }
+
+    fn shake_hands(
+        &self,
+        handshake: &mut Handshake,
+        transport: &mut Transport,
+        readiness: &mut Readiness,
+    ) -> Result<(), Cause> {
+        loop {
+            self.write_all(&handshake.take_output(), transport, readiness)?;
+            match transport.read(handshake.space()) {
+                Ok(0) => return Err(Cause::EndOfStream),
+                Ok(count) => {
+                    if handshake.received(count).map_err(Cause::Handshake)? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => self.wait_for(error, readiness)?,
+            }
+        }
+    }
+
+    fn write_all(
+        &self,
+        bytes: &[u8],
+        transport: &mut Transport,
+        readiness: &mut Readiness,
+    ) -> Result<(), Cause> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match transport.write(rest) {
+                Ok(0) => return Err(Cause::EndOfStream),
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(error) => self.wait_for(error, readiness)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits if that is all that `error` asks for.
+    fn wait_for(&self, error: io::Error, readiness: &mut Readiness) -> Result<(), Cause> {
+        match error.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            io::ErrorKind::WouldBlock => readiness.wait(self.deadline, self.timeout()),
+            io::ErrorKind::UnexpectedEof => Err(Cause::EndOfStream),
+            _ => Err(Cause::Io(error)),
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn secure(&self, socket: TcpStream, _: &mut Readiness) -> Result<Transport, OpenError> {
+        Ok(Transport::Plain(socket))
+    }
+
+    #[cfg(feature = "tls")]
+    fn secure(&self, socket: TcpStream, readiness: &mut Readiness) -> Result<Transport, OpenError> {
+        use native_tls::HandshakeError::{Failure, WouldBlock};
+
+        let Some(tls) = &self.target.tls else {
+            return Ok(Transport::Plain(socket));
+        };
+        let mut outcome = tls.connector.connect(&tls.server_name, socket);
+        loop {
+            match outcome {
+                Ok(stream) => return Ok(Transport::Tls(Box::new(stream))),
+                Err(Failure(error)) => {
+                    return Err(self.error(Stage::Tls, Cause::Tls(error.to_string())));
+                }
+                Err(WouldBlock(unfinished)) => {
+                    readiness
+                        .wait(self.deadline, self.timeout())
+                        .map_err(|cause| self.error(Stage::Tls, cause))?;
+                    outcome = unfinished.handshake();
+                }
+            }
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        self.target.handshake_timeout
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn error(&self, stage: Stage, cause: Cause) -> OpenError {
+        OpenError {
+            stage,
+            address: self.address.to_string(),
+            mechanism: None,
+            cause,
+        }
+    }
+}
+
+/// Waits for the socket to have something new to say.
+struct Readiness {
+    poll: Poll,
+    events: Events,
+}
+
+impl Readiness {
+    fn new(socket: &mut TcpStream) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let both = Interest::READABLE | Interest::WRITABLE;
+        poll.registry().register(socket, SOCKET, both)?;
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(4),
+        })
+    }
+
+    fn wait(&mut self, deadline: Instant, timeout: Duration) -> Result<(), Cause> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Cause::TimedOut(timeout));
+            }
+            match self.poll.poll(&mut self.events, Some(left)) {
+                Ok(()) if self.events.is_empty() => {}
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Cause::Io(error)),
+            }
+        }
+    }
+}

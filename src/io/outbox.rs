@@ -1,0 +1,164 @@
+//! What waits to be written: owned chunks, in order, append-only.
+//!
+//! Append-only matters to TLS: after a write that could not be done, the same bytes
+//! must come first again.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Write};
+
+/// Chunks below this size are gathered into shared ones, so that one write takes many.
+const GATHER_MAX: usize = 4 * 1024;
+
+/// How large a shared chunk grows.
+const CHUNK_SIZE: usize = 64 * 1024;
+
+/// How many chunks one write takes.
+const SLICES_MAX: usize = 16;
+
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    chunks: VecDeque<Vec<u8>>,
+    /// How much of the first chunk is written.
+    written: usize,
+    bytes: usize,
+}
+
+impl Outbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Adds a copy of `bytes`.
+    pub(crate) fn push_copy(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        match self.chunks.back_mut() {
+            Some(last) if last.capacity() - last.len() >= bytes.len() => {
+                last.extend_from_slice(bytes);
+            }
+            _ => {
+                let mut chunk = Vec::with_capacity(CHUNK_SIZE.max(bytes.len()));
+                chunk.extend_from_slice(bytes);
+                self.chunks.push_back(chunk);
+            }
+        }
+    }
+
+    /// Adds `chunk`, without a copy if it is large.
+    pub(crate) fn push(&mut self, chunk: Vec<u8>) {
+        if chunk.len() < GATHER_MAX {
+            return self.push_copy(&chunk);
+        }
+        self.bytes += chunk.len();
+        self.chunks.push_back(chunk);
+    }
+
+    /// Writes once; returns how much was taken.
+    pub(crate) fn write_to(&mut self, stream: &mut impl Write) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut count = 0;
+        for (index, (slice, chunk)) in slices.iter_mut().zip(&self.chunks).enumerate() {
+            let start = if index == 0 { self.written } else { 0 };
+            *slice = IoSlice::new(chunk.get(start..).unwrap_or_default());
+            count += 1;
+        }
+        let taken = stream.write_vectored(slices.get(..count).unwrap_or_default())?;
+        self.advance(taken);
+        Ok(taken)
+    }
+
+    fn advance(&mut self, taken: usize) {
+        self.bytes -= taken.min(self.bytes);
+        self.written += taken;
+        let mut left = self.chunks.len();
+        while let Some(first) = self.chunks.front_mut() {
+            if self.written < first.len() {
+                return;
+            }
+            self.written -= first.len();
+            left -= 1;
+            if left == 0 && first.capacity() == CHUNK_SIZE {
+                // The last shared chunk serves again.
+                first.clear();
+                return;
+            }
+            self.chunks.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Takes at most `room` bytes a call.
+    struct Narrow {
+        room: usize,
+        taken: Vec<u8>,
+    }
+
+    impl Write for Narrow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.room);
+            self.taken.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            let mut room = self.room;
+            for slice in slices {
+                let count = slice.len().min(room);
+                self.taken.extend_from_slice(&slice[..count]);
+                room -= count;
+            }
+            Ok(self.room - room)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn many_small_chunks_go_out_in_one_write() {
+        let mut outbox = Outbox::default();
+        for _ in 0..1000 {
+            outbox.push(vec![1; 20]);
+        }
+        let mut stream = Narrow {
+            room: usize::MAX,
+            taken: Vec::new(),
+        };
+        assert_eq!(outbox.write_to(&mut stream).unwrap(), 20_000);
+        assert!(outbox.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out_in_order_however_it_is_taken(
+            sizes in proptest::collection::vec(0usize..9000, 0..40),
+            room in 1usize..30_000,
+        ) {
+            let mut outbox = Outbox::default();
+            let mut expected = Vec::new();
+            let mut stream = Narrow { room, taken: Vec::new() };
+            for (index, size) in sizes.into_iter().enumerate() {
+                let chunk = vec![u8::try_from(index).unwrap(); size];
+                expected.extend_from_slice(&chunk);
+                if index % 2 == 0 {
+                    outbox.push(chunk);
+                } else {
+                    outbox.push_copy(&chunk);
+                }
+                if index % 3 == 0 && !outbox.is_empty() {
+                    outbox.write_to(&mut stream).unwrap();
+                }
+            }
+            while !outbox.is_empty() {
+                outbox.write_to(&mut stream).unwrap();
+            }
+            prop_assert_eq!(stream.taken, expected);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The stream to the broker: names resolved, TCP connected, TLS set up, each within a
+//! deadline; then plain and TLS look the same.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use mio::net::TcpStream;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+/// The socket's options.
+#[derive(Debug, Clone)]
+pub(crate) struct SocketOptions {
+    pub(crate) nodelay: bool,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) send_buffer: Option<usize>,
+    pub(crate) receive_buffer: Option<usize>,
+}
+
+/// A connected stream that never blocks.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Plain(TcpStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<native_tls::TlsStream<TcpStream>>),
+}
+
+impl Transport {
+    /// The socket, to be registered for readiness.
+    pub(crate) fn socket(&mut self) -> &mut TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.get_mut(),
+        }
+    }
+
+    /// Ends the sending direction, so that what was written still arrives.
+    pub(crate) fn shut_down(&mut self) {
+        #[cfg(feature = "tls")]
+        if let Self::Tls(stream) = self {
+            // A peer that does not take the alert learns of the end from TCP.
+            let _ = stream.shutdown();
+        }
+        let _ = self.socket().shutdown(std::net::Shutdown::Write);
+    }
+}
+
+impl Read for Transport {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Transport {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write_vectored(slices),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => match slices.iter().find(|slice| !slice.is_empty()) {
+                Some(slice) => stream.write(slice),
+                None => Ok(0),
+            },
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+/// All addresses of `host`.
+///
+/// The system's resolver knows no deadline, so a name is resolved on a helper thread
+/// that is left to itself when the deadline passes.
+pub(crate) fn resolve(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let (sender, addresses) = bounded(1);
+    let name = bare.to_owned();
+    thread::Builder::new()
+        .name("cony-resolve".into())
+        .spawn(move || {
+            let found = (name.as_str(), port).to_socket_addrs();
+            // Nobody listens any more after the deadline.
+            let _ = sender.send(found.map(Vec::from_iter));
+        })?;
+    match addresses.recv_deadline(deadline) {
+        Ok(Ok(found)) if found.is_empty() => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        )),
+        Ok(found) => found,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// A TCP connection to `address` that no longer blocks.
+pub(crate) fn connect(
+    address: SocketAddr,
+    options: &SocketOptions,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    // Buffers are sized before the connect, which announces the window.
+    if let Some(size) = options.receive_buffer {
+        socket.set_recv_buffer_size(size)?;
+    }
+    if let Some(size) = options.send_buffer {
+        socket.set_send_buffer_size(size)?;
+    }
+    // Zero would mean no timeout to some systems and an error to others.
+    socket.connect_timeout(&address.into(), timeout.max(Duration::from_millis(1)))?;
+    let stream = std::net::TcpStream::from(socket);
+    let reference = SockRef::from(&stream);
+    reference.set_tcp_nodelay(options.nodelay)?;
+    if let Some(idle) = options.keepalive {
+        reference.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    stream.set_nonblocking(true)?;
+    Ok(TcpStream::from_std(stream))
+}

@@ -1,0 +1,497 @@
+//! One channel: its states, its one call on the wire and those that wait.
+//!
+//! ```text
+//!            open-ok                 close (ours)            close-ok
+//! opening ------------> open ---------------------> closing ----------> gone
+//!                        |                             |
+//!                        +--- close (the broker's) ----|--------------> gone
+//!                             we answer close-ok       +-- close: answered, still closing
+//! ```
+//!
+//! *Opening* is an open channel whose one call is `channel.open`: nobody has a handle
+//! yet, so nothing else can be asked of it.
+//!
+//! At most one method that expects a reply is on the wire; RabbitMQ answers pipelined
+//! calls out of order, and replies carry nothing to tell them apart by. A call that
+//! timed out keeps its place until its reply comes, and what the reply did is undone:
+//! otherwise the reply would be taken for that of the next call, a message would stay
+//! checked out, a consumer would swallow messages for nobody.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use super::connection::{CallFailure, ChannelId, Event, Out, Reply, Tokens};
+use super::content::{Assembly, Content, ContentMethod, Names, Progress};
+use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
+use super::frame::{Settle, encode_settle};
+use super::handshake::{culprit, decode_method, split_method};
+use super::methods::{Method, MethodId, basic, channel};
+use super::wire::ShortString;
+
+/// A method that waits for its reply, or for its turn on the wire.
+#[derive(Debug)]
+pub(crate) struct Call<T: Tokens> {
+    pub(crate) number: u64,
+    /// Who waits for the outcome; nobody any more after a timeout.
+    pub(crate) token: Option<T::Call>,
+    pub(crate) method: Method,
+    pub(crate) deadline: Option<Instant>,
+    /// Who gets the deliveries, for a `basic.consume`.
+    pub(crate) consumer: Option<T::Consumer>,
+}
+
+#[derive(Debug)]
+struct Consumer<T: Tokens> {
+    token: T::Consumer,
+    no_ack: bool,
+    /// Nobody wants its deliveries any more; a cancel is under way.
+    discard: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Channel<T: Tokens> {
+    id: ChannelId,
+    token: T::Channel,
+    closing: bool,
+    /// The call whose reply is due.
+    active: Option<Call<T>>,
+    waiting: VecDeque<Call<T>>,
+    /// Who waits for our close: call number and token.
+    closers: Vec<(u64, Option<Instant>, T::Call)>,
+    consumers: HashMap<ShortString, Consumer<T>>,
+    assembly: Assembly,
+    names: Names,
+}
+
+/// What became of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Lives,
+    /// Its number is free again.
+    Gone,
+}
+
+impl<T: Tokens> Channel<T> {
+    /// A channel that asks to be opened.
+    pub(crate) fn open(id: ChannelId, token: T::Channel, call: Call<T>, out: &mut Out<T>) -> Self {
+        let mut channel = Self {
+            id,
+            token,
+            closing: false,
+            active: None,
+            waiting: VecDeque::new(),
+            closers: Vec::new(),
+            consumers: HashMap::new(),
+            assembly: Assembly::Idle,
+            names: Names::default(),
+        };
+        channel.call(call, out);
+        channel
+    }
+
+    pub(crate) fn id(&self) -> ChannelId {
+        self.id
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closing
+    }
+
+    /// Sends `call`, or lets it wait for its turn.
+    pub(crate) fn call(&mut self, call: Call<T>, out: &mut Out<T>) {
+        out.watch(self.id.number, &call);
+        self.waiting.push_back(call);
+        self.advance(out);
+    }
+
+    /// Nobody wants the deliveries of `consumer_tag` any more: cancels it, and gives
+    /// back what still comes.
+    pub(crate) fn discard_consumer(&mut self, consumer_tag: &ShortString, out: &mut Out<T>) {
+        let Some(consumer) = self.consumers.get_mut(consumer_tag) else {
+            return;
+        };
+        if !std::mem::replace(&mut consumer.discard, true) {
+            let cancel = basic::Cancel::new(consumer_tag);
+            let call = self.quiet_call(cancel.into(), out);
+            self.waiting.push_back(call);
+            self.advance(out);
+        }
+    }
+
+    /// Begins to close. Whatever still comes for this channel is dropped.
+    pub(crate) fn close(
+        &mut self,
+        code: ReplyCode,
+        text: ShortString,
+        by: ClosedBy,
+        culprit: Option<MethodId>,
+        out: &mut Out<T>,
+    ) {
+        let (class_id, method_id) = culprit.map_or((0, 0), |id| (id.class, id.method));
+        let close = channel::Close::default()
+            .reply_code(code.into())
+            .reply_text(&text)
+            .class_id(class_id)
+            .method_id(method_id);
+        out.send(self.id.number, &close.into());
+        self.closing = true;
+        self.end(Some(CloseReason::new(by, code, text, culprit)), out);
+    }
+
+    /// Tells `token` when the close that is under way is done.
+    pub(crate) fn await_close(
+        &mut self,
+        number: u64,
+        deadline: Option<Instant>,
+        token: T::Call,
+        out: &mut Out<T>,
+    ) {
+        out.watch_until(self.id.number, number, deadline);
+        self.closers.push((number, deadline, token));
+    }
+
+    /// The connection is gone, and this channel with it.
+    pub(crate) fn lose(mut self, out: &mut Out<T>) {
+        if !self.closing {
+            self.end(None, out);
+        }
+        self.answer_closers(out, || Err(CallFailure::Closed));
+    }
+
+    /// The deadline of call `number` has passed.
+    pub(crate) fn time_out(&mut self, number: u64, out: &mut Out<T>) {
+        if let Some(active) = self.active.as_mut().filter(|call| call.number == number) {
+            // The consumer may be there already, but its owner gives up now.
+            if let Method::BasicConsume(consume) = &active.method {
+                if let Some(consumer) = self.consumers.get_mut(&consume.consumer_tag) {
+                    consumer.discard = true;
+                }
+            }
+            out.fail(active.token.take(), CallFailure::TimedOut);
+        } else if let Some(index) = self.waiting.iter().position(|call| call.number == number) {
+            let call = self.waiting.remove(index);
+            out.fail(call.and_then(|call| call.token), CallFailure::TimedOut);
+        } else if let Some(index) = self.closers.iter().position(|(n, ..)| *n == number) {
+            let (_, _, token) = self.closers.swap_remove(index);
+            out.fail(Some(token), CallFailure::TimedOut);
+        }
+    }
+
+    pub(crate) fn receive_method(
+        &mut self,
+        payload: &[u8],
+        out: &mut Out<T>,
+    ) -> Result<Fate, ProtocolError> {
+        let (id, mut arguments) = split_method(payload)?;
+        if self.closing {
+            return match id {
+                channel::Close::ID | channel::CloseOk::ID => {
+                    self.receive(decode_method(payload)?, out)
+                }
+                _ => Ok(Fate::Lives),
+            };
+        }
+        if self.assembly.is_under_way() {
+            return Err(ProtocolError::UnexpectedContent(
+                "a method came inside a content",
+            ));
+        }
+        if id == basic::Deliver::ID {
+            let deliver = self
+                .names
+                .deliver(&mut arguments)
+                .map_err(|error| ProtocolError::Malformed { method: id, error })?;
+            self.assembly.begin(ContentMethod::Deliver(deliver));
+            return Ok(Fate::Lives);
+        }
+        self.receive(decode_method(payload)?, out)
+    }
+
+    pub(crate) fn receive_header(
+        &mut self,
+        payload: &[u8],
+        max_message_size: u64,
+        out: &mut Out<T>,
+    ) -> Result<(), ProtocolError> {
+        if self.closing {
+            return Ok(());
+        }
+        let method = match &self.assembly {
+            Assembly::Header(method) => Some(method.id()),
+            _ => None,
+        };
+        match self.assembly.header(payload, max_message_size)? {
+            Progress::Pending => Ok(()),
+            Progress::Complete(content) => self.receive_content(content, out),
+            Progress::TooLarge { size } => {
+                let text = format!(
+                    "a message of {size} bytes exceeds max_message_size ({max_message_size})"
+                );
+                let code = ReplyCode::CONTENT_TOO_LARGE;
+                self.close(code, text.into(), ClosedBy::Library, method, out);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn receive_body(
+        &mut self,
+        payload: &[u8],
+        out: &mut Out<T>,
+    ) -> Result<(), ProtocolError> {
+        if self.closing {
+            return Ok(());
+        }
+        match self.assembly.body(payload)? {
+            Progress::Complete(content) => self.receive_content(content, out),
+            Progress::Pending | Progress::TooLarge { .. } => Ok(()),
+        }
+    }
+
+    fn receive(&mut self, method: Method, out: &mut Out<T>) -> Result<Fate, ProtocolError> {
+        match method {
+            Method::ChannelClose(close) => return Ok(self.receive_close(&close, out)),
+            Method::ChannelCloseOk(_) if self.closing => {
+                self.answer_closers(out, || Ok(Reply::Closed));
+                return Ok(Fate::Gone);
+            }
+            Method::ChannelFlow(flow) => {
+                let flow_ok = channel::FlowOk::default().active(flow.active);
+                out.send(self.id.number, &flow_ok.into());
+                out.events.push_back(Event::Flow {
+                    channel: self.token.clone(),
+                    active: flow.active,
+                });
+            }
+            Method::BasicGetOk(get_ok) => self.assembly.begin(ContentMethod::GetOk(get_ok)),
+            Method::BasicReturn(returned) => self.assembly.begin(ContentMethod::Return(returned)),
+            Method::BasicCancel(cancel) => self.receive_cancel(&cancel, out),
+            reply => {
+                let id = reply.id();
+                self.receive_reply(id, Reply::Method(reply), out)?;
+            }
+        }
+        Ok(Fate::Lives)
+    }
+
+    fn receive_content(&mut self, content: Content, out: &mut Out<T>) -> Result<(), ProtocolError> {
+        match &content.method {
+            ContentMethod::Deliver(deliver) => {
+                let Some(consumer) = self.consumers.get(&deliver.consumer_tag) else {
+                    log::debug!(
+                        "a delivery came for the unknown consumer {}",
+                        deliver.consumer_tag
+                    );
+                    return Ok(());
+                };
+                if consumer.discard {
+                    self.give_back(deliver.delivery_tag, consumer.no_ack, out);
+                } else {
+                    out.events.push_back(Event::Delivery {
+                        consumer: consumer.token.clone(),
+                        content,
+                    });
+                }
+                Ok(())
+            }
+            ContentMethod::GetOk(_) => {
+                self.receive_reply(basic::GetOk::ID, Reply::Message(Box::new(content)), out)
+            }
+            ContentMethod::Return(_) => {
+                out.events.push_back(Event::Returned {
+                    channel: self.token.clone(),
+                    content: Box::new(content),
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn receive_reply(
+        &mut self,
+        id: MethodId,
+        reply: Reply,
+        out: &mut Out<T>,
+    ) -> Result<(), ProtocolError> {
+        let due = |call: &mut Call<T>| call.method.replies().contains(&id);
+        let Some(call) = self.active.take_if(due) else {
+            return Err(ProtocolError::UnexpectedMethod {
+                method: id,
+                state: "though nothing asked for it",
+            });
+        };
+        out.unwatch(self.id.number, &call);
+        match call.token {
+            Some(token) => {
+                self.settle(&call.method, out);
+                out.events.push_back(Event::Reply { call: token, reply });
+            }
+            None => self.undo(&call.method, &reply, out),
+        }
+        self.advance(out);
+        Ok(())
+    }
+
+    /// What a reply changes here.
+    fn settle(&mut self, method: &Method, out: &mut Out<T>) {
+        if let Method::BasicCancel(cancel) = method {
+            self.end_consumer(&cancel.consumer_tag, false, out);
+        }
+    }
+
+    /// Reverts what the late reply to `method` says has happened.
+    fn undo(&mut self, method: &Method, reply: &Reply, out: &mut Out<T>) {
+        match (method, reply) {
+            (Method::BasicGet(get), Reply::Message(content)) => {
+                if let ContentMethod::GetOk(get_ok) = &content.method {
+                    self.give_back(get_ok.delivery_tag, get.no_ack, out);
+                }
+            }
+            (Method::BasicConsume(consume), _) => {
+                let cancel = basic::Cancel::new(&consume.consumer_tag);
+                let call = self.quiet_call(cancel.into(), out);
+                self.waiting.push_front(call);
+            }
+            (Method::ChannelOpen(_), _) => {
+                let text = "nobody waits for this channel any more";
+                let code = ReplyCode::REPLY_SUCCESS;
+                self.close(code, text.into(), ClosedBy::Library, None, out);
+            }
+            _ => self.settle(method, out),
+        }
+    }
+
+    /// Back into its queue with a message that nobody here takes.
+    fn give_back(&self, delivery_tag: u64, no_ack: bool, out: &mut Out<T>) {
+        if no_ack {
+            log::warn!(
+                "a message that needed no acknowledgement came too late for its taker and is lost \
+                 (channel {}, delivery tag {delivery_tag})",
+                self.id.number
+            );
+            return;
+        }
+        let nack = Settle::Nack {
+            multiple: false,
+            requeue: true,
+        };
+        encode_settle(&mut out.bytes, self.id.number, delivery_tag, nack);
+    }
+
+    fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Out<T>) {
+        self.end_consumer(&cancel.consumer_tag, true, out);
+        if !cancel.nowait {
+            let cancel_ok = basic::CancelOk::default().consumer_tag(&cancel.consumer_tag);
+            out.send(self.id.number, &cancel_ok.into());
+        }
+    }
+
+    fn end_consumer(&mut self, consumer_tag: &ShortString, by_broker: bool, out: &mut Out<T>) {
+        if let Some(consumer) = self.consumers.remove(consumer_tag) {
+            out.events.push_back(Event::ConsumerEnded {
+                consumer: consumer.token,
+                by_broker,
+            });
+        }
+    }
+
+    fn receive_close(&mut self, close: &channel::Close, out: &mut Out<T>) -> Fate {
+        out.send(self.id.number, &channel::CloseOk::default().into());
+        if self.closing {
+            return Fate::Lives;
+        }
+        let reason = CloseReason::new(
+            ClosedBy::Broker,
+            close.reply_code,
+            &close.reply_text,
+            culprit(close.class_id, close.method_id),
+        );
+        self.end(Some(reason), out);
+        Fate::Gone
+    }
+
+    /// Ends everything that goes on here; `None` if the connection ends with it.
+    fn end(&mut self, reason: Option<CloseReason>, out: &mut Out<T>) {
+        self.assembly = Assembly::Idle;
+        let consumers = self.consumers.drain().map(|(_, consumer)| consumer.token);
+        out.events.push_back(Event::ChannelClosed {
+            channel: self.token.clone(),
+            reason,
+            consumers: consumers.collect(),
+        });
+        for call in self.active.take().into_iter().chain(self.waiting.drain(..)) {
+            out.unwatch(self.id.number, &call);
+            out.fail(call.token, CallFailure::Closed);
+        }
+    }
+
+    fn answer_closers(
+        &mut self,
+        out: &mut Out<T>,
+        answer: impl Fn() -> Result<Reply, CallFailure>,
+    ) {
+        for (number, deadline, token) in self.closers.drain(..) {
+            out.unwatch_until(self.id.number, number, deadline);
+            out.answer(token, answer());
+        }
+    }
+
+    /// A call whose outcome nobody waits for.
+    fn quiet_call(&self, method: Method, out: &mut Out<T>) -> Call<T> {
+        Call {
+            number: out.next_call(),
+            token: None,
+            method,
+            deadline: None,
+            consumer: None,
+        }
+    }
+
+    /// Puts waiting calls on the wire for as long as none expects a reply.
+    fn advance(&mut self, out: &mut Out<T>) {
+        while self.active.is_none() && !self.closing {
+            let Some(call) = self.waiting.pop_front() else {
+                return;
+            };
+            self.transmit(call, out);
+        }
+    }
+
+    fn transmit(&mut self, mut call: Call<T>, out: &mut Out<T>) {
+        if let Err(failure) = self.try_transmit(&mut call, out) {
+            out.unwatch(self.id.number, &call);
+            out.fail(call.token, failure);
+        } else if call.method.replies().is_empty() {
+            out.unwatch(self.id.number, &call);
+            if let Some(token) = call.token.take() {
+                out.answer(token, Ok(Reply::Sent));
+            }
+            if !matches!(call.method, Method::BasicConsume(_)) {
+                self.settle(&call.method, out);
+            }
+        } else {
+            self.active = Some(call);
+        }
+    }
+
+    fn try_transmit(&mut self, call: &mut Call<T>, out: &mut Out<T>) -> Result<(), CallFailure> {
+        if let Method::BasicConsume(consume) = &call.method {
+            if self.consumers.contains_key(&consume.consumer_tag) {
+                return Err(CallFailure::DuplicateConsumerTag);
+            }
+        }
+        out.try_send(self.id.number, &call.method)
+            .map_err(CallFailure::Encode)?;
+        // Registered before the reply, which the first delivery may follow at once.
+        if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
+            let consumer = Consumer {
+                token,
+                no_ack: consume.no_ack,
+                discard: false,
+            };
+            self.consumers
+                .insert(consume.consumer_tag.clone(), consumer);
+        }
+        Ok(())
+    }
+}

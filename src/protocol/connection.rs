@@ -1,0 +1,629 @@
+//! The connection as a value: bytes, commands and `now` go in; bytes, events and a
+//! deadline come out. It owns no socket, thread, lock or clock.
+//!
+//! How to drive it, in any order and as often as you like:
+//!
+//! - put what came from the peer into [`space`](Connection::space), then say
+//!   [`received`](Connection::received);
+//! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
+//!   [`settle`](Connection::settle), [`close_channel`](Connection::close_channel),
+//!   [`close`](Connection::close);
+//! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
+//!   [`handle_timeout`](Connection::handle_timeout);
+//!
+//! and after each of these drain [`poll_event`](Connection::poll_event) and
+//! [`take_output`](Connection::take_output). Publishes are encoded by the caller and
+//! pass [`is_open`](Connection::is_open), the last gate: bytes for a channel that is no
+//! longer open would make the broker close the connection (504). An
+//! [`Event::Closed`] comes once and is final.
+//!
+//! ```text
+//! open --- close (ours) ---> closing --- close-ok, or the end of the stream ---> closed
+//!  |                            |
+//!  |                            +-- close (the broker's, crossing): answered -->  closed
+//!  +-- close (the broker's): answered, end of stream, protocol error, silence --> closed
+//! ```
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::channel::{Call, Channel, Fate};
+use super::content::Content;
+use super::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
+use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle, encode_method, encode_settle};
+use super::handshake::{Negotiated, close_reason, decode_method};
+use super::heartbeat::{Due, Heartbeat};
+use super::methods::{Method, connection};
+use super::wire::ShortString;
+
+/// What the driver hangs on calls, channels and consumers, to get it back with
+/// whatever happens to them.
+pub(crate) trait Tokens {
+    type Call: fmt::Debug;
+    type Channel: Clone + fmt::Debug;
+    type Consumer: Clone + fmt::Debug;
+}
+
+/// A channel of this connection. The number alone would not do: numbers are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ChannelId {
+    pub(crate) number: u16,
+    pub(crate) generation: u64,
+}
+
+/// The good outcome of a call.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Method(Method),
+    /// The message that `basic.get` asked for.
+    Message(Box<Content>),
+    /// A method without reply is on its way, in order.
+    Sent,
+    /// The channel is closed.
+    Closed,
+}
+
+/// The bad outcome of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CallFailure {
+    TimedOut,
+    Encode(EncodeError),
+    DuplicateConsumerTag,
+    /// Its channel or connection is closed, for a reason told before.
+    Closed,
+}
+
+/// Why there is no channel with that number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NumberError {
+    OutOfRange,
+    InUse,
+    NoneFree,
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Termination {
+    Closed(CloseReason),
+    /// The peer broke the protocol.
+    Protocol(ProtocolError),
+    /// Not a byte came for twice the heartbeat interval.
+    Silence(Duration),
+    /// The stream ended without a word.
+    EndOfStream,
+    /// Our close was not answered in time.
+    CloseTimedOut,
+    /// The socket failed.
+    Io(std::io::ErrorKind, String),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event<T: Tokens> {
+    Reply {
+        call: T::Call,
+        reply: Reply,
+    },
+    Failed {
+        call: T::Call,
+        failure: CallFailure,
+    },
+    Delivery {
+        consumer: T::Consumer,
+        content: Content,
+    },
+    ConsumerEnded {
+        consumer: T::Consumer,
+        by_broker: bool,
+    },
+    Returned {
+        channel: T::Channel,
+        content: Box<Content>,
+    },
+    Flow {
+        channel: T::Channel,
+        active: bool,
+    },
+    /// Comes before the failures of the channel's calls.
+    ChannelClosed {
+        channel: T::Channel,
+        /// `None`: it went with the connection.
+        reason: Option<CloseReason>,
+        consumers: Vec<T::Consumer>,
+    },
+    Blocked(ShortString),
+    Unblocked,
+    /// Comes before everything that ends with the connection.
+    Closed(Termination),
+}
+
+/// What a channel needs of its connection to speak.
+#[derive(Debug)]
+pub(crate) struct Out<T: Tokens> {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) events: VecDeque<Event<T>>,
+    /// Deadlines of calls: when, which channel, which call.
+    deadlines: BTreeSet<(Instant, u16, u64)>,
+    frame_max: usize,
+    calls: u64,
+}
+
+impl<T: Tokens> Out<T> {
+    pub(crate) fn next_call(&mut self) -> u64 {
+        self.calls += 1;
+        self.calls
+    }
+
+    /// Sends a method of ours that is known to fit.
+    pub(crate) fn send(&mut self, channel: u16, method: &Method) {
+        if let Err(error) = self.try_send(channel, method) {
+            log::error!("{} is not sent: {}", method.id(), error.what);
+        }
+    }
+
+    pub(crate) fn try_send(&mut self, channel: u16, method: &Method) -> Result<(), EncodeError> {
+        encode_method(&mut self.bytes, channel, method, self.frame_max)
+    }
+
+    pub(crate) fn answer(&mut self, call: T::Call, outcome: Result<Reply, CallFailure>) {
+        self.events.push_back(match outcome {
+            Ok(reply) => Event::Reply { call, reply },
+            Err(failure) => Event::Failed { call, failure },
+        });
+    }
+
+    pub(crate) fn fail(&mut self, call: Option<T::Call>, failure: CallFailure) {
+        if let Some(call) = call {
+            self.events.push_back(Event::Failed { call, failure });
+        }
+    }
+
+    pub(crate) fn watch(&mut self, channel: u16, call: &Call<T>) {
+        self.watch_until(channel, call.number, call.deadline);
+    }
+
+    pub(crate) fn unwatch(&mut self, channel: u16, call: &Call<T>) {
+        self.unwatch_until(channel, call.number, call.deadline);
+    }
+
+    pub(crate) fn watch_until(&mut self, channel: u16, number: u64, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, channel, number));
+        }
+    }
+
+    pub(crate) fn unwatch_until(&mut self, channel: u16, number: u64, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(deadline, channel, number));
+        }
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Open,
+    Closing {
+        reason: CloseReason,
+        deadline: Instant,
+    },
+    Closed,
+}
+
+/// One AMQP connection after its handshake. See the module for how to drive it.
+#[derive(Debug)]
+pub(crate) struct Connection<T: Tokens> {
+    decoder: FrameDecoder,
+    router: Router<T>,
+}
+
+/// All but the decoder, whose frames borrow from it.
+#[derive(Debug)]
+struct Router<T: Tokens> {
+    out: Out<T>,
+    channel_max: u16,
+    max_message_size: u64,
+    /// By number; 0 is the connection itself and stays empty.
+    channels: Vec<Option<Box<Channel<T>>>>,
+    /// Every number below is taken.
+    lowest_free: u16,
+    generations: u64,
+    heartbeat: Heartbeat,
+    state: State,
+}
+
+impl<T: Tokens> Connection<T> {
+    pub(crate) fn new(
+        decoder: FrameDecoder,
+        negotiated: &Negotiated,
+        max_message_size: u64,
+        now: Instant,
+    ) -> Self {
+        let interval = Duration::from_secs(negotiated.heartbeat.into());
+        Self {
+            decoder,
+            router: Router {
+                out: Out {
+                    bytes: Vec::new(),
+                    events: VecDeque::new(),
+                    deadlines: BTreeSet::new(),
+                    frame_max: negotiated.frame_max as usize,
+                    calls: 0,
+                },
+                channel_max: negotiated.channel_max,
+                max_message_size,
+                channels: vec![None],
+                lowest_free: 1,
+                generations: 0,
+                heartbeat: Heartbeat::new(interval, now),
+                state: State::Open,
+            },
+        }
+    }
+
+    /// Where bytes from the peer belong.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        self.decoder.space()
+    }
+
+    /// Takes in the `count` bytes that were put into [`space`](Self::space).
+    pub(crate) fn received(&mut self, count: usize, now: Instant) {
+        self.decoder.filled(count);
+        self.router.heartbeat.received(now);
+        while !self.is_closed() {
+            let outcome = match self.decoder.next() {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.router.route(frame),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                self.router.give_up(error);
+            }
+        }
+    }
+
+    /// The stream has ended. After our close this is as good as a close-ok.
+    pub(crate) fn ended(&mut self) {
+        match &self.router.state {
+            State::Closing { reason, .. } => {
+                let reason = reason.clone();
+                self.terminate(Termination::Closed(reason));
+            }
+            _ => self.terminate(Termination::EndOfStream),
+        }
+    }
+
+    /// Ends everything at once, for a reason outside the protocol.
+    pub(crate) fn terminate(&mut self, termination: Termination) {
+        self.router.terminate(termination);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.router.state, State::Closed)
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event<T>> {
+        self.router.out.events.pop_front()
+    }
+
+    /// Bytes for the peer, in order.
+    pub(crate) fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.router.out.bytes
+    }
+
+    /// Says that bytes went out.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        self.router.heartbeat.sent(now);
+    }
+
+    /// Says whether bytes are being read.
+    pub(crate) fn set_reading(&mut self, reading: bool, now: Instant) {
+        self.router.heartbeat.set_reading(reading, now);
+    }
+
+    /// Whether anybody waits for something that only reading can bring.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.router.out.deadlines.is_empty() || matches!(self.router.state, State::Closing { .. })
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let router = &self.router;
+        let call = router.out.deadlines.first().map(|(when, ..)| *when);
+        let close = match router.state {
+            State::Closing { deadline, .. } => Some(deadline),
+            _ => None,
+        };
+        let heartbeat = router.heartbeat.deadline();
+        [call, close, heartbeat].into_iter().flatten().min()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        let router = &mut self.router;
+        while let Some(&(when, channel, number)) = router.out.deadlines.first() {
+            if when > now {
+                break;
+            }
+            router.out.deadlines.pop_first();
+            if let Some(Some(channel)) = router.channels.get_mut(usize::from(channel)) {
+                channel.time_out(number, &mut router.out);
+            }
+        }
+        match &router.state {
+            State::Closing { deadline, .. } if *deadline <= now => {
+                router.terminate(Termination::CloseTimedOut);
+            }
+            State::Closed => return,
+            _ => {}
+        }
+        match router.heartbeat.due(now) {
+            Due::Nothing => {}
+            Due::Send => {
+                router.out.bytes.extend_from_slice(&HEARTBEAT_FRAME);
+                router.heartbeat.sent(now);
+            }
+            Due::PeerIsDead { silent } => router.terminate(Termination::Silence(silent)),
+        }
+    }
+
+    /// Takes `number`, or the lowest free one, for a channel to be opened.
+    pub(crate) fn reserve_channel(
+        &mut self,
+        number: Option<u16>,
+    ) -> Result<ChannelId, NumberError> {
+        self.router.reserve(number)
+    }
+
+    /// Opens the channel that [`reserve_channel`](Self::reserve_channel) gave.
+    pub(crate) fn open_channel(
+        &mut self,
+        id: ChannelId,
+        channel: T::Channel,
+        call: T::Call,
+        deadline: Instant,
+    ) {
+        let router = &mut self.router;
+        if !matches!(router.state, State::Open) {
+            return router.out.fail(Some(call), CallFailure::Closed);
+        }
+        let call = Call {
+            number: router.out.next_call(),
+            token: Some(call),
+            method: super::methods::channel::Open::default().into(),
+            deadline: Some(deadline),
+            consumer: None,
+        };
+        let channel = Channel::open(id, channel, call, &mut router.out);
+        let index = usize::from(id.number);
+        if router.channels.len() <= index {
+            router.channels.resize_with(index + 1, || None);
+        }
+        router.channels[index] = Some(Box::new(channel));
+    }
+
+    /// Whether a channel may still be spoken on.
+    pub(crate) fn is_open(&self, id: ChannelId) -> bool {
+        matches!(self.router.state, State::Open)
+            && self
+                .router
+                .find(id)
+                .is_some_and(|channel| channel.is_open())
+    }
+
+    /// Sends `method` in its turn; its outcome comes as an event for `call`.
+    pub(crate) fn call(
+        &mut self,
+        id: ChannelId,
+        method: Method,
+        consumer: Option<T::Consumer>,
+        call: T::Call,
+        deadline: Instant,
+    ) {
+        if !self.is_open(id) {
+            return self.router.out.fail(Some(call), CallFailure::Closed);
+        }
+        let call = Call {
+            number: self.router.out.next_call(),
+            token: Some(call),
+            method,
+            deadline: Some(deadline),
+            consumer,
+        };
+        self.router
+            .with_channel(id, |channel, out| channel.call(call, out));
+    }
+
+    /// Cancels a consumer that nobody listens to any more.
+    pub(crate) fn discard_consumer(&mut self, id: ChannelId, consumer_tag: &ShortString) {
+        if self.is_open(id) {
+            self.router.with_channel(id, |channel, out| {
+                channel.discard_consumer(consumer_tag, out);
+            });
+        }
+    }
+
+    /// Settles a delivery, if its channel still can.
+    pub(crate) fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
+        if self.is_open(id) {
+            encode_settle(&mut self.router.out.bytes, id.number, delivery_tag, settle);
+        }
+    }
+
+    /// Closes a channel; whoever wants to know gives `call`.
+    pub(crate) fn close_channel(
+        &mut self,
+        id: ChannelId,
+        code: ReplyCode,
+        text: ShortString,
+        call: Option<(T::Call, Instant)>,
+    ) {
+        let open = self.is_open(id);
+        let number = self.router.out.next_call();
+        let mut call = call;
+        self.router.with_channel(id, |channel, out| {
+            if open {
+                channel.close(code, text, ClosedBy::Application, None, out);
+            }
+            if let Some((token, deadline)) = call.take() {
+                channel.await_close(number, Some(deadline), token, out);
+            }
+        });
+        if let Some((token, _)) = call {
+            self.router.out.answer(token, Ok(Reply::Closed));
+        }
+    }
+
+    /// Begins to close the connection. Everything that goes on ends now.
+    pub(crate) fn close(&mut self, code: ReplyCode, text: ShortString, deadline: Instant) {
+        let router = &mut self.router;
+        if !matches!(router.state, State::Open) {
+            return;
+        }
+        let close = connection::Close::default()
+            .reply_code(code.into())
+            .reply_text(&text);
+        router.out.send(0, &close.into());
+        let reason = CloseReason::new(ClosedBy::Application, code, text, None);
+        router.state = State::Closing { reason, deadline };
+    }
+}
+
+impl<T: Tokens> Router<T> {
+    fn route(&mut self, frame: Frame<'_>) -> Result<(), ProtocolError> {
+        let (number, what) = match frame {
+            Frame::Heartbeat => return Ok(()),
+            Frame::Method {
+                channel: 0,
+                payload,
+            } => {
+                return self.receive_connection_method(decode_method(payload)?);
+            }
+            Frame::Method { channel, .. } => (channel, "a method"),
+            Frame::Header { channel, .. } => (channel, "a content header"),
+            Frame::Body { channel, .. } => (channel, "a content body"),
+        };
+        if number == 0 || number > self.channel_max {
+            let channel = number;
+            return Err(ProtocolError::Channel { channel, what });
+        }
+        if !matches!(self.state, State::Open) {
+            return Ok(());
+        }
+        // Late frames for a channel that is gone are no error.
+        let slot = self.channels.get_mut(usize::from(number));
+        let Some(Some(channel)) = slot else {
+            return Ok(());
+        };
+        let out = &mut self.out;
+        match frame {
+            Frame::Method { payload, .. } => {
+                if channel.receive_method(payload, out)? == Fate::Gone {
+                    self.free(number);
+                }
+                Ok(())
+            }
+            Frame::Header { payload, .. } => {
+                channel.receive_header(payload, self.max_message_size, out)
+            }
+            Frame::Body { payload, .. } => channel.receive_body(payload, out),
+            Frame::Heartbeat => Ok(()),
+        }
+    }
+
+    fn receive_connection_method(&mut self, method: Method) -> Result<(), ProtocolError> {
+        match (&self.state, method) {
+            (_, Method::ConnectionClose(close)) => {
+                self.out.send(0, &connection::CloseOk::default().into());
+                let reason = match &self.state {
+                    State::Closing { reason, .. } => reason.clone(),
+                    _ => close_reason(&close),
+                };
+                self.terminate(Termination::Closed(reason));
+            }
+            (State::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
+                let reason = reason.clone();
+                self.terminate(Termination::Closed(reason));
+            }
+            (State::Closing { .. }, _) => {}
+            (_, Method::ConnectionBlocked(blocked)) => {
+                self.out.events.push_back(Event::Blocked(blocked.reason));
+            }
+            (_, Method::ConnectionUnblocked(_)) => self.out.events.push_back(Event::Unblocked),
+            (_, method) => {
+                return Err(ProtocolError::UnexpectedMethod {
+                    method: method.id(),
+                    state: "on an open connection, where it has no place",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells a peer that broke the protocol, and ends.
+    fn give_up(&mut self, error: ProtocolError) {
+        let text: String = error.to_string().chars().take(60).collect();
+        let close = connection::Close::default()
+            .reply_code(error.reply_code().into())
+            .reply_text(text);
+        self.out.send(0, &close.into());
+        self.terminate(Termination::Protocol(error));
+    }
+
+    fn terminate(&mut self, termination: Termination) {
+        if matches!(self.state, State::Closed) {
+            return;
+        }
+        self.state = State::Closed;
+        self.out.events.push_back(Event::Closed(termination));
+        for channel in self.channels.drain(..).flatten() {
+            channel.lose(&mut self.out);
+        }
+        self.out.deadlines.clear();
+    }
+
+    fn reserve(&mut self, number: Option<u16>) -> Result<ChannelId, NumberError> {
+        let number = match number {
+            Some(number) if number == 0 || number > self.channel_max => {
+                return Err(NumberError::OutOfRange);
+            }
+            Some(number) if self.is_taken(number) => return Err(NumberError::InUse),
+            Some(number) => number,
+            None => self.lowest_free().ok_or(NumberError::NoneFree)?,
+        };
+        self.generations += 1;
+        Ok(ChannelId {
+            number,
+            generation: self.generations,
+        })
+    }
+
+    fn is_taken(&self, number: u16) -> bool {
+        matches!(self.channels.get(usize::from(number)), Some(Some(_)))
+    }
+
+    fn lowest_free(&mut self) -> Option<u16> {
+        let number = (self.lowest_free..=self.channel_max).find(|&number| !self.is_taken(number));
+        self.lowest_free = number.unwrap_or(self.channel_max);
+        number
+    }
+
+    fn free(&mut self, number: u16) {
+        if let Some(slot) = self.channels.get_mut(usize::from(number)) {
+            *slot = None;
+        }
+        self.lowest_free = self.lowest_free.min(number);
+    }
+
+    fn find(&self, id: ChannelId) -> Option<&Channel<T>> {
+        let channel = self.channels.get(usize::from(id.number))?.as_deref()?;
+        (channel.id() == id).then_some(channel)
+    }
+
+    fn with_channel(&mut self, id: ChannelId, act: impl FnOnce(&mut Channel<T>, &mut Out<T>)) {
+        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.number)) {
+            if channel.id() == id {
+                act(channel, &mut self.out);
+            }
+        }
+    }
+}

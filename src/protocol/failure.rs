@@ -1,0 +1,324 @@
+//! What can be wrong with bytes, and why a channel or connection ended.
+
+use std::fmt;
+
+use super::methods::MethodId;
+use super::wire::ShortString;
+
+/// The code with which one side tells the other how something ended.
+///
+/// Codes that RabbitMQ uses have a constant; any other number survives as it is.
+/// The list is that of the AMQP 0-9-1 specification, section 1.7 ("reply-code").
+///
+/// ```
+/// use cony::ReplyCode;
+///
+/// assert_eq!(ReplyCode::NOT_FOUND.to_string(), "404 NOT_FOUND");
+/// assert!(ReplyCode::NOT_FOUND.is_channel_error());
+/// assert_eq!(ReplyCode::from(999).to_string(), "999");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplyCode(u16);
+
+macro_rules! reply_codes {
+    ($($(#[$doc:meta])* $name:ident = $code:literal)*) => {
+        impl ReplyCode {
+            $($(#[$doc])* pub const $name: Self = Self($code);)*
+
+            /// The name of the specification, if it has one for this code.
+            pub fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $($code => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+reply_codes! {
+    /// 200: all went well.
+    REPLY_SUCCESS = 200
+    /// 311: the content was larger than the receiver accepts.
+    CONTENT_TOO_LARGE = 311
+    /// 312: a mandatory message reached no queue.
+    NO_ROUTE = 312
+    /// 313: an immediate message found no consumer.
+    NO_CONSUMERS = 313
+    /// 320: an operator closed the connection, or the broker shuts down.
+    CONNECTION_FORCED = 320
+    /// 402: the virtual host is unknown.
+    INVALID_PATH = 402
+    /// 403: the user lacks the permission, or an exclusive consumer is in the way.
+    ACCESS_REFUSED = 403
+    /// 404: no such queue, exchange or binding.
+    NOT_FOUND = 404
+    /// 405: the queue is exclusive to another connection.
+    RESOURCE_LOCKED = 405
+    /// 406: the thing exists with other properties, or a delivery tag is unknown.
+    PRECONDITION_FAILED = 406
+    /// 501: a frame was malformed.
+    FRAME_ERROR = 501
+    /// 502: a field of a frame was malformed.
+    SYNTAX_ERROR = 502
+    /// 503: a method came in the wrong order.
+    COMMAND_INVALID = 503
+    /// 504: a channel was used that is not open.
+    CHANNEL_ERROR = 504
+    /// 505: a frame came where it must not.
+    UNEXPECTED_FRAME = 505
+    /// 506: the broker lacks resources.
+    RESOURCE_ERROR = 506
+    /// 530: the broker does not allow this at all.
+    NOT_ALLOWED = 530
+    /// 540: the broker does not implement this.
+    NOT_IMPLEMENTED = 540
+    /// 541: something broke inside the broker.
+    INTERNAL_ERROR = 541
+}
+
+impl ReplyCode {
+    /// Whether this code, by the specification, closes only a channel.
+    pub fn is_channel_error(self) -> bool {
+        matches!(self.0, 311..=313 | 403..=406)
+    }
+}
+
+impl From<u16> for ReplyCode {
+    fn from(code: u16) -> Self {
+        Self(code)
+    }
+}
+
+impl From<ReplyCode> for u16 {
+    fn from(code: ReplyCode) -> Self {
+        code.0
+    }
+}
+
+impl fmt::Display for ReplyCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => write!(f, "{} {name}", self.0),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for ReplyCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Who ended a channel or connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ClosedBy {
+    /// This program, by `close`, `disconnect` or by dropping the last handle.
+    Application,
+    /// The broker.
+    Broker,
+    /// cony, because the broker broke the protocol or a limit.
+    Library,
+}
+
+impl fmt::Display for ClosedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Application => "this program",
+            Self::Broker => "the broker",
+            Self::Library => "cony",
+        })
+    }
+}
+
+/// Why a channel or connection was closed: the contents of its Close method.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseReason {
+    /// Who closed it.
+    pub by: ClosedBy,
+    /// What kind of reason. Branch on this one: the text is not stable.
+    pub code: ReplyCode,
+    /// The reason in words, as the broker gave it.
+    pub text: ShortString,
+    /// The method that provoked it, when the broker named one.
+    pub method: Option<MethodId>,
+}
+
+impl CloseReason {
+    pub(crate) fn new(
+        by: ClosedBy,
+        code: impl Into<ReplyCode>,
+        text: impl Into<ShortString>,
+        method: Option<MethodId>,
+    ) -> Self {
+        Self {
+            by,
+            code: code.into(),
+            text: text.into(),
+            method,
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "closed by {}: {}", self.by, self.code)?;
+        if !self.text.is_empty() {
+            write!(f, " ({})", self.text)?;
+        }
+        match self.method {
+            Some(method) => write!(f, ", caused by {method}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a method, table or content cannot be put on the wire. Nothing was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EncodeError {
+    /// What was too long, in words.
+    pub(crate) what: String,
+    /// Its size and the limit, in bytes.
+    pub(crate) size: usize,
+    pub(crate) limit: usize,
+}
+
+impl EncodeError {
+    pub(crate) fn short_string(size: usize) -> Self {
+        Self::beyond("short string", size, super::wire::SHORT_STRING_MAX)
+    }
+
+    pub(crate) fn too_large(size: usize) -> Self {
+        Self::beyond("long string or table", size, u32::MAX as usize)
+    }
+
+    pub(crate) fn beyond(what: impl Into<String>, size: usize, limit: usize) -> Self {
+        Self {
+            what: what.into(),
+            size,
+            limit,
+        }
+    }
+
+    /// The same, said of `field`.
+    pub(crate) fn in_field(mut self, field: &str) -> Self {
+        self.what = format!("{field} ({})", self.what);
+        self
+    }
+}
+
+/// What is wrong with bytes that the peer sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// A length points behind the end of what encloses it.
+    Truncated,
+    /// A table holds a value of a type that neither the specification nor RabbitMQ knows.
+    UnknownFieldType(u8),
+    /// A table nests deeper, or holds more values, than any sane one.
+    TableTooLarge,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated => f.write_str("a length points behind the end of its frame"),
+            Self::UnknownFieldType(letter) => write!(
+                f,
+                "a table holds a value of the unknown type '{}' (octet {letter})",
+                letter.escape_ascii()
+            ),
+            Self::TableTooLarge => f.write_str("a table nests too deep or holds too many values"),
+        }
+    }
+}
+
+/// How the peer broke the protocol. The connection ends with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// A protocol header came instead of a frame: the peer speaks another version.
+    ProtocolHeader([u8; 8]),
+    /// The frame type is none of AMQP's.
+    FrameType(u8),
+    /// A frame is larger than what was negotiated; both in bytes of payload.
+    FrameTooLarge {
+        /// The size that the frame claims.
+        size: u32,
+        /// The largest that was negotiated.
+        limit: u32,
+    },
+    /// The octet behind a frame is not the frame end (0xCE).
+    FrameEnd(u8),
+    /// A frame came on a channel that cannot have one.
+    Channel {
+        /// The channel's number.
+        channel: u16,
+        /// What came.
+        what: &'static str,
+    },
+    /// No such method.
+    UnknownMethod(MethodId),
+    /// The method cannot come from a broker, or not at this moment.
+    UnexpectedMethod {
+        /// What came.
+        method: MethodId,
+        /// What was awaited or going on.
+        state: &'static str,
+    },
+    /// A content header or body came where none was due, or a method inside a content.
+    UnexpectedContent(&'static str),
+    /// A method or content header does not decode.
+    Malformed {
+        /// Which one.
+        method: MethodId,
+        /// What is wrong with it.
+        error: DecodeError,
+    },
+    /// The body frames hold more than the header announced.
+    BodyTooLong,
+}
+
+impl ProtocolError {
+    /// The code for the Close that tells the peer (specification, section 2.2.4 and 1.7).
+    pub(crate) fn reply_code(&self) -> ReplyCode {
+        match self {
+            Self::ProtocolHeader(_)
+            | Self::FrameType(_)
+            | Self::FrameTooLarge { .. }
+            | Self::FrameEnd(_) => ReplyCode::FRAME_ERROR,
+            Self::Malformed { .. } | Self::BodyTooLong => ReplyCode::SYNTAX_ERROR,
+            Self::Channel { .. } => ReplyCode::CHANNEL_ERROR,
+            Self::UnknownMethod(_) | Self::UnexpectedMethod { .. } => ReplyCode::COMMAND_INVALID,
+            Self::UnexpectedContent(_) => ReplyCode::UNEXPECTED_FRAME,
+        }
+    }
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProtocolHeader(header) => write!(
+                f,
+                "a protocol header (\"{}\") came instead of a frame",
+                header.escape_ascii()
+            ),
+            Self::FrameType(octet) => write!(f, "there is no frame type {octet}"),
+            Self::FrameTooLarge { size, limit } => {
+                write!(f, "a frame of {size} bytes exceeds the negotiated {limit}")
+            }
+            Self::FrameEnd(octet) => {
+                write!(f, "a frame ends with {octet:#04x} and not with 0xce")
+            }
+            Self::Channel { channel, what } => write!(f, "{what} came on channel {channel}"),
+            Self::UnknownMethod(method) => write!(f, "there is no method {method}"),
+            Self::UnexpectedMethod { method, state } => write!(f, "{method} came {state}"),
+            Self::UnexpectedContent(what) => f.write_str(what),
+            Self::Malformed { method, error } => write!(f, "{method} does not decode: {error}"),
+            Self::BodyTooLong => f.write_str("a body is longer than its header said"),
+        }
+    }
+}

@@ -1,0 +1,553 @@
+//! Frames: an incremental decoder, and the encoders of what a client sends.
+//!
+//! Rules: AMQP 0-9-1 specification, section 4.2.3 (general frame format).
+
+use bytes::Bytes;
+
+use super::failure::{EncodeError, ProtocolError};
+use super::methods::{Method, MethodId, basic};
+use super::properties::BasicProperties;
+use super::wire::Writer;
+
+/// What every frame adds to its payload: type, channel, size and frame end.
+/// The negotiated `frame_max` counts these octets.
+pub(crate) const FRAME_OVERHEAD: usize = HEADER_SIZE + 1;
+
+/// The smallest `frame_max` that the specification allows. (RabbitMQ 4.1: 8192.)
+pub(crate) const FRAME_MIN_SIZE: u32 = 4096;
+
+const HEADER_SIZE: usize = 7;
+const FRAME_END: u8 = 0xce;
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+
+/// How much one read may bring. Grows only for a larger negotiated frame.
+const BUFFER_SIZE: usize = 128 * 1024;
+
+/// With less room than this behind a partial frame, the frame moves to the front.
+const ROOM_MIN: usize = 16 * 1024;
+
+/// A heartbeat, ready to send.
+pub(crate) const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
+
+/// The first bytes of a connection.
+pub(crate) const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
+
+/// One frame, borrowed from the decoder's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Frame<'a> {
+    Method { channel: u16, payload: &'a [u8] },
+    Header { channel: u16, payload: &'a [u8] },
+    Body { channel: u16, payload: &'a [u8] },
+    Heartbeat,
+}
+
+/// Cuts a stream of bytes into frames, however the bytes are chunked.
+///
+/// Read into [`space`](Self::space), say how much came with [`filled`](Self::filled),
+/// then call [`next`](Self::next) until it has no more.
+#[derive(Debug)]
+pub(crate) struct FrameDecoder {
+    buffer: Vec<u8>,
+    /// What is not decoded yet is `buffer[start..end]`.
+    start: usize,
+    end: usize,
+    frame_max: u32,
+}
+
+impl FrameDecoder {
+    pub(crate) fn new(frame_max: u32) -> Self {
+        Self {
+            buffer: vec![0; BUFFER_SIZE],
+            start: 0,
+            end: 0,
+            frame_max,
+        }
+    }
+
+    pub(crate) fn set_frame_max(&mut self, frame_max: u32) {
+        self.frame_max = frame_max;
+    }
+
+    /// What came and is not decoded yet.
+    pub(crate) fn pending(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Where the next bytes belong; never empty.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+        let wanted = self.pending_frame_size().unwrap_or(0).max(BUFFER_SIZE);
+        if wanted > self.buffer.len() {
+            self.buffer.resize(wanted, 0);
+        }
+        if self.start > 0 && self.buffer.len() - self.end < ROOM_MIN {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        &mut self.buffer[self.end..]
+    }
+
+    /// Says that `count` bytes were written to the front of [`space`](Self::space).
+    pub(crate) fn filled(&mut self, count: usize) {
+        self.end = (self.end + count).min(self.buffer.len());
+    }
+
+    /// The next complete frame. An error is final.
+    pub(crate) fn next(&mut self) -> Result<Option<Frame<'_>>, ProtocolError> {
+        let Some((kind, channel, size)) = self.header()? else {
+            return Ok(None);
+        };
+        let total = size + FRAME_OVERHEAD;
+        let frame = &self.buffer[self.start..self.end];
+        let Some(&end) = frame.get(total - 1) else {
+            return Ok(None);
+        };
+        if end != FRAME_END {
+            return Err(ProtocolError::FrameEnd(end));
+        }
+        let payload = &frame[HEADER_SIZE..total - 1];
+        self.start += total;
+        Ok(Some(match kind {
+            METHOD => Frame::Method { channel, payload },
+            HEADER => Frame::Header { channel, payload },
+            BODY => Frame::Body { channel, payload },
+            _ if channel == 0 => Frame::Heartbeat,
+            _ => {
+                return Err(ProtocolError::Channel {
+                    channel,
+                    what: "a heartbeat",
+                });
+            }
+        }))
+    }
+
+    /// Type, channel and payload size of the first frame, checked as soon as their
+    /// bytes are there.
+    fn header(&self) -> Result<Option<(u8, u16, usize)>, ProtocolError> {
+        let pending = self.pending();
+        match pending.first() {
+            None => return Ok(None),
+            Some(&(METHOD | HEADER | BODY | HEARTBEAT)) => {}
+            Some(b'A') => {
+                return match pending.first_chunk::<8>() {
+                    Some(header) => Err(ProtocolError::ProtocolHeader(*header)),
+                    None => Ok(None),
+                };
+            }
+            Some(&other) => return Err(ProtocolError::FrameType(other)),
+        }
+        let Some(&[kind, c1, c0, s3, s2, s1, s0]) = pending.first_chunk::<HEADER_SIZE>() else {
+            return Ok(None);
+        };
+        let size = u32::from_be_bytes([s3, s2, s1, s0]);
+        let limit = self.frame_max - 8;
+        if size > limit {
+            return Err(ProtocolError::FrameTooLarge { size, limit });
+        }
+        Ok(Some((kind, u16::from_be_bytes([c1, c0]), size as usize)))
+    }
+
+    fn pending_frame_size(&self) -> Option<usize> {
+        let (_, _, size) = self.header().ok()??;
+        Some(size + FRAME_OVERHEAD)
+    }
+}
+
+/// Appends a frame whose payload is what `payload` writes. On an error, and when the
+/// frame would exceed `frame_max`, `out` is as before.
+fn encode_frame(
+    out: &mut Vec<u8>,
+    kind: u8,
+    channel: u16,
+    frame_max: usize,
+    payload: impl FnOnce(&mut Writer<'_>) -> Result<(), EncodeError>,
+) -> Result<(), EncodeError> {
+    let start = out.len();
+    let [c1, c0] = channel.to_be_bytes();
+    out.extend_from_slice(&[kind, c1, c0]);
+    let written = Writer::new(out).length_prefixed(payload);
+    out.push(FRAME_END);
+    let size = out.len() - start;
+    let result = match written {
+        Ok(()) if size > frame_max => Err(EncodeError::beyond("frame", size, frame_max)),
+        other => other,
+    };
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
+}
+
+fn write_method_id(writer: &mut Writer<'_>, id: MethodId) {
+    writer.put(&id.class.to_be_bytes());
+    writer.put(&id.method.to_be_bytes());
+}
+
+/// Appends a method frame.
+pub(crate) fn encode_method(
+    out: &mut Vec<u8>,
+    channel: u16,
+    method: &Method,
+    frame_max: usize,
+) -> Result<(), EncodeError> {
+    encode_frame(out, METHOD, channel, frame_max, |writer| {
+        write_method_id(writer, method.id());
+        method.write(writer)
+    })
+    .map_err(|error| match error.what.as_str() {
+        "frame" => error.in_field(&method.id().to_string()),
+        _ => error,
+    })
+}
+
+/// How a delivery is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settle {
+    Ack { multiple: bool },
+    Nack { multiple: bool, requeue: bool },
+    Reject { requeue: bool },
+}
+
+/// Appends an ack, nack or reject: always small, so it cannot fail.
+pub(crate) fn encode_settle(out: &mut Vec<u8>, channel: u16, delivery_tag: u64, settle: Settle) {
+    let (id, bits) = match settle {
+        Settle::Ack { multiple } => (basic::Ack::ID, u8::from(multiple)),
+        Settle::Nack { multiple, requeue } => {
+            (basic::Nack::ID, u8::from(multiple) | u8::from(requeue) << 1)
+        }
+        Settle::Reject { requeue } => (basic::Reject::ID, u8::from(requeue)),
+    };
+    let [c1, c0] = channel.to_be_bytes();
+    let [i1, i0] = id.class.to_be_bytes();
+    let [m1, m0] = id.method.to_be_bytes();
+    out.extend_from_slice(&[METHOD, c1, c0, 0, 0, 0, 13, i1, i0, m1, m0]);
+    out.extend_from_slice(&delivery_tag.to_be_bytes());
+    out.extend_from_slice(&[bits, FRAME_END]);
+}
+
+/// What is published, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publish<'a> {
+    pub(crate) exchange: &'a str,
+    pub(crate) routing_key: &'a str,
+    pub(crate) mandatory: bool,
+    pub(crate) immediate: bool,
+    pub(crate) properties: Option<&'a BasicProperties>,
+    pub(crate) body: &'a [u8],
+}
+
+/// One publish as one buffer: method, header and body frames.
+///
+/// Contiguous, because nothing else may come between them on their channel.
+pub(crate) fn encode_publish(
+    channel: u16,
+    publish: Publish<'_>,
+    frame_max: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let body = publish.body;
+    let chunk_max = frame_max - FRAME_OVERHEAD;
+    let chunks = body.len().div_ceil(chunk_max);
+    let names = publish.exchange.len() + publish.routing_key.len();
+    let mut out = Vec::with_capacity(names + 64 + chunks * FRAME_OVERHEAD + body.len());
+
+    encode_frame(&mut out, METHOD, channel, frame_max, |writer| {
+        write_method_id(writer, basic::Publish::ID);
+        writer.put(&[0, 0]);
+        writer
+            .short_bytes(publish.exchange.as_bytes())
+            .map_err(|error| error.in_field("basic.publish exchange"))?;
+        writer
+            .short_bytes(publish.routing_key.as_bytes())
+            .map_err(|error| error.in_field("basic.publish routing_key"))?;
+        writer.bit(publish.mandatory);
+        writer.bit(publish.immediate);
+        Ok(())
+    })?;
+    encode_content(&mut out, channel, publish.properties, body, frame_max)?;
+    Ok(out)
+}
+
+/// Appends the header and body frames of a content of class basic.
+pub(crate) fn encode_content(
+    out: &mut Vec<u8>,
+    channel: u16,
+    properties: Option<&BasicProperties>,
+    body: &[u8],
+    frame_max: usize,
+) -> Result<(), EncodeError> {
+    encode_frame(out, HEADER, channel, frame_max, |writer| {
+        writer.put(&basic::Publish::ID.class.to_be_bytes());
+        writer.put(&[0, 0]);
+        writer.put(&(body.len() as u64).to_be_bytes());
+        match properties {
+            Some(properties) => properties.write(writer)?,
+            None => writer.put(&[0, 0]),
+        }
+        Ok(())
+    })
+    .map_err(|error| match error.what.as_str() {
+        "frame" => error.in_field("properties of a message"),
+        _ => error,
+    })?;
+    let [c1, c0] = channel.to_be_bytes();
+    for chunk in body.chunks(frame_max - FRAME_OVERHEAD) {
+        let size = u32::try_from(chunk.len()).map_err(|_| EncodeError::too_large(chunk.len()))?;
+        out.extend_from_slice(&[BODY, c1, c0]);
+        out.extend_from_slice(&size.to_be_bytes());
+        out.extend_from_slice(chunk);
+        out.push(FRAME_END);
+    }
+    Ok(())
+}
+
+/// A body of its own, so that it does not pin the buffer it was read into.
+pub(crate) fn copied(payload: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(payload)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FRAME_MAX: usize = 4096;
+
+    fn decoder() -> FrameDecoder {
+        FrameDecoder::new(4096)
+    }
+
+    pub(crate) fn feed(decoder: &mut FrameDecoder, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let space = decoder.space();
+            let count = rest.len().min(space.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            decoder.filled(count);
+            rest = &rest[count..];
+        }
+    }
+
+    /// Frames as owned values: type, channel, payload.
+    fn drain(decoder: &mut FrameDecoder) -> Result<Vec<(u8, u16, Vec<u8>)>, ProtocolError> {
+        let mut frames = Vec::new();
+        while let Some(frame) = decoder.next()? {
+            frames.push(match frame {
+                Frame::Method { channel, payload } => (METHOD, channel, payload.to_vec()),
+                Frame::Header { channel, payload } => (HEADER, channel, payload.to_vec()),
+                Frame::Body { channel, payload } => (BODY, channel, payload.to_vec()),
+                Frame::Heartbeat => (HEARTBEAT, 0, Vec::new()),
+            });
+        }
+        Ok(frames)
+    }
+
+    fn publish(body: &[u8]) -> Vec<u8> {
+        let publish = Publish {
+            exchange: "e",
+            routing_key: "k",
+            mandatory: true,
+            immediate: false,
+            properties: None,
+            body,
+        };
+        encode_publish(3, publish, FRAME_MAX).unwrap()
+    }
+
+    #[test]
+    fn golden_bytes_of_a_publish() {
+        assert_eq!(
+            publish(b"hi"),
+            b"\x01\0\x03\0\0\0\x0b\0\x3c\0\x28\0\0\x01e\x01k\x01\xce\
+              \x02\0\x03\0\0\0\x0e\0\x3c\0\0\0\0\0\0\0\0\0\x02\0\0\xce\
+              \x03\0\x03\0\0\0\x02hi\xce"
+        );
+    }
+
+    #[test]
+    fn settles_equal_the_methods_of_the_table() {
+        for (settle, method) in [
+            (
+                Settle::Ack { multiple: true },
+                Method::from(basic::Ack::default().delivery_tag(7).multiple(true)),
+            ),
+            (
+                Settle::Nack {
+                    multiple: false,
+                    requeue: true,
+                },
+                basic::Nack::default().delivery_tag(7).into(),
+            ),
+            (
+                Settle::Nack {
+                    multiple: true,
+                    requeue: false,
+                },
+                basic::Nack::default()
+                    .delivery_tag(7)
+                    .multiple(true)
+                    .requeue(false)
+                    .into(),
+            ),
+            (
+                Settle::Reject { requeue: true },
+                basic::Reject::default().delivery_tag(7).into(),
+            ),
+        ] {
+            let mut short = Vec::new();
+            encode_settle(&mut short, 2, 7, settle);
+            let mut long = Vec::new();
+            encode_method(&mut long, 2, &method, FRAME_MAX).unwrap();
+            assert_eq!(short, long);
+        }
+    }
+
+    #[test]
+    fn a_body_is_split_by_frame_max() {
+        let max = FRAME_MAX - FRAME_OVERHEAD;
+        for (size, expected) in [
+            (0, vec![]),
+            (1, vec![1]),
+            (max - 1, vec![max - 1]),
+            (max, vec![max]),
+            (max + 1, vec![max, 1]),
+            (2 * max, vec![max, max]),
+        ] {
+            let mut decoder = decoder();
+            feed(&mut decoder, &publish(&vec![7; size]));
+            let frames = drain(&mut decoder).unwrap();
+            let bodies: Vec<usize> = frames[2..].iter().map(|(_, _, body)| body.len()).collect();
+            assert_eq!(bodies, expected, "{size}");
+            assert_eq!(frames[1].2[4..12], (size as u64).to_be_bytes());
+        }
+    }
+
+    #[test]
+    fn a_publish_with_a_long_name_or_too_many_headers_is_refused() {
+        let long = "x".repeat(256);
+        let base = Publish {
+            exchange: "",
+            routing_key: "",
+            mandatory: false,
+            immediate: false,
+            properties: None,
+            body: b"",
+        };
+        let error = encode_publish(
+            1,
+            Publish {
+                routing_key: &long,
+                ..base
+            },
+            FRAME_MAX,
+        );
+        assert_eq!(
+            error.unwrap_err().what,
+            "basic.publish routing_key (short string)"
+        );
+        let fat = BasicProperties::new().headers([("h", "x".repeat(5000))]);
+        let error = encode_publish(
+            1,
+            Publish {
+                properties: Some(&fat),
+                ..base
+            },
+            FRAME_MAX,
+        );
+        assert_eq!(error.unwrap_err().what, "properties of a message (frame)");
+    }
+
+    #[test]
+    fn malformed_frames_are_told_apart() {
+        let cases: [(&[u8], ProtocolError); 5] = [
+            (
+                b"AMQP\0\0\x09\x01",
+                ProtocolError::ProtocolHeader(PROTOCOL_HEADER),
+            ),
+            (b"\x04", ProtocolError::FrameType(4)),
+            (
+                b"\x01\0\0\xff\xff\xff\xff",
+                ProtocolError::FrameTooLarge {
+                    size: u32::MAX,
+                    limit: 4088,
+                },
+            ),
+            (b"\x08\0\0\0\0\0\0\xcd", ProtocolError::FrameEnd(0xcd)),
+            (
+                b"\x08\0\x01\0\0\0\0\xce",
+                ProtocolError::Channel {
+                    channel: 1,
+                    what: "a heartbeat",
+                },
+            ),
+        ];
+        for (bytes, error) in cases {
+            let mut decoder = decoder();
+            feed(&mut decoder, bytes);
+            assert_eq!(drain(&mut decoder), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_frame_of_exactly_frame_max_passes() {
+        let mut bytes = b"\x03\0\x01\0\0\x0f\xf8".to_vec();
+        bytes.extend(vec![0; 4088]);
+        bytes.push(FRAME_END);
+        assert_eq!(bytes.len(), FRAME_MAX);
+        let mut decoder = decoder();
+        feed(&mut decoder, &bytes);
+        assert_eq!(drain(&mut decoder).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_frame_larger_than_the_buffer_grows_it() {
+        let size = 3 * BUFFER_SIZE;
+        let mut decoder = FrameDecoder::new(u32::try_from(size + 8).unwrap());
+        let mut bytes = vec![BODY, 0, 1];
+        bytes.extend(u32::try_from(size).unwrap().to_be_bytes());
+        bytes.extend(vec![9; size]);
+        bytes.push(FRAME_END);
+        feed(&mut decoder, &bytes);
+        assert_eq!(drain(&mut decoder).unwrap()[0].2.len(), size);
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_gives_the_same_frames(
+            bodies in proptest::collection::vec(0usize..10_000, 1..5),
+            chunk in 1usize..5000,
+        ) {
+            let mut stream = Vec::new();
+            for (index, size) in bodies.iter().enumerate() {
+                stream.extend(publish(&vec![u8::try_from(index).unwrap(); *size]));
+                stream.extend(HEARTBEAT_FRAME);
+            }
+            let mut whole = decoder();
+            feed(&mut whole, &stream);
+            let expected = drain(&mut whole).unwrap();
+
+            let mut chunked = decoder();
+            let mut frames = Vec::new();
+            for piece in stream.chunks(chunk) {
+                feed(&mut chunked, piece);
+                frames.extend(drain(&mut chunked).unwrap());
+            }
+            prop_assert_eq!(frames, expected);
+            prop_assert!(chunked.pending().is_empty());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut decoder = decoder();
+            feed(&mut decoder, &bytes);
+            let _ = drain(&mut decoder);
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The protocol as a value: no sockets, threads, locks or clocks.
+//!
+//! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
+//! everything that can be said, [`frame`] and [`content`] how it is wrapped;
+//! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s,
+//! [`heartbeat`] watches over it. [`failure`] says what can be wrong.
+//!
+//! Nothing in here knows anything of the rest of the crate.
+
+#[macro_use]
+mod define;
+
+pub(crate) mod channel;
+pub(crate) mod connection;
+pub(crate) mod content;
+pub(crate) mod failure;
+pub(crate) mod frame;
+pub(crate) mod handshake;
+pub(crate) mod heartbeat;
+pub mod methods;
+pub(crate) mod properties;
+pub(crate) mod table;
+pub(crate) mod wire;
+
+#[cfg(test)]
+mod tests;
