@@ -14,15 +14,13 @@ fn main() -> cony::Result<()> {
     let queue = channel.queue_declare(queue::Declare::new("").exclusive(true))?;
     channel.basic_publish("", &queue.queue, "Hello, world!")?;
 
-    // The broker routes a message before it answers what was asked after it, so the
-    // message is there.
-    channel.queue_declare(queue::Declare::new(&queue.queue).passive(true))?;
-    match channel.basic_get(&queue.queue)? {
-        Some(message) => {
-            println!("got: {}", message.text()?);
-            message.ack()?;
+    // Publishing does not wait until the message is in the queue, so look until it is.
+    let message = loop {
+        if let Some(message) = channel.basic_get(&queue.queue)? {
+            break message;
         }
-        None => println!("the queue is empty"),
-    }
+    };
+    println!("got: {}", message.text()?);
+    message.ack()?;
     connection.close()
 }

@@ -32,10 +32,14 @@ use crate::protocol::wire::ShortString;
 /// One background thread owns the socket and sends the heartbeats, so a connection
 /// stays alive whatever the program's threads do.
 ///
-/// ```no_run
+/// ```
 /// use cony::BlockingConnection;
 ///
-/// let connection = BlockingConnection::open("amqp://guest:guest@localhost:5672/%2f")?;
+/// # let url = std::env::var("AMQP_URL").expect("AMQP_URL names a broker");
+/// # /*
+/// let url = "amqp://guest:guest@localhost:5672/%2f";
+/// # */
+/// let connection = BlockingConnection::open(url)?;
 /// let channel = connection.channel()?;
 /// channel.queue_declare("tasks")?;
 /// channel.basic_publish("", "tasks", "hello")?;

@@ -20,15 +20,19 @@ use crate::protocol::wire::ShortString;
 /// it to share it between threads: each delivery goes to one of them. It keeps its
 /// channel and connection open. Dropping the last clone cancels the consumer.
 ///
-/// ```no_run
-/// # let channel: cony::BlockingChannel = todo!();
-/// let consumer = channel.consume("tasks")?;
+/// ```
+/// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+/// # channel.queue_declare("images")?;
+/// let consumer = channel.consume("images")?;
 /// std::thread::scope(|scope| {
 ///     for _ in 0..4 {
 ///         let worker = consumer.clone();
 ///         scope.spawn(move || worker.for_each(|delivery| delivery.ack()));
 ///     }
-/// });
+///     // Until something ends the consumer.
+///     consumer.cancel()
+/// })?;
+/// # channel.queue_delete("images")?;
 /// # Ok::<(), cony::Error>(())
 /// ```
 pub struct Consumer {
@@ -60,6 +64,25 @@ impl Consumer {
     /// The channel that it is on.
     pub fn channel(&self) -> &BlockingChannel {
         &self.handle.channel
+    }
+
+    /// Waits for the next delivery. `None` after the end.
+    ///
+    /// # Errors
+    ///
+    /// Why the consumer has ended, once, unless it was by its own
+    /// [`cancel`](Self::cancel).
+    pub fn next(&self) -> Option<Result<Delivery>> {
+        match self.take(None) {
+            Ok(delivery) => delivery.map(Ok),
+            Err(_) if self.handle.port.cancelled_by_broker() == Some(false) => None,
+            Err(error) => (!self.told.swap(true, Ordering::Relaxed)).then_some(Err(error)),
+        }
+    }
+
+    /// The deliveries one by one, as [`next`](Self::next) gives them.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter(self)
     }
 
     /// The next delivery if it is here already, else `None`.
@@ -178,23 +201,6 @@ impl Clone for Consumer {
     }
 }
 
-/// Waits for the next delivery.
-fn next(consumer: &Consumer) -> Option<Result<Delivery>> {
-    match consumer.take(None) {
-        Ok(delivery) => delivery.map(Ok),
-        Err(_) if consumer.handle.port.cancelled_by_broker() == Some(false) => None,
-        Err(error) => (!consumer.told.swap(true, Ordering::Relaxed)).then_some(Err(error)),
-    }
-}
-
-impl Iterator for Consumer {
-    type Item = Result<Delivery>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        next(self)
-    }
-}
-
 /// Takes the deliveries of a borrowed [`Consumer`].
 #[derive(Debug)]
 pub struct Iter<'a>(&'a Consumer);
@@ -203,7 +209,19 @@ impl Iterator for Iter<'_> {
     type Item = Result<Delivery>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        next(self.0)
+        self.0.next()
+    }
+}
+
+/// Takes the deliveries of a [`Consumer`], and keeps it.
+#[derive(Debug)]
+pub struct IntoIter(Consumer);
+
+impl Iterator for IntoIter {
+    type Item = Result<Delivery>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
     }
 }
 
@@ -212,7 +230,16 @@ impl<'a> IntoIterator for &'a Consumer {
     type IntoIter = Iter<'a>;
 
     fn into_iter(self) -> Iter<'a> {
-        Iter(self)
+        self.iter()
+    }
+}
+
+impl IntoIterator for Consumer {
+    type Item = Result<Delivery>;
+    type IntoIter = IntoIter;
+
+    fn into_iter(self) -> IntoIter {
+        IntoIter(self)
     }
 }
 

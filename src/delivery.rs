@@ -19,12 +19,15 @@ use crate::protocol::wire::ShortString;
 /// delivery that is just dropped stays unsettled: the broker gives it out again when
 /// the channel closes.
 ///
-/// ```no_run
-/// # let channel: cony::BlockingChannel = todo!();
-/// if let Some(message) = channel.basic_get("tasks")? {
+/// ```
+/// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+/// # channel.queue_declare("letters")?;
+/// # channel.basic_publish("", "letters", "hello")?;
+/// if let Some(message) = channel.basic_get("letters")? {
 ///     println!("{} from {}", message.text()?, message.routing_key);
 ///     message.ack()?;
 /// }
+/// # channel.queue_delete("letters")?;
 /// # Ok::<(), cony::Error>(())
 /// ```
 #[non_exhaustive]
@@ -163,8 +166,8 @@ impl fmt::Debug for Delivery {
 /// Anything that is bytes converts, so a plain body needs no `Message` at all. The
 /// properties are borrowed, to be used again for the next message.
 ///
-/// ```no_run
-/// # let channel: cony::BlockingChannel = todo!();
+/// ```
+/// # let channel = cony::BlockingConnection::open_default()?.channel()?;
 /// use cony::{BasicProperties, DeliveryMode, Message};
 ///
 /// channel.basic_publish("", "tasks", "hello")?;

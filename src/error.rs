@@ -30,8 +30,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `ConnectionClosed` | the connection | depends on its code |
 /// | `Protocol` | the connection | no; please report it |
 ///
-/// ```no_run
-/// # let channel: cony::BlockingChannel = todo!();
+/// ```
+/// # let channel = cony::BlockingConnection::open_default()?.channel()?;
 /// match channel.queue_declare(cony::queue::Declare::new("tasks").passive(true)) {
 ///     Ok(queue) => println!("{} messages wait", queue.message_count),
 ///     Err(cony::Error::ChannelClosed(reason)) if reason.code == cony::ReplyCode::NOT_FOUND => {
@@ -39,8 +39,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///     }
 ///     Err(error) => eprintln!("{error}"),
 /// }
+/// # Ok::<(), cony::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+///
+/// `Debug` shows the same text as `Display`, so that a `fn main() -> cony::Result<()>`
+/// ends with a sentence for its user.
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Error {
     /// A connection parameter, or an option of a URL, cannot be used.
@@ -380,6 +384,12 @@ impl fmt::Display for Error {
             Self::NotUtf8(error) => write!(f, "the body is not UTF-8: {error}"),
             Self::Other(error) => error.fmt(f),
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

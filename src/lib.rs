@@ -1,4 +1,103 @@
-//! A blocking RabbitMQ (AMQP 0-9-1) client.
+//! A blocking client for RabbitMQ, and for any other broker that speaks AMQP 0-9-1.
+//!
+//! ```
+//! use cony::BlockingConnection;
+//!
+//! let connection = BlockingConnection::open_default()?;
+//! let channel = connection.channel()?;
+//! channel.queue_declare("hello")?;
+//! channel.basic_publish("", "hello", "Hello, world!")?;
+//! # channel.queue_delete("hello")?;
+//! # connection.close()?;
+//! # Ok::<(), cony::Error>(())
+//! ```
+//!
+//! No runtime, no futures: every call is a plain function that returns when it is done,
+//! or when its deadline has passed. One background thread owns the socket and sends the
+//! heartbeats, so a callback may take an hour, and every handle can be used from every
+//! thread. cony does for Rust what pika's `BlockingConnection` does for Python, with
+//! what pika's users have asked for since.
+//!
+//! # Publishing
+//!
+//! [`basic_publish`](BlockingChannel::basic_publish) takes an exchange, a routing key
+//! and a message: anything that is bytes, or a [`Message`] that says more.
+//!
+//! ```
+//! use cony::{BasicProperties, DeliveryMode, Message};
+//! # let connection = cony::BlockingConnection::open_default()?;
+//! # let channel = connection.channel()?;
+//!
+//! let persistent = BasicProperties::new()
+//!     .content_type("text/plain")
+//!     .delivery_mode(DeliveryMode::Persistent);
+//! channel.basic_publish("", "tasks", Message::new("work").properties(&persistent))?;
+//! # connection.close()?;
+//! # Ok::<(), cony::Error>(())
+//! ```
+//!
+//! # Consuming
+//!
+//! With a callback, as in pika, or with an iterator. Either way what is delivered must
+//! be acknowledged, or taken with `no_ack`.
+//!
+//! ```
+//! use cony::{basic, queue};
+//! # let connection = cony::BlockingConnection::open_default()?;
+//! # let channel = connection.channel()?;
+//! # let queue = channel.queue_declare(queue::Declare::new("").exclusive(true))?.queue;
+//! # channel.basic_publish("", &queue, "one")?;
+//! # channel.basic_publish("", &queue, "two")?;
+//!
+//! channel.basic_consume(&queue, |channel, delivery| {
+//!     println!("{}", delivery.text()?);
+//!     channel.basic_ack(delivery.delivery_tag)?;
+//!     channel.stop_consuming()
+//! })?;
+//! channel.start_consuming()?;
+//!
+//! let consumer = channel.consume(&queue)?;
+//! for delivery in &consumer {
+//!     delivery?.ack()?;
+//! #   break;
+//! }
+//! # connection.close()?;
+//! # Ok::<(), cony::Error>(())
+//! ```
+//!
+//! # Threads
+//!
+//! [`BlockingConnection`], [`BlockingChannel`] and [`Consumer`] are `Send`, `Sync` and
+//! cheap to clone; a [`Delivery`] can be settled from any thread. Calls of several
+//! threads on one channel take turns; publishes and acknowledgements do not wait for
+//! them. A channel closes with its last handle, a connection with the last of all.
+//!
+//! # Errors
+//!
+//! Every call returns [`Result`] with one [`Error`]. What the broker refuses costs the
+//! channel, or sometimes the connection, and the error says so with the broker's code and
+//! text; whoever asks the dead handle later gets the same reason. What is wrong on this
+//! side is found before anything is sent.
+//!
+//! # Bounds
+//!
+//! No call waits for ever: it ends with its reply, with the death of its channel or
+//! connection, or at its deadline (see [`ConnectionParameters`] for all of them). Memory
+//! is bounded in bytes both ways: publishes wait for room, and reading pauses while too
+//! much waits to be taken.
+//!
+//! # Log
+//!
+//! Through the `log` crate, with the connection's name: connected and resumed at `info`,
+//! what may hurt (blocked, reading paused, a stalled consumer, messages lost) at `warn`,
+//! ends of channels and connections at `debug`. Never a body or a secret.
+//!
+//! # Features
+//!
+//! `tls` (on by default): `amqps://` through the platform's TLS library.
+
+// In a test, what fails should panic.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod channel;
 mod connection;
@@ -15,7 +114,7 @@ pub use bytes::Bytes;
 
 pub use channel::BlockingChannel;
 pub use connection::BlockingConnection;
-pub use consumer::{Consumer, Iter};
+pub use consumer::{Consumer, IntoIter, Iter};
 pub use credentials::Credentials;
 pub use delivery::{Delivery, Message};
 pub use error::{ConnectFailure, ConnectionLoss, Error, Result};

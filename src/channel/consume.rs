@@ -104,9 +104,10 @@ impl Drop for Dispatching<'_> {
 impl BlockingChannel {
     /// Takes one message from a queue, if it has one ready.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
-    /// match channel.basic_get("tasks")? {
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("mails")?;
+    /// match channel.basic_get("mails")? {
     ///     Some(message) => {
     ///         println!("{}", message.text()?);
     ///         message.ack()?;
@@ -141,8 +142,8 @@ impl BlockingChannel {
     ///
     /// Without this call, a channel gets `default_prefetch` with its first consumer.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// channel.basic_qos(20)?;
     /// # Ok::<(), cony::Error>(())
     /// ```
@@ -167,10 +168,12 @@ impl BlockingChannel {
     /// whatever it likes with it, and take as long as it likes: heartbeats are the IO
     /// thread's business. Its error ends `start_consuming` and comes out of it.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("jobs")?;
+    /// # for number in 0..10 { channel.basic_publish("", "jobs", format!("job {number}"))?; }
     /// let mut count = 0;
-    /// channel.basic_consume("tasks", move |channel, delivery| {
+    /// channel.basic_consume("jobs", move |channel, delivery| {
     ///     println!("{}", delivery.text()?);
     ///     count += 1;
     ///     if count == 10 {
@@ -179,6 +182,7 @@ impl BlockingChannel {
     ///     channel.basic_ack(delivery.delivery_tag)
     /// })?;
     /// channel.start_consuming()?;
+    /// # channel.queue_delete("jobs")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
@@ -221,14 +225,18 @@ impl BlockingChannel {
 
     /// Starts a consumer to be read like an iterator.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
-    /// let consumer = channel.consume("tasks")?;
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("songs")?;
+    /// # channel.basic_publish("", "songs", "la la la")?;
+    /// let consumer = channel.consume("songs")?;
     /// for delivery in &consumer {
     ///     let delivery = delivery?;
     ///     println!("{}", delivery.text()?);
     ///     delivery.ack()?;
+    /// #   break;
     /// }
+    /// # channel.queue_delete("songs")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
@@ -438,12 +446,17 @@ impl BlockingChannel {
     /// Refuses a delivery, or with `multiple` all up to it: with `requeue` back to the
     /// queue, else away, or to the queue's dead letters. (RabbitMQ's extension.)
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
-    /// # let delivery: cony::Delivery = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::basic;
     ///
-    /// channel.basic_nack(basic::Nack::new(delivery.delivery_tag).requeue(false))?;
+    /// # channel.queue_declare("bills")?;
+    /// # channel.basic_publish("", "bills", "5 EUR")?;
+    /// # channel.queue_declare("bills")?;
+    /// if let Some(message) = channel.basic_get("bills")? {
+    ///     channel.basic_nack(basic::Nack::new(message.delivery_tag).requeue(false))?;
+    /// }
+    /// # channel.queue_delete("bills")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///

@@ -35,7 +35,7 @@ use crate::protocol::methods::{Method, MethodId};
 /// A mistake that the broker notices, such as a queue that does not exist, costs the
 /// channel: the call returns [`Error::ChannelClosed`], and so does every later one.
 ///
-/// ```no_run
+/// ```
 /// let connection = cony::BlockingConnection::open_default()?;
 /// let channel = connection.channel()?;
 /// channel.queue_declare("tasks")?;

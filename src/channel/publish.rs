@@ -19,13 +19,13 @@ impl BlockingChannel {
     /// room first, at most for `publish_timeout`. A message goes out whole or not at
     /// all, also from several threads on one channel.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::{BasicProperties, Message};
     ///
     /// channel.basic_publish("", "tasks", "hello")?;
     /// let properties = BasicProperties::new().content_type("application/json");
-    /// channel.basic_publish("orders", "order.new", Message::new("{}").properties(&properties))?;
+    /// channel.basic_publish("amq.topic", "order.new", Message::new("{}").properties(&properties))?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///

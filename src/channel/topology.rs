@@ -21,8 +21,8 @@ impl BlockingChannel {
     /// RabbitMQ refuses (406) if there is one with other properties, and with
     /// `passive` (404) if there is none.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::exchange;
     ///
     /// channel.exchange_declare(exchange::Declare::new("logs").exchange_type("fanout"))?;
@@ -51,11 +51,15 @@ impl BlockingChannel {
 
     /// Routes messages from one exchange to another. (RabbitMQ's extension.)
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::exchange;
     ///
-    /// channel.exchange_bind(exchange::Bind::new("audit", "orders", "order.*"))?;
+    /// # channel.exchange_declare(exchange::Declare::new("audit"))?;
+    /// # channel.exchange_declare(exchange::Declare::new("sales").exchange_type("topic"))?;
+    /// channel.exchange_bind(exchange::Bind::new("audit", "sales", "order.*"))?;
+    /// # channel.exchange_delete("audit")?;
+    /// # channel.exchange_delete("sales")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn exchange_bind(&self, bind: exchange::Bind) -> Result<()> {
@@ -84,8 +88,8 @@ impl BlockingChannel {
     /// queue with other properties, with `passive` (404) if there is none, and (405) if
     /// it is exclusive to another connection.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::queue;
     ///
     /// channel.queue_declare("tasks")?;
@@ -106,11 +110,12 @@ impl BlockingChannel {
     ///
     /// An empty queue name means the queue last declared on this channel.
     ///
-    /// ```no_run
-    /// # let channel: cony::BlockingChannel = todo!();
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::queue;
     ///
-    /// channel.queue_bind(queue::Bind::new("tasks", "orders", "order.new"))?;
+    /// # channel.queue_declare("tasks")?;
+    /// channel.queue_bind(queue::Bind::new("tasks", "amq.topic", "order.new"))?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn queue_bind(&self, bind: queue::Bind) -> Result<()> {

@@ -98,8 +98,8 @@ macro_rules! define_methods {
 
         /// Any method of AMQP 0-9-1, or of RabbitMQ's extensions to it.
         ///
-        /// Needed for [`send_method`](crate::BlockingChannel::send_method) only: the
-        /// calls of a channel take the structs themselves.
+        /// The calls of a channel take the structs themselves; this is for what has to
+        /// hold any of them.
         #[derive(Debug, Clone, PartialEq)]
         #[non_exhaustive]
         pub enum Method {

@@ -1,1 +1,1 @@
-//! tests
+//! The core on virtual time: a scripted peer, no threads, no sleeping.

@@ -1,0 +1,28 @@
+//! Against a real RabbitMQ: `tests/with-broker cargo test --test live`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "in a test, what fails should panic"
+)]
+
+mod support;
+
+#[path = "live/consuming.rs"]
+mod consuming;
+#[path = "live/examples.rs"]
+mod examples;
+#[path = "live/interop.rs"]
+mod interop;
+#[path = "live/life.rs"]
+mod life;
+#[path = "live/messages.rs"]
+mod messages;
+#[path = "live/opening.rs"]
+mod opening;
+#[path = "live/threads.rs"]
+mod threads;
+#[path = "live/topology.rs"]
+mod topology;

@@ -1,0 +1,334 @@
+//! A broker that dies in the middle of things. It is a node of these tests' own: they
+//! start it with `tests/with-broker`, whatever broker the other tests use.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "in a test, what fails should panic"
+)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use cony::{BlockingConnection, Error, basic};
+use parking_lot::{Mutex, MutexGuard};
+
+use support::{PATIENCE, exclusive_queue, unique};
+
+struct Node {
+    url: String,
+    control: String,
+    _process: Child,
+    /// The node stops when this closes, which happens at the latest with this process.
+    _lifeline: ChildStdin,
+}
+
+impl Node {
+    fn start() -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-broker");
+        let mut process = Command::new(script)
+            .args([
+                "sh",
+                "-c",
+                r#"echo "$AMQP_URL"; echo "$CONY_BROKER_CTL"; exec cat"#,
+            ])
+            .env_remove("AMQP_URL")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut line = || {
+            lines
+                .next()
+                .expect("with-broker says what is wrong")
+                .unwrap()
+        };
+        Self {
+            url: line(),
+            control: line(),
+            _lifeline: process.stdin.take().unwrap(),
+            _process: process,
+        }
+    }
+
+    fn control(&self, act: &str) {
+        let done = Command::new(&self.control).arg(act).status().unwrap();
+        assert!(done.success(), "{act}: {done}");
+    }
+
+    fn connect(&self) -> BlockingConnection {
+        BlockingConnection::open(&self.url).unwrap()
+    }
+}
+
+/// The node, up and running, for one test at a time.
+fn node() -> MutexGuard<'static, Node> {
+    static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
+    let node = NODE.get_or_init(|| Mutex::new(Node::start())).lock();
+    if BlockingConnection::open(&node.url).is_err() {
+        node.control("start");
+    }
+    node
+}
+
+/// What `act` comes to, in a thread of its own.
+fn in_background(
+    act: impl FnOnce() -> cony::Result<()> + Send + 'static,
+) -> Receiver<cony::Result<()>> {
+    let (sender, outcome) = mpsc::channel();
+    thread::spawn(move || sender.send(act()));
+    outcome
+}
+
+/// Waits for the outcome, which must be the loss of the connection.
+fn assert_lost(outcomes: Vec<(&str, Receiver<cony::Result<()>>)>) {
+    for (what, outcome) in outcomes {
+        match outcome.recv_timeout(PATIENCE) {
+            Ok(Err(error)) => assert!(matches!(error, Error::ConnectionLost(_)), "{what}: {error}"),
+            Ok(Ok(())) => panic!("{what} went well"),
+            Err(_) => panic!("{what} hangs"),
+        }
+    }
+}
+
+#[test]
+fn whoever_is_at_work_learns_of_a_killed_broker() {
+    let node = node();
+    let connection = node.connect();
+    let queue = exclusive_queue(&connection.channel().unwrap());
+    let (busy, at_work) = mpsc::channel();
+    let started = |what: &'static str| {
+        let busy = busy.clone();
+        let mut first = true;
+        move || {
+            if std::mem::take(&mut first) {
+                busy.send(what).unwrap();
+            }
+        }
+    };
+
+    let (channel, name, mut begun) = (
+        connection.channel().unwrap(),
+        queue.clone(),
+        started("publishing"),
+    );
+    let publishing = in_background(move || {
+        loop {
+            channel.basic_publish("", &name, vec![0; 10_000])?;
+            begun();
+        }
+    });
+    let (channel, name, mut begun) = (
+        connection.channel().unwrap(),
+        queue.clone(),
+        started("getting"),
+    );
+    let getting = in_background(move || {
+        loop {
+            channel.basic_get(basic::Get::new(&name).no_ack(true))?;
+            begun();
+        }
+    });
+    let (channel, name, mut begun) = (
+        connection.channel().unwrap(),
+        queue.clone(),
+        started("iterating"),
+    );
+    let iterating = in_background(move || {
+        for delivery in &channel.consume(&name)? {
+            delivery?.ack()?;
+            begun();
+        }
+        Ok(())
+    });
+    let (channel, name, mut begun) = (
+        connection.channel().unwrap(),
+        queue.clone(),
+        started("start_consuming"),
+    );
+    let consuming = in_background(move || {
+        channel.basic_consume(&name, move |_, delivery| {
+            begun();
+            delivery.ack()
+        })?;
+        channel.start_consuming()
+    });
+    let (channel, mut begun) = (connection.channel().unwrap(), started("declaring"));
+    let declaring = in_background(move || {
+        loop {
+            exclusive_queue_or_error(&channel)?;
+            begun();
+        }
+    });
+    let waiting = connection.clone();
+    let waiting = in_background(move || Err(waiting.wait_closed()));
+    for _ in 0..5 {
+        at_work.recv_timeout(PATIENCE).expect("all five get going");
+    }
+
+    node.control("kill");
+    assert_lost(vec![
+        ("publishing", publishing),
+        ("getting", getting),
+        ("iterating", iterating),
+        ("start_consuming", consuming),
+        ("declaring", declaring),
+        ("wait_closed", waiting),
+    ]);
+    assert!(matches!(connection.close(), Err(Error::ConnectionLost(_))));
+}
+
+fn exclusive_queue_or_error(channel: &cony::BlockingChannel) -> cony::Result<()> {
+    let declare = cony::queue::Declare::new("").exclusive(true);
+    let queue = channel.queue_declare(declare)?.queue;
+    channel.queue_delete(&queue).map(drop)
+}
+
+#[test]
+fn whoever_waits_for_a_reply_learns_of_a_killed_broker() {
+    let node = node();
+    let connection = node.connect();
+    let channels: Vec<_> = (0..4).map(|_| connection.channel().unwrap()).collect();
+    node.control("pause");
+    let mut outcomes = Vec::new();
+    for channel in &channels {
+        let channel = channel.clone();
+        outcomes.push((
+            "queue_declare",
+            in_background(move || channel.queue_declare("never").map(drop)),
+        ));
+    }
+    // Two at once on one channel: the second waits for its turn.
+    let channel = channels[0].clone();
+    outcomes.push((
+        "basic_get",
+        in_background(move || channel.basic_get("never").map(drop)),
+    ));
+    let opener = connection.clone();
+    outcomes.push(("channel", in_background(move || opener.channel().map(drop))));
+    node.control("kill");
+    assert_lost(outcomes);
+}
+
+#[test]
+fn a_broker_that_stands_still_is_noticed_by_its_missing_heartbeats() {
+    let node = node();
+    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let connection =
+        BlockingConnection::open(parameters.heartbeat(std::time::Duration::from_secs(1))).unwrap();
+    node.control("pause");
+    let error = connection.wait_closed();
+    node.control("resume");
+    assert!(
+        matches!(
+            error,
+            Error::ConnectionLost(cony::ConnectionLoss::MissedHeartbeats(_))
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_close_that_the_broker_does_not_answer_ends_at_its_deadline() {
+    let node = node();
+    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let impatient = parameters.close_timeout(std::time::Duration::from_millis(100));
+    let connection = BlockingConnection::open(impatient).unwrap();
+    node.control("pause");
+    let error = connection.close().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::ConnectionLost(cony::ConnectionLoss::CloseTimedOut)
+        ),
+        "{error}"
+    );
+    assert!(connection.is_closed());
+    node.control("resume");
+}
+
+#[test]
+fn a_broker_that_goes_down_in_order_says_so() {
+    let node = node();
+    let connection = node.connect();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let consumer = channel.consume(&queue).unwrap();
+    node.control("stop");
+    let error = connection.wait_closed();
+    assert_eq!(
+        error.reply_code(),
+        Some(cony::ReplyCode::CONNECTION_FORCED),
+        "{error}"
+    );
+    assert_eq!(
+        consumer.next().unwrap().unwrap_err().to_string(),
+        error.to_string()
+    );
+    node.control("start");
+    node.connect().close().unwrap();
+}
+
+#[test]
+fn an_alarm_blocks_publishers_and_nobody_else() {
+    let node = node();
+    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let parameters = parameters
+        .publish_timeout(std::time::Duration::from_millis(500))
+        .close_timeout(std::time::Duration::from_secs(1))
+        .write_budget(100_000);
+    let publisher = BlockingConnection::open(parameters).unwrap();
+    let channel = publisher.channel().unwrap();
+    let other = node.connect();
+    let queue = unique("alarm");
+    other.channel().unwrap().queue_declare(&queue).unwrap();
+
+    let watermark = |value: &str| {
+        let mut command = Command::new(&node.control);
+        command.args(["-q", "set_vm_memory_high_watermark", value]);
+        support::run(&mut command, b"");
+    };
+    watermark("0.0001");
+    // The broker blocks with the first publish, and the system's buffers take some more.
+    let error = loop {
+        if let Err(error) = channel.basic_publish("", &queue, vec![0; 50_000]) {
+            break error;
+        }
+    };
+    assert!(
+        matches!(
+            &error,
+            Error::PublishTimeout {
+                blocked: Some(_),
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(publisher.is_blocked());
+    assert!(publisher.blocked_reason().unwrap().contains("memory"));
+    assert!(!other.is_blocked());
+    assert_eq!(
+        other
+            .channel()
+            .unwrap()
+            .queue_declare(&queue)
+            .unwrap()
+            .queue,
+        queue
+    );
+
+    watermark("0.6");
+    support::until("the end of the alarm", || !publisher.is_blocked());
+    channel.basic_publish("", &queue, "flows again").unwrap();
+    publisher.close().unwrap();
+    other.channel().unwrap().queue_delete(&queue).unwrap();
+}
