@@ -16,7 +16,7 @@ use crate::io::port::{Command, ConnectionPort};
 use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
 use crate::protocol::connection::Termination;
-use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::handshake::{HandshakeFailure, Stage};
 use crate::protocol::table::FieldTable;
 use crate::protocol::wire::ShortString;
@@ -284,22 +284,15 @@ impl Drop for InCallback {
 impl Inner {
     /// The reason, if the connection is over or about to be.
     pub(crate) fn check_open(&self) -> Result<()> {
-        match self.port.termination().is_some() || self.port.is_closing() {
-            true => Err(self.closed_error()),
-            false => Ok(()),
+        match self.port.end() {
+            Some(error) => Err(error),
+            None => Ok(()),
         }
     }
 
     /// Why the connection is over, now that something has failed for it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.port.termination().map_or_else(
-            || {
-                let code = ReplyCode::REPLY_SUCCESS;
-                let text = "the connection is being closed";
-                Error::ConnectionClosed(CloseReason::new(ClosedBy::Application, code, text, None))
-            },
-            Error::from,
-        )
+        self.port.end().unwrap_or_else(Error::being_closed)
     }
 
     fn close(&self, code: ReplyCode, text: &str, timeout: Duration) {

@@ -1,104 +1,19 @@
 //! Getting, consuming and settling.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
 
 use super::{BlockingChannel, Shared};
-use crate::connection::InCallback;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
-use crate::error::{Error, Result};
-use crate::io::inbox::{Inbox, Incoming, Popped};
+use crate::error::Result;
+use crate::io::inbox::Inbox;
 use crate::io::port::{ConsumerPort, Route};
 use crate::protocol::connection::Reply;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
-
-type Callback = Box<dyn FnMut(&BlockingChannel, Delivery) -> Result<()> + Send>;
-
-/// The consumers with a callback, by their tag.
-#[derive(Default)]
-pub(super) struct Callbacks(Mutex<HashMap<ShortString, Entry>>);
-
-struct Entry {
-    /// Taken out while it runs.
-    callback: Option<Callback>,
-    port: Arc<ConsumerPort>,
-    /// `stop_consuming` has cancelled it; what it has received is still to be handled.
-    stopping: bool,
-}
-
-impl Callbacks {
-    fn insert(&self, callback: Callback, port: Arc<ConsumerPort>) {
-        let entry = Entry {
-            callback: Some(callback),
-            port: Arc::clone(&port),
-            stopping: false,
-        };
-        self.0.lock().insert(port.tag.clone(), entry);
-    }
-
-    fn remove(&self, tag: &str) -> Option<Entry> {
-        self.0.lock().remove(tag)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
-    }
-
-    fn tags(&self) -> Vec<ShortString> {
-        let entries = self.0.lock();
-        let live = entries.iter().filter(|(_, entry)| !entry.stopping);
-        live.map(|(tag, _)| tag.clone()).collect()
-    }
-
-    fn set_stopping(&self, tag: &str, stopping: bool) {
-        if let Some(entry) = self.0.lock().get_mut(tag) {
-            entry.stopping = stopping;
-        }
-    }
-
-    /// Drops all callbacks, outside the lock: what they captured may call anything.
-    pub(super) fn clear(&self) {
-        let entries = std::mem::take(&mut *self.0.lock());
-        drop(entries);
-    }
-}
-
-/// A callback on loan: put back when it has run, also when it has panicked.
-struct Loan<'a> {
-    callbacks: &'a Callbacks,
-    tag: ShortString,
-    callback: Option<Callback>,
-}
-
-impl Drop for Loan<'_> {
-    fn drop(&mut self) {
-        let unwanted = match self.callbacks.0.lock().get_mut(&self.tag) {
-            Some(entry) if entry.callback.is_none() => {
-                entry.callback = self.callback.take();
-                None
-            }
-            // Cancelled meanwhile, or even replaced by a new consumer of that name.
-            _ => self.callback.take(),
-        };
-        drop(unwanted);
-    }
-}
-
-/// Says that a thread dispatches the channel, for as long as it lives.
-struct Dispatching<'a>(&'a AtomicBool);
-
-impl Drop for Dispatching<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
 
 /// # Getting and consuming
 impl BlockingChannel {
@@ -119,7 +34,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelClosed`] if there is no such queue; [`Error::Timeout`], and then
+    /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) if there is no such queue; [`Error::Timeout`](crate::Error::Timeout), and then
     /// a message that comes too late goes back to the queue; the end of the connection.
     pub fn basic_get(&self, get: impl Into<basic::Get>) -> Result<Option<Delivery>> {
         let get = get.into();
@@ -188,7 +103,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::DuplicateConsumerTag`]; [`Error::ChannelClosed`] if there is no such
+    /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag); [`Error::ChannelClosed`](crate::Error::ChannelClosed) if there is no such
     /// queue; the usual ones of a call.
     pub fn basic_consume(
         &self,
@@ -207,17 +122,15 @@ impl BlockingChannel {
             Arc::clone(&shared.port),
             None,
         ));
-        if self.consumer_tags().contains(&tag) {
-            return Err(Error::DuplicateConsumerTag(tag));
-        }
         // Deliveries may come before the reply does.
-        shared
-            .callbacks
-            .insert(Box::new(callback), Arc::clone(&consumer));
-        let route = Arc::new(Route { consumer, sender });
+        shared.callbacks.insert(Box::new(callback), &consumer)?;
+        let route = Arc::new(Route {
+            consumer: Arc::clone(&consumer),
+            sender,
+        });
         let started = shared.call::<basic::ConsumeOk>(consume.into(), Some(route));
         if let Err(error) = started {
-            drop(shared.callbacks.remove(&tag));
+            drop(shared.callbacks.remove_exactly(&consumer));
             return Err(error);
         }
         Ok(tag)
@@ -289,117 +202,6 @@ impl BlockingChannel {
         self.shared().callbacks.tags()
     }
 
-    /// Runs the callbacks of this channel's consumers, in this thread, until there are
-    /// no more consumers.
-    ///
-    /// Returns Ok at once if there are none, and after
-    /// [`stop_consuming`](Self::stop_consuming), a [`basic_cancel`](Self::basic_cancel)
-    /// of the last one, or a `close` of the channel or its connection by this program.
-    /// A panic in a callback goes through, and leaves the connection usable.
-    ///
-    /// # Errors
-    ///
-    /// A callback's own error; the reason, if channel or connection end otherwise;
-    /// [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer;
-    /// [`Error::AlreadyConsuming`].
-    pub fn start_consuming(&self) -> Result<()> {
-        let shared = self.shared();
-        if shared.dispatching.swap(true, Ordering::AcqRel) {
-            return Err(Error::AlreadyConsuming);
-        }
-        let _dispatching = Dispatching(&shared.dispatching);
-        let mut warned = false;
-        let mut cancelled = None;
-        while !shared.callbacks.is_empty() {
-            let popped = match shared.port.inbox.try_pop() {
-                Popped::Empty => {
-                    shared.warn_if_stalled(&mut warned);
-                    shared.port.inbox.pop(None)
-                }
-                popped => popped,
-            };
-            match popped {
-                Popped::Item(Incoming::Message(content)) => self.run_callback(content)?,
-                Popped::Item(Incoming::Ended { consumer_tag }) => {
-                    cancelled = shared.end_callback(consumer_tag);
-                }
-                Popped::Empty => {}
-                Popped::Ended => {
-                    shared.callbacks.clear();
-                    return shared.ended_by_others().map_or(Ok(()), Err);
-                }
-            }
-        }
-        cancelled.map_or(Ok(()), |tag| Err(Error::ConsumerCancelled(tag)))
-    }
-
-    /// Runs the callback that `content` is for.
-    fn run_callback(&self, content: Content) -> Result<()> {
-        let shared = self.shared();
-        let ContentMethod::Deliver(deliver) = &content.method else {
-            return Ok(());
-        };
-        let tag = deliver.consumer_tag.clone();
-        let delivery_tag = deliver.delivery_tag;
-        let taken = {
-            let mut entries = shared.callbacks.0.lock();
-            match entries.get_mut(&tag) {
-                // What needs acknowledgement and nobody has seen goes back; the rest is
-                // here for good and must be handed out.
-                Some(entry) if !entry.stopping || entry.port.no_ack => {
-                    entry.callback.take().map(|call| (call, entry.port.no_ack))
-                }
-                _ => None,
-            }
-        };
-        let Some((callback, no_ack)) = taken else {
-            shared.give_back(&content);
-            return Ok(());
-        };
-        let mut loan = Loan {
-            callbacks: &shared.callbacks,
-            tag,
-            callback: Some(callback),
-        };
-        if !no_ack && shared.check_open().is_err() {
-            // It cannot be settled any more; the broker gives it out again.
-            return Ok(());
-        }
-        shared.hand_out(delivery_tag, no_ack);
-        let delivery = Delivery::new(content, Arc::clone(shared));
-        match (loan.callback.as_mut(), delivery) {
-            (Some(callback), Some(delivery)) => {
-                let _in_callback = InCallback::enter();
-                callback(self, delivery)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Cancels this channel's consumers with a callback, so that
-    /// [`start_consuming`](Self::start_consuming) returns: from a callback, or from
-    /// another thread.
-    ///
-    /// What they had received and not yet handled goes back to its queue, or, if it
-    /// needed no acknowledgement, still goes to its callback first. Before
-    /// `start_consuming`, this makes that one return at once.
-    ///
-    /// # Errors
-    ///
-    /// The usual ones of a call.
-    pub fn stop_consuming(&self) -> Result<()> {
-        let shared = self.shared();
-        for tag in shared.callbacks.tags() {
-            shared.callbacks.set_stopping(&tag, true);
-            if let Err(error) = self.call::<basic::CancelOk>(basic::Cancel::new(&tag)) {
-                shared.callbacks.set_stopping(&tag, false);
-                return Err(error);
-            }
-            shared.requeue_for(&tag);
-        }
-        Ok(())
-    }
-
     /// Cancels a consumer, of either kind, and hands back what it had received and not
     /// yet handled, if that needed no acknowledgement; everything else goes back to its
     /// queue.
@@ -425,7 +227,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadySettled`] and [`Error::UnknownDeliveryTag`], and then nothing is
+    /// [`Error::AlreadySettled`](crate::Error::AlreadySettled) and [`Error::UnknownDeliveryTag`](crate::Error::UnknownDeliveryTag), and then nothing is
     /// sent; the reason if channel or connection are closed.
     pub fn basic_ack(&self, delivery_tag: u64) -> Result<()> {
         self.shared()
@@ -487,29 +289,6 @@ impl BlockingChannel {
 }
 
 impl Shared {
-    /// Forgets a callback whose consumer has ended; its tag, if the broker did that.
-    fn end_callback(&self, tag: ShortString) -> Option<ShortString> {
-        let entry = self.callbacks.remove(&tag)?;
-        if entry.port.cancelled_by_broker() != Some(true) {
-            return None;
-        }
-        log::warn!("the broker has cancelled consumer {tag}");
-        Some(tag)
-    }
-
-    /// Gives back what waits for a consumer that was stopped, if that can be done.
-    fn requeue_for(&self, tag: &ShortString) {
-        let no_ack = match self.callbacks.0.lock().get(tag) {
-            Some(entry) => entry.port.no_ack,
-            None => return,
-        };
-        if !no_ack {
-            for content in self.port.inbox.extract(|content| is_for(content, tag)) {
-                self.give_back(&content);
-            }
-        }
-    }
-
     /// What to do with messages that a consumer leaves behind.
     pub(crate) fn keep_or_give_back(
         self: &Arc<Self>,
@@ -532,32 +311,8 @@ impl Shared {
         }
         Delivery::new(content, Arc::clone(self))
     }
-
-    /// Says once why nothing comes any more: everything the prefetch allows is out and
-    /// unsettled.
-    pub(crate) fn warn_if_stalled(&self, warned: &mut bool) {
-        let prefetch = match self.prefetch.try_lock().as_deref() {
-            Some(Some(prefetch)) if *prefetch > 0 && !*warned => u64::from(*prefetch),
-            _ => return,
-        };
-        let settled = self.settlements.lock().count();
-        if self
-            .handed_out
-            .load(Ordering::Relaxed)
-            .saturating_sub(settled)
-            >= prefetch
-        {
-            *warned = true;
-            log::warn!(
-                "{}: channel {} waits for deliveries, but all {prefetch} that its prefetch allows \
-                 are out and unsettled; does the program acknowledge them?",
-                self.port.connection.name,
-                self.port.id.number
-            );
-        }
-    }
 }
 
-fn is_for(content: &Content, tag: &ShortString) -> bool {
+pub(super) fn is_for(content: &Content, tag: &ShortString) -> bool {
     matches!(&content.method, ContentMethod::Deliver(deliver) if deliver.consumer_tag == *tag)
 }

@@ -1,7 +1,8 @@
 //! [`BlockingChannel`], by subject: this file has what all of it needs, and the
-//! channel's own life; the rest is in `topology`, `publish` and `consume`.
+//! channel's own life; the rest is in `topology`, `publish`, `consume` and `dispatch`.
 
 mod consume;
+mod dispatch;
 mod publish;
 mod settlements;
 mod topology;
@@ -14,14 +15,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
-use self::consume::Callbacks;
+use self::dispatch::Callbacks;
 use self::settlements::Settlements;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
 use crate::io::port::{ChannelPort, Command, OpenFailure, Route};
 use crate::protocol::connection::{CallFailure, NumberError, Reply};
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::{Method, MethodId};
 
@@ -233,16 +234,12 @@ impl Shared {
         if let Some(reason) = self.port.closed() {
             return Some(Error::ChannelClosed(reason.clone()));
         }
-        self.port.connection.termination().map(Error::from)
+        self.port.connection.end()
     }
 
     /// Why the channel is closed, now that something has failed for it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.end().unwrap_or_else(|| {
-            let code = ReplyCode::REPLY_SUCCESS;
-            let text = "the connection is being closed";
-            Error::ConnectionClosed(CloseReason::new(ClosedBy::Application, code, text, None))
-        })
+        self.end().unwrap_or_else(Error::being_closed)
     }
 
     /// Why the channel is closed, unless this program did it.

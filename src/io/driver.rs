@@ -27,7 +27,7 @@ use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::{Connection, Event, Termination};
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::failure::{ClosedBy, ReplyCode};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle};
 use crate::protocol::handshake::Negotiated;
 
@@ -89,6 +89,7 @@ pub(crate) fn spawn(
         readable: true,
         writable: true,
         paused: false,
+        abandoned: false,
         _alive: alive,
     };
     let thread = thread::Builder::new()
@@ -110,6 +111,8 @@ struct Driver {
     writable: bool,
     /// Nothing is read because too much is not handed out yet.
     paused: bool,
+    /// The socket is to be dropped as it is.
+    abandoned: bool,
     /// Dropped last, which tells those who wait for the end of this thread.
     _alive: Sender<()>,
 }
@@ -127,7 +130,6 @@ impl Driver {
             if self.core.is_closed() {
                 break;
             }
-            self.pause_or_resume(now);
             if let Err(error) = self.wait(&mut events) {
                 self.fail(&error);
             }
@@ -197,14 +199,12 @@ impl Driver {
                 text,
                 deadline,
             } => self.core.close(code, text, deadline.max(now)),
-            Command::Disconnect => self.core.terminate(Termination::Closed(
-                crate::protocol::failure::CloseReason::new(
-                    ClosedBy::Application,
-                    ReplyCode::REPLY_SUCCESS,
-                    "disconnected",
-                    None,
-                ),
-            )),
+            Command::Disconnect => {
+                self.abandoned = true;
+                let code = ReplyCode::REPLY_SUCCESS;
+                let reason = CloseReason::new(ClosedBy::Application, code, "disconnected", None);
+                self.core.terminate(Termination::Closed(reason));
+            }
         }
     }
 
@@ -377,12 +377,12 @@ impl Driver {
 
     /// Stops reading while too much is not handed out yet, unless somebody waits for
     /// what only reading can bring.
-    fn pause_or_resume(&mut self, now: Instant) {
+    fn pause_or_resume(&mut self) {
         let awaited = self.core.is_awaited() || self.port.budget.is_awaited();
         let pause = self.port.backlog.must_pause(awaited);
         if pause != self.paused {
             self.paused = pause;
-            self.core.set_reading(!pause, now);
+            self.core.set_reading(!pause, Instant::now());
             match pause {
                 true => log::warn!(
                     "{}: reading is paused, because too many deliveries wait to be taken; set a \
@@ -396,8 +396,11 @@ impl Driver {
 
     /// Waits until there is something to do.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let wake = self.port.wake();
+        let port = Arc::clone(&self.port);
+        let wake = port.wake();
         wake.announce();
+        // Looked at only now, so that what is handed out from here on wakes this thread.
+        self.pause_or_resume();
         let busy = !self.commands.is_empty() || (self.readable && !self.paused);
         let timeout = match busy {
             true => Some(Duration::ZERO),
@@ -421,7 +424,11 @@ impl Driver {
 
     /// Lets the last bytes leave, after everyone has been answered.
     fn linger(&mut self, events: &mut Events) {
-        if matches!(self.port.termination(), Some(Termination::Io(..))) {
+        let owed = matches!(
+            self.port.termination(),
+            Some(Termination::Closed(_) | Termination::Protocol(_))
+        );
+        if !owed || self.abandoned {
             return;
         }
         let deadline = Instant::now() + LINGER;
@@ -469,9 +476,9 @@ fn end_consumer(route: &Route, by_broker: bool) {
     route.consumer.cancel(by_broker);
     if route.consumer.inbox.is_none() {
         // Nobody listens any more if the channel's handle is gone.
-        let _ = route.sender.send(Incoming::Ended {
-            consumer_tag: route.consumer.tag.clone(),
-        });
+        let _ = route
+            .sender
+            .send(Incoming::Ended(Arc::downgrade(&route.consumer)));
     }
 }
 
@@ -479,9 +486,6 @@ fn end_consumer(route: &Route, by_broker: bool) {
 fn answer(call: CallToken, outcome: Outcome) {
     match call {
         CallToken::Caller(reply) => {
-            if let Ok(crate::protocol::connection::Reply::Message(content)) = &outcome {
-                log::trace!("got {} bytes", content.body.len());
-            }
             let _ = reply.try_send(outcome);
         }
         CallToken::Opener { channel, reply } => {

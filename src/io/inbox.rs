@@ -1,32 +1,30 @@
 //! Where deliveries wait for the threads that take them.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, unbounded};
 use parking_lot::Mutex;
 
 use super::budget::Backlog;
-use super::port::ConnectionPort;
+use super::port::{ConnectionPort, ConsumerPort};
 use crate::protocol::content::Content;
-use crate::protocol::wire::ShortString;
 
 /// What comes to a consuming thread.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Message(Content),
-    /// The last thing from a callback's consumer.
-    Ended {
-        consumer_tag: ShortString,
-    },
+    /// The last thing from a callback's consumer. (Weak, for the consumer keeps its
+    /// channel, and that the inbox with this in it.)
+    Ended(Weak<ConsumerPort>),
 }
 
 impl Incoming {
     pub(crate) fn cost(&self) -> usize {
         match self {
             Self::Message(content) => Backlog::cost(content.body.len()),
-            Self::Ended { .. } => 0,
+            Self::Ended(_) => 0,
         }
     }
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::budget::{Backlog, WriteBudget};
 use super::inbox::{Inbox, Incoming};
 use super::wake::Wake;
+use crate::error::Error;
 use crate::protocol::connection::{
     CallFailure, ChannelId, NumberError, Reply, Termination, Tokens,
 };
@@ -152,6 +153,14 @@ impl ConnectionPort {
     /// Why the connection is over, if it is.
     pub(crate) fn termination(&self) -> Option<&Termination> {
         self.closed.get()
+    }
+
+    /// Why nothing can be done on the connection, if so: also while it is being closed.
+    pub(crate) fn end(&self) -> Option<Error> {
+        match self.termination() {
+            Some(termination) => Some(termination.into()),
+            None => self.is_closing().then(Error::being_closed),
+        }
     }
 
     pub(crate) fn is_closing(&self) -> bool {

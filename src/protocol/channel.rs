@@ -463,11 +463,9 @@ impl<T: Tokens> Channel<T> {
             out.fail(call.token, failure);
         } else if call.method.replies().is_empty() {
             out.unwatch(self.id.number, &call);
+            self.settle(&call.method, out);
             if let Some(token) = call.token.take() {
                 out.answer(token, Ok(Reply::Sent));
-            }
-            if !matches!(call.method, Method::BasicConsume(_)) {
-                self.settle(&call.method, out);
             }
         } else {
             self.active = Some(call);

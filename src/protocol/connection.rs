@@ -32,9 +32,9 @@ use super::channel::{Call, Channel, Fate};
 use super::content::Content;
 use super::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
 use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle, encode_method, encode_settle};
-use super::handshake::{Negotiated, close_reason, decode_method};
+use super::handshake::{Negotiated, close_reason, decode_method, split_method};
 use super::heartbeat::{Due, Heartbeat};
-use super::methods::{Method, connection};
+use super::methods::{Method, MethodId, channel, connection};
 use super::wire::ShortString;
 
 /// What the driver hangs on calls, channels and consumers, to get it back with
@@ -233,6 +233,7 @@ struct Router<T: Tokens> {
 }
 
 impl<T: Tokens> Connection<T> {
+    /// What the decoder holds already, from behind the handshake, counts as received.
     pub(crate) fn new(
         decoder: FrameDecoder,
         negotiated: &Negotiated,
@@ -240,7 +241,7 @@ impl<T: Tokens> Connection<T> {
         now: Instant,
     ) -> Self {
         let interval = Duration::from_secs(negotiated.heartbeat.into());
-        Self {
+        let mut connection = Self {
             decoder,
             router: Router {
                 out: Out {
@@ -258,7 +259,9 @@ impl<T: Tokens> Connection<T> {
                 heartbeat: Heartbeat::new(interval, now),
                 state: State::Open,
             },
-        }
+        };
+        connection.received(0, now);
+        connection
     }
 
     /// Where bytes from the peer belong.
@@ -328,6 +331,9 @@ impl<T: Tokens> Connection<T> {
 
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if self.is_closed() {
+            return None;
+        }
         let router = &self.router;
         let call = router.out.deadlines.first().map(|(when, ..)| *when);
         let close = match router.state {
@@ -351,7 +357,7 @@ impl<T: Tokens> Connection<T> {
         }
         match &router.state {
             State::Closing { deadline, .. } if *deadline <= now => {
-                router.terminate(Termination::CloseTimedOut);
+                return router.terminate(Termination::CloseTimedOut);
             }
             State::Closed => return,
             _ => {}
@@ -389,7 +395,7 @@ impl<T: Tokens> Connection<T> {
         let call = Call {
             number: router.out.next_call(),
             token: Some(call),
-            method: super::methods::channel::Open::default().into(),
+            method: channel::Open::default().into(),
             deadline: Some(deadline),
             consumer: None,
         };
@@ -490,6 +496,10 @@ impl<T: Tokens> Connection<T> {
 
 impl<T: Tokens> Router<T> {
     fn route(&mut self, frame: Frame<'_>) -> Result<(), ProtocolError> {
+        // After our close only the end counts (specification, section 2.2.4).
+        if !matches!(self.state, State::Open) && !is_end(frame) {
+            return Ok(());
+        }
         let (number, what) = match frame {
             Frame::Heartbeat => return Ok(()),
             Frame::Method {
@@ -506,12 +516,9 @@ impl<T: Tokens> Router<T> {
             let channel = number;
             return Err(ProtocolError::Channel { channel, what });
         }
-        if !matches!(self.state, State::Open) {
-            return Ok(());
-        }
-        // Late frames for a channel that is gone are no error.
         let slot = self.channels.get_mut(usize::from(number));
         let Some(Some(channel)) = slot else {
+            self.receive_late(number, frame);
             return Ok(());
         };
         let out = &mut self.out;
@@ -530,6 +537,15 @@ impl<T: Tokens> Router<T> {
         }
     }
 
+    /// Late frames for a channel that is gone are no error. But a close that crossed
+    /// ours and came behind the close-ok is owed an answer: until the broker has it,
+    /// it ignores what comes on that number, so the next open would hang.
+    fn receive_late(&mut self, number: u16, frame: Frame<'_>) {
+        if method_id(frame) == Some(channel::Close::ID) {
+            self.out.send(number, &channel::CloseOk::default().into());
+        }
+    }
+
     fn receive_connection_method(&mut self, method: Method) -> Result<(), ProtocolError> {
         match (&self.state, method) {
             (_, Method::ConnectionClose(close)) => {
@@ -544,7 +560,6 @@ impl<T: Tokens> Router<T> {
                 let reason = reason.clone();
                 self.terminate(Termination::Closed(reason));
             }
-            (State::Closing { .. }, _) => {}
             (_, Method::ConnectionBlocked(blocked)) => {
                 self.out.events.push_back(Event::Blocked(blocked.reason));
             }
@@ -626,4 +641,20 @@ impl<T: Tokens> Router<T> {
             }
         }
     }
+}
+
+fn method_id(frame: Frame<'_>) -> Option<MethodId> {
+    match frame {
+        Frame::Method { payload, .. } => split_method(payload).ok().map(|(id, _)| id),
+        _ => None,
+    }
+}
+
+/// Whether a frame is the connection's close or close-ok.
+fn is_end(frame: Frame<'_>) -> bool {
+    matches!(frame, Frame::Method { channel: 0, .. })
+        && matches!(
+            method_id(frame),
+            Some(connection::Close::ID | connection::CloseOk::ID)
+        )
 }

@@ -508,8 +508,7 @@ fn deliveries_outlive_their_handles_without_keeping_the_connection() {
     setup.basic_publish("", &queue, "x").unwrap();
     let delivery = {
         let consumer = connect().channel().unwrap().consume(&queue).unwrap();
-        let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
-        delivery
+        consumer.recv_timeout(PATIENCE).unwrap().unwrap()
     };
     assert_eq!(delivery.text().unwrap(), "x");
     assert!(delivery.ack().is_err());

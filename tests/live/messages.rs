@@ -171,7 +171,7 @@ fn a_got_message_tells_where_it_came_from() {
     assert!(!message.redelivered);
     assert_eq!(message.consumer_tag, None);
     message.reject(true).unwrap();
-    crate::support::await_ready(&channel, &queue, 2);
+    await_ready(&channel, &queue, 2);
     assert!(channel.basic_get(&queue).unwrap().unwrap().redelivered);
 }
 

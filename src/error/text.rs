@@ -1,0 +1,180 @@
+//! The sentences that errors say to their readers.
+
+use std::fmt;
+use std::io::ErrorKind;
+
+use super::{ConnectFailure, ConnectionLoss, Error};
+use crate::protocol::handshake::Stage;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidOption {
+                option,
+                value,
+                rule,
+            } => write!(f, "the option {option} cannot be '{value}': {rule}"),
+            Self::Connect {
+                address,
+                stage,
+                cause,
+            } => {
+                write!(f, "no connection to {address}: {cause}, {stage}")?;
+                f.write_str(advice(*stage, cause))
+            }
+            Self::AuthenticationFailed {
+                mechanism,
+                text,
+                certain: true,
+            } => write!(
+                f,
+                "the broker refused the credentials ({mechanism}): {text}; note that RabbitMQ lets \
+                 'guest' in from localhost only"
+            ),
+            Self::AuthenticationFailed { mechanism, .. } => write!(
+                f,
+                "the broker hung up while it checked the credentials ({mechanism}); probably user \
+                 or password are wrong"
+            ),
+            Self::AccessDenied {
+                virtual_host,
+                reason,
+            } => write!(
+                f,
+                "the broker does not open the virtual host '{virtual_host}': {} ({}); does it \
+                 exist, and has the user permissions on it?",
+                reason.text, reason.code
+            ),
+            Self::UnsupportedProtocol { offered } => write!(
+                f,
+                "the peer does not speak AMQP 0-9-1; it offers \"{}\"",
+                offered.escape_ascii()
+            ),
+            Self::NotAmqp { address, received } => {
+                let hint = match received.as_slice() {
+                    [0x15 | 0x16, 3, ..] => "; that is TLS: use amqps://",
+                    _ => "; is the port right? (AMQP usually has 5672)",
+                };
+                write!(
+                    f,
+                    "{address} is no AMQP broker: it sent \"{}\"{hint}",
+                    received.escape_ascii()
+                )
+            }
+            Self::ConnectionClosed(reason) => write!(f, "the connection was {reason}"),
+            Self::ConnectionLost(loss) => write!(f, "the connection is lost: {loss}"),
+            Self::Protocol(error) => write!(f, "the broker broke the protocol: {error}"),
+            Self::ChannelClosed(reason) => write!(f, "the channel was {reason}"),
+            Self::InvalidChannelNumber { number, max } => {
+                write!(
+                    f,
+                    "there is no channel {number}: numbers go from 1 to {max}"
+                )
+            }
+            Self::ChannelNumberInUse(number) => write!(f, "channel {number} is in use"),
+            Self::NoFreeChannels { max } => write!(
+                f,
+                "all {max} channels of the connection are in use: close some, or open another \
+                 connection"
+            ),
+            Self::Timeout { operation, after } => {
+                write!(f, "no answer to {operation} within {after:?}")
+            }
+            Self::PublishTimeout {
+                after,
+                blocked: None,
+            } => write!(
+                f,
+                "no room to publish within {after:?}: the broker or the network takes messages \
+                 more slowly than they are published"
+            ),
+            Self::PublishTimeout {
+                after,
+                blocked: Some(reason),
+            } => write!(
+                f,
+                "no room to publish within {after:?}: the broker takes no messages at the moment \
+                 ({reason})"
+            ),
+            Self::TooLong { what, size, limit } => {
+                write!(f, "{what}: {size} bytes exceed the limit of {limit}")
+            }
+            Self::DuplicateConsumerTag(tag) => {
+                write!(f, "the channel already has a consumer '{tag}'")
+            }
+            Self::ConsumerCancelled(tag) => write!(f, "the consumer '{tag}' was cancelled"),
+            Self::AlreadyConsuming => {
+                f.write_str("start_consuming is already running on this channel")
+            }
+            Self::UnknownDeliveryTag(tag) => {
+                write!(f, "this channel has delivered no message {tag}")
+            }
+            Self::AlreadySettled(tag) => {
+                write!(
+                    f,
+                    "message {tag} is settled already, or was taken with no_ack"
+                )
+            }
+            Self::NotUtf8(error) => write!(f, "the body is not UTF-8: {error}"),
+            Self::Other(error) => error.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What usually helps.
+fn advice(stage: Stage, cause: &ConnectFailure) -> &'static str {
+    match (stage, cause) {
+        (Stage::Tcp, ConnectFailure::Io(ErrorKind::ConnectionRefused, _)) => {
+            "; is the broker running, and is the port right?"
+        }
+        (Stage::Tls, ConnectFailure::Tls(_) | ConnectFailure::EndOfStream) => {
+            "; is this a TLS port (usually 5671), and does the certificate fit the host's name?"
+        }
+        (Stage::Header, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) => {
+            "; a TLS port (usually 5671) needs amqps://"
+        }
+        (Stage::Header, ConnectFailure::TimedOut(_)) => {
+            "; whatever listens there does not speak AMQP, or is overloaded"
+        }
+        _ => "",
+    }
+}
+
+impl fmt::Display for ConnectFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(_, text) => f.write_str(text),
+            Self::TimedOut(after) => write!(f, "nothing happened within {after:?}"),
+            Self::EndOfStream => f.write_str("the peer hung up"),
+            Self::Tls(text) => write!(f, "TLS failed: {text}"),
+            Self::Closed(reason) => reason.fmt(f),
+            Self::NoMechanism { offered } => write!(
+                f,
+                "the broker takes none of the credentials' mechanisms, but: {offered}"
+            ),
+            Self::NoAnswer { mechanism } => {
+                write!(f, "the broker asks for more than {mechanism} has to say")
+            }
+            Self::Protocol(error) => write!(f, "the peer broke the protocol: {error}"),
+        }
+    }
+}
+
+impl fmt::Display for ConnectionLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EndOfStream => f.write_str("the broker hung up without a word"),
+            Self::Io(_, text) => f.write_str(text),
+            Self::MissedHeartbeats(silent) => {
+                write!(f, "not a byte came from the broker for {silent:?}")
+            }
+            Self::CloseTimedOut => f.write_str("the broker did not answer the close in time"),
+        }
+    }
+}

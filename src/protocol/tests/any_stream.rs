@@ -1,0 +1,380 @@
+//! However a stream is chunked the same happens, and no stream does harm.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::super::failure::ProtocolError;
+use super::super::frame::Settle;
+use super::super::methods::{every_method, queue};
+use super::*;
+
+/// What the program does and what the peer then sends, in turns.
+type Turn = (fn(&mut Scenario, &mut Vec<ChannelId>), Vec<u8>);
+
+/// Each turn's bytes hold several frames, and end in the middle of none.
+fn long_script() -> Vec<Turn> {
+    let large = vec![b'x'; 9500];
+    let properties = BasicProperties::new().headers([("a", 1)]);
+    let join = |parts: Vec<Vec<u8>>| parts.concat();
+    vec![
+        (
+            |scenario, ids| {
+                ids.push(scenario.begin_open(1, "one", 1));
+                ids.push(scenario.begin_open(2, "two", 2));
+            },
+            join(vec![
+                frame(2, channel::OpenOk::default()),
+                frame(1, channel::OpenOk::default()),
+                HEARTBEAT.to_vec(),
+            ]),
+        ),
+        (
+            |scenario, ids| {
+                scenario.begin_consume(ids[0], 3, "a");
+                scenario.begin_consume(ids[1], 4, "b");
+                scenario.call(ids[0], 5, basic::Get::new("q"));
+                scenario.call(ids[0], 6, queue::Declare::new("q"));
+            },
+            join(vec![
+                frame(1, consume_ok("a")),
+                content(1, deliver("a", 1), Some(&properties), &large),
+                frame(2, consume_ok("b")),
+                content(2, deliver("b", 1), None, b""),
+                content(1, basic::GetOk::default(), None, &large),
+                frame(0, connection::Blocked::default().reason("disk")),
+                content(2, deliver("b", 2), None, b"small"),
+                frame(1, queue::DeclareOk::default()),
+            ]),
+        ),
+        (
+            |scenario, ids| {
+                scenario.core.discard_consumer(ids[0], &"a".into());
+                scenario
+                    .core
+                    .settle(ids[1], 2, Settle::Ack { multiple: true });
+                scenario.call(ids[1], 7, queue::Declare::new("gone"));
+                scenario.pass(SECOND * 40);
+            },
+            join(vec![
+                content(1, deliver("a", 2), None, b"unwanted"),
+                frame(1, cancel_ok("a")),
+                frame(1, channel::Flow::new(false)),
+                content(2, deliver("b", 3), None, &vec![b'y'; 20_000]),
+                frame(2, not_found().0),
+            ]),
+        ),
+        (
+            |scenario, ids| scenario.begin_close_channel(ids[0], 8),
+            join(vec![
+                content(1, deliver("a", 3), None, b"late"),
+                frame(1, channel::CloseOk::default()),
+                frame(2, channel::CloseOk::default()),
+                frame(0, connection::Unblocked::default()),
+                frame(0, connection::Close::default().reply_code(320)),
+                b"rubbish".to_vec(),
+            ]),
+        ),
+    ]
+}
+
+const HEARTBEAT: &[u8] = &super::super::frame::HEARTBEAT_FRAME;
+
+/// All events and all output of the script, with its bytes in pieces of these sizes.
+fn play(script: &[Turn], sizes: &[usize]) -> (Vec<Seen>, Vec<u8>) {
+    let mut scenario = Scenario::new();
+    let mut ids = Vec::new();
+    let mut sizes = sizes.iter().copied().cycle();
+    let mut events = Vec::new();
+    let mut output = Vec::new();
+    for (act, bytes) in script {
+        act(&mut scenario, &mut ids);
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (piece, left) = rest.split_at(sizes.next().unwrap().min(rest.len()));
+            scenario.peer_sends_bytes(piece);
+            events.extend(scenario.events());
+            output.extend(scenario.output());
+            rest = left;
+        }
+    }
+    (events, output)
+}
+
+#[test]
+fn the_long_script_is_played_to_its_end() {
+    let (events, output) = play(&long_script(), &[usize::MAX]);
+    let reason = reason(ClosedBy::Broker, 320, "", None);
+    let closed = Seen::Closed(Termination::Closed(reason));
+    assert_eq!(events.last(), Some(&closed), "{events:#?}");
+    assert_eq!(events.len(), 18, "{events:?}");
+    let sent = methods(&output);
+    assert_eq!(sent.last(), Some(&on(0, connection::CloseOk::default())));
+    assert_eq!(sent.len(), 15, "{sent:?}");
+}
+
+proptest! {
+    #[test]
+    fn any_chunking_gives_the_same_events_and_output(
+        sizes in vec(prop_oneof![1usize..20, 1usize..5000], 1..30),
+    ) {
+        let script = long_script();
+        prop_assert_eq!(play(&script, &sizes), play(&script, &[usize::MAX]));
+    }
+}
+
+/// One thing that can happen to a connection.
+#[derive(Debug, Clone)]
+enum Step {
+    Noise(Vec<u8>),
+    /// Any method with its defaults, on any channel.
+    Method(u16, usize),
+    /// A message, of which `cut` bytes are missing.
+    Content(u16, usize, usize),
+    Header(u16, u64),
+    Body(u16, Vec<u8>),
+    Open(u16),
+    Call(usize, usize),
+    Consume(usize, bool),
+    Settle(usize, u64),
+    Discard(usize),
+    CloseChannel(usize),
+    Pass(u64),
+    Close,
+    End,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let channel = || 0u16..7;
+    let handle = || 0usize..4;
+    let methods = every_method().len();
+    prop_oneof![
+        1 => vec(any::<u8>(), 0..50).prop_map(Step::Noise),
+        20 => (channel(), 0..methods).prop_map(|(channel, method)| Step::Method(channel, method)),
+        20 => (channel(), 0usize..12_000, 0usize..3)
+            .prop_map(|(channel, size, cut)| Step::Content(channel, size, cut)),
+        5 => (channel(), prop_oneof![0u64..10_000, any::<u64>()])
+            .prop_map(|(channel, size)| Step::Header(channel, size)),
+        5 => (channel(), vec(any::<u8>(), 0..4000))
+            .prop_map(|(channel, body)| Step::Body(channel, body)),
+        20 => (1u16..6).prop_map(Step::Open),
+        20 => (handle(), 0..methods).prop_map(|(handle, method)| Step::Call(handle, method)),
+        10 => (handle(), any::<bool>()).prop_map(|(handle, nowait)| Step::Consume(handle, nowait)),
+        5 => (handle(), any::<u64>()).prop_map(|(handle, tag)| Step::Settle(handle, tag)),
+        5 => handle().prop_map(Step::Discard),
+        5 => handle().prop_map(Step::CloseChannel),
+        5 => (0u64..100).prop_map(Step::Pass),
+        1 => Just(Step::Close),
+        1 => Just(Step::End),
+    ]
+}
+
+/// A connection that things happen to, and how many calls it owes an outcome.
+struct Victim {
+    scenario: Scenario,
+    ids: Vec<ChannelId>,
+    calls: u32,
+    outcomes: Vec<u32>,
+    received: usize,
+}
+
+impl Victim {
+    fn new() -> Self {
+        Self {
+            scenario: Scenario::with(&Negotiated {
+                heartbeat: 60,
+                ..negotiated()
+            }),
+            ids: Vec::new(),
+            calls: 0,
+            outcomes: Vec::new(),
+            received: 0,
+        }
+    }
+
+    fn next_call(&mut self) -> u32 {
+        self.calls += 1;
+        self.calls - 1
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        self.received += bytes.len();
+        self.scenario.peer_sends_bytes(bytes);
+    }
+
+    fn suffer(&mut self, step: Step) {
+        let id = |handle: usize| self.ids.get(handle).copied();
+        match step {
+            Step::Noise(bytes) => self.feed(&bytes),
+            Step::Method(channel, method) => {
+                self.feed(&frame(channel, every_method().swap_remove(method)));
+            }
+            Step::Content(channel, size, cut) => {
+                let mut bytes = content(channel, deliver("c", 1), None, &vec![0; size]);
+                bytes.truncate(bytes.len() - cut);
+                self.feed(&bytes);
+            }
+            Step::Header(channel, size) => self.feed(&content_header(channel, size)),
+            Step::Body(channel, body) => {
+                let [c1, c0] = channel.to_be_bytes();
+                let [s1, s0] = u16::try_from(body.len()).unwrap().to_be_bytes();
+                let mut bytes = vec![3, c1, c0, 0, 0, s1, s0];
+                bytes.extend(body);
+                bytes.push(0xce);
+                self.feed(&bytes);
+            }
+            Step::Open(number) => {
+                if self.scenario.core.reserve_channel(Some(number)).is_ok() {
+                    let call = self.next_call();
+                    let id = self.scenario.begin_open(number, "channel", call);
+                    self.ids.push(id);
+                    self.feed(&frame(number, channel::OpenOk::default()));
+                }
+            }
+            Step::Call(handle, method) => {
+                if let Some(id) = id(handle) {
+                    let call = self.next_call();
+                    self.scenario
+                        .call(id, call, every_method().swap_remove(method));
+                }
+            }
+            Step::Consume(handle, nowait) => {
+                if let Some(id) = id(handle) {
+                    let call = self.next_call();
+                    let consume = basic::Consume::new("q").consumer_tag("c").nowait(nowait);
+                    self.scenario.begin_consume_with(id, call, "c", consume);
+                }
+            }
+            Step::Settle(handle, tag) => {
+                if let Some(id) = id(handle) {
+                    let settle = Settle::Reject { requeue: true };
+                    self.scenario.core.settle(id, tag, settle);
+                }
+            }
+            Step::Discard(handle) => {
+                if let Some(id) = id(handle) {
+                    self.scenario.core.discard_consumer(id, &"c".into());
+                }
+            }
+            Step::CloseChannel(handle) => {
+                if let Some(id) = id(handle) {
+                    let call = self.next_call();
+                    self.scenario.begin_close_channel(id, call);
+                }
+            }
+            Step::Pass(seconds) => self.scenario.pass(SECOND * u32::try_from(seconds).unwrap()),
+            Step::Close => self.scenario.begin_close(SECOND * 10),
+            Step::End => self.scenario.core.ended(),
+        }
+    }
+
+    /// Takes what came of it. After the end, only outcomes of calls may come.
+    fn look(&mut self, was_closed: bool) -> usize {
+        let mut closed = was_closed;
+        for event in self.scenario.events() {
+            match event {
+                Seen::Closed(_) => {
+                    assert!(!closed, "the end came twice");
+                    closed = true;
+                }
+                Seen::ChannelClosed(_, reason, _) if closed => assert_eq!(reason, None),
+                Seen::Reply(call, _)
+                | Seen::Message(call, ..)
+                | Seen::Sent(call)
+                | Seen::IsClosed(call)
+                | Seen::Failed(call, _) => self.outcomes.push(call),
+                other => assert!(!closed, "{other:?} came after the end"),
+            }
+        }
+        assert_eq!(closed, self.scenario.core.is_closed());
+        self.scenario.output().len()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn nothing_that_can_happen_panics_or_grows_or_leaves_a_call_without_one_outcome(
+        steps in vec(step(), 0..80),
+    ) {
+        let mut victim = Victim::new();
+        let count = steps.len();
+        let mut sent = 0;
+        for step in steps {
+            let was_closed = victim.scenario.core.is_closed();
+            victim.suffer(step);
+            sent += victim.look(was_closed);
+        }
+        // What is sent and kept is bounded by what was received and asked for, and
+        // what is kept also by the largest message on each channel (as text, in which
+        // a byte takes at most five characters).
+        prop_assert!(sent <= 3 * victim.received + 300 * count, "{} sent", sent);
+        let fresh = Victim::new().scenario.held();
+        let messages = 5 * 5 * usize::try_from(MAX_MESSAGE_SIZE).unwrap();
+        let pending = 5 * 128 * 1024;
+        let held = victim.scenario.held();
+        prop_assert!(held <= fresh + messages + pending + 1000 * count, "{} held", held);
+
+        let was_closed = victim.scenario.core.is_closed();
+        victim.scenario.core.terminate(Termination::EndOfStream);
+        victim.look(was_closed);
+        victim.outcomes.sort_unstable();
+        prop_assert_eq!(victim.outcomes, (0..victim.calls).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn arbitrary_bytes_end_the_connection_or_wait_for_more(bytes in vec(any::<u8>(), 0..300)) {
+        let mut scenario = Scenario::new();
+        scenario.open_channel(1);
+        scenario.peer_sends_bytes(&bytes);
+        match scenario.events().first() {
+            None => prop_assert!(!scenario.core.is_closed()),
+            Some(Seen::Closed(Termination::Protocol(_) | Termination::Closed(_))) => {}
+            Some(other) => prop_assert!(false, "{:?}", other),
+        }
+    }
+}
+
+#[test]
+fn headers_that_promise_much_reserve_little() {
+    let mut scenario = Scenario::new();
+    for number in 1..=5 {
+        let id = scenario.open_channel(number);
+        scenario.consume(id, "c");
+    }
+    let before = scenario.held();
+    for number in 1..=5 {
+        scenario.peer_sends(number, deliver("c", 1));
+        scenario.peer_sends_bytes(&content_header(number, MAX_MESSAGE_SIZE));
+    }
+    assert!(scenario.held() < before + 5 * 1000);
+}
+
+#[test]
+fn a_peer_that_only_asks_gets_answers_of_bounded_size() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.begin_close_channel(id, 1);
+    scenario.output();
+    let flood = frame(1, not_found().0).repeat(10_000);
+    scenario.peer_sends_bytes(&flood);
+    assert!(scenario.output().len() <= flood.len());
+    assert_eq!(scenario.events().len(), 1);
+}
+
+#[test]
+fn an_error_is_the_last_thing_that_a_stream_can_bring() {
+    let mut scenario = Scenario::new();
+    scenario.open_channel(1);
+    let mut bytes = vec![0xff];
+    bytes.extend(frame(1, not_found().0));
+    scenario.peer_sends_bytes(&bytes);
+    let error = ProtocolError::FrameType(0xff);
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::Closed(Termination::Protocol(error)),
+            Seen::ChannelClosed("one", None, vec![]),
+        ]
+    );
+}

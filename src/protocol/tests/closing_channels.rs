@@ -1,0 +1,289 @@
+//! The end of a channel, whoever wants it.
+
+use super::super::frame::Settle;
+use super::super::methods::queue;
+use super::*;
+
+/// A channel with a consumer, a call on the wire and one that waits.
+fn busy() -> (Scenario, ChannelId) {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    scenario.call(id, 1, queue::Declare::new("q"));
+    scenario.call(id, 2, basic::Qos::new(1));
+    scenario.sent();
+    (scenario, id)
+}
+
+/// The same after our close, which call 3 waits for.
+fn closing() -> (Scenario, ChannelId) {
+    let (mut scenario, id) = busy();
+    scenario.begin_close_channel(id, 3);
+    scenario.sent();
+    scenario.events();
+    (scenario, id)
+}
+
+#[track_caller]
+fn assert_number_1(scenario: &mut Scenario, expected: Option<NumberError>) {
+    assert_eq!(scenario.core.reserve_channel(Some(1)).err(), expected);
+}
+
+#[test]
+fn a_close_by_the_broker_is_answered_told_and_then_fails_the_calls() {
+    let (mut scenario, id) = busy();
+    let (close, reason) = not_found();
+    scenario.peer_sends(1, close);
+    assert_eq!(scenario.sent(), [on(1, channel::CloseOk::default())]);
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ChannelClosed("one", Some(reason), vec!["c"]),
+            Seen::Failed(1, CallFailure::Closed),
+            Seen::Failed(2, CallFailure::Closed),
+        ]
+    );
+    assert!(!scenario.core.is_open(id));
+    assert_number_1(&mut scenario, None);
+}
+
+#[test]
+fn a_close_by_the_broker_leaves_other_channels_alone() {
+    let (mut scenario, _) = busy();
+    let two = scenario.open_channel(2);
+    scenario.call(two, 9, queue::Declare::new("q"));
+    scenario.sent();
+    scenario.peer_sends(1, not_found().0);
+    scenario.events();
+    scenario.peer_sends(2, queue::DeclareOk::default());
+    let declare_ok = queue::DeclareOk::default().into();
+    assert_eq!(scenario.events(), [Seen::Reply(9, declare_ok)]);
+}
+
+#[test]
+fn what_was_written_before_the_close_ok_stays_before_it() {
+    let (mut scenario, id) = busy();
+    scenario.core.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.peer_sends(1, not_found().0);
+    scenario.core.settle(id, 2, Settle::Ack { multiple: false });
+    assert_eq!(
+        scenario.sent(),
+        [
+            on(1, basic::Ack::new(1)),
+            on(1, channel::CloseOk::default())
+        ]
+    );
+}
+
+#[test]
+fn our_close_is_sent_at_once_and_fails_the_calls() {
+    let (mut scenario, id) = busy();
+    scenario.begin_close_channel(id, 3);
+    assert_eq!(scenario.sent(), [on(1, channel_close())]);
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ChannelClosed("one", Some(bye()), vec!["c"]),
+            Seen::Failed(1, CallFailure::Closed),
+            Seen::Failed(2, CallFailure::Closed),
+        ]
+    );
+    assert!(!scenario.core.is_open(id));
+    assert!(scenario.core.is_awaited());
+
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), [Seen::IsClosed(3)]);
+    assert!(!scenario.core.is_awaited());
+}
+
+#[test]
+fn after_our_close_all_but_the_end_is_dropped() {
+    let (mut scenario, id) = closing();
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    scenario.peer_sends_content(1, deliver("c", 1), None, b"late");
+    scenario.peer_sends(1, basic::Cancel::new("c"));
+    scenario.peer_sends(1, channel::Flow::new(false));
+    scenario.peer_sends_bytes(&content_header(1, u64::MAX));
+    scenario.core.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.core.discard_consumer(id, &"c".into());
+    assert_eq!(scenario.events(), []);
+    scenario.call(id, 4, queue::Declare::new("q"));
+    assert_eq!(scenario.events(), [Seen::Failed(4, CallFailure::Closed)]);
+    assert_eq!(scenario.sent(), []);
+}
+
+#[test]
+fn our_close_in_the_middle_of_a_message_drops_the_rest_of_it() {
+    let (mut scenario, id) = busy();
+    let bytes = content(1, deliver("c", 1), None, &[b'x'; 9000]);
+    let (now, later) = bytes.split_at(6000);
+    scenario.peer_sends_bytes(now);
+    scenario.begin_close_channel(id, 3);
+    scenario.events();
+    scenario.peer_sends_bytes(later);
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), [Seen::IsClosed(3)]);
+}
+
+#[test]
+fn the_number_is_not_used_again_before_the_close_ok() {
+    let (mut scenario, _) = closing();
+    assert_number_1(&mut scenario, Some(NumberError::InUse));
+    let next = scenario.core.reserve_channel(None).unwrap();
+    assert_eq!(next.number, 2);
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_number_1(&mut scenario, None);
+}
+
+#[test]
+fn when_both_close_at_once_the_broker_gets_its_close_ok_and_we_wait_for_ours() {
+    let (mut scenario, _) = closing();
+    scenario.peer_sends(1, not_found().0);
+    assert_eq!(scenario.sent(), [on(1, channel::CloseOk::default())]);
+    assert_eq!(scenario.events(), []);
+    assert_number_1(&mut scenario, Some(NumberError::InUse));
+
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), [Seen::IsClosed(3)]);
+    assert_eq!(scenario.sent(), []);
+    assert_number_1(&mut scenario, None);
+}
+
+#[test]
+fn when_both_close_at_once_the_two_may_come_the_other_way_round() {
+    let (mut scenario, _) = closing();
+    scenario.peer_sends(1, channel::CloseOk::default());
+    scenario.peer_sends(1, not_found().0);
+    assert_eq!(scenario.events(), [Seen::IsClosed(3)]);
+    assert_eq!(scenario.sent(), [on(1, channel::CloseOk::default())]);
+    assert_number_1(&mut scenario, None);
+    scenario.open_channel(1);
+}
+
+#[test]
+fn a_close_that_is_not_answered_fails_at_its_deadline_and_keeps_the_number() {
+    let (mut scenario, _) = closing();
+    scenario.pass(RPC_TIMEOUT);
+    assert_eq!(scenario.events(), [Seen::Failed(3, CallFailure::TimedOut)]);
+    assert_number_1(&mut scenario, Some(NumberError::InUse));
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), []);
+    assert_number_1(&mut scenario, None);
+}
+
+#[test]
+fn a_second_closer_waits_for_the_same_close() {
+    let (mut scenario, id) = closing();
+    scenario.begin_close_channel(id, 4);
+    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.events(), []);
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), [Seen::IsClosed(3), Seen::IsClosed(4)]);
+    assert_eq!(scenario.core.poll_timeout(), None);
+}
+
+#[test]
+fn a_closer_that_times_out_does_not_take_the_other_with_it() {
+    let (mut scenario, id) = closing();
+    scenario.pass(SECOND);
+    scenario.begin_close_channel(id, 4);
+    scenario.pass(RPC_TIMEOUT - SECOND);
+    assert_eq!(scenario.events(), [Seen::Failed(3, CallFailure::TimedOut)]);
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), [Seen::IsClosed(4)]);
+}
+
+#[test]
+fn a_channel_that_is_closed_already_closes_at_once() {
+    let (mut scenario, id) = closing();
+    scenario.peer_sends(1, channel::CloseOk::default());
+    scenario.events();
+    scenario.begin_close_channel(id, 4);
+    assert_eq!(scenario.events(), [Seen::IsClosed(4)]);
+    assert_eq!(scenario.sent(), []);
+}
+
+#[test]
+fn a_close_that_nobody_waits_for_is_sent_and_has_no_deadline() {
+    let (mut scenario, id) = busy();
+    let code = ReplyCode::REPLY_SUCCESS;
+    scenario.core.close_channel(id, code, "bye".into(), None);
+    assert_eq!(scenario.sent(), [on(1, channel_close())]);
+    assert_eq!(scenario.core.poll_timeout(), None);
+    scenario.events();
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), []);
+    assert_number_1(&mut scenario, None);
+}
+
+#[test]
+fn a_channel_can_be_closed_while_it_opens() {
+    let mut scenario = Scenario::new();
+    let id = scenario.begin_open(1, "one", 1);
+    scenario.begin_close_channel(id, 2);
+    assert_eq!(
+        scenario.sent(),
+        [on(1, channel::Open::default()), on(1, channel_close())]
+    );
+    scenario.peer_sends(1, channel::OpenOk::default());
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ChannelClosed("one", Some(bye()), vec![]),
+            Seen::Failed(1, CallFailure::Closed),
+            Seen::IsClosed(2),
+        ]
+    );
+}
+
+#[test]
+fn a_message_beyond_the_limit_costs_its_channel_and_nothing_else() {
+    let (mut scenario, _) = busy();
+    let two = scenario.open_channel(2);
+    scenario.consume(two, "d");
+    let too_large = vec![b'x'; 10_001];
+    scenario.peer_sends_content(1, deliver("c", 1), None, &too_large);
+    let text = "a message of 10001 bytes exceeds max_message_size (10000)";
+    let close = channel::Close::default()
+        .reply_code(311)
+        .reply_text(text)
+        .class_id(60)
+        .method_id(60);
+    assert_eq!(scenario.sent(), [on(1, close)]);
+    let method = Some(basic::Deliver::ID);
+    let reason = reason(ClosedBy::Library, 311, text, method);
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ChannelClosed("one", Some(reason), vec!["c"]),
+            Seen::Failed(1, CallFailure::Closed),
+            Seen::Failed(2, CallFailure::Closed),
+        ]
+    );
+
+    scenario.peer_sends_content(2, deliver("d", 1), None, &too_large[..10_000]);
+    let largest = too_large[..10_000].to_vec();
+    assert_eq!(scenario.events(), [Seen::Delivery("d", 1, largest)]);
+    scenario.peer_sends(1, channel::CloseOk::default());
+    scenario.open_channel(1);
+}
+
+#[test]
+fn the_answer_to_a_get_has_the_same_limit() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.call(id, 1, basic::Get::new("q"));
+    scenario.sent();
+    scenario.peer_sends(1, basic::GetOk::default());
+    scenario.peer_sends_bytes(&content_header(1, u64::MAX));
+    let [(1, Method::ChannelClose(close))] = &scenario.sent()[..] else {
+        panic!("the channel is closed");
+    };
+    assert_eq!((close.reply_code, close.method_id), (311, 71));
+    assert_eq!(
+        scenario.events().last(),
+        Some(&Seen::Failed(1, CallFailure::Closed))
+    );
+    assert!(!scenario.core.is_closed());
+}

@@ -1,0 +1,251 @@
+//! Consumers: who gets what, and until when.
+
+use super::super::methods::queue;
+use super::*;
+
+fn delivery(consumer: &'static str, delivery_tag: u64) -> Seen {
+    Seen::Delivery(consumer, delivery_tag, b"x".to_vec())
+}
+
+fn peer_delivers(scenario: &mut Scenario, tag: &str, delivery_tag: u64) {
+    scenario.peer_sends_content(1, deliver(tag, delivery_tag), None, b"x");
+}
+
+/// A channel with the consumers "a" and "b".
+fn two_consumers() -> (Scenario, ChannelId) {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "a");
+    scenario.consume(id, "b");
+    (scenario, id)
+}
+
+#[test]
+fn deliveries_find_their_consumer_by_its_tag() {
+    let (mut scenario, _) = two_consumers();
+    for (tag, number) in [("a", 1), ("b", 2), ("b", 3), ("a", 4)] {
+        peer_delivers(&mut scenario, tag, number);
+    }
+    assert_eq!(
+        scenario.events(),
+        [
+            delivery("a", 1),
+            delivery("b", 2),
+            delivery("b", 3),
+            delivery("a", 4)
+        ]
+    );
+}
+
+#[test]
+fn equal_tags_on_two_channels_are_two_consumers() {
+    let mut scenario = Scenario::new();
+    for (number, token) in [(1, "first"), (2, "second")] {
+        let id = scenario.open_channel(number);
+        let consume = basic::Consume::new("q").consumer_tag("same");
+        scenario.begin_consume_with(id, OPEN, token, consume);
+        scenario.peer_sends(number, consume_ok("same"));
+        scenario.events();
+    }
+    scenario.peer_sends_content(2, deliver("same", 1), None, b"x");
+    scenario.peer_sends_content(1, deliver("same", 1), None, b"x");
+    assert_eq!(
+        scenario.events(),
+        [delivery("second", 1), delivery("first", 1)]
+    );
+}
+
+#[test]
+fn a_delivery_right_behind_the_consume_ok_arrives() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.begin_consume(id, 1, "c");
+    let mut bytes = frame(1, consume_ok("c"));
+    bytes.extend(content(1, deliver("c", 1), None, b"x"));
+    scenario.peer_sends_bytes(&bytes);
+    assert_eq!(
+        scenario.events(),
+        [Seen::Reply(1, consume_ok("c")), delivery("c", 1)]
+    );
+}
+
+#[test]
+fn a_consumer_that_asked_for_no_reply_is_there_at_once() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    let consume = basic::Consume::new("q").consumer_tag("c").nowait(true);
+    scenario.begin_consume_with(id, 1, "c", consume.clone());
+    assert_eq!(scenario.sent(), [on(1, consume)]);
+    peer_delivers(&mut scenario, "c", 1);
+    assert_eq!(scenario.events(), [Seen::Sent(1), delivery("c", 1)]);
+}
+
+#[test]
+fn a_tag_that_is_taken_is_refused_here_and_nothing_is_sent() {
+    let (mut scenario, id) = two_consumers();
+    scenario.begin_consume(id, 1, "a");
+    assert_eq!(
+        scenario.events(),
+        [Seen::Failed(1, CallFailure::DuplicateConsumerTag)]
+    );
+    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.core.poll_timeout(), None);
+    peer_delivers(&mut scenario, "a", 1);
+    assert_eq!(scenario.events(), [delivery("a", 1)]);
+}
+
+#[test]
+fn a_tag_is_free_again_for_a_call_that_waits_behind_its_cancel() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, basic::Cancel::new("a"));
+    scenario.begin_consume(id, 2, "a");
+    scenario.peer_sends(1, cancel_ok("a"));
+    scenario.peer_sends(1, consume_ok("a"));
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ConsumerEnded("a", EndedBy::Us),
+            Seen::Reply(1, cancel_ok("a")),
+            Seen::Reply(2, consume_ok("a")),
+        ]
+    );
+}
+
+#[test]
+fn our_cancel_ends_the_consumer_with_its_reply_and_deliveries_count_until_then() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, basic::Cancel::new("a"));
+    peer_delivers(&mut scenario, "a", 1);
+    scenario.peer_sends(1, cancel_ok("a"));
+    peer_delivers(&mut scenario, "a", 2);
+    peer_delivers(&mut scenario, "b", 3);
+    assert_eq!(
+        scenario.events(),
+        [
+            delivery("a", 1),
+            Seen::ConsumerEnded("a", EndedBy::Us),
+            Seen::Reply(1, cancel_ok("a")),
+            delivery("b", 3),
+        ]
+    );
+}
+
+#[test]
+fn a_cancel_that_asked_for_no_reply_ends_the_consumer_when_it_is_written() {
+    let (mut scenario, id) = two_consumers();
+    let cancel = basic::Cancel::new("a").nowait(true);
+    scenario.call(id, 1, cancel.clone());
+    assert_eq!(scenario.sent(), [on(1, cancel)]);
+    // In the order of a cancel with a reply: who gets the outcome finds it ended.
+    assert_eq!(
+        scenario.events(),
+        [Seen::ConsumerEnded("a", EndedBy::Us), Seen::Sent(1)]
+    );
+}
+
+#[test]
+fn cancelling_an_unknown_tag_is_an_ordinary_call() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, basic::Cancel::new("z"));
+    scenario.peer_sends(1, cancel_ok("z"));
+    assert_eq!(scenario.events(), [Seen::Reply(1, cancel_ok("z"))]);
+}
+
+#[test]
+fn a_cancel_by_the_broker_ends_the_consumer_and_is_answered_only_if_asked_for() {
+    let (mut scenario, _) = two_consumers();
+    scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, basic::Cancel::new("b"));
+    assert_eq!(scenario.sent(), [on(1, cancel_ok("b"))]);
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ConsumerEnded("a", EndedBy::Broker),
+            Seen::ConsumerEnded("b", EndedBy::Broker),
+        ]
+    );
+}
+
+#[test]
+fn a_consumer_ends_once_when_both_sides_cancel_it() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, basic::Cancel::new("a"));
+    scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
+    scenario.peer_sends(1, cancel_ok("a"));
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ConsumerEnded("a", EndedBy::Broker),
+            Seen::Reply(1, cancel_ok("a")),
+        ]
+    );
+}
+
+#[test]
+fn a_discarded_consumer_is_cancelled_and_what_still_comes_is_given_back() {
+    let (mut scenario, id) = two_consumers();
+    scenario.core.discard_consumer(id, &"a".into());
+    assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
+    peer_delivers(&mut scenario, "a", 1);
+    peer_delivers(&mut scenario, "b", 2);
+    assert_eq!(scenario.sent(), [on(1, requeue(1))]);
+    assert_eq!(scenario.events(), [delivery("b", 2)]);
+    scenario.peer_sends(1, cancel_ok("a"));
+    assert_eq!(scenario.events(), [Seen::ConsumerEnded("a", EndedBy::Us)]);
+}
+
+#[test]
+fn discarding_waits_for_its_turn_but_gives_back_from_the_start() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, queue::Declare::new("q"));
+    scenario.core.discard_consumer(id, &"a".into());
+    scenario.sent();
+    peer_delivers(&mut scenario, "a", 1);
+    assert_eq!(scenario.sent(), [on(1, requeue(1))]);
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
+}
+
+#[test]
+fn a_discarded_consumer_that_needs_no_ack_settles_nothing() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    let consume = basic::Consume::new("q").consumer_tag("c").no_ack(true);
+    scenario.begin_consume_with(id, 1, "c", consume);
+    scenario.peer_sends(1, consume_ok("c"));
+    scenario.core.discard_consumer(id, &"c".into());
+    scenario.sent();
+    scenario.events();
+    peer_delivers(&mut scenario, "c", 1);
+    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.events(), []);
+}
+
+#[test]
+fn discarding_twice_or_something_unknown_sends_one_cancel() {
+    let (mut scenario, id) = two_consumers();
+    for tag in ["a", "a", "z"] {
+        scenario.core.discard_consumer(id, &tag.into());
+    }
+    assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
+    scenario.peer_sends(1, cancel_ok("a"));
+    assert_eq!(scenario.sent(), []);
+}
+
+#[test]
+fn a_cancel_that_nobody_waits_for_has_no_deadline() {
+    let (mut scenario, id) = two_consumers();
+    scenario.core.discard_consumer(id, &"a".into());
+    assert_eq!(scenario.core.poll_timeout(), None);
+    assert!(!scenario.core.is_awaited());
+}
+
+#[test]
+fn deliveries_for_an_unknown_tag_are_dropped() {
+    let (mut scenario, _) = two_consumers();
+    peer_delivers(&mut scenario, "z", 1);
+    assert_eq!(scenario.events(), []);
+    assert_eq!(scenario.sent(), []);
+    assert!(!scenario.core.is_closed());
+}

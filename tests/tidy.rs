@@ -1,0 +1,156 @@
+//! What the tree promises of itself.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs,
+    reason = "in a test, what fails should panic"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`, but for unit tests.
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_stem().is_some_and(|stem| stem == "tests") {
+                continue;
+            } else if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// The file without its unit tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    match text.split_once("#[cfg(test)]\nmod tests {") {
+        Some((code, _)) => code.to_owned(),
+        None => text,
+    }
+}
+
+/// The first segments of what a file takes from the crate.
+fn imports(path: &Path) -> BTreeSet<String> {
+    code(path)
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| {
+            line.split("crate::")
+                .skip(1)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .map(|rest| {
+            rest.chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect()
+        })
+        .collect()
+}
+
+fn assert_imports_only(folder: &str, allowed: &[&str]) {
+    for path in sources(folder) {
+        for import in imports(&path) {
+            assert!(
+                allowed.contains(&import.as_str()),
+                "{} must not use crate::{import}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_protocol_knows_nothing_of_the_rest() {
+    // Documentation links are no imports; they are in comments.
+    assert_imports_only("src/protocol", &[]);
+    for path in sources("src/protocol") {
+        let code = code(&path);
+        for foreign in [
+            "std::net",
+            "std::thread",
+            "Mutex",
+            "Instant::now",
+            "crossbeam",
+            "mio::",
+        ] {
+            assert!(!code.contains(foreign), "{} has {foreign}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_io_thread_knows_nothing_of_the_api() {
+    assert_imports_only("src/io", &["io", "protocol", "error"]);
+}
+
+#[test]
+fn the_api_touches_no_socket() {
+    for path in sources("src") {
+        let inside = path.strip_prefix(root().join("src")).unwrap();
+        if inside.starts_with("io") {
+            continue;
+        }
+        let code = code(&path);
+        for foreign in ["mio::", "socket2", "std::net"] {
+            assert!(!code.contains(foreign), "{} has {foreign}", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_file_outgrows_its_reader() {
+    for path in sources("src") {
+        // The table of methods is as long as the protocol.
+        let limit = match path.file_name().unwrap().to_str() {
+            Some("methods.rs") => 700,
+            _ => 500,
+        };
+        let lines = code(&path).lines().count();
+        assert!(lines <= limit, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn the_direct_dependencies_are_the_agreed_ones() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let section = manifest.split("[dependencies]").nth(1).unwrap();
+    let section = section.split("\n[").next().unwrap();
+    let found: Vec<&str> = section
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(" = "))
+        .map(|(name, _)| name)
+        .collect();
+    let agreed = [
+        "bytes",
+        "crossbeam-channel",
+        "log",
+        "mio",
+        "native-tls",
+        "parking_lot",
+        "percent-encoding",
+        "socket2",
+        "url",
+        "zeroize",
+    ];
+    assert_eq!(
+        found, agreed,
+        "a new one needs a reason in docs/decisions.md"
+    );
+}
