@@ -15,7 +15,7 @@ use crate::io::open::{self, Cause, OpenError, Target};
 use crate::io::port::{Command, ConnectionPort};
 use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
-use crate::protocol::connection::Termination;
+use crate::protocol::event::Termination;
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::handshake::{HandshakeFailure, Stage};
 use crate::protocol::table::FieldTable;
@@ -433,6 +433,7 @@ fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
         }
         Cause::EndOfStream => ConnectFailure::EndOfStream,
         Cause::TimedOut(after) => ConnectFailure::TimedOut(after),
+        #[cfg(feature = "tls")]
         Cause::Tls(text) => ConnectFailure::Tls(text),
         Cause::Io(error) => ConnectFailure::Io(error.kind(), error.to_string()),
     };

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::protocol::connection::Termination;
+use crate::protocol::event::Termination;
 use crate::protocol::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
 use crate::protocol::handshake::Stage;
 use crate::protocol::wire::ShortString;

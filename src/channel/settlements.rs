@@ -128,6 +128,9 @@ mod tests {
     }
 
     proptest! {
+        // A failing case is printed; a file of its own would litter the tree.
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn it_is_a_set(acts in proptest::collection::vec((1u64..300, any::<bool>()), 0..200)) {
             let mut settlements = Settlements::default();

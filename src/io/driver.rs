@@ -25,8 +25,9 @@ use super::port::{CallToken, ChannelPort, Command, ConnectionPort, DriverTokens,
 use super::port::{ConsumerPort, Outcome, Route};
 use super::transport::Transport;
 use super::wake::Wake;
-use crate::protocol::connection::{Connection, Event, Termination};
+use crate::protocol::connection::Connection;
 use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::event::{Event, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle};
 use crate::protocol::handshake::Negotiated;
@@ -180,7 +181,9 @@ impl Driver {
                 reply,
             } => self.open_channel(number, deadline, reply),
             Command::Discard { channel, consumer } => {
-                self.core.discard_consumer(channel, &consumer.tag);
+                self.core.discard_consumer(channel, &consumer.tag, |route| {
+                    Arc::ptr_eq(&route.consumer, &consumer)
+                });
                 // What came before has to be in the inbox by now.
                 self.dispatch();
                 self.requeue(&consumer);

@@ -54,6 +54,7 @@ pub(crate) enum Cause {
     Io(io::Error),
     TimedOut(Duration),
     EndOfStream,
+    #[cfg(feature = "tls")]
     Tls(String),
     Handshake(HandshakeFailure),
 }

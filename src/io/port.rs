@@ -12,9 +12,7 @@ use super::budget::{Backlog, WriteBudget};
 use super::inbox::{Inbox, Incoming};
 use super::wake::Wake;
 use crate::error::Error;
-use crate::protocol::connection::{
-    CallFailure, ChannelId, NumberError, Reply, Termination, Tokens,
-};
+use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::{CloseReason, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;

@@ -20,8 +20,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use super::connection::{CallFailure, ChannelId, Event, Out, Reply, Tokens};
 use super::content::{Assembly, Content, ContentMethod, Names, Progress};
+use super::event::{CallFailure, ChannelId, Event, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::frame::{Settle, encode_settle};
 use super::handshake::{culprit, decode_method, split_method};
@@ -106,8 +106,16 @@ impl<T: Tokens> Channel<T> {
 
     /// Nobody wants the deliveries of `consumer_tag` any more: cancels it, and gives
     /// back what still comes.
-    pub(crate) fn discard_consumer(&mut self, consumer_tag: &ShortString, out: &mut Out<T>) {
-        let Some(consumer) = self.consumers.get_mut(consumer_tag) else {
+    ///
+    /// `is_meant` tells it from a later consumer of the same name.
+    pub(crate) fn discard_consumer(
+        &mut self,
+        consumer_tag: &ShortString,
+        is_meant: impl FnOnce(&T::Consumer) -> bool,
+        out: &mut Out<T>,
+    ) {
+        let consumer = self.consumers.get_mut(consumer_tag);
+        let Some(consumer) = consumer.filter(|consumer| is_meant(&consumer.token)) else {
             return;
         };
         if !std::mem::replace(&mut consumer.discard, true) {

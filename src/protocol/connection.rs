@@ -12,7 +12,7 @@
 //!   [`handle_timeout`](Connection::handle_timeout);
 //!
 //! and after each of these drain [`poll_event`](Connection::poll_event) and
-//! [`take_output`](Connection::take_output). Publishes are encoded by the caller and
+//! [`output`](Connection::output). Publishes are encoded by the caller and
 //! pass [`is_open`](Connection::is_open), the last gate: bytes for a channel that is no
 //! longer open would make the broker close the connection (504). An
 //! [`Event::Closed`] comes once and is final.
@@ -24,181 +24,16 @@
 //!  +-- close (the broker's): answered, end of stream, protocol error, silence --> closed
 //! ```
 
-use std::collections::{BTreeSet, VecDeque};
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::channel::{Call, Channel, Fate};
-use super::content::Content;
-use super::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
-use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle, encode_method, encode_settle};
+use super::event::{CallFailure, ChannelId, Event, NumberError, Out, Reply, Termination, Tokens};
+use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
+use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle, encode_settle};
 use super::handshake::{Negotiated, close_reason, decode_method, split_method};
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, MethodId, channel, connection};
 use super::wire::ShortString;
-
-/// What the driver hangs on calls, channels and consumers, to get it back with
-/// whatever happens to them.
-pub(crate) trait Tokens {
-    type Call: fmt::Debug;
-    type Channel: Clone + fmt::Debug;
-    type Consumer: Clone + fmt::Debug;
-}
-
-/// A channel of this connection. The number alone would not do: numbers are used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ChannelId {
-    pub(crate) number: u16,
-    pub(crate) generation: u64,
-}
-
-/// The good outcome of a call.
-#[derive(Debug)]
-pub(crate) enum Reply {
-    Method(Method),
-    /// The message that `basic.get` asked for.
-    Message(Box<Content>),
-    /// A method without reply is on its way, in order.
-    Sent,
-    /// The channel is closed.
-    Closed,
-}
-
-/// The bad outcome of a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum CallFailure {
-    TimedOut,
-    Encode(EncodeError),
-    DuplicateConsumerTag,
-    /// Its channel or connection is closed, for a reason told before.
-    Closed,
-}
-
-/// Why there is no channel with that number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NumberError {
-    OutOfRange,
-    InUse,
-    NoneFree,
-}
-
-/// Why a connection ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Termination {
-    Closed(CloseReason),
-    /// The peer broke the protocol.
-    Protocol(ProtocolError),
-    /// Not a byte came for twice the heartbeat interval.
-    Silence(Duration),
-    /// The stream ended without a word.
-    EndOfStream,
-    /// Our close was not answered in time.
-    CloseTimedOut,
-    /// The socket failed.
-    Io(std::io::ErrorKind, String),
-}
-
-/// What happened.
-#[derive(Debug)]
-pub(crate) enum Event<T: Tokens> {
-    Reply {
-        call: T::Call,
-        reply: Reply,
-    },
-    Failed {
-        call: T::Call,
-        failure: CallFailure,
-    },
-    Delivery {
-        consumer: T::Consumer,
-        content: Content,
-    },
-    ConsumerEnded {
-        consumer: T::Consumer,
-        by_broker: bool,
-    },
-    Returned {
-        channel: T::Channel,
-        content: Box<Content>,
-    },
-    Flow {
-        channel: T::Channel,
-        active: bool,
-    },
-    /// Comes before the failures of the channel's calls.
-    ChannelClosed {
-        channel: T::Channel,
-        /// `None`: it went with the connection.
-        reason: Option<CloseReason>,
-        consumers: Vec<T::Consumer>,
-    },
-    Blocked(ShortString),
-    Unblocked,
-    /// Comes before everything that ends with the connection.
-    Closed(Termination),
-}
-
-/// What a channel needs of its connection to speak.
-#[derive(Debug)]
-pub(crate) struct Out<T: Tokens> {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) events: VecDeque<Event<T>>,
-    /// Deadlines of calls: when, which channel, which call.
-    deadlines: BTreeSet<(Instant, u16, u64)>,
-    frame_max: usize,
-    calls: u64,
-}
-
-impl<T: Tokens> Out<T> {
-    pub(crate) fn next_call(&mut self) -> u64 {
-        self.calls += 1;
-        self.calls
-    }
-
-    /// Sends a method of ours that is known to fit.
-    pub(crate) fn send(&mut self, channel: u16, method: &Method) {
-        if let Err(error) = self.try_send(channel, method) {
-            log::error!("{} is not sent: {}", method.id(), error.what);
-        }
-    }
-
-    pub(crate) fn try_send(&mut self, channel: u16, method: &Method) -> Result<(), EncodeError> {
-        encode_method(&mut self.bytes, channel, method, self.frame_max)
-    }
-
-    pub(crate) fn answer(&mut self, call: T::Call, outcome: Result<Reply, CallFailure>) {
-        self.events.push_back(match outcome {
-            Ok(reply) => Event::Reply { call, reply },
-            Err(failure) => Event::Failed { call, failure },
-        });
-    }
-
-    pub(crate) fn fail(&mut self, call: Option<T::Call>, failure: CallFailure) {
-        if let Some(call) = call {
-            self.events.push_back(Event::Failed { call, failure });
-        }
-    }
-
-    pub(crate) fn watch(&mut self, channel: u16, call: &Call<T>) {
-        self.watch_until(channel, call.number, call.deadline);
-    }
-
-    pub(crate) fn unwatch(&mut self, channel: u16, call: &Call<T>) {
-        self.unwatch_until(channel, call.number, call.deadline);
-    }
-
-    pub(crate) fn watch_until(&mut self, channel: u16, number: u64, deadline: Option<Instant>) {
-        if let Some(deadline) = deadline {
-            self.deadlines.insert((deadline, channel, number));
-        }
-    }
-
-    pub(crate) fn unwatch_until(&mut self, channel: u16, number: u64, deadline: Option<Instant>) {
-        if let Some(deadline) = deadline {
-            self.deadlines.remove(&(deadline, channel, number));
-        }
-    }
-}
 
 #[derive(Debug)]
 enum State {
@@ -244,13 +79,7 @@ impl<T: Tokens> Connection<T> {
         let mut connection = Self {
             decoder,
             router: Router {
-                out: Out {
-                    bytes: Vec::new(),
-                    events: VecDeque::new(),
-                    deadlines: BTreeSet::new(),
-                    frame_max: negotiated.frame_max as usize,
-                    calls: 0,
-                },
+                out: Out::new(negotiated.frame_max as usize),
                 channel_max: negotiated.channel_max,
                 max_message_size,
                 channels: vec![None],
@@ -326,16 +155,17 @@ impl<T: Tokens> Connection<T> {
 
     /// Whether anybody waits for something that only reading can bring.
     pub(crate) fn is_awaited(&self) -> bool {
-        !self.router.out.deadlines.is_empty() || matches!(self.router.state, State::Closing { .. })
+        self.router.out.first_deadline().is_some()
+            || matches!(self.router.state, State::Closing { .. })
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    /// When [`handle_timeout`](Self::handle_timeout) is due; never after the end.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         if self.is_closed() {
             return None;
         }
         let router = &self.router;
-        let call = router.out.deadlines.first().map(|(when, ..)| *when);
+        let call = router.out.first_deadline();
         let close = match router.state {
             State::Closing { deadline, .. } => Some(deadline),
             _ => None,
@@ -346,11 +176,7 @@ impl<T: Tokens> Connection<T> {
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let router = &mut self.router;
-        while let Some(&(when, channel, number)) = router.out.deadlines.first() {
-            if when > now {
-                break;
-            }
-            router.out.deadlines.pop_first();
+        while let Some((channel, number)) = router.out.pop_due(now) {
             if let Some(Some(channel)) = router.channels.get_mut(usize::from(channel)) {
                 channel.time_out(number, &mut router.out);
             }
@@ -440,10 +266,15 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Cancels a consumer that nobody listens to any more.
-    pub(crate) fn discard_consumer(&mut self, id: ChannelId, consumer_tag: &ShortString) {
+    pub(crate) fn discard_consumer(
+        &mut self,
+        id: ChannelId,
+        consumer_tag: &ShortString,
+        is_meant: impl FnOnce(&T::Consumer) -> bool,
+    ) {
         if self.is_open(id) {
             self.router.with_channel(id, |channel, out| {
-                channel.discard_consumer(consumer_tag, out);
+                channel.discard_consumer(consumer_tag, is_meant, out);
             });
         }
     }
@@ -479,7 +310,8 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Begins to close the connection. Everything that goes on ends now.
+    /// Begins to close the connection. From now on nothing is sent; what goes on ends with
+    /// the connection, or at its own deadline.
     pub(crate) fn close(&mut self, code: ReplyCode, text: ShortString, deadline: Instant) {
         let router = &mut self.router;
         if !matches!(router.state, State::Open) {
@@ -496,7 +328,7 @@ impl<T: Tokens> Connection<T> {
 
 impl<T: Tokens> Router<T> {
     fn route(&mut self, frame: Frame<'_>) -> Result<(), ProtocolError> {
-        // After our close only the end counts (specification, section 2.2.4).
+        // After our close only the end counts (specification, connection.close).
         if !matches!(self.state, State::Open) && !is_end(frame) {
             return Ok(());
         }
@@ -593,7 +425,7 @@ impl<T: Tokens> Router<T> {
         for channel in self.channels.drain(..).flatten() {
             channel.lose(&mut self.out);
         }
-        self.out.deadlines.clear();
+        self.out.forget_deadlines();
     }
 
     fn reserve(&mut self, number: Option<u16>) -> Result<ChannelId, NumberError> {

@@ -2,8 +2,9 @@
 //!
 //! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
 //! everything that can be said, [`frame`] and [`content`] how it is wrapped;
-//! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s,
-//! [`heartbeat`] watches over it. [`failure`] says what can be wrong.
+//! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
+//! and tells of it in [`event`]s, [`heartbeat`] watches over it. [`failure`] says what can
+//! be wrong.
 //!
 //! Nothing in here knows anything of the rest of the crate.
 
@@ -13,6 +14,7 @@ mod define;
 pub(crate) mod channel;
 pub(crate) mod connection;
 pub(crate) mod content;
+pub(crate) mod event;
 pub(crate) mod failure;
 pub(crate) mod frame;
 pub(crate) mod handshake;

@@ -1,1 +1,397 @@
 //! The core on virtual time: a scripted peer, no threads, no sleeping.
+//!
+//! A [`Scenario`] is an open connection with its clock. Tests say what the program asks
+//! for (`call`, `close_channel`, ...), what the peer sends and how time passes, and
+//! look at what was [`sent`](Scenario::sent) and what [`events`](Scenario::events) came.
+
+mod any_order;
+mod any_stream;
+mod broker;
+mod calls;
+mod channels;
+mod closing_channels;
+mod consumers;
+mod ending;
+mod heartbeats;
+mod late_replies;
+mod protocol_errors;
+
+use std::fmt::{self, Write};
+use std::time::{Duration, Instant};
+
+use proptest::test_runner::Config as ProptestConfig;
+
+use super::connection::Connection;
+use super::content::{Content, ContentMethod};
+use super::event::{CallFailure, ChannelId, Event, NumberError, Reply, Termination, Tokens};
+use super::failure::{CloseReason, ClosedBy, ReplyCode};
+use super::frame::{Frame, FrameDecoder, encode_content, encode_method};
+use super::handshake::{Negotiated, decode_method};
+use super::methods::{Method, MethodId, basic, channel, connection};
+use super::properties::BasicProperties;
+use super::table::FieldTable;
+
+const FRAME_MAX: u32 = 4096;
+const MAX_MESSAGE_SIZE: u64 = 10_000;
+/// The deadline of every call that names no other.
+const RPC_TIMEOUT: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What [`Scenario::open_channel`] calls the channel with that number.
+const NAMES: [&str; 6] = ["none", "one", "two", "three", "four", "five"];
+
+/// The call that [`Scenario::open_channel`] uses.
+const OPEN: u32 = 0;
+
+#[derive(Debug)]
+struct Script;
+
+impl Tokens for Script {
+    type Call = u32;
+    type Channel = &'static str;
+    type Consumer = &'static str;
+}
+
+/// An event, in a form that compares.
+#[derive(Debug, Clone, PartialEq)]
+enum Seen {
+    Reply(u32, Method),
+    /// The answer to a get: delivery tag and body.
+    Message(u32, u64, Vec<u8>),
+    Sent(u32),
+    IsClosed(u32),
+    Failed(u32, CallFailure),
+    /// Consumer, delivery tag and body.
+    Delivery(&'static str, u64, Vec<u8>),
+    ConsumerEnded(&'static str, EndedBy),
+    Returned(&'static str, Vec<u8>),
+    Flow(&'static str, bool),
+    ChannelClosed(&'static str, Option<CloseReason>, Vec<&'static str>),
+    Blocked(String),
+    Unblocked,
+    Closed(Termination),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum EndedBy {
+    Us,
+    Broker,
+}
+
+impl From<Event<Script>> for Seen {
+    fn from(event: Event<Script>) -> Self {
+        match event {
+            Event::Reply { call, reply } => match reply {
+                Reply::Method(method) => Self::Reply(call, method),
+                Reply::Message(content) => {
+                    Self::Message(call, delivery_tag(&content), content.body.to_vec())
+                }
+                Reply::Sent => Self::Sent(call),
+                Reply::Closed => Self::IsClosed(call),
+            },
+            Event::Failed { call, failure } => Self::Failed(call, failure),
+            Event::Delivery { consumer, content } => {
+                Self::Delivery(consumer, delivery_tag(&content), content.body.to_vec())
+            }
+            Event::ConsumerEnded {
+                consumer,
+                by_broker: true,
+            } => Self::ConsumerEnded(consumer, EndedBy::Broker),
+            Event::ConsumerEnded { consumer, .. } => Self::ConsumerEnded(consumer, EndedBy::Us),
+            Event::Returned { channel, content } => Self::Returned(channel, content.body.to_vec()),
+            Event::Flow { channel, active } => Self::Flow(channel, active),
+            Event::ChannelClosed {
+                channel,
+                reason,
+                mut consumers,
+            } => {
+                consumers.sort_unstable();
+                Self::ChannelClosed(channel, reason, consumers)
+            }
+            Event::Blocked(reason) => Self::Blocked(reason.to_string()),
+            Event::Unblocked => Self::Unblocked,
+            Event::Closed(termination) => Self::Closed(termination),
+        }
+    }
+}
+
+fn delivery_tag(content: &Content) -> u64 {
+    match &content.method {
+        ContentMethod::Deliver(deliver) => deliver.delivery_tag,
+        ContentMethod::GetOk(get_ok) => get_ok.delivery_tag,
+        ContentMethod::Return(_) => 0,
+    }
+}
+
+/// What is agreed on where a test says nothing else: no heartbeats, small numbers.
+fn negotiated() -> Negotiated {
+    Negotiated {
+        channel_max: 5,
+        frame_max: FRAME_MAX,
+        heartbeat: 0,
+        server_properties: FieldTable::new(),
+    }
+}
+
+/// An open connection, its clock, and a peer that does what the test says.
+struct Scenario {
+    core: Connection<Script>,
+    now: Instant,
+}
+
+impl Scenario {
+    fn new() -> Self {
+        Self::with(&negotiated())
+    }
+
+    fn with(negotiated: &Negotiated) -> Self {
+        let now = Instant::now();
+        let decoder = FrameDecoder::new(negotiated.frame_max);
+        Self {
+            core: Connection::new(decoder, negotiated, MAX_MESSAGE_SIZE, now),
+            now,
+        }
+    }
+
+    fn peer_sends(&mut self, channel: u16, method: impl Into<Method>) {
+        self.peer_sends_bytes(&frame(channel, method));
+    }
+
+    fn peer_sends_content(
+        &mut self,
+        channel: u16,
+        method: impl Into<Method>,
+        properties: Option<&BasicProperties>,
+        body: &[u8],
+    ) {
+        self.peer_sends_bytes(&content(channel, method, properties, body));
+    }
+
+    /// All in one buffer, as far as there is room. A driver stops reading at the end,
+    /// and so does this.
+    fn peer_sends_bytes(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() && !self.core.is_closed() {
+            let space = self.core.space();
+            let count = rest.len().min(space.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            self.core.received(count, self.now);
+            rest = &rest[count..];
+        }
+    }
+
+    fn output(&mut self) -> Vec<u8> {
+        std::mem::take(self.core.output())
+    }
+
+    /// The methods that went out since the last look.
+    fn sent(&mut self) -> Vec<(u16, Method)> {
+        methods(&self.output())
+    }
+
+    /// What happened since the last look.
+    fn events(&mut self) -> Vec<Seen> {
+        std::iter::from_fn(|| self.core.poll_event())
+            .map(Seen::from)
+            .collect()
+    }
+
+    /// Lets time pass, with a driver that wakes at every deadline.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(deadline) = self.core.poll_timeout().filter(|when| *when <= end) {
+            self.now = self.now.max(deadline);
+            self.core.handle_timeout(self.now);
+            let next = self.core.poll_timeout();
+            assert!(next.is_none_or(|next| next > self.now), "a busy loop");
+        }
+        self.now = end;
+        self.core.handle_timeout(end);
+    }
+
+    fn begin_open(&mut self, number: u16, name: &'static str, call: u32) -> ChannelId {
+        let id = self.core.reserve_channel(Some(number)).unwrap();
+        let deadline = self.now + RPC_TIMEOUT;
+        self.core.open_channel(id, name, call, deadline);
+        id
+    }
+
+    fn open_channel(&mut self, number: u16) -> ChannelId {
+        self.open_channel_as(number, NAMES[usize::from(number)])
+    }
+
+    fn open_channel_as(&mut self, number: u16, name: &'static str) -> ChannelId {
+        let id = self.begin_open(number, name, OPEN);
+        let open = on(number, channel::Open::default());
+        assert_eq!(self.sent().last(), Some(&open));
+        self.peer_sends(number, channel::OpenOk::default());
+        let open_ok = channel::OpenOk::default().into();
+        assert_eq!(self.events(), [Seen::Reply(OPEN, open_ok)]);
+        id
+    }
+
+    fn call(&mut self, id: ChannelId, call: u32, method: impl Into<Method>) {
+        self.call_within(RPC_TIMEOUT, id, call, method);
+    }
+
+    fn call_within(&mut self, time: Duration, id: ChannelId, call: u32, method: impl Into<Method>) {
+        let deadline = self.now + time;
+        self.core.call(id, method.into(), None, call, deadline);
+    }
+
+    /// Asks for a consumer whose token is its tag.
+    fn begin_consume(&mut self, id: ChannelId, call: u32, tag: &'static str) {
+        let consume = basic::Consume::new("q").consumer_tag(tag);
+        self.begin_consume_with(id, call, tag, consume);
+    }
+
+    fn begin_consume_with(
+        &mut self,
+        id: ChannelId,
+        call: u32,
+        token: &'static str,
+        consume: basic::Consume,
+    ) {
+        let deadline = self.now + RPC_TIMEOUT;
+        self.core
+            .call(id, consume.into(), Some(token), call, deadline);
+    }
+
+    /// A consumer whose token is its tag.
+    fn consume(&mut self, id: ChannelId, tag: &'static str) {
+        self.begin_consume(id, OPEN, tag);
+        self.peer_sends(id.number, consume_ok(tag));
+        assert_eq!(self.sent().len(), 1);
+        assert_eq!(self.events(), [Seen::Reply(OPEN, consume_ok(tag))]);
+    }
+
+    fn begin_close_channel(&mut self, id: ChannelId, call: u32) {
+        let call = Some((call, self.now + RPC_TIMEOUT));
+        let code = ReplyCode::REPLY_SUCCESS;
+        self.core.close_channel(id, code, "bye".into(), call);
+    }
+
+    fn begin_close(&mut self, time: Duration) {
+        let deadline = self.now + time;
+        let code = ReplyCode::REPLY_SUCCESS;
+        self.core.close(code, "bye".into(), deadline);
+    }
+
+    /// How much the core holds on to, by the length of its description.
+    fn held(&self) -> usize {
+        struct Counter(usize);
+
+        impl Write for Counter {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0 += text.len();
+                Ok(())
+            }
+        }
+
+        let mut counter = Counter(0);
+        write!(counter, "{:?}", self.core).unwrap();
+        counter.0
+    }
+}
+
+/// A failing case belongs into a test of its own, not into a file of seeds.
+fn proptest_config() -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// The methods in `bytes`, which must be whole method frames.
+fn methods(bytes: &[u8]) -> Vec<(u16, Method)> {
+    let mut decoder = FrameDecoder::new(1 << 20);
+    super::frame::tests::feed(&mut decoder, bytes);
+    let mut methods = Vec::new();
+    while let Some(frame) = decoder.next().unwrap() {
+        let Frame::Method { channel, payload } = frame else {
+            panic!("{frame:?}");
+        };
+        methods.push((channel, decode_method(payload).unwrap()));
+    }
+    assert!(decoder.pending().is_empty(), "half a frame was sent");
+    methods
+}
+
+fn on(channel: u16, method: impl Into<Method>) -> (u16, Method) {
+    (channel, method.into())
+}
+
+fn frame(channel: u16, method: impl Into<Method>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_method(&mut bytes, channel, &method.into(), 1 << 20).unwrap();
+    bytes
+}
+
+fn content(
+    channel: u16,
+    method: impl Into<Method>,
+    properties: Option<&BasicProperties>,
+    body: &[u8],
+) -> Vec<u8> {
+    let mut bytes = frame(channel, method);
+    encode_content(&mut bytes, channel, properties, body, FRAME_MAX as usize).unwrap();
+    bytes
+}
+
+/// A content header alone, with a size that nobody has to keep.
+fn content_header(channel: u16, size: u64) -> Vec<u8> {
+    let [c1, c0] = channel.to_be_bytes();
+    let mut bytes = vec![2, c1, c0, 0, 0, 0, 14, 0, 60, 0, 0];
+    bytes.extend(size.to_be_bytes());
+    bytes.extend([0, 0, 0xce]);
+    bytes
+}
+
+fn deliver(tag: &str, delivery_tag: u64) -> basic::Deliver {
+    basic::Deliver::default()
+        .consumer_tag(tag)
+        .delivery_tag(delivery_tag)
+}
+
+fn consume_ok(tag: &str) -> Method {
+    basic::ConsumeOk::default().consumer_tag(tag).into()
+}
+
+fn cancel_ok(tag: &str) -> Method {
+    basic::CancelOk::default().consumer_tag(tag).into()
+}
+
+/// What gives one delivery back to its queue.
+fn requeue(delivery_tag: u64) -> Method {
+    basic::Nack::new(delivery_tag).into()
+}
+
+/// The broker's close of a channel, and the reason that everyone is told.
+fn not_found() -> (channel::Close, CloseReason) {
+    let close = channel::Close::default()
+        .reply_code(404)
+        .reply_text("no queue")
+        .class_id(60)
+        .method_id(70);
+    let method = Some(basic::Get::ID);
+    (close, reason(ClosedBy::Broker, 404, "no queue", method))
+}
+
+/// Our own close of a channel or connection, as the helpers above ask for it.
+fn bye() -> CloseReason {
+    reason(ClosedBy::Application, 200, "bye", None)
+}
+
+fn channel_close() -> channel::Close {
+    channel::Close::default().reply_code(200).reply_text("bye")
+}
+
+fn connection_close() -> connection::Close {
+    connection::Close::default()
+        .reply_code(200)
+        .reply_text("bye")
+}
+
+fn reason(by: ClosedBy, code: u16, text: &str, method: Option<MethodId>) -> CloseReason {
+    CloseReason::new(by, code, text, method)
+}

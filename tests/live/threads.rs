@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 
-use cony::{basic, queue};
+use cony::{Error, basic, queue};
 
-use crate::support::{await_ready, channel, connect, exclusive_queue, unique, until};
+use crate::support::{PATIENCE, await_ready, channel, connect, exclusive_queue, unique};
 
 /// How many messages each of 16 publishers sends. `CONY_TEST_MESSAGES` overrides it:
 /// 62500 make a million together.
@@ -25,7 +26,7 @@ fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
         .queue_declare(queue::Declare::new(&queue).exclusive(true))
         .unwrap();
     let shared = connection.channel().unwrap();
-    let received = AtomicU64::new(0);
+    let (received, arrivals) = mpsc::channel();
     let consumers: Vec<_> = (0..4)
         .map(|_| connection.channel().unwrap().consume(&queue).unwrap())
         .collect();
@@ -34,13 +35,13 @@ fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
         let counting: Vec<_> = consumers
             .iter()
             .map(|consumer| {
-                let received = &received;
+                let received = received.clone();
                 scope.spawn(move || {
                     let mut seen = HashMap::new();
                     consumer
                         .for_each(|delivery| {
                             *seen.entry(check(&delivery.body)).or_default() += 1;
-                            received.fetch_add(1, Ordering::SeqCst);
+                            received.send(()).map_err(Error::other)?;
                             delivery.ack()
                         })
                         .unwrap();
@@ -62,14 +63,17 @@ fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
                 }
             });
         }
-        until("every message", || received.load(Ordering::SeqCst) >= total);
+        let complete = (0..total).all(|_| arrivals.recv_timeout(PATIENCE).is_ok());
+        // Ends the counting in any case: the scope waits for its threads.
         for consumer in &consumers {
             consumer.cancel().unwrap();
         }
-        counting
+        let seen = counting
             .into_iter()
             .map(|thread| thread.join().unwrap())
-            .collect()
+            .collect();
+        assert!(complete, "nothing came any more for {PATIENCE:?}");
+        seen
     });
 
     let mut all: HashMap<u64, u64> = HashMap::new();

@@ -1,1 +1,294 @@
-//! placeholder
+//! Whatever both sides do, in whatever order their words cross: an honest broker finds
+//! nothing to complain about, every call has one outcome, and no message is lost.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::super::frame::Settle;
+use super::super::methods::queue;
+use super::broker::Broker;
+use super::*;
+
+/// What can happen next; the first number picks a channel.
+#[derive(Debug, Clone)]
+enum Step {
+    Open,
+    Call(usize, usize),
+    Consume(usize, usize, bool, bool),
+    Cancel(usize, usize),
+    Discard(usize, usize),
+    Settle(usize),
+    CloseChannel(usize),
+    Pass(u32),
+    ClientReads(usize),
+    BrokerReads(usize),
+    Answer(u16, bool),
+    Deliver(u16),
+    BrokerCancels(u16, bool),
+    BrokerCloses(u16),
+    Flow(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let handle = || 0usize..6;
+    let tag = || 0usize..2;
+    let number = || 1u16..4;
+    prop_oneof![
+        3 => Just(Step::Open),
+        6 => (handle(), 0usize..5).prop_map(|(handle, kind)| Step::Call(handle, kind)),
+        6 => (handle(), tag(), any::<bool>(), any::<bool>())
+            .prop_map(|(handle, tag, no_ack, nowait)| Step::Consume(handle, tag, no_ack, nowait)),
+        3 => (handle(), tag()).prop_map(|(handle, tag)| Step::Cancel(handle, tag)),
+        3 => (handle(), tag()).prop_map(|(handle, tag)| Step::Discard(handle, tag)),
+        5 => (0usize..10).prop_map(Step::Settle),
+        2 => handle().prop_map(Step::CloseChannel),
+        2 => (1u32..40).prop_map(Step::Pass),
+        12 => (1usize..200).prop_map(Step::ClientReads),
+        12 => (1usize..6).prop_map(Step::BrokerReads),
+        15 => (number(), any::<bool>()).prop_map(|(number, coin)| Step::Answer(number, coin)),
+        10 => number().prop_map(Step::Deliver),
+        2 => (number(), any::<bool>()).prop_map(|(number, coin)| Step::BrokerCancels(number, coin)),
+        1 => number().prop_map(Step::BrokerCloses),
+        1 => number().prop_map(Step::Flow),
+    ]
+}
+
+/// Both sides, and the program on our side of the core.
+struct World {
+    scenario: Scenario,
+    broker: Broker,
+    /// On its way to the broker.
+    output: VecDeque<(u16, Method)>,
+    /// Every channel that was asked for.
+    ids: Vec<ChannelId>,
+    calls: u32,
+    outcomes: Vec<u32>,
+    /// The messages that the program has and has not settled, and all it ever had.
+    in_hand: Vec<usize>,
+    seen: BTreeSet<usize>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            scenario: Scenario::with(&Negotiated {
+                channel_max: 3,
+                ..negotiated()
+            }),
+            broker: Broker::default(),
+            output: VecDeque::new(),
+            ids: Vec::new(),
+            calls: 0,
+            outcomes: Vec::new(),
+            in_hand: Vec::new(),
+            seen: BTreeSet::new(),
+        }
+    }
+
+    /// One of the last channels that were asked for.
+    fn id(&self, handle: usize) -> Option<ChannelId> {
+        self.ids.iter().rev().nth(handle).copied()
+    }
+
+    fn next_call(&mut self) -> u32 {
+        self.calls += 1;
+        self.calls - 1
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Open => self.open(),
+            Step::Call(handle, kind) => self.call(handle, kind),
+            Step::Consume(handle, tag, no_ack, nowait) => self.consume(handle, tag, no_ack, nowait),
+            Step::Cancel(handle, tag) => self.cancel(handle, tag),
+            Step::Discard(handle, tag) => {
+                if let Some(id) = self.id(handle) {
+                    self.scenario
+                        .core
+                        .discard_consumer(id, &TAGS[tag].into(), |_| true);
+                }
+            }
+            Step::Settle(index) => self.settle(index),
+            Step::CloseChannel(handle) => {
+                if let Some(id) = self.id(handle) {
+                    let call = self.next_call();
+                    self.scenario.begin_close_channel(id, call);
+                }
+            }
+            Step::Pass(seconds) => self.scenario.pass(SECOND * seconds),
+            Step::ClientReads(count) => self.client_reads(count),
+            Step::BrokerReads(count) => self.broker_reads(count),
+            Step::Answer(number, coin) => self.broker.answer(number, coin),
+            Step::Deliver(number) => self.broker.deliver(number),
+            Step::BrokerCancels(number, nowait) => self.broker.cancel(number, nowait),
+            Step::BrokerCloses(number) => self.broker.close(number),
+            Step::Flow(number) => self.broker.flow(number),
+        }
+        self.output.extend(self.scenario.sent());
+        self.look();
+    }
+
+    fn open(&mut self) {
+        if let Ok(id) = self.scenario.core.reserve_channel(None) {
+            let call = self.next_call();
+            self.ids
+                .push(self.scenario.begin_open(id.number, "c", call));
+        }
+    }
+
+    fn call(&mut self, handle: usize, kind: usize) {
+        let Some(id) = self.id(handle) else {
+            return;
+        };
+        let call = self.next_call();
+        let method: Method = match kind {
+            0 => queue::Declare::new(call.to_string()).into(),
+            1 => basic::Qos::new(1).into(),
+            2 => queue::Purge::new("q").nowait(true).into(),
+            3 => basic::Get::new("q").no_ack(true).into(),
+            _ => basic::Get::new("q").into(),
+        };
+        self.scenario.call(id, call, method);
+    }
+
+    fn consume(&mut self, handle: usize, tag: usize, no_ack: bool, nowait: bool) {
+        if let Some(id) = self.id(handle) {
+            let call = self.next_call();
+            let consume = basic::Consume::new("q")
+                .consumer_tag(TAGS[tag])
+                .no_ack(no_ack)
+                .nowait(nowait);
+            self.scenario
+                .begin_consume_with(id, call, TAGS[tag], consume);
+        }
+    }
+
+    fn cancel(&mut self, handle: usize, tag: usize) {
+        if let Some(id) = self.id(handle) {
+            let call = self.next_call();
+            self.scenario.call(id, call, basic::Cancel::new(TAGS[tag]));
+        }
+    }
+
+    /// Settles a message, which may be of a channel that is long gone.
+    fn settle(&mut self, index: usize) {
+        if index >= self.in_hand.len() {
+            return;
+        }
+        let message = self.in_hand.swap_remove(index);
+        let (number, opening, tag) = self.broker.messages[message];
+        let same_number = |id: &&ChannelId| id.number == number;
+        let id = self.ids.iter().filter(same_number).nth(opening - 1);
+        let ack = Settle::Ack { multiple: false };
+        self.scenario.core.settle(*id.unwrap(), tag, ack);
+    }
+
+    fn client_reads(&mut self, count: usize) {
+        let count = count.min(self.broker.output.len());
+        let bytes: Vec<u8> = self.broker.output.drain(..count).collect();
+        self.scenario.peer_sends_bytes(&bytes);
+    }
+
+    fn broker_reads(&mut self, count: usize) {
+        let count = count.min(self.output.len());
+        for (number, method) in self.output.drain(..count) {
+            self.broker.receive(number, method);
+        }
+    }
+
+    fn look(&mut self) {
+        for event in self.scenario.events() {
+            match event {
+                Seen::Message(call, _, body) => {
+                    self.outcomes.push(call);
+                    self.take(&body);
+                }
+                Seen::Delivery(_, _, body) => self.take(&body),
+                Seen::Reply(call, Method::QueueDeclareOk(declare_ok)) => {
+                    assert_eq!(declare_ok.queue, call.to_string(), "another's reply");
+                    self.outcomes.push(call);
+                }
+                Seen::Reply(call, _)
+                | Seen::Sent(call)
+                | Seen::IsClosed(call)
+                | Seen::Failed(call, _) => self.outcomes.push(call),
+                Seen::Closed(termination) => {
+                    assert_eq!(termination, Termination::Closed(bye()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&mut self, body: &[u8]) {
+        let message: usize = std::str::from_utf8(body).unwrap().parse().unwrap();
+        assert!(self.seen.insert(message), "the same message twice");
+        let (number, _, tag) = self.broker.messages[message];
+        let channel = self.broker.channels.get(&number);
+        // Only what needs it will be settled.
+        if channel.is_none_or(|channel| channel.unsettled.contains(&tag)) {
+            self.in_hand.push(message);
+        }
+    }
+
+    /// Lets everything arrive and be answered.
+    fn settle_down(&mut self) {
+        for _ in 0..1000 {
+            self.step(Step::BrokerReads(usize::MAX));
+            for number in 1..=3 {
+                self.step(Step::Answer(number, true));
+            }
+            self.step(Step::ClientReads(usize::MAX));
+            if self.is_quiet() {
+                return;
+            }
+        }
+        panic!("it never ends");
+    }
+
+    fn is_quiet(&self) -> bool {
+        let mut channels = self.broker.channels.values();
+        self.output.is_empty()
+            && self.broker.output.is_empty()
+            && channels.all(|channel| channel.due.is_none())
+    }
+
+    fn check(&mut self) {
+        for number in 1..=3 {
+            let known = self.broker.channels.contains_key(&number);
+            let free = self.scenario.core.reserve_channel(Some(number)).is_ok();
+            assert_ne!(known, free, "both sides know which numbers are taken");
+        }
+        for (message, (number, opening, tag)) in self.broker.messages.iter().enumerate() {
+            let is_last = self.broker.openings[number] == *opening;
+            let channel = self.broker.channels.get(number).filter(|_| is_last);
+            if channel.is_some_and(|channel| channel.unsettled.contains(tag)) {
+                assert!(self.seen.contains(&message), "message {message} is lost");
+            }
+        }
+        assert_eq!(self.scenario.core.poll_timeout(), None);
+        self.outcomes.sort_unstable();
+        assert_eq!(self.outcomes, (0..self.calls).collect::<Vec<_>>());
+    }
+}
+
+const TAGS: [&str; 2] = ["a", "b"];
+
+proptest! {
+    #![proptest_config(proptest_config())]
+
+    #[test]
+    fn an_honest_broker_never_complains_and_nothing_is_lost(steps in vec(step(), 0..250)) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+        }
+        world.settle_down();
+        world.check();
+        world.scenario.begin_close(SECOND);
+        world.settle_down();
+        prop_assert!(world.scenario.core.is_closed());
+    }
+}

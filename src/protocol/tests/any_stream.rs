@@ -48,7 +48,9 @@ fn long_script() -> Vec<Turn> {
         ),
         (
             |scenario, ids| {
-                scenario.core.discard_consumer(ids[0], &"a".into());
+                scenario
+                    .core
+                    .discard_consumer(ids[0], &"a".into(), |_| true);
                 scenario
                     .core
                     .settle(ids[1], 2, Settle::Ack { multiple: true });
@@ -113,6 +115,8 @@ fn the_long_script_is_played_to_its_end() {
 }
 
 proptest! {
+    #![proptest_config(proptest_config())]
+
     #[test]
     fn any_chunking_gives_the_same_events_and_output(
         sizes in vec(prop_oneof![1usize..20, 1usize..5000], 1..30),
@@ -252,7 +256,9 @@ impl Victim {
             }
             Step::Discard(handle) => {
                 if let Some(id) = id(handle) {
-                    self.scenario.core.discard_consumer(id, &"c".into());
+                    self.scenario
+                        .core
+                        .discard_consumer(id, &"c".into(), |_| true);
                 }
             }
             Step::CloseChannel(handle) => {
@@ -291,7 +297,7 @@ impl Victim {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(proptest_config())]
 
     #[test]
     fn nothing_that_can_happen_panics_or_grows_or_leaves_a_call_without_one_outcome(

@@ -111,7 +111,9 @@ fn commands_of_a_former_channel_never_reach_the_next_one_with_its_number() {
     scenario
         .core
         .settle(former, 1, Settle::Ack { multiple: true });
-    scenario.core.discard_consumer(former, &"c".into());
+    scenario
+        .core
+        .discard_consumer(former, &"c".into(), |_| true);
     scenario.call(former, 1, queue::Declare::new("q"));
     scenario.begin_consume(former, 2, "d");
     scenario.begin_close_channel(former, 3);

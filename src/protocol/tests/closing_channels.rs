@@ -105,7 +105,7 @@ fn after_our_close_all_but_the_end_is_dropped() {
     scenario.peer_sends(1, channel::Flow::new(false));
     scenario.peer_sends_bytes(&content_header(1, u64::MAX));
     scenario.core.settle(id, 1, Settle::Ack { multiple: false });
-    scenario.core.discard_consumer(id, &"c".into());
+    scenario.core.discard_consumer(id, &"c".into(), |_| true);
     assert_eq!(scenario.events(), []);
     scenario.call(id, 4, queue::Declare::new("q"));
     assert_eq!(scenario.events(), [Seen::Failed(4, CallFailure::Closed)]);
@@ -123,6 +123,20 @@ fn our_close_in_the_middle_of_a_message_drops_the_rest_of_it() {
     scenario.peer_sends_bytes(later);
     scenario.peer_sends(1, channel::CloseOk::default());
     assert_eq!(scenario.events(), [Seen::IsClosed(3)]);
+}
+
+#[test]
+fn a_channel_that_closes_lets_go_of_half_a_message() {
+    let (mut scenario, id) = busy();
+    scenario.peer_sends(1, deliver("c", 1));
+    scenario.peer_sends_bytes(&content_header(1, 8000));
+    let body = [&b"\x03\0\x01\0\0\x0f\xa0"[..], &[b'x'; 4000], b"\xce"].concat();
+    scenario.peer_sends_bytes(&body);
+    let before = scenario.held();
+    scenario.begin_close_channel(id, 3);
+    scenario.output();
+    scenario.events();
+    assert!(scenario.held() < before - 4000);
 }
 
 #[test]

@@ -95,6 +95,19 @@ fn a_tag_that_is_taken_is_refused_here_and_nothing_is_sent() {
 }
 
 #[test]
+fn a_request_that_cannot_be_sent_leaves_its_tag_free() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    let too_long = basic::Consume::new("q".repeat(256)).consumer_tag("c");
+    scenario.begin_consume_with(id, 1, "c", too_long);
+    let [Seen::Failed(1, CallFailure::Encode(_))] = scenario.events()[..] else {
+        panic!("the call cannot be sent");
+    };
+    assert_eq!(scenario.sent(), []);
+    scenario.consume(id, "c");
+}
+
+#[test]
 fn a_tag_is_free_again_for_a_call_that_waits_behind_its_cancel() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Cancel::new("a"));
@@ -185,7 +198,7 @@ fn a_consumer_ends_once_when_both_sides_cancel_it() {
 #[test]
 fn a_discarded_consumer_is_cancelled_and_what_still_comes_is_given_back() {
     let (mut scenario, id) = two_consumers();
-    scenario.core.discard_consumer(id, &"a".into());
+    scenario.core.discard_consumer(id, &"a".into(), |_| true);
     assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
     peer_delivers(&mut scenario, "a", 1);
     peer_delivers(&mut scenario, "b", 2);
@@ -199,7 +212,7 @@ fn a_discarded_consumer_is_cancelled_and_what_still_comes_is_given_back() {
 fn discarding_waits_for_its_turn_but_gives_back_from_the_start() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, queue::Declare::new("q"));
-    scenario.core.discard_consumer(id, &"a".into());
+    scenario.core.discard_consumer(id, &"a".into(), |_| true);
     scenario.sent();
     peer_delivers(&mut scenario, "a", 1);
     assert_eq!(scenario.sent(), [on(1, requeue(1))]);
@@ -214,7 +227,7 @@ fn a_discarded_consumer_that_needs_no_ack_settles_nothing() {
     let consume = basic::Consume::new("q").consumer_tag("c").no_ack(true);
     scenario.begin_consume_with(id, 1, "c", consume);
     scenario.peer_sends(1, consume_ok("c"));
-    scenario.core.discard_consumer(id, &"c".into());
+    scenario.core.discard_consumer(id, &"c".into(), |_| true);
     scenario.sent();
     scenario.events();
     peer_delivers(&mut scenario, "c", 1);
@@ -226,7 +239,7 @@ fn a_discarded_consumer_that_needs_no_ack_settles_nothing() {
 fn discarding_twice_or_something_unknown_sends_one_cancel() {
     let (mut scenario, id) = two_consumers();
     for tag in ["a", "a", "z"] {
-        scenario.core.discard_consumer(id, &tag.into());
+        scenario.core.discard_consumer(id, &tag.into(), |_| true);
     }
     assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
     scenario.peer_sends(1, cancel_ok("a"));
@@ -236,7 +249,7 @@ fn discarding_twice_or_something_unknown_sends_one_cancel() {
 #[test]
 fn a_cancel_that_nobody_waits_for_has_no_deadline() {
     let (mut scenario, id) = two_consumers();
-    scenario.core.discard_consumer(id, &"a".into());
+    scenario.core.discard_consumer(id, &"a".into(), |_| true);
     assert_eq!(scenario.core.poll_timeout(), None);
     assert!(!scenario.core.is_awaited());
 }

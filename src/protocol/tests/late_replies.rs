@@ -238,7 +238,7 @@ fn a_consumer_dropped_before_its_deadline_is_still_cancelled_once_it_comes() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.begin_consume(id, 1, "c");
-    scenario.core.discard_consumer(id, &"c".into());
+    scenario.core.discard_consumer(id, &"c".into(), |_| true);
     scenario.pass(LATE);
     scenario.sent();
     scenario.peer_sends(1, consume_ok("c"));

@@ -1,0 +1,203 @@
+//! What comes out of the core, and what it hands back with it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::channel::Call;
+use super::content::Content;
+use super::failure::{CloseReason, EncodeError, ProtocolError};
+use super::frame::encode_method;
+use super::methods::Method;
+use super::wire::ShortString;
+
+/// What the driver hangs on calls, channels and consumers, to get it back with
+/// whatever happens to them.
+pub(crate) trait Tokens {
+    type Call: fmt::Debug;
+    type Channel: Clone + fmt::Debug;
+    type Consumer: Clone + fmt::Debug;
+}
+
+/// A channel of this connection. The number alone would not do: numbers are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ChannelId {
+    pub(crate) number: u16,
+    pub(crate) generation: u64,
+}
+
+/// The good outcome of a call.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Method(Method),
+    /// The message that `basic.get` asked for.
+    Message(Box<Content>),
+    /// A method without reply is on its way, in order.
+    Sent,
+    /// The channel is closed.
+    Closed,
+}
+
+/// The bad outcome of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CallFailure {
+    TimedOut,
+    Encode(EncodeError),
+    DuplicateConsumerTag,
+    /// Its channel or connection is closed, for a reason told before.
+    Closed,
+}
+
+/// Why there is no channel with that number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NumberError {
+    OutOfRange,
+    InUse,
+    NoneFree,
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Termination {
+    Closed(CloseReason),
+    /// The peer broke the protocol.
+    Protocol(ProtocolError),
+    /// Not a byte came for twice the heartbeat interval.
+    Silence(Duration),
+    /// The stream ended without a word.
+    EndOfStream,
+    /// Our close was not answered in time.
+    CloseTimedOut,
+    /// The socket failed.
+    Io(std::io::ErrorKind, String),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event<T: Tokens> {
+    Reply {
+        call: T::Call,
+        reply: Reply,
+    },
+    Failed {
+        call: T::Call,
+        failure: CallFailure,
+    },
+    Delivery {
+        consumer: T::Consumer,
+        content: Content,
+    },
+    ConsumerEnded {
+        consumer: T::Consumer,
+        by_broker: bool,
+    },
+    Returned {
+        channel: T::Channel,
+        content: Box<Content>,
+    },
+    Flow {
+        channel: T::Channel,
+        active: bool,
+    },
+    /// Comes before the failures of the channel's calls.
+    ChannelClosed {
+        channel: T::Channel,
+        /// `None`: it went with the connection.
+        reason: Option<CloseReason>,
+        consumers: Vec<T::Consumer>,
+    },
+    Blocked(ShortString),
+    Unblocked,
+    /// Comes before everything that ends with the connection.
+    Closed(Termination),
+}
+
+/// What a channel needs of its connection to speak.
+#[derive(Debug)]
+pub(crate) struct Out<T: Tokens> {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) events: VecDeque<Event<T>>,
+    /// Deadlines of calls: when, which channel, which call.
+    deadlines: BTreeSet<(Instant, u16, u64)>,
+    frame_max: usize,
+    calls: u64,
+}
+
+impl<T: Tokens> Out<T> {
+    pub(crate) fn new(frame_max: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            events: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+            frame_max,
+            calls: 0,
+        }
+    }
+
+    pub(crate) fn first_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(when, ..)| *when)
+    }
+
+    /// Channel and call of a deadline that has passed.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(u16, u64)> {
+        let (when, channel, number) = *self.deadlines.first()?;
+        if when > now {
+            return None;
+        }
+        self.deadlines.pop_first();
+        Some((channel, number))
+    }
+
+    pub(crate) fn forget_deadlines(&mut self) {
+        self.deadlines.clear();
+    }
+
+    pub(crate) fn next_call(&mut self) -> u64 {
+        self.calls += 1;
+        self.calls
+    }
+
+    /// Sends a method of ours that is known to fit.
+    pub(crate) fn send(&mut self, channel: u16, method: &Method) {
+        if let Err(error) = self.try_send(channel, method) {
+            log::error!("{} is not sent: {}", method.id(), error.what);
+        }
+    }
+
+    pub(crate) fn try_send(&mut self, channel: u16, method: &Method) -> Result<(), EncodeError> {
+        encode_method(&mut self.bytes, channel, method, self.frame_max)
+    }
+
+    pub(crate) fn answer(&mut self, call: T::Call, outcome: Result<Reply, CallFailure>) {
+        self.events.push_back(match outcome {
+            Ok(reply) => Event::Reply { call, reply },
+            Err(failure) => Event::Failed { call, failure },
+        });
+    }
+
+    pub(crate) fn fail(&mut self, call: Option<T::Call>, failure: CallFailure) {
+        if let Some(call) = call {
+            self.events.push_back(Event::Failed { call, failure });
+        }
+    }
+
+    pub(crate) fn watch(&mut self, channel: u16, call: &Call<T>) {
+        self.watch_until(channel, call.number, call.deadline);
+    }
+
+    pub(crate) fn unwatch(&mut self, channel: u16, call: &Call<T>) {
+        self.unwatch_until(channel, call.number, call.deadline);
+    }
+
+    pub(crate) fn watch_until(&mut self, channel: u16, number: u64, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, channel, number));
+        }
+    }
+
+    pub(crate) fn unwatch_until(&mut self, channel: u16, number: u64, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(deadline, channel, number));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A model of the other side.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::super::methods::queue;
+use super::super::wire::ShortString;
+use super::*;
+
+/// A broker that does what RabbitMQ does, and panics where that would close the
+/// channel or the connection for a fault of ours.
+#[derive(Default)]
+pub(super) struct Broker {
+    pub(super) channels: BTreeMap<u16, BrokerChannel>,
+    /// Every message that ever went out: its channel, which of the channels with that
+    /// number, and its delivery tag. Its body is its index here.
+    pub(super) messages: Vec<(u16, usize, u64)>,
+    /// How often each number was opened.
+    pub(super) openings: BTreeMap<u16, usize>,
+    /// On its way to the client.
+    pub(super) output: VecDeque<u8>,
+}
+
+#[derive(Default)]
+pub(super) struct BrokerChannel {
+    /// The broker's close is not answered yet.
+    closing: bool,
+    /// The call that is not answered yet.
+    pub(super) due: Option<Method>,
+    /// Tags, and whether their deliveries need no ack.
+    consumers: BTreeMap<ShortString, bool>,
+    delivery_tag: u64,
+    pub(super) unsettled: BTreeSet<u64>,
+}
+
+impl Broker {
+    fn send(&mut self, channel: u16, method: impl Into<Method>) {
+        self.output.extend(frame(channel, method));
+    }
+
+    fn send_message(&mut self, number: u16, no_ack: bool, method: impl FnOnce(u64) -> Method) {
+        let channel = self.channels.get_mut(&number).unwrap();
+        channel.delivery_tag += 1;
+        let tag = channel.delivery_tag;
+        if !no_ack {
+            channel.unsettled.insert(tag);
+        }
+        let body = self.messages.len().to_string();
+        self.messages.push((number, self.openings[&number], tag));
+        let bytes = content(number, method(tag), None, body.as_bytes());
+        self.output.extend(bytes);
+    }
+
+    pub(super) fn receive(&mut self, number: u16, method: Method) {
+        if let Method::ChannelOpen(_) = method {
+            let channel = BrokerChannel {
+                due: Some(method),
+                ..BrokerChannel::default()
+            };
+            assert!(self.channels.insert(number, channel).is_none(), "504");
+            *self.openings.entry(number).or_default() += 1;
+            return;
+        }
+        if number == 0 {
+            assert_eq!(method, connection_close().into());
+            return self.send(0, connection::CloseOk::default());
+        }
+        let channel = self.channels.get_mut(&number);
+        let channel = channel.unwrap_or_else(|| panic!("504: {method:?} on channel {number}"));
+        if channel.closing {
+            match method {
+                Method::ChannelClose(_) => self.send(number, channel::CloseOk::default()),
+                Method::ChannelCloseOk(_) => drop(self.channels.remove(&number)),
+                _ => {}
+            }
+            return;
+        }
+        assert!(
+            !matches!(channel.due, Some(Method::ChannelClose(_))),
+            "{method:?} came behind a close"
+        );
+        channel.obey(method);
+    }
+
+    /// Answers what is due on a channel.
+    pub(super) fn answer(&mut self, number: u16, has_message: bool) {
+        let Some(channel) = self.channels.get_mut(&number) else {
+            return;
+        };
+        match channel.due.take() {
+            None => {}
+            Some(Method::ChannelOpen(_)) => self.send(number, channel::OpenOk::default()),
+            Some(Method::ChannelClose(_)) => {
+                self.channels.remove(&number);
+                self.send(number, channel::CloseOk::default());
+            }
+            Some(Method::BasicConsume(consume)) => {
+                let tag = consume.consumer_tag;
+                channel.consumers.insert(tag.clone(), consume.no_ack);
+                self.send(number, consume_ok(&tag));
+            }
+            Some(Method::BasicCancel(cancel)) => {
+                channel.consumers.remove(&cancel.consumer_tag);
+                self.send(number, cancel_ok(&cancel.consumer_tag));
+            }
+            Some(Method::BasicGet(get)) if has_message => {
+                let get_ok = |tag| basic::GetOk::default().delivery_tag(tag).into();
+                self.send_message(number, get.no_ack, get_ok);
+            }
+            Some(Method::BasicGet(_)) => self.send(number, basic::GetEmpty::default()),
+            Some(Method::BasicQos(_)) => self.send(number, basic::QosOk::default()),
+            Some(Method::QueueDeclare(declare)) => {
+                let declare_ok = queue::DeclareOk::default().queue(&declare.queue);
+                self.send(number, declare_ok);
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn deliver(&mut self, number: u16) {
+        let consumer = self.channels.get(&number).and_then(|channel| {
+            let (tag, no_ack) = channel.consumers.iter().next_back()?;
+            Some((tag.clone(), *no_ack))
+        });
+        if let Some((consumer, no_ack)) = consumer {
+            let method = |tag| deliver(&consumer, tag).into();
+            self.send_message(number, no_ack, method);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, number: u16, nowait: bool) {
+        let channel = self.channels.get_mut(&number);
+        if let Some((tag, _)) = channel.and_then(|channel| channel.consumers.pop_first()) {
+            self.send(number, basic::Cancel::new(tag).nowait(nowait));
+        }
+    }
+
+    pub(super) fn close(&mut self, number: u16) {
+        match self.channels.get_mut(&number) {
+            Some(channel) if !channel.is_ending() => {
+                *channel = BrokerChannel {
+                    closing: true,
+                    ..BrokerChannel::default()
+                };
+                self.send(number, not_found().0);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn flow(&mut self, number: u16) {
+        if self.channels.contains_key(&number) {
+            self.send(number, channel::Flow::new(true));
+        }
+    }
+}
+
+impl BrokerChannel {
+    fn is_ending(&self) -> bool {
+        self.closing || matches!(self.due, Some(Method::ChannelClose(_)))
+    }
+
+    fn obey(&mut self, method: Method) {
+        match &method {
+            Method::ChannelClose(_) => self.due = Some(method),
+            Method::BasicAck(basic::Ack { delivery_tag, .. })
+            | Method::BasicNack(basic::Nack { delivery_tag, .. }) => {
+                assert!(self.unsettled.remove(delivery_tag), "406: {method:?}");
+            }
+            Method::BasicConsume(consume) if consume.nowait => {
+                let tag = consume.consumer_tag.clone();
+                let known = self.consumers.insert(tag, consume.no_ack);
+                assert_eq!(known, None, "530");
+            }
+            Method::BasicCancelOk(_) | Method::ChannelFlowOk(_) | Method::QueuePurge(_) => {}
+            _ => {
+                if let Method::BasicConsume(consume) = &method {
+                    assert!(!self.consumers.contains_key(&consume.consumer_tag), "530");
+                }
+                assert!(self.due.is_none(), "541: two calls at once");
+                self.due = Some(method);
+            }
+        }
+    }
+}
