@@ -19,15 +19,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mio::{Events, Poll, Token};
 
-use super::inbox::Incoming;
+use super::dispatch;
 use super::outbox::Outbox;
-use super::port::{CallToken, ChannelPort, Command, ConnectionPort, DriverTokens, OpenFailure};
-use super::port::{ConsumerPort, Outcome, Route};
+use super::port::{
+    CallToken, ChannelPort, Command, ConnectionPort, ConsumerPort, DriverTokens, OpenFailure,
+};
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
-use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::event::{Event, Termination};
+use crate::protocol::content::ContentMethod;
+use crate::protocol::event::Termination;
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle};
 use crate::protocol::handshake::Negotiated;
@@ -276,55 +277,7 @@ impl Driver {
     /// Tells everyone what happened.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
-            match event {
-                Event::Delivery { consumer, content } => deliver(&consumer, content),
-                Event::Reply { call, reply } => answer(call, Ok(reply)),
-                Event::Failed { call, failure } => answer(call, Err(failure)),
-                Event::ConsumerEnded {
-                    consumer,
-                    by_broker,
-                } => end_consumer(&consumer, by_broker),
-                Event::ChannelClosed {
-                    channel,
-                    reason,
-                    consumers,
-                } => {
-                    if let Some(reason) = &reason {
-                        log::debug!("{}: channel {} {reason}", self.port.name, channel.id.number);
-                    }
-                    channel.close(reason);
-                    drop(consumers);
-                }
-                Event::Returned { channel, content } => {
-                    if let ContentMethod::Return(returned) = content.method {
-                        log::warn!(
-                            "{}: channel {}: a message came back: {} {} (exchange '{}', routing key '{}')",
-                            self.port.name,
-                            channel.id.number,
-                            ReplyCode::from(returned.reply_code),
-                            returned.reply_text,
-                            returned.exchange,
-                            returned.routing_key
-                        );
-                    }
-                }
-                Event::Flow { channel, active } => {
-                    let number = channel.id.number;
-                    log::info!("{}: channel {number}: flow {active}", self.port.name);
-                }
-                Event::Blocked(reason) => {
-                    log::warn!("{}: blocked by the broker: {reason}", self.port.name);
-                    self.port.set_blocked(Some(reason));
-                }
-                Event::Unblocked => {
-                    log::info!("{}: unblocked by the broker", self.port.name);
-                    self.port.set_blocked(None);
-                }
-                Event::Closed(termination) => {
-                    log::debug!("{}: {termination:?}", self.port.name);
-                    self.port.terminate(termination);
-                }
-            }
+            dispatch::tell(&self.port, event);
         }
     }
 
@@ -457,45 +410,5 @@ impl Drop for Driver {
         let kind = io::ErrorKind::Other;
         self.port
             .terminate(Termination::Io(kind, "the IO thread has panicked".into()));
-    }
-}
-
-fn deliver(route: &Route, content: Content) {
-    let consumer = &route.consumer;
-    let backlog = &consumer.channel.connection.backlog;
-    if let ContentMethod::Deliver(deliver) = &content.method {
-        consumer.channel.delivered(deliver.delivery_tag);
-    }
-    let item = Incoming::Message(content);
-    let cost = item.cost();
-    backlog.add(cost);
-    // The inbox lives as long as the route does, so this always arrives.
-    if route.sender.send(item).is_err() {
-        let _ = backlog.remove(cost);
-    }
-}
-
-fn end_consumer(route: &Route, by_broker: bool) {
-    route.consumer.cancel(by_broker);
-    if route.consumer.inbox.is_none() {
-        // Nobody listens any more if the channel's handle is gone.
-        let _ = route
-            .sender
-            .send(Incoming::Ended(Arc::downgrade(&route.consumer)));
-    }
-}
-
-/// Hands an outcome to whoever waits for it; the slot has room for just that.
-fn answer(call: CallToken, outcome: Outcome) {
-    match call {
-        CallToken::Caller(reply) => {
-            let _ = reply.try_send(outcome);
-        }
-        CallToken::Opener { channel, reply } => {
-            let _ = reply.try_send(match outcome {
-                Ok(_) => Ok(channel),
-                Err(failure) => Err(OpenFailure::Call(failure)),
-            });
-        }
     }
 }

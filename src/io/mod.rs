@@ -9,10 +9,12 @@
 //! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
 //!
 //! [`open`] brings a connection about on the caller's thread; [`driver`] is the loop
-//! of the thread that then serves it; [`transport`] is the stream, plain or TLS;
+//! of the thread that then serves it,
+//! and `dispatch` its way to the threads that wait; [`transport`] is the stream, plain or TLS;
 //! [`outbox`] holds what waits to be written.
 
 pub(crate) mod budget;
+mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod inbox;
 pub(crate) mod open;

@@ -1,0 +1,103 @@
+//! Telling everyone what happened: the core's events on their way to the threads that
+//! wait for them.
+
+use std::sync::Arc;
+
+use super::inbox::Incoming;
+use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome, Route};
+use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::event::Event;
+use crate::protocol::failure::ReplyCode;
+
+/// Passes `event` on. Nothing in here waits for anybody.
+pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
+    match event {
+        Event::Delivery { consumer, content } => deliver(&consumer, content),
+        Event::Reply { call, reply } => answer(call, Ok(reply)),
+        Event::Failed { call, failure } => answer(call, Err(failure)),
+        Event::ConsumerEnded {
+            consumer,
+            by_broker,
+        } => end_consumer(&consumer, by_broker),
+        Event::ChannelClosed {
+            channel,
+            reason,
+            consumers,
+        } => {
+            if let Some(reason) = &reason {
+                log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
+            }
+            channel.close(reason);
+            drop(consumers);
+        }
+        Event::Returned { channel, content } => {
+            if let ContentMethod::Return(returned) = content.method {
+                log::warn!(
+                    "{}: channel {}: a message came back: {} {} (exchange '{}', routing key '{}')",
+                    port.name,
+                    channel.id.number,
+                    ReplyCode::from(returned.reply_code),
+                    returned.reply_text,
+                    returned.exchange,
+                    returned.routing_key
+                );
+            }
+        }
+        Event::Flow { channel, active } => {
+            let number = channel.id.number;
+            log::info!("{}: channel {number}: flow {active}", port.name);
+        }
+        Event::Blocked(reason) => {
+            log::warn!("{}: blocked by the broker: {reason}", port.name);
+            port.set_blocked(Some(reason));
+        }
+        Event::Unblocked => {
+            log::info!("{}: unblocked by the broker", port.name);
+            port.set_blocked(None);
+        }
+        Event::Closed(termination) => {
+            log::debug!("{}: {termination:?}", port.name);
+            port.terminate(termination);
+        }
+    }
+}
+
+fn deliver(route: &Route, content: Content) {
+    let consumer = &route.consumer;
+    let backlog = &consumer.channel.connection.backlog;
+    if let ContentMethod::Deliver(deliver) = &content.method {
+        consumer.channel.delivered(deliver.delivery_tag);
+    }
+    let item = Incoming::Message(content);
+    let cost = item.cost();
+    backlog.add(cost);
+    // The inbox lives as long as the route does, so this always arrives.
+    if route.sender.send(item).is_err() {
+        let _ = backlog.remove(cost);
+    }
+}
+
+fn end_consumer(route: &Route, by_broker: bool) {
+    route.consumer.cancel(by_broker);
+    if route.consumer.inbox.is_none() {
+        // Nobody listens any more if the channel's handle is gone.
+        let _ = route
+            .sender
+            .send(Incoming::Ended(Arc::downgrade(&route.consumer)));
+    }
+}
+
+/// Hands an outcome to whoever waits for it; the slot has room for just that.
+fn answer(call: CallToken, outcome: Outcome) {
+    match call {
+        CallToken::Caller(reply) => {
+            let _ = reply.try_send(outcome);
+        }
+        CallToken::Opener { channel, reply } => {
+            let _ = reply.try_send(match outcome {
+                Ok(_) => Ok(channel),
+                Err(failure) => Err(OpenFailure::Call(failure)),
+            });
+        }
+    }
+}
