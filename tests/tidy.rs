@@ -38,8 +38,15 @@ fn sources(folder: &str) -> Vec<PathBuf> {
 /// The file without its unit tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    match text.split_once("#[cfg(test)]\nmod tests {") {
-        Some((code, _)) => code.to_owned(),
+    let end = [
+        "#[cfg(test)]\nmod tests {",
+        "#[cfg(test)]\npub(crate) mod tests {",
+    ]
+    .into_iter()
+    .filter_map(|tests| text.find(tests))
+    .min();
+    match end {
+        Some(end) => text[..end].to_owned(),
         None => text,
     }
 }
