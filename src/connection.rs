@@ -403,7 +403,9 @@ fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
         Cause::Handshake(failure) => match failure {
             HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
             HandshakeFailure::NotAmqp(received) => return Error::NotAmqp { address, received },
-            HandshakeFailure::Closed(reason) if reason.code == ReplyCode::ACCESS_REFUSED => {
+            HandshakeFailure::Closed(reason)
+                if reason.code == ReplyCode::ACCESS_REFUSED && stage == Stage::Start =>
+            {
                 return Error::AuthenticationFailed {
                     mechanism,
                     text: reason.text.to_string(),

@@ -261,6 +261,12 @@ impl Error {
         )
     }
 
+    /// Whether it is anything else than a close by this program.
+    pub(crate) fn is_of_others(&self) -> bool {
+        self.close_reason()
+            .is_none_or(|reason| reason.by != ClosedBy::Application)
+    }
+
     /// What is said of a connection whose close this program has begun.
     pub(crate) fn being_closed() -> Self {
         let text = "the connection is being closed";

@@ -68,12 +68,11 @@ impl BlockingChannel {
     /// The usual ones of a call. RabbitMQ closes the connection (540) if `prefetch_size`
     /// is not 0.
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
-        let qos = qos.into();
-        let mut prefetch = self.shared().prefetch.lock();
-        let count = qos.prefetch_count;
-        self.call::<basic::QosOk>(qos)?;
-        *prefetch = Some(count);
-        Ok(())
+        let shared = self.shared();
+        match shared.begin_qos(qos.into(), false)? {
+            Some(call) => shared.finish(&call).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Starts a consumer whose deliveries go to `callback`, and returns its tag.
@@ -185,13 +184,9 @@ impl BlockingChannel {
             consume.consumer_tag = format!("cony-{}.{number}", self.number()).into();
         }
         if !consume.no_ack {
-            let mut prefetch = shared.prefetch.lock();
-            if prefetch.is_none() {
-                let count = shared.limits.default_prefetch;
-                if count > 0 {
-                    self.call::<basic::QosOk>(basic::Qos::new(count))?;
-                }
-                *prefetch = Some(count);
+            let default = basic::Qos::new(shared.limits.default_prefetch);
+            if let Some(call) = shared.begin_qos(default, true)? {
+                shared.finish(&call)?;
             }
         }
         Ok(consume)

@@ -12,19 +12,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
 use self::dispatch::Callbacks;
 use self::settlements::Settlements;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
-use crate::io::port::{ChannelPort, Command, OpenFailure, Route};
+use crate::io::port::{self, ChannelPort, Command, OpenFailure, Outcome, Route};
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::{CallFailure, NumberError, Reply};
-use crate::protocol::failure::{ClosedBy, ReplyCode};
+use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
-use crate::protocol::methods::{Method, MethodId};
+use crate::protocol::methods::{Method, MethodId, basic};
+use crate::protocol::wire::ShortString;
 
 /// A channel: the way on which everything but the connection itself is spoken of.
 ///
@@ -70,6 +71,14 @@ pub(crate) struct Shared {
     consumer_tags: AtomicU64,
 }
 
+/// A call that is under way.
+struct Call {
+    id: MethodId,
+    after: Duration,
+    consumer_tag: Option<ShortString>,
+    outcome: Receiver<Outcome>,
+}
+
 impl BlockingChannel {
     pub(crate) fn open(connection: &Arc<Inner>, number: Option<u16>) -> Result<Self> {
         let limits = connection.limits.clone();
@@ -80,18 +89,19 @@ impl BlockingChannel {
             deadline: Instant::now() + limits.rpc_timeout,
             reply,
         });
-        let failed = OpenFailure::Call(CallFailure::Closed);
         let max = connection.port.negotiated.channel_max;
         let port = outcome
             .recv()
-            .unwrap_or(Err(failed))
+            .map_err(|_| connection.closed_error())?
             .map_err(|failure| match failure {
-                OpenFailure::Call(CallFailure::TimedOut) => Error::Timeout {
+                OpenFailure::Call(CallFailure::TimedOut, _) => Error::Timeout {
                     operation: "channel.open",
                     after: limits.rpc_timeout,
                 },
-                OpenFailure::Call(CallFailure::Encode(error)) => error.into(),
-                OpenFailure::Call(_) => connection.closed_error(),
+                OpenFailure::Call(_, channel) => match channel.closed() {
+                    Some(reason) => Error::ChannelClosed(reason.clone()),
+                    None => connection.closed_error(),
+                },
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
                 OpenFailure::Number(error) => match (error, number.unwrap_or_default()) {
                     (NumberError::InUse, number) => Error::ChannelNumberInUse(number),
@@ -175,13 +185,18 @@ impl BlockingChannel {
         });
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
         shared.callbacks.clear();
-        match outcome {
-            Err(CallFailure::TimedOut) => Err(Error::Timeout {
+        let end = match outcome {
+            Ok(_) => {
+                shared.port.confirm_close();
+                shared.ended_by_others()
+            }
+            Err(CallFailure::TimedOut) => Some(Error::Timeout {
                 operation: "channel.close",
                 after: shared.limits.close_timeout,
             }),
-            _ => shared.ended_by_others().map_or(Ok(()), Err),
-        }
+            Err(_) => shared.ended_by_others(),
+        };
+        end.map_or(Ok(()), Err)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -224,31 +239,20 @@ impl fmt::Debug for BlockingChannel {
 impl Shared {
     /// The reason, if channel or connection are closed.
     pub(crate) fn check_open(&self) -> Result<()> {
-        match self.end() {
+        match self.port.end() {
             Some(error) => Err(error),
             None => Ok(()),
         }
     }
 
-    fn end(&self) -> Option<Error> {
-        if let Some(reason) = self.port.closed() {
-            return Some(Error::ChannelClosed(reason.clone()));
-        }
-        self.port.connection.end()
-    }
-
     /// Why the channel is closed, now that something has failed for it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.end().unwrap_or_else(Error::being_closed)
+        self.port.end().unwrap_or_else(Error::being_closed)
     }
 
     /// Why the channel is closed, unless this program did it.
     pub(crate) fn ended_by_others(&self) -> Option<Error> {
-        self.end().filter(|error| {
-            !error
-                .close_reason()
-                .is_some_and(|reason| reason.by == ClosedBy::Application)
-        })
+        self.port.end().filter(Error::is_of_others)
     }
 
     fn call<R: TryFrom<Method>>(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<R> {
@@ -260,33 +264,49 @@ impl Shared {
 
     /// Sends `method` in its turn and waits for what becomes of it.
     fn exchange(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
-        self.check_open()?;
-        let id = method.id();
-        let after = self.limits.rpc_timeout;
-        let tag = consumer.as_ref().map(|route| route.consumer.tag.clone());
-        self.port
-            .call(method, consumer, Instant::now() + after)
-            .map_err(|failure| self.failed(failure, id, after, tag))
+        let call = self.begin(method, consumer)?;
+        self.finish(&call)
     }
 
-    fn failed(
-        &self,
-        failure: CallFailure,
-        id: MethodId,
-        after: Duration,
-        tag: Option<crate::ShortString>,
-    ) -> Error {
-        match failure {
+    /// Sends `method` in its turn.
+    fn begin(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Call> {
+        self.check_open()?;
+        let after = self.limits.rpc_timeout;
+        Ok(Call {
+            id: method.id(),
+            after,
+            consumer_tag: consumer.as_ref().map(|route| route.consumer.tag.clone()),
+            outcome: self.port.begin(method, consumer, Instant::now() + after),
+        })
+    }
+
+    /// Waits for what becomes of `call`.
+    fn finish(&self, call: &Call) -> Result<Reply> {
+        port::finish(&call.outcome).map_err(|failure| match failure {
             CallFailure::TimedOut => Error::Timeout {
-                operation: id.name().unwrap_or("a call"),
-                after,
+                operation: call.id.name().unwrap_or("a call"),
+                after: call.after,
             },
             CallFailure::Encode(error) => error.into(),
             CallFailure::DuplicateConsumerTag => {
-                Error::DuplicateConsumerTag(tag.unwrap_or_default())
+                Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
             }
             CallFailure::Closed => self.closed_error(),
+        })
+    }
+
+    /// Sends a `basic.qos` and notes it, at once: a consumer that starts after this is
+    /// subject to it. With `default`, only if there was none before.
+    fn begin_qos(&self, qos: basic::Qos, default: bool) -> Result<Option<Call>> {
+        let mut prefetch = self.prefetch.lock();
+        if default && prefetch.is_some() {
+            return Ok(None);
         }
+        *prefetch = Some(qos.prefetch_count);
+        if default && qos.prefetch_count == 0 {
+            return Ok(None);
+        }
+        self.begin(qos.into(), None).map(Some)
     }
 
     /// Settles a delivery, once.

@@ -58,9 +58,13 @@ impl BlockingChannel {
         let after = shared.limits.publish_timeout;
         port.connection
             .budget
-            .reserve(frames.len(), || Instant::now() + after)
+            .reserve(
+                frames.len(),
+                || Instant::now() + after,
+                || shared.check_open().is_err(),
+            )
             .map_err(|no_room| match no_room {
-                NoRoom::Closed => shared.closed_error(),
+                NoRoom::Pointless => shared.closed_error(),
                 NoRoom::TimedOut => Error::PublishTimeout {
                     after,
                     blocked: port.connection.blocked(),

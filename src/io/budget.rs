@@ -24,14 +24,13 @@ pub(crate) struct WriteBudget {
 struct Line {
     tickets: VecDeque<u64>,
     next: u64,
-    closed: bool,
 }
 
 /// Why there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoRoom {
     TimedOut,
-    Closed,
+    Pointless,
 }
 
 impl WriteBudget {
@@ -52,15 +51,17 @@ impl WriteBudget {
 
     /// Takes room for `bytes`, waiting for it until the deadline. What is larger than
     /// the whole budget passes when nothing else waits.
+    /// `is_pointless` is asked while it waits.
     pub(crate) fn reserve(
         &self,
         bytes: usize,
         deadline: impl FnOnce() -> Instant,
+        is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
         if self.waiting.load(Ordering::SeqCst) == 0 && self.try_take(bytes) {
             return Ok(());
         }
-        self.queue_for(bytes, deadline())
+        self.queue_for(bytes, deadline(), is_pointless)
     }
 
     /// Takes room for `bytes` whether there is some or not.
@@ -77,9 +78,9 @@ impl WriteBudget {
         }
     }
 
-    /// Sends everyone home who waits or comes.
-    pub(crate) fn close(&self) {
-        self.line.lock().closed = true;
+    /// Lets everyone who waits ask whether it still has a point.
+    pub(crate) fn look_again(&self) {
+        let _line = self.line.lock();
         self.moved.notify_all();
     }
 
@@ -93,15 +94,20 @@ impl WriteBudget {
             .is_ok()
     }
 
-    fn queue_for(&self, bytes: usize, deadline: Instant) -> Result<(), NoRoom> {
+    fn queue_for(
+        &self,
+        bytes: usize,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
         let mut line = self.line.lock();
         let ticket = line.next;
         line.next += 1;
         line.tickets.push_back(ticket);
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let outcome = loop {
-            if line.closed {
-                break Err(NoRoom::Closed);
+            if is_pointless() {
+                break Err(NoRoom::Pointless);
             }
             if line.tickets.front() == Some(&ticket) && self.try_take(bytes) {
                 break Ok(());
@@ -183,36 +189,50 @@ mod tests {
         Instant::now() + Duration::from_secs(30)
     }
 
+    fn never() -> bool {
+        false
+    }
+
     #[test]
     fn what_fits_passes_and_what_does_not_waits_for_its_deadline() {
         let budget = WriteBudget::new(100);
-        assert_eq!(budget.reserve(60, soon), Ok(()));
-        assert_eq!(budget.reserve(40, soon), Ok(()));
-        assert_eq!(budget.reserve(1, Instant::now), Err(NoRoom::TimedOut));
+        assert_eq!(budget.reserve(60, soon, never), Ok(()));
+        assert_eq!(budget.reserve(40, soon, never), Ok(()));
+        assert_eq!(
+            budget.reserve(1, Instant::now, never),
+            Err(NoRoom::TimedOut)
+        );
         budget.release(50);
-        assert_eq!(budget.reserve(50, soon), Ok(()));
+        assert_eq!(budget.reserve(50, soon, never), Ok(()));
     }
 
     #[test]
     fn what_exceeds_the_budget_passes_alone() {
         let budget = WriteBudget::new(100);
         budget.take(1);
-        assert_eq!(budget.reserve(500, Instant::now), Err(NoRoom::TimedOut));
+        assert_eq!(
+            budget.reserve(500, Instant::now, never),
+            Err(NoRoom::TimedOut)
+        );
         budget.release(1);
-        assert_eq!(budget.reserve(500, soon), Ok(()));
-        assert_eq!(budget.reserve(1, Instant::now), Err(NoRoom::TimedOut));
+        assert_eq!(budget.reserve(500, soon, never), Ok(()));
+        assert_eq!(
+            budget.reserve(1, Instant::now, never),
+            Err(NoRoom::TimedOut)
+        );
     }
 
     #[test]
     fn waiters_are_served_in_their_order_and_sent_home_at_the_end() {
         let budget = WriteBudget::new(100);
         budget.take(100);
+        let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.reserve(1000, soon));
+            let large = scope.spawn(|| budget.reserve(1000, soon, never));
             while !budget.is_awaited() {
                 thread::yield_now();
             }
-            let small = scope.spawn(|| budget.reserve(1, soon));
+            let small = scope.spawn(|| budget.reserve(1, soon, || over.load(Ordering::SeqCst)));
             while budget.waiting.load(Ordering::SeqCst) < 2 {
                 thread::yield_now();
             }
@@ -221,8 +241,9 @@ mod tests {
             budget.release(50);
             assert_eq!(large.join().unwrap(), Ok(()));
             assert!(!small.is_finished());
-            budget.close();
-            assert_eq!(small.join().unwrap(), Err(NoRoom::Closed));
+            over.store(true, Ordering::SeqCst);
+            budget.look_again();
+            assert_eq!(small.join().unwrap(), Err(NoRoom::Pointless));
         });
     }
 

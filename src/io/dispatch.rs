@@ -28,6 +28,7 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
                 log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
             }
             channel.close(reason);
+            port.budget.look_again();
             drop(consumers);
         }
         Event::Returned { channel, content } => {
@@ -96,7 +97,7 @@ fn answer(call: CallToken, outcome: Outcome) {
         CallToken::Opener { channel, reply } => {
             let _ = reply.try_send(match outcome {
                 Ok(_) => Ok(channel),
-                Err(failure) => Err(OpenFailure::Call(failure)),
+                Err(failure) => Err(OpenFailure::Call(failure, channel)),
             });
         }
     }

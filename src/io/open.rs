@@ -153,6 +153,10 @@ impl Attempt<'_> {
     ) -> Result<(), Cause> {
         loop {
             self.write_all(&handshake.take_output(), transport, readiness)?;
+            // A peer that never stops talking must not prolong this.
+            if self.left().is_zero() {
+                return Err(Cause::TimedOut(self.timeout()));
+            }
             match transport.read(handshake.space()) {
                 Ok(0) => return Err(Cause::EndOfStream),
                 Ok(count) => {

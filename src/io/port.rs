@@ -13,7 +13,7 @@ use super::inbox::{Inbox, Incoming};
 use super::wake::Wake;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
-use crate::protocol::failure::{CloseReason, ReplyCode};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
@@ -25,7 +25,8 @@ pub(crate) type Outcome = Result<Reply, CallFailure>;
 #[derive(Debug)]
 pub(crate) enum OpenFailure {
     Number(NumberError),
-    Call(CallFailure),
+    /// The channel, for it may know why.
+    Call(CallFailure, Arc<ChannelPort>),
 }
 
 /// What a program's thread asks of the IO thread.
@@ -168,7 +169,7 @@ impl ConnectionPort {
     /// Records the end. Only the first reason counts.
     pub(crate) fn terminate(&self, termination: Termination) {
         let _ = self.closed.set(termination);
-        self.budget.close();
+        self.budget.look_again();
     }
 
     /// Waits until the IO thread has ended; `false` at the deadline.
@@ -202,8 +203,11 @@ impl ConnectionPort {
 pub(crate) struct ChannelPort {
     pub(crate) id: ChannelId,
     pub(crate) connection: Arc<ConnectionPort>,
-    /// Why the channel ended. Written once, before anything is disconnected.
+    /// Why the channel ended. Written once, before anything is disconnected; by a close of
+    /// this program when it begins.
     closed: OnceLock<CloseReason>,
+    /// Whether the broker has confirmed this program's close.
+    close_confirmed: AtomicBool,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
     /// The deliveries of all consumers with a callback, in the order of the wire.
@@ -218,6 +222,7 @@ impl ChannelPort {
             id,
             connection,
             closed: OnceLock::new(),
+            close_confirmed: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             inbox,
             inbox_sender: Mutex::new(Some(sender)),
@@ -227,6 +232,29 @@ impl ChannelPort {
     /// Why the channel itself is closed, if it is.
     pub(crate) fn closed(&self) -> Option<&CloseReason> {
         self.closed.get()
+    }
+
+    /// Why nothing can be done on the channel, if so.
+    pub(crate) fn end(&self) -> Option<Error> {
+        let lost = || self.connection.end();
+        match self.closed() {
+            None => lost(),
+            Some(reason) => Some(
+                // A close that the end of the connection overtook has not come about.
+                lost()
+                    .filter(|error| self.is_being_closed(reason) && error.is_of_others())
+                    .unwrap_or_else(|| Error::ChannelClosed(reason.clone())),
+            ),
+        }
+    }
+
+    fn is_being_closed(&self, reason: &CloseReason) -> bool {
+        reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
+    }
+
+    /// Says that the broker has confirmed this program's close.
+    pub(crate) fn confirm_close(&self) {
+        self.close_confirmed.store(true, Ordering::Release);
     }
 
     /// Records the end; `None` if the channel goes with its connection.
@@ -251,14 +279,13 @@ impl ChannelPort {
             .fetch_max(delivery_tag, Ordering::AcqRel);
     }
 
-    /// Sends `method` and waits for what becomes of it. The IO thread answers at the
-    /// deadline, and when it ends; so this always returns.
-    pub(crate) fn call(
+    /// Sends `method`, to be followed by [`finish`]. What is begun first goes first.
+    pub(crate) fn begin(
         &self,
         method: Method,
         consumer: Option<Arc<Route>>,
         deadline: Instant,
-    ) -> Outcome {
+    ) -> Receiver<Outcome> {
         let (reply, outcome) = bounded(1);
         self.connection.send(Command::Call {
             channel: self.id,
@@ -267,7 +294,7 @@ impl ChannelPort {
             deadline,
             reply,
         });
-        outcome.recv().unwrap_or(Err(CallFailure::Closed))
+        outcome
     }
 
     /// Queues the settlement of a delivery.
@@ -278,6 +305,12 @@ impl ChannelPort {
             settle,
         });
     }
+}
+
+/// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
+/// ends; so this always returns.
+pub(crate) fn finish(outcome: &Receiver<Outcome>) -> Outcome {
+    outcome.recv().unwrap_or(Err(CallFailure::Closed))
 }
 
 /// The way of a consumer's deliveries. The IO thread's side holds it, and drops it at

@@ -203,23 +203,26 @@ impl Handshake {
             true => self.decoder.pending().iter().take(16).copied().collect(),
             false => Vec::new(),
         };
-        let payload = match self.decoder.next() {
-            Ok(None | Some(Frame::Heartbeat)) => return Ok(None),
-            Ok(Some(Frame::Method {
-                channel: 0,
-                payload,
-            })) => payload,
-            Err(ProtocolError::ProtocolHeader(header)) => {
-                return Err(HandshakeFailure::Version(header));
-            }
-            Err(_) if first_frame => return Err(HandshakeFailure::NotAmqp(start)),
-            Err(error) => return Err(HandshakeFailure::Protocol(error)),
-            Ok(Some(_)) => {
-                return Err(HandshakeFailure::Protocol(
-                    ProtocolError::UnexpectedContent(
-                        "something else than a method of channel 0 came during the handshake",
-                    ),
-                ));
+        let payload = loop {
+            match self.decoder.next() {
+                Ok(None) => return Ok(None),
+                Ok(Some(Frame::Heartbeat)) => {}
+                Ok(Some(Frame::Method {
+                    channel: 0,
+                    payload,
+                })) => break payload,
+                Err(ProtocolError::ProtocolHeader(header)) => {
+                    return Err(HandshakeFailure::Version(header));
+                }
+                Err(_) if first_frame => return Err(HandshakeFailure::NotAmqp(start)),
+                Err(error) => return Err(HandshakeFailure::Protocol(error)),
+                Ok(Some(_)) => {
+                    return Err(HandshakeFailure::Protocol(
+                        ProtocolError::UnexpectedContent(
+                            "something else than a method of channel 0 came during the handshake",
+                        ),
+                    ));
+                }
             }
         };
         decode_method(payload)
