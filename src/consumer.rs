@@ -175,7 +175,7 @@ impl Consumer {
                         return Ok(self.shared().take(content, port.no_ack));
                     }
                 }
-                Popped::Item(Incoming::Ended(_)) => {}
+                Popped::Item(Incoming::Ended(_) | Incoming::Nudge) => {}
                 Popped::Empty => return Ok(None),
                 Popped::Ended => return Err(self.end()),
             }

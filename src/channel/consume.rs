@@ -211,11 +211,10 @@ impl BlockingChannel {
         let tag = cancel.consumer_tag.clone();
         self.call::<basic::CancelOk>(cancel)?;
         let shared = self.shared();
-        let Some(entry) = shared.callbacks.remove(&tag) else {
+        let Some((left, no_ack)) = shared.remove_callback(&tag) else {
             return Ok(Vec::new());
         };
-        let left = shared.port.inbox.extract(|content| is_for(content, &tag));
-        Ok(shared.keep_or_give_back(left, entry.port.no_ack))
+        Ok(shared.keep_or_give_back(left, no_ack))
     }
 
     /// Acknowledges a delivery by its number.

@@ -49,10 +49,6 @@ impl Callbacks {
         Ok(())
     }
 
-    pub(super) fn remove(&self, tag: &str) -> Option<Entry> {
-        self.0.lock().remove(tag)
-    }
-
     /// Removes this very consumer, and not another one of the same name.
     pub(super) fn remove_exactly(&self, port: &Arc<ConsumerPort>) -> Option<Entry> {
         let mut entries = self.0.lock();
@@ -60,10 +56,6 @@ impl Callbacks {
             Some(entry) if Arc::ptr_eq(&entry.port, port) => entries.remove(&port.tag),
             _ => None,
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
     }
 
     pub(super) fn tags(&self) -> Vec<ShortString> {
@@ -89,6 +81,7 @@ impl Callbacks {
 struct Loan<'a> {
     callbacks: &'a Callbacks,
     tag: ShortString,
+    no_ack: bool,
     callback: Option<Callback>,
 }
 
@@ -104,6 +97,17 @@ impl Drop for Loan<'_> {
         };
         drop(unwanted);
     }
+}
+
+/// What the dispatching thread finds.
+enum Next<'a> {
+    NoConsumers,
+    Call { content: Content, loan: Loan<'a> },
+    GiveBack(Content),
+    ConsumerEnded(Weak<ConsumerPort>),
+    LookAgain,
+    Nothing,
+    ChannelEnded,
 }
 
 /// Says that a thread dispatches the channel, for as long as it lives.
@@ -138,21 +142,18 @@ impl BlockingChannel {
         let _dispatching = Dispatching(&shared.dispatching);
         let mut warned = false;
         let mut cancelled = None;
-        while !shared.callbacks.is_empty() {
-            let popped = match shared.port.inbox.try_pop() {
-                Popped::Empty => {
+        loop {
+            match shared.next_event() {
+                Next::NoConsumers => break,
+                Next::Call { content, loan } => self.run_callback(content, loan)?,
+                Next::GiveBack(content) => shared.give_back(&content),
+                Next::ConsumerEnded(consumer) => cancelled = shared.end_callback(&consumer),
+                Next::LookAgain => {}
+                Next::Nothing => {
                     shared.warn_if_stalled(&mut warned);
-                    shared.port.inbox.pop(None)
+                    shared.port.inbox.wait(None);
                 }
-                popped => popped,
-            };
-            match popped {
-                Popped::Item(Incoming::Message(content)) => self.run_callback(content)?,
-                Popped::Item(Incoming::Ended(consumer)) => {
-                    cancelled = shared.end_callback(&consumer);
-                }
-                Popped::Empty => {}
-                Popped::Ended => {
+                Next::ChannelEnded => {
                     shared.callbacks.clear();
                     return shared.ended_by_others().map_or(Ok(()), Err);
                 }
@@ -162,40 +163,13 @@ impl BlockingChannel {
     }
 
     /// Runs the callback that `content` is for.
-    fn run_callback(&self, content: Content) -> Result<()> {
+    fn run_callback(&self, content: Content, mut loan: Loan<'_>) -> Result<()> {
         let shared = self.shared();
-        let ContentMethod::Deliver(deliver) = &content.method else {
-            return Ok(());
-        };
-        let tag = deliver.consumer_tag.clone();
-        let delivery_tag = deliver.delivery_tag;
-        let taken = {
-            let mut entries = shared.callbacks.0.lock();
-            match entries.get_mut(&tag) {
-                // What needs acknowledgement and nobody has seen goes back; the rest is
-                // here for good and must be handed out.
-                Some(entry) if !entry.stopping || entry.port.no_ack => {
-                    entry.callback.take().map(|call| (call, entry.port.no_ack))
-                }
-                _ => None,
-            }
-        };
-        let Some((callback, no_ack)) = taken else {
-            shared.give_back(&content);
-            return Ok(());
-        };
-        let mut loan = Loan {
-            callbacks: &shared.callbacks,
-            tag,
-            callback: Some(callback),
-        };
-        if !no_ack && shared.check_open().is_err() {
+        if !loan.no_ack && shared.check_open().is_err() {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }
-        shared.hand_out(delivery_tag, no_ack);
-        let delivery = Delivery::new(content, Arc::clone(shared));
-        match (loan.callback.as_mut(), delivery) {
+        match (loan.callback.as_mut(), shared.take(content, loan.no_ack)) {
             (Some(callback), Some(delivery)) => {
                 let _in_callback = InCallback::enter();
                 callback(self, delivery)
@@ -230,6 +204,57 @@ impl BlockingChannel {
 }
 
 impl Shared {
+    /// What the dispatching thread is to do next.
+    ///
+    /// Taken from the inbox under the lock of the callbacks, as a cancel takes what it
+    /// hands back: so each message finds its consumer, or is handed back.
+    fn next_event(&self) -> Next<'_> {
+        let mut entries = self.callbacks.0.lock();
+        if entries.is_empty() {
+            return Next::NoConsumers;
+        }
+        let content = match self.port.inbox.try_pop() {
+            Popped::Item(Incoming::Message(content)) => content,
+            Popped::Item(Incoming::Ended(consumer)) => return Next::ConsumerEnded(consumer),
+            Popped::Item(Incoming::Nudge) => return Next::LookAgain,
+            Popped::Empty => return Next::Nothing,
+            Popped::Ended => return Next::ChannelEnded,
+        };
+        let ContentMethod::Deliver(deliver) = &content.method else {
+            return Next::LookAgain;
+        };
+        match entries.get_mut(&deliver.consumer_tag) {
+            // What needs acknowledgement and nobody has seen goes back; the rest is here
+            // for good and must be handed out.
+            Some(entry) if entry.stopping && !entry.port.no_ack => Next::GiveBack(content),
+            Some(entry) => Next::Call {
+                loan: Loan {
+                    callbacks: &self.callbacks,
+                    tag: deliver.consumer_tag.clone(),
+                    no_ack: entry.port.no_ack,
+                    callback: entry.callback.take(),
+                },
+                content,
+            },
+            None => {
+                log::warn!("a delivery came for {}, who is gone", deliver.consumer_tag);
+                Next::LookAgain
+            }
+        }
+    }
+
+    /// Ends what a callback has of a consumer that was cancelled, and takes out what it
+    /// has received and not handled.
+    pub(super) fn remove_callback(&self, tag: &ShortString) -> Option<(Vec<Content>, bool)> {
+        let mut entries = self.callbacks.0.lock();
+        let entry = entries.remove(tag)?;
+        let left = self.port.extract(|content| is_for(content, tag));
+        drop(entries);
+        let no_ack = entry.port.no_ack;
+        drop(entry);
+        Some((left, no_ack))
+    }
+
     /// Forgets a callback whose consumer has ended; its tag, if the broker did that.
     fn end_callback(&self, consumer: &Weak<ConsumerPort>) -> Option<ShortString> {
         // Nothing holds a consumer that was cancelled by its tag before.
@@ -249,7 +274,7 @@ impl Shared {
             None => return,
         };
         if !no_ack {
-            for content in self.port.inbox.extract(|content| is_for(content, tag)) {
+            for content in self.port.extract(|content| is_for(content, tag)) {
                 self.give_back(&content);
             }
         }

@@ -18,13 +18,15 @@ pub(crate) enum Incoming {
     /// The last thing from a callback's consumer. (Weak, for the consumer keeps its
     /// channel, and that the inbox with this in it.)
     Ended(Weak<ConsumerPort>),
+    /// Look again: something was moved from the queue to where waiting does not see it.
+    Nudge,
 }
 
 impl Incoming {
     pub(crate) fn cost(&self) -> usize {
         match self {
             Self::Message(content) => Backlog::cost(content.body.len()),
-            Self::Ended(_) => 0,
+            Self::Ended(_) | Self::Nudge => 0,
         }
     }
 }
@@ -83,22 +85,32 @@ impl Inbox {
                 Popped::Empty => {}
                 found => return found,
             }
-            let mut select = Select::new();
-            select.recv(&self.queue);
-            match deadline {
-                None => {
-                    select.ready();
-                }
-                Some(deadline) => {
-                    if select.ready_deadline(deadline).is_err() {
-                        return self.try_pop();
-                    }
-                }
+            if !self.wait(deadline) {
+                return self.try_pop();
             }
         }
     }
 
-    /// Takes out every message that `wanted` picks.
+    /// Waits until there is something, or nothing more can come; `false` at the deadline.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+        let mut select = Select::new();
+        select.recv(&self.queue);
+        match deadline {
+            None => {
+                select.ready();
+                true
+            }
+            Some(deadline) => select.ready_deadline(deadline).is_ok(),
+        }
+    }
+
+    /// Whether something was moved out of the queue and not taken yet.
+    pub(crate) fn holds_back(&self) -> bool {
+        !self.taken.lock().is_empty()
+    }
+
+    /// Takes out every message that `wanted` picks. What is left may be out of the sight
+    /// of those who [`wait`](Self::wait): see [`holds_back`](Self::holds_back).
     pub(crate) fn extract(&self, wanted: impl Fn(&Content) -> bool) -> Vec<Content> {
         let mut taken = self.taken.lock();
         taken.extend(self.queue.try_iter());

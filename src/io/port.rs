@@ -12,6 +12,7 @@ use super::budget::{Backlog, WriteBudget};
 use super::inbox::{Inbox, Incoming};
 use super::wake::Wake;
 use crate::error::Error;
+use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
@@ -295,6 +296,18 @@ impl ChannelPort {
             reply,
         });
         outcome
+    }
+
+    /// Takes out every message for callbacks that `wanted` picks.
+    pub(crate) fn extract(&self, wanted: impl Fn(&Content) -> bool) -> Vec<Content> {
+        let extracted = self.inbox.extract(wanted);
+        if self.inbox.holds_back() {
+            if let Some(sender) = self.inbox_sender() {
+                // The inbox is this channel's own, so it is there to receive.
+                let _ = sender.send(Incoming::Nudge);
+            }
+        }
+        extracted
     }
 
     /// Queues the settlement of a delivery.
