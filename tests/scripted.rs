@@ -1,0 +1,25 @@
+//! cony against a scripted broker: a real loopback socket, and raw bytes.
+//!
+//! A real broker never breaks the protocol, seldom falls silent and always answers; so
+//! what happens otherwise is tried here. `peer` is that broker; every other module has
+//! the tests of one subject, each a play of a script and a client.
+
+// In a test, what fails should panic, and nobody reads its documentation elsewhere.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "scripted/closing.rs"]
+mod closing;
+#[path = "scripted/consuming.rs"]
+mod consuming;
+#[path = "scripted/hostile.rs"]
+mod hostile;
+#[path = "scripted/matrix.rs"]
+mod matrix;
+#[path = "scripted/opening.rs"]
+mod opening;
+#[path = "scripted/peer.rs"]
+mod peer;
+#[path = "scripted/publishing.rs"]
+mod publishing;
+#[path = "scripted/silence_and_death.rs"]
+mod silence_and_death;

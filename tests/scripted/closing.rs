@@ -1,0 +1,467 @@
+//! How channels and connections end in good order, and that what was said before still
+//! arrives.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use cony::{ClosedBy, ConnectionLoss, Error, ReplyCode};
+
+use crate::peer::methods::*;
+use crate::peer::{args, close, connected, method, signal, with_channel, with_channel_and};
+
+#[test]
+fn closing_twice_is_ok() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            wire.open_channel(1);
+            let mut close = wire.expect(1, CHANNEL_CLOSE);
+            assert_eq!(
+                (close.u16(), close.short()),
+                (200, "Normal shutdown".into())
+            );
+            assert_eq!((close.u16(), close.u16()), (0, 0));
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            let mut close = wire.expect(0, CONNECTION_CLOSE);
+            assert_eq!(
+                (close.u16(), close.short()),
+                (200, "Normal shutdown".into())
+            );
+            wire.send(0, CONNECTION_CLOSE_OK, args());
+            wire.expect_end();
+        },
+        |connection| {
+            let channel = connection.channel().unwrap();
+            channel.close().unwrap();
+            channel.close().unwrap();
+            connection.close().unwrap();
+            connection.close().unwrap();
+            channel.close().unwrap();
+            for error in [
+                connection.channel().map(drop).unwrap_err(),
+                connection.wait_closed(),
+            ] {
+                let reason = error.close_reason().unwrap();
+                assert_eq!(reason.by, ClosedBy::Application);
+            }
+            let error = channel.queue_declare("q").unwrap_err();
+            assert!(matches!(error, Error::ChannelClosed(_)), "{error:?}");
+        },
+    );
+}
+
+#[test]
+fn a_text_too_long_for_a_close_is_cut_between_characters() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            let mut close = wire.expect(0, CONNECTION_CLOSE);
+            assert_eq!((close.u16(), close.short().len()), (320, 254));
+            wire.send(0, CONNECTION_CLOSE_OK, args());
+        },
+        |connection| connection.close_with(320, &"é".repeat(200)).unwrap(),
+    );
+}
+
+#[test]
+fn a_channel_number_is_not_used_again_before_close_ok() {
+    let (opened, others) = signal();
+    connected(
+        |parameters| parameters,
+        move |wire| {
+            wire.open_channel(1);
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.open_channel(2);
+            others.wait();
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.open_channel(1);
+        },
+        move |connection| {
+            let channel = connection.channel().unwrap();
+            let second = thread::scope(|scope| {
+                let closing = scope.spawn(|| channel.close());
+                while channel.is_open() {
+                    thread::yield_now();
+                }
+                let second = connection.channel().unwrap();
+                assert_eq!(second.number(), 2);
+                let error = connection.channel_with_number(1).map(drop).unwrap_err();
+                assert!(matches!(error, Error::ChannelNumberInUse(1)), "{error:?}");
+                opened.send(()).unwrap();
+                closing.join().unwrap().unwrap();
+                second
+            });
+            assert_eq!(connection.channel().unwrap().number(), 1);
+            drop(second);
+        },
+    );
+}
+
+#[test]
+fn a_channel_number_comes_free_with_a_close_of_the_broker() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            wire.open_channel(1);
+            wire.expect(1, QUEUE_DECLARE);
+            wire.send(1, CHANNEL_CLOSE, close(404, "NOT_FOUND", QUEUE_DECLARE));
+            wire.expect(1, CHANNEL_CLOSE_OK);
+            wire.open_channel(1);
+        },
+        |connection| {
+            let channel = connection.channel().unwrap();
+            channel.queue_declare("q").unwrap_err();
+            let again = connection.channel().unwrap();
+            assert_eq!((channel.number(), again.number()), (1, 1));
+            assert!(channel.is_closed() && again.is_open());
+            // The old handle cannot touch the new channel.
+            channel.close().unwrap_err();
+            drop(channel);
+            assert!(again.is_open());
+        },
+    );
+}
+
+#[test]
+fn closes_that_cross_end_both_sides() {
+    for close_ok_first in [false, true] {
+        with_channel(
+            move |wire| {
+                wire.expect(1, CHANNEL_CLOSE);
+                let mut answers = [
+                    method(1, CHANNEL_CLOSE, close(406, "PRECONDITION_FAILED", (0, 0))),
+                    method(1, CHANNEL_CLOSE_OK, args()),
+                ];
+                if close_ok_first {
+                    answers.reverse();
+                }
+                wire.raw(&answers.concat());
+                wire.expect(1, CHANNEL_CLOSE_OK);
+                wire.expect(0, CONNECTION_CLOSE);
+                wire.send(0, CONNECTION_CLOSE, close(320, "CONNECTION_FORCED", (0, 0)));
+                wire.expect(0, CONNECTION_CLOSE_OK);
+                wire.expect_end();
+            },
+            |channel| {
+                channel.close().unwrap();
+                channel.connection().close().unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn everything_but_the_end_is_ignored_on_a_channel_that_closes() {
+    with_channel(
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.deliver(1, &tag, 1, "late");
+            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.raw(&crate::peer::body(1, b"half of something"));
+            wire.send(1, BASIC_CANCEL, args().short(&tag).u8(0));
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+        },
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            channel.close().unwrap();
+            let error = consumer.next().unwrap().unwrap_err();
+            assert!(matches!(error, Error::ChannelClosed(_)), "{error:?}");
+            assert!(consumer.next().is_none());
+        },
+    );
+}
+
+#[test]
+fn dropping_the_last_handle_of_a_channel_closes_it() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            wire.open_channel(1);
+            let tag = wire.accept_consumer(1);
+            // Two clones of the channel are gone by now; its consumer holds it.
+            wire.accept_declare(1);
+            assert_eq!(wire.expect_cancel(1), tag);
+            assert_eq!(wire.expect(1, CHANNEL_CLOSE).u16(), 200);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.open_channel(1);
+        },
+        |connection| {
+            let channel = connection.channel().unwrap();
+            let consumer = channel.consume("q").unwrap();
+            drop(channel.clone());
+            drop(channel);
+            consumer.channel().queue_declare("q").unwrap();
+            drop(consumer);
+            // The number is free as soon as the close is done.
+            while connection.channel_with_number(1).is_err() {
+                thread::yield_now();
+            }
+        },
+    );
+}
+
+#[test]
+fn dropping_the_last_handle_of_all_waits_for_close_ok_behind_the_last_publish() {
+    let dropped = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&dropped);
+    with_channel(
+        move |wire| {
+            for number in 0..100 {
+                let (_, body) = wire.expect_publish(1);
+                assert_eq!(body, format!("message {number}").into_bytes());
+            }
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.expect(0, CONNECTION_CLOSE);
+            assert!(
+                !dropped.load(Ordering::SeqCst),
+                "the close is not confirmed"
+            );
+            wire.send(0, CONNECTION_CLOSE_OK, args());
+            wire.expect_end();
+        },
+        move |channel| {
+            for number in 0..100 {
+                let body = format!("message {number}");
+                channel.basic_publish("", "q", body).unwrap();
+            }
+            drop(channel);
+            seen.store(true, Ordering::SeqCst);
+        },
+    );
+}
+
+#[test]
+fn close_waits_for_close_ok_behind_the_last_publish() {
+    let closed = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&closed);
+    with_channel(
+        move |wire| {
+            let (_, body) = wire.expect_publish(1);
+            assert_eq!(body.len(), 3 << 20);
+            wire.expect(0, CONNECTION_CLOSE);
+            assert!(!closed.load(Ordering::SeqCst), "the close is not confirmed");
+            wire.send(0, CONNECTION_CLOSE_OK, args());
+        },
+        move |channel| {
+            channel.basic_publish("", "q", vec![0; 3 << 20]).unwrap();
+            channel.connection().close().unwrap();
+            seen.store(true, Ordering::SeqCst);
+        },
+    );
+}
+
+#[test]
+fn dropping_costs_at_most_the_drop_timeout() {
+    let (gone, silence) = signal();
+    connected(
+        |parameters| parameters.drop_timeout(Duration::from_millis(200)),
+        move |wire| {
+            silence.wait_dropped();
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.expect_end();
+        },
+        move |connection| {
+            drop(connection);
+            drop(gone);
+        },
+    );
+}
+
+#[test]
+fn dropping_does_not_wait_for_a_broker_that_blocks() {
+    let (gone, silence) = signal();
+    with_channel(
+        move |wire| {
+            wire.send(0, CONNECTION_BLOCKED, args().short("low on memory"));
+            silence.wait_dropped();
+        },
+        move |channel| {
+            let connection = channel.connection();
+            while !connection.is_blocked() {
+                thread::yield_now();
+            }
+            assert_eq!(connection.blocked_reason().unwrap(), "low on memory");
+            // Else this would take until the curtain falls.
+            drop(connection);
+            drop(channel);
+            drop(gone);
+        },
+    );
+}
+
+#[test]
+fn blocked_passes_with_unblocked() {
+    let (seen, waits) = signal();
+    with_channel(
+        move |wire| {
+            wire.send(0, CONNECTION_BLOCKED, args().short("low on disk"));
+            waits.wait();
+            wire.send(0, CONNECTION_UNBLOCKED, args());
+            wire.accept_declare(1);
+        },
+        move |channel| {
+            let connection = channel.connection();
+            while !connection.is_blocked() {
+                thread::yield_now();
+            }
+            seen.send(()).unwrap();
+            while connection.is_blocked() {
+                thread::yield_now();
+            }
+            channel.queue_declare("q").unwrap();
+        },
+    );
+}
+
+#[test]
+fn disconnect_says_nothing_and_ends_everything() {
+    with_channel(
+        |wire| {
+            wire.accept_consumer(1);
+            wire.expect_end();
+        },
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            channel.connection().disconnect();
+            let error = consumer.next().unwrap().unwrap_err();
+            assert_eq!(error.close_reason().unwrap().by, ClosedBy::Application);
+            assert!(channel.connection().is_closed());
+            channel.connection().close().unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_comes_behind_a_close_changes_nothing() {
+    with_channel(
+        |wire| {
+            let mut bytes = method(0, CONNECTION_CLOSE, close(320, "CONNECTION_FORCED", (0, 0)));
+            bytes.extend(crate::peer::frame(77, 7, b"garbage"));
+            wire.raw(&bytes);
+            wire.expect(0, CONNECTION_CLOSE_OK);
+        },
+        |channel| {
+            let error = channel.connection().wait_closed();
+            assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+        },
+    );
+}
+
+#[test]
+fn a_close_that_names_its_culprit_is_told_with_it() {
+    with_channel(
+        |wire| {
+            wire.expect_publish(1);
+            let text = "NOT_FOUND - no exchange 'nowhere'";
+            wire.send(1, CHANNEL_CLOSE, close(404, text, BASIC_PUBLISH));
+            wire.expect(1, CHANNEL_CLOSE_OK);
+        },
+        |channel| {
+            channel.basic_publish("nowhere", "k", "x").unwrap();
+            while channel.is_open() {
+                thread::yield_now();
+            }
+            for error in [
+                channel.close_reason().unwrap(),
+                channel.basic_publish("nowhere", "k", "x").unwrap_err(),
+                channel.close().unwrap_err(),
+            ] {
+                let text = error.to_string();
+                assert!(text.ends_with("caused by basic.publish"), "{text}");
+                assert!(text.contains("no exchange 'nowhere'"), "{text}");
+                assert!(text.contains("404 NOT_FOUND"), "{text}");
+            }
+        },
+    );
+}
+
+#[test]
+fn what_is_said_while_the_connection_closes_is_refused() {
+    let (tried, all) = signal();
+    let (seen, closing) = signal();
+    with_channel(
+        move |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 1, "x");
+            wire.expect(0, CONNECTION_CLOSE);
+            seen.send(()).unwrap();
+            all.wait();
+            wire.send(0, CONNECTION_CLOSE_OK, args());
+            wire.expect_end();
+        },
+        move |channel| {
+            let connection = channel.connection();
+            let consumer = channel.consume("q").unwrap();
+            let delivery = consumer.next().unwrap().unwrap();
+            thread::scope(|scope| {
+                let closed = scope.spawn(|| connection.close());
+                closing.wait();
+                assert!(connection.is_closing() && !connection.is_open());
+                // None of these can reach the broker any more.
+                let outcomes = [
+                    ("channel", connection.channel().map(drop)),
+                    ("queue_declare", channel.queue_declare("q").map(drop)),
+                    ("nowait", channel.queue_declare_nowait("q")),
+                    ("basic_publish", channel.basic_publish("", "q", "lost")),
+                    ("ack", delivery.ack()),
+                ];
+                tried.send(()).unwrap();
+                closed.join().unwrap().unwrap();
+                for (name, outcome) in outcomes {
+                    let error = outcome.expect_err(name);
+                    assert!(
+                        matches!(error, Error::ConnectionClosed(_)),
+                        "{name}: {error:?}"
+                    );
+                }
+            });
+        },
+    );
+}
+
+#[test]
+fn many_threads_may_close_at_the_same_time() {
+    with_channel(
+        |_| {},
+        |channel| {
+            thread::scope(|scope| {
+                for number in 0..8 {
+                    let (channel, connection) = (channel.clone(), channel.connection());
+                    scope.spawn(move || match number % 2 {
+                        0 => connection.close().unwrap(),
+                        _ => channel.close().unwrap(),
+                    });
+                }
+            });
+        },
+    );
+}
+
+#[test]
+fn a_close_that_is_never_answered_is_told() {
+    let (gone, silence) = signal();
+    with_channel_and(
+        |parameters| parameters.close_timeout(Duration::from_millis(200)),
+        move |wire| {
+            silence.wait_dropped();
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.expect_end();
+        },
+        move |channel| {
+            let connection = channel.connection();
+            let error = connection.close().unwrap_err();
+            let loss = matches!(error, Error::ConnectionLost(ConnectionLoss::CloseTimedOut));
+            assert!(loss, "{error:?}");
+            assert!(
+                error
+                    .to_string()
+                    .contains("did not answer the close in time")
+            );
+            drop(gone);
+        },
+    );
+}

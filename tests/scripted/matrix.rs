@@ -1,0 +1,648 @@
+//! Two tables: the calls that wait, and what can happen to the peer meanwhile. Every
+//! call meets every fault. A new call or a new fault is one more entry.
+
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectionLoss, ConnectionParameters, Error, ReplyCode,
+    TcpOptions, exchange, queue,
+};
+
+use crate::peer::methods::*;
+use crate::peer::{
+    CURTAIN, Signal, Tune, Wire, args, close, declare_ok, get_ok, method, play, signal,
+};
+
+/// What happens to the peer while a call waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It falls silent: it reads and writes nothing.
+    Silence,
+    /// It says that nothing more comes.
+    Fin,
+    /// It throws the connection away.
+    Reset,
+    /// It closes the channel.
+    ChannelClosed,
+    /// It closes the connection.
+    ConnectionClosed,
+    /// It answers after the deadline of the call.
+    LateReply,
+}
+
+/// How a call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Ok,
+    Timeout,
+    PublishTimeout,
+    EndOfStream,
+    Io,
+    MissedHeartbeats,
+    CloseTimedOut,
+    /// With code and text of the peer.
+    ChannelClosed,
+    /// With code and text of the peer.
+    ConnectionClosed,
+    /// The fault says nothing to this call.
+    None,
+}
+
+use self::Ending as E;
+use self::Fault as F;
+
+const CHANNEL_TEXT: &str = "PRECONDITION_FAILED - by the script";
+const CONNECTION_TEXT: &str = "CONNECTION_FORCED - by the script";
+
+impl Ending {
+    /// How a call ends that expects a reply on a channel.
+    fn usual(fault: Fault) -> Self {
+        match fault {
+            F::Silence | F::LateReply => E::Timeout,
+            F::Fin => E::EndOfStream,
+            F::Reset => E::Io,
+            F::ChannelClosed => E::ChannelClosed,
+            F::ConnectionClosed => E::ConnectionClosed,
+        }
+    }
+
+    fn of(outcome: &Result<(), Error>) -> Option<Self> {
+        Some(match outcome {
+            Ok(()) => E::Ok,
+            Err(Error::Timeout { .. }) => E::Timeout,
+            Err(Error::PublishTimeout { .. }) => E::PublishTimeout,
+            Err(Error::ConnectionLost(loss)) => match loss {
+                ConnectionLoss::EndOfStream => E::EndOfStream,
+                ConnectionLoss::Io(..) => E::Io,
+                ConnectionLoss::MissedHeartbeats(_) => E::MissedHeartbeats,
+                ConnectionLoss::CloseTimedOut => E::CloseTimedOut,
+                _ => return None,
+            },
+            Err(Error::ChannelClosed(reason))
+                if (reason.code, &*reason.text)
+                    == (ReplyCode::PRECONDITION_FAILED, CHANNEL_TEXT) =>
+            {
+                E::ChannelClosed
+            }
+            Err(Error::ConnectionClosed(reason))
+                if (reason.code, &*reason.text)
+                    == (ReplyCode::CONNECTION_FORCED, CONNECTION_TEXT) =>
+            {
+                E::ConnectionClosed
+            }
+            Err(_) => return None,
+        })
+    }
+}
+
+/// What the client has. A call may take its handles.
+pub(crate) struct Handles {
+    connection: Option<BlockingConnection>,
+    channel: Option<BlockingChannel>,
+}
+
+impl Handles {
+    fn connection(&self) -> &BlockingConnection {
+        self.connection.as_ref().unwrap()
+    }
+
+    fn channel(&self) -> &BlockingChannel {
+        self.channel.as_ref().unwrap()
+    }
+}
+
+/// A call that waits.
+pub(crate) struct Call {
+    pub(crate) name: &'static str,
+    run: fn(&mut Handles) -> Result<(), Error>,
+    /// The peer's part, up to the point at which the call waits for nothing but the
+    /// peer.
+    until_it_waits: fn(&mut Wire),
+    /// On which channel it waits.
+    channel: u16,
+    /// Sends the reply, and sees it undone.
+    late_reply: Option<fn(&mut Wire)>,
+    /// Where it does not end as calls usually do.
+    unusual: &'static [(Fault, Ending)],
+}
+
+impl Call {
+    /// A call on channel 1 that ends as calls usually do.
+    const fn new(
+        name: &'static str,
+        run: fn(&mut Handles) -> Result<(), Error>,
+        until_it_waits: fn(&mut Wire),
+        late_reply: Option<fn(&mut Wire)>,
+    ) -> Self {
+        Self {
+            name,
+            run,
+            until_it_waits,
+            channel: 1,
+            late_reply,
+            unusual: &[],
+        }
+    }
+
+    const fn on_channel(mut self, channel: u16) -> Self {
+        self.channel = channel;
+        self
+    }
+
+    const fn unusual(mut self, unusual: &'static [(Fault, Ending)]) -> Self {
+        self.unusual = unusual;
+        self
+    }
+
+    fn ending(&self, fault: Fault) -> Ending {
+        let unusual = self.unusual.iter().find(|(f, _)| *f == fault);
+        match unusual {
+            Some((_, ending)) => *ending,
+            None if fault == F::LateReply && self.late_reply.is_none() => E::None,
+            None => Ending::usual(fault),
+        }
+    }
+}
+
+/// A plain call: its method, the reply, and the reply's arguments.
+macro_rules! plain {
+    ($name:literal, $method:ident, $reply:ident $arguments:expr, $run:expr) => {
+        Call::new(
+            $name,
+            |handles| {
+                #[allow(clippy::redundant_closure_call, reason = "gives the closure its type")]
+                let outcome =
+                    ($run as fn(&BlockingChannel) -> Result<(), Error>)(handles.channel());
+                outcome
+            },
+            |wire| drop(wire.expect(1, $method)),
+            Some(|wire| wire.send(1, $reply, $arguments)),
+        )
+    };
+}
+
+/// A wait that no deadline of its own ends, for a consumer.
+const PATIENT: &[(Fault, Ending)] = &[(F::Silence, E::MissedHeartbeats)];
+
+/// What an answer to our own close would also end.
+const CLOSING: &[(Fault, Ending)] = &[
+    (F::Silence, E::CloseTimedOut),
+    (F::Fin, E::Ok),
+    (F::Reset, E::Ok),
+    (F::ChannelClosed, E::Ok),
+    (F::ConnectionClosed, E::Ok),
+];
+
+const WHATEVER_HAPPENS: &[(Fault, Ending)] = &[
+    (F::Silence, E::Ok),
+    (F::Fin, E::Ok),
+    (F::Reset, E::Ok),
+    (F::ChannelClosed, E::Ok),
+    (F::ConnectionClosed, E::Ok),
+];
+
+pub(crate) const CALLS: &[Call] = &[
+    plain!(
+        "queue_declare",
+        QUEUE_DECLARE,
+        QUEUE_DECLARE_OK declare_ok("q"),
+        |channel| channel.queue_declare("q").map(drop)
+    ),
+    plain!(
+        "queue_bind",
+        QUEUE_BIND,
+        QUEUE_BIND_OK args(),
+        |channel| channel.queue_bind(queue::Bind::new("q", "x", "k"))
+    ),
+    plain!(
+        "queue_unbind",
+        QUEUE_UNBIND,
+        QUEUE_UNBIND_OK args(),
+        |channel| channel.queue_unbind(queue::Unbind::new("q", "x", "k"))
+    ),
+    plain!(
+        "queue_purge",
+        QUEUE_PURGE,
+        QUEUE_PURGE_OK args().u32(7),
+        |channel| channel.queue_purge("q").map(drop)
+    ),
+    plain!(
+        "queue_delete",
+        QUEUE_DELETE,
+        QUEUE_DELETE_OK args().u32(7),
+        |channel| channel.queue_delete("q").map(drop)
+    ),
+    plain!(
+        "exchange_declare",
+        EXCHANGE_DECLARE,
+        EXCHANGE_DECLARE_OK args(),
+        |channel| channel.exchange_declare("x")
+    ),
+    plain!(
+        "exchange_delete",
+        EXCHANGE_DELETE,
+        EXCHANGE_DELETE_OK args(),
+        |channel| channel.exchange_delete("x")
+    ),
+    plain!(
+        "exchange_bind",
+        EXCHANGE_BIND,
+        EXCHANGE_BIND_OK args(),
+        |channel| channel.exchange_bind(exchange::Bind::new("x", "y", "k"))
+    ),
+    plain!(
+        "exchange_unbind",
+        EXCHANGE_UNBIND,
+        EXCHANGE_UNBIND_OK args(),
+        |channel| channel.exchange_unbind(exchange::Unbind::new("x", "y", "k"))
+    ),
+    plain!(
+        "basic_qos",
+        BASIC_QOS,
+        BASIC_QOS_OK args(),
+        |channel| channel.basic_qos(5)
+    ),
+    plain!(
+        "basic_get, answered by nothing",
+        BASIC_GET,
+        BASIC_GET_EMPTY args().short(""),
+        |channel| channel.basic_get("q").map(drop)
+    ),
+    Call::new(
+        "basic_get",
+        |handles| handles.channel().basic_get("q").map(drop),
+        |wire| drop(wire.expect(1, BASIC_GET)),
+        Some(|wire| {
+            wire.send_content(1, BASIC_GET_OK, get_ok(1), "late");
+            assert_eq!(wire.expect_settled(1, BASIC_NACK), (1, REQUEUE));
+        }),
+    ),
+    Call::new(
+        "basic_consume",
+        |handles| {
+            let consume = cony::basic::Consume::new("q").consumer_tag("late");
+            let started = handles.channel().basic_consume(consume, |_, _| Ok(()));
+            started.map(drop)
+        },
+        |wire| drop(wire.expect_consume(1)),
+        Some(late_consume_ok),
+    ),
+    Call::new(
+        "consume",
+        |handles| {
+            let consume = cony::basic::Consume::new("q").consumer_tag("late");
+            handles.channel().consume(consume).map(drop)
+        },
+        |wire| drop(wire.expect_consume(1)),
+        Some(late_consume_ok),
+    ),
+    plain!(
+        "basic_cancel",
+        BASIC_CANCEL,
+        BASIC_CANCEL_OK args().short("tag"),
+        |channel| channel.basic_cancel("tag").map(drop)
+    ),
+    Call::new(
+        "Consumer::cancel",
+        |handles| handles.channel().consume("q")?.cancel().map(drop),
+        |wire| {
+            wire.accept_consumer(1);
+            wire.expect_cancel(1);
+        },
+        Some(|wire| wire.send(1, BASIC_CANCEL_OK, args().short("tag"))),
+    ),
+    Call::new(
+        "stop_consuming",
+        |handles| {
+            let channel = handles.channel();
+            channel.basic_consume("q", |_, _| Ok(()))?;
+            channel.stop_consuming()
+        },
+        |wire| {
+            wire.accept_consumer(1);
+            wire.expect_cancel(1);
+        },
+        Some(|wire| wire.send(1, BASIC_CANCEL_OK, args().short("tag"))),
+    ),
+    Call::new(
+        "channel",
+        |handles| handles.connection().channel().map(drop),
+        |wire| drop(wire.expect(2, CHANNEL_OPEN)),
+        Some(|wire| {
+            wire.send(2, CHANNEL_OPEN_OK, args().long(""));
+            wire.serve_until(2, CHANNEL_CLOSE);
+        }),
+    )
+    .on_channel(2),
+    Call::new(
+        "channel.close",
+        |handles| handles.channel().close(),
+        |wire| drop(wire.expect(1, CHANNEL_CLOSE)),
+        Some(|wire| wire.send(1, CHANNEL_CLOSE_OK, args())),
+    )
+    .unusual(&[(F::ChannelClosed, E::Ok)]),
+    Call::new(
+        "connection.close",
+        |handles| handles.connection().close(),
+        |wire| drop(wire.expect(0, CONNECTION_CLOSE)),
+        None,
+    )
+    .unusual(CLOSING),
+    Call::new(
+        "wait_closed",
+        |handles| Err(handles.connection().wait_closed()),
+        |_| {},
+        None,
+    )
+    .unusual(&[
+        (F::Silence, E::MissedHeartbeats),
+        (F::ChannelClosed, E::None),
+    ]),
+    Call::new(
+        "start_consuming",
+        |handles| {
+            let channel = handles.channel();
+            channel.basic_consume("q", |_, _| Ok(()))?;
+            channel.start_consuming()
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "iterating a Consumer",
+        |handles| {
+            let consumer = handles.channel().consume("q")?;
+            consumer.iter().try_for_each(|delivery| delivery.map(drop))
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "for_each",
+        |handles| handles.channel().consume("q")?.for_each(|_| Ok(())),
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "recv_timeout",
+        |handles| {
+            let consumer = handles.channel().consume("q")?;
+            consumer.recv_timeout(CURTAIN).map(drop)
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "basic_publish that waits for room",
+        |handles| {
+            let channel = handles.channel();
+            // The first is larger than all buffers on the way, so it stays in the budget
+            // until the peer reads on; which some faulty ones do.
+            channel.basic_publish("", "large", vec![0; 8 << 20])?;
+            loop {
+                channel.basic_publish("", "waits", vec![0; 1 << 10])?;
+            }
+        },
+        |wire| drop(wire.expect(1, BASIC_PUBLISH)),
+        None,
+    )
+    .unusual(&[(F::Silence, E::PublishTimeout)]),
+    Call::new(
+        "connection.close behind a publish that does not leave",
+        |handles| {
+            let large = vec![0; 8 << 20];
+            handles.channel().basic_publish("", "large", large)?;
+            handles.connection().close()
+        },
+        |wire| drop(wire.expect(1, BASIC_PUBLISH)),
+        None,
+    )
+    .unusual(&[
+        (F::Silence, E::CloseTimedOut),
+        // The peer may notice first, or the client close first.
+        (F::Fin, E::None),
+        (F::Reset, E::None),
+        (F::ChannelClosed, E::Ok),
+        (F::ConnectionClosed, E::None),
+    ]),
+    Call::new(
+        "drop",
+        |handles| {
+            handles.connection = None;
+            handles.channel = None;
+            Ok(())
+        },
+        |wire| {
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.expect(0, CONNECTION_CLOSE);
+        },
+        None,
+    )
+    .unusual(WHATEVER_HAPPENS),
+    Call::new(
+        "drop behind a publish that does not leave",
+        |handles| {
+            let large = vec![0; 8 << 20];
+            handles.channel().basic_publish("", "large", large)?;
+            handles.connection = None;
+            handles.channel = None;
+            Ok(())
+        },
+        |wire| drop(wire.expect(1, BASIC_PUBLISH)),
+        None,
+    )
+    .unusual(WHATEVER_HAPPENS),
+    Call::new(
+        "disconnect",
+        |handles| {
+            handles.connection().disconnect();
+            Ok(())
+        },
+        |_| {},
+        None,
+    )
+    .unusual(&[
+        (F::Silence, E::Ok),
+        (F::Fin, E::None),
+        (F::Reset, E::None),
+        (F::ChannelClosed, E::None),
+        (F::ConnectionClosed, E::None),
+    ]),
+];
+
+/// The bits of basic.nack.
+const REQUEUE: u8 = 2;
+
+fn late_consume_ok(wire: &mut Wire) {
+    wire.send(1, BASIC_CONSUME_OK, args().short("late"));
+    assert_eq!(wire.expect_cancel(1), "late");
+    // What comes nevertheless goes back.
+    wire.deliver(1, "late", 1, "too late");
+    assert_eq!(wire.expect_settled(1, BASIC_NACK), (1, REQUEUE));
+    wire.send(1, BASIC_CANCEL_OK, args().short("late"));
+}
+
+/// Short deadlines where they are what is tried, long ones where they must not matter.
+fn adjust(parameters: ConnectionParameters, fault: Fault) -> ConnectionParameters {
+    let parameters = parameters
+        .write_budget(64 * 1024)
+        .tcp_options(TcpOptions::new().send_buffer(64 * 1024));
+    let (seconds, heartbeat) = match fault {
+        F::Silence => (1, 1),
+        F::LateReply => (1, 0),
+        _ => (10, 0),
+    };
+    let deadline = Duration::from_secs(seconds);
+    parameters
+        .heartbeat(Duration::from_secs(heartbeat))
+        .rpc_timeout(deadline)
+        .publish_timeout(deadline)
+        .close_timeout(deadline)
+        .drop_timeout(deadline)
+}
+
+/// Whether this call has anything to do with this fault.
+pub(crate) fn applies(call: &Call, fault: Fault) -> bool {
+    call.ending(fault) != E::None
+}
+
+/// Lets `call` meet `fault`. Panics unless it ends as it should, the handles say the
+/// same afterwards, and closing and dropping them ends too.
+pub(crate) fn meet(call: &'static Call, fault: Fault) {
+    // Sent when a deadline has passed, and dropped when the client is done.
+    let (past, deadline) = signal();
+    play(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.open_channel(1);
+            (call.until_it_waits)(&mut wire);
+            inflict(call, fault, wire, &deadline);
+        },
+        move |parameters| {
+            let connection = BlockingConnection::open(adjust(parameters, fault)).unwrap();
+            let channel = connection.channel().unwrap();
+            let mut handles = Handles {
+                connection: Some(connection),
+                channel: Some(channel),
+            };
+            let outcome = (call.run)(&mut handles);
+            let expected = call.ending(fault);
+            assert_eq!(
+                Ending::of(&outcome),
+                Some(expected),
+                "it ended with {outcome:?}"
+            );
+            if let (Err(error), Some(connection)) = (&outcome, &handles.connection) {
+                look_again(call, fault, error, connection, handles.channel(), &past);
+            }
+            // However these end, they end.
+            if let Some(channel) = handles.channel.take() {
+                let _ = channel.close();
+            }
+            if let Some(connection) = handles.connection.take() {
+                let _ = connection.close();
+            }
+            drop(handles);
+            drop(past);
+        },
+    );
+}
+
+/// The peer's part after its call.
+fn inflict(call: &Call, fault: Fault, mut wire: Wire, deadline: &Signal) {
+    match fault {
+        F::Silence => deadline.wait_dropped(),
+        F::Fin => {
+            wire.shut_down();
+            wire.drain();
+        }
+        F::Reset => wire.reset(),
+        F::ChannelClosed => {
+            let channel = call.channel;
+            let mut bytes = method(
+                channel,
+                CHANNEL_CLOSE,
+                close(406, CHANNEL_TEXT, QUEUE_DECLARE),
+            );
+            // A close that crosses ours is sent in addition to the answer to ours.
+            match call.name {
+                "channel.close" => bytes.extend(method(channel, CHANNEL_CLOSE_OK, args())),
+                "connection.close" | "drop" => {
+                    bytes.extend(method(0, CONNECTION_CLOSE_OK, args()));
+                }
+                _ => {}
+            }
+            wire.raw(&bytes);
+            wire.serve();
+        }
+        F::ConnectionClosed => {
+            let close = close(320, CONNECTION_TEXT, (0, 0));
+            wire.send(0, CONNECTION_CLOSE, close);
+            wire.await_close_ok();
+        }
+        F::LateReply => {
+            deadline.wait();
+            if let Some(reply) = call.late_reply {
+                reply(&mut wire);
+            }
+            wire.serve();
+        }
+    }
+}
+
+/// What the handles say after a call has failed: the same, if something has died; else
+/// that all is well.
+fn look_again(
+    call: &Call,
+    fault: Fault,
+    error: &Error,
+    connection: &BlockingConnection,
+    channel: &BlockingChannel,
+    past: &Sender<()>,
+) {
+    let same = |other: Error| assert_eq!(other.to_string(), error.to_string());
+    match error {
+        Error::ConnectionLost(_) | Error::ConnectionClosed(_) => {
+            same(connection.wait_closed());
+            same(connection.close_reason().unwrap());
+            same(connection.channel().map(drop).unwrap_err());
+            // A channel that the program was closing stays closed for that reason.
+            if call.name != "channel.close" {
+                same(channel.close_reason().unwrap());
+                same(channel.queue_declare("again").unwrap_err());
+                same(channel.basic_publish("", "again", "again").unwrap_err());
+            }
+            assert!(connection.is_closed() && !connection.is_open());
+        }
+        Error::ChannelClosed(_) => {
+            if call.channel == channel.number() {
+                same(channel.close_reason().unwrap());
+                same(channel.queue_declare("again").unwrap_err());
+                same(channel.basic_publish("", "again", "again").unwrap_err());
+            }
+            let other = connection.channel().unwrap();
+            other.queue_declare("again").unwrap();
+        }
+        _ if fault == F::LateReply => {
+            past.send(()).unwrap();
+            // A machine that is busy may need more than one deadline.
+            let again = || match channel.is_open() {
+                true => channel.queue_declare("again").map(drop),
+                false => connection.channel().map(drop),
+            };
+            let outcome = (0..10)
+                .map(|_| again())
+                .find(|outcome| !matches!(outcome, Err(Error::Timeout { .. })));
+            outcome
+                .expect("ten calls after the late reply timed out")
+                .unwrap();
+        }
+        _ => assert!(connection.is_open()),
+    }
+}

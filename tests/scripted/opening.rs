@@ -1,0 +1,742 @@
+//! Every way in which the opening of a connection can end, each with an error of its
+//! own that says how far it came and what may help.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use cony::{
+    BlockingConnection, ClosedBy, ConnectFailure, ConnectionParameters, Credentials, Error,
+    ReplyCode, Stage,
+};
+
+use crate::peer::methods::*;
+use crate::peer::{
+    Listener, Tune, Wire, args, close, frame, heartbeat, method, parameters, play, start,
+};
+
+/// Long, and of letters that occur in no message by chance.
+const PASSWORD: &str = "QzXvJkWpQzXvJkWp";
+
+/// How the opening fails against this peer.
+fn failure(
+    adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
+    script: impl FnOnce(&mut Wire) + Send + 'static,
+    check: impl FnOnce(Error) + Send + 'static,
+) {
+    play(
+        move |listener| script(&mut listener.accept()),
+        move |parameters| {
+            let credentials = Credentials::plain("user", PASSWORD);
+            let parameters = adjust(parameters.credentials(credentials));
+            let error = BlockingConnection::open(parameters).unwrap_err();
+            for text in [
+                format!("{error}"),
+                format!("{error:?}"),
+                format!("{error:#?}"),
+            ] {
+                assert!(!text.contains(PASSWORD), "{text}");
+            }
+            assert!(error.source().is_none(), "all is said in the error itself");
+            check(error);
+        },
+    );
+}
+
+fn plainly(parameters: ConnectionParameters) -> ConnectionParameters {
+    parameters
+}
+
+fn hurriedly(parameters: ConnectionParameters) -> ConnectionParameters {
+    parameters.handshake_timeout(Duration::from_millis(300))
+}
+
+fn says(error: &Error, words: &str) {
+    let text = error.to_string();
+    assert!(text.contains(words), "'{words}' is not in '{text}'");
+}
+
+/// The cause of an error that must be of this stage.
+fn cause(error: &Error, expected: Stage) -> &ConnectFailure {
+    match error {
+        Error::Connect { stage, cause, .. } if *stage == expected => cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_port_where_nobody_listens_refuses() {
+    let port = Listener::bind().port();
+    let error = BlockingConnection::open(parameters(port)).unwrap_err();
+    let ConnectFailure::Io(kind, _) = cause(&error, Stage::Tcp) else {
+        panic!("{error:?}");
+    };
+    assert_eq!(*kind, std::io::ErrorKind::ConnectionRefused);
+    says(&error, &format!("127.0.0.1:{port}"));
+    says(&error, "is the broker running");
+    assert!(error.is_connection_error());
+}
+
+#[test]
+fn a_host_name_that_does_not_resolve_is_named() {
+    // No label of a name has more than 63 letters, so no server need be asked.
+    let host = format!("{}.invalid", "x".repeat(64));
+    let error = BlockingConnection::open(parameters(5672).host(&host)).unwrap_err();
+    let ConnectFailure::Io(..) = cause(&error, Stage::Resolve) else {
+        panic!("{error:?}");
+    };
+    says(&error, &host);
+    says(&error, "while the host name was being resolved");
+}
+
+#[test]
+fn a_peer_that_says_nothing_costs_the_handshake_timeout() {
+    failure(
+        hurriedly,
+        |wire| {
+            wire.expect_protocol_header();
+            wire.expect_end();
+        },
+        |error| {
+            let timeout = Duration::from_millis(300);
+            let expected = ConnectFailure::TimedOut(timeout);
+            assert_eq!(*cause(&error, Stage::Header), expected);
+            assert!(error.is_timeout());
+            says(&error, "does not speak AMQP, or is overloaded");
+        },
+    );
+}
+
+#[test]
+fn a_peer_that_falls_silent_later_costs_it_too_and_the_stage_is_told() {
+    failure(
+        hurriedly,
+        |wire| {
+            wire.introduce();
+            wire.expect_end();
+        },
+        |error| {
+            assert!(error.is_timeout(), "{error:?}");
+            says(&error, "while the broker checked the credentials");
+        },
+    );
+    failure(
+        hurriedly,
+        |wire| {
+            wire.introduce();
+            wire.tune(Tune::default());
+            wire.expect_end();
+        },
+        |error| {
+            assert!(error.is_timeout(), "{error:?}");
+            says(&error, "while the virtual host was being opened");
+        },
+    );
+}
+
+#[test]
+fn heartbeats_without_end_do_not_prolong_the_handshake() {
+    for chunk in [1, 8 * 1024] {
+        failure(
+            hurriedly,
+            move |wire| {
+                wire.expect_protocol_header();
+                wire.flood(&heartbeat().repeat(1024), chunk);
+            },
+            |error| assert!(error.is_timeout(), "{error:?}"),
+        );
+    }
+}
+
+#[test]
+fn a_peer_that_hangs_up_at_once_may_want_tls() {
+    failure(
+        plainly,
+        // Perhaps before the protocol header has come, which resets the connection.
+        |_| {},
+        |error| {
+            let expected = matches!(
+                cause(&error, Stage::Header),
+                ConnectFailure::EndOfStream | ConnectFailure::Io(..)
+            );
+            assert!(expected, "{error:?}");
+            says(&error, "amqps://");
+        },
+    );
+}
+
+#[test]
+fn a_peer_that_hangs_up_after_the_header_may_want_tls() {
+    failure(
+        plainly,
+        |wire| wire.expect_protocol_header(),
+        |error| {
+            let expected = ConnectFailure::EndOfStream;
+            assert_eq!(*cause(&error, Stage::Header), expected);
+            says(&error, "hung up, after the protocol header was sent");
+            says(&error, "amqps://");
+        },
+    );
+}
+
+#[test]
+fn a_peer_that_hangs_up_after_start_ok_probably_refuses_the_password() {
+    failure(
+        plainly,
+        |wire| {
+            let response = wire.introduce();
+            assert_eq!(response, format!("\0user\0{PASSWORD}").as_bytes());
+        },
+        |error| {
+            let Error::AuthenticationFailed {
+                mechanism,
+                certain: false,
+                ..
+            } = &error
+            else {
+                panic!("{error:?}");
+            };
+            assert_eq!(mechanism, "PLAIN");
+            says(&error, "probably user or password are wrong");
+        },
+    );
+}
+
+#[test]
+fn a_peer_that_hangs_up_after_tune_ok_leaves_the_virtual_host_closed() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            wire.tune(Tune::default());
+        },
+        |error| {
+            let expected = ConnectFailure::EndOfStream;
+            assert_eq!(*cause(&error, Stage::Open), expected);
+        },
+    );
+}
+
+#[test]
+fn what_is_no_broker_is_quoted() {
+    for (banner, words) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "HTTP/1.1 400 Bad"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "SSH-2.0-OpenSSH_"),
+        (b"220 mail.example ESMTP\r\n", "220 mail.example"),
+        (b"\0\0\0\0\0\0\0\0", "\\x00"),
+    ] {
+        failure(
+            plainly,
+            move |wire| {
+                wire.expect_protocol_header();
+                wire.raw(banner);
+                wire.drain();
+            },
+            move |error| {
+                assert!(matches!(error, Error::NotAmqp { .. }), "{error:?}");
+                says(&error, words);
+                says(&error, "is the port right?");
+                says(&error, "127.0.0.1:");
+            },
+        );
+    }
+}
+
+#[test]
+fn a_tls_alert_advises_amqps() {
+    failure(
+        plainly,
+        |wire| {
+            wire.expect_protocol_header();
+            wire.raw(b"\x15\x03\x03\0\x02\x02\x46");
+            wire.drain();
+        },
+        |error| {
+            assert!(matches!(error, Error::NotAmqp { .. }), "{error:?}");
+            says(&error, "that is TLS: use amqps://");
+        },
+    );
+}
+
+#[test]
+fn another_version_of_amqp_is_told() {
+    for version in [*b"AMQP\x00\x01\x00\x00", *b"AMQP\x03\x01\x00\x00"] {
+        failure(
+            plainly,
+            move |wire| {
+                wire.expect_protocol_header();
+                wire.raw(&version);
+                wire.drain();
+            },
+            move |error| {
+                let Error::UnsupportedProtocol { offered } = error else {
+                    panic!("{error:?}");
+                };
+                assert_eq!(offered, version);
+                says(&error, "does not speak AMQP 0-9-1");
+            },
+        );
+    }
+}
+
+#[test]
+fn a_close_403_refuses_the_credentials_for_certain_and_is_answered() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            let text = "ACCESS_REFUSED - Login was refused using mechanism PLAIN";
+            wire.send(0, CONNECTION_CLOSE, close(403, text, (0, 0)));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+            wire.expect_end();
+        },
+        |error| {
+            let Error::AuthenticationFailed {
+                mechanism,
+                text,
+                certain: true,
+            } = &error
+            else {
+                panic!("{error:?}");
+            };
+            assert_eq!(mechanism, "PLAIN");
+            assert!(text.contains("Login was refused"));
+            says(&error, "Login was refused using mechanism PLAIN");
+        },
+    );
+}
+
+#[test]
+fn a_close_530_denies_the_virtual_host_and_is_answered() {
+    failure(
+        |parameters| parameters.virtual_host("nowhere"),
+        |wire| {
+            wire.introduce();
+            let (_, host) = wire.tune(Tune::default());
+            assert_eq!(host, "nowhere");
+            let text = "NOT_ALLOWED - vhost nowhere not found";
+            wire.send(0, CONNECTION_CLOSE, close(530, text, CONNECTION_OPEN));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+            wire.expect_end();
+        },
+        |error| {
+            let Error::AccessDenied {
+                virtual_host,
+                reason,
+            } = &error
+            else {
+                panic!("{error:?}");
+            };
+            assert_eq!(virtual_host, "nowhere");
+            assert_eq!(reason.code, ReplyCode::NOT_ALLOWED);
+            assert_eq!(reason.by, ClosedBy::Broker);
+            says(&error, "vhost nowhere not found");
+            says(&error, "does it exist");
+        },
+    );
+}
+
+#[test]
+fn a_403_in_answer_to_open_is_about_the_virtual_host_and_not_the_password() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            wire.tune(Tune::default());
+            let text = "ACCESS_REFUSED - no access to this vhost";
+            wire.send(0, CONNECTION_CLOSE, close(403, text, CONNECTION_OPEN));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+        },
+        |error| assert!(matches!(error, Error::AccessDenied { .. }), "{error:?}"),
+    );
+}
+
+#[test]
+fn a_close_in_place_of_start_is_told_and_answered() {
+    failure(
+        plainly,
+        |wire| {
+            wire.expect_protocol_header();
+            let text = "CONNECTION_FORCED - broker shuts down";
+            wire.send(0, CONNECTION_CLOSE, close(320, text, (0, 0)));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+        },
+        |error| {
+            let ConnectFailure::Closed(reason) = cause(&error, Stage::Header) else {
+                panic!("{error:?}");
+            };
+            assert_eq!(reason.code, ReplyCode::CONNECTION_FORCED);
+            assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+            says(&error, "broker shuts down");
+        },
+    );
+}
+
+#[test]
+fn without_a_common_mechanism_those_of_the_broker_are_named() {
+    failure(
+        plainly,
+        |wire| {
+            wire.expect_protocol_header();
+            wire.send(0, CONNECTION_START, start(&[], "EXTERNAL SCRAM-SHA-256"));
+            wire.expect_end();
+        },
+        |error| {
+            let ConnectFailure::NoMechanism { offered } = cause(&error, Stage::Header) else {
+                panic!("{error:?}");
+            };
+            assert_eq!(offered, "EXTERNAL SCRAM-SHA-256");
+            says(&error, "EXTERNAL SCRAM-SHA-256");
+        },
+    );
+}
+
+#[test]
+fn a_challenge_is_more_than_plain_has_to_say() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            wire.send(0, CONNECTION_SECURE, args().long("prove it"));
+            wire.expect_end();
+        },
+        |error| {
+            let expected = ConnectFailure::NoAnswer {
+                mechanism: "PLAIN".into(),
+            };
+            assert_eq!(*cause(&error, Stage::Start), expected);
+            says(&error, "more than PLAIN has to say");
+        },
+    );
+}
+
+#[test]
+fn a_frame_over_the_limit_ends_the_handshake() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            wire.raw(&args().u8(1).u16(0).u32(0xffff_fff0).bytes());
+            wire.expect_end();
+        },
+        |error| {
+            let ConnectFailure::Protocol(_) = cause(&error, Stage::Start) else {
+                panic!("{error:?}");
+            };
+            says(&error, "4294967280 bytes exceeds the negotiated");
+        },
+    );
+}
+
+#[test]
+fn limits_below_those_of_the_specification_end_the_handshake() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            let tune = args().u16(2047).u32(100).u16(0);
+            wire.send(0, CONNECTION_TUNE, tune);
+            wire.expect_end();
+        },
+        |error| {
+            let Error::Connect {
+                cause: ConnectFailure::Protocol(_),
+                ..
+            } = &error
+            else {
+                panic!("{error:?}");
+            };
+            says(&error, "100");
+        },
+    );
+}
+
+#[test]
+fn methods_out_of_order_end_the_handshake() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            wire.send(0, CONNECTION_OPEN_OK, args().short(""));
+            wire.expect_end();
+        },
+        |error| {
+            let ConnectFailure::Protocol(_) = cause(&error, Stage::Start) else {
+                panic!("{error:?}");
+            };
+            says(&error, "connection.open-ok");
+        },
+    );
+}
+
+#[test]
+fn client_properties_that_fit_no_frame_are_refused_here() {
+    failure(
+        |parameters| parameters.client_properties([("fat", "x".repeat(9000))]),
+        |wire| {
+            wire.expect_protocol_header();
+            wire.send(0, CONNECTION_START, start(&[], "PLAIN"));
+            wire.expect_end();
+        },
+        |error| {
+            assert!(matches!(error, Error::TooLong { .. }), "{error:?}");
+        },
+    );
+}
+
+#[test]
+fn a_broker_that_sends_single_bytes_is_understood() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.expect_protocol_header();
+            let drip = |wire: &mut Wire, bytes: Vec<u8>| {
+                for byte in bytes {
+                    wire.raw(&[byte]);
+                }
+            };
+            drip(&mut wire, method(0, CONNECTION_START, start(&[], "PLAIN")));
+            wire.expect(0, CONNECTION_START_OK);
+            let tune = args().u16(10).u32(8192).u16(0);
+            drip(&mut wire, method(0, CONNECTION_TUNE, tune));
+            wire.expect(0, CONNECTION_TUNE_OK);
+            wire.expect(0, CONNECTION_OPEN);
+            drip(&mut wire, method(0, CONNECTION_OPEN_OK, args().short("")));
+            wire.expect(1, CHANNEL_OPEN);
+            drip(&mut wire, method(1, CHANNEL_OPEN_OK, args().long("")));
+            wire.finish();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            assert_eq!(connection.channel_max(), 10);
+            assert_eq!(connection.frame_max(), 8192);
+            connection.channel().unwrap();
+        },
+    );
+}
+
+#[test]
+fn fat_server_properties_are_taken() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.expect_protocol_header();
+            let fat = "x".repeat(100_000);
+            let properties = args().short("product").u8(b'S').long("Scripted");
+            let properties = properties.short("fat").u8(b'S').long(fat).bytes();
+            wire.send(0, CONNECTION_START, start(&properties, "PLAIN"));
+            wire.expect(0, CONNECTION_START_OK);
+            wire.tune(Tune::default());
+            wire.send(0, CONNECTION_OPEN_OK, args().short(""));
+            wire.finish();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let properties = connection.server_properties();
+            let product = properties.get("product").and_then(|value| value.as_str());
+            assert_eq!(product, Some("Scripted"));
+            let fat = properties.get("fat").and_then(|value| value.as_str());
+            assert_eq!(fat.map(str::len), Some(100_000));
+        },
+    );
+}
+
+#[test]
+fn what_is_agreed_on_is_the_smaller_of_both() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.introduce();
+            let proposed = Tune {
+                channel_max: 100,
+                frame_max: 50_000,
+                heartbeat: 600,
+            };
+            let (agreed, _) = wire.tune(proposed);
+            assert_eq!(agreed.channel_max, 100);
+            assert_eq!(agreed.frame_max, 20_000);
+            assert_eq!(agreed.heartbeat, 60);
+            wire.send(0, CONNECTION_OPEN_OK, args().short(""));
+            wire.finish();
+        },
+        |parameters| {
+            let parameters = parameters
+                .channel_max(200)
+                .frame_max(20_000)
+                .heartbeat(Duration::from_secs(60));
+            let connection = BlockingConnection::open(parameters).unwrap();
+            assert_eq!(connection.heartbeat(), Duration::from_secs(60));
+        },
+    );
+}
+
+#[test]
+fn a_heartbeat_before_open_ok_delays_nothing() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.introduce();
+            wire.tune(Tune::default());
+            // One segment, so that the client reads both at once.
+            let mut bytes = heartbeat();
+            bytes.extend(method(0, CONNECTION_OPEN_OK, args().short("")));
+            wire.raw(&bytes);
+            wire.finish();
+        },
+        |parameters| {
+            let parameters = parameters.handshake_timeout(Duration::from_secs(5));
+            BlockingConnection::open(parameters).unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_comes_with_open_ok_in_one_segment_is_heard() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.introduce();
+            wire.tune(Tune::default());
+            let mut bytes = method(0, CONNECTION_OPEN_OK, args().short(""));
+            let text = "CONNECTION_FORCED - too late";
+            bytes.extend(method(0, CONNECTION_CLOSE, close(320, text, (0, 0))));
+            wire.raw(&bytes);
+            wire.expect(0, CONNECTION_CLOSE_OK);
+            wire.expect_end();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let error = connection.wait_closed();
+            assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+        },
+    );
+}
+
+#[test]
+fn attempts_are_made_until_one_succeeds() {
+    play(
+        |listener| {
+            // A broker that is starting up hangs up.
+            for _ in 0..2 {
+                listener.accept().expect_protocol_header();
+            }
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.finish();
+        },
+        |parameters| {
+            let parameters = parameters
+                .connection_attempts(3)
+                .retry_delay(Duration::from_millis(1));
+            BlockingConnection::open(parameters).unwrap();
+        },
+    );
+}
+
+#[test]
+fn no_more_attempts_are_made_than_asked_for() {
+    play(
+        |listener| {
+            for _ in 0..2 {
+                listener.accept().expect_protocol_header();
+            }
+        },
+        |parameters| {
+            let parameters = parameters
+                .connection_attempts(2)
+                .retry_delay(Duration::from_millis(1));
+            let error = BlockingConnection::open(parameters).unwrap_err();
+            cause(&error, Stage::Header);
+        },
+    );
+}
+
+#[test]
+fn a_wrong_password_is_not_tried_again() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.introduce();
+            let text = "ACCESS_REFUSED - Login was refused";
+            wire.send(0, CONNECTION_CLOSE, close(403, text, (0, 0)));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+            // A second client would find nobody who listens, and another error.
+        },
+        |parameters| {
+            let parameters = parameters
+                .connection_attempts(5)
+                .retry_delay(Duration::from_millis(1));
+            let error = BlockingConnection::open(parameters).unwrap_err();
+            let expected = matches!(error, Error::AuthenticationFailed { certain: true, .. });
+            assert!(expected, "{error:?}");
+        },
+    );
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn amqps_to_a_plain_port_says_so() {
+    failure(
+        |parameters| parameters.tls(true),
+        |wire| {
+            // What RabbitMQ answers to a TLS client hello.
+            wire.bytes(8).expect("the client hung up");
+            wire.raw(b"AMQP\0\0\x09\x01");
+            wire.shut_down();
+            wire.drain();
+        },
+        |error| {
+            let ConnectFailure::Tls(_) = cause(&error, Stage::Tls) else {
+                panic!("{error:?}");
+            };
+            says(&error, "is this a TLS port (usually 5671)");
+        },
+    );
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_peer_that_says_nothing_to_tls_costs_the_handshake_timeout() {
+    failure(
+        |parameters| hurriedly(parameters).tls(true),
+        |wire| wire.drain(),
+        |error| {
+            let ConnectFailure::TimedOut(_) = cause(&error, Stage::Tls) else {
+                panic!("{error:?}");
+            };
+        },
+    );
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_peer_that_hangs_up_on_tls_is_told() {
+    failure(
+        |parameters| parameters.tls(true),
+        |wire| {
+            wire.bytes(8).expect("the client hung up");
+            wire.shut_down();
+            wire.drain();
+        },
+        |error| {
+            cause(&error, Stage::Tls);
+            says(&error, "is this a TLS port (usually 5671)");
+        },
+    );
+}
+
+#[test]
+fn a_content_during_the_handshake_ends_it() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            wire.raw(&frame(3, 1, b"x"));
+            wire.expect_end();
+        },
+        |error| {
+            let ConnectFailure::Protocol(_) = cause(&error, Stage::Start) else {
+                panic!("{error:?}");
+            };
+        },
+    );
+}

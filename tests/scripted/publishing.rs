@@ -1,0 +1,310 @@
+//! Publishes: whole, in order, and refused here where the broker would refuse them
+//! harder.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::Duration;
+
+use cony::{BasicProperties, BlockingConnection, Error, FieldTable, Message};
+
+use crate::peer::methods::*;
+use crate::peer::{Frame, Tune, args, close, play, signal, with_channel, with_channel_and};
+
+#[test]
+fn publishes_of_many_threads_on_one_channel_never_interleave() {
+    const THREADS: u8 = 8;
+    const EACH: usize = 100;
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune {
+                frame_max: 4096,
+                ..Tune::default()
+            });
+            wire.open_channel(1);
+            let mut next: HashMap<String, usize> = HashMap::new();
+            let (mut publishes, mut declares) = (0, 0);
+            while publishes < usize::from(THREADS) * EACH || declares < EACH {
+                match wire.next() {
+                    Frame::Method(1, QUEUE_DECLARE, _) => declares += 1,
+                    Frame::Method(1, BASIC_PUBLISH, arguments) => {
+                        // Nothing may come between a method and the end of its content,
+                        // which is what this asserts.
+                        let body = wire.expect_content(1);
+                        let text = String::from_utf8(arguments).unwrap();
+                        let thread = text.chars().find(char::is_ascii_digit).unwrap();
+                        assert!(body.iter().all(|byte| char::from(*byte) == thread));
+                        // And each thread's come in its own order.
+                        let next = next.entry(thread.to_string()).or_default();
+                        assert_eq!(body.len(), size(*next));
+                        *next += 1;
+                        publishes += 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            wire.finish();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let channel = connection.channel().unwrap();
+            thread::scope(|scope| {
+                for thread in 0..THREADS {
+                    let channel = &channel;
+                    scope.spawn(move || {
+                        for number in 0..EACH {
+                            let body = vec![b'0' + thread; size(number)];
+                            let key = format!("of-{thread}-");
+                            channel.basic_publish("", key, body).unwrap();
+                        }
+                    });
+                }
+                scope.spawn(|| {
+                    for _ in 0..EACH {
+                        channel.queue_declare_nowait("between").unwrap();
+                    }
+                });
+            });
+        },
+    );
+}
+
+/// Bodies of none, one and several frames.
+fn size(number: usize) -> usize {
+    (number % 10) * 1100
+}
+
+#[test]
+fn a_name_of_256_bytes_is_refused_and_nothing_is_sent() {
+    with_channel(
+        |wire| {
+            let (key, _) = wire.expect_publish(1);
+            assert_eq!(key.len(), 255);
+        },
+        |channel| {
+            for (exchange, key) in [(1, 256), (256, 1), (256, 256)] {
+                let [exchange, key] = [exchange, key].map(|length| "x".repeat(length));
+                let error = channel.basic_publish(exchange, key, "x").unwrap_err();
+                let Error::TooLong {
+                    size: 256,
+                    limit: 255,
+                    ..
+                } = &error
+                else {
+                    panic!("{error:?}");
+                };
+                assert!(error.to_string().contains("basic.publish"), "{error}");
+            }
+            let error = channel.queue_declare("q".repeat(256)).unwrap_err();
+            assert!(matches!(error, Error::TooLong { .. }), "{error:?}");
+            channel.basic_publish("", "k".repeat(255), "x").unwrap();
+        },
+    );
+}
+
+#[test]
+fn properties_that_fit_no_frame_are_refused_and_nothing_is_sent() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune {
+                frame_max: 4096,
+                ..Tune::default()
+            });
+            wire.open_channel(1);
+            wire.expect_publish(1);
+            wire.finish();
+        },
+        |parameters| {
+            let channel = BlockingConnection::open(parameters)
+                .unwrap()
+                .channel()
+                .unwrap();
+            let fat = FieldTable::from([("fat", "x".repeat(5000))]);
+            let fat = BasicProperties::new().headers(fat);
+            let message = Message::new("x").properties(&fat);
+            let error = channel.basic_publish("", "q", message).unwrap_err();
+            assert!(matches!(error, Error::TooLong { .. }), "{error:?}");
+            channel.basic_publish("", "q", "x").unwrap();
+        },
+    );
+}
+
+#[test]
+fn bodies_are_cut_at_the_negotiated_size() {
+    const CHUNK: usize = 4096 - 8;
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune {
+                frame_max: 4096,
+                ..Tune::default()
+            });
+            wire.open_channel(1);
+            for expected in [
+                &[][..],
+                &[1],
+                &[CHUNK - 1],
+                &[CHUNK],
+                &[CHUNK, 1],
+                &[CHUNK, CHUNK],
+                &[CHUNK, CHUNK, 1],
+            ] {
+                wire.expect(1, BASIC_PUBLISH);
+                let Frame::Header(1, header) = wire.next() else {
+                    panic!("a header was due");
+                };
+                let size: usize = expected.iter().sum();
+                assert_eq!(header[4..12], (size as u64).to_be_bytes());
+                for length in expected {
+                    match wire.next() {
+                        Frame::Body(1, payload) => assert_eq!(payload.len(), *length),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            wire.finish();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let channel = connection.channel().unwrap();
+            for size in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1] {
+                channel.basic_publish("", "q", vec![0; size]).unwrap();
+            }
+        },
+    );
+}
+
+#[test]
+fn a_publish_without_room_says_whether_the_broker_blocks() {
+    let (done, publishes) = signal();
+    with_channel_and(
+        |parameters| {
+            parameters
+                .write_budget(1024)
+                .publish_timeout(Duration::from_millis(200))
+        },
+        move |wire| {
+            publishes.wait();
+            wire.send(0, CONNECTION_BLOCKED, args().short("low on memory"));
+            publishes.wait();
+            let (key, body) = wire.expect_publish(1);
+            assert_eq!((&*key, body.len()), ("large", 32 << 20));
+            // The two that found no room were never sent.
+            let (key, _) = wire.expect_publish(1);
+            assert_eq!(key, "at last");
+        },
+        move |channel| {
+            channel
+                .basic_publish("", "large", vec![0; 32 << 20])
+                .unwrap();
+            let error = channel.basic_publish("", "q", "x").unwrap_err();
+            let expected = matches!(error, Error::PublishTimeout { blocked: None, .. });
+            assert!(expected, "{error:?}");
+            assert!(error.to_string().contains("more slowly"), "{error}");
+            done.send(()).unwrap();
+            while !channel.connection().is_blocked() {
+                thread::yield_now();
+            }
+            let error = channel.basic_publish("", "q", "x").unwrap_err();
+            assert!(error.to_string().contains("low on memory"), "{error}");
+            assert!(error.is_timeout());
+            done.send(()).unwrap();
+            while channel.basic_publish("", "at last", "x").is_err() {}
+            // What the peer does not take any more must not be waited for.
+            channel.connection().close().unwrap();
+        },
+    );
+}
+
+#[test]
+fn acks_and_calls_pass_publishers_that_wait_for_room() {
+    let (stuck, full) = signal();
+    with_channel_and(
+        |parameters| parameters.write_budget(1024),
+        move |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 1, "x");
+            full.wait();
+            let mut came = Vec::new();
+            for _ in 0..4 {
+                came.push(match wire.next() {
+                    Frame::Method(1, BASIC_PUBLISH, _) => {
+                        wire.expect_content(1);
+                        BASIC_PUBLISH
+                    }
+                    Frame::Method(1, id @ QUEUE_DECLARE, _) => {
+                        wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+                        id
+                    }
+                    Frame::Method(1, id, _) => id,
+                    other => panic!("{other:?}"),
+                });
+            }
+            // Both were queued while the second publish had no room.
+            assert_eq!(came[1..3], [BASIC_ACK, QUEUE_DECLARE]);
+            wire.accept_cancel(1, &tag);
+        },
+        move |channel| {
+            let consumer = channel.consume("q").unwrap();
+            let delivery = consumer.next().unwrap().unwrap();
+            channel
+                .basic_publish("", "large", vec![0; 32 << 20])
+                .unwrap();
+            thread::scope(|scope| {
+                let waits = scope.spawn(|| channel.basic_publish("", "waits", "x"));
+                delivery.ack().unwrap();
+                let declared = scope.spawn(|| channel.queue_declare("q"));
+                stuck.send(()).unwrap();
+                declared.join().unwrap().unwrap();
+                waits.join().unwrap().unwrap();
+            });
+            consumer.cancel().unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_publish_that_waits_for_room_ends_with_its_channel() {
+    let (about_to, publishing) = signal();
+    let (ready, close_it) = signal();
+    let (done, silence) = signal();
+    with_channel_and(
+        |parameters| {
+            parameters
+                .write_budget(1024)
+                .publish_timeout(Duration::from_secs(5))
+        },
+        move |wire| {
+            close_it.wait();
+            wire.send(0, CONNECTION_BLOCKED, args().short("to and fro"));
+            close_it.wait();
+            let text = "NOT_FOUND - no exchange 'nowhere'";
+            wire.send(1, CHANNEL_CLOSE, close(404, text, BASIC_PUBLISH));
+            // Reading nothing, so that no room comes free.
+            silence.wait_dropped();
+            wire.serve();
+        },
+        move |channel| {
+            let large = vec![0; 32 << 20];
+            channel.basic_publish("nowhere", "large", large).unwrap();
+            thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    about_to.send(()).unwrap();
+                    channel.basic_publish("nowhere", "q", "x")
+                });
+                publishing.wait();
+                // By the time that a signal has gone to the peer and come back, and
+                // gone again, the publish waits. (If not, the test proves less.)
+                ready.send(()).unwrap();
+                while !channel.connection().is_blocked() {
+                    thread::yield_now();
+                }
+                ready.send(()).unwrap();
+                let error = waiting.join().unwrap().unwrap_err();
+                assert!(matches!(error, Error::ChannelClosed(_)), "{error:?}");
+                drop(done);
+            });
+        },
+    );
+}

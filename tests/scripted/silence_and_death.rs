@@ -1,0 +1,329 @@
+//! Silent and dying peers: every call that waits ends, with the right error, and so
+//! does every thread that waits.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Delivery, Error};
+
+use crate::matrix::{CALLS, Call, Fault, applies, meet};
+use crate::peer::methods::*;
+use crate::peer::{
+    CURTAIN, Wire, args, close, connected, heartbeat, method, signal, with_channel_and,
+};
+
+/// Lets every call meet this fault, all at the same time, and tells all that went wrong.
+fn every_call_meets(fault: Fault) {
+    let calls = CALLS.iter().filter(|call| applies(call, fault));
+    let meetings: Vec<(&Call, _)> = calls
+        .map(|call| {
+            let meeting = move || catch_unwind(AssertUnwindSafe(|| meet(call, fault)));
+            (call, thread::spawn(meeting))
+        })
+        .collect();
+    let mut failures = Vec::new();
+    for (call, meeting) in meetings {
+        if let Err(panic) = meeting.join().unwrap() {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).into()));
+            failures.push(format!("{}: {}", call.name, text.unwrap_or_default()));
+        }
+    }
+    assert!(failures.is_empty(), "{fault:?}:\n{}", failures.join("\n"));
+}
+
+#[test]
+fn every_call_ends_when_the_peer_falls_silent() {
+    every_call_meets(Fault::Silence);
+}
+
+#[test]
+fn every_call_ends_when_the_peer_hangs_up() {
+    every_call_meets(Fault::Fin);
+}
+
+#[test]
+fn every_call_ends_when_the_peer_resets_the_connection() {
+    every_call_meets(Fault::Reset);
+}
+
+#[test]
+fn every_call_ends_when_the_peer_closes_the_channel() {
+    every_call_meets(Fault::ChannelClosed);
+}
+
+#[test]
+fn every_call_ends_when_the_peer_closes_the_connection() {
+    every_call_meets(Fault::ConnectionClosed);
+}
+
+#[test]
+fn every_late_reply_is_undone_and_answers_nobody_else() {
+    every_call_meets(Fault::LateReply);
+}
+
+/// Many threads that wait for the same connection, each in its own way. Returns what
+/// they all got, after `until_all_wait`.
+fn crowd(connection: &BlockingConnection) -> Vec<Error> {
+    let first = connection.channel().unwrap();
+    let second = connection.channel().unwrap();
+    let consumer = first.consume("q").unwrap();
+    second.basic_consume("q", |_, _| Ok(())).unwrap();
+    thread::scope(|scope| {
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            waiting.push(scope.spawn(|| first.queue_declare("q").unwrap_err()));
+        }
+        for _ in 0..2 {
+            waiting.push(scope.spawn(|| second.queue_purge("q").unwrap_err()));
+            let clone = consumer.clone();
+            waiting.push(scope.spawn(move || clone.next().unwrap().unwrap_err()));
+            waiting.push(scope.spawn(|| connection.wait_closed()));
+            waiting.push(scope.spawn(|| connection.channel().map(drop).unwrap_err()));
+        }
+        waiting.push(scope.spawn(|| second.start_consuming().unwrap_err()));
+        waiting.push(scope.spawn(|| consumer.recv_timeout(CURTAIN).map(drop).unwrap_err()));
+        waiting
+            .into_iter()
+            .map(|waiting| waiting.join().unwrap())
+            .collect()
+    })
+}
+
+/// The peer's part of that: until one call on each channel and both opens wait.
+fn until_all_wait(wire: &mut Wire) {
+    wire.open_channel(1);
+    wire.open_channel(2);
+    wire.accept_consumer(1);
+    wire.accept_consumer(2);
+    for _ in 0..4 {
+        wire.next();
+    }
+}
+
+#[test]
+fn all_who_wait_get_the_same_reason_when_the_peer_closes_the_connection() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            until_all_wait(wire);
+            let text = "CONNECTION_FORCED - the same for all";
+            wire.send(0, CONNECTION_CLOSE, close(320, text, (0, 0)));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+        },
+        |connection| {
+            for error in crowd(&connection) {
+                let text = error.to_string();
+                let expected = "the connection was closed by the broker: 320 CONNECTION_FORCED \
+                                (CONNECTION_FORCED - the same for all)";
+                assert_eq!(text, expected);
+            }
+        },
+    );
+}
+
+#[test]
+fn all_who_wait_get_the_same_reason_when_the_peer_hangs_up() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            until_all_wait(wire);
+            wire.shut_down();
+        },
+        |connection| {
+            for error in crowd(&connection) {
+                let expected = matches!(error, Error::ConnectionLost(ConnectionLoss::EndOfStream));
+                assert!(expected, "{error:?}");
+            }
+        },
+    );
+}
+
+#[test]
+fn all_who_wait_for_a_channel_get_its_reason_and_others_go_on() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            wire.open_channel(1);
+            wire.open_channel(2);
+            wire.accept_consumer(1);
+            wire.expect(1, QUEUE_DECLARE);
+            let text = "NOT_FOUND - no queue 'q'";
+            wire.send(1, CHANNEL_CLOSE, close(404, text, QUEUE_DECLARE));
+            wire.expect(1, CHANNEL_CLOSE_OK);
+            wire.accept_declare(2);
+        },
+        |connection| {
+            let doomed = connection.channel().unwrap();
+            let other = connection.channel().unwrap();
+            let consumer = doomed.consume("q").unwrap();
+            thread::scope(|scope| {
+                let mut waiting = Vec::new();
+                for _ in 0..4 {
+                    waiting.push(scope.spawn(|| doomed.queue_declare("q").unwrap_err()));
+                    let clone = consumer.clone();
+                    waiting.push(scope.spawn(move || clone.next().unwrap().unwrap_err()));
+                }
+                for waiting in waiting {
+                    let text = waiting.join().unwrap().to_string();
+                    let expected = "the channel was closed by the broker: 404 NOT_FOUND \
+                                    (NOT_FOUND - no queue 'q'), caused by queue.declare";
+                    assert_eq!(text, expected);
+                }
+            });
+            other.queue_declare("q").unwrap();
+        },
+    );
+}
+
+#[test]
+fn deadlines_count_from_the_call_for_every_one_of_many_threads() {
+    // One after the other they would take 18 seconds.
+    const THREADS: usize = 60;
+    const DEADLINE: Duration = Duration::from_millis(300);
+    const LATE: Duration = Duration::from_secs(8);
+    type Call = fn(&BlockingChannel) -> cony::Result<()>;
+    let calls: [(&str, Call); 4] = [
+        ("queue_declare", |it| it.queue_declare("q").map(drop)),
+        ("basic_get", |it| it.basic_get("q").map(drop)),
+        ("basic_qos", |it| it.basic_qos(1)),
+        ("consume", |it| it.consume("q").map(drop)),
+    ];
+    let attempts = calls.map(|(name, call)| {
+        let attempt = move || {
+            with_channel_and(
+                |parameters| {
+                    parameters
+                        .default_prefetch(10)
+                        .rpc_timeout(DEADLINE)
+                        .close_timeout(DEADLINE)
+                        .drop_timeout(DEADLINE)
+                },
+                |wire| wire.drain(),
+                move |channel| {
+                    let together = Arc::new(Barrier::new(THREADS));
+                    let (done, outcomes) = std::sync::mpsc::channel();
+                    for _ in 0..THREADS {
+                        let (channel, done) = (channel.clone(), done.clone());
+                        let together = Arc::clone(&together);
+                        thread::spawn(move || {
+                            together.wait();
+                            // Nobody listens any more when this is late.
+                            let _ = done.send(call(&channel));
+                        });
+                    }
+                    let late = Instant::now() + LATE;
+                    for _ in 0..THREADS {
+                        let left = late.saturating_duration_since(Instant::now());
+                        let outcome = outcomes.recv_timeout(left);
+                        let error = outcome.expect("a call is late").unwrap_err();
+                        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+                    }
+                    channel.connection().disconnect();
+                },
+            );
+        };
+        (name, thread::spawn(attempt))
+    });
+    let late = attempts.map(|(name, attempt)| attempt.join().err().map(|_| name));
+    assert_eq!(late, [None; 4]);
+}
+
+#[test]
+fn heartbeats_go_out_while_a_callback_blocks() {
+    let (seen, heartbeats) = signal();
+    with_channel_and(
+        |parameters| parameters.heartbeat(Duration::from_secs(1)),
+        move |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 1, "takes long");
+            for _ in 0..3 {
+                wire.expect_heartbeat();
+                wire.raw(&heartbeat());
+            }
+            seen.send(()).unwrap();
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, 0));
+            wire.accept_cancel(1, &tag);
+        },
+        move |channel| {
+            let consume = move |channel: &BlockingChannel, delivery: Delivery| {
+                heartbeats.wait();
+                delivery.ack()?;
+                channel.stop_consuming()
+            };
+            channel.basic_consume("q", consume).unwrap();
+            channel.start_consuming().unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_peer_silent_for_two_intervals_is_dead() {
+    let (gone, silence) = signal();
+    with_channel_and(
+        |parameters| parameters.heartbeat(Duration::from_secs(1)),
+        move |_| silence.wait_dropped(),
+        move |channel| {
+            let error = channel.connection().wait_closed();
+            let Error::ConnectionLost(ConnectionLoss::MissedHeartbeats(silent)) = &error else {
+                panic!("{error:?}");
+            };
+            assert!(*silent >= Duration::from_secs(2));
+            assert!(
+                error
+                    .to_string()
+                    .contains("not a byte came from the broker")
+            );
+            drop(gone);
+        },
+    );
+}
+
+#[test]
+fn single_bytes_of_a_frame_are_signs_of_life() {
+    let (gone, end) = signal();
+    with_channel_and(
+        |parameters| parameters.heartbeat(Duration::from_secs(1)),
+        move |wire| {
+            // A byte for each heartbeat of the client; six of them last three seconds.
+            let frame = method(0, CONNECTION_UNBLOCKED, args());
+            let (start, rest) = frame.split_at(6);
+            for byte in start {
+                wire.expect_heartbeat();
+                wire.raw(&[*byte]);
+            }
+            wire.raw(rest);
+            drop(gone);
+        },
+        move |channel| {
+            end.wait_dropped();
+            assert!(channel.is_open());
+        },
+    );
+}
+
+#[test]
+fn a_flood_keeps_no_call_from_its_deadline_and_no_close_from_its_end() {
+    let unwanted = method(1, BASIC_DELIVER, crate::peer::deliver("nobody", 1));
+    let unwanted = [unwanted, crate::peer::header(1, 0)].concat().repeat(1000);
+    for flood in [heartbeat().repeat(1000), unwanted] {
+        with_channel_and(
+            |parameters| {
+                parameters
+                    .rpc_timeout(Duration::from_millis(200))
+                    .close_timeout(Duration::from_millis(200))
+            },
+            move |wire| {
+                wire.expect(1, QUEUE_DECLARE);
+                wire.flood(&flood, 8 * 1024);
+            },
+            |channel| {
+                let error = channel.queue_declare("q").unwrap_err();
+                assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+                channel.connection().close().unwrap_err();
+            },
+        );
+    }
+}
