@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::channel::{BlockingChannel, cut};
+use crate::channel::{BlockingChannel, Shared, cut};
 use crate::error::{ConnectFailure, Error, Result};
 use crate::io::driver::Settings;
 use crate::io::open::{self, Cause, OpenError, Target};
@@ -56,6 +56,8 @@ pub(crate) struct Inner {
     pub(crate) port: Arc<ConnectionPort>,
     pub(crate) limits: Limits,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The channels, whose confirms a close waits for.
+    channels: Mutex<Vec<Weak<Shared>>>,
 }
 
 /// The parameters that channels and calls go by.
@@ -66,6 +68,7 @@ pub(crate) struct Limits {
     pub(crate) close_timeout: Duration,
     pub(crate) drop_timeout: Duration,
     pub(crate) default_prefetch: u16,
+    pub(crate) confirm_window: usize,
 }
 
 /// What to wait beyond the IO thread's own deadline before it counts as gone.
@@ -127,8 +130,10 @@ impl BlockingConnection {
                     close_timeout: parameters.close_timeout,
                     drop_timeout: parameters.drop_timeout,
                     default_prefetch: parameters.default_prefetch,
+                    confirm_window: parameters.confirm_window,
                 },
                 thread: Mutex::new(Some(thread)),
+                channels: Mutex::default(),
             }),
         })
     }
@@ -156,7 +161,8 @@ impl BlockingConnection {
         BlockingChannel::open(&self.inner, Some(number))
     }
 
-    /// Closes the connection: what was published goes out, channels and consumers end.
+    /// Closes the connection: what was published goes out, outstanding confirms are waited
+    /// for, channels and consumers end.
     ///
     /// Returns when the broker has confirmed, or else when `close_timeout` has passed
     /// and the socket is dropped. Closing a connection that this program has closed
@@ -178,7 +184,11 @@ impl BlockingConnection {
     /// As [`close`](Self::close).
     pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
         let timeout = self.inner.limits.close_timeout;
-        self.inner.close(code.into(), text, timeout);
+        let deadline = Instant::now() + timeout;
+        for channel in self.inner.channels() {
+            channel.await_confirms(deadline);
+        }
+        self.inner.close(code.into(), text, deadline);
         match self.inner.port.termination() {
             Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => Ok(()),
             Some(termination) => Err(termination.into()),
@@ -192,7 +202,7 @@ impl BlockingConnection {
     /// Drops the socket now, without a word to the broker. Nothing waits for anything.
     pub fn disconnect(&self) {
         self.inner.port.send(Command::Disconnect);
-        self.inner.wait_ended(GRACE);
+        self.inner.wait_ended(Instant::now() + GRACE);
     }
 
     /// Whether the connection can be used.
@@ -295,19 +305,34 @@ impl Inner {
         self.port.end().unwrap_or_else(Error::being_closed)
     }
 
-    fn close(&self, code: ReplyCode, text: &str, timeout: Duration) {
+    fn close(&self, code: ReplyCode, text: &str, deadline: Instant) {
         self.port.send(Command::Close {
             code,
             text: cut(text).into(),
-            deadline: Instant::now() + timeout,
+            deadline,
         });
         // The IO thread keeps the deadline; a little more, and it must be gone.
-        self.wait_ended(timeout + GRACE);
+        self.wait_ended(deadline + GRACE);
+    }
+
+    /// Notes a channel, and forgets those that are gone.
+    pub(crate) fn add_channel(&self, channel: &Arc<Shared>) {
+        let mut channels = self.channels.lock();
+        // Now and then, so that it costs each channel the same.
+        if channels.len() == channels.capacity() {
+            channels.retain(|channel| channel.strong_count() > 0);
+        }
+        channels.push(Arc::downgrade(channel));
+    }
+
+    fn channels(&self) -> Vec<Arc<Shared>> {
+        let channels = self.channels.lock();
+        channels.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Waits for the end of the IO thread, unless it is late.
-    fn wait_ended(&self, timeout: Duration) {
-        if self.port.wait_ended(Some(Instant::now() + timeout)) {
+    fn wait_ended(&self, deadline: Instant) {
+        if self.port.wait_ended(Some(deadline)) {
             if let Some(thread) = self.thread.lock().take() {
                 // Its panic is reported as the connection's end.
                 let _ = thread.join();
@@ -325,24 +350,25 @@ impl Drop for Inner {
             && IN_CALLBACK.get() == 0
             && self.port.blocked().is_none()
             && self.port.termination().is_none();
-        let timeout = self.limits.drop_timeout;
+        let deadline = Instant::now() + self.limits.drop_timeout;
         self.port.send(Command::Close {
             code: ReplyCode::REPLY_SUCCESS,
             text: "dropped".into(),
-            deadline: Instant::now() + timeout,
+            deadline,
         });
         if patient || self.port.termination().is_some() {
-            self.wait_ended(timeout);
+            self.wait_ended(deadline);
         }
     }
 }
 
 /// Whether another attempt may succeed where this one has failed.
 fn may_pass(error: &Error) -> bool {
-    !matches!(
-        error,
-        Error::InvalidOption { .. } | Error::AuthenticationFailed { certain: true, .. }
-    )
+    match error {
+        Error::Connect { cause, .. } => !matches!(cause, ConnectFailure::NoMechanism { .. }),
+        Error::AuthenticationFailed { certain, .. } => !certain,
+        _ => false,
+    }
 }
 
 fn target(parameters: &ConnectionParameters) -> Result<Target> {

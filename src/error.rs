@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::confirm::{PublishFailure, Returned};
 use crate::protocol::event::Termination;
 use crate::protocol::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
 use crate::protocol::handshake::Stage;
@@ -154,6 +155,24 @@ pub enum Error {
     /// That delivery was settled before, or needs none. Nothing was sent: the broker
     /// would close the channel (406).
     AlreadySettled(u64),
+    /// The channel is not in confirm mode: call
+    /// [`confirm_delivery`](crate::BlockingChannel::confirm_delivery) before publishing.
+    NotConfirming,
+    /// The broker could not take the message: a queue had a problem, or is full and
+    /// refuses more (`x-overflow`).
+    Nacked,
+    /// The message was mandatory and reached no queue.
+    Unroutable(Returned),
+    /// Channel or connection ended, for this reason, before the broker has said what became
+    /// of the message. It may or may not have been taken.
+    Unconfirmed(Box<Error>),
+    /// Some of the messages that were waited for were not taken.
+    PublishFailures {
+        /// Each of them, up to a thousand.
+        failures: Arc<[PublishFailure]>,
+        /// How many more there were.
+        more: u64,
+    },
     /// The body is not UTF-8.
     NotUtf8(std::str::Utf8Error),
     /// An error of your own, from a callback. See [`Error::other`].
@@ -292,6 +311,7 @@ impl std::error::Error for Error {
         match self {
             Self::NotUtf8(error) => Some(error),
             Self::Other(error) => Some(&**error),
+            Self::Unconfirmed(reason) => Some(&**reason),
             _ => None,
         }
     }

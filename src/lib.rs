@@ -36,6 +36,10 @@
 //! # Ok::<(), cony::Error>(())
 //! ```
 //!
+//! The broker says what it has taken, once [asked to](BlockingChannel::confirm_delivery):
+//! of each message, with [`Confirm::wait`], or of all so far, with
+//! [`wait_for_confirms`](BlockingChannel::wait_for_confirms).
+//!
 //! # Consuming
 //!
 //! With a callback, as in pika, or with an iterator. Either way what is delivered must
@@ -105,6 +109,7 @@
 struct Readme;
 
 mod channel;
+mod confirm;
 mod connection;
 mod consumer;
 mod credentials;
@@ -118,6 +123,7 @@ mod uri;
 pub use bytes::Bytes;
 
 pub use channel::BlockingChannel;
+pub use confirm::{Confirm, PublishFailure, Returned};
 pub use connection::BlockingConnection;
 pub use consumer::{Consumer, IntoIter, Iter};
 pub use credentials::Credentials;

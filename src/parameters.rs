@@ -69,6 +69,7 @@ pub struct ConnectionParameters {
     pub(crate) drop_timeout: Duration,
     pub(crate) max_message_size: u64,
     pub(crate) default_prefetch: u16,
+    pub(crate) confirm_window: usize,
     pub(crate) write_budget: usize,
     pub(crate) read_budget: usize,
 }
@@ -100,6 +101,7 @@ impl Default for ConnectionParameters {
             drop_timeout: Duration::from_secs(2),
             max_message_size: 128 * MIB as u64,
             default_prefetch: 1000,
+            confirm_window: 1000,
             write_budget: 4 * MIB,
             read_budget: 64 * MIB,
         }
@@ -177,6 +179,9 @@ impl ConnectionParameters {
         /// The prefetch of channels whose first consumer starts before any `basic_qos`;
         /// 0 means none. Default: 1000.
         default_prefetch: u16,
+        /// How many publishes of a channel in confirm mode may be unconfirmed before the
+        /// next one waits. Default: 1000.
+        confirm_window: usize,
         /// How many bytes may wait to be written before publishes wait. Default: 4 MiB.
         write_budget: usize,
         /// How many bytes of deliveries may wait to be taken before reading pauses.

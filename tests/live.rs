@@ -11,6 +11,8 @@
 
 mod support;
 
+#[path = "live/confirms.rs"]
+mod confirms;
 #[path = "live/consuming.rs"]
 mod consuming;
 #[path = "live/examples.rs"]

@@ -129,7 +129,7 @@ impl BlockingChannel {
         });
         let started = shared.call::<basic::ConsumeOk>(consume.into(), Some(route));
         if let Err(error) = started {
-            drop(shared.callbacks.remove_exactly(&consumer));
+            shared.abandon_callback(&consumer);
             return Err(error);
         }
         Ok(tag)
@@ -169,7 +169,12 @@ impl BlockingChannel {
             consumer: Arc::clone(&port),
             sender,
         });
-        shared.call::<basic::ConsumeOk>(consume.into(), Some(route))?;
+        if let Err(error) = shared.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
+            // Deliveries may have come before the deadline that the reply has missed.
+            let left = port.inbox.as_ref().map(|inbox| inbox.extract(|_| true));
+            shared.keep_or_give_back(left.unwrap_or_default(), port.no_ack);
+            return Err(error);
+        }
         Ok(Consumer::new(port, self.clone()))
     }
 
@@ -197,9 +202,10 @@ impl BlockingChannel {
         self.shared().callbacks.tags()
     }
 
-    /// Cancels a consumer, of either kind, and hands back what it had received and not
-    /// yet handled, if that needed no acknowledgement; everything else goes back to its
-    /// queue.
+    /// Cancels a consumer. Of one with a callback, hands back what it had received and
+    /// not yet handled, if that needed no acknowledgement; everything else goes back to
+    /// its queue. A [`Consumer`] ends, when what it had received is taken; see its own
+    /// [`cancel`](Consumer::cancel).
     ///
     /// A tag that does not exist is no error.
     ///

@@ -243,6 +243,24 @@ impl Shared {
         }
     }
 
+    /// Forgets a callback whose consumer did not start in time, and gives back what has
+    /// come for it all the same.
+    pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerPort>) {
+        let mut entries = self.callbacks.0.lock();
+        let is_it = |entry: &Entry| Arc::ptr_eq(&entry.port, consumer);
+        let entry = match entries.get(&consumer.tag).is_some_and(is_it) {
+            true => entries.remove(&consumer.tag),
+            false => None,
+        };
+        let left = match entry {
+            Some(_) => self.port.extract(|content| is_for(content, &consumer.tag)),
+            None => Vec::new(),
+        };
+        drop(entries);
+        drop(entry);
+        self.keep_or_give_back(left, consumer.no_ack);
+    }
+
     /// Ends what a callback has of a consumer that was cancelled, and takes out what it
     /// has received and not handled.
     pub(super) fn remove_callback(&self, tag: &ShortString) -> Option<(Vec<Content>, bool)> {

@@ -1,6 +1,7 @@
 //! [`BlockingChannel`], by subject: this file has what all of it needs, and the
-//! channel's own life; the rest is in `topology`, `publish`, `consume` and `dispatch`.
+//! channel's own life; the rest is in `topology`, `publish`, `confirms`, `consume` and `dispatch`.
 
+mod confirms;
 mod consume;
 mod dispatch;
 mod publish;
@@ -86,6 +87,7 @@ impl BlockingChannel {
         connection.check_open()?;
         connection.port.send(Command::OpenChannel {
             number,
+            window: limits.confirm_window,
             deadline: Instant::now() + limits.rpc_timeout,
             reply,
         });
@@ -118,9 +120,11 @@ impl BlockingChannel {
             dispatching: AtomicBool::new(false),
             consumer_tags: AtomicU64::new(0),
         };
+        let shared = Arc::new(shared);
+        connection.add_channel(&shared);
         Ok(Self {
             handle: Arc::new(Handle {
-                shared: Arc::new(shared),
+                shared,
                 connection: Arc::clone(connection),
             }),
         })
@@ -152,7 +156,8 @@ impl BlockingChannel {
         self.shared().check_open().err()
     }
 
-    /// Closes the channel: consumers end, what is unsettled goes back to its queue.
+    /// Closes the channel: outstanding confirms are waited for, consumers end, what is
+    /// unsettled goes back to its queue.
     ///
     /// Closing a channel that this program has closed before is Ok.
     ///
@@ -177,6 +182,7 @@ impl BlockingChannel {
         if let Some(error) = shared.ended_by_others() {
             return Err(error);
         }
+        shared.await_confirms(deadline);
         shared.port.connection.send(Command::CloseChannel {
             channel: shared.port.id,
             code: code.into(),
@@ -332,6 +338,10 @@ impl Shared {
         }
         self.port.settle(tag, settle);
         Ok(())
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Notes that a delivery goes to the program.

@@ -1,12 +1,15 @@
 //! Publishing.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::BlockingChannel;
+use crate::confirm::Confirm;
 use crate::delivery::Message;
 use crate::error::{Error, Result};
 use crate::io::budget::NoRoom;
 use crate::io::port::Command;
+use crate::io::publishing::Entered;
 use crate::protocol::frame::{Publish, encode_publish};
 
 /// # Publishing
@@ -29,6 +32,9 @@ impl BlockingChannel {
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
+    /// On a channel in [confirm mode](Self::confirm_delivery) the [`Confirm`] tells what
+    /// becomes of the message, and a publish also waits while too many are unconfirmed.
+    ///
     /// # Errors
     ///
     /// [`Error::TooLong`] for names of more than 255 bytes and properties that do not
@@ -40,7 +46,7 @@ impl BlockingChannel {
         exchange: impl AsRef<str>,
         routing_key: impl AsRef<str>,
         message: impl Into<Message<'a>>,
-    ) -> Result<()> {
+    ) -> Result<Confirm> {
         let shared = self.shared();
         let port = &shared.port;
         shared.check_open()?;
@@ -56,24 +62,48 @@ impl BlockingChannel {
         let frame_max = port.connection.negotiated.frame_max as usize;
         let frames = encode_publish(port.id.number, publish, frame_max)?;
         let after = shared.limits.publish_timeout;
-        port.connection
-            .budget
-            .reserve(
-                frames.len(),
-                || Instant::now() + after,
-                || shared.check_open().is_err(),
-            )
-            .map_err(|no_room| match no_room {
-                NoRoom::Pointless => shared.closed_error(),
-                NoRoom::TimedOut => Error::PublishTimeout {
-                    after,
-                    blocked: port.connection.blocked(),
+        let deadline = Instant::now() + after;
+        let is_pointless = || shared.check_open().is_err();
+        let in_vain = |no_room| match no_room {
+            NoRoom::Pointless => shared.closed_error(),
+            NoRoom::TimedOut => Error::PublishTimeout {
+                after,
+                blocked: port.connection.blocked(),
+            },
+        };
+        let budget = &port.connection.budget;
+        let bytes = frames.len();
+        let mut frames = Some(frames);
+        let mut waiting = None;
+        loop {
+            // Asked for their deadline, these two are about to wait.
+            let mut begin_waiting = || {
+                waiting.get_or_insert_with(|| port.connection.waiting());
+                deadline
+            };
+            port.publishing
+                .wait_for_room(&mut begin_waiting, is_pointless)
+                .map_err(in_vain)?;
+            budget
+                .reserve(bytes, &mut begin_waiting, is_pointless)
+                .map_err(in_vain)?;
+            let entered = port.publishing.enter(
+                || publish.mandatory.then(|| publish.fingerprint()),
+                || {
+                    if let Some(frames) = frames.take() {
+                        let channel = port.id;
+                        port.connection.send(Command::Publish { channel, frames });
+                    }
                 },
-            })?;
-        port.connection.send(Command::Publish {
-            channel: port.id,
-            frames,
-        });
-        Ok(())
+            );
+            match entered {
+                Entered::Plain => return Ok(Confirm::none()),
+                Entered::Numbered(number, slot) => {
+                    return Ok(Confirm::new(number, slot, Arc::clone(shared)));
+                }
+                // Another thread has taken the room.
+                Entered::Full => budget.release(bytes),
+            }
+        }
     }
 }

@@ -115,6 +115,30 @@ impl fmt::Display for Error {
                     "message {tag} is settled already, or was taken with no_ack"
                 )
             }
+            Self::NotConfirming => f.write_str(
+                "the channel is not in confirm mode: call confirm_delivery before publishing",
+            ),
+            Self::Nacked => f.write_str(
+                "the broker did not take the message: its queue had a problem, or is full",
+            ),
+            Self::Unroutable(returned) => write!(
+                f,
+                "the message reached no queue: {} (exchange '{}', routing key '{}')",
+                returned.reply_text(),
+                returned.exchange(),
+                returned.routing_key()
+            ),
+            Self::Unconfirmed(reason) => {
+                write!(f, "nobody knows whether the message was taken: {reason}")
+            }
+            Self::PublishFailures { failures, more } => {
+                let count = failures.len() as u64 + more;
+                write!(f, "{count} messages were not taken")?;
+                match failures.first() {
+                    Some(first) => write!(f, "; number {}: {}", first.number, first.error),
+                    None => Ok(()),
+                }
+            }
             Self::NotUtf8(error) => write!(f, "the body is not UTF-8: {error}"),
             Self::Other(error) => error.fmt(f),
         }

@@ -44,11 +44,6 @@ impl WriteBudget {
         }
     }
 
-    /// Whether a publisher waits for room.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
-    }
-
     /// Takes room for `bytes`, waiting for it until the deadline. What is larger than
     /// the whole budget passes when nothing else waits.
     /// `is_pointless` is asked while it waits.
@@ -163,6 +158,11 @@ impl Backlog {
             && self.paused.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether the IO thread may have stopped reading.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
     /// Whether the IO thread must not read now. Asked again after every change.
     pub(crate) fn must_pause(&self, awaited: bool) -> bool {
         let limit = match awaited {
@@ -229,7 +229,7 @@ mod tests {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let large = scope.spawn(|| budget.reserve(1000, soon, never));
-            while !budget.is_awaited() {
+            while budget.waiting.load(Ordering::SeqCst) < 1 {
                 thread::yield_now();
             }
             let small = scope.spawn(|| budget.reserve(1, soon, || over.load(Ordering::SeqCst)));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::inbox::Incoming;
 use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome, Route};
+use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Event;
 use crate::protocol::failure::ReplyCode;
@@ -28,11 +29,24 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
                 log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
             }
             channel.close(reason);
+            channel.publishing.look_again();
             port.budget.look_again();
             drop(consumers);
         }
+        Event::Confirmed {
+            channel,
+            number,
+            multiple,
+            ack,
+        } => channel.publishing.confirmed(number, multiple, ack),
         Event::Returned { channel, content } => {
-            if let ContentMethod::Return(returned) = content.method {
+            let Some(fingerprint) = fingerprint_of(&content) else {
+                return;
+            };
+            let unclaimed = channel.publishing.returned(fingerprint, *content);
+            if let Some(ContentMethod::Return(returned)) =
+                unclaimed.as_ref().map(|content| &content.method)
+            {
                 log::warn!(
                     "{}: channel {}: a message came back: {} {} (exchange '{}', routing key '{}')",
                     port.name,
@@ -60,6 +74,18 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
             log::debug!("{}: {termination:?}", port.name);
             port.terminate(termination);
         }
+    }
+}
+
+/// What tells a returned message from others.
+fn fingerprint_of(content: &Content) -> Option<u64> {
+    match &content.method {
+        ContentMethod::Return(returned) => Some(fingerprint(
+            &returned.exchange,
+            &returned.routing_key,
+            &content.body,
+        )),
+        _ => None,
     }
 }
 

@@ -178,9 +178,10 @@ impl Driver {
             }
             Command::OpenChannel {
                 number,
+                window,
                 deadline,
                 reply,
-            } => self.open_channel(number, deadline, reply),
+            } => self.open_channel(number, window, deadline, reply),
             Command::Discard { channel, consumer } => {
                 self.core.discard_consumer(channel, &consumer.tag, |route| {
                     Arc::ptr_eq(&route.consumer, &consumer)
@@ -215,12 +216,13 @@ impl Driver {
     fn open_channel(
         &mut self,
         number: Option<u16>,
+        window: usize,
         deadline: Instant,
         reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
     ) {
         match self.core.reserve_channel(number) {
             Ok(id) => {
-                let channel = Arc::new(ChannelPort::new(id, Arc::clone(&self.port)));
+                let channel = Arc::new(ChannelPort::new(id, Arc::clone(&self.port), window));
                 let token = CallToken::Opener {
                     channel: Arc::clone(&channel),
                     reply,
@@ -334,8 +336,9 @@ impl Driver {
     /// Stops reading while too much is not handed out yet, unless somebody waits for
     /// what only reading can bring.
     fn pause_or_resume(&mut self) {
-        let awaited = self.core.is_awaited() || self.port.budget.is_awaited();
-        let pause = self.port.backlog.must_pause(awaited);
+        let awaited = self.core.is_awaited() || self.port.is_awaited();
+        // What comes while the connection closes is dropped, whatever it is.
+        let pause = !self.core.is_closing() && self.port.backlog.must_pause(awaited);
         if pause != self.paused {
             self.paused = pause;
             self.core.set_reading(!pause, Instant::now());

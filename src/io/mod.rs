@@ -20,5 +20,6 @@ pub(crate) mod inbox;
 pub(crate) mod open;
 pub(crate) mod outbox;
 pub(crate) mod port;
+pub(crate) mod publishing;
 pub(crate) mod transport;
 pub(crate) mod wake;

@@ -1,7 +1,7 @@
 //! What the program's threads hold of the IO thread: the queue of commands, the
 //! wake-up, the bounds, and why things ended.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::budget::{Backlog, WriteBudget};
 use super::inbox::{Inbox, Incoming};
+use super::publishing::Publishing;
 use super::wake::Wake;
 use crate::error::Error;
 use crate::protocol::content::Content;
@@ -35,6 +36,8 @@ pub(crate) enum OpenFailure {
 pub(crate) enum Command {
     OpenChannel {
         number: Option<u16>,
+        /// How many publishes may be unconfirmed.
+        window: usize,
         deadline: Instant,
         reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
     },
@@ -107,8 +110,20 @@ pub(crate) struct ConnectionPort {
     closing: AtomicBool,
     /// Why the broker takes no publishes, while it does not.
     blocked: Mutex<Option<ShortString>>,
+    /// How many threads wait for confirms or for room.
+    waiting: AtomicUsize,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
+}
+
+/// Says that a thread waits for something that only reading can bring, for as long as
+/// it lives.
+pub(crate) struct Waiting<'a>(&'a ConnectionPort);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl ConnectionPort {
@@ -131,6 +146,7 @@ impl ConnectionPort {
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
             blocked: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             ended,
         }
     }
@@ -182,6 +198,21 @@ impl ConnectionPort {
         }
     }
 
+    /// To be held while waiting for confirms or for room: the IO thread then reads on
+    /// where it would pause.
+    pub(crate) fn waiting(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        if self.backlog.is_paused() {
+            self.wake.notify();
+        }
+        Waiting(self)
+    }
+
+    /// Whether anybody waits for confirms or for room.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
     /// Why the broker takes no publishes now.
     pub(crate) fn blocked(&self) -> Option<ShortString> {
         self.blocked.lock().clone()
@@ -214,10 +245,11 @@ pub(crate) struct ChannelPort {
     /// The deliveries of all consumers with a callback, in the order of the wire.
     pub(crate) inbox: Inbox,
     inbox_sender: Mutex<Option<Sender<Incoming>>>,
+    pub(crate) publishing: Publishing,
 }
 
 impl ChannelPort {
-    pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionPort>) -> Self {
+    pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionPort>, window: usize) -> Self {
         let (sender, inbox) = Inbox::new(Arc::clone(&connection));
         Self {
             id,
@@ -227,6 +259,7 @@ impl ChannelPort {
             last_delivery_tag: AtomicU64::new(0),
             inbox,
             inbox_sender: Mutex::new(Some(sender)),
+            publishing: Publishing::new(window),
         }
     }
 

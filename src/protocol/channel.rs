@@ -274,12 +274,27 @@ impl<T: Tokens> Channel<T> {
             Method::BasicGetOk(get_ok) => self.assembly.begin(ContentMethod::GetOk(get_ok)),
             Method::BasicReturn(returned) => self.assembly.begin(ContentMethod::Return(returned)),
             Method::BasicCancel(cancel) => self.receive_cancel(&cancel, out),
+            Method::BasicAck(ack) => {
+                self.receive_confirm(ack.delivery_tag, ack.multiple, true, out);
+            }
+            Method::BasicNack(nack) => {
+                self.receive_confirm(nack.delivery_tag, nack.multiple, false, out);
+            }
             reply => {
                 let id = reply.id();
                 self.receive_reply(id, Reply::Method(reply), out)?;
             }
         }
         Ok(Fate::Lives)
+    }
+
+    fn receive_confirm(&self, number: u64, multiple: bool, ack: bool, out: &mut Out<T>) {
+        out.events.push_back(Event::Confirmed {
+            channel: self.token.clone(),
+            number,
+            multiple,
+            ack,
+        });
     }
 
     fn receive_content(&mut self, content: Content, out: &mut Out<T>) -> Result<(), ProtocolError> {

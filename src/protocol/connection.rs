@@ -134,6 +134,11 @@ impl<T: Tokens> Connection<T> {
         matches!(self.router.state, State::Closed)
     }
 
+    /// Whether our close waits for its answer.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.router.state, State::Closing { .. })
+    }
+
     pub(crate) fn poll_event(&mut self) -> Option<Event<T>> {
         self.router.out.events.pop_front()
     }

@@ -95,6 +95,13 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         content: Box<Content>,
     },
+    /// A confirm of a publish, or with `multiple` of all up to it.
+    Confirmed {
+        channel: T::Channel,
+        number: u64,
+        multiple: bool,
+        ack: bool,
+    },
     Flow {
         channel: T::Channel,
         active: bool,

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 
+use super::confirms::fingerprint;
 use super::failure::{EncodeError, ProtocolError};
 use super::methods::{Method, MethodId, basic};
 use super::properties::BasicProperties;
@@ -241,6 +242,13 @@ pub(crate) struct Publish<'a> {
     pub(crate) immediate: bool,
     pub(crate) properties: Option<&'a BasicProperties>,
     pub(crate) body: &'a [u8],
+}
+
+impl Publish<'_> {
+    /// What tells the message from others when it comes back.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        fingerprint(self.exchange, self.routing_key, self.body)
+    }
 }
 
 /// One publish as one buffer: method, header and body frames.

@@ -3,7 +3,8 @@
 //! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
 //! everything that can be said, [`frame`] and [`content`] how it is wrapped;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
-//! and tells of it in [`event`]s, [`heartbeat`] watches over it. [`failure`] says what can
+//! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
+//! keeps the books of publishes. [`failure`] says what can
 //! be wrong.
 //!
 //! Nothing in here knows anything of the rest of the crate.
@@ -12,6 +13,7 @@
 mod define;
 
 pub(crate) mod channel;
+pub(crate) mod confirms;
 pub(crate) mod connection;
 pub(crate) mod content;
 pub(crate) mod event;

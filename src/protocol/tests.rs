@@ -65,6 +65,8 @@ enum Seen {
     Delivery(&'static str, u64, Vec<u8>),
     ConsumerEnded(&'static str, EndedBy),
     Returned(&'static str, Vec<u8>),
+    /// Channel, number, multiple, ack.
+    Confirmed(&'static str, u64, bool, bool),
     Flow(&'static str, bool),
     ChannelClosed(&'static str, Option<CloseReason>, Vec<&'static str>),
     Blocked(String),
@@ -99,6 +101,12 @@ impl From<Event<Script>> for Seen {
             } => Self::ConsumerEnded(consumer, EndedBy::Broker),
             Event::ConsumerEnded { consumer, .. } => Self::ConsumerEnded(consumer, EndedBy::Us),
             Event::Returned { channel, content } => Self::Returned(channel, content.body.to_vec()),
+            Event::Confirmed {
+                channel,
+                number,
+                multiple,
+                ack,
+            } => Self::Confirmed(channel, number, multiple, ack),
             Event::Flow { channel, active } => Self::Flow(channel, active),
             Event::ChannelClosed {
                 channel,

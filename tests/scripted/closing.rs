@@ -406,7 +406,7 @@ fn what_is_said_while_the_connection_closes_is_refused() {
                     ("channel", connection.channel().map(drop)),
                     ("queue_declare", channel.queue_declare("q").map(drop)),
                     ("nowait", channel.queue_declare_nowait("q")),
-                    ("basic_publish", channel.basic_publish("", "q", "lost")),
+                    ("basic_publish", channel.basic_publish("", "q", "lost").map(drop)),
                     ("ack", delivery.ack()),
                 ];
                 tried.send(()).unwrap();

@@ -1,0 +1,146 @@
+//! Publisher confirms.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{BlockingChannel, Shared};
+use crate::confirm::PublishFailure;
+use crate::error::{Error, Result};
+use crate::io::budget::NoRoom;
+use crate::io::port::Command;
+use crate::protocol::event::Reply;
+use crate::protocol::failure::ReplyCode;
+use crate::protocol::methods::confirm;
+
+/// # Publisher confirms
+impl BlockingChannel {
+    /// Asks the broker to confirm every message that is published on this channel from
+    /// now on. (RabbitMQ's extension.)
+    ///
+    /// Each publish then returns a [`Confirm`](crate::Confirm) to wait for, and waits itself while more
+    /// than `confirm_window` are unconfirmed. There is no way back. A second call is Ok.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ChannelClosed`] (406) on a channel with transactions; the usual ones of a
+    /// call. After a timeout the channel is closed: nobody could tell which publishes the
+    /// broker counts.
+    pub fn confirm_delivery(&self) -> Result<()> {
+        self.select_confirms(confirm::Select::default())
+    }
+
+    /// [`confirm_delivery`](Self::confirm_delivery) without a reply.
+    ///
+    /// # Errors
+    ///
+    /// As that.
+    pub fn confirm_delivery_nowait(&self) -> Result<()> {
+        self.select_confirms(confirm::Select::default().nowait(true))
+    }
+
+    fn select_confirms(&self, select: confirm::Select) -> Result<()> {
+        let shared = self.shared();
+        let mut call = None;
+        if !shared
+            .port
+            .publishing
+            .select(|| call = Some(shared.begin(select.into(), None)))
+        {
+            // On already, or about to be: publishes wait for that by themselves.
+            return shared.check_open();
+        }
+        let outcome = match call {
+            Some(begun) => begun.and_then(|call| shared.finish(&call)),
+            None => Ok(Reply::Sent),
+        };
+        if matches!(outcome, Err(Error::Timeout { .. })) {
+            shared.port.connection.send(Command::CloseChannel {
+                channel: shared.port.id,
+                code: ReplyCode::REPLY_SUCCESS,
+                text: "confirm.select was not answered in time".into(),
+                reply: None,
+            });
+        }
+        shared.port.publishing.select_done(outcome.is_ok());
+        outcome.map(drop)
+    }
+
+    /// Whether the channel is in confirm mode.
+    pub fn is_confirming(&self) -> bool {
+        self.shared().port.publishing.is_confirming()
+    }
+
+    /// Waits until everything that was published before is settled, and reports what
+    /// failed since the last such call.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// use std::time::Duration;
+    ///
+    /// # channel.queue_declare("tasks")?;
+    /// channel.confirm_delivery()?;
+    /// for number in 0..100 {
+    ///     channel.basic_publish("", "tasks", format!("task {number}"))?;
+    /// }
+    /// channel.wait_for_confirms(Duration::from_secs(5))?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PublishFailures`] with each message that was nacked or came back;
+    /// [`Error::Timeout`], and then one may wait again; [`Error::Unconfirmed`] if the
+    /// channel ended first; [`Error::NotConfirming`] without confirm mode.
+    pub fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {
+        let shared = self.shared();
+        let publishing = &shared.port.publishing;
+        if !publishing.is_confirming() {
+            shared.check_open()?;
+            return Err(Error::NotConfirming);
+        }
+        let _waiting = shared.port.connection.waiting();
+        let waited = publishing.wait_settled(
+            publishing.last_number(),
+            Instant::now().checked_add(timeout),
+            || shared.check_open().is_err(),
+        );
+        match waited {
+            Ok(()) => {}
+            Err(NoRoom::TimedOut) => {
+                return Err(Error::Timeout {
+                    operation: "confirms",
+                    after: timeout,
+                });
+            }
+            Err(NoRoom::Pointless) => {
+                return Err(Error::Unconfirmed(Box::new(shared.closed_error())));
+            }
+        }
+        let failures = publishing.take_failures();
+        if failures.kept.is_empty() {
+            return Ok(());
+        }
+        let kept: Vec<_> = failures
+            .kept
+            .into_iter()
+            .filter_map(PublishFailure::new)
+            .collect();
+        Err(Error::PublishFailures {
+            more: failures.dropped,
+            failures: kept.into(),
+        })
+    }
+}
+
+impl Shared {
+    /// Waits until everything published is settled, as long as that makes sense.
+    pub(crate) fn await_confirms(self: &Arc<Self>, deadline: Instant) {
+        let publishing = &self.port.publishing;
+        let last = publishing.last_number();
+        if last > 0 && self.check_open().is_ok() {
+            let _waiting = self.port.connection.waiting();
+            // What is not settled by then is reported to those who hold its confirm.
+            let _ = publishing.wait_settled(last, Some(deadline), || self.check_open().is_err());
+        }
+    }
+}

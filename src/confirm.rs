@@ -1,0 +1,207 @@
+//! What becomes of published messages.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::channel::Shared;
+use crate::error::{Error, Result};
+use crate::io::budget::NoRoom;
+use crate::io::publishing::{Failure, Slot};
+use crate::protocol::confirms::Settled;
+use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::failure::ReplyCode;
+use crate::protocol::methods::basic;
+use crate::protocol::properties::BasicProperties;
+
+/// What becomes of one published message: what
+/// [`basic_publish`](crate::BlockingChannel::basic_publish) returns.
+///
+/// On a channel in confirm mode the broker says of each message that it has taken it, or
+/// not. This waits for that; any number of times, from any thread. It may be ignored:
+/// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports failures
+/// all the same.
+///
+/// ```
+/// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+/// # channel.queue_declare("tasks")?;
+/// channel.confirm_delivery()?;
+/// let confirm = channel.basic_publish("", "tasks", "important")?;
+/// confirm.wait()?;
+/// # Ok::<(), cony::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Confirm(Option<Numbered>);
+
+#[derive(Clone)]
+struct Numbered {
+    number: u64,
+    slot: Arc<Slot>,
+    channel: Arc<Shared>,
+}
+
+impl Confirm {
+    /// Of a message that will not be confirmed.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn new(number: u64, slot: Arc<Slot>, channel: Arc<Shared>) -> Self {
+        Self(Some(Numbered {
+            number,
+            slot,
+            channel,
+        }))
+    }
+
+    /// The number of the publish, counting from 1 with the first one in confirm mode;
+    /// `None` outside it.
+    pub fn number(&self) -> Option<u64> {
+        self.0.as_ref().map(|numbered| numbered.number)
+    }
+
+    /// Waits until the broker has taken the message: until it is in every queue that it
+    /// was routed to, and on disk if it is persistent and they are durable.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Nacked`] if the broker could not take it; [`Error::Unroutable`] with the
+    /// message, if it was `mandatory` and reached no queue; [`Error::Unconfirmed`] if
+    /// the channel ended before the broker has said anything, so that nobody knows;
+    /// [`Error::Timeout`] after `rpc_timeout`, and then one may wait again;
+    /// [`Error::NotConfirming`] without confirm mode.
+    pub fn wait(&self) -> Result<()> {
+        let numbered = self.numbered()?;
+        self.wait_timeout(numbered.channel.limits().rpc_timeout)
+    }
+
+    /// The same, for at most this long.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<()> {
+        let numbered = self.numbered()?;
+        let channel = &numbered.channel;
+        let _waiting = channel.port.connection.waiting();
+        let waited = channel.port.publishing.wait_slot(
+            &numbered.slot,
+            Instant::now().checked_add(timeout),
+            || channel.check_open().is_err(),
+        );
+        match (numbered.slot.get(), waited) {
+            (Some(settled), _) => outcome(settled),
+            (None, Err(NoRoom::TimedOut)) => Err(Error::Timeout {
+                operation: "a confirm",
+                after: timeout,
+            }),
+            (None, _) => Err(Error::Unconfirmed(Box::new(channel.closed_error()))),
+        }
+    }
+
+    /// Whether the broker has said something of the message.
+    pub fn is_settled(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|numbered| numbered.slot.get().is_some())
+    }
+
+    fn numbered(&self) -> Result<&Numbered> {
+        self.0.as_ref().ok_or(Error::NotConfirming)
+    }
+}
+
+fn outcome(settled: &Settled<Arc<Content>>) -> Result<()> {
+    match settled {
+        Settled::Acked => Ok(()),
+        Settled::Nacked => Err(Error::Nacked),
+        Settled::Returned(message) => Err(Error::Unroutable(Returned(Arc::clone(message)))),
+    }
+}
+
+impl fmt::Debug for Confirm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Confirm")
+            .field("number", &self.number())
+            .field("is_settled", &self.is_settled())
+            .finish()
+    }
+}
+
+/// A mandatory message that reached no queue, as it came back.
+#[derive(Clone)]
+pub struct Returned(Arc<Content>);
+
+impl Returned {
+    /// Why it came back; [`ReplyCode::NO_ROUTE`] from RabbitMQ.
+    pub fn reply_code(&self) -> ReplyCode {
+        self.method().map_or(0, |method| method.reply_code).into()
+    }
+
+    /// The same in words.
+    pub fn reply_text(&self) -> &str {
+        self.method().map_or("", |method| &method.reply_text)
+    }
+
+    /// The exchange that it was published to.
+    pub fn exchange(&self) -> &str {
+        self.method().map_or("", |method| &method.exchange)
+    }
+
+    /// The routing key that it was published with.
+    pub fn routing_key(&self) -> &str {
+        self.method().map_or("", |method| &method.routing_key)
+    }
+
+    /// Its properties.
+    pub fn properties(&self) -> &BasicProperties {
+        static NONE: BasicProperties = BasicProperties::EMPTY;
+        self.0.properties.as_deref().unwrap_or(&NONE)
+    }
+
+    /// Its body.
+    pub fn body(&self) -> &Bytes {
+        &self.0.body
+    }
+
+    fn method(&self) -> Option<&basic::Return> {
+        match &self.0.method {
+            ContentMethod::Return(method) => Some(method),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Returned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Returned")
+            .field("reply_code", &self.reply_code())
+            .field("exchange", &self.exchange())
+            .field("routing_key", &self.routing_key())
+            .field("body_len", &self.body().len())
+            .finish()
+    }
+}
+
+/// A publish that the broker did not take, as
+/// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PublishFailure {
+    /// The number of the publish: that of its [`Confirm`].
+    pub number: u64,
+    /// What became of it: [`Error::Nacked`] or [`Error::Unroutable`].
+    pub error: Error,
+}
+
+impl PublishFailure {
+    pub(crate) fn new(failure: Failure) -> Option<Self> {
+        let error = outcome(&failure.settled).err()?;
+        Some(Self {
+            number: failure.number,
+            error,
+        })
+    }
+}

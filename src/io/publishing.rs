@@ -1,0 +1,281 @@
+//! Where a channel's publishes get their numbers, and their confirms come home.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::budget::NoRoom;
+use crate::protocol::confirms::{Ledger, Settled};
+use crate::protocol::content::Content;
+
+/// How many failures nobody has asked for are kept; beyond this they are only counted.
+const FAILURES_MAX: usize = 1000;
+
+/// What became of one publish, for whoever holds its confirm.
+pub(crate) type Slot = OnceLock<Settled<Arc<Content>>>;
+
+/// A publish that was not taken, for `wait_for_confirms`.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) number: u64,
+    pub(crate) settled: Settled<Arc<Content>>,
+}
+
+/// The failures since they were last asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    pub(crate) kept: VecDeque<Failure>,
+    /// How many more there were.
+    pub(crate) dropped: u64,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Mode {
+    #[default]
+    Plain,
+    /// `confirm.select` is under way: publishes wait, for the broker counts those behind
+    /// it and not those before it.
+    Selecting,
+    Confirming,
+}
+
+/// The publishing side of one channel. Its lock is held for moments only, and never
+/// while anybody waits.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    window: usize,
+    /// Whether publishes have to look at more than the write budget.
+    gated: AtomicBool,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    mode: Mode,
+    ledger: Ledger<Arc<Slot>, Arc<Content>>,
+    failures: Failures,
+    waiting: usize,
+}
+
+/// A publish that is on its way.
+pub(crate) enum Entered {
+    /// Without a confirm.
+    Plain,
+    Numbered(u64, Arc<Slot>),
+    /// Not yet: it has to wait, and to try again.
+    Full,
+}
+
+impl Publishing {
+    pub(crate) fn new(window: usize) -> Self {
+        Self {
+            window: window.max(1),
+            gated: AtomicBool::new(false),
+            state: Mutex::new(State {
+                mode: Mode::Plain,
+                ledger: Ledger::new(),
+                failures: Failures::default(),
+                waiting: 0,
+            }),
+            moved: Condvar::new(),
+        }
+    }
+
+    /// Waits until the window has room, without taking it.
+    pub(crate) fn wait_for_room(
+        &self,
+        deadline: impl FnOnce() -> Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        if !self.gated.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let window = self.window;
+        self.wait(deadline, is_pointless, |state| state.has_room(window))
+    }
+
+    /// Takes the next number and calls `send`, in one step, so that numbers and publishes
+    /// have the same order. `fingerprint` is that of a mandatory message.
+    pub(crate) fn enter(
+        &self,
+        fingerprint: impl FnOnce() -> Option<u64>,
+        send: impl FnOnce(),
+    ) -> Entered {
+        let mut state = self.state.lock();
+        if !state.has_room(self.window) {
+            return Entered::Full;
+        }
+        if state.mode == Mode::Plain {
+            send();
+            return Entered::Plain;
+        }
+        let slot = Arc::new(Slot::new());
+        let number = state.ledger.publish(Arc::clone(&slot), fingerprint());
+        send();
+        Entered::Numbered(number, slot)
+    }
+
+    /// Begins confirm mode: calls `send`, which queues `confirm.select`, and lets
+    /// publishes wait until [`select_done`](Self::select_done). `false` if it is on, or
+    /// being switched on by another thread.
+    pub(crate) fn select(&self, send: impl FnOnce()) -> bool {
+        let mut state = self.state.lock();
+        if state.mode != Mode::Plain {
+            return false;
+        }
+        state.mode = Mode::Selecting;
+        self.gated.store(true, Ordering::Release);
+        send();
+        true
+    }
+
+    pub(crate) fn select_done(&self, selected: bool) {
+        let mut state = self.state.lock();
+        state.mode = match selected {
+            true => Mode::Confirming,
+            false => Mode::Plain,
+        };
+        drop(state);
+        self.moved.notify_all();
+    }
+
+    pub(crate) fn is_confirming(&self) -> bool {
+        self.state.lock().mode == Mode::Confirming
+    }
+
+    /// The number of the last publish that is to be confirmed.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.state.lock().ledger.last()
+    }
+
+    /// Waits until everything up to `number` is settled.
+    pub(crate) fn wait_settled(
+        &self,
+        number: u64,
+        deadline: Option<Instant>,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        self.wait_until(deadline, is_pointless, |state| {
+            state.ledger.is_settled_up_to(number)
+        })
+    }
+
+    /// Waits until `slot` is filled.
+    pub(crate) fn wait_slot(
+        &self,
+        slot: &Slot,
+        deadline: Option<Instant>,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        self.wait_until(deadline, is_pointless, |_| slot.get().is_some())
+    }
+
+    pub(crate) fn take_failures(&self) -> Failures {
+        std::mem::take(&mut self.state.lock().failures)
+    }
+
+    /// A confirm came.
+    pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) {
+        let mut state = self.state.lock();
+        let State {
+            ledger,
+            failures,
+            waiting,
+            ..
+        } = &mut *state;
+        ledger.settle(number, multiple, ack, |number, slot, settled| {
+            if settled != Settled::Acked {
+                failures.add(Failure {
+                    number,
+                    settled: settled.clone(),
+                });
+            }
+            // Each publish settles once, so the slot is empty.
+            let _ = slot.set(settled);
+        });
+        let awaited = *waiting > 0;
+        drop(state);
+        if awaited {
+            self.moved.notify_all();
+        }
+    }
+
+    /// A message came back. Gives it back if it is not one that is to be confirmed.
+    pub(crate) fn returned(&self, fingerprint: u64, message: Content) -> Option<Arc<Content>> {
+        let mut state = self.state.lock();
+        state.ledger.returned(fingerprint, Arc::new(message))
+    }
+
+    /// Lets everyone who waits ask whether it still has a point.
+    pub(crate) fn look_again(&self) {
+        let _state = self.state.lock();
+        self.moved.notify_all();
+    }
+
+    fn wait(
+        &self,
+        deadline: impl FnOnce() -> Instant,
+        is_pointless: impl Fn() -> bool,
+        so: impl Fn(&State) -> bool,
+    ) -> Result<(), NoRoom> {
+        if so(&self.state.lock()) {
+            return Ok(());
+        }
+        self.wait_until(Some(deadline()), is_pointless, so)
+    }
+
+    fn wait_until(
+        &self,
+        deadline: Option<Instant>,
+        is_pointless: impl Fn() -> bool,
+        so: impl Fn(&State) -> bool,
+    ) -> Result<(), NoRoom> {
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        let outcome = loop {
+            if so(&state) {
+                break Ok(());
+            }
+            if is_pointless() {
+                break Err(NoRoom::Pointless);
+            }
+            match deadline {
+                None => self.moved.wait(&mut state),
+                Some(deadline) => {
+                    if self.moved.wait_until(&mut state, deadline).timed_out() {
+                        break match so(&state) {
+                            true => Ok(()),
+                            false => Err(NoRoom::TimedOut),
+                        };
+                    }
+                }
+            }
+        };
+        state.waiting -= 1;
+        outcome
+    }
+}
+
+impl State {
+    fn has_room(&self, window: usize) -> bool {
+        match self.mode {
+            Mode::Plain => true,
+            Mode::Selecting => false,
+            Mode::Confirming => self.ledger.outstanding() < window,
+        }
+    }
+}
+
+impl Failures {
+    fn add(&mut self, failure: Failure) {
+        if self.kept.len() < FAILURES_MAX {
+            self.kept.push_back(failure);
+        } else {
+            self.dropped += 1;
+        }
+    }
+}
