@@ -1,4 +1,6 @@
-//! [`BlockingConnection`].
+//! [`BlockingConnection`]. What stands in the way of one is in `opening`.
+
+mod opening;
 
 use std::cell::Cell;
 use std::fmt;
@@ -9,15 +11,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::channel::{BlockingChannel, Shared, cut};
-use crate::error::{ConnectFailure, Error, Result};
-use crate::io::driver::Settings;
-use crate::io::open::{self, Cause, OpenError, Target};
+use crate::error::{Error, Result};
+use crate::io::open;
 use crate::io::port::{Command, ConnectionPort};
-use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
 use crate::protocol::event::Termination;
 use crate::protocol::failure::{ClosedBy, ReplyCode};
-use crate::protocol::handshake::{HandshakeFailure, Stage};
 use crate::protocol::table::FieldTable;
 use crate::protocol::wire::ShortString;
 
@@ -93,7 +92,9 @@ impl BlockingConnection {
         loop {
             match Self::try_open(&parameters) {
                 Ok(connection) => return Ok(connection),
-                Err(error) if attempt >= parameters.connection_attempts || !may_pass(&error) => {
+                Err(error)
+                    if attempt >= parameters.connection_attempts || !opening::may_pass(&error) =>
+                {
                     return Err(error);
                 }
                 Err(error) => log::warn!("attempt {attempt} to connect: {error}"),
@@ -116,10 +117,43 @@ impl BlockingConnection {
         }
     }
 
+    /// Opens a connection to the first broker of a list that lets it.
+    ///
+    /// Each is tried in turn, with its own attempts; what stood in the way of the earlier
+    /// ones is in the log.
+    ///
+    /// ```
+    /// # let url = std::env::var("AMQP_URL").expect("AMQP_URL names a broker");
+    /// # let second = url.as_str();
+    /// let connection = cony::BlockingConnection::open_any(["amqp://127.0.0.1:1", second])?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), of the last one; [`Error::InvalidOption`] for an empty list.
+    pub fn open_any<P>(list: impl IntoIterator<Item = P>) -> Result<Self>
+    where
+        P: TryInto<ConnectionParameters>,
+        Error: From<P::Error>,
+    {
+        let mut last = Error::invalid("brokers", "none", "the list needs at least one");
+        for parameters in list {
+            match Self::open(parameters) {
+                Ok(connection) => return Ok(connection),
+                Err(error) => {
+                    log::warn!("{error}");
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
     fn try_open(parameters: &ConnectionParameters) -> Result<Self> {
-        let target = target(parameters)?;
+        let target = opening::target(parameters)?;
         let (port, thread) = open::open(target, || parameters.offer())
-            .map_err(|error| refused(error, parameters))?;
+            .map_err(|error| opening::refused(error, parameters))?;
         log::info!("{}: connected", port.name);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -234,6 +268,33 @@ impl BlockingConnection {
     /// What the broker says of itself: product, version, capabilities and more.
     pub fn server_properties(&self) -> &FieldTable {
         &self.inner.port.negotiated.server_properties
+    }
+
+    /// Whether the broker knows `basic.nack`.
+    pub fn basic_nack(&self) -> bool {
+        self.has_capability("basic.nack")
+    }
+
+    /// Whether the broker tells when it cancels a consumer.
+    pub fn consumer_cancel_notify(&self) -> bool {
+        self.has_capability("consumer_cancel_notify")
+    }
+
+    /// Whether the broker can bind exchanges to exchanges.
+    pub fn exchange_exchange_bindings(&self) -> bool {
+        self.has_capability("exchange_exchange_bindings")
+    }
+
+    /// Whether the broker can confirm publishes.
+    pub fn publisher_confirms(&self) -> bool {
+        self.has_capability("publisher_confirms")
+    }
+
+    fn has_capability(&self, name: &str) -> bool {
+        self.server_properties()
+            .get("capabilities")
+            .and_then(|value| value.as_table()?.get(name)?.as_bool())
+            .unwrap_or(false)
     }
 
     /// The highest channel number that was negotiated.
@@ -359,115 +420,5 @@ impl Drop for Inner {
         if patient || self.port.termination().is_some() {
             self.wait_ended(deadline);
         }
-    }
-}
-
-/// Whether another attempt may succeed where this one has failed.
-fn may_pass(error: &Error) -> bool {
-    match error {
-        Error::Connect { cause, .. } => !matches!(cause, ConnectFailure::NoMechanism { .. }),
-        Error::AuthenticationFailed { certain, .. } => !certain,
-        _ => false,
-    }
-}
-
-fn target(parameters: &ConnectionParameters) -> Result<Target> {
-    let (host, port) = (parameters.host.clone(), parameters.port_or_default());
-    let name = match &parameters.connection_name {
-        Some(name) => name.clone(),
-        None => format!("{host}:{port}"),
-    };
-    let tcp = &parameters.tcp_options;
-    Ok(Target {
-        socket: SocketOptions {
-            nodelay: tcp.nodelay,
-            keepalive: tcp.keepalive,
-            send_buffer: tcp.send_buffer,
-            receive_buffer: tcp.receive_buffer,
-        },
-        #[cfg(feature = "tls")]
-        tls: tls(parameters)?,
-        socket_timeout: parameters.socket_timeout,
-        handshake_timeout: parameters.handshake_timeout,
-        settings: Settings {
-            name,
-            write_limit: parameters.write_budget,
-            read_limit: parameters.read_budget,
-            max_message_size: parameters.max_message_size,
-        },
-        host,
-        port,
-    })
-}
-
-#[cfg(feature = "tls")]
-fn tls(parameters: &ConnectionParameters) -> Result<Option<open::Tls>> {
-    if !parameters.tls {
-        return Ok(None);
-    }
-    let connector = match &parameters.tls_connector {
-        Some(connector) => connector.clone(),
-        None => native_tls::TlsConnector::new()
-            .map_err(|error| Error::invalid("tls", "the system's roots", error.to_string()))?,
-    };
-    Ok(Some(open::Tls {
-        connector,
-        server_name: parameters.host.clone(),
-    }))
-}
-
-/// What a connection that did not come about says of itself.
-fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
-    let OpenError {
-        stage,
-        address,
-        mechanism,
-        cause,
-    } = error;
-    let mechanism = mechanism.unwrap_or_default();
-    let cause = match cause {
-        Cause::Handshake(failure) => match failure {
-            HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
-            HandshakeFailure::NotAmqp(received) => return Error::NotAmqp { address, received },
-            HandshakeFailure::Closed(reason)
-                if reason.code == ReplyCode::ACCESS_REFUSED && stage == Stage::Start =>
-            {
-                return Error::AuthenticationFailed {
-                    mechanism,
-                    text: reason.text.to_string(),
-                    certain: true,
-                };
-            }
-            HandshakeFailure::Closed(reason) if stage == Stage::Open => {
-                return Error::AccessDenied {
-                    virtual_host: parameters.virtual_host.clone(),
-                    reason,
-                };
-            }
-            HandshakeFailure::Closed(reason) => ConnectFailure::Closed(reason),
-            HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
-            HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
-            HandshakeFailure::TooLarge { what, size, limit } => {
-                return Error::TooLong { what, size, limit };
-            }
-            HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
-        },
-        Cause::EndOfStream if stage == Stage::Start => {
-            return Error::AuthenticationFailed {
-                mechanism,
-                text: String::new(),
-                certain: false,
-            };
-        }
-        Cause::EndOfStream => ConnectFailure::EndOfStream,
-        Cause::TimedOut(after) => ConnectFailure::TimedOut(after),
-        #[cfg(feature = "tls")]
-        Cause::Tls(text) => ConnectFailure::Tls(text),
-        Cause::Io(error) => ConnectFailure::Io(error.kind(), error.to_string()),
-    };
-    Error::Connect {
-        address,
-        stage,
-        cause,
     }
 }

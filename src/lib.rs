@@ -132,7 +132,7 @@ pub use error::{ConnectFailure, ConnectionLoss, Error, Result};
 pub use parameters::{ConnectionParameters, TcpOptions};
 pub use protocol::failure::{CloseReason, ClosedBy, DecodeError, ProtocolError, ReplyCode};
 pub use protocol::handshake::Stage;
-pub use protocol::methods::{self, Method, MethodId, basic, exchange, queue};
+pub use protocol::methods::{self, Method, MethodId, access, basic, exchange, queue};
 pub use protocol::properties::{BasicProperties, DeliveryMode};
 pub use protocol::table::{FieldTable, FieldValue};
 pub use protocol::wire::{LongString, ShortString};

@@ -29,3 +29,5 @@ mod opening;
 mod threads;
 #[path = "live/topology.rs"]
 mod topology;
+#[path = "live/transactions.rs"]
+mod transactions;

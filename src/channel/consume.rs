@@ -223,6 +223,26 @@ impl BlockingChannel {
         Ok(shared.keep_or_give_back(left, no_ack))
     }
 
+    /// Has everything that is unsettled on this channel delivered again, to whomever the
+    /// broker likes. Settling the former deliveries is then an error of the broker's (406).
+    ///
+    /// # Errors
+    ///
+    /// The usual ones of a call. RabbitMQ closes the connection (540) if `requeue` is off,
+    /// which is why it is on here by default.
+    pub fn basic_recover(&self, recover: basic::Recover) -> Result<()> {
+        self.call::<basic::RecoverOk>(recover).map(drop)
+    }
+
+    /// The same without a reply, in its deprecated form.
+    ///
+    /// # Errors
+    ///
+    /// As [`basic_recover`](Self::basic_recover).
+    pub fn basic_recover_async(&self, recover: basic::RecoverAsync) -> Result<()> {
+        self.call_nowait(recover)
+    }
+
     /// Acknowledges a delivery by its number.
     ///
     /// # Errors

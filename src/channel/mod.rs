@@ -1,5 +1,6 @@
 //! [`BlockingChannel`], by subject: this file has what all of it needs, and the
-//! channel's own life; the rest is in `topology`, `publish`, `confirms`, `consume` and `dispatch`.
+//! channel's own life; the rest is in `topology`, `publish`, `confirms`,
+//! `transactions`, `consume` and `dispatch`.
 
 mod confirms;
 mod consume;
@@ -7,6 +8,7 @@ mod dispatch;
 mod publish;
 mod settlements;
 mod topology;
+mod transactions;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +27,7 @@ use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::{CallFailure, NumberError, Reply};
 use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
-use crate::protocol::methods::{Method, MethodId, basic};
+use crate::protocol::methods::{Method, MethodId, access, basic, channel};
 use crate::protocol::wire::ShortString;
 
 /// A channel: the way on which everything but the connection itself is spoken of.
@@ -203,6 +205,28 @@ impl BlockingChannel {
             Err(_) => shared.ended_by_others(),
         };
         end.map_or(Ok(()), Err)
+    }
+
+    /// Asks the broker to stop or resume what it delivers.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones of a call. RabbitMQ knows no stopping: `false` closes the connection
+    /// (540). To deliver less, set a prefetch.
+    pub fn flow(&self, active: bool) -> Result<bool> {
+        let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
+        Ok(flow_ok.active)
+    }
+
+    /// Asks for an access ticket, as other brokers of old wanted it. RabbitMQ answers,
+    /// and does not look at tickets.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones of a call.
+    pub fn access_request(&self, request: access::Request) -> Result<u16> {
+        let granted: access::RequestOk = self.call(request)?;
+        Ok(granted.ticket)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

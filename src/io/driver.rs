@@ -28,7 +28,7 @@ use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
 use crate::protocol::content::ContentMethod;
-use crate::protocol::event::Termination;
+use crate::protocol::event::{Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle};
 use crate::protocol::handshake::Negotiated;
@@ -87,6 +87,7 @@ pub(crate) fn spawn(
         commands,
         port: Arc::clone(&port),
         outbox: Outbox::default(),
+        held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
         writable: true,
@@ -107,6 +108,8 @@ struct Driver {
     commands: Receiver<Command>,
     port: Arc<ConnectionPort>,
     outbox: Outbox,
+    /// Publishes and settlements of channels whose commit awaits its reply.
+    held: Vec<Command>,
     /// The socket may have bytes; cleared when it says that it has none.
     readable: bool,
     /// The socket may take bytes; cleared when it says that it takes none.
@@ -143,6 +146,10 @@ impl Driver {
     }
 
     fn take_commands(&mut self, now: Instant) {
+        // Held back behind a commit; what still has to wait is held again, in order.
+        for command in std::mem::take(&mut self.held) {
+            self.obey(command, now);
+        }
         for _ in 0..COMMAND_BUDGET {
             match self.commands.try_recv() {
                 Ok(command) => self.obey(command, now),
@@ -153,13 +160,16 @@ impl Driver {
 
     fn obey(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Publish { channel, frames } => {
-                if self.core.is_open(channel) {
+            Command::Publish { channel, frames } => match self.core.gate(channel) {
+                Gate::Open => {
                     self.collect_output();
                     self.outbox.push(frames);
-                } else {
-                    self.port.budget.release(frames.len());
                 }
+                Gate::Committing => self.held.push(Command::Publish { channel, frames }),
+                Gate::Closed => self.port.budget.release(frames.len()),
+            },
+            Command::Settle { channel, .. } if self.core.gate(channel) == Gate::Committing => {
+                self.held.push(command);
             }
             Command::Settle {
                 channel,

@@ -97,6 +97,12 @@ impl<T: Tokens> Channel<T> {
         !self.closing
     }
 
+    /// Whether a commit awaits its reply, before which nothing else may be said.
+    pub(crate) fn is_committing(&self) -> bool {
+        let method = self.active.as_ref().map(|call| &call.method);
+        matches!(method, Some(Method::TxCommit(_)))
+    }
+
     /// Sends `call`, or lets it wait for its turn.
     pub(crate) fn call(&mut self, call: Call<T>, out: &mut Out<T>) {
         out.watch(self.id.number, &call);

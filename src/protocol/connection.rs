@@ -13,7 +13,7 @@
 //!
 //! and after each of these drain [`poll_event`](Connection::poll_event) and
 //! [`output`](Connection::output). Publishes are encoded by the caller and
-//! pass [`is_open`](Connection::is_open), the last gate: bytes for a channel that is no
+//! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
 //! longer open would make the broker close the connection (504). An
 //! [`Event::Closed`] comes once and is final.
 //!
@@ -27,7 +27,9 @@
 use std::time::{Duration, Instant};
 
 use super::channel::{Call, Channel, Fate};
-use super::event::{CallFailure, ChannelId, Event, NumberError, Out, Reply, Termination, Tokens};
+use super::event::{
+    CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
+};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle, encode_settle};
 use super::handshake::{Negotiated, close_reason, decode_method, split_method};
@@ -247,6 +249,19 @@ impl<T: Tokens> Connection<T> {
                 .is_some_and(|channel| channel.is_open())
     }
 
+    /// Whether a publish or a settlement may go out on a channel now.
+    pub(crate) fn gate(&self, id: ChannelId) -> Gate {
+        match self.router.find(id) {
+            Some(channel) if channel.is_open() && matches!(self.router.state, State::Open) => {
+                match channel.is_committing() {
+                    true => Gate::Committing,
+                    false => Gate::Open,
+                }
+            }
+            _ => Gate::Closed,
+        }
+    }
+
     /// Sends `method` in its turn; its outcome comes as an event for `call`.
     pub(crate) fn call(
         &mut self,
@@ -284,7 +299,7 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Settles a delivery, if its channel still can.
+    /// Settles a delivery, if its channel still can; not while the gate says `Committing`.
     pub(crate) fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
         if self.is_open(id) {
             encode_settle(&mut self.router.out.bytes, id.number, delivery_tag, settle);

@@ -48,6 +48,15 @@ pub(crate) enum CallFailure {
     Closed,
 }
 
+/// Whether something may be said on a channel that is no call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Open,
+    /// Not before the reply to `tx.commit`: RabbitMQ would close the connection (504).
+    Committing,
+    Closed,
+}
+
 /// Why there is no channel with that number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NumberError {

@@ -1,0 +1,121 @@
+//! From parameters to a target, and from what stopped the opening to an error.
+
+use crate::error::{ConnectFailure, Error, Result};
+use crate::io::driver::Settings;
+#[cfg(feature = "tls")]
+use crate::io::open::Tls;
+use crate::io::open::{Cause, OpenError, Target};
+use crate::io::transport::SocketOptions;
+use crate::parameters::ConnectionParameters;
+use crate::protocol::failure::ReplyCode;
+use crate::protocol::handshake::{HandshakeFailure, Stage};
+
+/// Whether another attempt may succeed where this one has failed.
+pub(super) fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Connect { cause, .. } => !matches!(cause, ConnectFailure::NoMechanism { .. }),
+        Error::AuthenticationFailed { certain, .. } => !certain,
+        _ => false,
+    }
+}
+
+pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
+    let (host, port) = (parameters.host.clone(), parameters.port_or_default());
+    let name = match &parameters.connection_name {
+        Some(name) => name.clone(),
+        None => format!("{host}:{port}"),
+    };
+    let tcp = &parameters.tcp_options;
+    Ok(Target {
+        socket: SocketOptions {
+            nodelay: tcp.nodelay,
+            keepalive: tcp.keepalive,
+            send_buffer: tcp.send_buffer,
+            receive_buffer: tcp.receive_buffer,
+        },
+        #[cfg(feature = "tls")]
+        tls: tls(parameters)?,
+        socket_timeout: parameters.socket_timeout,
+        handshake_timeout: parameters.handshake_timeout,
+        settings: Settings {
+            name,
+            write_limit: parameters.write_budget,
+            read_limit: parameters.read_budget,
+            max_message_size: parameters.max_message_size,
+        },
+        host,
+        port,
+    })
+}
+
+#[cfg(feature = "tls")]
+fn tls(parameters: &ConnectionParameters) -> Result<Option<Tls>> {
+    if !parameters.tls {
+        return Ok(None);
+    }
+    let connector = match &parameters.tls_connector {
+        Some(connector) => connector.clone(),
+        None => native_tls::TlsConnector::new()
+            .map_err(|error| Error::invalid("tls", "the system's roots", error.to_string()))?,
+    };
+    Ok(Some(Tls {
+        connector,
+        server_name: parameters.host.clone(),
+    }))
+}
+
+/// What a connection that did not come about says of itself.
+pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
+    let OpenError {
+        stage,
+        address,
+        mechanism,
+        cause,
+    } = error;
+    let mechanism = mechanism.unwrap_or_default();
+    let cause = match cause {
+        Cause::Handshake(failure) => match failure {
+            HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
+            HandshakeFailure::NotAmqp(received) => return Error::NotAmqp { address, received },
+            HandshakeFailure::Closed(reason)
+                if reason.code == ReplyCode::ACCESS_REFUSED && stage == Stage::Start =>
+            {
+                return Error::AuthenticationFailed {
+                    mechanism,
+                    text: reason.text.to_string(),
+                    certain: true,
+                };
+            }
+            HandshakeFailure::Closed(reason) if stage == Stage::Open => {
+                return Error::AccessDenied {
+                    virtual_host: parameters.virtual_host.clone(),
+                    reason,
+                };
+            }
+            HandshakeFailure::Closed(reason) => ConnectFailure::Closed(reason),
+            HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
+            HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
+            HandshakeFailure::TooLarge { what, size, limit } => {
+                return Error::TooLong { what, size, limit };
+            }
+            HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
+        },
+        Cause::EndOfStream if stage == Stage::Start => {
+            return Error::AuthenticationFailed {
+                mechanism,
+                text: String::new(),
+                certain: false,
+            };
+        }
+        Cause::EndOfStream => ConnectFailure::EndOfStream,
+        Cause::TimedOut(after) => ConnectFailure::TimedOut(after),
+        #[cfg(feature = "tls")]
+        Cause::Tls(text) => ConnectFailure::Tls(text),
+        Cause::Io(error) => ConnectFailure::Io(error.kind(), error.to_string()),
+    };
+    Error::Connect {
+        address,
+        stage,
+        cause,
+    }
+}
