@@ -411,11 +411,13 @@ impl Drop for Inner {
             && IN_CALLBACK.get() == 0
             && self.port.blocked().is_none()
             && self.port.termination().is_none();
-        let deadline = Instant::now() + self.limits.drop_timeout;
+        let now = Instant::now();
+        let deadline = now + self.limits.drop_timeout;
+        // What this does not wait for goes on in the background.
         self.port.send(Command::Close {
             code: ReplyCode::REPLY_SUCCESS,
             text: "dropped".into(),
-            deadline,
+            deadline: deadline.max(now + self.limits.close_timeout),
         });
         if patient || self.port.termination().is_some() {
             self.wait_ended(deadline);

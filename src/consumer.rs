@@ -35,6 +35,7 @@ use crate::protocol::wire::ShortString;
 /// # channel.queue_delete("images")?;
 /// # Ok::<(), cony::Error>(())
 /// ```
+#[must_use = "a consumer that is dropped is cancelled"]
 pub struct Consumer {
     handle: Arc<Handle>,
     /// Whether this clone has told why it ended.
@@ -246,7 +247,23 @@ impl IntoIterator for Consumer {
 impl Drop for Handle {
     fn drop(&mut self) {
         let channel = self.channel.shared();
-        if self.port.cancelled_by_broker().is_none() && channel.check_open().is_ok() {
+        if self.port.cancelled_by_broker().is_some() {
+            // Cancelled before, and not all of what it had was taken.
+            let left = self
+                .port
+                .inbox
+                .as_ref()
+                .map(|inbox| inbox.extract(|_| true));
+            let lost = channel.keep_or_give_back(left.unwrap_or_default(), self.port.no_ack);
+            if !lost.is_empty() {
+                log::warn!(
+                    "consumer {} was dropped with {} messages that needed no acknowledgement; \
+                     they are lost",
+                    self.port.tag,
+                    lost.len()
+                );
+            }
+        } else if channel.check_open().is_ok() {
             channel.port.connection.send(Command::Discard {
                 channel: channel.port.id,
                 consumer: Arc::clone(&self.port),

@@ -9,8 +9,8 @@ use crate::protocol::wire::LongString;
 
 /// User and password, or another way to say who one is.
 ///
-/// The password is wiped from memory when the last copy goes, and never shows in
-/// `Debug` output, errors or the log.
+/// The password is wiped from memory when the last copy of this goes, and never shows in
+/// `Debug` output, errors or the log. (What was sent to the broker is not wiped yet.)
 ///
 /// ```
 /// use cony::Credentials;

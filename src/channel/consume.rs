@@ -70,7 +70,7 @@ impl BlockingChannel {
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
         let shared = self.shared();
         match shared.begin_qos(qos.into(), false)? {
-            Some(call) => shared.finish(&call).map(drop),
+            Some(call) => shared.finish_qos(&call),
             None => Ok(()),
         }
     }
@@ -80,7 +80,9 @@ impl BlockingChannel {
     /// Nothing is called before [`start_consuming`](Self::start_consuming), and then in
     /// its thread. The callback gets the channel, so it need not capture one; it may do
     /// whatever it likes with it, and take as long as it likes: heartbeats are the IO
-    /// thread's business. Its error ends `start_consuming` and comes out of it.
+    /// thread's business. Its error ends `start_consuming` and comes out of it. It is
+    /// dropped when its consumer ends, or with the channel; so it should not capture a
+    /// handle of its own channel, which that would keep open.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -191,7 +193,7 @@ impl BlockingChannel {
         if !consume.no_ack {
             let default = basic::Qos::new(shared.limits.default_prefetch);
             if let Some(call) = shared.begin_qos(default, true)? {
-                shared.finish(&call)?;
+                shared.finish_qos(&call)?;
             }
         }
         Ok(consume)

@@ -259,6 +259,8 @@ impl Shared {
         drop(entries);
         drop(entry);
         self.keep_or_give_back(left, consumer.no_ack);
+        // Whoever waits for this consumer only has nothing to wait for any more.
+        self.port.nudge();
     }
 
     /// Ends what a callback has of a consumer that was cancelled, and takes out what it
@@ -305,7 +307,7 @@ impl Shared {
             Some(Some(prefetch)) if *prefetch > 0 && !*warned => u64::from(*prefetch),
             _ => return,
         };
-        let settled = self.settlements.lock().count();
+        let settled = self.port.settlements.lock().count();
         if self
             .handed_out
             .load(Ordering::Relaxed)

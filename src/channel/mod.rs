@@ -6,7 +6,6 @@ mod confirms;
 mod consume;
 mod dispatch;
 mod publish;
-mod settlements;
 mod topology;
 mod transactions;
 
@@ -19,7 +18,6 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
 use self::dispatch::Callbacks;
-use self::settlements::Settlements;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
 use crate::io::port::{self, ChannelPort, Command, OpenFailure, Outcome, Route};
@@ -63,7 +61,6 @@ struct Handle {
 pub(crate) struct Shared {
     pub(crate) port: Arc<ChannelPort>,
     limits: Limits,
-    settlements: Mutex<Settlements>,
     /// How many deliveries that want to be settled were handed out.
     handed_out: AtomicU64,
     /// The prefetch in force; `None` until somebody has set one.
@@ -115,7 +112,6 @@ impl BlockingChannel {
         let shared = Shared {
             port,
             limits,
-            settlements: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: Mutex::default(),
             callbacks: Callbacks::default(),
@@ -192,7 +188,7 @@ impl BlockingChannel {
             reply: Some((reply, deadline)),
         });
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
-        shared.callbacks.clear();
+        shared.clear();
         let end = match outcome {
             Ok(_) => {
                 shared.port.confirm_close();
@@ -246,6 +242,7 @@ impl BlockingChannel {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.shared.clear();
         if self.shared.check_open().is_ok() {
             self.shared.port.connection.send(Command::CloseChannel {
                 channel: self.shared.port.id,
@@ -339,6 +336,19 @@ impl Shared {
         self.begin(qos.into(), None).map(Some)
     }
 
+    /// Waits for the reply to a `basic.qos`. If it fails, nobody has set one.
+    fn finish_qos(&self, call: &Call) -> Result<()> {
+        self.finish(call).map(drop).inspect_err(|_| {
+            *self.prefetch.lock() = None;
+        })
+    }
+
+    /// Drops the callbacks and what waits for them.
+    fn clear(&self) {
+        self.callbacks.clear();
+        self.port.inbox.extract(|_| true);
+    }
+
     /// Settles a delivery, once.
     pub(crate) fn settle(&self, tag: u64, settle: Settle) -> Result<()> {
         self.check_open()?;
@@ -350,12 +360,17 @@ impl Shared {
             Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
             Settle::Reject { .. } => false,
         };
+        // On the wire 0 would mean all that the broker has sent, and some of that may be
+        // on its way yet.
+        let tag = match multiple && tag == 0 {
+            true => last,
+            false => tag,
+        };
         // Sent under the lock, so that the order on the wire is that of the bookkeeping.
-        let mut settlements = self.settlements.lock();
-        let fresh = match (multiple, tag) {
-            (true, 0) => settlements.settle_up_to(last),
-            (true, tag) => settlements.settle_up_to(tag),
-            (false, tag) => settlements.settle(tag),
+        let mut settlements = self.port.settlements.lock();
+        let fresh = match multiple {
+            true => settlements.settle_up_to(tag),
+            false => settlements.settle(tag),
         };
         if !fresh {
             return Err(Error::AlreadySettled(tag));
@@ -373,7 +388,7 @@ impl Shared {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
         if no_ack {
             // Cannot be settled, so it counts as settled.
-            self.settlements.lock().settle(tag);
+            self.port.settlements.lock().settle(tag);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::io::open::Tls;
 use crate::io::open::{Cause, OpenError, Target};
 use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
-use crate::protocol::failure::ReplyCode;
+use crate::protocol::failure::{CloseReason, ReplyCode};
 use crate::protocol::handshake::{HandshakeFailure, Stage};
 
 /// Whether another attempt may succeed where this one has failed.
@@ -60,8 +60,16 @@ fn tls(parameters: &ConnectionParameters) -> Result<Option<Tls>> {
     };
     Ok(Some(Tls {
         connector,
-        server_name: parameters.host.clone(),
+        server_name: parameters.host.trim_matches(['[', ']']).to_owned(),
     }))
+}
+
+/// The same code (530) also answers limits that the broker does not like.
+fn is_about_vhost(reason: &CloseReason) -> bool {
+    matches!(
+        reason.code,
+        ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH
+    ) || reason.code == ReplyCode::NOT_ALLOWED && reason.text.contains("vhost")
 }
 
 /// What a connection that did not come about says of itself.
@@ -86,7 +94,7 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
                     certain: true,
                 };
             }
-            HandshakeFailure::Closed(reason) if stage == Stage::Open => {
+            HandshakeFailure::Closed(reason) if stage == Stage::Open && is_about_vhost(&reason) => {
                 return Error::AccessDenied {
                     virtual_host: parameters.virtual_host.clone(),
                     reason,

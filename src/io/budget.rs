@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::protocol::content::Content;
+
 /// Room for bytes that wait to be written. Publishers wait for it, first come first
 /// served; everything else takes it without asking, so that acknowledgements and
 /// closes are never stuck behind a publisher.
@@ -129,7 +131,7 @@ pub(crate) struct Backlog {
     paused: AtomicBool,
 }
 
-/// What a message costs beside its body.
+/// What a message costs beside its body and properties.
 const MESSAGE_OVERHEAD: usize = 256;
 
 impl Backlog {
@@ -141,8 +143,9 @@ impl Backlog {
         }
     }
 
-    pub(crate) fn cost(body: usize) -> usize {
-        body + MESSAGE_OVERHEAD
+    pub(crate) fn cost(content: &Content) -> usize {
+        let properties = content.properties.as_deref();
+        content.body.len() + MESSAGE_OVERHEAD + properties.map_or(0, |it| it.memory())
     }
 
     pub(crate) fn add(&self, cost: usize) {
@@ -158,16 +161,13 @@ impl Backlog {
             && self.paused.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether the IO thread may have stopped reading.
-    pub(crate) fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
-    }
-
-    /// Whether the IO thread must not read now. Asked again after every change.
-    pub(crate) fn must_pause(&self, awaited: bool) -> bool {
-        let limit = match awaited {
-            true => self.soft_limit.saturating_mul(2),
-            false => self.soft_limit,
+    /// Whether the IO thread must not read now. Asked again after every change. Once
+    /// paused, it is until half of the limit is free.
+    pub(crate) fn must_pause(&self, is_paused: bool, awaited: bool) -> bool {
+        let limit = match (awaited, is_paused) {
+            (true, _) => self.soft_limit.saturating_mul(2),
+            (false, false) => self.soft_limit,
+            (false, true) => self.soft_limit / 2,
         };
         if self.bytes.load(Ordering::SeqCst) <= limit {
             return false;
@@ -251,10 +251,10 @@ mod tests {
     fn the_backlog_pauses_at_the_soft_limit_or_at_twice_that_when_awaited() {
         let backlog = Backlog::new(1000);
         backlog.add(1001);
-        assert!(backlog.must_pause(false));
-        assert!(!backlog.must_pause(true));
+        assert!(backlog.must_pause(false, false));
+        assert!(!backlog.must_pause(true, true));
         backlog.add(1000);
-        assert!(backlog.must_pause(true));
+        assert!(backlog.must_pause(false, true));
         assert!(!backlog.remove(1000), "still above half the limit");
         assert!(backlog.remove(501));
         assert!(!backlog.remove(1), "told once");

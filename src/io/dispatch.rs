@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use super::inbox::Incoming;
-use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome, Route};
+use super::port::{
+    CallToken, ChannelPort, ConnectionPort, DriverTokens, OpenFailure, Outcome, Route,
+};
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Event;
@@ -16,6 +18,12 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
         Event::Delivery { consumer, content } => deliver(&consumer, content),
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
+        Event::GivenBack {
+            channel,
+            delivery_tag,
+        } => {
+            channel.settlements.lock().settle(delivery_tag);
+        }
         Event::ConsumerEnded {
             consumer,
             by_broker,
@@ -31,7 +39,7 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
             channel.close(reason);
             channel.publishing.look_again();
             port.budget.look_again();
-            drop(consumers);
+            forget_unsettled(&channel, &consumers);
         }
         Event::Confirmed {
             channel,
@@ -86,6 +94,23 @@ fn fingerprint_of(content: &Content) -> Option<u64> {
             &content.body,
         )),
         _ => None,
+    }
+}
+
+/// Drops what waits to be taken and needs acknowledgement: that can no longer be given,
+/// the broker gives it out again, and it would count against the other channels.
+fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
+    let is_for_good = |content: &Content| match &content.method {
+        ContentMethod::Deliver(deliver) => consumers
+            .iter()
+            .any(|route| route.consumer.no_ack && route.consumer.tag == deliver.consumer_tag),
+        _ => false,
+    };
+    channel.inbox.extract(|content| !is_for_good(content));
+    for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
+        if let Some(inbox) = &route.consumer.inbox {
+            inbox.extract(|_| true);
+        }
     }
 }
 

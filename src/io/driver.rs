@@ -12,6 +12,7 @@
 //! across a wait, and answers everyone before it ends.
 
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use super::port::{
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
-use crate::protocol::content::ContentMethod;
+use crate::protocol::content::Content;
 use crate::protocol::event::{Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle};
@@ -41,6 +42,15 @@ const READ_BUDGET: usize = 256 * 1024;
 
 /// How many commands one turn takes at most, for the same reason.
 const COMMAND_BUDGET: usize = 4096;
+
+/// With more than this in answers that the peer does not take, nothing of it is read.
+const UNREAD_MAX: usize = 16 * 1024 * 1024;
+
+/// How many reads follow a write that has failed, to learn why.
+const LAST_READS: usize = 256;
+
+/// After a word about a pause in reading, the next one waits at least this long.
+const PAUSE_SILENCE: Duration = Duration::from_secs(60);
 
 /// How long the last bytes, such as a close-ok, may take to leave.
 const LINGER: Duration = Duration::from_secs(1);
@@ -92,6 +102,8 @@ pub(crate) fn spawn(
         readable: true,
         writable: true,
         paused: false,
+        pause_told: None,
+        unread: 0,
         abandoned: false,
         _alive: alive,
     };
@@ -116,6 +128,10 @@ struct Driver {
     writable: bool,
     /// Nothing is read because too much is not handed out yet.
     paused: bool,
+    /// When reading was paused or resumed last.
+    pause_told: Option<Instant>,
+    /// How much of what the core had to say the peer has not taken, at most.
+    unread: usize,
     /// The socket is to be dropped as it is.
     abandoned: bool,
     /// Dropped last, which tells those who wait for the end of this thread.
@@ -252,6 +268,14 @@ impl Driver {
             return;
         };
         let left = inbox.extract(|_| true);
+        let channel = &consumer.channel;
+        let mut settlements = channel.settlements.lock();
+        let open = left
+            .iter()
+            .filter_map(Content::delivery_tag)
+            .filter(|&delivery_tag| settlements.settle(delivery_tag))
+            .collect::<Vec<_>>();
+        drop(settlements);
         if consumer.no_ack {
             if !left.is_empty() {
                 log::warn!(
@@ -264,15 +288,12 @@ impl Driver {
             }
             return;
         }
-        for content in left {
-            if let ContentMethod::Deliver(deliver) = content.method {
-                let nack = Settle::Nack {
-                    multiple: false,
-                    requeue: true,
-                };
-                self.core
-                    .settle(consumer.channel.id, deliver.delivery_tag, nack);
-            }
+        for delivery_tag in open {
+            let nack = Settle::Nack {
+                multiple: false,
+                requeue: true,
+            };
+            self.core.settle(channel.id, delivery_tag, nack);
         }
     }
 
@@ -281,6 +302,7 @@ impl Driver {
         let output = self.core.output();
         if !output.is_empty() {
             self.port.budget.take(output.len());
+            self.unread += output.len();
             self.outbox.push_copy(output);
             output.clear();
         }
@@ -305,10 +327,24 @@ impl Driver {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.writable = false,
                     io::ErrorKind::Interrupted => {}
-                    _ => return self.fail(&error),
+                    _ => return self.fail_to_write(&error),
                 },
             }
         }
+        if self.outbox.is_empty() {
+            self.unread = 0;
+        }
+    }
+
+    /// The peer takes nothing any more. Perhaps it has said why.
+    fn fail_to_write(&mut self, error: &io::Error) {
+        for _ in 0..LAST_READS {
+            match self.transport.read(self.core.space()) {
+                Ok(count) if count > 0 => self.core.received(count, Instant::now()),
+                _ => break,
+            }
+        }
+        self.fail(error);
     }
 
     fn read(&mut self) {
@@ -348,17 +384,19 @@ impl Driver {
     fn pause_or_resume(&mut self) {
         let awaited = self.core.is_awaited() || self.port.is_awaited();
         // What comes while the connection closes is dropped, whatever it is.
-        let pause = !self.core.is_closing() && self.port.backlog.must_pause(awaited);
+        let pause = !self.core.is_closing()
+            && (self.port.backlog.must_pause(self.paused, awaited) || self.unread > UNREAD_MAX);
         if pause != self.paused {
+            let now = Instant::now();
             self.paused = pause;
-            self.core.set_reading(!pause, Instant::now());
-            match pause {
-                true => log::warn!(
+            self.core.set_reading(!pause, now);
+            let told = self.pause_told.replace(now);
+            if pause && told.is_none_or(|told| now - told > PAUSE_SILENCE) {
+                log::warn!(
                     "{}: reading is paused, because too many deliveries wait to be taken; set a \
                      prefetch (basic_qos), or RabbitMQ drops the connection in half a minute or so",
                     self.port.name
-                ),
-                false => log::info!("{}: reading is resumed", self.port.name),
+                );
             }
         }
     }
@@ -384,7 +422,11 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             other => other?,
         }
+        // TLS may have to write in order to read, and the other way round.
+        let both = self.transport.is_tls();
         for event in events.iter().filter(|event| event.token() == SOCKET) {
+            self.readable |= both;
+            self.writable |= both;
             self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
             self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         }
@@ -420,8 +462,17 @@ impl Driver {
 impl Drop for Driver {
     /// Whatever ends this thread, nobody waits on for a reason.
     fn drop(&mut self) {
+        if self.port.termination().is_some() {
+            return;
+        }
         let kind = io::ErrorKind::Other;
-        self.port
-            .terminate(Termination::Io(kind, "the IO thread has panicked".into()));
+        let termination = Termination::Io(kind, "the IO thread has panicked".into());
+        self.port.terminate(termination.clone());
+        // The core may be what has panicked, so it may do so again.
+        let last_words = AssertUnwindSafe(|| {
+            self.core.terminate(termination);
+            self.dispatch();
+        });
+        let _ = catch_unwind(last_words);
     }
 }

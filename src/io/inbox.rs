@@ -25,7 +25,7 @@ pub(crate) enum Incoming {
 impl Incoming {
     pub(crate) fn cost(&self) -> usize {
         match self {
-            Self::Message(content) => Backlog::cost(content.body.len()),
+            Self::Message(content) => Backlog::cost(content),
             Self::Ended(_) | Self::Nudge => 0,
         }
     }
@@ -119,13 +119,15 @@ impl Inbox {
         for item in taken.drain(..) {
             match item {
                 Incoming::Message(content) if wanted(&content) => extracted.push(content),
+                Incoming::Nudge => {}
+                Incoming::Ended(consumer) if consumer.strong_count() == 0 => {}
                 other => kept.push_back(other),
             }
         }
         *taken = kept;
         drop(taken);
-        let cost = |content: &Content| Backlog::cost(content.body.len());
-        self.connection.handed_out(extracted.iter().map(cost).sum());
+        self.connection
+            .handed_out(extracted.iter().map(Backlog::cost).sum());
         extracted
     }
 }

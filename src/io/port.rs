@@ -19,6 +19,7 @@ use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
+use crate::protocol::settlements::Settlements;
 use crate::protocol::wire::ShortString;
 
 pub(crate) type Outcome = Result<Reply, CallFailure>;
@@ -202,9 +203,7 @@ impl ConnectionPort {
     /// where it would pause.
     pub(crate) fn waiting(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        if self.backlog.is_paused() {
-            self.wake.notify();
-        }
+        self.wake.notify();
         Waiting(self)
     }
 
@@ -242,6 +241,8 @@ pub(crate) struct ChannelPort {
     close_confirmed: AtomicBool,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
+    /// Which deliveries are settled. Held for moments only.
+    pub(crate) settlements: Mutex<Settlements>,
     /// The deliveries of all consumers with a callback, in the order of the wire.
     pub(crate) inbox: Inbox,
     inbox_sender: Mutex<Option<Sender<Incoming>>>,
@@ -257,6 +258,7 @@ impl ChannelPort {
             closed: OnceLock::new(),
             close_confirmed: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
+            settlements: Mutex::default(),
             inbox,
             inbox_sender: Mutex::new(Some(sender)),
             publishing: Publishing::new(window),
@@ -331,14 +333,19 @@ impl ChannelPort {
         outcome
     }
 
+    /// Makes whoever waits for the inbox look again.
+    pub(crate) fn nudge(&self) {
+        if let Some(sender) = self.inbox_sender() {
+            // The inbox is this channel's own, so it is there to receive.
+            let _ = sender.send(Incoming::Nudge);
+        }
+    }
+
     /// Takes out every message for callbacks that `wanted` picks.
     pub(crate) fn extract(&self, wanted: impl Fn(&Content) -> bool) -> Vec<Content> {
         let extracted = self.inbox.extract(wanted);
         if self.inbox.holds_back() {
-            if let Some(sender) = self.inbox_sender() {
-                // The inbox is this channel's own, so it is there to receive.
-                let _ = sender.send(Incoming::Nudge);
-            }
+            self.nudge();
         }
         extracted
     }

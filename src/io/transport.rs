@@ -37,6 +37,10 @@ impl Transport {
         }
     }
 
+    pub(crate) fn is_tls(&self) -> bool {
+        !matches!(self, Self::Plain(_))
+    }
+
     /// Ends the sending direction, so that what was written still arrives.
     pub(crate) fn shut_down(&mut self) {
         #[cfg(feature = "tls")]

@@ -392,6 +392,10 @@ impl<T: Tokens> Channel<T> {
 
     /// Back into its queue with a message that nobody here takes.
     fn give_back(&self, delivery_tag: u64, no_ack: bool, out: &mut Out<T>) {
+        out.events.push_back(Event::GivenBack {
+            channel: self.token.clone(),
+            delivery_tag,
+        });
         if no_ack {
             log::warn!(
                 "a message that needed no acknowledgement came too late for its taker and is lost \

@@ -41,6 +41,17 @@ pub(crate) struct Content {
     pub(crate) body: Bytes,
 }
 
+impl Content {
+    /// The number of the delivery, unless it is a returned message.
+    pub(crate) fn delivery_tag(&self) -> Option<u64> {
+        match &self.method {
+            ContentMethod::Deliver(deliver) => Some(deliver.delivery_tag),
+            ContentMethod::GetOk(get_ok) => Some(get_ok.delivery_tag),
+            ContentMethod::Return(_) => None,
+        }
+    }
+}
+
 /// What a header or body frame led to.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Progress {

@@ -96,6 +96,11 @@ pub(crate) enum Event<T: Tokens> {
         consumer: T::Consumer,
         content: Content,
     },
+    /// A delivery that nobody takes is settled already.
+    GivenBack {
+        channel: T::Channel,
+        delivery_tag: u64,
+    },
     ConsumerEnded {
         consumer: T::Consumer,
         by_broker: bool,

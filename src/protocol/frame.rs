@@ -83,7 +83,12 @@ impl FrameDecoder {
             self.start = 0;
             self.end = 0;
         }
-        let wanted = self.pending_frame_size().unwrap_or(0).max(BUFFER_SIZE);
+        // A size that is only claimed takes no memory: the buffer grows as bytes come.
+        let wanted = self
+            .pending_frame_size()
+            .unwrap_or(0)
+            .min(2 * (self.end - self.start))
+            .max(BUFFER_SIZE);
         if wanted > self.buffer.len() {
             self.buffer.resize(wanted, 0);
         }

@@ -179,6 +179,13 @@ impl BasicProperties {
         self.undecoded.as_ref()
     }
 
+    /// About how much memory this takes, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let headers = self.headers.as_ref().map_or(0, FieldTable::memory);
+        let undecoded = self.undecoded.as_ref().map_or(0, Bytes::len);
+        size_of::<Self>() + headers + undecoded
+    }
+
     /// Reads flag words and fields. Whatever is wrong with them costs the properties
     /// of this one message and nothing else.
     pub(crate) fn read(bytes: &[u8]) -> Self {

@@ -95,6 +95,7 @@ impl From<Event<Script>> for Seen {
             Event::Delivery { consumer, content } => {
                 Self::Delivery(consumer, delivery_tag(&content), content.body.to_vec())
             }
+            Event::GivenBack { .. } => unreachable!("filtered by `events`"),
             Event::ConsumerEnded {
                 consumer,
                 by_broker: true,
@@ -200,6 +201,8 @@ impl Scenario {
     /// What happened since the last look.
     fn events(&mut self) -> Vec<Seen> {
         std::iter::from_fn(|| self.core.poll_event())
+            // Bookkeeping of what the sent nacks show anyway.
+            .filter(|event| !matches!(event, Event::GivenBack { .. }))
             .map(Seen::from)
             .collect()
     }

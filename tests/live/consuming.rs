@@ -515,3 +515,76 @@ fn deliveries_outlive_their_handles_without_keeping_the_connection() {
     await_ready(&setup, &queue, 1);
     setup.queue_delete(&queue).unwrap();
 }
+
+#[test]
+fn an_ack_of_everything_so_far_leaves_what_is_on_its_way() {
+    let channel = channel();
+    let queue = queue_of(&channel, 0..5000);
+    channel.basic_qos(0).unwrap();
+    let consumer = channel.consume(&queue).unwrap();
+    consumer.next().unwrap().unwrap();
+    // The rest is still arriving.
+    channel.basic_ack_multiple(0).unwrap();
+    let mut later = 0;
+    for delivery in (&consumer).into_iter().take(4999) {
+        match delivery.unwrap().ack() {
+            Ok(()) => later += 1,
+            Err(Error::AlreadySettled(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(later < 5000);
+    // The broker has closed nothing.
+    await_ready(&channel, &queue, 0);
+}
+
+#[test]
+fn a_drop_after_an_ack_that_covered_it_all_nacks_nothing() {
+    let channel = channel();
+    let (first, second) = (queue_of(&channel, 0..1), queue_of(&channel, 0..1));
+    let untaken = channel.consume(&first).unwrap();
+    await_ready(&channel, &first, 0);
+    let consumer = channel.consume(&second).unwrap();
+    consumer.next().unwrap().unwrap().ack_multiple().unwrap();
+    drop(untaken);
+    await_ready(&channel, &first, 0);
+    assert!(channel.is_open());
+}
+
+#[test]
+fn what_a_cancelled_consumer_leaves_goes_back_when_it_is_dropped() {
+    let channel = channel();
+    let queue = queue_of(&channel, 0..10);
+    let consumer = channel.consume(&queue).unwrap();
+    await_ready(&channel, &queue, 0);
+    assert!(
+        channel
+            .basic_cancel(consumer.consumer_tag())
+            .unwrap()
+            .is_empty()
+    );
+    drop(consumer);
+    await_ready(&channel, &queue, 10);
+}
+
+#[test]
+fn a_closed_channel_whose_handle_is_kept_does_not_starve_the_others() {
+    let parameters: cony::ConnectionParameters = crate::support::url().parse().unwrap();
+    let connection = cony::BlockingConnection::open(parameters.read_budget(100_000)).unwrap();
+    let flooded = connection.channel().unwrap();
+    let other = connection.channel().unwrap();
+    let own = exclusive_queue(&other);
+    let consumer = other.consume(&own).unwrap();
+    let queue = exclusive_queue(&flooded);
+    for _ in 0..100 {
+        flooded.basic_publish("", &queue, vec![0; 10_000]).unwrap();
+    }
+    flooded.basic_qos(0).unwrap();
+    // Nobody takes what comes for this one.
+    flooded.basic_consume(&queue, |_, _| Ok(())).unwrap();
+    flooded.close().unwrap();
+    other.basic_publish("", &own, "through").unwrap();
+    let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert_eq!(delivery.text().unwrap(), "through");
+    drop(flooded);
+}

@@ -258,7 +258,12 @@ fn close_waits_for_close_ok_behind_the_last_publish() {
 fn dropping_costs_at_most_the_drop_timeout() {
     let (gone, silence) = signal();
     connected(
-        |parameters| parameters.drop_timeout(Duration::from_millis(200)),
+        |parameters| {
+            parameters
+                .drop_timeout(Duration::from_millis(200))
+                // How long the close goes on in the background.
+                .close_timeout(Duration::from_millis(400))
+        },
         move |wire| {
             silence.wait_dropped();
             wire.expect(0, CONNECTION_CLOSE);
@@ -406,7 +411,10 @@ fn what_is_said_while_the_connection_closes_is_refused() {
                     ("channel", connection.channel().map(drop)),
                     ("queue_declare", channel.queue_declare("q").map(drop)),
                     ("nowait", channel.queue_declare_nowait("q")),
-                    ("basic_publish", channel.basic_publish("", "q", "lost").map(drop)),
+                    (
+                        "basic_publish",
+                        channel.basic_publish("", "q", "lost").map(drop),
+                    ),
                     ("ack", delivery.ack()),
                 ];
                 tried.send(()).unwrap();
