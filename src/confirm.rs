@@ -135,6 +135,10 @@ impl fmt::Debug for Confirm {
 pub struct Returned(Arc<Content>);
 
 impl Returned {
+    pub(crate) fn new(message: Arc<Content>) -> Self {
+        Self(message)
+    }
+
     /// Why it came back; [`ReplyCode::NO_ROUTE`] from RabbitMQ.
     pub fn reply_code(&self) -> ReplyCode {
         self.method().map_or(0, |method| method.reply_code).into()

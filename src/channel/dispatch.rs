@@ -132,7 +132,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// A callback's own error; the reason, if channel or connection end otherwise;
-    /// [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer;
+    /// [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer and
+    /// nobody [listens for that](Self::add_on_cancel_callback);
     /// [`Error::AlreadyConsuming`].
     pub fn start_consuming(&self) -> Result<()> {
         let shared = self.shared();
@@ -143,11 +144,19 @@ impl BlockingChannel {
         let mut warned = false;
         let mut cancelled = None;
         loop {
+            self.tell_returns()?;
             match shared.next_event() {
                 Next::NoConsumers => break,
                 Next::Call { content, loan } => self.run_callback(content, loan)?,
                 Next::GiveBack(content) => shared.give_back(&content),
-                Next::ConsumerEnded(consumer) => cancelled = shared.end_callback(&consumer),
+                Next::ConsumerEnded(consumer) => {
+                    cancelled = shared.end_callback(&consumer);
+                    if !shared.on_cancel.is_empty() {
+                        if let Some(tag) = cancelled.take() {
+                            shared.on_cancel.tell(self, &tag)?;
+                        }
+                    }
+                }
                 Next::LookAgain => {}
                 Next::Nothing => {
                     shared.warn_if_stalled(&mut warned);

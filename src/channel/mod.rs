@@ -1,7 +1,8 @@
 //! [`BlockingChannel`], by subject: this file has what all of it needs, and the
 //! channel's own life; the rest is in `topology`, `publish`, `confirms`,
-//! `transactions`, `consume` and `dispatch`.
+//! `transactions`, `consume` and `dispatch`, and `callbacks` for all that is no delivery.
 
+mod callbacks;
 mod confirms;
 mod consume;
 mod dispatch;
@@ -17,7 +18,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
+use self::callbacks::Listeners;
 use self::dispatch::Callbacks;
+use crate::confirm::Returned;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
 use crate::io::port::{self, ChannelPort, Command, OpenFailure, Outcome, Route};
@@ -66,6 +69,8 @@ pub(crate) struct Shared {
     /// The prefetch in force; `None` until somebody has set one.
     prefetch: Mutex<Option<u16>>,
     callbacks: Callbacks,
+    on_return: Listeners<Returned>,
+    on_cancel: Listeners<ShortString>,
     /// Whether a thread runs `start_consuming`.
     dispatching: AtomicBool,
     consumer_tags: AtomicU64,
@@ -115,6 +120,8 @@ impl BlockingChannel {
             handed_out: AtomicU64::new(0),
             prefetch: Mutex::default(),
             callbacks: Callbacks::default(),
+            on_return: Listeners::default(),
+            on_cancel: Listeners::default(),
             dispatching: AtomicBool::new(false),
             consumer_tags: AtomicU64::new(0),
         };
@@ -346,6 +353,8 @@ impl Shared {
     /// Drops the callbacks and what waits for them.
     fn clear(&self) {
         self.callbacks.clear();
+        self.on_return.clear();
+        self.on_cancel.clear();
         self.port.inbox.extract(|_| true);
     }
 

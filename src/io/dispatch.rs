@@ -52,18 +52,19 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
                 return;
             };
             let unclaimed = channel.publishing.returned(fingerprint, *content);
-            if let Some(ContentMethod::Return(returned)) =
-                unclaimed.as_ref().map(|content| &content.method)
-            {
-                log::warn!(
-                    "{}: channel {}: a message came back: {} {} (exchange '{}', routing key '{}')",
-                    port.name,
-                    channel.id.number,
-                    ReplyCode::from(returned.reply_code),
-                    returned.reply_text,
-                    returned.exchange,
-                    returned.routing_key
-                );
+            if let Some(lost) = unclaimed.and_then(|message| channel.keep_return(message)) {
+                if let ContentMethod::Return(returned) = &lost.method {
+                    log::warn!(
+                        "{}: channel {}: a message that came back is dropped, for nobody takes \
+                         them: {} {} (exchange '{}', routing key '{}')",
+                        port.name,
+                        channel.id.number,
+                        ReplyCode::from(returned.reply_code),
+                        returned.reply_text,
+                        returned.exchange,
+                        returned.routing_key
+                    );
+                }
             }
         }
         Event::Flow { channel, active } => {

@@ -1,6 +1,7 @@
 //! What the program's threads hold of the IO thread: the queue of commands, the
 //! wake-up, the bounds, and why things ended.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -247,7 +248,12 @@ pub(crate) struct ChannelPort {
     pub(crate) inbox: Inbox,
     inbox_sender: Mutex<Option<Sender<Incoming>>>,
     pub(crate) publishing: Publishing,
+    /// Messages that came back and belong to no confirm.
+    returns: Mutex<VecDeque<Arc<Content>>>,
 }
+
+/// How many returned messages that nobody takes are kept; then the oldest goes.
+const RETURNS_MAX: usize = 1000;
 
 impl ChannelPort {
     pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionPort>, window: usize) -> Self {
@@ -262,6 +268,7 @@ impl ChannelPort {
             inbox,
             inbox_sender: Mutex::new(Some(sender)),
             publishing: Publishing::new(window),
+            returns: Mutex::default(),
         }
     }
 
@@ -331,6 +338,27 @@ impl ChannelPort {
             reply,
         });
         outcome
+    }
+
+    /// Keeps a message that came back; the one that has to go for it, if any.
+    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Option<Arc<Content>> {
+        let mut returns = self.returns.lock();
+        let first = returns.is_empty();
+        let oldest = match returns.len() >= RETURNS_MAX {
+            true => returns.pop_front(),
+            false => None,
+        };
+        returns.push_back(message);
+        drop(returns);
+        if first {
+            self.nudge();
+        }
+        oldest
+    }
+
+    /// The next message that came back.
+    pub(crate) fn take_return(&self) -> Option<Arc<Content>> {
+        self.returns.lock().pop_front()
     }
 
     /// Makes whoever waits for the inbox look again.

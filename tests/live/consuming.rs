@@ -588,3 +588,39 @@ fn a_closed_channel_whose_handle_is_kept_does_not_starve_the_others() {
     assert_eq!(delivery.text().unwrap(), "through");
     drop(flooded);
 }
+
+#[test]
+fn a_consuming_thread_is_told_of_messages_that_come_back() {
+    let channel = channel();
+    let queue = queue_of(&channel, 0..1);
+    let (sender, told) = mpsc::channel();
+    channel.add_on_return_callback(move |channel, returned| {
+        sender
+            .send(returned.routing_key().to_owned())
+            .map_err(Error::other)?;
+        channel.stop_consuming()
+    });
+    channel
+        .basic_consume(&queue, |channel, delivery| {
+            let message = cony::Message::new("x").mandatory(true);
+            channel.basic_publish("", "cony.no.such.queue", message)?;
+            delivery.ack()
+        })
+        .unwrap();
+    channel.start_consuming().unwrap();
+    assert_eq!(told.recv().unwrap(), "cony.no.such.queue");
+}
+
+#[test]
+fn a_consuming_thread_is_told_of_consumers_that_the_broker_cancels() {
+    let other = connect().channel().unwrap();
+    let queue = unique("told");
+    other.queue_declare(&queue).unwrap();
+    let channel = channel();
+    let (sender, told) = mpsc::channel();
+    channel.add_on_cancel_callback(move |_, tag| sender.send(tag).map_err(Error::other));
+    let tag = channel.basic_consume(&queue, |_, _| Ok(())).unwrap();
+    other.queue_delete(&queue).unwrap();
+    channel.start_consuming().unwrap();
+    assert_eq!(told.recv().unwrap(), tag);
+}

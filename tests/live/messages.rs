@@ -224,3 +224,23 @@ fn a_message_beyond_the_limit_costs_its_channel_only() {
     await_ready(&next, &queue, 2);
     connection.close().unwrap();
 }
+
+#[test]
+fn an_unroutable_message_without_confirms_can_be_taken_back() {
+    let channel = channel();
+    assert!(channel.try_next_return().is_none());
+    for body in ["one", "two"] {
+        let message = Message::new(body).mandatory(true);
+        channel
+            .basic_publish("", "cony.no.such.queue", message)
+            .unwrap();
+    }
+    let mut returned = Vec::new();
+    crate::support::until("both to come back", || {
+        returned.extend(channel.try_next_return());
+        returned.len() == 2
+    });
+    assert_eq!(&**returned[0].body(), b"one");
+    assert_eq!(&**returned[1].body(), b"two");
+    assert_eq!(returned[0].reply_code(), cony::ReplyCode::NO_ROUTE);
+}
