@@ -12,15 +12,19 @@ fn main() -> cony::Result<()> {
 
     // A queue for this connection only, under a name that the broker chooses.
     let queue = channel.queue_declare(queue::Declare::new("").exclusive(true))?;
-    channel.basic_publish("", &queue.queue, "Hello, world!")?;
 
-    // Publishing does not wait until the message is in the queue, so look until it is.
-    let message = loop {
-        if let Some(message) = channel.basic_get(&queue.queue)? {
-            break message;
+    // A publish does not wait until the message is in the queue; its confirm does.
+    channel.confirm_delivery()?;
+    channel
+        .basic_publish("", &queue.queue, "Hello, world!")?
+        .wait()?;
+
+    match channel.basic_get(&queue.queue)? {
+        Some(message) => {
+            println!("got: {}", message.text()?);
+            message.ack()?;
         }
-    };
-    println!("got: {}", message.text()?);
-    message.ack()?;
+        None => println!("the queue is empty"),
+    }
     connection.close()
 }

@@ -32,8 +32,10 @@ fn main() -> cony::Result<()> {
 
     let channel = connection.channel()?;
     channel.queue_declare(&queue)?;
+    channel.confirm_delivery()?;
     let persistent = BasicProperties::new().delivery_mode(DeliveryMode::Persistent);
-    channel.basic_publish("", &queue, Message::new(&body).properties(&persistent))?;
-    // Returns when the broker has taken everything.
+    let message = Message::new(&body).properties(&persistent);
+    // The broker has the message, or this says why not.
+    channel.basic_publish("", &queue, message)?.wait()?;
     connection.close()
 }
