@@ -92,7 +92,7 @@
 //!
 //! # Log
 //!
-//! Through the `log` crate, with the connection's name: connected and resumed at `info`,
+//! Through the `log` crate, with the connection's name: connected and unblocked at `info`,
 //! what may hurt (blocked, reading paused, a stalled consumer, messages lost) at `warn`,
 //! ends of channels and connections at `debug`. Never a body or a secret. The IO thread
 //! logs as well, so a log backend should be quick and not use cony itself.

@@ -150,9 +150,15 @@ impl BlockingChannel {
         self.shared().check_open().is_ok()
     }
 
-    /// Whether the channel is closed, or about to be: nothing can be done on it.
+    /// Whether this program has begun to close the channel, and the broker has not
+    /// answered yet.
+    pub fn is_closing(&self) -> bool {
+        self.shared().port.is_closing()
+    }
+
+    /// Whether the channel is over.
     pub fn is_closed(&self) -> bool {
-        !self.is_open()
+        !self.is_open() && !self.is_closing()
     }
 
     /// Why the channel is closed, if it is; its connection's reason, if that took the

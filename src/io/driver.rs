@@ -128,7 +128,7 @@ struct Driver {
     writable: bool,
     /// Nothing is read because too much is not handed out yet.
     paused: bool,
-    /// When reading was paused or resumed last.
+    /// When reading was paused or resumed last, so that the log is not flooded.
     pause_told: Option<Instant>,
     /// How much of what the core had to say the peer has not taken, at most.
     unread: usize,
@@ -214,7 +214,7 @@ impl Driver {
                 });
                 // What came before has to be in the inbox by now.
                 self.dispatch();
-                self.requeue(&consumer);
+                self.requeue(&consumer, now);
             }
             Command::CloseChannel {
                 channel,
@@ -263,7 +263,7 @@ impl Driver {
     }
 
     /// Gives back what a consumer has that nobody will take.
-    fn requeue(&mut self, consumer: &ConsumerPort) {
+    fn requeue(&mut self, consumer: &ConsumerPort, now: Instant) {
         let Some(inbox) = &consumer.inbox else {
             return;
         };
@@ -289,11 +289,17 @@ impl Driver {
             return;
         }
         for delivery_tag in open {
-            let nack = Settle::Nack {
+            let settle = Settle::Nack {
                 multiple: false,
                 requeue: true,
             };
-            self.core.settle(channel.id, delivery_tag, nack);
+            let channel = channel.id;
+            let nack = Command::Settle {
+                channel,
+                delivery_tag,
+                settle,
+            };
+            self.obey(nack, now);
         }
     }
 

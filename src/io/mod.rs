@@ -5,6 +5,7 @@
 //! | caller → IO: methods, publishes | [`port::Command`] in a crossbeam queue | bytes ([`budget`]) | publishers, with a deadline |
 //! | waking the IO thread | [`wake`], only when it is about to wait | – | nobody |
 //! | IO → caller: replies | a one-slot crossbeam channel | 1 | the caller; the IO thread keeps its deadline |
+//! | caller → IO → caller: confirms | [`publishing`], a slot for each publish | the confirm window | publishers and whoever asks, with a deadline |
 //! | IO → consumers | [`inbox`], a crossbeam queue | bytes ([`budget`]) | the consuming thread |
 //! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
 //!

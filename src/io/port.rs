@@ -291,6 +291,13 @@ impl ChannelPort {
         }
     }
 
+    /// Whether this program's close awaits its answer.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closed()
+            .is_some_and(|reason| self.is_being_closed(reason))
+            && self.connection.termination().is_none()
+    }
+
     fn is_being_closed(&self, reason: &CloseReason) -> bool {
         reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
     }

@@ -43,7 +43,9 @@ fn channels_have_the_number_asked_for_or_the_lowest_free_one() {
             "{error}"
         );
     }
+    assert!(first.is_open() && !first.is_closing() && !first.is_closed());
     first.close().unwrap();
+    assert!(!first.is_open() && !first.is_closing() && first.is_closed());
     first.close().unwrap();
     assert!(matches!(
         first.queue_declare("x"),
