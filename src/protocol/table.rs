@@ -280,7 +280,8 @@ impl TryFrom<u64> for FieldValue {
 
 /// Names with typed values: the `arguments` of methods, the headers of messages.
 ///
-/// Keeps the order of the wire. Names are short strings; the same name twice is
+/// Keeps the order of the wire; two tables are equal whatever their order, for RabbitMQ 4
+/// sorts the headers that it passes on. Names are short strings; the same name twice is
 /// possible on the wire, and then the first one counts.
 ///
 /// ```
@@ -291,7 +292,7 @@ impl TryFrom<u64> for FieldValue {
 /// assert_eq!(headers.get("attempt").and_then(|value| value.as_i64()), Some(3));
 /// # let _ = arguments;
 /// ```
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Default)]
 pub struct FieldTable(Vec<(ShortString, FieldValue)>);
 
 impl FieldTable {
@@ -368,6 +369,18 @@ impl FieldTable {
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         decode_table(reader, &mut Limits::default())
+    }
+}
+
+impl PartialEq for FieldTable {
+    fn eq(&self, other: &Self) -> bool {
+        let sorted = |table: &Self| {
+            // Stable, so that equal names keep their order, which counts.
+            let mut pairs = table.0.clone();
+            pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+            pairs
+        };
+        self.0 == other.0 || self.len() == other.len() && sorted(self) == sorted(other)
     }
 }
 
@@ -632,6 +645,21 @@ mod tests {
         let mut table = u32::try_from(content.len()).unwrap().to_be_bytes().to_vec();
         table.extend(content);
         assert_eq!(read(&table), Err(DecodeError::TableTooLarge));
+    }
+
+    #[test]
+    fn order_does_not_count_but_for_equal_names() {
+        let ab = FieldTable::from([("a", 1), ("b", 2)]);
+        assert_eq!(ab, FieldTable::from([("b", 2), ("a", 1)]));
+        assert_ne!(ab, FieldTable::from([("a", 2), ("b", 1)]));
+        assert_ne!(ab, FieldTable::from([("a", 1)]));
+        let twice = |first: &[u8], second: &[u8]| {
+            let mut bytes = b"\0\0\0\x08".to_vec();
+            bytes.extend([first, second].concat());
+            read(&bytes).unwrap()
+        };
+        let (yes, no) = (b"\x01at\x01", b"\x01at\x00");
+        assert_ne!(twice(yes, no), twice(no, yes));
     }
 
     #[test]
