@@ -62,7 +62,6 @@ impl BlockingChannel {
         let frame_max = port.connection.negotiated.frame_max as usize;
         let frames = encode_publish(port.id.number, publish, frame_max)?;
         let after = shared.limits.publish_timeout;
-        let deadline = Instant::now() + after;
         let is_pointless = || shared.check_open().is_err();
         let in_vain = |no_room| match no_room {
             NoRoom::Pointless => shared.closed_error(),
@@ -73,13 +72,16 @@ impl BlockingChannel {
         };
         let budget = &port.connection.budget;
         let bytes = frames.len();
+        // Before the lock, for it looks at the whole body.
+        let fingerprint = publish.mandatory.then(|| publish.fingerprint());
         let mut frames = Some(frames);
         let mut waiting = None;
         loop {
-            // Asked for their deadline, these two are about to wait.
+            // Asked for their deadline, these two are about to wait; a publish that finds
+            // room does not even look at the clock.
             let mut begin_waiting = || {
-                waiting.get_or_insert_with(|| port.connection.waiting());
-                deadline
+                let begin = || (port.connection.waiting(), Instant::now() + after);
+                waiting.get_or_insert_with(begin).1
             };
             port.publishing
                 .wait_for_room(&mut begin_waiting, is_pointless)
@@ -87,15 +89,12 @@ impl BlockingChannel {
             budget
                 .reserve(bytes, &mut begin_waiting, is_pointless)
                 .map_err(in_vain)?;
-            let entered = port.publishing.enter(
-                || publish.mandatory.then(|| publish.fingerprint()),
-                || {
-                    if let Some(frames) = frames.take() {
-                        let channel = port.id;
-                        port.connection.send(Command::Publish { channel, frames });
-                    }
-                },
-            );
+            let entered = port.publishing.enter(fingerprint, || {
+                if let Some(frames) = frames.take() {
+                    let channel = port.id;
+                    port.connection.send(Command::Publish { channel, frames });
+                }
+            });
             match entered {
                 Entered::Plain => return Ok(Confirm::none()),
                 Entered::Numbered(number, slot) => {

@@ -100,11 +100,7 @@ impl Publishing {
 
     /// Takes the next number and calls `send`, in one step, so that numbers and publishes
     /// have the same order. `fingerprint` is that of a mandatory message.
-    pub(crate) fn enter(
-        &self,
-        fingerprint: impl FnOnce() -> Option<u64>,
-        send: impl FnOnce(),
-    ) -> Entered {
+    pub(crate) fn enter(&self, fingerprint: Option<u64>, send: impl FnOnce()) -> Entered {
         let mut state = self.state.lock();
         if !state.has_room(self.window) {
             return Entered::Full;
@@ -114,7 +110,7 @@ impl Publishing {
             return Entered::Plain;
         }
         let slot = Arc::new(Slot::new());
-        let number = state.ledger.publish(Arc::clone(&slot), fingerprint());
+        let number = state.ledger.publish(Arc::clone(&slot), fingerprint);
         send();
         Entered::Numbered(number, slot)
     }
