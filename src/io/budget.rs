@@ -248,6 +248,27 @@ mod tests {
     }
 
     #[test]
+    fn headers_cost_what_they_take() {
+        use crate::protocol::content::ContentMethod;
+        use crate::protocol::methods::basic;
+        use crate::protocol::properties::BasicProperties;
+        use crate::protocol::table::{FieldTable, FieldValue};
+
+        let with = |properties| Content {
+            method: ContentMethod::Deliver(basic::Deliver::default()),
+            properties,
+            body: bytes::Bytes::from_static(b"body"),
+        };
+        assert_eq!(Backlog::cost(&with(None)), 4 + MESSAGE_OVERHEAD);
+        // Three bytes each on the wire, and far more in memory.
+        let voids: FieldTable = (0..1000)
+            .map(|number| (number.to_string(), FieldValue::Void))
+            .collect();
+        let nested = BasicProperties::new().headers([("table", voids)]);
+        assert!(Backlog::cost(&with(Some(Box::new(nested)))) > 1000 * 40);
+    }
+
+    #[test]
     fn the_backlog_pauses_at_the_soft_limit_or_at_twice_that_when_awaited() {
         let backlog = Backlog::new(1000);
         backlog.add(1001);

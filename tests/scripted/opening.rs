@@ -336,6 +336,33 @@ fn a_close_530_denies_the_virtual_host_and_is_answered() {
 }
 
 #[test]
+fn a_530_about_limits_does_not_blame_the_virtual_host() {
+    failure(
+        plainly,
+        |wire| {
+            wire.introduce();
+            wire.tune(Tune::default());
+            let text = "NOT_ALLOWED - negotiated frame_max is lower than the minimum";
+            wire.send(0, CONNECTION_CLOSE, close(530, text, CONNECTION_OPEN));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+        },
+        |error| {
+            assert!(
+                matches!(
+                    &error,
+                    Error::Connect {
+                        cause: ConnectFailure::Closed(_),
+                        ..
+                    }
+                ),
+                "{error:?}"
+            );
+            says(&error, "lower than the minimum");
+        },
+    );
+}
+
+#[test]
 fn a_403_in_answer_to_open_is_about_the_virtual_host_and_not_the_password() {
     failure(
         plainly,
