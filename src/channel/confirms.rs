@@ -46,8 +46,7 @@ impl BlockingChannel {
             .publishing
             .select(|| call = Some(shared.begin(select.into(), None)))
         {
-            // On already, or about to be: publishes wait for that by themselves.
-            return shared.check_open();
+            return self.await_confirm_mode();
         }
         let outcome = match call {
             Some(begun) => begun.and_then(|call| shared.finish(&call)),
@@ -63,6 +62,25 @@ impl BlockingChannel {
         }
         shared.port.publishing.select_done(outcome.is_ok());
         outcome.map(drop)
+    }
+
+    /// Waits for another thread's `confirm.select`, if it is not done already.
+    fn await_confirm_mode(&self) -> Result<()> {
+        let shared = self.shared();
+        let after = shared.limits.rpc_timeout;
+        let _waiting = shared.port.connection.waiting();
+        let publishing = &shared.port.publishing;
+        let waited =
+            publishing.wait_selected(Instant::now() + after, || shared.check_open().is_err());
+        match waited {
+            Err(NoRoom::TimedOut) => Err(Error::Timeout {
+                operation: "confirm.select",
+                after,
+            }),
+            // It fails only with its channel.
+            Ok(()) if !publishing.is_confirming() => Err(shared.closed_error()),
+            _ => shared.check_open(),
+        }
     }
 
     /// Whether the channel is in confirm mode.

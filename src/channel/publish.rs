@@ -89,6 +89,11 @@ impl BlockingChannel {
             budget
                 .reserve(bytes, &mut begin_waiting, is_pointless)
                 .map_err(in_vain)?;
+            // A close that began meanwhile would let this vanish behind it.
+            if waiting.is_some() && is_pointless() {
+                budget.release(bytes);
+                return Err(shared.closed_error());
+            }
             let entered = port.publishing.enter(fingerprint, || {
                 if let Some(frames) = frames.take() {
                     let channel = port.id;

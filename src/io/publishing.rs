@@ -139,6 +139,17 @@ impl Publishing {
         self.moved.notify_all();
     }
 
+    /// Waits until confirm mode is on, or could not be switched on.
+    pub(crate) fn wait_selected(
+        &self,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        self.wait_until(Some(deadline), is_pointless, |state| {
+            state.mode != Mode::Selecting
+        })
+    }
+
     pub(crate) fn is_confirming(&self) -> bool {
         self.state.lock().mode == Mode::Confirming
     }

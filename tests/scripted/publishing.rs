@@ -265,6 +265,36 @@ fn acks_and_calls_pass_publishers_that_wait_for_room() {
 }
 
 #[test]
+fn a_publish_that_waits_while_a_close_begins_does_not_vanish_behind_it() {
+    let (closing, silence) = signal();
+    with_channel_and(
+        |parameters| parameters.write_budget(1024),
+        move |wire| {
+            // Reading nothing, so that no room comes free before the close has begun.
+            silence.wait_dropped();
+            wire.serve();
+        },
+        move |channel| {
+            let connection = channel.connection();
+            channel
+                .basic_publish("", "large", vec![0; 32 << 20])
+                .unwrap();
+            thread::scope(|scope| {
+                let waiting = scope.spawn(|| channel.basic_publish("", "q", "x"));
+                let closes = scope.spawn(|| connection.close());
+                while connection.is_open() {
+                    thread::yield_now();
+                }
+                drop(closing);
+                let error = waiting.join().unwrap().unwrap_err();
+                assert!(matches!(error, Error::ConnectionClosed(_)), "{error:?}");
+                closes.join().unwrap().unwrap();
+            });
+        },
+    );
+}
+
+#[test]
 fn a_publish_that_waits_for_room_ends_with_its_channel() {
     let (about_to, publishing) = signal();
     let (ready, close_it) = signal();
