@@ -209,3 +209,29 @@ impl PublishFailure {
         })
     }
 }
+
+/// What became of one published message, as
+/// [`add_on_confirm_callback`](crate::BlockingChannel::add_on_confirm_callback) tells it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Confirmation {
+    /// The number of the publish: that of its [`Confirm`].
+    pub number: u64,
+    /// Ok if the broker has taken it; else as [`Confirm::wait`] says it.
+    pub outcome: Result<()>,
+}
+
+impl Confirmation {
+    /// `settled` is `None` if the channel ended first, for the reason `why`.
+    pub(crate) fn new(
+        number: u64,
+        settled: Option<&Settled<Arc<Content>>>,
+        why: impl FnOnce() -> Error,
+    ) -> Self {
+        let outcome = match settled {
+            Some(settled) => outcome(settled),
+            None => Err(Error::Unconfirmed(Box::new(why()))),
+        };
+        Self { number, outcome }
+    }
+}

@@ -1,21 +1,31 @@
-//! [`BlockingConnection`]. What stands in the way of one is in `opening`.
+//! [`BlockingConnection`]. What stands in the way of one is in `opening`; what it calls back
+//! for in `events`, and the loops that do that in `dispatch`.
 
+mod dispatch;
+mod events;
 mod opening;
+mod raw;
+mod stats;
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::channel::{BlockingChannel, Shared, cut};
+use self::dispatch::Stops;
+use self::events::Events;
+pub use self::events::TimeoutId;
+pub use self::stats::Stats;
+use crate::channel::{BlockingChannel, WeakChannel, cut};
 use crate::error::{Error, Result};
 use crate::io::open;
 use crate::io::port::{Command, ConnectionPort};
 use crate::parameters::ConnectionParameters;
-use crate::protocol::event::Termination;
+use crate::protocol::event::{ChannelId, Termination};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::table::FieldTable;
 use crate::protocol::wire::ShortString;
@@ -55,8 +65,10 @@ pub(crate) struct Inner {
     pub(crate) port: Arc<ConnectionPort>,
     pub(crate) limits: Limits,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// The channels, whose confirms a close waits for.
-    channels: Mutex<Vec<Weak<Shared>>>,
+    /// The channels that have handles, by their generation.
+    channels: Mutex<HashMap<u64, WeakChannel>>,
+    events: Events,
+    stops: Stops,
 }
 
 /// The parameters that channels and calls go by.
@@ -168,6 +180,8 @@ impl BlockingConnection {
                 },
                 thread: Mutex::new(Some(thread)),
                 channels: Mutex::default(),
+                events: Events::default(),
+                stops: Stops::default(),
             }),
         })
     }
@@ -219,12 +233,13 @@ impl BlockingConnection {
     pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
         let timeout = self.inner.limits.close_timeout;
         let deadline = Instant::now() + timeout;
-        for channel in self.inner.channels() {
-            channel.await_confirms(deadline);
+        for channel in self.inner.open_channels() {
+            channel.shared().await_confirms(deadline);
         }
         self.inner.close(code.into(), text, deadline);
+        let told = self.tell_closed();
         match self.inner.port.termination() {
-            Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => Ok(()),
+            Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => told,
             Some(termination) => Err(termination.into()),
             None => Err(Error::Timeout {
                 operation: "connection.close",
@@ -234,6 +249,9 @@ impl BlockingConnection {
     }
 
     /// Drops the socket now, without a word to the broker. Nothing waits for anything.
+    ///
+    /// What calls back [when the connection is over](Self::add_on_close_callback) is left to
+    /// whoever dispatches.
     pub fn disconnect(&self) {
         self.inner.port.send(Command::Disconnect);
         self.inner.wait_ended(Instant::now() + GRACE);
@@ -376,19 +394,27 @@ impl Inner {
         self.wait_ended(deadline + GRACE);
     }
 
-    /// Notes a channel, and forgets those that are gone.
-    pub(crate) fn add_channel(&self, channel: &Arc<Shared>) {
-        let mut channels = self.channels.lock();
-        // Now and then, so that it costs each channel the same.
-        if channels.len() == channels.capacity() {
-            channels.retain(|channel| channel.strong_count() > 0);
-        }
-        channels.push(Arc::downgrade(channel));
+    /// Notes a channel, until [`forget_channel`](Self::forget_channel).
+    pub(crate) fn add_channel(&self, id: ChannelId, channel: WeakChannel) {
+        self.channels.lock().insert(id.generation, channel);
     }
 
-    fn channels(&self) -> Vec<Arc<Shared>> {
-        let channels = self.channels.lock();
-        channels.iter().filter_map(Weak::upgrade).collect()
+    pub(crate) fn forget_channel(&self, id: ChannelId) {
+        self.channels.lock().remove(&id.generation);
+    }
+
+    /// The channel, unless its last handle is gone.
+    fn channel(&self, id: ChannelId) -> Option<BlockingChannel> {
+        // Upgraded outside the lock, which the end of a last handle takes.
+        let channel = self.channels.lock().get(&id.generation).cloned();
+        channel.and_then(|channel| channel.upgrade())
+    }
+
+    /// All channels that have handles.
+    fn open_channels(&self) -> Vec<BlockingChannel> {
+        let channels: Vec<_> = self.channels.lock().values().cloned().collect();
+        let channels = channels.iter();
+        channels.filter_map(WeakChannel::upgrade).collect()
     }
 
     /// Waits for the end of the IO thread, unless it is late.

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
+
 use crate::channel::BlockingChannel;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
+use crate::io::channel_port::ConsumerPort;
 use crate::io::inbox::{Incoming, Popped};
-use crate::io::port::{Command, ConsumerPort};
+use crate::io::port::Command;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 
@@ -142,11 +145,44 @@ impl Consumer {
             let cancel = basic::Cancel::new(&port.tag);
             self.handle.channel.basic_cancel(cancel)?;
         }
-        let left = match &port.inbox {
-            Some(inbox) => inbox.extract(|_| true),
-            None => Vec::new(),
-        };
-        Ok(self.shared().keep_or_give_back(left, port.no_ack))
+        Ok(self
+            .shared()
+            .keep_or_give_back(port.take_left(), port.no_ack))
+    }
+
+    /// Becomes ready when there is a delivery to take, or an end to learn of: to wait for
+    /// several consumers, [connections](crate::BlockingConnection::ready) and channels of the
+    /// program's own in one `select!`. It may be ready without, so take with
+    /// [`try_next`](Self::try_next). With more than one delivery there it is ready again after
+    /// each that is taken.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.queue_declare("returns")?;
+    /// # channel.basic_publish("", "orders", "a book")?;
+    /// use crossbeam_channel::select;
+    ///
+    /// let (orders, returns) = (channel.consume("orders")?, channel.consume("returns")?);
+    /// let stop = crossbeam_channel::after(std::time::Duration::from_secs(60));
+    /// loop {
+    ///     let consumer = select! {
+    ///         recv(orders.ready()) -> _ => &orders,
+    ///         recv(returns.ready()) -> _ => &returns,
+    ///         recv(stop) -> _ => break,
+    ///     };
+    ///     if let Some(delivery) = consumer.try_next()? {
+    ///         println!("{}: {}", delivery.routing_key, delivery.text()?);
+    ///         delivery.ack()?;
+    /// #       break;
+    ///     }
+    /// }
+    /// # channel.queue_delete("orders")?;
+    /// # channel.queue_delete("returns")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn ready(&self) -> &Receiver<()> {
+        self.handle.port.inbox().ready()
     }
 
     fn shared(&self) -> &Arc<crate::channel::Shared> {
@@ -156,9 +192,7 @@ impl Consumer {
     /// The next delivery; `Ok(None)` at the deadline, `Err` at the consumer's end.
     fn take(&self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
         let port = &self.handle.port;
-        let Some(inbox) = &port.inbox else {
-            return Err(self.end());
-        };
+        let inbox = port.inbox();
         loop {
             let popped = match inbox.try_pop() {
                 Popped::Empty => {
@@ -176,7 +210,7 @@ impl Consumer {
                         return Ok(self.shared().take(content, port.no_ack));
                     }
                 }
-                Popped::Item(Incoming::Ended(_) | Incoming::Nudge) => {}
+                Popped::Item(Incoming::Ended(_)) => {}
                 Popped::Empty => return Ok(None),
                 Popped::Ended => return Err(self.end()),
             }
@@ -249,12 +283,7 @@ impl Drop for Handle {
         let channel = self.channel.shared();
         if self.port.cancelled_by_broker().is_some() {
             // Cancelled before, and not all of what it had was taken.
-            let left = self
-                .port
-                .inbox
-                .as_ref()
-                .map(|inbox| inbox.extract(|_| true));
-            let lost = channel.keep_or_give_back(left.unwrap_or_default(), self.port.no_ack);
+            let lost = channel.keep_or_give_back(self.port.take_left(), self.port.no_ack);
             if !lost.is_empty() {
                 log::warn!(
                     "consumer {} was dropped with {} messages that needed no acknowledgement; \

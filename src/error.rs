@@ -12,6 +12,7 @@ use crate::confirm::{PublishFailure, Returned};
 use crate::protocol::event::Termination;
 use crate::protocol::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
 use crate::protocol::handshake::Stage;
+use crate::protocol::methods::MethodId;
 use crate::protocol::wire::ShortString;
 
 /// The result of almost everything here.
@@ -147,8 +148,16 @@ pub enum Error {
     /// The consumer was cancelled, by the broker unless you did: its queue was deleted,
     /// for instance, or its node went down.
     ConsumerCancelled(ShortString),
-    /// Another thread, or a callback's caller, runs this channel's `start_consuming`.
+    /// Another thread, or a callback's caller, runs the callbacks of this channel.
     AlreadyConsuming,
+    /// [`send_method`](crate::BlockingConnection::send_method) does not send this method:
+    /// it would change the state of a channel or connection behind its handle.
+    MethodRefused {
+        /// The method.
+        method: MethodId,
+        /// What to call instead.
+        instead: &'static str,
+    },
     /// The channel has delivered no message with that number. Nothing was sent: the
     /// broker would close the channel (406).
     UnknownDeliveryTag(u64),
@@ -219,6 +228,14 @@ pub enum ConnectionLoss {
     MissedHeartbeats(Duration),
     /// The broker did not answer our close in time, so the socket was dropped.
     CloseTimedOut,
+    /// The broker took no publishes for longer than `blocked_connection_timeout`, so the
+    /// socket was dropped.
+    BlockedTooLong {
+        /// That timeout.
+        after: Duration,
+        /// Why, as the broker gave it.
+        reason: ShortString,
+    },
 }
 
 impl Error {
@@ -349,6 +366,12 @@ impl From<&Termination> for Error {
             }
             Termination::EndOfStream => Self::ConnectionLost(ConnectionLoss::EndOfStream),
             Termination::CloseTimedOut => Self::ConnectionLost(ConnectionLoss::CloseTimedOut),
+            Termination::BlockedTooLong { after, reason } => {
+                Self::ConnectionLost(ConnectionLoss::BlockedTooLong {
+                    after: *after,
+                    reason: reason.clone(),
+                })
+            }
             Termination::Io(kind, text) => {
                 Self::ConnectionLost(ConnectionLoss::Io(*kind, text.clone()))
             }

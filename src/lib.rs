@@ -117,15 +117,17 @@ mod credentials;
 mod delivery;
 mod error;
 mod io;
+mod listeners;
 mod parameters;
 mod protocol;
+mod source;
 mod uri;
 
 pub use bytes::Bytes;
 
-pub use channel::BlockingChannel;
+pub use channel::{BlockingChannel, Confirmation};
 pub use confirm::{Confirm, PublishFailure, Returned};
-pub use connection::BlockingConnection;
+pub use connection::{BlockingConnection, Stats, TimeoutId};
 pub use consumer::{Consumer, IntoIter, Iter};
 pub use credentials::Credentials;
 pub use delivery::{Delivery, Message};

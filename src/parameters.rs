@@ -60,6 +60,8 @@ pub struct ConnectionParameters {
     pub(crate) tls_connector: Option<native_tls::TlsConnector>,
     pub(crate) connection_attempts: u32,
     pub(crate) retry_delay: Duration,
+    pub(crate) backpressure_detection: bool,
+    pub(crate) blocked_connection_timeout: Option<Duration>,
     pub(crate) tcp_options: TcpOptions,
     pub(crate) socket_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
@@ -92,6 +94,8 @@ impl Default for ConnectionParameters {
             tls_connector: None,
             connection_attempts: 1,
             retry_delay: Duration::from_secs(2),
+            backpressure_detection: false,
+            blocked_connection_timeout: None,
             tcp_options: TcpOptions::new(),
             socket_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(15),
@@ -157,6 +161,10 @@ impl ConnectionParameters {
         connection_attempts: u32,
         /// How long to wait between attempts. Default: 2 s. URL option.
         retry_delay: Duration,
+        /// Whether to call back on backpressure. Default: no.
+        backpressure_detection: bool,
+        /// How long the broker may block publishes. Default: no limit.
+        blocked_connection_timeout: impl Into<Option<Duration>>,
         /// Options of the socket. Default: [`TcpOptions::new`].
         tcp_options: TcpOptions,
         /// How long TCP may take to connect, for each address of the host. Default: 10 s

@@ -2,86 +2,37 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::{BlockingChannel, Shared};
-use crate::confirm::Returned;
-use crate::connection::InCallback;
-use crate::error::Result;
+use crate::confirm::{Confirmation, Returned};
+use crate::error::{Error, Result};
+use crate::io::channel_port::Notice;
 use crate::protocol::wire::ShortString;
+use crate::source::Held;
 
-/// Callbacks of one kind, in the order in which they were added.
-pub(super) struct Listeners<A>(Mutex<Vec<Listener<A>>>);
-
-type Listener<A> = Box<dyn FnMut(&BlockingChannel, &A) -> Result<()> + Send>;
-
-impl<A> Default for Listeners<A> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<A> Listeners<A> {
-    fn add(&self, listener: Listener<A>) {
-        self.0.lock().push(listener);
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
-    }
-
-    /// Drops all, outside the lock: what they captured may call anything.
-    pub(super) fn clear(&self) {
-        let listeners = std::mem::take(&mut *self.0.lock());
-        drop(listeners);
-    }
-
-    /// Calls each, outside the lock, until one fails. What is added meanwhile comes in
-    /// behind them.
-    pub(super) fn tell(&self, channel: &BlockingChannel, what: &A) -> Result<()> {
-        let mut loan = Loan {
-            listeners: self,
-            taken: std::mem::take(&mut *self.0.lock()),
-        };
-        let _in_callback = InCallback::enter();
-        loan.taken
-            .iter_mut()
-            .try_for_each(|listener| listener(channel, what))
-    }
-}
-
-/// Listeners on loan: put back when they have run, also when one has panicked.
-struct Loan<'a, A> {
-    listeners: &'a Listeners<A>,
-    taken: Vec<Listener<A>>,
-}
-
-impl<A> Drop for Loan<'_, A> {
-    fn drop(&mut self) {
-        let mut listeners = self.listeners.0.lock();
-        self.taken.append(&mut listeners);
-        std::mem::swap(&mut self.taken, &mut listeners);
-    }
-}
-
-/// # Returned messages and cancelled consumers
+/// # Returned messages, cancelled consumers, confirms, flow and the end
+///
+/// These callbacks run in threads that dispatch, and nowhere else: in
+/// [`start_consuming`](Self::start_consuming) of this channel, and in
+/// [`run`](crate::BlockingConnection::run),
+/// [`sleep`](crate::BlockingConnection::sleep) and
+/// [`process_data_events`](crate::BlockingConnection::process_data_events) of its
+/// connection. A callback's error ends the dispatching call and comes out of it. Callbacks
+/// are dropped when the channel is closed, so they should not capture a handle of their own
+/// channel, which that would keep open.
 impl BlockingChannel {
     /// Calls `callback` with each mandatory message that came back because it reached no
-    /// queue: in the thread that runs [`start_consuming`](Self::start_consuming), while it
-    /// runs. Elsewhere, take them with [`try_next_return`](Self::try_next_return).
+    /// queue. Elsewhere, take them with [`try_next_return`](Self::try_next_return).
     ///
     /// In [confirm mode](Self::confirm_delivery) a message that comes back is told by its
-    /// [`Confirm`](crate::Confirm), and not here. The callback's error ends
-    /// `start_consuming`.
+    /// [`Confirm`](crate::Confirm), and not here.
     pub fn add_on_return_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, Returned) -> Result<()> + Send + 'static,
     ) {
         self.shared()
             .on_return
-            .add(Box::new(move |channel, returned: &Returned| {
-                callback(channel, returned.clone())
-            }));
+            .add(move |channel, returned: &Returned| callback(channel, returned.clone()));
+        self.shared().port.announce();
     }
 
     /// The next message that came back, if there is one. The last thousand are kept.
@@ -102,32 +53,143 @@ impl BlockingChannel {
         self.shared().port.take_return().map(Returned::new)
     }
 
-    /// Calls `callback` with the tag of each consumer with a callback that the broker
-    /// cancels, because its queue was deleted for instance: in the thread that runs
-    /// [`start_consuming`](Self::start_consuming), while it runs.
+    /// Calls `callback` with the tag of each consumer that the broker cancels, because its
+    /// queue was deleted for instance.
     ///
     /// With such a callback `start_consuming` takes the cancellation of its last consumer
-    /// as dealt with, and returns Ok. The callback's error ends it.
+    /// as dealt with, and returns Ok. A [`Consumer`](crate::Consumer) says it to whoever
+    /// reads it all the same.
     pub fn add_on_cancel_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, ShortString) -> Result<()> + Send + 'static,
     ) {
         self.shared()
             .on_cancel
-            .add(Box::new(move |channel, tag: &ShortString| {
-                callback(channel, tag.clone())
-            }));
+            .add(move |channel, tag: &ShortString| callback(channel, tag.clone()));
+        self.shared().port.announce();
     }
 
-    /// Tells the listeners of messages that came back.
-    pub(super) fn tell_returns(&self) -> Result<()> {
+    /// Calls `callback` with what becomes of each message that is published in
+    /// [confirm mode](Self::confirm_delivery) and settled after this: once for each, in the
+    /// order in which it is learnt.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// use std::time::Duration;
+    ///
+    /// # channel.queue_declare("tasks")?;
+    /// channel.confirm_delivery()?;
+    /// channel.add_on_confirm_callback(|_, confirmation| {
+    ///     match confirmation.outcome {
+    ///         Ok(()) => println!("{} is taken", confirmation.number),
+    ///         Err(error) => println!("{}: {error}", confirmation.number),
+    ///     }
+    ///     Ok(())
+    /// });
+    /// channel.basic_publish("", "tasks", "hello")?;
+    /// channel.connection().process_data_events(Duration::from_secs(1))?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn add_on_confirm_callback(
+        &self,
+        mut callback: impl FnMut(&BlockingChannel, Confirmation) -> Result<()> + Send + 'static,
+    ) {
+        self.shared()
+            .on_confirm
+            .add(move |channel, confirmation: &Confirmation| {
+                callback(channel, confirmation.clone())
+            });
+        self.shared().port.publishing.keep_news();
+    }
+
+    /// Calls `callback` when the broker asks to stop or resume publishing: with whether
+    /// content may flow. Publishes wait meanwhile, whoever listens. (RabbitMQ never asks:
+    /// it blocks connections.)
+    pub fn add_on_flow_callback(
+        &self,
+        mut callback: impl FnMut(&BlockingChannel, bool) -> Result<()> + Send + 'static,
+    ) {
+        self.shared()
+            .on_flow
+            .add(move |channel, active: &bool| callback(channel, *active));
+        self.shared().port.announce();
+    }
+
+    /// Calls `callback` once when the channel is over, with the reason: after a
+    /// [`close`](Self::close) by this program in that call itself, otherwise in a thread that
+    /// dispatches.
+    pub fn add_on_close_callback(
+        &self,
+        mut callback: impl FnMut(&BlockingChannel, Error) -> Result<()> + Send + 'static,
+    ) {
+        self.shared()
+            .on_close
+            .add(move |channel, reason: &Error| callback(channel, reason.clone()));
+        self.shared().port.announce();
+    }
+
+    /// Calls back for all that is no delivery; tells how many events there were.
+    pub(super) fn tell_notices(&self, held: &Held<'_>) -> Result<usize> {
         let shared: &Arc<Shared> = self.shared();
-        while !shared.on_return.is_empty() {
-            match self.try_next_return() {
-                Some(returned) => shared.on_return.tell(self, &returned)?,
-                None => break,
+        let mut told = 0;
+        while let Some(notice) = shared.next_notice() {
+            told += 1;
+            match notice {
+                Notice::Returned(message) => {
+                    let returned = Returned::new(message);
+                    shared.on_return.tell(held, self, &returned)?;
+                }
+                Notice::Cancelled(tag) => shared.on_cancel.tell(held, self, &tag)?,
+                Notice::Flow(active) => shared.on_flow.tell(held, self, &active)?,
             }
         }
-        Ok(())
+        Ok(told + self.tell_confirms(held)?)
+    }
+
+    fn tell_confirms(&self, held: &Held<'_>) -> Result<usize> {
+        let shared = self.shared();
+        let mut told = 0;
+        while let Some(outcomes) = shared.port.publishing.take_news() {
+            told += 1;
+            for number in outcomes.first..=outcomes.last {
+                let confirmation =
+                    Confirmation::new(number, outcomes.settled.as_ref(), || shared.closed_error());
+                shared.on_confirm.tell(held, self, &confirmation)?;
+            }
+        }
+        Ok(told)
+    }
+
+    /// Tells those who want to know that the channel is over, if it is, unless another thread
+    /// is about to.
+    pub(super) fn tell_closed(&self) -> Result<()> {
+        match self.shared().source.hold() {
+            Some(held) => self.tell_closed_if(&held),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn tell_closed_if(&self, held: &Held<'_>) -> Result<()> {
+        let shared = self.shared();
+        match shared.port.end() {
+            Some(reason) if !shared.port.is_closing() => {
+                shared.on_close.tell_last(held, self, &reason)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    fn next_notice(&self) -> Option<Notice> {
+        let port = &self.port;
+        match port.has_notices() {
+            true => port.take_notice(
+                !self.on_return.is_empty(),
+                !self.on_cancel.is_empty(),
+                !self.on_flow.is_empty(),
+            ),
+            false => None,
+        }
     }
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::dispatch::Callback;
 use super::{BlockingChannel, Shared};
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
 use crate::error::Result;
-use crate::io::inbox::Inbox;
-use crate::io::port::{ConsumerPort, Route};
+use crate::io::channel_port::{ConsumerPort, Route};
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
@@ -111,26 +111,39 @@ impl BlockingChannel {
         consume: impl Into<basic::Consume>,
         callback: impl FnMut(&BlockingChannel, Delivery) -> Result<()> + Send + 'static,
     ) -> Result<ShortString> {
+        self.start_with_callback(consume.into().nowait(false), Box::new(callback))
+    }
+
+    /// [`basic_consume`](Self::basic_consume) without a reply. Deliveries come as soon as the
+    /// broker sends them; a refusal closes the channel later.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag); the usual ones of a call.
+    pub fn basic_consume_nowait(
+        &self,
+        consume: impl Into<basic::Consume>,
+        callback: impl FnMut(&BlockingChannel, Delivery) -> Result<()> + Send + 'static,
+    ) -> Result<ShortString> {
+        self.start_with_callback(consume.into().nowait(true), Box::new(callback))
+    }
+
+    fn start_with_callback(
+        &self,
+        consume: basic::Consume,
+        callback: Callback,
+    ) -> Result<ShortString> {
         let shared = self.shared();
-        let consume = self.prepare(consume.into())?;
-        let Some(sender) = shared.port.inbox_sender() else {
-            return Err(shared.closed_error());
-        };
+        let consume = self.prepare(consume)?;
         let tag = consume.consumer_tag.clone();
-        let consumer = Arc::new(ConsumerPort::new(
-            tag.clone(),
-            consume.no_ack,
-            Arc::clone(&shared.port),
-            None,
-        ));
+        let port = Arc::clone(&shared.port);
+        let consumer = ConsumerPort::with_callback(tag.clone(), consume.no_ack, port);
         // Deliveries may come before the reply does.
-        shared.callbacks.insert(Box::new(callback), &consumer)?;
+        shared.callbacks.insert(callback, &consumer)?;
         let route = Arc::new(Route {
             consumer: Arc::clone(&consumer),
-            sender,
         });
-        let started = shared.call::<basic::ConsumeOk>(consume.into(), Some(route));
-        if let Err(error) = started {
+        if let Err(error) = shared.exchange(consume.into(), Some(route)) {
             shared.abandon_callback(&consumer);
             return Err(error);
         }
@@ -159,24 +172,18 @@ impl BlockingChannel {
     /// As [`basic_consume`](Self::basic_consume).
     pub fn consume(&self, consume: impl Into<basic::Consume>) -> Result<Consumer> {
         let shared = self.shared();
-        let consume = self.prepare(consume.into())?;
-        let (sender, inbox) = Inbox::new(Arc::clone(&shared.port.connection));
-        let port = Arc::new(ConsumerPort::new(
-            consume.consumer_tag.clone(),
-            consume.no_ack,
-            Arc::clone(&shared.port),
-            Some(inbox),
-        ));
+        let consume = self.prepare(consume.into().nowait(false))?;
+        let tag = consume.consumer_tag.clone();
+        let port = ConsumerPort::with_inbox(tag, consume.no_ack, Arc::clone(&shared.port));
         let route = Arc::new(Route {
             consumer: Arc::clone(&port),
-            sender,
         });
         if let Err(error) = shared.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
             // Deliveries may have come before the deadline that the reply has missed.
-            let left = port.inbox.as_ref().map(|inbox| inbox.extract(|_| true));
-            shared.keep_or_give_back(left.unwrap_or_default(), port.no_ack);
+            shared.keep_or_give_back(port.take_left(), port.no_ack);
             return Err(error);
         }
+        shared.add_iterated(&port);
         Ok(Consumer::new(port, self.clone()))
     }
 
@@ -185,7 +192,6 @@ impl BlockingChannel {
     fn prepare(&self, mut consume: basic::Consume) -> Result<basic::Consume> {
         let shared = self.shared();
         shared.check_open()?;
-        consume.nowait = false;
         if consume.consumer_tag.is_empty() {
             let number = shared.consumer_tags.fetch_add(1, Ordering::Relaxed) + 1;
             consume.consumer_tag = format!("cony-{}.{number}", self.number()).into();
@@ -199,9 +205,13 @@ impl BlockingChannel {
         Ok(consume)
     }
 
-    /// The tags of the consumers with a callback.
+    /// The tags of this channel's consumers: those with a callback, in no order, then those
+    /// that are read like an iterator.
     pub fn consumer_tags(&self) -> Vec<ShortString> {
-        self.shared().callbacks.tags()
+        let shared = self.shared();
+        let mut tags = shared.callbacks.tags();
+        shared.iterated(|consumer| tags.push(consumer.tag.clone()));
+        tags
     }
 
     /// Cancels a consumer. Of one with a callback, hands back what it had received and
@@ -215,9 +225,23 @@ impl BlockingChannel {
     ///
     /// The usual ones of a call.
     pub fn basic_cancel(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
-        let cancel = cancel.into().nowait(false);
+        self.cancel(cancel.into().nowait(false))
+    }
+
+    /// [`basic_cancel`](Self::basic_cancel) without a reply. What the broker still sends goes
+    /// back to its queue; what needs no acknowledgement and is still on its way is lost, with
+    /// a word in the log.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones of a call.
+    pub fn basic_cancel_nowait(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
+        self.cancel(cancel.into().nowait(true))
+    }
+
+    fn cancel(&self, cancel: basic::Cancel) -> Result<Vec<Delivery>> {
         let tag = cancel.consumer_tag.clone();
-        self.call::<basic::CancelOk>(cancel)?;
+        self.shared().exchange(cancel.into(), None)?;
         let shared = self.shared();
         let Some((left, no_ack)) = shared.remove_callback(&tag) else {
             return Ok(Vec::new());
@@ -311,6 +335,22 @@ impl BlockingChannel {
 }
 
 impl Shared {
+    /// Notes a consumer that is read like an iterator, and forgets those that have ended.
+    fn add_iterated(&self, consumer: &Arc<ConsumerPort>) {
+        let mut iterated = self.iterated.lock();
+        iterated.retain(|known| known.upgrade().is_some_and(|known| known.is_alive()));
+        iterated.push(Arc::downgrade(consumer));
+    }
+
+    /// Those that have not ended.
+    fn iterated(&self, mut act: impl FnMut(&ConsumerPort)) {
+        let iterated = self.iterated.lock().clone();
+        let alive = iterated.iter().filter_map(std::sync::Weak::upgrade);
+        alive
+            .filter(|consumer| consumer.is_alive())
+            .for_each(|consumer| act(&consumer));
+    }
+
     /// What to do with messages that a consumer leaves behind.
     pub(crate) fn keep_or_give_back(
         self: &Arc<Self>,

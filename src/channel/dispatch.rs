@@ -1,21 +1,23 @@
 //! Running callbacks: `start_consuming` and what ends it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::consume::is_for;
 use super::{BlockingChannel, Shared};
-use crate::connection::InCallback;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
+use crate::io::bell::Bell;
+use crate::io::channel_port::ConsumerPort;
 use crate::io::inbox::{Incoming, Popped};
-use crate::io::port::ConsumerPort;
 use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::failure::ClosedBy;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
+use crate::source::Held;
 
 pub(super) type Callback = Box<dyn FnMut(&BlockingChannel, Delivery) -> Result<()> + Send>;
 
@@ -64,6 +66,11 @@ impl Callbacks {
         live.map(|(tag, _)| tag.clone()).collect()
     }
 
+    /// Whether there are any, stopping ones included.
+    fn has_some(&self) -> bool {
+        !self.0.lock().is_empty()
+    }
+
     fn set_stopping(&self, tag: &str, stopping: bool) {
         if let Some(entry) = self.0.lock().get_mut(tag) {
             entry.stopping = stopping;
@@ -110,79 +117,170 @@ enum Next<'a> {
     ChannelEnded,
 }
 
-/// Says that a thread dispatches the channel, for as long as it lives.
-struct Dispatching<'a>(&'a AtomicBool);
+/// What a dispatching thread did.
+enum Step {
+    Handled,
+    /// There is nothing to do now.
+    Idle,
+    NoConsumers,
+    /// There is nothing to do any more.
+    Ended,
+}
 
-impl Drop for Dispatching<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
+/// What one dispatching call has to remember.
+#[derive(Default)]
+struct Consuming {
+    /// Whether it has been said that everything is out and unsettled.
+    warned: bool,
+    /// The consumer that the broker has cancelled last, if nobody listens for that.
+    cancelled: Option<ShortString>,
 }
 
 /// # Running callbacks
 impl BlockingChannel {
     /// Runs the callbacks of this channel's consumers, in this thread, until there are
-    /// no more consumers.
+    /// no more consumers; and meanwhile those of its connection, timers included.
     ///
     /// Returns Ok at once if there are none, and after
     /// [`stop_consuming`](Self::stop_consuming), a [`basic_cancel`](Self::basic_cancel)
     /// of the last one, or a `close` of the channel or its connection by this program.
-    /// A panic in a callback goes through, and leaves the connection usable.
+    /// A panic in a callback goes through, and leaves the connection usable. To serve
+    /// several channels in one thread, see [`run`](crate::BlockingConnection::run).
     ///
     /// # Errors
     ///
     /// A callback's own error; the reason, if channel or connection end otherwise;
     /// [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer and
     /// nobody [listens for that](Self::add_on_cancel_callback);
-    /// [`Error::AlreadyConsuming`].
+    /// [`Error::AlreadyConsuming`] if another thread runs this channel's callbacks, or the
+    /// caller is one of them.
     pub fn start_consuming(&self) -> Result<()> {
         let shared = self.shared();
-        if shared.dispatching.swap(true, Ordering::AcqRel) {
-            return Err(Error::AlreadyConsuming);
+        let held = shared.source.hold().ok_or(Error::AlreadyConsuming)?;
+        let outcome = self.consume_all(&held);
+        let told = self.tell_closed_if(&held);
+        drop(held);
+        // Others may see to what is left.
+        if !shared.port.inbox.is_empty() {
+            shared.port.announce();
         }
-        let _dispatching = Dispatching(&shared.dispatching);
-        let mut warned = false;
-        let mut cancelled = None;
+        outcome.and(told)
+    }
+
+    fn consume_all(&self, held: &Held<'_>) -> Result<()> {
+        let shared = self.shared();
+        let connection = self.connection();
+        let bell = Bell::of_this_thread();
+        let _watch = shared.port.inbox.watchers().watch(&bell);
+        let _watch_connection = shared.port.connection.own_events.watch(&bell);
+        let mut consuming = Consuming::default();
         loop {
-            self.tell_returns()?;
-            match shared.next_event() {
-                Next::NoConsumers => break,
-                Next::Call { content, loan } => self.run_callback(content, loan)?,
-                Next::GiveBack(content) => shared.give_back(&content),
-                Next::ConsumerEnded(consumer) => {
-                    cancelled = shared.end_callback(&consumer);
-                    if !shared.on_cancel.is_empty() {
-                        if let Some(tag) = cancelled.take() {
-                            shared.on_cancel.tell(self, &tag)?;
-                        }
-                    }
+            connection.dispatch_own(&|| false)?;
+            self.tell_notices(held)?;
+            match self.step(held, &mut consuming)? {
+                Step::Handled => {}
+                Step::Idle => {
+                    shared.warn_if_stalled(&mut consuming.warned);
+                    bell.wait(connection.next_timeout());
                 }
-                Next::LookAgain => {}
-                Next::Nothing => {
-                    shared.warn_if_stalled(&mut warned);
-                    shared.port.inbox.wait(None);
-                }
-                Next::ChannelEnded => {
+                Step::NoConsumers => break,
+                Step::Ended => {
                     shared.callbacks.clear();
+                    // The connection may have taken the channel along.
+                    connection.dispatch_own(&|| false)?;
                     return shared.ended_by_others().map_or(Ok(()), Err);
                 }
             }
         }
-        cancelled.map_or(Ok(()), |tag| Err(Error::ConsumerCancelled(tag)))
+        match consuming.cancelled {
+            Some(tag) => Err(Error::ConsumerCancelled(tag)),
+            None => Ok(()),
+        }
+    }
+
+    /// Calls back for `share` events at most, unless another thread does; tells how many
+    /// there were.
+    pub(crate) fn dispatch_some(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
+        let shared = self.shared();
+        shared.port.unlist();
+        let Some(held) = shared.source.hold() else {
+            return Ok(0);
+        };
+        let outcome = self.dispatch_share(&held, share, is_over);
+        drop(held);
+        if shared.has_more() {
+            shared.port.announce();
+        }
+        outcome
+    }
+
+    fn dispatch_share(
+        &self,
+        held: &Held<'_>,
+        share: usize,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<usize> {
+        let shared = self.shared();
+        let mut consuming = Consuming::default();
+        let mut done = self.tell_notices(held)?;
+        for _ in 0..shared.port.inbox.len().min(share) {
+            if is_over() {
+                return Ok(done);
+            }
+            match self.step(held, &mut consuming)? {
+                Step::Handled => done += 1,
+                Step::Idle | Step::NoConsumers | Step::Ended => break,
+            }
+            if let Some(tag) = consuming.cancelled.take() {
+                return Err(Error::ConsumerCancelled(tag));
+            }
+        }
+        if shared.port.inbox.is_over() {
+            let unheard = shared.on_close.is_empty() && shared.callbacks.has_some();
+            shared.callbacks.clear();
+            self.tell_closed_if(held)?;
+            match shared.port.closed() {
+                // With the connection, its reason is told by that.
+                Some(reason) if unheard && reason.by != ClosedBy::Application => {
+                    return Err(Error::ChannelClosed(reason.clone()));
+                }
+                _ => {}
+            }
+        }
+        Ok(done)
+    }
+
+    /// Does what is next.
+    fn step(&self, held: &Held<'_>, consuming: &mut Consuming) -> Result<Step> {
+        let shared = self.shared();
+        match shared.next_event() {
+            Next::NoConsumers => return Ok(Step::NoConsumers),
+            Next::Nothing => return Ok(Step::Idle),
+            Next::ChannelEnded => return Ok(Step::Ended),
+            Next::LookAgain => {}
+            Next::Call { content, loan } => self.run_callback(held, content, loan)?,
+            Next::GiveBack(content) => shared.give_back(&content),
+            Next::ConsumerEnded(consumer) => {
+                consuming.cancelled = shared.end_callback(&consumer);
+                if !shared.on_cancel.is_empty() {
+                    if let Some(tag) = consuming.cancelled.take() {
+                        shared.on_cancel.tell(held, self, &tag)?;
+                    }
+                }
+            }
+        }
+        Ok(Step::Handled)
     }
 
     /// Runs the callback that `content` is for.
-    fn run_callback(&self, content: Content, mut loan: Loan<'_>) -> Result<()> {
+    fn run_callback(&self, held: &Held<'_>, content: Content, mut loan: Loan<'_>) -> Result<()> {
         let shared = self.shared();
         if !loan.no_ack && shared.check_open().is_err() {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }
         match (loan.callback.as_mut(), shared.take(content, loan.no_ack)) {
-            (Some(callback), Some(delivery)) => {
-                let _in_callback = InCallback::enter();
-                callback(self, delivery)
-            }
+            (Some(callback), Some(delivery)) => held.call(|| callback(self, delivery)),
             _ => Ok(()),
         }
     }
@@ -225,7 +323,6 @@ impl Shared {
         let content = match self.port.inbox.try_pop() {
             Popped::Item(Incoming::Message(content)) => content,
             Popped::Item(Incoming::Ended(consumer)) => return Next::ConsumerEnded(consumer),
-            Popped::Item(Incoming::Nudge) => return Next::LookAgain,
             Popped::Empty => return Next::Nothing,
             Popped::Ended => return Next::ChannelEnded,
         };
@@ -262,14 +359,24 @@ impl Shared {
             false => None,
         };
         let left = match entry {
-            Some(_) => self.port.extract(|content| is_for(content, &consumer.tag)),
+            Some(_) => self.extract_for(&consumer.tag),
             None => Vec::new(),
         };
         drop(entries);
         drop(entry);
         self.keep_or_give_back(left, consumer.no_ack);
         // Whoever waits for this consumer only has nothing to wait for any more.
-        self.port.nudge();
+        self.port.announce();
+    }
+
+    /// Takes out what has come for the callback of this tag.
+    fn extract_for(&self, tag: &ShortString) -> Vec<Content> {
+        self.port.inbox.extract(|content| is_for(content, tag))
+    }
+
+    /// Whether dispatching would find something to do.
+    fn has_more(&self) -> bool {
+        self.callbacks.has_some() && !self.port.inbox.is_empty()
     }
 
     /// Ends what a callback has of a consumer that was cancelled, and takes out what it
@@ -277,7 +384,7 @@ impl Shared {
     pub(super) fn remove_callback(&self, tag: &ShortString) -> Option<(Vec<Content>, bool)> {
         let mut entries = self.callbacks.0.lock();
         let entry = entries.remove(tag)?;
-        let left = self.port.extract(|content| is_for(content, tag));
+        let left = self.extract_for(tag);
         drop(entries);
         let no_ack = entry.port.no_ack;
         drop(entry);
@@ -303,7 +410,7 @@ impl Shared {
             None => return,
         };
         if !no_ack {
-            for content in self.port.extract(|content| is_for(content, tag)) {
+            for content in self.extract_for(tag) {
                 self.give_back(&content);
             }
         }

@@ -7,29 +7,33 @@ mod confirms;
 mod consume;
 mod dispatch;
 mod publish;
+mod raw;
 mod topology;
 mod transactions;
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
-use self::callbacks::Listeners;
 use self::dispatch::Callbacks;
+pub use crate::confirm::Confirmation;
 use crate::confirm::Returned;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
-use crate::io::port::{self, ChannelPort, Command, OpenFailure, Outcome, Route};
+use crate::io::channel_port::{self, ChannelPort, ConsumerPort, Route};
+use crate::io::port::{Command, OpenFailure, Outcome};
+use crate::listeners::Listeners;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::{CallFailure, NumberError, Reply};
 use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::{Method, MethodId, access, basic, channel};
 use crate::protocol::wire::ShortString;
+use crate::source::Source;
 
 /// A channel: the way on which everything but the connection itself is spoken of.
 ///
@@ -68,12 +72,28 @@ pub(crate) struct Shared {
     handed_out: AtomicU64,
     /// The prefetch in force; `None` until somebody has set one.
     prefetch: Mutex<Option<u16>>,
+    /// Who runs the callbacks.
+    source: Source,
     callbacks: Callbacks,
-    on_return: Listeners<Returned>,
-    on_cancel: Listeners<ShortString>,
-    /// Whether a thread runs `start_consuming`.
-    dispatching: AtomicBool,
+    on_return: Listeners<BlockingChannel, Returned>,
+    on_cancel: Listeners<BlockingChannel, ShortString>,
+    on_flow: Listeners<BlockingChannel, bool>,
+    on_confirm: Listeners<BlockingChannel, Confirmation>,
+    on_close: Listeners<BlockingChannel, Error>,
+    /// The consumers without a callback.
+    iterated: Mutex<Vec<Weak<ConsumerPort>>>,
     consumer_tags: AtomicU64,
+}
+
+/// A channel that this does not keep open.
+#[derive(Clone)]
+pub(crate) struct WeakChannel(Weak<Handle>);
+
+impl WeakChannel {
+    pub(crate) fn upgrade(&self) -> Option<BlockingChannel> {
+        let handle = self.0.upgrade()?;
+        Some(BlockingChannel { handle })
+    }
 }
 
 /// A call that is under way.
@@ -119,20 +139,23 @@ impl BlockingChannel {
             limits,
             handed_out: AtomicU64::new(0),
             prefetch: Mutex::default(),
+            source: Source::default(),
             callbacks: Callbacks::default(),
             on_return: Listeners::default(),
             on_cancel: Listeners::default(),
-            dispatching: AtomicBool::new(false),
+            on_flow: Listeners::default(),
+            on_confirm: Listeners::default(),
+            on_close: Listeners::default(),
+            iterated: Mutex::default(),
             consumer_tags: AtomicU64::new(0),
         };
-        let shared = Arc::new(shared);
-        connection.add_channel(&shared);
-        Ok(Self {
-            handle: Arc::new(Handle {
-                shared,
-                connection: Arc::clone(connection),
-            }),
-        })
+        let id = shared.port.id;
+        let handle = Arc::new(Handle {
+            shared: Arc::new(shared),
+            connection: Arc::clone(connection),
+        });
+        connection.add_channel(id, WeakChannel(Arc::downgrade(&handle)));
+        Ok(Self { handle })
     }
 
     /// The channel's number on its connection.
@@ -213,7 +236,8 @@ impl BlockingChannel {
             }),
             Err(_) => shared.ended_by_others(),
         };
-        end.map_or(Ok(()), Err)
+        let told = self.tell_closed();
+        end.map_or(told, Err)
     }
 
     /// Asks the broker to stop or resume what it delivers.
@@ -225,6 +249,12 @@ impl BlockingChannel {
     pub fn flow(&self, active: bool) -> Result<bool> {
         let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
         Ok(flow_ok.active)
+    }
+
+    /// Whether the broker lets publishes pass; they wait while it does not. (RabbitMQ never
+    /// asks for that.)
+    pub fn is_flow_active(&self) -> bool {
+        self.shared().port.publishing.is_flow_active()
     }
 
     /// Asks for an access ticket, as other brokers of old wanted it. RabbitMQ answers,
@@ -255,7 +285,9 @@ impl BlockingChannel {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.connection.forget_channel(self.shared.port.id);
         self.shared.clear();
+        self.shared.on_close.clear();
         if self.shared.check_open().is_ok() {
             self.shared.port.connection.send(Command::CloseChannel {
                 channel: self.shared.port.id,
@@ -322,7 +354,7 @@ impl Shared {
 
     /// Waits for what becomes of `call`.
     fn finish(&self, call: &Call) -> Result<Reply> {
-        port::finish(&call.outcome).map_err(|failure| match failure {
+        channel_port::finish(&call.outcome).map_err(|failure| match failure {
             CallFailure::TimedOut => Error::Timeout {
                 operation: call.id.name().unwrap_or("a call"),
                 after: call.after,
@@ -361,6 +393,8 @@ impl Shared {
         self.callbacks.clear();
         self.on_return.clear();
         self.on_cancel.clear();
+        self.on_flow.clear();
+        self.on_confirm.clear();
         self.port.inbox.extract(|_| true);
     }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::io::budget::NoRoom;
 use crate::io::port::Command;
 use crate::io::publishing::Entered;
-use crate::protocol::frame::{Publish, encode_publish};
+use crate::protocol::frame::{Publish, content_frames, encode_publish};
 
 /// # Publishing
 impl BlockingChannel {
@@ -61,6 +61,7 @@ impl BlockingChannel {
         };
         let frame_max = port.connection.negotiated.frame_max as usize;
         let frames = encode_publish(port.id.number, publish, frame_max)?;
+        let count = content_frames(publish.body.len(), frame_max);
         let after = shared.limits.publish_timeout;
         let is_pointless = || shared.check_open().is_err();
         let in_vain = |no_room| match no_room {
@@ -97,7 +98,11 @@ impl BlockingChannel {
             let entered = port.publishing.enter(fingerprint, || {
                 if let Some(frames) = frames.take() {
                     let channel = port.id;
-                    port.connection.send(Command::Publish { channel, frames });
+                    port.connection.send(Command::Publish {
+                        channel,
+                        frames,
+                        count,
+                    });
                 }
             });
             match entered {

@@ -1,10 +1,10 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
 use crate::error::{ConnectFailure, Error, Result};
-use crate::io::driver::Settings;
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
 use crate::io::open::{Cause, OpenError, Target};
+use crate::io::port::Settings;
 use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
 use crate::protocol::failure::{CloseReason, ReplyCode};
@@ -42,6 +42,8 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             write_limit: parameters.write_budget,
             read_limit: parameters.read_budget,
             max_message_size: parameters.max_message_size,
+            blocked_timeout: parameters.blocked_connection_timeout,
+            backpressure_detection: parameters.backpressure_detection,
         },
         host,
         port,

@@ -103,8 +103,12 @@ impl fmt::Display for Error {
                 write!(f, "the channel already has a consumer '{tag}'")
             }
             Self::ConsumerCancelled(tag) => write!(f, "the consumer '{tag}' was cancelled"),
-            Self::AlreadyConsuming => {
-                f.write_str("start_consuming is already running on this channel")
+            Self::AlreadyConsuming => f.write_str(
+                "the callbacks of this channel are being run already, by another thread or by the \
+                 caller of this one",
+            ),
+            Self::MethodRefused { method, instead } => {
+                write!(f, "{method} is not sent like this: {instead}")
             }
             Self::UnknownDeliveryTag(tag) => {
                 write!(f, "this channel has delivered no message {tag}")
@@ -199,6 +203,11 @@ impl fmt::Display for ConnectionLoss {
                 write!(f, "not a byte came from the broker for {silent:?}")
             }
             Self::CloseTimedOut => f.write_str("the broker did not answer the close in time"),
+            Self::BlockedTooLong { after, reason } => write!(
+                f,
+                "the broker took no messages for {after:?} ({reason}), which is as long as \
+                 blocked_connection_timeout allows"
+            ),
         }
     }
 }

@@ -61,6 +61,11 @@ impl WriteBudget {
         self.queue_for(bytes, deadline(), is_pointless)
     }
 
+    /// How many bytes wait to be written.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::SeqCst)
+    }
+
     /// Takes room for `bytes` whether there is some or not.
     pub(crate) fn take(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::SeqCst);
@@ -150,6 +155,11 @@ impl Backlog {
 
     pub(crate) fn add(&self, cost: usize) {
         self.bytes.fetch_add(cost, Ordering::SeqCst);
+    }
+
+    /// How much waits to be taken.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::SeqCst)
     }
 
     /// Takes `cost` off. `true`: the IO thread waits for this and should be woken.

@@ -1,21 +1,68 @@
 //! Telling everyone what happened: the core's events on their way to the threads that
 //! wait for them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::channel_port::{ChannelPort, ConsumerPort, Route};
 use super::inbox::Incoming;
-use super::port::{
-    CallToken, ChannelPort, ConnectionPort, DriverTokens, OpenFailure, Outcome, Route,
-};
+use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome};
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Event;
 use crate::protocol::failure::ReplyCode;
 
+/// Deliveries that follow each other and go to the same inbox, so that it is locked, and
+/// its threads woken, once for all of them.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    items: VecDeque<Incoming>,
+    consumer: Option<Arc<Route>>,
+    last_tag: u64,
+}
+
+impl Batch {
+    pub(super) fn add(&mut self, route: Arc<Route>, content: Content) {
+        let fits = match &self.consumer {
+            Some(known) => std::ptr::eq(known.consumer.inbox(), route.consumer.inbox()),
+            None => false,
+        };
+        if !fits {
+            self.hand_over();
+            self.consumer = Some(route);
+        }
+        self.last_tag = content.delivery_tag().unwrap_or(self.last_tag);
+        self.items.push_back(Incoming::Message(content));
+    }
+
+    /// Puts what there is into its inbox.
+    pub(super) fn hand_over(&mut self) {
+        if let Some(route) = self.consumer.take() {
+            let consumer = &route.consumer;
+            // Before anybody can settle it.
+            consumer.channel.delivered(self.last_tag);
+            put(consumer, &mut self.items);
+        }
+    }
+}
+
+fn put(consumer: &ConsumerPort, items: &mut VecDeque<Incoming>) {
+    consumer.inbox().push(items);
+    if consumer.own_inbox.is_none() {
+        consumer.channel.announce();
+    }
+}
+
 /// Passes `event` on. Nothing in here waits for anybody.
-pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
+pub(super) fn tell(port: &ConnectionPort, batch: &mut Batch, event: Event<DriverTokens>) {
+    if let Event::Delivery { consumer, content } = event {
+        port.counters.messages_received.add(1);
+        return batch.add(consumer, content);
+    }
+    // What comes later must not overtake it.
+    batch.hand_over();
     match event {
-        Event::Delivery { consumer, content } => deliver(&consumer, content),
+        Event::Delivery { .. } => {}
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
         Event::GivenBack {
@@ -37,7 +84,6 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
                 log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
             }
             channel.close(reason);
-            channel.publishing.look_again();
             port.budget.look_again();
             forget_unsettled(&channel, &consumers);
         }
@@ -46,30 +92,20 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
             number,
             multiple,
             ack,
-        } => channel.publishing.confirmed(number, multiple, ack),
-        Event::Returned { channel, content } => {
-            let Some(fingerprint) = fingerprint_of(&content) else {
-                return;
-            };
-            let unclaimed = channel.publishing.returned(fingerprint, *content);
-            if let Some(lost) = unclaimed.and_then(|message| channel.keep_return(message)) {
-                if let ContentMethod::Return(returned) = &lost.method {
-                    log::warn!(
-                        "{}: channel {}: a message that came back is dropped, for nobody takes \
-                         them: {} {} (exchange '{}', routing key '{}')",
-                        port.name,
-                        channel.id.number,
-                        ReplyCode::from(returned.reply_code),
-                        returned.reply_text,
-                        returned.exchange,
-                        returned.routing_key
-                    );
-                }
+        } => {
+            if channel.publishing.confirmed(number, multiple, ack) {
+                channel.announce();
             }
+        }
+        Event::Returned { channel, content } => {
+            port.counters.messages_returned.add(1);
+            return_message(&channel, *content);
         }
         Event::Flow { channel, active } => {
             let number = channel.id.number;
             log::info!("{}: channel {number}: flow {active}", port.name);
+            channel.publishing.set_flow(active);
+            channel.keep_flow(active);
         }
         Event::Blocked(reason) => {
             log::warn!("{}: blocked by the broker: {reason}", port.name);
@@ -82,6 +118,28 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
         Event::Closed(termination) => {
             log::debug!("{}: {termination:?}", port.name);
             port.terminate(termination);
+        }
+    }
+}
+
+/// A message came back: for its confirm, or for whoever takes such messages.
+fn return_message(channel: &ChannelPort, content: Content) {
+    let Some(fingerprint) = fingerprint_of(&content) else {
+        return;
+    };
+    let unclaimed = channel.publishing.returned(fingerprint, content);
+    if let Some(lost) = unclaimed.and_then(|message| channel.keep_return(message)) {
+        if let ContentMethod::Return(returned) = &lost.method {
+            log::warn!(
+                "{}: channel {}: a message that came back is dropped, for nobody takes them: {} \
+                 {} (exchange '{}', routing key '{}')",
+                channel.connection.name,
+                channel.id.number,
+                ReplyCode::from(returned.reply_code),
+                returned.reply_text,
+                returned.exchange,
+                returned.routing_key
+            );
         }
     }
 }
@@ -109,34 +167,24 @@ fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
     };
     channel.inbox.extract(|content| !is_for_good(content));
     for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
-        if let Some(inbox) = &route.consumer.inbox {
-            inbox.extract(|_| true);
-        }
-    }
-}
-
-fn deliver(route: &Route, content: Content) {
-    let consumer = &route.consumer;
-    let backlog = &consumer.channel.connection.backlog;
-    if let ContentMethod::Deliver(deliver) = &content.method {
-        consumer.channel.delivered(deliver.delivery_tag);
-    }
-    let item = Incoming::Message(content);
-    let cost = item.cost();
-    backlog.add(cost);
-    // The inbox lives as long as the route does, so this always arrives.
-    if route.sender.send(item).is_err() {
-        let _ = backlog.remove(cost);
+        route.consumer.take_left();
     }
 }
 
 fn end_consumer(route: &Route, by_broker: bool) {
-    route.consumer.cancel(by_broker);
-    if route.consumer.inbox.is_none() {
-        // Nobody listens any more if the channel's handle is gone.
-        let _ = route
-            .sender
-            .send(Incoming::Ended(Arc::downgrade(&route.consumer)));
+    let consumer = &route.consumer;
+    consumer.cancel(by_broker);
+    match &consumer.own_inbox {
+        None => put(
+            consumer,
+            &mut VecDeque::from([Incoming::Ended(Arc::downgrade(consumer))]),
+        ),
+        Some(inbox) => {
+            inbox.end();
+            if by_broker {
+                consumer.channel.keep_cancelled(consumer.tag.clone());
+            }
+        }
     }
 }
 

@@ -20,11 +20,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mio::{Events, Poll, Token};
 
-use super::dispatch;
+use super::channel_port::{ChannelPort, ConsumerPort};
+use super::dispatch::{self, Batch};
 use super::outbox::Outbox;
-use super::port::{
-    CallToken, ChannelPort, Command, ConnectionPort, ConsumerPort, DriverTokens, OpenFailure,
-};
+use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
@@ -55,16 +54,6 @@ const PAUSE_SILENCE: Duration = Duration::from_secs(60);
 /// How long the last bytes, such as a close-ok, may take to leave.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What a connection is run with.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    /// For the log and the thread's name.
-    pub(crate) name: String,
-    pub(crate) write_limit: usize,
-    pub(crate) read_limit: usize,
-    pub(crate) max_message_size: u64,
-}
-
 /// Starts the IO thread of an open connection.
 pub(crate) fn spawn(
     poll: Poll,
@@ -77,6 +66,7 @@ pub(crate) fn spawn(
         decoder,
         &negotiated,
         settings.max_message_size,
+        settings.blocked_timeout,
         Instant::now(),
     );
     let (sender, commands) = unbounded();
@@ -86,9 +76,7 @@ pub(crate) fn spawn(
         Wake::new(poll.registry(), WAKE)?,
         ended,
         negotiated,
-        settings.name,
-        settings.write_limit,
-        settings.read_limit,
+        &settings,
     ));
     let driver = Driver {
         poll,
@@ -97,6 +85,7 @@ pub(crate) fn spawn(
         commands,
         port: Arc::clone(&port),
         outbox: Outbox::default(),
+        batch: Batch::default(),
         held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
@@ -120,6 +109,7 @@ struct Driver {
     commands: Receiver<Command>,
     port: Arc<ConnectionPort>,
     outbox: Outbox,
+    batch: Batch,
     /// Publishes and settlements of channels whose commit awaits its reply.
     held: Vec<Command>,
     /// The socket may have bytes; cleared when it says that it has none.
@@ -145,6 +135,7 @@ impl Driver {
             let now = Instant::now();
             self.take_commands(now);
             self.core.handle_timeout(now);
+            self.sound_alarm(now);
             self.dispatch();
             self.write(now);
             self.dispatch();
@@ -174,14 +165,32 @@ impl Driver {
         }
     }
 
+    /// A timer of the program's is due.
+    fn sound_alarm(&self, now: Instant) {
+        if self.port.alarm().is_some_and(|when| when <= now) {
+            self.port.set_alarm(None);
+            self.port.ring();
+        }
+    }
+
     fn obey(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Publish { channel, frames } => match self.core.gate(channel) {
+            Command::Publish {
+                channel,
+                frames,
+                count,
+            } => match self.core.gate(channel) {
                 Gate::Open => {
                     self.collect_output();
                     self.outbox.push(frames);
+                    self.port.counters.messages_published.add(1);
+                    self.port.counters.frames_sent.add(count);
                 }
-                Gate::Committing => self.held.push(Command::Publish { channel, frames }),
+                Gate::Committing => self.held.push(Command::Publish {
+                    channel,
+                    frames,
+                    count,
+                }),
                 Gate::Closed => self.port.budget.release(frames.len()),
             },
             Command::Settle { channel, .. } if self.core.gate(channel) == Gate::Committing => {
@@ -264,10 +273,7 @@ impl Driver {
 
     /// Gives back what a consumer has that nobody will take.
     fn requeue(&mut self, consumer: &ConsumerPort, now: Instant) {
-        let Some(inbox) = &consumer.inbox else {
-            return;
-        };
-        let left = inbox.extract(|_| true);
+        let left = consumer.take_left();
         let channel = &consumer.channel;
         let mut settlements = channel.settlements.lock();
         let open = left
@@ -311,14 +317,17 @@ impl Driver {
             self.unread += output.len();
             self.outbox.push_copy(output);
             output.clear();
+            let frames = self.core.take_frames_sent();
+            self.port.counters.frames_sent.add(frames);
         }
     }
 
     /// Tells everyone what happened.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
-            dispatch::tell(&self.port, event);
+            dispatch::tell(&self.port, &mut self.batch, event);
         }
+        self.batch.hand_over();
     }
 
     fn write(&mut self, now: Instant) {
@@ -328,6 +337,7 @@ impl Driver {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.port.budget.release(count);
+                    self.port.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
                 }
                 Err(error) => match error.kind() {
@@ -339,6 +349,17 @@ impl Driver {
         }
         if self.outbox.is_empty() {
             self.unread = 0;
+        }
+        self.detect_backpressure();
+    }
+
+    /// Says so when far more waits than the peer takes.
+    fn detect_backpressure(&self) {
+        let counters = &self.port.counters;
+        let mean_frame = counters.bytes_sent.get() / counters.frames_sent.get().max(1);
+        let backpressure = &self.port.backpressure;
+        if backpressure.begins(self.outbox.len(), mean_frame) {
+            self.port.ring();
         }
     }
 
@@ -364,6 +385,11 @@ impl Driver {
                 Ok(count) => {
                     left = left.saturating_sub(count);
                     self.core.received(count, Instant::now());
+                    let counters = &self.port.counters;
+                    counters.bytes_received.add(count as u64);
+                    counters
+                        .frames_received
+                        .add(self.core.take_frames_received());
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.readable = false,
@@ -417,9 +443,10 @@ impl Driver {
         let busy = !self.commands.is_empty() || (self.readable && !self.paused);
         let timeout = match busy {
             true => Some(Duration::ZERO),
-            false => self
-                .core
-                .poll_timeout()
+            false => [self.core.poll_timeout(), port.alarm()]
+                .into_iter()
+                .flatten()
+                .min()
                 .map(|deadline| deadline.saturating_duration_since(Instant::now())),
         };
         let polled = self.poll.poll(events, timeout);

@@ -1,14 +1,16 @@
 //! Where deliveries wait for the threads that take them.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, unbounded};
-use parking_lot::Mutex;
+use crossbeam_channel::Receiver;
+use parking_lot::{Condvar, Mutex};
 
+use super::bell::{Bell, Watchers};
 use super::budget::Backlog;
-use super::port::{ConnectionPort, ConsumerPort};
+use super::channel_port::ConsumerPort;
+use super::port::ConnectionPort;
 use crate::protocol::content::Content;
 
 /// What comes to a consuming thread.
@@ -18,15 +20,13 @@ pub(crate) enum Incoming {
     /// The last thing from a callback's consumer. (Weak, for the consumer keeps its
     /// channel, and that the inbox with this in it.)
     Ended(Weak<ConsumerPort>),
-    /// Look again: something was moved from the queue to where waiting does not see it.
-    Nudge,
 }
 
 impl Incoming {
-    pub(crate) fn cost(&self) -> usize {
+    fn cost(&self) -> usize {
         match self {
             Self::Message(content) => Backlog::cost(content),
-            Self::Ended(_) | Self::Nudge => 0,
+            Self::Ended(_) => 0,
         }
     }
 }
@@ -40,94 +40,179 @@ pub(crate) enum Popped {
     Ended,
 }
 
-/// The receiving end of a queue of deliveries, for any number of threads.
+/// A queue of deliveries, for any number of threads.
 ///
-/// Threads wait for the queue but take only under the lock, so that a whole
-/// consumer's messages can be taken out from between the others, in order.
+/// The IO thread puts in what one read has brought with one lock; a whole consumer's
+/// messages can be taken out from between the others, in order.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    queue: Receiver<Incoming>,
-    taken: Mutex<VecDeque<Incoming>>,
+    state: Mutex<State>,
+    moved: Condvar,
     connection: Arc<ConnectionPort>,
+    /// Who is told beside those that wait in [`pop`](Self::pop).
+    watchers: Watchers,
+    ready: OnceLock<Arc<Bell>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Incoming>,
+    ended: bool,
+    waiting: usize,
 }
 
 impl Inbox {
-    pub(crate) fn new(connection: Arc<ConnectionPort>) -> (Sender<Incoming>, Self) {
-        let (sender, queue) = unbounded();
-        let inbox = Self {
-            queue,
-            taken: Mutex::default(),
+    pub(crate) fn new(connection: Arc<ConnectionPort>) -> Self {
+        Self {
+            state: Mutex::default(),
+            moved: Condvar::new(),
             connection,
-        };
-        (sender, inbox)
+            watchers: Watchers::default(),
+            ready: OnceLock::new(),
+        }
+    }
+
+    /// Puts in everything of `batch`, in order. What comes after the end is dropped.
+    pub(crate) fn push(&self, batch: &mut VecDeque<Incoming>) {
+        let several = batch.len() > 1;
+        let mut state = self.state.lock();
+        if state.ended {
+            drop(state);
+            return batch.clear();
+        }
+        self.connection
+            .backlog
+            .add(batch.iter().map(Incoming::cost).sum());
+        state.queue.append(batch);
+        self.wake(&state, several);
+        drop(state);
+        self.watchers.ring();
+    }
+
+    /// Nothing will come any more.
+    pub(crate) fn end(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        self.wake(&state, true);
+        drop(state);
+        self.watchers.ring();
+    }
+
+    fn wake(&self, state: &State, all: bool) {
+        match (state.waiting, all) {
+            (0, _) => {}
+            (_, true) => {
+                self.moved.notify_all();
+            }
+            (_, false) => {
+                self.moved.notify_one();
+            }
+        }
     }
 
     /// The next item, if there is one.
     pub(crate) fn try_pop(&self) -> Popped {
-        let mut taken = self.taken.lock();
-        let item = match taken.pop_front() {
-            Some(item) => item,
-            None => match self.queue.try_recv() {
-                Ok(item) => item,
-                Err(TryRecvError::Empty) => return Popped::Empty,
-                Err(TryRecvError::Disconnected) => return Popped::Ended,
-            },
-        };
-        drop(taken);
-        self.connection.handed_out(item.cost());
-        Popped::Item(item)
+        let mut state = self.state.lock();
+        let popped = self.take(&mut state);
+        drop(state);
+        self.handed_out(popped)
     }
 
     /// The next item, waiting for it; `Empty` after the deadline.
     pub(crate) fn pop(&self, deadline: Option<Instant>) -> Popped {
-        loop {
-            match self.try_pop() {
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        let popped = loop {
+            match self.take(&mut state) {
                 Popped::Empty => {}
-                found => return found,
+                found => break found,
             }
-            if !self.wait(deadline) {
-                return self.try_pop();
+            match deadline {
+                None => self.moved.wait(&mut state),
+                Some(deadline) => {
+                    if self.moved.wait_until(&mut state, deadline).timed_out() {
+                        break self.take(&mut state);
+                    }
+                }
             }
+        };
+        state.waiting -= 1;
+        drop(state);
+        self.handed_out(popped)
+    }
+
+    fn take(&self, state: &mut State) -> Popped {
+        match state.queue.pop_front() {
+            Some(item) => {
+                // Whoever waits with `select!` hears again of what is left.
+                if let (Some(bell), false) = (self.ready.get(), state.queue.is_empty()) {
+                    bell.ring();
+                }
+                Popped::Item(item)
+            }
+            None if state.ended => Popped::Ended,
+            None => Popped::Empty,
         }
     }
 
-    /// Waits until there is something, or nothing more can come; `false` at the deadline.
-    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
-        let mut select = Select::new();
-        select.recv(&self.queue);
-        match deadline {
-            None => {
-                select.ready();
-                true
-            }
-            Some(deadline) => select.ready_deadline(deadline).is_ok(),
+    fn handed_out(&self, popped: Popped) -> Popped {
+        if let Popped::Item(Incoming::Message(content)) = &popped {
+            self.connection.handed_out(Backlog::cost(content));
         }
+        popped
     }
 
-    /// Whether something was moved out of the queue and not taken yet.
-    pub(crate) fn holds_back(&self) -> bool {
-        !self.taken.lock().is_empty()
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
-    /// Takes out every message that `wanted` picks. What is left may be out of the sight
-    /// of those who [`wait`](Self::wait): see [`holds_back`](Self::holds_back).
+    /// How many items wait.
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().queue.len()
+    }
+
+    /// Whether there is nothing, and nothing will come any more.
+    pub(crate) fn is_over(&self) -> bool {
+        let state = self.state.lock();
+        state.ended && state.queue.is_empty()
+    }
+
+    /// Who is told when something comes.
+    pub(crate) fn watchers(&self) -> &Watchers {
+        &self.watchers
+    }
+
+    /// A slot that is full when there is something to take, or an end to learn of; it may
+    /// be full without.
+    pub(crate) fn ready(&self) -> &Receiver<()> {
+        let bell = self.ready.get_or_init(|| {
+            let bell = Arc::new(Bell::new());
+            self.watchers.add(&bell);
+            bell
+        });
+        let state = self.state.lock();
+        if state.ended || !state.queue.is_empty() {
+            bell.ring();
+        }
+        bell.receiver()
+    }
+
+    /// Takes out every message that `wanted` picks.
     pub(crate) fn extract(&self, wanted: impl Fn(&Content) -> bool) -> Vec<Content> {
-        let mut taken = self.taken.lock();
-        taken.extend(self.queue.try_iter());
         let mut extracted = Vec::new();
         let mut kept = VecDeque::new();
-        for item in taken.drain(..) {
+        let mut state = self.state.lock();
+        for item in state.queue.drain(..) {
             match item {
                 Incoming::Message(content) if wanted(&content) => extracted.push(content),
-                Incoming::Nudge => {}
                 Incoming::Ended(consumer) if consumer.strong_count() == 0 => {}
                 other => kept.push_back(other),
             }
         }
-        *taken = kept;
-        drop(taken);
-        self.connection
-            .handed_out(extracted.iter().map(Backlog::cost).sum());
+        state.queue = kept;
+        drop(state);
+        let cost = extracted.iter().map(Backlog::cost).sum();
+        self.connection.handed_out(cost);
         extracted
     }
 }

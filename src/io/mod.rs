@@ -6,7 +6,8 @@
 //! | waking the IO thread | [`wake`], only when it is about to wait | – | nobody |
 //! | IO → caller: replies | a one-slot crossbeam channel | 1 | the caller; the IO thread keeps its deadline |
 //! | caller → IO → caller: confirms | [`publishing`], a slot for each publish | the confirm window | publishers and whoever asks, with a deadline |
-//! | IO → consumers | [`inbox`], a crossbeam queue | bytes ([`budget`]) | the consuming thread |
+//! | IO → consumers | [`inbox`], a queue that takes what one read brought at once | bytes ([`budget`]) | the consuming thread |
+//! | IO → who dispatches callbacks | [`bell`], a one-slot crossbeam channel for each such thread | 1 | that thread |
 //! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
 //!
 //! [`open`] brings a connection about on the caller's thread; [`driver`] is the loop
@@ -14,7 +15,10 @@
 //! and `dispatch` its way to the threads that wait; [`transport`] is the stream, plain or TLS;
 //! [`outbox`] holds what waits to be written.
 
+pub(crate) mod bell;
 pub(crate) mod budget;
+pub(crate) mod channel_port;
+pub(crate) mod counters;
 mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod inbox;

@@ -12,7 +12,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll};
 
 use super::driver::{self, SOCKET};
-use super::port::ConnectionPort;
+use super::port::{ConnectionPort, Settings};
 use super::transport::{self, SocketOptions, Transport};
 use crate::protocol::handshake::{Handshake, HandshakeFailure, Offer, Stage};
 
@@ -27,7 +27,7 @@ pub(crate) struct Target {
     pub(crate) socket_timeout: Duration,
     /// For everything together.
     pub(crate) handshake_timeout: Duration,
-    pub(crate) settings: driver::Settings,
+    pub(crate) settings: Settings,
 }
 
 /// How to set up TLS.

@@ -28,6 +28,11 @@ impl Outbox {
         self.bytes == 0
     }
 
+    /// How many bytes wait.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// Adds a copy of `bytes`.
     pub(crate) fn push_copy(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len();

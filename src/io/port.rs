@@ -2,25 +2,24 @@
 //! wake-up, the bounds, and why things ended.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
+use super::bell::Watchers;
 use super::budget::{Backlog, WriteBudget};
-use super::inbox::{Inbox, Incoming};
-use super::publishing::Publishing;
+use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::counters::Counters;
 use super::wake::Wake;
 use crate::error::Error;
-use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
-use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
-use crate::protocol::settlements::Settlements;
 use crate::protocol::wire::ShortString;
 
 pub(crate) type Outcome = Result<Reply, CallFailure>;
@@ -51,7 +50,12 @@ pub(crate) enum Command {
         reply: Sender<Outcome>,
     },
     /// One publish, encoded; its bytes are reserved in the write budget.
-    Publish { channel: ChannelId, frames: Vec<u8> },
+    Publish {
+        channel: ChannelId,
+        frames: Vec<u8>,
+        /// How many frames these are.
+        count: u64,
+    },
     Settle {
         channel: ChannelId,
         delivery_tag: u64,
@@ -97,6 +101,22 @@ pub(crate) enum CallToken {
     },
 }
 
+/// What a connection is run with.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// For the log and the thread's name.
+    pub(crate) name: String,
+    pub(crate) write_limit: usize,
+    pub(crate) read_limit: usize,
+    pub(crate) max_message_size: u64,
+    /// How long the broker may block this connection's publishes.
+    pub(crate) blocked_timeout: Option<Duration>,
+    pub(crate) backpressure_detection: bool,
+}
+
+/// How many frames of mean size may wait before that is called backpressure, as in pika.
+const BACKPRESSURE_MULTIPLIER: usize = 10;
+
 /// The shared state of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionPort {
@@ -112,6 +132,18 @@ pub(crate) struct ConnectionPort {
     closing: AtomicBool,
     /// Why the broker takes no publishes, while it does not.
     blocked: Mutex<Option<ShortString>>,
+    pub(crate) backpressure: Backpressure,
+    pub(crate) counters: Counters,
+    /// Whether something has come for the connection itself, or a timer is new or due.
+    own_news: AtomicBool,
+    /// Who is told of that.
+    pub(crate) own_events: Watchers,
+    /// Who is told of events of the connection and of all its channels.
+    pub(crate) anything: Watchers,
+    /// The channels with something to dispatch.
+    news: Mutex<VecDeque<ChannelId>>,
+    /// When to tell the watchers that a timer is due, for those who do not watch the clock.
+    alarm: Mutex<Option<Instant>>,
     /// How many threads wait for confirms or for room.
     waiting: AtomicUsize,
     /// Disconnected when the IO thread has ended.
@@ -134,20 +166,25 @@ impl ConnectionPort {
         wake: Wake,
         ended: Receiver<()>,
         negotiated: Negotiated,
-        name: String,
-        write_limit: usize,
-        read_limit: usize,
+        settings: &Settings,
     ) -> Self {
         Self {
             commands,
             wake,
-            budget: WriteBudget::new(write_limit),
-            backlog: Backlog::new(read_limit),
+            budget: WriteBudget::new(settings.write_limit),
+            backlog: Backlog::new(settings.read_limit),
             negotiated,
-            name,
+            name: settings.name.clone(),
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
             blocked: Mutex::default(),
+            backpressure: Backpressure::new(settings.backpressure_detection),
+            counters: Counters::default(),
+            own_news: AtomicBool::new(false),
+            own_events: Watchers::default(),
+            anything: Watchers::default(),
+            news: Mutex::default(),
+            alarm: Mutex::default(),
             waiting: AtomicUsize::new(0),
             ended,
         }
@@ -189,6 +226,50 @@ impl ConnectionPort {
     pub(crate) fn terminate(&self, termination: Termination) {
         let _ = self.closed.set(termination);
         self.budget.look_again();
+        self.ring();
+    }
+
+    /// Tells whoever dispatches that something has come for the connection itself.
+    pub(crate) fn ring(&self) {
+        self.own_news.store(true, Ordering::SeqCst);
+        self.own_events.ring();
+        self.anything.ring();
+    }
+
+    /// Whether something has come for the connection itself since it was dispatched last.
+    pub(crate) fn has_own_news(&self) -> bool {
+        self.own_news.load(Ordering::SeqCst)
+    }
+
+    /// Whoever does this looks at all there is after it.
+    pub(crate) fn take_own_news(&self) {
+        self.own_news.store(false, Ordering::SeqCst);
+    }
+
+    /// Notes a channel that has something to dispatch.
+    pub(crate) fn list(&self, channel: ChannelId) {
+        self.news.lock().push_back(channel);
+    }
+
+    /// How many channels have something to dispatch.
+    pub(crate) fn listed(&self) -> usize {
+        self.news.lock().len()
+    }
+
+    /// The next channel that has something to dispatch.
+    pub(crate) fn take_listed(&self) -> Option<ChannelId> {
+        self.news.lock().pop_front()
+    }
+
+    /// When a timer is due.
+    pub(crate) fn alarm(&self) -> Option<Instant> {
+        *self.alarm.lock()
+    }
+
+    /// Has the watchers told at `when`.
+    pub(crate) fn set_alarm(&self, when: Option<Instant>) {
+        *self.alarm.lock() = when;
+        self.wake.notify();
     }
 
     /// Waits until the IO thread has ended; `false` at the deadline.
@@ -220,6 +301,7 @@ impl ConnectionPort {
 
     pub(crate) fn set_blocked(&self, reason: Option<ShortString>) {
         *self.blocked.lock() = reason;
+        self.ring();
     }
 
     /// Deliveries of this cost were handed to the program.
@@ -230,219 +312,42 @@ impl ConnectionPort {
     }
 }
 
-/// The shared state of one channel.
+/// Whether far more waits to be written than one frame: the sign by which pika's users
+/// know that the broker, or the network, cannot follow.
 #[derive(Debug)]
-pub(crate) struct ChannelPort {
-    pub(crate) id: ChannelId,
-    pub(crate) connection: Arc<ConnectionPort>,
-    /// Why the channel ended. Written once, before anything is disconnected; by a close of
-    /// this program when it begins.
-    closed: OnceLock<CloseReason>,
-    /// Whether the broker has confirmed this program's close.
-    close_confirmed: AtomicBool,
-    /// The number of the last delivery that came.
-    last_delivery_tag: AtomicU64,
-    /// Which deliveries are settled. Held for moments only.
-    pub(crate) settlements: Mutex<Settlements>,
-    /// The deliveries of all consumers with a callback, in the order of the wire.
-    pub(crate) inbox: Inbox,
-    inbox_sender: Mutex<Option<Sender<Incoming>>>,
-    pub(crate) publishing: Publishing,
-    /// Messages that came back and belong to no confirm.
-    returns: Mutex<VecDeque<Arc<Content>>>,
+pub(crate) struct Backpressure {
+    is_watched: bool,
+    /// How many frames of mean size may wait.
+    multiplier: AtomicUsize,
+    is_on: AtomicBool,
 }
 
-/// How many returned messages that nobody takes are kept; then the oldest goes.
-const RETURNS_MAX: usize = 1000;
-
-impl ChannelPort {
-    pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionPort>, window: usize) -> Self {
-        let (sender, inbox) = Inbox::new(Arc::clone(&connection));
+impl Backpressure {
+    pub(crate) fn new(is_watched: bool) -> Self {
         Self {
-            id,
-            connection,
-            closed: OnceLock::new(),
-            close_confirmed: AtomicBool::new(false),
-            last_delivery_tag: AtomicU64::new(0),
-            settlements: Mutex::default(),
-            inbox,
-            inbox_sender: Mutex::new(Some(sender)),
-            publishing: Publishing::new(window),
-            returns: Mutex::default(),
+            is_watched,
+            multiplier: AtomicUsize::new(BACKPRESSURE_MULTIPLIER),
+            is_on: AtomicBool::new(false),
         }
     }
 
-    /// Why the channel itself is closed, if it is.
-    pub(crate) fn closed(&self) -> Option<&CloseReason> {
-        self.closed.get()
+    pub(crate) fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::Acquire)
     }
 
-    /// Why nothing can be done on the channel, if so.
-    pub(crate) fn end(&self) -> Option<Error> {
-        let lost = || self.connection.end();
-        match self.closed() {
-            None => lost(),
-            Some(reason) => Some(
-                // A close that the end of the connection overtook has not come about.
-                lost()
-                    .filter(|error| self.is_being_closed(reason) && error.is_of_others())
-                    .unwrap_or_else(|| Error::ChannelClosed(reason.clone())),
-            ),
+    pub(crate) fn set_multiplier(&self, multiplier: usize) {
+        self.multiplier.store(multiplier, Ordering::Release);
+    }
+
+    /// Looks at what waits, in bytes; `true` if backpressure begins now.
+    #[must_use]
+    pub(crate) fn begins(&self, waiting: usize, mean_frame: u64) -> bool {
+        if !self.is_watched {
+            return false;
         }
-    }
-
-    /// Whether this program's close awaits its answer.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closed()
-            .is_some_and(|reason| self.is_being_closed(reason))
-            && self.connection.termination().is_none()
-    }
-
-    fn is_being_closed(&self, reason: &CloseReason) -> bool {
-        reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
-    }
-
-    /// Says that the broker has confirmed this program's close.
-    pub(crate) fn confirm_close(&self) {
-        self.close_confirmed.store(true, Ordering::Release);
-    }
-
-    /// Records the end; `None` if the channel goes with its connection.
-    pub(crate) fn close(&self, reason: Option<CloseReason>) {
-        if let Some(reason) = reason {
-            let _ = self.closed.set(reason);
-        }
-        self.inbox_sender.lock().take();
-    }
-
-    /// Where deliveries for callbacks go; `None` after the channel's end.
-    pub(crate) fn inbox_sender(&self) -> Option<Sender<Incoming>> {
-        self.inbox_sender.lock().clone()
-    }
-
-    pub(crate) fn last_delivery_tag(&self) -> u64 {
-        self.last_delivery_tag.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn delivered(&self, delivery_tag: u64) {
-        self.last_delivery_tag
-            .fetch_max(delivery_tag, Ordering::AcqRel);
-    }
-
-    /// Sends `method`, to be followed by [`finish`]. What is begun first goes first.
-    pub(crate) fn begin(
-        &self,
-        method: Method,
-        consumer: Option<Arc<Route>>,
-        deadline: Instant,
-    ) -> Receiver<Outcome> {
-        let (reply, outcome) = bounded(1);
-        self.connection.send(Command::Call {
-            channel: self.id,
-            method: Box::new(method),
-            consumer,
-            deadline,
-            reply,
-        });
-        outcome
-    }
-
-    /// Keeps a message that came back; the one that has to go for it, if any.
-    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Option<Arc<Content>> {
-        let mut returns = self.returns.lock();
-        let first = returns.is_empty();
-        let oldest = match returns.len() >= RETURNS_MAX {
-            true => returns.pop_front(),
-            false => None,
-        };
-        returns.push_back(message);
-        drop(returns);
-        if first {
-            self.nudge();
-        }
-        oldest
-    }
-
-    /// The next message that came back.
-    pub(crate) fn take_return(&self) -> Option<Arc<Content>> {
-        self.returns.lock().pop_front()
-    }
-
-    /// Makes whoever waits for the inbox look again.
-    pub(crate) fn nudge(&self) {
-        if let Some(sender) = self.inbox_sender() {
-            // The inbox is this channel's own, so it is there to receive.
-            let _ = sender.send(Incoming::Nudge);
-        }
-    }
-
-    /// Takes out every message for callbacks that `wanted` picks.
-    pub(crate) fn extract(&self, wanted: impl Fn(&Content) -> bool) -> Vec<Content> {
-        let extracted = self.inbox.extract(wanted);
-        if self.inbox.holds_back() {
-            self.nudge();
-        }
-        extracted
-    }
-
-    /// Queues the settlement of a delivery.
-    pub(crate) fn settle(&self, delivery_tag: u64, settle: Settle) {
-        self.connection.send(Command::Settle {
-            channel: self.id,
-            delivery_tag,
-            settle,
-        });
-    }
-}
-
-/// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
-/// ends; so this always returns.
-pub(crate) fn finish(outcome: &Receiver<Outcome>) -> Outcome {
-    outcome.recv().unwrap_or(Err(CallFailure::Closed))
-}
-
-/// The way of a consumer's deliveries. The IO thread's side holds it, and drops it at
-/// the consumer's end; that disconnects the inbox.
-#[derive(Debug)]
-pub(crate) struct Route {
-    pub(crate) consumer: Arc<ConsumerPort>,
-    pub(crate) sender: Sender<Incoming>,
-}
-
-/// The shared state of one consumer.
-#[derive(Debug)]
-pub(crate) struct ConsumerPort {
-    pub(crate) tag: ShortString,
-    pub(crate) no_ack: bool,
-    pub(crate) channel: Arc<ChannelPort>,
-    /// Its own inbox; `None` if it has a callback and shares that of its channel.
-    pub(crate) inbox: Option<Inbox>,
-    /// Set when it was cancelled, by the broker or not.
-    cancelled: OnceLock<bool>,
-}
-
-impl ConsumerPort {
-    pub(crate) fn new(
-        tag: ShortString,
-        no_ack: bool,
-        channel: Arc<ChannelPort>,
-        inbox: Option<Inbox>,
-    ) -> Self {
-        Self {
-            tag,
-            no_ack,
-            channel,
-            inbox,
-            cancelled: OnceLock::new(),
-        }
-    }
-
-    /// Whether it was cancelled, and if so, whether by the broker.
-    pub(crate) fn cancelled_by_broker(&self) -> Option<bool> {
-        self.cancelled.get().copied()
-    }
-
-    pub(crate) fn cancel(&self, by_broker: bool) {
-        let _ = self.cancelled.set(by_broker);
+        let multiplier = self.multiplier.load(Ordering::Acquire) as u64;
+        let is_on = waiting as u64 > mean_frame.saturating_mul(multiplier);
+        let was_on = self.is_on.swap(is_on, Ordering::AcqRel);
+        is_on && !was_on
     }
 }

@@ -56,10 +56,34 @@ pub(crate) struct Publishing {
 #[derive(Debug)]
 struct State {
     mode: Mode,
+    /// The broker has asked to hold publishes back (`channel.flow`).
+    held: bool,
     ledger: Ledger<Arc<Slot>, Arc<Content>>,
     failures: Failures,
+    /// What callbacks are to be told of confirms; `None` as long as there are none.
+    news: Option<News>,
     waiting: usize,
 }
+
+/// What became of publishes, in the order in which it was learnt.
+#[derive(Debug, Default)]
+struct News {
+    kept: VecDeque<Outcomes>,
+    /// How many were dropped, because nobody took them.
+    dropped: u64,
+}
+
+/// What became of the publishes `first` to `last`.
+#[derive(Debug)]
+pub(crate) struct Outcomes {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// `None`: the channel ended before the broker has said anything.
+    pub(crate) settled: Option<Settled<Arc<Content>>>,
+}
+
+/// How many entries of that kind are kept; runs of acknowledged ones are one.
+const NEWS_MAX: usize = 10_000;
 
 /// A publish that is on its way.
 pub(crate) enum Entered {
@@ -77,8 +101,10 @@ impl Publishing {
             gated: AtomicBool::new(false),
             state: Mutex::new(State {
                 mode: Mode::Plain,
+                held: false,
                 ledger: Ledger::new(),
                 failures: Failures::default(),
+                news: None,
                 waiting: 0,
             }),
             moved: Condvar::new(),
@@ -135,6 +161,8 @@ impl Publishing {
             true => Mode::Confirming,
             false => Mode::Plain,
         };
+        let gated = selected || state.held;
+        self.gated.store(gated, Ordering::Release);
         drop(state);
         self.moved.notify_all();
     }
@@ -185,12 +213,13 @@ impl Publishing {
         std::mem::take(&mut self.state.lock().failures)
     }
 
-    /// A confirm came.
-    pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) {
+    /// A confirm came. `true`: a callback is to be told.
+    pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) -> bool {
         let mut state = self.state.lock();
         let State {
             ledger,
             failures,
+            news,
             waiting,
             ..
         } = &mut *state;
@@ -201,26 +230,66 @@ impl Publishing {
                     settled: settled.clone(),
                 });
             }
+            if let Some(news) = news {
+                news.add(number, Some(settled.clone()));
+            }
             // Each publish settles once, so the slot is empty.
             let _ = slot.set(settled);
         });
+        let has_news = news.is_some();
         let awaited = *waiting > 0;
         drop(state);
         if awaited {
             self.moved.notify_all();
         }
+        has_news
+    }
+
+    /// From now on keeps what becomes of publishes, for callbacks.
+    pub(crate) fn keep_news(&self) {
+        self.state.lock().news.get_or_insert_default();
+    }
+
+    /// What became of some publishes, the earliest first.
+    pub(crate) fn take_news(&self) -> Option<Outcomes> {
+        self.state.lock().news.as_mut()?.kept.pop_front()
+    }
+
+    /// How many publishes the broker has said nothing of yet.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.state.lock().ledger.outstanding()
+    }
+
+    /// The broker asks to hold publishes back, or to go on.
+    pub(crate) fn set_flow(&self, active: bool) {
+        let mut state = self.state.lock();
+        state.held = !active;
+        let gated = state.held || state.mode != Mode::Plain;
+        self.gated.store(gated, Ordering::Release);
+        drop(state);
+        self.moved.notify_all();
+    }
+
+    /// Whether the broker lets publishes pass.
+    pub(crate) fn is_flow_active(&self) -> bool {
+        !self.state.lock().held
+    }
+
+    /// The channel is over: what is not settled will never be.
+    pub(crate) fn channel_ended(&self) {
+        let mut state = self.state.lock();
+        let State { ledger, news, .. } = &mut *state;
+        if let Some(news) = news {
+            ledger.outstanding_numbers(|number| news.add(number, None));
+        }
+        drop(state);
+        self.moved.notify_all();
     }
 
     /// A message came back. Gives it back if it is not one that is to be confirmed.
     pub(crate) fn returned(&self, fingerprint: u64, message: Content) -> Option<Arc<Content>> {
         let mut state = self.state.lock();
         state.ledger.returned(fingerprint, Arc::new(message))
-    }
-
-    /// Lets everyone who waits ask whether it still has a point.
-    pub(crate) fn look_again(&self) {
-        let _state = self.state.lock();
-        self.moved.notify_all();
     }
 
     fn wait(
@@ -270,6 +339,7 @@ impl Publishing {
 impl State {
     fn has_room(&self, window: usize) -> bool {
         match self.mode {
+            _ if self.held => false,
             Mode::Plain => true,
             Mode::Selecting => false,
             Mode::Confirming => self.ledger.outstanding() < window,
@@ -285,4 +355,37 @@ impl Failures {
             self.dropped += 1;
         }
     }
+}
+
+impl News {
+    fn add(&mut self, number: u64, settled: Option<Settled<Arc<Content>>>) {
+        // Mostly one entry for a whole run.
+        if let Some(last) = self.kept.back_mut() {
+            if last.last + 1 == number && is_one_run(&last.settled, &settled) {
+                last.last = number;
+                return;
+            }
+        }
+        if self.kept.len() >= NEWS_MAX {
+            self.kept.pop_front();
+            if self.dropped == 0 {
+                log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
+            }
+            self.dropped += 1;
+        }
+        self.kept.push_back(Outcomes {
+            first: number,
+            last: number,
+            settled,
+        });
+    }
+}
+
+fn is_one_run<R>(one: &Option<Settled<R>>, other: &Option<Settled<R>>) -> bool {
+    matches!(
+        (one, other),
+        (None, None)
+            | (Some(Settled::Acked), Some(Settled::Acked))
+            | (Some(Settled::Nacked), Some(Settled::Nacked))
+    )
 }

@@ -17,13 +17,14 @@
 //! otherwise the reply would be taken for that of the next call, a message would stay
 //! checked out, a consumer would swallow messages for nobody.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Instant;
 
+use super::consumers::{Consumers, Taker};
 use super::content::{Assembly, Content, ContentMethod, Names, Progress};
 use super::event::{CallFailure, ChannelId, Event, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
-use super::frame::{Settle, encode_settle};
+use super::frame::Settle;
 use super::handshake::{culprit, decode_method, split_method};
 use super::methods::{Method, MethodId, basic, channel};
 use super::wire::ShortString;
@@ -41,14 +42,6 @@ pub(crate) struct Call<T: Tokens> {
 }
 
 #[derive(Debug)]
-struct Consumer<T: Tokens> {
-    token: T::Consumer,
-    no_ack: bool,
-    /// Nobody wants its deliveries any more; a cancel is under way.
-    discard: bool,
-}
-
-#[derive(Debug)]
 pub(crate) struct Channel<T: Tokens> {
     id: ChannelId,
     token: T::Channel,
@@ -58,7 +51,7 @@ pub(crate) struct Channel<T: Tokens> {
     waiting: VecDeque<Call<T>>,
     /// Who waits for our close: call number and token.
     closers: Vec<(u64, Option<Instant>, T::Call)>,
-    consumers: HashMap<ShortString, Consumer<T>>,
+    consumers: Consumers<T::Consumer>,
     assembly: Assembly,
     names: Names,
 }
@@ -81,7 +74,7 @@ impl<T: Tokens> Channel<T> {
             active: None,
             waiting: VecDeque::new(),
             closers: Vec::new(),
-            consumers: HashMap::new(),
+            consumers: Consumers::new(),
             assembly: Assembly::Idle,
             names: Names::default(),
         };
@@ -306,20 +299,19 @@ impl<T: Tokens> Channel<T> {
     fn receive_content(&mut self, content: Content, out: &mut Out<T>) -> Result<(), ProtocolError> {
         match &content.method {
             ContentMethod::Deliver(deliver) => {
-                let Some(consumer) = self.consumers.get(&deliver.consumer_tag) else {
-                    log::debug!(
+                match self.consumers.taker(&deliver.consumer_tag) {
+                    Taker::Consumer(consumer) if consumer.discard => {
+                        self.give_back(deliver.delivery_tag, consumer.no_ack, out);
+                    }
+                    Taker::Consumer(consumer) => {
+                        let consumer = consumer.token.clone();
+                        out.events.push_back(Event::Delivery { consumer, content });
+                    }
+                    Taker::Ghost { no_ack } => self.give_back(deliver.delivery_tag, no_ack, out),
+                    Taker::Nobody => log::debug!(
                         "a delivery came for the unknown consumer {}",
                         deliver.consumer_tag
-                    );
-                    return Ok(());
-                };
-                if consumer.discard {
-                    self.give_back(deliver.delivery_tag, consumer.no_ack, out);
-                } else {
-                    out.events.push_back(Event::Delivery {
-                        consumer: consumer.token.clone(),
-                        content,
-                    });
+                    ),
                 }
                 Ok(())
             }
@@ -364,6 +356,9 @@ impl<T: Tokens> Channel<T> {
     /// What a reply changes here.
     fn settle(&mut self, method: &Method, out: &mut Out<T>) {
         if let Method::BasicCancel(cancel) = method {
+            if cancel.nowait {
+                self.consumers.remember_ghost(&cancel.consumer_tag);
+            }
             self.end_consumer(&cancel.consumer_tag, false, out);
         }
     }
@@ -408,7 +403,7 @@ impl<T: Tokens> Channel<T> {
             multiple: false,
             requeue: true,
         };
-        encode_settle(&mut out.bytes, self.id.number, delivery_tag, nack);
+        out.settle(self.id.number, delivery_tag, nack);
     }
 
     fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Out<T>) {
@@ -422,7 +417,7 @@ impl<T: Tokens> Channel<T> {
     fn end_consumer(&mut self, consumer_tag: &ShortString, by_broker: bool, out: &mut Out<T>) {
         if let Some(consumer) = self.consumers.remove(consumer_tag) {
             out.events.push_back(Event::ConsumerEnded {
-                consumer: consumer.token,
+                consumer,
                 by_broker,
             });
         }
@@ -446,11 +441,10 @@ impl<T: Tokens> Channel<T> {
     /// Ends everything that goes on here; `None` if the connection ends with it.
     fn end(&mut self, reason: Option<CloseReason>, out: &mut Out<T>) {
         self.assembly = Assembly::Idle;
-        let consumers = self.consumers.drain().map(|(_, consumer)| consumer.token);
         out.events.push_back(Event::ChannelClosed {
             channel: self.token.clone(),
             reason,
-            consumers: consumers.collect(),
+            consumers: self.consumers.drain(),
         });
         for call in self.active.take().into_iter().chain(self.waiting.drain(..)) {
             out.unwatch(self.id.number, &call);
@@ -507,7 +501,7 @@ impl<T: Tokens> Channel<T> {
 
     fn try_transmit(&mut self, call: &mut Call<T>, out: &mut Out<T>) -> Result<(), CallFailure> {
         if let Method::BasicConsume(consume) = &call.method {
-            if self.consumers.contains_key(&consume.consumer_tag) {
+            if self.consumers.contains(&consume.consumer_tag) {
                 return Err(CallFailure::DuplicateConsumerTag);
             }
         }
@@ -515,13 +509,8 @@ impl<T: Tokens> Channel<T> {
             .map_err(CallFailure::Encode)?;
         // Registered before the reply, which the first delivery may follow at once.
         if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
-            let consumer = Consumer {
-                token,
-                no_ack: consume.no_ack,
-                discard: false,
-            };
-            self.consumers
-                .insert(consume.consumer_tag.clone(), consumer);
+            let tag = consume.consumer_tag.clone();
+            self.consumers.insert(tag, token, consume.no_ack);
         }
         Ok(())
     }

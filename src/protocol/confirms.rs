@@ -145,6 +145,15 @@ impl<T, R> Ledger<T, R> {
         }
     }
 
+    /// Tells of every publish that is not settled.
+    pub(crate) fn outstanding_numbers(&self, mut tell: impl FnMut(u64)) {
+        for (number, entry) in (self.first..).zip(&self.pending) {
+            if entry.is_some() {
+                tell(number);
+            }
+        }
+    }
+
     /// Takes `number`, or the earliest one, out of the mandatory ones with this
     /// fingerprint.
     fn forget_mandatory(&mut self, fingerprint: u64, number: Option<u64>) -> Option<u64> {

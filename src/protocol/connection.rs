@@ -31,7 +31,7 @@ use super::event::{
     CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
-use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle, encode_settle};
+use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle};
 use super::handshake::{Negotiated, close_reason, decode_method, split_method};
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, MethodId, channel, connection};
@@ -66,7 +66,33 @@ struct Router<T: Tokens> {
     lowest_free: u16,
     generations: u64,
     heartbeat: Heartbeat,
+    blocked: Blocked,
+    frames_received: u64,
     state: State,
+}
+
+/// Whether the broker takes no publishes, and how long that may last.
+#[derive(Debug)]
+struct Blocked {
+    timeout: Option<Duration>,
+    since: Option<(Instant, ShortString)>,
+}
+
+impl Blocked {
+    fn deadline(&self) -> Option<Instant> {
+        let (since, _) = self.since.as_ref()?;
+        Some(*since + self.timeout?)
+    }
+
+    /// What to end with, if it has lasted too long.
+    fn is_over(&self, now: Instant) -> Option<Termination> {
+        let after = self.timeout?;
+        let (since, reason) = self.since.as_ref()?;
+        (now >= *since + after).then(|| Termination::BlockedTooLong {
+            after,
+            reason: reason.clone(),
+        })
+    }
 }
 
 impl<T: Tokens> Connection<T> {
@@ -75,6 +101,7 @@ impl<T: Tokens> Connection<T> {
         decoder: FrameDecoder,
         negotiated: &Negotiated,
         max_message_size: u64,
+        blocked_timeout: Option<Duration>,
         now: Instant,
     ) -> Self {
         let interval = Duration::from_secs(negotiated.heartbeat.into());
@@ -88,6 +115,11 @@ impl<T: Tokens> Connection<T> {
                 lowest_free: 1,
                 generations: 0,
                 heartbeat: Heartbeat::new(interval, now),
+                blocked: Blocked {
+                    timeout: blocked_timeout,
+                    since: None,
+                },
+                frames_received: 0,
                 state: State::Open,
             },
         };
@@ -107,7 +139,7 @@ impl<T: Tokens> Connection<T> {
         while !self.is_closed() {
             let outcome = match self.decoder.next() {
                 Ok(None) => return,
-                Ok(Some(frame)) => self.router.route(frame),
+                Ok(Some(frame)) => self.router.route(frame, now),
                 Err(error) => Err(error),
             };
             if let Err(error) = outcome {
@@ -150,6 +182,16 @@ impl<T: Tokens> Connection<T> {
         &mut self.router.out.bytes
     }
 
+    /// How many frames were put out since this was asked last.
+    pub(crate) fn take_frames_sent(&mut self) -> u64 {
+        std::mem::take(&mut self.router.out.frames)
+    }
+
+    /// How many frames came since this was asked last.
+    pub(crate) fn take_frames_received(&mut self) -> u64 {
+        std::mem::take(&mut self.router.frames_received)
+    }
+
     /// Says that bytes went out.
     pub(crate) fn sent(&mut self, now: Instant) {
         self.router.heartbeat.sent(now);
@@ -178,7 +220,11 @@ impl<T: Tokens> Connection<T> {
             _ => None,
         };
         let heartbeat = router.heartbeat.deadline();
-        [call, close, heartbeat].into_iter().flatten().min()
+        let blocked = router.blocked.deadline();
+        [call, close, heartbeat, blocked]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
@@ -195,10 +241,14 @@ impl<T: Tokens> Connection<T> {
             State::Closed => return,
             _ => {}
         }
+        if let Some(termination) = router.blocked.is_over(now) {
+            return router.terminate(termination);
+        }
         match router.heartbeat.due(now) {
             Due::Nothing => {}
             Due::Send => {
                 router.out.bytes.extend_from_slice(&HEARTBEAT_FRAME);
+                router.out.frames += 1;
                 router.heartbeat.sent(now);
             }
             Due::PeerIsDead { silent } => router.terminate(Termination::Silence(silent)),
@@ -302,7 +352,7 @@ impl<T: Tokens> Connection<T> {
     /// Settles a delivery, if its channel still can; not while the gate says `Committing`.
     pub(crate) fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
         if self.is_open(id) {
-            encode_settle(&mut self.router.out.bytes, id.number, delivery_tag, settle);
+            self.router.out.settle(id.number, delivery_tag, settle);
         }
     }
 
@@ -347,7 +397,8 @@ impl<T: Tokens> Connection<T> {
 }
 
 impl<T: Tokens> Router<T> {
-    fn route(&mut self, frame: Frame<'_>) -> Result<(), ProtocolError> {
+    fn route(&mut self, frame: Frame<'_>, now: Instant) -> Result<(), ProtocolError> {
+        self.frames_received += 1;
         // After our close only the end counts (specification, connection.close).
         if !matches!(self.state, State::Open) && !is_end(frame) {
             return Ok(());
@@ -358,7 +409,7 @@ impl<T: Tokens> Router<T> {
                 channel: 0,
                 payload,
             } => {
-                return self.receive_connection_method(decode_method(payload)?);
+                return self.receive_connection_method(decode_method(payload)?, now);
             }
             Frame::Method { channel, .. } => (channel, "a method"),
             Frame::Header { channel, .. } => (channel, "a content header"),
@@ -398,7 +449,11 @@ impl<T: Tokens> Router<T> {
         }
     }
 
-    fn receive_connection_method(&mut self, method: Method) -> Result<(), ProtocolError> {
+    fn receive_connection_method(
+        &mut self,
+        method: Method,
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
         match (&self.state, method) {
             (_, Method::ConnectionClose(close)) => {
                 self.out.send(0, &connection::CloseOk::default().into());
@@ -413,9 +468,15 @@ impl<T: Tokens> Router<T> {
                 self.terminate(Termination::Closed(reason));
             }
             (_, Method::ConnectionBlocked(blocked)) => {
+                // Said again, it goes on from when it began.
+                let since = self.blocked.since.take().map_or(now, |(since, _)| since);
+                self.blocked.since = Some((since, blocked.reason.clone()));
                 self.out.events.push_back(Event::Blocked(blocked.reason));
             }
-            (_, Method::ConnectionUnblocked(_)) => self.out.events.push_back(Event::Unblocked),
+            (_, Method::ConnectionUnblocked(_)) => {
+                self.blocked.since = None;
+                self.out.events.push_back(Event::Unblocked);
+            }
             (_, method) => {
                 return Err(ProtocolError::UnexpectedMethod {
                     method: method.id(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::channel::Call;
 use super::content::Content;
 use super::failure::{CloseReason, EncodeError, ProtocolError};
-use super::frame::encode_method;
+use super::frame::{Settle, encode_method, encode_settle};
 use super::methods::Method;
 use super::wire::ShortString;
 
@@ -77,6 +77,11 @@ pub(crate) enum Termination {
     EndOfStream,
     /// Our close was not answered in time.
     CloseTimedOut,
+    /// The broker has blocked our publishes for longer than the program wants to wait.
+    BlockedTooLong {
+        after: Duration,
+        reason: ShortString,
+    },
     /// The socket failed.
     Io(std::io::ErrorKind, String),
 }
@@ -137,6 +142,8 @@ pub(crate) enum Event<T: Tokens> {
 #[derive(Debug)]
 pub(crate) struct Out<T: Tokens> {
     pub(crate) bytes: Vec<u8>,
+    /// How many frames were put into `bytes` since somebody asked.
+    pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
     /// Deadlines of calls: when, which channel, which call.
     deadlines: BTreeSet<(Instant, u16, u64)>,
@@ -148,6 +155,7 @@ impl<T: Tokens> Out<T> {
     pub(crate) fn new(frame_max: usize) -> Self {
         Self {
             bytes: Vec::new(),
+            frames: 0,
             events: VecDeque::new(),
             deadlines: BTreeSet::new(),
             frame_max,
@@ -186,7 +194,15 @@ impl<T: Tokens> Out<T> {
     }
 
     pub(crate) fn try_send(&mut self, channel: u16, method: &Method) -> Result<(), EncodeError> {
-        encode_method(&mut self.bytes, channel, method, self.frame_max)
+        encode_method(&mut self.bytes, channel, method, self.frame_max)?;
+        self.frames += 1;
+        Ok(())
+    }
+
+    /// Settles a delivery.
+    pub(crate) fn settle(&mut self, channel: u16, delivery_tag: u64, settle: Settle) {
+        self.frames += 1;
+        encode_settle(&mut self.bytes, channel, delivery_tag, settle);
     }
 
     pub(crate) fn answer(&mut self, call: T::Call, outcome: Result<Reply, CallFailure>) {

@@ -256,6 +256,11 @@ impl Publish<'_> {
     }
 }
 
+/// How many frames a message takes.
+pub(crate) fn content_frames(body: usize, frame_max: usize) -> u64 {
+    2 + body.div_ceil(frame_max - FRAME_OVERHEAD) as u64
+}
+
 /// One publish as one buffer: method, header and body frames.
 ///
 /// Contiguous, because nothing else may come between them on their channel.

@@ -15,6 +15,7 @@ mod define;
 pub(crate) mod channel;
 pub(crate) mod confirms;
 pub(crate) mod connection;
+pub(crate) mod consumers;
 pub(crate) mod content;
 pub(crate) mod event;
 pub(crate) mod failure;

@@ -157,7 +157,7 @@ impl Scenario {
         let now = Instant::now();
         let decoder = FrameDecoder::new(negotiated.frame_max);
         Self {
-            core: Connection::new(decoder, negotiated, MAX_MESSAGE_SIZE, now),
+            core: Connection::new(decoder, negotiated, MAX_MESSAGE_SIZE, None, now),
             now,
         }
     }

@@ -1,0 +1,82 @@
+//! Methods that come as values.
+
+use super::BlockingChannel;
+use crate::error::{Error, Result};
+use crate::protocol::event::Reply;
+use crate::protocol::frame::Settle;
+use crate::protocol::methods::{Method, basic, confirm};
+
+/// How a method that comes as a value is sent.
+enum Way {
+    /// As any call: nothing here needs to know of it.
+    Call,
+    Refused(&'static str),
+}
+
+impl BlockingChannel {
+    /// Sends any method but a publish, in the way that keeps the books right.
+    pub(crate) fn send_method(&self, method: Method) -> Result<Option<Method>> {
+        let shared = self.shared();
+        match method {
+            Method::BasicAck(ack) => {
+                let multiple = ack.multiple;
+                shared.settle(ack.delivery_tag, Settle::Ack { multiple })?;
+            }
+            Method::BasicNack(nack) => self.basic_nack(nack)?,
+            Method::BasicReject(reject) => self.basic_reject(reject)?,
+            Method::BasicQos(qos) => {
+                self.basic_qos(qos)?;
+                return Ok(Some(basic::QosOk::default().into()));
+            }
+            Method::ConfirmSelect(select) if select.nowait => self.confirm_delivery_nowait()?,
+            Method::ConfirmSelect(_) => {
+                self.confirm_delivery()?;
+                return Ok(Some(confirm::SelectOk::default().into()));
+            }
+            method => {
+                if let Way::Refused(instead) = way(&method) {
+                    return Err(Error::MethodRefused {
+                        method: method.id(),
+                        instead,
+                    });
+                }
+                return match shared.exchange(method, None)? {
+                    Reply::Method(reply) => Ok(Some(reply)),
+                    _ => Ok(None),
+                };
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn way(method: &Method) -> Way {
+    match method {
+        Method::AccessRequest(_)
+        | Method::ChannelFlow(_)
+        | Method::ExchangeDeclare(_)
+        | Method::ExchangeDelete(_)
+        | Method::ExchangeBind(_)
+        | Method::ExchangeUnbind(_)
+        | Method::QueueDeclare(_)
+        | Method::QueueBind(_)
+        | Method::QueuePurge(_)
+        | Method::QueueDelete(_)
+        | Method::QueueUnbind(_)
+        | Method::BasicRecover(_)
+        | Method::BasicRecoverAsync(_)
+        | Method::TxSelect(_)
+        | Method::TxCommit(_)
+        | Method::TxRollback(_) => Way::Call,
+        Method::BasicConsume(_) => {
+            Way::Refused("use basic_consume or consume, which take what it delivers")
+        }
+        Method::BasicCancel(_) => Way::Refused("use basic_cancel, which hands back what is left"),
+        Method::BasicGet(_) => Way::Refused("use basic_get, which returns the message"),
+        Method::ChannelOpen(_) => Way::Refused("use BlockingConnection::channel"),
+        Method::ChannelClose(_) => Way::Refused("use BlockingChannel::close_with"),
+        Method::ConnectionClose(_) => Way::Refused("use BlockingConnection::close_with"),
+        Method::ConnectionUpdateSecret(_) => Way::Refused("use BlockingConnection::update_secret"),
+        _ => Way::Refused("the library or the broker sends it when its time comes"),
+    }
+}

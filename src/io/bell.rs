@@ -1,0 +1,138 @@
+//! Who is told that something has come: threads that dispatch callbacks, and programs that
+//! wait with `select!`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+/// A slot for one unit: full from the first ring until somebody has heard it.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    ring: Sender<()>,
+    heard: Receiver<()>,
+}
+
+thread_local! {
+    static BELL: Arc<Bell> = Arc::new(Bell::new());
+}
+
+impl Bell {
+    pub(crate) fn new() -> Self {
+        let (ring, heard) = bounded(1);
+        Self { ring, heard }
+    }
+
+    /// The bell of the calling thread, for all that it ever waits for. It may have been rung
+    /// for something that the thread has seen since.
+    pub(crate) fn of_this_thread() -> Arc<Self> {
+        BELL.with(Arc::clone)
+    }
+
+    pub(crate) fn ring(&self) {
+        // A slot that is full already says the same.
+        let _ = self.ring.try_send(());
+    }
+
+    /// Waits for a ring, or for the deadline.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) {
+        // Either way the caller looks what there is.
+        let _ = match deadline {
+            Some(deadline) => self.heard.recv_deadline(deadline).ok(),
+            None => self.heard.recv().ok(),
+        };
+    }
+
+    /// The slot, to be waited for with others.
+    pub(crate) fn receiver(&self) -> &Receiver<()> {
+        &self.heard
+    }
+}
+
+/// The bells to ring when something comes.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers {
+    bells: Mutex<Vec<Arc<Bell>>>,
+    /// How many there are, so that nobody pays for a lock to find none.
+    count: AtomicUsize,
+}
+
+impl Watchers {
+    /// Rings `bell` from now on, as long as the guard lives. What had come before is the
+    /// caller's to look for, after this.
+    #[must_use]
+    pub(crate) fn watch(&self, bell: &Arc<Bell>) -> Watch<'_> {
+        self.add(bell);
+        Watch {
+            watchers: self,
+            bell: Arc::clone(bell),
+        }
+    }
+
+    /// Rings `bell` from now on.
+    pub(crate) fn add(&self, bell: &Arc<Bell>) {
+        let mut bells = self.bells.lock();
+        bells.push(Arc::clone(bell));
+        self.count.store(bells.len(), Ordering::SeqCst);
+    }
+
+    /// To be called after something was put where the watchers look. The number of
+    /// watchers is read in one order with that, so that either this sees a new one, or that
+    /// one sees what was put.
+    pub(crate) fn ring(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.count.load(Ordering::SeqCst) > 0 {
+            self.bells.lock().iter().for_each(|bell| bell.ring());
+        }
+    }
+
+    fn remove(&self, bell: &Arc<Bell>) {
+        let mut bells = self.bells.lock();
+        if let Some(index) = bells.iter().position(|other| Arc::ptr_eq(other, bell)) {
+            bells.swap_remove(index);
+        }
+        self.count.store(bells.len(), Ordering::SeqCst);
+    }
+}
+
+/// Keeps a bell among the watchers for as long as it lives.
+pub(crate) struct Watch<'a> {
+    watchers: &'a Watchers,
+    bell: Arc<Bell>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.watchers.remove(&self.bell);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_before_the_wait_count_and_together_as_one() {
+        let bell = Bell::new();
+        bell.ring();
+        bell.ring();
+        bell.wait(None);
+        assert!(bell.receiver().is_empty());
+    }
+
+    #[test]
+    fn a_watcher_hears_as_long_as_it_watches() {
+        let watchers = Watchers::default();
+        let bell = Arc::new(Bell::new());
+        let watch = watchers.watch(&bell);
+        let again = watchers.watch(&bell);
+        drop(again);
+        watchers.ring();
+        assert!(bell.receiver().try_recv().is_ok());
+        drop(watch);
+        watchers.ring();
+        assert!(bell.receiver().is_empty());
+    }
+}

@@ -1,0 +1,340 @@
+//! What the program's threads and the IO thread share of one channel, and of one consumer.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, bounded};
+use parking_lot::Mutex;
+
+use super::inbox::Inbox;
+use super::port::{Command, ConnectionPort, Outcome};
+use super::publishing::Publishing;
+use crate::error::Error;
+use crate::protocol::content::Content;
+use crate::protocol::event::{CallFailure, ChannelId};
+use crate::protocol::failure::{CloseReason, ClosedBy};
+use crate::protocol::frame::Settle;
+use crate::protocol::methods::Method;
+use crate::protocol::settlements::Settlements;
+use crate::protocol::wire::ShortString;
+
+/// The shared state of one channel.
+#[derive(Debug)]
+pub(crate) struct ChannelPort {
+    pub(crate) id: ChannelId,
+    pub(crate) connection: Arc<ConnectionPort>,
+    /// Why the channel ended. Written once, before anything is disconnected; by a close of
+    /// this program when it begins.
+    closed: OnceLock<CloseReason>,
+    /// Whether the broker has confirmed this program's close.
+    close_confirmed: AtomicBool,
+    /// The number of the last delivery that came.
+    last_delivery_tag: AtomicU64,
+    /// Which deliveries are settled. Held for moments only.
+    pub(crate) settlements: Mutex<Settlements>,
+    /// The deliveries of all consumers with a callback, in the order of the wire.
+    pub(crate) inbox: Inbox,
+    pub(crate) publishing: Publishing,
+    notices: Mutex<Notices>,
+    /// Whether there may be notices, so that nobody pays for a lock to find none.
+    has_notices: AtomicBool,
+    /// Whether the channel stands in the connection's list of those with news.
+    listed: AtomicBool,
+}
+
+/// How many things that nobody takes are kept of each kind; then the oldest goes.
+const NOTICES_MAX: usize = 1000;
+
+/// What callbacks are told beside deliveries, until a thread dispatches it.
+#[derive(Debug, Default)]
+struct Notices {
+    /// Messages that came back and belong to no confirm.
+    returns: VecDeque<Arc<Content>>,
+    /// Consumers without a callback that the broker has cancelled.
+    cancelled: VecDeque<ShortString>,
+    /// What the broker has said last of the flow of content.
+    flow: Option<bool>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    Returned(Arc<Content>),
+    Cancelled(ShortString),
+    Flow(bool),
+}
+
+impl ChannelPort {
+    pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionPort>, window: usize) -> Self {
+        Self {
+            id,
+            inbox: Inbox::new(Arc::clone(&connection)),
+            connection,
+            closed: OnceLock::new(),
+            close_confirmed: AtomicBool::new(false),
+            last_delivery_tag: AtomicU64::new(0),
+            settlements: Mutex::default(),
+            publishing: Publishing::new(window),
+            notices: Mutex::default(),
+            has_notices: AtomicBool::new(false),
+            listed: AtomicBool::new(false),
+        }
+    }
+
+    /// Why the channel itself is closed, if it is.
+    pub(crate) fn closed(&self) -> Option<&CloseReason> {
+        self.closed.get()
+    }
+
+    /// Why nothing can be done on the channel, if so.
+    pub(crate) fn end(&self) -> Option<Error> {
+        let lost = || self.connection.end();
+        match self.closed() {
+            None => lost(),
+            Some(reason) => Some(
+                // A close that the end of the connection overtook has not come about.
+                lost()
+                    .filter(|error| self.is_being_closed(reason) && error.is_of_others())
+                    .unwrap_or_else(|| Error::ChannelClosed(reason.clone())),
+            ),
+        }
+    }
+
+    /// Whether this program's close awaits its answer.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closed()
+            .is_some_and(|reason| self.is_being_closed(reason))
+            && self.connection.termination().is_none()
+    }
+
+    fn is_being_closed(&self, reason: &CloseReason) -> bool {
+        reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
+    }
+
+    /// Says that the broker has confirmed this program's close.
+    pub(crate) fn confirm_close(&self) {
+        self.close_confirmed.store(true, Ordering::Release);
+    }
+
+    /// Records the end; `None` if the channel goes with its connection.
+    pub(crate) fn close(&self, reason: Option<CloseReason>) {
+        if let Some(reason) = reason {
+            let _ = self.closed.set(reason);
+        }
+        self.publishing.channel_ended();
+        self.inbox.end();
+        self.announce();
+    }
+
+    pub(crate) fn last_delivery_tag(&self) -> u64 {
+        self.last_delivery_tag.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn delivered(&self, delivery_tag: u64) {
+        self.last_delivery_tag
+            .fetch_max(delivery_tag, Ordering::AcqRel);
+    }
+
+    /// Sends `method`, to be followed by [`finish`]. What is begun first goes first.
+    pub(crate) fn begin(
+        &self,
+        method: Method,
+        consumer: Option<Arc<Route>>,
+        deadline: Instant,
+    ) -> Receiver<Outcome> {
+        let (reply, outcome) = bounded(1);
+        self.connection.send(Command::Call {
+            channel: self.id,
+            method: Box::new(method),
+            consumer,
+            deadline,
+            reply,
+        });
+        outcome
+    }
+
+    /// Puts the channel on the list of those with news, and tells whoever dispatches.
+    pub(crate) fn announce(&self) {
+        if !self.listed.swap(true, Ordering::SeqCst) {
+            self.connection.list(self.id);
+        }
+        self.inbox.watchers().ring();
+        self.connection.anything.ring();
+    }
+
+    /// Takes the channel off that list: whoever does looks at all there is after this.
+    pub(crate) fn unlist(&self) {
+        self.listed.store(false, Ordering::SeqCst);
+    }
+
+    /// Keeps a message that came back; the one that has to go for it, if any.
+    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Option<Arc<Content>> {
+        self.notice(|notices| push_bounded(&mut notices.returns, message))
+    }
+
+    /// Keeps the tag of a consumer that the broker has cancelled.
+    pub(crate) fn keep_cancelled(&self, tag: ShortString) {
+        self.notice(|notices| push_bounded(&mut notices.cancelled, tag));
+    }
+
+    pub(crate) fn keep_flow(&self, active: bool) {
+        self.notice(|notices| notices.flow = Some(active));
+    }
+
+    fn notice<R>(&self, note: impl FnOnce(&mut Notices) -> R) -> R {
+        let mut notices = self.notices.lock();
+        let noted = note(&mut notices);
+        self.has_notices.store(true, Ordering::Release);
+        drop(notices);
+        self.announce();
+        noted
+    }
+
+    /// The next message that came back.
+    pub(crate) fn take_return(&self) -> Option<Arc<Content>> {
+        self.notices.lock().returns.pop_front()
+    }
+
+    /// Whether there may be notices.
+    pub(crate) fn has_notices(&self) -> bool {
+        self.has_notices.load(Ordering::Acquire)
+    }
+
+    /// The next notice of those kinds that somebody wants to know of.
+    pub(crate) fn take_notice(&self, returns: bool, cancelled: bool, flow: bool) -> Option<Notice> {
+        let mut notices = self.notices.lock();
+        let flow = flow.then(|| notices.flow.take()).flatten();
+        let notice = flow.map(Notice::Flow);
+        let notice = notice.or_else(|| {
+            let tag = cancelled.then(|| notices.cancelled.pop_front()).flatten();
+            tag.map(Notice::Cancelled)
+        });
+        let notice = notice.or_else(|| {
+            let message = returns.then(|| notices.returns.pop_front()).flatten();
+            message.map(Notice::Returned)
+        });
+        if notices.is_empty() {
+            self.has_notices.store(false, Ordering::Release);
+        }
+        notice
+    }
+
+    /// Queues the settlement of a delivery.
+    pub(crate) fn settle(&self, delivery_tag: u64, settle: Settle) {
+        self.connection.send(Command::Settle {
+            channel: self.id,
+            delivery_tag,
+            settle,
+        });
+    }
+}
+
+impl Notices {
+    fn is_empty(&self) -> bool {
+        self.returns.is_empty() && self.cancelled.is_empty() && self.flow.is_none()
+    }
+}
+
+/// Adds `item`; the oldest one, if that has to go for it.
+fn push_bounded<T>(items: &mut VecDeque<T>, item: T) -> Option<T> {
+    let oldest = match items.len() >= NOTICES_MAX {
+        true => items.pop_front(),
+        false => None,
+    };
+    items.push_back(item);
+    oldest
+}
+
+/// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
+/// ends; so this always returns.
+pub(crate) fn finish(outcome: &Receiver<Outcome>) -> Outcome {
+    outcome.recv().unwrap_or(Err(CallFailure::Closed))
+}
+
+/// What the IO thread's side holds of a consumer, and drops at the consumer's end.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) consumer: Arc<ConsumerPort>,
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        if let Some(inbox) = &self.consumer.own_inbox {
+            inbox.end();
+        }
+    }
+}
+
+/// The shared state of one consumer.
+#[derive(Debug)]
+pub(crate) struct ConsumerPort {
+    pub(crate) tag: ShortString,
+    pub(crate) no_ack: bool,
+    pub(crate) channel: Arc<ChannelPort>,
+    /// `None` if it has a callback and shares the inbox of its channel.
+    pub(crate) own_inbox: Option<Inbox>,
+    /// Set when it was cancelled, by the broker or not.
+    cancelled: OnceLock<bool>,
+}
+
+impl ConsumerPort {
+    /// A consumer whose deliveries go to a callback.
+    pub(crate) fn with_callback(
+        tag: ShortString,
+        no_ack: bool,
+        channel: Arc<ChannelPort>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            tag,
+            no_ack,
+            channel,
+            own_inbox: None,
+            cancelled: OnceLock::new(),
+        })
+    }
+
+    /// A consumer whose deliveries are taken one by one.
+    pub(crate) fn with_inbox(
+        tag: ShortString,
+        no_ack: bool,
+        channel: Arc<ChannelPort>,
+    ) -> Arc<Self> {
+        let inbox = Inbox::new(Arc::clone(&channel.connection));
+        Arc::new(Self {
+            tag,
+            no_ack,
+            channel,
+            own_inbox: Some(inbox),
+            cancelled: OnceLock::new(),
+        })
+    }
+
+    /// Where its deliveries wait.
+    pub(crate) fn inbox(&self) -> &Inbox {
+        self.own_inbox.as_ref().unwrap_or(&self.channel.inbox)
+    }
+
+    /// Takes out what waits for it and nobody has taken.
+    pub(crate) fn take_left(&self) -> Vec<Content> {
+        match &self.own_inbox {
+            Some(inbox) => inbox.extract(|_| true),
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether deliveries may still come.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.cancelled.get().is_none() && self.channel.end().is_none()
+    }
+
+    /// Whether it was cancelled, and if so, whether by the broker.
+    pub(crate) fn cancelled_by_broker(&self) -> Option<bool> {
+        self.cancelled.get().copied()
+    }
+
+    pub(crate) fn cancel(&self, by_broker: bool) {
+        let _ = self.cancelled.set(by_broker);
+    }
+}

@@ -1,0 +1,29 @@
+//! What a connection has carried so far.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters that the IO thread alone writes and everybody may read.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) bytes_sent: Counter,
+    pub(crate) bytes_received: Counter,
+    pub(crate) frames_sent: Counter,
+    pub(crate) frames_received: Counter,
+    pub(crate) messages_published: Counter,
+    pub(crate) messages_received: Counter,
+    pub(crate) messages_returned: Counter,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Of the IO thread only: with one writer no step needs to be atomic.
+    pub(crate) fn add(&self, count: u64) {
+        self.0.store(self.get() + count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,118 @@
+//! The consumers of one channel, and those that have just left.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::wire::ShortString;
+
+/// How many consumers are remembered that were cancelled without asking for a reply.
+const GHOSTS_MAX: usize = 256;
+
+/// What a channel knows of a consumer.
+#[derive(Debug)]
+pub(crate) struct Consumer<C> {
+    pub(crate) token: C,
+    pub(crate) no_ack: bool,
+    /// Nobody wants its deliveries any more; a cancel is under way.
+    pub(crate) discard: bool,
+}
+
+/// Consumers by their tag.
+#[derive(Debug)]
+pub(crate) struct Consumers<C> {
+    alive: HashMap<ShortString, Consumer<C>>,
+    /// Those that were cancelled without asking for a reply, the newest last, and whether
+    /// they need no acknowledgement: the broker may still send something for them.
+    ghosts: VecDeque<(ShortString, bool)>,
+}
+
+/// Who a delivery is for.
+#[derive(Debug)]
+pub(crate) enum Taker<'a, C> {
+    Consumer(&'a Consumer<C>),
+    /// One that was cancelled without asking for a reply.
+    Ghost {
+        no_ack: bool,
+    },
+    Nobody,
+}
+
+impl<C> Consumers<C> {
+    pub(crate) fn new() -> Self {
+        Self {
+            alive: HashMap::new(),
+            ghosts: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn contains(&self, tag: &ShortString) -> bool {
+        self.alive.contains_key(tag)
+    }
+
+    pub(crate) fn insert(&mut self, tag: ShortString, token: C, no_ack: bool) {
+        let consumer = Consumer {
+            token,
+            no_ack,
+            discard: false,
+        };
+        self.alive.insert(tag, consumer);
+    }
+
+    pub(crate) fn get_mut(&mut self, tag: &ShortString) -> Option<&mut Consumer<C>> {
+        self.alive.get_mut(tag)
+    }
+
+    pub(crate) fn taker(&self, tag: &ShortString) -> Taker<'_, C> {
+        if let Some(consumer) = self.alive.get(tag) {
+            return Taker::Consumer(consumer);
+        }
+        match self.ghosts.iter().rfind(|(ghost, _)| ghost == tag) {
+            Some((_, no_ack)) => Taker::Ghost { no_ack: *no_ack },
+            None => Taker::Nobody,
+        }
+    }
+
+    pub(crate) fn remove(&mut self, tag: &ShortString) -> Option<C> {
+        self.alive.remove(tag).map(|consumer| consumer.token)
+    }
+
+    /// Remembers that a consumer is about to leave without a reply.
+    pub(crate) fn remember_ghost(&mut self, tag: &ShortString) {
+        if let Some(consumer) = self.alive.get(tag) {
+            if self.ghosts.len() >= GHOSTS_MAX {
+                self.ghosts.pop_front();
+            }
+            self.ghosts.push_back((tag.clone(), consumer.no_ack));
+        }
+    }
+
+    /// All of them, who leave with the channel.
+    pub(crate) fn drain(&mut self) -> Vec<C> {
+        self.ghosts.clear();
+        let alive = self.alive.drain();
+        alive.map(|(_, consumer)| consumer.token).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_left_are_known_for_a_while() {
+        let mut consumers = Consumers::new();
+        for number in 0..=GHOSTS_MAX {
+            let tag = ShortString::from(number.to_string());
+            consumers.insert(tag.clone(), (), number % 2 == 0);
+            assert!(matches!(consumers.taker(&tag), Taker::Consumer(_)));
+            consumers.remember_ghost(&tag);
+            consumers.remove(&tag);
+        }
+        assert!(matches!(consumers.taker(&"0".into()), Taker::Nobody));
+        assert!(matches!(
+            consumers.taker(&"1".into()),
+            Taker::Ghost { no_ack: false }
+        ));
+        consumers.drain();
+        assert!(matches!(consumers.taker(&"1".into()), Taker::Nobody));
+    }
+}
