@@ -15,6 +15,8 @@ mod support;
 mod confirms;
 #[path = "live/consuming.rs"]
 mod consuming;
+#[path = "live/dispatching.rs"]
+mod dispatching;
 #[path = "live/examples.rs"]
 mod examples;
 #[path = "live/interop.rs"]

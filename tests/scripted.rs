@@ -11,6 +11,8 @@
 mod closing;
 #[path = "scripted/consuming.rs"]
 mod consuming;
+#[path = "scripted/dispatching.rs"]
+mod dispatching;
 #[path = "scripted/hostile.rs"]
 mod hostile;
 #[path = "scripted/matrix.rs"]

@@ -223,29 +223,37 @@ impl BlockingConnection {
             return Ok(0);
         };
         port.take_own_news();
-        self.tell_states(&held)?;
+        let told = self.tell_states(&held)?;
         let fired = self.fire_timers(&held, is_over)?;
         self.tell_closed_if(&held)?;
-        Ok(fired)
+        Ok(told + fired)
     }
 
-    fn tell_states(&self, held: &Held<'_>) -> Result<()> {
+    fn tell_states(&self, held: &Held<'_>) -> Result<usize> {
         let events = self.events();
         let (blocked, backpressure) = (self.blocked_reason(), self.inner.port.backpressure.is_on());
         let mut told = events.told.lock();
         let was_blocked = std::mem::replace(&mut told.blocked, blocked.is_some());
         let had_backpressure = std::mem::replace(&mut told.backpressure, backpressure);
         drop(told);
+        let mut changes = 0;
         match blocked {
-            Some(reason) if !was_blocked => events.on_blocked.tell(held, self, &reason)?,
-            None if was_blocked => events.on_unblocked.tell(held, self, &())?,
+            Some(reason) if !was_blocked => {
+                events.on_blocked.tell(held, self, &reason)?;
+                changes += 1;
+            }
+            None if was_blocked => {
+                events.on_unblocked.tell(held, self, &())?;
+                changes += 1;
+            }
             _ => {}
         }
         if backpressure && !had_backpressure {
             let waiting = self.inner.port.budget.used();
             events.on_backpressure.tell(held, self, &waiting)?;
+            changes += 1;
         }
-        Ok(())
+        Ok(changes)
     }
 
     fn fire_timers(&self, held: &Held<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {

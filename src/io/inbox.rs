@@ -142,17 +142,18 @@ impl Inbox {
     }
 
     fn take(&self, state: &mut State) -> Popped {
-        match state.queue.pop_front() {
-            Some(item) => {
-                // Whoever waits with `select!` hears again of what is left.
-                if let (Some(bell), false) = (self.ready.get(), state.queue.is_empty()) {
-                    bell.ring();
-                }
-                Popped::Item(item)
-            }
+        let popped = match state.queue.pop_front() {
+            Some(item) => Popped::Item(item),
             None if state.ended => Popped::Ended,
             None => Popped::Empty,
+        };
+        // Whoever waits with `select!` hears again of what is left, and all of the end.
+        if let Some(bell) = self.ready.get() {
+            if state.ended || !state.queue.is_empty() {
+                bell.ring();
+            }
         }
+        popped
     }
 
     fn handed_out(&self, popped: Popped) -> Popped {
