@@ -258,7 +258,7 @@ fn the_end_of_a_connection_is_told_once_by_its_own_close_or_by_who_dispatches() 
     });
     let channel = connection.channel().unwrap();
     channel
-        .basic_consume(&exclusive_queue(&channel), |_, _| Ok(()))
+        .basic_consume(exclusive_queue(&channel), |_, _| Ok(()))
         .unwrap();
     let breaker = connection.channel().unwrap();
     connection.add_timeout(NOW, move |_| {
@@ -755,7 +755,7 @@ fn consuming_and_cancelling_without_replies() {
         .unwrap();
     channel.basic_publish("", &queue, "one").unwrap();
     assert_eq!(dispatch_until(&connection, &noted), "one");
-    assert_eq!(channel.consumer_tags(), [tag.clone()]);
+    assert_eq!(channel.consumer_tags(), std::slice::from_ref(&tag));
     channel.basic_cancel_nowait(&tag).unwrap();
     assert!(channel.consumer_tags().is_empty());
     channel.basic_publish("", &queue, "two").unwrap();

@@ -285,8 +285,10 @@ fn deliveries_behind_a_cancel_without_reply_go_back() {
             let tag = wire.accept_consumer(1);
             let mut cancel = wire.expect(1, BASIC_CANCEL);
             assert_eq!((cancel.short(), cancel.u8()), (tag.clone(), 1));
+            wire.expect(1, QUEUE_DECLARE);
             wire.deliver(1, &tag, 1, "late");
             assert_eq!(wire.expect_settled(1, BASIC_NACK), (1, 2));
+            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
             // A new consumer of that name gets its own.
             assert_eq!(wire.accept_consumer(1), tag);
             wire.deliver(1, &tag, 2, "for the new one");
@@ -301,6 +303,7 @@ fn deliveries_behind_a_cancel_without_reply_go_back() {
                 .basic_consume(consume(), |_, _| panic!("it was cancelled"))
                 .unwrap();
             assert!(channel.basic_cancel_nowait("me").unwrap().is_empty());
+            channel.queue_declare("q").unwrap();
             let (note, noted) = mpsc::channel();
             channel
                 .basic_consume(consume(), move |_, delivery| {
