@@ -403,7 +403,7 @@ impl Shared {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
         if no_ack {
             // Cannot be settled, so it counts as settled.
-            self.port.settlements.lock().settle(tag);
+            self.port.settlements.lock().settle_for_good(tag);
         }
     }
 
