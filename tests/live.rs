@@ -17,6 +17,8 @@ mod confirms;
 mod consuming;
 #[path = "live/examples.rs"]
 mod examples;
+#[path = "live/getting.rs"]
+mod getting;
 #[path = "live/interop.rs"]
 mod interop;
 #[path = "live/life.rs"]

@@ -257,7 +257,7 @@ impl BlockingChannel {
     }
 
     /// Acknowledges all deliveries of this channel up to this number; 0 means all so
-    /// far, those included that wait to be taken.
+    /// far, those included that wait to be taken, and is Ok if there are none.
     ///
     /// # Errors
     ///

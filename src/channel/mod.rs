@@ -377,20 +377,20 @@ impl Shared {
         };
         // On the wire 0 would mean all that the broker has sent, and some of that may be
         // on its way yet.
-        let tag = match multiple && tag == 0 {
-            true => last,
-            false => tag,
-        };
+        let all = multiple && tag == 0;
+        let tag = if all { last } else { tag };
         // Sent under the lock, so that the order on the wire is that of the bookkeeping.
         let mut settlements = self.port.settlements.lock();
         let fresh = match multiple {
             true => settlements.settle_up_to(tag),
             false => settlements.settle(tag),
         };
-        if !fresh {
-            return Err(Error::AlreadySettled(tag));
+        match fresh {
+            true => self.port.settle(tag, settle),
+            // All of nothing is nothing.
+            false if all => {}
+            false => return Err(Error::AlreadySettled(tag)),
         }
-        self.port.settle(tag, settle);
         Ok(())
     }
 
