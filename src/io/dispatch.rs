@@ -28,6 +28,13 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
             consumer,
             by_broker,
         } => end_consumer(&consumer, by_broker),
+        Event::Recovered { channel, consumers } => {
+            let last = channel.last_delivery_tag();
+            channel.settlements.lock().settle_up_to(last);
+            forget_unsettled(&channel, &consumers);
+            // What is left waits where nobody may look without being told.
+            channel.nudge();
+        }
         Event::ChannelClosed {
             channel,
             reason,
@@ -99,7 +106,7 @@ fn fingerprint_of(content: &Content) -> Option<u64> {
 }
 
 /// Drops what waits to be taken and needs acknowledgement: that can no longer be given,
-/// the broker gives it out again, and it would count against the other channels.
+/// and the broker gives it out again. It would count against the other channels.
 fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
     let is_for_good = |content: &Content| match &content.method {
         ContentMethod::Deliver(deliver) => consumers

@@ -363,8 +363,16 @@ impl<T: Tokens> Channel<T> {
 
     /// What a reply changes here.
     fn settle(&mut self, method: &Method, out: &mut Out<T>) {
-        if let Method::BasicCancel(cancel) = method {
-            self.end_consumer(&cancel.consumer_tag, false, out);
+        match method {
+            Method::BasicCancel(cancel) => self.end_consumer(&cancel.consumer_tag, false, out),
+            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => {
+                let consumers = self.consumers.values();
+                out.events.push_back(Event::Recovered {
+                    channel: self.token.clone(),
+                    consumers: consumers.map(|consumer| consumer.token.clone()).collect(),
+                });
+            }
+            _ => {}
         }
     }
 

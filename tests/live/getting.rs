@@ -188,6 +188,37 @@ fn recover_leaves_what_was_taken_for_good() {
 }
 
 #[test]
+fn a_delivery_that_recover_has_taken_back_is_settled_for_its_owner() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    fill(&channel, &queue, &["x"]);
+    let former = next(&channel, &queue).unwrap();
+    channel.basic_recover(basic::Recover::default()).unwrap();
+    assert!(matches!(former.ack(), Err(Error::AlreadySettled(1))));
+    await_ready(&channel, &queue, 1);
+    next(&channel, &queue).unwrap().ack().unwrap();
+    assert!(next(&channel, &queue).is_none(), "the channel lives");
+}
+
+#[test]
+fn what_waits_to_be_taken_is_taken_back_by_a_recover_as_well() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    fill(&channel, &queue, &["x"; 20]);
+    let consumer = channel.consume(&queue).unwrap();
+    consumer.next().unwrap().unwrap();
+    await_ready(&channel, &queue, 0);
+    channel.basic_recover(basic::Recover::default()).unwrap();
+    for _ in 0..20 {
+        let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
+        assert!(delivery.redelivered);
+        delivery.ack().unwrap();
+    }
+    consumer.cancel().unwrap();
+    assert!(next(&channel, &queue).is_none(), "the channel lives");
+}
+
+#[test]
 fn a_wrong_number_costs_nothing() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
