@@ -27,6 +27,8 @@ mod life;
 mod messages;
 #[path = "live/opening.rs"]
 mod opening;
+#[path = "live/queues.rs"]
+mod queues;
 #[path = "live/threads.rs"]
 mod threads;
 #[path = "live/topology.rs"]

@@ -407,10 +407,15 @@ impl Shared {
         }
     }
 
-    /// Back into its queue with a message that nobody will take.
+    /// Back into its queue with a message that nobody will take, unless that is a stream,
+    /// which has it still.
     fn give_back(&self, content: &Content) {
         if let ContentMethod::Deliver(deliver) = &content.method {
-            self.hand_out(deliver.delivery_tag, false);
+            let of_stream = content.is_of_stream();
+            self.hand_out(deliver.delivery_tag, of_stream);
+            if of_stream {
+                return;
+            }
             let nack = Settle::Nack {
                 multiple: false,
                 requeue: true,

@@ -314,7 +314,7 @@ impl<T: Tokens> Channel<T> {
                     return Ok(());
                 };
                 if consumer.discard {
-                    self.give_back(deliver.delivery_tag, consumer.no_ack, out);
+                    self.give_back(deliver.delivery_tag, &content, consumer.no_ack, out);
                 } else {
                     out.events.push_back(Event::Delivery {
                         consumer: consumer.token.clone(),
@@ -381,7 +381,7 @@ impl<T: Tokens> Channel<T> {
         match (method, reply) {
             (Method::BasicGet(get), Reply::Message(content)) => {
                 if let ContentMethod::GetOk(get_ok) = &content.method {
-                    self.give_back(get_ok.delivery_tag, get.no_ack, out);
+                    self.give_back(get_ok.delivery_tag, content, get.no_ack, out);
                 }
             }
             (Method::BasicConsume(consume), _) => {
@@ -399,7 +399,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Back into its queue with a message that nobody here takes.
-    fn give_back(&self, delivery_tag: u64, no_ack: bool, out: &mut Out<T>) {
+    fn give_back(&self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
         out.events.push_back(Event::GivenBack {
             channel: self.token.clone(),
             delivery_tag,
@@ -410,6 +410,9 @@ impl<T: Tokens> Channel<T> {
                  (channel {}, delivery tag {delivery_tag})",
                 self.id.number
             );
+            return;
+        }
+        if content.is_of_stream() {
             return;
         }
         let nack = Settle::Nack {

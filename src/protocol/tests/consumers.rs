@@ -243,6 +243,17 @@ fn discarding_waits_for_its_turn_but_gives_back_from_the_start() {
 }
 
 #[test]
+fn nothing_is_given_back_to_a_stream() {
+    let (mut scenario, id) = two_consumers();
+    scenario.core.discard_consumer(id, &"a".into(), |_| true);
+    scenario.sent();
+    let headers = BasicProperties::new().headers([("x-stream-offset", 7i64)]);
+    scenario.peer_sends_content(1, deliver("a", 1), Some(&headers), b"x");
+    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.events(), []);
+}
+
+#[test]
 fn a_discarded_consumer_that_needs_no_ack_settles_nothing() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
