@@ -28,7 +28,6 @@ use super::port::{
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
-use crate::protocol::content::Content;
 use crate::protocol::event::{Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle};
