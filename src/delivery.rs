@@ -123,6 +123,8 @@ impl Delivery {
     /// Refuses the message: with `requeue` back into its queue, else away, or to the
     /// queue's dead letters. (RabbitMQ's extension basic.nack.)
     ///
+    /// A stream takes nothing back: RabbitMQ closes the connection (540).
+    ///
     /// # Errors
     ///
     /// As [`ack`](Self::ack).

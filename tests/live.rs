@@ -11,14 +11,22 @@
 
 mod support;
 
+#[path = "live/callbacks.rs"]
+mod callbacks;
+#[path = "live/channels.rs"]
+mod channels;
 #[path = "live/confirms.rs"]
 mod confirms;
+#[path = "live/consumers.rs"]
+mod consumers;
 #[path = "live/consuming.rs"]
 mod consuming;
 #[path = "live/dispatching.rs"]
 mod dispatching;
 #[path = "live/examples.rs"]
 mod examples;
+#[path = "live/getting.rs"]
+mod getting;
 #[path = "live/interop.rs"]
 mod interop;
 #[path = "live/life.rs"]
@@ -27,6 +35,14 @@ mod life;
 mod messages;
 #[path = "live/opening.rs"]
 mod opening;
+#[path = "live/publishing.rs"]
+mod publishing;
+#[path = "live/queues.rs"]
+mod queues;
+#[path = "live/refusals.rs"]
+mod refusals;
+#[path = "live/routing.rs"]
+mod routing;
 #[path = "live/threads.rs"]
 mod threads;
 #[path = "live/topology.rs"]

@@ -250,7 +250,8 @@ impl BlockingChannel {
     }
 
     /// Has everything that is unsettled on this channel delivered again, to whomever the
-    /// broker likes. Settling the former deliveries is then an error of the broker's (406).
+    /// broker likes. The former deliveries count as settled then; those that wait to be
+    /// taken are dropped.
     ///
     /// # Errors
     ///
@@ -260,7 +261,8 @@ impl BlockingChannel {
         self.call::<basic::RecoverOk>(recover).map(drop)
     }
 
-    /// The same without a reply, in its deprecated form.
+    /// The same without a reply, in its deprecated form. What the broker has sent before
+    /// it hears of this is delivered as well: settling that costs the channel (406).
     ///
     /// # Errors
     ///
@@ -281,7 +283,7 @@ impl BlockingChannel {
     }
 
     /// Acknowledges all deliveries of this channel up to this number; 0 means all so
-    /// far, those included that wait to be taken.
+    /// far, those included that wait to be taken, and is Ok if there are none.
     ///
     /// # Errors
     ///

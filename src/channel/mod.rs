@@ -411,20 +411,20 @@ impl Shared {
         };
         // On the wire 0 would mean all that the broker has sent, and some of that may be
         // on its way yet.
-        let tag = match multiple && tag == 0 {
-            true => last,
-            false => tag,
-        };
+        let all = multiple && tag == 0;
+        let tag = if all { last } else { tag };
         // Sent under the lock, so that the order on the wire is that of the bookkeeping.
         let mut settlements = self.port.settlements.lock();
         let fresh = match multiple {
             true => settlements.settle_up_to(tag),
             false => settlements.settle(tag),
         };
-        if !fresh {
-            return Err(Error::AlreadySettled(tag));
+        match fresh {
+            true => self.port.settle(tag, settle),
+            // All of nothing is nothing.
+            false if all => {}
+            false => return Err(Error::AlreadySettled(tag)),
         }
-        self.port.settle(tag, settle);
         Ok(())
     }
 
@@ -437,14 +437,19 @@ impl Shared {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
         if no_ack {
             // Cannot be settled, so it counts as settled.
-            self.port.settlements.lock().settle(tag);
+            self.port.settlements.lock().settle_for_good(tag);
         }
     }
 
-    /// Back into its queue with a message that nobody will take.
+    /// Back into its queue with a message that nobody will take, unless that is a stream,
+    /// which has it still.
     fn give_back(&self, content: &Content) {
         if let ContentMethod::Deliver(deliver) = &content.method {
-            self.hand_out(deliver.delivery_tag, false);
+            let of_stream = content.is_of_stream();
+            self.hand_out(deliver.delivery_tag, of_stream);
+            if of_stream {
+                return;
+            }
             let nack = Settle::Nack {
                 multiple: false,
                 requeue: true,

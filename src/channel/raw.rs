@@ -4,7 +4,7 @@ use super::BlockingChannel;
 use crate::error::{Error, Result};
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
-use crate::protocol::methods::{Method, basic, confirm};
+use crate::protocol::methods::{Method, basic, confirm, tx};
 
 /// How a method that comes as a value is sent.
 enum Way {
@@ -20,34 +20,46 @@ impl BlockingChannel {
         match method {
             Method::BasicAck(ack) => {
                 let multiple = ack.multiple;
-                shared.settle(ack.delivery_tag, Settle::Ack { multiple })?;
+                replied(
+                    shared.settle(ack.delivery_tag, Settle::Ack { multiple }),
+                    NONE,
+                )
             }
-            Method::BasicNack(nack) => self.basic_nack(nack)?,
-            Method::BasicReject(reject) => self.basic_reject(reject)?,
-            Method::BasicQos(qos) => {
-                self.basic_qos(qos)?;
-                return Ok(Some(basic::QosOk::default().into()));
+            Method::BasicNack(nack) => replied(self.basic_nack(nack), NONE),
+            Method::BasicReject(reject) => replied(self.basic_reject(reject), NONE),
+            Method::BasicQos(qos) => replied(self.basic_qos(qos), basic::QosOk::default()),
+            Method::ConfirmSelect(select) if select.nowait => {
+                replied(self.confirm_delivery_nowait(), NONE)
             }
-            Method::ConfirmSelect(select) if select.nowait => self.confirm_delivery_nowait()?,
             Method::ConfirmSelect(_) => {
-                self.confirm_delivery()?;
-                return Ok(Some(confirm::SelectOk::default().into()));
+                replied(self.confirm_delivery(), confirm::SelectOk::default())
             }
-            method => {
-                if let Way::Refused(instead) = way(&method) {
-                    return Err(Error::MethodRefused {
-                        method: method.id(),
-                        instead,
-                    });
-                }
-                return match shared.exchange(method, None)? {
+            Method::TxSelect(_) => replied(self.tx_select(), tx::SelectOk::default()),
+            Method::TxCommit(_) => replied(self.tx_commit(), tx::CommitOk::default()),
+            Method::TxRollback(_) => replied(self.tx_rollback(), tx::RollbackOk::default()),
+            method => match way(&method) {
+                Way::Refused(instead) => Err(Error::MethodRefused {
+                    method: method.id(),
+                    instead,
+                }),
+                Way::Call => match shared.exchange(method, None)? {
                     Reply::Method(reply) => Ok(Some(reply)),
                     _ => Ok(None),
-                };
-            }
+                },
+            },
         }
-        Ok(None)
     }
+}
+
+/// Said for a method without reply.
+const NONE: Option<Method> = None;
+
+/// The outcome of a call that keeps its reply to itself, which has no contents.
+fn replied<R: Into<Method>>(
+    outcome: Result<()>,
+    reply: impl Into<Option<R>>,
+) -> Result<Option<Method>> {
+    outcome.map(|()| reply.into().map(R::into))
 }
 
 fn way(method: &Method) -> Way {
@@ -64,10 +76,7 @@ fn way(method: &Method) -> Way {
         | Method::QueueDelete(_)
         | Method::QueueUnbind(_)
         | Method::BasicRecover(_)
-        | Method::BasicRecoverAsync(_)
-        | Method::TxSelect(_)
-        | Method::TxCommit(_)
-        | Method::TxRollback(_) => Way::Call,
+        | Method::BasicRecoverAsync(_) => Way::Call,
         Method::BasicConsume(_) => {
             Way::Refused("use basic_consume or consume, which take what it delivers")
         }

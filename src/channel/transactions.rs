@@ -2,7 +2,8 @@
 
 use super::BlockingChannel;
 use crate::error::Result;
-use crate::protocol::methods::tx;
+use crate::protocol::methods::{Method, tx};
+use crate::protocol::settlements::Settlements;
 
 /// # Transactions
 ///
@@ -27,7 +28,7 @@ impl BlockingChannel {
     /// [`ChannelClosed`](crate::Error::ChannelClosed) (406) in confirm mode; the usual
     /// ones of a call.
     pub fn tx_select(&self) -> Result<()> {
-        self.call::<tx::SelectOk>(tx::Select::default()).map(drop)
+        self.transact(tx::Select::default(), Settlements::select_transactions)
     }
 
     /// Makes everything since the last commit or rollback take effect. What other threads
@@ -38,18 +39,28 @@ impl BlockingChannel {
     /// [`ChannelClosed`](crate::Error::ChannelClosed) (406) if the channel is not
     /// transactional; the usual ones of a call.
     pub fn tx_commit(&self) -> Result<()> {
-        self.call::<tx::CommitOk>(tx::Commit::default()).map(drop)
+        self.transact(tx::Commit::default(), Settlements::commit)
     }
 
-    /// Forgets everything since the last commit or rollback. Deliveries that were
-    /// acknowledged are unsettled again for the broker, which gives them out again when
-    /// the channel closes; here they stay settled.
+    /// Forgets everything since the last commit or rollback. Deliveries that were settled
+    /// are unsettled again: they can be settled anew, or are given out again when the
+    /// channel closes.
     ///
     /// # Errors
     ///
     /// As [`tx_commit`](Self::tx_commit).
     pub fn tx_rollback(&self) -> Result<()> {
-        self.call::<tx::RollbackOk>(tx::Rollback::default())
-            .map(drop)
+        self.transact(tx::Rollback::default(), Settlements::roll_back)
+    }
+
+    /// Sends `method` and notes what it does to what is settled: at once, so that what is
+    /// settled after this is part of what begins with it.
+    fn transact(&self, method: impl Into<Method>, note: fn(&mut Settlements)) -> Result<()> {
+        let shared = self.shared();
+        let mut settlements = shared.port.settlements.lock();
+        let call = shared.begin(method.into(), None)?;
+        note(&mut settlements);
+        drop(settlements);
+        shared.finish(&call).map(drop)
     }
 }

@@ -75,6 +75,11 @@ pub(super) fn tell(port: &ConnectionPort, batch: &mut Batch, event: Event<Driver
             consumer,
             by_broker,
         } => end_consumer(&consumer, by_broker),
+        Event::Recovered { channel, consumers } => {
+            let last = channel.last_delivery_tag();
+            channel.settlements.lock().settle_up_to(last);
+            forget_unsettled(&channel, &consumers);
+        }
         Event::ChannelClosed {
             channel,
             reason,
@@ -157,7 +162,7 @@ fn fingerprint_of(content: &Content) -> Option<u64> {
 }
 
 /// Drops what waits to be taken and needs acknowledgement: that can no longer be given,
-/// the broker gives it out again, and it would count against the other channels.
+/// and the broker gives it out again. It would count against the other channels.
 fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
     let is_for_good = |content: &Content| match &content.method {
         ContentMethod::Deliver(deliver) => consumers

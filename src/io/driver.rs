@@ -27,7 +27,6 @@ use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure,
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
-use crate::protocol::content::Content;
 use crate::protocol::event::{Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle};
@@ -278,8 +277,8 @@ impl Driver {
         let mut settlements = channel.settlements.lock();
         let open = left
             .iter()
-            .filter_map(Content::delivery_tag)
-            .filter(|&delivery_tag| settlements.settle(delivery_tag))
+            .filter_map(|content| Some((content.delivery_tag()?, content.is_of_stream())))
+            .filter(|&(delivery_tag, of_stream)| settlements.settle(delivery_tag) && !of_stream)
             .collect::<Vec<_>>();
         drop(settlements);
         if consumer.no_ack {
@@ -294,7 +293,7 @@ impl Driver {
             }
             return;
         }
-        for delivery_tag in open {
+        for (delivery_tag, _) in open {
             let settle = Settle::Nack {
                 multiple: false,
                 requeue: true,

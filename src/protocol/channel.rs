@@ -301,13 +301,15 @@ impl<T: Tokens> Channel<T> {
             ContentMethod::Deliver(deliver) => {
                 match self.consumers.taker(&deliver.consumer_tag) {
                     Taker::Consumer(consumer) if consumer.discard => {
-                        self.give_back(deliver.delivery_tag, consumer.no_ack, out);
+                        self.give_back(deliver.delivery_tag, &content, consumer.no_ack, out);
                     }
                     Taker::Consumer(consumer) => {
                         let consumer = consumer.token.clone();
                         out.events.push_back(Event::Delivery { consumer, content });
                     }
-                    Taker::Ghost { no_ack } => self.give_back(deliver.delivery_tag, no_ack, out),
+                    Taker::Ghost { no_ack } => {
+                        self.give_back(deliver.delivery_tag, &content, no_ack, out);
+                    }
                     Taker::Nobody => log::debug!(
                         "a delivery came for the unknown consumer {}",
                         deliver.consumer_tag
@@ -355,11 +357,20 @@ impl<T: Tokens> Channel<T> {
 
     /// What a reply changes here.
     fn settle(&mut self, method: &Method, out: &mut Out<T>) {
-        if let Method::BasicCancel(cancel) = method {
-            if cancel.nowait {
-                self.consumers.remember_ghost(&cancel.consumer_tag);
+        match method {
+            Method::BasicCancel(cancel) => {
+                if cancel.nowait {
+                    self.consumers.remember_ghost(&cancel.consumer_tag);
+                }
+                self.end_consumer(&cancel.consumer_tag, false, out);
             }
-            self.end_consumer(&cancel.consumer_tag, false, out);
+            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => {
+                out.events.push_back(Event::Recovered {
+                    channel: self.token.clone(),
+                    consumers: self.consumers.tokens().cloned().collect(),
+                });
+            }
+            _ => {}
         }
     }
 
@@ -368,7 +379,7 @@ impl<T: Tokens> Channel<T> {
         match (method, reply) {
             (Method::BasicGet(get), Reply::Message(content)) => {
                 if let ContentMethod::GetOk(get_ok) = &content.method {
-                    self.give_back(get_ok.delivery_tag, get.no_ack, out);
+                    self.give_back(get_ok.delivery_tag, content, get.no_ack, out);
                 }
             }
             (Method::BasicConsume(consume), _) => {
@@ -386,7 +397,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Back into its queue with a message that nobody here takes.
-    fn give_back(&self, delivery_tag: u64, no_ack: bool, out: &mut Out<T>) {
+    fn give_back(&self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
         out.events.push_back(Event::GivenBack {
             channel: self.token.clone(),
             delivery_tag,
@@ -397,6 +408,9 @@ impl<T: Tokens> Channel<T> {
                  (channel {}, delivery tag {delivery_tag})",
                 self.id.number
             );
+            return;
+        }
+        if content.is_of_stream() {
             return;
         }
         let nack = Settle::Nack {

@@ -71,6 +71,10 @@ impl<C> Consumers<C> {
         }
     }
 
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = &C> {
+        self.alive.values().map(|consumer| &consumer.token)
+    }
+
     pub(crate) fn remove(&mut self, tag: &ShortString) -> Option<C> {
         self.alive.remove(tag).map(|consumer| consumer.token)
     }

@@ -50,6 +50,16 @@ impl Content {
             ContentMethod::Return(_) => None,
         }
     }
+
+    /// Whether it comes from a stream, by the header that RabbitMQ adds there.
+    ///
+    /// A stream keeps its messages, so there is no way back into it: RabbitMQ closes the
+    /// connection (540) for a nack.
+    pub(crate) fn is_of_stream(&self) -> bool {
+        let properties = self.properties.as_deref();
+        let headers = properties.and_then(|properties| properties.headers.as_ref());
+        headers.is_some_and(|headers| headers.contains_key("x-stream-offset"))
+    }
 }
 
 /// What a header or body frame led to.

@@ -110,6 +110,11 @@ pub(crate) enum Event<T: Tokens> {
         consumer: T::Consumer,
         by_broker: bool,
     },
+    /// The broker has taken back whatever was unsettled, and delivers it anew.
+    Recovered {
+        channel: T::Channel,
+        consumers: Vec<T::Consumer>,
+    },
     Returned {
         channel: T::Channel,
         content: Box<Content>,

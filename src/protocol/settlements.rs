@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 ///
 /// The bits are kept by words and only where there are some: a broker that jumps to
 /// enormous tags costs no memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Settlements {
     /// Everything up to here is settled.
     floor: u64,
@@ -15,6 +15,8 @@ pub(crate) struct Settlements {
     above: BTreeMap<u64, u64>,
     /// How many deliveries were settled, one by one or together.
     count: u64,
+    /// On a channel with transactions, what was settled before the one that is under way.
+    committed: Option<Box<Self>>,
 }
 
 const WORD: u64 = u64::BITS as u64;
@@ -56,6 +58,35 @@ impl Settlements {
         self.floor = tag;
         self.raise_floor();
         new > 0
+    }
+
+    /// Marks `tag`, which no transaction can change.
+    pub(crate) fn settle_for_good(&mut self, tag: u64) {
+        self.settle(tag);
+        if let Some(committed) = &mut self.committed {
+            committed.settle(tag);
+        }
+    }
+
+    /// From now on, settlements are part of a transaction.
+    pub(crate) fn select_transactions(&mut self) {
+        if self.committed.is_none() {
+            self.commit();
+        }
+    }
+
+    /// Ends a transaction, if there is one, and begins the next.
+    pub(crate) fn commit(&mut self) {
+        self.committed = None;
+        self.committed = Some(Box::new(self.clone()));
+    }
+
+    /// Forgets what was settled in the transaction that is under way.
+    pub(crate) fn roll_back(&mut self) {
+        if let Some(committed) = self.committed.take() {
+            *self = Self::clone(&committed);
+            self.committed = Some(committed);
+        }
     }
 
     /// How many were settled.
@@ -105,6 +136,31 @@ mod tests {
         assert!(!settlements.settle(2));
         assert!(settlements.settle(4));
         assert_eq!(settlements.count(), 4);
+    }
+
+    #[test]
+    fn a_transaction_may_be_rolled_back_again_and_again() {
+        let mut settlements = Settlements::default();
+        settlements.settle(1);
+        settlements.roll_back();
+        assert!(!settlements.settle(1), "there was none");
+        settlements.select_transactions();
+        for _ in 0..2 {
+            assert!(settlements.settle(3));
+            assert!(settlements.settle_up_to(2));
+            settlements.select_transactions();
+            settlements.roll_back();
+        }
+        settlements.settle_for_good(2);
+        settlements.roll_back();
+        assert_eq!(settlements.count(), 2);
+        assert!(!settlements.settle(1) && !settlements.settle(2));
+        settlements.settle(4);
+        settlements.commit();
+        settlements.settle(5);
+        settlements.roll_back();
+        assert!(!settlements.settle(4));
+        assert!(settlements.settle(5));
     }
 
     #[test]

@@ -48,9 +48,10 @@ pub enum FieldValue {
     U32(u32),
     /// `l`: a signed 64-bit integer. (`L` reads the same.)
     I64(i64),
-    /// `f`: a 32-bit float.
+    /// `f`: a 32-bit float. RabbitMQ reads neither infinities nor NaN: it closes the
+    /// connection (541).
     F32(f32),
-    /// `d`: a 64-bit float.
+    /// `d`: a 64-bit float. As for `F32`, RabbitMQ reads finite numbers only.
     F64(f64),
     /// `D`: a decimal, `value` divided by ten to the power of `scale`.
     Decimal {

@@ -64,6 +64,7 @@ enum Seen {
     /// Consumer, delivery tag and body.
     Delivery(&'static str, u64, Vec<u8>),
     ConsumerEnded(&'static str, EndedBy),
+    Recovered(&'static str, Vec<&'static str>),
     Returned(&'static str, Vec<u8>),
     /// Channel, number, multiple, ack.
     Confirmed(&'static str, u64, bool, bool),
@@ -101,6 +102,13 @@ impl From<Event<Script>> for Seen {
                 by_broker: true,
             } => Self::ConsumerEnded(consumer, EndedBy::Broker),
             Event::ConsumerEnded { consumer, .. } => Self::ConsumerEnded(consumer, EndedBy::Us),
+            Event::Recovered {
+                channel,
+                mut consumers,
+            } => {
+                consumers.sort_unstable();
+                Self::Recovered(channel, consumers)
+            }
             Event::Returned { channel, content } => Self::Returned(channel, content.body.to_vec()),
             Event::Confirmed {
                 channel,

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use cony::{BlockingConnection, ReplyCode, basic, methods};
+use cony::{BlockingChannel, BlockingConnection, Delivery, Error, ReplyCode, basic, methods};
 
 use crate::support::{await_ready, channel, connect, exclusive_queue, url};
 
@@ -119,7 +119,104 @@ fn the_first_broker_that_answers_is_taken() {
     ];
     BlockingConnection::open_any(list).unwrap().close().unwrap();
     let error = BlockingConnection::open_any(["amqp://127.0.0.1:1"]).unwrap_err();
-    assert!(matches!(error, cony::Error::Connect { .. }));
+    assert!(matches!(error, Error::Connect { .. }));
     let error = BlockingConnection::open_any(Vec::<String>::new()).unwrap_err();
-    assert!(matches!(error, cony::Error::InvalidOption { .. }));
+    assert!(matches!(error, Error::InvalidOption { .. }));
+}
+
+/// A transactional channel on which messages were got before: it, the queue and they.
+fn got(count: u32) -> (BlockingChannel, String, Vec<Delivery>) {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for _ in 0..count {
+        channel.basic_publish("", &queue, "x").unwrap();
+    }
+    await_ready(&channel, &queue, count);
+    channel.tx_select().unwrap();
+    let messages = std::iter::from_fn(|| channel.basic_get(&queue).unwrap()).collect();
+    (channel, queue, messages)
+}
+
+#[test]
+fn a_settlement_that_was_rolled_back_can_be_made_again() {
+    let (channel, queue, messages) = got(4);
+    messages[2].ack().unwrap();
+    messages[1].nack(true).unwrap();
+    assert!(matches!(messages[1].ack(), Err(Error::AlreadySettled(2))));
+    channel.tx_rollback().unwrap();
+    await_ready(&channel, &queue, 0);
+
+    messages[0].ack_multiple().unwrap();
+    messages[1].ack().unwrap();
+    messages[2].reject(true).unwrap();
+    channel.tx_select().unwrap();
+    channel.tx_commit().unwrap();
+    await_ready(&channel, &queue, 1);
+    channel.tx_rollback().unwrap();
+    assert!(matches!(messages[0].ack(), Err(Error::AlreadySettled(1))));
+    channel.basic_ack_multiple(0).unwrap();
+    channel.tx_commit().unwrap();
+    let connection = channel.connection();
+    channel.close().unwrap();
+    await_ready(&connection.channel().unwrap(), &queue, 1);
+}
+
+#[test]
+fn what_is_not_committed_comes_to_nothing_with_its_channel() {
+    let (channel, queue, messages) = got(2);
+    messages[0].ack().unwrap();
+    channel.basic_publish("", &queue, "never there").unwrap();
+    let connection = channel.connection();
+    channel.close().unwrap();
+    let next = connection.channel().unwrap();
+    await_ready(&next, &queue, 2);
+    for _ in 0..2 {
+        assert!(next.basic_get(&queue).unwrap().unwrap().redelivered);
+    }
+}
+
+#[test]
+fn what_is_taken_for_good_is_no_part_of_a_transaction() {
+    let (channel, queue, _) = got(0);
+    channel.basic_publish("", &queue, "x").unwrap();
+    channel.tx_commit().unwrap();
+    let get = basic::Get::new(&queue).no_ack(true);
+    let message = channel.basic_get(get).unwrap().unwrap();
+    channel.tx_rollback().unwrap();
+    assert!(matches!(message.ack(), Err(Error::AlreadySettled(1))));
+    let connection = channel.connection();
+    channel.close().unwrap();
+    await_ready(&connection.channel().unwrap(), &queue, 0);
+}
+
+#[test]
+fn nacks_take_effect_with_the_commit() {
+    let (channel, queue, messages) = got(2);
+    messages[0].nack(true).unwrap();
+    messages[1].nack(false).unwrap();
+    assert!(channel.basic_get(&queue).unwrap().is_none());
+    channel.tx_commit().unwrap();
+    await_ready(&channel, &queue, 1);
+}
+
+#[test]
+fn a_commit_does_not_mind_a_queue_that_is_gone() {
+    let (channel, queue, _) = got(0);
+    channel.basic_publish("", &queue, "x").unwrap();
+    channel.queue_delete(&queue).unwrap();
+    channel.tx_commit().unwrap();
+    let message = cony::Message::new("x").mandatory(true);
+    channel.basic_publish("", &queue, message).unwrap();
+    channel.tx_commit().unwrap();
+    assert!(channel.try_next_return().is_some());
+}
+
+#[test]
+fn settled_but_not_committed_is_not_recovered() {
+    let (channel, queue, messages) = got(2);
+    messages[0].ack().unwrap();
+    channel.basic_recover(basic::Recover::default()).unwrap();
+    await_ready(&channel, &queue, 1);
+    channel.tx_commit().unwrap();
+    await_ready(&channel, &queue, 1);
 }

@@ -125,6 +125,28 @@ fn a_tag_is_free_again_for_a_call_that_waits_behind_its_cancel() {
 }
 
 #[test]
+fn what_was_delivered_before_the_recover_ok_is_recovered_and_nothing_behind_it() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, basic::Recover::default());
+    peer_delivers(&mut scenario, "a", 1);
+    scenario.peer_sends(1, basic::RecoverOk::default());
+    peer_delivers(&mut scenario, "a", 2);
+    scenario.call(id, 2, basic::RecoverAsync::default());
+    let recovered = || Seen::Recovered("one", vec!["a", "b"]);
+    assert_eq!(
+        scenario.events(),
+        [
+            delivery("a", 1),
+            recovered(),
+            Seen::Reply(1, basic::RecoverOk::default().into()),
+            delivery("a", 2),
+            recovered(),
+            Seen::Sent(2),
+        ]
+    );
+}
+
+#[test]
 fn our_cancel_ends_the_consumer_with_its_reply_and_deliveries_count_until_then() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Cancel::new("a"));
@@ -218,6 +240,17 @@ fn discarding_waits_for_its_turn_but_gives_back_from_the_start() {
     assert_eq!(scenario.sent(), [on(1, requeue(1))]);
     scenario.peer_sends(1, queue::DeclareOk::default());
     assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
+}
+
+#[test]
+fn nothing_is_given_back_to_a_stream() {
+    let (mut scenario, id) = two_consumers();
+    scenario.core.discard_consumer(id, &"a".into(), |_| true);
+    scenario.sent();
+    let headers = BasicProperties::new().headers([("x-stream-offset", 7i64)]);
+    scenario.peer_sends_content(1, deliver("a", 1), Some(&headers), b"x");
+    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.events(), []);
 }
 
 #[test]

@@ -1,0 +1,289 @@
+//! Which messages reach which queues.
+
+use cony::{
+    BasicProperties, BlockingChannel, Error, FieldTable, FieldValue, Message, exchange, queue,
+};
+
+use crate::support::{await_ready, channel, exclusive_queue, get, ready, unique};
+
+/// An exchange that goes with its last binding.
+fn fleeting(channel: &BlockingChannel, kind: &str) -> String {
+    let name = unique(kind);
+    let declare = exchange::Declare::new(&name)
+        .exchange_type(kind)
+        .auto_delete(true);
+    channel.exchange_declare(declare).unwrap();
+    name
+}
+
+/// Publishes in confirm mode: what reaches a queue is in it when this returns.
+fn publish(channel: &BlockingChannel, exchange: &str, key: &str, headers: Option<FieldTable>) {
+    channel.confirm_delivery().unwrap();
+    let mut properties = BasicProperties::new();
+    properties.headers = headers;
+    let message = Message::new("x").properties(&properties);
+    let confirm = channel.basic_publish(exchange, key, message).unwrap();
+    confirm.wait().unwrap();
+}
+
+/// Whether `queue` has got exactly one message, which goes; else it must be empty.
+fn reached(channel: &BlockingChannel, queue: &str) -> bool {
+    match channel.queue_purge(queue).unwrap() {
+        0 => false,
+        1 => true,
+        count => panic!("{count} messages in {queue}"),
+    }
+}
+
+#[test]
+fn a_direct_exchange_looks_for_the_very_key() {
+    let channel = channel();
+    let exchange = fleeting(&channel, "direct");
+    let (one, two) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    for (queue, key) in [(&one, "a"), (&one, "b"), (&two, "b"), (&two, "")] {
+        let bind = queue::Bind::new(queue, &exchange, key);
+        channel.queue_bind(bind.clone()).unwrap();
+        // Twice is once.
+        channel.queue_bind(bind).unwrap();
+    }
+    for (key, expected) in [
+        ("a", [true, false]),
+        ("b", [true, true]),
+        ("", [false, true]),
+        ("A", [false, false]),
+        ("a.b", [false, false]),
+    ] {
+        publish(&channel, &exchange, key, None);
+        let found = [reached(&channel, &one), reached(&channel, &two)];
+        assert_eq!(found, expected, "{key}");
+    }
+}
+
+#[test]
+fn a_fanout_exchange_looks_for_nothing() {
+    let channel = channel();
+    let exchange = fleeting(&channel, "fanout");
+    let queues = [(); 3].map(|()| exclusive_queue(&channel));
+    for queue in &queues {
+        let bind = queue::Bind::new(queue, &exchange, "whatever");
+        channel.queue_bind(bind).unwrap();
+    }
+    publish(&channel, &exchange, "anything", None);
+    assert!(queues.iter().all(|queue| reached(&channel, queue)));
+}
+
+#[test]
+fn a_topic_exchange_knows_stars_and_hashes() {
+    let channel = channel();
+    let exchange = fleeting(&channel, "topic");
+    let queue = exclusive_queue(&channel);
+    for (pattern, fitting, unfitting) in [
+        ("#", &["", "a", "a.b.c"][..], &[][..]),
+        ("*", &["a", "ä"], &["", "a.b"]),
+        ("a.*", &["a.b", "a."], &["a", "a.b.c", "b.a"]),
+        ("a.#", &["a", "a.b", "a.b.c"], &["b", "ab"]),
+        ("#.z", &["z", "y.z", "x.y.z"], &["z.y", ""]),
+        ("*.b.*", &["a.b.c"], &["b", "a.b", "b.b"]),
+        ("a.b", &["a.b"], &["a.b.c", "a"]),
+    ] {
+        let other = exclusive_queue(&channel);
+        channel
+            .queue_bind(queue::Bind::new(&other, &exchange, "keeps.the.exchange"))
+            .unwrap();
+        channel
+            .queue_bind(queue::Bind::new(&queue, &exchange, pattern))
+            .unwrap();
+        for key in fitting {
+            publish(&channel, &exchange, key, None);
+            assert!(reached(&channel, &queue), "{pattern} fits {key}");
+        }
+        for key in unfitting {
+            publish(&channel, &exchange, key, None);
+            assert!(!reached(&channel, &queue), "{pattern} does not fit {key}");
+        }
+        channel
+            .queue_unbind(queue::Unbind::new(&queue, &exchange, pattern))
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_headers_exchange_matches_any_or_all_by_value() {
+    let channel = channel();
+    let (any, all) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    let exchange = fleeting(&channel, "headers");
+    for (queue, mode) in [(&any, "any"), (&all, "all")] {
+        let arguments = FieldTable::new()
+            .with("x-match", mode)
+            .with("kind", "order")
+            .with("size", 3)
+            .with("exists", FieldValue::Void);
+        channel
+            .queue_bind(queue::Bind::new(queue, &exchange, "").arguments(arguments))
+            .unwrap();
+    }
+    let table = FieldTable::new();
+    for (headers, expected) in [
+        (None, [false, false]),
+        (Some(table.clone().with("kind", "order")), [true, false]),
+        (Some(table.clone().with("kind", "bill")), [false, false]),
+        (Some(table.clone().with("size", 3i64)), [true, false]),
+        (Some(table.clone().with("exists", true)), [true, false]),
+        (
+            Some(
+                table
+                    .with("kind", "order")
+                    .with("size", 3u8)
+                    .with("exists", 1)
+                    .with("more", "does not matter"),
+            ),
+            [true, true],
+        ),
+    ] {
+        publish(&channel, &exchange, "", headers.clone());
+        let found = [reached(&channel, &any), reached(&channel, &all)];
+        assert_eq!(found, expected, "{headers:?}");
+    }
+}
+
+#[test]
+fn the_default_exchange_knows_each_queue_by_its_name() {
+    let channel = channel();
+    let queue = unique("ünï-côdé and spaces");
+    let declare = queue::Declare::new(&queue).exclusive(true);
+    assert_eq!(channel.queue_declare(declare).unwrap().queue, queue);
+    channel.basic_publish("", &queue, "x").unwrap();
+    let message = get(&channel, &queue);
+    assert_eq!(message.exchange, "");
+    assert_eq!(message.routing_key, queue);
+}
+
+#[test]
+fn an_alternate_exchange_takes_what_finds_no_queue() {
+    let channel = channel();
+    let (main, spare) = (unique("main"), fleeting(&channel, "fanout"));
+    let (routed, unrouted) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    channel
+        .exchange_declare(
+            exchange::Declare::new(&main).arguments([("alternate-exchange", spare.as_str())]),
+        )
+        .unwrap();
+    channel
+        .queue_bind(queue::Bind::new(&routed, &main, "known"))
+        .unwrap();
+    channel
+        .queue_bind(queue::Bind::new(&unrouted, &spare, ""))
+        .unwrap();
+    publish(&channel, &main, "known", None);
+    assert!(reached(&channel, &routed) && !reached(&channel, &unrouted));
+
+    // It counts as routed, so nothing comes back.
+    let message = Message::new("x").mandatory(true);
+    let confirm = channel.basic_publish(&main, "unknown", message).unwrap();
+    confirm.wait().unwrap();
+    let message = get(&channel, &unrouted);
+    assert_eq!(message.exchange, main);
+    assert_eq!(message.routing_key, "unknown");
+
+    channel.queue_delete(&unrouted).unwrap();
+    let message = Message::new("x").mandatory(true);
+    let confirm = channel.basic_publish(&main, "unknown", message).unwrap();
+    assert!(matches!(confirm.wait(), Err(Error::Unroutable(_))));
+    channel.exchange_delete(&main).unwrap();
+}
+
+#[test]
+fn an_internal_exchange_takes_what_other_exchanges_give() {
+    let channel = channel();
+    let (inner, queue) = (unique("inner"), exclusive_queue(&channel));
+    let declare = exchange::Declare::new(&inner)
+        .exchange_type("topic")
+        .internal(true);
+    channel.exchange_declare(declare).unwrap();
+    channel
+        .exchange_bind(exchange::Bind::new(&inner, "amq.topic", "cony.#"))
+        .unwrap();
+    channel
+        .queue_bind(queue::Bind::new(&queue, &inner, "#.internal"))
+        .unwrap();
+    publish(&channel, "amq.topic", "cony.internal", None);
+    publish(&channel, "amq.topic", "cony.external", None);
+    assert!(reached(&channel, &queue));
+    channel.exchange_delete(&inner).unwrap();
+}
+
+#[test]
+fn exchanges_bound_in_a_circle_deliver_once() {
+    let channel = channel();
+    let names = [unique("a"), unique("b"), unique("c")];
+    let queue = exclusive_queue(&channel);
+    for name in &names {
+        channel
+            .exchange_declare(exchange::Declare::new(name).exchange_type("fanout"))
+            .unwrap();
+        channel
+            .queue_bind(queue::Bind::new(&queue, name, ""))
+            .unwrap();
+    }
+    for (source, destination) in [(0, 1), (1, 2), (2, 0)] {
+        channel
+            .exchange_bind(exchange::Bind::new(&names[destination], &names[source], ""))
+            .unwrap();
+    }
+    publish(&channel, &names[1], "", None);
+    assert!(reached(&channel, &queue));
+    for name in &names {
+        channel.exchange_delete(name).unwrap();
+    }
+}
+
+#[test]
+fn an_auto_delete_exchange_goes_with_its_last_exchange() {
+    let channel = channel();
+    let source = fleeting(&channel, "fanout");
+    let bind = exchange::Bind::new("amq.fanout", &source, "");
+    channel.exchange_bind(bind).unwrap();
+    let unbind = exchange::Unbind::new("amq.fanout", &source, "");
+    channel.exchange_unbind(unbind).unwrap();
+    let passive = exchange::Declare::new(&source).passive(true);
+    assert!(channel.exchange_declare(passive).is_err());
+}
+
+#[test]
+fn a_message_may_name_further_keys_openly_and_secretly() {
+    let channel = channel();
+    let queues = [(); 4].map(|()| exclusive_queue(&channel));
+    let array = |names: &[&String]| -> FieldValue {
+        let values = names.iter().map(|name| FieldValue::from(*name));
+        values.collect::<Vec<_>>().into()
+    };
+    let headers = FieldTable::new()
+        .with("CC", array(&[&queues[1], &queues[2]]))
+        .with("BCC", array(&[&queues[3]]));
+    publish(&channel, "", &queues[0], Some(headers.clone()));
+    for queue in &queues {
+        let message = get(&channel, queue);
+        assert_eq!(message.routing_key, queues[0]);
+        let got = message.properties().headers.clone().unwrap();
+        assert_eq!(got.get("CC"), headers.get("CC"));
+        assert_eq!(got.get("BCC"), None, "nobody may see it");
+    }
+}
+
+#[test]
+fn bindings_go_with_their_queue_and_come_back_with_nothing() {
+    let channel = channel();
+    let name = unique("rebound");
+    let declare = queue::Declare::new(&name).exclusive(true);
+    channel.queue_declare(declare.clone()).unwrap();
+    channel
+        .queue_bind(queue::Bind::new(&name, "amq.direct", &name))
+        .unwrap();
+    publish(&channel, "amq.direct", &name, None);
+    assert_eq!(channel.queue_delete(&name).unwrap(), 1);
+    channel.queue_declare(declare).unwrap();
+    publish(&channel, "amq.direct", &name, None);
+    assert_eq!(ready(&channel, &name), 0);
+    channel.basic_publish("", &name, "x").unwrap();
+    await_ready(&channel, &name, 1);
+}
