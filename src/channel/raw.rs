@@ -20,17 +20,12 @@ impl BlockingChannel {
         match method {
             Method::BasicAck(ack) => {
                 let multiple = ack.multiple;
-                replied(
-                    shared.settle(ack.delivery_tag, Settle::Ack { multiple }),
-                    NONE,
-                )
+                sent(shared.settle(ack.delivery_tag, Settle::Ack { multiple }))
             }
-            Method::BasicNack(nack) => replied(self.basic_nack(nack), NONE),
-            Method::BasicReject(reject) => replied(self.basic_reject(reject), NONE),
+            Method::BasicNack(nack) => sent(self.basic_nack(nack)),
+            Method::BasicReject(reject) => sent(self.basic_reject(reject)),
             Method::BasicQos(qos) => replied(self.basic_qos(qos), basic::QosOk::default()),
-            Method::ConfirmSelect(select) if select.nowait => {
-                replied(self.confirm_delivery_nowait(), NONE)
-            }
+            Method::ConfirmSelect(select) if select.nowait => sent(self.confirm_delivery_nowait()),
             Method::ConfirmSelect(_) => {
                 replied(self.confirm_delivery(), confirm::SelectOk::default())
             }
@@ -51,15 +46,14 @@ impl BlockingChannel {
     }
 }
 
-/// Said for a method without reply.
-const NONE: Option<Method> = None;
-
 /// The outcome of a call that keeps its reply to itself, which has no contents.
-fn replied<R: Into<Method>>(
-    outcome: Result<()>,
-    reply: impl Into<Option<R>>,
-) -> Result<Option<Method>> {
-    outcome.map(|()| reply.into().map(R::into))
+fn replied(outcome: Result<()>, reply: impl Into<Method>) -> Result<Option<Method>> {
+    outcome.map(|()| Some(reply.into()))
+}
+
+/// The outcome of a method without reply.
+fn sent(outcome: Result<()>) -> Result<Option<Method>> {
+    outcome.map(|()| None)
 }
 
 fn way(method: &Method) -> Way {
