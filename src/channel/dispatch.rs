@@ -280,7 +280,17 @@ impl BlockingChannel {
             return Ok(());
         }
         match (loan.callback.as_mut(), shared.take(content, loan.no_ack)) {
-            (Some(callback), Some(delivery)) => held.call(|| callback(self, delivery)),
+            (Some(callback), Some(delivery)) => {
+                let outcome = held.call(|| callback(self, delivery));
+                // A close by this program, from another thread, is no failure of the callback
+                // that it interrupts.
+                match (outcome, shared.port.end()) {
+                    (Err(error), Some(end)) if !error.is_of_others() && !end.is_of_others() => {
+                        Ok(())
+                    }
+                    (outcome, _) => outcome,
+                }
+            }
             _ => Ok(()),
         }
     }
