@@ -121,6 +121,11 @@ mod parameters;
 mod protocol;
 mod uri;
 
+/// Benchmarks of what is not public, run by name.
+#[cfg(test)]
+#[path = "../tests/micro/mod.rs"]
+mod micro;
+
 pub use bytes::Bytes;
 
 pub use channel::BlockingChannel;
