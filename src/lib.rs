@@ -123,6 +123,11 @@ mod protocol;
 mod source;
 mod uri;
 
+/// Benchmarks of what is not public, run by name.
+#[cfg(test)]
+#[path = "../tests/micro/mod.rs"]
+mod micro;
+
 pub use bytes::Bytes;
 
 pub use channel::{BlockingChannel, Confirmation};

@@ -1,0 +1,366 @@
+//! Micro-benchmarks: what the steps of publishing and consuming cost, one by one.
+//!
+//!     cargo test --release --lib micro -- --ignored --nocapture --test-threads 1
+//!
+//! They are part of the library's unit tests, because the steps are not public, and
+//! ignored there, because they assert nothing. The first figure of a line is the best
+//! round, which says what the code costs; the second is the median, which says how much
+//! else went on meanwhile.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use mio::{Events, Poll, Token};
+
+use crate::io::budget::WriteBudget;
+use crate::io::outbox::Outbox;
+use crate::io::publishing::{Entered, Publishing};
+use crate::io::wake::Wake;
+use crate::protocol::connection::Connection;
+use crate::protocol::event::{Event, Tokens};
+use crate::protocol::frame::{
+    FrameDecoder, Publish, Settle, encode_content, encode_method, encode_publish, encode_settle,
+};
+use crate::protocol::handshake::Negotiated;
+use crate::protocol::methods::{Method, basic, channel};
+use crate::protocol::properties::{BasicProperties, DeliveryMode};
+use crate::protocol::settlements::Settlements;
+use crate::protocol::table::{FieldTable, FieldValue};
+use crate::protocol::wire::{Reader, Writer};
+
+const FRAME_MAX: u32 = 131_072;
+const SIZES: [usize; 3] = [16, 1024, 65_536];
+
+/// How long one round is.
+const ROUND: Duration = Duration::from_millis(20);
+const ROUNDS: usize = 15;
+
+/// Prints how long one of the things that `act` does takes; it does `count` of them.
+fn measure(name: &str, count: u32, mut act: impl FnMut()) {
+    let mut timed = |calls: u32| {
+        let start = Instant::now();
+        (0..calls).for_each(|_| act());
+        start.elapsed()
+    };
+    let mut calls = 1;
+    while timed(calls) < ROUND && calls < u32::MAX / 2 {
+        calls *= 2;
+    }
+    let things = f64::from(calls) * f64::from(count);
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| timed(calls).as_secs_f64() * 1e9 / things)
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    println!(
+        "{name:<46} {:>9.1} ns  (median {:>9.1})",
+        rounds[0],
+        rounds[ROUNDS / 2]
+    );
+}
+
+fn headers() -> FieldTable {
+    FieldTable::new()
+        .with("tenant", "north")
+        .with("attempt", 3)
+        .with("urgent", true)
+        .with("weight", 0.5)
+        .with(
+            "trace",
+            FieldValue::from("0af7651916cd43dd8448eb211c80319c"),
+        )
+}
+
+fn persistent() -> BasicProperties {
+    BasicProperties::new()
+        .content_type("application/json")
+        .delivery_mode(DeliveryMode::Persistent)
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn encode_a_publish() {
+    let (plain, with_headers) = (persistent(), persistent().headers(headers()));
+    let kinds = [
+        ("no properties", None),
+        ("two properties", Some(&plain)),
+        ("five headers", Some(&with_headers)),
+    ];
+    for size in SIZES {
+        let body = vec![b'x'; size];
+        for (kind, properties) in kinds {
+            measure(&format!("encode a publish, {size} B, {kind}"), 1, || {
+                let publish = Publish {
+                    exchange: "",
+                    routing_key: "bench.queue.of.some.length",
+                    mandatory: false,
+                    immediate: false,
+                    properties,
+                    body: black_box(&body),
+                };
+                black_box(encode_publish(1, publish, FRAME_MAX as usize).unwrap());
+            });
+        }
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn encode_an_ack() {
+    let mut out = Vec::with_capacity(1 << 20);
+    measure("encode an ack", 1000, || {
+        out.clear();
+        for tag in 0..1000 {
+            encode_settle(&mut out, 1, tag, Settle::Ack { multiple: false });
+        }
+        black_box(&out);
+    });
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn note_a_settlement() {
+    let mut settlements = Settlements::default();
+    let mut tag = 0;
+    measure("note a settlement, in order", 1, || {
+        tag += 1;
+        black_box(settlements.settle(tag));
+    });
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn gather_what_goes_out() {
+    for size in SIZES {
+        let frames = vec![0; size + 64];
+        let mut outbox = Outbox::default();
+        measure(
+            &format!("clone, gather, write a chunk of {size} B"),
+            100,
+            || {
+                for _ in 0..100 {
+                    outbox.push(black_box(&frames).clone());
+                }
+                while !outbox.is_empty() {
+                    outbox.write_to(&mut std::io::sink()).unwrap();
+                }
+            },
+        );
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn round_trip_a_table() {
+    let table = headers();
+    let mut bytes = Vec::new();
+    table.encode(&mut Writer::new(&mut bytes)).unwrap();
+    measure("encode a table of five", 1, || {
+        let mut out = Vec::with_capacity(256);
+        black_box(&table)
+            .encode(&mut Writer::new(&mut out))
+            .unwrap();
+        black_box(out);
+    });
+    measure("decode a table of five", 1, || {
+        black_box(FieldTable::decode(&mut Reader::new(black_box(&bytes))).unwrap());
+    });
+    measure("look a name up in a table of five", 1, || {
+        black_box(black_box(&table).get("trace"));
+    });
+}
+
+// ----------------------------------------------------------- what the broker sends --
+
+#[derive(Debug)]
+struct NoTokens;
+
+impl Tokens for NoTokens {
+    type Call = ();
+    type Channel = ();
+    type Consumer = ();
+}
+
+/// The core of an open connection; channel 1 is open and has a consumer "tag".
+fn consuming() -> Connection<NoTokens> {
+    let negotiated = Negotiated {
+        channel_max: 5,
+        frame_max: FRAME_MAX,
+        heartbeat: 60,
+        server_properties: FieldTable::new(),
+    };
+    let now = Instant::now();
+    let decoder = FrameDecoder::new(FRAME_MAX);
+    let mut core = Connection::new(decoder, &negotiated, 1 << 27, now);
+    let id = core.reserve_channel(None).unwrap();
+    core.open_channel(id, (), (), now);
+    receive(&mut core, &frame(channel::OpenOk::default()), now);
+    let consume = basic::Consume::new("queue").consumer_tag("tag");
+    core.call(id, consume.into(), Some(()), (), now);
+    let consume_ok = basic::ConsumeOk::default().consumer_tag("tag");
+    receive(&mut core, &frame(consume_ok), now);
+    while core.poll_event().is_some() {}
+    core
+}
+
+fn receive(core: &mut Connection<NoTokens>, bytes: &[u8], now: Instant) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let space = core.space();
+        let count = rest.len().min(space.len());
+        space[..count].copy_from_slice(&rest[..count]);
+        core.received(count, now);
+        rest = &rest[count..];
+    }
+}
+
+fn frame(method: impl Into<Method>) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_method(&mut out, 1, &method.into(), FRAME_MAX as usize).unwrap();
+    out
+}
+
+/// The frames of one delivery.
+fn delivery(properties: Option<&BasicProperties>, body: &[u8]) -> Vec<u8> {
+    let deliver = basic::Deliver::default()
+        .consumer_tag("tag")
+        .delivery_tag(1)
+        .routing_key("bench.queue.of.some.length");
+    let mut out = frame(deliver);
+    encode_content(&mut out, 1, properties, body, FRAME_MAX as usize).unwrap();
+    out
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn decode_a_delivery() {
+    let (plain, with_headers) = (persistent(), persistent().headers(headers()));
+    let kinds = [
+        ("no properties", None),
+        ("two properties", Some(&plain)),
+        ("five headers", Some(&with_headers)),
+    ];
+    for size in SIZES {
+        for (kind, properties) in kinds {
+            let one = delivery(properties, &vec![b'x'; size]);
+            let count = (64 * 1024 / one.len()).max(1);
+            let bytes = one.repeat(count);
+            let mut core = consuming();
+            let now = Instant::now();
+            let mut seen = 0;
+            measure(
+                &format!("decode a delivery, {size} B, {kind}"),
+                u32::try_from(count).unwrap(),
+                || {
+                    receive(&mut core, &bytes, now);
+                    while let Some(event) = core.poll_event() {
+                        seen += usize::from(matches!(event, Event::Delivery { .. }));
+                    }
+                },
+            );
+            assert_eq!(seen % count, 0, "each was a delivery");
+            assert!(seen > 0);
+        }
+    }
+}
+
+// ------------------------------------------------------------ crossing the thread --
+
+#[test]
+#[ignore = "a benchmark"]
+fn enter_a_publish() {
+    let budget = WriteBudget::new(4 << 20);
+    measure("reserve and release room in the budget", 1, || {
+        let room = budget.reserve(black_box(100), Instant::now, || false);
+        assert!(room.is_ok());
+        budget.release(100);
+    });
+    let plain = Publishing::new(1000);
+    measure("enter a publish, no confirms", 1, || {
+        assert!(matches!(plain.enter(None, || ()), Entered::Plain));
+    });
+    let confirming = Publishing::new(1000);
+    assert!(confirming.select(|| ()));
+    confirming.select_done(true);
+    measure("enter and confirm a publish, 100 at once", 100, || {
+        let mut last = 0;
+        for _ in 0..100 {
+            if let Entered::Numbered(number, slot) = confirming.enter(None, || ()) {
+                last = number;
+                black_box(slot);
+            }
+        }
+        confirming.confirmed(last, true, true);
+    });
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn cross_the_thread_one_way() {
+    // As large as the commands and deliveries that cross.
+    type Item = [u64; 8];
+    let (sender, items) = unbounded::<Item>();
+    let (taken, told) = bounded::<()>(1);
+    let taker = thread::spawn(move || {
+        while let Ok(item) = items.recv() {
+            if black_box(item)[0] == 1 {
+                taken.send(()).unwrap();
+            }
+        }
+    });
+    measure("queue an item, and another thread takes it", 10_000, || {
+        for left in (1..=10_000).rev() {
+            sender.send([left; 8]).unwrap();
+        }
+        told.recv().unwrap();
+    });
+    drop(sender);
+    taker.join().unwrap();
+}
+
+/// A thread that waits as the IO thread does, and answers as that does.
+fn answering(commands: Receiver<Sender<u64>>, poll: Poll, wake: Arc<Wake>) {
+    let mut poll = poll;
+    let mut events = Events::with_capacity(4);
+    loop {
+        loop {
+            match commands.try_recv() {
+                Ok(reply) => reply.send(1).unwrap(),
+                Err(error) if error.is_disconnected() => return,
+                Err(_) => break,
+            }
+        }
+        wake.announce();
+        let timeout = (!commands.is_empty()).then_some(Duration::ZERO);
+        // Bounded, for nobody says when the sender goes.
+        let timeout = timeout.or(Some(Duration::from_millis(100)));
+        poll.poll(&mut events, timeout).unwrap();
+        wake.awake();
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn cross_the_thread_and_back() {
+    let poll = Poll::new().unwrap();
+    let wake = Arc::new(Wake::new(poll.registry(), Token(1)).unwrap());
+    let (sender, commands) = unbounded();
+    let thread = thread::spawn({
+        let wake = Arc::clone(&wake);
+        move || answering(commands, poll, wake)
+    });
+    measure("wake the IO thread, and wait for its answer", 1, || {
+        let (reply, answer) = bounded(1);
+        sender.send(reply).unwrap();
+        wake.notify();
+        black_box(answer.recv().unwrap());
+    });
+    measure("notify, while the IO thread is busy", 1, || {
+        wake.awake();
+        wake.notify();
+    });
+    drop(sender);
+    thread.join().unwrap();
+}
