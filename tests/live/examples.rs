@@ -161,6 +161,25 @@ fn perf_explains_its_command_line() {
 }
 
 #[test]
+fn event_loop_squares_what_its_timer_produces() {
+    let output = run(&mut example("event_loop"), b"");
+    let expected = "1 x 1 = 1\n2 x 2 = 4\n3 x 3 = 9\n4 x 4 = 16\n5 x 5 = 25\ndone\n";
+    assert_eq!(String::from_utf8(output).unwrap(), expected);
+}
+
+#[test]
+fn select_waits_for_everything_at_once() {
+    let output = String::from_utf8(run(&mut example("select"), b"")).unwrap();
+    let mut lines: Vec<_> = output.lines().collect();
+    lines.sort_unstable();
+    let audit = ["audit: sold a book", "audit: sold a lamp"];
+    assert_eq!(
+        lines,
+        [audit[0], audit[1], "order: a book", "order: a lamp"]
+    );
+}
+
+#[test]
 fn an_example_without_a_broker_says_what_is_wrong() {
     let output = example("hello_world")
         .env("AMQP_URL", "amqp://127.0.0.1:1/")

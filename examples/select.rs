@@ -1,0 +1,72 @@
+//! One thread that waits for several connections, consumers and channels of its own.
+//!
+//!     cargo run --example select
+//!
+//! What pika's users had the Tornado and asyncore adapters for: AMQP as one of the things
+//! that a program's own loop waits for.
+
+use std::thread;
+use std::time::Duration;
+
+use cony::{BlockingConnection, queue};
+use crossbeam_channel::{bounded, never, select, tick};
+
+fn main() -> cony::Result<()> {
+    // Two connections: perhaps to two brokers.
+    let (orders, audit) = (
+        BlockingConnection::open_default()?,
+        BlockingConnection::open_default()?,
+    );
+
+    // On the first one, a consumer that is read like an iterator.
+    let channel = orders.channel()?;
+    let order_queue = channel
+        .queue_declare(queue::Declare::new("").exclusive(true))?
+        .queue;
+    let consumer = channel.consume(&order_queue)?;
+
+    // On the second one, a callback.
+    let trail = audit.channel()?;
+    let trail_queue = trail
+        .queue_declare(queue::Declare::new("").exclusive(true))?
+        .queue;
+    let (note, audited) = bounded(10);
+    trail.basic_consume(&trail_queue, move |_, delivery| {
+        println!("audit: {}", delivery.text()?);
+        note.send(()).map_err(cony::Error::other)?;
+        delivery.ack()
+    })?;
+
+    // And something that has nothing to do with AMQP.
+    let (input, mut lines) = bounded(1);
+    thread::spawn(move || {
+        ["a book", "a lamp"]
+            .iter()
+            .try_for_each(|line| input.send(*line))
+    });
+    let clock = tick(Duration::from_secs(60));
+
+    let mut open = 2;
+    while open > 0 {
+        select! {
+            recv(lines) -> line => match line {
+                Ok(line) => channel.basic_publish("", &order_queue, line).map(drop)?,
+                // A channel whose other end is gone is always ready.
+                Err(_) => lines = never(),
+            },
+            // Ready means: look. Perhaps there is nothing.
+            recv(consumer.ready()) -> _ => {
+                if let Some(order) = consumer.try_next()? {
+                    println!("order: {}", order.text()?);
+                    trail.basic_publish("", &trail_queue, format!("sold {}", order.text()?))?;
+                    order.ack()?;
+                }
+            }
+            recv(audit.ready()) -> _ => audit.process_data_events(Duration::ZERO)?,
+            recv(audited) -> _ => open -= 1,
+            recv(clock) -> _ => println!("{:?}", orders.stats()),
+        }
+    }
+    orders.close()?;
+    audit.close()
+}
