@@ -32,10 +32,7 @@ fn what_amqp_publish_publishes_is_got() {
     assert_eq!(message.text().unwrap(), "from the tool");
     let properties = message.properties();
     assert_eq!(properties.content_type.as_deref(), Some("text/plain"));
-    assert_eq!(
-        properties.delivery_mode,
-        Some(cony::DeliveryMode::Persistent)
-    );
+    assert_eq!(properties.delivery_mode, Some(DeliveryMode::Persistent));
     channel.queue_delete(&queue).unwrap();
 }
 

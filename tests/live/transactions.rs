@@ -119,9 +119,9 @@ fn the_first_broker_that_answers_is_taken() {
     ];
     BlockingConnection::open_any(list).unwrap().close().unwrap();
     let error = BlockingConnection::open_any(["amqp://127.0.0.1:1"]).unwrap_err();
-    assert!(matches!(error, cony::Error::Connect { .. }));
+    assert!(matches!(error, Error::Connect { .. }));
     let error = BlockingConnection::open_any(Vec::<String>::new()).unwrap_err();
-    assert!(matches!(error, cony::Error::InvalidOption { .. }));
+    assert!(matches!(error, Error::InvalidOption { .. }));
 }
 
 /// A transactional channel on which messages were got before: it, the queue and they.
