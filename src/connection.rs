@@ -1,6 +1,7 @@
 //! [`BlockingConnection`]. What stands in the way of one is in `opening`.
 
 mod opening;
+mod secret;
 
 use std::cell::Cell;
 use std::fmt;
@@ -154,6 +155,7 @@ impl BlockingConnection {
         let target = opening::target(parameters)?;
         let (port, thread) = open::open(target, || parameters.offer())
             .map_err(|error| opening::refused(error, parameters))?;
+        parameters.credentials.connected();
         log::info!("{}: connected", port.name);
         Ok(Self {
             inner: Arc::new(Inner {

@@ -20,6 +20,7 @@ use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
+use crate::protocol::secret::Secret;
 use crate::protocol::settlements::Settlements;
 use crate::protocol::wire::ShortString;
 
@@ -67,6 +68,12 @@ pub(crate) enum Command {
         code: ReplyCode,
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
+    },
+    UpdateSecret {
+        secret: Secret,
+        reason: ShortString,
+        deadline: Instant,
+        reply: Sender<Outcome>,
     },
     Close {
         code: ReplyCode,

@@ -127,7 +127,7 @@ fn tls_does_not_trust_a_ca_that_the_system_does_not_know() {
             &error,
             Error::Connect {
                 stage: Stage::Tls,
-                cause: ConnectFailure::Tls(_),
+                cause: ConnectFailure::Tls(..),
                 ..
             }
         ),

@@ -712,7 +712,7 @@ fn amqps_to_a_plain_port_says_so() {
             wire.drain();
         },
         |error| {
-            let ConnectFailure::Tls(_) = cause(&error, Stage::Tls) else {
+            let ConnectFailure::Tls(..) = cause(&error, Stage::Tls) else {
                 panic!("{error:?}");
             };
             says(&error, "is this a TLS port (usually 5671)");
