@@ -448,3 +448,36 @@ impl fmt::Debug for Proof {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_dangerous_is_warned_of() {
+        assert_eq!(TlsOptions::new().warning(), None);
+        let none = TlsOptions::new().danger_accept_invalid_certificates(true);
+        assert!(none.warning().unwrap().contains("without verification"));
+        let any = TlsOptions::new().danger_accept_invalid_host_names(true);
+        assert!(any.warning().unwrap().contains("any name"));
+    }
+
+    #[test]
+    fn the_key_is_found_among_other_things() {
+        let input = Input::bytes("identity_pem", "");
+        let key = "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----";
+        let text = format!("Bag Attributes\n{key}\n-----BEGIN CERTIFICATE-----");
+        assert_eq!(pkcs8_key(&input, text.as_bytes()).unwrap(), key.as_bytes());
+    }
+
+    #[test]
+    fn no_key_and_no_password_shows() {
+        let options = TlsOptions::new()
+            .identity_pkcs12("hush", "hush")
+            .identity_pem("hush", "hush")
+            .ca_pem("hush");
+        assert!(!format!("{options:?}").contains("hush"));
+        let error = options.connector().unwrap_err();
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+}

@@ -15,6 +15,8 @@ mod support;
 mod confirms;
 #[path = "live/consuming.rs"]
 mod consuming;
+#[path = "live/credentials.rs"]
+mod credentials;
 #[path = "live/examples.rs"]
 mod examples;
 #[path = "live/interop.rs"]
@@ -27,6 +29,9 @@ mod messages;
 mod opening;
 #[path = "live/threads.rs"]
 mod threads;
+#[cfg(feature = "tls")]
+#[path = "live/tls.rs"]
+mod tls;
 #[path = "live/topology.rs"]
 mod topology;
 #[path = "live/transactions.rs"]

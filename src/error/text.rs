@@ -27,11 +27,19 @@ impl fmt::Display for Error {
                 mechanism,
                 text,
                 certain: true,
-            } => write!(
-                f,
-                "the broker refused the credentials ({mechanism}): {text}; note that RabbitMQ lets \
-                 'guest' in from localhost only"
-            ),
+            } => {
+                write!(
+                    f,
+                    "the broker refused the credentials ({mechanism}): {text}"
+                )?;
+                f.write_str(match mechanism.as_str() {
+                    "EXTERNAL" => {
+                        "; is there a client certificate, and a user of the name in it \
+                         (ssl_cert_login_from)?"
+                    }
+                    _ => "; note that RabbitMQ lets 'guest' in from localhost only",
+                })
+            }
             Self::AuthenticationFailed { mechanism, .. } => write!(
                 f,
                 "the broker hung up while it checked the credentials ({mechanism}); probably user \

@@ -139,3 +139,55 @@ impl fmt::Display for TlsFailure {
         })
     }
 }
+
+#[cfg(all(test, feature = "tls"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_openssl_3_and_of_older_ones_are_understood() {
+        for (words, failure) in [
+            (
+                "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate \
+                 verify failed:../ssl/statem/statem_clnt.c:1889: (unable to get local issuer \
+                 certificate)",
+                TlsFailure::UntrustedCertificate,
+            ),
+            (
+                "certificate verify failed: (Hostname mismatch)",
+                TlsFailure::WrongName,
+            ),
+            (
+                "certificate verify failed: (IP address mismatch)",
+                TlsFailure::WrongName,
+            ),
+            (
+                "certificate verify failed: (certificate has expired)",
+                TlsFailure::ExpiredCertificate,
+            ),
+            (
+                "error:1409445C:SSL routines:ssl3_read_bytes:tlsv13 alert certificate required",
+                TlsFailure::ClientCertificateMissing,
+            ),
+            (
+                "error:0A000415:SSL routines::sslv3 alert certificate expired",
+                TlsFailure::ClientCertificateExpired,
+            ),
+            (
+                "ssl/tls alert bad certificate",
+                TlsFailure::ClientCertificateRefused,
+            ),
+            (
+                "tlsv1 alert unknown ca",
+                TlsFailure::ClientCertificateRefused,
+            ),
+            ("sslv3 alert handshake failure", TlsFailure::Refused),
+            ("tlsv1 alert protocol version", TlsFailure::NoCommonVersion),
+            ("unsupported protocol", TlsFailure::NoCommonVersion),
+            ("wrong version number", TlsFailure::NotTls),
+            ("Connection reset by peer (os error 104)", TlsFailure::Other),
+        ] {
+            assert_eq!(TlsFailure::told_from(words), failure, "{words}");
+        }
+    }
+}
