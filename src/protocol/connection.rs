@@ -7,11 +7,12 @@
 //!   [`received`](Connection::received);
 //! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
 //!   [`settle`](Connection::settle), [`close_channel`](Connection::close_channel),
-//!   [`close`](Connection::close);
+//!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
 //! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
 //!   [`handle_timeout`](Connection::handle_timeout);
 //!
 //! and after each of these drain [`poll_event`](Connection::poll_event) and
+//! [`take_secret_output`](Connection::take_secret_output) and
 //! [`output`](Connection::output). Publishes are encoded by the caller and
 //! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
 //! longer open would make the broker close the connection (504). An
@@ -24,8 +25,11 @@
 //!  +-- close (the broker's): answered, end of stream, protocol error, silence --> closed
 //! ```
 
+mod secret_updates;
+
 use std::time::{Duration, Instant};
 
+use self::secret_updates::SecretUpdates;
 use super::channel::{Call, Channel, Fate};
 use super::event::{
     CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
@@ -68,6 +72,7 @@ struct Router<T: Tokens> {
     heartbeat: Heartbeat,
     blocked: Blocked,
     frames_received: u64,
+    secret_updates: SecretUpdates<T>,
     state: State,
 }
 
@@ -120,6 +125,7 @@ impl<T: Tokens> Connection<T> {
                     since: None,
                 },
                 frames_received: 0,
+                secret_updates: SecretUpdates::new(),
                 state: State::Open,
             },
         };
@@ -230,8 +236,10 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let router = &mut self.router;
         while let Some((channel, number)) = router.out.pop_due(now) {
-            if let Some(Some(channel)) = router.channels.get_mut(usize::from(channel)) {
-                channel.time_out(number, &mut router.out);
+            match router.channels.get_mut(usize::from(channel)) {
+                Some(Some(channel)) => channel.time_out(number, &mut router.out),
+                _ if channel == 0 => router.secret_updates.time_out(number, &mut router.out),
+                _ => {}
             }
         }
         match &router.state {
@@ -477,6 +485,8 @@ impl<T: Tokens> Router<T> {
                 self.blocked.since = None;
                 self.out.events.push_back(Event::Unblocked);
             }
+            (_, Method::ConnectionUpdateSecretOk(_))
+                if self.secret_updates.receive_ok(&mut self.out) => {}
             (_, method) => {
                 return Err(ProtocolError::UnexpectedMethod {
                     method: method.id(),
@@ -506,6 +516,7 @@ impl<T: Tokens> Router<T> {
         for channel in self.channels.drain(..).flatten() {
             channel.lose(&mut self.out);
         }
+        self.secret_updates.lose(&mut self.out);
         self.out.forget_deadlines();
     }
 

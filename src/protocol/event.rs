@@ -182,6 +182,10 @@ impl<T: Tokens> Out<T> {
         Some((channel, number))
     }
 
+    pub(crate) fn frame_max(&self) -> usize {
+        self.frame_max
+    }
+
     pub(crate) fn forget_deadlines(&mut self) {
         self.deadlines.clear();
     }

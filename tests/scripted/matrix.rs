@@ -456,7 +456,7 @@ pub(crate) const CALLS: &[Call] = &[
     Call::new(
         "Confirm::wait",
         |handles| unconfirmed(handles.channel(), |_, confirm| confirm.wait()),
-        |wire| expect_unconfirmed(wire),
+        expect_unconfirmed,
         Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
     ),
     Call::new(
@@ -466,7 +466,7 @@ pub(crate) const CALLS: &[Call] = &[
                 channel.wait_for_confirms(Duration::from_secs(1))
             })
         },
-        |wire| expect_unconfirmed(wire),
+        expect_unconfirmed,
         Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
     ),
     Call::new(
@@ -476,7 +476,7 @@ pub(crate) const CALLS: &[Call] = &[
                 channel.basic_publish("", "q", "more").map(drop)
             })
         },
-        |wire| expect_unconfirmed(wire),
+        expect_unconfirmed,
         None,
     )
     .unusual(&[(F::Silence, E::PublishTimeout)]),

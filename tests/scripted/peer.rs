@@ -32,6 +32,7 @@ pub(crate) mod methods {
     pub(crate) const CONNECTION_START: Method = (10, 10);
     pub(crate) const CONNECTION_START_OK: Method = (10, 11);
     pub(crate) const CONNECTION_SECURE: Method = (10, 20);
+    pub(crate) const CONNECTION_SECURE_OK: Method = (10, 21);
     pub(crate) const CONNECTION_TUNE: Method = (10, 30);
     pub(crate) const CONNECTION_TUNE_OK: Method = (10, 31);
     pub(crate) const CONNECTION_OPEN: Method = (10, 40);
@@ -40,6 +41,8 @@ pub(crate) mod methods {
     pub(crate) const CONNECTION_CLOSE_OK: Method = (10, 51);
     pub(crate) const CONNECTION_BLOCKED: Method = (10, 60);
     pub(crate) const CONNECTION_UNBLOCKED: Method = (10, 61);
+    pub(crate) const CONNECTION_UPDATE_SECRET: Method = (10, 70);
+    pub(crate) const CONNECTION_UPDATE_SECRET_OK: Method = (10, 71);
     pub(crate) const CHANNEL_OPEN: Method = (20, 10);
     pub(crate) const CHANNEL_OPEN_OK: Method = (20, 11);
     pub(crate) const CHANNEL_FLOW: Method = (20, 20);
