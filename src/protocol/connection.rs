@@ -26,9 +26,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::channel::{Call, Channel, Fate};
+use super::channel::{Channel, Fate};
 use super::event::{
-    CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
+    Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle, encode_settle};
