@@ -536,3 +536,25 @@ fn a_callback_that_drops_its_captures_at_the_end_may_call_on_from_there() {
     channel.start_consuming().unwrap();
     assert!(told.recv_timeout(PATIENCE).unwrap());
 }
+
+#[test]
+fn a_consumer_the_broker_cancelled_long_ago_is_not_the_end_of_the_loop() {
+    let channel = channel();
+    let (a, b) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    channel.basic_consume(&a, |_, _| Ok(())).unwrap();
+    channel
+        .basic_consume(&b, move |channel, delivery| {
+            delivery.ack()?;
+            match delivery.text()? {
+                "1" => channel.queue_delete(&a).map(drop),
+                _ => channel
+                    .basic_cancel(delivery.consumer_tag.as_ref().unwrap())
+                    .map(drop),
+            }
+        })
+        .unwrap();
+    for body in ["1", "2"] {
+        channel.basic_publish("", &b, body).unwrap();
+    }
+    channel.start_consuming().unwrap();
+}

@@ -426,8 +426,12 @@ fn for_each_ends_with_what_its_closure_does() {
 fn a_cancel_that_meets_the_brokers_own_is_the_last_word() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    channel.add_on_cancel_callback(|_, tag| panic!("{tag} was cancelled before"));
     let tag = channel.basic_consume(&queue, |_, _| Ok(())).unwrap();
+    let ours = tag.clone();
+    channel.add_on_cancel_callback(move |_, tag| {
+        assert_ne!(tag, ours, "it was cancelled before");
+        Ok(())
+    });
     let consumer = channel.consume(&queue).unwrap();
     channel.queue_delete(&queue).unwrap();
     assert!(channel.basic_cancel(&tag).unwrap().is_empty());
