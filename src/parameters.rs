@@ -201,7 +201,8 @@ impl ConnectionParameters {
         connection_name: impl Into<Option<String>>,
         /// More that the broker should know of this client; overrides what cony says.
         client_properties: impl Into<FieldTable>,
-        /// How often to try to connect, at least once. Default: 1. URL option.
+        /// How often to try to connect, at least once. What another attempt cannot mend, such
+        /// as a wrong password or certificate, ends them. Default: 1. URL option.
         connection_attempts: u32,
         /// How long to wait between attempts. Default: 2 s. URL option.
         retry_delay: Duration,

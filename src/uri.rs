@@ -210,12 +210,27 @@ fn decoded(option: &str, text: &str) -> Result<String> {
         .map_err(|_| Error::invalid(option, "…", "percent-encoded bytes must be UTF-8"))
 }
 
+/// The same, without copies that stay.
+fn decoded_secret(option: &str, text: &str) -> Result<Secret> {
+    let mut secret = Secret::with_capacity(text.len());
+    for byte in percent_decode_str(text) {
+        secret.append(&[byte]);
+    }
+    match std::str::from_utf8(secret.as_bytes()) {
+        Ok(_) => Ok(secret),
+        Err(_) => {
+            let rule = "percent-encoded bytes must be UTF-8";
+            Err(Error::invalid(option, "…", rule))
+        }
+    }
+}
+
 fn credentials(url: &Url, mechanisms: &[String]) -> Result<Option<Credentials>> {
     let (mut username, mut password) = ("guest".to_owned(), Secret::from("guest"));
     let is_given = !url.username().is_empty() || url.password().is_some();
     if is_given {
         username = decoded("username", url.username())?;
-        password = decoded("password", url.password().unwrap_or_default())?.into();
+        password = decoded_secret("password", url.password().unwrap_or_default())?;
     }
     if mechanisms.is_empty() {
         return Ok(is_given.then(|| Credentials::plain(username, password)));

@@ -1,11 +1,10 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
-#[cfg(feature = "tls")]
-use crate::error::TlsFailure;
-use crate::error::{ConnectFailure, Error, Result};
+use crate::error::{ConnectFailure, Error, Result, TlsFailure};
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
 use crate::io::open::{Cause, OpenError, Target};
+use crate::io::port::Settings;
 use crate::io::port::Settings;
 use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
@@ -15,7 +14,13 @@ use crate::protocol::handshake::{HandshakeFailure, Stage};
 /// Whether another attempt may succeed where this one has failed.
 pub(super) fn may_pass(error: &Error) -> bool {
     match error {
-        Error::Connect { cause, .. } => !matches!(cause, ConnectFailure::NoMechanism { .. }),
+        Error::Connect { cause, .. } => match cause {
+            ConnectFailure::NoMechanism { .. } => false,
+            ConnectFailure::Tls(failure, _) => {
+                matches!(failure, TlsFailure::Refused | TlsFailure::Other)
+            }
+            _ => true,
+        },
         Error::AuthenticationFailed { certain, .. } => !certain,
         _ => false,
     }

@@ -73,7 +73,7 @@ impl fmt::Display for Stage {
 /// All of this happens inside [`open`](crate::BlockingConnection::open), on its thread,
 /// and counts towards `handshake_timeout`, so do not wait for anything in here.
 ///
-/// RabbitMQ has one that is there to try this out:
+/// RabbitMQ has one that is there to try this out, if it is told to (`auth_mechanisms`):
 ///
 /// ```
 /// use cony::{BlockingConnection, ConnectionParameters, Credentials, Mechanism, Secret};
@@ -99,7 +99,8 @@ impl fmt::Display for Stage {
 /// let url = "amqp://localhost";
 /// # */
 /// let parameters: ConnectionParameters = url.parse()?;
-/// let parameters = parameters.credentials(Credentials::custom(|| Demo));
+/// let credentials = Credentials::custom(|| Demo).or(Credentials::default());
+/// let parameters = parameters.credentials(credentials);
 /// BlockingConnection::open(parameters)?.close()?;
 /// # Ok::<(), cony::Error>(())
 /// ```

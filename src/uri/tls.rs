@@ -1,6 +1,6 @@
 //! What a URL says of TLS: RabbitMQ's options, and pika's `ssl_options`, a dict of Python.
 
-use super::decoded;
+use super::{decoded, decoded_secret};
 use crate::error::{Error, Result};
 use crate::protocol::secret::Secret;
 use crate::tls::{TlsOptions, TlsVersion};
@@ -22,12 +22,14 @@ impl TlsQuery {
         if name == "ssl_options" {
             return self.take_dict(&decoded(name, &value.replace('+', " "))?);
         }
+        if name == "password" {
+            return once(&mut self.password, name, decoded_secret(name, value)?);
+        }
         let value = decoded(name, value)?;
         match name {
             "cacertfile" => once(&mut self.cacertfile, name, value),
             "certfile" => once(&mut self.certfile, name, value),
             "keyfile" => once(&mut self.keyfile, name, value),
-            "password" => once(&mut self.password, name, value.into()),
             "server_name_indication" => once(&mut self.server_name_indication, name, value),
             _ => once(&mut self.verify, name, verify(name, &value)?),
         }

@@ -240,3 +240,25 @@ fn no_copy_of_a_fresh_secret_stays_in_memory() {
     assert_eq!(memory::copies(&hidden), 0);
     connection.close().unwrap();
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_copy_of_a_password_of_a_url_stays_in_memory() {
+    let letters = |index: u8| (b'a' + index.wrapping_mul(7) % 26) ^ 0x5a;
+    let hidden: Vec<u8> = (0..32).map(letters).collect();
+    let canary = memory::canary(&hidden);
+    let canary = std::str::from_utf8(canary.as_bytes()).unwrap();
+    // The text is handed over, so it is wiped as well. It must not grow on its way.
+    let mut url = String::with_capacity(200);
+    for part in [
+        "amqp://guest:",
+        canary,
+        "%20@localhost/?auth_mechanism=amqplain",
+    ] {
+        url.push_str(part);
+    }
+    let parameters = ConnectionParameters::try_from(url).unwrap();
+    assert_eq!(memory::copies(&hidden), 2, "the test and the credentials");
+    drop(parameters);
+    assert_eq!(memory::copies(&hidden), 1);
+}
