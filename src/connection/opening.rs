@@ -5,7 +5,6 @@ use crate::error::{ConnectFailure, Error, Result, TlsFailure};
 use crate::io::open::Tls;
 use crate::io::open::{Cause, OpenError, Target};
 use crate::io::port::Settings;
-use crate::io::port::Settings;
 use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
 use crate::protocol::failure::{CloseReason, ReplyCode};
