@@ -25,6 +25,8 @@ mod consuming;
 mod dispatching;
 #[path = "live/examples.rs"]
 mod examples;
+#[path = "live/from_pika.rs"]
+mod from_pika;
 #[path = "live/getting.rs"]
 mod getting;
 #[path = "live/interop.rs"]
