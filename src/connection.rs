@@ -5,6 +5,7 @@ mod dispatch;
 mod events;
 mod opening;
 mod raw;
+mod secret;
 mod stats;
 
 use std::cell::Cell;
@@ -166,6 +167,7 @@ impl BlockingConnection {
         let target = opening::target(parameters)?;
         let (port, thread) = open::open(target, || parameters.offer())
             .map_err(|error| opening::refused(error, parameters))?;
+        parameters.credentials.connected();
         log::info!("{}: connected", port.name);
         Ok(Self {
             inner: Arc::new(Inner {

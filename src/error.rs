@@ -1,6 +1,7 @@
 //! What can go wrong, and what to do about it. The sentences are in `text`.
 
 mod text;
+mod tls;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -8,6 +9,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::tls::TlsFailure;
 use crate::confirm::{PublishFailure, Returned};
 use crate::protocol::event::Termination;
 use crate::protocol::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
@@ -25,7 +27,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// | variants | what is dead | retry |
 /// |---|---|---|
-/// | `InvalidOption`, `TooLong`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
+/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
 /// | `Timeout`, `PublishTimeout` | nothing | yes |
 /// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
 /// | `ConsumerCancelled` | the consumer | if the queue still exists |
@@ -66,6 +68,8 @@ pub enum Error {
         address: String,
         /// How far it came.
         stage: Stage,
+        /// Whether it was one with TLS.
+        tls: bool,
         /// What stopped it.
         cause: ConnectFailure,
     },
@@ -79,6 +83,10 @@ pub enum Error {
         /// brokers hang up on wrong credentials.
         certain: bool,
     },
+    /// The passwords of the credentials are wiped:
+    /// [`erase_on_connect`](crate::Credentials::erase_on_connect), or
+    /// [`erase`](crate::Credentials::erase). Nothing was sent.
+    CredentialsErased,
     /// The broker does not open the virtual host to this user.
     AccessDenied {
         /// The virtual host.
@@ -198,8 +206,9 @@ pub enum ConnectFailure {
     TimedOut(Duration),
     /// The peer hung up.
     EndOfStream,
-    /// TLS could not be set up.
-    Tls(String),
+    /// TLS could not be set up, or the broker gave it up: why, and the words of the TLS
+    /// library.
+    Tls(TlsFailure, String),
     /// The broker closed the connection with a reason.
     Closed(CloseReason),
     /// The broker takes none of the mechanisms of the credentials.

@@ -121,6 +121,8 @@ mod listeners;
 mod parameters;
 mod protocol;
 mod source;
+#[cfg(feature = "tls")]
+mod tls;
 mod uri;
 
 /// Benchmarks of what is not public, run by name.
@@ -136,11 +138,14 @@ pub use connection::{BlockingConnection, Stats, TimeoutId};
 pub use consumer::{Consumer, IntoIter, Iter};
 pub use credentials::Credentials;
 pub use delivery::{Delivery, Message};
-pub use error::{ConnectFailure, ConnectionLoss, Error, Result};
+pub use error::{ConnectFailure, ConnectionLoss, Error, Result, TlsFailure};
 pub use parameters::{ConnectionParameters, TcpOptions};
 pub use protocol::failure::{CloseReason, ClosedBy, DecodeError, ProtocolError, ReplyCode};
-pub use protocol::handshake::Stage;
+pub use protocol::handshake::{Mechanism, Stage};
 pub use protocol::methods::{self, Method, MethodId, access, basic, exchange, queue};
 pub use protocol::properties::{BasicProperties, DeliveryMode};
+pub use protocol::secret::Secret;
 pub use protocol::table::{FieldTable, FieldValue};
 pub use protocol::wire::{LongString, ShortString};
+#[cfg(feature = "tls")]
+pub use tls::{TlsOptions, TlsVersion};

@@ -1,13 +1,15 @@
 //! Where to connect to, as whom, and within what limits.
 
+mod validation;
+
 use std::fmt;
 use std::time::Duration;
 
 use crate::credentials::Credentials;
-use crate::error::{Error, Result};
-use crate::protocol::frame::FRAME_MIN_SIZE;
 use crate::protocol::handshake::Offer;
 use crate::protocol::table::FieldTable;
+#[cfg(feature = "tls")]
+use crate::tls::TlsOptions;
 
 /// The port of `amqp://`.
 pub(crate) const DEFAULT_PORT: u16 = 5672;
@@ -41,8 +43,46 @@ const MIB: usize = 1024 * KIB;
 /// for TLS. Every part may be left out; everything but letters and digits can be
 /// percent-encoded, and `/` in the name of a virtual host must be (`%2f`). No path, or
 /// `/` alone, means the virtual host `/`. The options of a URL are those methods below
-/// that say so; durations are in seconds, with fractions, unless noted. An unknown
-/// option is an error.
+/// that say so; durations are in seconds, with fractions, unless noted. An option that is
+/// unknown, empty or given twice is an error.
+///
+/// These options have no method of their own:
+///
+/// | option of a URL | |
+/// |---|---|
+/// | `auth_mechanism` | `plain`, `amqplain`, `external` or `anonymous`, instead of `plain`; given again, it names the next choice: [`Credentials::or`] |
+/// | `cacertfile` | the authorities to trust, instead of the system's: [`TlsOptions::ca_file`] |
+/// | `certfile`, `keyfile` | the client certificate and its key: [`TlsOptions::identity_pem_files`]; without `keyfile`, `certfile` has both, as PEM or PKCS #12 |
+/// | `password` | the password of a `certfile` in PKCS #12 |
+/// | `verify` | `verify_peer`, or `verify_none`: [`TlsOptions::danger_accept_invalid_certificates`] |
+/// | `server_name_indication` | [`TlsOptions::server_name`], or `disable`: [`TlsOptions::server_name_indication`] |
+/// | `ssl_options` | all of this in pika's form, a dict of Python with `ca_certs`, `cert_reqs`, `certfile`, `keyfile`, `ssl_version` |
+///
+/// Those of TLS need the scheme `amqps`. The numbers and names of Python's `ssl` are both
+/// understood. `ssl_version` is taken for the lowest version to accept, and without
+/// `cert_reqs` the broker's certificate is verified.
+///
+/// # Where the defaults are not those of pika 0.9.6
+///
+/// | | pika | cony | because |
+/// |---|---|---|---|
+/// | [`heartbeat`](Self::heartbeat) | off | 60 s | otherwise a dead network goes unnoticed |
+/// | [`socket_timeout`](Self::socket_timeout) | 0.25 s | 10 s | real networks are slower |
+/// | [`channel_max`](Self::channel_max) | 0 | 2047 | the broker's number, known beforehand |
+/// | `cert_reqs` in `ssl_options` | `CERT_NONE` | `CERT_REQUIRED` | TLS without verification protects from nobody |
+/// | [`connection_attempts`](Self::connection_attempts) | ignored by its blocking connection | 1, honoured | |
+/// | [`default_prefetch`](Self::default_prefetch) | none | 1000 | a worker on a deep queue must live |
+///
+/// And every wait has a deadline, where pika waits for ever.
+#[cfg_attr(
+    not(feature = "tls"),
+    doc = "",
+    doc = "[`TlsOptions::ca_file`]: index.html#features",
+    doc = "[`TlsOptions::identity_pem_files`]: index.html#features",
+    doc = "[`TlsOptions::danger_accept_invalid_certificates`]: index.html#features",
+    doc = "[`TlsOptions::server_name`]: index.html#features",
+    doc = "[`TlsOptions::server_name_indication`]: index.html#features"
+)]
 #[derive(Clone)]
 pub struct ConnectionParameters {
     pub(crate) host: String,
@@ -57,11 +97,11 @@ pub struct ConnectionParameters {
     pub(crate) client_properties: FieldTable,
     pub(crate) tls: bool,
     #[cfg(feature = "tls")]
+    pub(crate) tls_options: TlsOptions,
+    #[cfg(feature = "tls")]
     pub(crate) tls_connector: Option<native_tls::TlsConnector>,
     pub(crate) connection_attempts: u32,
     pub(crate) retry_delay: Duration,
-    pub(crate) backpressure_detection: bool,
-    pub(crate) blocked_connection_timeout: Option<Duration>,
     pub(crate) tcp_options: TcpOptions,
     pub(crate) socket_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
@@ -69,6 +109,8 @@ pub struct ConnectionParameters {
     pub(crate) publish_timeout: Duration,
     pub(crate) close_timeout: Duration,
     pub(crate) drop_timeout: Duration,
+    pub(crate) blocked_connection_timeout: Option<Duration>,
+    pub(crate) backpressure_detection: bool,
     pub(crate) max_message_size: u64,
     pub(crate) default_prefetch: u16,
     pub(crate) confirm_window: usize,
@@ -91,11 +133,11 @@ impl Default for ConnectionParameters {
             client_properties: FieldTable::new(),
             tls: false,
             #[cfg(feature = "tls")]
+            tls_options: TlsOptions::new(),
+            #[cfg(feature = "tls")]
             tls_connector: None,
             connection_attempts: 1,
             retry_delay: Duration::from_secs(2),
-            backpressure_detection: false,
-            blocked_connection_timeout: None,
             tcp_options: TcpOptions::new(),
             socket_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(15),
@@ -103,6 +145,8 @@ impl Default for ConnectionParameters {
             publish_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(10),
             drop_timeout: Duration::from_secs(2),
+            blocked_connection_timeout: None,
+            backpressure_detection: false,
             max_message_size: 128 * MIB as u64,
             default_prefetch: 1000,
             confirm_window: 1000,
@@ -144,8 +188,8 @@ impl ConnectionParameters {
         /// the broker. Default: 2047, RabbitMQ's own. URL option.
         channel_max: u16,
         /// The largest frame to ask for, in bytes; the broker may lower it. 0 leaves it to
-        /// the broker. At least 4096, for RabbitMQ 4.1 and later 8192. Default: 131072.
-        /// URL option.
+        /// the broker. From 4096, for RabbitMQ 4.1 and later 8192, to 134217728 (128 MiB).
+        /// Default: 131072. URL option.
         frame_max: u32,
         /// The heartbeat interval to ask for, in whole seconds; the broker may lower it.
         /// Zero switches heartbeats off. Default: 60 s (pika: off; a dead network would
@@ -157,14 +201,11 @@ impl ConnectionParameters {
         connection_name: impl Into<Option<String>>,
         /// More that the broker should know of this client; overrides what cony says.
         client_properties: impl Into<FieldTable>,
-        /// How often to try to connect, at least once. Default: 1. URL option.
+        /// How often to try to connect, at least once. What another attempt cannot mend, such
+        /// as a wrong password or certificate, ends them. Default: 1. URL option.
         connection_attempts: u32,
         /// How long to wait between attempts. Default: 2 s. URL option.
         retry_delay: Duration,
-        /// Whether to call back on backpressure. Default: no.
-        backpressure_detection: bool,
-        /// How long the broker may block publishes. Default: no limit.
-        blocked_connection_timeout: impl Into<Option<Duration>>,
         /// Options of the socket. Default: [`TcpOptions::new`].
         tcp_options: TcpOptions,
         /// How long TCP may take to connect, for each address of the host. Default: 10 s
@@ -172,8 +213,9 @@ impl ConnectionParameters {
         /// `connection_timeout` in milliseconds.
         socket_timeout: Duration,
         /// How long one attempt may take altogether: name, TCP, TLS and AMQP. Default: 15 s.
+        /// URL option.
         handshake_timeout: Duration,
-        /// How long a call may wait for its reply. Default: 30 s.
+        /// How long a call may wait for its reply. Default: 30 s. URL option.
         rpc_timeout: Duration,
         /// How long a publish may wait for room. Default: 30 s.
         publish_timeout: Duration,
@@ -181,6 +223,13 @@ impl ConnectionParameters {
         close_timeout: Duration,
         /// How long dropping the last handle may wait for a graceful close. Default: 2 s.
         drop_timeout: Duration,
+        /// How long the broker may block publishes, for lack of memory or disk, before the
+        /// connection counts as lost. Default: for ever. URL option.
+        blocked_connection_timeout: impl Into<Option<Duration>>,
+        /// Whether the callbacks of pika's backpressure detection are called: when more
+        /// waits to be written than some frames of average size. Default: no. URL option,
+        /// `t` or `f`.
+        backpressure_detection: bool,
         /// The largest body to accept, in bytes; a larger one closes its channel (311).
         /// Default: 128 MiB.
         max_message_size: u64,
@@ -205,64 +254,23 @@ impl ConnectionParameters {
         self
     }
 
-    /// Uses TLS, set up as `connector` says, instead of with the system's roots.
+    /// Uses TLS, set up as these say. Default: [`TlsOptions::new`].
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls_options(mut self, options: TlsOptions) -> Self {
+        self.tls = true;
+        self.tls_options = options;
+        self
+    }
+
+    /// Uses TLS, set up as `connector` says. Of the [`TlsOptions`] only the
+    /// [`server_name`](TlsOptions::server_name) then counts.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls_connector(mut self, connector: native_tls::TlsConnector) -> Self {
         self.tls = true;
         self.tls_connector = Some(connector);
         self
-    }
-
-    /// Checks what the types do not.
-    pub(crate) fn validate(&self) -> Result<()> {
-        if self.host.is_empty() {
-            return Err(Error::invalid("host", "", "it needs a name or an address"));
-        }
-        if self.frame_max != 0 && self.frame_max < FRAME_MIN_SIZE {
-            let rule = "it must be 0 or at least 4096 (RabbitMQ 4.1 and later: 8192)";
-            return Err(Error::invalid("frame_max", self.frame_max, rule));
-        }
-        if self.connection_attempts == 0 {
-            return Err(Error::invalid("connection_attempts", 0, "at least one"));
-        }
-        let heartbeat = self.heartbeat;
-        if heartbeat.subsec_nanos() != 0 || heartbeat.as_secs() > u64::from(u16::MAX) {
-            let rule = "whole seconds up to 65535, or 0 for off";
-            return Err(Error::invalid("heartbeat", format!("{heartbeat:?}"), rule));
-        }
-        for (option, value) in [
-            ("virtual_host", &self.virtual_host),
-            ("locale", &self.locale),
-        ] {
-            if value.len() > 255 {
-                return Err(Error::invalid(option, value, "at most 255 bytes"));
-            }
-        }
-        for (option, timeout) in [
-            ("socket_timeout", self.socket_timeout),
-            ("handshake_timeout", self.handshake_timeout),
-            ("rpc_timeout", self.rpc_timeout),
-            ("publish_timeout", self.publish_timeout),
-            ("close_timeout", self.close_timeout),
-            ("drop_timeout", self.drop_timeout),
-            ("retry_delay", self.retry_delay),
-        ] {
-            // More would overflow the clock's arithmetic.
-            if timeout > Duration::from_secs(100 * 365 * 86_400) {
-                let rule = "at most a hundred years";
-                return Err(Error::invalid(option, format!("{timeout:?}"), rule));
-            }
-        }
-        for (option, timeout) in [
-            ("socket_timeout", self.socket_timeout),
-            ("handshake_timeout", self.handshake_timeout),
-        ] {
-            if timeout.is_zero() {
-                return Err(Error::invalid(option, 0, "more than zero"));
-            }
-        }
-        Ok(())
     }
 
     pub(crate) fn port_or_default(&self) -> u16 {
@@ -320,17 +328,45 @@ impl ConnectionParameters {
 
 impl fmt::Debug for ConnectionParameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionParameters")
+        let mut shown = f.debug_struct("ConnectionParameters");
+        // None of these shows a secret of its own.
+        shown
             .field("host", &self.host)
             .field("port", &self.port_or_default())
             .field("virtual_host", &self.virtual_host)
             .field("credentials", &self.credentials)
-            .field("tls", &self.tls)
-            .field("connection_name", &self.connection_name)
             .field("channel_max", &self.channel_max)
             .field("frame_max", &self.frame_max)
             .field("heartbeat", &self.heartbeat)
-            .finish_non_exhaustive()
+            .field("locale", &self.locale)
+            .field("connection_name", &self.connection_name)
+            .field("client_properties", &self.client_properties)
+            .field("tls", &self.tls);
+        #[cfg(feature = "tls")]
+        shown
+            .field("tls_options", &self.tls_options)
+            .field("tls_connector", &self.tls_connector);
+        shown
+            .field("connection_attempts", &self.connection_attempts)
+            .field("retry_delay", &self.retry_delay)
+            .field("tcp_options", &self.tcp_options)
+            .field("socket_timeout", &self.socket_timeout)
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("rpc_timeout", &self.rpc_timeout)
+            .field("publish_timeout", &self.publish_timeout)
+            .field("close_timeout", &self.close_timeout)
+            .field("drop_timeout", &self.drop_timeout)
+            .field(
+                "blocked_connection_timeout",
+                &self.blocked_connection_timeout,
+            )
+            .field("backpressure_detection", &self.backpressure_detection)
+            .field("max_message_size", &self.max_message_size)
+            .field("default_prefetch", &self.default_prefetch)
+            .field("confirm_window", &self.confirm_window)
+            .field("write_budget", &self.write_budget)
+            .field("read_budget", &self.read_budget)
+            .finish()
     }
 }
 
@@ -393,40 +429,6 @@ mod tests {
     use super::*;
     use crate::protocol::table::FieldValue;
 
-    fn refused(parameters: ConnectionParameters) -> String {
-        match parameters.validate() {
-            Err(Error::InvalidOption { option, .. }) => option,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_defaults_are_valid() {
-        assert!(ConnectionParameters::new().validate().is_ok());
-    }
-
-    #[test]
-    fn a_bad_value_names_its_option() {
-        let new = ConnectionParameters::new;
-        assert_eq!(refused(new().host("")), "host");
-        assert_eq!(refused(new().frame_max(4095)), "frame_max");
-        assert_eq!(refused(new().connection_attempts(0)), "connection_attempts");
-        assert_eq!(
-            refused(new().heartbeat(Duration::from_millis(1500))),
-            "heartbeat"
-        );
-        assert_eq!(
-            refused(new().heartbeat(Duration::from_secs(65_536))),
-            "heartbeat"
-        );
-        assert_eq!(refused(new().virtual_host("v".repeat(256))), "virtual_host");
-        assert_eq!(
-            refused(new().handshake_timeout(Duration::ZERO)),
-            "handshake_timeout"
-        );
-        assert_eq!(refused(new().rpc_timeout(Duration::MAX)), "rpc_timeout");
-    }
-
     #[test]
     fn own_client_properties_win() {
         let parameters = ConnectionParameters::new()
@@ -443,8 +445,22 @@ mod tests {
     }
 
     #[test]
-    fn secrets_do_not_show() {
+    fn all_but_secrets_shows() {
         let parameters = ConnectionParameters::new().credentials(Credentials::plain("u", "hush"));
-        assert!(!format!("{parameters:?}").contains("hush"));
+        #[cfg(feature = "tls")]
+        let parameters = parameters.tls_options(
+            TlsOptions::new()
+                .identity_pkcs12("hush", "hush")
+                .ca_file("ca.pem"),
+        );
+        let shown = format!("{parameters:?} {parameters:#?}");
+        assert!(!shown.contains("hush"), "{shown}");
+        for part in [
+            "Plain(\"u\", ***)",
+            "retry_delay: 2s",
+            "read_budget: 67108864",
+        ] {
+            assert!(shown.contains(part), "{part} is not in {shown}");
+        }
     }
 }

@@ -3,28 +3,57 @@
 //! Rules: RabbitMQ, "RabbitMQ URI Specification" and "RabbitMQ URI Query Parameters";
 //! the option names are those of pika 0.9.6 and of RabbitMQ.
 
+#[cfg(feature = "tls")]
+mod tls;
+
 use std::str::FromStr;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use url::Url;
+use zeroize::{Zeroize, Zeroizing};
 
+#[cfg(feature = "tls")]
+use self::tls::TlsQuery;
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::parameters::ConnectionParameters;
+use crate::protocol::secret::Secret;
 
 impl FromStr for ConnectionParameters {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        let text = with_host(text);
         // The text may hold a password, so it is not repeated in the error.
-        let url = Url::parse(text).map_err(|error| {
+        let url = Url::parse(&text).map_err(|error| {
             let rule =
                 format!("it is no URL ({error}); amqp://user:password@host:port/vhost is one");
             Error::invalid("url", "…", rule)
         })?;
-        Self::try_from(&url)
+        Self::try_from(url)
     }
+}
+
+/// The specification lets the host be left out even where a user or a port is named, which
+/// a URL in general cannot.
+fn with_host(text: &str) -> Zeroizing<String> {
+    let start = text.find("://").map_or(text.len(), |start| start + 3);
+    let (scheme, rest) = text.split_at(start);
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(end);
+    let host_at = authority.rfind('@').map_or(0, |at| at + 1);
+    let (user, host) = authority.split_at(host_at);
+    let default = match authority.is_empty() || !(host.is_empty() || host.starts_with(':')) {
+        true => "",
+        false => "localhost",
+    };
+    // Made to size, for a buffer that grows leaves copies.
+    let mut whole = Zeroizing::new(String::with_capacity(text.len() + default.len()));
+    for part in [scheme, user, default, host, rest] {
+        whole.push_str(part);
+    }
+    whole
 }
 
 impl TryFrom<&str> for ConnectionParameters {
@@ -47,7 +76,7 @@ impl TryFrom<String> for ConnectionParameters {
     type Error = Error;
 
     fn try_from(text: String) -> Result<Self> {
-        text.parse()
+        Zeroizing::new(text).parse()
     }
 }
 
@@ -55,7 +84,10 @@ impl TryFrom<Url> for ConnectionParameters {
     type Error = Error;
 
     fn try_from(url: Url) -> Result<Self> {
-        Self::try_from(&url)
+        let parameters = Self::try_from(&url);
+        // It may hold a password.
+        String::from(url).zeroize();
+        parameters
     }
 }
 
@@ -71,15 +103,10 @@ impl TryFrom<&Url> for ConnectionParameters {
         }
         match url.scheme() {
             "amqp" => {}
-            #[cfg(feature = "tls")]
-            "amqps" => parameters.tls = true,
-            #[cfg(not(feature = "tls"))]
+            "amqps" if cfg!(feature = "tls") => parameters.tls = true,
             "amqps" => {
-                return Err(Error::invalid(
-                    "url",
-                    "amqps",
-                    "cony was built without its feature tls",
-                ));
+                let rule = "cony was built without its feature tls";
+                return Err(Error::invalid("url", "amqps", rule));
             }
             other => return Err(Error::invalid("url", other, "the scheme is amqp or amqps")),
         }
@@ -87,43 +114,144 @@ impl TryFrom<&Url> for ConnectionParameters {
             parameters.host = decoded("host", host)?;
         }
         parameters.port = url.port();
-        if let Some(credentials) = credentials(url)? {
-            parameters.credentials = credentials;
-        }
         parameters.virtual_host = virtual_host(url.path())?;
         if url.fragment().is_some() {
             return Err(Error::invalid("url", "#…", "'#' must be written as %23"));
         }
+        let mut query = Query::default();
         for pair in url.query().unwrap_or_default().split('&') {
             if let Some((name, value)) = pair.split_once('=') {
-                let name = decoded("url", name)?;
-                let value = decoded(&name, value)?;
-                option(&mut parameters, &name, &value)?;
+                query.take(&mut parameters, &decoded("url", name)?, value)?;
             } else if !pair.is_empty() {
                 return Err(Error::invalid("url", "…", "an option reads name=value"));
             }
         }
+        if let Some(credentials) = credentials(url, &query.mechanisms)? {
+            parameters.credentials = credentials;
+        }
+        #[cfg(feature = "tls")]
+        {
+            parameters.tls_options = query.tls.options()?;
+        }
+        parameters.validate()?;
         Ok(parameters)
     }
 }
 
+/// What the options of a URL say that is no parameter by itself.
+#[derive(Default)]
+struct Query {
+    /// What has been set so far.
+    seen: Vec<String>,
+    mechanisms: Vec<String>,
+    #[cfg(feature = "tls")]
+    tls: TlsQuery,
+}
+
+/// The options that say how TLS is set up.
+const TLS_OPTIONS: [&str; 7] = [
+    "cacertfile",
+    "certfile",
+    "keyfile",
+    "password",
+    "verify",
+    "server_name_indication",
+    "ssl_options",
+];
+
+impl Query {
+    fn take(
+        &mut self,
+        parameters: &mut ConnectionParameters,
+        name: &str,
+        value: &str,
+    ) -> Result<()> {
+        self.check_first(name)?;
+        if value.is_empty() {
+            return Err(Error::invalid(name, "", "it has no value"));
+        }
+        if name == "auth_mechanism" {
+            self.mechanisms.push(decoded(name, value)?);
+            return Ok(());
+        }
+        if !TLS_OPTIONS.contains(&name) {
+            return option(parameters, name, &decoded(name, value)?);
+        }
+        if !parameters.tls {
+            let rule = "it is about TLS, which needs the scheme amqps";
+            return Err(Error::invalid(name, "…", rule));
+        }
+        #[cfg(feature = "tls")]
+        self.tls.take(name, value)?;
+        Ok(())
+    }
+
+    /// Which of two values would count, nobody could tell.
+    fn check_first(&mut self, name: &str) -> Result<()> {
+        let setting = match name {
+            "heartbeat_interval" => "heartbeat",
+            "connection_timeout" => "socket_timeout",
+            other => other,
+        };
+        if setting != "auth_mechanism" && self.seen.iter().any(|seen| seen == setting) {
+            let rule = format!("{setting} is given twice");
+            return Err(Error::invalid(name, "…", rule));
+        }
+        self.seen.push(setting.to_owned());
+        Ok(())
+    }
+}
+
+/// Without what cannot be decoded in the error: it may be a secret.
 fn decoded(option: &str, text: &str) -> Result<String> {
     percent_decode_str(text)
         .decode_utf8()
         .map(Into::into)
-        .map_err(|_| Error::invalid(option, text, "percent-encoded bytes must be UTF-8"))
+        .map_err(|_| Error::invalid(option, "…", "percent-encoded bytes must be UTF-8"))
 }
 
-fn credentials(url: &Url) -> Result<Option<Credentials>> {
-    let (username, password) = (url.username(), url.password());
-    if username.is_empty() && password.is_none() {
-        return Ok(None);
+/// The same, without copies that stay.
+fn decoded_secret(option: &str, text: &str) -> Result<Secret> {
+    let mut secret = Secret::with_capacity(text.len());
+    for byte in percent_decode_str(text) {
+        secret.append(&[byte]);
     }
-    let secret = percent_decode_str(password.unwrap_or_default())
-        .decode_utf8()
-        .map_err(|_| Error::invalid("password", "…", "percent-encoded bytes must be UTF-8"))?;
-    let username = decoded("username", username)?;
-    Ok(Some(Credentials::plain(username, secret)))
+    match std::str::from_utf8(secret.as_bytes()) {
+        Ok(_) => Ok(secret),
+        Err(_) => {
+            let rule = "percent-encoded bytes must be UTF-8";
+            Err(Error::invalid(option, "…", rule))
+        }
+    }
+}
+
+fn credentials(url: &Url, mechanisms: &[String]) -> Result<Option<Credentials>> {
+    let (mut username, mut password) = ("guest".to_owned(), Secret::from("guest"));
+    let is_given = !url.username().is_empty() || url.password().is_some();
+    if is_given {
+        username = decoded("username", url.username())?;
+        password = decoded_secret("password", url.password().unwrap_or_default())?;
+    }
+    if mechanisms.is_empty() {
+        return Ok(is_given.then(|| Credentials::plain(username, password)));
+    }
+    mechanisms.iter().try_fold(None, |list, name| {
+        let (username, password) = (username.clone(), password.clone());
+        let next = match name.to_ascii_lowercase().as_str() {
+            "plain" => Credentials::plain(username, password),
+            "amqplain" => Credentials::amqplain(username, password),
+            "external" => Credentials::external(),
+            "anonymous" => Credentials::anonymous(),
+            _ => {
+                let rule = "it is plain, amqplain, external or anonymous";
+                return Err(Error::invalid("auth_mechanism", name, rule));
+            }
+        };
+        Ok(Some(match list {
+            None => next,
+            Some(list) => Credentials::or(list, next),
+        }))
+    })
 }
 
 fn virtual_host(path: &str) -> Result<String> {
@@ -139,23 +267,37 @@ fn virtual_host(path: &str) -> Result<String> {
 
 fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Result<()> {
     match name {
+        "backpressure_detection" => parameters.backpressure_detection = switch(name, value)?,
+        "blocked_connection_timeout" => {
+            parameters.blocked_connection_timeout = Some(seconds(name, value)?);
+        }
         "channel_max" => parameters.channel_max = number(name, value)?,
+        "connection_attempts" => parameters.connection_attempts = number(name, value)?,
+        "connection_name" => parameters.connection_name = Some(value.into()),
+        "connection_timeout" => {
+            parameters.socket_timeout = Duration::from_millis(number::<u32>(name, value)?.into());
+        }
         "frame_max" => parameters.frame_max = number(name, value)?,
+        "handshake_timeout" => parameters.handshake_timeout = seconds(name, value)?,
         "heartbeat" | "heartbeat_interval" => {
             parameters.heartbeat = Duration::from_secs(number::<u16>(name, value)?.into());
         }
         "locale" => parameters.locale = value.into(),
-        "connection_attempts" => parameters.connection_attempts = number(name, value)?,
         "retry_delay" => parameters.retry_delay = seconds(name, value)?,
+        "rpc_timeout" => parameters.rpc_timeout = seconds(name, value)?,
         "socket_timeout" => parameters.socket_timeout = seconds(name, value)?,
-        "connection_timeout" => {
-            parameters.socket_timeout = Duration::from_millis(number::<u32>(name, value)?.into());
-        }
-        "connection_name" => parameters.connection_name = Some(value.into()),
         // The value of an option that this does not know may be a secret.
         _ => return Err(Error::invalid(name, "…", "there is no such option")),
     }
     Ok(())
+}
+
+fn switch(name: &str, value: &str) -> Result<bool> {
+    match value {
+        "t" | "true" | "1" => Ok(true),
+        "f" | "false" | "0" => Ok(false),
+        _ => Err(Error::invalid(name, value, "it is t or f")),
+    }
 }
 
 fn number<T: FromStr<Err: ToString>>(name: &str, value: &str) -> Result<T> {
@@ -198,11 +340,54 @@ mod tests {
             "amqp:///",
             "amqp://localhost",
             "amqp://guest:guest@localhost:5672/%2F",
+            "amqp://guest:guest@",
+            "amqp://:5672",
+            "amqp://guest:guest@:5672/",
+            "amqp://?channel_max=2047",
         ] {
             let parameters = parse(url);
             assert_eq!(parameters.host, "localhost", "{url}");
             assert_eq!(parameters.port_or_default(), 5672, "{url}");
             assert_eq!(parameters.virtual_host, "/", "{url}");
+            let credentials = format!("{:?}", parameters.credentials);
+            assert_eq!(credentials, "Plain(\"guest\", ***)", "{url}");
+        }
+    }
+
+    /// The examples of RabbitMQ's URI specification, appendix A. Where it has an empty name
+    /// for a virtual host, this has the default one, as most clients do.
+    #[test]
+    fn the_examples_of_the_specification_are_understood() {
+        for (url, host, port, virtual_host, user) in [
+            (
+                "amqp://user:pass@host:10000/vhost",
+                "host",
+                10_000,
+                "vhost",
+                "user",
+            ),
+            (
+                "amqp://user%61:%61pass@ho%61st:10000/v%2fhost",
+                "hoast",
+                10_000,
+                "v/host",
+                "usera",
+            ),
+            ("amqp://user@", "localhost", 5672, "/", "user"),
+            ("amqp://user:pass@", "localhost", 5672, "/", "user"),
+            ("amqp://host", "host", 5672, "/", "guest"),
+            ("amqp://:10000", "localhost", 10_000, "/", "guest"),
+            ("amqp:///vhost", "localhost", 5672, "vhost", "guest"),
+            ("amqp://host/", "host", 5672, "/", "guest"),
+            ("amqp://host/%2f", "host", 5672, "/", "guest"),
+            ("amqp://[::1]", "[::1]", 5672, "/", "guest"),
+        ] {
+            let parameters = parse(url);
+            assert_eq!(parameters.host, host, "{url}");
+            assert_eq!(parameters.port_or_default(), port, "{url}");
+            assert_eq!(parameters.virtual_host, virtual_host, "{url}");
+            let credentials = format!("{:?}", parameters.credentials);
+            assert_eq!(credentials, format!("Plain({user:?}, ***)"), "{url}");
         }
     }
 
@@ -225,8 +410,14 @@ mod tests {
     fn options_have_their_units() {
         let parameters = parse(
             "amqp://h/?socket_timeout=0.25&retry_delay=1.5&connection_attempts=3&channel_max=7\
-             &locale=de_DE&connection_name=my%20app",
+             &locale=de_DE&connection_name=my%20app&handshake_timeout=3&rpc_timeout=4.5\
+             &blocked_connection_timeout=60&heartbeat_interval=9",
         );
+        assert_eq!(parameters.handshake_timeout, Duration::from_secs(3));
+        assert_eq!(parameters.rpc_timeout, Duration::from_millis(4500));
+        let blocked = parameters.blocked_connection_timeout;
+        assert_eq!(blocked, Some(Duration::from_secs(60)));
+        assert_eq!(parameters.heartbeat, Duration::from_secs(9));
         assert_eq!(parameters.socket_timeout, Duration::from_millis(250));
         assert_eq!(parameters.retry_delay, Duration::from_millis(1500));
         assert_eq!(parameters.connection_attempts, 3);
@@ -235,6 +426,84 @@ mod tests {
         assert_eq!(parameters.connection_name.as_deref(), Some("my app"));
         let milliseconds = parse("amqp://h/?connection_timeout=2500");
         assert_eq!(milliseconds.socket_timeout, Duration::from_millis(2500));
+    }
+
+    #[test]
+    fn a_switch_is_on_or_off() {
+        assert!(!parse("amqp://h").backpressure_detection);
+        for on in ["t", "true", "1"] {
+            let url = format!("amqp://h/?backpressure_detection={on}");
+            assert!(parse(&url).backpressure_detection, "{on}");
+        }
+        for off in ["f", "false", "0"] {
+            let url = format!("amqp://h/?backpressure_detection={off}");
+            assert!(!parse(&url).backpressure_detection, "{off}");
+        }
+        let bad = refused("amqp://h/?backpressure_detection=yes");
+        assert_eq!(bad, ("backpressure_detection".into(), "yes".into()));
+    }
+
+    #[test]
+    fn mechanisms_are_a_list_in_order() {
+        let shown = |url: &str| format!("{:?}", parse(url).credentials);
+        assert_eq!(shown("amqp://u:p@h/?auth_mechanism=external"), "External");
+        assert_eq!(
+            shown(
+                "amqp://u:p@h/?auth_mechanism=EXTERNAL&auth_mechanism=amqplain&auth_mechanism=plain"
+            ),
+            r#"External or AmqPlain("u", ***) or Plain("u", ***)"#
+        );
+        assert_eq!(
+            shown("amqp://h/?auth_mechanism=anonymous&auth_mechanism=plain"),
+            r#"Anonymous or Plain("guest", ***)"#
+        );
+        let bad = refused("amqp://h/?auth_mechanism=scram");
+        assert_eq!(bad, ("auth_mechanism".into(), "scram".into()));
+    }
+
+    #[test]
+    fn an_option_given_twice_or_empty_is_refused() {
+        for (url, option) in [
+            ("amqp://h/?heartbeat=1&heartbeat=1", "heartbeat"),
+            (
+                "amqp://h/?heartbeat=1&heartbeat_interval=2",
+                "heartbeat_interval",
+            ),
+            (
+                "amqp://h/?connection_timeout=1&socket_timeout=2",
+                "socket_timeout",
+            ),
+            ("amqp://h/?locale=a&locale=b", "locale"),
+            ("amqp://h/?connection_name=", "connection_name"),
+            ("amqp://h/?auth_mechanism=", "auth_mechanism"),
+        ] {
+            assert_eq!(refused(url).0, option, "{url}");
+        }
+    }
+
+    #[test]
+    fn options_of_tls_need_amqps() {
+        for option in TLS_OPTIONS {
+            let url = format!("amqp://h/?{option}=x");
+            let error = url.parse::<ConnectionParameters>().unwrap_err();
+            assert!(error.to_string().contains("amqps"), "{error}");
+            assert_eq!(refused(&url).0, option);
+        }
+    }
+
+    #[test]
+    fn a_value_out_of_bounds_is_refused_at_once() {
+        for (url, option) in [
+            ("amqp://h/?frame_max=4095", "frame_max"),
+            ("amqp://h/?frame_max=134217729", "frame_max"),
+            ("amqp://h/?connection_attempts=0", "connection_attempts"),
+            ("amqp://h/?rpc_timeout=0", "rpc_timeout"),
+            ("amqp://h/?socket_timeout=1e300", "socket_timeout"),
+            ("amqp://h:0", "port"),
+            ("amqp://a%00b", "host"),
+        ] {
+            assert_eq!(refused(url).0, option, "{url}");
+        }
     }
 
     #[test]
@@ -261,6 +530,12 @@ mod tests {
             "amqp://u:12?hush@h",
             "amqp://u:12#hush@h",
             "amqp://h/?password=hush",
+            "amqp://h/?passwort=hush",
+            "amqp://h/?passwort=hush%ff",
+            "amqps://h/?password=hush",
+            "amqps://h/?password=hush%ff",
+            "amqps://h/?password=hush&certfile=c&keyfile=k",
+            "amqps://h/?password=hush&password=hush",
             "amqp://h/?hush",
         ] {
             let error = url.parse::<ConnectionParameters>().unwrap_err();

@@ -21,6 +21,8 @@ mod confirms;
 mod consumers;
 #[path = "live/consuming.rs"]
 mod consuming;
+#[path = "live/credentials.rs"]
+mod credentials;
 #[path = "live/dispatching.rs"]
 mod dispatching;
 #[path = "live/examples.rs"]
@@ -47,6 +49,9 @@ mod refusals;
 mod routing;
 #[path = "live/threads.rs"]
 mod threads;
+#[cfg(feature = "tls")]
+#[path = "live/tls.rs"]
+mod tls;
 #[path = "live/topology.rs"]
 mod topology;
 #[path = "live/transactions.rs"]

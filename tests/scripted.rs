@@ -23,5 +23,7 @@ mod opening;
 mod peer;
 #[path = "scripted/publishing.rs"]
 mod publishing;
+#[path = "scripted/secrets.rs"]
+mod secrets;
 #[path = "scripted/silence_and_death.rs"]
 mod silence_and_death;

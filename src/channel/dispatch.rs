@@ -178,6 +178,8 @@ impl BlockingChannel {
             connection.dispatch_own(&|| false)?;
             self.tell_notices(held)?;
             match self.step(held, &mut consuming)? {
+                // Of others that go on, this one is not the end.
+                Step::Handled if shared.callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
                 Step::Idle => {
                     shared.warn_if_stalled(&mut consuming.warned);
@@ -261,15 +263,28 @@ impl BlockingChannel {
             Next::Call { content, loan } => self.run_callback(held, content, loan)?,
             Next::GiveBack(content) => shared.give_back(&content),
             Next::ConsumerEnded(consumer) => {
-                consuming.cancelled = shared.end_callback(&consumer);
-                if !shared.on_cancel.is_empty() {
-                    if let Some(tag) = consuming.cancelled.take() {
-                        shared.on_cancel.tell(held, self, &tag)?;
-                    }
+                if let Some(tag) = shared.end_callback(&consumer) {
+                    self.tell_cancelled(held, tag, consuming)?;
                 }
             }
         }
         Ok(Step::Handled)
+    }
+
+    /// Tells of a consumer that the broker has cancelled; if nobody listens, the dispatching
+    /// call will.
+    fn tell_cancelled(
+        &self,
+        held: &Held<'_>,
+        tag: ShortString,
+        consuming: &mut Consuming,
+    ) -> Result<()> {
+        let shared = self.shared();
+        if shared.on_cancel.is_empty() {
+            consuming.cancelled = Some(tag);
+            return Ok(());
+        }
+        shared.on_cancel.tell(held, self, &tag)
     }
 
     /// Runs the callback that `content` is for.

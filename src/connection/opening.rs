@@ -1,6 +1,6 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
-use crate::error::{ConnectFailure, Error, Result};
+use crate::error::{ConnectFailure, Error, Result, TlsFailure};
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
 use crate::io::open::{Cause, OpenError, Target};
@@ -13,7 +13,13 @@ use crate::protocol::handshake::{HandshakeFailure, Stage};
 /// Whether another attempt may succeed where this one has failed.
 pub(super) fn may_pass(error: &Error) -> bool {
     match error {
-        Error::Connect { cause, .. } => !matches!(cause, ConnectFailure::NoMechanism { .. }),
+        Error::Connect { cause, .. } => match cause {
+            ConnectFailure::NoMechanism { .. } => false,
+            ConnectFailure::Tls(failure, _) => {
+                matches!(failure, TlsFailure::Refused | TlsFailure::Other)
+            }
+            _ => true,
+        },
         Error::AuthenticationFailed { certain, .. } => !certain,
         _ => false,
     }
@@ -34,7 +40,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             receive_buffer: tcp.receive_buffer,
         },
         #[cfg(feature = "tls")]
-        tls: tls(parameters)?,
+        tls: tls(parameters, &name)?,
         socket_timeout: parameters.socket_timeout,
         handshake_timeout: parameters.handshake_timeout,
         settings: Settings {
@@ -51,18 +57,31 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
 }
 
 #[cfg(feature = "tls")]
-fn tls(parameters: &ConnectionParameters) -> Result<Option<Tls>> {
+fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
     if !parameters.tls {
         return Ok(None);
     }
+    let options = &parameters.tls_options;
+    let server_name = match &options.server_name {
+        Some(name) if name.is_empty() || name.contains('\0') => {
+            let rule = "it needs a name or an address";
+            return Err(Error::invalid("server_name", name.escape_debug(), rule));
+        }
+        Some(name) => name,
+        None => &parameters.host,
+    };
     let connector = match &parameters.tls_connector {
         Some(connector) => connector.clone(),
-        None => native_tls::TlsConnector::new()
-            .map_err(|error| Error::invalid("tls", "the system's roots", error.to_string()))?,
+        None => {
+            if let Some(warning) = options.warning() {
+                log::warn!("{name}: {warning}");
+            }
+            options.connector()?
+        }
     };
     Ok(Some(Tls {
         connector,
-        server_name: parameters.host.trim_matches(['[', ']']).to_owned(),
+        server_name: server_name.trim_matches(['[', ']']).to_owned(),
     }))
 }
 
@@ -103,6 +122,10 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
                 };
             }
             HandshakeFailure::Closed(reason) => ConnectFailure::Closed(reason),
+            // Another thread was first, with a clone.
+            HandshakeFailure::NoMechanism { .. } if parameters.credentials.are_erased() => {
+                return Error::CredentialsErased;
+            }
             HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
             HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
             HandshakeFailure::TooLarge { what, size, limit } => {
@@ -120,12 +143,13 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
         Cause::EndOfStream => ConnectFailure::EndOfStream,
         Cause::TimedOut(after) => ConnectFailure::TimedOut(after),
         #[cfg(feature = "tls")]
-        Cause::Tls(text) => ConnectFailure::Tls(text),
+        Cause::Tls(text) => ConnectFailure::Tls(TlsFailure::told_from(&text), text),
         Cause::Io(error) => ConnectFailure::Io(error.kind(), error.to_string()),
     };
     Error::Connect {
         address,
         stage,
+        tls: parameters.tls,
         cause,
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::ErrorKind;
 
-use super::{ConnectFailure, ConnectionLoss, Error};
+use super::{ConnectFailure, ConnectionLoss, Error, TlsFailure};
 use crate::protocol::handshake::Stage;
 
 impl fmt::Display for Error {
@@ -17,24 +17,37 @@ impl fmt::Display for Error {
             Self::Connect {
                 address,
                 stage,
+                tls,
                 cause,
             } => {
                 write!(f, "no connection to {address}: {cause}, {stage}")?;
-                f.write_str(advice(*stage, cause))
+                f.write_str(advice(*stage, *tls, cause))
             }
             Self::AuthenticationFailed {
                 mechanism,
                 text,
                 certain: true,
-            } => write!(
-                f,
-                "the broker refused the credentials ({mechanism}): {text}; note that RabbitMQ lets \
-                 'guest' in from localhost only"
-            ),
+            } => {
+                write!(
+                    f,
+                    "the broker refused the credentials ({mechanism}): {text}"
+                )?;
+                f.write_str(match mechanism.as_str() {
+                    "EXTERNAL" => {
+                        "; is there a client certificate, and a user of the name in it \
+                         (ssl_cert_login_from)?"
+                    }
+                    _ => "; note that RabbitMQ lets 'guest' in from localhost only",
+                })
+            }
             Self::AuthenticationFailed { mechanism, .. } => write!(
                 f,
                 "the broker hung up while it checked the credentials ({mechanism}); probably user \
                  or password are wrong"
+            ),
+            Self::CredentialsErased => f.write_str(
+                "the passwords of these credentials are erased: make new ones for every \
+                 connection, or do not let them be erased",
             ),
             Self::AccessDenied {
                 virtual_host,
@@ -156,13 +169,18 @@ impl fmt::Debug for Error {
 }
 
 /// What usually helps.
-fn advice(stage: Stage, cause: &ConnectFailure) -> &'static str {
+fn advice(stage: Stage, tls: bool, cause: &ConnectFailure) -> &'static str {
     match (stage, cause) {
+        (_, ConnectFailure::Tls(failure, _)) => failure.advice(),
         (Stage::Tcp, ConnectFailure::Io(ErrorKind::ConnectionRefused, _)) => {
             "; is the broker running, and is the port right?"
         }
-        (Stage::Tls, ConnectFailure::Tls(_) | ConnectFailure::EndOfStream) => {
-            "; is this a TLS port (usually 5671), and does the certificate fit the host's name?"
+        (Stage::Tls, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) => {
+            TlsFailure::Other.advice()
+        }
+        // With TLS 1.3 the client is done before the broker has looked at its certificate.
+        (Stage::Header, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) if tls => {
+            "; perhaps the broker demands another client certificate; its log says more"
         }
         (Stage::Header, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) => {
             "; a TLS port (usually 5671) needs amqps://"
@@ -180,7 +198,7 @@ impl fmt::Display for ConnectFailure {
             Self::Io(_, text) => f.write_str(text),
             Self::TimedOut(after) => write!(f, "nothing happened within {after:?}"),
             Self::EndOfStream => f.write_str("the peer hung up"),
-            Self::Tls(text) => write!(f, "TLS failed: {text}"),
+            Self::Tls(failure, text) => write!(f, "{failure} ({text})"),
             Self::Closed(reason) => reason.fmt(f),
             Self::NoMechanism { offered } => write!(
                 f,

@@ -233,6 +233,15 @@ impl Driver {
                 let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
                 self.core.close_channel(channel, code, text, call);
             }
+            Command::UpdateSecret {
+                secret,
+                reason,
+                deadline,
+                reply,
+            } => {
+                let token = CallToken::Caller(reply);
+                self.core.update_secret(secret, reason, token, deadline);
+            }
             Command::Close {
                 code,
                 text,
@@ -310,6 +319,10 @@ impl Driver {
 
     /// Moves what the core has to say into the outbox, in order with everything else.
     fn collect_output(&mut self) {
+        if let Some(secret) = self.core.take_secret_output() {
+            self.port.budget.take(secret.as_bytes().len());
+            self.outbox.push_secret(secret);
+        }
         let output = self.core.output();
         if !output.is_empty() {
             self.port.budget.take(output.len());

@@ -16,6 +16,9 @@ use super::port::{ConnectionPort, Settings};
 use super::transport::{self, SocketOptions, Transport};
 use crate::protocol::handshake::{Handshake, HandshakeFailure, Offer, Stage};
 
+/// How many reads follow a write that has failed, to learn why.
+const LAST_READS: usize = 16;
+
 /// Where to connect to, and within what bounds.
 pub(crate) struct Target {
     pub(crate) host: String,
@@ -87,7 +90,10 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
                 // Another address of the same broker would refuse just the same.
                 let refused = matches!(error.cause, Cause::Handshake(_))
                     && matches!(error.stage, Stage::Start | Stage::Open);
-                last = Some(error);
+                last = Some(match last {
+                    Some(last) => further(last, error),
+                    None => error,
+                });
                 if refused {
                     break;
                 }
@@ -100,6 +106,15 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
         mechanism: None,
         cause: Cause::Io(io::ErrorKind::NotFound.into()),
     }))
+}
+
+/// Of two failures the one that came further, as the one that tells more: behind a name
+/// there may be addresses where nobody listens at all.
+fn further(one: OpenError, other: OpenError) -> OpenError {
+    match other.stage >= one.stage {
+        true => other,
+        false => one,
+    }
 }
 
 fn io_cause(error: io::Error, timeout: Duration) -> Cause {
@@ -127,7 +142,7 @@ impl Attempt<'_> {
         let mut handshake = Handshake::new(offer);
         if let Err(cause) = self.shake_hands(&mut handshake, &mut transport, &mut readiness) {
             // A broker that closed is owed its close-ok; whether it arrives changes nothing.
-            let _ = transport.write(&handshake.take_output());
+            let _ = transport.write(handshake.take_output().as_bytes());
             transport.shut_down();
             return Err(OpenError {
                 mechanism: handshake.mechanism().map(str::to_owned),
@@ -152,7 +167,10 @@ impl Attempt<'_> {
         readiness: &mut Readiness,
     ) -> Result<(), Cause> {
         loop {
-            self.write_all(&handshake.take_output(), transport, readiness)?;
+            let output = handshake.take_output();
+            if let Err(cause) = self.write_all(output.as_bytes(), transport, readiness) {
+                return Err(self.last_words(handshake, transport).unwrap_or(cause));
+            }
             // A peer that never stops talking must not prolong this.
             if self.left().is_zero() {
                 return Err(Cause::TimedOut(self.timeout()));
@@ -167,6 +185,35 @@ impl Attempt<'_> {
                 Err(error) => self.wait_for(error, readiness)?,
             }
         }
+    }
+
+    /// Why the peer takes nothing any more, if it has said so before it hung up.
+    fn last_words(&self, handshake: &mut Handshake, transport: &mut Transport) -> Option<Cause> {
+        for _ in 0..LAST_READS {
+            match transport.read(handshake.space()) {
+                Ok(0) => return None,
+                Ok(count) => match handshake.received(count) {
+                    Ok(_) => {}
+                    Err(failure) => return Some(Cause::Handshake(failure)),
+                },
+                Err(error) => return self.tls_cause(&error),
+            }
+        }
+        None
+    }
+
+    /// What TLS has to say, which it does as an error without a code of the system.
+    #[cfg(feature = "tls")]
+    fn tls_cause(&self, error: &io::Error) -> Option<Cause> {
+        let own = self.target.tls.is_some()
+            && error.raw_os_error().is_none()
+            && error.kind() == io::ErrorKind::Other;
+        own.then(|| Cause::Tls(error.to_string()))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn tls_cause(&self, _: &io::Error) -> Option<Cause> {
+        None
     }
 
     fn write_all(
@@ -192,7 +239,7 @@ impl Attempt<'_> {
             io::ErrorKind::Interrupted => Ok(()),
             io::ErrorKind::WouldBlock => readiness.wait(self.deadline, self.timeout()),
             io::ErrorKind::UnexpectedEof => Err(Cause::EndOfStream),
-            _ => Err(Cause::Io(error)),
+            _ => Err(self.tls_cause(&error).unwrap_or(Cause::Io(error))),
         }
     }
 
@@ -272,6 +319,28 @@ impl Readiness {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Cause::Io(error)),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_addresses_the_one_that_came_furthest_is_told_of() {
+        let at = |stage| OpenError {
+            stage,
+            address: format!("{stage:?}"),
+            mechanism: None,
+            cause: Cause::EndOfStream,
+        };
+        for (one, other, told) in [
+            (Stage::Tls, Stage::Tcp, Stage::Tls),
+            (Stage::Tcp, Stage::Header, Stage::Header),
+            (Stage::Tcp, Stage::Tcp, Stage::Tcp),
+        ] {
+            assert_eq!(further(at(one), at(other)).stage, told);
         }
     }
 }

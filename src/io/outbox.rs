@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
+use crate::protocol::secret::Secret;
+
 /// Chunks below this size are gathered into shared ones, so that one write takes many.
 const GATHER_MAX: usize = 4 * 1024;
 
@@ -15,9 +17,26 @@ const CHUNK_SIZE: usize = 64 * 1024;
 /// How many chunks one write takes.
 const SLICES_MAX: usize = 16;
 
+/// Bytes that go out together.
+#[derive(Debug)]
+enum Chunk {
+    Plain(Vec<u8>),
+    /// Wiped when it is gone.
+    Secret(Secret),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Secret(secret) => secret.as_bytes(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    chunks: VecDeque<Vec<u8>>,
+    chunks: VecDeque<Chunk>,
     /// How much of the first chunk is written.
     written: usize,
     bytes: usize,
@@ -37,15 +56,21 @@ impl Outbox {
     pub(crate) fn push_copy(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len();
         match self.chunks.back_mut() {
-            Some(last) if last.capacity() - last.len() >= bytes.len() => {
+            Some(Chunk::Plain(last)) if last.capacity() - last.len() >= bytes.len() => {
                 last.extend_from_slice(bytes);
             }
             _ => {
                 let mut chunk = Vec::with_capacity(CHUNK_SIZE.max(bytes.len()));
                 chunk.extend_from_slice(bytes);
-                self.chunks.push_back(chunk);
+                self.chunks.push_back(Chunk::Plain(chunk));
             }
         }
+    }
+
+    /// Adds bytes that are wiped when they are written.
+    pub(crate) fn push_secret(&mut self, secret: Secret) {
+        self.bytes += secret.as_bytes().len();
+        self.chunks.push_back(Chunk::Secret(secret));
     }
 
     /// Adds `chunk`, without a copy if it is large.
@@ -54,7 +79,7 @@ impl Outbox {
             return self.push_copy(&chunk);
         }
         self.bytes += chunk.len();
-        self.chunks.push_back(chunk);
+        self.chunks.push_back(Chunk::Plain(chunk));
     }
 
     /// Writes once; returns how much was taken.
@@ -63,7 +88,7 @@ impl Outbox {
         let mut count = 0;
         for (index, (slice, chunk)) in slices.iter_mut().zip(&self.chunks).enumerate() {
             let start = if index == 0 { self.written } else { 0 };
-            *slice = IoSlice::new(chunk.get(start..).unwrap_or_default());
+            *slice = IoSlice::new(chunk.bytes().get(start..).unwrap_or_default());
             count += 1;
         }
         let taken = stream.write_vectored(slices.get(..count).unwrap_or_default())?;
@@ -76,15 +101,18 @@ impl Outbox {
         self.written += taken;
         let mut left = self.chunks.len();
         while let Some(first) = self.chunks.front_mut() {
-            if self.written < first.len() {
+            let length = first.bytes().len();
+            if self.written < length {
                 return;
             }
-            self.written -= first.len();
+            self.written -= length;
             left -= 1;
-            if left == 0 && first.capacity() == CHUNK_SIZE {
+            match first {
                 // The last shared chunk serves again.
-                first.clear();
-                return;
+                Chunk::Plain(bytes) if left == 0 && bytes.capacity() == CHUNK_SIZE => {
+                    return bytes.clear();
+                }
+                _ => {}
             }
             self.chunks.pop_front();
         }
@@ -136,6 +164,29 @@ mod tests {
             taken: Vec::new(),
         };
         assert_eq!(outbox.write_to(&mut stream).unwrap(), 20_000);
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_secret_keeps_its_place_and_is_gone_when_it_is_written() {
+        let mut outbox = Outbox::default();
+        outbox.push_copy(b"before ");
+        outbox.push_secret("hush".into());
+        outbox.push_copy(b" behind");
+        assert!(!format!("{outbox:?}").contains("hush"));
+        let mut stream = Narrow {
+            room: 9,
+            taken: Vec::new(),
+        };
+        outbox.write_to(&mut stream).unwrap();
+        let holds_it = |outbox: &Outbox| {
+            let mut chunks = outbox.chunks.iter();
+            chunks.any(|chunk| matches!(chunk, Chunk::Secret(_)))
+        };
+        assert!(holds_it(&outbox), "half of it is written");
+        outbox.write_to(&mut stream).unwrap();
+        assert!(!holds_it(&outbox));
+        assert_eq!(stream.taken, b"before hush behind");
         assert!(outbox.is_empty());
     }
 

@@ -20,6 +20,7 @@ use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
+use crate::protocol::secret::Secret;
 use crate::protocol::wire::ShortString;
 
 pub(crate) type Outcome = Result<Reply, CallFailure>;
@@ -71,6 +72,12 @@ pub(crate) enum Command {
         code: ReplyCode,
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
+    },
+    UpdateSecret {
+        secret: Secret,
+        reason: ShortString,
+        deadline: Instant,
+        reply: Sender<Outcome>,
     },
     Close {
         code: ReplyCode,

@@ -57,7 +57,7 @@ impl Read for Transport {
         match self {
             Self::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer).map_err(end_of_stream),
         }
     }
 }
@@ -88,6 +88,15 @@ impl Write for Transport {
             #[cfg(feature = "tls")]
             Self::Tls(stream) => stream.flush(),
         }
+    }
+}
+
+/// A peer that hangs up without a word to TLS is none of TLS's failures.
+#[cfg(feature = "tls")]
+fn end_of_stream(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        None if error.to_string().contains("unexpected eof") => io::ErrorKind::UnexpectedEof.into(),
+        _ => error,
     }
 }
 

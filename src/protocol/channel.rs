@@ -22,24 +22,12 @@ use std::time::Instant;
 
 use super::consumers::{Consumers, Taker};
 use super::content::{Assembly, Content, ContentMethod, Names, Progress};
-use super::event::{CallFailure, ChannelId, Event, Out, Reply, Tokens};
+use super::event::{Call, CallFailure, ChannelId, Event, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::frame::Settle;
 use super::handshake::{culprit, decode_method, split_method};
 use super::methods::{Method, MethodId, basic, channel};
 use super::wire::ShortString;
-
-/// A method that waits for its reply, or for its turn on the wire.
-#[derive(Debug)]
-pub(crate) struct Call<T: Tokens> {
-    pub(crate) number: u64,
-    /// Who waits for the outcome; nobody any more after a timeout.
-    pub(crate) token: Option<T::Call>,
-    pub(crate) method: Method,
-    pub(crate) deadline: Option<Instant>,
-    /// Who gets the deliveries, for a `basic.consume`.
-    pub(crate) consumer: Option<T::Consumer>,
-}
 
 #[derive(Debug)]
 pub(crate) struct Channel<T: Tokens> {

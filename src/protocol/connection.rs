@@ -7,11 +7,12 @@
 //!   [`received`](Connection::received);
 //! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
 //!   [`settle`](Connection::settle), [`close_channel`](Connection::close_channel),
-//!   [`close`](Connection::close);
+//!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
 //! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
 //!   [`handle_timeout`](Connection::handle_timeout);
 //!
 //! and after each of these drain [`poll_event`](Connection::poll_event) and
+//! [`take_secret_output`](Connection::take_secret_output) and
 //! [`output`](Connection::output). Publishes are encoded by the caller and
 //! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
 //! longer open would make the broker close the connection (504). An
@@ -24,75 +25,29 @@
 //!  +-- close (the broker's): answered, end of stream, protocol error, silence --> closed
 //! ```
 
+mod router;
+mod secret_updates;
+
 use std::time::{Duration, Instant};
 
-use super::channel::{Call, Channel, Fate};
+use self::router::{Blocked, Router, State};
+use self::secret_updates::SecretUpdates;
+use super::channel::Channel;
 use super::event::{
-    CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
+    Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
-use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
-use super::frame::{Frame, FrameDecoder, HEARTBEAT_FRAME, Settle};
-use super::handshake::{Negotiated, close_reason, decode_method, split_method};
+use super::failure::{CloseReason, ClosedBy, ReplyCode};
+use super::frame::{FrameDecoder, HEARTBEAT_FRAME, Settle};
+use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
-use super::methods::{Method, MethodId, channel, connection};
+use super::methods::{Method, channel, connection};
 use super::wire::ShortString;
-
-#[derive(Debug)]
-enum State {
-    Open,
-    Closing {
-        reason: CloseReason,
-        deadline: Instant,
-    },
-    Closed,
-}
 
 /// One AMQP connection after its handshake. See the module for how to drive it.
 #[derive(Debug)]
 pub(crate) struct Connection<T: Tokens> {
     decoder: FrameDecoder,
     router: Router<T>,
-}
-
-/// All but the decoder, whose frames borrow from it.
-#[derive(Debug)]
-struct Router<T: Tokens> {
-    out: Out<T>,
-    channel_max: u16,
-    max_message_size: u64,
-    /// By number; 0 is the connection itself and stays empty.
-    channels: Vec<Option<Box<Channel<T>>>>,
-    /// Every number below is taken.
-    lowest_free: u16,
-    generations: u64,
-    heartbeat: Heartbeat,
-    blocked: Blocked,
-    frames_received: u64,
-    state: State,
-}
-
-/// Whether the broker takes no publishes, and how long that may last.
-#[derive(Debug)]
-struct Blocked {
-    timeout: Option<Duration>,
-    since: Option<(Instant, ShortString)>,
-}
-
-impl Blocked {
-    fn deadline(&self) -> Option<Instant> {
-        let (since, _) = self.since.as_ref()?;
-        Some(*since + self.timeout?)
-    }
-
-    /// What to end with, if it has lasted too long.
-    fn is_over(&self, now: Instant) -> Option<Termination> {
-        let after = self.timeout?;
-        let (since, reason) = self.since.as_ref()?;
-        (now >= *since + after).then(|| Termination::BlockedTooLong {
-            after,
-            reason: reason.clone(),
-        })
-    }
 }
 
 impl<T: Tokens> Connection<T> {
@@ -120,6 +75,7 @@ impl<T: Tokens> Connection<T> {
                     since: None,
                 },
                 frames_received: 0,
+                secret_updates: SecretUpdates::new(),
                 state: State::Open,
             },
         };
@@ -230,8 +186,10 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let router = &mut self.router;
         while let Some((channel, number)) = router.out.pop_due(now) {
-            if let Some(Some(channel)) = router.channels.get_mut(usize::from(channel)) {
-                channel.time_out(number, &mut router.out);
+            match router.channels.get_mut(usize::from(channel)) {
+                Some(Some(channel)) => channel.time_out(number, &mut router.out),
+                _ if channel == 0 => router.secret_updates.time_out(number, &mut router.out),
+                _ => {}
             }
         }
         match &router.state {
@@ -394,180 +352,4 @@ impl<T: Tokens> Connection<T> {
         let reason = CloseReason::new(ClosedBy::Application, code, text, None);
         router.state = State::Closing { reason, deadline };
     }
-}
-
-impl<T: Tokens> Router<T> {
-    fn route(&mut self, frame: Frame<'_>, now: Instant) -> Result<(), ProtocolError> {
-        self.frames_received += 1;
-        // After our close only the end counts (specification, connection.close).
-        if !matches!(self.state, State::Open) && !is_end(frame) {
-            return Ok(());
-        }
-        let (number, what) = match frame {
-            Frame::Heartbeat => return Ok(()),
-            Frame::Method {
-                channel: 0,
-                payload,
-            } => {
-                return self.receive_connection_method(decode_method(payload)?, now);
-            }
-            Frame::Method { channel, .. } => (channel, "a method"),
-            Frame::Header { channel, .. } => (channel, "a content header"),
-            Frame::Body { channel, .. } => (channel, "a content body"),
-        };
-        if number == 0 || number > self.channel_max {
-            let channel = number;
-            return Err(ProtocolError::Channel { channel, what });
-        }
-        let slot = self.channels.get_mut(usize::from(number));
-        let Some(Some(channel)) = slot else {
-            self.receive_late(number, frame);
-            return Ok(());
-        };
-        let out = &mut self.out;
-        match frame {
-            Frame::Method { payload, .. } => {
-                if channel.receive_method(payload, out)? == Fate::Gone {
-                    self.free(number);
-                }
-                Ok(())
-            }
-            Frame::Header { payload, .. } => {
-                channel.receive_header(payload, self.max_message_size, out)
-            }
-            Frame::Body { payload, .. } => channel.receive_body(payload, out),
-            Frame::Heartbeat => Ok(()),
-        }
-    }
-
-    /// Late frames for a channel that is gone are no error. But a close that crossed
-    /// ours and came behind the close-ok is owed an answer: until the broker has it,
-    /// it ignores what comes on that number, so the next open would hang.
-    fn receive_late(&mut self, number: u16, frame: Frame<'_>) {
-        if method_id(frame) == Some(channel::Close::ID) {
-            self.out.send(number, &channel::CloseOk::default().into());
-        }
-    }
-
-    fn receive_connection_method(
-        &mut self,
-        method: Method,
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        match (&self.state, method) {
-            (_, Method::ConnectionClose(close)) => {
-                self.out.send(0, &connection::CloseOk::default().into());
-                let reason = match &self.state {
-                    State::Closing { reason, .. } => reason.clone(),
-                    _ => close_reason(&close),
-                };
-                self.terminate(Termination::Closed(reason));
-            }
-            (State::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
-                let reason = reason.clone();
-                self.terminate(Termination::Closed(reason));
-            }
-            (_, Method::ConnectionBlocked(blocked)) => {
-                // Said again, it goes on from when it began.
-                let since = self.blocked.since.take().map_or(now, |(since, _)| since);
-                self.blocked.since = Some((since, blocked.reason.clone()));
-                self.out.events.push_back(Event::Blocked(blocked.reason));
-            }
-            (_, Method::ConnectionUnblocked(_)) => {
-                self.blocked.since = None;
-                self.out.events.push_back(Event::Unblocked);
-            }
-            (_, method) => {
-                return Err(ProtocolError::UnexpectedMethod {
-                    method: method.id(),
-                    state: "on an open connection, where it has no place",
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells a peer that broke the protocol, and ends.
-    fn give_up(&mut self, error: ProtocolError) {
-        let text: String = error.to_string().chars().take(60).collect();
-        let close = connection::Close::default()
-            .reply_code(error.reply_code().into())
-            .reply_text(text);
-        self.out.send(0, &close.into());
-        self.terminate(Termination::Protocol(error));
-    }
-
-    fn terminate(&mut self, termination: Termination) {
-        if matches!(self.state, State::Closed) {
-            return;
-        }
-        self.state = State::Closed;
-        self.out.events.push_back(Event::Closed(termination));
-        for channel in self.channels.drain(..).flatten() {
-            channel.lose(&mut self.out);
-        }
-        self.out.forget_deadlines();
-    }
-
-    fn reserve(&mut self, number: Option<u16>) -> Result<ChannelId, NumberError> {
-        let number = match number {
-            Some(number) if number == 0 || number > self.channel_max => {
-                return Err(NumberError::OutOfRange);
-            }
-            Some(number) if self.is_taken(number) => return Err(NumberError::InUse),
-            Some(number) => number,
-            None => self.lowest_free().ok_or(NumberError::NoneFree)?,
-        };
-        self.generations += 1;
-        Ok(ChannelId {
-            number,
-            generation: self.generations,
-        })
-    }
-
-    fn is_taken(&self, number: u16) -> bool {
-        matches!(self.channels.get(usize::from(number)), Some(Some(_)))
-    }
-
-    fn lowest_free(&mut self) -> Option<u16> {
-        let number = (self.lowest_free..=self.channel_max).find(|&number| !self.is_taken(number));
-        self.lowest_free = number.unwrap_or(self.channel_max);
-        number
-    }
-
-    fn free(&mut self, number: u16) {
-        if let Some(slot) = self.channels.get_mut(usize::from(number)) {
-            *slot = None;
-        }
-        self.lowest_free = self.lowest_free.min(number);
-    }
-
-    fn find(&self, id: ChannelId) -> Option<&Channel<T>> {
-        let channel = self.channels.get(usize::from(id.number))?.as_deref()?;
-        (channel.id() == id).then_some(channel)
-    }
-
-    fn with_channel(&mut self, id: ChannelId, act: impl FnOnce(&mut Channel<T>, &mut Out<T>)) {
-        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.number)) {
-            if channel.id() == id {
-                act(channel, &mut self.out);
-            }
-        }
-    }
-}
-
-fn method_id(frame: Frame<'_>) -> Option<MethodId> {
-    match frame {
-        Frame::Method { payload, .. } => split_method(payload).ok().map(|(id, _)| id),
-        _ => None,
-    }
-}
-
-/// Whether a frame is the connection's close or close-ok.
-fn is_end(frame: Frame<'_>) -> bool {
-    matches!(frame, Frame::Method { channel: 0, .. })
-        && matches!(
-            method_id(frame),
-            Some(connection::Close::ID | connection::CloseOk::ID)
-        )
 }

@@ -26,6 +26,8 @@ macro_rules! define_methods {
                 #[allow(unused_imports)]
                 use super::super::table::FieldTable;
                 #[allow(unused_imports)]
+                use super::super::secret::Secret;
+                #[allow(unused_imports)]
                 use super::super::wire::{Field, LongString, Reader, ShortString, Writer};
                 use super::super::failure::{DecodeError, EncodeError};
                 use super::{Method, MethodId};
@@ -196,6 +198,9 @@ macro_rules! setter {
     };
     ($(#[$doc:meta])* $field:ident: LongString) => {
         setter! { @into $(#[$doc])* $field: LongString }
+    };
+    ($(#[$doc:meta])* $field:ident: Secret) => {
+        setter! { @into $(#[$doc])* $field: Secret }
     };
     ($(#[$doc:meta])* $field:ident: FieldTable) => {
         setter! { @into $(#[$doc])* $field: FieldTable }

@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::channel::Call;
 use super::content::Content;
 use super::failure::{CloseReason, EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
@@ -24,6 +23,18 @@ pub(crate) trait Tokens {
 pub(crate) struct ChannelId {
     pub(crate) number: u16,
     pub(crate) generation: u64,
+}
+
+/// A method that waits for its reply, or for its turn on the wire.
+#[derive(Debug)]
+pub(crate) struct Call<T: Tokens> {
+    pub(crate) number: u64,
+    /// Who waits for the outcome; nobody any more after a timeout.
+    pub(crate) token: Option<T::Call>,
+    pub(crate) method: Method,
+    pub(crate) deadline: Option<Instant>,
+    /// Who gets the deliveries, for a `basic.consume`.
+    pub(crate) consumer: Option<T::Consumer>,
 }
 
 /// The good outcome of a call.
@@ -180,6 +191,10 @@ impl<T: Tokens> Out<T> {
         }
         self.deadlines.pop_first();
         Some((channel, number))
+    }
+
+    pub(crate) fn frame_max(&self) -> usize {
+        self.frame_max
     }
 
     pub(crate) fn forget_deadlines(&mut self) {

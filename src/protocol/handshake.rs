@@ -17,11 +17,12 @@
 
 use std::fmt;
 
-use super::failure::{CloseReason, ClosedBy, ProtocolError};
+use super::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError};
 use super::frame::{FRAME_MIN_SIZE, Frame, FrameDecoder, PROTOCOL_HEADER, encode_method};
 use super::methods::{Method, MethodId, connection};
+use super::secret::{Secret, encode_secret};
 use super::table::FieldTable;
-use super::wire::{LongString, Reader, ShortString};
+use super::wire::{Reader, ShortString};
 
 /// The largest frame that goes out before limits are agreed. RabbitMQ cuts off a
 /// longer start-ok without a word (`initial_frame_max`).
@@ -34,7 +35,7 @@ const INITIAL_FRAME_IN_MAX: u32 = 128 * 1024;
 const FRAME_MAX_UNLIMITED: u32 = 128 * 1024;
 
 /// How far the opening of a connection has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Stage {
     /// The host's name is being resolved.
@@ -64,20 +65,60 @@ impl fmt::Display for Stage {
     }
 }
 
-/// One way to authenticate.
-pub(crate) trait Mechanism {
-    /// Its SASL name.
+/// A way to prove who one is: a SASL mechanism (RFC 4422) of your own, for
+/// [`Credentials::custom`](crate::Credentials::custom).
+///
+/// The broker names its mechanisms. The one that is chosen speaks first; then it answers
+/// what the broker asks, if it asks something, until the broker is content or hangs up.
+/// All of this happens inside [`open`](crate::BlockingConnection::open), on its thread,
+/// and counts towards `handshake_timeout`, so do not wait for anything in here.
+///
+/// RabbitMQ has one that is there to try this out, if it is told to (`auth_mechanisms`):
+///
+/// ```
+/// use cony::{BlockingConnection, ConnectionParameters, Credentials, Mechanism, Secret};
+///
+/// struct Demo;
+///
+/// impl Mechanism for Demo {
+///     fn name(&self) -> &str {
+///         "RABBIT-CR-DEMO"
+///     }
+///
+///     fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret> {
+///         match challenge {
+///             None => Some("guest".into()),
+///             Some(b"Please tell me your password") => Some("My password is guest".into()),
+///             Some(_) => None,
+///         }
+///     }
+/// }
+///
+/// # let url = std::env::var("AMQP_URL").expect("AMQP_URL names a broker");
+/// # /*
+/// let url = "amqp://localhost";
+/// # */
+/// let parameters: ConnectionParameters = url.parse()?;
+/// let credentials = Credentials::custom(|| Demo).or(Credentials::default());
+/// let parameters = parameters.credentials(credentials);
+/// BlockingConnection::open(parameters)?.close()?;
+/// # Ok::<(), cony::Error>(())
+/// ```
+pub trait Mechanism {
+    /// Its name, as brokers announce it.
     fn name(&self) -> &str;
-    /// The answer to `challenge`, or the initial response if there is none.
-    /// `None`: the mechanism has no answer.
-    fn respond(&mut self, challenge: Option<&[u8]>) -> Option<LongString>;
+
+    /// The answer to `challenge`, or the initial response if there is none yet.
+    /// `None`: there is no answer; the opening fails with
+    /// [`ConnectFailure::NoAnswer`](crate::ConnectFailure::NoAnswer).
+    fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret>;
 }
 
 /// What the client asks for.
 pub(crate) struct Offer {
     pub(crate) client_properties: FieldTable,
     /// In order of preference.
-    pub(crate) mechanisms: Vec<Box<dyn Mechanism + Send>>,
+    pub(crate) mechanisms: Vec<Box<dyn Mechanism>>,
     pub(crate) locale: ShortString,
     pub(crate) virtual_host: ShortString,
     /// For these two, 0 means that the broker decides.
@@ -123,9 +164,7 @@ pub(crate) enum HandshakeFailure {
 /// Where the handshake stands.
 enum State {
     Header,
-    Start {
-        mechanism: Box<dyn Mechanism + Send>,
-    },
+    Start { mechanism: Box<dyn Mechanism> },
     Open,
     Done,
 }
@@ -133,7 +172,8 @@ enum State {
 /// The client's side of the handshake: bytes in, bytes out.
 pub(crate) struct Handshake {
     decoder: FrameDecoder,
-    output: Vec<u8>,
+    /// Wiped, for it holds secrets.
+    output: Secret,
     offer: Offer,
     negotiated: Negotiated,
     state: State,
@@ -143,7 +183,7 @@ impl Handshake {
     pub(crate) fn new(offer: Offer) -> Self {
         Self {
             decoder: FrameDecoder::new(INITIAL_FRAME_IN_MAX),
-            output: PROTOCOL_HEADER.to_vec(),
+            output: Secret::from(&PROTOCOL_HEADER),
             offer,
             negotiated: Negotiated {
                 channel_max: 0,
@@ -172,7 +212,7 @@ impl Handshake {
     }
 
     /// Bytes for the peer; also after a failure, when it is owed a close-ok.
-    pub(crate) fn take_output(&mut self) -> Vec<u8> {
+    pub(crate) fn take_output(&mut self) -> Secret {
         std::mem::take(&mut self.output)
     }
 
@@ -234,7 +274,7 @@ impl Handshake {
         match (std::mem::replace(&mut self.state, State::Done), method) {
             (state, Method::ConnectionClose(close)) => {
                 self.state = state;
-                self.send(connection::CloseOk::default().into(), INITIAL_FRAME_MAX)?;
+                self.send(connection::CloseOk::default())?;
                 Err(HandshakeFailure::Closed(close_reason(&close)))
             }
             (State::Header, Method::ConnectionStart(start)) => self.start(start),
@@ -272,22 +312,21 @@ impl Handshake {
         let start_ok = connection::StartOk::default()
             .client_properties(self.offer.client_properties.clone())
             .mechanism(mechanism.name())
-            .response(response)
             .locale(self.offer.locale.clone());
-        self.send(start_ok.into(), INITIAL_FRAME_MAX)?;
+        self.send_secret(start_ok, response, connection::StartOk::response)?;
         self.state = State::Start { mechanism };
         Ok(())
     }
 
     fn secure(
         &mut self,
-        mut mechanism: Box<dyn Mechanism + Send>,
+        mut mechanism: Box<dyn Mechanism>,
         secure: &connection::Secure,
     ) -> Result<(), HandshakeFailure> {
         let response = respond(&mut *mechanism, Some(&secure.challenge));
         self.state = State::Start { mechanism };
-        let secure_ok = connection::SecureOk::default().response(response?);
-        self.send(secure_ok.into(), INITIAL_FRAME_MAX)
+        let secure_ok = connection::SecureOk::default();
+        self.send_secret(secure_ok, response?, connection::SecureOk::response)
     }
 
     fn tune(&mut self, tune: &connection::Tune) -> Result<(), HandshakeFailure> {
@@ -315,21 +354,29 @@ impl Handshake {
             .channel_max(negotiated.channel_max)
             .frame_max(negotiated.frame_max)
             .heartbeat(negotiated.heartbeat);
-        self.send(tune_ok.into(), INITIAL_FRAME_MAX)?;
+        self.send(tune_ok)?;
         let open = connection::Open::new(self.offer.virtual_host.clone());
-        self.send(open.into(), INITIAL_FRAME_MAX)?;
+        self.send(open)?;
         self.state = State::Open;
         Ok(())
     }
 
-    fn send(&mut self, method: Method, frame_max: usize) -> Result<(), HandshakeFailure> {
-        encode_method(&mut self.output, 0, &method, frame_max).map_err(|error| {
-            HandshakeFailure::TooLarge {
-                what: error.what,
-                size: error.size,
-                limit: error.limit,
-            }
-        })
+    fn send(&mut self, method: impl Into<Method>) -> Result<(), HandshakeFailure> {
+        let mut frame = Vec::new();
+        encode_method(&mut frame, 0, &method.into(), INITIAL_FRAME_MAX)?;
+        self.output.append(&frame);
+        Ok(())
+    }
+
+    fn send_secret<M: Clone + Into<Method>>(
+        &mut self,
+        bare: M,
+        secret: Secret,
+        fill: impl FnOnce(M, Secret) -> M,
+    ) -> Result<(), HandshakeFailure> {
+        let frame = encode_secret(bare, secret, fill, INITIAL_FRAME_MAX)?;
+        self.output.append(frame.as_bytes());
+        Ok(())
     }
 }
 
@@ -339,6 +386,23 @@ impl fmt::Debug for Handshake {
         f.debug_struct("Handshake")
             .field("stage", &self.stage())
             .finish_non_exhaustive()
+    }
+}
+
+impl From<EncodeError> for HandshakeFailure {
+    fn from(error: EncodeError) -> Self {
+        // The parts of a start-ok have no limit of their own.
+        let what = match error.what.as_str() {
+            "connection.start-ok (frame)" => {
+                "connection.start-ok (client properties, connection name and credentials)".into()
+            }
+            _ => error.what,
+        };
+        Self::TooLarge {
+            what,
+            size: error.size,
+            limit: error.limit,
+        }
     }
 }
 
@@ -396,7 +460,7 @@ pub(crate) fn culprit(class: u16, method: u16) -> Option<MethodId> {
 fn respond(
     mechanism: &mut dyn Mechanism,
     challenge: Option<&[u8]>,
-) -> Result<LongString, HandshakeFailure> {
+) -> Result<Secret, HandshakeFailure> {
     mechanism
         .respond(challenge)
         .ok_or_else(|| HandshakeFailure::NoAnswer {
@@ -416,7 +480,7 @@ mod tests {
             self.0
         }
 
-        fn respond(&mut self, challenge: Option<&[u8]>) -> Option<LongString> {
+        fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret> {
             challenge.is_none().then(|| self.1.into())
         }
     }
@@ -446,7 +510,7 @@ mod tests {
 
     fn sent(handshake: &mut Handshake) -> Vec<Method> {
         let mut decoder = FrameDecoder::new(1 << 20);
-        feed(&mut decoder, &handshake.take_output());
+        feed(&mut decoder, handshake.take_output().as_bytes());
         let mut methods = Vec::new();
         while let Some(frame) = decoder.next().unwrap() {
             let Frame::Method {
@@ -471,7 +535,7 @@ mod tests {
     /// A handshake that waits for tune.
     fn to_tune(offer: Offer) -> Handshake {
         let mut handshake = Handshake::new(offer);
-        assert_eq!(handshake.take_output(), PROTOCOL_HEADER);
+        assert_eq!(handshake.take_output().as_bytes(), PROTOCOL_HEADER);
         let start = connection::Start::default().mechanisms("AMQPLAIN PLAIN");
         assert_eq!(receive(&mut handshake, &frame(start)), Ok(false));
         handshake
@@ -485,7 +549,7 @@ mod tests {
             panic!("start-ok is due");
         };
         assert_eq!(start_ok.mechanism, "PLAIN");
-        assert_eq!(start_ok.response.as_str(), Some("\0guest\0guest"));
+        assert_eq!(start_ok.response.as_bytes(), b"\0guest\0guest");
         assert_eq!(
             receive(&mut handshake, &frame(tune(0, 4096, 580))),
             Ok(false)
@@ -637,6 +701,66 @@ mod tests {
         );
     }
 
+    /// Asks back as often as there are answers.
+    struct Chatty(Vec<&'static str>);
+
+    impl Mechanism for Chatty {
+        fn name(&self) -> &str {
+            "CHATTY"
+        }
+
+        fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret> {
+            match challenge {
+                None => Some("hello".into()),
+                Some(_) => self.0.pop().map(Secret::from),
+            }
+        }
+    }
+
+    #[test]
+    fn every_challenge_is_answered_in_turn() {
+        let mut handshake = Handshake::new(Offer {
+            mechanisms: vec![Box::new(Chatty(vec!["second", "first"]))],
+            ..offer()
+        });
+        handshake.take_output();
+        let mut bytes = frame(connection::Start::default().mechanisms("PLAIN CHATTY"));
+        bytes.extend(frame(connection::Secure::default()));
+        bytes.extend(frame(connection::Secure::default()));
+        assert_eq!(receive(&mut handshake, &bytes), Ok(false));
+        let answers: Vec<_> = sent(&mut handshake)
+            .into_iter()
+            .map(|method| match method {
+                Method::ConnectionStartOk(start_ok) => start_ok.response,
+                Method::ConnectionSecureOk(secure_ok) => secure_ok.response,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(answers, ["hello", "first", "second"].map(Secret::from));
+        assert_eq!(handshake.mechanism(), Some("CHATTY"));
+    }
+
+    #[test]
+    fn the_first_mechanism_that_the_broker_has_too_is_used() {
+        for (broker, used) in [
+            ("PLAIN EXTERNAL", "EXTERNAL"),
+            ("PLAIN AMQPLAIN", "PLAIN"),
+            ("amqplain", "AMQPLAIN"),
+        ] {
+            let ours = ["EXTERNAL", "PLAIN", "AMQPLAIN"];
+            let mut handshake = Handshake::new(Offer {
+                mechanisms: ours
+                    .iter()
+                    .map(|name| Box::new(Fixed(name, "")) as Box<dyn Mechanism>)
+                    .collect(),
+                ..offer()
+            });
+            let start = connection::Start::default().mechanisms(broker);
+            receive(&mut handshake, &frame(start)).unwrap();
+            assert_eq!(handshake.mechanism(), Some(used));
+        }
+    }
+
     #[test]
     fn methods_out_of_order_and_content_are_errors() {
         let mut handshake = Handshake::new(offer());
@@ -664,8 +788,8 @@ mod tests {
         handshake.take_output();
         assert!(matches!(
             receive(&mut handshake, &frame(connection::Start::default())),
-            Err(HandshakeFailure::TooLarge { limit: 8192, .. })
+            Err(HandshakeFailure::TooLarge { limit: 8192, what, .. }) if what.contains("connection name")
         ));
-        assert!(handshake.take_output().is_empty());
+        assert!(handshake.take_output().as_bytes().is_empty());
     }
 }

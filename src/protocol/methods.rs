@@ -67,7 +67,7 @@ define_methods! {
             /// The chosen SASL mechanism.
             mechanism: ShortString = "PLAIN".into(),
             /// The mechanism's initial response.
-            response: LongString,
+            response: Secret,
             /// The chosen message locale.
             locale: ShortString = "en_US".into(),
         }
@@ -81,7 +81,7 @@ define_methods! {
         /// The answer to the challenge.
         ConnectionSecureOk = SecureOk 21 "connection.secure-ok" {
             /// The mechanism's response.
-            response: LongString,
+            response: Secret,
         }
         /// The broker proposes limits.
         ConnectionTune = Tune 30 "connection.tune"
@@ -147,7 +147,7 @@ define_methods! {
             replies [UpdateSecretOk]
         {
             /// The new secret.
-            new_secret: LongString,
+            new_secret: Secret,
             /// Why it changes, for the broker's log.
             reason: ShortString,
         }

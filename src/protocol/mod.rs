@@ -4,8 +4,8 @@
 //! everything that can be said, [`frame`] and [`content`] how it is wrapped;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
 //! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
-//! keeps the books of publishes, [`settlements`] those of deliveries. [`failure`] says what can
-//! be wrong.
+//! keeps the books of publishes, [`settlements`] those of deliveries, [`secret`] leaves no
+//! copies. [`failure`] says what can be wrong.
 //!
 //! Nothing in here knows anything of the rest of the crate.
 
@@ -24,6 +24,7 @@ pub(crate) mod handshake;
 pub(crate) mod heartbeat;
 pub mod methods;
 pub(crate) mod properties;
+pub(crate) mod secret;
 pub(crate) mod settlements;
 pub(crate) mod table;
 pub(crate) mod wire;

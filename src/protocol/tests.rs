@@ -15,6 +15,7 @@ mod ending;
 mod heartbeats;
 mod late_replies;
 mod protocol_errors;
+mod secret_updates;
 
 use std::fmt::{self, Write};
 use std::time::{Duration, Instant};

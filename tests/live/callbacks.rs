@@ -94,6 +94,29 @@ fn a_callback_may_wait_for_confirms() {
 }
 
 #[test]
+fn a_callback_may_publish_more_than_its_window_takes() {
+    let parameters: cony::ConnectionParameters = crate::support::url().parse().unwrap();
+    let connection = cony::BlockingConnection::open(parameters.confirm_window(2)).unwrap();
+    let channel = connection.channel().unwrap();
+    channel.confirm_delivery().unwrap();
+    let queue = queue_of(&channel, &["x"]);
+    let spare = exclusive_queue(&channel);
+    let elsewhere = spare.clone();
+    channel
+        .basic_consume(&queue, move |channel, delivery| {
+            for _ in 0..100 {
+                channel.basic_publish("", &elsewhere, "x")?;
+            }
+            delivery.ack()?;
+            channel.stop_consuming()
+        })
+        .unwrap();
+    channel.start_consuming().unwrap();
+    channel.wait_for_confirms(PATIENCE).unwrap();
+    assert_eq!(ready(&channel, &spare), 100);
+}
+
+#[test]
 fn a_callback_may_run_a_transaction_on_another_channel() {
     within_a_callback(|channel| {
         let queue = exclusive_queue(channel);
@@ -423,6 +446,70 @@ fn several_callbacks_get_their_own_in_the_order_of_the_queue() {
 }
 
 #[test]
+fn another_thread_may_add_a_consumer_while_callbacks_run() {
+    let channel = channel();
+    let (idle, busy) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    channel.basic_consume(&idle, |_, _| Ok(())).unwrap();
+    let adding = channel.clone();
+    std::thread::scope(|scope| {
+        let looping = scope.spawn(|| channel.start_consuming());
+        let (sender, seen) = mpsc::channel();
+        adding
+            .basic_consume(&busy, move |_, delivery| {
+                sender
+                    .send(delivery.text()?.to_owned())
+                    .map_err(Error::other)?;
+                delivery.ack()
+            })
+            .unwrap();
+        adding.basic_publish("", &busy, "x").unwrap();
+        let got = seen.recv_timeout(PATIENCE);
+        // Ends the loop in any case: the scope waits for its threads.
+        adding.stop_consuming().unwrap();
+        assert_eq!(got.unwrap(), "x");
+        looping.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_stop_is_for_callbacks_and_leaves_iterators_alone() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consumer = channel.consume(&queue).unwrap();
+    channel.basic_consume(&queue, |_, _| Ok(())).unwrap();
+    channel.stop_consuming().unwrap();
+    channel.start_consuming().unwrap();
+    for body in ["one", "two"] {
+        channel.basic_publish("", &queue, body).unwrap();
+        let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
+        assert_eq!(delivery.text().unwrap(), body);
+        delivery.ack().unwrap();
+    }
+}
+
+#[test]
+fn callbacks_can_be_stopped_and_started_again_and_again() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for round in 0..20 {
+        let body = round.to_string();
+        channel.basic_publish("", &queue, &body).unwrap();
+        let (sender, seen) = mpsc::channel();
+        channel
+            .basic_consume(&queue, move |channel, delivery| {
+                delivery.ack()?;
+                sender
+                    .send(delivery.text()?.to_owned())
+                    .map_err(Error::other)?;
+                channel.stop_consuming()
+            })
+            .unwrap();
+        channel.start_consuming().unwrap();
+        assert_eq!(seen.iter().collect::<Vec<_>>(), [body]);
+    }
+}
+
+#[test]
 fn a_callback_that_drops_its_captures_at_the_end_may_call_on_from_there() {
     struct CallsWhenDropped(BlockingChannel, mpsc::Sender<bool>);
 
@@ -448,4 +535,26 @@ fn a_callback_that_drops_its_captures_at_the_end_may_call_on_from_there() {
         .unwrap();
     channel.start_consuming().unwrap();
     assert!(told.recv_timeout(PATIENCE).unwrap());
+}
+
+#[test]
+fn a_consumer_the_broker_cancelled_long_ago_is_not_the_end_of_the_loop() {
+    let channel = channel();
+    let (a, b) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    channel.basic_consume(&a, |_, _| Ok(())).unwrap();
+    channel
+        .basic_consume(&b, move |channel, delivery| {
+            delivery.ack()?;
+            match delivery.text()? {
+                "1" => channel.queue_delete(&a).map(drop),
+                _ => channel
+                    .basic_cancel(delivery.consumer_tag.as_ref().unwrap())
+                    .map(drop),
+            }
+        })
+        .unwrap();
+    for body in ["1", "2"] {
+        channel.basic_publish("", &b, body).unwrap();
+    }
+    channel.start_consuming().unwrap();
 }

@@ -13,6 +13,23 @@ fn with_channels(max: u16) -> BlockingConnection {
     BlockingConnection::open(parameters.channel_max(max)).unwrap()
 }
 
+#[test]
+fn a_close_that_meets_the_brokers_own_costs_no_other_channel() {
+    let connection = connect();
+    let bystander = connection.channel().unwrap();
+    for _ in 0..20 {
+        let channel = connection.channel().unwrap();
+        channel.basic_publish("cony.no.such", "", "x").unwrap();
+        // Which of the two closes comes first is open.
+        if let Err(error) = channel.close() {
+            assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+        }
+        assert!(channel.is_closed());
+    }
+    exclusive_queue(&bystander);
+    connection.close().unwrap();
+}
+
 /// Has the broker close the channel.
 fn offend(channel: &BlockingChannel) -> Error {
     let passive = queue::Declare::new("cony.no.such").passive(true);

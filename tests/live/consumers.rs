@@ -5,7 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingChannel, Consumer, Error, FieldTable, Message, ReplyCode, basic, queue,
+    BasicProperties, BlockingChannel, BlockingConnection, Consumer, Error, FieldTable, Message,
+    ReplyCode, basic, queue,
 };
 
 use crate::support::{PATIENCE, await_ready, channel, connect, exclusive_queue, ready, unique};
@@ -34,24 +35,31 @@ fn drain(consumer: &Consumer) -> Vec<cony::Delivery> {
     std::iter::from_fn(|| consumer.try_next().unwrap()).collect()
 }
 
+/// Major and minor version of the broker.
+fn broker_version(connection: &BlockingConnection) -> (u32, u32) {
+    let version = connection.server_properties().get("version").unwrap();
+    let mut numbers = version.as_str().unwrap().split('.');
+    let mut next = || numbers.next().unwrap().parse().unwrap();
+    (next(), next())
+}
+
 #[test]
 fn a_prefetch_counts_for_each_consumer_or_for_all_together() {
-    for (global, expected) in [(false, 14), (true, 16)] {
-        let channel = channel();
+    let connection = connect();
+    // RabbitMQ 4.3 does not tell them apart any more.
+    let together = match broker_version(&connection) >= (4, 3) {
+        true => 14,
+        false => 17,
+    };
+    for (global, left) in [(false, 14), (true, together)] {
+        let channel = connection.channel().unwrap();
         let queue = exclusive_queue(&channel);
         channel
-            .basic_qos(basic::Qos::new(
-                4 - 2 * u16::from(!global) + u16::from(!global),
-            ))
+            .basic_qos(basic::Qos::new(3).global(global))
             .unwrap();
-        if global {
-            let together = basic::Qos::new(4).global(true);
-            channel.basic_qos(0).unwrap();
-            channel.basic_qos(together).unwrap();
-        }
         let _two = [channel.consume(&queue), channel.consume(&queue)].map(Result::unwrap);
         publish(&channel, &queue, 20);
-        await_ready(&channel, &queue, expected);
+        await_ready(&channel, &queue, left);
     }
 }
 
@@ -377,14 +385,79 @@ fn consumers_that_come_and_go_lose_nothing() {
             0 => drop(consumer),
             _ => drop(consumer.cancel().unwrap()),
         }
-        // What was requeued is there before the next look, or the one after.
-        await_settled(&channel, &queue, 200 - seen.len() as u32);
+        // What was requeued is there again.
+        await_ready(&channel, &queue, 200 - seen.len() as u32);
     }
     assert_eq!(seen.len(), 200);
     assert!(seen.values().all(|&count| count == 1));
 }
 
-/// Waits until all that is left is ready again.
-fn await_settled(channel: &BlockingChannel, queue: &str, left: u32) {
-    await_ready(channel, queue, left);
+#[test]
+fn for_each_ends_with_what_its_closure_does() {
+    let setup = channel();
+    let queue = unique("for-each");
+    setup.queue_declare(&queue).unwrap();
+    publish(&setup, &queue, 1);
+    for end in ["error", "cancel", "channel", "connection", "panic"] {
+        let consumer = channel().consume(&queue).unwrap();
+        let act = |delivery: cony::Delivery| {
+            delivery.nack(true)?;
+            match end {
+                "error" => Err(Error::other("enough")),
+                "cancel" => consumer.cancel().map(drop),
+                "channel" => consumer.channel().close(),
+                "connection" => consumer.channel().connection().close(),
+                _ => std::panic::resume_unwind(Box::new("panic")),
+            }
+        };
+        let looping = std::panic::AssertUnwindSafe(|| consumer.for_each(act));
+        match std::panic::catch_unwind(looping) {
+            Ok(Err(error)) => assert_eq!((end, error.to_string().as_str()), ("error", "enough")),
+            Ok(Ok(())) => assert!(["cancel", "channel", "connection"].contains(&end), "{end}"),
+            Err(_) => assert_eq!(end, "panic"),
+        }
+        drop(consumer);
+        await_ready(&setup, &queue, 1);
+    }
+    setup.queue_delete(&queue).unwrap();
+}
+
+#[test]
+fn a_cancel_that_meets_the_brokers_own_is_the_last_word() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let tag = channel.basic_consume(&queue, |_, _| Ok(())).unwrap();
+    let ours = tag.clone();
+    channel.add_on_cancel_callback(move |_, tag| {
+        assert_ne!(tag, ours, "it was cancelled before");
+        Ok(())
+    });
+    let consumer = channel.consume(&queue).unwrap();
+    channel.queue_delete(&queue).unwrap();
+    assert!(channel.basic_cancel(&tag).unwrap().is_empty());
+    assert!(channel.consumer_tags().is_empty());
+    channel.start_consuming().unwrap();
+    assert!(consumer.cancel().unwrap().is_empty());
+}
+
+#[test]
+fn a_consumer_that_is_given_away_ends_with_its_queue() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    publish(&channel, &queue, 3);
+    let own = queue.clone();
+    let mut seen = 0;
+    for delivery in channel.consume(&queue).unwrap() {
+        match delivery {
+            Ok(delivery) => {
+                delivery.ack().unwrap();
+                seen += 1;
+                if seen == 3 {
+                    channel.queue_delete(&own).unwrap();
+                }
+            }
+            Err(error) => assert!(matches!(error, Error::ConsumerCancelled(_)), "{error}"),
+        }
+    }
+    assert_eq!(seen, 3);
 }

@@ -4,7 +4,7 @@ use std::thread;
 
 use cony::{
     BasicProperties, BlockingChannel, BlockingConnection, Bytes, Confirm, ConnectionParameters,
-    DeliveryMode, Error, FieldTable, FieldValue, Message, ReplyCode, queue,
+    DeliveryMode, Error, FieldTable, FieldValue, Message, ReplyCode, exchange, queue,
 };
 
 use crate::support::{
@@ -172,6 +172,29 @@ fn an_empty_body_may_have_headers_and_come_through_a_consumer() {
         assert_eq!(*delivery.properties(), properties);
         delivery.ack().unwrap();
     }
+}
+
+#[test]
+fn names_of_255_bytes_can_be_published_to_and_256_stay_here() {
+    let channel = channel();
+    let longest = "ü".repeat(127) + "x";
+    let queue = exclusive_queue(&channel);
+    let fanout = exchange::Declare::new(&longest)
+        .exchange_type("fanout")
+        .auto_delete(true);
+    channel.exchange_declare(fanout).unwrap();
+    channel
+        .queue_bind(queue::Bind::new(&queue, &longest, &longest))
+        .unwrap();
+    channel.basic_publish(&longest, &longest, "x").unwrap();
+    let message = get(&channel, &queue);
+    assert_eq!(message.exchange, longest);
+    assert_eq!(message.routing_key, longest);
+    for (exchange, key) in [("x".repeat(256), String::new()), (longest, "x".repeat(256))] {
+        let error = channel.basic_publish(&exchange, &key, "x").unwrap_err();
+        assert!(matches!(error, Error::TooLong { size: 256, .. }), "{error}");
+    }
+    exclusive_queue(&channel);
 }
 
 /// The outcome of a publish, in a word.

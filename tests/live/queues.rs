@@ -255,6 +255,28 @@ fn the_broker_counts_messages_and_consumers() {
 }
 
 #[test]
+fn a_passive_declare_asks_for_the_name_only() {
+    let channel = channel();
+    let queue = unique("passive");
+    let exclusive = queue::Declare::new(&queue).exclusive(true);
+    channel.queue_declare(exclusive.clone()).unwrap();
+    let otherwise = queue::Declare::new(&queue)
+        .passive(true)
+        .durable(true)
+        .auto_delete(true)
+        .arguments([("x-max-length", 7)]);
+    assert_eq!(channel.queue_declare(otherwise).unwrap().queue, queue);
+    let otherwise = exchange::Declare::new("amq.topic")
+        .passive(true)
+        .exchange_type("fanout")
+        .internal(true);
+    channel.exchange_declare(otherwise).unwrap();
+    // Another channel of the connection may use an exclusive queue as well.
+    let other = channel.connection().channel().unwrap();
+    assert_eq!(other.queue_declare(exclusive).unwrap().queue, queue);
+}
+
+#[test]
 fn an_empty_name_stands_for_the_queue_last_declared() {
     let channel = channel();
     let first = exclusive_queue(&channel);

@@ -135,7 +135,6 @@ fn a_queue_is_declared_again_as_it_is_or_not_at_all() {
     setup.queue_declare(declare.clone()).unwrap();
     setup.queue_declare(declare.clone().passive(true)).unwrap();
     for other in [
-        declare.clone().durable(false),
         declare.clone().auto_delete(true),
         declare.clone().arguments([("x-max-length", 11)]),
         declare.clone().arguments(FieldTable::new()),
@@ -147,7 +146,7 @@ fn a_queue_is_declared_again_as_it_is_or_not_at_all() {
         );
     }
     costs_the_channel(ReplyCode::PRECONDITION_FAILED, "queue.declare", |channel| {
-        channel.queue_declare_nowait(declare.durable(false))?;
+        channel.queue_declare_nowait(declare.auto_delete(true))?;
         channel.basic_get(&name)
     });
     setup.queue_delete(&name).unwrap();

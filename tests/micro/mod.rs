@@ -193,7 +193,7 @@ fn consuming() -> Connection<NoTokens> {
     };
     let now = Instant::now();
     let decoder = FrameDecoder::new(FRAME_MAX);
-    let mut core = Connection::new(decoder, &negotiated, 1 << 27, now);
+    let mut core = Connection::new(decoder, &negotiated, 1 << 27, None, now);
     let id = core.reserve_channel(None).unwrap();
     core.open_channel(id, (), (), now);
     receive(&mut core, &frame(channel::OpenOk::default()), now);

@@ -11,11 +11,6 @@ use crate::peer::{
     PATIENCE, Tune, args, close, connected, play, signal, with_channel, with_channel_and,
 };
 
-const CHANNEL_FLOW: crate::peer::Method = (20, 20);
-const CHANNEL_FLOW_OK: crate::peer::Method = (20, 21);
-const CONFIRM_SELECT: crate::peer::Method = (85, 10);
-const CONFIRM_SELECT_OK: crate::peer::Method = (85, 11);
-
 /// Dispatches until a callback has noted something.
 fn dispatch_until<T>(connection: &BlockingConnection, noted: &mpsc::Receiver<T>) -> T {
     loop {

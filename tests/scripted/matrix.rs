@@ -5,8 +5,8 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionLoss, ConnectionParameters, Error, ReplyCode,
-    TcpOptions, exchange, queue,
+    BlockingChannel, BlockingConnection, Confirm, ConnectionLoss, ConnectionParameters, Error,
+    ReplyCode, TcpOptions, exchange, queue,
 };
 
 use crate::peer::methods::*;
@@ -398,6 +398,140 @@ pub(crate) const CALLS: &[Call] = &[
     )
     .unusual(PATIENT),
     Call::new(
+        "run",
+        |handles| {
+            handles.channel().basic_consume("q", |_, _| Ok(()))?;
+            handles.connection().run()
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "sleep",
+        |handles| {
+            handles.channel().basic_consume("q", |_, _| Ok(()))?;
+            handles.connection().sleep(CURTAIN)
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "process_data_events",
+        |handles| {
+            handles.channel().basic_consume("q", |_, _| Ok(()))?;
+            handles.connection().process_data_events(CURTAIN)
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "waiting for Consumer::ready",
+        |handles| {
+            let consumer = handles.channel().consume("q")?;
+            let _ = consumer.ready().recv_timeout(CURTAIN);
+            consumer.try_next().map(drop)
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "waiting for BlockingConnection::ready",
+        |handles| {
+            let connection = handles.connection();
+            handles.channel().basic_consume("q", |_, _| Ok(()))?;
+            // It may be ready without anything to tell.
+            loop {
+                let _ = connection.ready().recv_timeout(CURTAIN);
+                connection.process_data_events(Duration::ZERO)?;
+            }
+        },
+        |wire| drop(wire.accept_consumer(1)),
+        None,
+    )
+    .unusual(PATIENT),
+    Call::new(
+        "Confirm::wait",
+        |handles| unconfirmed(handles.channel(), |_, confirm| confirm.wait()),
+        expect_unconfirmed,
+        Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
+    ),
+    Call::new(
+        "wait_for_confirms",
+        |handles| {
+            unconfirmed(handles.channel(), |channel, _| {
+                channel.wait_for_confirms(Duration::from_secs(1))
+            })
+        },
+        expect_unconfirmed,
+        Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
+    ),
+    Call::new(
+        "basic_publish that waits for the confirm window",
+        |handles| {
+            unconfirmed(handles.channel(), |channel, _| {
+                channel.basic_publish("", "q", "more").map(drop)
+            })
+        },
+        expect_unconfirmed,
+        None,
+    )
+    .unusual(&[(F::Silence, E::PublishTimeout)]),
+    Call::new(
+        "confirm_delivery",
+        |handles| handles.channel().confirm_delivery(),
+        |wire| drop(wire.expect(1, CONFIRM_SELECT)),
+        None,
+    ),
+    plain!(
+        "tx_select",
+        TX_SELECT,
+        TX_SELECT_OK args(),
+        |channel| channel.tx_select()
+    ),
+    plain!(
+        "tx_commit",
+        TX_COMMIT,
+        TX_COMMIT_OK args(),
+        |channel| channel.tx_commit()
+    ),
+    plain!(
+        "tx_rollback",
+        TX_ROLLBACK,
+        TX_ROLLBACK_OK args(),
+        |channel| channel.tx_rollback()
+    ),
+    plain!(
+        "basic_recover",
+        BASIC_RECOVER,
+        BASIC_RECOVER_OK args(),
+        |channel| channel.basic_recover(cony::basic::Recover::default())
+    ),
+    plain!(
+        "flow",
+        CHANNEL_FLOW,
+        CHANNEL_FLOW_OK args().u8(1),
+        |channel| channel.flow(true).map(drop)
+    ),
+    plain!(
+        "access_request",
+        ACCESS_REQUEST,
+        ACCESS_REQUEST_OK args().u16(1),
+        |channel| channel.access_request(cony::access::Request::default()).map(drop)
+    ),
+    plain!(
+        "send_method",
+        QUEUE_PURGE,
+        QUEUE_PURGE_OK args().u32(7),
+        |channel| {
+            let purge = queue::Purge::new("q");
+            channel.connection().send_method(1, purge, None).map(drop)
+        }
+    ),
+    Call::new(
         "basic_publish that waits for room",
         |handles| {
             let channel = handles.channel();
@@ -475,6 +609,27 @@ pub(crate) const CALLS: &[Call] = &[
     ]),
 ];
 
+/// Goes on with the channel when one message is published and not confirmed, which is all
+/// that its window takes.
+fn unconfirmed(
+    channel: &BlockingChannel,
+    go_on: fn(&BlockingChannel, Confirm) -> Result<(), Error>,
+) -> Result<(), Error> {
+    channel.confirm_delivery()?;
+    let confirm = channel.basic_publish("", "q", "x")?;
+    // What is unknown for a reason is said to end for that reason.
+    go_on(channel, confirm).map_err(|error| match error {
+        Error::Unconfirmed(reason) => *reason,
+        error => error,
+    })
+}
+
+fn expect_unconfirmed(wire: &mut Wire) {
+    wire.expect(1, CONFIRM_SELECT);
+    wire.send(1, CONFIRM_SELECT_OK, args());
+    wire.expect_publish(1);
+}
+
 /// The bits of basic.nack.
 const REQUEUE: u8 = 2;
 
@@ -504,6 +659,7 @@ fn adjust(parameters: ConnectionParameters, fault: Fault) -> ConnectionParameter
         .publish_timeout(deadline)
         .close_timeout(deadline)
         .drop_timeout(deadline)
+        .confirm_window(1)
 }
 
 /// Whether this call has anything to do with this fault.

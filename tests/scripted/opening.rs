@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cony::{
     BlockingConnection, ClosedBy, ConnectFailure, ConnectionParameters, Credentials, Error,
-    ReplyCode, Stage,
+    Mechanism, ReplyCode, Secret, Stage,
 };
 
 use crate::peer::methods::*;
@@ -660,6 +660,97 @@ fn attempts_are_made_until_one_succeeds() {
 }
 
 #[test]
+fn brokers_of_a_list_are_tried_in_order_until_one_lets_in() {
+    let silent = Listener::bind().port();
+    play(
+        |listener| {
+            // The first of the list that listens hangs up, and so ends its attempts.
+            for _ in 0..2 {
+                listener.accept().expect_protocol_header();
+            }
+            let mut wire = listener.accept();
+            wire.introduce();
+            let (_, host) = wire.tune(Tune::default());
+            assert_eq!(host, "third");
+            wire.send(0, CONNECTION_OPEN_OK, args().short(""));
+            wire.finish();
+        },
+        move |base| {
+            let list = [
+                parameters(silent),
+                base.clone()
+                    .connection_attempts(2)
+                    .retry_delay(Duration::ZERO),
+                base.clone().virtual_host("third"),
+                base.virtual_host("fourth"),
+            ];
+            BlockingConnection::open_any(list).unwrap();
+        },
+    );
+}
+
+#[test]
+fn of_a_list_in_vain_the_last_failure_is_told() {
+    let [one, other] = [Listener::bind().port(), Listener::bind().port()];
+    let error = BlockingConnection::open_any([one, other].map(parameters)).unwrap_err();
+    says(&error, &format!("127.0.0.1:{other}"));
+    let none: [ConnectionParameters; 0] = [];
+    let error = BlockingConnection::open_any(none).unwrap_err();
+    says(&error, "the list needs at least one");
+}
+
+#[test]
+fn every_challenge_is_answered() {
+    struct Chatty(u8);
+
+    impl Mechanism for Chatty {
+        fn name(&self) -> &str {
+            "CHATTY"
+        }
+
+        fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret> {
+            self.0 += 1;
+            let said = challenge.unwrap_or(b"nothing").to_vec();
+            Some([said, vec![self.0]].concat().into())
+        }
+    }
+
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.expect_protocol_header();
+            wire.send(0, CONNECTION_START, start(&[], "PLAIN CHATTY"));
+            let mut start_ok = wire.expect(0, CONNECTION_START_OK);
+            start_ok.long();
+            assert_eq!(start_ok.short(), "CHATTY");
+            assert_eq!(start_ok.long(), b"nothing\x01");
+            for (challenge, answer) in [("first", b"first\x02"), ("again", b"again\x03")] {
+                wire.send(0, CONNECTION_SECURE, args().long(challenge));
+                assert_eq!(wire.expect(0, CONNECTION_SECURE_OK).long(), answer);
+            }
+            wire.tune(Tune::default());
+            wire.send(0, CONNECTION_OPEN_OK, args().short(""));
+            wire.finish();
+        },
+        |parameters| {
+            let credentials = Credentials::custom(|| Chatty(0));
+            BlockingConnection::open(parameters.credentials(credentials)).unwrap();
+        },
+    );
+}
+
+#[test]
+fn erased_credentials_reach_nobody() {
+    let listener = Listener::bind();
+    let credentials = Credentials::plain("user", PASSWORD);
+    credentials.erase();
+    let parameters = parameters(listener.port()).credentials(credentials);
+    let error = BlockingConnection::open(parameters.connection_attempts(2)).unwrap_err();
+    assert!(matches!(error, Error::CredentialsErased), "{error:?}");
+    says(&error, "erased");
+}
+
+#[test]
 fn no_more_attempts_are_made_than_asked_for() {
     play(
         |listener| {
@@ -712,7 +803,7 @@ fn amqps_to_a_plain_port_says_so() {
             wire.drain();
         },
         |error| {
-            let ConnectFailure::Tls(_) = cause(&error, Stage::Tls) else {
+            let ConnectFailure::Tls(..) = cause(&error, Stage::Tls) else {
                 panic!("{error:?}");
             };
             says(&error, "is this a TLS port (usually 5671)");

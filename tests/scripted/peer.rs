@@ -32,6 +32,7 @@ pub(crate) mod methods {
     pub(crate) const CONNECTION_START: Method = (10, 10);
     pub(crate) const CONNECTION_START_OK: Method = (10, 11);
     pub(crate) const CONNECTION_SECURE: Method = (10, 20);
+    pub(crate) const CONNECTION_SECURE_OK: Method = (10, 21);
     pub(crate) const CONNECTION_TUNE: Method = (10, 30);
     pub(crate) const CONNECTION_TUNE_OK: Method = (10, 31);
     pub(crate) const CONNECTION_OPEN: Method = (10, 40);
@@ -40,10 +41,16 @@ pub(crate) mod methods {
     pub(crate) const CONNECTION_CLOSE_OK: Method = (10, 51);
     pub(crate) const CONNECTION_BLOCKED: Method = (10, 60);
     pub(crate) const CONNECTION_UNBLOCKED: Method = (10, 61);
+    pub(crate) const CONNECTION_UPDATE_SECRET: Method = (10, 70);
+    pub(crate) const CONNECTION_UPDATE_SECRET_OK: Method = (10, 71);
     pub(crate) const CHANNEL_OPEN: Method = (20, 10);
     pub(crate) const CHANNEL_OPEN_OK: Method = (20, 11);
+    pub(crate) const CHANNEL_FLOW: Method = (20, 20);
+    pub(crate) const CHANNEL_FLOW_OK: Method = (20, 21);
     pub(crate) const CHANNEL_CLOSE: Method = (20, 40);
     pub(crate) const CHANNEL_CLOSE_OK: Method = (20, 41);
+    pub(crate) const ACCESS_REQUEST: Method = (30, 10);
+    pub(crate) const ACCESS_REQUEST_OK: Method = (30, 11);
     pub(crate) const EXCHANGE_DECLARE: Method = (40, 10);
     pub(crate) const EXCHANGE_DECLARE_OK: Method = (40, 11);
     pub(crate) const EXCHANGE_DELETE: Method = (40, 20);
@@ -75,7 +82,17 @@ pub(crate) mod methods {
     pub(crate) const BASIC_GET_EMPTY: Method = (60, 72);
     pub(crate) const BASIC_ACK: Method = (60, 80);
     pub(crate) const BASIC_REJECT: Method = (60, 90);
+    pub(crate) const BASIC_RECOVER: Method = (60, 110);
+    pub(crate) const BASIC_RECOVER_OK: Method = (60, 111);
     pub(crate) const BASIC_NACK: Method = (60, 120);
+    pub(crate) const CONFIRM_SELECT: Method = (85, 10);
+    pub(crate) const CONFIRM_SELECT_OK: Method = (85, 11);
+    pub(crate) const TX_SELECT: Method = (90, 10);
+    pub(crate) const TX_SELECT_OK: Method = (90, 11);
+    pub(crate) const TX_COMMIT: Method = (90, 20);
+    pub(crate) const TX_COMMIT_OK: Method = (90, 21);
+    pub(crate) const TX_ROLLBACK: Method = (90, 30);
+    pub(crate) const TX_ROLLBACK_OK: Method = (90, 31);
 }
 
 use self::methods::*;

@@ -1,0 +1,193 @@
+//! What TLS libraries say, and what it means.
+
+use std::fmt;
+
+/// Why TLS did not come about, or was given up by the broker right behind it.
+///
+/// Told from the words of the TLS library, so it is as good as they are: where that is
+/// not OpenSSL, more may be [`Other`](Self::Other).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TlsFailure {
+    /// Nobody who is trusted here vouches for the broker's certificate.
+    UntrustedCertificate,
+    /// The broker's certificate is for another name.
+    WrongName,
+    /// The broker's certificate is not valid any more, or not yet.
+    ExpiredCertificate,
+    /// The broker demands a client certificate and got none.
+    ClientCertificateMissing,
+    /// The client certificate is not valid any more.
+    ClientCertificateExpired,
+    /// The broker does not trust the client certificate.
+    ClientCertificateRefused,
+    /// There is no version of TLS that both sides accept.
+    NoCommonVersion,
+    /// What answers does not speak TLS.
+    NotTls,
+    /// The broker gave up without a clear word: no cipher in common, or, before TLS 1.3, a
+    /// client certificate that it demands and did not get.
+    Refused,
+    /// Something else, which the text says.
+    Other,
+}
+
+/// Words of OpenSSL, in lower case, and what they mean; the first that fits counts. What
+/// an alert says is the peer's opinion of this side.
+#[cfg(feature = "tls")]
+const ALERTS: &[(&str, TlsFailure)] = &[
+    ("certificate required", TlsFailure::ClientCertificateMissing),
+    ("certificate expired", TlsFailure::ClientCertificateExpired),
+    ("bad certificate", TlsFailure::ClientCertificateRefused),
+    (
+        "unsupported certificate",
+        TlsFailure::ClientCertificateRefused,
+    ),
+    ("certificate revoked", TlsFailure::ClientCertificateRefused),
+    ("certificate unknown", TlsFailure::ClientCertificateRefused),
+    ("unknown ca", TlsFailure::ClientCertificateRefused),
+    ("protocol version", TlsFailure::NoCommonVersion),
+    ("handshake failure", TlsFailure::Refused),
+];
+
+/// The same for what this side says itself.
+#[cfg(feature = "tls")]
+const FINDINGS: &[(&str, TlsFailure)] = &[
+    ("hostname mismatch", TlsFailure::WrongName),
+    ("ip address mismatch", TlsFailure::WrongName),
+    ("certificate has expired", TlsFailure::ExpiredCertificate),
+    (
+        "certificate is not yet valid",
+        TlsFailure::ExpiredCertificate,
+    ),
+    (
+        "certificate verify failed",
+        TlsFailure::UntrustedCertificate,
+    ),
+    ("wrong version number", TlsFailure::NotTls),
+    ("packet length too long", TlsFailure::NotTls),
+    ("http request", TlsFailure::NotTls),
+    ("record layer failure", TlsFailure::NotTls),
+    ("unsupported protocol", TlsFailure::NoCommonVersion),
+];
+
+impl TlsFailure {
+    #[cfg(feature = "tls")]
+    pub(crate) fn told_from(text: &str) -> Self {
+        let text = text.to_ascii_lowercase();
+        let table = match text.contains("alert") {
+            true => ALERTS,
+            false => FINDINGS,
+        };
+        table
+            .iter()
+            .find(|(words, _)| text.contains(words))
+            .map_or(Self::Other, |(_, failure)| *failure)
+    }
+
+    /// What usually helps.
+    pub(super) fn advice(self) -> &'static str {
+        match self {
+            Self::UntrustedCertificate => {
+                "; a private authority has to be named, with TlsOptions::ca_file or the URL \
+                 option cacertfile"
+            }
+            Self::WrongName => {
+                "; connect under a name that the certificate has, or say which one it has with \
+                 TlsOptions::server_name or the URL option server_name_indication"
+            }
+            Self::ExpiredCertificate => {
+                "; the broker needs a new one, unless it is this machine's clock that is wrong"
+            }
+            Self::ClientCertificateMissing => {
+                "; hand one in, with TlsOptions::identity_pem_files or the URL options certfile \
+                 and keyfile"
+            }
+            Self::ClientCertificateExpired => "; have a new one made",
+            Self::ClientCertificateRefused => {
+                "; is it signed by an authority that the broker trusts (its \
+                 ssl_options.cacertfile)? The broker's log says more"
+            }
+            Self::NoCommonVersion => {
+                "; see TlsOptions::min_protocol_version, and the broker's ssl_options.versions"
+            }
+            Self::NotTls => "; is this a TLS port (usually 5671)? Without TLS it is amqp://",
+            Self::Refused => {
+                "; does the broker demand a client certificate (TlsOptions::identity_pem_files)? \
+                 Its log says more"
+            }
+            Self::Other => "; is this a TLS port (usually 5671)?",
+        }
+    }
+}
+
+impl fmt::Display for TlsFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UntrustedCertificate => {
+                "nobody who is trusted here vouches for the broker's certificate"
+            }
+            Self::WrongName => "the broker's certificate is for another name",
+            Self::ExpiredCertificate => "the broker's certificate is out of date",
+            Self::ClientCertificateMissing => "the broker demands a client certificate",
+            Self::ClientCertificateExpired => "the client certificate is out of date",
+            Self::ClientCertificateRefused => "the broker does not accept the client certificate",
+            Self::NoCommonVersion => "there is no version of TLS that both sides accept",
+            Self::NotTls => "what answers does not speak TLS",
+            Self::Refused => "the broker gave TLS up",
+            Self::Other => "TLS failed",
+        })
+    }
+}
+
+#[cfg(all(test, feature = "tls"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_openssl_3_and_of_older_ones_are_understood() {
+        for (words, failure) in [
+            (
+                "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate \
+                 verify failed:../ssl/statem/statem_clnt.c:1889: (unable to get local issuer \
+                 certificate)",
+                TlsFailure::UntrustedCertificate,
+            ),
+            (
+                "certificate verify failed: (Hostname mismatch)",
+                TlsFailure::WrongName,
+            ),
+            (
+                "certificate verify failed: (IP address mismatch)",
+                TlsFailure::WrongName,
+            ),
+            (
+                "certificate verify failed: (certificate has expired)",
+                TlsFailure::ExpiredCertificate,
+            ),
+            (
+                "error:1409445C:SSL routines:ssl3_read_bytes:tlsv13 alert certificate required",
+                TlsFailure::ClientCertificateMissing,
+            ),
+            (
+                "error:0A000415:SSL routines::sslv3 alert certificate expired",
+                TlsFailure::ClientCertificateExpired,
+            ),
+            (
+                "ssl/tls alert bad certificate",
+                TlsFailure::ClientCertificateRefused,
+            ),
+            (
+                "tlsv1 alert unknown ca",
+                TlsFailure::ClientCertificateRefused,
+            ),
+            ("sslv3 alert handshake failure", TlsFailure::Refused),
+            ("tlsv1 alert protocol version", TlsFailure::NoCommonVersion),
+            ("unsupported protocol", TlsFailure::NoCommonVersion),
+            ("wrong version number", TlsFailure::NotTls),
+            ("Connection reset by peer (os error 104)", TlsFailure::Other),
+        ] {
+            assert_eq!(TlsFailure::told_from(words), failure, "{words}");
+        }
+    }
+}

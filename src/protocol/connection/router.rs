@@ -1,0 +1,249 @@
+//! What comes to an open connection, and what goes on in it: channels by their numbers,
+//! methods of the connection itself, and its states.
+
+use std::time::{Duration, Instant};
+
+use super::super::channel::{Channel, Fate};
+use super::super::event::{ChannelId, Event, NumberError, Out, Termination, Tokens};
+use super::super::failure::{CloseReason, ProtocolError};
+use super::super::frame::Frame;
+use super::super::handshake::{close_reason, decode_method, split_method};
+use super::super::heartbeat::Heartbeat;
+use super::super::methods::{Method, MethodId, channel, connection};
+use super::super::wire::ShortString;
+use super::secret_updates::SecretUpdates;
+
+#[derive(Debug)]
+pub(super) enum State {
+    Open,
+    Closing {
+        reason: CloseReason,
+        deadline: Instant,
+    },
+    Closed,
+}
+
+/// All but the decoder, whose frames borrow from it.
+#[derive(Debug)]
+pub(super) struct Router<T: Tokens> {
+    pub(super) out: Out<T>,
+    pub(super) channel_max: u16,
+    pub(super) max_message_size: u64,
+    /// By number; 0 is the connection itself and stays empty.
+    pub(super) channels: Vec<Option<Box<Channel<T>>>>,
+    /// Every number below is taken.
+    pub(super) lowest_free: u16,
+    pub(super) generations: u64,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) blocked: Blocked,
+    pub(super) frames_received: u64,
+    pub(super) secret_updates: SecretUpdates<T>,
+    pub(super) state: State,
+}
+
+/// Whether the broker takes no publishes, and how long that may last.
+#[derive(Debug)]
+pub(super) struct Blocked {
+    pub(super) timeout: Option<Duration>,
+    pub(super) since: Option<(Instant, ShortString)>,
+}
+
+impl Blocked {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let (since, _) = self.since.as_ref()?;
+        Some(*since + self.timeout?)
+    }
+
+    /// What to end with, if it has lasted too long.
+    pub(super) fn is_over(&self, now: Instant) -> Option<Termination> {
+        let after = self.timeout?;
+        let (since, reason) = self.since.as_ref()?;
+        (now >= *since + after).then(|| Termination::BlockedTooLong {
+            after,
+            reason: reason.clone(),
+        })
+    }
+}
+
+impl<T: Tokens> Router<T> {
+    pub(super) fn route(&mut self, frame: Frame<'_>, now: Instant) -> Result<(), ProtocolError> {
+        self.frames_received += 1;
+        // After our close only the end counts (specification, connection.close).
+        if !matches!(self.state, State::Open) && !is_end(frame) {
+            return Ok(());
+        }
+        let (number, what) = match frame {
+            Frame::Heartbeat => return Ok(()),
+            Frame::Method {
+                channel: 0,
+                payload,
+            } => {
+                return self.receive_connection_method(decode_method(payload)?, now);
+            }
+            Frame::Method { channel, .. } => (channel, "a method"),
+            Frame::Header { channel, .. } => (channel, "a content header"),
+            Frame::Body { channel, .. } => (channel, "a content body"),
+        };
+        if number == 0 || number > self.channel_max {
+            let channel = number;
+            return Err(ProtocolError::Channel { channel, what });
+        }
+        let slot = self.channels.get_mut(usize::from(number));
+        let Some(Some(channel)) = slot else {
+            self.receive_late(number, frame);
+            return Ok(());
+        };
+        let out = &mut self.out;
+        match frame {
+            Frame::Method { payload, .. } => {
+                if channel.receive_method(payload, out)? == Fate::Gone {
+                    self.free(number);
+                }
+                Ok(())
+            }
+            Frame::Header { payload, .. } => {
+                channel.receive_header(payload, self.max_message_size, out)
+            }
+            Frame::Body { payload, .. } => channel.receive_body(payload, out),
+            Frame::Heartbeat => Ok(()),
+        }
+    }
+
+    /// Late frames for a channel that is gone are no error. But a close that crossed
+    /// ours and came behind the close-ok is owed an answer: until the broker has it,
+    /// it ignores what comes on that number, so the next open would hang.
+    fn receive_late(&mut self, number: u16, frame: Frame<'_>) {
+        if method_id(frame) == Some(channel::Close::ID) {
+            self.out.send(number, &channel::CloseOk::default().into());
+        }
+    }
+
+    fn receive_connection_method(
+        &mut self,
+        method: Method,
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
+        match (&self.state, method) {
+            (_, Method::ConnectionClose(close)) => {
+                self.out.send(0, &connection::CloseOk::default().into());
+                let reason = match &self.state {
+                    State::Closing { reason, .. } => reason.clone(),
+                    _ => close_reason(&close),
+                };
+                self.terminate(Termination::Closed(reason));
+            }
+            (State::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
+                let reason = reason.clone();
+                self.terminate(Termination::Closed(reason));
+            }
+            (_, Method::ConnectionBlocked(blocked)) => {
+                // Said again, it goes on from when it began.
+                let since = self.blocked.since.take().map_or(now, |(since, _)| since);
+                self.blocked.since = Some((since, blocked.reason.clone()));
+                self.out.events.push_back(Event::Blocked(blocked.reason));
+            }
+            (_, Method::ConnectionUnblocked(_)) => {
+                self.blocked.since = None;
+                self.out.events.push_back(Event::Unblocked);
+            }
+            (_, Method::ConnectionUpdateSecretOk(_))
+                if self.secret_updates.receive_ok(&mut self.out) => {}
+            (_, method) => {
+                return Err(ProtocolError::UnexpectedMethod {
+                    method: method.id(),
+                    state: "on an open connection, where it has no place",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells a peer that broke the protocol, and ends.
+    pub(super) fn give_up(&mut self, error: ProtocolError) {
+        let text: String = error.to_string().chars().take(60).collect();
+        let close = connection::Close::default()
+            .reply_code(error.reply_code().into())
+            .reply_text(text);
+        self.out.send(0, &close.into());
+        self.terminate(Termination::Protocol(error));
+    }
+
+    pub(super) fn terminate(&mut self, termination: Termination) {
+        if matches!(self.state, State::Closed) {
+            return;
+        }
+        self.state = State::Closed;
+        self.out.events.push_back(Event::Closed(termination));
+        for channel in self.channels.drain(..).flatten() {
+            channel.lose(&mut self.out);
+        }
+        self.secret_updates.lose(&mut self.out);
+        self.out.forget_deadlines();
+    }
+
+    pub(super) fn reserve(&mut self, number: Option<u16>) -> Result<ChannelId, NumberError> {
+        let number = match number {
+            Some(number) if number == 0 || number > self.channel_max => {
+                return Err(NumberError::OutOfRange);
+            }
+            Some(number) if self.is_taken(number) => return Err(NumberError::InUse),
+            Some(number) => number,
+            None => self.lowest_free().ok_or(NumberError::NoneFree)?,
+        };
+        self.generations += 1;
+        Ok(ChannelId {
+            number,
+            generation: self.generations,
+        })
+    }
+
+    fn is_taken(&self, number: u16) -> bool {
+        matches!(self.channels.get(usize::from(number)), Some(Some(_)))
+    }
+
+    fn lowest_free(&mut self) -> Option<u16> {
+        let number = (self.lowest_free..=self.channel_max).find(|&number| !self.is_taken(number));
+        self.lowest_free = number.unwrap_or(self.channel_max);
+        number
+    }
+
+    fn free(&mut self, number: u16) {
+        if let Some(slot) = self.channels.get_mut(usize::from(number)) {
+            *slot = None;
+        }
+        self.lowest_free = self.lowest_free.min(number);
+    }
+
+    pub(super) fn find(&self, id: ChannelId) -> Option<&Channel<T>> {
+        let channel = self.channels.get(usize::from(id.number))?.as_deref()?;
+        (channel.id() == id).then_some(channel)
+    }
+
+    pub(super) fn with_channel(
+        &mut self,
+        id: ChannelId,
+        act: impl FnOnce(&mut Channel<T>, &mut Out<T>),
+    ) {
+        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.number)) {
+            if channel.id() == id {
+                act(channel, &mut self.out);
+            }
+        }
+    }
+}
+
+fn method_id(frame: Frame<'_>) -> Option<MethodId> {
+    match frame {
+        Frame::Method { payload, .. } => split_method(payload).ok().map(|(id, _)| id),
+        _ => None,
+    }
+}
+
+/// Whether a frame is the connection's close or close-ok.
+fn is_end(frame: Frame<'_>) -> bool {
+    matches!(frame, Frame::Method { channel: 0, .. })
+        && matches!(
+            method_id(frame),
+            Some(connection::Close::ID | connection::CloseOk::ID)
+        )
+}

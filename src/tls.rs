@@ -1,0 +1,472 @@
+//! How TLS is set up.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+
+use native_tls::{Certificate, Identity, Protocol, TlsConnector};
+
+use crate::error::{Error, Result};
+use crate::protocol::secret::Secret;
+
+/// How TLS is set up, for
+/// [`ConnectionParameters::tls_options`](crate::ConnectionParameters::tls_options).
+///
+/// Without any of these the system's authorities are trusted, and the broker's
+/// certificate must be valid and for the name that one connects to.
+///
+/// ```
+/// use cony::{ConnectionParameters, Credentials, TlsOptions};
+///
+/// let tls = TlsOptions::new()
+///     .ca_file("ca.pem")
+///     .identity_pem_files("client.pem", "client-key.pem");
+/// let parameters: ConnectionParameters = "amqps://rabbit.example".parse()?;
+/// // The certificate says who one is.
+/// let parameters = parameters.tls_options(tls).credentials(Credentials::external());
+/// # let _ = parameters;
+/// # Ok::<(), cony::Error>(())
+/// ```
+///
+/// Files are read whenever a connection is opened, so renewed ones are found.
+#[derive(Debug, Clone)]
+pub struct TlsOptions {
+    authorities: Vec<Input>,
+    disable_built_in_roots: bool,
+    identity: Option<Proof>,
+    pub(crate) server_name: Option<String>,
+    server_name_indication: bool,
+    min_protocol_version: TlsVersion,
+    danger_accept_invalid_certificates: bool,
+    danger_accept_invalid_host_names: bool,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum TlsVersion {
+    /// TLS 1.0, out of use since 2021 (RFC 8996).
+    Tls10,
+    /// TLS 1.1, out of use since 2021 (RFC 8996).
+    Tls11,
+    /// TLS 1.2.
+    Tls12,
+    /// TLS 1.3. Not every system's library can be told to insist on it: that of macOS
+    /// cannot.
+    Tls13,
+}
+
+/// Something that an option gives, as bytes or as a file.
+#[derive(Clone)]
+struct Input {
+    option: &'static str,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    File(PathBuf),
+    /// Possibly a key.
+    Bytes(Secret),
+}
+
+/// A client certificate and its key.
+#[derive(Clone)]
+enum Proof {
+    Pkcs12 {
+        file: Input,
+        password: Secret,
+    },
+    Pem {
+        certificate: Input,
+        key: Input,
+    },
+    /// One file with both: PEM, or else PKCS #12.
+    Either {
+        file: Input,
+        password: Secret,
+    },
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self {
+            authorities: Vec::new(),
+            disable_built_in_roots: false,
+            identity: None,
+            server_name: None,
+            server_name_indication: true,
+            min_protocol_version: TlsVersion::Tls12,
+            danger_accept_invalid_certificates: false,
+            danger_accept_invalid_host_names: false,
+        }
+    }
+}
+
+impl TlsOptions {
+    /// The system's authorities, and everything verified.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Trusts the authorities in this PEM file as well. Can be called again for more.
+    #[must_use]
+    pub fn ca_file(self, path: impl Into<PathBuf>) -> Self {
+        self.authority(Input::file("ca_file", path))
+    }
+
+    /// Trusts these authorities (PEM) as well. Can be called again for more.
+    #[must_use]
+    pub fn ca_pem(self, pem: impl AsRef<[u8]>) -> Self {
+        self.authority(Input::bytes("ca_pem", pem.as_ref()))
+    }
+
+    pub(crate) fn authority_file(self, option: &'static str, path: &str) -> Self {
+        self.authority(Input::file(option, path))
+    }
+
+    fn authority(mut self, input: Input) -> Self {
+        self.authorities.push(input);
+        self
+    }
+
+    /// Whether the system's authorities are not trusted, but only those given here.
+    /// Default: no.
+    #[must_use]
+    pub fn disable_built_in_roots(mut self, disable: bool) -> Self {
+        self.disable_built_in_roots = disable;
+        self
+    }
+
+    /// Presents this client certificate, in a PKCS #12 file (`.p12`, `.pfx`) with this
+    /// password.
+    #[must_use]
+    pub fn identity_pkcs12_file(
+        self,
+        path: impl Into<PathBuf>,
+        password: impl Into<Secret>,
+    ) -> Self {
+        self.identity(Proof::Pkcs12 {
+            file: Input::file("identity_pkcs12_file", path),
+            password: password.into(),
+        })
+    }
+
+    /// The same, from memory.
+    #[must_use]
+    pub fn identity_pkcs12(self, der: impl Into<Secret>, password: impl Into<Secret>) -> Self {
+        self.identity(Proof::Pkcs12 {
+            file: Input::bytes("identity_pkcs12", der),
+            password: password.into(),
+        })
+    }
+
+    /// Presents this client certificate, in a PEM file, perhaps with those that vouch for
+    /// it behind it; and its key in another (or the same) one. The key must be an
+    /// unencrypted one in PKCS #8, as `openssl genpkey` makes it
+    /// (`-----BEGIN PRIVATE KEY-----`); the error for another tells how to convert it.
+    #[must_use]
+    pub fn identity_pem_files(
+        self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
+        let option = "identity_pem_files";
+        self.identity(Proof::Pem {
+            certificate: Input::file(option, certificate),
+            key: Input::file(option, key),
+        })
+    }
+
+    /// The same, from memory.
+    #[must_use]
+    pub fn identity_pem(self, certificate: impl AsRef<[u8]>, key: impl Into<Secret>) -> Self {
+        let option = "identity_pem";
+        self.identity(Proof::Pem {
+            certificate: Input::bytes(option, certificate.as_ref()),
+            key: Input::bytes(option, key),
+        })
+    }
+
+    /// From a URL: the certificate, where its key is if not with it, and a password.
+    pub(crate) fn identity_files(
+        self,
+        certificate: &str,
+        key: Option<&str>,
+        password: Option<Secret>,
+    ) -> Self {
+        let file = Input::file("certfile", certificate);
+        self.identity(match key {
+            Some(key) => Proof::Pem {
+                certificate: file,
+                key: Input::file("keyfile", key),
+            },
+            None => Proof::Either {
+                file,
+                password: password.unwrap_or_default(),
+            },
+        })
+    }
+
+    fn identity(mut self, identity: Proof) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// The name that the broker's certificate must be for, and that the broker is told
+    /// (SNI). Default: the host that one connects to.
+    #[must_use]
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
+        self
+    }
+
+    /// Whether the broker is told which name one connects to. Default: yes. The
+    /// certificate is checked in any case.
+    #[must_use]
+    pub fn server_name_indication(mut self, indicate: bool) -> Self {
+        self.server_name_indication = indicate;
+        self
+    }
+
+    /// The lowest version of TLS to accept. Default: 1.2.
+    #[must_use]
+    pub fn min_protocol_version(mut self, version: TlsVersion) -> Self {
+        self.min_protocol_version = version;
+        self
+    }
+
+    /// Whether any certificate of the broker will do, even a forged one. Default: no.
+    ///
+    /// **Dangerous:** whoever is between here and the broker can then read and change
+    /// everything, the password included. A private authority is trusted with
+    /// [`ca_file`](Self::ca_file) instead. The log has a warning for every connection.
+    #[must_use]
+    pub fn danger_accept_invalid_certificates(mut self, accept: bool) -> Self {
+        self.danger_accept_invalid_certificates = accept;
+        self
+    }
+
+    /// Whether the broker's certificate may be for any name. Default: no.
+    ///
+    /// **Dangerous:** whoever has a certificate of a trusted authority for any name at all
+    /// can pass for the broker. If the broker's certificate has another name than the one
+    /// to connect to, [`server_name`](Self::server_name) says so without that danger. The
+    /// log has a warning for every connection.
+    #[must_use]
+    pub fn danger_accept_invalid_host_names(mut self, accept: bool) -> Self {
+        self.danger_accept_invalid_host_names = accept;
+        self
+    }
+
+    /// What is to be said of these in the log.
+    pub(crate) fn warning(&self) -> Option<&'static str> {
+        if self.danger_accept_invalid_certificates {
+            Some("TLS without verification: anybody in between can pass for the broker")
+        } else if self.danger_accept_invalid_host_names {
+            Some("TLS takes a certificate for any name: its owner can pass for the broker")
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn connector(&self) -> Result<TlsConnector> {
+        let mut builder = TlsConnector::builder();
+        for input in &self.authorities {
+            for certificate in input.certificates()? {
+                builder.add_root_certificate(certificate);
+            }
+        }
+        if let Some(identity) = &self.identity {
+            builder.identity(identity.load()?);
+        }
+        builder
+            .disable_built_in_roots(self.disable_built_in_roots)
+            .use_sni(self.server_name_indication)
+            .min_protocol_version(Some(self.min_protocol_version.into()))
+            .danger_accept_invalid_certs(self.danger_accept_invalid_certificates)
+            .danger_accept_invalid_hostnames(
+                self.danger_accept_invalid_host_names || self.danger_accept_invalid_certificates,
+            )
+            .build()
+            .map_err(|error| match &self.identity {
+                Some(identity) => identity.mismatch(&error),
+                None => Error::invalid("tls_options", "…", error.to_string()),
+            })
+    }
+}
+
+impl From<TlsVersion> for Protocol {
+    fn from(version: TlsVersion) -> Self {
+        match version {
+            TlsVersion::Tls10 => Self::Tlsv10,
+            TlsVersion::Tls11 => Self::Tlsv11,
+            TlsVersion::Tls12 => Self::Tlsv12,
+            TlsVersion::Tls13 => Self::Tlsv13,
+        }
+    }
+}
+
+impl Input {
+    fn file(option: &'static str, path: impl Into<PathBuf>) -> Self {
+        let place = Place::File(path.into());
+        Self { option, place }
+    }
+
+    fn bytes(option: &'static str, bytes: impl Into<Secret>) -> Self {
+        let place = Place::Bytes(bytes.into());
+        Self { option, place }
+    }
+
+    fn read(&self) -> Result<Secret> {
+        match &self.place {
+            Place::File(path) => fs::read(path)
+                .map(Secret::from)
+                .map_err(|error| self.wrong(format!("the file cannot be read ({error})"))),
+            Place::Bytes(bytes) => Ok(bytes.clone()),
+        }
+    }
+
+    fn wrong(&self, rule: impl Into<String>) -> Error {
+        Error::invalid(self.option, self, rule)
+    }
+
+    fn certificates(&self) -> Result<Vec<Certificate>> {
+        let certificates = Certificate::stack_from_pem(self.read()?.as_bytes())
+            .map_err(|error| self.wrong(format!("its certificates are damaged ({error})")))?;
+        match certificates.is_empty() {
+            true => Err(self.wrong("there is no certificate in PEM in it")),
+            false => Ok(certificates),
+        }
+    }
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::File(path) => path.display().fmt(f),
+            Place::Bytes(_) => f.write_str("…"),
+        }
+    }
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Proof {
+    fn load(&self) -> Result<Identity> {
+        match self {
+            Self::Pkcs12 { file, password } => pkcs12(file, file.read()?.as_bytes(), password),
+            Self::Pem { certificate, key } => {
+                pem(certificate, &certificate.read()?, key, &key.read()?)
+            }
+            Self::Either { file, password } => {
+                let bytes = file.read()?;
+                match find(bytes.as_bytes(), b"-----BEGIN ") {
+                    Some(_) => pem(file, &bytes, file, &bytes),
+                    None => pkcs12(file, bytes.as_bytes(), password),
+                }
+            }
+        }
+    }
+
+    /// What is to be said when certificate and key do not go together.
+    fn mismatch(&self, error: &native_tls::Error) -> Error {
+        let input = match self {
+            Self::Pkcs12 { file, .. } | Self::Either { file, .. } => file,
+            Self::Pem { key, .. } => key,
+        };
+        input.wrong(format!("TLS cannot be set up with it ({error})"))
+    }
+}
+
+fn pkcs12(input: &Input, der: &[u8], password: &Secret) -> Result<Identity> {
+    let password = std::str::from_utf8(password.as_bytes())
+        .map_err(|_| Error::invalid("password", "…", "the one of a PKCS #12 file is UTF-8"))?;
+    Identity::from_pkcs12(der, password).map_err(|error| {
+        let mut rule =
+            format!("it is no PKCS #12 file, or the password is not the right one ({error})");
+        if rule.contains("unsupported") {
+            rule += "; openssl pkcs12 -export makes one with today's ciphers";
+        }
+        input.wrong(rule)
+    })
+}
+
+fn pem(certificate: &Input, pem: &Secret, key: &Input, key_pem: &Secret) -> Result<Identity> {
+    if find(pem.as_bytes(), b"-----BEGIN CERTIFICATE-----").is_none() {
+        return Err(certificate.wrong("there is no certificate in PEM in it"));
+    }
+    let key_pem = pkcs8_key(key, key_pem.as_bytes())?;
+    Identity::from_pkcs8(pem.as_bytes(), key_pem)
+        .map_err(|error| key.wrong(format!("certificate or key is damaged ({error})")))
+}
+
+/// The first key, which must be in PKCS #8: the platforms' libraries take nothing else.
+fn pkcs8_key<'a>(input: &Input, pem: &'a [u8]) -> Result<&'a [u8]> {
+    const END: &[u8] = b"-----END PRIVATE KEY-----";
+    if let Some(start) = find(pem, b"-----BEGIN PRIVATE KEY-----") {
+        let key = pem.get(start..).unwrap_or_default();
+        let end = find(key, END).map_or(key.len(), |end| end + END.len());
+        return Ok(key.get(..end).unwrap_or_default());
+    }
+    Err(input.wrong(match find(pem, b"PRIVATE KEY-----") {
+        None => "there is no private key in PEM in it".into(),
+        Some(_) => format!(
+            "its key must be an unencrypted one in PKCS #8; convert it with: openssl pkcs8 -topk8 \
+             -nocrypt -in {input} -out key-pkcs8.pem"
+        ),
+    }))
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pkcs12 { file, .. } => write!(f, "Pkcs12({file}, ***)"),
+            Self::Pem { certificate, key } => write!(f, "Pem({certificate}, {key})"),
+            Self::Either { file, .. } => write!(f, "File({file}, ***)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_dangerous_is_warned_of() {
+        assert_eq!(TlsOptions::new().warning(), None);
+        let none = TlsOptions::new().danger_accept_invalid_certificates(true);
+        assert!(none.warning().unwrap().contains("without verification"));
+        let any = TlsOptions::new().danger_accept_invalid_host_names(true);
+        assert!(any.warning().unwrap().contains("any name"));
+    }
+
+    #[test]
+    fn the_key_is_found_among_other_things() {
+        let input = Input::bytes("identity_pem", "");
+        let key = "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----";
+        let text = format!("Bag Attributes\n{key}\n-----BEGIN CERTIFICATE-----");
+        assert_eq!(pkcs8_key(&input, text.as_bytes()).unwrap(), key.as_bytes());
+    }
+
+    #[test]
+    fn no_key_and_no_password_shows() {
+        let options = TlsOptions::new()
+            .identity_pkcs12("hush", "hush")
+            .identity_pem("hush", "hush")
+            .ca_pem("hush");
+        assert!(!format!("{options:?}").contains("hush"));
+        let error = options.connector().unwrap_err();
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+}
