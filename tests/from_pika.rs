@@ -41,7 +41,11 @@ struct Row {
 }
 
 fn in_backticks(cell: &str) -> Vec<String> {
-    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    cell.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The rows of all tables with three columns.
@@ -117,31 +121,62 @@ fn every_name_of_pika_has_a_row_and_every_row_is_about_one() {
     assert!(missing.is_empty(), "docs/from-pika.md lacks {missing:#?}");
 }
 
-/// The files of `src/`, without unit tests and comments.
-fn sources() -> Vec<String> {
+/// The items of `src/`, without unit tests and comments: what stands at the beginning of a
+/// line, and all up to the next. A method of the protocol comes with its class.
+fn items() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path: PathBuf = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                found.push(code(&fs::read_to_string(&path).unwrap()));
+            match path.is_dir() {
+                true => folders.push(path),
+                false => found.extend(items_of(&fs::read_to_string(&path).unwrap())),
             }
         }
     }
     found
 }
 
-fn code(text: &str) -> String {
+fn items_of(text: &str) -> Vec<String> {
     let end = text.find("\nmod tests {").unwrap_or(text.len());
-    text[..end]
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let mut items: Vec<String> = Vec::new();
+    let mut class = "";
+    for line in text[..end].lines() {
+        let code = line.trim();
+        if code.starts_with("//") || code.starts_with("#[") {
+            continue;
+        }
+        if code.starts_with("class ") {
+            class = code;
+        }
+        if line.starts_with(char::is_alphabetic) {
+            items.push(of_macro(&items, line));
+        } else if code.starts_with("class ") || is_method_row(code) {
+            items.push(class.to_owned());
+        }
+        if let Some(item) = items.last_mut() {
+            item.push('\n');
+            item.push_str(code);
+        }
+    }
+    items
+}
+
+/// What a call of a macro makes is in the macro.
+fn of_macro(items: &[String], line: &str) -> String {
+    let Some(name) = line.strip_suffix("! {") else {
+        return String::new();
+    };
+    let definition = format!("\nmacro_rules! {name} {{");
+    let definition = items.iter().find(|item| item.starts_with(&definition));
+    definition.cloned().unwrap_or_default()
+}
+
+/// `BasicGetOk = GetOk 71 "basic.get-ok"`
+fn is_method_row(line: &str) -> bool {
+    let words: Vec<&str> = line.split(' ').take(5).collect();
+    matches!(words[..], [_, "=", _, id, name, ..] if id.parse::<u16>().is_ok() && name.starts_with('"'))
 }
 
 /// Whether `line` begins with `start`, and the word that it ends with ends there.
@@ -150,74 +185,87 @@ fn begins(line: &str, start: &str) -> bool {
         .is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
-/// Whether `line` is where something public has its name from: an item, a variant, a field,
-/// or an entry of one of the macros that make them.
-fn declares(line: &str, name: &str) -> bool {
-    let items = ["pub fn", "pub struct", "pub enum", "pub trait", "pub const", "fn", "class"];
-    let is_item = items.iter().any(|item| match *item {
-        // In a trait; anywhere else a function that ends like this has no body.
-        "fn" => begins(line, &format!("fn {name}")) && line.ends_with(';'),
-        item => begins(line, &format!("{item} {name}")),
-    });
-    let is_variant = name.starts_with(char::is_uppercase)
-        && [format!("{name}("), format!("{name},"), format!("{name} {{")]
+/// Whether `line` is where a type, a trait or a module has its name from.
+fn declares_owner(line: &str, name: &str) -> bool {
+    let items = ["pub struct", "pub enum", "pub trait", "class"];
+    let is_method = is_method_row(line) && line.split(' ').nth(2) == Some(name);
+    is_method
+        || items
             .iter()
-            .any(|variant| line.starts_with(variant));
-    let is_code = line.strip_prefix(name).is_some_and(|rest| {
-        rest.strip_prefix(" = ")
-            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    });
-    // `BasicGetOk = GetOk 71 "basic.get-ok"`
-    let is_method = line
-        .split_once(" = ")
-        .is_some_and(|(_, rest)| begins(rest, name) && rest.contains(" \""));
-    let is_field = begins(line, &format!("pub {name}")) && line.contains(": ")
-        || begins(line, name) && line[name.len()..].starts_with(": ") && line.ends_with([',', ';']);
-    is_item || is_variant || is_code || is_method || is_field
+            .any(|item| begins(line, &format!("{item} {name}")))
 }
 
-/// Whether the file is, or adds to, the type or module `owner`.
-fn is_about(file: &str, owner: &str) -> bool {
-    file.lines().any(|line| {
-        declares(line, owner)
-            || begins(line, &format!("impl {owner}"))
-            || line.starts_with("impl") && line.contains(&format!(" for {owner} {{"))
-    })
+/// Whether `line` is where anything public has its name from: also a function, a variant, a
+/// field, or an entry of one of the macros that make them.
+fn declares(line: &str, name: &str) -> bool {
+    let rest = match line.strip_prefix(name) {
+        _ if declares_owner(line, name) || begins(line, &format!("pub fn {name}")) => return true,
+        // In a trait: anywhere else a function has a body.
+        None => {
+            return begins(line, &format!("fn {name}(")) && line.ends_with(';')
+                || begins(line, &format!("pub {name}")) && line.contains(": ");
+        }
+        Some(rest) => rest,
+    };
+    let is_variant = name.starts_with(char::is_uppercase)
+        && (rest.starts_with(['(', ',']) || rest.starts_with(" {"));
+    let is_field = rest.starts_with(": ") && line.ends_with([',', ';']);
+    let is_code = rest
+        .strip_prefix(" = ")
+        .is_some_and(|value| value.parse::<u16>().is_ok());
+    is_variant || is_field || is_code
 }
 
-fn exists(files: &[String], name: &str) -> bool {
+/// Whether the item is, or adds to, the type or module `owner`.
+fn is_about(item: &str, owner: &str) -> bool {
+    let added = [format!("impl {owner}"), format!("impl<'a> {owner}")];
+    item.lines()
+        .any(|line| declares_owner(line, owner) || added.iter().any(|start| begins(line, start)))
+}
+
+fn exists(items: &[String], name: &str) -> bool {
     if let Some(option) = name.strip_prefix('?') {
         let quoted = format!("\"{option}\"");
-        return files
+        return items
             .iter()
-            .any(|file| file.contains("Query") && file.contains(&quoted));
+            .any(|item| item.starts_with("\nfn option(") && item.contains(&quoted))
+            || items
+                .iter()
+                .any(|item| item.starts_with("\nconst TLS_OPTIONS") && item.contains(&quoted));
     }
-    let parts: Vec<&str> = name.split("::").collect();
-    match parts[..] {
-        [name] => files
-            .iter()
-            .any(|file| file.lines().any(|line| declares(line, name))),
-        [.., owner, member] => files.iter().any(|file| {
-            is_about(file, owner) && file.lines().any(|line| declares(line, member))
-        }),
-        [] => false,
-    }
+    let parts: Vec<&str> = name.split("::").filter(|part| *part != "methods").collect();
+    let Some((member, owners)) = parts.split_last() else {
+        return false;
+    };
+    items.iter().any(|item| {
+        owners.iter().all(|owner| is_about(item, owner))
+            && item.lines().any(|line| declares(line, member))
+    })
 }
 
 #[test]
 fn every_name_of_cony_exists() {
-    let files = sources();
-    for name in ["BlockingChannel::basic_frobnicate", "Error::Frob", "?frob", "queue::Get"] {
-        assert!(!exists(&files, name), "{name}: the search finds anything");
+    let items = items();
+    for name in [
+        "BlockingChannel::basic_frobnicate",
+        "Error::Frob",
+        "?frob",
+        "queue::Get",
+        "queue::Bind::if_empty",
+        "Error::TimedOut",
+    ] {
+        assert!(!exists(&items, name), "{name}: the search finds anything");
     }
     // Said in passing; Rust's own.
-    let of_rust = ["Duration", "from_str", "try_from", "Option", "Default", "_nowait"];
-    let mut missing = BTreeSet::new();
-    for name in rows().iter().flat_map(|row| &row.cony) {
-        if !of_rust.contains(&name.as_str()) && !exists(&files, name) {
-            missing.insert(name.clone());
-        }
-    }
+    let of_rust = [
+        "Duration", "from_str", "try_from", "Option", "Default", "_nowait",
+    ];
+    let rows = rows();
+    let mut missing: BTreeSet<&str> = rows
+        .iter()
+        .flat_map(|row| row.cony.iter().map(String::as_str))
+        .collect();
+    missing.retain(|name| !of_rust.contains(name) && !exists(&items, name));
     assert!(missing.is_empty(), "there is no {missing:#?} in src/");
 }
 
@@ -247,9 +295,7 @@ fn every_test_and_example_exists() {
                 true => format!("{file}.rs"),
                 false => format!("tests/{file}.rs"),
             };
-            let text = files
-                .entry(path)
-                .or_insert_with_key(|path| read(path));
+            let text = files.entry(path).or_insert_with_key(|path| read(path));
             assert!(has_test(text, test), "there is no test {proof}");
         }
     }
