@@ -542,19 +542,22 @@ fn a_consumer_the_broker_cancelled_long_ago_is_not_the_end_of_the_loop() {
     let channel = channel();
     let (a, b) = (exclusive_queue(&channel), exclusive_queue(&channel));
     channel.basic_consume(&a, |_, _| Ok(())).unwrap();
+    channel.basic_publish("", &b, "1").unwrap();
+    let again = b.clone();
     channel
         .basic_consume(&b, move |channel, delivery| {
             delivery.ack()?;
             match delivery.text()? {
-                "1" => channel.queue_delete(&a).map(drop),
+                "1" => {
+                    channel.queue_delete(&a)?;
+                    // Comes behind the end of the other consumer.
+                    channel.basic_publish("", &again, "2").map(drop)
+                }
                 _ => channel
                     .basic_cancel(delivery.consumer_tag.as_ref().unwrap())
                     .map(drop),
             }
         })
         .unwrap();
-    for body in ["1", "2"] {
-        channel.basic_publish("", &b, body).unwrap();
-    }
     channel.start_consuming().unwrap();
 }
