@@ -11,7 +11,6 @@ use cony::{
 
 use crate::support::{
     PATIENCE, await_ready, channel, connect, exclusive_queue, get, ready, unique, until, url,
-    variable,
 };
 
 #[test]
@@ -145,6 +144,8 @@ fn every_option_of_pikas_urls_leads_to_the_broker() {
 #[cfg(feature = "tls")]
 #[test]
 fn the_dict_of_ssl_options_leads_to_the_broker() {
+    use crate::support::variable;
+
     let [ca, certificate, key] =
         ["CA", "CLIENT_CERT", "CLIENT_KEY"].map(|name| variable(&format!("CONY_BROKER_{name}")));
     let url = variable("CONY_BROKER_TLS_URL");
@@ -178,12 +179,14 @@ fn backpressure_is_told_of_a_message_that_the_network_does_not_take_at_once() {
         note.send(waiting).unwrap();
         Ok(())
     });
-    // Far more than the buffers of two sockets.
-    let body = vec![0; 32 * 1024 * 1024];
+    // More than sockets take at once, and not more than RabbitMQ 4 takes at all.
+    let body = vec![0; 15 * 1024 * 1024];
     let nowhere = unique("nowhere");
     until("backpressure", || {
         channel.basic_publish("", &nowhere, &body).unwrap();
-        connection.process_data_events(Duration::ZERO).unwrap();
+        connection
+            .process_data_events(Duration::from_millis(100))
+            .unwrap();
         noted.try_recv().is_ok_and(|waiting| waiting > 0)
     });
     connection.close().unwrap();
