@@ -24,7 +24,7 @@ pub use crate::confirm::Confirmation;
 use crate::confirm::Returned;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
-use crate::io::channel_port::{self, ChannelPort, ConsumerPort, Route};
+use crate::io::channel_port::{ChannelPort, ConsumerPort, Route};
 use crate::io::port::{Command, OpenFailure, Outcome};
 use crate::listeners::Listeners;
 use crate::protocol::content::{Content, ContentMethod};
@@ -347,17 +347,20 @@ impl Shared {
 
     /// Waits for what becomes of `call`.
     fn finish(&self, call: &Call) -> Result<Reply> {
-        channel_port::finish(&call.outcome).map_err(|failure| match failure {
-            CallFailure::TimedOut => Error::Timeout {
-                operation: call.id.name().unwrap_or("a call"),
-                after: call.after,
-            },
-            CallFailure::Encode(error) => error.into(),
-            CallFailure::DuplicateConsumerTag => {
-                Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
-            }
-            CallFailure::Closed => self.closed_error(),
-        })
+        self.port
+            .connection
+            .finish(&call.outcome)
+            .map_err(|failure| match failure {
+                CallFailure::TimedOut => Error::Timeout {
+                    operation: call.id.name().unwrap_or("a call"),
+                    after: call.after,
+                },
+                CallFailure::Encode(error) => error.into(),
+                CallFailure::DuplicateConsumerTag => {
+                    Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
+                }
+                CallFailure::Closed => self.closed_error(),
+            })
     }
 
     /// Sends a `basic.qos` and notes it, at once: a consumer that starts after this is

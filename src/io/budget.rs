@@ -168,6 +168,11 @@ impl Backlog {
             && self.paused.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether the IO thread does not read, or is about not to.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
     /// Whether the IO thread must not read now. Asked again after every change. Once
     /// paused, it is until half of the limit is free.
     pub(crate) fn must_pause(&self, is_paused: bool, awaited: bool) -> bool {
@@ -177,6 +182,9 @@ impl Backlog {
             (false, true) => self.soft_limit / 2,
         };
         if self.bytes.load(Ordering::SeqCst) <= limit {
+            if self.is_paused() {
+                self.paused.store(false, Ordering::SeqCst);
+            }
             return false;
         }
         // Said first and looked again, so that no removal in between goes unnoticed.

@@ -13,7 +13,7 @@ use super::port::{Command, ConnectionPort, Outcome};
 use super::publishing::Publishing;
 use crate::error::Error;
 use crate::protocol::content::Content;
-use crate::protocol::event::{CallFailure, ChannelId};
+use crate::protocol::event::ChannelId;
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
@@ -142,7 +142,7 @@ impl ChannelPort {
             .fetch_max(delivery_tag, Ordering::AcqRel);
     }
 
-    /// Sends `method`, to be followed by [`finish`]. What is begun first goes first.
+    /// Sends `method`, to be followed by [`finish`](ConnectionPort::finish). What is begun first goes first.
     pub(crate) fn begin(
         &self,
         method: Method,
@@ -275,12 +275,6 @@ fn being_closed() -> Error {
     let text = "the channel is being closed";
     let code = ReplyCode::REPLY_SUCCESS;
     Error::ChannelClosed(CloseReason::new(ClosedBy::Application, code, text, None))
-}
-
-/// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
-/// ends; so this always returns.
-pub(crate) fn finish(outcome: &Receiver<Outcome>) -> Outcome {
-    outcome.recv().unwrap_or(Err(CallFailure::Closed))
 }
 
 /// What the IO thread's side holds of a consumer, and drops at the consumer's end.

@@ -27,5 +27,6 @@ pub(crate) mod open;
 pub(crate) mod outbox;
 pub(crate) mod port;
 pub(crate) mod publishing;
+mod spin;
 pub(crate) mod transport;
 pub(crate) mod wake;
