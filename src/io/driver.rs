@@ -23,6 +23,7 @@ use mio::{Events, Poll, Token};
 use super::channel_port::{ChannelPort, ConsumerPort};
 use super::dispatch::{self, Batch};
 use super::outbox::Outbox;
+use super::pauses::{Pauses, slowest_channel};
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
 use super::transport::Transport;
 use super::wake::Wake;
@@ -46,9 +47,6 @@ const UNREAD_MAX: usize = 16 * 1024 * 1024;
 
 /// How many reads follow a write that has failed, to learn why.
 const LAST_READS: usize = 256;
-
-/// After a word about a pause in reading, the next one waits at least this long.
-const PAUSE_SILENCE: Duration = Duration::from_secs(60);
 
 /// How long the last bytes, such as a close-ok, may take to leave.
 const LINGER: Duration = Duration::from_secs(1);
@@ -89,8 +87,7 @@ pub(crate) fn spawn(
         // Whatever the socket can do already is announced by no further event.
         readable: true,
         writable: true,
-        paused: false,
-        pause_told: None,
+        pauses: Pauses::default(),
         unread: 0,
         abandoned: false,
         _alive: alive,
@@ -115,10 +112,8 @@ struct Driver {
     readable: bool,
     /// The socket may take bytes; cleared when it says that it takes none.
     writable: bool,
-    /// Nothing is read because too much is not handed out yet.
-    paused: bool,
-    /// When reading was paused or resumed last, so that the log is not flooded.
-    pause_told: Option<Instant>,
+    /// Nothing is read while too much is not handed out yet.
+    pauses: Pauses,
     /// How much of what the core had to say the peer has not taken, at most.
     unread: usize,
     /// The socket is to be dropped as it is.
@@ -388,11 +383,11 @@ impl Driver {
 
     fn read(&mut self) {
         let mut left = READ_BUDGET;
-        while self.readable && !self.paused && left > 0 && !self.core.is_closed() {
+        while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
             match self.transport.read(self.core.space()) {
                 Ok(0) => {
                     self.readable = false;
-                    self.core.ended();
+                    self.ended();
                 }
                 Ok(count) => {
                     left = left.saturating_sub(count);
@@ -406,7 +401,7 @@ impl Driver {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.readable = false,
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::UnexpectedEof => self.core.ended(),
+                    io::ErrorKind::UnexpectedEof => self.ended(),
                     _ => self.fail(&error),
                 },
             }
@@ -419,8 +414,20 @@ impl Driver {
         if error.kind() == io::ErrorKind::ConnectionReset && self.port.is_closing() {
             return self.core.ended();
         }
-        self.core
-            .terminate(Termination::Io(error.kind(), error.to_string()));
+        self.lose(Termination::Io(error.kind(), error.to_string()));
+    }
+
+    /// The stream has ended.
+    fn ended(&mut self) {
+        match self.core.is_closing() {
+            true => self.core.ended(),
+            false => self.lose(Termination::EndOfStream),
+        }
+    }
+
+    fn lose(&mut self, termination: Termination) {
+        let explained = self.pauses.explain(Instant::now(), termination);
+        self.core.terminate(explained);
     }
 
     /// Stops reading while too much is not handed out yet, unless somebody waits for
@@ -428,20 +435,20 @@ impl Driver {
     fn pause_or_resume(&mut self) {
         let awaited = self.core.is_awaited() || self.port.is_awaited();
         // What comes while the connection closes is dropped, whatever it is.
-        let pause = !self.core.is_closing()
-            && (self.port.backlog.must_pause(self.paused, awaited) || self.unread > UNREAD_MAX);
-        if pause != self.paused {
-            let now = Instant::now();
-            self.paused = pause;
-            self.core.set_reading(!pause, now);
-            let told = self.pause_told.replace(now);
-            if pause && told.is_none_or(|told| now - told > PAUSE_SILENCE) {
-                log::warn!(
-                    "{}: reading is paused, because too many deliveries wait to be taken; set a \
-                     prefetch (basic_qos), or RabbitMQ drops the connection in half a minute or so",
-                    self.port.name
-                );
-            }
+        let is_paused = self.pauses.is_on();
+        let assembling = || self.core.assembling();
+        let backlog = &self.port.backlog;
+        let is_full = backlog.must_pause(is_paused, awaited, assembling);
+        let pause = !self.core.is_closing() && (is_full || self.unread > UNREAD_MAX);
+        if pause == is_paused {
+            return;
+        }
+        let now = Instant::now();
+        self.core.set_reading(!pause, now);
+        let slowest = || is_full.then(|| slowest_channel(&self.core)).flatten();
+        match pause {
+            true => self.pauses.begin(now, slowest(), &self.port.name),
+            false => self.pauses.end(now),
         }
     }
 
@@ -452,7 +459,7 @@ impl Driver {
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
-        let busy = !self.commands.is_empty() || (self.readable && !self.paused);
+        let busy = !self.commands.is_empty() || (self.readable && !self.pauses.is_on());
         let timeout = match busy {
             true => Some(Duration::ZERO),
             false => [self.core.poll_timeout(), port.alarm()]

@@ -24,6 +24,7 @@ pub(crate) mod driver;
 pub(crate) mod inbox;
 pub(crate) mod open;
 pub(crate) mod outbox;
+mod pauses;
 pub(crate) mod port;
 pub(crate) mod publishing;
 pub(crate) mod transport;
