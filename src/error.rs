@@ -185,7 +185,7 @@ pub enum Error {
     Unconfirmed(Box<Error>),
     /// Some of the messages that were waited for were not taken.
     PublishFailures {
-        /// Each of them, up to a thousand.
+        /// Each of them, up to a thousand, or to 16 MiB of messages that came back.
         failures: Arc<[PublishFailure]>,
         /// How many more there were.
         more: u64,

@@ -22,6 +22,7 @@ pub(crate) mod counters;
 mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod inbox;
+mod kept;
 pub(crate) mod open;
 pub(crate) mod outbox;
 mod pauses;
