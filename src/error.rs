@@ -185,7 +185,7 @@ pub enum Error {
     Unconfirmed(Box<Error>),
     /// Some of the messages that were waited for were not taken.
     PublishFailures {
-        /// Each of them, up to a thousand.
+        /// Each of them, up to a thousand, or to 16 MiB of messages that came back.
         failures: Arc<[PublishFailure]>,
         /// How many more there were.
         more: u64,
@@ -244,6 +244,18 @@ pub enum ConnectionLoss {
         after: Duration,
         /// Why, as the broker gave it.
         reason: ShortString,
+    },
+    /// The peer hung up, or the system reported an error, after nothing had been read for
+    /// long, because deliveries were not taken: RabbitMQ drops a client that reads nothing
+    /// for half a minute or so. A prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos))
+    /// prevents it.
+    NotRead {
+        /// For how long.
+        paused: Duration,
+        /// The number of the channel with the most that was not taken.
+        channel: u16,
+        /// How the end showed.
+        cause: String,
     },
 }
 
@@ -381,6 +393,15 @@ impl From<&Termination> for Error {
                     reason: reason.clone(),
                 })
             }
+            Termination::NotRead {
+                paused,
+                channel,
+                cause,
+            } => Self::ConnectionLost(ConnectionLoss::NotRead {
+                paused: *paused,
+                channel: *channel,
+                cause: cause.clone(),
+            }),
             Termination::Io(kind, text) => {
                 Self::ConnectionLost(ConnectionLoss::Io(*kind, text.clone()))
             }

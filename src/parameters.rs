@@ -248,7 +248,10 @@ impl ConnectionParameters {
         confirm_window: usize,
         /// How many bytes may wait to be written before publishes wait. Default: 4 MiB.
         write_budget: usize,
-        /// How many bytes of deliveries may wait to be taken before reading pauses.
+        /// How many bytes of deliveries may wait to be taken before reading pauses; twice as
+        /// many while a call, a publish or a confirm waits for the broker. Messages that are
+        /// not complete yet count as well. RabbitMQ drops a client that reads nothing for
+        /// half a minute or so ([`ConnectionLoss::NotRead`](crate::ConnectionLoss::NotRead)).
         /// Default: 64 MiB.
         read_budget: usize,
     }

@@ -35,7 +35,8 @@ impl BlockingChannel {
         self.shared().port.announce();
     }
 
-    /// The next message that came back, if there is one. The last thousand are kept.
+    /// The next message that came back, if there is one. The last thousand are kept,
+    /// or fewer if these take more than 16 MiB.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;

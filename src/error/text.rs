@@ -226,6 +226,17 @@ impl fmt::Display for ConnectionLoss {
                 "the broker took no messages for {after:?} ({reason}), which is as long as \
                  blocked_connection_timeout allows"
             ),
+            Self::NotRead {
+                paused,
+                channel,
+                cause,
+            } => write!(
+                f,
+                "{cause}, after reading was paused for {} s, because the deliveries of channel \
+                 {channel} were not taken; set a prefetch (basic_qos), take them faster, or raise \
+                 read_budget",
+                paused.as_secs()
+            ),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! What the program's threads and the IO thread share of one channel, and of one consumer.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -8,7 +7,9 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use super::budget::Backlog;
 use super::inbox::Inbox;
+use super::kept::Kept;
 use super::port::{Command, ConnectionPort, Outcome};
 use super::publishing::Publishing;
 use crate::error::Error;
@@ -46,16 +47,17 @@ pub(crate) struct ChannelPort {
     listed: AtomicBool,
 }
 
-/// How many things that nobody takes are kept of each kind; then the oldest goes.
+/// How many things that nobody takes are kept of each kind; then the oldest goes. So it
+/// does when they take too much memory.
 const NOTICES_MAX: usize = 1000;
 
 /// What callbacks are told beside deliveries, until a thread dispatches it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Notices {
     /// Messages that came back and belong to no confirm.
-    returns: VecDeque<Arc<Content>>,
+    returns: Kept<Arc<Content>>,
     /// Consumers without a callback that the broker has cancelled.
-    cancelled: VecDeque<ShortString>,
+    cancelled: Kept<ShortString>,
     /// What the broker has said last of the flow of content.
     flow: Option<bool>,
 }
@@ -80,7 +82,7 @@ impl ChannelPort {
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
             publishing: Publishing::new(window),
-            notices: Mutex::default(),
+            notices: Mutex::new(Notices::new()),
             has_notices: AtomicBool::new(false),
             listed: AtomicBool::new(false),
         }
@@ -174,14 +176,15 @@ impl ChannelPort {
         self.listed.store(false, Ordering::SeqCst);
     }
 
-    /// Keeps a message that came back; the one that has to go for it, if any.
-    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Option<Arc<Content>> {
-        self.notice(|notices| push_bounded(&mut notices.returns, message))
+    /// Keeps a message that came back; those that have to go for it.
+    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Vec<Arc<Content>> {
+        let cost = Backlog::cost(&message);
+        self.notice(|notices| notices.returns.push(cost, message))
     }
 
     /// Keeps the tag of a consumer that the broker has cancelled.
     pub(crate) fn keep_cancelled(&self, tag: ShortString) {
-        self.notice(|notices| push_bounded(&mut notices.cancelled, tag));
+        self.notice(|notices| notices.cancelled.push(tag.len(), tag));
     }
 
     pub(crate) fn keep_flow(&self, active: bool) {
@@ -199,7 +202,7 @@ impl ChannelPort {
 
     /// The next message that came back.
     pub(crate) fn take_return(&self) -> Option<Arc<Content>> {
-        self.notices.lock().returns.pop_front()
+        self.notices.lock().returns.pop()
     }
 
     /// Whether there may be notices.
@@ -213,11 +216,11 @@ impl ChannelPort {
         let flow = flow.then(|| notices.flow.take()).flatten();
         let notice = flow.map(Notice::Flow);
         let notice = notice.or_else(|| {
-            let tag = cancelled.then(|| notices.cancelled.pop_front()).flatten();
+            let tag = cancelled.then(|| notices.cancelled.pop()).flatten();
             tag.map(Notice::Cancelled)
         });
         let notice = notice.or_else(|| {
-            let message = returns.then(|| notices.returns.pop_front()).flatten();
+            let message = returns.then(|| notices.returns.pop()).flatten();
             message.map(Notice::Returned)
         });
         if notices.is_empty() {
@@ -255,19 +258,17 @@ impl ChannelPort {
 }
 
 impl Notices {
+    fn new() -> Self {
+        Self {
+            returns: Kept::new(NOTICES_MAX),
+            cancelled: Kept::new(NOTICES_MAX),
+            flow: None,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.returns.is_empty() && self.cancelled.is_empty() && self.flow.is_none()
     }
-}
-
-/// Adds `item`; the oldest one, if that has to go for it.
-fn push_bounded<T>(items: &mut VecDeque<T>, item: T) -> Option<T> {
-    let oldest = match items.len() >= NOTICES_MAX {
-        true => items.pop_front(),
-        false => None,
-    };
-    items.push_back(item);
-    oldest
 }
 
 /// What is said of a channel whose close this program has begun.

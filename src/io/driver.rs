@@ -25,6 +25,7 @@ use super::channel_port::{ChannelPort, ConsumerPort};
 use super::commands::Frames;
 use super::dispatch::{self, Batch};
 use super::outbox::Outbox;
+use super::pauses::{Pauses, slowest_channel};
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
 use super::spin::{self, Spin};
 use super::transport::Transport;
@@ -46,9 +47,6 @@ const UNREAD_MAX: usize = 16 * 1024 * 1024;
 
 /// How many reads follow a write that has failed, to learn why.
 const LAST_READS: usize = 256;
-
-/// After a word about a pause in reading, the next one waits at least this long.
-const PAUSE_SILENCE: Duration = Duration::from_secs(60);
 
 /// Which part of the time that a reply is looked for the next call is: a program may do
 /// something else between two calls, while a broker answers at once.
@@ -93,8 +91,7 @@ pub(crate) fn spawn(
         // Whatever the socket can do already is announced by no further event.
         readable: true,
         writable: true,
-        paused: false,
-        pause_told: None,
+        pauses: Pauses::default(),
         hung_up: false,
         in_talk: false,
         reply_spin: Spin::new(spin_limit),
@@ -124,10 +121,8 @@ struct Driver {
     readable: bool,
     /// The socket may take bytes; cleared when it says that it takes none.
     writable: bool,
-    /// Nothing is read because too much is not handed out yet.
-    paused: bool,
-    /// When reading was paused or resumed last, so that the log is not flooded.
-    pause_told: Option<Instant>,
+    /// Nothing is read while too much is not handed out yet.
+    pauses: Pauses,
     /// The peer has ended its side, or the socket is broken: reading goes on until that shows.
     hung_up: bool,
     /// A call has just gone out, or its reply has come.
@@ -393,13 +388,13 @@ impl Driver {
 
     fn read(&mut self) {
         let mut left = READ_BUDGET;
-        while self.readable && !self.paused && left > 0 && !self.core.is_closed() {
+        while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
             let space = self.core.space();
             let room = space.len();
             match self.transport.read(space) {
                 Ok(0) => {
                     self.readable = false;
-                    self.core.ended();
+                    self.ended();
                 }
                 Ok(count) => {
                     left = left.saturating_sub(count);
@@ -414,7 +409,7 @@ impl Driver {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.readable = false,
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::UnexpectedEof => self.core.ended(),
+                    io::ErrorKind::UnexpectedEof => self.ended(),
                     _ => self.fail(&error),
                 },
             }
@@ -435,33 +430,44 @@ impl Driver {
         if error.kind() == io::ErrorKind::ConnectionReset && self.port.is_closing() {
             return self.core.ended();
         }
-        self.core
-            .terminate(Termination::Io(error.kind(), error.to_string()));
+        self.lose(Termination::Io(error.kind(), error.to_string()));
+    }
+
+    /// The stream has ended.
+    fn ended(&mut self) {
+        match self.core.is_closing() {
+            true => self.core.ended(),
+            false => self.lose(Termination::EndOfStream),
+        }
+    }
+
+    fn lose(&mut self, termination: Termination) {
+        let explained = self.pauses.explain(Instant::now(), termination);
+        self.core.terminate(explained);
     }
 
     /// Stops reading while too much is not handed out yet, unless somebody waits for
     /// what only reading can bring.
     fn pause_or_resume(&mut self) {
+        let is_paused = self.pauses.is_on();
+        let backlog = &self.port.backlog;
         let must_pause = || {
             let awaited = self.core.is_awaited() || self.port.is_awaited();
-            self.port.backlog.must_pause(self.paused, awaited)
+            backlog.must_pause(is_paused, awaited, || self.core.assembling())
         };
         // Asked twice: who begins to wait once this is said wakes this thread.
-        let is_behind = (must_pause() && must_pause()) || self.unread > UNREAD_MAX;
+        let is_full = must_pause() && must_pause();
         // What comes while the connection closes is dropped, whatever it is.
-        let pause = is_behind && !self.core.is_closing();
-        if pause != self.paused {
-            let now = Instant::now();
-            self.paused = pause;
-            self.core.set_reading(!pause, now);
-            let told = self.pause_told.replace(now);
-            if pause && told.is_none_or(|told| now - told > PAUSE_SILENCE) {
-                log::warn!(
-                    "{}: reading is paused, because too many deliveries wait to be taken; set a \
-                     prefetch (basic_qos), or RabbitMQ drops the connection in half a minute or so",
-                    self.port.name
-                );
-            }
+        let pause = !self.core.is_closing() && (is_full || self.unread > UNREAD_MAX);
+        if pause == is_paused {
+            return;
+        }
+        let now = Instant::now();
+        self.core.set_reading(!pause, now);
+        let slowest = || is_full.then(|| slowest_channel(&self.core)).flatten();
+        match pause {
+            true => self.pauses.begin(now, slowest(), &self.port.name),
+            false => self.pauses.end(now),
         }
     }
 
@@ -494,7 +500,7 @@ impl Driver {
     }
 
     fn is_busy(&self) -> bool {
-        !self.port.commands().is_empty() || (self.readable && !self.paused)
+        !self.port.commands().is_empty() || (self.readable && !self.pauses.is_on())
     }
 
     /// Right after a call has gone out, or its reply to whoever waits for it, the next thing

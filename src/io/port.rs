@@ -389,7 +389,7 @@ impl ConnectionPort {
 
     /// Deliveries of this cost were handed to the program.
     pub(crate) fn handed_out(&self, cost: usize) {
-        if self.backlog.remove(cost) {
+        if cost > 0 && self.backlog.remove(cost) {
             self.wake.notify();
         }
     }
