@@ -28,8 +28,8 @@ pub(crate) struct ChannelPort {
     /// Why the channel ended. Written once, before anything is disconnected; by a close of
     /// this program when it begins.
     closed: OnceLock<CloseReason>,
-    /// Whether the broker has confirmed this program's close.
-    close_confirmed: AtomicBool,
+    /// Whether the broker has confirmed this program's close, or took too long.
+    close_finished: AtomicBool,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
     /// Which deliveries are settled. Held for moments only.
@@ -73,7 +73,7 @@ impl ChannelPort {
             inbox: Inbox::new(Arc::clone(&connection)),
             connection,
             closed: OnceLock::new(),
-            close_confirmed: AtomicBool::new(false),
+            close_finished: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
             publishing: Publishing::new(window),
@@ -110,12 +110,13 @@ impl ChannelPort {
     }
 
     fn is_being_closed(&self, reason: &CloseReason) -> bool {
-        reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
+        reason.by == ClosedBy::Application && !self.close_finished.load(Ordering::Acquire)
     }
 
-    /// Says that the broker has confirmed this program's close.
-    pub(crate) fn confirm_close(&self) {
-        self.close_confirmed.store(true, Ordering::Release);
+    /// Says that the broker has confirmed this program's close, or that nobody waits for
+    /// that any more.
+    pub(crate) fn finish_close(&self) {
+        self.close_finished.store(true, Ordering::Release);
     }
 
     /// Records the end; `None` if the channel goes with its connection.

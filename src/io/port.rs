@@ -239,6 +239,11 @@ impl ConnectionPort {
     /// Tells whoever dispatches that something has come for the connection itself.
     pub(crate) fn ring(&self) {
         self.own_news.store(true, Ordering::SeqCst);
+        self.call_watchers();
+    }
+
+    /// Has whoever dispatches events of the connection itself look for some.
+    pub(crate) fn call_watchers(&self) {
         self.own_events.ring();
         self.anything.ring();
     }
