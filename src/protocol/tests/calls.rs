@@ -1,6 +1,6 @@
 //! Calls: one on the wire per channel, the others in their turn.
 
-use super::super::failure::EncodeError;
+use super::super::failure::{EncodeError, Flaw};
 use super::super::frame::Settle;
 use super::super::methods::{basic, exchange, queue};
 use super::*;
@@ -193,7 +193,7 @@ fn a_table_that_is_larger_than_a_frame_stays_here() {
         panic!("the call cannot be sent");
     };
     assert_eq!(error.what, "exchange.declare (frame)");
-    assert_eq!(error.limit, 4096);
+    assert!(matches!(error.flaw, Flaw::TooLong { limit: 4096, .. }));
 }
 
 #[test]
