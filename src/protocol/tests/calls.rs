@@ -274,3 +274,27 @@ fn blocked_and_unblocked_are_told() {
     );
     assert_eq!(scenario.sent(), []);
 }
+
+#[test]
+fn a_close_that_is_under_way_has_no_other_deadline() {
+    let (short, long) = (Duration::from_secs(1), Duration::from_secs(10));
+    let mut scenario = Scenario::new();
+    scenario.core = Connection::new(
+        FrameDecoder::new(FRAME_MAX),
+        &negotiated(),
+        MAX_MESSAGE_SIZE,
+        Some(short),
+        scenario.now,
+    );
+    scenario.peer_sends(0, connection::Blocked::default().reason("low on memory"));
+    scenario.begin_close(long);
+    scenario.peer_sends(0, connection::Unblocked::default());
+    scenario.events();
+    scenario.pass(short * 2);
+    assert_eq!(scenario.events(), []);
+    scenario.peer_sends(0, connection::CloseOk::default());
+    assert_eq!(
+        scenario.events(),
+        [Seen::Closed(Termination::Closed(bye()))]
+    );
+}
