@@ -129,9 +129,7 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
             }
             HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
             HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
-            HandshakeFailure::TooLarge { what, size, limit } => {
-                return Error::TooLong { what, size, limit };
-            }
+            HandshakeFailure::Encode(error) => return error.into(),
             HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
         },
         Cause::EndOfStream if stage == Stage::Start => {

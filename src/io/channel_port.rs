@@ -31,8 +31,8 @@ pub(crate) struct ChannelPort {
     closed: OnceLock<CloseReason>,
     /// Whether this program's close is queued.
     closing: AtomicBool,
-    /// Whether the broker has confirmed this program's close.
-    close_confirmed: AtomicBool,
+    /// Whether the broker has confirmed this program's close, or took too long.
+    close_finished: AtomicBool,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
     /// Which deliveries are settled. Held for moments only.
@@ -45,6 +45,8 @@ pub(crate) struct ChannelPort {
     has_notices: AtomicBool,
     /// Whether the channel stands in the connection's list of those with news.
     listed: AtomicBool,
+    /// Whether the program has no handle of it any more.
+    abandoned: AtomicBool,
 }
 
 /// How many things that nobody takes are kept of each kind; then the oldest goes. So it
@@ -78,13 +80,14 @@ impl ChannelPort {
             connection,
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
-            close_confirmed: AtomicBool::new(false),
+            close_finished: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
             publishing: Publishing::new(window),
             notices: Mutex::new(Notices::new()),
             has_notices: AtomicBool::new(false),
             listed: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
         }
     }
 
@@ -117,12 +120,13 @@ impl ChannelPort {
     }
 
     fn is_being_closed(&self, reason: &CloseReason) -> bool {
-        reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
+        reason.by == ClosedBy::Application && !self.close_finished.load(Ordering::Acquire)
     }
 
-    /// Says that the broker has confirmed this program's close.
-    pub(crate) fn confirm_close(&self) {
-        self.close_confirmed.store(true, Ordering::Release);
+    /// Says that the broker has confirmed this program's close, or that nobody waits for
+    /// that any more.
+    pub(crate) fn finish_close(&self) {
+        self.close_finished.store(true, Ordering::Release);
     }
 
     /// Records the end; `None` if the channel goes with its connection.
@@ -165,10 +169,19 @@ impl ChannelPort {
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
         if !self.listed.swap(true, Ordering::SeqCst) {
-            self.connection.list(self.id);
+            let is_wanted = || !self.abandoned.load(Ordering::SeqCst);
+            self.connection.list(self.id, is_wanted);
         }
         self.inbox.watchers().ring();
         self.connection.anything.ring();
+    }
+
+    /// The program has no handle of the channel any more: nobody will ever dispatch it.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        if self.listed.load(Ordering::SeqCst) {
+            self.connection.unlist(self.id);
+        }
     }
 
     /// Takes the channel off that list: whoever does looks at all there is after this.

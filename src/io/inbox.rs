@@ -185,6 +185,11 @@ impl Inbox {
         state.ended && state.queue.is_empty()
     }
 
+    /// Whether nothing will come any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
     /// Who is told when something comes.
     pub(crate) fn watchers(&self) -> &Watchers {
         &self.watchers

@@ -288,6 +288,11 @@ impl ConnectionPort {
     /// Tells whoever dispatches that something has come for the connection itself.
     pub(crate) fn ring(&self) {
         self.own_news.store(true, Ordering::SeqCst);
+        self.call_watchers();
+    }
+
+    /// Has whoever dispatches events of the connection itself look for some.
+    pub(crate) fn call_watchers(&self) {
         self.own_events.ring();
         self.anything.ring();
     }
@@ -302,9 +307,17 @@ impl ConnectionPort {
         self.own_news.store(false, Ordering::SeqCst);
     }
 
-    /// Notes a channel that has something to dispatch.
-    pub(crate) fn list(&self, channel: ChannelId) {
-        self.news.lock().push_back(channel);
+    /// Notes a channel that has something to dispatch, if anybody wants to know.
+    pub(crate) fn list(&self, channel: ChannelId, is_wanted: impl FnOnce() -> bool) {
+        let mut news = self.news.lock();
+        if is_wanted() {
+            news.push_back(channel);
+        }
+    }
+
+    /// Forgets that it has.
+    pub(crate) fn unlist(&self, channel: ChannelId) {
+        self.news.lock().retain(|listed| *listed != channel);
     }
 
     /// How many channels have something to dispatch.

@@ -82,11 +82,11 @@ struct News {
 
 /// What became of the publishes `first` to `last`.
 #[derive(Debug)]
-pub(crate) struct Outcomes {
-    pub(crate) first: u64,
-    pub(crate) last: u64,
+struct Outcomes {
+    first: u64,
+    last: u64,
     /// `None`: the channel ended before the broker has said anything.
-    pub(crate) settled: Option<Settled<Arc<Content>>>,
+    settled: Option<Settled<Arc<Content>>>,
 }
 
 /// How many entries of that kind are kept; runs of acknowledged ones are one.
@@ -270,9 +270,9 @@ impl Publishing {
         self.state.lock().news.get_or_insert_with(News::new);
     }
 
-    /// What became of some publishes, the earliest first.
-    pub(crate) fn take_news(&self) -> Option<Outcomes> {
-        self.state.lock().news.as_mut()?.kept.pop()
+    /// What became of one more publish, and which; `None` inside: nobody will ever know.
+    pub(crate) fn take_news(&self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+        self.state.lock().news.as_mut()?.take()
     }
 
     /// How many publishes the broker has said nothing of yet.
@@ -388,6 +388,17 @@ impl News {
             kept: Kept::new(NEWS_MAX),
             dropped: 0,
         }
+    }
+
+    fn take(&mut self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+        let run = self.kept.first_mut()?;
+        let number = run.first;
+        if number < run.last {
+            run.first += 1;
+            return Some((number, run.settled.clone()));
+        }
+        let run = self.kept.pop()?;
+        Some((number, run.settled))
     }
 
     fn add(&mut self, number: u64, settled: Option<Settled<Arc<Content>>>) {

@@ -356,6 +356,8 @@ impl<T: Tokens> Connection<T> {
             .reply_code(code.into())
             .reply_text(&text);
         router.out.send(0, &close.into());
+        // This has a deadline of its own, and does not hear of an end of that.
+        router.blocked.since = None;
         let reason = CloseReason::new(ClosedBy::Application, code, text, None);
         router.state = State::Closing { reason, deadline };
     }
