@@ -16,7 +16,8 @@
 //! or when its deadline has passed. One background thread owns the socket and sends the
 //! heartbeats, so a callback may take an hour, and every handle can be used from every
 //! thread. cony does for Rust what pika's `BlockingConnection` does for Python, with
-//! what pika's users have asked for since.
+//! what pika's users have asked for since. Each of pika's names, and what it is here, is in
+//! `docs/from-pika.md`.
 //!
 //! # Publishing
 //!
@@ -108,6 +109,11 @@
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles and runs the example for those who come from pika.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-pika.md")]
+struct FromPika;
 
 mod channel;
 mod confirm;

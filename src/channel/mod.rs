@@ -217,12 +217,9 @@ impl BlockingChannel {
             return Err(error);
         }
         shared.await_confirms(deadline);
-        shared.port.connection.send(Command::CloseChannel {
-            channel: shared.port.id,
-            code: code.into(),
-            text: cut(text).into(),
-            reply: Some((reply, deadline)),
-        });
+        shared
+            .port
+            .send_close(code.into(), cut(text).into(), Some((reply, deadline)));
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
         shared.clear();
         let end = match outcome {
@@ -289,12 +286,8 @@ impl Drop for Handle {
         self.shared.clear();
         self.shared.on_close.clear();
         if self.shared.check_open().is_ok() {
-            self.shared.port.connection.send(Command::CloseChannel {
-                channel: self.shared.port.id,
-                code: ReplyCode::REPLY_SUCCESS,
-                text: "dropped".into(),
-                reply: None,
-            });
+            let code = ReplyCode::REPLY_SUCCESS;
+            self.shared.port.send_close(code, "dropped".into(), None);
         }
     }
 }

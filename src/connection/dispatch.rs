@@ -97,7 +97,9 @@ impl BlockingConnection {
     /// # Errors
     ///
     /// A callback's own error; the reason, if the connection ends otherwise;
-    /// [`Error::ChannelClosed`] and [`Error::ConsumerCancelled`], if nobody listens for them.
+    /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) and
+    /// [`Error::ConsumerCancelled`](crate::Error::ConsumerCancelled), if nobody listens for
+    /// them.
     pub fn run(&self) -> Result<()> {
         let Some(running) = self.inner.stops.enter() else {
             return Ok(());

@@ -249,7 +249,7 @@ impl BlockingConnection {
             _ => {}
         }
         if backpressure && !had_backpressure {
-            let waiting = self.inner.port.budget.used();
+            let waiting = self.inner.port.commands().waiting_bytes();
             events.on_backpressure.tell(held, self, &waiting)?;
             changes += 1;
         }

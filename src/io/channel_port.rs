@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::inbox::Inbox;
@@ -14,7 +14,7 @@ use super::publishing::Publishing;
 use crate::error::Error;
 use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, ChannelId};
-use crate::protocol::failure::{CloseReason, ClosedBy};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
 use crate::protocol::settlements::Settlements;
@@ -28,6 +28,8 @@ pub(crate) struct ChannelPort {
     /// Why the channel ended. Written once, before anything is disconnected; by a close of
     /// this program when it begins.
     closed: OnceLock<CloseReason>,
+    /// Whether this program's close is queued.
+    closing: AtomicBool,
     /// Whether the broker has confirmed this program's close.
     close_confirmed: AtomicBool,
     /// The number of the last delivery that came.
@@ -73,6 +75,7 @@ impl ChannelPort {
             inbox: Inbox::new(Arc::clone(&connection)),
             connection,
             closed: OnceLock::new(),
+            closing: AtomicBool::new(false),
             close_confirmed: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
@@ -92,7 +95,7 @@ impl ChannelPort {
     pub(crate) fn end(&self) -> Option<Error> {
         let lost = || self.connection.end();
         match self.closed() {
-            None => lost(),
+            None => lost().or_else(|| self.has_begun_to_close().then(being_closed)),
             Some(reason) => Some(
                 // A close that the end of the connection overtook has not come about.
                 lost()
@@ -104,9 +107,11 @@ impl ChannelPort {
 
     /// Whether this program's close awaits its answer.
     pub(crate) fn is_closing(&self) -> bool {
-        self.closed()
-            .is_some_and(|reason| self.is_being_closed(reason))
-            && self.connection.termination().is_none()
+        let begun = match self.closed() {
+            Some(reason) => self.is_being_closed(reason),
+            None => self.has_begun_to_close(),
+        };
+        begun && self.connection.termination().is_none()
     }
 
     fn is_being_closed(&self, reason: &CloseReason) -> bool {
@@ -223,11 +228,29 @@ impl ChannelPort {
 
     /// Queues the settlement of a delivery.
     pub(crate) fn settle(&self, delivery_tag: u64, settle: Settle) {
-        self.connection.send(Command::Settle {
+        self.connection.settle(self.id, delivery_tag, settle);
+    }
+
+    /// Queues this program's close. No publish comes behind it.
+    pub(crate) fn send_close(
+        &self,
+        code: ReplyCode,
+        text: ShortString,
+        reply: Option<(Sender<Outcome>, Instant)>,
+    ) {
+        let close = Command::CloseChannel {
             channel: self.id,
-            delivery_tag,
-            settle,
-        });
+            code,
+            text,
+            reply,
+        };
+        let note = || self.closing.store(true, Ordering::Release);
+        self.connection.send_and(close, note);
+    }
+
+    /// Whether this program has begun to close the channel.
+    pub(crate) fn has_begun_to_close(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 }
 
@@ -245,6 +268,13 @@ fn push_bounded<T>(items: &mut VecDeque<T>, item: T) -> Option<T> {
     };
     items.push_back(item);
     oldest
+}
+
+/// What is said of a channel whose close this program has begun.
+fn being_closed() -> Error {
+    let text = "the channel is being closed";
+    let code = ReplyCode::REPLY_SUCCESS;
+    Error::ChannelClosed(CloseReason::new(ClosedBy::Application, code, text, None))
 }
 
 /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it

@@ -89,7 +89,7 @@ pub(super) fn tell(port: &ConnectionPort, batch: &mut Batch, event: Event<Driver
                 log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
             }
             channel.close(reason);
-            port.budget.look_again();
+            port.budget().look_again();
             forget_unsettled(&channel, &consumers);
         }
         Event::Confirmed {

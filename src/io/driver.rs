@@ -11,16 +11,18 @@
 //! It blocks only in `poll`, runs no code of the user, takes no lock that is held
 //! across a wait, and answers everyone before it ends.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token};
 
 use super::channel_port::{ChannelPort, ConsumerPort};
+use super::commands::Frames;
 use super::dispatch::{self, Batch};
 use super::outbox::Outbox;
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
@@ -29,7 +31,7 @@ use super::wake::Wake;
 use crate::protocol::connection::Connection;
 use crate::protocol::event::{Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::frame::{FrameDecoder, Settle};
+use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::Negotiated;
 
 pub(crate) const SOCKET: Token = Token(0);
@@ -37,9 +39,6 @@ const WAKE: Token = Token(1);
 
 /// How many bytes one turn reads at most, so that deliveries cannot starve the rest.
 const READ_BUDGET: usize = 256 * 1024;
-
-/// How many commands one turn takes at most, for the same reason.
-const COMMAND_BUDGET: usize = 4096;
 
 /// With more than this in answers that the peer does not take, nothing of it is read.
 const UNREAD_MAX: usize = 16 * 1024 * 1024;
@@ -68,10 +67,8 @@ pub(crate) fn spawn(
         settings.blocked_timeout,
         Instant::now(),
     );
-    let (sender, commands) = unbounded();
     let (alive, ended) = bounded(0);
     let port = Arc::new(ConnectionPort::new(
-        sender,
         Wake::new(poll.registry(), WAKE)?,
         ended,
         negotiated,
@@ -81,7 +78,7 @@ pub(crate) fn spawn(
         poll,
         transport,
         core,
-        commands,
+        commands: VecDeque::new(),
         port: Arc::clone(&port),
         outbox: Outbox::default(),
         batch: Batch::default(),
@@ -105,7 +102,8 @@ struct Driver {
     poll: Poll,
     transport: Transport,
     core: Connection<DriverTokens>,
-    commands: Receiver<Command>,
+    /// What was taken from the port, until it is obeyed.
+    commands: VecDeque<Command>,
     port: Arc<ConnectionPort>,
     outbox: Outbox,
     batch: Batch,
@@ -156,12 +154,14 @@ impl Driver {
         for command in std::mem::take(&mut self.held) {
             self.obey(command, now);
         }
-        for _ in 0..COMMAND_BUDGET {
-            match self.commands.try_recv() {
-                Ok(command) => self.obey(command, now),
-                Err(_) => return,
-            }
+        let mut commands = std::mem::take(&mut self.commands);
+        let written = self.outbox.written();
+        self.port.commands().take(&mut commands, written);
+        for command in commands.drain(..) {
+            self.obey(command, now);
         }
+        // Its memory serves again.
+        self.commands = commands;
     }
 
     /// A timer of the program's is due.
@@ -174,32 +174,19 @@ impl Driver {
 
     fn obey(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Publish {
-                channel,
-                frames,
-                count,
-            } => match self.core.gate(channel) {
+            Command::Frames(frames) => match self.core.gate(frames.channel) {
                 Gate::Open => {
                     self.collect_output();
-                    self.outbox.push(frames);
-                    self.port.counters.messages_published.add(1);
-                    self.port.counters.frames_sent.add(count);
+                    self.outbox.push(frames.bytes);
+                    self.port.counters.messages_published.add(frames.messages);
+                    self.port.counters.frames_sent.add(frames.frames);
                 }
-                Gate::Committing => self.held.push(Command::Publish {
-                    channel,
-                    frames,
-                    count,
-                }),
-                Gate::Closed => self.port.budget.release(frames.len()),
+                Gate::Committing => self.held.push(Command::Frames(frames)),
+                Gate::Closed => {
+                    self.port.budget().release(frames.bytes.len());
+                    self.outbox.keep(frames.bytes);
+                }
             },
-            Command::Settle { channel, .. } if self.core.gate(channel) == Gate::Committing => {
-                self.held.push(command);
-            }
-            Command::Settle {
-                channel,
-                delivery_tag,
-                settle,
-            } => self.core.settle(channel, delivery_tag, settle),
             Command::Call {
                 channel,
                 method,
@@ -302,30 +289,28 @@ impl Driver {
             }
             return;
         }
+        let nack = Settle::Nack {
+            multiple: false,
+            requeue: true,
+        };
+        let mut frames = Frames::new(channel.id, Vec::new());
         for (delivery_tag, _) in open {
-            let settle = Settle::Nack {
-                multiple: false,
-                requeue: true,
-            };
-            let channel = channel.id;
-            let nack = Command::Settle {
-                channel,
-                delivery_tag,
-                settle,
-            };
-            self.obey(nack, now);
+            encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
+            frames.frames += 1;
         }
+        self.port.budget().take(frames.bytes.len());
+        self.obey(Command::Frames(frames), now);
     }
 
     /// Moves what the core has to say into the outbox, in order with everything else.
     fn collect_output(&mut self) {
         if let Some(secret) = self.core.take_secret_output() {
-            self.port.budget.take(secret.as_bytes().len());
+            self.port.budget().take(secret.as_bytes().len());
             self.outbox.push_secret(secret);
         }
         let output = self.core.output();
         if !output.is_empty() {
-            self.port.budget.take(output.len());
+            self.port.budget().take(output.len());
             self.unread += output.len();
             self.outbox.push_copy(output);
             output.clear();
@@ -348,7 +333,7 @@ impl Driver {
             match self.outbox.write_to(&mut self.transport) {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.port.budget.release(count);
+                    self.port.budget().release(count);
                     self.port.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
                 }
@@ -452,7 +437,7 @@ impl Driver {
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
-        let busy = !self.commands.is_empty() || (self.readable && !self.paused);
+        let busy = !port.commands().is_empty() || (self.readable && !self.paused);
         let timeout = match busy {
             true => Some(Duration::ZERO),
             false => [self.core.poll_timeout(), port.alarm()]
@@ -507,17 +492,18 @@ impl Driver {
 impl Drop for Driver {
     /// Whatever ends this thread, nobody waits on for a reason.
     fn drop(&mut self) {
-        if self.port.termination().is_some() {
-            return;
+        if self.port.termination().is_none() {
+            let kind = io::ErrorKind::Other;
+            let termination = Termination::Io(kind, "the IO thread has panicked".into());
+            self.port.terminate(termination.clone());
+            // The core may be what has panicked, so it may do so again.
+            let last_words = AssertUnwindSafe(|| {
+                self.core.terminate(termination);
+                self.dispatch();
+            });
+            let _ = catch_unwind(last_words);
         }
-        let kind = io::ErrorKind::Other;
-        let termination = Termination::Io(kind, "the IO thread has panicked".into());
-        self.port.terminate(termination.clone());
-        // The core may be what has panicked, so it may do so again.
-        let last_words = AssertUnwindSafe(|| {
-            self.core.terminate(termination);
-            self.dispatch();
-        });
-        let _ = catch_unwind(last_words);
+        // With what waits in there, those wake who wait for an answer to it.
+        self.port.commands().close();
     }
 }

@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use super::bell::Watchers;
 use super::budget::{Backlog, WriteBudget};
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::commands::{Commands, Frames, Queued};
 use super::counters::Counters;
 use super::wake::Wake;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::ReplyCode;
-use crate::protocol::frame::Settle;
+use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
 use crate::protocol::secret::Secret;
@@ -50,18 +51,8 @@ pub(crate) enum Command {
         deadline: Instant,
         reply: Sender<Outcome>,
     },
-    /// One publish, encoded; its bytes are reserved in the write budget.
-    Publish {
-        channel: ChannelId,
-        frames: Vec<u8>,
-        /// How many frames these are.
-        count: u64,
-    },
-    Settle {
-        channel: ChannelId,
-        delivery_tag: u64,
-        settle: Settle,
-    },
+    /// Publishes and settlements; their bytes count in the write budget.
+    Frames(Frames),
     /// Nobody listens to this consumer any more: cancel it, requeue what it has.
     Discard {
         channel: ChannelId,
@@ -127,9 +118,8 @@ const BACKPRESSURE_MULTIPLIER: usize = 10;
 /// The shared state of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionPort {
-    commands: Sender<Command>,
+    commands: Commands,
     wake: Wake,
-    pub(crate) budget: WriteBudget,
     pub(crate) backlog: Backlog,
     pub(crate) negotiated: Negotiated,
     /// The connection's name, for the log.
@@ -169,16 +159,14 @@ impl Drop for Waiting<'_> {
 
 impl ConnectionPort {
     pub(crate) fn new(
-        commands: Sender<Command>,
         wake: Wake,
         ended: Receiver<()>,
         negotiated: Negotiated,
         settings: &Settings,
     ) -> Self {
         Self {
-            commands,
+            commands: Commands::new(settings.write_limit),
             wake,
-            budget: WriteBudget::new(settings.write_limit),
             backlog: Backlog::new(settings.read_limit),
             negotiated,
             name: settings.name.clone(),
@@ -200,12 +188,49 @@ impl ConnectionPort {
     /// Queues `command` and wakes the IO thread if it waits. After the end of the
     /// connection the command vanishes, and with it whatever it would be answered on.
     pub(crate) fn send(&self, command: Command) {
-        if matches!(command, Command::Close { .. } | Command::Disconnect) {
-            self.closing.store(true, Ordering::Release);
-        }
-        if self.commands.send(command).is_ok() {
+        let ends = matches!(command, Command::Close { .. } | Command::Disconnect);
+        self.send_and(command, || {
+            if ends {
+                self.closing.store(true, Ordering::Release);
+            }
+        });
+    }
+
+    /// The same; what `note` notes, those who queue something behind it see.
+    pub(crate) fn send_and(&self, command: Command, note: impl FnOnce()) {
+        if self.commands.send(command, note) {
             self.wake.notify();
         }
+    }
+
+    /// Queues a publish that `admit` lets pass; see [`Commands::publish`].
+    pub(crate) fn publish(
+        &self,
+        channel: ChannelId,
+        publish: &EncodedPublish<'_>,
+        reserved: bool,
+        admit: impl FnOnce() -> bool,
+    ) -> Queued {
+        let admit = || admit() && !self.is_closing();
+        let queued = self.commands.publish(channel, publish, reserved, admit);
+        if queued == Queued::Done {
+            self.wake.notify();
+        }
+        queued
+    }
+
+    /// Queues the settlement of a delivery.
+    pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
+        self.commands.settle(channel, delivery_tag, settle);
+        self.wake.notify();
+    }
+
+    pub(crate) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    pub(crate) fn budget(&self) -> &WriteBudget {
+        &self.commands.budget
     }
 
     pub(crate) fn wake(&self) -> &Wake {
@@ -232,7 +257,7 @@ impl ConnectionPort {
     /// Records the end. Only the first reason counts.
     pub(crate) fn terminate(&self, termination: Termination) {
         let _ = self.closed.set(termination);
-        self.budget.look_again();
+        self.budget().look_again();
         self.ring();
     }
 

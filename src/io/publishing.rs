@@ -8,6 +8,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::budget::NoRoom;
+use super::commands::Queued;
 use crate::protocol::confirms::{Ledger, Settled};
 use crate::protocol::content::Content;
 
@@ -63,7 +64,12 @@ struct State {
     /// What callbacks are to be told of confirms; `None` as long as there are none.
     news: Option<News>,
     waiting: usize,
+    /// Slots that nobody holds any more, to be used again.
+    slots: Vec<Arc<Slot>>,
 }
+
+/// How many of those are kept.
+const SLOTS_MAX: usize = 1000;
 
 /// What became of publishes, in the order in which it was learnt.
 #[derive(Debug, Default)]
@@ -90,7 +96,9 @@ pub(crate) enum Entered {
     /// Without a confirm.
     Plain,
     Numbered(u64, Arc<Slot>),
-    /// Not yet: it has to wait, and to try again.
+    /// It was not sent, for this reason.
+    Not(Queued),
+    /// The window is full.
     Full,
 }
 
@@ -106,6 +114,7 @@ impl Publishing {
                 failures: Failures::default(),
                 news: None,
                 waiting: 0,
+                slots: Vec::new(),
             }),
             moved: Condvar::new(),
         }
@@ -114,30 +123,34 @@ impl Publishing {
     /// Waits until the window has room, without taking it.
     pub(crate) fn wait_for_room(
         &self,
-        deadline: impl FnOnce() -> Instant,
+        deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        if !self.gated.load(Ordering::Acquire) {
-            return Ok(());
-        }
         let window = self.window;
-        self.wait(deadline, is_pointless, |state| state.has_room(window))
+        self.wait_until(Some(deadline), is_pointless, |state| state.has_room(window))
     }
 
-    /// Takes the next number and calls `send`, in one step, so that numbers and publishes
-    /// have the same order. `fingerprint` is that of a mandatory message.
-    pub(crate) fn enter(&self, fingerprint: Option<u64>, send: impl FnOnce()) -> Entered {
+    /// Whether publishes have to look at more than the room in the queue.
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gated.load(Ordering::Acquire)
+    }
+
+    /// Calls `send`, and takes the next number if that succeeds, in one step, so that numbers
+    /// and publishes have the same order. `fingerprint` is that of a mandatory message.
+    pub(crate) fn enter(&self, fingerprint: Option<u64>, send: impl FnOnce() -> Queued) -> Entered {
         let mut state = self.state.lock();
         if !state.has_room(self.window) {
             return Entered::Full;
         }
+        match send() {
+            Queued::Done => {}
+            not_done => return Entered::Not(not_done),
+        }
         if state.mode == Mode::Plain {
-            send();
             return Entered::Plain;
         }
-        let slot = Arc::new(Slot::new());
+        let slot = state.new_slot();
         let number = state.ledger.publish(Arc::clone(&slot), fingerprint);
-        send();
         Entered::Numbered(number, slot)
     }
 
@@ -221,9 +234,10 @@ impl Publishing {
             failures,
             news,
             waiting,
+            slots,
             ..
         } = &mut *state;
-        ledger.settle(number, multiple, ack, |number, slot, settled| {
+        ledger.settle(number, multiple, ack, |number, mut slot, settled| {
             if settled != Settled::Acked {
                 failures.add(Failure {
                     number,
@@ -233,8 +247,13 @@ impl Publishing {
             if let Some(news) = news {
                 news.add(number, Some(settled.clone()));
             }
-            // Each publish settles once, so the slot is empty.
-            let _ = slot.set(settled);
+            match Arc::get_mut(&mut slot) {
+                // Nobody will ever ask.
+                Some(_) if slots.len() < SLOTS_MAX => slots.push(slot),
+                Some(_) => {}
+                // Each publish settles once, so the slot is empty.
+                None => drop(slot.set(settled)),
+            }
         });
         let has_news = news.is_some();
         let awaited = *waiting > 0;
@@ -292,18 +311,6 @@ impl Publishing {
         state.ledger.returned(fingerprint, Arc::new(message))
     }
 
-    fn wait(
-        &self,
-        deadline: impl FnOnce() -> Instant,
-        is_pointless: impl Fn() -> bool,
-        so: impl Fn(&State) -> bool,
-    ) -> Result<(), NoRoom> {
-        if so(&self.state.lock()) {
-            return Ok(());
-        }
-        self.wait_until(Some(deadline()), is_pointless, so)
-    }
-
     fn wait_until(
         &self,
         deadline: Option<Instant>,
@@ -337,6 +344,10 @@ impl Publishing {
 }
 
 impl State {
+    fn new_slot(&mut self) -> Arc<Slot> {
+        self.slots.pop().unwrap_or_default()
+    }
+
     fn has_room(&self, window: usize) -> bool {
         match self.mode {
             _ if self.held => false,

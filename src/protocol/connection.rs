@@ -6,14 +6,14 @@
 //! - put what came from the peer into [`space`](Connection::space), then say
 //!   [`received`](Connection::received);
 //! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
-//!   [`settle`](Connection::settle), [`close_channel`](Connection::close_channel),
+//!   [`close_channel`](Connection::close_channel),
 //!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
 //! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
 //!   [`handle_timeout`](Connection::handle_timeout);
 //!
 //! and after each of these drain [`poll_event`](Connection::poll_event) and
 //! [`take_secret_output`](Connection::take_secret_output) and
-//! [`output`](Connection::output). Publishes are encoded by the caller and
+//! [`output`](Connection::output). Publishes and settlements are encoded by the caller and
 //! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
 //! longer open would make the broker close the connection (504). An
 //! [`Event::Closed`] comes once and is final.
@@ -37,7 +37,7 @@ use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
 use super::failure::{CloseReason, ClosedBy, ReplyCode};
-use super::frame::{FrameDecoder, HEARTBEAT_FRAME, Settle};
+use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, channel, connection};
@@ -304,13 +304,6 @@ impl<T: Tokens> Connection<T> {
             self.router.with_channel(id, |channel, out| {
                 channel.discard_consumer(consumer_tag, is_meant, out);
             });
-        }
-    }
-
-    /// Settles a delivery, if its channel still can; not while the gate says `Committing`.
-    pub(crate) fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
-        if self.is_open(id) {
-            self.router.out.settle(id.number, delivery_tag, settle);
         }
     }
 

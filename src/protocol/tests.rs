@@ -24,9 +24,10 @@ use proptest::test_runner::Config as ProptestConfig;
 
 use super::connection::Connection;
 use super::content::{Content, ContentMethod};
-use super::event::{CallFailure, ChannelId, Event, NumberError, Reply, Termination, Tokens};
+use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
 use super::failure::{CloseReason, ClosedBy, ReplyCode};
-use super::frame::{Frame, FrameDecoder, encode_content, encode_method};
+use super::frame::tests::encode_content;
+use super::frame::{Frame, FrameDecoder, Settle, encode_method, encode_settle};
 use super::handshake::{Negotiated, decode_method};
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
@@ -158,6 +159,13 @@ struct Scenario {
 }
 
 impl Scenario {
+    /// Settles a delivery as the driver does: through the gate.
+    fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
+        if self.core.gate(id) == Gate::Open {
+            encode_settle(self.core.output(), id.number, delivery_tag, settle);
+        }
+    }
+
     fn new() -> Self {
         Self::with(&negotiated())
     }

@@ -104,7 +104,7 @@ fn a_settle_does_not_wait_for_calls() {
     let id = scenario.open_channel(1);
     scenario.call(id, 1, queue::Declare::new("a"));
     scenario.call(id, 2, queue::Declare::new("b"));
-    scenario.core.settle(id, 7, Settle::Ack { multiple: true });
+    scenario.settle(id, 7, Settle::Ack { multiple: true });
     assert_eq!(
         scenario.sent(),
         [
