@@ -131,6 +131,13 @@ mod source;
 mod tls;
 mod uri;
 
+/// What fuzzers feed: not for programs, and not there without `--cfg fuzzing`.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[path = "../tests/fuzz/mod.rs"]
+#[allow(clippy::panic, missing_docs, reason = "what is wrong should panic")]
+pub mod fuzz;
+
 /// Benchmarks of what is not public, run by name.
 #[cfg(test)]
 #[path = "../tests/micro/mod.rs"]
