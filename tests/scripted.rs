@@ -22,6 +22,7 @@ mod matrix;
 #[path = "scripted/opening.rs"]
 mod opening;
 #[path = "scripted/peer.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
 #[path = "scripted/publishing.rs"]
 mod publishing;

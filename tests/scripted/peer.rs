@@ -76,6 +76,7 @@ pub(crate) mod methods {
     pub(crate) const BASIC_CANCEL: Method = (60, 30);
     pub(crate) const BASIC_CANCEL_OK: Method = (60, 31);
     pub(crate) const BASIC_PUBLISH: Method = (60, 40);
+    pub(crate) const BASIC_RETURN: Method = (60, 50);
     pub(crate) const BASIC_DELIVER: Method = (60, 60);
     pub(crate) const BASIC_GET: Method = (60, 70);
     pub(crate) const BASIC_GET_OK: Method = (60, 71);
@@ -383,6 +384,23 @@ impl Wire {
             }
         }
         panic!("the client listens to a flood without end");
+    }
+
+    /// Sends `bytes` again and again until nothing has gone out for so long, or the client
+    /// is gone; how much that was. The last time may be cut off anywhere.
+    pub(crate) fn flood_until_stuck(&mut self, bytes: &[u8], patience: Duration) -> usize {
+        self.stream.set_write_timeout(Some(patience)).unwrap();
+        let mut sent = 0;
+        loop {
+            let rest = &bytes[sent % bytes.len()..];
+            match self.stream.write(rest) {
+                Ok(count) => sent += count,
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    _ => return sent,
+                },
+            }
+        }
     }
 
     /// Sends bytes to a client that may have left.
