@@ -336,7 +336,7 @@ impl Listener {
 }
 
 /// The peer's stream, whatever is below AMQP.
-pub(crate) trait Stream: Read + Write {
+pub(crate) trait Stream: Read + Write + Send {
     fn socket(&self) -> &TcpStream;
 
     /// Says below AMQP that nothing more comes.
@@ -672,6 +672,14 @@ impl Wire {
     pub(crate) fn expect_nothing(&mut self) {
         let error = self.stream.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+
+    /// A second hand on a plain connection, for what comes while the first one sends.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            stream: Box::new(self.stream.socket().try_clone().unwrap()),
+            trickles: false,
+        }
     }
 
     /// Throws the connection away (RST).
