@@ -12,7 +12,9 @@ use std::time::Duration;
 pub use self::tls::TlsFailure;
 use crate::confirm::{PublishFailure, Returned};
 use crate::protocol::event::Termination;
-use crate::protocol::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
+use crate::protocol::failure::{
+    CloseReason, ClosedBy, EncodeError, Flaw, ProtocolError, ReplyCode,
+};
 use crate::protocol::handshake::Stage;
 use crate::protocol::methods::MethodId;
 use crate::protocol::wire::ShortString;
@@ -27,7 +29,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// | variants | what is dead | retry |
 /// |---|---|---|
-/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
+/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
 /// | `Timeout`, `PublishTimeout` | nothing | yes |
 /// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
 /// | `ConsumerCancelled` | the consumer | if the queue still exists |
@@ -151,6 +153,12 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A float in headers or arguments is infinite or not a number. RabbitMQ would close the
+    /// connection (541) for it. Nothing was sent.
+    NotFinite {
+        /// What, and where it stands.
+        what: String,
+    },
     /// The channel has a consumer of that name. (The broker would close the connection.)
     DuplicateConsumerTag(ShortString),
     /// The consumer was cancelled, by the broker unless you did: its queue was deleted,
@@ -185,7 +193,7 @@ pub enum Error {
     Unconfirmed(Box<Error>),
     /// Some of the messages that were waited for were not taken.
     PublishFailures {
-        /// Each of them, up to a thousand.
+        /// Each of them, up to a thousand, or to 16 MiB of messages that came back.
         failures: Arc<[PublishFailure]>,
         /// How many more there were.
         more: u64,
@@ -244,6 +252,18 @@ pub enum ConnectionLoss {
         after: Duration,
         /// Why, as the broker gave it.
         reason: ShortString,
+    },
+    /// The peer hung up, or the system reported an error, after nothing had been read for
+    /// long, because deliveries were not taken: RabbitMQ drops a client that reads nothing
+    /// for half a minute or so. A prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos))
+    /// prevents it.
+    NotRead {
+        /// For how long.
+        paused: Duration,
+        /// The number of the channel with the most that was not taken.
+        channel: u16,
+        /// How the end showed.
+        cause: String,
     },
 }
 
@@ -357,10 +377,10 @@ impl From<std::str::Utf8Error> for Error {
 
 impl From<EncodeError> for Error {
     fn from(error: EncodeError) -> Self {
-        Self::TooLong {
-            what: error.what,
-            size: error.size,
-            limit: error.limit,
+        let what = error.what;
+        match error.flaw {
+            Flaw::TooLong { size, limit } => Self::TooLong { what, size, limit },
+            Flaw::NotFinite => Self::NotFinite { what },
         }
     }
 }
@@ -381,6 +401,15 @@ impl From<&Termination> for Error {
                     reason: reason.clone(),
                 })
             }
+            Termination::NotRead {
+                paused,
+                channel,
+                cause,
+            } => Self::ConnectionLost(ConnectionLoss::NotRead {
+                paused: *paused,
+                channel: *channel,
+                cause: cause.clone(),
+            }),
             Termination::Io(kind, text) => {
                 Self::ConnectionLost(ConnectionLoss::Io(*kind, text.clone()))
             }

@@ -15,6 +15,8 @@ mod consuming;
 mod dispatching;
 #[path = "scripted/hostile.rs"]
 mod hostile;
+#[path = "scripted/interrupted.rs"]
+mod interrupted;
 #[path = "scripted/matrix.rs"]
 mod matrix;
 #[path = "scripted/opening.rs"]

@@ -136,7 +136,7 @@ impl BlockingChannel {
         }
         let kept: Vec<_> = failures
             .kept
-            .into_iter()
+            .into_items()
             .filter_map(PublishFailure::new)
             .collect();
         Err(Error::PublishFailures {

@@ -20,11 +20,12 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
 use self::dispatch::Callbacks;
+pub(crate) use self::dispatch::SHARE;
 pub use crate::confirm::Confirmation;
 use crate::confirm::Returned;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
-use crate::io::channel_port::{self, ChannelPort, ConsumerPort, Route};
+use crate::io::channel_port::{ChannelPort, ConsumerPort, Route};
 use crate::io::port::{Command, OpenFailure, Outcome};
 use crate::listeners::Listeners;
 use crate::protocol::content::{Content, ContentMethod};
@@ -198,7 +199,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The reason, if broker or network have ended the channel before;
-    /// [`Error::Timeout`].
+    /// [`Error::Timeout`], and then the channel is closed all the same; the error of a
+    /// callback that is told of this.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
     }
@@ -221,18 +223,21 @@ impl BlockingChannel {
             .port
             .send_close(code.into(), cut(text).into(), Some((reply, deadline)));
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
-        shared.clear();
         let end = match outcome {
             Ok(_) => {
-                shared.port.confirm_close();
+                shared.port.finish_close();
                 shared.ended_by_others()
             }
-            Err(CallFailure::TimedOut) => Some(Error::Timeout {
-                operation: "channel.close",
-                after: shared.limits.close_timeout,
-            }),
+            Err(CallFailure::TimedOut) => {
+                shared.port.finish_close();
+                Some(Error::Timeout {
+                    operation: "channel.close",
+                    after: shared.limits.close_timeout,
+                })
+            }
             Err(_) => shared.ended_by_others(),
         };
+        shared.clear_deliveries();
         let told = self.tell_closed();
         end.map_or(told, Err)
     }
@@ -283,7 +288,9 @@ impl BlockingChannel {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.connection.forget_channel(self.shared.port.id);
-        self.shared.clear();
+        self.shared.port.abandon();
+        self.shared.clear_deliveries();
+        self.shared.clear_listeners();
         self.shared.on_close.clear();
         if self.shared.check_open().is_ok() {
             let code = ReplyCode::REPLY_SUCCESS;
@@ -347,17 +354,20 @@ impl Shared {
 
     /// Waits for what becomes of `call`.
     fn finish(&self, call: &Call) -> Result<Reply> {
-        channel_port::finish(&call.outcome).map_err(|failure| match failure {
-            CallFailure::TimedOut => Error::Timeout {
-                operation: call.id.name().unwrap_or("a call"),
-                after: call.after,
-            },
-            CallFailure::Encode(error) => error.into(),
-            CallFailure::DuplicateConsumerTag => {
-                Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
-            }
-            CallFailure::Closed => self.closed_error(),
-        })
+        self.port
+            .connection
+            .finish(&call.outcome)
+            .map_err(|failure| match failure {
+                CallFailure::TimedOut => Error::Timeout {
+                    operation: call.id.name().unwrap_or("a call"),
+                    after: call.after,
+                },
+                CallFailure::Encode(error) => error.into(),
+                CallFailure::DuplicateConsumerTag => {
+                    Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
+                }
+                CallFailure::Closed => self.closed_error(),
+            })
     }
 
     /// Sends a `basic.qos` and notes it, at once: a consumer that starts after this is
@@ -381,14 +391,18 @@ impl Shared {
         })
     }
 
-    /// Drops the callbacks and what waits for them.
-    fn clear(&self) {
+    /// Drops the callbacks for deliveries, and what waits for them.
+    fn clear_deliveries(&self) {
         self.callbacks.clear();
+        self.port.inbox.extract(|_| true);
+    }
+
+    /// Drops the callbacks for all else but the end.
+    fn clear_listeners(&self) {
         self.on_return.clear();
         self.on_cancel.clear();
         self.on_flow.clear();
         self.on_confirm.clear();
-        self.port.inbox.extract(|_| true);
     }
 
     /// Settles a delivery, once.

@@ -41,7 +41,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [`Error::TooLong`] for names of more than 255 bytes and properties that do not
-    /// fit a frame; [`Error::PublishTimeout`]; the reason if channel or connection are
+    /// fit a frame; [`Error::NotFinite`]; [`Error::PublishTimeout`]; the reason if channel or connection are
     /// closed. In all these cases the message was not sent. A broker that refuses it,
     /// because there is no such exchange, closes the channel later.
     pub fn basic_publish<'a>(

@@ -112,6 +112,11 @@ impl fmt::Display for Error {
             Self::TooLong { what, size, limit } => {
                 write!(f, "{what}: {size} bytes exceed the limit of {limit}")
             }
+            Self::NotFinite { what } => write!(
+                f,
+                "{what}: a float has to be finite, or RabbitMQ closes the connection; say it in \
+                 another way, such as a string"
+            ),
             Self::DuplicateConsumerTag(tag) => {
                 write!(f, "the channel already has a consumer '{tag}'")
             }
@@ -225,6 +230,17 @@ impl fmt::Display for ConnectionLoss {
                 f,
                 "the broker took no messages for {after:?} ({reason}), which is as long as \
                  blocked_connection_timeout allows"
+            ),
+            Self::NotRead {
+                paused,
+                channel,
+                cause,
+            } => write!(
+                f,
+                "{cause}, after reading was paused for {} s, because the deliveries of channel \
+                 {channel} were not taken; set a prefetch (basic_qos), take them faster, or raise \
+                 read_budget",
+                paused.as_secs()
             ),
         }
     }

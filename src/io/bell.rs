@@ -76,6 +76,8 @@ impl Watchers {
         let mut bells = self.bells.lock();
         bells.push(Arc::clone(bell));
         self.count.store(bells.len(), Ordering::SeqCst);
+        // Between this and the look, as there is one in `ring`.
+        std::sync::atomic::fence(Ordering::SeqCst);
     }
 
     /// To be called after something was put where the watchers look. The number of
@@ -97,7 +99,8 @@ impl Watchers {
     }
 }
 
-/// Keeps a bell among the watchers for as long as it lives.
+/// Keeps a bell among the watchers for as long as it lives. Rings it at the end: what it was
+/// rung for may concern whoever waits further out in the same thread, around a callback.
 pub(crate) struct Watch<'a> {
     watchers: &'a Watchers,
     bell: Arc<Bell>,
@@ -106,6 +109,7 @@ pub(crate) struct Watch<'a> {
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         self.watchers.remove(&self.bell);
+        self.bell.ring();
     }
 }
 
@@ -132,6 +136,10 @@ mod tests {
         watchers.ring();
         assert!(bell.receiver().try_recv().is_ok());
         drop(watch);
+        assert!(
+            bell.receiver().try_recv().is_ok(),
+            "for who waits around it"
+        );
         watchers.ring();
         assert!(bell.receiver().is_empty());
     }

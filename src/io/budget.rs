@@ -126,10 +126,16 @@ impl WriteBudget {
 ///
 /// Past the soft limit the IO thread stops reading, unless somebody waits for
 /// something that only reading can bring; past the hard limit it stops in any case.
+///
+/// Messages of which a part is here take room as well, for whole ones. But only reading can
+/// make them whole, so a quarter of the room stays for what was received: else a few
+/// deliveries that one thread leaves lying would end large messages for all others.
 #[derive(Debug)]
 pub(crate) struct Backlog {
     soft_limit: usize,
     bytes: AtomicUsize,
+    /// What the messages take of which a part is here.
+    assembling: AtomicUsize,
     paused: AtomicBool,
 }
 
@@ -141,6 +147,7 @@ impl Backlog {
         Self {
             soft_limit,
             bytes: AtomicUsize::new(0),
+            assembling: AtomicUsize::new(0),
             paused: AtomicBool::new(false),
         }
     }
@@ -163,21 +170,51 @@ impl Backlog {
     #[must_use]
     pub(crate) fn remove(&self, cost: usize) -> bool {
         let left = self.bytes.fetch_sub(cost, Ordering::SeqCst) - cost;
-        left <= self.soft_limit / 2
+        left <= self.room(self.soft_limit / 2)
             && self.paused.load(Ordering::SeqCst)
             && self.paused.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether the IO thread does not read, or is about not to.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Nobody need wake the IO thread for room.
+    fn is_not_paused(&self) -> bool {
+        if self.is_paused() {
+            self.paused.store(false, Ordering::SeqCst);
+        }
+        false
+    }
+
+    /// What `limit` leaves for whole messages.
+    fn room(&self, limit: usize) -> usize {
+        let assembling = self.assembling.load(Ordering::SeqCst);
+        limit.saturating_sub(assembling).max(limit / 4)
+    }
+
     /// Whether the IO thread must not read now. Asked again after every change. Once
-    /// paused, it is until half of the limit is free.
-    pub(crate) fn must_pause(&self, is_paused: bool, awaited: bool) -> bool {
+    /// paused, it is until half of the limit is free. `assembling` is what messages take of
+    /// which a part is here; it is not asked where it does not matter.
+    pub(crate) fn must_pause(
+        &self,
+        is_paused: bool,
+        awaited: bool,
+        assembling: impl FnOnce() -> usize,
+    ) -> bool {
         let limit = match (awaited, is_paused) {
             (true, _) => self.soft_limit.saturating_mul(2),
             (false, false) => self.soft_limit,
             (false, true) => self.soft_limit / 2,
         };
+        if self.bytes.load(Ordering::SeqCst) <= limit / 4 {
+            return self.is_not_paused();
+        }
+        self.assembling.store(assembling(), Ordering::SeqCst);
+        let limit = self.room(limit);
         if self.bytes.load(Ordering::SeqCst) <= limit {
-            return false;
+            return self.is_not_paused();
         }
         // Said first and looked again, so that no removal in between goes unnoticed.
         self.paused.store(true, Ordering::SeqCst);
@@ -284,12 +321,28 @@ mod tests {
     fn the_backlog_pauses_at_the_soft_limit_or_at_twice_that_when_awaited() {
         let backlog = Backlog::new(1000);
         backlog.add(1001);
-        assert!(backlog.must_pause(false, false));
-        assert!(!backlog.must_pause(true, true));
+        assert!(backlog.must_pause(false, false, || 0));
+        assert!(!backlog.must_pause(true, true, || 0));
         backlog.add(1000);
-        assert!(backlog.must_pause(false, true));
+        assert!(backlog.must_pause(false, true, || 0));
         assert!(!backlog.remove(1000), "still above half the limit");
         assert!(backlog.remove(501));
         assert!(!backlog.remove(1), "told once");
+    }
+
+    #[test]
+    fn half_messages_take_room_but_not_the_last_quarter() {
+        let backlog = Backlog::new(1000);
+        backlog.add(400);
+        assert!(!backlog.must_pause(false, false, || 600));
+        assert!(backlog.must_pause(false, false, || 601));
+        assert!(!backlog.remove(200), "half of the room is not free yet");
+        assert!(backlog.remove(75));
+        assert!(!backlog.must_pause(true, false, || 601));
+        // However much of them there is, what a thread leaves lying stops nobody.
+        backlog.add(125);
+        assert!(!backlog.must_pause(false, false, || usize::MAX));
+        backlog.add(1);
+        assert!(backlog.must_pause(false, false, || usize::MAX));
     }
 }

@@ -1,6 +1,5 @@
 //! What the program's threads and the IO thread share of one channel, and of one consumer.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -8,12 +7,14 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use super::budget::Backlog;
 use super::inbox::Inbox;
+use super::kept::Kept;
 use super::port::{Command, ConnectionPort, Outcome};
 use super::publishing::Publishing;
 use crate::error::Error;
 use crate::protocol::content::Content;
-use crate::protocol::event::{CallFailure, ChannelId};
+use crate::protocol::event::ChannelId;
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
@@ -30,8 +31,8 @@ pub(crate) struct ChannelPort {
     closed: OnceLock<CloseReason>,
     /// Whether this program's close is queued.
     closing: AtomicBool,
-    /// Whether the broker has confirmed this program's close.
-    close_confirmed: AtomicBool,
+    /// Whether the broker has confirmed this program's close, or took too long.
+    close_finished: AtomicBool,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
     /// Which deliveries are settled. Held for moments only.
@@ -44,18 +45,21 @@ pub(crate) struct ChannelPort {
     has_notices: AtomicBool,
     /// Whether the channel stands in the connection's list of those with news.
     listed: AtomicBool,
+    /// Whether the program has no handle of it any more.
+    abandoned: AtomicBool,
 }
 
-/// How many things that nobody takes are kept of each kind; then the oldest goes.
+/// How many things that nobody takes are kept of each kind; then the oldest goes. So it
+/// does when they take too much memory.
 const NOTICES_MAX: usize = 1000;
 
 /// What callbacks are told beside deliveries, until a thread dispatches it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Notices {
     /// Messages that came back and belong to no confirm.
-    returns: VecDeque<Arc<Content>>,
+    returns: Kept<Arc<Content>>,
     /// Consumers without a callback that the broker has cancelled.
-    cancelled: VecDeque<ShortString>,
+    cancelled: Kept<ShortString>,
     /// What the broker has said last of the flow of content.
     flow: Option<bool>,
 }
@@ -76,13 +80,14 @@ impl ChannelPort {
             connection,
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
-            close_confirmed: AtomicBool::new(false),
+            close_finished: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
             publishing: Publishing::new(window),
-            notices: Mutex::default(),
+            notices: Mutex::new(Notices::new()),
             has_notices: AtomicBool::new(false),
             listed: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
         }
     }
 
@@ -115,12 +120,13 @@ impl ChannelPort {
     }
 
     fn is_being_closed(&self, reason: &CloseReason) -> bool {
-        reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
+        reason.by == ClosedBy::Application && !self.close_finished.load(Ordering::Acquire)
     }
 
-    /// Says that the broker has confirmed this program's close.
-    pub(crate) fn confirm_close(&self) {
-        self.close_confirmed.store(true, Ordering::Release);
+    /// Says that the broker has confirmed this program's close, or that nobody waits for
+    /// that any more.
+    pub(crate) fn finish_close(&self) {
+        self.close_finished.store(true, Ordering::Release);
     }
 
     /// Records the end; `None` if the channel goes with its connection.
@@ -142,7 +148,7 @@ impl ChannelPort {
             .fetch_max(delivery_tag, Ordering::AcqRel);
     }
 
-    /// Sends `method`, to be followed by [`finish`]. What is begun first goes first.
+    /// Sends `method`, to be followed by [`finish`](ConnectionPort::finish). What is begun first goes first.
     pub(crate) fn begin(
         &self,
         method: Method,
@@ -163,10 +169,19 @@ impl ChannelPort {
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
         if !self.listed.swap(true, Ordering::SeqCst) {
-            self.connection.list(self.id);
+            let is_wanted = || !self.abandoned.load(Ordering::SeqCst);
+            self.connection.list(self.id, is_wanted);
         }
         self.inbox.watchers().ring();
         self.connection.anything.ring();
+    }
+
+    /// The program has no handle of the channel any more: nobody will ever dispatch it.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        if self.listed.load(Ordering::SeqCst) {
+            self.connection.unlist(self.id);
+        }
     }
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
@@ -174,14 +189,15 @@ impl ChannelPort {
         self.listed.store(false, Ordering::SeqCst);
     }
 
-    /// Keeps a message that came back; the one that has to go for it, if any.
-    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Option<Arc<Content>> {
-        self.notice(|notices| push_bounded(&mut notices.returns, message))
+    /// Keeps a message that came back; those that have to go for it.
+    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Vec<Arc<Content>> {
+        let cost = Backlog::cost(&message);
+        self.notice(|notices| notices.returns.push(cost, message))
     }
 
     /// Keeps the tag of a consumer that the broker has cancelled.
     pub(crate) fn keep_cancelled(&self, tag: ShortString) {
-        self.notice(|notices| push_bounded(&mut notices.cancelled, tag));
+        self.notice(|notices| notices.cancelled.push(tag.len(), tag));
     }
 
     pub(crate) fn keep_flow(&self, active: bool) {
@@ -199,7 +215,7 @@ impl ChannelPort {
 
     /// The next message that came back.
     pub(crate) fn take_return(&self) -> Option<Arc<Content>> {
-        self.notices.lock().returns.pop_front()
+        self.notices.lock().returns.pop()
     }
 
     /// Whether there may be notices.
@@ -213,11 +229,11 @@ impl ChannelPort {
         let flow = flow.then(|| notices.flow.take()).flatten();
         let notice = flow.map(Notice::Flow);
         let notice = notice.or_else(|| {
-            let tag = cancelled.then(|| notices.cancelled.pop_front()).flatten();
+            let tag = cancelled.then(|| notices.cancelled.pop()).flatten();
             tag.map(Notice::Cancelled)
         });
         let notice = notice.or_else(|| {
-            let message = returns.then(|| notices.returns.pop_front()).flatten();
+            let message = returns.then(|| notices.returns.pop()).flatten();
             message.map(Notice::Returned)
         });
         if notices.is_empty() {
@@ -255,19 +271,17 @@ impl ChannelPort {
 }
 
 impl Notices {
+    fn new() -> Self {
+        Self {
+            returns: Kept::new(NOTICES_MAX),
+            cancelled: Kept::new(NOTICES_MAX),
+            flow: None,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.returns.is_empty() && self.cancelled.is_empty() && self.flow.is_none()
     }
-}
-
-/// Adds `item`; the oldest one, if that has to go for it.
-fn push_bounded<T>(items: &mut VecDeque<T>, item: T) -> Option<T> {
-    let oldest = match items.len() >= NOTICES_MAX {
-        true => items.pop_front(),
-        false => None,
-    };
-    items.push_back(item);
-    oldest
 }
 
 /// What is said of a channel whose close this program has begun.
@@ -275,12 +289,6 @@ fn being_closed() -> Error {
     let text = "the channel is being closed";
     let code = ReplyCode::REPLY_SUCCESS;
     Error::ChannelClosed(CloseReason::new(ClosedBy::Application, code, text, None))
-}
-
-/// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
-/// ends; so this always returns.
-pub(crate) fn finish(outcome: &Receiver<Outcome>) -> Outcome {
-    outcome.recv().unwrap_or(Err(CallFailure::Closed))
 }
 
 /// What the IO thread's side holds of a consumer, and drops at the consumer's end.

@@ -133,7 +133,8 @@ fn return_message(channel: &ChannelPort, content: Content) {
         return;
     };
     let unclaimed = channel.publishing.returned(fingerprint, content);
-    if let Some(lost) = unclaimed.and_then(|message| channel.keep_return(message)) {
+    let lost = unclaimed.map(|message| channel.keep_return(message));
+    for lost in lost.into_iter().flatten() {
         if let ContentMethod::Return(returned) = &lost.method {
             log::warn!(
                 "{}: channel {}: a message that came back is dropped, for nobody takes them: {} \

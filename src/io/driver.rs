@@ -25,11 +25,13 @@ use super::channel_port::{ChannelPort, ConsumerPort};
 use super::commands::Frames;
 use super::dispatch::{self, Batch};
 use super::outbox::Outbox;
+use super::pauses::{Pauses, slowest_channel};
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
+use super::spin::{self, Spin};
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
-use crate::protocol::event::{Gate, Termination};
+use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::Negotiated;
@@ -46,8 +48,9 @@ const UNREAD_MAX: usize = 16 * 1024 * 1024;
 /// How many reads follow a write that has failed, to learn why.
 const LAST_READS: usize = 256;
 
-/// After a word about a pause in reading, the next one waits at least this long.
-const PAUSE_SILENCE: Duration = Duration::from_secs(60);
+/// Which part of the time that a reply is looked for the next call is: a program may do
+/// something else between two calls, while a broker answers at once.
+const CALL_SPIN_SHARE: u32 = 5;
 
 /// How long the last bytes, such as a close-ok, may take to leave.
 const LINGER: Duration = Duration::from_secs(1);
@@ -68,11 +71,13 @@ pub(crate) fn spawn(
         Instant::now(),
     );
     let (alive, ended) = bounded(0);
+    let spin_limit = spin::limit_here(settings.busy_wait);
     let port = Arc::new(ConnectionPort::new(
         Wake::new(poll.registry(), WAKE)?,
         ended,
         negotiated,
         &settings,
+        spin_limit,
     ));
     let driver = Driver {
         poll,
@@ -86,8 +91,11 @@ pub(crate) fn spawn(
         // Whatever the socket can do already is announced by no further event.
         readable: true,
         writable: true,
-        paused: false,
-        pause_told: None,
+        pauses: Pauses::default(),
+        hung_up: false,
+        in_talk: false,
+        reply_spin: Spin::new(spin_limit),
+        call_spin: Spin::new(spin_limit / CALL_SPIN_SHARE),
         unread: 0,
         abandoned: false,
         _alive: alive,
@@ -113,10 +121,15 @@ struct Driver {
     readable: bool,
     /// The socket may take bytes; cleared when it says that it takes none.
     writable: bool,
-    /// Nothing is read because too much is not handed out yet.
-    paused: bool,
-    /// When reading was paused or resumed last, so that the log is not flooded.
-    pause_told: Option<Instant>,
+    /// Nothing is read while too much is not handed out yet.
+    pauses: Pauses,
+    /// The peer has ended its side, or the socket is broken: reading goes on until that shows.
+    hung_up: bool,
+    /// A call has just gone out, or its reply has come.
+    in_talk: bool,
+    /// How it went to look for the reply to a call, and for the next call.
+    reply_spin: Spin,
+    call_spin: Spin,
     /// How much of what the core had to say the peer has not taken, at most.
     unread: usize,
     /// The socket is to be dropped as it is.
@@ -195,6 +208,7 @@ impl Driver {
                 reply,
             } => {
                 let token = CallToken::Caller(reply);
+                self.in_talk = true;
                 self.core.call(channel, *method, consumer, token, deadline);
             }
             Command::OpenChannel {
@@ -322,6 +336,7 @@ impl Driver {
     /// Tells everyone what happened.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
+            self.in_talk |= matches!(event, Event::Reply { .. });
             dispatch::tell(&self.port, &mut self.batch, event);
         }
         self.batch.hand_over();
@@ -373,14 +388,17 @@ impl Driver {
 
     fn read(&mut self) {
         let mut left = READ_BUDGET;
-        while self.readable && !self.paused && left > 0 && !self.core.is_closed() {
-            match self.transport.read(self.core.space()) {
+        while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
+            let space = self.core.space();
+            let room = space.len();
+            match self.transport.read(space) {
                 Ok(0) => {
                     self.readable = false;
-                    self.core.ended();
+                    self.ended();
                 }
                 Ok(count) => {
                     left = left.saturating_sub(count);
+                    self.readable = self.may_have_more(count, room);
                     self.core.received(count, Instant::now());
                     let counters = &self.port.counters;
                     counters.bytes_received.add(count as u64);
@@ -391,11 +409,19 @@ impl Driver {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.readable = false,
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::UnexpectedEof => self.core.ended(),
+                    io::ErrorKind::UnexpectedEof => self.ended(),
                     _ => self.fail(&error),
                 },
             }
         }
+    }
+
+    /// Whether the socket may have more behind a read of `count` bytes into `room`. One that
+    /// gave less than it could has nothing left, and will say so when it has; TLS may hold
+    /// back what it has decrypted.
+    fn may_have_more(&self, count: usize, room: usize) -> bool {
+        let tells = cfg!(any(target_os = "linux", target_os = "android"));
+        !tells || count == room || self.hung_up || self.transport.is_tls()
     }
 
     /// The socket is of no use any more.
@@ -404,41 +430,58 @@ impl Driver {
         if error.kind() == io::ErrorKind::ConnectionReset && self.port.is_closing() {
             return self.core.ended();
         }
-        self.core
-            .terminate(Termination::Io(error.kind(), error.to_string()));
+        self.lose(Termination::Io(error.kind(), error.to_string()));
+    }
+
+    /// The stream has ended.
+    fn ended(&mut self) {
+        match self.core.is_closing() {
+            true => self.core.ended(),
+            false => self.lose(Termination::EndOfStream),
+        }
+    }
+
+    fn lose(&mut self, termination: Termination) {
+        let explained = self.pauses.explain(Instant::now(), termination);
+        self.core.terminate(explained);
     }
 
     /// Stops reading while too much is not handed out yet, unless somebody waits for
     /// what only reading can bring.
     fn pause_or_resume(&mut self) {
-        let awaited = self.core.is_awaited() || self.port.is_awaited();
+        let is_paused = self.pauses.is_on();
+        let backlog = &self.port.backlog;
+        let must_pause = || {
+            let awaited = self.core.is_awaited() || self.port.is_awaited();
+            backlog.must_pause(is_paused, awaited, || self.core.assembling())
+        };
+        // Asked twice: who begins to wait once this is said wakes this thread.
+        let is_full = must_pause() && must_pause();
         // What comes while the connection closes is dropped, whatever it is.
-        let pause = !self.core.is_closing()
-            && (self.port.backlog.must_pause(self.paused, awaited) || self.unread > UNREAD_MAX);
-        if pause != self.paused {
-            let now = Instant::now();
-            self.paused = pause;
-            self.core.set_reading(!pause, now);
-            let told = self.pause_told.replace(now);
-            if pause && told.is_none_or(|told| now - told > PAUSE_SILENCE) {
-                log::warn!(
-                    "{}: reading is paused, because too many deliveries wait to be taken; set a \
-                     prefetch (basic_qos), or RabbitMQ drops the connection in half a minute or so",
-                    self.port.name
-                );
-            }
+        let pause = !self.core.is_closing() && (is_full || self.unread > UNREAD_MAX);
+        if pause == is_paused {
+            return;
+        }
+        let now = Instant::now();
+        self.core.set_reading(!pause, now);
+        let slowest = || is_full.then(|| slowest_channel(&self.core)).flatten();
+        match pause {
+            true => self.pauses.begin(now, slowest(), &self.port.name),
+            false => self.pauses.end(now),
         }
     }
 
     /// Waits until there is something to do.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        if self.look_out(events)? {
+            return Ok(());
+        }
         let port = Arc::clone(&self.port);
         let wake = port.wake();
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
-        let busy = !port.commands().is_empty() || (self.readable && !self.paused);
-        let timeout = match busy {
+        let timeout = match self.is_busy() {
             true => Some(Duration::ZERO),
             false => [self.core.poll_timeout(), port.alarm()]
                 .into_iter()
@@ -452,15 +495,53 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             other => other?,
         }
+        self.note(events);
+        Ok(())
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.port.commands().is_empty() || (self.readable && !self.pauses.is_on())
+    }
+
+    /// Right after a call has gone out, or its reply to whoever waits for it, the next thing
+    /// is close: looks for it for a moment, instead of going to sleep. Tells whether there
+    /// is something.
+    fn look_out(&mut self, events: &mut Events) -> io::Result<bool> {
+        let in_talk = std::mem::take(&mut self.in_talk) || self.port.is_confirm_awaited();
+        if !in_talk || self.is_busy() {
+            return Ok(false);
+        }
+        let spin = match self.core.is_awaited() || self.port.is_confirm_awaited() {
+            true => &self.reply_spin,
+            false => &self.call_spin,
+        };
+        let (port, poll) = (&self.port, &mut self.poll);
+        let found = spin.look_for(|| {
+            if !port.commands().is_empty() {
+                return Some(Ok(()));
+            }
+            match poll.poll(events, Some(Duration::ZERO)) {
+                Ok(()) if events.is_empty() => None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+                other => Some(other),
+            }
+        });
+        self.note(events);
+        found.transpose().map(|found| found.is_some())
+    }
+
+    /// Notes what the socket has to say.
+    fn note(&mut self, events: &Events) {
         // TLS may have to write in order to read, and the other way round.
         let both = self.transport.is_tls();
         for event in events.iter().filter(|event| event.token() == SOCKET) {
             self.readable |= both;
             self.writable |= both;
-            self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+            let hung_up = event.is_read_closed() || event.is_error();
+            self.hung_up |= hung_up;
+            self.readable |= event.is_readable() || hung_up;
             self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         }
-        Ok(())
     }
 
     /// Lets the last bytes leave, after everyone has been answered.

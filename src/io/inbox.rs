@@ -57,6 +57,8 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Incoming>,
+    /// What the queue costs.
+    bytes: usize,
     ended: bool,
     waiting: usize,
 }
@@ -80,9 +82,9 @@ impl Inbox {
             drop(state);
             return batch.clear();
         }
-        self.connection
-            .backlog
-            .add(batch.iter().map(Incoming::cost).sum());
+        let cost = batch.iter().map(Incoming::cost).sum();
+        self.connection.backlog.add(cost);
+        state.bytes += cost;
         state.queue.append(batch);
         self.wake(&state, several);
         drop(state);
@@ -113,18 +115,19 @@ impl Inbox {
     /// The next item, if there is one.
     pub(crate) fn try_pop(&self) -> Popped {
         let mut state = self.state.lock();
-        let popped = self.take(&mut state);
+        let (popped, cost) = self.take(&mut state);
         drop(state);
-        self.handed_out(popped)
+        self.connection.handed_out(cost);
+        popped
     }
 
     /// The next item, waiting for it; `Empty` after the deadline.
     pub(crate) fn pop(&self, deadline: Option<Instant>) -> Popped {
         let mut state = self.state.lock();
         state.waiting += 1;
-        let popped = loop {
+        let (popped, cost) = loop {
             match self.take(&mut state) {
-                Popped::Empty => {}
+                (Popped::Empty, _) => {}
                 found => break found,
             }
             match deadline {
@@ -138,29 +141,33 @@ impl Inbox {
         };
         state.waiting -= 1;
         drop(state);
-        self.handed_out(popped)
+        self.connection.handed_out(cost);
+        popped
     }
 
-    fn take(&self, state: &mut State) -> Popped {
-        let popped = match state.queue.pop_front() {
-            Some(item) => Popped::Item(item),
-            None if state.ended => Popped::Ended,
-            None => Popped::Empty,
+    /// The next item, and what it costs.
+    fn take(&self, state: &mut State) -> (Popped, usize) {
+        let (popped, cost) = match state.queue.pop_front() {
+            Some(item) => {
+                let cost = item.cost();
+                (Popped::Item(item), cost)
+            }
+            None if state.ended => (Popped::Ended, 0),
+            None => (Popped::Empty, 0),
         };
+        state.bytes -= cost;
         // Whoever waits with `select!` hears again of what is left, and all of the end.
         if let Some(bell) = self.ready.get() {
             if state.ended || !state.queue.is_empty() {
                 bell.ring();
             }
         }
-        popped
+        (popped, cost)
     }
 
-    fn handed_out(&self, popped: Popped) -> Popped {
-        if let Popped::Item(Incoming::Message(content)) = &popped {
-            self.connection.handed_out(Backlog::cost(content));
-        }
-        popped
+    /// What waits to be taken, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.state.lock().bytes
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -176,6 +183,11 @@ impl Inbox {
     pub(crate) fn is_over(&self) -> bool {
         let state = self.state.lock();
         state.ended && state.queue.is_empty()
+    }
+
+    /// Whether nothing will come any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().ended
     }
 
     /// Who is told when something comes.
@@ -211,8 +223,9 @@ impl Inbox {
             }
         }
         state.queue = kept;
-        drop(state);
         let cost = extracted.iter().map(Backlog::cost).sum();
+        state.bytes -= cost;
+        drop(state);
         self.connection.handed_out(cost);
         extracted
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
 
 use super::bell::Watchers;
@@ -14,6 +14,7 @@ use super::budget::{Backlog, WriteBudget};
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
 use super::commands::{Commands, Frames, Queued};
 use super::counters::Counters;
+use super::spin::Spin;
 use super::wake::Wake;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
@@ -110,6 +111,8 @@ pub(crate) struct Settings {
     /// How long the broker may block this connection's publishes.
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
+    /// How long to look for an answer before sleeping for it.
+    pub(crate) busy_wait: Duration,
 }
 
 /// How many frames of mean size may wait before that is called backpressure, as in pika.
@@ -143,6 +146,11 @@ pub(crate) struct ConnectionPort {
     alarm: Mutex<Option<Instant>>,
     /// How many threads wait for confirms or for room.
     waiting: AtomicUsize,
+    /// How many threads wait for the confirm of one message.
+    confirm_waits: AtomicUsize,
+    /// How it went to look for replies, and for confirms.
+    reply_spin: Spin,
+    pub(crate) confirm_spin: Spin,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
 }
@@ -150,6 +158,18 @@ pub(crate) struct ConnectionPort {
 /// Says that a thread waits for something that only reading can bring, for as long as
 /// it lives.
 pub(crate) struct Waiting<'a>(&'a ConnectionPort);
+
+/// The same for a thread that waits for the confirm of one message.
+pub(crate) struct WaitingForConfirm<'a> {
+    port: &'a ConnectionPort,
+    _waiting: Waiting<'a>,
+}
+
+impl Drop for WaitingForConfirm<'_> {
+    fn drop(&mut self) {
+        self.port.confirm_waits.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -163,6 +183,7 @@ impl ConnectionPort {
         ended: Receiver<()>,
         negotiated: Negotiated,
         settings: &Settings,
+        spin_limit: Duration,
     ) -> Self {
         Self {
             commands: Commands::new(settings.write_limit),
@@ -181,6 +202,9 @@ impl ConnectionPort {
             news: Mutex::default(),
             alarm: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            confirm_waits: AtomicUsize::new(0),
+            reply_spin: Spin::new(spin_limit),
+            confirm_spin: Spin::new(spin_limit),
             ended,
         }
     }
@@ -264,6 +288,11 @@ impl ConnectionPort {
     /// Tells whoever dispatches that something has come for the connection itself.
     pub(crate) fn ring(&self) {
         self.own_news.store(true, Ordering::SeqCst);
+        self.call_watchers();
+    }
+
+    /// Has whoever dispatches events of the connection itself look for some.
+    pub(crate) fn call_watchers(&self) {
         self.own_events.ring();
         self.anything.ring();
     }
@@ -278,9 +307,17 @@ impl ConnectionPort {
         self.own_news.store(false, Ordering::SeqCst);
     }
 
-    /// Notes a channel that has something to dispatch.
-    pub(crate) fn list(&self, channel: ChannelId) {
-        self.news.lock().push_back(channel);
+    /// Notes a channel that has something to dispatch, if anybody wants to know.
+    pub(crate) fn list(&self, channel: ChannelId, is_wanted: impl FnOnce() -> bool) {
+        let mut news = self.news.lock();
+        if is_wanted() {
+            news.push_back(channel);
+        }
+    }
+
+    /// Forgets that it has.
+    pub(crate) fn unlist(&self, channel: ChannelId) {
+        self.news.lock().retain(|listed| *listed != channel);
     }
 
     /// How many channels have something to dispatch.
@@ -317,8 +354,35 @@ impl ConnectionPort {
     /// where it would pause.
     pub(crate) fn waiting(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        self.wake.notify();
+        if self.backlog.is_paused() {
+            self.wake.notify();
+        }
         Waiting(self)
+    }
+
+    /// To be held while waiting for the confirm of one message.
+    pub(crate) fn waiting_for_confirm(&self) -> WaitingForConfirm<'_> {
+        self.confirm_waits.fetch_add(1, Ordering::Relaxed);
+        WaitingForConfirm {
+            port: self,
+            _waiting: self.waiting(),
+        }
+    }
+
+    /// Whether anybody waits for the confirm of one message.
+    pub(crate) fn is_confirm_awaited(&self) -> bool {
+        self.confirm_waits.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
+    /// ends; so this always returns.
+    pub(crate) fn finish(&self, outcome: &Receiver<Outcome>) -> Outcome {
+        let found = self.reply_spin.look_for(|| match outcome.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(CallFailure::Closed)),
+        });
+        found.unwrap_or_else(|| outcome.recv().unwrap_or(Err(CallFailure::Closed)))
     }
 
     /// Whether anybody waits for confirms or for room.
@@ -338,7 +402,7 @@ impl ConnectionPort {
 
     /// Deliveries of this cost were handed to the program.
     pub(crate) fn handed_out(&self, cost: usize) {
-        if self.backlog.remove(cost) {
+        if cost > 0 && self.backlog.remove(cost) {
             self.wake.notify();
         }
     }

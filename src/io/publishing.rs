@@ -1,18 +1,19 @@
 //! Where a channel's publishes get their numbers, and their confirms come home.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::budget::NoRoom;
+use super::budget::{Backlog, NoRoom};
 use super::commands::Queued;
+use super::kept::Kept;
 use crate::protocol::confirms::{Ledger, Settled};
 use crate::protocol::content::Content;
 
-/// How many failures nobody has asked for are kept; beyond this they are only counted.
+/// How many failures nobody has asked for are kept; beyond this they are only counted. So
+/// they are when they take too much memory.
 const FAILURES_MAX: usize = 1000;
 
 /// What became of one publish, for whoever holds its confirm.
@@ -26,9 +27,9 @@ pub(crate) struct Failure {
 }
 
 /// The failures since they were last asked for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Failures {
-    pub(crate) kept: VecDeque<Failure>,
+    pub(crate) kept: Kept<Failure>,
     /// How many more there were.
     pub(crate) dropped: u64,
 }
@@ -72,20 +73,20 @@ struct State {
 const SLOTS_MAX: usize = 1000;
 
 /// What became of publishes, in the order in which it was learnt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct News {
-    kept: VecDeque<Outcomes>,
+    kept: Kept<Outcomes>,
     /// How many were dropped, because nobody took them.
     dropped: u64,
 }
 
 /// What became of the publishes `first` to `last`.
 #[derive(Debug)]
-pub(crate) struct Outcomes {
-    pub(crate) first: u64,
-    pub(crate) last: u64,
+struct Outcomes {
+    first: u64,
+    last: u64,
     /// `None`: the channel ended before the broker has said anything.
-    pub(crate) settled: Option<Settled<Arc<Content>>>,
+    settled: Option<Settled<Arc<Content>>>,
 }
 
 /// How many entries of that kind are kept; runs of acknowledged ones are one.
@@ -111,7 +112,7 @@ impl Publishing {
                 mode: Mode::Plain,
                 held: false,
                 ledger: Ledger::new(),
-                failures: Failures::default(),
+                failures: Failures::new(),
                 news: None,
                 waiting: 0,
                 slots: Vec::new(),
@@ -223,7 +224,7 @@ impl Publishing {
     }
 
     pub(crate) fn take_failures(&self) -> Failures {
-        std::mem::take(&mut self.state.lock().failures)
+        std::mem::replace(&mut self.state.lock().failures, Failures::new())
     }
 
     /// A confirm came. `true`: a callback is to be told.
@@ -266,12 +267,12 @@ impl Publishing {
 
     /// From now on keeps what becomes of publishes, for callbacks.
     pub(crate) fn keep_news(&self) {
-        self.state.lock().news.get_or_insert_default();
+        self.state.lock().news.get_or_insert_with(News::new);
     }
 
-    /// What became of some publishes, the earliest first.
-    pub(crate) fn take_news(&self) -> Option<Outcomes> {
-        self.state.lock().news.as_mut()?.kept.pop_front()
+    /// What became of one more publish, and which; `None` inside: nobody will ever know.
+    pub(crate) fn take_news(&self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+        self.state.lock().news.as_mut()?.take()
     }
 
     /// How many publishes the broker has said nothing of yet.
@@ -359,36 +360,66 @@ impl State {
 }
 
 impl Failures {
+    fn new() -> Self {
+        Self {
+            kept: Kept::new(FAILURES_MAX),
+            dropped: 0,
+        }
+    }
+
     fn add(&mut self, failure: Failure) {
-        if self.kept.len() < FAILURES_MAX {
-            self.kept.push_back(failure);
-        } else {
+        if !self.kept.try_push(cost(&failure.settled), failure) {
             self.dropped += 1;
         }
     }
 }
 
+/// What the message takes that came back, if one did.
+fn cost(settled: &Settled<Arc<Content>>) -> usize {
+    match settled {
+        Settled::Returned(message) => Backlog::cost(message),
+        Settled::Acked | Settled::Nacked => 0,
+    }
+}
+
 impl News {
+    fn new() -> Self {
+        Self {
+            kept: Kept::new(NEWS_MAX),
+            dropped: 0,
+        }
+    }
+
+    fn take(&mut self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+        let run = self.kept.first_mut()?;
+        let number = run.first;
+        if number < run.last {
+            run.first += 1;
+            return Some((number, run.settled.clone()));
+        }
+        let run = self.kept.pop()?;
+        Some((number, run.settled))
+    }
+
     fn add(&mut self, number: u64, settled: Option<Settled<Arc<Content>>>) {
         // Mostly one entry for a whole run.
-        if let Some(last) = self.kept.back_mut() {
+        if let Some(last) = self.kept.last_mut() {
             if last.last + 1 == number && is_one_run(&last.settled, &settled) {
                 last.last = number;
                 return;
             }
         }
-        if self.kept.len() >= NEWS_MAX {
-            self.kept.pop_front();
-            if self.dropped == 0 {
-                log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
-            }
-            self.dropped += 1;
-        }
-        self.kept.push_back(Outcomes {
+        let cost = settled.as_ref().map_or(0, cost);
+        let outcomes = Outcomes {
             first: number,
             last: number,
             settled,
-        });
+        };
+        let gone = self.kept.push(cost, outcomes);
+        if self.dropped == 0 && !gone.is_empty() {
+            log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
+        }
+        self.dropped += gone.len() as u64;
     }
 }
 

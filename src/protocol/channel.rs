@@ -74,6 +74,16 @@ impl<T: Tokens> Channel<T> {
         self.id
     }
 
+    /// What stands for the channel, and for its consumers.
+    pub(crate) fn tokens(&self) -> (&T::Channel, impl Iterator<Item = &T::Consumer>) {
+        (&self.token, self.consumers.tokens())
+    }
+
+    /// What a message takes of which a part is here, in bytes.
+    pub(crate) fn assembling(&self) -> usize {
+        self.assembly.memory()
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !self.closing
     }

@@ -158,6 +158,20 @@ impl<T: Tokens> Connection<T> {
         self.router.heartbeat.set_reading(reading, now);
     }
 
+    /// What messages take of which a part is here, in bytes.
+    pub(crate) fn assembling(&self) -> usize {
+        let channels = self.router.channels.iter().flatten();
+        channels.map(|channel| channel.assembling()).sum()
+    }
+
+    /// Every channel, with its consumers.
+    pub(crate) fn channels(
+        &self,
+    ) -> impl Iterator<Item = (&T::Channel, impl Iterator<Item = &T::Consumer>)> {
+        let channels = self.router.channels.iter().flatten();
+        channels.map(|channel| channel.tokens())
+    }
+
     /// Whether anybody waits for something that only reading can bring.
     pub(crate) fn is_awaited(&self) -> bool {
         self.router.out.first_deadline().is_some()
@@ -342,6 +356,8 @@ impl<T: Tokens> Connection<T> {
             .reply_code(code.into())
             .reply_text(&text);
         router.out.send(0, &close.into());
+        // This has a deadline of its own, and does not hear of an end of that.
+        router.blocked.since = None;
         let reason = CloseReason::new(ClosedBy::Application, code, text, None);
         router.state = State::Closing { reason, deadline };
     }

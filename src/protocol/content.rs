@@ -105,6 +105,14 @@ impl Assembly {
         !matches!(self, Self::Idle)
     }
 
+    /// What the part takes that is here, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        match self {
+            Self::Body { body, .. } => body.capacity(),
+            Self::Idle | Self::Header(_) => 0,
+        }
+    }
+
     pub(crate) fn header(&mut self, payload: &[u8], max: u64) -> Result<Progress, ProtocolError> {
         let Self::Header(method) = std::mem::take(self) else {
             return Err(ProtocolError::UnexpectedContent(

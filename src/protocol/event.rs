@@ -95,6 +95,13 @@ pub(crate) enum Termination {
     },
     /// The socket failed.
     Io(std::io::ErrorKind, String),
+    /// The stream ended or the socket failed, after nothing had been read for long.
+    NotRead {
+        paused: Duration,
+        /// The channel whose deliveries were not taken.
+        channel: u16,
+        cause: String,
+    },
 }
 
 /// What happened.

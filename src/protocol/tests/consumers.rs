@@ -295,3 +295,37 @@ fn deliveries_for_an_unknown_tag_are_dropped() {
     assert_eq!(scenario.sent(), []);
     assert!(!scenario.core.is_closed());
 }
+
+/// The frames of a message of 10 000 bytes, and the last one apart.
+fn half_a_message(channel: u16, tag: &str) -> (Vec<u8>, Vec<u8>) {
+    let mut bytes = content(channel, deliver(tag, 1), None, &[7; 10_000]);
+    let payload_max = FRAME_MAX as usize - 8;
+    let rest = bytes.split_off(bytes.len() - 8 - 10_000 % payload_max);
+    (bytes, rest)
+}
+
+#[test]
+fn what_half_messages_take_is_counted_until_they_are_whole_or_their_channel_ends() {
+    let mut scenario = Scenario::new();
+    let ids = [(1, "a"), (2, "b"), (3, "c")].map(|(number, tag)| {
+        let id = scenario.open_channel(number);
+        scenario.consume(id, tag);
+        id
+    });
+    let mut halves = Vec::new();
+    for (count, (number, tag)) in [(1, "a"), (2, "b"), (3, "c")].into_iter().enumerate() {
+        let (half, rest) = half_a_message(number, tag);
+        scenario.peer_sends_bytes(&half);
+        assert!(scenario.core.assembling() >= (count + 1) * 8000);
+        halves.push(rest);
+    }
+    assert_eq!(scenario.events(), []);
+    scenario.peer_sends_bytes(&halves[0]);
+    assert_eq!(scenario.events().len(), 1);
+    let each = scenario.core.assembling() / 2;
+    assert!((8000..=10_000).contains(&each), "{each}");
+    scenario.begin_close_channel(ids[1], 1);
+    assert_eq!(scenario.core.assembling(), each);
+    scenario.core.terminate(Termination::EndOfStream);
+    assert_eq!(scenario.core.assembling(), 0);
+}

@@ -1,6 +1,6 @@
 //! Heartbeats in both directions, over hours of virtual time.
 
-use super::super::frame::HEARTBEAT_FRAME;
+use super::super::frame::{HEARTBEAT_FRAME, Settle};
 use super::super::methods::queue;
 use super::*;
 
@@ -156,4 +156,23 @@ fn a_driver_that_overslept_sends_one_heartbeat_and_not_all_it_missed() {
     scenario.now += INTERVAL * 3 / 2;
     scenario.core.handle_timeout(scenario.now);
     assert_eq!(scenario.output(), HEARTBEAT_FRAME);
+}
+
+#[test]
+fn a_callback_may_sleep_for_ten_minutes_and_settle_then() {
+    let mut scenario = scenario();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    scenario.peer_sends_content(1, deliver("c", 1), None, b"slow");
+    let delivery = Seen::Delivery("c", 1, b"slow".to_vec());
+    assert_eq!(scenario.events(), [delivery]);
+    for _ in 0..20 {
+        scenario.pass(INTERVAL / 2);
+        assert_eq!(scenario.output(), HEARTBEAT_FRAME);
+        scenario.peer_sends_bytes(&HEARTBEAT_FRAME);
+    }
+    assert_eq!(scenario.events(), []);
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
+    let ack = basic::Ack::new(1);
+    assert_eq!(scenario.sent(), [on(1, ack)]);
 }
