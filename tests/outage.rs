@@ -12,63 +12,14 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use cony::{BlockingConnection, Error, basic};
-use parking_lot::{Mutex, MutexGuard};
 
+use support::node::{Node, node};
 use support::{PATIENCE, exclusive_queue, unique};
-
-struct Node {
-    url: String,
-    control: String,
-    _process: Child,
-    /// The node stops when this closes, which happens at the latest with this process.
-    _lifeline: ChildStdin,
-}
-
-impl Node {
-    fn start() -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-broker");
-        let mut process = Command::new(script)
-            .args([
-                "sh",
-                "-c",
-                r#"echo "$AMQP_URL"; echo "$CONY_BROKER_CTL"; exec cat"#,
-            ])
-            .env_remove("AMQP_URL")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let mut line = || {
-            lines
-                .next()
-                .expect("with-broker says what is wrong")
-                .unwrap()
-        };
-        Self {
-            url: line(),
-            control: line(),
-            _lifeline: process.stdin.take().unwrap(),
-            _process: process,
-        }
-    }
-
-    fn control(&self, act: &str) {
-        let done = Command::new(&self.control).arg(act).status().unwrap();
-        assert!(done.success(), "{act}: {done}");
-    }
-
-    fn connect(&self) -> BlockingConnection {
-        BlockingConnection::open(&self.url).unwrap()
-    }
-}
 
 /// The node's memory alarm, for as long as this lives.
 struct Alarm<'a>(&'a Node);
@@ -92,16 +43,6 @@ impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         self.set_watermark("0.6");
     }
-}
-
-/// The node, up and running, for one test at a time.
-fn node() -> MutexGuard<'static, Node> {
-    static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
-    let node = NODE.get_or_init(|| Mutex::new(Node::start())).lock();
-    if BlockingConnection::open(&node.url).is_err() {
-        node.control("start");
-    }
-    node
 }
 
 /// What `act` comes to, in a thread of its own.

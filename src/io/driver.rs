@@ -23,7 +23,7 @@ use mio::{Events, Poll, Token};
 
 use super::channel_port::{ChannelPort, ConsumerPort};
 use super::commands::Frames;
-use super::dispatch::{self, Batch};
+use super::dispatch;
 use super::outbox::Outbox;
 use super::pauses::{Pauses, slowest_channel};
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
@@ -86,7 +86,6 @@ pub(crate) fn spawn(
         commands: VecDeque::new(),
         port: Arc::clone(&port),
         outbox: Outbox::default(),
-        batch: Batch::default(),
         held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
@@ -114,7 +113,6 @@ struct Driver {
     commands: VecDeque<Command>,
     port: Arc<ConnectionPort>,
     outbox: Outbox,
-    batch: Batch,
     /// Publishes and settlements of channels whose commit awaits its reply.
     held: Vec<Command>,
     /// The socket may have bytes; cleared when it says that it has none.
@@ -337,9 +335,17 @@ impl Driver {
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
             self.in_talk |= matches!(event, Event::Reply { .. });
-            dispatch::tell(&self.port, &mut self.batch, event);
+            match event {
+                Event::Deliveries {
+                    consumer,
+                    mut contents,
+                } => {
+                    dispatch::deliver(&consumer, &mut contents);
+                    self.core.reuse(contents);
+                }
+                event => dispatch::tell(&self.port, event),
+            }
         }
-        self.batch.hand_over();
     }
 
     fn write(&mut self, now: Instant) {

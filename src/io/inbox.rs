@@ -79,18 +79,20 @@ impl Inbox {
         }
     }
 
-    /// Puts in everything of `batch`, in order. What comes after the end is dropped.
-    pub(crate) fn push(&self, batch: &mut VecDeque<Incoming>) {
-        let several = batch.len() > 1;
+    /// Puts in `items`, in order. What comes after the end is dropped.
+    pub(crate) fn push(&self, items: impl ExactSizeIterator<Item = Incoming>) {
+        let several = items.len() > 1;
         let mut state = self.state.lock();
         if state.ended {
             drop(state);
-            return batch.clear();
+            return items.for_each(drop);
         }
-        let cost = batch.iter().map(Incoming::cost).sum();
-        self.connection.backlog.add(cost);
+        let mut cost = 0;
+        state
+            .queue
+            .extend(items.inspect(|item| cost += item.cost()));
         state.bytes += cost;
-        state.queue.append(batch);
+        self.connection.backlog.add(cost);
         self.wake(&state, several);
         drop(state);
         self.watchers.ring();

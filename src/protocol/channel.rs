@@ -299,8 +299,7 @@ impl<T: Tokens> Channel<T> {
             ContentMethod::Deliver(deliver) => {
                 let no_ack = match self.consumers.taker(&deliver.consumer_tag) {
                     Taker::Consumer(consumer) if !consumer.discard => {
-                        let consumer = consumer.token.clone();
-                        out.events.push_back(Event::Delivery { consumer, content });
+                        out.deliver(self.id.number, || consumer.token.clone(), content);
                         return Ok(());
                     }
                     Taker::Consumer(consumer) => consumer.no_ack,

@@ -28,11 +28,13 @@
 mod router;
 mod secret_updates;
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use self::router::{Blocked, Router, State};
 use self::secret_updates::SecretUpdates;
 use super::channel::Channel;
+use super::content::Content;
 use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
@@ -131,6 +133,11 @@ impl<T: Tokens> Connection<T> {
 
     pub(crate) fn poll_event(&mut self) -> Option<Event<T>> {
         self.router.out.events.pop_front()
+    }
+
+    /// Takes back the memory of a run of deliveries, which is empty by now.
+    pub(crate) fn reuse(&mut self, run: VecDeque<Content>) {
+        self.router.out.reuse(run);
     }
 
     /// Bytes for the peer, in order.

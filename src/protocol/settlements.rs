@@ -158,7 +158,11 @@ mod tests {
         }
         settlements.settle_for_good(2, 2);
         settlements.roll_back();
-        assert_eq!(settlements.count(), 1, "what is settled for good is not counted");
+        assert_eq!(
+            settlements.count(),
+            1,
+            "what is settled for good is not counted"
+        );
         assert!(!settlements.settle(1) && !settlements.settle(2));
         settlements.settle(4);
         settlements.commit();

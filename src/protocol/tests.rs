@@ -95,9 +95,7 @@ impl From<Event<Script>> for Seen {
                 Reply::Closed => Self::IsClosed(call),
             },
             Event::Failed { call, failure } => Self::Failed(call, failure),
-            Event::Delivery { consumer, content } => {
-                Self::Delivery(consumer, delivery_tag(&content), content.body.to_vec())
-            }
+            Event::Deliveries { .. } => unreachable!("taken apart by `events`"),
             Event::GivenBack { .. } => unreachable!("filtered by `events`"),
             Event::ConsumerEnded {
                 consumer,
@@ -217,11 +215,21 @@ impl Scenario {
 
     /// What happened since the last look.
     fn events(&mut self) -> Vec<Seen> {
-        std::iter::from_fn(|| self.core.poll_event())
-            // Bookkeeping of what the sent nacks show anyway.
-            .filter(|event| !matches!(event, Event::GivenBack { .. }))
-            .map(Seen::from)
-            .collect()
+        let mut seen = Vec::new();
+        while let Some(event) = self.core.poll_event() {
+            match event {
+                // Bookkeeping of what the sent nacks show anyway.
+                Event::GivenBack { .. } => {}
+                Event::Deliveries { consumer, contents } => {
+                    seen.extend(contents.iter().map(|content| {
+                        let body = content.body.to_vec();
+                        Seen::Delivery(consumer, delivery_tag(content), body)
+                    }));
+                }
+                event => seen.push(event.into()),
+            }
+        }
+        seen
     }
 
     /// Lets time pass, with a driver that wakes at every deadline.

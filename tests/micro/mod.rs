@@ -264,7 +264,10 @@ fn decode_a_delivery() {
                 || {
                     receive(&mut core, &bytes, now);
                     while let Some(event) = core.poll_event() {
-                        seen += usize::from(matches!(event, Event::Delivery { .. }));
+                        if let Event::Deliveries { mut contents, .. } = event {
+                            seen += contents.drain(..).count();
+                            core.reuse(contents);
+                        }
                     }
                 },
             );

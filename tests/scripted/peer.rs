@@ -337,7 +337,7 @@ impl Listener {
 }
 
 /// The peer's stream, whatever is below AMQP.
-pub(crate) trait Stream: Read + Write {
+pub(crate) trait Stream: Read + Write + Send {
     fn socket(&self) -> &TcpStream;
 
     /// Says below AMQP that nothing more comes.
@@ -389,7 +389,10 @@ impl Wire {
     /// Sends `bytes` again and again until nothing has gone out for so long, or the client
     /// is gone; how much that was. The last time may be cut off anywhere.
     pub(crate) fn flood_until_stuck(&mut self, bytes: &[u8], patience: Duration) -> usize {
-        self.stream.set_write_timeout(Some(patience)).unwrap();
+        self.stream
+            .socket()
+            .set_write_timeout(Some(patience))
+            .unwrap();
         let mut sent = 0;
         loop {
             let rest = &bytes[sent % bytes.len()..];
@@ -690,6 +693,14 @@ impl Wire {
     pub(crate) fn expect_nothing(&mut self) {
         let error = self.stream.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+
+    /// A second hand on a plain connection, for what comes while the first one sends.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            stream: Box::new(self.stream.socket().try_clone().unwrap()),
+            trickles: false,
+        }
     }
 
     /// Throws the connection away (RST).
