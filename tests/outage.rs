@@ -10,6 +10,8 @@
     reason = "in a test, what fails should panic"
 )]
 
+#[path = "outage/matrix.rs"]
+mod matrix;
 mod support;
 
 use std::process::Command;
