@@ -22,6 +22,7 @@ mod matrix;
 #[path = "scripted/opening.rs"]
 mod opening;
 #[path = "scripted/peer.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
 #[path = "scripted/publishing.rs"]
 mod publishing;
@@ -29,6 +30,3 @@ mod publishing;
 mod secrets;
 #[path = "scripted/silence_and_death.rs"]
 mod silence_and_death;
-#[cfg(feature = "tls")]
-#[path = "scripted/tls_peer.rs"]
-mod tls_peer;

@@ -439,24 +439,20 @@ impl Shared {
         &self.limits
     }
 
-    /// Notes that a delivery goes to the program.
-    pub(crate) fn hand_out(&self, tag: u64, no_ack: bool) {
+    /// Notes that a delivery goes to the program that it has to settle.
+    pub(crate) fn hand_out(&self) {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
-        if no_ack {
-            // Cannot be settled, so it counts as settled.
-            self.port.settlements.lock().settle_for_good(tag);
-        }
     }
 
     /// Back into its queue with a message that nobody will take, unless that is a stream,
     /// which has it still.
     fn give_back(&self, content: &Content) {
         if let ContentMethod::Deliver(deliver) = &content.method {
-            let of_stream = content.is_of_stream();
-            self.hand_out(deliver.delivery_tag, of_stream);
-            if of_stream {
-                return;
+            let tag = deliver.delivery_tag;
+            if content.is_of_stream() {
+                return self.port.settlements.lock().settle_for_good(tag, tag);
             }
+            self.hand_out();
             let nack = Settle::Nack {
                 multiple: false,
                 requeue: true,

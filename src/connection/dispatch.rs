@@ -98,9 +98,8 @@ impl BlockingConnection {
     /// # Errors
     ///
     /// A callback's own error; the reason, if the connection ends otherwise;
-    /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) and
-    /// [`Error::ConsumerCancelled`](crate::Error::ConsumerCancelled), if nobody listens for
-    /// them.
+    /// [`ChannelClosed`](crate::Error::ChannelClosed) and
+    /// [`ConsumerCancelled`](crate::Error::ConsumerCancelled), if nobody listens for them.
     pub fn run(&self) -> Result<()> {
         let Some(running) = self.inner.stops.enter() else {
             return Ok(());
@@ -144,7 +143,8 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// A callback's own error; the reason, if the connection is over.
+    /// As [`run`](Self::run); and the reason also when this program has closed the
+    /// connection.
     pub fn process_data_events(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(limit);
         let bell = Bell::of_this_thread();

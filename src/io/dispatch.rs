@@ -18,29 +18,42 @@ use crate::protocol::failure::ReplyCode;
 pub(super) struct Batch {
     items: VecDeque<Incoming>,
     consumer: Option<Arc<Route>>,
+    first_tag: u64,
     last_tag: u64,
 }
 
 impl Batch {
     pub(super) fn add(&mut self, route: Arc<Route>, content: Content) {
-        let fits = match &self.consumer {
-            Some(known) => std::ptr::eq(known.consumer.inbox(), route.consumer.inbox()),
-            None => false,
-        };
-        if !fits {
+        let tag = content.delivery_tag().unwrap_or_default();
+        if !self.fits(&route, tag) {
             self.hand_over();
             self.consumer = Some(route);
+            self.first_tag = tag;
         }
-        self.last_tag = content.delivery_tag().unwrap_or(self.last_tag);
+        self.last_tag = tag;
         self.items.push_back(Incoming::Message(content));
+    }
+
+    fn fits(&self, route: &Route, tag: u64) -> bool {
+        self.consumer.as_ref().is_some_and(|known| {
+            let (known, new) = (&known.consumer, &route.consumer);
+            std::ptr::eq(known.inbox(), new.inbox())
+                && known.no_ack == new.no_ack
+                && self.last_tag.checked_add(1) == Some(tag)
+        })
     }
 
     /// Puts what there is into its inbox.
     pub(super) fn hand_over(&mut self) {
         if let Some(route) = self.consumer.take() {
             let consumer = &route.consumer;
+            let channel = &consumer.channel;
             // Before anybody can settle it.
-            consumer.channel.delivered(self.last_tag);
+            channel.delivered(self.last_tag);
+            if consumer.no_ack {
+                let mut settlements = channel.settlements.lock();
+                settlements.settle_for_good(self.first_tag, self.last_tag);
+            }
             put(consumer, &mut self.items);
         }
     }

@@ -362,17 +362,7 @@ impl Driver {
         if self.outbox.is_empty() {
             self.unread = 0;
         }
-        self.detect_backpressure();
-    }
-
-    /// Says so when far more waits than the peer takes.
-    fn detect_backpressure(&self) {
-        let counters = &self.port.counters;
-        let mean_frame = counters.bytes_sent.get() / counters.frames_sent.get().max(1);
-        let backpressure = &self.port.backpressure;
-        if backpressure.begins(self.outbox.len(), mean_frame) {
-            self.port.ring();
-        }
+        self.port.detect_backpressure(self.outbox.len());
     }
 
     /// The peer takes nothing any more. Perhaps it has said why.
@@ -381,6 +371,10 @@ impl Driver {
             match self.transport.read(self.core.space()) {
                 Ok(count) if count > 0 => self.core.received(count, Instant::now()),
                 _ => break,
+            }
+            self.dispatch();
+            if self.port.backlog.must_pause(false, true, || 0) {
+                break;
             }
         }
         self.fail(error);

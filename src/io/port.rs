@@ -400,6 +400,14 @@ impl ConnectionPort {
         self.ring();
     }
 
+    /// Says so when far more waits, in bytes, than the peer takes.
+    pub(crate) fn detect_backpressure(&self, waiting: usize) {
+        let mean_frame = self.counters.bytes_sent.get() / self.counters.frames_sent.get().max(1);
+        if self.backpressure.begins(waiting, mean_frame) {
+            self.ring();
+        }
+    }
+
     /// Deliveries of this cost were handed to the program.
     pub(crate) fn handed_out(&self, cost: usize) {
         if cost > 0 && self.backlog.remove(cost) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::bodies::Bodies;
 use super::content::Content;
 use super::failure::{CloseReason, EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
@@ -168,6 +169,7 @@ pub(crate) struct Out<T: Tokens> {
     /// How many frames were put into `bytes` since somebody asked.
     pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
+    pub(crate) bodies: Bodies,
     /// Deadlines of calls: when, which channel, which call.
     deadlines: BTreeSet<(Instant, u16, u64)>,
     frame_max: usize,
@@ -180,6 +182,7 @@ impl<T: Tokens> Out<T> {
             bytes: Vec::new(),
             frames: 0,
             events: VecDeque::new(),
+            bodies: Bodies::default(),
             deadlines: BTreeSet::new(),
             frame_max,
             calls: 0,

@@ -2,8 +2,6 @@
 //!
 //! Rules: AMQP 0-9-1 specification, section 4.2.3 (general frame format).
 
-use bytes::Bytes;
-
 use super::confirms::fingerprint;
 use super::failure::{EncodeError, ProtocolError};
 use super::methods::{Method, MethodId, basic};
@@ -359,11 +357,6 @@ fn encode_body(out: &mut Vec<u8>, channel: u16, body: &[u8], chunk_max: usize) {
         out.extend_from_slice(chunk);
         out.push(FRAME_END);
     }
-}
-
-/// A body of its own, so that it does not pin the buffer it was read into.
-pub(crate) fn copied(payload: &[u8]) -> Bytes {
-    Bytes::copy_from_slice(payload)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::input::Input;
 use crate::protocol::connection::Connection;
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
 use crate::protocol::failure::ReplyCode;
-use crate::protocol::frame::{FrameDecoder, Settle};
+use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::{Negotiated, decode_method};
 use crate::protocol::methods::basic;
 use crate::protocol::table::FieldTable;
@@ -127,7 +127,10 @@ impl Subject {
                     && self.core.gate(id) != Gate::Committing
                 {
                     self.commanded += 1;
-                    self.core.settle(id, tag, Settle::Ack { multiple: true });
+                    if self.core.gate(id) == Gate::Open {
+                        let ack = Settle::Ack { multiple: true };
+                        encode_settle(self.core.output(), id.number, tag, ack);
+                    }
                 }
             }
             9 => {

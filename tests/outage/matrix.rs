@@ -11,7 +11,7 @@ use cony::{
 };
 
 use crate::support::node::{Node, node};
-use crate::support::{PATIENCE, exclusive_queue, run, until};
+use crate::support::{PATIENCE, exclusive_queue, until};
 
 /// A call, made again and again until it fails: its name, and the queue that it may use.
 type Call = (&'static str, fn(&BlockingChannel, &str) -> cony::Result<()>);
@@ -111,8 +111,8 @@ const PAUSED: Fault = Fault {
 };
 
 const OUT_OF_MEMORY: Fault = Fault {
-    inflict: |node| watermark(node, "0.0001"),
-    mend: |node| watermark(node, "0.6"),
+    inflict: |node| node.set_watermark("0.0001"),
+    mend: |node| node.set_watermark("0.6"),
     is_due: |error| {
         matches!(
             error,
@@ -120,12 +120,6 @@ const OUT_OF_MEMORY: Fault = Fault {
         )
     },
 };
-
-fn watermark(node: &Node, value: &str) {
-    let mut command = std::process::Command::new(&node.control);
-    command.args(["-q", "set_vm_memory_high_watermark", value]);
-    run(&mut command, b"");
-}
 
 /// A call at work, on a connection of its own.
 struct Busy {

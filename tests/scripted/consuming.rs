@@ -1081,3 +1081,36 @@ fn a_close_ends_although_the_budget_is_used_up() {
         },
     );
 }
+
+#[test]
+fn a_callbacks_own_call_is_answered_although_the_budget_is_used_up() {
+    with_channel_and(
+        |parameters| parameters.read_budget(MIB),
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            // With 256 for each, more than the budget and less than twice the budget.
+            for number in 1..=1200 {
+                wire.deliver(1, &tag, number, &"x".repeat(1000));
+            }
+            wire.accept_declare(1);
+            wire.accept_cancel(1, &tag);
+        },
+        |channel| {
+            let mut first = true;
+            channel
+                .basic_consume(no_ack(), move |channel, _| {
+                    if !std::mem::take(&mut first) {
+                        return Ok(());
+                    }
+                    let stats = || channel.connection().stats();
+                    while stats().bytes_to_take <= MIB {
+                        thread::yield_now();
+                    }
+                    channel.queue_declare("q")?;
+                    channel.stop_consuming()
+                })
+                .unwrap();
+            channel.start_consuming().unwrap();
+        },
+    );
+}

@@ -392,7 +392,7 @@ fn returns_that_nobody_wants_do_not_stand_in_the_way_of_others() {
         |wire| {
             wire.expect_publish(1);
             let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
-            wire.send_content(1, (60, 50), arguments, "x");
+            wire.send_content(1, BASIC_RETURN, arguments, "x");
             wire.send(1, CHANNEL_FLOW, args().u8(1));
             wire.expect(1, CHANNEL_FLOW_OK);
         },

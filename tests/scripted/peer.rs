@@ -5,6 +5,10 @@
 //! cony's cannot hide behind the same mistake here. Every wait is bounded, so whatever
 //! goes wrong fails a test and never hangs it.
 
+#[cfg(feature = "tls")]
+#[path = "tls_peer.rs"]
+mod tls_peer;
+
 use std::any::Any;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -76,6 +80,7 @@ pub(crate) mod methods {
     pub(crate) const BASIC_CANCEL: Method = (60, 30);
     pub(crate) const BASIC_CANCEL_OK: Method = (60, 31);
     pub(crate) const BASIC_PUBLISH: Method = (60, 40);
+    pub(crate) const BASIC_RETURN: Method = (60, 50);
     pub(crate) const BASIC_DELIVER: Method = (60, 60);
     pub(crate) const BASIC_GET: Method = (60, 70);
     pub(crate) const BASIC_GET_OK: Method = (60, 71);
@@ -328,7 +333,7 @@ impl Listener {
             stream: match self.below {
                 Below::Tcp => Box::new(stream),
                 #[cfg(feature = "tls")]
-                Below::Tls => Box::new(crate::tls_peer::acceptor().accept(stream).unwrap()),
+                Below::Tls => Box::new(tls_peer::acceptor().accept(stream).unwrap()),
             },
             trickles: false,
         }
@@ -383,6 +388,26 @@ impl Wire {
             }
         }
         panic!("the client listens to a flood without end");
+    }
+
+    /// Sends `bytes` again and again until nothing has gone out for so long, or the client
+    /// is gone; how much that was. The last time may be cut off anywhere.
+    pub(crate) fn flood_until_stuck(&mut self, bytes: &[u8], patience: Duration) -> usize {
+        self.stream
+            .socket()
+            .set_write_timeout(Some(patience))
+            .unwrap();
+        let mut sent = 0;
+        loop {
+            let rest = &bytes[sent % bytes.len()..];
+            match self.stream.write(rest) {
+                Ok(count) => sent += count,
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    _ => return sent,
+                },
+            }
+        }
     }
 
     /// Sends bytes to a client that may have left.
@@ -724,7 +749,7 @@ pub(crate) fn play_over(
     let parameters = match below {
         Below::Tcp => parameters(listener.port()),
         #[cfg(feature = "tls")]
-        Below::Tls => crate::tls_peer::trust(parameters(listener.port())),
+        Below::Tls => tls_peer::trust(parameters(listener.port())),
     };
     let peer = Actor::enter("peer", move || script(&listener));
     let client = Actor::enter("client", move || client(parameters));

@@ -1,0 +1,610 @@
+//! Memory is bounded in both directions, in bytes: measured as the process's resident set.
+//!
+//! Each test runs its scenario in a process of its own, which is this very binary, because
+//! other tests would have memory of their own. A few need more than a minute and a real
+//! broker; these run by name:
+//!
+//!     tests/with-broker cargo test --test memory -- --ignored
+
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "in a test, what fails should panic"
+)]
+
+#[path = "scripted/peer.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod peer;
+mod support;
+
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectionLoss, ConnectionParameters, Error, Message,
+    ReplyCode, basic, queue,
+};
+
+use crate::peer::methods::*;
+use crate::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, body, header, method, play, signal};
+use crate::support::{unique, until, url};
+
+const MIB: usize = 1 << 20;
+
+/// What a process takes beside what is bounded: stacks, buffers, what malloc keeps.
+const SLACK: usize = 16 * MIB;
+
+/// Names the scenario that a child process is to run.
+const SCENARIO: &str = "CONY_TEST_MEMORY";
+
+/// Runs a scenario in a process of its own. `name` is that of the test.
+fn in_child(name: &str, scenario: impl FnOnce()) {
+    if std::env::var(SCENARIO).is_ok_and(|wanted| wanted == name) {
+        return scenario();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--include-ignored", "--nocapture"])
+        .env(SCENARIO, name)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && told.contains("1 passed"),
+        "{told}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A figure of the process's memory, in bytes.
+fn memory(figure: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(figure));
+    let figure = line
+        .and_then(|line| line.split_whitespace().nth(1))
+        .unwrap();
+    figure.parse::<usize>().unwrap() * 1024
+}
+
+/// Fails if the process has ever taken more than `start` and so much.
+fn assert_grown_at_most(start: usize, bytes: usize) {
+    let grown = memory("VmHWM").saturating_sub(start);
+    println!("grown by {} KiB of {}", grown / 1024, bytes / 1024);
+    assert!(grown <= bytes, "grown by {grown} bytes");
+}
+
+/// A play with a script behind the handshake that ends as it likes.
+fn open(
+    adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
+    script: impl FnOnce(Wire) + Send + 'static,
+    client: impl FnOnce(BlockingConnection) + Send + 'static,
+) {
+    let script = move |listener: &Listener| {
+        let mut wire = listener.accept();
+        wire.handshake(Tune::default());
+        script(wire);
+    };
+    play(script, |parameters| {
+        client(BlockingConnection::open(adjust(parameters)).unwrap());
+    });
+}
+
+/// A whole delivery.
+fn delivery(channel: u16, tag: &str, text: &[u8]) -> Vec<u8> {
+    let mut bytes = method(channel, BASIC_DELIVER, peer::deliver(tag, 1));
+    bytes.extend(header(channel, text.len() as u64));
+    for chunk in text.chunks(100_000) {
+        bytes.extend(body(channel, chunk));
+    }
+    bytes
+}
+
+fn no_ack(queue: &str) -> basic::Consume {
+    basic::Consume::new(queue).no_ack(true)
+}
+
+// Publishing.
+
+/// Publishers of bodies of `size` bytes meet a broker that takes nothing, and perhaps says
+/// so; then it takes everything.
+fn publishers_are_held(size: usize, reason: Option<&'static str>) {
+    let (go_on, going_on) = signal();
+    let (told, counted) = mpsc::channel();
+    let script = move |mut wire: Wire| {
+        wire.open_channel(1);
+        if let Some(reason) = reason {
+            wire.send(0, CONNECTION_BLOCKED, args().short(reason));
+        }
+        going_on.wait();
+        let mut count = 0;
+        while let Some(frame) = wire.frame() {
+            match frame {
+                Frame::Method(1, BASIC_PUBLISH, _) => count += 1,
+                Frame::Method(1, CHANNEL_CLOSE, _) => wire.send(1, CHANNEL_CLOSE_OK, args()),
+                Frame::Method(0, CONNECTION_CLOSE, _) => wire.send(0, CONNECTION_CLOSE_OK, args()),
+                _ => {}
+            }
+        }
+        told.send(count).unwrap();
+    };
+    let patience = Duration::from_millis(500);
+    open(
+        move |parameters| parameters.publish_timeout(patience),
+        script,
+        move |connection| {
+            let start = memory("VmRSS");
+            let channel = connection.channel().unwrap();
+            until("blocked", || connection.is_blocked() == reason.is_some());
+            let published: usize = thread::scope(|scope| {
+                let publish = || fill(&channel, size, reason);
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(publish)).collect();
+                threads.into_iter().map(|it| it.join().unwrap()).sum()
+            });
+            assert!(connection.stats().bytes_to_write <= 4 * MIB);
+            assert_grown_at_most(start, 4 * MIB + SLACK);
+            go_on.send(()).unwrap();
+            connection.close().unwrap();
+            assert_eq!(counted.recv_timeout(CURTAIN), Ok(published));
+        },
+    );
+}
+
+/// Publishes until there is no room; how many were taken.
+fn fill(channel: &BlockingChannel, size: usize, reason: Option<&str>) -> usize {
+    let text = vec![b'x'; size];
+    for count in 0.. {
+        match channel.basic_publish("", "queue", Message::new(&text)) {
+            Ok(_) => {}
+            Err(Error::PublishTimeout { blocked, .. }) => {
+                assert_eq!(blocked.as_deref(), reason);
+                return count;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    unreachable!("{} publishes were taken", usize::MAX)
+}
+
+#[test]
+fn publishers_of_small_messages_are_held_by_a_broker_that_takes_nothing() {
+    let name = "publishers_of_small_messages_are_held_by_a_broker_that_takes_nothing";
+    in_child(name, || publishers_are_held(10, None));
+}
+
+#[test]
+fn publishers_of_large_messages_are_held_by_a_broker_that_takes_nothing() {
+    let name = "publishers_of_large_messages_are_held_by_a_broker_that_takes_nothing";
+    in_child(name, || publishers_are_held(MIB, None));
+}
+
+#[test]
+fn publishers_are_held_by_a_broker_that_blocks_them() {
+    let name = "publishers_are_held_by_a_broker_that_blocks_them";
+    in_child(name, || publishers_are_held(10_000, Some("low on disk")));
+}
+
+// Consuming.
+
+const READ_BUDGET: usize = 8 * MIB;
+
+/// What one turn of reading may add.
+const READ_TURN: usize = MIB / 2;
+
+/// A flood of messages that nobody takes, on the second of two channels, until the broker
+/// loses its patience. Meanwhile heartbeats go out.
+fn a_flood_ends(size: usize) {
+    let script = move |mut wire: Wire| {
+        wire.open_channel(1);
+        wire.open_channel(2);
+        let idle = wire.accept_consumer(1);
+        wire.raw(&delivery(1, &idle, b"never taken"));
+        let busy = wire.accept_consumer(2);
+        let bytes = delivery(2, &busy, &vec![7; size]).repeat(100_000 / size + 1);
+        let sent = wire.flood_until_stuck(&bytes, Duration::from_secs(6));
+        assert!(sent > READ_BUDGET, "{sent}");
+        for _ in 0..8 {
+            wire.expect_heartbeat();
+        }
+        wire.reset();
+    };
+    let parameters = |parameters: ConnectionParameters| {
+        let heartbeat = Duration::from_secs(1);
+        parameters.heartbeat(heartbeat).read_budget(READ_BUDGET)
+    };
+    open(parameters, script, |connection| {
+        let start = memory("VmRSS");
+        let idle = connection.channel().unwrap();
+        let busy = connection.channel().unwrap();
+        let _idle = idle.consume(no_ack("idle")).unwrap();
+        let consumer = busy.consume(no_ack("busy")).unwrap();
+        let Error::ConnectionLost(loss) = connection.wait_closed() else {
+            panic!("{}", connection.wait_closed());
+        };
+        let ConnectionLoss::NotRead {
+            paused, channel, ..
+        } = loss
+        else {
+            panic!("{loss}");
+        };
+        assert_eq!(channel, 2, "{loss}");
+        assert!(paused >= Duration::from_secs(5), "{loss}");
+        // At the end a little more is read, in search of a reason.
+        assert!(connection.stats().bytes_to_take <= 2 * READ_BUDGET + READ_TURN);
+        // The queue of them doubles when it grows.
+        assert_grown_at_most(start, 3 * READ_BUDGET + SLACK);
+        // What needs no acknowledgement is not lost, and then the reason is told.
+        assert!(consumer.next().unwrap().is_ok());
+        drop(busy);
+        let error = consumer.into_iter().find_map(Result::err).unwrap();
+        assert!(error.to_string().contains("channel 2"), "{error}");
+    });
+}
+
+#[test]
+fn a_flood_of_small_messages_that_nobody_takes_ends_with_the_name_of_the_channel() {
+    let name = "a_flood_of_small_messages_that_nobody_takes_ends_with_the_name_of_the_channel";
+    in_child(name, || a_flood_ends(10));
+}
+
+#[test]
+fn a_flood_of_large_messages_that_nobody_takes_ends_with_the_name_of_the_channel() {
+    let name = "a_flood_of_large_messages_that_nobody_takes_ends_with_the_name_of_the_channel";
+    in_child(name, || a_flood_ends(300_000));
+}
+
+#[test]
+fn half_messages_of_many_channels_count_and_end_no_reading() {
+    let name = "half_messages_of_many_channels_count_and_end_no_reading";
+    in_child(name, half_messages);
+}
+
+fn half_messages() {
+    const CHANNELS: u16 = 200;
+    const SIZE: usize = 200_000;
+    let half = |channel, tag: &str| {
+        let mut bytes = method(channel, BASIC_DELIVER, peer::deliver(tag, 1));
+        bytes.extend(header(channel, SIZE as u64));
+        bytes.extend(body(channel, &[7; SIZE / 2]));
+        bytes
+    };
+    let (stuck, being_stuck) = signal();
+    let script = move |mut wire: Wire| {
+        let tags: Vec<String> = (1..=CHANNELS)
+            .map(|channel| {
+                wire.open_channel(channel);
+                wire.accept_consumer(channel)
+            })
+            .collect();
+        for (channel, tag) in (1..).zip(&tags) {
+            wire.raw(&half(channel, tag));
+        }
+        // Far more than the budget is under way, and a quarter of it still comes.
+        let flood = delivery(1, &tags[0], &[7; 1000]);
+        wire.raw(&body(1, &[7; SIZE / 2]));
+        let sent = wire.flood_until_stuck(&flood, Duration::from_secs(1));
+        stuck.send(()).unwrap();
+        wire.raw(&flood[sent % flood.len()..]);
+        for channel in 2..=CHANNELS {
+            wire.raw(&body(channel, &[7; SIZE / 2]));
+        }
+        wire.serve();
+    };
+    let parameters = |parameters: ConnectionParameters| parameters.read_budget(READ_BUDGET);
+    open(parameters, script, move |connection| {
+        let start = memory("VmRSS");
+        let consume = |_| {
+            let channel = connection.channel().unwrap();
+            channel.consume(no_ack("queue")).unwrap()
+        };
+        let consumers: Vec<_> = (0..CHANNELS).map(consume).collect();
+        let taken = || connection.stats().bytes_to_take;
+        being_stuck.wait();
+        assert!(taken() > READ_BUDGET / 4, "{}", taken());
+        assert!(taken() <= READ_BUDGET / 4 + READ_TURN, "{}", taken());
+        let first = consumers[0].next().unwrap().unwrap();
+        assert_eq!(first.body.len(), SIZE);
+        let flood = consumers[0].clone();
+        let taker = thread::spawn(move || flood.into_iter().all(|it| it.is_ok()));
+        for consumer in &consumers[1..] {
+            assert_eq!(consumer.next().unwrap().unwrap().body.len(), SIZE);
+        }
+        let all = usize::from(CHANNELS) * SIZE;
+        assert_grown_at_most(start, all + READ_BUDGET + SLACK);
+        connection.close().unwrap();
+        assert!(!taker.join().unwrap(), "it ends with the reason");
+    });
+}
+
+#[test]
+fn a_huge_message_takes_its_size_and_one_beyond_the_limit_takes_nothing() {
+    let name = "a_huge_message_takes_its_size_and_one_beyond_the_limit_takes_nothing";
+    in_child(name, huge_messages);
+}
+
+fn huge_messages() {
+    const HUGE: usize = 100 * MIB;
+    let chunk = vec![7; 100 * 1024];
+    let script = move |mut wire: Wire| {
+        for (channel, size) in [(1, HUGE + 1), (2, HUGE)] {
+            wire.open_channel(channel);
+            wire.expect(channel, BASIC_GET);
+            wire.send(channel, BASIC_GET_OK, peer::get_ok(1));
+            wire.raw(&header(channel, size as u64));
+            for _ in 0..HUGE / chunk.len() {
+                wire.raw(&body(channel, &chunk));
+            }
+            if size > HUGE {
+                wire.serve_until(channel, CHANNEL_CLOSE);
+            }
+        }
+        wire.serve();
+    };
+    let parameters = |parameters: ConnectionParameters| parameters.max_message_size(HUGE as u64);
+    open(parameters, script, |connection| {
+        let start = memory("VmRSS");
+        let first = connection.channel_with_number(1).unwrap();
+        let error = first.basic_get("queue").map(drop).unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::CONTENT_TOO_LARGE));
+        let channel = connection.channel_with_number(2).unwrap();
+        assert_grown_at_most(start, SLACK);
+        let message = channel.basic_get("queue").unwrap().unwrap();
+        assert_eq!(message.body.len(), HUGE);
+        assert_grown_at_most(start, HUGE + SLACK);
+    });
+}
+
+#[test]
+fn what_comes_back_and_nobody_asks_for_is_bounded() {
+    let name = "what_comes_back_and_nobody_asks_for_is_bounded";
+    in_child(name, unclaimed);
+}
+
+/// Returns that nobody expects, failed publishes and other events, of which only a callback
+/// would take notice, and none runs.
+fn unclaimed() {
+    const COUNT: u64 = 1000;
+    let text = vec![b'x'; 100_000];
+    let returned = args().u16(312).short("NO_ROUTE").short("").short("queue");
+    let mut flood = Vec::new();
+    flood.extend(method(1, BASIC_RETURN, returned.clone()));
+    flood.extend(header(1, text.len() as u64));
+    flood.extend(body(1, &text));
+    let back = flood.clone();
+    flood.extend(method(1, CHANNEL_FLOW, args().u8(1)));
+    flood.extend(method(0, CONNECTION_BLOCKED, args().short("low on memory")));
+    flood.extend(method(0, CONNECTION_UNBLOCKED, args()));
+    let script = move |mut wire: Wire| {
+        wire.open_channel(1);
+        wire.expect(1, CONFIRM_SELECT);
+        wire.send(1, CONFIRM_SELECT_OK, args());
+        for number in 1..=COUNT {
+            wire.expect_publish(1);
+            wire.raw(&back);
+            wire.send(1, BASIC_ACK, args().u64(number).u8(0));
+        }
+        for _ in 0..COUNT {
+            wire.raw(&flood);
+            wire.expect(1, CHANNEL_FLOW_OK);
+        }
+        wire.serve();
+    };
+    open(
+        |parameters| parameters,
+        script,
+        move |connection| {
+            let start = memory("VmRSS");
+            let channel = connection.channel().unwrap();
+            channel.confirm_delivery().unwrap();
+            channel.add_on_confirm_callback(|_, _| Ok(()));
+            for _ in 0..COUNT {
+                let message = Message::new(&text).mandatory(true);
+                channel.basic_publish("", "queue", message).unwrap();
+            }
+            let error = channel.wait_for_confirms(CURTAIN).unwrap_err();
+            let Error::PublishFailures { failures, more } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!(failures.len() as u64 + more, COUNT);
+            until("returns", || {
+                connection.stats().messages_returned == 2 * COUNT
+            });
+            assert!(channel.try_next_return().is_some());
+            // 16 MiB of each of three kinds, and what waits to be written.
+            assert_grown_at_most(start, 3 * 16 * MIB + 4 * MIB + SLACK);
+        },
+    );
+}
+
+#[test]
+fn the_hard_limit_holds_when_every_thread_waits_for_something() {
+    let name = "the_hard_limit_holds_when_every_thread_waits_for_something";
+    in_child(name, everybody_waits);
+}
+
+fn everybody_waits() {
+    let script = |mut wire: Wire| {
+        for channel in 1..=3 {
+            wire.open_channel(channel);
+        }
+        let tag = wire.accept_consumer(1);
+        wire.expect(2, CONFIRM_SELECT);
+        wire.send(2, CONFIRM_SELECT_OK, args());
+        // Takes nothing and answers nothing from now on.
+        wire.flood_until_stuck(&delivery(1, &tag, &[7; 1000]), Duration::from_secs(3));
+        wire.drain();
+    };
+    let patience = Duration::from_secs(2);
+    let parameters = move |parameters: ConnectionParameters| {
+        let parameters = parameters.read_budget(READ_BUDGET);
+        parameters.rpc_timeout(patience).publish_timeout(patience)
+    };
+    open(parameters, script, move |connection| {
+        let start = memory("VmRSS");
+        let channels: Vec<_> = (0..3).map(|_| connection.channel().unwrap()).collect();
+        let consumer = channels[0].consume(no_ack("queue")).unwrap();
+        channels[1].confirm_delivery().unwrap();
+        let confirm = channels[1].basic_publish("", "queue", "x").unwrap();
+        let errors: Vec<Error> = thread::scope(|scope| {
+            let mut waits = vec![
+                scope.spawn(|| channels[1].wait_for_confirms(patience).unwrap_err()),
+                scope.spawn(|| confirm.wait_timeout(patience).map(drop).unwrap_err()),
+                scope.spawn(|| connection.channel().map(drop).unwrap_err()),
+            ];
+            for _ in 0..4 {
+                waits.push(scope.spawn(|| {
+                    fill(&channels[2], MIB, None);
+                    channels[2].queue_declare("queue").map(drop).unwrap_err()
+                }));
+                waits.push(scope.spawn(|| channels[0].basic_get("queue").map(drop).unwrap_err()));
+            }
+            waits.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        for error in errors {
+            assert!(error.is_timeout(), "{error}");
+        }
+        let taken = connection.stats().bytes_to_take;
+        assert!(taken <= 2 * READ_BUDGET + READ_TURN, "{taken}");
+        assert!(
+            taken > READ_BUDGET,
+            "reading went on while they waited: {taken}"
+        );
+        assert_grown_at_most(start, 4 * READ_BUDGET + 4 * MIB + SLACK);
+        connection.disconnect();
+        drop(consumer);
+    });
+}
+
+// Against RabbitMQ.
+
+/// A callback that sleeps for so long, twice as many messages waiting as the default
+/// prefetch lets come, and heartbeats every second.
+fn a_callback_sleeps(time: Duration) {
+    let start = memory("VmRSS");
+    let setup = BlockingConnection::open(url()).unwrap().channel().unwrap();
+    let queue = unique("asleep");
+    setup.queue_declare(&queue).unwrap();
+    let text = vec![b'x'; 1000];
+    setup.confirm_delivery().unwrap();
+    for _ in 0..2000 {
+        setup
+            .basic_publish("", &queue, Message::new(&text))
+            .unwrap();
+    }
+    setup.wait_for_confirms(CURTAIN).unwrap();
+    let parameters = ConnectionParameters::try_from(url()).unwrap();
+    let parameters = parameters.heartbeat(Duration::from_secs(1));
+    let connection = BlockingConnection::open(parameters).unwrap();
+    assert_eq!(connection.heartbeat(), Duration::from_secs(1));
+    let channel = connection.channel().unwrap();
+    let mut count = 0;
+    channel
+        .basic_consume(&*queue, move |channel, delivery| {
+            if count == 0 {
+                thread::sleep(time);
+            }
+            count += 1;
+            delivery.ack()?;
+            match count {
+                2000 => channel.stop_consuming(),
+                _ => Ok(()),
+            }
+        })
+        .unwrap();
+    channel.start_consuming().unwrap();
+    connection.close().unwrap();
+    assert_eq!(setup.queue_delete(&queue).unwrap(), 0);
+    assert_grown_at_most(start, 4 * MIB + SLACK);
+}
+
+#[test]
+fn a_callback_sleeps_through_heartbeats() {
+    let name = "a_callback_sleeps_through_heartbeats";
+    in_child(name, || a_callback_sleeps(Duration::from_secs(5)));
+}
+
+#[test]
+#[ignore = "takes more than a minute"]
+fn a_callback_sleeps_through_a_minute_of_heartbeats() {
+    let name = "a_callback_sleeps_through_a_minute_of_heartbeats";
+    in_child(name, || a_callback_sleeps(Duration::from_secs(65)));
+}
+
+/// How many messages of 1000 bytes wait: several times what the budget and the buffers of
+/// the network take.
+const FLOOD: usize = 100_000;
+
+/// A consumer without acknowledgements of a long queue; its channel is the second.
+fn flooded(queue: &str) -> (BlockingConnection, cony::Consumer) {
+    let setup = BlockingConnection::open(url()).unwrap().channel().unwrap();
+    let declare = queue::Declare::new(queue).auto_delete(true);
+    setup.queue_declare(declare).unwrap();
+    setup.confirm_delivery().unwrap();
+    let text = vec![b'x'; 1000];
+    for _ in 0..FLOOD {
+        setup.basic_publish("", queue, Message::new(&text)).unwrap();
+    }
+    setup.wait_for_confirms(CURTAIN).unwrap();
+    let parameters = ConnectionParameters::try_from(url()).unwrap();
+    let heartbeat = Duration::from_secs(5);
+    let parameters = parameters.read_budget(READ_BUDGET).heartbeat(heartbeat);
+    let connection = BlockingConnection::open(parameters).unwrap();
+    let _first = connection.channel().unwrap();
+    let channel = connection.channel().unwrap();
+    let consumer = channel.consume(no_ack(queue)).unwrap();
+    until("a full budget", || {
+        connection.stats().bytes_to_take > READ_BUDGET
+    });
+    (connection, consumer)
+}
+
+/// Nobody takes anything for so long; then everything comes.
+fn a_pause_survives(time: Duration) {
+    let start = memory("VmRSS");
+    let (connection, consumer) = flooded(&unique("pause"));
+    thread::sleep(time);
+    for number in 1..=FLOOD as u64 {
+        let delivery = consumer.next().unwrap().unwrap();
+        assert_eq!(delivery.delivery_tag, number);
+    }
+    connection.close().unwrap();
+    assert_grown_at_most(start, 2 * READ_BUDGET + SLACK);
+}
+
+#[test]
+fn a_flood_survives_a_short_pause() {
+    let name = "a_flood_survives_a_short_pause";
+    in_child(name, || a_pause_survives(Duration::from_secs(1)));
+}
+
+#[test]
+#[ignore = "takes half a minute"]
+fn a_flood_survives_a_pause_of_twenty_seconds() {
+    let name = "a_flood_survives_a_pause_of_twenty_seconds";
+    in_child(name, || a_pause_survives(Duration::from_secs(20)));
+}
+
+#[test]
+#[ignore = "waits until RabbitMQ loses its patience, some minutes"]
+fn a_flood_that_outlasts_the_brokers_patience_names_the_channel() {
+    in_child(
+        "a_flood_that_outlasts_the_brokers_patience_names_the_channel",
+        || {
+            let start = memory("VmRSS");
+            let began = Instant::now();
+            let (connection, consumer) = flooded(&unique("patience"));
+            let error = connection.wait_closed();
+            println!("{error}, {:?} after the beginning", began.elapsed());
+            let Error::ConnectionLost(ConnectionLoss::NotRead { channel, .. }) = error else {
+                panic!("{error}");
+            };
+            assert_eq!(channel, 2);
+            assert_grown_at_most(start, 2 * READ_BUDGET + SLACK);
+            let last = consumer.into_iter().find_map(Result::err).unwrap();
+            assert!(last.to_string().contains("channel 2"), "{last}");
+        },
+    );
+}
