@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::budget::Backlog;
 use super::inbox::Inbox;
 use super::kept::Kept;
+use super::listing::Listing;
 use super::port::{Command, ConnectionPort, Outcome};
 use super::publishing::Publishing;
 use crate::error::Error;
@@ -41,8 +42,7 @@ pub(crate) struct ChannelPort {
     notices: Mutex<Notices>,
     /// Whether there may be notices, so that nobody pays for a lock to find none.
     has_notices: AtomicBool,
-    /// Whether the channel stands in the connection's list of those with news.
-    listed: AtomicBool,
+    listing: Listing,
 }
 
 /// How many things that nobody takes are kept of each kind; then the oldest goes. So it
@@ -81,7 +81,7 @@ impl ChannelPort {
             publishing: Publishing::new(window),
             notices: Mutex::new(Notices::new()),
             has_notices: AtomicBool::new(false),
-            listed: AtomicBool::new(false),
+            listing: Listing::new(),
         }
     }
 
@@ -159,7 +159,7 @@ impl ChannelPort {
 
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
-        if !self.listed.swap(true, Ordering::SeqCst) {
+        if self.listing.enter() {
             self.connection.list(self.id);
         }
         self.inbox.watchers().ring();
@@ -168,7 +168,7 @@ impl ChannelPort {
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
     pub(crate) fn unlist(&self) {
-        self.listed.store(false, Ordering::SeqCst);
+        self.listing.leave();
     }
 
     /// Keeps a message that came back; those that have to go for it.
