@@ -1,7 +1,11 @@
 //! Models of what crosses threads without a lock. loom runs each in every interleaving, and
 //! with every value that a relaxed load may see:
 //!
-//!     RUSTFLAGS="--cfg loom" cargo test --release --lib models
+//!     LOOM_MAX_PREEMPTIONS=4 RUSTFLAGS="--cfg loom" cargo test --release --lib models
+//!
+//! (Without that bound it takes hours. With a swap in the place of the compare-and-exchange
+//! of `wake`, loom reports a deadlock at three preemptions: it lets another store come between
+//! a swap and what it has read.)
 //!
 //! What is put somewhere is a relaxed counter here, which promises less than any queue; so
 //! what holds here needs nothing of the queue.

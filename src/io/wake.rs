@@ -46,11 +46,18 @@ impl<A: Alarm> Wake<A> {
     /// To be called after something was queued for the IO thread.
     pub(crate) fn notify(&self) {
         fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) && self.waiting.swap(false, Ordering::AcqRel) {
+        if self.waiting.load(Ordering::Relaxed) && self.is_first() {
             if let Err(error) = self.alarm.sound() {
                 log::error!("the IO thread cannot be woken: {error}");
             }
         }
+    }
+
+    /// Whether nobody else has woken the thread since it said that it is about to wait.
+    fn is_first(&self) -> bool {
+        self.waiting
+            .compare_exchange(true, false, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// The IO thread is about to wait. It must look at its queue once more now.
