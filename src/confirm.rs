@@ -84,14 +84,21 @@ impl Confirm {
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<()> {
         let numbered = self.numbered()?;
-        let channel = &numbered.channel;
-        let _waiting = channel.port.connection.waiting();
-        let waited = channel.port.publishing.wait_slot(
-            &numbered.slot,
-            Instant::now().checked_add(timeout),
-            || channel.check_open().is_err(),
-        );
-        match (numbered.slot.get(), waited) {
+        let (channel, slot) = (&numbered.channel, &numbered.slot);
+        if let Some(settled) = slot.get() {
+            return outcome(settled);
+        }
+        let connection = &channel.port.connection;
+        let deadline = Instant::now().checked_add(timeout);
+        let _waiting = connection.waiting_for_confirm();
+        let is_pointless = || channel.check_open().is_err();
+        let publishing = &channel.port.publishing;
+        let found = connection.confirm_spin.look_for(|| slot.get());
+        let waited = match found {
+            Some(settled) => return outcome(settled),
+            None => publishing.wait_slot(slot, deadline, is_pointless),
+        };
+        match (slot.get(), waited) {
             (Some(settled), _) => outcome(settled),
             (None, Err(NoRoom::TimedOut)) => Err(Error::Timeout {
                 operation: "a confirm",

@@ -12,7 +12,9 @@ use std::time::Duration;
 pub use self::tls::TlsFailure;
 use crate::confirm::{PublishFailure, Returned};
 use crate::protocol::event::Termination;
-use crate::protocol::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError, ReplyCode};
+use crate::protocol::failure::{
+    CloseReason, ClosedBy, EncodeError, Flaw, ProtocolError, ReplyCode,
+};
 use crate::protocol::handshake::Stage;
 use crate::protocol::methods::MethodId;
 use crate::protocol::wire::ShortString;
@@ -27,7 +29,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// | variants | what is dead | retry |
 /// |---|---|---|
-/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
+/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
 /// | `Timeout`, `PublishTimeout` | nothing | yes |
 /// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
 /// | `ConsumerCancelled` | the consumer | if the queue still exists |
@@ -150,6 +152,12 @@ pub enum Error {
         size: usize,
         /// The limit in bytes.
         limit: usize,
+    },
+    /// A float in headers or arguments is infinite or not a number. RabbitMQ would close the
+    /// connection (541) for it. Nothing was sent.
+    NotFinite {
+        /// What, and where it stands.
+        what: String,
     },
     /// The channel has a consumer of that name. (The broker would close the connection.)
     DuplicateConsumerTag(ShortString),
@@ -369,10 +377,10 @@ impl From<std::str::Utf8Error> for Error {
 
 impl From<EncodeError> for Error {
     fn from(error: EncodeError) -> Self {
-        Self::TooLong {
-            what: error.what,
-            size: error.size,
-            limit: error.limit,
+        let what = error.what;
+        match error.flaw {
+            Flaw::TooLong { size, limit } => Self::TooLong { what, size, limit },
+            Flaw::NotFinite => Self::NotFinite { what },
         }
     }
 }

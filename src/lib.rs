@@ -16,7 +16,8 @@
 //! or when its deadline has passed. One background thread owns the socket and sends the
 //! heartbeats, so a callback may take an hour, and every handle can be used from every
 //! thread. cony does for Rust what pika's `BlockingConnection` does for Python, with
-//! what pika's users have asked for since.
+//! what pika's users have asked for since. Each of pika's names, and what it is here, is in
+//! `docs/from-pika.md`.
 //!
 //! # Publishing
 //!
@@ -109,6 +110,11 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+/// Compiles and runs the example for those who come from pika.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-pika.md")]
+struct FromPika;
+
 mod channel;
 mod confirm;
 mod connection;
@@ -124,6 +130,13 @@ mod source;
 #[cfg(feature = "tls")]
 mod tls;
 mod uri;
+
+/// What fuzzers feed: not for programs, and not there without `--cfg fuzzing`.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[path = "../tests/fuzz/mod.rs"]
+#[allow(clippy::panic, missing_docs, reason = "what is wrong should panic")]
+pub mod fuzz;
 
 /// Benchmarks of what is not public, run by name.
 #[cfg(test)]

@@ -111,6 +111,7 @@ pub struct ConnectionParameters {
     pub(crate) drop_timeout: Duration,
     pub(crate) blocked_connection_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
+    pub(crate) busy_wait: Duration,
     pub(crate) max_message_size: u64,
     pub(crate) default_prefetch: u16,
     pub(crate) confirm_window: usize,
@@ -147,6 +148,7 @@ impl Default for ConnectionParameters {
             drop_timeout: Duration::from_secs(2),
             blocked_connection_timeout: None,
             backpressure_detection: false,
+            busy_wait: Duration::from_micros(100),
             max_message_size: 128 * MIB as u64,
             default_prefetch: 1000,
             confirm_window: 1000,
@@ -230,6 +232,11 @@ impl ConnectionParameters {
         /// waits to be written than some frames of average size. Default: no. URL option,
         /// `t` or `f`.
         backpressure_detection: bool,
+        /// How long a thread looks for an answer before it goes to sleep for it: a round
+        /// trip to a broker nearby takes less time than waking a thread. It looks only after
+        /// it has asked, and less and less where that is in vain. Zero switches it off, as
+        /// does a machine with one processor. Default: 100 µs.
+        busy_wait: Duration,
         /// The largest body to accept, in bytes; a larger one closes its channel (311).
         /// Default: 128 MiB.
         max_message_size: u64,
@@ -364,6 +371,7 @@ impl fmt::Debug for ConnectionParameters {
                 &self.blocked_connection_timeout,
             )
             .field("backpressure_detection", &self.backpressure_detection)
+            .field("busy_wait", &self.busy_wait)
             .field("max_message_size", &self.max_message_size)
             .field("default_prefetch", &self.default_prefetch)
             .field("confirm_window", &self.confirm_window)

@@ -9,7 +9,14 @@ use crate::connection::InCallback;
 
 /// A source of events, with what calls back for them.
 #[derive(Debug, Default)]
-pub(crate) struct Source(Mutex<Option<Holder>>);
+pub(crate) struct Source(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    holder: Option<Holder>,
+    /// Somebody has asked for it in vain since it was taken.
+    wanted: bool,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Holder {
@@ -22,29 +29,47 @@ impl Source {
     /// Takes the source, unless another thread has it, or this one runs one of its
     /// callbacks right now. A thread that has it already may take it again, from inside a
     /// callback of another source.
-    pub(crate) fn hold(&self) -> Option<Held<'_>> {
-        let mut holder = self.0.lock();
-        let former = *holder;
+    ///
+    /// Whoever asks in vain leaves to the holder what there is to do. So when it lets go,
+    /// `call_others` is called if somebody has, and after a panic, which may have left
+    /// something undone as well.
+    pub(crate) fn hold<'a>(&'a self, call_others: &'a dyn Fn()) -> Option<Held<'a>> {
+        let mut state = self.0.lock();
+        let former = state.holder;
         let own = Holder {
             thread: thread::current().id(),
             running: false,
         };
         if former.is_some_and(|holder| holder != own) {
+            state.wanted = true;
             return None;
         }
-        *holder = Some(own);
+        state.holder = Some(own);
         Some(Held {
             source: self,
             former,
+            call_others,
         })
+    }
+
+    /// Whether this thread could take the source now. If not, the holder calls others when
+    /// it lets go, as after a [`hold`](Self::hold) in vain.
+    pub(crate) fn is_free(&self) -> bool {
+        let mut state = self.0.lock();
+        let own = thread::current().id();
+        let is_free = state
+            .holder
+            .is_none_or(|holder| holder.thread == own && !holder.running);
+        state.wanted |= !is_free;
+        is_free
     }
 }
 
 /// A source that this thread has, for as long as this lives.
-#[derive(Debug)]
 pub(crate) struct Held<'a> {
     source: &'a Source,
     former: Option<Holder>,
+    call_others: &'a dyn Fn(),
 }
 
 impl Held<'_> {
@@ -58,7 +83,13 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        *self.source.0.lock() = self.former;
+        let mut state = self.source.0.lock();
+        state.holder = self.former;
+        let wanted = self.former.is_none() && std::mem::take(&mut state.wanted);
+        drop(state);
+        if wanted || thread::panicking() {
+            (self.call_others)();
+        }
     }
 }
 
@@ -72,7 +103,7 @@ impl<'a> Running<'a> {
     }
 
     fn set(source: &Source, running: bool) {
-        if let Some(holder) = source.0.lock().as_mut() {
+        if let Some(holder) = source.0.lock().holder.as_mut() {
             holder.running = running;
         }
     }
@@ -86,19 +117,24 @@ impl Drop for Running<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    fn nobody() {}
 
     #[test]
     fn one_thread_has_it_at_a_time() {
         let source = Source::default();
-        let held = source.hold();
+        let held = source.hold(&nobody);
         thread::scope(|scope| {
-            let other = scope.spawn(|| source.hold().is_some());
+            let other = scope.spawn(|| source.hold(&nobody).is_some());
             assert!(!other.join().unwrap());
         });
         drop(held);
         thread::scope(|scope| {
-            let other = scope.spawn(|| source.hold().is_some());
+            let other = scope.spawn(|| source.hold(&nobody).is_some());
             assert!(other.join().unwrap());
         });
     }
@@ -106,13 +142,38 @@ mod tests {
     #[test]
     fn its_own_thread_may_take_it_again_but_not_from_its_callback() {
         let source = Source::default();
-        let held = source.hold().unwrap();
-        drop(source.hold().unwrap());
-        held.call(|| assert!(source.hold().is_none()));
-        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let held = source.hold(&nobody).unwrap();
+        drop(source.hold(&nobody).unwrap());
+        held.call(|| assert!(source.hold(&nobody).is_none()));
+        let panic = catch_unwind(AssertUnwindSafe(|| {
             held.call(|| panic!("as a callback may"));
         }));
         assert!(panic.is_err());
-        assert!(source.hold().is_some());
+        assert!(source.hold(&nobody).is_some());
+    }
+
+    #[test]
+    fn who_asks_in_vain_is_called_when_it_is_free() {
+        let source = Source::default();
+        let calls = AtomicUsize::new(0);
+        let call = || {
+            calls.fetch_add(1, Ordering::Relaxed);
+        };
+        drop(source.hold(&call));
+        let held = source.hold(&call).unwrap();
+        assert!(source.is_free());
+        held.call(|| assert!(!source.is_free()));
+        drop(source.hold(&call));
+        assert_eq!(calls.load(Ordering::Relaxed), 0, "it is still held");
+        drop(held);
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        drop(source.hold(&call));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            let held = source.hold(&call).unwrap();
+            held.call(|| panic!("as a callback may"));
+        }));
+        assert!(panic.is_err());
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
     }
 }

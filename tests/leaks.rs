@@ -1,7 +1,7 @@
-//! Whatever happens to the peer while a call waits: when the handles are gone, so is the
-//! connection's thread.
+//! Whatever happens to the peer while a call waits: when the handles are gone, so are the
+//! connection's thread and its socket.
 //!
-//! A test of its own program, because it counts threads of the process, and other tests
+//! A test of its own program, because it counts what the process has, and other tests
 //! would have some.
 
 // In a test, what fails should panic, and nobody reads its documentation elsewhere.
@@ -12,22 +12,16 @@ mod matrix;
 #[path = "scripted/peer.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
+#[cfg(feature = "tls")]
+#[path = "scripted/tls_peer.rs"]
+mod tls_peer;
 
 use std::fs;
 use std::thread;
 use std::time::Instant;
 
 use crate::matrix::{CALLS, Fault, applies, meet};
-use crate::peer::{CURTAIN, connected};
-
-const FAULTS: [Fault; 6] = [
-    Fault::Silence,
-    Fault::Fin,
-    Fault::Reset,
-    Fault::ChannelClosed,
-    Fault::ConnectionClosed,
-    Fault::LateReply,
-];
+use crate::peer::{Below, CURTAIN, connected};
 
 /// How many threads of this name the process has.
 fn threads(name: &str) -> usize {
@@ -38,38 +32,65 @@ fn threads(name: &str) -> usize {
         .count()
 }
 
-/// Awaits that there are so many threads of this name.
-fn await_threads(name: &str, count: usize) {
+/// How many sockets the process has.
+fn sockets() -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    descriptors
+        .filter_map(|descriptor| fs::read_link(descriptor.ok()?.path()).ok())
+        .filter(|target| target.to_string_lossy().starts_with("socket:"))
+        .count()
+}
+
+/// Awaits that this count becomes so large, or small.
+fn await_count(what: &str, expected: usize, count: impl Fn() -> usize) {
     let deadline = Instant::now() + CURTAIN;
-    while threads(name) != count {
-        assert!(
-            Instant::now() < deadline,
-            "{} threads {name}, not {count}",
-            threads(name)
-        );
+    while count() != expected {
+        let found = count();
+        assert!(Instant::now() < deadline, "{found} {what}, not {expected}");
         thread::yield_now();
+    }
+}
+
+fn await_threads(name: &str, count: usize) {
+    await_count(&format!("threads {name}"), count, || threads(name));
+}
+
+fn all_calls_meet(fault: Fault, below: Below) {
+    let calls = CALLS.iter().filter(|call| applies(call, fault));
+    let meetings: Vec<_> = calls
+        .map(|call| thread::spawn(move || meet(call, fault, below)))
+        .collect();
+    for meeting in meetings {
+        // What the calls return is the other tests' business.
+        let _ = meeting.join();
     }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn no_thread_outlives_its_connection_whatever_happens() {
-    // The count sees what it is to count.
+fn no_thread_and_no_socket_outlives_its_connection_whatever_happens() {
+    let before = sockets();
+    // The counts see what they are to count.
     connected(
         |parameters| parameters,
         |_| {},
-        |_connection| await_threads("cony-io", 1),
+        move |_connection| {
+            await_threads("cony-io", 1);
+            // The listener and the two ends.
+            await_count("sockets", before + 3, sockets);
+        },
     );
-    for fault in FAULTS {
-        let calls = CALLS.iter().filter(|call| applies(call, fault));
-        let meetings: Vec<_> = calls
-            .map(|call| thread::spawn(move || meet(call, fault)))
-            .collect();
-        for meeting in meetings {
-            // What the calls return is the other tests' business.
-            let _ = meeting.join();
+    let belows = [
+        Below::Tcp,
+        #[cfg(feature = "tls")]
+        Below::Tls,
+    ];
+    for below in belows {
+        for fault in Fault::ALL {
+            all_calls_meet(fault, below);
+            // A handle that was dropped may leave the thread a last second for its bytes.
+            await_threads("cony-io", 0);
+            await_count("sockets", before, sockets);
         }
-        // A handle that was dropped may leave the thread a last second for its bytes.
-        await_threads("cony-io", 0);
     }
 }

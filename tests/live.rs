@@ -27,6 +27,8 @@ mod credentials;
 mod dispatching;
 #[path = "live/examples.rs"]
 mod examples;
+#[path = "live/from_pika.rs"]
+mod from_pika;
 #[path = "live/getting.rs"]
 mod getting;
 #[path = "live/interop.rs"]

@@ -12,72 +12,37 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use cony::{BlockingConnection, Error, basic};
-use parking_lot::{Mutex, MutexGuard};
 
+use support::node::{Node, node};
 use support::{PATIENCE, exclusive_queue, unique};
 
-struct Node {
-    url: String,
-    control: String,
-    _process: Child,
-    /// The node stops when this closes, which happens at the latest with this process.
-    _lifeline: ChildStdin,
-}
+/// The node's memory alarm, for as long as this lives.
+struct Alarm<'a>(&'a Node);
 
-impl Node {
-    fn start() -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-broker");
-        let mut process = Command::new(script)
-            .args([
-                "sh",
-                "-c",
-                r#"echo "$AMQP_URL"; echo "$CONY_BROKER_CTL"; exec cat"#,
-            ])
-            .env_remove("AMQP_URL")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let mut line = || {
-            lines
-                .next()
-                .expect("with-broker says what is wrong")
-                .unwrap()
-        };
-        Self {
-            url: line(),
-            control: line(),
-            _lifeline: process.stdin.take().unwrap(),
-            _process: process,
-        }
+impl<'a> Alarm<'a> {
+    fn raise(node: &'a Node) -> Self {
+        let alarm = Self(node);
+        alarm.set_watermark("0.0001");
+        alarm
     }
 
-    fn control(&self, act: &str) {
-        let done = Command::new(&self.control).arg(act).status().unwrap();
-        assert!(done.success(), "{act}: {done}");
-    }
-
-    fn connect(&self) -> BlockingConnection {
-        BlockingConnection::open(&self.url).unwrap()
+    fn set_watermark(&self, value: &str) {
+        let mut command = Command::new(&self.0.control);
+        command.args(["-q", "set_vm_memory_high_watermark", value]);
+        support::run(&mut command, b"");
     }
 }
 
-/// The node, up and running, for one test at a time.
-fn node() -> MutexGuard<'static, Node> {
-    static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
-    let node = NODE.get_or_init(|| Mutex::new(Node::start())).lock();
-    if BlockingConnection::open(&node.url).is_err() {
-        node.control("start");
+impl Drop for Alarm<'_> {
+    /// Also for the tests that come behind one that has failed.
+    fn drop(&mut self) {
+        self.set_watermark("0.6");
     }
-    node
 }
 
 /// What `act` comes to, in a thread of its own.
@@ -292,12 +257,7 @@ fn an_alarm_blocks_publishers_and_nobody_else() {
     let queue = unique("alarm");
     other.channel().unwrap().queue_declare(&queue).unwrap();
 
-    let watermark = |value: &str| {
-        let mut command = Command::new(&node.control);
-        command.args(["-q", "set_vm_memory_high_watermark", value]);
-        support::run(&mut command, b"");
-    };
-    watermark("0.0001");
+    let alarm = Alarm::raise(&node);
     // The broker blocks with the first publish, and the system's buffers take some more.
     let error = loop {
         if let Err(error) = channel.basic_publish("", &queue, vec![0; 50_000]) {
@@ -327,9 +287,87 @@ fn an_alarm_blocks_publishers_and_nobody_else() {
         queue
     );
 
-    watermark("0.6");
+    drop(alarm);
     support::until("the end of the alarm", || !publisher.is_blocked());
     channel.basic_publish("", &queue, "flows again").unwrap();
     publisher.close().unwrap();
     other.channel().unwrap().queue_delete(&queue).unwrap();
+}
+
+#[test]
+fn an_alarm_and_its_end_are_told_to_who_dispatches() {
+    let node = node();
+    let publisher = node.connect();
+    let channel = publisher.channel().unwrap();
+    let other = node.connect();
+    let (note, noted) = mpsc::channel();
+    let blocked = note.clone();
+    publisher.add_on_blocked_callback(move |connection, reason| {
+        assert!(connection.is_blocked());
+        blocked.send(Some(reason.to_string())).unwrap();
+        Ok(())
+    });
+    publisher.add_on_unblocked_callback(move |connection| {
+        assert!(!connection.is_blocked());
+        note.send(None).unwrap();
+        connection.stop();
+        Ok(())
+    });
+    other.add_on_blocked_callback(|_, _| panic!("it has published nothing"));
+
+    let alarm = Alarm::raise(&node);
+    channel.basic_publish("amq.fanout", "", "x").unwrap();
+    while !publisher.is_blocked() {
+        publisher.process_data_events(PATIENCE).unwrap();
+    }
+    // Told once, however often one looks.
+    for connection in [&publisher, &other] {
+        connection
+            .process_data_events(std::time::Duration::ZERO)
+            .unwrap();
+    }
+    let told: Vec<_> = noted.try_iter().collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].as_deref().unwrap().contains("memory"), "{told:?}");
+
+    drop(alarm);
+    publisher.run().unwrap();
+    assert_eq!(noted.try_iter().collect::<Vec<_>>(), [None]);
+    channel.confirm_delivery().unwrap();
+    channel
+        .basic_publish("amq.fanout", "", "flows again")
+        .unwrap()
+        .wait()
+        .unwrap();
+}
+
+#[test]
+fn who_does_not_want_to_wait_for_the_end_of_an_alarm_loses_the_connection() {
+    let node = node();
+    let after = std::time::Duration::from_millis(200);
+    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let publisher = BlockingConnection::open(parameters.blocked_connection_timeout(after)).unwrap();
+    let channel = publisher.channel().unwrap();
+    channel.confirm_delivery().unwrap();
+    let (note, noted) = mpsc::channel();
+    publisher.add_on_close_callback(move |_, reason| {
+        note.send(reason).unwrap();
+        Ok(())
+    });
+
+    let alarm = Alarm::raise(&node);
+    let confirm = channel.basic_publish("amq.fanout", "", "x").unwrap();
+    let error = publisher.run().unwrap_err();
+    let Error::ConnectionLost(cony::ConnectionLoss::BlockedTooLong { reason, .. }) = &error else {
+        panic!("{error}");
+    };
+    assert!(reason.contains("memory"), "{error}");
+    assert_eq!(noted.try_recv().unwrap().to_string(), error.to_string());
+    // Whether the broker had taken it by then, nobody can know.
+    match confirm.wait() {
+        Ok(()) | Err(Error::Unconfirmed(_)) => {}
+        Err(other) => panic!("{other}"),
+    }
+    drop(alarm);
+    node.connect().close().unwrap();
 }

@@ -15,6 +15,8 @@ mod consuming;
 mod dispatching;
 #[path = "scripted/hostile.rs"]
 mod hostile;
+#[path = "scripted/interrupted.rs"]
+mod interrupted;
 #[path = "scripted/matrix.rs"]
 mod matrix;
 #[path = "scripted/opening.rs"]
@@ -28,3 +30,6 @@ mod publishing;
 mod secrets;
 #[path = "scripted/silence_and_death.rs"]
 mod silence_and_death;
+#[cfg(feature = "tls")]
+#[path = "scripted/tls_peer.rs"]
+mod tls_peer;

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -160,4 +161,66 @@ fn the_direct_dependencies_are_the_agreed_ones() {
         found, agreed,
         "a new one needs a reason in docs/decisions.md"
     );
+}
+
+/// The strings in that array of `.ci/deny.toml`.
+fn listed(array: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join(".ci/deny.toml")).unwrap();
+    let rest = text.split(&format!("\n{array} = [")).nth(1).unwrap();
+    let strings = rest.split(']').next().unwrap().split('"');
+    let found: BTreeSet<String> = strings.skip(1).step_by(2).map(str::to_owned).collect();
+    assert!(!found.is_empty(), "{array}");
+    found
+}
+
+/// Whether one of the choices of a licence expression is allowed, in each of its parts.
+fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
+    expression.split(" AND ").all(|part| {
+        let choices = part.trim_matches(['(', ')']).replace('/', " OR ");
+        choices.split(" OR ").any(|choice| allowed.contains(choice))
+    })
+}
+
+#[test]
+fn the_dependencies_keep_to_what_deny_toml_allows() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let registries = listed("allow-registry");
+    for source in lock
+        .lines()
+        .filter_map(|line| line.strip_prefix("source = "))
+    {
+        let registry = source.trim_matches('"').strip_prefix("registry+");
+        let known = registry.is_some_and(|registry| registries.contains(registry));
+        assert!(known, "nothing may come from {source}");
+    }
+
+    for name in listed("deny") {
+        let package = format!("\nname = \"{name}\"\n");
+        assert!(!lock.contains(&package), "{name} is not wanted");
+    }
+
+    let allowed = listed("allow");
+    for (package, licence) in licences() {
+        assert!(is_allowed(&licence, &allowed), "{package}: {licence}");
+    }
+}
+
+/// Every package that is built on this platform, and its licence.
+fn licences() -> Vec<(String, String)> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--all-features"])
+        .args(["--prefix", "none", "--no-dedupe", "--format", "{p}|{l}"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo tree: {told}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let pairs: Vec<_> = lines
+        .lines()
+        .filter_map(|line| line.split_once('|'))
+        .map(|(package, licence)| (package.to_owned(), licence.to_owned()))
+        .collect();
+    assert!(pairs.len() > 10, "{lines}");
+    pairs
 }

@@ -11,12 +11,13 @@ use crate::source::Held;
 
 /// # Returned messages, cancelled consumers, confirms, flow and the end
 ///
-/// These callbacks run in threads that dispatch, and nowhere else: in
+/// These callbacks run in threads that dispatch: in
 /// [`start_consuming`](Self::start_consuming) of this channel, and in
 /// [`run`](crate::BlockingConnection::run),
 /// [`sleep`](crate::BlockingConnection::sleep) and
 /// [`process_data_events`](crate::BlockingConnection::process_data_events) of its
-/// connection. A callback's error ends the dispatching call and comes out of it. Callbacks
+/// connection. What has come and is not told by then, a [`close`](Self::close) tells before
+/// it returns. A callback's error ends the dispatching call and comes out of it. Callbacks
 /// are dropped when the channel is closed, so they should not capture a handle of their own
 /// channel, which that would keep open.
 impl BlockingChannel {
@@ -129,11 +130,20 @@ impl BlockingChannel {
         self.shared().port.announce();
     }
 
-    /// Calls back for all that is no delivery; tells how many events there were.
-    pub(super) fn tell_notices(&self, held: &Held<'_>) -> Result<usize> {
+    /// Calls back for what is no delivery, up to `limit` events, and tells how many there
+    /// were.
+    pub(super) fn tell_notices(
+        &self,
+        held: &Held<'_>,
+        limit: usize,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<usize> {
         let shared: &Arc<Shared> = self.shared();
         let mut told = 0;
-        while let Some(notice) = shared.next_notice() {
+        while told < limit && !is_over() {
+            let Some(notice) = shared.next_notice() else {
+                break;
+            };
             told += 1;
             match notice {
                 Notice::Returned(message) => {
@@ -144,19 +154,14 @@ impl BlockingChannel {
                 Notice::Flow(active) => shared.on_flow.tell(held, self, &active)?,
             }
         }
-        Ok(told + self.tell_confirms(held)?)
-    }
-
-    fn tell_confirms(&self, held: &Held<'_>) -> Result<usize> {
-        let shared = self.shared();
-        let mut told = 0;
-        while let Some(outcomes) = shared.port.publishing.take_news() {
+        while told < limit && !is_over() {
+            let Some((number, settled)) = shared.port.publishing.take_news() else {
+                break;
+            };
             told += 1;
-            for number in outcomes.first..=outcomes.last {
-                let confirmation =
-                    Confirmation::new(number, outcomes.settled.as_ref(), || shared.closed_error());
-                shared.on_confirm.tell(held, self, &confirmation)?;
-            }
+            let confirmation =
+                Confirmation::new(number, settled.as_ref(), || shared.closed_error());
+            shared.on_confirm.tell(held, self, &confirmation)?;
         }
         Ok(told)
     }
@@ -164,24 +169,42 @@ impl BlockingChannel {
     /// Tells those who want to know that the channel is over, if it is, unless another thread
     /// is about to.
     pub(super) fn tell_closed(&self) -> Result<()> {
-        match self.shared().source.hold() {
+        let shared = self.shared();
+        if shared.end_to_tell().is_none() {
+            return Ok(());
+        }
+        let announce = || shared.port.announce();
+        match shared.source.hold(&announce) {
             Some(held) => self.tell_closed_if(&held),
             None => Ok(()),
         }
     }
 
+    /// The same for whoever has the source. What came before the end is told before it.
     pub(super) fn tell_closed_if(&self, held: &Held<'_>) -> Result<()> {
         let shared = self.shared();
-        match shared.port.end() {
-            Some(reason) if !shared.port.is_closing() => {
-                shared.on_close.tell_last(held, self, &reason)
-            }
-            _ => Ok(()),
+        let Some(reason) = shared.end_to_tell() else {
+            return Ok(());
+        };
+        let rest = self.tell_notices(held, usize::MAX, &|| false).map(drop);
+        if rest.is_ok() {
+            shared.clear_listeners();
         }
+        let told = shared.on_close.tell_last(held, self, &reason);
+        rest.and(told)
     }
 }
 
 impl Shared {
+    /// Why the channel is over, when everything that belongs to the end has come.
+    fn end_to_tell(&self) -> Option<Error> {
+        let port = &self.port;
+        match port.inbox.has_ended() && !port.is_closing() {
+            true => port.end(),
+            false => None,
+        }
+    }
+
     fn next_notice(&self) -> Option<Notice> {
         let port = &self.port;
         match port.has_notices() {

@@ -7,7 +7,6 @@ use super::{BlockingChannel, Shared};
 use crate::confirm::PublishFailure;
 use crate::error::{Error, Result};
 use crate::io::budget::NoRoom;
-use crate::io::port::Command;
 use crate::protocol::event::Reply;
 use crate::protocol::failure::ReplyCode;
 use crate::protocol::methods::confirm;
@@ -53,12 +52,9 @@ impl BlockingChannel {
             None => Ok(Reply::Sent),
         };
         if matches!(outcome, Err(Error::Timeout { .. })) {
-            shared.port.connection.send(Command::CloseChannel {
-                channel: shared.port.id,
-                code: ReplyCode::REPLY_SUCCESS,
-                text: "confirm.select was not answered in time".into(),
-                reply: None,
-            });
+            let text = "confirm.select was not answered in time";
+            let code = ReplyCode::REPLY_SUCCESS;
+            shared.port.send_close(code, text.into(), None);
         }
         shared.port.publishing.select_done(outcome.is_ok());
         outcome.map(drop)

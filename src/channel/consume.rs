@@ -44,7 +44,11 @@ impl BlockingChannel {
             Reply::Message(content) => {
                 if let ContentMethod::GetOk(get_ok) = &content.method {
                     shared.port.delivered(get_ok.delivery_tag);
-                    shared.hand_out(get_ok.delivery_tag, no_ack);
+                    let tag = get_ok.delivery_tag;
+                    match no_ack {
+                        true => shared.port.settlements.lock().settle_for_good(tag, tag),
+                        false => shared.hand_out(),
+                    }
                 }
                 Ok(Delivery::new(*content, Arc::clone(shared)))
             }
@@ -370,8 +374,8 @@ impl Shared {
 
     /// Makes a delivery of what the program gets now.
     pub(crate) fn take(self: &Arc<Self>, content: Content, no_ack: bool) -> Option<Delivery> {
-        if let ContentMethod::Deliver(deliver) = &content.method {
-            self.hand_out(deliver.delivery_tag, no_ack);
+        if !no_ack {
+            self.hand_out();
         }
         Delivery::new(content, Arc::clone(self))
     }

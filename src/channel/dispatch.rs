@@ -106,6 +106,9 @@ impl Drop for Loan<'_> {
     }
 }
 
+/// How many events of one channel are dispatched before it is another's turn.
+pub(crate) const SHARE: usize = 64;
+
 /// What the dispatching thread finds.
 enum Next<'a> {
     NoConsumers,
@@ -156,15 +159,18 @@ impl BlockingChannel {
     /// caller is one of them.
     pub fn start_consuming(&self) -> Result<()> {
         let shared = self.shared();
-        let held = shared.source.hold().ok_or(Error::AlreadyConsuming)?;
+        let announce = || shared.port.announce();
+        let held = shared
+            .source
+            .hold(&announce)
+            .ok_or(Error::AlreadyConsuming)?;
         let outcome = self.consume_all(&held);
         let told = self.tell_closed_if(&held);
         drop(held);
         // Others may see to what is left.
-        if !shared.port.inbox.is_empty() {
-            shared.port.announce();
-        }
-        outcome.and(told)
+        shared.port.announce();
+        // A close that was done while this had the source has left that to it.
+        outcome.and(told).and_then(|()| self.tell_closed())
     }
 
     fn consume_all(&self, held: &Held<'_>) -> Result<()> {
@@ -175,15 +181,17 @@ impl BlockingChannel {
         let _watch_connection = shared.port.connection.own_events.watch(&bell);
         let mut consuming = Consuming::default();
         loop {
-            connection.dispatch_own(&|| false)?;
-            self.tell_notices(held)?;
+            let told =
+                connection.dispatch_own(&|| false)? + self.tell_notices(held, SHARE, &|| false)?;
             match self.step(held, &mut consuming)? {
                 // Of others that go on, this one is not the end.
                 Step::Handled if shared.callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
+                // More may have come for those behind which this was.
+                Step::Idle if told > 0 => {}
                 Step::Idle => {
                     shared.warn_if_stalled(&mut consuming.warned);
-                    bell.wait(connection.next_timeout());
+                    bell.wait(connection.next_turn());
                 }
                 Step::NoConsumers => break,
                 Step::Ended => {
@@ -205,15 +213,19 @@ impl BlockingChannel {
     pub(crate) fn dispatch_some(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let shared = self.shared();
         shared.port.unlist();
-        let Some(held) = shared.source.hold() else {
+        let announce = || shared.port.announce();
+        let Some(held) = shared.source.hold(&announce) else {
             return Ok(0);
         };
         let outcome = self.dispatch_share(&held, share, is_over);
         drop(held);
-        if shared.has_more() {
+        let is_done = outcome.as_ref().is_ok_and(|&done| done < share) && !is_over();
+        if !is_done || shared.has_more() {
             shared.port.announce();
         }
-        outcome
+        // A close that was done while this had the source has left that to it.
+        let told = self.tell_closed();
+        outcome.and_then(|done| told.map(|()| done))
     }
 
     fn dispatch_share(
@@ -224,7 +236,7 @@ impl BlockingChannel {
     ) -> Result<usize> {
         let shared = self.shared();
         let mut consuming = Consuming::default();
-        let mut done = self.tell_notices(held)?;
+        let mut done = self.tell_notices(held, share, is_over)?;
         for _ in 0..shared.port.inbox.len().min(share) {
             if is_over() {
                 return Ok(done);

@@ -20,11 +20,12 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
 use self::dispatch::Callbacks;
+pub(crate) use self::dispatch::SHARE;
 pub use crate::confirm::Confirmation;
 use crate::confirm::Returned;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
-use crate::io::channel_port::{self, ChannelPort, ConsumerPort, Route};
+use crate::io::channel_port::{ChannelPort, ConsumerPort, Route};
 use crate::io::port::{Command, OpenFailure, Outcome};
 use crate::listeners::Listeners;
 use crate::protocol::content::{Content, ContentMethod};
@@ -198,7 +199,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The reason, if broker or network have ended the channel before;
-    /// [`Error::Timeout`].
+    /// [`Error::Timeout`], and then the channel is closed all the same; the error of a
+    /// callback that is told of this.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
     }
@@ -217,25 +219,25 @@ impl BlockingChannel {
             return Err(error);
         }
         shared.await_confirms(deadline);
-        shared.port.connection.send(Command::CloseChannel {
-            channel: shared.port.id,
-            code: code.into(),
-            text: cut(text).into(),
-            reply: Some((reply, deadline)),
-        });
+        shared
+            .port
+            .send_close(code.into(), cut(text).into(), Some((reply, deadline)));
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
-        shared.clear();
         let end = match outcome {
             Ok(_) => {
-                shared.port.confirm_close();
+                shared.port.finish_close();
                 shared.ended_by_others()
             }
-            Err(CallFailure::TimedOut) => Some(Error::Timeout {
-                operation: "channel.close",
-                after: shared.limits.close_timeout,
-            }),
+            Err(CallFailure::TimedOut) => {
+                shared.port.finish_close();
+                Some(Error::Timeout {
+                    operation: "channel.close",
+                    after: shared.limits.close_timeout,
+                })
+            }
             Err(_) => shared.ended_by_others(),
         };
+        shared.clear_deliveries();
         let told = self.tell_closed();
         end.map_or(told, Err)
     }
@@ -286,15 +288,13 @@ impl BlockingChannel {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.connection.forget_channel(self.shared.port.id);
-        self.shared.clear();
+        self.shared.port.abandon();
+        self.shared.clear_deliveries();
+        self.shared.clear_listeners();
         self.shared.on_close.clear();
         if self.shared.check_open().is_ok() {
-            self.shared.port.connection.send(Command::CloseChannel {
-                channel: self.shared.port.id,
-                code: ReplyCode::REPLY_SUCCESS,
-                text: "dropped".into(),
-                reply: None,
-            });
+            let code = ReplyCode::REPLY_SUCCESS;
+            self.shared.port.send_close(code, "dropped".into(), None);
         }
     }
 }
@@ -354,17 +354,20 @@ impl Shared {
 
     /// Waits for what becomes of `call`.
     fn finish(&self, call: &Call) -> Result<Reply> {
-        channel_port::finish(&call.outcome).map_err(|failure| match failure {
-            CallFailure::TimedOut => Error::Timeout {
-                operation: call.id.name().unwrap_or("a call"),
-                after: call.after,
-            },
-            CallFailure::Encode(error) => error.into(),
-            CallFailure::DuplicateConsumerTag => {
-                Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
-            }
-            CallFailure::Closed => self.closed_error(),
-        })
+        self.port
+            .connection
+            .finish(&call.outcome)
+            .map_err(|failure| match failure {
+                CallFailure::TimedOut => Error::Timeout {
+                    operation: call.id.name().unwrap_or("a call"),
+                    after: call.after,
+                },
+                CallFailure::Encode(error) => error.into(),
+                CallFailure::DuplicateConsumerTag => {
+                    Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
+                }
+                CallFailure::Closed => self.closed_error(),
+            })
     }
 
     /// Sends a `basic.qos` and notes it, at once: a consumer that starts after this is
@@ -388,14 +391,18 @@ impl Shared {
         })
     }
 
-    /// Drops the callbacks and what waits for them.
-    fn clear(&self) {
+    /// Drops the callbacks for deliveries, and what waits for them.
+    fn clear_deliveries(&self) {
         self.callbacks.clear();
+        self.port.inbox.extract(|_| true);
+    }
+
+    /// Drops the callbacks for all else but the end.
+    fn clear_listeners(&self) {
         self.on_return.clear();
         self.on_cancel.clear();
         self.on_flow.clear();
         self.on_confirm.clear();
-        self.port.inbox.extract(|_| true);
     }
 
     /// Settles a delivery, once.
@@ -432,24 +439,20 @@ impl Shared {
         &self.limits
     }
 
-    /// Notes that a delivery goes to the program.
-    pub(crate) fn hand_out(&self, tag: u64, no_ack: bool) {
+    /// Notes that a delivery goes to the program that it has to settle.
+    pub(crate) fn hand_out(&self) {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
-        if no_ack {
-            // Cannot be settled, so it counts as settled.
-            self.port.settlements.lock().settle_for_good(tag);
-        }
     }
 
     /// Back into its queue with a message that nobody will take, unless that is a stream,
     /// which has it still.
     fn give_back(&self, content: &Content) {
         if let ContentMethod::Deliver(deliver) = &content.method {
-            let of_stream = content.is_of_stream();
-            self.hand_out(deliver.delivery_tag, of_stream);
-            if of_stream {
-                return;
+            let tag = deliver.delivery_tag;
+            if content.is_of_stream() {
+                return self.port.settlements.lock().settle_for_good(tag, tag);
             }
+            self.hand_out();
             let nack = Settle::Nack {
                 multiple: false,
                 requeue: true,

@@ -1,16 +1,19 @@
 //! Publishing.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::BlockingChannel;
+use super::{BlockingChannel, Shared};
 use crate::confirm::Confirm;
 use crate::delivery::Message;
 use crate::error::{Error, Result};
 use crate::io::budget::NoRoom;
-use crate::io::port::Command;
+use crate::io::channel_port::ChannelPort;
+use crate::io::commands::Queued;
+use crate::io::port::Waiting;
 use crate::io::publishing::Entered;
-use crate::protocol::frame::{Publish, content_frames, encode_publish};
+use crate::protocol::frame::{EncodedPublish, Publish};
 
 /// # Publishing
 impl BlockingChannel {
@@ -38,7 +41,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [`Error::TooLong`] for names of more than 255 bytes and properties that do not
-    /// fit a frame; [`Error::PublishTimeout`]; the reason if channel or connection are
+    /// fit a frame; [`Error::NotFinite`]; [`Error::PublishTimeout`]; the reason if channel or connection are
     /// closed. In all these cases the message was not sent. A broker that refuses it,
     /// because there is no such exchange, closes the channel later.
     pub fn basic_publish<'a>(
@@ -60,59 +63,125 @@ impl BlockingChannel {
             body: message.body.as_slice(),
         };
         let frame_max = port.connection.negotiated.frame_max as usize;
-        let frames = encode_publish(port.id.number, publish, frame_max)?;
-        let count = content_frames(publish.body.len(), frame_max);
-        let after = shared.limits.publish_timeout;
-        let is_pointless = || shared.check_open().is_err();
-        let in_vain = |no_room| match no_room {
-            NoRoom::Pointless => shared.closed_error(),
-            NoRoom::TimedOut => Error::PublishTimeout {
-                after,
-                blocked: port.connection.blocked(),
-            },
+        SCRATCH.with_borrow_mut(|scratch| {
+            let encoded = EncodedPublish::new(port.id.number, publish, frame_max, scratch)?;
+            // Before any lock, for it looks at the whole body.
+            let fingerprint = publish.mandatory.then(|| publish.fingerprint());
+            shared.publish(&encoded, fingerprint)
+        })
+    }
+}
+
+thread_local! {
+    /// Where a publish is encoded, but for its body.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Shared {
+    /// Queues a publish, when there is room for it.
+    fn publish(
+        self: &Arc<Self>,
+        encoded: &EncodedPublish<'_>,
+        fingerprint: Option<u64>,
+    ) -> Result<Confirm> {
+        let ChannelPort {
+            publishing,
+            connection,
+            id,
+            ..
+        } = &*self.port;
+        let send = |reserved, is_plain: bool| {
+            connection.publish(*id, encoded, reserved, || {
+                // Once it is gated the broker may count what follows.
+                !(self.port.has_begun_to_close() || is_plain && publishing.is_gated())
+            })
         };
-        let budget = &port.connection.budget;
-        let bytes = frames.len();
-        // Before the lock, for it looks at the whole body.
-        let fingerprint = publish.mandatory.then(|| publish.fingerprint());
-        let mut frames = Some(frames);
-        let mut waiting = None;
+        if !publishing.is_gated() && send(false, true) == Queued::Done {
+            return Ok(Confirm::none());
+        }
+        let mut room = Room {
+            shared: self,
+            size: encoded.size(),
+            reserved: false,
+            waiting: None,
+        };
         loop {
-            // Asked for their deadline, these two are about to wait; a publish that finds
-            // room does not even look at the clock.
-            let mut begin_waiting = || {
-                let begin = || (port.connection.waiting(), Instant::now() + after);
-                waiting.get_or_insert_with(begin).1
-            };
-            port.publishing
-                .wait_for_room(&mut begin_waiting, is_pointless)
-                .map_err(in_vain)?;
-            budget
-                .reserve(bytes, &mut begin_waiting, is_pointless)
-                .map_err(in_vain)?;
-            // A close that began meanwhile would let this vanish behind it.
-            if waiting.is_some() && is_pointless() {
-                budget.release(bytes);
-                return Err(shared.closed_error());
-            }
-            let entered = port.publishing.enter(fingerprint, || {
-                if let Some(frames) = frames.take() {
-                    let channel = port.id;
-                    port.connection.send(Command::Publish {
-                        channel,
-                        frames,
-                        count,
-                    });
+            match publishing.enter(fingerprint, || send(room.reserved, false)) {
+                Entered::Plain => {
+                    room.reserved = false;
+                    return Ok(Confirm::none());
                 }
-            });
-            match entered {
-                Entered::Plain => return Ok(Confirm::none()),
                 Entered::Numbered(number, slot) => {
-                    return Ok(Confirm::new(number, slot, Arc::clone(shared)));
+                    room.reserved = false;
+                    return Ok(Confirm::new(number, slot, Arc::clone(self)));
                 }
-                // Another thread has taken the room.
-                Entered::Full => budget.release(bytes),
+                Entered::Full => room.wait_for_window()?,
+                Entered::Not(Queued::NoRoom) => room.wait_for_budget()?,
+                Entered::Not(_) => return Err(self.closed_error()),
             }
         }
+    }
+}
+
+/// What a publish waits for, and has.
+struct Room<'a> {
+    shared: &'a Shared,
+    size: usize,
+    /// Whether it has room in the write budget.
+    reserved: bool,
+    /// That it waits, and until when.
+    waiting: Option<(Waiting<'a>, Instant)>,
+}
+
+impl Room<'_> {
+    fn wait_for_window(&mut self) -> Result<()> {
+        // Others may use it meanwhile.
+        self.give_back();
+        let deadline = self.deadline();
+        let is_pointless = || self.shared.check_open().is_err();
+        let publishing = &self.shared.port.publishing;
+        let waited = publishing.wait_for_room(deadline, is_pointless);
+        waited.map_err(|no_room| self.in_vain(no_room))
+    }
+
+    fn wait_for_budget(&mut self) -> Result<()> {
+        let deadline = self.deadline();
+        let is_pointless = || self.shared.check_open().is_err();
+        let commands = self.shared.port.connection.commands();
+        let waited = commands.reserve(self.size, deadline, is_pointless);
+        waited.map_err(|no_room| self.in_vain(no_room))?;
+        self.reserved = true;
+        Ok(())
+    }
+
+    fn deadline(&mut self) -> Instant {
+        let shared = self.shared;
+        let begin = || {
+            let deadline = Instant::now() + shared.limits.publish_timeout;
+            (shared.port.connection.waiting(), deadline)
+        };
+        self.waiting.get_or_insert_with(begin).1
+    }
+
+    fn in_vain(&self, no_room: NoRoom) -> Error {
+        match no_room {
+            NoRoom::Pointless => self.shared.closed_error(),
+            NoRoom::TimedOut => Error::PublishTimeout {
+                after: self.shared.limits.publish_timeout,
+                blocked: self.shared.port.connection.blocked(),
+            },
+        }
+    }
+
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.reserved) {
+            self.shared.port.connection.budget().release(self.size);
+        }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }

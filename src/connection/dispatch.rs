@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
-use super::BlockingConnection;
+use super::{BlockingConnection, GRACE};
+use crate::channel::SHARE;
 use crate::error::Result;
 use crate::io::bell::Bell;
 
-/// How many events of one channel are dispatched before it is the next one's turn.
-const SHARE: usize = 64;
+/// As good as all that one channel has. Not quite, for it may have more all the time.
+const ALL: usize = 100_000;
 
 /// Who runs, and who is to stop.
 #[derive(Debug, Default)]
@@ -97,7 +98,8 @@ impl BlockingConnection {
     /// # Errors
     ///
     /// A callback's own error; the reason, if the connection ends otherwise;
-    /// [`Error::ChannelClosed`] and [`Error::ConsumerCancelled`], if nobody listens for them.
+    /// [`ChannelClosed`](crate::Error::ChannelClosed) and
+    /// [`ConsumerCancelled`](crate::Error::ConsumerCancelled), if nobody listens for them.
     pub fn run(&self) -> Result<()> {
         let Some(running) = self.inner.stops.enter() else {
             return Ok(());
@@ -113,8 +115,8 @@ impl BlockingConnection {
                 _ if dispatched > 0 => {}
                 Some(reason) if reason.is_of_others() => return Err(reason),
                 Some(_) => return Ok(()),
-                None if is_over() => {}
-                None => bell.wait(self.next_timeout()),
+                None if is_over() || self.is_closed() => {}
+                None => bell.wait(self.next_turn()),
             }
         }
         Ok(())
@@ -141,19 +143,20 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// A callback's own error; the reason, if the connection is over.
+    /// As [`run`](Self::run); and the reason also when this program has closed the
+    /// connection.
     pub fn process_data_events(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(limit);
         let bell = Bell::of_this_thread();
         let _watch = self.inner.port.anything.watch(&bell);
         loop {
             let over = self.inner.check_open();
-            let dispatched = self.dispatch_round(usize::MAX, &|| false)?;
+            let dispatched = self.dispatch_round(ALL, &|| false)?;
             over?;
             if dispatched > 0 || is_past(deadline) {
                 return Ok(());
             }
-            bell.wait(earlier(deadline, self.next_timeout()));
+            bell.wait(earlier(deadline, self.next_turn()));
         }
     }
 
@@ -175,7 +178,7 @@ impl BlockingConnection {
                 return Ok(());
             }
             if dispatched == 0 {
-                bell.wait(earlier(deadline, self.next_timeout()));
+                bell.wait(earlier(deadline, self.next_turn()));
             }
         }
     }
@@ -235,6 +238,8 @@ impl BlockingConnection {
 
     /// The same after the end of the connection, with which every channel ends.
     fn dispatch_last(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
+        // By then the IO thread has told the channels as well.
+        self.inner.wait_ended(Instant::now() + GRACE);
         let mut dispatched = 0;
         for channel in self.inner.open_channels() {
             dispatched += channel.dispatch_some(share, is_over)?;

@@ -198,6 +198,13 @@ impl BlockingConnection {
         timers.pending.first_key_value().map(|(id, _)| id.when)
     }
 
+    /// Until when a dispatching thread may wait for its bell. Timers that another thread
+    /// sees to, or one further out, are no reason to wake up.
+    pub(crate) fn next_turn(&self) -> Option<Instant> {
+        let when = self.next_timeout()?;
+        self.events().source.is_free().then_some(when)
+    }
+
     /// Has the IO thread ring when the next timer is due, for those who wait with `select!`
     /// and do not look at the clock.
     pub(super) fn set_alarm(&self) {
@@ -219,13 +226,26 @@ impl BlockingConnection {
         }
         let events = self.events();
         // Whoever has it sees to it.
-        let Some(held) = events.source.hold() else {
+        let call_others = || port.call_watchers();
+        let Some(held) = events.source.hold(&call_others) else {
             return Ok(0);
         };
-        port.take_own_news();
-        let told = self.tell_states(&held)?;
-        let fired = self.fire_timers(&held, is_over)?;
-        self.tell_closed_if(&held)?;
+        let outcome = self.dispatch_held(&held, is_over);
+        drop(held);
+        if outcome.is_err() {
+            // There may be more.
+            port.ring();
+        }
+        // A close that was done while this had the source has left that to it.
+        let told = self.tell_closed();
+        outcome.and_then(|dispatched| told.map(|()| dispatched))
+    }
+
+    fn dispatch_held(&self, held: &Held<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
+        self.inner.port.take_own_news();
+        let told = self.tell_states(held)?;
+        let fired = self.fire_timers(held, is_over)?;
+        self.tell_closed_if(held)?;
         Ok(told + fired)
     }
 
@@ -249,7 +269,7 @@ impl BlockingConnection {
             _ => {}
         }
         if backpressure && !had_backpressure {
-            let waiting = self.inner.port.budget.used();
+            let waiting = self.inner.port.commands().waiting_bytes();
             events.on_backpressure.tell(held, self, &waiting)?;
             changes += 1;
         }
@@ -276,7 +296,11 @@ impl BlockingConnection {
     /// Tells those who want to know that the connection is over, if it is, unless another
     /// thread is about to.
     pub(super) fn tell_closed(&self) -> Result<()> {
-        match self.events().source.hold() {
+        if !self.is_closed() {
+            return Ok(());
+        }
+        let call_others = || self.inner.port.call_watchers();
+        match self.events().source.hold(&call_others) {
             Some(held) => self.tell_closed_if(&held),
             None => Ok(()),
         }

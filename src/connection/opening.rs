@@ -48,6 +48,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             write_limit: parameters.write_budget,
             read_limit: parameters.read_budget,
             max_message_size: parameters.max_message_size,
+            busy_wait: parameters.busy_wait,
             blocked_timeout: parameters.blocked_connection_timeout,
             backpressure_detection: parameters.backpressure_detection,
         },
@@ -128,9 +129,7 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
             }
             HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
             HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
-            HandshakeFailure::TooLarge { what, size, limit } => {
-                return Error::TooLong { what, size, limit };
-            }
+            HandshakeFailure::Encode(error) => return error.into(),
             HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
         },
         Cause::EndOfStream if stage == Stage::Start => {

@@ -9,7 +9,7 @@ use crate::protocol::methods::Method;
 impl BlockingConnection {
     /// Sends a method on the channel with this number, as the calls of [`BlockingChannel`]
     /// do, and returns its reply if it has one. `content` is the message of a
-    /// `basic.publish`.
+    /// `basic.publish`, which is mandatory if either says so.
     ///
     /// For programs that hold methods as values. Everything else is said more easily, and
     /// with types, by the channel's own calls.
@@ -42,10 +42,9 @@ impl BlockingConnection {
         let channel = self.channel_by_number(channel_number)?;
         match method.into() {
             Method::BasicPublish(publish) => {
-                let message = content
-                    .unwrap_or_else(|| Message::new(b""))
-                    .mandatory(publish.mandatory)
-                    .immediate(publish.immediate);
+                let mut message = content.unwrap_or_else(|| Message::new(b""));
+                message.mandatory |= publish.mandatory;
+                message.immediate |= publish.immediate;
                 channel.basic_publish(&publish.exchange, &publish.routing_key, message)?;
                 Ok(None)
             }

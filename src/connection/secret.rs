@@ -7,7 +7,6 @@ use crossbeam_channel::bounded;
 use super::BlockingConnection;
 use crate::channel::cut;
 use crate::error::{Error, Result};
-use crate::io::channel_port::finish;
 use crate::io::port::Command;
 use crate::protocol::event::CallFailure;
 use crate::protocol::secret::Secret;
@@ -46,7 +45,7 @@ impl BlockingConnection {
             deadline: Instant::now() + after,
             reply,
         });
-        match finish(&outcome) {
+        match self.inner.port.finish(&outcome) {
             Ok(_) => Ok(()),
             Err(CallFailure::TimedOut) => Err(Error::Timeout {
                 operation: "connection.update-secret",

@@ -58,7 +58,7 @@ impl BlockingConnection {
             messages_received: counters.messages_received.get(),
             messages_returned: counters.messages_returned.get(),
             unconfirmed,
-            bytes_to_write: port.budget.used(),
+            bytes_to_write: port.commands().waiting_bytes(),
             bytes_to_take: port.backlog.bytes(),
             channels: channels.len(),
         }

@@ -112,6 +112,11 @@ impl fmt::Display for Error {
             Self::TooLong { what, size, limit } => {
                 write!(f, "{what}: {size} bytes exceed the limit of {limit}")
             }
+            Self::NotFinite { what } => write!(
+                f,
+                "{what}: a float has to be finite, or RabbitMQ closes the connection; say it in \
+                 another way, such as a string"
+            ),
             Self::DuplicateConsumerTag(tag) => {
                 write!(f, "the channel already has a consumer '{tag}'")
             }

@@ -91,13 +91,13 @@ impl<B: Ring> Watchers<B> {
         }
     }
 
-    /// Rings `bell` from now on. Behind the fence the caller sees what was put before a ring
-    /// that did not see the bell.
+    /// Rings `bell` from now on.
     pub(crate) fn add(&self, bell: &Arc<B>) {
         let mut bells = self.bells.lock();
         bells.push(Arc::clone(bell));
         self.count.store(bells.len(), Ordering::SeqCst);
         drop(bells);
+        // Between this and the look, as there is one in `ring`.
         fence(Ordering::SeqCst);
     }
 
@@ -120,7 +120,8 @@ impl<B: Ring> Watchers<B> {
     }
 }
 
-/// Keeps a bell among the watchers for as long as it lives.
+/// Keeps a bell among the watchers for as long as it lives. Rings it at the end: what it was
+/// rung for may concern whoever waits further out in the same thread, around a callback.
 pub(crate) struct Watch<'a, B: Ring = Bell> {
     watchers: &'a Watchers<B>,
     bell: Arc<B>,
@@ -129,6 +130,7 @@ pub(crate) struct Watch<'a, B: Ring = Bell> {
 impl<B: Ring> Drop for Watch<'_, B> {
     fn drop(&mut self) {
         self.watchers.remove(&self.bell);
+        self.bell.ring();
     }
 }
 
@@ -155,6 +157,10 @@ mod tests {
         watchers.ring();
         assert!(bell.receiver().try_recv().is_ok());
         drop(watch);
+        assert!(
+            bell.receiver().try_recv().is_ok(),
+            "for who waits around it"
+        );
         watchers.ring();
         assert!(bell.receiver().is_empty());
     }

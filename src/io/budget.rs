@@ -12,10 +12,13 @@ use crate::protocol::content::Content;
 /// Room for bytes that wait to be written. Publishers wait for it, first come first
 /// served; everything else takes it without asking, so that acknowledgements and
 /// closes are never stuck behind a publisher.
+///
+/// What waits in the queue of commands is counted there, under its lock; this counts what
+/// the IO thread has taken, and what is reserved for those who have waited.
 #[derive(Debug)]
 pub(crate) struct WriteBudget {
     limit: usize,
-    used: AtomicUsize,
+    taken: AtomicUsize,
     /// How many publishers wait, so that nobody else pays for the lock.
     waiting: AtomicUsize,
     line: Mutex<Line>,
@@ -39,44 +42,47 @@ impl WriteBudget {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
-            used: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             line: Mutex::default(),
             moved: Condvar::new(),
         }
     }
 
-    /// Takes room for `bytes`, waiting for it until the deadline. What is larger than
-    /// the whole budget passes when nothing else waits.
-    /// `is_pointless` is asked while it waits.
-    pub(crate) fn reserve(
-        &self,
-        bytes: usize,
-        deadline: impl FnOnce() -> Instant,
-        is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
-        if self.waiting.load(Ordering::SeqCst) == 0 && self.try_take(bytes) {
-            return Ok(());
-        }
-        self.queue_for(bytes, deadline(), is_pointless)
+    /// Whether `bytes` more may be queued behind `queued`. Not past those who wait. What is
+    /// larger than the whole budget passes when nothing else waits.
+    pub(crate) fn has_room(&self, queued: usize, bytes: usize) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0 && self.fits(queued, bytes)
     }
 
-    /// How many bytes wait to be written.
-    pub(crate) fn used(&self) -> usize {
-        self.used.load(Ordering::SeqCst)
+    /// Takes room for `bytes`, if there is some beside what is `queued`.
+    pub(crate) fn take_if_room(&self, queued: usize, bytes: usize) -> bool {
+        let fits = self.fits(queued, bytes);
+        if fits {
+            self.take(bytes);
+        }
+        fits
+    }
+
+    fn fits(&self, queued: usize, bytes: usize) -> bool {
+        let used = queued + self.taken();
+        used == 0 || used.saturating_add(bytes) <= self.limit
+    }
+
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
     }
 
     /// Takes room for `bytes` whether there is some or not.
     pub(crate) fn take(&self, bytes: usize) {
-        self.used.fetch_add(bytes, Ordering::SeqCst);
+        self.taken.fetch_add(bytes, Ordering::SeqCst);
     }
 
     /// Gives room back.
     pub(crate) fn release(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::SeqCst);
+        self.taken.fetch_sub(bytes, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            let _line = self.line.lock();
-            self.moved.notify_all();
+            self.look_again();
         }
     }
 
@@ -86,19 +92,10 @@ impl WriteBudget {
         self.moved.notify_all();
     }
 
-    fn try_take(&self, bytes: usize) -> bool {
-        let fits = |used: usize| {
-            let sum = used.checked_add(bytes)?;
-            (used == 0 || sum <= self.limit).then_some(sum)
-        };
-        self.used
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits)
-            .is_ok()
-    }
-
-    fn queue_for(
+    /// Waits in line until `try_take` succeeds. `is_pointless` is asked while it waits.
+    pub(crate) fn queue_for(
         &self,
-        bytes: usize,
+        try_take: impl Fn() -> bool,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
@@ -111,7 +108,7 @@ impl WriteBudget {
             if is_pointless() {
                 break Err(NoRoom::Pointless);
             }
-            if line.tickets.front() == Some(&ticket) && self.try_take(bytes) {
+            if line.tickets.front() == Some(&ticket) && try_take() {
                 break Ok(());
             }
             if self.moved.wait_until(&mut line, deadline).timed_out() {
@@ -178,6 +175,19 @@ impl Backlog {
             && self.paused.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether the IO thread does not read, or is about not to.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Nobody need wake the IO thread for room.
+    fn is_not_paused(&self) -> bool {
+        if self.is_paused() {
+            self.paused.store(false, Ordering::SeqCst);
+        }
+        false
+    }
+
     /// What `limit` leaves for whole messages.
     fn room(&self, limit: usize) -> usize {
         let assembling = self.assembling.load(Ordering::SeqCst);
@@ -199,12 +209,12 @@ impl Backlog {
             (false, true) => self.soft_limit / 2,
         };
         if self.bytes.load(Ordering::SeqCst) <= limit / 4 {
-            return false;
+            return self.is_not_paused();
         }
         self.assembling.store(assembling(), Ordering::SeqCst);
         let limit = self.room(limit);
         if self.bytes.load(Ordering::SeqCst) <= limit {
-            return false;
+            return self.is_not_paused();
         }
         // Said first and looked again, so that no removal in between goes unnoticed.
         self.paused.store(true, Ordering::SeqCst);
@@ -227,33 +237,34 @@ mod tests {
         false
     }
 
+    fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), NoRoom> {
+        budget.queue_for(|| budget.take_if_room(0, bytes), deadline, never)
+    }
+
     #[test]
     fn what_fits_passes_and_what_does_not_waits_for_its_deadline() {
         let budget = WriteBudget::new(100);
-        assert_eq!(budget.reserve(60, soon, never), Ok(()));
-        assert_eq!(budget.reserve(40, soon, never), Ok(()));
-        assert_eq!(
-            budget.reserve(1, Instant::now, never),
-            Err(NoRoom::TimedOut)
-        );
+        assert!(budget.has_room(40, 60));
+        assert_eq!(reserve(&budget, 60, soon()), Ok(()));
+        assert!(budget.has_room(40, 0) && !budget.has_room(40, 1));
+        assert_eq!(reserve(&budget, 40, soon()), Ok(()));
+        let now = Instant::now();
+        assert_eq!(reserve(&budget, 1, now), Err(NoRoom::TimedOut));
         budget.release(50);
-        assert_eq!(budget.reserve(50, soon, never), Ok(()));
+        assert_eq!(reserve(&budget, 50, soon()), Ok(()));
     }
 
     #[test]
     fn what_exceeds_the_budget_passes_alone() {
         let budget = WriteBudget::new(100);
         budget.take(1);
-        assert_eq!(
-            budget.reserve(500, Instant::now, never),
-            Err(NoRoom::TimedOut)
-        );
+        let now = Instant::now();
+        assert_eq!(reserve(&budget, 500, now), Err(NoRoom::TimedOut));
         budget.release(1);
-        assert_eq!(budget.reserve(500, soon, never), Ok(()));
-        assert_eq!(
-            budget.reserve(1, Instant::now, never),
-            Err(NoRoom::TimedOut)
-        );
+        assert!(!budget.has_room(1, 500));
+        assert!(budget.has_room(0, 500));
+        assert_eq!(reserve(&budget, 500, soon()), Ok(()));
+        assert_eq!(reserve(&budget, 1, now), Err(NoRoom::TimedOut));
     }
 
     #[test]
@@ -262,16 +273,20 @@ mod tests {
         budget.take(100);
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.reserve(1000, soon, never));
+            let large = scope.spawn(|| reserve(&budget, 1000, soon()));
             while budget.waiting.load(Ordering::SeqCst) < 1 {
                 thread::yield_now();
             }
-            let small = scope.spawn(|| budget.reserve(1, soon, || over.load(Ordering::SeqCst)));
+            let small = scope.spawn(|| {
+                let is_over = || over.load(Ordering::SeqCst);
+                budget.queue_for(|| budget.take_if_room(0, 1), soon(), is_over)
+            });
             while budget.waiting.load(Ordering::SeqCst) < 2 {
                 thread::yield_now();
             }
             // Room for the small one only; the large one is first in line.
             budget.release(50);
+            assert!(!budget.has_room(0, 1), "past those who wait");
             budget.release(50);
             assert_eq!(large.join().unwrap(), Ok(()));
             assert!(!small.is_finished());

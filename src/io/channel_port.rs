@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::budget::Backlog;
@@ -15,8 +15,8 @@ use super::port::{Command, ConnectionPort, Outcome};
 use super::publishing::Publishing;
 use crate::error::Error;
 use crate::protocol::content::Content;
-use crate::protocol::event::{CallFailure, ChannelId};
-use crate::protocol::failure::{CloseReason, ClosedBy};
+use crate::protocol::event::ChannelId;
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
 use crate::protocol::settlements::Settlements;
@@ -30,8 +30,10 @@ pub(crate) struct ChannelPort {
     /// Why the channel ended. Written once, before anything is disconnected; by a close of
     /// this program when it begins.
     closed: OnceLock<CloseReason>,
-    /// Whether the broker has confirmed this program's close.
-    close_confirmed: AtomicBool,
+    /// Whether this program's close is queued.
+    closing: AtomicBool,
+    /// Whether the broker has confirmed this program's close, or took too long.
+    close_finished: AtomicBool,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
     /// Which deliveries are settled. Held for moments only.
@@ -43,6 +45,8 @@ pub(crate) struct ChannelPort {
     /// Whether there may be notices, so that nobody pays for a lock to find none.
     has_notices: AtomicBool,
     listing: Listing,
+    /// Whether the program has no handle of it any more.
+    abandoned: AtomicBool,
 }
 
 /// How many things that nobody takes are kept of each kind; then the oldest goes. So it
@@ -75,13 +79,15 @@ impl ChannelPort {
             inbox: Inbox::new(Arc::clone(&connection)),
             connection,
             closed: OnceLock::new(),
-            close_confirmed: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            close_finished: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
             publishing: Publishing::new(window),
             notices: Mutex::new(Notices::new()),
             has_notices: AtomicBool::new(false),
             listing: Listing::new(),
+            abandoned: AtomicBool::new(false),
         }
     }
 
@@ -94,7 +100,7 @@ impl ChannelPort {
     pub(crate) fn end(&self) -> Option<Error> {
         let lost = || self.connection.end();
         match self.closed() {
-            None => lost(),
+            None => lost().or_else(|| self.has_begun_to_close().then(being_closed)),
             Some(reason) => Some(
                 // A close that the end of the connection overtook has not come about.
                 lost()
@@ -106,18 +112,21 @@ impl ChannelPort {
 
     /// Whether this program's close awaits its answer.
     pub(crate) fn is_closing(&self) -> bool {
-        self.closed()
-            .is_some_and(|reason| self.is_being_closed(reason))
-            && self.connection.termination().is_none()
+        let begun = match self.closed() {
+            Some(reason) => self.is_being_closed(reason),
+            None => self.has_begun_to_close(),
+        };
+        begun && self.connection.termination().is_none()
     }
 
     fn is_being_closed(&self, reason: &CloseReason) -> bool {
-        reason.by == ClosedBy::Application && !self.close_confirmed.load(Ordering::Acquire)
+        reason.by == ClosedBy::Application && !self.close_finished.load(Ordering::Acquire)
     }
 
-    /// Says that the broker has confirmed this program's close.
-    pub(crate) fn confirm_close(&self) {
-        self.close_confirmed.store(true, Ordering::Release);
+    /// Says that the broker has confirmed this program's close, or that nobody waits for
+    /// that any more.
+    pub(crate) fn finish_close(&self) {
+        self.close_finished.store(true, Ordering::Release);
     }
 
     /// Records the end; `None` if the channel goes with its connection.
@@ -139,7 +148,7 @@ impl ChannelPort {
             .fetch_max(delivery_tag, Ordering::AcqRel);
     }
 
-    /// Sends `method`, to be followed by [`finish`]. What is begun first goes first.
+    /// Sends `method`, to be followed by [`finish`](ConnectionPort::finish). What is begun first goes first.
     pub(crate) fn begin(
         &self,
         method: Method,
@@ -160,10 +169,19 @@ impl ChannelPort {
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
         if self.listing.enter() {
-            self.connection.list(self.id);
+            let is_wanted = || !self.abandoned.load(Ordering::SeqCst);
+            self.connection.list(self.id, is_wanted);
         }
         self.inbox.watchers().ring();
         self.connection.anything.ring();
+    }
+
+    /// The program has no handle of the channel any more: nobody will ever dispatch it.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        if self.listing.is_entered() {
+            self.connection.unlist(self.id);
+        }
     }
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
@@ -226,11 +244,29 @@ impl ChannelPort {
 
     /// Queues the settlement of a delivery.
     pub(crate) fn settle(&self, delivery_tag: u64, settle: Settle) {
-        self.connection.send(Command::Settle {
+        self.connection.settle(self.id, delivery_tag, settle);
+    }
+
+    /// Queues this program's close. No publish comes behind it.
+    pub(crate) fn send_close(
+        &self,
+        code: ReplyCode,
+        text: ShortString,
+        reply: Option<(Sender<Outcome>, Instant)>,
+    ) {
+        let close = Command::CloseChannel {
             channel: self.id,
-            delivery_tag,
-            settle,
-        });
+            code,
+            text,
+            reply,
+        };
+        let note = || self.closing.store(true, Ordering::Release);
+        self.connection.send_and(close, note);
+    }
+
+    /// Whether this program has begun to close the channel.
+    pub(crate) fn has_begun_to_close(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 }
 
@@ -248,10 +284,11 @@ impl Notices {
     }
 }
 
-/// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
-/// ends; so this always returns.
-pub(crate) fn finish(outcome: &Receiver<Outcome>) -> Outcome {
-    outcome.recv().unwrap_or(Err(CallFailure::Closed))
+/// What is said of a channel whose close this program has begun.
+fn being_closed() -> Error {
+    let text = "the channel is being closed";
+    let code = ReplyCode::REPLY_SUCCESS;
+    Error::ChannelClosed(CloseReason::new(ClosedBy::Application, code, text, None))
 }
 
 /// What the IO thread's side holds of a consumer, and drops at the consumer's end.

@@ -12,41 +12,26 @@ use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Event;
 use crate::protocol::failure::ReplyCode;
 
-/// Deliveries that follow each other and go to the same inbox, so that it is locked, and
-/// its threads woken, once for all of them.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    items: VecDeque<Incoming>,
-    consumer: Option<Arc<Route>>,
-    last_tag: u64,
+/// Puts deliveries of one consumer, that came one behind the other, into its inbox.
+pub(super) fn deliver(route: &Route, contents: &mut VecDeque<Content>) {
+    let consumer = &route.consumer;
+    let channel = &consumer.channel;
+    let tag = |content: Option<&Content>| content.and_then(Content::delivery_tag);
+    let (Some(first), Some(last)) = (tag(contents.front()), tag(contents.back())) else {
+        return;
+    };
+    let count = contents.len() as u64;
+    channel.connection.counters.messages_received.add(count);
+    // Before anybody can settle it.
+    channel.delivered(last);
+    if consumer.no_ack {
+        let mut settlements = channel.settlements.lock();
+        settlements.settle_for_good(first, last);
+    }
+    put(consumer, contents.drain(..).map(Incoming::Message));
 }
 
-impl Batch {
-    pub(super) fn add(&mut self, route: Arc<Route>, content: Content) {
-        let fits = match &self.consumer {
-            Some(known) => std::ptr::eq(known.consumer.inbox(), route.consumer.inbox()),
-            None => false,
-        };
-        if !fits {
-            self.hand_over();
-            self.consumer = Some(route);
-        }
-        self.last_tag = content.delivery_tag().unwrap_or(self.last_tag);
-        self.items.push_back(Incoming::Message(content));
-    }
-
-    /// Puts what there is into its inbox.
-    pub(super) fn hand_over(&mut self) {
-        if let Some(route) = self.consumer.take() {
-            let consumer = &route.consumer;
-            // Before anybody can settle it.
-            consumer.channel.delivered(self.last_tag);
-            put(consumer, &mut self.items);
-        }
-    }
-}
-
-fn put(consumer: &ConsumerPort, items: &mut VecDeque<Incoming>) {
+fn put(consumer: &ConsumerPort, items: impl ExactSizeIterator<Item = Incoming>) {
     consumer.inbox().push(items);
     if consumer.own_inbox.is_none() {
         consumer.channel.announce();
@@ -54,15 +39,12 @@ fn put(consumer: &ConsumerPort, items: &mut VecDeque<Incoming>) {
 }
 
 /// Passes `event` on. Nothing in here waits for anybody.
-pub(super) fn tell(port: &ConnectionPort, batch: &mut Batch, event: Event<DriverTokens>) {
-    if let Event::Delivery { consumer, content } = event {
-        port.counters.messages_received.add(1);
-        return batch.add(consumer, content);
-    }
-    // What comes later must not overtake it.
-    batch.hand_over();
+pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
     match event {
-        Event::Delivery { .. } => {}
+        Event::Deliveries {
+            consumer,
+            mut contents,
+        } => deliver(&consumer, &mut contents),
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
         Event::GivenBack {
@@ -89,7 +71,7 @@ pub(super) fn tell(port: &ConnectionPort, batch: &mut Batch, event: Event<Driver
                 log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
             }
             channel.close(reason);
-            port.budget.look_again();
+            port.budget().look_again();
             forget_unsettled(&channel, &consumers);
         }
         Event::Confirmed {
@@ -183,7 +165,7 @@ fn end_consumer(route: &Route, by_broker: bool) {
     match &consumer.own_inbox {
         None => put(
             consumer,
-            &mut VecDeque::from([Incoming::Ended(Arc::downgrade(consumer))]),
+            std::iter::once(Incoming::Ended(Arc::downgrade(consumer))),
         ),
         Some(inbox) => {
             inbox.end();

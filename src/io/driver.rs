@@ -11,26 +11,29 @@
 //! It blocks only in `poll`, runs no code of the user, takes no lock that is held
 //! across a wait, and answers everyone before it ends.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token};
 
 use super::channel_port::{ChannelPort, ConsumerPort};
-use super::dispatch::{self, Batch};
+use super::commands::Frames;
+use super::dispatch;
 use super::outbox::Outbox;
 use super::pauses::{Pauses, slowest_channel};
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
+use super::spin::{self, Spin};
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::Connection;
-use crate::protocol::event::{Gate, Termination};
+use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::frame::{FrameDecoder, Settle};
+use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::Negotiated;
 
 pub(crate) const SOCKET: Token = Token(0);
@@ -39,14 +42,15 @@ const WAKE: Token = Token(1);
 /// How many bytes one turn reads at most, so that deliveries cannot starve the rest.
 const READ_BUDGET: usize = 256 * 1024;
 
-/// How many commands one turn takes at most, for the same reason.
-const COMMAND_BUDGET: usize = 4096;
-
 /// With more than this in answers that the peer does not take, nothing of it is read.
 const UNREAD_MAX: usize = 16 * 1024 * 1024;
 
 /// How many reads follow a write that has failed, to learn why.
 const LAST_READS: usize = 256;
+
+/// Which part of the time that a reply is looked for the next call is: a program may do
+/// something else between two calls, while a broker answers at once.
+const CALL_SPIN_SHARE: u32 = 5;
 
 /// How long the last bytes, such as a close-ok, may take to leave.
 const LINGER: Duration = Duration::from_secs(1);
@@ -66,28 +70,31 @@ pub(crate) fn spawn(
         settings.blocked_timeout,
         Instant::now(),
     );
-    let (sender, commands) = unbounded();
     let (alive, ended) = bounded(0);
+    let spin_limit = spin::limit_here(settings.busy_wait);
     let port = Arc::new(ConnectionPort::new(
-        sender,
         Wake::new(poll.registry(), WAKE)?,
         ended,
         negotiated,
         &settings,
+        spin_limit,
     ));
     let driver = Driver {
         poll,
         transport,
         core,
-        commands,
+        commands: VecDeque::new(),
         port: Arc::clone(&port),
         outbox: Outbox::default(),
-        batch: Batch::default(),
         held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
         writable: true,
         pauses: Pauses::default(),
+        hung_up: false,
+        in_talk: false,
+        reply_spin: Spin::new(spin_limit),
+        call_spin: Spin::new(spin_limit / CALL_SPIN_SHARE),
         unread: 0,
         abandoned: false,
         _alive: alive,
@@ -102,10 +109,10 @@ struct Driver {
     poll: Poll,
     transport: Transport,
     core: Connection<DriverTokens>,
-    commands: Receiver<Command>,
+    /// What was taken from the port, until it is obeyed.
+    commands: VecDeque<Command>,
     port: Arc<ConnectionPort>,
     outbox: Outbox,
-    batch: Batch,
     /// Publishes and settlements of channels whose commit awaits its reply.
     held: Vec<Command>,
     /// The socket may have bytes; cleared when it says that it has none.
@@ -114,6 +121,13 @@ struct Driver {
     writable: bool,
     /// Nothing is read while too much is not handed out yet.
     pauses: Pauses,
+    /// The peer has ended its side, or the socket is broken: reading goes on until that shows.
+    hung_up: bool,
+    /// A call has just gone out, or its reply has come.
+    in_talk: bool,
+    /// How it went to look for the reply to a call, and for the next call.
+    reply_spin: Spin,
+    call_spin: Spin,
     /// How much of what the core had to say the peer has not taken, at most.
     unread: usize,
     /// The socket is to be dropped as it is.
@@ -151,12 +165,14 @@ impl Driver {
         for command in std::mem::take(&mut self.held) {
             self.obey(command, now);
         }
-        for _ in 0..COMMAND_BUDGET {
-            match self.commands.try_recv() {
-                Ok(command) => self.obey(command, now),
-                Err(_) => return,
-            }
+        let mut commands = std::mem::take(&mut self.commands);
+        let written = self.outbox.written();
+        self.port.commands().take(&mut commands, written);
+        for command in commands.drain(..) {
+            self.obey(command, now);
         }
+        // Its memory serves again.
+        self.commands = commands;
     }
 
     /// A timer of the program's is due.
@@ -169,32 +185,19 @@ impl Driver {
 
     fn obey(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Publish {
-                channel,
-                frames,
-                count,
-            } => match self.core.gate(channel) {
+            Command::Frames(frames) => match self.core.gate(frames.channel) {
                 Gate::Open => {
                     self.collect_output();
-                    self.outbox.push(frames);
-                    self.port.counters.messages_published.add(1);
-                    self.port.counters.frames_sent.add(count);
+                    self.outbox.push(frames.bytes);
+                    self.port.counters.messages_published.add(frames.messages);
+                    self.port.counters.frames_sent.add(frames.frames);
                 }
-                Gate::Committing => self.held.push(Command::Publish {
-                    channel,
-                    frames,
-                    count,
-                }),
-                Gate::Closed => self.port.budget.release(frames.len()),
+                Gate::Committing => self.held.push(Command::Frames(frames)),
+                Gate::Closed => {
+                    self.port.budget().release(frames.bytes.len());
+                    self.outbox.keep(frames.bytes);
+                }
             },
-            Command::Settle { channel, .. } if self.core.gate(channel) == Gate::Committing => {
-                self.held.push(command);
-            }
-            Command::Settle {
-                channel,
-                delivery_tag,
-                settle,
-            } => self.core.settle(channel, delivery_tag, settle),
             Command::Call {
                 channel,
                 method,
@@ -203,6 +206,7 @@ impl Driver {
                 reply,
             } => {
                 let token = CallToken::Caller(reply);
+                self.in_talk = true;
                 self.core.call(channel, *method, consumer, token, deadline);
             }
             Command::OpenChannel {
@@ -297,30 +301,28 @@ impl Driver {
             }
             return;
         }
+        let nack = Settle::Nack {
+            multiple: false,
+            requeue: true,
+        };
+        let mut frames = Frames::new(channel.id, Vec::new());
         for (delivery_tag, _) in open {
-            let settle = Settle::Nack {
-                multiple: false,
-                requeue: true,
-            };
-            let channel = channel.id;
-            let nack = Command::Settle {
-                channel,
-                delivery_tag,
-                settle,
-            };
-            self.obey(nack, now);
+            encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
+            frames.frames += 1;
         }
+        self.port.budget().take(frames.bytes.len());
+        self.obey(Command::Frames(frames), now);
     }
 
     /// Moves what the core has to say into the outbox, in order with everything else.
     fn collect_output(&mut self) {
         if let Some(secret) = self.core.take_secret_output() {
-            self.port.budget.take(secret.as_bytes().len());
+            self.port.budget().take(secret.as_bytes().len());
             self.outbox.push_secret(secret);
         }
         let output = self.core.output();
         if !output.is_empty() {
-            self.port.budget.take(output.len());
+            self.port.budget().take(output.len());
             self.unread += output.len();
             self.outbox.push_copy(output);
             output.clear();
@@ -332,9 +334,18 @@ impl Driver {
     /// Tells everyone what happened.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
-            dispatch::tell(&self.port, &mut self.batch, event);
+            self.in_talk |= matches!(event, Event::Reply { .. });
+            match event {
+                Event::Deliveries {
+                    consumer,
+                    mut contents,
+                } => {
+                    dispatch::deliver(&consumer, &mut contents);
+                    self.core.reuse(contents);
+                }
+                event => dispatch::tell(&self.port, event),
+            }
         }
-        self.batch.hand_over();
     }
 
     fn write(&mut self, now: Instant) {
@@ -343,7 +354,7 @@ impl Driver {
             match self.outbox.write_to(&mut self.transport) {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.port.budget.release(count);
+                    self.port.budget().release(count);
                     self.port.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
                 }
@@ -378,13 +389,16 @@ impl Driver {
     fn read(&mut self) {
         let mut left = READ_BUDGET;
         while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
-            match self.transport.read(self.core.space()) {
+            let space = self.core.space();
+            let room = space.len();
+            match self.transport.read(space) {
                 Ok(0) => {
                     self.readable = false;
                     self.ended();
                 }
                 Ok(count) => {
                     left = left.saturating_sub(count);
+                    self.readable = self.may_have_more(count, room);
                     self.core.received(count, Instant::now());
                     let counters = &self.port.counters;
                     counters.bytes_received.add(count as u64);
@@ -400,6 +414,14 @@ impl Driver {
                 },
             }
         }
+    }
+
+    /// Whether the socket may have more behind a read of `count` bytes into `room`. One that
+    /// gave less than it could has nothing left, and will say so when it has; TLS may hold
+    /// back what it has decrypted.
+    fn may_have_more(&self, count: usize, room: usize) -> bool {
+        let tells = cfg!(any(target_os = "linux", target_os = "android"));
+        !tells || count == room || self.hung_up || self.transport.is_tls()
     }
 
     /// The socket is of no use any more.
@@ -427,12 +449,15 @@ impl Driver {
     /// Stops reading while too much is not handed out yet, unless somebody waits for
     /// what only reading can bring.
     fn pause_or_resume(&mut self) {
-        let awaited = self.core.is_awaited() || self.port.is_awaited();
-        // What comes while the connection closes is dropped, whatever it is.
         let is_paused = self.pauses.is_on();
-        let assembling = || self.core.assembling();
         let backlog = &self.port.backlog;
-        let is_full = backlog.must_pause(is_paused, awaited, assembling);
+        let must_pause = || {
+            let awaited = self.core.is_awaited() || self.port.is_awaited();
+            backlog.must_pause(is_paused, awaited, || self.core.assembling())
+        };
+        // Asked twice: who begins to wait once this is said wakes this thread.
+        let is_full = must_pause() && must_pause();
+        // What comes while the connection closes is dropped, whatever it is.
         let pause = !self.core.is_closing() && (is_full || self.unread > UNREAD_MAX);
         if pause == is_paused {
             return;
@@ -448,13 +473,15 @@ impl Driver {
 
     /// Waits until there is something to do.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        if self.look_out(events)? {
+            return Ok(());
+        }
         let port = Arc::clone(&self.port);
         let wake = port.wake();
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
-        let busy = !self.commands.is_empty() || (self.readable && !self.pauses.is_on());
-        let timeout = match busy {
+        let timeout = match self.is_busy() {
             true => Some(Duration::ZERO),
             false => [self.core.poll_timeout(), port.alarm()]
                 .into_iter()
@@ -468,15 +495,53 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             other => other?,
         }
+        self.note(events);
+        Ok(())
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.port.commands().is_empty() || (self.readable && !self.pauses.is_on())
+    }
+
+    /// Right after a call has gone out, or its reply to whoever waits for it, the next thing
+    /// is close: looks for it for a moment, instead of going to sleep. Tells whether there
+    /// is something.
+    fn look_out(&mut self, events: &mut Events) -> io::Result<bool> {
+        let in_talk = std::mem::take(&mut self.in_talk) || self.port.is_confirm_awaited();
+        if !in_talk || self.is_busy() {
+            return Ok(false);
+        }
+        let spin = match self.core.is_awaited() || self.port.is_confirm_awaited() {
+            true => &self.reply_spin,
+            false => &self.call_spin,
+        };
+        let (port, poll) = (&self.port, &mut self.poll);
+        let found = spin.look_for(|| {
+            if !port.commands().is_empty() {
+                return Some(Ok(()));
+            }
+            match poll.poll(events, Some(Duration::ZERO)) {
+                Ok(()) if events.is_empty() => None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+                other => Some(other),
+            }
+        });
+        self.note(events);
+        found.transpose().map(|found| found.is_some())
+    }
+
+    /// Notes what the socket has to say.
+    fn note(&mut self, events: &Events) {
         // TLS may have to write in order to read, and the other way round.
         let both = self.transport.is_tls();
         for event in events.iter().filter(|event| event.token() == SOCKET) {
             self.readable |= both;
             self.writable |= both;
-            self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+            let hung_up = event.is_read_closed() || event.is_error();
+            self.hung_up |= hung_up;
+            self.readable |= event.is_readable() || hung_up;
             self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         }
-        Ok(())
     }
 
     /// Lets the last bytes leave, after everyone has been answered.
@@ -508,17 +573,18 @@ impl Driver {
 impl Drop for Driver {
     /// Whatever ends this thread, nobody waits on for a reason.
     fn drop(&mut self) {
-        if self.port.termination().is_some() {
-            return;
+        if self.port.termination().is_none() {
+            let kind = io::ErrorKind::Other;
+            let termination = Termination::Io(kind, "the IO thread has panicked".into());
+            self.port.terminate(termination.clone());
+            // The core may be what has panicked, so it may do so again.
+            let last_words = AssertUnwindSafe(|| {
+                self.core.terminate(termination);
+                self.dispatch();
+            });
+            let _ = catch_unwind(last_words);
         }
-        let kind = io::ErrorKind::Other;
-        let termination = Termination::Io(kind, "the IO thread has panicked".into());
-        self.port.terminate(termination.clone());
-        // The core may be what has panicked, so it may do so again.
-        let last_words = AssertUnwindSafe(|| {
-            self.core.terminate(termination);
-            self.dispatch();
-        });
-        let _ = catch_unwind(last_words);
+        // With what waits in there, those wake who wait for an answer to it.
+        self.port.commands().close();
     }
 }

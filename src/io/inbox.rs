@@ -61,7 +61,12 @@ struct State {
     bytes: usize,
     ended: bool,
     waiting: usize,
+    /// What was taken and is not reported yet: one report for several items is cheaper.
+    taken: usize,
 }
+
+/// How much may be taken before it is reported.
+const UNREPORTED_MAX: usize = 16 * 1024;
 
 impl Inbox {
     pub(crate) fn new(connection: Arc<ConnectionPort>) -> Self {
@@ -74,18 +79,20 @@ impl Inbox {
         }
     }
 
-    /// Puts in everything of `batch`, in order. What comes after the end is dropped.
-    pub(crate) fn push(&self, batch: &mut VecDeque<Incoming>) {
-        let several = batch.len() > 1;
+    /// Puts in `items`, in order. What comes after the end is dropped.
+    pub(crate) fn push(&self, items: impl ExactSizeIterator<Item = Incoming>) {
+        let several = items.len() > 1;
         let mut state = self.state.lock();
         if state.ended {
             drop(state);
-            return batch.clear();
+            return items.for_each(drop);
         }
-        let cost = batch.iter().map(Incoming::cost).sum();
-        self.connection.backlog.add(cost);
+        let mut cost = 0;
+        state
+            .queue
+            .extend(items.inspect(|item| cost += item.cost()));
         state.bytes += cost;
-        state.queue.append(batch);
+        self.connection.backlog.add(cost);
         self.wake(&state, several);
         drop(state);
         self.watchers.ring();
@@ -115,9 +122,10 @@ impl Inbox {
     /// The next item, if there is one.
     pub(crate) fn try_pop(&self) -> Popped {
         let mut state = self.state.lock();
-        let (popped, cost) = self.take(&mut state);
+        let popped = self.take(&mut state);
+        let taken = self.to_report(&mut state);
         drop(state);
-        self.connection.handed_out(cost);
+        self.report(taken);
         popped
     }
 
@@ -125,9 +133,9 @@ impl Inbox {
     pub(crate) fn pop(&self, deadline: Option<Instant>) -> Popped {
         let mut state = self.state.lock();
         state.waiting += 1;
-        let (popped, cost) = loop {
+        let popped = loop {
             match self.take(&mut state) {
-                (Popped::Empty, _) => {}
+                Popped::Empty => {}
                 found => break found,
             }
             match deadline {
@@ -140,29 +148,48 @@ impl Inbox {
             }
         };
         state.waiting -= 1;
+        let taken = self.to_report(&mut state);
         drop(state);
-        self.connection.handed_out(cost);
+        self.report(taken);
         popped
     }
 
-    /// The next item, and what it costs.
-    fn take(&self, state: &mut State) -> (Popped, usize) {
-        let (popped, cost) = match state.queue.pop_front() {
+    fn take(&self, state: &mut State) -> Popped {
+        let popped = match state.queue.pop_front() {
             Some(item) => {
                 let cost = item.cost();
-                (Popped::Item(item), cost)
+                state.bytes -= cost;
+                state.taken += cost;
+                Popped::Item(item)
             }
-            None if state.ended => (Popped::Ended, 0),
-            None => (Popped::Empty, 0),
+            None if state.ended => Popped::Ended,
+            None => Popped::Empty,
         };
-        state.bytes -= cost;
         // Whoever waits with `select!` hears again of what is left, and all of the end.
         if let Some(bell) = self.ready.get() {
             if state.ended || !state.queue.is_empty() {
                 bell.ring();
             }
         }
-        (popped, cost)
+        popped
+    }
+
+    /// What is to be reported now: when it has become much, when nothing is left to report
+    /// it with, and when the IO thread waits for it.
+    fn to_report(&self, state: &mut State) -> usize {
+        let is_due = state.taken > UNREPORTED_MAX
+            || state.queue.is_empty()
+            || self.connection.backlog.is_paused();
+        match is_due {
+            true => std::mem::take(&mut state.taken),
+            false => 0,
+        }
+    }
+
+    fn report(&self, taken: usize) {
+        if taken > 0 {
+            self.connection.handed_out(taken);
+        }
     }
 
     /// What waits to be taken, in bytes.
@@ -183,6 +210,11 @@ impl Inbox {
     pub(crate) fn is_over(&self) -> bool {
         let state = self.state.lock();
         state.ended && state.queue.is_empty()
+    }
+
+    /// Whether nothing will come any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().ended
     }
 
     /// Who is told when something comes.
@@ -218,10 +250,11 @@ impl Inbox {
             }
         }
         state.queue = kept;
-        let cost = extracted.iter().map(Backlog::cost).sum();
+        let cost: usize = extracted.iter().map(Backlog::cost).sum();
         state.bytes -= cost;
+        let taken = std::mem::take(&mut state.taken);
         drop(state);
-        self.connection.handed_out(cost);
+        self.report(taken + cost);
         extracted
     }
 }

@@ -60,6 +60,11 @@ impl<T> Kept<T> {
         Some(item)
     }
 
+    /// The oldest one.
+    pub(crate) fn first_mut(&mut self) -> Option<&mut T> {
+        self.items.front_mut().map(|(_, item)| item)
+    }
+
     /// The newest one.
     pub(crate) fn last_mut(&mut self) -> Option<&mut T> {
         self.items.back_mut().map(|(_, item)| item)

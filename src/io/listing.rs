@@ -17,6 +17,11 @@ impl Listing {
         !self.0.swap(true, Ordering::SeqCst)
     }
 
+    /// Whether the channel is on the list, or about to be.
+    pub(crate) fn is_entered(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
     /// The channel was taken off the list: whoever does looks at all there is after this.
     ///
     /// It swaps, so that it reads what the last `enter` has written and sees whatever was put

@@ -2,7 +2,7 @@
 //!
 //! | crossing | mechanism | bound | who may wait |
 //! |---|---|---|---|
-//! | caller → IO: methods, publishes | [`port::Command`] in a crossbeam queue | bytes ([`budget`]) | publishers, with a deadline |
+//! | caller → IO: methods, publishes | [`commands`], a queue that the IO thread takes as a whole | bytes ([`budget`]) | publishers, with a deadline |
 //! | waking the IO thread | [`wake`], only when it is about to wait | – | nobody |
 //! | IO → caller: replies | a one-slot crossbeam channel | 1 | the caller; the IO thread keeps its deadline |
 //! | caller → IO → caller: confirms | [`publishing`], a slot for each publish | the confirm window | publishers and whoever asks, with a deadline |
@@ -18,6 +18,7 @@
 pub(crate) mod bell;
 pub(crate) mod budget;
 pub(crate) mod channel_port;
+pub(crate) mod commands;
 pub(crate) mod counters;
 mod dispatch;
 pub(crate) mod driver;
@@ -31,6 +32,7 @@ pub(crate) mod outbox;
 mod pauses;
 pub(crate) mod port;
 pub(crate) mod publishing;
+mod spin;
 mod sync;
 pub(crate) mod transport;
 pub(crate) mod wake;

@@ -6,16 +6,20 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
+use super::commands::BUFFER_SIZE;
 use crate::protocol::secret::Secret;
 
 /// Chunks below this size are gathered into shared ones, so that one write takes many.
 const GATHER_MAX: usize = 4 * 1024;
 
-/// How large a shared chunk grows.
-const CHUNK_SIZE: usize = 64 * 1024;
-
 /// How many chunks one write takes.
 const SLICES_MAX: usize = 16;
+
+/// How many bytes of them: more falls out of the processor's cache.
+const WRITE_MAX: usize = 128 * 1024;
+
+/// How many written buffers are kept to be used again.
+const WRITTEN_MAX: usize = 8;
 
 /// Bytes that go out together.
 #[derive(Debug)]
@@ -38,8 +42,10 @@ impl Chunk {
 pub(crate) struct Outbox {
     chunks: VecDeque<Chunk>,
     /// How much of the first chunk is written.
-    written: usize,
+    start: usize,
     bytes: usize,
+    /// Empty buffers.
+    written: Vec<Vec<u8>>,
 }
 
 impl Outbox {
@@ -60,7 +66,8 @@ impl Outbox {
                 last.extend_from_slice(bytes);
             }
             _ => {
-                let mut chunk = Vec::with_capacity(CHUNK_SIZE.max(bytes.len()));
+                let unused = self.written.pop();
+                let mut chunk = unused.unwrap_or_else(|| Vec::with_capacity(BUFFER_SIZE));
                 chunk.extend_from_slice(bytes);
                 self.chunks.push_back(Chunk::Plain(chunk));
             }
@@ -76,20 +83,38 @@ impl Outbox {
     /// Adds `chunk`, without a copy if it is large.
     pub(crate) fn push(&mut self, chunk: Vec<u8>) {
         if chunk.len() < GATHER_MAX {
-            return self.push_copy(&chunk);
+            self.push_copy(&chunk);
+            return self.keep(chunk);
         }
         self.bytes += chunk.len();
         self.chunks.push_back(Chunk::Plain(chunk));
     }
 
+    /// Keeps a buffer that was not needed.
+    pub(crate) fn keep(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() == BUFFER_SIZE && self.written.len() < WRITTEN_MAX {
+            buffer.clear();
+            self.written.push(buffer);
+        }
+    }
+
+    /// Empty buffers, for others to use.
+    pub(crate) fn written(&mut self) -> &mut Vec<Vec<u8>> {
+        &mut self.written
+    }
+
     /// Writes once; returns how much was taken.
     pub(crate) fn write_to(&mut self, stream: &mut impl Write) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let mut count = 0;
-        for (index, (slice, chunk)) in slices.iter_mut().zip(&self.chunks).enumerate() {
-            let start = if index == 0 { self.written } else { 0 };
+        let (mut count, mut bytes, mut start) = (0, 0, self.start);
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
             *slice = IoSlice::new(chunk.bytes().get(start..).unwrap_or_default());
+            bytes += slice.len();
             count += 1;
+            start = 0;
+            if bytes >= WRITE_MAX {
+                break;
+            }
         }
         let taken = stream.write_vectored(slices.get(..count).unwrap_or_default())?;
         self.advance(taken);
@@ -98,23 +123,16 @@ impl Outbox {
 
     fn advance(&mut self, taken: usize) {
         self.bytes -= taken.min(self.bytes);
-        self.written += taken;
-        let mut left = self.chunks.len();
-        while let Some(first) = self.chunks.front_mut() {
+        self.start += taken;
+        while let Some(first) = self.chunks.front() {
             let length = first.bytes().len();
-            if self.written < length {
+            if self.start < length {
                 return;
             }
-            self.written -= length;
-            left -= 1;
-            match first {
-                // The last shared chunk serves again.
-                Chunk::Plain(bytes) if left == 0 && bytes.capacity() == CHUNK_SIZE => {
-                    return bytes.clear();
-                }
-                _ => {}
+            self.start -= length;
+            if let Some(Chunk::Plain(buffer)) = self.chunks.pop_front() {
+                self.keep(buffer);
             }
-            self.chunks.pop_front();
         }
     }
 }

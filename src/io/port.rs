@@ -6,18 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
 
 use super::bell::Watchers;
 use super::budget::{Backlog, WriteBudget};
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::commands::{Commands, Frames, Queued};
 use super::counters::Counters;
+use super::spin::Spin;
 use super::wake::Wake;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::ReplyCode;
-use crate::protocol::frame::Settle;
+use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
 use crate::protocol::secret::Secret;
@@ -50,18 +52,8 @@ pub(crate) enum Command {
         deadline: Instant,
         reply: Sender<Outcome>,
     },
-    /// One publish, encoded; its bytes are reserved in the write budget.
-    Publish {
-        channel: ChannelId,
-        frames: Vec<u8>,
-        /// How many frames these are.
-        count: u64,
-    },
-    Settle {
-        channel: ChannelId,
-        delivery_tag: u64,
-        settle: Settle,
-    },
+    /// Publishes and settlements; their bytes count in the write budget.
+    Frames(Frames),
     /// Nobody listens to this consumer any more: cancel it, requeue what it has.
     Discard {
         channel: ChannelId,
@@ -119,6 +111,8 @@ pub(crate) struct Settings {
     /// How long the broker may block this connection's publishes.
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
+    /// How long to look for an answer before sleeping for it.
+    pub(crate) busy_wait: Duration,
 }
 
 /// How many frames of mean size may wait before that is called backpressure, as in pika.
@@ -127,9 +121,8 @@ const BACKPRESSURE_MULTIPLIER: usize = 10;
 /// The shared state of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionPort {
-    commands: Sender<Command>,
+    commands: Commands,
     wake: Wake,
-    pub(crate) budget: WriteBudget,
     pub(crate) backlog: Backlog,
     pub(crate) negotiated: Negotiated,
     /// The connection's name, for the log.
@@ -153,6 +146,11 @@ pub(crate) struct ConnectionPort {
     alarm: Mutex<Option<Instant>>,
     /// How many threads wait for confirms or for room.
     waiting: AtomicUsize,
+    /// How many threads wait for the confirm of one message.
+    confirm_waits: AtomicUsize,
+    /// How it went to look for replies, and for confirms.
+    reply_spin: Spin,
+    pub(crate) confirm_spin: Spin,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
 }
@@ -160,6 +158,18 @@ pub(crate) struct ConnectionPort {
 /// Says that a thread waits for something that only reading can bring, for as long as
 /// it lives.
 pub(crate) struct Waiting<'a>(&'a ConnectionPort);
+
+/// The same for a thread that waits for the confirm of one message.
+pub(crate) struct WaitingForConfirm<'a> {
+    port: &'a ConnectionPort,
+    _waiting: Waiting<'a>,
+}
+
+impl Drop for WaitingForConfirm<'_> {
+    fn drop(&mut self) {
+        self.port.confirm_waits.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -169,16 +179,15 @@ impl Drop for Waiting<'_> {
 
 impl ConnectionPort {
     pub(crate) fn new(
-        commands: Sender<Command>,
         wake: Wake,
         ended: Receiver<()>,
         negotiated: Negotiated,
         settings: &Settings,
+        spin_limit: Duration,
     ) -> Self {
         Self {
-            commands,
+            commands: Commands::new(settings.write_limit),
             wake,
-            budget: WriteBudget::new(settings.write_limit),
             backlog: Backlog::new(settings.read_limit),
             negotiated,
             name: settings.name.clone(),
@@ -193,6 +202,9 @@ impl ConnectionPort {
             news: Mutex::default(),
             alarm: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            confirm_waits: AtomicUsize::new(0),
+            reply_spin: Spin::new(spin_limit),
+            confirm_spin: Spin::new(spin_limit),
             ended,
         }
     }
@@ -200,12 +212,49 @@ impl ConnectionPort {
     /// Queues `command` and wakes the IO thread if it waits. After the end of the
     /// connection the command vanishes, and with it whatever it would be answered on.
     pub(crate) fn send(&self, command: Command) {
-        if matches!(command, Command::Close { .. } | Command::Disconnect) {
-            self.closing.store(true, Ordering::Release);
-        }
-        if self.commands.send(command).is_ok() {
+        let ends = matches!(command, Command::Close { .. } | Command::Disconnect);
+        self.send_and(command, || {
+            if ends {
+                self.closing.store(true, Ordering::Release);
+            }
+        });
+    }
+
+    /// The same; what `note` notes, those who queue something behind it see.
+    pub(crate) fn send_and(&self, command: Command, note: impl FnOnce()) {
+        if self.commands.send(command, note) {
             self.wake.notify();
         }
+    }
+
+    /// Queues a publish that `admit` lets pass; see [`Commands::publish`].
+    pub(crate) fn publish(
+        &self,
+        channel: ChannelId,
+        publish: &EncodedPublish<'_>,
+        reserved: bool,
+        admit: impl FnOnce() -> bool,
+    ) -> Queued {
+        let admit = || admit() && !self.is_closing();
+        let queued = self.commands.publish(channel, publish, reserved, admit);
+        if queued == Queued::Done {
+            self.wake.notify();
+        }
+        queued
+    }
+
+    /// Queues the settlement of a delivery.
+    pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
+        self.commands.settle(channel, delivery_tag, settle);
+        self.wake.notify();
+    }
+
+    pub(crate) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    pub(crate) fn budget(&self) -> &WriteBudget {
+        &self.commands.budget
     }
 
     pub(crate) fn wake(&self) -> &Wake {
@@ -232,13 +281,18 @@ impl ConnectionPort {
     /// Records the end. Only the first reason counts.
     pub(crate) fn terminate(&self, termination: Termination) {
         let _ = self.closed.set(termination);
-        self.budget.look_again();
+        self.budget().look_again();
         self.ring();
     }
 
     /// Tells whoever dispatches that something has come for the connection itself.
     pub(crate) fn ring(&self) {
         self.own_news.store(true, Ordering::SeqCst);
+        self.call_watchers();
+    }
+
+    /// Has whoever dispatches events of the connection itself look for some.
+    pub(crate) fn call_watchers(&self) {
         self.own_events.ring();
         self.anything.ring();
     }
@@ -253,9 +307,17 @@ impl ConnectionPort {
         self.own_news.store(false, Ordering::SeqCst);
     }
 
-    /// Notes a channel that has something to dispatch.
-    pub(crate) fn list(&self, channel: ChannelId) {
-        self.news.lock().push_back(channel);
+    /// Notes a channel that has something to dispatch, if anybody wants to know.
+    pub(crate) fn list(&self, channel: ChannelId, is_wanted: impl FnOnce() -> bool) {
+        let mut news = self.news.lock();
+        if is_wanted() {
+            news.push_back(channel);
+        }
+    }
+
+    /// Forgets that it has.
+    pub(crate) fn unlist(&self, channel: ChannelId) {
+        self.news.lock().retain(|listed| *listed != channel);
     }
 
     /// How many channels have something to dispatch.
@@ -292,8 +354,35 @@ impl ConnectionPort {
     /// where it would pause.
     pub(crate) fn waiting(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        self.wake.notify();
+        if self.backlog.is_paused() {
+            self.wake.notify();
+        }
         Waiting(self)
+    }
+
+    /// To be held while waiting for the confirm of one message.
+    pub(crate) fn waiting_for_confirm(&self) -> WaitingForConfirm<'_> {
+        self.confirm_waits.fetch_add(1, Ordering::Relaxed);
+        WaitingForConfirm {
+            port: self,
+            _waiting: self.waiting(),
+        }
+    }
+
+    /// Whether anybody waits for the confirm of one message.
+    pub(crate) fn is_confirm_awaited(&self) -> bool {
+        self.confirm_waits.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
+    /// ends; so this always returns.
+    pub(crate) fn finish(&self, outcome: &Receiver<Outcome>) -> Outcome {
+        let found = self.reply_spin.look_for(|| match outcome.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(CallFailure::Closed)),
+        });
+        found.unwrap_or_else(|| outcome.recv().unwrap_or(Err(CallFailure::Closed)))
     }
 
     /// Whether anybody waits for confirms or for room.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::budget::{Backlog, NoRoom};
+use super::commands::Queued;
 use super::kept::Kept;
 use crate::protocol::confirms::{Ledger, Settled};
 use crate::protocol::content::Content;
@@ -64,7 +65,12 @@ struct State {
     /// What callbacks are to be told of confirms; `None` as long as there are none.
     news: Option<News>,
     waiting: usize,
+    /// Slots that nobody holds any more, to be used again.
+    slots: Vec<Arc<Slot>>,
 }
+
+/// How many of those are kept.
+const SLOTS_MAX: usize = 1000;
 
 /// What became of publishes, in the order in which it was learnt.
 #[derive(Debug)]
@@ -76,11 +82,11 @@ struct News {
 
 /// What became of the publishes `first` to `last`.
 #[derive(Debug)]
-pub(crate) struct Outcomes {
-    pub(crate) first: u64,
-    pub(crate) last: u64,
+struct Outcomes {
+    first: u64,
+    last: u64,
     /// `None`: the channel ended before the broker has said anything.
-    pub(crate) settled: Option<Settled<Arc<Content>>>,
+    settled: Option<Settled<Arc<Content>>>,
 }
 
 /// How many entries of that kind are kept; runs of acknowledged ones are one.
@@ -91,7 +97,9 @@ pub(crate) enum Entered {
     /// Without a confirm.
     Plain,
     Numbered(u64, Arc<Slot>),
-    /// Not yet: it has to wait, and to try again.
+    /// It was not sent, for this reason.
+    Not(Queued),
+    /// The window is full.
     Full,
 }
 
@@ -107,6 +115,7 @@ impl Publishing {
                 failures: Failures::new(),
                 news: None,
                 waiting: 0,
+                slots: Vec::new(),
             }),
             moved: Condvar::new(),
         }
@@ -115,30 +124,34 @@ impl Publishing {
     /// Waits until the window has room, without taking it.
     pub(crate) fn wait_for_room(
         &self,
-        deadline: impl FnOnce() -> Instant,
+        deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        if !self.gated.load(Ordering::Acquire) {
-            return Ok(());
-        }
         let window = self.window;
-        self.wait(deadline, is_pointless, |state| state.has_room(window))
+        self.wait_until(Some(deadline), is_pointless, |state| state.has_room(window))
     }
 
-    /// Takes the next number and calls `send`, in one step, so that numbers and publishes
-    /// have the same order. `fingerprint` is that of a mandatory message.
-    pub(crate) fn enter(&self, fingerprint: Option<u64>, send: impl FnOnce()) -> Entered {
+    /// Whether publishes have to look at more than the room in the queue.
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gated.load(Ordering::Acquire)
+    }
+
+    /// Calls `send`, and takes the next number if that succeeds, in one step, so that numbers
+    /// and publishes have the same order. `fingerprint` is that of a mandatory message.
+    pub(crate) fn enter(&self, fingerprint: Option<u64>, send: impl FnOnce() -> Queued) -> Entered {
         let mut state = self.state.lock();
         if !state.has_room(self.window) {
             return Entered::Full;
         }
+        match send() {
+            Queued::Done => {}
+            not_done => return Entered::Not(not_done),
+        }
         if state.mode == Mode::Plain {
-            send();
             return Entered::Plain;
         }
-        let slot = Arc::new(Slot::new());
+        let slot = state.new_slot();
         let number = state.ledger.publish(Arc::clone(&slot), fingerprint);
-        send();
         Entered::Numbered(number, slot)
     }
 
@@ -222,9 +235,10 @@ impl Publishing {
             failures,
             news,
             waiting,
+            slots,
             ..
         } = &mut *state;
-        ledger.settle(number, multiple, ack, |number, slot, settled| {
+        ledger.settle(number, multiple, ack, |number, mut slot, settled| {
             if settled != Settled::Acked {
                 failures.add(Failure {
                     number,
@@ -234,8 +248,13 @@ impl Publishing {
             if let Some(news) = news {
                 news.add(number, Some(settled.clone()));
             }
-            // Each publish settles once, so the slot is empty.
-            let _ = slot.set(settled);
+            match Arc::get_mut(&mut slot) {
+                // Nobody will ever ask.
+                Some(_) if slots.len() < SLOTS_MAX => slots.push(slot),
+                Some(_) => {}
+                // Each publish settles once, so the slot is empty.
+                None => drop(slot.set(settled)),
+            }
         });
         let has_news = news.is_some();
         let awaited = *waiting > 0;
@@ -251,9 +270,9 @@ impl Publishing {
         self.state.lock().news.get_or_insert_with(News::new);
     }
 
-    /// What became of some publishes, the earliest first.
-    pub(crate) fn take_news(&self) -> Option<Outcomes> {
-        self.state.lock().news.as_mut()?.kept.pop()
+    /// What became of one more publish, and which; `None` inside: nobody will ever know.
+    pub(crate) fn take_news(&self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+        self.state.lock().news.as_mut()?.take()
     }
 
     /// How many publishes the broker has said nothing of yet.
@@ -293,18 +312,6 @@ impl Publishing {
         state.ledger.returned(fingerprint, Arc::new(message))
     }
 
-    fn wait(
-        &self,
-        deadline: impl FnOnce() -> Instant,
-        is_pointless: impl Fn() -> bool,
-        so: impl Fn(&State) -> bool,
-    ) -> Result<(), NoRoom> {
-        if so(&self.state.lock()) {
-            return Ok(());
-        }
-        self.wait_until(Some(deadline()), is_pointless, so)
-    }
-
     fn wait_until(
         &self,
         deadline: Option<Instant>,
@@ -338,6 +345,10 @@ impl Publishing {
 }
 
 impl State {
+    fn new_slot(&mut self) -> Arc<Slot> {
+        self.slots.pop().unwrap_or_default()
+    }
+
     fn has_room(&self, window: usize) -> bool {
         match self.mode {
             _ if self.held => false,
@@ -377,6 +388,17 @@ impl News {
             kept: Kept::new(NEWS_MAX),
             dropped: 0,
         }
+    }
+
+    fn take(&mut self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+        let run = self.kept.first_mut()?;
+        let number = run.first;
+        if number < run.last {
+            run.first += 1;
+            return Some((number, run.settled.clone()));
+        }
+        let run = self.kept.pop()?;
+        Some((number, run.settled))
     }
 
     fn add(&mut self, number: u64, settled: Option<Settled<Arc<Content>>>) {

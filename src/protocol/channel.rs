@@ -247,7 +247,7 @@ impl<T: Tokens> Channel<T> {
         if self.closing {
             return Ok(());
         }
-        match self.assembly.body(payload)? {
+        match self.assembly.body(payload, &mut out.bodies)? {
             Progress::Complete(content) => self.receive_content(content, out),
             Progress::Pending | Progress::TooLarge { .. } => Ok(()),
         }
@@ -297,22 +297,20 @@ impl<T: Tokens> Channel<T> {
     fn receive_content(&mut self, content: Content, out: &mut Out<T>) -> Result<(), ProtocolError> {
         match &content.method {
             ContentMethod::Deliver(deliver) => {
-                match self.consumers.taker(&deliver.consumer_tag) {
-                    Taker::Consumer(consumer) if consumer.discard => {
-                        self.give_back(deliver.delivery_tag, &content, consumer.no_ack, out);
+                let no_ack = match self.consumers.taker(&deliver.consumer_tag) {
+                    Taker::Consumer(consumer) if !consumer.discard => {
+                        out.deliver(self.id.number, || consumer.token.clone(), content);
+                        return Ok(());
                     }
-                    Taker::Consumer(consumer) => {
-                        let consumer = consumer.token.clone();
-                        out.events.push_back(Event::Delivery { consumer, content });
+                    Taker::Consumer(consumer) => consumer.no_ack,
+                    Taker::Ghost { no_ack } => no_ack,
+                    Taker::Nobody => {
+                        let tag = &deliver.consumer_tag;
+                        log::debug!("a delivery came for the unknown consumer {tag}");
+                        return Ok(());
                     }
-                    Taker::Ghost { no_ack } => {
-                        self.give_back(deliver.delivery_tag, &content, no_ack, out);
-                    }
-                    Taker::Nobody => log::debug!(
-                        "a delivery came for the unknown consumer {}",
-                        deliver.consumer_tag
-                    ),
-                }
+                };
+                self.give_back(deliver.delivery_tag, &content, no_ack, out);
                 Ok(())
             }
             ContentMethod::GetOk(_) => {

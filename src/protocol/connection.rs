@@ -6,14 +6,14 @@
 //! - put what came from the peer into [`space`](Connection::space), then say
 //!   [`received`](Connection::received);
 //! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
-//!   [`settle`](Connection::settle), [`close_channel`](Connection::close_channel),
+//!   [`close_channel`](Connection::close_channel),
 //!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
 //! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
 //!   [`handle_timeout`](Connection::handle_timeout);
 //!
 //! and after each of these drain [`poll_event`](Connection::poll_event) and
 //! [`take_secret_output`](Connection::take_secret_output) and
-//! [`output`](Connection::output). Publishes are encoded by the caller and
+//! [`output`](Connection::output). Publishes and settlements are encoded by the caller and
 //! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
 //! longer open would make the broker close the connection (504). An
 //! [`Event::Closed`] comes once and is final.
@@ -28,16 +28,18 @@
 mod router;
 mod secret_updates;
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use self::router::{Blocked, Router, State};
 use self::secret_updates::SecretUpdates;
 use super::channel::Channel;
+use super::content::Content;
 use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
 use super::failure::{CloseReason, ClosedBy, ReplyCode};
-use super::frame::{FrameDecoder, HEARTBEAT_FRAME, Settle};
+use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, channel, connection};
@@ -131,6 +133,11 @@ impl<T: Tokens> Connection<T> {
 
     pub(crate) fn poll_event(&mut self) -> Option<Event<T>> {
         self.router.out.events.pop_front()
+    }
+
+    /// Takes back the memory of a run of deliveries, which is empty by now.
+    pub(crate) fn reuse(&mut self, run: VecDeque<Content>) {
+        self.router.out.reuse(run);
     }
 
     /// Bytes for the peer, in order.
@@ -321,13 +328,6 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Settles a delivery, if its channel still can; not while the gate says `Committing`.
-    pub(crate) fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
-        if self.is_open(id) {
-            self.router.out.settle(id.number, delivery_tag, settle);
-        }
-    }
-
     /// Closes a channel; whoever wants to know gives `call`.
     pub(crate) fn close_channel(
         &mut self,
@@ -363,6 +363,8 @@ impl<T: Tokens> Connection<T> {
             .reply_code(code.into())
             .reply_text(&text);
         router.out.send(0, &close.into());
+        // This has a deadline of its own, and does not hear of an end of that.
+        router.blocked.since = None;
         let reason = CloseReason::new(ClosedBy::Application, code, text, None);
         router.state = State::Closing { reason, deadline };
     }

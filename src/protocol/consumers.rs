@@ -8,7 +8,7 @@ use super::wire::ShortString;
 const GHOSTS_MAX: usize = 256;
 
 /// What a channel knows of a consumer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Consumer<C> {
     pub(crate) token: C,
     pub(crate) no_ack: bool,
@@ -20,6 +20,8 @@ pub(crate) struct Consumer<C> {
 #[derive(Debug)]
 pub(crate) struct Consumers<C> {
     alive: HashMap<ShortString, Consumer<C>>,
+    /// The one that had the last delivery, which mostly has the next one too.
+    last: Option<(ShortString, Consumer<C>)>,
     /// Those that were cancelled without asking for a reply, the newest last, and whether
     /// they need no acknowledgement: the broker may still send something for them.
     ghosts: VecDeque<(ShortString, bool)>,
@@ -36,10 +38,11 @@ pub(crate) enum Taker<'a, C> {
     Nobody,
 }
 
-impl<C> Consumers<C> {
+impl<C: Clone> Consumers<C> {
     pub(crate) fn new() -> Self {
         Self {
             alive: HashMap::new(),
+            last: None,
             ghosts: VecDeque::new(),
         }
     }
@@ -54,15 +57,22 @@ impl<C> Consumers<C> {
             no_ack,
             discard: false,
         };
+        self.last = None;
         self.alive.insert(tag, consumer);
     }
 
     pub(crate) fn get_mut(&mut self, tag: &ShortString) -> Option<&mut Consumer<C>> {
+        self.last = None;
         self.alive.get_mut(tag)
     }
 
-    pub(crate) fn taker(&self, tag: &ShortString) -> Taker<'_, C> {
-        if let Some(consumer) = self.alive.get(tag) {
+    pub(crate) fn taker(&mut self, tag: &ShortString) -> Taker<'_, C> {
+        let is_last = matches!(&self.last, Some((last, _)) if last == tag);
+        if !is_last {
+            let consumer = self.alive.get(tag).cloned();
+            self.last = consumer.map(|consumer| (tag.clone(), consumer));
+        }
+        if let Some((_, consumer)) = &self.last {
             return Taker::Consumer(consumer);
         }
         match self.ghosts.iter().rfind(|(ghost, _)| ghost == tag) {
@@ -76,6 +86,7 @@ impl<C> Consumers<C> {
     }
 
     pub(crate) fn remove(&mut self, tag: &ShortString) -> Option<C> {
+        self.last = None;
         self.alive.remove(tag).map(|consumer| consumer.token)
     }
 
@@ -92,6 +103,7 @@ impl<C> Consumers<C> {
     /// All of them, who leave with the channel.
     pub(crate) fn drain(&mut self) -> Vec<C> {
         self.ghosts.clear();
+        self.last = None;
         let alive = self.alive.drain();
         alive.map(|(_, consumer)| consumer.token).collect()
     }

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 
+use super::bodies::Bodies;
 use super::failure::{DecodeError, ProtocolError};
-use super::frame::copied;
 use super::methods::{MethodId, basic};
 use super::properties::BasicProperties;
 use super::wire::{Reader, ShortString};
@@ -156,7 +156,11 @@ impl Assembly {
         Ok(Progress::Pending)
     }
 
-    pub(crate) fn body(&mut self, payload: &[u8]) -> Result<Progress, ProtocolError> {
+    pub(crate) fn body(
+        &mut self,
+        payload: &[u8],
+        bodies: &mut Bodies,
+    ) -> Result<Progress, ProtocolError> {
         let Self::Body { body, size, .. } = self else {
             return Err(ProtocolError::UnexpectedContent(
                 "a content body came where none was due",
@@ -181,7 +185,7 @@ impl Assembly {
             return Ok(Progress::Pending);
         };
         let body = if body.is_empty() {
-            copied(payload)
+            bodies.copy(payload)
         } else {
             reserve(&mut body, payload.len(), missing);
             body.extend_from_slice(payload);
@@ -231,7 +235,7 @@ impl Names {
 }
 
 fn shared(last: &mut ShortString, bytes: &[u8]) -> ShortString {
-    if last.as_bytes() != bytes {
+    if last.raw() != bytes {
         *last = ShortString::from_wire(bytes);
     }
     last.clone()
@@ -291,8 +295,11 @@ mod tests {
             for chunk in whole.chunks(cut) {
                 assert_eq!(last, Ok(Progress::Pending));
                 // The broker sends no empty body frames, but they are allowed.
-                assert_eq!(assembly.body(&[]), Ok(Progress::Pending));
-                last = assembly.body(chunk);
+                assert_eq!(
+                    assembly.body(&[], &mut Bodies::default()),
+                    Ok(Progress::Pending)
+                );
+                last = assembly.body(chunk, &mut Bodies::default());
             }
             assert_eq!(complete(last).body, whole);
         }
@@ -302,15 +309,18 @@ mod tests {
     fn what_is_out_of_order_is_an_error() {
         let mut idle = Assembly::default();
         assert!(idle.header(&header(60, 1), 100).is_err());
-        assert!(idle.body(b"x").is_err());
-        assert!(begun().body(b"x").is_err());
+        assert!(idle.body(b"x", &mut Bodies::default()).is_err());
+        assert!(begun().body(b"x", &mut Bodies::default()).is_err());
         assert!(begun().header(&header(50, 1), 100).is_err());
         let mut body = begun();
         body.header(&header(60, 1), 100).unwrap();
         assert!(body.header(&header(60, 1), 100).is_err());
         let mut body = begun();
         body.header(&header(60, 1), 100).unwrap();
-        assert_eq!(body.body(b"xy"), Err(ProtocolError::BodyTooLong));
+        assert_eq!(
+            body.body(b"xy", &mut Bodies::default()),
+            Err(ProtocolError::BodyTooLong)
+        );
     }
 
     #[test]
@@ -318,7 +328,7 @@ mod tests {
         let mut assembly = begun();
         let size = u64::from(u32::MAX);
         assembly.header(&header(60, size), u64::MAX).unwrap();
-        assembly.body(b"x").unwrap();
+        assembly.body(b"x", &mut Bodies::default()).unwrap();
         let Assembly::Body { body, .. } = &assembly else {
             panic!("{assembly:?}");
         };
@@ -347,7 +357,7 @@ mod tests {
             .consumer_tag("tag")
             .delivery_tag(9)
             .redelivered(true)
-            .exchange("ex")
+            .exchange("an exchange with a long name")
             .routing_key("key");
         let mut bytes = Vec::new();
         deliver.write(&mut Writer::new(&mut bytes)).unwrap();

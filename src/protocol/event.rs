@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::content::Content;
+use super::bodies::Bodies;
+use super::content::{Content, ContentMethod};
 use super::failure::{CloseReason, EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
 use super::methods::Method;
@@ -115,9 +116,10 @@ pub(crate) enum Event<T: Tokens> {
         call: T::Call,
         failure: CallFailure,
     },
-    Delivery {
+    /// Deliveries that came one behind the other, with successive numbers.
+    Deliveries {
         consumer: T::Consumer,
-        content: Content,
+        contents: VecDeque<Content>,
     },
     /// A delivery that nobody takes is settled already.
     GivenBack {
@@ -168,6 +170,11 @@ pub(crate) struct Out<T: Tokens> {
     /// How many frames were put into `bytes` since somebody asked.
     pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
+    pub(crate) bodies: Bodies,
+    /// The channel of the last event, if that can take a further delivery.
+    run: Option<u16>,
+    /// An empty run, to be used again.
+    spare_run: VecDeque<Content>,
     /// Deadlines of calls: when, which channel, which call.
     deadlines: BTreeSet<(Instant, u16, u64)>,
     frame_max: usize,
@@ -180,9 +187,46 @@ impl<T: Tokens> Out<T> {
             bytes: Vec::new(),
             frames: 0,
             events: VecDeque::new(),
+            bodies: Bodies::default(),
+            run: None,
+            spare_run: VecDeque::new(),
             deadlines: BTreeSet::new(),
             frame_max,
             calls: 0,
+        }
+    }
+
+    /// Tells of a delivery: together with the last one, if it goes to the same consumer and
+    /// nothing has happened between the two.
+    pub(crate) fn deliver(
+        &mut self,
+        channel: u16,
+        consumer: impl FnOnce() -> T::Consumer,
+        content: Content,
+    ) {
+        let same_run = self.run == Some(channel);
+        match self.events.back_mut() {
+            Some(Event::Deliveries { contents, .. })
+                if same_run && contents.back().is_some_and(|last| follows(last, &content)) =>
+            {
+                contents.push_back(content);
+            }
+            _ => {
+                let mut contents = std::mem::take(&mut self.spare_run);
+                contents.push_back(content);
+                self.run = Some(channel);
+                self.events.push_back(Event::Deliveries {
+                    consumer: consumer(),
+                    contents,
+                });
+            }
+        }
+    }
+
+    /// Takes back the memory of a run.
+    pub(crate) fn reuse(&mut self, run: VecDeque<Content>) {
+        if run.is_empty() && run.capacity() > self.spare_run.capacity() {
+            self.spare_run = run;
         }
     }
 
@@ -263,5 +307,16 @@ impl<T: Tokens> Out<T> {
         if let Some(deadline) = deadline {
             self.deadlines.remove(&(deadline, channel, number));
         }
+    }
+}
+
+/// Whether a delivery is the next one of the same consumer, on the same channel.
+fn follows(last: &Content, next: &Content) -> bool {
+    match (&last.method, &next.method) {
+        (ContentMethod::Deliver(last), ContentMethod::Deliver(next)) => {
+            last.delivery_tag.checked_add(1) == Some(next.delivery_tag)
+                && last.consumer_tag == next.consumer_tag
+        }
+        _ => false,
     }
 }

@@ -179,11 +179,18 @@ impl fmt::Display for CloseReason {
 /// Why a method, table or content cannot be put on the wire. Nothing was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EncodeError {
-    /// What was too long, in words.
+    /// What is wrong, in words.
     pub(crate) what: String,
-    /// Its size and the limit, in bytes.
-    pub(crate) size: usize,
-    pub(crate) limit: usize,
+    pub(crate) flaw: Flaw,
+}
+
+/// What is wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// Its size exceeds the limit; both in bytes.
+    TooLong { size: usize, limit: usize },
+    /// A float that is no finite number.
+    NotFinite,
 }
 
 impl EncodeError {
@@ -198,8 +205,14 @@ impl EncodeError {
     pub(crate) fn beyond(what: impl Into<String>, size: usize, limit: usize) -> Self {
         Self {
             what: what.into(),
-            size,
-            limit,
+            flaw: Flaw::TooLong { size, limit },
+        }
+    }
+
+    pub(crate) fn not_finite(value: f64) -> Self {
+        Self {
+            what: value.to_string(),
+            flaw: Flaw::NotFinite,
         }
     }
 

@@ -2,8 +2,6 @@
 //!
 //! Rules: AMQP 0-9-1 specification, section 4.2.3 (general frame format).
 
-use bytes::Bytes;
-
 use super::confirms::fingerprint;
 use super::failure::{EncodeError, ProtocolError};
 use super::methods::{Method, MethodId, basic};
@@ -221,6 +219,9 @@ pub(crate) enum Settle {
     Reject { requeue: bool },
 }
 
+/// The size of an ack, nack or reject.
+pub(crate) const SETTLE_SIZE: usize = FRAME_OVERHEAD + 4 + 8 + 1;
+
 /// Appends an ack, nack or reject: always small, so it cannot fail.
 pub(crate) fn encode_settle(out: &mut Vec<u8>, channel: u16, delivery_tag: u64, settle: Settle) {
     let (id, bits) = match settle {
@@ -256,54 +257,83 @@ impl Publish<'_> {
     }
 }
 
-/// How many frames a message takes.
-pub(crate) fn content_frames(body: usize, frame_max: usize) -> u64 {
-    2 + body.div_ceil(frame_max - FRAME_OVERHEAD) as u64
-}
-
-/// One publish as one buffer: method, header and body frames.
+/// A publish, ready to be put behind others: method and header frames encoded, the body
+/// where it was.
 ///
-/// Contiguous, because nothing else may come between them on their channel.
-pub(crate) fn encode_publish(
+/// Contiguous in the end, because nothing else may come between them on their channel.
+#[derive(Debug)]
+pub(crate) struct EncodedPublish<'a> {
     channel: u16,
-    publish: Publish<'_>,
-    frame_max: usize,
-) -> Result<Vec<u8>, EncodeError> {
-    let body = publish.body;
-    let chunk_max = frame_max - FRAME_OVERHEAD;
-    let chunks = body.len().div_ceil(chunk_max);
-    let names = publish.exchange.len() + publish.routing_key.len();
-    let mut out = Vec::with_capacity(names + 64 + chunks * FRAME_OVERHEAD + body.len());
-
-    encode_frame(&mut out, METHOD, channel, frame_max, |writer| {
-        write_method_id(writer, basic::Publish::ID);
-        writer.put(&[0, 0]);
-        writer
-            .short_bytes(publish.exchange.as_bytes())
-            .map_err(|error| error.in_field("basic.publish exchange"))?;
-        writer
-            .short_bytes(publish.routing_key.as_bytes())
-            .map_err(|error| error.in_field("basic.publish routing_key"))?;
-        writer.bit(publish.mandatory);
-        writer.bit(publish.immediate);
-        Ok(())
-    })?;
-    encode_content(&mut out, channel, publish.properties, body, frame_max)?;
-    Ok(out)
+    head: &'a [u8],
+    body: &'a [u8],
+    chunk_max: usize,
 }
 
-/// Appends the header and body frames of a content of class basic.
-pub(crate) fn encode_content(
+impl<'a> EncodedPublish<'a> {
+    /// Encodes what comes before the body into `scratch`, which is emptied first.
+    pub(crate) fn new(
+        channel: u16,
+        publish: Publish<'a>,
+        frame_max: usize,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<Self, EncodeError> {
+        scratch.clear();
+        encode_frame(scratch, METHOD, channel, frame_max, |writer| {
+            write_method_id(writer, basic::Publish::ID);
+            writer.put(&[0, 0]);
+            writer
+                .short_bytes(publish.exchange.as_bytes())
+                .map_err(|error| error.in_field("basic.publish exchange"))?;
+            writer
+                .short_bytes(publish.routing_key.as_bytes())
+                .map_err(|error| error.in_field("basic.publish routing_key"))?;
+            writer.bit(publish.mandatory);
+            writer.bit(publish.immediate);
+            Ok(())
+        })?;
+        let size = publish.body.len();
+        encode_content_header(scratch, channel, publish.properties, size, frame_max)?;
+        Ok(Self {
+            channel,
+            head: scratch,
+            body: publish.body,
+            chunk_max: frame_max - FRAME_OVERHEAD,
+        })
+    }
+
+    fn body_frames(&self) -> usize {
+        self.body.len().div_ceil(self.chunk_max)
+    }
+
+    /// How many frames there are.
+    pub(crate) fn frames(&self) -> u64 {
+        2 + self.body_frames() as u64
+    }
+
+    /// How many bytes they take.
+    pub(crate) fn size(&self) -> usize {
+        self.head.len() + self.body.len() + self.body_frames() * FRAME_OVERHEAD
+    }
+
+    /// Appends them.
+    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.head);
+        encode_body(out, self.channel, self.body, self.chunk_max);
+    }
+}
+
+/// Appends the header frame of a content of class basic.
+fn encode_content_header(
     out: &mut Vec<u8>,
     channel: u16,
     properties: Option<&BasicProperties>,
-    body: &[u8],
+    body_size: usize,
     frame_max: usize,
 ) -> Result<(), EncodeError> {
     encode_frame(out, HEADER, channel, frame_max, |writer| {
         writer.put(&basic::Publish::ID.class.to_be_bytes());
         writer.put(&[0, 0]);
-        writer.put(&(body.len() as u64).to_be_bytes());
+        writer.put(&(body_size as u64).to_be_bytes());
         match properties {
             Some(properties) => properties.write(writer)?,
             None => writer.put(&[0, 0]),
@@ -313,21 +343,20 @@ pub(crate) fn encode_content(
     .map_err(|error| match error.what.as_str() {
         "frame" => error.in_field("properties of a message"),
         _ => error,
-    })?;
+    })
+}
+
+/// Appends the body frames of a content. A frame's size fits its four octets, as the
+/// negotiated maximum does.
+fn encode_body(out: &mut Vec<u8>, channel: u16, body: &[u8], chunk_max: usize) {
     let [c1, c0] = channel.to_be_bytes();
-    for chunk in body.chunks(frame_max - FRAME_OVERHEAD) {
-        let size = u32::try_from(chunk.len()).map_err(|_| EncodeError::too_large(chunk.len()))?;
-        out.extend_from_slice(&[BODY, c1, c0]);
-        out.extend_from_slice(&size.to_be_bytes());
+    for chunk in body.chunks(chunk_max) {
+        let size = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        let [s3, s2, s1, s0] = size.to_be_bytes();
+        out.extend_from_slice(&[BODY, c1, c0, s3, s2, s1, s0]);
         out.extend_from_slice(chunk);
         out.push(FRAME_END);
     }
-    Ok(())
-}
-
-/// A body of its own, so that it does not pin the buffer it was read into.
-pub(crate) fn copied(payload: &[u8]) -> Bytes {
-    Bytes::copy_from_slice(payload)
 }
 
 #[cfg(test)]
@@ -335,6 +364,33 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// One publish as one buffer.
+    pub(crate) fn encode_publish(
+        channel: u16,
+        publish: Publish<'_>,
+        frame_max: usize,
+    ) -> Result<Vec<u8>, EncodeError> {
+        let mut scratch = Vec::new();
+        let encoded = EncodedPublish::new(channel, publish, frame_max, &mut scratch)?;
+        let mut out = Vec::new();
+        encoded.write_to(&mut out);
+        assert_eq!(out.len(), encoded.size());
+        Ok(out)
+    }
+
+    /// Appends the header and body frames of a content.
+    pub(crate) fn encode_content(
+        out: &mut Vec<u8>,
+        channel: u16,
+        properties: Option<&BasicProperties>,
+        body: &[u8],
+        frame_max: usize,
+    ) -> Result<(), EncodeError> {
+        encode_content_header(out, channel, properties, body.len(), frame_max)?;
+        encode_body(out, channel, body, frame_max - FRAME_OVERHEAD);
+        Ok(())
+    }
 
     const FRAME_MAX: usize = 4096;
 

@@ -151,12 +151,8 @@ pub(crate) enum HandshakeFailure {
     NoMechanism { offered: String },
     /// The broker asked for more proof than the mechanism has.
     NoAnswer { mechanism: String },
-    /// What we would have to send does not fit.
-    TooLarge {
-        what: String,
-        size: usize,
-        limit: usize,
-    },
+    /// What we would have to say cannot be sent.
+    Encode(EncodeError),
     /// The peer broke the protocol.
     Protocol(ProtocolError),
 }
@@ -398,11 +394,8 @@ impl From<EncodeError> for HandshakeFailure {
             }
             _ => error.what,
         };
-        Self::TooLarge {
-            what,
-            size: error.size,
-            limit: error.limit,
-        }
+        let flaw = error.flaw;
+        Self::Encode(EncodeError { what, flaw })
     }
 }
 
@@ -470,6 +463,7 @@ fn respond(
 
 #[cfg(test)]
 mod tests {
+    use super::super::failure::Flaw;
     use super::super::frame::tests::feed;
     use super::*;
 
@@ -788,7 +782,8 @@ mod tests {
         handshake.take_output();
         assert!(matches!(
             receive(&mut handshake, &frame(connection::Start::default())),
-            Err(HandshakeFailure::TooLarge { limit: 8192, what, .. }) if what.contains("connection name")
+            Err(HandshakeFailure::Encode(EncodeError { what, flaw: Flaw::TooLong { limit: 8192, .. } }))
+                if what.contains("connection name")
         ));
         assert!(handshake.take_output().as_bytes().is_empty());
     }

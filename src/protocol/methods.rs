@@ -639,6 +639,7 @@ define_methods! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::failure::Flaw;
     use super::super::wire::{Reader, Writer};
     use super::*;
 
@@ -719,7 +720,8 @@ mod tests {
             .write(&mut Writer::new(&mut Vec::new()))
             .unwrap_err();
         assert_eq!(error.what, "queue.declare queue (short string)");
-        assert_eq!((error.size, error.limit), (256, 255));
+        let (size, limit) = (256, 255);
+        assert_eq!(error.flaw, Flaw::TooLong { size, limit });
     }
 
     #[test]

@@ -12,6 +12,7 @@
 #[macro_use]
 mod define;
 
+mod bodies;
 pub(crate) mod channel;
 pub(crate) mod confirms;
 pub(crate) mod connection;
@@ -22,6 +23,7 @@ pub(crate) mod failure;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
+mod inline;
 pub mod methods;
 pub(crate) mod properties;
 pub(crate) mod secret;

@@ -107,6 +107,7 @@ pub(crate) fn encode_secret<M: Clone + Into<Method>>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::failure::Flaw;
     use super::super::methods::connection;
     use super::*;
 
@@ -144,6 +145,6 @@ mod tests {
         let fill = connection::UpdateSecret::new_secret;
         let error = encode_secret(bare, vec![7; 5000].into(), fill, 4096).unwrap_err();
         assert_eq!(error.what, "connection.update-secret (frame)");
-        assert_eq!(error.limit, 4096);
+        assert!(matches!(error.flaw, Flaw::TooLong { limit: 4096, .. }));
     }
 }

@@ -60,11 +60,16 @@ impl Settlements {
         new > 0
     }
 
-    /// Marks `tag`, which no transaction can change.
-    pub(crate) fn settle_for_good(&mut self, tag: u64) {
-        self.settle(tag);
+    /// Marks `first` to `last`, which need no settlement, so that no transaction can change
+    /// it; they do not count.
+    pub(crate) fn settle_for_good(&mut self, first: u64, last: u64) {
+        let count = self.count;
+        for tag in first..=last {
+            self.settle(tag);
+        }
+        self.count = count;
         if let Some(committed) = &mut self.committed {
-            committed.settle(tag);
+            committed.settle_for_good(first, last);
         }
     }
 
@@ -151,9 +156,13 @@ mod tests {
             settlements.select_transactions();
             settlements.roll_back();
         }
-        settlements.settle_for_good(2);
+        settlements.settle_for_good(2, 2);
         settlements.roll_back();
-        assert_eq!(settlements.count(), 2);
+        assert_eq!(
+            settlements.count(),
+            1,
+            "what is settled for good is not counted"
+        );
         assert!(!settlements.settle(1) && !settlements.settle(2));
         settlements.settle(4);
         settlements.commit();

@@ -48,10 +48,10 @@ pub enum FieldValue {
     U32(u32),
     /// `l`: a signed 64-bit integer. (`L` reads the same.)
     I64(i64),
-    /// `f`: a 32-bit float. RabbitMQ reads neither infinities nor NaN: it closes the
-    /// connection (541).
+    /// `f`: a 32-bit float. It must be finite: RabbitMQ reads neither infinities nor NaN, so
+    /// these are not sent, but [`Error::NotFinite`](crate::Error::NotFinite).
     F32(f32),
-    /// `d`: a 64-bit float. As for `F32`, RabbitMQ reads finite numbers only.
+    /// `d`: a 64-bit float; finite, as `F32`.
     F64(f64),
     /// `D`: a decimal, `value` divided by ten to the power of `scale`.
     Decimal {
@@ -163,6 +163,11 @@ impl FieldValue {
             Self::I32(value) => writer.put(&value.to_be_bytes()),
             Self::U32(value) => writer.put(&value.to_be_bytes()),
             Self::I64(value) => writer.put(&value.to_be_bytes()),
+            // RabbitMQ fails to read any other, and closes the connection (541).
+            Self::F32(value) if !value.is_finite() => {
+                return Err(EncodeError::not_finite((*value).into()));
+            }
+            Self::F64(value) if !value.is_finite() => return Err(EncodeError::not_finite(*value)),
             Self::F32(value) => writer.put(&value.to_be_bytes()),
             Self::F64(value) => writer.put(&value.to_be_bytes()),
             Self::Decimal { scale, value } => {
@@ -470,8 +475,10 @@ fn encode_table(
 ) -> Result<(), EncodeError> {
     writer.length_prefixed(|writer| {
         table.0.iter().try_for_each(|(name, value)| {
-            writer.short_bytes(name.as_bytes())?;
-            value.encode(writer, depth)
+            writer
+                .short_bytes(name.as_bytes())
+                .and_then(|()| value.encode(writer, depth))
+                .map_err(|error| error.in_field(name))
         })
     })
 }

@@ -24,9 +24,10 @@ use proptest::test_runner::Config as ProptestConfig;
 
 use super::connection::Connection;
 use super::content::{Content, ContentMethod};
-use super::event::{CallFailure, ChannelId, Event, NumberError, Reply, Termination, Tokens};
+use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
 use super::failure::{CloseReason, ClosedBy, ReplyCode};
-use super::frame::{Frame, FrameDecoder, encode_content, encode_method};
+use super::frame::tests::encode_content;
+use super::frame::{Frame, FrameDecoder, Settle, encode_method, encode_settle};
 use super::handshake::{Negotiated, decode_method};
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
@@ -94,9 +95,7 @@ impl From<Event<Script>> for Seen {
                 Reply::Closed => Self::IsClosed(call),
             },
             Event::Failed { call, failure } => Self::Failed(call, failure),
-            Event::Delivery { consumer, content } => {
-                Self::Delivery(consumer, delivery_tag(&content), content.body.to_vec())
-            }
+            Event::Deliveries { .. } => unreachable!("taken apart by `events`"),
             Event::GivenBack { .. } => unreachable!("filtered by `events`"),
             Event::ConsumerEnded {
                 consumer,
@@ -158,6 +157,13 @@ struct Scenario {
 }
 
 impl Scenario {
+    /// Settles a delivery as the driver does: through the gate.
+    fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
+        if self.core.gate(id) == Gate::Open {
+            encode_settle(self.core.output(), id.number, delivery_tag, settle);
+        }
+    }
+
     fn new() -> Self {
         Self::with(&negotiated())
     }
@@ -209,11 +215,21 @@ impl Scenario {
 
     /// What happened since the last look.
     fn events(&mut self) -> Vec<Seen> {
-        std::iter::from_fn(|| self.core.poll_event())
-            // Bookkeeping of what the sent nacks show anyway.
-            .filter(|event| !matches!(event, Event::GivenBack { .. }))
-            .map(Seen::from)
-            .collect()
+        let mut seen = Vec::new();
+        while let Some(event) = self.core.poll_event() {
+            match event {
+                // Bookkeeping of what the sent nacks show anyway.
+                Event::GivenBack { .. } => {}
+                Event::Deliveries { consumer, contents } => {
+                    seen.extend(contents.iter().map(|content| {
+                        let body = content.body.to_vec();
+                        Seen::Delivery(consumer, delivery_tag(content), body)
+                    }));
+                }
+                event => seen.push(event.into()),
+            }
+        }
+        seen
     }
 
     /// Lets time pass, with a driver that wakes at every deadline.

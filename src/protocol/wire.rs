@@ -4,13 +4,15 @@
 //! Rules: AMQP 0-9-1 specification, section 4.2.5 (data field encoding).
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::failure::{DecodeError, EncodeError};
+use super::inline::InlineStr;
 use super::table::FieldTable;
 
 /// The longest short string, in bytes.
@@ -238,20 +240,55 @@ impl Field for FieldTable {
 /// assert_eq!(name, "tasks");
 /// assert!(name.starts_with("ta"));
 /// ```
-#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ShortString(Arc<str>);
+#[derive(Clone)]
+pub struct ShortString(InlineStr);
 
 impl ShortString {
     /// The string itself.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
+    }
+
+    /// Its bytes, which costs less than to look whether they are text.
+    pub(crate) fn raw(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 
     pub(crate) fn from_wire(bytes: &[u8]) -> Self {
-        if bytes.is_empty() {
-            return Self::default();
-        }
-        Self(String::from_utf8_lossy(bytes).as_ref().into())
+        Self(InlineStr::new(&String::from_utf8_lossy(bytes)))
+    }
+}
+
+impl Default for ShortString {
+    fn default() -> Self {
+        Self(InlineStr::EMPTY)
+    }
+}
+
+impl PartialEq for ShortString {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw() == other.raw()
+    }
+}
+
+impl Eq for ShortString {}
+
+impl PartialOrd for ShortString {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ShortString {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.raw().cmp(other.raw())
+    }
+}
+
+impl Hash for ShortString {
+    /// As a `str` does, which it can be looked up by.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -259,7 +296,7 @@ impl Deref for ShortString {
     type Target = str;
 
     fn deref(&self) -> &str {
-        &self.0
+        self.as_str()
     }
 }
 
@@ -315,10 +352,7 @@ macro_rules! short_string_from {
     ($($ty:ty)*) => { $(
         impl From<$ty> for ShortString {
             fn from(text: $ty) -> Self {
-                if text.is_empty() {
-                    return Self::default();
-                }
-                Self(AsRef::<str>::as_ref(&text).into())
+                Self(InlineStr::new(AsRef::<str>::as_ref(&text)))
             }
         }
     )* };
@@ -334,7 +368,7 @@ impl From<&ShortString> for ShortString {
 
 impl From<char> for ShortString {
     fn from(text: char) -> Self {
-        Self((*text.encode_utf8(&mut [0; 4])).into())
+        Self(InlineStr::new(text.encode_utf8(&mut [0; 4])))
     }
 }
 

@@ -713,6 +713,18 @@ fn methods_come_as_values_too() {
         .unwrap();
     let message = crate::support::get(&channel, &declared.queue);
     assert_eq!(message.body, "raw");
+    let unroutable = basic::Publish::default().routing_key(unique("nothing"));
+    for (publish, mandatory) in [
+        (unroutable.clone().mandatory(true), false),
+        (unroutable, true),
+    ] {
+        let message = Message::new("back").mandatory(mandatory);
+        connection
+            .send_method(number, publish, Some(message))
+            .unwrap();
+        channel.basic_qos(1).unwrap();
+        assert_eq!(channel.try_next_return().unwrap().body(), "back");
+    }
     let nowait = exchange::Declare::new(unique("exchange"))
         .auto_delete(true)
         .nowait(true);

@@ -318,17 +318,34 @@ fn properties_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn headers_with_a_number_that_is_none_cost_the_connection() {
-    // RabbitMQ cannot read them: Erlang's floats are all finite.
-    for value in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
-        let connection = connect();
-        let channel = connection.channel().unwrap();
-        let properties = BasicProperties::new().headers([("x", value)]);
+fn floats_that_are_no_numbers_stay_here() {
+    // RabbitMQ cannot read them, for Erlang's floats are all finite, and would close the
+    // connection.
+    let channel = channel();
+    let values: [FieldValue; 4] = [
+        f64::INFINITY.into(),
+        f64::NEG_INFINITY.into(),
+        f64::NAN.into(),
+        f32::NAN.into(),
+    ];
+    for value in values {
+        let nested = FieldTable::from([("list", vec![FieldValue::Bool(true), value])]);
+        let properties = BasicProperties::new().headers([("outer", nested.clone())]);
         let message = Message::new("x").properties(&properties);
-        channel.basic_publish("amq.fanout", "", message).unwrap();
-        let error = connection.wait_closed();
-        assert_eq!(error.reply_code(), Some(ReplyCode::INTERNAL_ERROR));
+        let published = channel.basic_publish("amq.fanout", "", message);
+        let declare = queue::Declare::new("").exclusive(true).arguments(nested);
+        for error in [
+            published.unwrap_err(),
+            channel.queue_declare(declare).unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+            assert!(error.to_string().contains("list"), "{error}");
+        }
     }
+    // Nothing of all that has left this place.
+    channel
+        .queue_declare(queue::Declare::new("").exclusive(true))
+        .unwrap();
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! round, which says what the code costs; the second is the median, which says how much
 //! else went on meanwhile.
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::thread;
@@ -15,14 +16,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mio::{Events, Poll, Token};
 
-use crate::io::budget::WriteBudget;
+use crate::io::commands::{Commands, Queued};
 use crate::io::outbox::Outbox;
+use crate::io::port::Command;
 use crate::io::publishing::{Entered, Publishing};
 use crate::io::wake::Wake;
 use crate::protocol::connection::Connection;
-use crate::protocol::event::{Event, Tokens};
+use crate::protocol::event::{ChannelId, Event, Tokens};
+use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{
-    FrameDecoder, Publish, Settle, encode_content, encode_method, encode_publish, encode_settle,
+    EncodedPublish, FrameDecoder, Publish, Settle, encode_method, encode_settle,
 };
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::{Method, basic, channel};
@@ -90,6 +93,7 @@ fn encode_a_publish() {
     ];
     for size in SIZES {
         let body = vec![b'x'; size];
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
         for (kind, properties) in kinds {
             measure(&format!("encode a publish, {size} B, {kind}"), 1, || {
                 let publish = Publish {
@@ -100,7 +104,11 @@ fn encode_a_publish() {
                     properties,
                     body: black_box(&body),
                 };
-                black_box(encode_publish(1, publish, FRAME_MAX as usize).unwrap());
+                let frame_max = FRAME_MAX as usize;
+                let encoded = EncodedPublish::new(1, publish, frame_max, &mut scratch).unwrap();
+                out.clear();
+                encoded.write_to(&mut out);
+                black_box(&out);
             });
         }
     }
@@ -256,7 +264,10 @@ fn decode_a_delivery() {
                 || {
                     receive(&mut core, &bytes, now);
                     while let Some(event) = core.poll_event() {
-                        seen += usize::from(matches!(event, Event::Delivery { .. }));
+                        if let Event::Deliveries { mut contents, .. } = event {
+                            seen += contents.drain(..).count();
+                            core.reuse(contents);
+                        }
                     }
                 },
             );
@@ -271,15 +282,39 @@ fn decode_a_delivery() {
 #[test]
 #[ignore = "a benchmark"]
 fn enter_a_publish() {
-    let budget = WriteBudget::new(4 << 20);
-    measure("reserve and release room in the budget", 1, || {
-        let room = budget.reserve(black_box(100), Instant::now, || false);
-        assert!(room.is_ok());
-        budget.release(100);
+    let commands = Commands::new(4 << 20);
+    let id = ChannelId {
+        number: 1,
+        generation: 1,
+    };
+    let publish = Publish {
+        exchange: "",
+        routing_key: "bench.queue.of.some.length",
+        mandatory: false,
+        immediate: false,
+        properties: None,
+        body: b"sixteen bytes ..",
+    };
+    let mut scratch = Vec::new();
+    let encoded = EncodedPublish::new(1, publish, FRAME_MAX as usize, &mut scratch).unwrap();
+    let (mut taken, mut written) = (VecDeque::new(), Vec::new());
+    measure("queue a publish, taken 100 at once", 100, || {
+        for _ in 0..100 {
+            let queued = commands.publish(id, black_box(&encoded), false, || true);
+            assert_eq!(queued, Queued::Done);
+        }
+        commands.take(&mut taken, &mut written);
+        for command in taken.drain(..) {
+            if let Command::Frames(mut frames) = command {
+                commands.budget.release(frames.bytes.len());
+                frames.bytes.clear();
+                written.push(frames.bytes);
+            }
+        }
     });
     let plain = Publishing::new(1000);
     measure("enter a publish, no confirms", 1, || {
-        assert!(matches!(plain.enter(None, || ()), Entered::Plain));
+        assert!(matches!(plain.enter(None, || Queued::Done), Entered::Plain));
     });
     let confirming = Publishing::new(1000);
     assert!(confirming.select(|| ()));
@@ -287,7 +322,7 @@ fn enter_a_publish() {
     measure("enter and confirm a publish, 100 at once", 100, || {
         let mut last = 0;
         for _ in 0..100 {
-            if let Entered::Numbered(number, slot) = confirming.enter(None, || ()) {
+            if let Entered::Numbered(number, slot) = confirming.enter(None, || Queued::Done) {
                 last = number;
                 black_box(slot);
             }

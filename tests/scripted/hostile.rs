@@ -1,12 +1,17 @@
 //! Peers that break the protocol, by mistake or on purpose. Whatever comes, the process
 //! lives, the error says what came, and no other connection notices.
 
-use cony::{BlockingChannel, BlockingConnection, ClosedBy, ConnectionParameters, Error, ReplyCode};
+use std::time::Duration;
+
+use cony::{
+    BlockingChannel, BlockingConnection, ClosedBy, ConnectFailure, ConnectionParameters,
+    Credentials, Error, Mechanism, ReplyCode, Secret, Stage,
+};
 
 use crate::peer::methods::*;
 use crate::peer::{
-    Args, Tune, args, body, connected, declare_ok, deliver, frame, get_ok, header, header_with,
-    heartbeat, method, play, signal, with_channel, with_channel_and,
+    Args, Tune, args, body, close, connected, declare_ok, deliver, frame, get_ok, header,
+    header_with, heartbeat, method, play, signal, start, with_channel, with_channel_and,
 };
 
 /// What a peer sends on a connection with channel 1 open and a consumer "c", what the
@@ -25,6 +30,19 @@ fn offence(name: &'static str, bytes: Vec<u8>, words: &'static str, code: u16) -
         words,
         code,
     }
+}
+
+/// The pairs of a table in which so many tables are nested.
+fn nested_tables(depth: usize) -> Vec<u8> {
+    (0..depth).fold(Vec::new(), |inner, _| {
+        args().short("n").u8(b'F').long(inner).bytes()
+    })
+}
+
+/// The pairs of a table with one array of so many values.
+fn many_values(count: usize) -> Vec<u8> {
+    let values = vec![b'V'; count];
+    args().short("a").u8(b'A').long(values).bytes()
 }
 
 fn joined(parts: &[Vec<u8>]) -> Vec<u8> {
@@ -228,6 +246,76 @@ fn offences() -> Vec<Offence> {
             503,
         ),
         offence(
+            "a start of tables in tables without end",
+            method(0, CONNECTION_START, start(&nested_tables(100), "PLAIN")),
+            "connection.start does not decode: a table nests too deep",
+            502,
+        ),
+        offence(
+            "a start of more values than anybody has",
+            method(0, CONNECTION_START, start(&many_values(40_000), "PLAIN")),
+            "connection.start does not decode: a table nests too deep or holds too many",
+            502,
+        ),
+        offence(
+            "a table longer than its method",
+            method(0, CONNECTION_START, args().u16(9).u32(u32::MAX)),
+            "connection.start does not decode",
+            502,
+        ),
+        offence(
+            "limits after the opening",
+            method(0, CONNECTION_TUNE, args().u16(0).u32(0).u16(0)),
+            "connection.tune came",
+            503,
+        ),
+        offence(
+            "a challenge after the opening",
+            method(0, CONNECTION_SECURE, args().long("who are you?")),
+            "connection.secure came",
+            503,
+        ),
+        offence(
+            "a secret's confirmation that nobody asked for",
+            method(0, CONNECTION_UPDATE_SECRET_OK, args()),
+            "connection.update-secret-ok came",
+            503,
+        ),
+        offence(
+            "a reason for blocking that is cut off",
+            method(0, CONNECTION_BLOCKED, args().u8(200).raw(b"low on")),
+            "connection.blocked does not decode",
+            502,
+        ),
+        offence(
+            "a close that is cut off",
+            method(1, CHANNEL_CLOSE, args().u16(404)),
+            "channel.close does not decode",
+            502,
+        ),
+        offence(
+            "a confirm on the connection's channel",
+            method(0, BASIC_ACK, args().u64(1).u8(0)),
+            "basic.ack came",
+            503,
+        ),
+        offence(
+            "an end of a consumer that nobody asked for",
+            method(1, BASIC_CANCEL_OK, args().short("c")),
+            "basic.cancel-ok came though nothing asked for it",
+            503,
+        ),
+        offence(
+            "a change of flow in a body",
+            joined(&[
+                delivered(),
+                header(1, u64::from(u16::MAX)),
+                method(1, CHANNEL_FLOW, args().u8(1)),
+            ]),
+            "a method came inside a content",
+            505,
+        ),
+        offence(
             "a method of a channel on the connection's",
             method(0, CHANNEL_OPEN_OK, args().long("")),
             "channel.open-ok came",
@@ -326,13 +414,25 @@ fn consume(channel: &BlockingChannel) -> cony::Consumer {
 }
 
 #[test]
-fn a_body_of_2_to_the_63_closes_its_channel_and_takes_no_memory() {
+fn a_body_beyond_all_limits_closes_its_channel_and_takes_no_memory() {
+    for size in [
+        (128 << 20) + 1,
+        u64::MAX / 2,
+        1 << 63,
+        u64::MAX - 1,
+        u64::MAX,
+    ] {
+        refuse_body(size);
+    }
+}
+
+fn refuse_body(size: u64) {
     with_channel(
-        |wire| {
+        move |wire| {
             wire.accept_consumer(1);
             wire.raw(&joined(&[
                 method(1, BASIC_DELIVER, deliver("c", 1)),
-                header(1, 1 << 63),
+                header(1, size),
                 // It comes before the client can have said that it does not want it.
                 body(1, b"the first of many"),
             ]));
@@ -341,14 +441,14 @@ fn a_body_of_2_to_the_63_closes_its_channel_and_takes_no_memory() {
             wire.send(1, CHANNEL_CLOSE_OK, args());
             wire.open_channel(1);
         },
-        |channel| {
+        move |channel| {
             let error = consume(&channel).next().unwrap().unwrap_err();
             let Error::ChannelClosed(reason) = &error else {
                 panic!("{error:?}");
             };
             assert_eq!(reason.by, ClosedBy::Library);
             assert_eq!(reason.code, ReplyCode::CONTENT_TOO_LARGE);
-            assert!(reason.text.contains("9223372036854775808 bytes"), "{error}");
+            assert!(reason.text.contains(&format!("{size} bytes")), "{error}");
             // The connection lives.
             let connection = channel.connection();
             while let Err(Error::ChannelNumberInUse(_)) =
@@ -358,6 +458,120 @@ fn a_body_of_2_to_the_63_closes_its_channel_and_takes_no_memory() {
             }
         },
     );
+}
+
+#[test]
+fn a_message_beyond_all_limits_in_answer_to_a_get_closes_its_channel() {
+    with_channel(
+        |wire| {
+            wire.expect(1, BASIC_GET);
+            wire.send(1, BASIC_GET_OK, get_ok(1));
+            wire.raw(&header(1, u64::MAX));
+            assert_eq!(wire.expect(1, CHANNEL_CLOSE).u16(), 311);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+        },
+        |channel| {
+            let error = channel.basic_get("q").unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("18446744073709551615 bytes"), "{text}");
+        },
+    );
+}
+
+#[test]
+fn of_many_closes_the_first_is_told_and_answered() {
+    let closes: Vec<_> = (320..330)
+        .map(|code| method(0, CONNECTION_CLOSE, close(code, "again", (0, 0))))
+        .collect();
+    play(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.raw(&joined(&closes));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+            wire.expect_end();
+        },
+        |parameters| {
+            let error = BlockingConnection::open(parameters).unwrap().wait_closed();
+            assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+        },
+    );
+}
+
+#[test]
+fn of_many_closes_of_a_channel_the_first_is_told_and_the_connection_lives() {
+    with_channel(
+        |wire| {
+            wire.expect(1, QUEUE_DECLARE);
+            let closes: Vec<_> = (404..414)
+                .map(|code| method(1, CHANNEL_CLOSE, close(code, "again", QUEUE_DECLARE)))
+                .collect();
+            wire.raw(&joined(&closes));
+            wire.expect(1, CHANNEL_CLOSE_OK);
+            wire.serve_until(1, CHANNEL_OPEN);
+        },
+        |channel| {
+            let error = channel.queue_declare("q").unwrap_err();
+            assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+            channel.connection().channel_with_number(1).unwrap();
+        },
+    );
+}
+
+/// Has an answer to everything.
+struct Patient;
+
+impl Mechanism for Patient {
+    fn name(&self) -> &str {
+        "PLAIN"
+    }
+
+    fn respond(&mut self, _: Option<&[u8]>) -> Option<Secret> {
+        Some("again".into())
+    }
+}
+
+#[test]
+fn challenges_without_end_cost_the_handshake_timeout() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.introduce();
+            let secure = method(0, CONNECTION_SECURE, args().long("and now?"));
+            wire.flood(&secure, secure.len());
+        },
+        |parameters| {
+            let patient = parameters
+                .credentials(Credentials::custom(|| Patient))
+                .handshake_timeout(Duration::from_millis(500));
+            let error = BlockingConnection::open(patient).unwrap_err();
+            let Error::Connect { stage, cause, .. } = &error else {
+                panic!("{error:?}");
+            };
+            assert_eq!(*stage, Stage::Start);
+            assert!(matches!(cause, ConnectFailure::TimedOut(_)), "{error}");
+        },
+    );
+}
+
+#[test]
+fn a_start_of_tables_in_tables_ends_the_handshake_and_says_so() {
+    for bomb in [nested_tables(100), many_values(40_000)] {
+        play(
+            move |listener| {
+                let mut wire = listener.accept();
+                wire.expect_protocol_header();
+                wire.send(0, CONNECTION_START, start(&bomb, "PLAIN"));
+                wire.drain();
+            },
+            |parameters| {
+                let error = BlockingConnection::open(parameters).unwrap_err();
+                let text = error.to_string();
+                assert!(text.contains("connection.start does not decode"), "{text}");
+                assert!(text.contains("nests too deep or holds too many"), "{text}");
+            },
+        );
+    }
 }
 
 #[test]

@@ -289,42 +289,88 @@ pub(crate) enum Frame {
     Heartbeat,
 }
 
+/// What is below AMQP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    Tcp,
+    #[cfg(feature = "tls")]
+    Tls,
+}
+
 /// Where the peer listens.
-pub(crate) struct Listener(TcpListener);
+pub(crate) struct Listener {
+    listener: TcpListener,
+    below: Below,
+}
 
 impl Listener {
     pub(crate) fn bind() -> Self {
+        Self::bind_below(Below::Tcp)
+    }
+
+    fn bind_below(below: Below) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         // Bounds accept as well.
         let socket = SockRef::from(&listener);
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self(listener)
+        Self { listener, below }
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.0.local_addr().unwrap().port()
+        self.listener.local_addr().unwrap().port()
     }
 
     pub(crate) fn accept(&self) -> Wire {
-        let (stream, _) = self.0.accept().expect("no client came in time");
+        let (stream, _) = self.listener.accept().expect("no client came in time");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Wire { stream }
+        Wire {
+            stream: match self.below {
+                Below::Tcp => Box::new(stream),
+                #[cfg(feature = "tls")]
+                Below::Tls => Box::new(crate::tls_peer::acceptor().accept(stream).unwrap()),
+            },
+            trickles: false,
+        }
+    }
+}
+
+/// The peer's stream, whatever is below AMQP.
+pub(crate) trait Stream: Read + Write + Send {
+    fn socket(&self) -> &TcpStream;
+
+    /// Says below AMQP that nothing more comes.
+    fn say_goodbye(&mut self) {}
+}
+
+impl Stream for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
     }
 }
 
 /// The peer's end of one connection.
 pub(crate) struct Wire {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
+    /// What is sent goes out a byte at a time.
+    trickles: bool,
 }
 
 impl Wire {
     // Sending.
 
-    /// Sends whatever bytes, in one write if the system can.
+    /// Sends whatever bytes, in one write if the system can, unless it trickles.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
+        match self.trickles {
+            false => self.stream.write_all(bytes).unwrap(),
+            true => (bytes.chunks(1)).for_each(|byte| self.stream.write_all(byte).unwrap()),
+        }
+    }
+
+    /// From now on sends a byte at a time.
+    pub(crate) fn trickle(&mut self) {
+        self.trickles = true;
     }
 
     /// Sends `bytes` again and again, so many at a time, until the client hangs up.
@@ -343,7 +389,10 @@ impl Wire {
     /// Sends `bytes` again and again until nothing has gone out for so long, or the client
     /// is gone; how much that was. The last time may be cut off anywhere.
     pub(crate) fn flood_until_stuck(&mut self, bytes: &[u8], patience: Duration) -> usize {
-        self.stream.set_write_timeout(Some(patience)).unwrap();
+        self.stream
+            .socket()
+            .set_write_timeout(Some(patience))
+            .unwrap();
         let mut sent = 0;
         loop {
             let rest = &bytes[sent % bytes.len()..];
@@ -623,12 +672,40 @@ impl Wire {
 
     /// Says that nothing more comes (FIN), and goes on listening.
     pub(crate) fn shut_down(&mut self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
+        self.stream.say_goodbye();
+        self.stream.socket().shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// From now on whatever the client sends is lost before this side's TCP has seen it,
+    /// which does not even acknowledge it: as if the machine were gone.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn vanish(&mut self) {
+        // BPF_RET with 0: of each packet, nothing is kept.
+        let nothing = [socket2::SockFilter::new(6, 0, 0, 0)];
+        let socket = SockRef::from(self.stream.socket());
+        socket.attach_filter(&nothing).unwrap();
+        self.stream.socket().set_nonblocking(true).unwrap();
+        // What came before that.
+        while self.stream.read(&mut [0; 65_536]).is_ok() {}
+    }
+
+    /// That nothing has come since it has vanished.
+    pub(crate) fn expect_nothing(&mut self) {
+        let error = self.stream.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+
+    /// A second hand on a plain connection, for what comes while the first one sends.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            stream: Box::new(self.stream.socket().try_clone().unwrap()),
+            trickles: false,
+        }
     }
 
     /// Throws the connection away (RST).
     pub(crate) fn reset(self) {
-        let socket = SockRef::from(&self.stream);
+        let socket = SockRef::from(self.stream.socket());
         socket.set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
@@ -655,8 +732,21 @@ pub(crate) fn play(
     script: impl FnOnce(&Listener) + Send + 'static,
     client: impl FnOnce(ConnectionParameters) + Send + 'static,
 ) {
-    let listener = Listener::bind();
-    let parameters = parameters(listener.port());
+    play_over(Below::Tcp, script, client);
+}
+
+/// The same over TLS, if told so.
+pub(crate) fn play_over(
+    below: Below,
+    script: impl FnOnce(&Listener) + Send + 'static,
+    client: impl FnOnce(ConnectionParameters) + Send + 'static,
+) {
+    let listener = Listener::bind_below(below);
+    let parameters = match below {
+        Below::Tcp => parameters(listener.port()),
+        #[cfg(feature = "tls")]
+        Below::Tls => crate::tls_peer::trust(parameters(listener.port())),
+    };
     let peer = Actor::enter("peer", move || script(&listener));
     let client = Actor::enter("client", move || client(parameters));
     let outcomes = [client.leave(), peer.leave()];

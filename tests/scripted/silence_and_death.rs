@@ -11,15 +11,15 @@ use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Delivery, Error}
 use crate::matrix::{CALLS, Call, Fault, applies, meet};
 use crate::peer::methods::*;
 use crate::peer::{
-    CURTAIN, Wire, args, close, connected, heartbeat, method, signal, with_channel_and,
+    Below, CURTAIN, Wire, args, close, connected, heartbeat, method, signal, with_channel_and,
 };
 
 /// Lets every call meet this fault, all at the same time, and tells all that went wrong.
-fn every_call_meets(fault: Fault) {
+fn every_call_meets(fault: Fault, below: Below) {
     let calls = CALLS.iter().filter(|call| applies(call, fault));
     let meetings: Vec<(&Call, _)> = calls
         .map(|call| {
-            let meeting = move || catch_unwind(AssertUnwindSafe(|| meet(call, fault)));
+            let meeting = move || catch_unwind(AssertUnwindSafe(|| meet(call, fault, below)));
             (call, thread::spawn(meeting))
         })
         .collect();
@@ -31,37 +31,54 @@ fn every_call_meets(fault: Fault) {
             failures.push(format!("{}: {}", call.name, text.unwrap_or_default()));
         }
     }
-    assert!(failures.is_empty(), "{fault:?}:\n{}", failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{fault:?} over {below:?}:\n{}",
+        failures.join("\n")
+    );
 }
 
-#[test]
-fn every_call_ends_when_the_peer_falls_silent() {
-    every_call_meets(Fault::Silence);
+macro_rules! every_call {
+    ($($name:ident: $fault:ident;)*) => {
+        #[test]
+        fn every_fault_is_met() {
+            assert_eq!([$(Fault::$fault),*], Fault::ALL);
+        }
+
+        mod every_call {
+            use super::*;
+
+            $(#[test]
+            fn $name() {
+                every_call_meets(Fault::$fault, Below::Tcp);
+            })*
+        }
+
+        #[cfg(feature = "tls")]
+        mod every_call_over_tls {
+            use super::*;
+
+            $(#[test]
+            fn $name() {
+                every_call_meets(Fault::$fault, Below::Tls);
+            })*
+        }
+    };
 }
 
-#[test]
-fn every_call_ends_when_the_peer_hangs_up() {
-    every_call_meets(Fault::Fin);
-}
-
-#[test]
-fn every_call_ends_when_the_peer_resets_the_connection() {
-    every_call_meets(Fault::Reset);
-}
-
-#[test]
-fn every_call_ends_when_the_peer_closes_the_channel() {
-    every_call_meets(Fault::ChannelClosed);
-}
-
-#[test]
-fn every_call_ends_when_the_peer_closes_the_connection() {
-    every_call_meets(Fault::ConnectionClosed);
-}
-
-#[test]
-fn every_late_reply_is_undone_and_answers_nobody_else() {
-    every_call_meets(Fault::LateReply);
+every_call! {
+    ends_when_the_peer_falls_silent: Silence;
+    ends_when_the_peer_hangs_up: Fin;
+    ends_when_the_peer_resets_the_connection: Reset;
+    ends_when_the_peer_closes_the_channel: ChannelClosed;
+    ends_when_the_peer_closes_the_connection: ConnectionClosed;
+    that_is_answered_late_is_undone_and_answers_nobody_else: LateReply;
+    ends_when_the_peer_vanishes: HalfOpen;
+    ends_when_the_peer_stalls_in_the_middle_of_a_frame: MidFrame;
+    succeeds_when_the_peer_answers_byte_by_byte: ByteByByte;
+    ends_when_the_peer_runs_out_of_memory: MemoryAlarm;
+    ends_when_the_peer_runs_out_of_disk_space_for_too_long: DiskAlarm;
+    ends_when_the_io_thread_panics: IoThreadGone;
 }
 
 /// Many threads that wait for the same connection, each in its own way. Returns what

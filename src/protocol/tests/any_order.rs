@@ -182,7 +182,7 @@ impl World {
         let same_number = |id: &&ChannelId| id.number == number;
         let id = self.ids.iter().filter(same_number).nth(opening - 1);
         let ack = Settle::Ack { multiple: false };
-        self.scenario.core.settle(*id.unwrap(), tag, ack);
+        self.scenario.settle(*id.unwrap(), tag, ack);
     }
 
     fn client_reads(&mut self, count: usize) {

@@ -51,9 +51,7 @@ fn long_script() -> Vec<Turn> {
                 scenario
                     .core
                     .discard_consumer(ids[0], &"a".into(), |_| true);
-                scenario
-                    .core
-                    .settle(ids[1], 2, Settle::Ack { multiple: true });
+                scenario.settle(ids[1], 2, Settle::Ack { multiple: true });
                 scenario.call(ids[1], 7, queue::Declare::new("gone"));
                 scenario.pass(SECOND * 40);
             },
@@ -251,7 +249,7 @@ impl Victim {
             Step::Settle(handle, tag) => {
                 if let Some(id) = id(handle) {
                     let settle = Settle::Reject { requeue: true };
-                    self.scenario.core.settle(id, tag, settle);
+                    self.scenario.settle(id, tag, settle);
                 }
             }
             Step::Discard(handle) => {

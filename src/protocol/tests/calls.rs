@@ -1,6 +1,6 @@
 //! Calls: one on the wire per channel, the others in their turn.
 
-use super::super::failure::EncodeError;
+use super::super::failure::{EncodeError, Flaw};
 use super::super::frame::Settle;
 use super::super::methods::{basic, exchange, queue};
 use super::*;
@@ -104,7 +104,7 @@ fn a_settle_does_not_wait_for_calls() {
     let id = scenario.open_channel(1);
     scenario.call(id, 1, queue::Declare::new("a"));
     scenario.call(id, 2, queue::Declare::new("b"));
-    scenario.core.settle(id, 7, Settle::Ack { multiple: true });
+    scenario.settle(id, 7, Settle::Ack { multiple: true });
     assert_eq!(
         scenario.sent(),
         [
@@ -193,7 +193,7 @@ fn a_table_that_is_larger_than_a_frame_stays_here() {
         panic!("the call cannot be sent");
     };
     assert_eq!(error.what, "exchange.declare (frame)");
-    assert_eq!(error.limit, 4096);
+    assert!(matches!(error.flaw, Flaw::TooLong { limit: 4096, .. }));
 }
 
 #[test]
@@ -273,4 +273,28 @@ fn blocked_and_unblocked_are_told() {
         [Seen::Blocked("low on memory".into()), Seen::Unblocked]
     );
     assert_eq!(scenario.sent(), []);
+}
+
+#[test]
+fn a_close_that_is_under_way_has_no_other_deadline() {
+    let (short, long) = (Duration::from_secs(1), Duration::from_secs(10));
+    let mut scenario = Scenario::new();
+    scenario.core = Connection::new(
+        FrameDecoder::new(FRAME_MAX),
+        &negotiated(),
+        MAX_MESSAGE_SIZE,
+        Some(short),
+        scenario.now,
+    );
+    scenario.peer_sends(0, connection::Blocked::default().reason("low on memory"));
+    scenario.begin_close(long);
+    scenario.peer_sends(0, connection::Unblocked::default());
+    scenario.events();
+    scenario.pass(short * 2);
+    assert_eq!(scenario.events(), []);
+    scenario.peer_sends(0, connection::CloseOk::default());
+    assert_eq!(
+        scenario.events(),
+        [Seen::Closed(Termination::Closed(bye()))]
+    );
 }

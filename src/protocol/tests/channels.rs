@@ -108,9 +108,7 @@ fn commands_of_a_former_channel_never_reach_the_next_one_with_its_number() {
 
     assert!(!scenario.core.is_open(former));
     assert!(scenario.core.is_open(next));
-    scenario
-        .core
-        .settle(former, 1, Settle::Ack { multiple: true });
+    scenario.settle(former, 1, Settle::Ack { multiple: true });
     scenario
         .core
         .discard_consumer(former, &"c".into(), |_| true);
@@ -136,9 +134,7 @@ fn commands_for_a_channel_that_never_was_die_as_well() {
         number: 4,
         generation: 77,
     };
-    scenario
-        .core
-        .settle(id, 1, Settle::Reject { requeue: true });
+    scenario.settle(id, 1, Settle::Reject { requeue: true });
     scenario.call(id, 1, queue::Declare::new("q"));
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events(), [Seen::Failed(1, CallFailure::Closed)]);

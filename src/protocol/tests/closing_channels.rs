@@ -63,9 +63,9 @@ fn a_close_by_the_broker_leaves_other_channels_alone() {
 #[test]
 fn what_was_written_before_the_close_ok_stays_before_it() {
     let (mut scenario, id) = busy();
-    scenario.core.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
     scenario.peer_sends(1, not_found().0);
-    scenario.core.settle(id, 2, Settle::Ack { multiple: false });
+    scenario.settle(id, 2, Settle::Ack { multiple: false });
     assert_eq!(
         scenario.sent(),
         [
@@ -104,7 +104,7 @@ fn after_our_close_all_but_the_end_is_dropped() {
     scenario.peer_sends(1, basic::Cancel::new("c"));
     scenario.peer_sends(1, channel::Flow::new(false));
     scenario.peer_sends_bytes(&content_header(1, u64::MAX));
-    scenario.core.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
     scenario.core.discard_consumer(id, &"c".into(), |_| true);
     assert_eq!(scenario.events(), []);
     scenario.call(id, 4, queue::Declare::new("q"));

@@ -96,7 +96,7 @@ fn our_close_is_sent_at_once_and_everything_ends_with_its_answer() {
 #[test]
 fn after_our_close_nothing_more_is_sent() {
     let (mut scenario, id) = closing();
-    scenario.core.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
     scenario.core.discard_consumer(id, &"c".into(), |_| true);
     scenario.call(id, 3, queue::Declare::new("q"));
     scenario.begin_open(2, "two", 4);
@@ -266,7 +266,7 @@ fn after_the_end_commands_fail_at_once_and_nothing_is_sent() {
     scenario.core.ended();
     scenario.events();
     scenario.call(id, 3, queue::Declare::new("q"));
-    scenario.core.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
     scenario.begin_open(2, "two", 4);
     scenario.begin_close_channel(id, 5);
     scenario.begin_close(SECOND);

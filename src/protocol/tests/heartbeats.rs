@@ -172,7 +172,7 @@ fn a_callback_may_sleep_for_ten_minutes_and_settle_then() {
         scenario.peer_sends_bytes(&HEARTBEAT_FRAME);
     }
     assert_eq!(scenario.events(), []);
-    scenario.core.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
     let ack = basic::Ack::new(1);
     assert_eq!(scenario.sent(), [on(1, ack)]);
 }

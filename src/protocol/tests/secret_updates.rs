@@ -1,5 +1,6 @@
 //! connection.update-secret: answered, late, silent, in turn.
 
+use super::super::failure::Flaw;
 use super::super::secret::Secret;
 use super::*;
 
@@ -124,7 +125,8 @@ fn one_that_fits_no_frame_is_an_error_and_delays_nobody() {
     let [Seen::Failed(1, CallFailure::Encode(error))] = &scenario.events()[..] else {
         panic!("it is too long");
     };
-    assert_eq!(error.limit, FRAME_MAX as usize);
+    let limit = FRAME_MAX as usize;
+    assert!(matches!(error.flaw, Flaw::TooLong { limit: it, .. } if it == limit));
     scenario.update_secret("two", 2);
     assert_eq!(scenario.secret_sent(), Some("two".into()));
 }

@@ -1,0 +1,243 @@
+//! The way from the program's threads to the IO thread: one queue, which the IO thread
+//! takes as a whole.
+//!
+//! What is published and settled is put on the wire's terms right here, one message behind
+//! the other in one buffer for as long as they are of one channel. So a message costs its
+//! thread one lock and one copy, and no memory of its own; and the IO thread passes the
+//! buffer on, and gives it back when it is written.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::budget::{NoRoom, WriteBudget};
+use super::port::Command;
+use crate::protocol::event::ChannelId;
+use crate::protocol::frame::{EncodedPublish, SETTLE_SIZE, Settle, encode_settle};
+
+/// How large a buffer grows that gathers messages of one channel.
+pub(crate) const BUFFER_SIZE: usize = 64 * 1024;
+
+/// With how little it begins: channels that take turns must not have a large one each.
+const BUFFER_SIZE_MIN: usize = 256;
+
+/// How many written buffers are kept to be used again.
+const SPARE_MAX: usize = 4;
+
+/// Publishes and settlements of one channel that follow each other, encoded.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    pub(crate) channel: ChannelId,
+    pub(crate) bytes: Vec<u8>,
+    /// How many frames these are, and how many publishes.
+    pub(crate) frames: u64,
+    pub(crate) messages: u64,
+}
+
+impl Frames {
+    pub(crate) fn new(channel: ChannelId, bytes: Vec<u8>) -> Self {
+        Self {
+            channel,
+            bytes,
+            frames: 0,
+            messages: 0,
+        }
+    }
+}
+
+/// The queue, and the room in it.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    queue: Mutex<Queue>,
+    pub(crate) budget: WriteBudget,
+}
+
+#[derive(Debug)]
+struct Queue {
+    commands: VecDeque<Command>,
+    /// What comes behind all of them, and may still grow.
+    last: Option<Frames>,
+    /// How many bytes all frames in here have.
+    bytes: usize,
+    /// Written buffers.
+    spare: Vec<Vec<u8>>,
+    /// How large the last buffer was, and for which channel.
+    grown: Option<(ChannelId, usize)>,
+    /// The IO thread has ended.
+    closed: bool,
+}
+
+/// What became of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queued {
+    Done,
+    /// It has to wait for room.
+    NoRoom,
+    /// It was not admitted, or nobody is there any more to send it.
+    Refused,
+}
+
+impl Commands {
+    pub(crate) fn new(write_limit: usize) -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                commands: VecDeque::new(),
+                last: None,
+                bytes: 0,
+                spare: Vec::new(),
+                grown: None,
+                closed: false,
+            }),
+            budget: WriteBudget::new(write_limit),
+        }
+    }
+
+    /// Queues `command`, and calls `note` in the same step: who queues something behind it
+    /// sees what that has noted. `false` if the IO thread has ended; then the command
+    /// vanishes, and with it whatever it would be answered on.
+    pub(crate) fn send(&self, command: Command, note: impl FnOnce()) -> bool {
+        let mut queue = self.queue.lock();
+        note();
+        if queue.closed {
+            return false;
+        }
+        queue.seal();
+        queue.commands.push_back(command);
+        true
+    }
+
+    /// Queues a publish, if `admit`, asked in the same step, lets it pass, and if there is
+    /// room or some was `reserved` for it.
+    pub(crate) fn publish(
+        &self,
+        channel: ChannelId,
+        publish: &EncodedPublish<'_>,
+        reserved: bool,
+        admit: impl FnOnce() -> bool,
+    ) -> Queued {
+        let size = publish.size();
+        let mut queue = self.queue.lock();
+        if queue.closed || !admit() {
+            return Queued::Refused;
+        }
+        if !reserved {
+            if !self.budget.has_room(queue.bytes, size) {
+                return Queued::NoRoom;
+            }
+            queue.bytes += size;
+        }
+        let frames = queue.frames(channel, size);
+        publish.write_to(&mut frames.bytes);
+        frames.frames += publish.frames();
+        frames.messages += 1;
+        Queued::Done
+    }
+
+    /// Queues the settlement of a delivery, whether there is room or not.
+    pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.bytes += SETTLE_SIZE;
+            let frames = queue.frames(channel, SETTLE_SIZE);
+            encode_settle(&mut frames.bytes, channel.number, delivery_tag, settle);
+            frames.frames += 1;
+        }
+    }
+
+    /// Waits for room of this size and reserves it.
+    pub(crate) fn reserve(
+        &self,
+        bytes: usize,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        let try_take = || {
+            let queue = self.queue.lock();
+            self.budget.take_if_room(queue.bytes, bytes)
+        };
+        self.budget.queue_for(try_take, deadline, is_pointless)
+    }
+
+    /// How many bytes wait to be written.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.queue.lock().bytes + self.budget.taken()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.commands.is_empty() && queue.last.is_none()
+    }
+
+    /// Takes everything, into an empty queue, and gives written buffers back for it.
+    pub(crate) fn take(&self, commands: &mut VecDeque<Command>, written: &mut Vec<Vec<u8>>) {
+        let mut queue = self.queue.lock();
+        queue.seal();
+        self.budget.take(std::mem::take(&mut queue.bytes));
+        std::mem::swap(&mut queue.commands, commands);
+        while queue.spare.len() < SPARE_MAX {
+            match written.pop() {
+                Some(buffer) => queue.spare.push(buffer),
+                None => break,
+            }
+        }
+        drop(queue);
+        written.clear();
+    }
+
+    /// Says that nobody takes commands any more, and drops those that wait: with what they
+    /// would be answered on.
+    pub(crate) fn close(&self) {
+        let mut queue = self.queue.lock();
+        queue.closed = true;
+        queue.last = None;
+        let left = std::mem::take(&mut queue.commands);
+        drop(queue);
+        drop(left);
+    }
+}
+
+impl Queue {
+    /// Where frames of this channel and size belong.
+    fn frames(&mut self, channel: ChannelId, size: usize) -> &mut Frames {
+        let has_room = |frames: &Frames| {
+            frames.channel == channel && frames.bytes.capacity() - frames.bytes.len() >= size
+        };
+        if !self.last.as_ref().is_some_and(has_room) {
+            self.seal();
+        }
+        let Self {
+            last, spare, grown, ..
+        } = self;
+        last.get_or_insert_with(|| Frames::new(channel, new_buffer(spare, grown, channel, size)))
+    }
+
+    /// Lets nothing more grow.
+    fn seal(&mut self) {
+        if let Some(frames) = self.last.take() {
+            self.commands.push_back(Command::Frames(frames));
+        }
+    }
+}
+
+/// A buffer for frames of this size, larger than the last one if that was for the same
+/// channel.
+fn new_buffer(
+    spare: &mut Vec<Vec<u8>>,
+    grown: &mut Option<(ChannelId, usize)>,
+    channel: ChannelId,
+    size: usize,
+) -> Vec<u8> {
+    let capacity = match grown {
+        Some((known, capacity)) if *known == channel => (*capacity * 4).min(BUFFER_SIZE),
+        _ => BUFFER_SIZE_MIN,
+    };
+    *grown = Some((channel, capacity));
+    match spare.pop() {
+        Some(buffer) if capacity == BUFFER_SIZE && size <= BUFFER_SIZE => buffer,
+        unfit => {
+            spare.extend(unfit);
+            Vec::with_capacity(capacity.max(size))
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A string that is kept in place if it is short, and shared if it is not.
+//!
+//! A delivery has three names, which the IO thread reads and the program's thread drops.
+//! Shared ones would cost six steps on counters that move between two processors; most
+//! names are short enough to be copied.
+
+use std::sync::Arc;
+
+/// The longest text that is kept in place: together with its length as large as what it
+/// would take to point to it, and one word more.
+const INLINE_MAX: usize = 22;
+
+#[derive(Clone)]
+pub(crate) enum InlineStr {
+    Inline { length: u8, bytes: [u8; INLINE_MAX] },
+    Shared(Arc<str>),
+}
+
+impl InlineStr {
+    pub(crate) const EMPTY: Self = Self::Inline {
+        length: 0,
+        bytes: [0; INLINE_MAX],
+    };
+
+    pub(crate) fn new(text: &str) -> Self {
+        let mut bytes = [0; INLINE_MAX];
+        match (u8::try_from(text.len()), bytes.get_mut(..text.len())) {
+            (Ok(length), Some(place)) => {
+                place.copy_from_slice(text.as_bytes());
+                Self::Inline { length, bytes }
+            }
+            _ => Self::Shared(text.into()),
+        }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Inline { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Self::Shared(text) => text.as_bytes(),
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            // Made from text, so it is text: but only a look can tell the compiler.
+            Self::Inline { .. } => std::str::from_utf8(self.as_bytes()).unwrap_or_default(),
+            Self::Shared(text) => text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_holds_what_was_put_in_whatever_its_length() {
+        for length in [0, 1, INLINE_MAX - 1, INLINE_MAX, INLINE_MAX + 1, 255, 300] {
+            let text = "é".repeat(length / 2) + &"x".repeat(length % 2);
+            let string = InlineStr::new(&text);
+            assert_eq!(string.as_str(), text);
+            assert_eq!(string.clone().as_bytes(), text.as_bytes());
+            let is_inline = matches!(string, InlineStr::Inline { .. });
+            assert_eq!(is_inline, length <= INLINE_MAX);
+        }
+        assert_eq!(InlineStr::EMPTY.as_str(), "");
+    }
+
+    #[test]
+    fn it_is_no_larger_than_it_says() {
+        assert_eq!(size_of::<InlineStr>(), 3 * size_of::<usize>());
+    }
+}

@@ -1,0 +1,269 @@
+//! The whole core, which arbitrary bytes reach as a peer's words, whole frames, a
+//! program's commands and the passing of time, in any order.
+
+use std::time::{Duration, Instant};
+
+use super::FRAME_MAX;
+use super::input::Input;
+use crate::protocol::connection::Connection;
+use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
+use crate::protocol::failure::ReplyCode;
+use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
+use crate::protocol::handshake::{Negotiated, decode_method};
+use crate::protocol::methods::basic;
+use crate::protocol::table::FieldTable;
+
+const CHANNEL_MAX: u16 = 5;
+const MAX_MESSAGE_SIZE: u64 = 10_000;
+const SECOND: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Numbers;
+
+impl Tokens for Numbers {
+    type Call = usize;
+    type Channel = u16;
+    type Consumer = u8;
+}
+
+/// A connection that things happen to, and the books about it.
+struct Subject {
+    core: Connection<Numbers>,
+    now: Instant,
+    ids: Vec<ChannelId>,
+    /// How many outcomes each call has had: one, at the end.
+    outcomes: Vec<u8>,
+    closed: bool,
+    received: usize,
+    commanded: usize,
+    sent: usize,
+}
+
+/// Plays `data` and checks the books: every call has one outcome, the end comes once and
+/// nothing after it, and what goes out is in proportion to what came and was asked for.
+pub fn core(data: &[u8]) {
+    let mut subject = Subject::new();
+    let mut input = Input::new(data);
+    while !input.is_empty() {
+        subject.step(&mut input);
+        subject.look();
+    }
+    subject.core.ended();
+    subject.look();
+    assert!(subject.core.is_closed() && subject.closed);
+    assert!(subject.outcomes.iter().all(|count| *count == 1));
+}
+
+impl Subject {
+    fn new() -> Self {
+        let negotiated = Negotiated {
+            channel_max: CHANNEL_MAX,
+            frame_max: FRAME_MAX,
+            heartbeat: 10,
+            server_properties: FieldTable::new(),
+        };
+        let now = Instant::now();
+        let decoder = FrameDecoder::new(FRAME_MAX);
+        let blocked_timeout = Some(SECOND * 60);
+        Self {
+            core: Connection::new(decoder, &negotiated, MAX_MESSAGE_SIZE, blocked_timeout, now),
+            now,
+            ids: Vec::new(),
+            outcomes: Vec::new(),
+            closed: false,
+            received: 0,
+            commanded: 0,
+            sent: 0,
+        }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) {
+        let deadline = self.now + SECOND * 30;
+        match input.below(14) {
+            0 => {
+                let piece = input.piece();
+                self.feed(piece);
+            }
+            1 => self.feed_frame(1, input),
+            2 => self.feed_frame(2, input),
+            3 => self.feed_frame(3, input),
+            4 => self.feed_delivery(input),
+            5 => {
+                let number = match u16::from(input.u8()) {
+                    0 => None,
+                    number => Some(number % (CHANNEL_MAX + 2)),
+                };
+                if let Ok(id) = self.core.reserve_channel(number) {
+                    let call = self.call();
+                    self.ids.push(id);
+                    self.core.open_channel(id, id.number, call, deadline);
+                }
+            }
+            6 => {
+                let (id, payload) = (self.id(input), input.piece());
+                // A consume without its consumer is no command.
+                if let (Some(id), Ok(method)) = (id, decode_method(payload))
+                    && method.id() != basic::Consume::ID
+                {
+                    self.commanded += payload.len();
+                    let call = self.call();
+                    self.core.call(id, method, None, call, deadline);
+                }
+            }
+            7 => {
+                let (id, tag, nowait) = (self.id(input), input.u8(), input.u8() & 1 == 1);
+                if let Some(id) = id {
+                    let consume = basic::Consume::new("q")
+                        .consumer_tag(name(tag))
+                        .nowait(nowait);
+                    let call = self.call();
+                    self.core
+                        .call(id, consume.into(), Some(tag), call, deadline);
+                }
+            }
+            8 => {
+                let (id, tag) = (self.id(input), input.u64());
+                if let Some(id) = id
+                    && self.core.gate(id) != Gate::Committing
+                {
+                    self.commanded += 1;
+                    if self.core.gate(id) == Gate::Open {
+                        let ack = Settle::Ack { multiple: true };
+                        encode_settle(self.core.output(), id.number, tag, ack);
+                    }
+                }
+            }
+            9 => {
+                let (id, tag) = (self.id(input), input.u8());
+                if let Some(id) = id {
+                    self.commanded += 1;
+                    self.core
+                        .discard_consumer(id, &name(tag).into(), |_| tag != 3);
+                }
+            }
+            10 => {
+                if let Some(id) = self.id(input) {
+                    let call = (input.u8() & 1 == 0).then(|| (self.call(), deadline));
+                    self.commanded += 1;
+                    self.core
+                        .close_channel(id, ReplyCode::REPLY_SUCCESS, "bye".into(), call);
+                }
+            }
+            11 => self.pass(SECOND * u32::from(input.u8())),
+            12 => self.core.set_reading(input.u8() & 1 == 1, self.now),
+            _ => match input.u8() {
+                0 => self.core.ended(),
+                1..=50 => {
+                    self.commanded += 1;
+                    self.core
+                        .close(ReplyCode::REPLY_SUCCESS, "bye".into(), deadline);
+                }
+                secret => {
+                    let call = self.call();
+                    self.core
+                        .update_secret((&[secret]).into(), "new".into(), call, deadline);
+                }
+            },
+        }
+    }
+
+    fn call(&mut self) -> usize {
+        self.commanded += 1;
+        self.outcomes.push(0);
+        self.outcomes.len() - 1
+    }
+
+    fn id(&self, input: &mut Input<'_>) -> Option<ChannelId> {
+        let index = input.below(8);
+        self.ids.iter().rev().nth(index).copied()
+    }
+
+    fn feed_frame(&mut self, kind: u8, input: &mut Input<'_>) {
+        let (channel, payload) = (input.below(usize::from(CHANNEL_MAX) + 2), input.piece());
+        self.feed(&frame(kind, channel, payload));
+    }
+
+    /// A message for one of the consumers, of any announced size.
+    fn feed_delivery(&mut self, input: &mut Input<'_>) {
+        let (channel, tag, number) = (input.below(6), name(input.u8()), input.u64());
+        let (size, body) = (input.u64() % (2 * MAX_MESSAGE_SIZE), input.piece());
+        let mut method = vec![0, 60, 0, 60];
+        for text in [tag, ""] {
+            method.push(u8::try_from(text.len()).unwrap_or(0));
+            method.extend(text.as_bytes());
+            if !text.is_empty() {
+                method.extend(number.to_be_bytes());
+                method.push(0);
+            }
+        }
+        method.push(0);
+        let mut header = vec![0, 60, 0, 0];
+        header.extend(size.to_be_bytes());
+        header.extend([0, 0]);
+        self.feed(&frame(1, channel, &method));
+        self.feed(&frame(2, channel, &header));
+        self.feed(&frame(3, channel, body));
+    }
+
+    fn feed(&mut self, mut bytes: &[u8]) {
+        self.received += bytes.len();
+        while !bytes.is_empty() && !self.core.is_closed() {
+            let space = self.core.space();
+            let count = bytes.len().min(space.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            self.core.received(count, self.now);
+            bytes = &bytes[count..];
+        }
+    }
+
+    /// Lets time pass, with a driver that wakes at every deadline.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(due) = self.core.poll_timeout().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.core.handle_timeout(self.now);
+            let next = self.core.poll_timeout();
+            assert!(next.is_none_or(|next| next > self.now), "a busy loop");
+            // A heartbeat, or whatever a timeout undoes.
+            self.commanded += 1;
+        }
+        self.now = end;
+        self.core.handle_timeout(end);
+    }
+
+    fn look(&mut self) {
+        while let Some(event) = self.core.poll_event() {
+            match event {
+                Event::Reply { call, .. } | Event::Failed { call, .. } => self.outcomes[call] += 1,
+                Event::Closed(_) => {
+                    assert!(!self.closed, "the end came twice");
+                    self.closed = true;
+                }
+                Event::ChannelClosed { reason, .. } if self.closed => assert_eq!(reason, None),
+                other => assert!(!self.closed, "{other:?} came after the end"),
+            }
+        }
+        assert_eq!(self.closed, self.core.is_closed());
+        self.sent += self
+            .core
+            .take_secret_output()
+            .map_or(0, |secret| secret.as_bytes().len());
+        self.sent += std::mem::take(self.core.output()).len();
+        // One close of the connection may be due, with a text.
+        let bound = 300 + 3 * self.received + 300 * self.commanded;
+        assert!(self.sent <= bound, "{} sent, {bound} allowed", self.sent);
+    }
+}
+
+/// The tags of the consumers that there can be.
+fn name(tag: u8) -> &'static str {
+    ["a", "b", "c", "d"][usize::from(tag % 4)]
+}
+
+fn frame(kind: u8, channel: usize, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind, 0, u8::try_from(channel).unwrap_or(0), 0, 0];
+    bytes.extend(u16::try_from(payload.len()).unwrap_or(0).to_be_bytes());
+    bytes.extend(payload);
+    bytes.push(0xce);
+    bytes
+}

@@ -1,0 +1,174 @@
+//! What the fuzzers feed with arbitrary bytes: each function is one target.
+//!
+//! They are part of the library, because what they try is not public, and are built only
+//! for tests and fuzzers. `cargo test` replays `tests/fuzz/corpus`, where every past
+//! finding has an entry; `tests/fuzz/run TARGET SECONDS` searches for new ones.
+//!
+//! A target panics when something is wrong beyond a bad input, which is never wrong.
+
+mod core;
+mod input;
+#[cfg(test)]
+mod replay;
+
+pub use self::core::core;
+
+use self::input::Input;
+use crate::ConnectionParameters;
+use crate::protocol::frame::{FrameDecoder, encode_method};
+use crate::protocol::handshake::{Handshake, Mechanism, Offer, decode_method};
+use crate::protocol::properties::BasicProperties;
+use crate::protocol::secret::Secret;
+use crate::protocol::table::FieldTable;
+use crate::protocol::wire::{Reader, Writer};
+
+const FRAME_MAX: u32 = 8192;
+
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 7] = [
+    ("core", core),
+    ("frame", frame),
+    ("handshake", handshake),
+    ("method", method),
+    ("properties", properties),
+    ("table", table),
+    ("url", url),
+];
+
+/// A stream of frames, which must not depend on how it is cut into reads.
+pub fn frame(data: &[u8]) {
+    let (&[cut], data) = data.split_first_chunk().unwrap_or((&[0], data));
+    let pieces = frames_in_pieces(data, usize::from(cut) + 1);
+    assert_eq!(pieces, frames_in_pieces(data, usize::MAX));
+}
+
+/// The frames as text, and the error that ended them.
+fn frames_in_pieces(data: &[u8], size: usize) -> Vec<String> {
+    let mut decoder = FrameDecoder::new(FRAME_MAX);
+    let mut found = Vec::new();
+    for mut piece in data.chunks(size) {
+        while !piece.is_empty() {
+            let space = decoder.space();
+            let count = piece.len().min(space.len());
+            space[..count].copy_from_slice(&piece[..count]);
+            decoder.filled(count);
+            piece = &piece[count..];
+            loop {
+                match decoder.next() {
+                    Ok(None) => break,
+                    Ok(Some(frame)) => found.push(format!("{frame:?}")),
+                    Err(error) => {
+                        found.push(error.to_string());
+                        return found;
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// A broker's side of the opening.
+pub fn handshake(data: &[u8]) {
+    let mut handshake = Handshake::new(Offer {
+        client_properties: FieldTable::new().with("product", "fuzz"),
+        mechanisms: vec![Box::new(Eager)],
+        locale: "en_US".into(),
+        virtual_host: "/".into(),
+        channel_max: 0,
+        frame_max: 0,
+        heartbeat: Some(0),
+    });
+    let mut input = Input::new(data);
+    while !input.is_empty() {
+        let piece = input.piece();
+        let space = handshake.space();
+        let count = piece.len().min(space.len());
+        space[..count].copy_from_slice(&piece[..count]);
+        let outcome = handshake.received(count);
+        drop(handshake.take_output());
+        match outcome {
+            Ok(false) => {}
+            Ok(true) => {
+                let (_, negotiated) = handshake.finish();
+                assert!(negotiated.frame_max >= 4096, "{negotiated:?}");
+                assert!(negotiated.channel_max > 0, "{negotiated:?}");
+                return;
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Has an answer to everything.
+struct Eager;
+
+impl Mechanism for Eager {
+    fn name(&self) -> &str {
+        "PLAIN"
+    }
+
+    fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret> {
+        Some(challenge.unwrap_or(b"\0guest\0guest").into())
+    }
+}
+
+/// The payload of a method frame. What decodes can be sent, and then reads the same.
+pub fn method(data: &[u8]) {
+    let encoded = |data: &[u8]| {
+        let method = decode_method(data).ok()?;
+        let mut out = Vec::new();
+        encode_method(&mut out, 1, &method, usize::MAX).ok()?;
+        Some((out, format!("{method:?}")))
+    };
+    if let Some((bytes, text)) = encoded(data) {
+        let payload = &bytes[7..bytes.len() - 1];
+        assert_eq!(encoded(payload), Some((bytes.clone(), text)));
+    }
+}
+
+/// A field table. What decodes can be sent, and then reads the same.
+pub fn table(data: &[u8]) {
+    let Ok(table) = FieldTable::decode(&mut Reader::new(data)) else {
+        return;
+    };
+    assert!(table.memory() <= 100 * data.len(), "{}", table.memory());
+    let encode = |table: &FieldTable| {
+        let mut out = Vec::new();
+        table.encode(&mut Writer::new(&mut out)).ok().map(|()| out)
+    };
+    if let Some(bytes) = encode(&table) {
+        let again = FieldTable::decode(&mut Reader::new(&bytes)).ok();
+        assert_eq!(format!("{again:?}"), format!("{:?}", Some(&table)));
+        assert_eq!(again.and_then(|table| encode(&table)), Some(bytes));
+    }
+}
+
+/// The properties of a message. What reads exactly can be sent, and then reads the same.
+pub fn properties(data: &[u8]) {
+    let encode = |properties: &BasicProperties| {
+        let mut out = Vec::new();
+        let written = properties.write(&mut Writer::new(&mut out));
+        written.ok().map(|()| out)
+    };
+    let properties = BasicProperties::read(data);
+    if let (None, Some(bytes)) = (properties.undecoded(), encode(&properties)) {
+        let again = BasicProperties::read(&bytes);
+        assert_eq!(format!("{again:?}"), format!("{properties:?}"));
+        assert_eq!(encode(&again), Some(bytes));
+    }
+}
+
+/// A URL. Its error must be printable, and what it names must be too.
+pub fn url(data: &[u8]) {
+    let Ok(url) = std::str::from_utf8(data) else {
+        return;
+    };
+    match url.parse::<ConnectionParameters>() {
+        Ok(parameters) => assert!(!format!("{parameters:?}").is_empty()),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}

@@ -1,0 +1,363 @@
+//! Where every message went, while the broker is killed and started again in a loop.
+//!
+//! `CONY_TEST_ROUNDS` says how often that happens; a few times, unless it is set.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "in a test, what fails should panic"
+)]
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use cony::{
+    BasicProperties, BlockingChannel, BlockingConnection, Confirm, DeliveryMode, Error, Message,
+    Result, basic, queue,
+};
+use parking_lot::Mutex;
+
+use support::node::{Node, node};
+use support::{unique, until};
+
+fn rounds() -> usize {
+    std::env::var("CONY_TEST_ROUNDS").map_or(3, |value| value.parse().unwrap())
+}
+
+fn persistent() -> BasicProperties {
+    BasicProperties::new().delivery_mode(DeliveryMode::Persistent)
+}
+
+/// A durable queue that survives a kill.
+fn durable_queue(node: &Node, what: &str) -> String {
+    let name = unique(what);
+    let connection = node.connect();
+    connection.channel().unwrap().queue_declare(&name).unwrap();
+    connection.close().unwrap();
+    node.control("sync");
+    name
+}
+
+/// Takes all that is left, and how often each text was there.
+fn drain(node: &Node, queue: &str) -> BTreeMap<String, usize> {
+    let connection = node.connect();
+    let channel = connection.channel().unwrap();
+    let mut found = BTreeMap::new();
+    while let Some(message) = channel
+        .basic_get(basic::Get::new(queue).no_ack(true))
+        .unwrap()
+    {
+        *found.entry(message.text().unwrap().into()).or_default() += 1;
+    }
+    channel.queue_delete(queue).unwrap();
+    connection.close().unwrap();
+    found
+}
+
+// Publishing.
+
+/// What became of the attempts to publish one message.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+struct Account {
+    confirmed: usize,
+    /// Nacked, returned, or refused on this side: not in the queue.
+    refused: usize,
+    unknown: usize,
+}
+
+/// One thread's messages, whose names begin with its own.
+struct Publisher {
+    name: usize,
+    next: usize,
+    /// Those that are to be published again, because nobody knows.
+    again: VecDeque<String>,
+    accounts: HashMap<String, Account>,
+}
+
+/// How many messages await their confirm.
+const WINDOW: usize = 50;
+
+impl Publisher {
+    fn publish_until(
+        mut self,
+        url: &str,
+        queue: &str,
+        enough: &AtomicBool,
+        confirmed: &AtomicUsize,
+    ) -> HashMap<String, Account> {
+        while !enough.load(Ordering::SeqCst) {
+            // There is none while the broker starts.
+            let Ok(connection) = BlockingConnection::open(url) else {
+                thread::yield_now();
+                continue;
+            };
+            let mut pending = VecDeque::new();
+            let outcome = self.publish(&connection, queue, enough, confirmed, &mut pending);
+            // Whatever has happened, each of these has its outcome by now, or gets it.
+            for (name, confirm) in pending {
+                self.settle(name, &confirm, confirmed);
+            }
+            if outcome.is_ok() {
+                connection.close().unwrap();
+            }
+        }
+        self.accounts
+    }
+
+    fn publish(
+        &mut self,
+        connection: &BlockingConnection,
+        queue: &str,
+        enough: &AtomicBool,
+        confirmed: &AtomicUsize,
+        pending: &mut VecDeque<(String, Confirm)>,
+    ) -> Result<()> {
+        let channel = connection.channel()?;
+        channel.confirm_delivery()?;
+        let properties = persistent();
+        while !enough.load(Ordering::SeqCst) {
+            let name = self.again.pop_front().unwrap_or_else(|| {
+                self.next += 1;
+                format!("{}-{}", self.name, self.next)
+            });
+            let message = Message::new(&name).properties(&properties).mandatory(true);
+            match channel.basic_publish("", queue, message) {
+                Ok(confirm) => pending.push_back((name, confirm)),
+                Err(error) => {
+                    // It was not sent, says the error, and so it must not be there.
+                    self.account(&name).refused += 1;
+                    self.again.push_back(name);
+                    return Err(error);
+                }
+            }
+            if pending.len() == WINDOW {
+                let (name, confirm) = pending.pop_front().unwrap();
+                self.settle(name, &confirm, confirmed);
+            }
+        }
+        Ok(())
+    }
+
+    fn account(&mut self, name: &str) -> &mut Account {
+        self.accounts.entry(name.to_owned()).or_default()
+    }
+
+    fn settle(&mut self, name: String, confirm: &Confirm, confirmed: &AtomicUsize) {
+        let outcome = confirm.wait();
+        let again = confirm.wait();
+        assert_eq!(
+            outcome.as_ref().err().map(ToString::to_string),
+            again.err().map(|error| error.to_string()),
+            "the outcome of {name} changes"
+        );
+        let account = self.account(&name);
+        match outcome {
+            Ok(()) => {
+                account.confirmed += 1;
+                confirmed.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(Error::Unconfirmed(reason)) => {
+                assert!(
+                    matches!(*reason, Error::ConnectionLost(_)),
+                    "{name}: {reason}"
+                );
+                account.unknown += 1;
+                self.again.push_back(name);
+            }
+            Err(Error::Nacked | Error::Unroutable(_)) => account.refused += 1,
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn no_confirmed_message_is_missing_and_none_is_there_without_an_account() {
+    let node = node();
+    let queue = durable_queue(&node, "published");
+    let (enough, confirmed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let accounts: HashMap<String, Account> = thread::scope(|scope| {
+        let publishers: Vec<_> = (0..4)
+            .map(|name| {
+                let publisher = Publisher {
+                    name,
+                    next: 0,
+                    again: VecDeque::new(),
+                    accounts: HashMap::new(),
+                };
+                let (url, queue) = (&node.url, &queue);
+                let (enough, confirmed) = (&enough, &confirmed);
+                scope.spawn(move || publisher.publish_until(url, queue, enough, confirmed))
+            })
+            .collect();
+        for _ in 0..rounds() {
+            let before = confirmed.load(Ordering::SeqCst);
+            until("1000 more confirms", || {
+                confirmed.load(Ordering::SeqCst) > before + 1000
+            });
+            node.control("kill");
+            node.control("start");
+        }
+        enough.store(true, Ordering::SeqCst);
+        let ended = publishers.into_iter();
+        ended.flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let found = drain(&node, &queue);
+    for (name, account) in &accounts {
+        let there = found.get(name).copied().unwrap_or(0);
+        let possible = account.confirmed..=account.confirmed + account.unknown;
+        assert!(
+            possible.contains(&there),
+            "{name}: {account:?}, {there} there"
+        );
+    }
+    let stray: Vec<_> = found
+        .keys()
+        .filter(|name| !accounts.contains_key(*name))
+        .collect();
+    assert!(stray.is_empty(), "nobody published {stray:?}");
+    let unknown: usize = accounts.values().map(|account| account.unknown).sum();
+    eprintln!("{} messages, {unknown} unknown outcomes", accounts.len());
+}
+
+// Consuming.
+
+/// What became of the deliveries.
+#[derive(Default)]
+struct Books {
+    delivered: HashSet<String>,
+    /// Acknowledged, and the broker has answered something that came behind it.
+    acked: HashSet<String>,
+    /// Not acknowledged when its connection ended, so that it has to come again.
+    owed: HashSet<String>,
+}
+
+/// How many messages a consumer has at a time.
+const PREFETCH: u16 = 20;
+
+fn consume_until(url: &str, queue: &str, enough: &AtomicBool, books: &Mutex<Books>) {
+    while !enough.load(Ordering::SeqCst) {
+        let Ok(connection) = BlockingConnection::open(url) else {
+            thread::yield_now();
+            continue;
+        };
+        let mut open = HashSet::new();
+        let outcome = connection
+            .channel()
+            .and_then(|channel| consume(&channel, queue, enough, books, &mut open));
+        books.lock().owed.extend(open);
+        if outcome.is_ok() {
+            connection.close().unwrap();
+        }
+    }
+}
+
+fn consume(
+    channel: &BlockingChannel,
+    queue: &str,
+    enough: &AtomicBool,
+    books: &Mutex<Books>,
+    open: &mut HashSet<String>,
+) -> Result<()> {
+    channel.basic_qos(PREFETCH)?;
+    let consumer = channel.consume(queue)?;
+    let mut count = 0;
+    let mut asked = Vec::new();
+    while !enough.load(Ordering::SeqCst) {
+        let Some(delivery) = consumer.recv_timeout(Duration::from_millis(100))? else {
+            continue;
+        };
+        let name = delivery.text()?.to_owned();
+        let mut told = books.lock();
+        assert!(!told.acked.contains(&name), "{name} comes back");
+        told.owed.remove(&name);
+        told.delivered.insert(name.clone());
+        drop(told);
+        count += 1;
+        // One of 40 is never acknowledged; at most half of the prefetch at a time.
+        if count % 40 == 0 && open.len() < usize::from(PREFETCH) / 2 {
+            open.insert(name);
+            continue;
+        }
+        delivery.ack()?;
+        asked.push(name);
+        if asked.len() == 10 {
+            // The queue answers this behind the acknowledgements.
+            channel.queue_declare(queue::Declare::new(queue).passive(true))?;
+            books.lock().acked.extend(asked.drain(..));
+        }
+    }
+    Ok(())
+}
+
+/// Sends so many messages, all of which the broker has when this returns.
+fn supply(node: &Node, queue: &str, names: impl Iterator<Item = String>) {
+    let connection = node.connect();
+    let channel = connection.channel().unwrap();
+    channel.confirm_delivery().unwrap();
+    let properties = persistent();
+    for name in names {
+        let message = Message::new(&name).properties(&properties);
+        channel.basic_publish("", queue, message).unwrap();
+    }
+    channel.wait_for_confirms(support::PATIENCE).unwrap();
+    connection.close().unwrap();
+}
+
+#[test]
+fn nothing_acknowledged_comes_back_and_nothing_else_is_gone() {
+    const SUPPLY: usize = 2000;
+    let node = node();
+    let queue = durable_queue(&node, "consumed");
+    let enough = AtomicBool::new(false);
+    let books = Mutex::new(Books::default());
+    thread::scope(|scope| {
+        let consumers: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| consume_until(&node.url, &queue, &enough, &books)))
+            .collect();
+        for round in 0..rounds() {
+            let seen = books.lock().delivered.len();
+            supply(&node, &queue, (0..SUPPLY).map(|n| format!("{round}-{n}")));
+            until("500 deliveries", || {
+                books.lock().delivered.len() >= seen + 500
+            });
+            match round % 2 {
+                0 => node.control("stop"),
+                _ => {
+                    node.control("kill");
+                    // What a killed broker has not written down of acknowledgements, it has
+                    // not promised to keep: nobody can know.
+                    books.lock().acked.clear();
+                }
+            }
+            node.control("start");
+        }
+        enough.store(true, Ordering::SeqCst);
+        consumers
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+    });
+    let books = books.into_inner();
+    let left = drain(&node, &queue);
+    for round in 0..rounds() {
+        for name in (0..SUPPLY).map(|n| format!("{round}-{n}")) {
+            let there = left.contains_key(&name);
+            assert!(there || books.delivered.contains(&name), "{name} is gone");
+            assert!(
+                there || !books.owed.contains(&name),
+                "{name} is gone unacknowledged"
+            );
+            assert!(!there || !books.acked.contains(&name), "{name} comes back");
+        }
+    }
+    assert!(
+        left.values().all(|count| *count == 1),
+        "some are there twice"
+    );
+    eprintln!("{} delivered, {} left", books.delivered.len(), left.len());
+}
