@@ -9,14 +9,18 @@
 //! ```
 //!
 //! It blocks only in `poll`, runs no code of the user, takes no lock that is held
-//! across a wait, and answers everyone before it ends.
+//! across a wait, and answers everyone before it ends. Reading is in `reading`, the wait in
+//! `waiting`.
+
+mod reading;
+mod waiting;
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token};
@@ -25,7 +29,7 @@ use super::channel_port::{ChannelPort, ConsumerPort};
 use super::commands::Frames;
 use super::dispatch;
 use super::outbox::Outbox;
-use super::pauses::{Pauses, slowest_channel};
+use super::pauses::Pauses;
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
 use super::spin::{self, Spin};
 use super::transport::Transport;
@@ -39,21 +43,9 @@ use crate::protocol::handshake::Negotiated;
 pub(crate) const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
 
-/// How many bytes one turn reads at most, so that deliveries cannot starve the rest.
-const READ_BUDGET: usize = 256 * 1024;
-
-/// With more than this in answers that the peer does not take, nothing of it is read.
-const UNREAD_MAX: usize = 16 * 1024 * 1024;
-
-/// How many reads follow a write that has failed, to learn why.
-const LAST_READS: usize = 256;
-
 /// Which part of the time that a reply is looked for the next call is: a program may do
 /// something else between two calls, while a broker answers at once.
 const CALL_SPIN_SHARE: u32 = 5;
-
-/// How long the last bytes, such as a close-ok, may take to leave.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// Starts the IO thread of an open connection.
 pub(crate) fn spawn(
@@ -369,204 +361,6 @@ impl Driver {
             self.unread = 0;
         }
         self.port.detect_backpressure(self.outbox.len());
-    }
-
-    /// The peer takes nothing any more. Perhaps it has said why.
-    fn fail_to_write(&mut self, error: &io::Error) {
-        for _ in 0..LAST_READS {
-            match self.transport.read(self.core.space()) {
-                Ok(count) if count > 0 => self.core.received(count, Instant::now()),
-                _ => break,
-            }
-            self.dispatch();
-            if self.port.backlog.must_pause(false, true, || 0) {
-                break;
-            }
-        }
-        self.fail(error);
-    }
-
-    fn read(&mut self) {
-        let mut left = READ_BUDGET;
-        while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
-            let space = self.core.space();
-            let room = space.len();
-            match self.transport.read(space) {
-                Ok(0) => {
-                    self.readable = false;
-                    self.ended();
-                }
-                Ok(count) => {
-                    left = left.saturating_sub(count);
-                    self.readable = self.may_have_more(count, room);
-                    self.core.received(count, Instant::now());
-                    let counters = &self.port.counters;
-                    counters.bytes_received.add(count as u64);
-                    counters
-                        .frames_received
-                        .add(self.core.take_frames_received());
-                }
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => self.readable = false,
-                    io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::UnexpectedEof => self.ended(),
-                    _ => self.fail(&error),
-                },
-            }
-        }
-    }
-
-    /// Whether the socket may have more behind a read of `count` bytes into `room`. One that
-    /// gave less than it could has nothing left, and will say so when it has; TLS may hold
-    /// back what it has decrypted.
-    fn may_have_more(&self, count: usize, room: usize) -> bool {
-        let tells = cfg!(any(target_os = "linux", target_os = "android"));
-        !tells || count == room || self.hung_up || self.transport.is_tls()
-    }
-
-    /// The socket is of no use any more.
-    fn fail(&mut self, error: &io::Error) {
-        // The end of a stream that we have closed can come as a reset.
-        if error.kind() == io::ErrorKind::ConnectionReset && self.port.is_closing() {
-            return self.core.ended();
-        }
-        self.lose(Termination::Io(error.kind(), error.to_string()));
-    }
-
-    /// The stream has ended.
-    fn ended(&mut self) {
-        match self.core.is_closing() {
-            true => self.core.ended(),
-            false => self.lose(Termination::EndOfStream),
-        }
-    }
-
-    fn lose(&mut self, termination: Termination) {
-        let explained = self.pauses.explain(Instant::now(), termination);
-        self.core.terminate(explained);
-    }
-
-    /// Stops reading while too much is not handed out yet, unless somebody waits for
-    /// what only reading can bring.
-    fn pause_or_resume(&mut self) {
-        let is_paused = self.pauses.is_on();
-        let backlog = &self.port.backlog;
-        let must_pause = || {
-            let awaited = self.core.is_awaited() || self.port.is_awaited();
-            backlog.must_pause(is_paused, awaited, || self.core.assembling())
-        };
-        // Asked twice: who begins to wait once this is said wakes this thread.
-        let is_full = must_pause() && must_pause();
-        // What comes while the connection closes is dropped, whatever it is.
-        let pause = !self.core.is_closing() && (is_full || self.unread > UNREAD_MAX);
-        if pause == is_paused {
-            return;
-        }
-        let now = Instant::now();
-        self.core.set_reading(!pause, now);
-        let slowest = || is_full.then(|| slowest_channel(&self.core)).flatten();
-        match pause {
-            true => self.pauses.begin(now, slowest(), &self.port.name),
-            false => self.pauses.end(now),
-        }
-    }
-
-    /// Waits until there is something to do.
-    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        if self.look_out(events)? {
-            return Ok(());
-        }
-        let port = Arc::clone(&self.port);
-        let wake = port.wake();
-        wake.announce();
-        // Looked at only now, so that what is handed out from here on wakes this thread.
-        self.pause_or_resume();
-        let timeout = match self.is_busy() {
-            true => Some(Duration::ZERO),
-            false => [self.core.poll_timeout(), port.alarm()]
-                .into_iter()
-                .flatten()
-                .min()
-                .map(|deadline| deadline.saturating_duration_since(Instant::now())),
-        };
-        let polled = self.poll.poll(events, timeout);
-        wake.awake();
-        match polled {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            other => other?,
-        }
-        self.note(events);
-        Ok(())
-    }
-
-    fn is_busy(&self) -> bool {
-        !self.port.commands().is_empty() || (self.readable && !self.pauses.is_on())
-    }
-
-    /// Right after a call has gone out, or its reply to whoever waits for it, the next thing
-    /// is close: looks for it for a moment, instead of going to sleep. Tells whether there
-    /// is something.
-    fn look_out(&mut self, events: &mut Events) -> io::Result<bool> {
-        let in_talk = std::mem::take(&mut self.in_talk) || self.port.is_confirm_awaited();
-        if !in_talk || self.is_busy() {
-            return Ok(false);
-        }
-        let spin = match self.core.is_awaited() || self.port.is_confirm_awaited() {
-            true => &self.reply_spin,
-            false => &self.call_spin,
-        };
-        let (port, poll) = (&self.port, &mut self.poll);
-        let found = spin.look_for(|| {
-            if !port.commands().is_empty() {
-                return Some(Ok(()));
-            }
-            match poll.poll(events, Some(Duration::ZERO)) {
-                Ok(()) if events.is_empty() => None,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-                other => Some(other),
-            }
-        });
-        self.note(events);
-        found.transpose().map(|found| found.is_some())
-    }
-
-    /// Notes what the socket has to say.
-    fn note(&mut self, events: &Events) {
-        // TLS may have to write in order to read, and the other way round.
-        let both = self.transport.is_tls();
-        for event in events.iter().filter(|event| event.token() == SOCKET) {
-            self.readable |= both;
-            self.writable |= both;
-            let hung_up = event.is_read_closed() || event.is_error();
-            self.hung_up |= hung_up;
-            self.readable |= event.is_readable() || hung_up;
-            self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
-        }
-    }
-
-    /// Lets the last bytes leave, after everyone has been answered.
-    fn linger(&mut self, events: &mut Events) {
-        let owed = matches!(
-            self.port.termination(),
-            Some(Termination::Closed(_) | Termination::Protocol(_))
-        );
-        if !owed || self.abandoned {
-            return;
-        }
-        let deadline = Instant::now() + LINGER;
-        loop {
-            self.write(Instant::now());
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.outbox.is_empty() || self.writable || left.is_zero() {
-                return;
-            }
-            if self.poll.poll(events, Some(left)).is_err() {
-                return;
-            }
-            self.writable = events
-                .iter()
-                .any(|event| event.token() == SOCKET && event.is_writable());
-        }
     }
 }
 

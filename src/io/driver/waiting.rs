@@ -1,0 +1,113 @@
+//! Waiting for the socket and for commands, and for the last bytes to leave.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::Events;
+
+use super::{Driver, SOCKET};
+use crate::protocol::event::Termination;
+
+/// How long the last bytes, such as a close-ok, may take to leave.
+const LINGER: Duration = Duration::from_secs(1);
+
+impl Driver {
+    /// Waits until there is something to do.
+    pub(super) fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        if self.look_out(events)? {
+            return Ok(());
+        }
+        let port = Arc::clone(&self.port);
+        let wake = port.wake();
+        wake.announce();
+        // Looked at only now, so that what is handed out from here on wakes this thread.
+        self.pause_or_resume();
+        let timeout = match self.is_busy() {
+            true => Some(Duration::ZERO),
+            false => [self.core.poll_timeout(), port.alarm()]
+                .into_iter()
+                .flatten()
+                .min()
+                .map(|deadline| deadline.saturating_duration_since(Instant::now())),
+        };
+        let polled = self.poll.poll(events, timeout);
+        wake.awake();
+        match polled {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            other => other?,
+        }
+        self.note(events);
+        Ok(())
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.port.commands().is_empty() || (self.readable && !self.pauses.is_on())
+    }
+
+    /// Right after a call has gone out, or its reply to whoever waits for it, the next thing
+    /// is close: looks for it for a moment, instead of going to sleep. Tells whether there
+    /// is something.
+    pub(super) fn look_out(&mut self, events: &mut Events) -> io::Result<bool> {
+        let in_talk = std::mem::take(&mut self.in_talk) || self.port.is_confirm_awaited();
+        if !in_talk || self.is_busy() {
+            return Ok(false);
+        }
+        let spin = match self.core.is_awaited() || self.port.is_confirm_awaited() {
+            true => &self.reply_spin,
+            false => &self.call_spin,
+        };
+        let (port, poll) = (&self.port, &mut self.poll);
+        let found = spin.look_for(|| {
+            if !port.commands().is_empty() {
+                return Some(Ok(()));
+            }
+            match poll.poll(events, Some(Duration::ZERO)) {
+                Ok(()) if events.is_empty() => None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+                other => Some(other),
+            }
+        });
+        self.note(events);
+        found.transpose().map(|found| found.is_some())
+    }
+
+    /// Notes what the socket has to say.
+    pub(super) fn note(&mut self, events: &Events) {
+        // TLS may have to write in order to read, and the other way round.
+        let both = self.transport.is_tls();
+        for event in events.iter().filter(|event| event.token() == SOCKET) {
+            self.readable |= both;
+            self.writable |= both;
+            let hung_up = event.is_read_closed() || event.is_error();
+            self.hung_up |= hung_up;
+            self.readable |= event.is_readable() || hung_up;
+            self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        }
+    }
+
+    /// Lets the last bytes leave, after everyone has been answered.
+    pub(super) fn linger(&mut self, events: &mut Events) {
+        let owed = matches!(
+            self.port.termination(),
+            Some(Termination::Closed(_) | Termination::Protocol(_))
+        );
+        if !owed || self.abandoned {
+            return;
+        }
+        let deadline = Instant::now() + LINGER;
+        loop {
+            self.write(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.outbox.is_empty() || self.writable || left.is_zero() {
+                return;
+            }
+            if self.poll.poll(events, Some(left)).is_err() {
+                return;
+            }
+            self.writable = events
+                .iter()
+                .any(|event| event.token() == SOCKET && event.is_writable());
+        }
+    }
+}
