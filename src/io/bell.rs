@@ -2,11 +2,11 @@
 //! wait with `select!`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
+
+use super::sync::{AtomicUsize, Mutex, Ordering, fence};
 
 /// A slot for one unit: full from the first ring until somebody has heard it.
 #[derive(Debug)]
@@ -51,19 +51,39 @@ impl Bell {
     }
 }
 
+/// What can be rung.
+pub(crate) trait Ring {
+    fn ring(&self);
+}
+
+impl Ring for Bell {
+    fn ring(&self) {
+        self.ring();
+    }
+}
+
 /// The bells to ring when something comes.
-#[derive(Debug, Default)]
-pub(crate) struct Watchers {
-    bells: Mutex<Vec<Arc<Bell>>>,
+#[derive(Debug)]
+pub(crate) struct Watchers<B = Bell> {
+    bells: Mutex<Vec<Arc<B>>>,
     /// How many there are, so that nobody pays for a lock to find none.
     count: AtomicUsize,
 }
 
-impl Watchers {
+impl<B> Default for Watchers<B> {
+    fn default() -> Self {
+        Self {
+            bells: Mutex::new(Vec::new()),
+            count: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<B: Ring> Watchers<B> {
     /// Rings `bell` from now on, as long as the guard lives. What had come before is the
     /// caller's to look for, after this.
     #[must_use]
-    pub(crate) fn watch(&self, bell: &Arc<Bell>) -> Watch<'_> {
+    pub(crate) fn watch(&self, bell: &Arc<B>) -> Watch<'_, B> {
         self.add(bell);
         Watch {
             watchers: self,
@@ -72,25 +92,26 @@ impl Watchers {
     }
 
     /// Rings `bell` from now on.
-    pub(crate) fn add(&self, bell: &Arc<Bell>) {
+    pub(crate) fn add(&self, bell: &Arc<B>) {
         let mut bells = self.bells.lock();
         bells.push(Arc::clone(bell));
         self.count.store(bells.len(), Ordering::SeqCst);
+        drop(bells);
         // Between this and the look, as there is one in `ring`.
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     }
 
     /// To be called after something was put where the watchers look. The number of
     /// watchers is read in one order with that, so that either this sees a new one, or that
     /// one sees what was put.
     pub(crate) fn ring(&self) {
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if self.count.load(Ordering::SeqCst) > 0 {
             self.bells.lock().iter().for_each(|bell| bell.ring());
         }
     }
 
-    fn remove(&self, bell: &Arc<Bell>) {
+    fn remove(&self, bell: &Arc<B>) {
         let mut bells = self.bells.lock();
         if let Some(index) = bells.iter().position(|other| Arc::ptr_eq(other, bell)) {
             bells.swap_remove(index);
@@ -101,12 +122,12 @@ impl Watchers {
 
 /// Keeps a bell among the watchers for as long as it lives. Rings it at the end: what it was
 /// rung for may concern whoever waits further out in the same thread, around a callback.
-pub(crate) struct Watch<'a> {
-    watchers: &'a Watchers,
-    bell: Arc<Bell>,
+pub(crate) struct Watch<'a, B: Ring = Bell> {
+    watchers: &'a Watchers<B>,
+    bell: Arc<B>,
 }
 
-impl Drop for Watch<'_> {
+impl<B: Ring> Drop for Watch<'_, B> {
     fn drop(&mut self) {
         self.watchers.remove(&self.bell);
         self.bell.ring();

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::budget::Backlog;
 use super::inbox::Inbox;
 use super::kept::Kept;
+use super::listing::Listing;
 use super::port::{Command, ConnectionPort, Outcome};
 use super::publishing::Publishing;
 use crate::error::Error;
@@ -43,8 +44,7 @@ pub(crate) struct ChannelPort {
     notices: Mutex<Notices>,
     /// Whether there may be notices, so that nobody pays for a lock to find none.
     has_notices: AtomicBool,
-    /// Whether the channel stands in the connection's list of those with news.
-    listed: AtomicBool,
+    listing: Listing,
     /// Whether the program has no handle of it any more.
     abandoned: AtomicBool,
 }
@@ -86,7 +86,7 @@ impl ChannelPort {
             publishing: Publishing::new(window),
             notices: Mutex::new(Notices::new()),
             has_notices: AtomicBool::new(false),
-            listed: AtomicBool::new(false),
+            listing: Listing::new(),
             abandoned: AtomicBool::new(false),
         }
     }
@@ -168,7 +168,7 @@ impl ChannelPort {
 
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
-        if !self.listed.swap(true, Ordering::SeqCst) {
+        if self.listing.enter() {
             let is_wanted = || !self.abandoned.load(Ordering::SeqCst);
             self.connection.list(self.id, is_wanted);
         }
@@ -179,14 +179,14 @@ impl ChannelPort {
     /// The program has no handle of the channel any more: nobody will ever dispatch it.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::SeqCst);
-        if self.listed.load(Ordering::SeqCst) {
+        if self.listing.is_entered() {
             self.connection.unlist(self.id);
         }
     }
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
     pub(crate) fn unlist(&self) {
-        self.listed.store(false, Ordering::SeqCst);
+        self.listing.leave();
     }
 
     /// Keeps a message that came back; those that have to go for it.

@@ -24,11 +24,15 @@ mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod inbox;
 mod kept;
+mod listing;
+#[cfg(all(test, loom))]
+mod models;
 pub(crate) mod open;
 pub(crate) mod outbox;
 mod pauses;
 pub(crate) mod port;
 pub(crate) mod publishing;
 mod spin;
+mod sync;
 pub(crate) mod transport;
 pub(crate) mod wake;

@@ -4,35 +4,60 @@
 //! caller queues, then looks whether the IO thread has said so. With a fence between
 //! the two steps on both sides at least one of them sees the other, so nothing is left
 //! in the queue of a sleeping thread, and while the thread is busy a caller pays one
-//! load and no system call.
+//! load and no system call. (`models` has loom try every interleaving.)
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use mio::{Registry, Token, Waker};
 
+use super::sync::{AtomicBool, Ordering, fence};
+
+/// What ends the wait of a thread, or its next one.
+pub(crate) trait Alarm {
+    fn sound(&self) -> io::Result<()>;
+}
+
+impl Alarm for Waker {
+    fn sound(&self) -> io::Result<()> {
+        self.wake()
+    }
+}
+
 #[derive(Debug)]
-pub(crate) struct Wake {
+pub(crate) struct Wake<A = Waker> {
     waiting: AtomicBool,
-    waker: Waker,
+    alarm: A,
 }
 
 impl Wake {
     pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
-        Ok(Self {
+        Ok(Self::with(Waker::new(registry, token)?))
+    }
+}
+
+impl<A: Alarm> Wake<A> {
+    pub(super) fn with(alarm: A) -> Self {
+        Self {
             waiting: AtomicBool::new(false),
-            waker: Waker::new(registry, token)?,
-        })
+            alarm,
+        }
     }
 
     /// To be called after something was queued for the IO thread.
     pub(crate) fn notify(&self) {
         fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) && self.waiting.swap(false, Ordering::AcqRel) {
-            if let Err(error) = self.waker.wake() {
+        if self.waiting.load(Ordering::Relaxed) && self.is_first() {
+            if let Err(error) = self.alarm.sound() {
                 log::error!("the IO thread cannot be woken: {error}");
             }
         }
+    }
+
+    /// Whether nobody else has woken the thread since it said that it is about to wait.
+    fn is_first(&self) -> bool {
+        self.waiting
+            .compare_exchange(true, false, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// The IO thread is about to wait. It must look at its queue once more now.

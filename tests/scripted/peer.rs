@@ -415,6 +415,11 @@ impl Wire {
         let _ = self.stream.write_all(bytes);
     }
 
+    /// Sends a method to a client that may have left.
+    pub(crate) fn offer_method(&mut self, channel: u16, id: Method, arguments: Args) {
+        self.offer(&method(channel, id, arguments));
+    }
+
     pub(crate) fn send(&mut self, channel: u16, id: Method, arguments: Args) {
         self.raw(&method(channel, id, arguments));
     }

@@ -1,0 +1,431 @@
+//! Connections and channels come and go, and handles are dropped in every order and place:
+//! memory, threads and descriptors stay what they were.
+//!
+//! Each test runs in a process of its own, which is this very binary. The broker is a peer
+//! that does the least. The long ones run by name, without the debugging code of a test
+//! build:
+//!
+//!     cargo test --release --test churn -- --ignored
+
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "in a test, what fails should panic"
+)]
+
+#[path = "scripted/peer.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod peer;
+#[cfg(feature = "tls")]
+#[path = "scripted/tls_peer.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod tls_peer;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cony::{BlockingConnection, ConnectionParameters, Delivery};
+
+use crate::peer::methods::*;
+use crate::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, parameters};
+
+/// Names the test that a child process is to run.
+const TEST: &str = "CONY_TEST_CHURN";
+
+/// Runs a test in a process of its own.
+fn in_child(name: &str, test: impl FnOnce()) {
+    if std::env::var(TEST).is_ok_and(|wanted| wanted == name) {
+        return test();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--include-ignored", "--nocapture"])
+        .env(TEST, name)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && told.contains("1 passed"),
+        "{told}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// What a process has.
+#[derive(Debug, Clone, Copy)]
+struct Holdings {
+    memory: usize,
+    threads: usize,
+    descriptors: usize,
+}
+
+impl Holdings {
+    fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let figure = |name| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let figure = line
+                .and_then(|line| line.split_whitespace().nth(1))
+                .unwrap();
+            figure.parse::<usize>().unwrap()
+        };
+        Self {
+            memory: figure("VmRSS") * 1024,
+            threads: figure("Threads"),
+            descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
+        }
+    }
+
+    /// Awaits that there are no more threads and descriptors than at the start, and not much
+    /// more memory. What was dropped ends in the background.
+    fn await_start(start: Self) {
+        const SLACK: usize = 4 << 20;
+        let deadline = Instant::now() + CURTAIN;
+        loop {
+            let now = Self::now();
+            if now.threads <= start.threads && now.descriptors <= start.descriptors {
+                println!("{start:?}, then {now:?}");
+                assert!(
+                    now.memory <= start.memory + SLACK,
+                    "{start:?}, then {now:?}"
+                );
+                return;
+            }
+            assert!(Instant::now() < deadline, "{start:?}, but now {now:?}");
+            thread::yield_now();
+        }
+    }
+}
+
+/// A broker that does the least, for any number of clients, as long as it lives.
+struct Broker {
+    port: u16,
+    over: Arc<AtomicBool>,
+    accepting: Option<thread::JoinHandle<()>>,
+}
+
+impl Broker {
+    fn start() -> Self {
+        let listener = Listener::bind();
+        let port = listener.port();
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
+        let accepting = thread::spawn(move || {
+            loop {
+                let wire = listener.accept();
+                if ends.load(Ordering::SeqCst) {
+                    return;
+                }
+                thread::spawn(move || serve(wire));
+            }
+        });
+        Self {
+            port,
+            over,
+            accepting: Some(accepting),
+        }
+    }
+
+    fn parameters(&self) -> ConnectionParameters {
+        parameters(self.port)
+    }
+
+    fn connect(&self) -> BlockingConnection {
+        BlockingConnection::open(self.parameters()).unwrap()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        let _ = std::net::TcpStream::connect(("127.0.0.1", self.port));
+        let accepting = self.accepting.take().unwrap();
+        assert!(accepting.join().is_ok() || thread::panicking());
+    }
+}
+
+/// Answers what the tests ask, sends one message to each consumer, and confirms nothing. After
+/// a purge it goes silent, as a dead network does.
+fn serve(mut wire: Wire) {
+    wire.handshake(Tune::default());
+    while let Some(frame) = wire.frame() {
+        let Frame::Method(channel, id, arguments) = frame else {
+            continue;
+        };
+        match id {
+            CHANNEL_OPEN => wire.offer_method(channel, CHANNEL_OPEN_OK, args().long("")),
+            CHANNEL_CLOSE => wire.offer_method(channel, CHANNEL_CLOSE_OK, args()),
+            CONFIRM_SELECT => wire.offer_method(channel, CONFIRM_SELECT_OK, args()),
+            CONNECTION_CLOSE => wire.offer_method(0, CONNECTION_CLOSE_OK, args()),
+            BASIC_CANCEL => {
+                let tag = &arguments[1..][..arguments[0].into()];
+                wire.offer_method(channel, BASIC_CANCEL_OK, args().short(tag));
+            }
+            BASIC_CONSUME => {
+                let tag = consumer_tag(&arguments);
+                wire.offer_method(channel, BASIC_CONSUME_OK, args().short(tag));
+                wire.deliver(channel, std::str::from_utf8(tag).unwrap(), 1, "text");
+            }
+            QUEUE_PURGE => return wire.drain(),
+            _ => {}
+        }
+    }
+}
+
+/// The tag in the arguments of `basic.consume`: behind a reserved field and the queue.
+fn consumer_tag(arguments: &[u8]) -> &[u8] {
+    let queue = usize::from(arguments[2]);
+    let rest = &arguments[3 + queue..];
+    &rest[1..][..rest[0].into()]
+}
+
+// Coming and going.
+
+fn connections_come_and_go(count: usize) {
+    let broker = Broker::start();
+    let one = |number: usize| {
+        let connection = broker.connect();
+        let channel = connection.channel().unwrap();
+        match number % 4 {
+            0 => connection.close().unwrap(),
+            1 => drop((connection, channel)),
+            2 => connection.disconnect(),
+            _ => drop(channel),
+        }
+    };
+    (0..40).for_each(one);
+    let start = settled();
+    (0..count).for_each(one);
+    Holdings::await_start(start);
+}
+
+/// What the process has when what was dropped has ended.
+fn settled() -> Holdings {
+    let deadline = Instant::now() + CURTAIN;
+    loop {
+        let now = Holdings::now();
+        let names = std::fs::read_dir("/proc/self/task").unwrap();
+        let names =
+            names.filter_map(|it| std::fs::read_to_string(it.ok()?.path().join("comm")).ok());
+        if !names.into_iter().any(|name| name.starts_with("cony-io")) {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "{now:?}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn hundreds_of_connections_come_and_go() {
+    let name = "hundreds_of_connections_come_and_go";
+    in_child(name, || connections_come_and_go(300));
+}
+
+#[test]
+#[ignore = "takes some time"]
+fn ten_thousand_connections_come_and_go() {
+    let name = "ten_thousand_connections_come_and_go";
+    in_child(name, || connections_come_and_go(10_000));
+}
+
+fn channels_come_and_go(count: usize) {
+    const THREADS: usize = 4;
+    let broker = Broker::start();
+    let connection = broker.connect();
+    let some = |count: usize| {
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for number in 0..count / THREADS {
+                        let channel = connection.channel().unwrap();
+                        if number % 2 == 0 {
+                            channel.close().unwrap();
+                        }
+                    }
+                });
+            }
+        });
+    };
+    some(1000);
+    let start = Holdings::now();
+    some(count);
+    // Every number is free again, as soon as the last close is answered.
+    let deadline = Instant::now() + CURTAIN;
+    for number in 1..=8 {
+        while let Err(error) = connection.channel_with_number(number) {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    }
+    Holdings::await_start(start);
+    connection.close().unwrap();
+}
+
+#[test]
+fn thousands_of_channels_come_and_go() {
+    let name = "thousands_of_channels_come_and_go";
+    in_child(name, || channels_come_and_go(10_000));
+}
+
+#[test]
+#[ignore = "takes some minutes"]
+fn a_million_channels_come_and_go() {
+    let name = "a_million_channels_come_and_go";
+    in_child(name, || channels_come_and_go(1_000_000));
+}
+
+// Dropping.
+
+type Handle = Box<dyn Send>;
+
+/// A connection, a channel, a consumer, a delivery and a confirm that is outstanding, in this
+/// order, and whatever else keeps none of them alive.
+fn handles(broker: &Broker, dead: bool) -> Vec<Handle> {
+    let parameters = broker.parameters();
+    let parameters = match dead {
+        // Nobody answers, so these pass in full.
+        true => parameters
+            .drop_timeout(Duration::from_millis(20))
+            .close_timeout(Duration::from_millis(20)),
+        false => parameters,
+    };
+    let connection = BlockingConnection::open(parameters).unwrap();
+    let channel = connection.channel().unwrap();
+    channel.confirm_delivery().unwrap();
+    let consumer = channel.consume("queue").unwrap();
+    let delivery: Delivery = consumer.next().unwrap().unwrap();
+    let confirm = channel.basic_publish("", "queue", "text").unwrap();
+    if dead {
+        channel.queue_purge_nowait("queue").unwrap();
+    }
+    vec![
+        Box::new(connection),
+        Box::new(channel),
+        Box::new(consumer),
+        Box::new(delivery),
+        Box::new(confirm),
+    ]
+}
+
+/// Every order of so many things.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let shorter = orders(count - 1);
+    let insert = |order: &Vec<usize>, place: usize| {
+        let mut order = order.clone();
+        order.insert(place, count - 1);
+        order
+    };
+    let longer = shorter
+        .iter()
+        .flat_map(|order| (0..count).map(move |place| insert(order, place)));
+    longer.collect()
+}
+
+/// Drops the handles in every order; `place` gets them, and the order.
+fn drop_in_every_order(dead: bool, place: impl Fn(Vec<Handle>) + Sync) {
+    let broker = Broker::start();
+    let start = settled();
+    let orders = orders(5);
+    assert_eq!(orders.len(), 120);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while let Some(order) = orders.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let mut all: Vec<_> = handles(&broker, dead).into_iter().map(Some).collect();
+                    let ordered = order.iter().filter_map(|&index| all[index].take());
+                    place(ordered.collect());
+                }
+            });
+        }
+    });
+    Holdings::await_start(start);
+}
+
+#[test]
+fn handles_may_be_dropped_in_every_order() {
+    let name = "handles_may_be_dropped_in_every_order";
+    in_child(name, || drop_in_every_order(false, drop));
+}
+
+#[test]
+fn handles_may_be_dropped_in_every_order_on_a_dead_network() {
+    let name = "handles_may_be_dropped_in_every_order_on_a_dead_network";
+    in_child(name, || drop_in_every_order(true, drop));
+}
+
+#[test]
+fn handles_may_be_dropped_in_every_order_in_a_panic() {
+    let in_a_panic = |handles: Vec<Handle>| {
+        let panicking = thread::spawn(move || {
+            let _handles = handles;
+            std::panic::resume_unwind(Box::new("on purpose"));
+        });
+        assert!(panicking.join().is_err());
+    };
+    in_child("handles_may_be_dropped_in_every_order_in_a_panic", || {
+        drop_in_every_order(false, in_a_panic);
+        drop_in_every_order(true, in_a_panic);
+    });
+}
+
+#[test]
+fn handles_may_be_dropped_in_every_order_in_a_callback() {
+    let name = "handles_may_be_dropped_in_every_order_in_a_callback";
+    in_child(name, || {
+        let broker = Broker::start();
+        let dispatching = broker.connect();
+        let in_a_callback = |handles: Vec<Handle>| {
+            dispatching.add_timeout(Duration::ZERO, move |_| {
+                drop(handles);
+                Ok(())
+            });
+            dispatching.process_data_events(Duration::ZERO).unwrap();
+        };
+        // Its own thread is among those that are counted.
+        let start = Holdings::now();
+        for dead in [false, true] {
+            let mut all = handles(&broker, dead);
+            all.reverse();
+            in_a_callback(all);
+        }
+        dispatching.close().unwrap();
+        drop(dispatching);
+        Holdings::await_start(start);
+        own_callback(&broker);
+    });
+}
+
+/// The callback of a consumer has every handle of its own connection, and drops them.
+fn own_callback(broker: &Broker) {
+    let start = settled();
+    for order in orders(3) {
+        let connection = broker.connect();
+        let channel = connection.channel().unwrap();
+        let other = connection.channel().unwrap();
+        let consumer = other.consume("queue").unwrap();
+        let running = channel.clone();
+        let mut own: Vec<Option<Handle>> = vec![
+            Some(Box::new(connection)),
+            Some(Box::new(channel)),
+            Some(Box::new((other, consumer))),
+        ];
+        let callback = move |channel: &cony::BlockingChannel, delivery: Delivery| {
+            for &index in &order {
+                drop(own[index].take());
+            }
+            delivery.ack()?;
+            channel.stop_consuming()
+        };
+        running.basic_consume("queue", callback).unwrap();
+        running.start_consuming().unwrap();
+    }
+    Holdings::await_start(start);
+}
