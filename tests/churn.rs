@@ -19,10 +19,6 @@
 #[path = "scripted/peer.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
-#[cfg(feature = "tls")]
-#[path = "scripted/tls_peer.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod tls_peer;
 
 use std::process::Command;
 use std::sync::Arc;

@@ -12,9 +12,6 @@ mod matrix;
 #[path = "scripted/peer.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
-#[cfg(feature = "tls")]
-#[path = "scripted/tls_peer.rs"]
-mod tls_peer;
 
 use std::fs;
 use std::thread;

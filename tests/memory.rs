@@ -19,9 +19,6 @@
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
 mod support;
-#[cfg(feature = "tls")]
-#[path = "scripted/tls_peer.rs"]
-mod tls_peer;
 
 use std::process::Command;
 use std::sync::mpsc;

@@ -10,40 +10,17 @@
     reason = "in a test, what fails should panic"
 )]
 
+#[path = "outage/matrix.rs"]
+mod matrix;
 mod support;
 
-use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use cony::{BlockingConnection, Error, basic};
 
-use support::node::{Node, node};
+use support::node::{Alarm, node};
 use support::{PATIENCE, exclusive_queue, unique};
-
-/// The node's memory alarm, for as long as this lives.
-struct Alarm<'a>(&'a Node);
-
-impl<'a> Alarm<'a> {
-    fn raise(node: &'a Node) -> Self {
-        let alarm = Self(node);
-        alarm.set_watermark("0.0001");
-        alarm
-    }
-
-    fn set_watermark(&self, value: &str) {
-        let mut command = Command::new(&self.0.control);
-        command.args(["-q", "set_vm_memory_high_watermark", value]);
-        support::run(&mut command, b"");
-    }
-}
-
-impl Drop for Alarm<'_> {
-    /// Also for the tests that come behind one that has failed.
-    fn drop(&mut self) {
-        self.set_watermark("0.6");
-    }
-}
 
 /// What `act` comes to, in a thread of its own.
 fn in_background(

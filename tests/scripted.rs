@@ -30,6 +30,3 @@ mod publishing;
 mod secrets;
 #[path = "scripted/silence_and_death.rs"]
 mod silence_and_death;
-#[cfg(feature = "tls")]
-#[path = "scripted/tls_peer.rs"]
-mod tls_peer;

@@ -5,6 +5,10 @@
 //! cony's cannot hide behind the same mistake here. Every wait is bounded, so whatever
 //! goes wrong fails a test and never hangs it.
 
+#[cfg(feature = "tls")]
+#[path = "tls_peer.rs"]
+mod tls_peer;
+
 use std::any::Any;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -335,7 +339,7 @@ impl Listener {
             stream: match self.below {
                 Below::Tcp => Box::new(stream),
                 #[cfg(feature = "tls")]
-                Below::Tls => Box::new(crate::tls_peer::acceptor().accept(stream).unwrap()),
+                Below::Tls => Box::new(tls_peer::acceptor().accept(stream).unwrap()),
             },
             trickles: false,
         }
@@ -756,7 +760,7 @@ pub(crate) fn play_over(
     let parameters = match below {
         Below::Tcp => parameters(listener.port()),
         #[cfg(feature = "tls")]
-        Below::Tls => crate::tls_peer::trust(parameters(listener.port())),
+        Below::Tls => tls_peer::trust(parameters(listener.port())),
     };
     let peer = Actor::enter("peer", move || script(&listener));
     let client = Actor::enter("client", move || client(parameters));

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use cony::ConnectionParameters;
 use native_tls::{Certificate, Identity, TlsAcceptor, TlsConnector, TlsStream};
 
-use crate::peer::Stream;
+use super::Stream;
 
 impl Stream for TlsStream<TcpStream> {
     fn socket(&self) -> &TcpStream {

@@ -49,8 +49,31 @@ impl Node {
         assert!(done.success(), "{act}: {done}");
     }
 
+    pub(crate) fn set_watermark(&self, value: &str) {
+        let mut command = Command::new(&self.control);
+        command.args(["-q", "set_vm_memory_high_watermark", value]);
+        super::run(&mut command, b"");
+    }
+
     pub(crate) fn connect(&self) -> BlockingConnection {
         BlockingConnection::open(&self.url).unwrap()
+    }
+}
+
+/// The node's memory alarm, for as long as this lives.
+pub(crate) struct Alarm<'a>(&'a Node);
+
+impl<'a> Alarm<'a> {
+    pub(crate) fn raise(node: &'a Node) -> Self {
+        node.set_watermark("0.0001");
+        Self(node)
+    }
+}
+
+impl Drop for Alarm<'_> {
+    /// Also for the tests that come behind one that has failed.
+    fn drop(&mut self) {
+        self.0.set_watermark("0.6");
     }
 }
 

@@ -1,0 +1,226 @@
+//! Two tables: calls that wait for a real broker, and what can happen to it. Every call
+//! meets every fault; those that wait out a fault do so at the same time.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectionLoss, ConnectionParameters, Error, ReplyCode,
+    basic, queue,
+};
+
+use crate::support::node::{Node, node};
+use crate::support::{PATIENCE, exclusive_queue, until};
+
+/// A call, made again and again until it fails: its name, and the queue that it may use.
+type Call = (&'static str, fn(&BlockingChannel, &str) -> cony::Result<()>);
+
+const CALLS: &[Call] = &[
+    ("queue_declare", |channel, queue| {
+        let passive = queue::Declare::new(queue).passive(true);
+        channel.queue_declare(passive).map(drop)
+    }),
+    ("queue_bind", |channel, queue| {
+        channel.queue_bind(queue::Bind::new(queue, "amq.topic", "k"))
+    }),
+    ("queue_purge", |channel, queue| {
+        channel.queue_purge(queue).map(drop)
+    }),
+    ("exchange_declare", |channel, _| {
+        channel.exchange_declare(cony::exchange::Declare::new("amq.topic").passive(true))
+    }),
+    ("basic_qos", |channel, _| channel.basic_qos(10)),
+    ("basic_get", |channel, queue| {
+        channel
+            .basic_get(basic::Get::new(queue).no_ack(true))
+            .map(drop)
+    }),
+    ("consume and cancel", |channel, queue| {
+        channel.consume(queue)?.cancel().map(drop)
+    }),
+    ("iterating a Consumer", |channel, queue| {
+        channel.consume(queue)?.for_each(|_| Ok(()))
+    }),
+    ("start_consuming", |channel, queue| {
+        channel.basic_consume(queue, |_, _| Ok(()))?;
+        channel.start_consuming()
+    }),
+    ("channel", |channel, _| {
+        channel.connection().channel()?.close()
+    }),
+    ("tx_select and tx_commit", |channel, _| {
+        channel.tx_select()?;
+        channel.tx_commit()
+    }),
+    ("wait_closed", |channel, _| {
+        Err(channel.connection().wait_closed())
+    }),
+    ("basic_publish", |channel, queue| {
+        channel.basic_publish("", queue, vec![0; 10_000]).map(drop)
+    }),
+    ("Confirm::wait", |channel, queue| {
+        channel.confirm_delivery()?;
+        let confirm = channel.basic_publish("", queue, "x")?;
+        // What is unknown for a reason ends for that reason.
+        confirm.wait().map_err(|error| match error {
+            Error::Unconfirmed(reason) => *reason,
+            other => other,
+        })
+    }),
+];
+
+struct Fault {
+    inflict: fn(&Node),
+    /// What brings the broker back.
+    mend: fn(&Node),
+    /// Whether this is how a call may end.
+    is_due: fn(&Error) -> bool,
+}
+
+fn is_lost(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ConnectionLost(ConnectionLoss::EndOfStream | ConnectionLoss::Io(..))
+    )
+}
+
+const KILLED: Fault = Fault {
+    inflict: |node| node.control("kill"),
+    mend: |node| node.control("start"),
+    is_due: is_lost,
+};
+
+const STOPPED: Fault = Fault {
+    inflict: |node| node.control("stop"),
+    mend: |node| node.control("start"),
+    is_due: |error| is_lost(error) || error.reply_code() == Some(ReplyCode::CONNECTION_FORCED),
+};
+
+const PAUSED: Fault = Fault {
+    inflict: |node| node.control("pause"),
+    mend: |node| node.control("resume"),
+    is_due: |error| {
+        matches!(
+            error,
+            Error::Timeout { .. }
+                | Error::PublishTimeout { .. }
+                | Error::ConnectionLost(ConnectionLoss::MissedHeartbeats(_))
+        )
+    },
+};
+
+const OUT_OF_MEMORY: Fault = Fault {
+    inflict: |node| node.set_watermark("0.0001"),
+    mend: |node| node.set_watermark("0.6"),
+    is_due: |error| {
+        matches!(
+            error,
+            Error::ConnectionLost(ConnectionLoss::BlockedTooLong { .. })
+        )
+    },
+};
+
+/// A call at work, on a connection of its own.
+struct Busy {
+    name: &'static str,
+    connection: BlockingConnection,
+    outcome: mpsc::Receiver<Error>,
+    at_work: mpsc::Receiver<()>,
+}
+
+impl Busy {
+    fn start(&(name, call): &Call, parameters: &ConnectionParameters) -> Self {
+        let connection = BlockingConnection::open(parameters).unwrap();
+        let channel = connection.channel().unwrap();
+        let queue = exclusive_queue(&channel);
+        let (tell, outcome) = mpsc::channel();
+        let (begin, at_work) = mpsc::channel();
+        thread::spawn(move || {
+            loop {
+                // Whoever waits for this may have heard enough.
+                let _ = begin.send(());
+                if let Err(error) = call(&channel, &queue) {
+                    let _ = tell.send(error);
+                    return;
+                }
+            }
+        });
+        Self {
+            name,
+            connection,
+            outcome,
+            at_work,
+        }
+    }
+}
+
+fn parameters(node: &Node) -> ConnectionParameters {
+    let parameters: ConnectionParameters = node.url.parse().unwrap();
+    parameters
+        .heartbeat(Duration::from_secs(1))
+        .rpc_timeout(Duration::from_secs(20))
+        .blocked_connection_timeout(Duration::from_secs(1))
+        .close_timeout(Duration::from_secs(1))
+        .drop_timeout(Duration::from_secs(1))
+}
+
+/// Lets the calls meet the fault; afterwards all is well with new connections.
+fn every_call_meets(fault: &Fault, calls: &[Call]) {
+    let node = node();
+    let parameters = parameters(&node);
+    let busy: Vec<_> = calls
+        .iter()
+        .map(|call| Busy::start(call, &parameters))
+        .collect();
+    for Busy { name, at_work, .. } in &busy {
+        at_work
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|_| panic!("{name} does not begin"));
+    }
+    (fault.inflict)(&node);
+    for call in &busy {
+        let outcome = call.outcome.recv_timeout(PATIENCE);
+        let error = outcome.unwrap_or_else(|_| panic!("{} hangs", call.name));
+        assert!((fault.is_due)(&error), "{}: {error:?}", call.name);
+        if !matches!(error, Error::Timeout { .. } | Error::PublishTimeout { .. }) {
+            let reason = call.connection.wait_closed();
+            assert_eq!(reason.to_string(), error.to_string(), "{}", call.name);
+        }
+    }
+    // These end as well, whatever the broker does.
+    for call in busy {
+        let _ = call.connection.close();
+    }
+    (fault.mend)(&node);
+    until("a connection that works", || {
+        BlockingConnection::open(&node.url)
+            .and_then(|connection| {
+                exclusive_queue(&connection.channel()?);
+                connection.close()
+            })
+            .is_ok()
+    });
+}
+
+#[test]
+fn every_call_ends_when_the_broker_is_killed_and_it_can_be_started_again() {
+    every_call_meets(&KILLED, CALLS);
+}
+
+#[test]
+fn every_call_ends_when_the_broker_is_stopped_and_it_can_be_started_again() {
+    every_call_meets(&STOPPED, CALLS);
+}
+
+#[test]
+fn every_call_ends_when_the_broker_is_paused_and_it_can_go_on() {
+    every_call_meets(&PAUSED, CALLS);
+}
+
+#[test]
+fn publishes_end_when_the_broker_runs_out_of_memory_and_it_can_go_on() {
+    // It blocks those who publish, and answers everybody else.
+    let publishing = CALLS.len() - 2;
+    every_call_meets(&OUT_OF_MEMORY, &CALLS[publishing..]);
+}
