@@ -1,7 +1,11 @@
 //! Threads that do anything at any time, while connections end around them.
 //!
 //! `CONY_TEST_STRESS=600 CONY_TEST_SEED=7` in the environment lets it go on for ten minutes,
-//! with other numbers.
+//! with other numbers. Under ThreadSanitizer (needs the component `rust-src`; memory that is
+//! measured elsewhere is then more):
+//!
+//!     RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread tests/with-broker cargo test \
+//!         -Zbuild-std --target x86_64-unknown-linux-gnu --no-default-features --test live crowd
 
 use std::sync::{Arc, Mutex};
 use std::thread;
