@@ -3,6 +3,7 @@
 
 mod dispatch;
 mod events;
+mod existence;
 mod opening;
 mod raw;
 mod secret;

@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::channel::Shared;
 use crate::error::{Error, Result};
+use crate::protocol::arguments::milliseconds;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::frame::Settle;
-use crate::protocol::properties::BasicProperties;
+use crate::protocol::properties::{BasicProperties, DeliveryMode};
+use crate::protocol::table::{FieldTable, FieldValue};
 use crate::protocol::wire::ShortString;
 
 /// A message that the broker delivered to a consumer, or gave to a `basic_get`.
@@ -165,14 +168,17 @@ impl fmt::Debug for Delivery {
 
 /// A message to publish: its body, and how.
 ///
-/// Anything that is bytes converts, so a plain body needs no `Message` at all. The
-/// properties are borrowed, to be used again for the next message.
+/// Anything that is bytes converts, so a plain body needs no `Message` at all. What is said
+/// about it most often has a method here; all of it is in [`BasicProperties`], which are
+/// borrowed, to be used again for the next message.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
 /// use cony::{BasicProperties, DeliveryMode, Message};
 ///
 /// channel.basic_publish("", "tasks", "hello")?;
+/// let order = Message::new("{\"item\": 7}").content_type("application/json").persistent();
+/// channel.basic_publish("", "tasks", order)?;
 ///
 /// let persistent = BasicProperties::new().delivery_mode(DeliveryMode::Persistent);
 /// for body in ["one", "two"] {
@@ -184,9 +190,16 @@ impl fmt::Debug for Delivery {
 #[must_use]
 pub struct Message<'a> {
     pub(crate) body: Body<'a>,
-    pub(crate) properties: Option<&'a BasicProperties>,
+    properties: Properties<'a>,
     pub(crate) mandatory: bool,
     pub(crate) immediate: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Properties<'a> {
+    None,
+    Borrowed(&'a BasicProperties),
+    Own(Box<BasicProperties>),
 }
 
 #[derive(Debug, Clone)]
@@ -210,10 +223,66 @@ impl<'a> Message<'a> {
         Body::Borrowed(body.as_ref()).into()
     }
 
-    /// What is said about the message.
+    /// What is said about the message: all of it, so this goes before the methods that say
+    /// one thing. Those copy the properties.
     pub fn properties(mut self, properties: &'a BasicProperties) -> Self {
-        self.properties = Some(properties);
+        self.properties = Properties::Borrowed(properties);
         self
+    }
+
+    /// The message survives a restart of the broker, in a durable queue
+    /// ([`DeliveryMode::Persistent`]).
+    pub fn persistent(self) -> Self {
+        self.with(|properties| properties.delivery_mode(DeliveryMode::Persistent))
+    }
+
+    /// The MIME type of the body, such as `application/json`.
+    pub fn content_type(self, content_type: impl Into<ShortString>) -> Self {
+        self.with(|properties| properties.content_type(content_type))
+    }
+
+    /// Which request this message answers, or which answer belongs to it.
+    pub fn correlation_id(self, correlation_id: impl Into<ShortString>) -> Self {
+        self.with(|properties| properties.correlation_id(correlation_id))
+    }
+
+    /// The queue that answers should go to.
+    pub fn reply_to(self, reply_to: impl Into<ShortString>) -> Self {
+        self.with(|properties| properties.reply_to(reply_to))
+    }
+
+    /// How long the message may wait in a queue, in whole milliseconds, rounded up.
+    pub fn expiration(self, expiration: Duration) -> Self {
+        self.with(|properties| properties.expiration(milliseconds(expiration).to_string()))
+    }
+
+    /// Adds one header, or replaces it.
+    pub fn header(self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
+        self.with(|mut properties| {
+            let headers = properties.headers.get_or_insert_with(FieldTable::new);
+            headers.insert(name, value);
+            properties
+        })
+    }
+
+    /// Says more, in properties of its own.
+    fn with(mut self, say: impl FnOnce(BasicProperties) -> BasicProperties) -> Self {
+        let mut own = match self.properties {
+            Properties::None => Box::default(),
+            Properties::Borrowed(properties) => Box::new(properties.clone()),
+            Properties::Own(properties) => properties,
+        };
+        *own = say(std::mem::take(&mut *own));
+        self.properties = Properties::Own(own);
+        self
+    }
+
+    pub(crate) fn said(&self) -> Option<&BasicProperties> {
+        match &self.properties {
+            Properties::None => None,
+            Properties::Borrowed(properties) => Some(properties),
+            Properties::Own(properties) => Some(properties),
+        }
     }
 
     /// Whether the broker gives the message back if it reaches no queue. Default: no;
@@ -235,7 +304,7 @@ impl<'a> From<Body<'a>> for Message<'a> {
     fn from(body: Body<'a>) -> Self {
         Self {
             body,
-            properties: None,
+            properties: Properties::None,
             mandatory: false,
             immediate: false,
         }

@@ -25,14 +25,12 @@
 //! and a message: anything that is bytes, or a [`Message`] that says more.
 //!
 //! ```
-//! use cony::{BasicProperties, DeliveryMode, Message};
+//! use cony::Message;
 //! # let connection = cony::BlockingConnection::open_default()?;
 //! # let channel = connection.channel()?;
 //!
-//! let persistent = BasicProperties::new()
-//!     .content_type("text/plain")
-//!     .delivery_mode(DeliveryMode::Persistent);
-//! channel.basic_publish("", "tasks", Message::new("work").properties(&persistent))?;
+//! let work = Message::new("work").content_type("text/plain").persistent();
+//! channel.basic_publish("", "tasks", work)?;
 //! # connection.close()?;
 //! # Ok::<(), cony::Error>(())
 //! ```
@@ -126,6 +124,7 @@ mod io;
 mod listeners;
 mod parameters;
 mod protocol;
+mod rpc;
 mod source;
 #[cfg(feature = "tls")]
 mod tls;
@@ -160,5 +159,6 @@ pub use protocol::properties::{BasicProperties, DeliveryMode};
 pub use protocol::secret::Secret;
 pub use protocol::table::{FieldTable, FieldValue};
 pub use protocol::wire::{LongString, ShortString};
+pub use rpc::RpcClient;
 #[cfg(feature = "tls")]
 pub use tls::{TlsOptions, TlsVersion};

@@ -33,6 +33,8 @@ mod examples;
 mod from_pika;
 #[path = "live/getting.rs"]
 mod getting;
+#[path = "live/helpers.rs"]
+mod helpers;
 #[path = "live/interop.rs"]
 mod interop;
 #[path = "live/life.rs"]

@@ -27,11 +27,11 @@ impl BlockingChannel {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// use cony::{BasicProperties, Message};
+    /// use cony::Message;
     ///
     /// channel.basic_publish("", "tasks", "hello")?;
-    /// let properties = BasicProperties::new().content_type("application/json");
-    /// channel.basic_publish("amq.topic", "order.new", Message::new("{}").properties(&properties))?;
+    /// let order = Message::new("{}").content_type("application/json");
+    /// channel.basic_publish("amq.topic", "order.new", order)?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
@@ -59,7 +59,7 @@ impl BlockingChannel {
             routing_key: routing_key.as_ref(),
             mandatory: message.mandatory,
             immediate: message.immediate,
-            properties: message.properties,
+            properties: message.said(),
             body: message.body.as_slice(),
         };
         let frame_max = port.connection.negotiated.frame_max as usize;

@@ -1,7 +1,7 @@
 //! The protocol as a value: no sockets, threads, locks or clocks.
 //!
 //! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
-//! everything that can be said, [`frame`] and [`content`] how it is wrapped;
+//! everything that can be said, [`arguments`] what RabbitMQ adds to it, [`frame`] and [`content`] how it is wrapped;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
 //! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
 //! keeps the books of publishes, [`settlements`] those of deliveries, [`secret`] leaves no
@@ -12,6 +12,7 @@
 #[macro_use]
 mod define;
 
+pub(crate) mod arguments;
 mod bodies;
 pub(crate) mod channel;
 pub(crate) mod confirms;

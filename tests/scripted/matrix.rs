@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use cony::{
     BlockingChannel, BlockingConnection, Confirm, ConnectionLoss, ConnectionParameters, Error,
-    ReplyCode, TcpOptions, exchange, queue,
+    ReplyCode, RpcClient, TcpOptions, exchange, queue,
 };
 
 use crate::peer::methods::*;
 use crate::peer::{
-    Below, CURTAIN, Signal, Tune, Wire, args, body, close, declare_ok, get_ok, method, play_over,
-    signal,
+    Below, CURTAIN, Signal, Tune, Wire, args, body, close, declare_ok, deliver, get_ok,
+    header_with, method, play_over, signal,
 };
 
 /// What happens to the peer while a call waits.
@@ -617,6 +617,62 @@ pub(crate) const CALLS: &[Call] = &[
         }
     ),
     Call::new(
+        "queue_exists",
+        |handles| handles.connection().queue_exists("q").map(drop),
+        |wire| {
+            wire.open_channel(2);
+            wire.expect(2, QUEUE_DECLARE);
+        },
+        Some(|wire| wire.send(2, QUEUE_DECLARE_OK, declare_ok("q"))),
+    )
+    .undone(|wire| wire.serve_until(2, CHANNEL_CLOSE))
+    .on_channel(2),
+    Call::new(
+        "exchange_exists",
+        |handles| handles.connection().exchange_exists("x").map(drop),
+        |wire| {
+            wire.open_channel(2);
+            wire.expect(2, EXCHANGE_DECLARE);
+        },
+        Some(|wire| wire.send(2, EXCHANGE_DECLARE_OK, args())),
+    )
+    .undone(|wire| wire.serve_until(2, CHANNEL_CLOSE))
+    .on_channel(2),
+    Call::new(
+        "RpcClient::new",
+        |handles| RpcClient::new(handles.connection()).map(drop),
+        |wire| {
+            accept_confirms(wire);
+            wire.expect_consume(2);
+        },
+        Some(|wire| wire.send(2, BASIC_CONSUME_OK, args().short("cony-2.1"))),
+    )
+    .undone(|wire| wire.serve_until(2, CHANNEL_CLOSE))
+    .on_channel(2),
+    Call::new(
+        "RpcClient::call",
+        |handles| {
+            let client = RpcClient::new(handles.connection())?;
+            client.call("q", "?", Duration::from_secs(1)).map(drop)
+        },
+        |wire| {
+            accept_confirms(wire);
+            wire.accept_consumer(2);
+            wire.expect_publish(2);
+            wire.send(2, BASIC_ACK, args().u64(1).u8(0));
+        },
+        Some(|wire| {
+            let correlation_id = b"\x04\0\x011";
+            wire.raw(&method(2, BASIC_DELIVER, deliver("cony-2.1", 1)));
+            wire.raw(&header_with(2, 1, correlation_id));
+            wire.raw(&body(2, b"!"));
+        }),
+    )
+    .undone(|wire| wire.serve_until(2, CHANNEL_CLOSE))
+    .on_channel(2)
+    // Its own deadline may come first.
+    .unusual(&[(F::DiskAlarm, E::None)]),
+    Call::new(
         "basic_publish that waits for room",
         |handles| {
             let channel = handles.channel();
@@ -722,6 +778,13 @@ fn expect_unconfirmed(wire: &mut Wire) {
     wire.expect(1, CONFIRM_SELECT);
     wire.send(1, CONFIRM_SELECT_OK, args());
     wire.expect_publish(1);
+}
+
+/// Opens channel 2, which goes into confirm mode.
+fn accept_confirms(wire: &mut Wire) {
+    wire.open_channel(2);
+    wire.expect(2, CONFIRM_SELECT);
+    wire.send(2, CONFIRM_SELECT_OK, args());
 }
 
 /// The bits of basic.nack.
