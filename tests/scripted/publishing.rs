@@ -338,3 +338,34 @@ fn a_publish_that_waits_for_room_ends_with_its_channel() {
         },
     );
 }
+
+#[test]
+fn a_thread_may_publish_from_what_it_drops_last() {
+    use std::cell::RefCell;
+
+    struct Farewell(cony::BlockingChannel);
+
+    impl Drop for Farewell {
+        fn drop(&mut self) {
+            self.0.basic_publish("", "farewell", "x").unwrap();
+        }
+    }
+
+    thread_local! {
+        static FAREWELL: RefCell<Option<Farewell>> = const { RefCell::new(None) };
+    }
+
+    with_channel(
+        |wire| {
+            assert_eq!(wire.expect_publish(1).0, "hello");
+            assert_eq!(wire.expect_publish(1).0, "farewell");
+        },
+        |channel| {
+            let thread = thread::spawn(move || {
+                FAREWELL.set(Some(Farewell(channel.clone())));
+                channel.basic_publish("", "hello", "x").unwrap();
+            });
+            thread.join().unwrap();
+        },
+    );
+}
