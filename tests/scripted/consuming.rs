@@ -1114,3 +1114,43 @@ fn a_callbacks_own_call_is_answered_although_the_budget_is_used_up() {
         },
     );
 }
+
+#[test]
+fn reading_pauses_although_each_look_for_a_confirm_finds_something_else() {
+    const BUDGET: usize = 64 << 10;
+    const COUNT: u64 = 4096;
+    with_channel_and(
+        |parameters| {
+            parameters
+                .read_budget(BUDGET)
+                .busy_wait(Duration::from_millis(10))
+        },
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.expect(1, CONFIRM_SELECT);
+            wire.send(1, CONFIRM_SELECT_OK, args());
+            wire.expect_publish(1);
+            for number in 1..=COUNT {
+                wire.deliver(1, &tag, number, &"x".repeat(1024));
+            }
+            wire.send(1, BASIC_ACK, args().u64(1).u8(0));
+        },
+        |channel| {
+            let consumer = channel.consume(no_ack()).unwrap();
+            channel.confirm_delivery().unwrap();
+            let confirm = channel.basic_publish("", "q", "x").unwrap();
+            let error = confirm.wait_timeout(Duration::from_secs(1)).unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            // The hard limit, and what one turn may read beyond it.
+            let taken = channel.connection().stats().bytes_to_take;
+            assert!(taken < 2 * BUDGET + MIB / 2, "{taken}");
+            for number in 1..=COUNT {
+                let delivery = consumer.next().unwrap().unwrap();
+                assert_eq!(delivery.delivery_tag, number);
+            }
+            confirm.wait().unwrap();
+            // Its end is not what this is about.
+            channel.close().unwrap();
+        },
+    );
+}
