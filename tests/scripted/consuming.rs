@@ -1154,3 +1154,37 @@ fn reading_pauses_although_each_look_for_a_confirm_finds_something_else() {
         },
     );
 }
+
+#[test]
+fn what_was_taken_is_not_held_against_the_others() {
+    let deliver = |wire: &mut Wire, tag: &str, number| {
+        wire.deliver(1, tag, number, &"x".repeat(15_000));
+    };
+    with_channel_and(
+        |parameters| parameters.read_budget(40_000),
+        move |wire| {
+            let slow = wire.accept_consumer(1);
+            let other = wire.accept_consumer(1);
+            deliver(wire, &slow, 1);
+            deliver(wire, &slow, 2);
+            wire.accept_declare(1);
+            wire.expect(1, QUEUE_DECLARE);
+            deliver(wire, &slow, 3);
+            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.expect_publish(1);
+            deliver(wire, &other, 4);
+        },
+        |channel| {
+            let slow = channel.consume(no_ack()).unwrap();
+            let other = channel.consume(no_ack()).unwrap();
+            catch_up(&channel);
+            assert_eq!(slow.next().unwrap().unwrap().delivery_tag, 1);
+            catch_up(&channel);
+            // Two wait now, which is less than the budget; three would be more.
+            channel.basic_publish("", "go on", "x").unwrap();
+            let delivery = other.recv_timeout(Duration::from_secs(5)).unwrap();
+            assert_eq!(delivery.map(|delivery| delivery.delivery_tag), Some(4));
+            channel.close().unwrap();
+        },
+    );
+}
