@@ -1,6 +1,6 @@
 //! Publishing.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,7 +63,7 @@ impl BlockingChannel {
             body: message.body.as_slice(),
         };
         let frame_max = port.connection.negotiated.frame_max as usize;
-        SCRATCH.with_borrow_mut(|scratch| {
+        with_scratch(|scratch| {
             let encoded = EncodedPublish::new(port.id.number, publish, frame_max, scratch)?;
             // Before any lock, for it looks at the whole body.
             let fingerprint = publish.mandatory.then(|| publish.fingerprint());
@@ -74,7 +74,17 @@ impl BlockingChannel {
 
 thread_local! {
     /// Where a publish is encoded, but for its body.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends this thread's memory for a publish. A thread that ends may have dropped it already
+/// and still publish, as may a logger inside a publish: these get memory of their own.
+fn with_scratch<R>(publish: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+    let outcome = publish(&mut scratch);
+    // Without a thread to keep it for, it goes.
+    let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+    outcome
 }
 
 impl Shared {

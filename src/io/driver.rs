@@ -157,6 +157,7 @@ impl Driver {
         for command in std::mem::take(&mut self.held) {
             self.obey(command, now);
         }
+        self.core.end_commits();
         let mut commands = std::mem::take(&mut self.commands);
         let written = self.outbox.written();
         self.port.commands().take(&mut commands, written);

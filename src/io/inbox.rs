@@ -186,6 +186,12 @@ impl Inbox {
         }
     }
 
+    /// Reports what was taken so far.
+    pub(crate) fn report_taken(&self) {
+        let taken = std::mem::take(&mut self.state.lock().taken);
+        self.report(taken);
+    }
+
     fn report(&self, taken: usize) {
         if taken > 0 {
             self.connection.handed_out(taken);

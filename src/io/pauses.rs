@@ -127,6 +127,15 @@ pub(super) fn slowest_channel(core: &Connection<DriverTokens>) -> Option<u16> {
     waiting.max().map(|(_, number)| number)
 }
 
+/// Has every inbox report what was taken out of it.
+pub(super) fn report_taken(core: &Connection<DriverTokens>) {
+    for (channel, consumers) in core.channels() {
+        channel.inbox.report_taken();
+        let own = consumers.filter_map(|route| route.consumer.own_inbox.as_ref());
+        own.for_each(Inbox::report_taken);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

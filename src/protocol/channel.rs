@@ -340,6 +340,7 @@ impl<T: Tokens> Channel<T> {
             });
         };
         out.unwatch(self.id.number, &call);
+        let is_commit = matches!(call.method, Method::TxCommit(_));
         match call.token {
             Some(token) => {
                 self.settle(&call.method, out);
@@ -347,7 +348,11 @@ impl<T: Tokens> Channel<T> {
             }
             None => self.undo(&call.method, &reply, out),
         }
-        self.advance(out);
+        match is_commit {
+            // First goes what was held back meanwhile: it was said before what waits here.
+            true => out.committed.push(self.id),
+            false => self.advance(out),
+        }
         Ok(())
     }
 
@@ -485,7 +490,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Puts waiting calls on the wire for as long as none expects a reply.
-    fn advance(&mut self, out: &mut Out<T>) {
+    pub(crate) fn advance(&mut self, out: &mut Out<T>) {
         while self.active.is_none() && !self.closing {
             let Some(call) = self.waiting.pop_front() else {
                 return;

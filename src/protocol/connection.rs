@@ -15,8 +15,10 @@
 //! [`take_secret_output`](Connection::take_secret_output) and
 //! [`output`](Connection::output). Publishes and settlements are encoded by the caller and
 //! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
-//! longer open would make the broker close the connection (504). An
-//! [`Event::Closed`] comes once and is final.
+//! longer open would make the broker close the connection (504). What it holds back is
+//! offered again after whatever comes from the peer, and then
+//! [`end_commits`](Connection::end_commits) is called. An [`Event::Closed`] comes once and
+//! is final.
 //!
 //! ```text
 //! open --- close (ours) ---> closing --- close-ok, or the end of the stream ---> closed
@@ -288,6 +290,15 @@ impl<T: Tokens> Connection<T> {
                 }
             }
             _ => Gate::Closed,
+        }
+    }
+
+    /// Lets the calls go out that waited for a commit which is done: behind what the gate
+    /// has held back, which was said before them.
+    pub(crate) fn end_commits(&mut self) {
+        for id in std::mem::take(&mut self.router.out.committed) {
+            self.router
+                .with_channel(id, |channel, out| channel.advance(out));
         }
     }
 

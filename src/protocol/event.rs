@@ -171,6 +171,8 @@ pub(crate) struct Out<T: Tokens> {
     pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
     pub(crate) bodies: Bodies,
+    /// Channels whose commit is done, and whose next call waits for what was held back.
+    pub(crate) committed: Vec<ChannelId>,
     /// The channel of the last event, if that can take a further delivery.
     run: Option<u16>,
     /// An empty run, to be used again.
@@ -188,6 +190,7 @@ impl<T: Tokens> Out<T> {
             frames: 0,
             events: VecDeque::new(),
             bodies: Bodies::default(),
+            committed: Vec::new(),
             run: None,
             spare_run: VecDeque::new(),
             deadlines: BTreeSet::new(),

@@ -1114,3 +1114,77 @@ fn a_callbacks_own_call_is_answered_although_the_budget_is_used_up() {
         },
     );
 }
+
+#[test]
+fn reading_pauses_although_each_look_for_a_confirm_finds_something_else() {
+    const BUDGET: usize = 64 << 10;
+    const COUNT: u64 = 4096;
+    with_channel_and(
+        |parameters| {
+            parameters
+                .read_budget(BUDGET)
+                .busy_wait(Duration::from_millis(10))
+        },
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.expect(1, CONFIRM_SELECT);
+            wire.send(1, CONFIRM_SELECT_OK, args());
+            wire.expect_publish(1);
+            for number in 1..=COUNT {
+                wire.deliver(1, &tag, number, &"x".repeat(1024));
+            }
+            wire.send(1, BASIC_ACK, args().u64(1).u8(0));
+        },
+        |channel| {
+            let consumer = channel.consume(no_ack()).unwrap();
+            channel.confirm_delivery().unwrap();
+            let confirm = channel.basic_publish("", "q", "x").unwrap();
+            let error = confirm.wait_timeout(Duration::from_secs(1)).unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            // The hard limit, and what one turn may read beyond it.
+            let taken = channel.connection().stats().bytes_to_take;
+            assert!(taken < 2 * BUDGET + MIB / 2, "{taken}");
+            for number in 1..=COUNT {
+                let delivery = consumer.next().unwrap().unwrap();
+                assert_eq!(delivery.delivery_tag, number);
+            }
+            confirm.wait().unwrap();
+            // Its end is not what this is about.
+            channel.close().unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_was_taken_is_not_held_against_the_others() {
+    let deliver = |wire: &mut Wire, tag: &str, number| {
+        wire.deliver(1, tag, number, &"x".repeat(15_000));
+    };
+    with_channel_and(
+        |parameters| parameters.read_budget(40_000),
+        move |wire| {
+            let slow = wire.accept_consumer(1);
+            let other = wire.accept_consumer(1);
+            deliver(wire, &slow, 1);
+            deliver(wire, &slow, 2);
+            wire.accept_declare(1);
+            wire.expect(1, QUEUE_DECLARE);
+            deliver(wire, &slow, 3);
+            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.expect_publish(1);
+            deliver(wire, &other, 4);
+        },
+        |channel| {
+            let slow = channel.consume(no_ack()).unwrap();
+            let other = channel.consume(no_ack()).unwrap();
+            catch_up(&channel);
+            assert_eq!(slow.next().unwrap().unwrap().delivery_tag, 1);
+            catch_up(&channel);
+            // Two wait now, which is less than the budget; three would be more.
+            channel.basic_publish("", "go on", "x").unwrap();
+            let delivery = other.recv_timeout(Duration::from_secs(5)).unwrap();
+            assert_eq!(delivery.map(|delivery| delivery.delivery_tag), Some(4));
+            channel.close().unwrap();
+        },
+    );
+}

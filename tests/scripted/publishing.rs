@@ -338,3 +338,76 @@ fn a_publish_that_waits_for_room_ends_with_its_channel() {
         },
     );
 }
+
+#[test]
+fn what_is_published_behind_a_commit_comes_before_the_call_behind_it() {
+    let (committing, begun) = signal();
+    let (queued, answer) = signal();
+    with_channel(
+        move |wire| {
+            wire.expect(1, TX_SELECT);
+            wire.send(1, TX_SELECT_OK, args());
+            wire.expect(1, TX_COMMIT);
+            wire.open_channel(2);
+            committing.send(()).unwrap();
+            // So many round trips later the rollback waits for the commit, too.
+            for _ in 0..100 {
+                wire.accept_declare(2);
+            }
+            answer.wait();
+            wire.send(1, TX_COMMIT_OK, args());
+            assert_eq!(wire.expect_publish(1), ("undone".into(), b"x".to_vec()));
+            wire.expect(1, TX_ROLLBACK);
+            wire.send(1, TX_ROLLBACK_OK, args());
+        },
+        move |channel| {
+            channel.tx_select().unwrap();
+            thread::scope(|scope| {
+                let commits = scope.spawn(|| channel.tx_commit());
+                let other = channel.connection().channel().unwrap();
+                begun.wait();
+                let undoes = scope.spawn(|| {
+                    channel.basic_publish("", "undone", "x").unwrap();
+                    channel.tx_rollback()
+                });
+                for _ in 0..100 {
+                    other.queue_declare("between").unwrap();
+                }
+                queued.send(()).unwrap();
+                commits.join().unwrap().unwrap();
+                undoes.join().unwrap().unwrap();
+            });
+        },
+    );
+}
+
+#[test]
+fn a_thread_may_publish_from_what_it_drops_last() {
+    use std::cell::RefCell;
+
+    struct Farewell(cony::BlockingChannel);
+
+    impl Drop for Farewell {
+        fn drop(&mut self) {
+            self.0.basic_publish("", "farewell", "x").unwrap();
+        }
+    }
+
+    thread_local! {
+        static FAREWELL: RefCell<Option<Farewell>> = const { RefCell::new(None) };
+    }
+
+    with_channel(
+        |wire| {
+            assert_eq!(wire.expect_publish(1).0, "hello");
+            assert_eq!(wire.expect_publish(1).0, "farewell");
+        },
+        |channel| {
+            let thread = thread::spawn(move || {
+                FAREWELL.set(Some(Farewell(channel.clone())));
+                channel.basic_publish("", "hello", "x").unwrap();
+            });
+            thread.join().unwrap();
+        },
+    );
+}

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::time::Instant;
 
-use super::super::pauses::slowest_channel;
+use super::super::pauses::{report_taken, slowest_channel};
 use super::Driver;
 use crate::protocol::event::Termination;
 
@@ -101,8 +101,14 @@ impl Driver {
             let awaited = self.core.is_awaited() || self.port.is_awaited();
             backlog.must_pause(is_paused, awaited, || self.core.assembling())
         };
-        // Asked twice: who begins to wait once this is said wakes this thread.
-        let is_full = must_pause() && must_pause();
+        // Asked twice: who begins to wait once this is said wakes this thread, and who takes
+        // something reports it at once. What was taken before is reported here.
+        let is_full = must_pause() && {
+            if !is_paused {
+                report_taken(&self.core);
+            }
+            must_pause()
+        };
         // What comes while the connection closes is dropped, whatever it is.
         let pause = !self.core.is_closing() && (is_full || self.unread > UNREAD_MAX);
         if pause == is_paused {

@@ -16,6 +16,8 @@ impl Driver {
     /// Waits until there is something to do.
     pub(super) fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         if self.look_out(events)? {
+            // However often something is found, what waits to be taken stays bounded.
+            self.pause_or_resume();
             return Ok(());
         }
         let port = Arc::clone(&self.port);
@@ -57,6 +59,8 @@ impl Driver {
             true => &self.reply_spin,
             false => &self.call_spin,
         };
+        // What the last wait brought is noted already.
+        events.clear();
         let (port, poll) = (&self.port, &mut self.poll);
         let found = spin.look_for(|| {
             if !port.commands().is_empty() {
