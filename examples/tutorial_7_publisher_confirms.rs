@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use cony::{BlockingChannel, BlockingConnection, queue};
 
+type Way = fn(&BlockingChannel, &str, u32) -> cony::Result<()>;
+
 fn main() -> cony::Result<()> {
     let count = std::env::args().nth(1);
     let count: u32 = count.and_then(|count| count.parse().ok()).unwrap_or(10_000);
     let connection = BlockingConnection::open_default()?;
 
-    let ways: [(&str, fn(&BlockingChannel, &str, u32) -> cony::Result<()>); 3] = [
+    let ways: [(&str, Way); 3] = [
         ("one by one", one_by_one),
         ("in batches", in_batches),
         ("all at the end", all_at_the_end),
