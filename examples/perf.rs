@@ -46,6 +46,8 @@ Options:
   --prefetch N       how many unacknowledged messages a consumer gets (500)
   --window N         how many unconfirmed messages a channel may have (1000)
   --read-budget MIB  how much may wait to be consumed on a connection (64)
+  --busy-wait US     how many microseconds a thread looks for an answer before it
+                     sleeps; 0 is off (100)
 
 The queues are exclusive, so they go with the connections. Processor time, context
 switches and memory are those of this whole process, and only known on Linux.
@@ -59,6 +61,9 @@ const QUEUE_BYTES: i64 = 64 << 20;
 
 /// How many messages a queue is said to hold when time ends the run.
 const UNBOUNDED: u64 = u32::MAX as u64;
+
+/// The largest `--read-budget`, in MiB; more than that is rather a number of bytes.
+const READ_BUDGET_MAX: usize = 2047;
 
 /// How long the last confirms may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -149,6 +154,7 @@ struct Options {
     prefetch: u16,
     window: usize,
     read_budget: usize,
+    busy_wait: Option<u64>,
 }
 
 impl Options {
@@ -168,6 +174,7 @@ impl Options {
             prefetch: 500,
             window: 1000,
             read_budget: 64,
+            busy_wait: None,
         };
         let mut scenario = None;
         while let Some(argument) = arguments.next() {
@@ -185,6 +192,7 @@ impl Options {
                 "--prefetch" => options.prefetch = number(name, value.next())?,
                 "--window" => options.window = number(name, value.next())?,
                 "--read-budget" => options.read_budget = number(name, value.next())?,
+                "--busy-wait" => options.busy_wait = Some(number(name, value.next())?),
                 _ => match Scenario::named(name) {
                     Some(named) if scenario.is_none() => scenario = Some(named),
                     Some(_) => return Err(format!("one scenario, not '{name}' as well")),
@@ -196,7 +204,17 @@ impl Options {
             return Err("at least one connection with one channel".into());
         }
         options.scenario = scenario.ok_or("which scenario?")?;
+        options.check_read_budget()?;
         Ok(Some(options))
+    }
+
+    fn check_read_budget(&self) -> std::result::Result<(), String> {
+        match self.read_budget {
+            1..=READ_BUDGET_MAX => Ok(()),
+            given => Err(format!(
+                "--read-budget is in MiB, from 1 to {READ_BUDGET_MAX}, not {given}"
+            )),
+        }
     }
 
     fn parameters(&self) -> Result<ConnectionParameters> {
@@ -204,9 +222,13 @@ impl Options {
             Some(url) => url.parse()?,
             None => ConnectionParameters::default(),
         };
-        Ok(parameters
+        let parameters = parameters
             .confirm_window(self.window)
-            .read_budget(self.read_budget.saturating_mul(1 << 20)))
+            .read_budget(self.read_budget << 20);
+        Ok(match self.busy_wait {
+            Some(us) => parameters.busy_wait(Duration::from_micros(us)),
+            None => parameters,
+        })
     }
 }
 

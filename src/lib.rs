@@ -19,6 +19,8 @@
 //! what pika's users have asked for since. Each of pika's names, and what it is here, is in
 //! `docs/from-pika.md`.
 //!
+//! What follows is an outline; the [`guide`] has a page for each subject.
+//!
 //! # Publishing
 //!
 //! [`basic_publish`](BlockingChannel::basic_publish) takes an exchange, a routing key
@@ -128,6 +130,7 @@ mod consumer;
 mod credentials;
 mod delivery;
 mod error;
+pub mod guide;
 mod io;
 mod listeners;
 mod parameters;

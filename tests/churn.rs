@@ -19,10 +19,6 @@
 #[path = "scripted/peer.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
-#[cfg(feature = "tls")]
-#[path = "scripted/tls_peer.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod tls_peer;
 
 use std::process::Command;
 use std::sync::Arc;
@@ -46,6 +42,8 @@ fn in_child(name: &str, test: impl FnOnce()) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--include-ignored", "--nocapture"])
         .env(TEST, name)
+        // The names of the places in a backtrace take memory, too.
+        .env("RUST_BACKTRACE", "0")
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
@@ -112,6 +110,8 @@ struct Broker {
 impl Broker {
     fn start() -> Self {
         let listener = Listener::bind();
+        // Some tests have one client for minutes.
+        listener.set_patience(Duration::from_secs(3600));
         let port = listener.port();
         let over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&over);
@@ -331,21 +331,27 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
 /// Drops the handles in every order; `place` gets them, and the order.
 fn drop_in_every_order(dead: bool, place: impl Fn(Vec<Handle>) + Sync) {
     let broker = Broker::start();
-    let start = settled();
     let orders = orders(5);
     assert_eq!(orders.len(), 120);
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                while let Some(order) = orders.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let mut all: Vec<_> = handles(&broker, dead).into_iter().map(Some).collect();
-                    let ordered = order.iter().filter_map(|&index| all[index].take());
-                    place(ordered.collect());
-                }
-            });
-        }
-    });
+    let all = || {
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while let Some(order) = orders.get(next.fetch_add(1, Ordering::SeqCst)) {
+                        let all = handles(&broker, dead).into_iter();
+                        let mut all: Vec<_> = all.map(Some).collect();
+                        let ordered = order.iter().filter_map(|&index| all[index].take());
+                        place(ordered.collect());
+                    }
+                });
+            }
+        });
+    };
+    // malloc keeps some memory for each of so many threads, but once.
+    all();
+    let start = settled();
+    all();
     Holdings::await_start(start);
 }
 

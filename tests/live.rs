@@ -23,6 +23,8 @@ mod consumers;
 mod consuming;
 #[path = "live/credentials.rs"]
 mod credentials;
+#[path = "live/crowd.rs"]
+mod crowd;
 #[path = "live/dispatching.rs"]
 mod dispatching;
 #[cfg(feature = "tls")]

@@ -603,11 +603,18 @@ fn frames_for_a_channel_that_is_gone_or_never_was_are_dropped() {
     with_channel(
         |wire| {
             wire.expect(1, CHANNEL_CLOSE);
-            wire.send(1, CHANNEL_CLOSE_OK, args());
-            wire.send(1, CHANNEL_CLOSE_OK, args());
-            wire.send_content(1, BASIC_DELIVER, deliver("c", 9), "late");
-            wire.send_content(7, BASIC_DELIVER, deliver("c", 9), "astray");
-            wire.send(7, QUEUE_DECLARE_OK, declare_ok("astray"));
+            // All at once: before the client can open the channel anew.
+            wire.raw(&joined(&[
+                method(1, CHANNEL_CLOSE_OK, args()),
+                method(1, CHANNEL_CLOSE_OK, args()),
+                method(1, BASIC_DELIVER, deliver("c", 9)),
+                header(1, 4),
+                body(1, b"late"),
+                method(7, BASIC_DELIVER, deliver("c", 9)),
+                header(7, 6),
+                body(7, b"astray"),
+                method(7, QUEUE_DECLARE_OK, declare_ok("astray")),
+            ]));
             wire.open_channel(1);
             wire.accept_declare(1);
         },

@@ -804,8 +804,9 @@ fn adjust(parameters: ConnectionParameters, fault: Fault) -> ConnectionParameter
         .write_budget(64 * 1024)
         .tcp_options(TcpOptions::new().send_buffer(64 * 1024));
     let (seconds, heartbeat) = match fault {
-        F::Silence | F::HalfOpen | F::MidFrame => (1, 1),
-        F::LateReply | F::MemoryAlarm => (1, 0),
+        // Far apart, so that a busy machine does not mix them up.
+        F::Silence | F::HalfOpen | F::MidFrame => (2, 3),
+        F::LateReply | F::MemoryAlarm => (2, 0),
         _ => (10, 0),
     };
     let parameters = match fault {

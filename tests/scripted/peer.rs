@@ -320,6 +320,12 @@ impl Listener {
         Self { listener, below }
     }
 
+    /// Waits so long for the next client.
+    pub(crate) fn set_patience(&self, patience: Duration) {
+        let socket = SockRef::from(&self.listener);
+        socket.set_read_timeout(Some(patience)).unwrap();
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.listener.local_addr().unwrap().port()
     }
