@@ -70,6 +70,10 @@
 //! # Ok::<(), cony::Error>(())
 //! ```
 //!
+//! # Requests and answers
+//!
+//! [`RpcClient`] asks a server over a queue and waits for the answer.
+//!
 //! # Threads
 //!
 //! [`BlockingConnection`], [`BlockingChannel`] and [`Consumer`] are `Send`, `Sync` and
@@ -97,6 +101,10 @@
 //! what may hurt (blocked, reading paused, a stalled consumer, messages lost) at `warn`,
 //! ends of channels and connections at `debug`. Never a body or a secret. The IO thread
 //! logs as well, so a log backend should be quick and not use cony itself.
+//!
+//! # Examples
+//!
+//! RabbitMQ's tutorials and the everyday programs are in `examples/`; README lists them.
 //!
 //! # Features
 //!

@@ -27,6 +27,9 @@ mod credentials;
 mod crowd;
 #[path = "live/dispatching.rs"]
 mod dispatching;
+#[cfg(feature = "tls")]
+#[path = "live/errors.rs"]
+mod errors;
 #[path = "live/examples.rs"]
 mod examples;
 #[path = "live/from_pika.rs"]
@@ -43,6 +46,10 @@ mod life;
 mod messages;
 #[path = "live/opening.rs"]
 mod opening;
+#[cfg(feature = "tls")]
+#[path = "scripted/peer.rs"]
+#[allow(dead_code, reason = "the scripted tests use more of it")]
+mod peer;
 #[path = "live/publishing.rs"]
 mod publishing;
 #[path = "live/queues.rs"]

@@ -135,6 +135,18 @@ fn no_file_outgrows_its_reader() {
 }
 
 #[test]
+fn every_example_is_short_and_in_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for path in sources("examples") {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines < 80 || name == "perf", "{name} has {lines} lines");
+        let link = format!("(examples/{name}.rs)");
+        assert!(readme.contains(&link), "README.md does not list {name}");
+    }
+}
+
+#[test]
 fn the_direct_dependencies_are_the_agreed_ones() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let section = manifest.split("[dependencies]").nth(1).unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::ErrorKind;
 
 use super::{ConnectFailure, ConnectionLoss, Error, TlsFailure};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::handshake::Stage;
 
 impl fmt::Display for Error {
@@ -37,7 +38,10 @@ impl fmt::Display for Error {
                         "; is there a client certificate, and a user of the name in it \
                          (ssl_cert_login_from)?"
                     }
-                    _ => "; note that RabbitMQ lets 'guest' in from localhost only",
+                    _ => {
+                        "; are user and password right? Note that RabbitMQ lets 'guest' in from \
+                         localhost only"
+                    }
                 })
             }
             Self::AuthenticationFailed { mechanism, .. } => write!(
@@ -56,11 +60,13 @@ impl fmt::Display for Error {
                 f,
                 "the broker does not open the virtual host '{virtual_host}': {} ({}); does it \
                  exist, and has the user permissions on it?",
-                reason.text, reason.code
+                reason.words(),
+                reason.code
             ),
             Self::UnsupportedProtocol { offered } => write!(
                 f,
-                "the peer does not speak AMQP 0-9-1; it offers \"{}\"",
+                "the peer does not speak AMQP 0-9-1; it offers \"{}\". Is there a listener for AMQP \
+                 0-9-1 on another port?",
                 offered.escape_ascii()
             ),
             Self::NotAmqp { address, received } => {
@@ -74,24 +80,37 @@ impl fmt::Display for Error {
                     received.escape_ascii()
                 )
             }
-            Self::ConnectionClosed(reason) => write!(f, "the connection was {reason}"),
+            Self::ConnectionClosed(reason) => {
+                write!(f, "the connection was {reason}{}", remedy(reason))
+            }
             Self::ConnectionLost(loss) => write!(f, "the connection is lost: {loss}"),
-            Self::Protocol(error) => write!(f, "the broker broke the protocol: {error}"),
-            Self::ChannelClosed(reason) => write!(f, "the channel was {reason}"),
+            Self::Protocol(error) => write!(
+                f,
+                "the broker broke the protocol: {error}; please report this, with the broker's \
+                 name and version"
+            ),
+            Self::ChannelClosed(reason) => {
+                write!(f, "the channel was {reason}{}", remedy(reason))
+            }
             Self::InvalidChannelNumber { number, max } => {
                 write!(
                     f,
                     "there is no channel {number}: numbers go from 1 to {max}"
                 )
             }
-            Self::ChannelNumberInUse(number) => write!(f, "channel {number} is in use"),
+            Self::ChannelNumberInUse(number) => write!(
+                f,
+                "channel {number} is in use: close it first, or have a free number chosen \
+                 (channel)"
+            ),
             Self::NoFreeChannels { max } => write!(
                 f,
-                "all {max} channels of the connection are in use: close some, or open another \
+                "each of the {max} channels of the connection is in use: close some, or open another \
                  connection"
             ),
             Self::Timeout { operation, after } => {
-                write!(f, "no answer to {operation} within {after:?}")
+                write!(f, "no answer to {operation} within {after:?}")?;
+                f.write_str(patience(operation))
             }
             Self::PublishTimeout {
                 after,
@@ -99,7 +118,7 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "no room to publish within {after:?}: the broker or the network takes messages \
-                 more slowly than they are published"
+                 more slowly than they are published; try again later, or raise publish_timeout"
             ),
             Self::PublishTimeout {
                 after,
@@ -107,10 +126,13 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "no room to publish within {after:?}: the broker takes no messages at the moment \
-                 ({reason})"
+                 ({reason}), until it has room again; its log says more"
             ),
             Self::TooLong { what, size, limit } => {
-                write!(f, "{what}: {size} bytes exceed the limit of {limit}")
+                write!(
+                    f,
+                    "{what}: {size} bytes exceed the limit of {limit}; nothing was sent"
+                )
             }
             Self::NotFinite { what } => write!(
                 f,
@@ -118,34 +140,48 @@ impl fmt::Display for Error {
                  another way, such as a string"
             ),
             Self::DuplicateConsumerTag(tag) => {
-                write!(f, "the channel already has a consumer '{tag}'")
+                write!(
+                    f,
+                    "the channel already has a consumer '{tag}': choose another tag, or none"
+                )
             }
-            Self::ConsumerCancelled(tag) => write!(f, "the consumer '{tag}' was cancelled"),
+            Self::ConsumerCancelled(tag) => write!(
+                f,
+                "the consumer '{tag}' was cancelled, by the broker unless this program did: its \
+                 queue may be deleted, or out of reach"
+            ),
             Self::AlreadyConsuming => f.write_str(
                 "the callbacks of this channel are being run already, by another thread or by the \
-                 caller of this one",
+                 caller of this one: only one at a time can do that",
             ),
             Self::MethodRefused { method, instead } => {
                 write!(f, "{method} is not sent like this: {instead}")
             }
             Self::UnknownDeliveryTag(tag) => {
-                write!(f, "this channel has delivered no message {tag}")
+                write!(
+                    f,
+                    "this channel has delivered no message {tag}: a message is settled on the \
+                     channel that it came on"
+                )
             }
             Self::AlreadySettled(tag) => {
                 write!(
                     f,
-                    "message {tag} is settled already, or was taken with no_ack"
+                    "message {tag} is settled already, or was taken with no_ack: each is settled \
+                     once"
                 )
             }
             Self::NotConfirming => f.write_str(
                 "the channel is not in confirm mode: call confirm_delivery before publishing",
             ),
             Self::Nacked => f.write_str(
-                "the broker did not take the message: its queue had a problem, or is full",
+                "the broker did not take the message: its queue had a problem, or is full; publish \
+                 it again later",
             ),
             Self::Unroutable(returned) => write!(
                 f,
-                "the message reached no queue: {} (exchange '{}', routing key '{}')",
+                "the message reached no queue: {} (exchange '{}', routing key '{}'); is a queue \
+                 bound there?",
                 returned.reply_text(),
                 returned.exchange(),
                 returned.routing_key()
@@ -155,13 +191,19 @@ impl fmt::Display for Error {
             }
             Self::PublishFailures { failures, more } => {
                 let count = failures.len() as u64 + more;
-                write!(f, "{count} messages were not taken")?;
+                match count {
+                    1 => f.write_str("a message was not taken")?,
+                    _ => write!(f, "{count} messages were not taken")?,
+                }
                 match failures.first() {
                     Some(first) => write!(f, "; number {}: {}", first.number, first.error),
                     None => Ok(()),
                 }
             }
-            Self::NotUtf8(error) => write!(f, "the body is not UTF-8: {error}"),
+            Self::NotUtf8(error) => write!(
+                f,
+                "the body is not UTF-8: {error}; its bytes are in Delivery::body"
+            ),
             Self::Other(error) => error.fmt(f),
         }
     }
@@ -173,10 +215,55 @@ impl fmt::Debug for Error {
     }
 }
 
+/// What helps when the broker has closed something, told from its code, and where that has
+/// several meanings from the words that RabbitMQ has had for them since 3.0.
+fn remedy(reason: &CloseReason) -> &'static str {
+    if reason.by != ClosedBy::Broker {
+        return "";
+    }
+    let says = |words| reason.text.contains(words);
+    match reason.code {
+        ReplyCode::CONNECTION_FORCED => "; an operator or a shutdown did that: connect again",
+        ReplyCode::ACCESS_REFUSED if says("refused for user") => {
+            "; the user needs that permission (rabbitmqctl set_permissions)"
+        }
+        ReplyCode::NOT_FOUND => "; it has to be declared first",
+        ReplyCode::RESOURCE_LOCKED => "; it is for the connection that has declared it",
+        ReplyCode::PRECONDITION_FAILED if says("inequivalent arg") => {
+            "; it exists with other properties: declare it with those, or delete it first"
+        }
+        ReplyCode::PRECONDITION_FAILED if says("delivery acknowledgement") => {
+            "; acknowledge sooner, or raise the broker's consumer_timeout"
+        }
+        ReplyCode::INTERNAL_ERROR => "; the broker's log says more",
+        _ => "",
+    }
+}
+
+/// What helps when an answer does not come.
+fn patience(operation: &str) -> &'static str {
+    match operation {
+        "a confirm" | "confirms" => "; one may wait for it again",
+        "an RPC request" => "; is a server running, and fast enough?",
+        "channel.close" | "connection.close" => "; close_timeout says how long to wait",
+        _ => "; the broker is busy, or out of reach: try again, or raise rpc_timeout",
+    }
+}
+
 /// What usually helps.
 fn advice(stage: Stage, tls: bool, cause: &ConnectFailure) -> &'static str {
     match (stage, cause) {
         (_, ConnectFailure::Tls(failure, _)) => failure.advice(),
+        (_, ConnectFailure::Closed(reason)) => remedy(reason),
+        (_, ConnectFailure::NoMechanism { .. }) => {
+            "; give Credentials that it takes, or the URL option auth_mechanism"
+        }
+        (_, ConnectFailure::NoAnswer { .. }) => "; give credentials for another mechanism",
+        (_, ConnectFailure::Protocol(_)) => "; is the port right? (AMQP usually has 5672)",
+        (Stage::Resolve, _) => "; is the name right, and is there a network?",
+        (Stage::Tcp, ConnectFailure::TimedOut(_)) => {
+            "; is the address right, and does a firewall let this through?"
+        }
         (Stage::Tcp, ConnectFailure::Io(ErrorKind::ConnectionRefused, _)) => {
             "; is the broker running, and is the port right?"
         }
@@ -220,12 +307,21 @@ impl fmt::Display for ConnectFailure {
 impl fmt::Display for ConnectionLoss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EndOfStream => f.write_str("the broker hung up without a word"),
+            Self::EndOfStream => {
+                f.write_str("the broker hung up without a word; its log may say why")
+            }
             Self::Io(_, text) => f.write_str(text),
             Self::MissedHeartbeats(silent) => {
-                write!(f, "not a byte came from the broker for {silent:?}")
+                write!(
+                    f,
+                    "not a byte came from the broker for {silent:.0?}, which is twice the heartbeat \
+                     interval; the broker or the network is down"
+                )
             }
-            Self::CloseTimedOut => f.write_str("the broker did not answer the close in time"),
+            Self::CloseTimedOut => f.write_str(
+                "the broker did not answer the close within close_timeout; what was published \
+                 last may be lost",
+            ),
             Self::BlockedTooLong { after, reason } => write!(
                 f,
                 "the broker took no messages for {after:?} ({reason}), which is as long as \

@@ -161,13 +161,21 @@ impl CloseReason {
             method,
         }
     }
+
+    /// The text without the name of the code, with which RabbitMQ begins it.
+    pub(crate) fn words(&self) -> &str {
+        let name = self.code.name().unwrap_or_default();
+        let rest = self.text.strip_prefix(name);
+        let rest = rest.and_then(|rest| rest.strip_prefix(" - "));
+        rest.unwrap_or(&self.text)
+    }
 }
 
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "closed by {}: {}", self.by, self.code)?;
         if !self.text.is_empty() {
-            write!(f, " ({})", self.text)?;
+            write!(f, " ({})", self.words())?;
         }
         match self.method {
             Some(method) => write!(f, ", caused by {method}"),

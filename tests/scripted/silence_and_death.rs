@@ -134,7 +134,8 @@ fn all_who_wait_get_the_same_reason_when_the_peer_closes_the_connection() {
             for error in crowd(&connection) {
                 let text = error.to_string();
                 let expected = "the connection was closed by the broker: 320 CONNECTION_FORCED \
-                                (CONNECTION_FORCED - the same for all)";
+                                (the same for all); an operator or a shutdown did that: connect \
+                                again";
                 assert_eq!(text, expected);
             }
         },
@@ -186,7 +187,8 @@ fn all_who_wait_for_a_channel_get_its_reason_and_others_go_on() {
                 for waiting in waiting {
                     let text = waiting.join().unwrap().to_string();
                     let expected = "the channel was closed by the broker: 404 NOT_FOUND \
-                                    (NOT_FOUND - no queue 'q'), caused by queue.declare";
+                                    (no queue 'q'), caused by queue.declare; it has to be \
+                                    declared first";
                     assert_eq!(text, expected);
                 }
             });

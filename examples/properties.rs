@@ -1,0 +1,39 @@
+//! Publishes messages that say something about themselves, to an exchange.
+//!
+//!     cargo run --example properties -- [EXCHANGE [ROUTING_KEY]]
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cony::{BasicProperties, BlockingConnection, DeliveryMode, FieldTable, Message};
+
+fn main() -> cony::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let exchange = arguments.next().unwrap_or_else(|| "amq.topic".into());
+    let key = arguments.next().unwrap_or_else(|| "order.new".into());
+    let connection = BlockingConnection::open_default()?;
+    let channel = connection.channel()?;
+
+    // What is said most often has a method of its own.
+    let order = Message::new(r#"{"item": 7}"#)
+        .content_type("application/json")
+        .persistent()
+        .expiration(Duration::from_secs(60))
+        .header("retries", 0);
+    channel.basic_publish(&exchange, &key, order)?;
+
+    // Everything else is in BasicProperties, which many messages can share.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let properties = BasicProperties::new()
+        .content_type("text/plain")
+        .delivery_mode(DeliveryMode::Transient)
+        .app_id("shop")
+        .message_type("note")
+        .timestamp(now.map_err(cony::Error::other)?.as_secs())
+        .headers(FieldTable::new().with("version", 2).with("draft", false));
+    for note in ["fragile", "a present"] {
+        let message = Message::new(note).properties(&properties);
+        channel.basic_publish(&exchange, &key, message)?;
+    }
+    println!("published an order and two notes to {exchange}");
+    connection.close()
+}

@@ -1,0 +1,55 @@
+//! Publishes a file line by line, shows how far it is, and makes sure that all arrived.
+//!
+//!     cargo run --example publish_file -- QUEUE FILE
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+use cony::{BlockingConnection, Error, Message};
+
+fn main() -> cony::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [queue, path] = arguments.as_slice() else {
+        eprintln!("usage: publish_file QUEUE FILE");
+        std::process::exit(2);
+    };
+    let file = File::open(path).map_err(Error::other)?;
+    let size = file.metadata().map_err(Error::other)?.len().max(1);
+
+    let connection = BlockingConnection::open_default()?;
+    let channel = connection.channel()?;
+    channel.queue_declare(queue)?;
+    channel.confirm_delivery()?;
+
+    let (mut lines, mut bytes, mut shown) = (0u64, 0, 0);
+    for line in BufReader::new(file).lines() {
+        let line = line.map_err(Error::other)?;
+        // Does not wait for the confirm, which comes in the background. If the broker is
+        // slower than the disk, this waits for it: memory stays small, however large the
+        // file is.
+        channel.basic_publish("", queue, Message::new(&line).persistent())?;
+        lines += 1;
+        bytes += line.len() as u64 + 1;
+        let percent = (bytes * 100 / size).min(100);
+        if percent > shown {
+            shown = percent;
+            eprint!("\r[{:<50}] {percent} %", "#".repeat(percent as usize / 2));
+        }
+    }
+    eprintln!();
+
+    // Either the broker has every line, or this says which ones it does not have.
+    match channel.wait_for_confirms(Duration::from_secs(60)) {
+        Ok(()) => println!("{lines} lines are in {queue}"),
+        Err(Error::PublishFailures { failures, more }) => {
+            for failure in failures.iter() {
+                eprintln!("line {}: {}", failure.number, failure.error);
+            }
+            println!("{} of {lines} lines are lost", failures.len() as u64 + more);
+            std::process::exit(1);
+        }
+        Err(error) => return Err(error),
+    }
+    connection.close()
+}

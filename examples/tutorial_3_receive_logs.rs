@@ -1,0 +1,38 @@
+//! Tutorial 3, publish and subscribe: prints every line from now on.
+//!
+//!     cargo run --example tutorial_3_receive_logs
+//!
+//! Start several; each gets every line. Press Enter to stop one.
+
+use std::thread;
+
+use cony::{BlockingConnection, basic, exchange, queue};
+
+fn main() -> cony::Result<()> {
+    let connection = BlockingConnection::open_default()?;
+    let channel = connection.channel()?;
+    let logs = exchange::Declare::new("tutorial.logs").exchange_type("fanout");
+    channel.exchange_declare(logs)?;
+
+    // A queue for this listener only: the broker chooses its name, and it goes with the
+    // connection.
+    let queue = channel
+        .queue_declare(queue::Declare::new_exclusive())?
+        .queue;
+    channel.queue_bind(queue::Bind::new(&queue, "tutorial.logs", ""))?;
+
+    let consume = basic::Consume::new(&queue).no_ack(true);
+    channel.basic_consume(consume, |_, delivery| {
+        println!("{}", delivery.text()?);
+        Ok(())
+    })?;
+
+    let stopping = channel.clone();
+    thread::spawn(move || {
+        let _ = std::io::stdin().read_line(&mut String::new());
+        stopping.stop_consuming()
+    });
+    println!("waiting for logs; press Enter to stop");
+    channel.start_consuming()?;
+    connection.close()
+}

@@ -1,0 +1,25 @@
+//! Tutorial 4, routing: a line with a severity, for those who asked for that severity.
+//!
+//!     cargo run --example tutorial_4_emit_log_direct -- error The disk is full
+
+use cony::{BlockingConnection, exchange};
+
+fn main() -> cony::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let severity = arguments.next().unwrap_or_else(|| "info".into());
+    let words: Vec<String> = arguments.collect();
+    let line = match words.is_empty() {
+        true => "Hello World!".to_owned(),
+        false => words.join(" "),
+    };
+
+    let connection = BlockingConnection::open_default()?;
+    let channel = connection.channel()?;
+
+    // A direct exchange gives a message to the queues that are bound with its very key.
+    let logs = exchange::Declare::new("tutorial.direct_logs").exchange_type("direct");
+    channel.exchange_declare(logs)?;
+    channel.basic_publish("tutorial.direct_logs", &severity, &line)?;
+    println!("sent {severity}: '{line}'");
+    connection.close()
+}

@@ -1,0 +1,436 @@
+//! Every error there is, provoked for real, and what it says to a stranger: what happened,
+//! where, and what to do. A new variant is one more entry in the table.
+//!
+//! What RabbitMQ does not do on request, a scripted peer does. [`TlsFailure`] has its own
+//! tests, in `tls`.
+//!
+//! [`TlsFailure`]: cony::TlsFailure
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::mpsc::channel as answer;
+use std::thread;
+use std::time::Duration;
+
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectFailure, ConnectionLoss, ConnectionParameters,
+    Credentials, Error, Message, Result, basic, queue,
+};
+
+use crate::peer::methods::*;
+use crate::peer::{
+    Listener, Tune, Wire, args, body, close, deliver, frame, header, method, play, start,
+};
+use crate::support::{channel, connect, exclusive_queue, get, url, variable};
+
+/// How a variant comes about, and what it must say.
+struct Case {
+    of: &'static str,
+    variant: &'static str,
+    provoke: fn() -> Error,
+    is: fn(&Error) -> bool,
+    words: &'static [&'static str],
+}
+
+macro_rules! cases {
+    ($($of:ident::$variant:ident: $provoke:expr, $words:expr;)*) => {
+        const CASES: &[Case] = &[$(Case {
+            of: stringify!($of),
+            variant: stringify!($variant),
+            provoke: $provoke,
+            is: cases!(@is $of $variant),
+            words: &$words,
+        }),*];
+    };
+    (@is Error $variant:ident) => {
+        |error| matches!(error, Error::$variant { .. })
+    };
+    (@is ConnectFailure $variant:ident) => {
+        |error| matches!(error, Error::Connect { cause: ConnectFailure::$variant { .. }, .. })
+    };
+    (@is ConnectionLoss $variant:ident) => {
+        |error| matches!(error, Error::ConnectionLost(ConnectionLoss::$variant { .. }))
+    };
+}
+
+cases! {
+    Error::InvalidOption: || refused("amqp://localhost?heartbeat=soon"), ["heartbeat", "'soon'"];
+    Error::Connect: || refused("amqp://127.0.0.1:1"), ["127.0.0.1:1", "is the broker running"];
+    Error::AuthenticationFailed: || {
+        refused(broker().credentials(Credentials::plain("guest", "a secret")))
+    }, ["refused the credentials", "PLAIN", "are user and password right?", "localhost only"];
+    Error::CredentialsErased: || {
+        let credentials = Credentials::plain("guest", "guest");
+        credentials.erase();
+        refused(broker().credentials(credentials))
+    }, ["erased", "make new ones"];
+    Error::AccessDenied: || refused(broker().virtual_host("none")),
+        ["'none'", "not found", "530", "has the user permissions"];
+    Error::UnsupportedProtocol: || banner(b"AMQP\0\x01\0\0"),
+        ["does not speak AMQP 0-9-1", r"AMQP\x00\x01\x00\x00", "another port"];
+    Error::NotAmqp: || banner(b"HTTP/1.1 400 Bad Request"),
+        ["127.0.0.1:", "no AMQP broker", "HTTP/1.1", "is the port right?", "5672"];
+    Error::ConnectionClosed: || {
+        let channel = channel();
+        let message = Message::new("x").immediate(true);
+        channel.basic_publish("", "q", message).unwrap();
+        channel.connection().wait_closed()
+    }, ["the connection was closed by the broker", "540 NOT_IMPLEMENTED", "immediate",
+        "basic.publish"];
+    Error::ConnectionLost: || lost(hang_up), ["the connection is lost"];
+    Error::Protocol: || lost(|mut wire| {
+        wire.raw(&frame(9, 0, b"?"));
+        wire.drain();
+    }),
+        ["broke the protocol", "frame type 9", "report this"];
+    Error::ChannelClosed: || {
+        failed(channel().queue_declare(queue::Declare::new("none").passive(true)))
+    }, ["the channel was closed by the broker", "404 NOT_FOUND (no queue 'none'",
+        "caused by queue.declare", "has to be declared first"];
+    Error::InvalidChannelNumber: || failed(connect().channel_with_number(0)),
+        ["no channel 0", "from 1 to"];
+    Error::ChannelNumberInUse: || {
+        let connection = connect();
+        let _channel = connection.channel_with_number(5).unwrap();
+        failed(connection.channel_with_number(5))
+    }, ["channel 5 is in use", "close it first"];
+    Error::NoFreeChannels: || {
+        let connection = BlockingConnection::open(broker().channel_max(1)).unwrap();
+        let _channel = connection.channel().unwrap();
+        failed(connection.channel())
+    }, ["the 1 channels", "open another connection"];
+    Error::Timeout: || with_peer(Duration::from_millis(100), fall_silent, |channel| {
+        failed(channel.queue_declare("q"))
+    }), ["no answer to queue.declare within 100ms", "raise rpc_timeout"];
+    Error::PublishTimeout: || with_peer(Duration::from_secs(10), |mut wire| {
+        accept_confirms(&mut wire);
+        wire.drain();
+    }, |channel| {
+        channel.confirm_delivery().unwrap();
+        channel.basic_publish("", "q", "one").unwrap();
+        failed(channel.basic_publish("", "q", "two"))
+    }), ["no room to publish within 100ms", "more slowly", "publish_timeout"];
+    Error::TooLong: || failed(channel().queue_declare("q".repeat(256))),
+        ["queue.declare queue", "256 bytes exceed the limit of 255", "nothing was sent"];
+    Error::NotFinite: || {
+        let message = Message::new("x").header("ratio", f64::NAN);
+        failed(channel().basic_publish("", "q", message))
+    }, ["ratio", "NaN", "finite", "string"];
+    Error::DuplicateConsumerTag: || {
+        let channel = channel();
+        let queue = exclusive_queue(&channel);
+        let consume = basic::Consume::new(queue).consumer_tag("me");
+        let _first = channel.consume(consume.clone()).unwrap();
+        failed(channel.consume(consume))
+    }, ["already has a consumer 'me'", "choose another"];
+    Error::ConsumerCancelled: || {
+        let channel = channel();
+        let queue = exclusive_queue(&channel);
+        let consumer = channel.consume(basic::Consume::new(&queue).consumer_tag("me")).unwrap();
+        channel.queue_delete(&queue).unwrap();
+        failed(consumer.next().unwrap())
+    }, ["'me' was cancelled", "queue may be deleted"];
+    Error::AlreadyConsuming: || in_callback(|channel| channel.start_consuming()),
+        ["being run already", "only one at a time"];
+    Error::MethodRefused: || {
+        let channel = channel();
+        failed(channel.connection().send_method(1, basic::Get::new("q"), None))
+    },
+        ["basic.get is not sent like this", "use basic_get"];
+    Error::UnknownDeliveryTag: || failed(channel().basic_ack(7)),
+        ["no message 7", "the channel that it came on"];
+    Error::AlreadySettled: || failed(taken("x").ack()), ["message 1", "no_ack", "once"];
+    Error::NotConfirming: || failed(channel().basic_publish("", "q", "x").unwrap().wait()),
+        ["not in confirm mode", "call confirm_delivery"];
+    Error::Nacked: || {
+        let channel = channel();
+        let full = queue::Declare::new_exclusive().max_length(0).overflow("reject-publish");
+        let full = channel.queue_declare(full).unwrap().queue;
+        channel.confirm_delivery().unwrap();
+        // A queue of RabbitMQ takes one before it counts.
+        let outcomes = [(); 2].map(|()| channel.basic_publish("", &full, "x").unwrap().wait());
+        outcomes.into_iter().find_map(Result::err).unwrap()
+    }, ["did not take the message", "is full", "again later"];
+    Error::Unroutable: || {
+        let channel = channel();
+        channel.confirm_delivery().unwrap();
+        let message = Message::new("x").mandatory(true);
+        failed(channel.basic_publish("amq.direct", "none", message).unwrap().wait())
+    }, ["reached no queue", "NO_ROUTE", "'amq.direct'", "'none'", "is a queue bound"];
+    Error::Unconfirmed: || with_peer(Duration::from_secs(10), |mut wire| {
+        accept_confirms(&mut wire);
+        hang_up(wire);
+    }, |channel| {
+        channel.confirm_delivery().unwrap();
+        failed(channel.basic_publish("", "q", "x").unwrap().wait())
+    }), ["nobody knows whether the message was taken", "the connection is lost"];
+    Error::PublishFailures: || {
+        let channel = channel();
+        channel.confirm_delivery().unwrap();
+        for key in ["none", "neither"] {
+            let message = Message::new("x").mandatory(true);
+            channel.basic_publish("amq.direct", key, message).unwrap();
+        }
+        failed(channel.wait_for_confirms(Duration::from_secs(30)))
+    }, ["2 messages were not taken", "number 1", "reached no queue", "'none'"];
+    Error::NotUtf8: || failed(taken([0xff]).text()), ["not UTF-8", "Delivery::body"];
+    Error::Other: || in_callback(|_| Err(Error::other("the disk is full"))), ["the disk is full"];
+
+    ConnectFailure::Io: || refused("amqp://127.0.0.1:1"), ["refused", "TCP", "is the port right?"];
+    ConnectFailure::TimedOut: || not_opened(Wire::drain),
+        ["nothing happened within", "after the protocol header", "does not speak AMQP"];
+    ConnectFailure::EndOfStream: || not_opened(|wire| {
+        wire.expect_protocol_header();
+        wire.shut_down();
+    }), ["127.0.0.1:", "hung up", "after the protocol header", "amqps://"];
+    ConnectFailure::Tls: || refused(variable("CONY_BROKER_TLS_URL")),
+        ["while TLS was being set up", "vouches", "TlsOptions::ca_file"];
+    ConnectFailure::Closed: || not_opened(|wire| {
+        wire.introduce();
+        wire.tune(TUNE);
+        wire.send(0, CONNECTION_CLOSE, close(541, "INTERNAL_ERROR", (10, 40)));
+        wire.drain();
+    }), ["541 INTERNAL_ERROR", "log says more", "while the virtual host was being opened"];
+    ConnectFailure::NoMechanism: || not_opened(|wire| {
+        wire.expect_protocol_header();
+        wire.send(0, CONNECTION_START, start(&[], "EXTERNAL"));
+        wire.drain();
+    }), ["none of the credentials' mechanisms, but: EXTERNAL", "auth_mechanism"];
+    ConnectFailure::NoAnswer: || not_opened(|wire| {
+        wire.introduce();
+        wire.send(0, CONNECTION_SECURE, args().long("prove it"));
+        wire.drain();
+    }), ["more than PLAIN has to say", "another mechanism"];
+    ConnectFailure::Protocol: || not_opened(|wire| {
+        wire.introduce();
+        wire.raw(&frame(9, 0, b"?"));
+        wire.drain();
+    }), ["broke the protocol", "frame type 9", "is the port right?"];
+
+    ConnectionLoss::EndOfStream: || lost(hang_up),
+        ["hung up without a word", "log may say why"];
+    ConnectionLoss::Io: || lost(Wire::reset), ["reset"];
+    ConnectionLoss::MissedHeartbeats: || lost(fall_silent),
+        ["not a byte", "for 2s", "twice the heartbeat interval"];
+    ConnectionLoss::CloseTimedOut: || with_peer(Duration::from_secs(10), fall_silent, |channel| {
+        failed(channel.connection().close())
+    }), ["did not answer the close", "close_timeout", "may be lost"];
+    ConnectionLoss::BlockedTooLong: || lost(|mut wire| {
+        wire.send(0, CONNECTION_BLOCKED, args().short("low on disk"));
+        wire.drain();
+    }), ["took no messages for 500ms", "low on disk", "blocked_connection_timeout"];
+    ConnectionLoss::NotRead: || with_peer(Duration::from_secs(10), flood, |channel| {
+        let consumer = channel.consume(basic::Consume::new("q").no_ack(true)).unwrap();
+        let error = channel.connection().wait_closed();
+        drop(consumer);
+        error
+    }), ["reading was paused", "channel 1", "basic_qos", "read_budget"];
+}
+
+// What provokes them.
+
+const TUNE: Tune = Tune {
+    channel_max: 10,
+    frame_max: 131_072,
+    heartbeat: 1,
+};
+
+fn failed<T: Debug>(outcome: Result<T>) -> Error {
+    outcome.unwrap_err()
+}
+
+fn broker() -> ConnectionParameters {
+    url().parse().unwrap()
+}
+
+fn refused<P>(parameters: P) -> Error
+where
+    P: TryInto<ConnectionParameters>,
+    Error: From<P::Error>,
+{
+    failed(BlockingConnection::open(parameters))
+}
+
+/// A message that was taken without acknowledgement.
+fn taken(body: impl AsRef<[u8]>) -> cony::Delivery {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    channel
+        .basic_publish("", &queue, Message::new(&body))
+        .unwrap();
+    let delivery = get(&channel, &queue);
+    // The delivery does not keep its channel open.
+    KEPT.with_borrow_mut(|kept| kept.push(channel));
+    delivery
+}
+
+thread_local! {
+    static KEPT: RefCell<Vec<BlockingChannel>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What comes out of the loop when a callback does this.
+fn in_callback(act: fn(&BlockingChannel) -> Result<()>) -> Error {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    channel.basic_publish("", &queue, "x").unwrap();
+    channel
+        .basic_consume(&queue, move |channel, _| act(channel))
+        .unwrap();
+    failed(channel.start_consuming())
+}
+
+/// What a client of a scripted peer gets to hear.
+fn from_peer(
+    script: impl FnOnce(&Listener) + Send + 'static,
+    client: impl FnOnce(ConnectionParameters) -> Error + Send + 'static,
+) -> Error {
+    const SHORT: Duration = Duration::from_millis(100);
+    let (tell, told) = answer();
+    play(script, move |parameters| {
+        let parameters = parameters
+            .publish_timeout(SHORT)
+            .close_timeout(SHORT)
+            .drop_timeout(SHORT)
+            .confirm_window(1)
+            .read_budget(64 * 1024)
+            .heartbeat(Duration::from_secs(1))
+            .blocked_connection_timeout(Duration::from_millis(500));
+        tell.send(client(parameters)).unwrap();
+    });
+    told.recv().unwrap()
+}
+
+/// The connection does not come about.
+fn not_opened(script: fn(&mut Wire)) -> Error {
+    from_peer(
+        move |listener| script(&mut listener.accept()),
+        |parameters| refused(parameters.handshake_timeout(Duration::from_millis(500))),
+    )
+}
+
+/// These bytes answer the protocol header.
+fn banner(bytes: &'static [u8]) -> Error {
+    from_peer(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.expect_protocol_header();
+            wire.raw(bytes);
+            wire.drain();
+        },
+        refused,
+    )
+}
+
+fn hang_up(mut wire: Wire) {
+    wire.shut_down();
+    wire.drain();
+}
+
+fn fall_silent(mut wire: Wire) {
+    wire.drain();
+}
+
+/// The connection is open, then the peer does this.
+fn lost(act: fn(Wire)) -> Error {
+    from_peer(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(TUNE);
+            act(wire);
+        },
+        |parameters| BlockingConnection::open(parameters).unwrap().wait_closed(),
+    )
+}
+
+/// Channel 1 is open, and calls on it may take so long.
+fn with_peer(
+    rpc_timeout: Duration,
+    script: fn(Wire),
+    client: fn(BlockingChannel) -> Error,
+) -> Error {
+    from_peer(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(TUNE);
+            wire.open_channel(1);
+            script(wire);
+        },
+        move |parameters| {
+            let parameters = parameters.rpc_timeout(rpc_timeout);
+            let connection = BlockingConnection::open(parameters).unwrap();
+            client(connection.channel().unwrap())
+        },
+    )
+}
+
+/// Up to the first publish, which is not confirmed.
+fn accept_confirms(wire: &mut Wire) {
+    wire.expect(1, CONFIRM_SELECT);
+    wire.send(1, CONFIRM_SELECT_OK, args());
+    wire.expect_publish(1);
+}
+
+/// Sends more than anybody takes, until that was so for long.
+fn flood(mut wire: Wire) {
+    let tag = wire.accept_consumer(1);
+    let delivery = [
+        method(1, BASIC_DELIVER, deliver(&tag, 1)),
+        header(1, 1000),
+        body(1, &[7; 1000]),
+    ];
+    wire.flood_until_stuck(&delivery.concat().repeat(100), Duration::from_secs(6));
+    wire.reset();
+}
+
+// The tests.
+
+#[test]
+fn every_error_says_what_happened_where_and_what_to_do() {
+    let provoked: Vec<_> = CASES
+        .iter()
+        .map(|case| (case, thread::spawn(case.provoke)))
+        .collect();
+    let mut wrong = Vec::new();
+    for (case, provoked) in provoked {
+        let name = format!("{}::{}", case.of, case.variant);
+        match provoked.join() {
+            Err(_) => wrong.push(format!("{name} was not provoked")),
+            Ok(error) => {
+                println!("{name}: {error}");
+                if !(case.is)(&error) {
+                    wrong.push(format!("{name} was due, not: {error}"));
+                }
+                let text = error.to_string();
+                let missing = case.words.iter().filter(|words| !text.contains(**words));
+                wrong.extend(missing.map(|words| format!("{name} lacks '{words}': {text}")));
+                if text.contains("a secret") {
+                    wrong.push(format!("{name} tells a secret"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The names of the variants, as the source has them.
+fn variants(of: &str) -> BTreeSet<String> {
+    let source = include_str!("../../src/error.rs");
+    let (_, rest) = source.split_once(&format!("pub enum {of} {{\n")).unwrap();
+    let (body, _) = rest.split_once("\n}").unwrap();
+    body.lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(char::is_uppercase))
+        .map(|line| line.split([' ', '(', ',']).next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn no_error_is_left_out() {
+    for of in ["Error", "ConnectFailure", "ConnectionLoss"] {
+        let cases = CASES.iter().filter(|case| case.of == of);
+        let provoked: BTreeSet<String> = cases.map(|case| case.variant.to_owned()).collect();
+        assert!(provoked.len() > 5);
+        assert_eq!(variants(of), provoked, "{of}");
+    }
+}
