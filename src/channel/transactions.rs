@@ -37,7 +37,9 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [`ChannelClosed`](crate::Error::ChannelClosed) (406) if the channel is not
-    /// transactional; the usual ones of a call.
+    /// transactional, and from RabbitMQ 4 on if a queue that was published to has been
+    /// deleted since (`partial tx completion`: the rest may have taken effect); the usual
+    /// ones of a call.
     pub fn tx_commit(&self) -> Result<()> {
         self.transact(tx::Commit::default(), Settlements::commit)
     }

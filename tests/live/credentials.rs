@@ -144,6 +144,13 @@ mod memory {
     use std::fs;
     use std::os::unix::fs::FileExt;
 
+    use parking_lot::Mutex;
+    use zeroize::Zeroize;
+
+    /// One search at a time: each has in its buffer what it has just read, which another
+    /// would find.
+    static SEARCH: Mutex<()> = Mutex::new(());
+
     /// The bytes of the canary are kept like this, so that looking for it does not find
     /// what it is looked for with.
     const MASK: u8 = 0x5a;
@@ -156,6 +163,7 @@ mod memory {
 
     /// How many copies of the canary there are.
     pub(super) fn copies(hidden: &[u8]) -> usize {
+        let _search = SEARCH.lock();
         let memory = fs::File::open("/proc/self/mem").unwrap();
         let mut found = 0;
         // Large, so that it has pages of its own, which are left out: reading them into
@@ -180,7 +188,7 @@ mod memory {
                 }
             }
         }
-        buffer.fill(0);
+        buffer.zeroize();
         found
     }
 

@@ -180,11 +180,28 @@ fn an_exchange_is_declared_again_as_it_is_or_not_at_all() {
 }
 
 #[test]
-fn an_unknown_exchange_type_costs_the_connection() {
-    let name = unique("type");
-    costs_the_connection(ReplyCode::COMMAND_INVALID, "exchange.declare", |channel| {
-        channel.exchange_declare(exchange::Declare::new(&name).exchange_type("no-such-type"))
-    });
+fn an_unknown_exchange_type_is_refused() {
+    let connection = connect();
+    let channel = connection.channel().unwrap();
+    let declare = exchange::Declare::new(unique("type")).exchange_type("no-such-type");
+    let error = channel.exchange_declare(declare).unwrap_err();
+    // RabbitMQ 3 closes the connection for this, 4 the channel.
+    let (reason, code) = match &error {
+        Error::ConnectionClosed(reason) => (reason, ReplyCode::COMMAND_INVALID),
+        Error::ChannelClosed(reason) => (reason, ReplyCode::PRECONDITION_FAILED),
+        other => panic!("{other}"),
+    };
+    assert_eq!(reason.by, ClosedBy::Broker);
+    assert_eq!(reason.code, code, "{reason}");
+    assert!(reason.text.contains("no-such-type"), "{reason}");
+    assert_eq!(reason.method.unwrap().to_string(), "exchange.declare");
+    assert!(channel.is_closed());
+    assert_eq!(
+        connection.is_open(),
+        matches!(error, Error::ChannelClosed(_))
+    );
+    let later = channel.queue_declare("x").unwrap_err();
+    assert_eq!(later.to_string(), error.to_string());
 }
 
 #[test]

@@ -200,11 +200,27 @@ fn nacks_take_effect_with_the_commit() {
 }
 
 #[test]
-fn a_commit_does_not_mind_a_queue_that_is_gone() {
+fn a_commit_for_a_queue_that_is_gone_is_answered() {
     let (channel, queue, _) = got(0);
     channel.basic_publish("", &queue, "x").unwrap();
     channel.queue_delete(&queue).unwrap();
-    channel.tx_commit().unwrap();
+    // RabbitMQ 3.10 makes nothing of it, 4 closes the channel.
+    match channel.tx_commit() {
+        Ok(()) => channel.tx_commit().unwrap(),
+        Err(error) => {
+            assert!(matches!(error, Error::ChannelClosed(_)), "{error}");
+            assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+            let later = channel.tx_commit().unwrap_err();
+            assert_eq!(later.to_string(), error.to_string());
+        }
+    }
+    exclusive_queue(&channel.connection().channel().unwrap());
+}
+
+#[test]
+fn a_commit_returns_what_no_queue_takes() {
+    let (channel, queue, _) = got(0);
+    channel.queue_delete(&queue).unwrap();
     let message = cony::Message::new("x").mandatory(true);
     channel.basic_publish("", &queue, message).unwrap();
     channel.tx_commit().unwrap();
