@@ -34,7 +34,7 @@ fn main() -> cony::Result<()> {
         let percent = (bytes * 100 / size).min(100);
         if percent > shown {
             shown = percent;
-            eprint!("\r[{:<50}] {percent} %", "#".repeat(percent as usize / 2));
+            eprint!("\r[{:<50}] {percent} %", bar(percent));
         }
     }
     eprintln!();
@@ -52,4 +52,9 @@ fn main() -> cony::Result<()> {
         Err(error) => return Err(error),
     }
     connection.close()
+}
+
+/// A mark for every two percent.
+fn bar(percent: u64) -> String {
+    (0..percent / 2).map(|_| '#').collect()
 }
