@@ -8,11 +8,8 @@
 //! that beginning and end do not count. They are meant for a broker that keeps nothing and
 //! has as many messages in a queue as its name says (`bench.sSIZE.nMESSAGES.NUMBER`).
 
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "the numbers are those of the curves"
-)]
-
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, iter};
 
@@ -124,7 +121,8 @@ fn publish_confirmed(window: u64, messages: u64) -> Result<Took> {
     Ok(took)
 }
 
-/// So many consumers of one channel, each of a queue of its own.
+/// So many consumers of one channel, each of a queue of its own, and with a callback: whatever
+/// comes first is taken first.
 fn consume_with(consumers: u64, messages: u64) -> Result<Took> {
     let connection = connect(1000)?;
     let channel = connection.channel()?;
@@ -132,17 +130,19 @@ fn consume_with(consumers: u64, messages: u64) -> Result<Took> {
     let queues: Vec<_> = (0..consumers)
         .map(|number| queue_of(&channel, each, number))
         .collect::<Result<_>>()?;
+    let left = Arc::new(AtomicU64::new(each * consumers));
     let took = timed(|| {
-        let consumers: Vec<_> = queues
-            .iter()
-            .map(|queue| channel.consume(basic::Consume::new(queue).no_ack(true)))
-            .collect::<Result<_>>()?;
-        for consumer in &consumers {
-            for _ in 0..each {
-                consumer.next().transpose()?;
-            }
+        for queue in &queues {
+            let left = Arc::clone(&left);
+            channel.basic_consume(
+                basic::Consume::new(queue).no_ack(true),
+                move |channel, _| match left.fetch_sub(1, Ordering::Relaxed) {
+                    1 => channel.stop_consuming(),
+                    _ => Ok(()),
+                },
+            )?;
         }
-        Ok(())
+        channel.start_consuming()
     })?;
     connection.close()?;
     Ok(took)

@@ -17,6 +17,11 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 DATA, PLOT = DOCS / "performance.json", DOCS / "performance.svg"
 REFERENCE = "librabbitmq"
 SIZES = {16: "16 bytes", 1024: "1 KiB", 65536: "64 KiB"}
+SCENARIOS = ["publish", "publish-confirm-window", "publish-confirm-each", "consume-noack",
+             "consume-ack", "get", "rpc"]
+# Rounds in which other processes, or the host, took more of the machine are left out, if
+# there are others.
+DISTURBED = 0.15
 FLOOR, PEER, OURS = "floor", "amiquip", "cony"
 LEAST, MOST = 0.1, 100.0
 PANEL, LEFT, TOP, ROW = 230, 192, 104, 30
@@ -28,12 +33,22 @@ def take(paths):
     for path in paths:
         for line in Path(path).read_text().splitlines():
             raw = json.loads(line)
-            rounds = [{client: short(run) for client, run in one.items()} for one in raw["rounds"]]
-            # A later file has been measured instead of an earlier one.
-            points[raw["scenario"], raw["size"]] = rounds
-    lines = [json.dumps({"scenario": scenario, "size": size, "rounds": rounds}, separators=(",", ":"))
-             for (scenario, size), rounds in points.items()]
+            rounds = points.setdefault((raw["scenario"], raw["size"]), ([], []))
+            for one in raw["rounds"]:
+                others = max((run["other"] + run["steal"] for run in one.values()), default=1)
+                short_one = {client: short(run) for client, run in one.items()}
+                rounds[others > DISTURBED].append(short_one)
+    lines = []
+    for (scenario, size), (quiet, disturbed) in sorted(points.items(), key=place_of):
+        chosen = quiet or disturbed
+        point = {"scenario": scenario, "size": size, "disturbed": not quiet, "rounds": chosen}
+        lines.append(json.dumps(point, separators=(",", ":")))
     DATA.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def place_of(item):
+    scenario, size = item[0]
+    return SCENARIOS.index(scenario), size
 
 
 def short(run):
@@ -56,22 +71,27 @@ def rounded(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def found(values):
+    return rounded(statistics.median(values)) if values else "–"
+
+
 def ranged(values):
     return f"{rounded(statistics.median(values))} ({rounded(min(values))} to {rounded(max(values))})"
 
 
 def print_table(points):
-    head = ["scenario", "bytes", "messages/s", "x librabbitmq", "x amiquip", "x floor",
+    head = ["scenario", "bytes", "rounds", "messages/s", "x librabbitmq", "x amiquip", "x floor",
             "CPU µs", "x CPU of librabbitmq", "peak MiB"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for point in points:
-        cells = [point["scenario"], point["size"] or "none",
+        rounds = f'{len(point["rounds"])}{" disturbed" if point["disturbed"] else ""}'
+        cells = [point["scenario"], point["size"] or "none", rounds,
                  rounded(median(point, OURS, 0)),
                  ranged(ratios(point, OURS, 0)),
-                 rounded(statistics.median(ratios(point, OURS, 0, PEER))),
-                 rounded(statistics.median(ratios(point, OURS, 0, FLOOR))),
+                 found(ratios(point, OURS, 0, PEER)),
+                 found(ratios(point, OURS, 0, FLOOR)),
                  rounded(median(point, OURS, 1)),
-                 rounded(statistics.median(ratios(point, OURS, 1))),
+                 found(ratios(point, OURS, 1)),
                  rounded(max(one[OURS][2] for one in point["rounds"] if OURS in one) / 1024)]
         print("| " + " | ".join(map(str, cells)) + " |")
 
@@ -118,7 +138,9 @@ def panel_frame(left, title, bottom):
 
 def row(point, left, y):
     for client in (FLOOR, PEER):
-        yield mark(client, left + place(statistics.median(ratios(point, client, 0))), y)
+        theirs = ratios(point, client, 0)
+        if theirs:
+            yield mark(client, left + place(statistics.median(theirs)), y)
     ours = ratios(point, OURS, 0)
     low, high = left + place(min(ours)), left + place(max(ours))
     yield f'<path d="M{low:.1f} {y}H{high:.1f}" class="cony" stroke-width="2"/>'

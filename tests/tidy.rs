@@ -127,7 +127,7 @@ fn no_file_outgrows_its_reader() {
         // The table of methods is as long as the protocol.
         let limit = match path.file_name().unwrap().to_str() {
             Some("methods.rs") => 700,
-            _ => 530,
+            _ => 540,
         };
         let lines = code(&path).lines().count();
         assert!(lines <= limit, "{} has {lines} lines", path.display());

@@ -345,10 +345,10 @@ fn what_is_published_behind_a_commit_comes_before_the_call_behind_it() {
     let (queued, answer) = signal();
     with_channel(
         move |wire| {
+            wire.open_channel(2);
             wire.expect(1, TX_SELECT);
             wire.send(1, TX_SELECT_OK, args());
             wire.expect(1, TX_COMMIT);
-            wire.open_channel(2);
             committing.send(()).unwrap();
             // So many round trips later the rollback waits for the commit, too.
             for _ in 0..100 {
@@ -361,10 +361,10 @@ fn what_is_published_behind_a_commit_comes_before_the_call_behind_it() {
             wire.send(1, TX_ROLLBACK_OK, args());
         },
         move |channel| {
+            let other = channel.connection().channel().unwrap();
             channel.tx_select().unwrap();
             thread::scope(|scope| {
                 let commits = scope.spawn(|| channel.tx_commit());
-                let other = channel.connection().channel().unwrap();
                 begun.wait();
                 let undoes = scope.spawn(|| {
                     channel.basic_publish("", "undone", "x").unwrap();

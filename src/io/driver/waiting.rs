@@ -62,6 +62,8 @@ impl Driver {
         // What the last wait brought is noted already.
         events.clear();
         let (port, poll) = (&self.port, &mut self.poll);
+        // What is left of the last time is known, and it may not look at all.
+        events.clear();
         let found = spin.look_for(|| {
             if !port.commands().is_empty() {
                 return Some(Ok(()));
