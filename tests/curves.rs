@@ -8,6 +8,11 @@
 //! that beginning and end do not count. They are meant for a broker that keeps nothing and
 //! has as many messages in a queue as its name says (`bench.sSIZE.nMESSAGES.NUMBER`).
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers are those of the curves"
+)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
