@@ -77,7 +77,9 @@ fn connect(window: usize) -> Result<BlockingConnection> {
         Ok(url) => url.parse()?,
         Err(_) => ConnectionParameters::default(),
     };
-    BlockingConnection::open(parameters.confirm_window(window))
+    // Nothing is taken while further consumers begin, and their replies come behind it all.
+    let parameters = parameters.confirm_window(window).read_budget(1 << 30);
+    BlockingConnection::open(parameters)
 }
 
 fn queue_of(channel: &BlockingChannel, messages: u64, number: u64) -> Result<String> {
