@@ -235,7 +235,7 @@ impl ConnectionParameters {
         /// How long a thread looks for an answer before it goes to sleep for it: a round
         /// trip to a broker nearby takes less time than waking a thread. It looks only after
         /// it has asked, and less and less where that is in vain. Zero switches it off, as
-        /// does a machine with one processor. Default: 100 µs.
+        /// does a machine with one processor. At most 10 ms. Default: 100 µs.
         busy_wait: Duration,
         /// The largest body to accept, in bytes; a larger one closes its channel (311).
         /// Default: 128 MiB.

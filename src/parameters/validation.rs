@@ -10,6 +10,9 @@ use crate::protocol::wire::SHORT_STRING_MAX;
 /// The largest `frame_max` to ask for: RabbitMQ's largest message in one frame.
 const FRAME_MAX_SIZE: u32 = 128 * 1024 * 1024;
 
+/// The longest time to look for an answer.
+const BUSY_WAIT_MAX: Duration = Duration::from_millis(10);
+
 impl ConnectionParameters {
     /// Checks what the types do not.
     pub(crate) fn validate(&self) -> Result<()> {
@@ -66,6 +69,11 @@ impl ConnectionParameters {
     }
 
     fn validate_times(&self) -> Result<()> {
+        // The IO thread looks as well, and has heartbeats and deadlines to keep meanwhile.
+        if self.busy_wait > BUSY_WAIT_MAX {
+            let shown = format!("{:?}", self.busy_wait);
+            return Err(Error::invalid("busy_wait", shown, "at most 10 ms"));
+        }
         let heartbeat = self.heartbeat;
         if heartbeat.subsec_nanos() != 0 || heartbeat.as_secs() > u64::from(u16::MAX) {
             let rule = "whole seconds up to 65535, or 0 for off";
@@ -176,6 +184,8 @@ mod tests {
 
     #[test]
     fn a_bad_time_is_refused() {
+        let long = Duration::from_micros(10_001);
+        assert_eq!(refused(new().busy_wait(long)), "busy_wait");
         for bad in [Duration::from_millis(1500), Duration::from_secs(65_536)] {
             assert_eq!(refused(new().heartbeat(bad)), "heartbeat");
         }
