@@ -13,7 +13,7 @@ use crate::protocol::event::Event;
 use crate::protocol::failure::ReplyCode;
 
 /// Puts deliveries of one consumer, that came one behind the other, into its inbox.
-pub(super) fn deliver(route: &Route, contents: &mut VecDeque<Content>) {
+fn deliver(route: &Route, contents: &mut VecDeque<Content>) {
     let consumer = &route.consumer;
     let channel = &consumer.channel;
     let tag = |content: Option<&Content>| content.and_then(Content::delivery_tag);
@@ -38,13 +38,17 @@ fn put(consumer: &ConsumerPort, items: impl ExactSizeIterator<Item = Incoming>) 
     }
 }
 
-/// Passes `event` on. Nothing in here waits for anybody.
-pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
+/// Passes `event` on; the memory of a run of deliveries comes back, to be used again. Nothing
+/// in here waits for anybody.
+pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<VecDeque<Content>> {
     match event {
         Event::Deliveries {
             consumer,
             mut contents,
-        } => deliver(&consumer, &mut contents),
+        } => {
+            deliver(&consumer, &mut contents);
+            return Some(contents);
+        }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
         Event::GivenBack {
@@ -107,6 +111,7 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) {
             port.terminate(termination);
         }
     }
+    None
 }
 
 /// A message came back: for its confirm, or for whoever takes such messages.

@@ -328,15 +328,8 @@ impl Driver {
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
             self.in_talk |= matches!(event, Event::Reply { .. });
-            match event {
-                Event::Deliveries {
-                    consumer,
-                    mut contents,
-                } => {
-                    dispatch::deliver(&consumer, &mut contents);
-                    self.core.reuse(contents);
-                }
-                event => dispatch::tell(&self.port, event),
+            if let Some(run) = dispatch::tell(&self.port, event) {
+                self.core.reuse(run);
             }
         }
     }

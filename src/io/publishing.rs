@@ -238,6 +238,7 @@ impl Publishing {
             slots,
             ..
         } = &mut *state;
+        let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
         ledger.settle(number, multiple, ack, |number, mut slot, settled| {
             if settled != Settled::Acked {
                 failures.add(Failure {
@@ -256,9 +257,14 @@ impl Publishing {
                 None => drop(slot.set(settled)),
             }
         });
+        let dropped = news.as_ref().map_or(0, |news| news.dropped);
         let has_news = news.is_some();
         let awaited = *waiting > 0;
         drop(state);
+        // Outside the lock, for the program's logger may publish.
+        if dropped > 0 && dropped_before == 0 {
+            log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
+        }
         if awaited {
             self.moved.notify_all();
         }
@@ -416,9 +422,6 @@ impl News {
             settled,
         };
         let gone = self.kept.push(cost, outcomes);
-        if self.dropped == 0 && !gone.is_empty() {
-            log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
-        }
         self.dropped += gone.len() as u64;
     }
 }

@@ -59,10 +59,8 @@ impl Driver {
             true => &self.reply_spin,
             false => &self.call_spin,
         };
-        // What the last wait brought is noted already.
-        events.clear();
         let (port, poll) = (&self.port, &mut self.poll);
-        // What is left of the last time is known, and it may not look at all.
+        // What the last wait brought is noted already, and this may not look at all.
         events.clear();
         let found = spin.look_for(|| {
             if !port.commands().is_empty() {
