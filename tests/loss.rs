@@ -141,6 +141,10 @@ impl Publisher {
                 self.settle(name, &confirm, confirmed);
             }
         }
+        // While the channel is open: with its close the outcome of the rest would be unknown.
+        for (name, confirm) in pending.drain(..) {
+            self.settle(name, &confirm, confirmed);
+        }
         Ok(())
     }
 
