@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cony::{
-    BasicProperties, BlockingChannel, BlockingConnection, ConnectionParameters, DeliveryMode,
-    Error, FieldTable, Message, Result, basic, queue,
+    BasicProperties, BlockingChannel, BlockingConnection, Bytes, ConnectionParameters,
+    DeliveryMode, Error, FieldTable, Message, Result, basic, queue,
 };
 
 const HELP: &str = "\
@@ -367,7 +367,7 @@ struct Worker<'a> {
     queue: String,
     /// Whether messages are published while they are consumed.
     is_fed: bool,
-    body: Vec<u8>,
+    body: Bytes,
     properties: BasicProperties,
     goal: u64,
     done: AtomicU64,
@@ -394,7 +394,7 @@ impl<'a> Worker<'a> {
             channel,
             queue: format!("bench.s{size}.n{holds}.{process}-{number}"),
             is_fed: false,
-            body: vec![b'x'; size],
+            body: vec![b'x'; size].into(),
             properties,
             goal: options.messages.unwrap_or(u64::MAX),
             done: AtomicU64::new(0),
@@ -451,7 +451,7 @@ impl<'a> Worker<'a> {
     }
 
     fn message(&self) -> Message<'_> {
-        let message = Message::new(&self.body);
+        let message = Message::from(&self.body);
         match self.options.persistent {
             true => message.properties(&self.properties),
             false => message,

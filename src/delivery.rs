@@ -10,7 +10,7 @@ use crate::channel::Shared;
 use crate::error::{Error, Result};
 use crate::protocol::arguments::milliseconds;
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::frame::Settle;
+use crate::protocol::frame::{PublishBody, Settle};
 use crate::protocol::properties::{BasicProperties, DeliveryMode};
 use crate::protocol::table::{FieldTable, FieldValue};
 use crate::protocol::wire::ShortString;
@@ -172,6 +172,9 @@ impl fmt::Debug for Delivery {
 /// about it most often has a method here; all of it is in [`BasicProperties`], which are
 /// borrowed, to be used again for the next message.
 ///
+/// A large body that is given away (`Vec<u8>`, `String`), or that is `Bytes` or a reference to
+/// such, goes to the socket without a copy.
+///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
 /// use cony::{BasicProperties, DeliveryMode, Message};
@@ -205,14 +208,16 @@ enum Properties<'a> {
 #[derive(Debug, Clone)]
 pub(crate) enum Body<'a> {
     Borrowed(&'a [u8]),
+    Shared(&'a Bytes),
     Owned(Bytes),
 }
 
 impl Body<'_> {
-    pub(crate) fn as_slice(&self) -> &[u8] {
+    pub(crate) fn to_publish(&self) -> PublishBody<'_> {
         match self {
-            Self::Borrowed(bytes) => bytes,
-            Self::Owned(bytes) => bytes,
+            Self::Borrowed(bytes) => PublishBody::Borrowed(bytes),
+            Self::Shared(bytes) => PublishBody::Shared(bytes),
+            Self::Owned(bytes) => PublishBody::Shared(bytes),
         }
     }
 }
@@ -337,7 +342,7 @@ impl<'a> From<&'a Vec<u8>> for Message<'a> {
 
 impl<'a> From<&'a Bytes> for Message<'a> {
     fn from(body: &'a Bytes) -> Self {
-        Self::new(body)
+        Body::Shared(body).into()
     }
 }
 

@@ -380,7 +380,3 @@ impl Shared {
         Delivery::new(content, Arc::clone(self))
     }
 }
-
-pub(super) fn is_for(content: &Content, tag: &ShortString) -> bool {
-    matches!(&content.method, ContentMethod::Deliver(deliver) if deliver.consumer_tag == *tag)
-}

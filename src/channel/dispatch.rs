@@ -6,7 +6,6 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::consume::is_for;
 use super::{BlockingChannel, Shared};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
@@ -408,7 +407,7 @@ impl Shared {
 
     /// Takes out what has come for the callback of this tag.
     fn extract_for(&self, tag: &ShortString) -> Vec<Content> {
-        self.port.inbox.extract(|content| is_for(content, tag))
+        self.port.inbox.extract(|known| known == tag)
     }
 
     /// Whether dispatching would find something to do.

@@ -394,7 +394,7 @@ impl Shared {
     /// Drops the callbacks for deliveries, and what waits for them.
     fn clear_deliveries(&self) {
         self.callbacks.clear();
-        self.port.inbox.extract(|_| true);
+        self.port.inbox.discard(|_| true);
     }
 
     /// Drops the callbacks for all else but the end.

@@ -60,7 +60,7 @@ impl BlockingChannel {
             mandatory: message.mandatory,
             immediate: message.immediate,
             properties: message.said(),
-            body: message.body.as_slice(),
+            body: message.body.to_publish(),
         };
         let frame_max = port.connection.negotiated.frame_max as usize;
         with_scratch(|scratch| {

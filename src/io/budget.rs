@@ -8,6 +8,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::protocol::content::Content;
+use crate::protocol::run::{Packed, Run};
 
 /// Room for bytes that wait to be written. Publishers wait for it, first come first
 /// served; everything else takes it without asking, so that acknowledgements and
@@ -78,10 +79,12 @@ impl WriteBudget {
         self.taken.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// Gives room back.
+    /// Gives room back. Those who wait hear of it when there is some to speak of: to be woken
+    /// for each message would cost them more than to publish it.
     pub(crate) fn release(&self, bytes: usize) {
-        self.taken.fetch_sub(bytes, Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
+        let is_worth_it = left <= self.limit - self.limit / 4;
+        if is_worth_it && self.waiting.load(Ordering::SeqCst) > 0 {
             self.look_again();
         }
     }
@@ -112,7 +115,12 @@ impl WriteBudget {
                 break Ok(());
             }
             if self.moved.wait_until(&mut line, deadline).timed_out() {
-                break Err(NoRoom::TimedOut);
+                // There may be room that was not worth a word.
+                let is_first = line.tickets.front() == Some(&ticket);
+                break match is_first && !is_pointless() && try_take() {
+                    true => Ok(()),
+                    false => Err(NoRoom::TimedOut),
+                };
             }
         };
         line.tickets.retain(|&other| other != ticket);
@@ -137,10 +145,20 @@ pub(crate) struct Backlog {
     /// What the messages take of which a part is here.
     assembling: AtomicUsize,
     paused: AtomicBool,
+    /// The IO thread lets those catch up who take.
+    resting: AtomicBool,
 }
+
+/// With more than this the IO thread rests for a moment, if it may: what lies long in memory
+/// has left the caches of the processors, and a thread that takes may want the one that this
+/// runs on.
+const REST: usize = 2 * 1024 * 1024;
 
 /// What a message costs beside its body and properties.
 const MESSAGE_OVERHEAD: usize = 256;
+
+/// What one takes that waits together with others.
+const EXTENT_OVERHEAD: usize = 8;
 
 impl Backlog {
     pub(crate) fn new(soft_limit: usize) -> Self {
@@ -149,12 +167,29 @@ impl Backlog {
             bytes: AtomicUsize::new(0),
             assembling: AtomicUsize::new(0),
             paused: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
         }
     }
 
+    /// What a message takes that stands for itself.
     pub(crate) fn cost(content: &Content) -> usize {
         let properties = content.properties.as_deref();
         content.body.len() + MESSAGE_OVERHEAD + properties.map_or(0, |it| it.memory())
+    }
+
+    /// What messages take that wait together.
+    pub(crate) fn cost_of_run(run: &Run) -> usize {
+        MESSAGE_OVERHEAD + run.origins_size() + run.size() + run.len() * EXTENT_OVERHEAD
+    }
+
+    /// What one of them takes, that was just taken from `run`: as the last one, also what they
+    /// had in common.
+    pub(crate) fn cost_in_run(message: &Packed, run: &Run) -> usize {
+        let shared = match run.is_empty() {
+            true => MESSAGE_OVERHEAD + run.origins_size(),
+            false => 0,
+        };
+        message.size() + EXTENT_OVERHEAD + shared
     }
 
     pub(crate) fn add(&self, cost: usize) {
@@ -170,9 +205,26 @@ impl Backlog {
     #[must_use]
     pub(crate) fn remove(&self, cost: usize) -> bool {
         let left = self.bytes.fetch_sub(cost, Ordering::SeqCst) - cost;
-        left <= self.room(self.soft_limit / 2)
-            && self.paused.load(Ordering::SeqCst)
-            && self.paused.swap(false, Ordering::SeqCst)
+        let is_first =
+            |flag: &AtomicBool| flag.load(Ordering::SeqCst) && flag.swap(false, Ordering::SeqCst);
+        left <= self.room(self.soft_limit / 2) && is_first(&self.paused)
+            || left <= REST / 2 && is_first(&self.resting)
+    }
+
+    /// Whether the IO thread should rest for a moment; if so, it is woken when half is taken.
+    pub(crate) fn rests(&self) -> bool {
+        let rests = self.bytes() > REST;
+        if rests {
+            self.resting.store(true, Ordering::SeqCst);
+        }
+        rests
+    }
+
+    /// The IO thread rests no more.
+    pub(crate) fn wake_up(&self) {
+        if self.resting.load(Ordering::SeqCst) {
+            self.resting.store(false, Ordering::SeqCst);
+        }
     }
 
     /// Whether the IO thread does not read, or is about not to.
@@ -315,6 +367,51 @@ mod tests {
             .collect();
         let nested = BasicProperties::new().headers([("table", voids)]);
         assert!(Backlog::cost(&with(Some(Box::new(nested)))) > 1000 * 40);
+    }
+
+    #[test]
+    fn what_waits_together_costs_what_it_takes_and_all_of_that_comes_back() {
+        use crate::protocol::run::tests::packed;
+
+        let (long, other) = ("k".repeat(255), "o".repeat(255));
+        for (count, size, keys) in [
+            (1, 0, ["", ""]),
+            (1000, 16, ["key", "key"]),
+            (1000, 0, [&*long, &*other]),
+            (10, 100_000, ["key", "other"]),
+        ] {
+            let deliveries: Vec<_> = (0..count).map(|index| (size, keys[index % 2])).collect();
+            let mut runs = packed(&deliveries);
+            let cost: usize = runs.iter().map(Backlog::cost_of_run).sum();
+            let names = if keys[0] == keys[1] { 0 } else { keys[0].len() };
+            assert!(cost >= MESSAGE_OVERHEAD + count * (size + names), "{cost}");
+            let mut left = cost;
+            for run in &mut runs {
+                while let Some(message) = run.pop() {
+                    left -= Backlog::cost_in_run(&message, run);
+                }
+            }
+            assert_eq!(left, 0, "{count} of {size}");
+        }
+    }
+
+    #[test]
+    fn those_who_wait_hear_of_room_to_speak_of_and_find_the_rest_at_their_deadline() {
+        let budget = WriteBudget::new(100);
+        budget.take(100);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| reserve(&budget, 10, soon()));
+            while budget.waiting.load(Ordering::SeqCst) < 1 {
+                thread::yield_now();
+            }
+            budget.release(20);
+            assert!(!waiter.is_finished());
+            budget.release(5);
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
+        // 85 are taken; a wait that is over at once is one at its deadline.
+        assert_eq!(reserve(&budget, 15, Instant::now()), Ok(()));
+        assert_eq!(reserve(&budget, 1, Instant::now()), Err(NoRoom::TimedOut));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::budget::Backlog;
 use super::inbox::Inbox;
-use super::kept::Kept;
+use super::kept::{Kept, Total};
 use super::listing::Listing;
 use super::port::{Command, ConnectionPort, Outcome};
 use super::publishing::Publishing;
@@ -74,6 +74,7 @@ pub(crate) enum Notice {
 
 impl ChannelPort {
     pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionPort>, window: usize) -> Self {
+        let total = connection.kept.clone();
         Self {
             id,
             inbox: Inbox::new(Arc::clone(&connection)),
@@ -83,8 +84,8 @@ impl ChannelPort {
             close_finished: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
-            publishing: Publishing::new(window),
-            notices: Mutex::new(Notices::new()),
+            publishing: Publishing::new(window, &total),
+            notices: Mutex::new(Notices::new(&total)),
             has_notices: AtomicBool::new(false),
             listing: Listing::new(),
             abandoned: AtomicBool::new(false),
@@ -271,10 +272,10 @@ impl ChannelPort {
 }
 
 impl Notices {
-    fn new() -> Self {
+    fn new(total: &Total) -> Self {
         Self {
-            returns: Kept::new(NOTICES_MAX),
-            cancelled: Kept::new(NOTICES_MAX),
+            returns: Kept::new(NOTICES_MAX, total),
+            cancelled: Kept::new(NOTICES_MAX, total),
             flow: None,
         }
     }

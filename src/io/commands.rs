@@ -7,8 +7,10 @@
 //! buffer on, and gives it back when it is written.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::budget::{NoRoom, WriteBudget};
@@ -30,6 +32,8 @@ const SPARE_MAX: usize = 4;
 pub(crate) struct Frames {
     pub(crate) channel: ChannelId,
     pub(crate) bytes: Vec<u8>,
+    /// Large bodies that are not copied, each with its place in `bytes`.
+    pub(crate) shared: Vec<(usize, Bytes)>,
     /// How many frames these are, and how many publishes.
     pub(crate) frames: u64,
     pub(crate) messages: u64,
@@ -40,9 +44,31 @@ impl Frames {
         Self {
             channel,
             bytes,
+            shared: Vec::new(),
             frames: 0,
             messages: 0,
         }
+    }
+
+    /// How many bytes there are, shared ones included.
+    pub(crate) fn len(&self) -> usize {
+        let shared = self.shared.iter().map(|(_, bytes)| bytes.len());
+        self.bytes.len() + shared.sum::<usize>()
+    }
+
+    /// All of them, in one piece.
+    pub(crate) fn joined(self) -> Vec<u8> {
+        let mut joined = Vec::with_capacity(self.len());
+        let mut rest = self.bytes.as_slice();
+        let mut start = 0;
+        for (at, shared) in &self.shared {
+            let (before, behind) = rest.split_at(at - start);
+            joined.extend_from_slice(before);
+            joined.extend_from_slice(shared);
+            (rest, start) = (behind, *at);
+        }
+        joined.extend_from_slice(rest);
+        joined
     }
 }
 
@@ -50,6 +76,9 @@ impl Frames {
 #[derive(Debug)]
 pub(crate) struct Commands {
     queue: Mutex<Queue>,
+    /// Whether there is anything, so that the IO thread need not stand in the way of those who
+    /// publish to learn that. Changed under the lock.
+    is_empty: AtomicBool,
     pub(crate) budget: WriteBudget,
 }
 
@@ -89,6 +118,7 @@ impl Commands {
                 grown: None,
                 closed: false,
             }),
+            is_empty: AtomicBool::new(true),
             budget: WriteBudget::new(write_limit),
         }
     }
@@ -104,6 +134,7 @@ impl Commands {
         }
         queue.seal();
         queue.commands.push_back(command);
+        self.is_empty.store(false, Ordering::Release);
         true
     }
 
@@ -127,10 +158,12 @@ impl Commands {
             }
             queue.bytes += size;
         }
-        let frames = queue.frames(channel, size);
-        publish.write_to(&mut frames.bytes);
+        let frames = queue.frames(channel, publish.copied_size());
+        let shared = &mut frames.shared;
+        publish.write_to(&mut frames.bytes, |at, bytes| shared.push((at, bytes)));
         frames.frames += publish.frames();
         frames.messages += 1;
+        self.is_empty.store(false, Ordering::Release);
         Queued::Done
     }
 
@@ -142,6 +175,7 @@ impl Commands {
             let frames = queue.frames(channel, SETTLE_SIZE);
             encode_settle(&mut frames.bytes, channel.number, delivery_tag, settle);
             frames.frames += 1;
+            self.is_empty.store(false, Ordering::Release);
         }
     }
 
@@ -165,14 +199,25 @@ impl Commands {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
+        self.is_empty.load(Ordering::Acquire)
+    }
+
+    /// Whether there is nothing but publishes and settlements, and of these less than `enough`
+    /// bytes.
+    pub(crate) fn may_gather(&self, enough: usize) -> bool {
         let queue = self.queue.lock();
-        queue.commands.is_empty() && queue.last.is_none()
+        let are_frames = |command| matches!(command, &Command::Frames(_));
+        queue.bytes < enough && queue.commands.iter().all(are_frames)
     }
 
     /// Takes everything, into an empty queue, and gives written buffers back for it.
     pub(crate) fn take(&self, commands: &mut VecDeque<Command>, written: &mut Vec<Vec<u8>>) {
+        if self.is_empty() {
+            return;
+        }
         let mut queue = self.queue.lock();
         queue.seal();
+        self.is_empty.store(true, Ordering::Release);
         self.budget.take(std::mem::take(&mut queue.bytes));
         std::mem::swap(&mut queue.commands, commands);
         while queue.spare.len() < SPARE_MAX {

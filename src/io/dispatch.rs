@@ -5,22 +5,24 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
-use super::inbox::Incoming;
+use super::inbox::Inbox;
 use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome};
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Event;
 use crate::protocol::failure::ReplyCode;
+use crate::protocol::run::Run;
+use crate::protocol::wire::ShortString;
 
 /// Puts deliveries of one consumer, that came one behind the other, into its inbox.
-fn deliver(route: &Route, contents: &mut VecDeque<Content>) {
+fn deliver(route: &Route, runs: &mut VecDeque<Run>) {
     let consumer = &route.consumer;
     let channel = &consumer.channel;
-    let tag = |content: Option<&Content>| content.and_then(Content::delivery_tag);
-    let (Some(first), Some(last)) = (tag(contents.front()), tag(contents.back())) else {
+    let (Some(first), Some(last)) = (runs.front().map(Run::first), runs.back().map(Run::last))
+    else {
         return;
     };
-    let count = contents.len() as u64;
+    let count = runs.iter().map(|run| run.len() as u64).sum();
     channel.connection.counters.messages_received.add(count);
     // Before anybody can settle it.
     channel.delivered(last);
@@ -28,26 +30,23 @@ fn deliver(route: &Route, contents: &mut VecDeque<Content>) {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
-    put(consumer, contents.drain(..).map(Incoming::Message));
+    put(consumer, |inbox| inbox.push(runs));
 }
 
-fn put(consumer: &ConsumerPort, items: impl ExactSizeIterator<Item = Incoming>) {
-    consumer.inbox().push(items);
+fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
+    put(consumer.inbox());
     if consumer.own_inbox.is_none() {
         consumer.channel.announce();
     }
 }
 
-/// Passes `event` on; the memory of a run of deliveries comes back, to be used again. Nothing
-/// in here waits for anybody.
-pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<VecDeque<Content>> {
+/// Passes `event` on; the memory of a list of runs comes back, to be used again. Nothing in
+/// here waits for anybody.
+pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<VecDeque<Run>> {
     match event {
-        Event::Deliveries {
-            consumer,
-            mut contents,
-        } => {
-            deliver(&consumer, &mut contents);
-            return Some(contents);
+        Event::Deliveries { consumer, mut runs } => {
+            deliver(&consumer, &mut runs);
+            return Some(runs);
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
@@ -152,15 +151,16 @@ fn fingerprint_of(content: &Content) -> Option<u64> {
 /// Drops what waits to be taken and needs acknowledgement: that can no longer be given,
 /// and the broker gives it out again. It would count against the other channels.
 fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
-    let is_for_good = |content: &Content| match &content.method {
-        ContentMethod::Deliver(deliver) => consumers
+    let is_for_good = |tag: &ShortString| {
+        consumers
             .iter()
-            .any(|route| route.consumer.no_ack && route.consumer.tag == deliver.consumer_tag),
-        _ => false,
+            .any(|route| route.consumer.no_ack && route.consumer.tag == *tag)
     };
-    channel.inbox.extract(|content| !is_for_good(content));
+    channel.inbox.discard(|tag| !is_for_good(tag));
     for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
-        route.consumer.take_left();
+        if let Some(inbox) = &route.consumer.own_inbox {
+            inbox.discard(|_| true);
+        }
     }
 }
 
@@ -168,10 +168,7 @@ fn end_consumer(route: &Route, by_broker: bool) {
     let consumer = &route.consumer;
     consumer.cancel(by_broker);
     match &consumer.own_inbox {
-        None => put(
-            consumer,
-            std::iter::once(Incoming::Ended(Arc::downgrade(consumer))),
-        ),
+        None => put(consumer, |inbox| inbox.push_end(consumer)),
         Some(inbox) => {
             inbox.end();
             if by_broker {

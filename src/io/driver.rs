@@ -8,7 +8,7 @@
 //! wait (only if nothing is left to do), then read -> core
 //! ```
 //!
-//! It blocks only in `poll`, runs no code of the user, takes no lock that is held
+//! It blocks only in `poll` and for its [`nap`](super::nap), runs no code of the user, takes no lock that is held
 //! across a wait, and answers everyone before it ends. Reading is in `reading`, the wait in
 //! `waiting`.
 
@@ -73,11 +73,11 @@ pub(crate) fn spawn(
     ));
     let driver = Driver {
         poll,
+        outbox: Outbox::new(transport.is_tls()),
         transport,
         core,
         commands: VecDeque::new(),
         port: Arc::clone(&port),
-        outbox: Outbox::default(),
         held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
@@ -87,6 +87,7 @@ pub(crate) fn spawn(
         in_talk: false,
         reply_spin: Spin::new(spin_limit),
         call_spin: Spin::new(spin_limit / CALL_SPIN_SHARE),
+        streamed: 0,
         unread: 0,
         abandoned: false,
         _alive: alive,
@@ -120,6 +121,8 @@ struct Driver {
     /// How it went to look for the reply to a call, and for the next call.
     reply_spin: Spin,
     call_spin: Spin,
+    /// How many publishes the last commands had.
+    streamed: u64,
     /// How much of what the core had to say the peer has not taken, at most.
     unread: usize,
     /// The socket is to be dropped as it is.
@@ -153,6 +156,7 @@ impl Driver {
     }
 
     fn take_commands(&mut self, now: Instant) {
+        self.streamed = 0;
         // Held back behind a commit; what still has to wait is held again, in order.
         for command in std::mem::take(&mut self.held) {
             self.obey(command, now);
@@ -181,13 +185,14 @@ impl Driver {
             Command::Frames(frames) => match self.core.gate(frames.channel) {
                 Gate::Open => {
                     self.collect_output();
-                    self.outbox.push(frames.bytes);
+                    self.streamed += frames.messages;
                     self.port.counters.messages_published.add(frames.messages);
                     self.port.counters.frames_sent.add(frames.frames);
+                    self.outbox.push(frames);
                 }
                 Gate::Committing => self.held.push(Command::Frames(frames)),
                 Gate::Closed => {
-                    self.port.budget().release(frames.bytes.len());
+                    self.port.budget().release(frames.len());
                     self.outbox.keep(frames.bytes);
                 }
             },
@@ -328,8 +333,8 @@ impl Driver {
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
             self.in_talk |= matches!(event, Event::Reply { .. });
-            if let Some(run) = dispatch::tell(&self.port, event) {
-                self.core.reuse(run);
+            if let Some(runs) = dispatch::tell(&self.port, event) {
+                self.core.reuse(runs);
             }
         }
     }

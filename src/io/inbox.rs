@@ -12,6 +12,8 @@ use super::budget::Backlog;
 use super::channel_port::ConsumerPort;
 use super::port::ConnectionPort;
 use crate::protocol::content::Content;
+use crate::protocol::run::{Packed, Run};
+use crate::protocol::wire::ShortString;
 
 /// What comes to a consuming thread.
 #[derive(Debug)]
@@ -22,11 +24,37 @@ pub(crate) enum Incoming {
     Ended(Weak<ConsumerPort>),
 }
 
-impl Incoming {
-    fn cost(&self) -> usize {
+/// What waits for it.
+#[derive(Debug)]
+enum Entry {
+    Run(Run),
+    Ended(Weak<ConsumerPort>),
+}
+
+impl Entry {
+    fn len(&self) -> usize {
         match self {
-            Self::Message(content) => Backlog::cost(content),
-            Self::Ended(_) => 0,
+            Self::Run(run) => run.len(),
+            Self::Ended(_) => 1,
+        }
+    }
+}
+
+/// What was taken, and is made ready once the lock is free.
+enum Taken {
+    Message(Packed),
+    Ended(Weak<ConsumerPort>),
+    Nothing,
+    End,
+}
+
+impl Taken {
+    fn unpack(self) -> Popped {
+        match self {
+            Self::Message(packed) => Popped::Item(Incoming::Message(packed.unpack())),
+            Self::Ended(consumer) => Popped::Item(Incoming::Ended(consumer)),
+            Self::Nothing => Popped::Empty,
+            Self::End => Popped::Ended,
         }
     }
 }
@@ -56,7 +84,9 @@ pub(crate) struct Inbox {
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<Incoming>,
+    queue: VecDeque<Entry>,
+    /// How many items that are.
+    count: usize,
     /// What the queue costs.
     bytes: usize,
     ended: bool,
@@ -79,21 +109,30 @@ impl Inbox {
         }
     }
 
-    /// Puts in `items`, in order. What comes after the end is dropped.
-    pub(crate) fn push(&self, items: impl ExactSizeIterator<Item = Incoming>) {
-        let several = items.len() > 1;
+    /// Puts in messages, in order. What comes after the end is dropped.
+    pub(crate) fn push(&self, runs: &mut VecDeque<Run>) {
+        let count = runs.iter().map(Run::len).sum();
+        let cost = runs.iter().map(Backlog::cost_of_run).sum();
+        self.put(count, cost, runs.drain(..).map(Entry::Run));
+    }
+
+    /// Puts in the end of a callback's consumer.
+    pub(crate) fn push_end(&self, consumer: &Arc<ConsumerPort>) {
+        let end = Entry::Ended(Arc::downgrade(consumer));
+        self.put(1, 0, std::iter::once(end));
+    }
+
+    fn put(&self, count: usize, cost: usize, entries: impl Iterator<Item = Entry>) {
         let mut state = self.state.lock();
         if state.ended {
             drop(state);
-            return items.for_each(drop);
+            return entries.for_each(drop);
         }
-        let mut cost = 0;
-        state
-            .queue
-            .extend(items.inspect(|item| cost += item.cost()));
+        state.queue.extend(entries);
+        state.count += count;
         state.bytes += cost;
         self.connection.backlog.add(cost);
-        self.wake(&state, several);
+        self.wake(&state, count > 1);
         drop(state);
         self.watchers.ring();
     }
@@ -122,20 +161,20 @@ impl Inbox {
     /// The next item, if there is one.
     pub(crate) fn try_pop(&self) -> Popped {
         let mut state = self.state.lock();
-        let popped = self.take(&mut state);
+        let found = self.take(&mut state);
         let taken = self.to_report(&mut state);
         drop(state);
         self.report(taken);
-        popped
+        found.unpack()
     }
 
     /// The next item, waiting for it; `Empty` after the deadline.
     pub(crate) fn pop(&self, deadline: Option<Instant>) -> Popped {
         let mut state = self.state.lock();
         state.waiting += 1;
-        let popped = loop {
+        let found = loop {
             match self.take(&mut state) {
-                Popped::Empty => {}
+                Taken::Nothing => {}
                 found => break found,
             }
             match deadline {
@@ -151,19 +190,34 @@ impl Inbox {
         let taken = self.to_report(&mut state);
         drop(state);
         self.report(taken);
-        popped
+        found.unpack()
     }
 
-    fn take(&self, state: &mut State) -> Popped {
-        let popped = match state.queue.pop_front() {
-            Some(item) => {
-                let cost = item.cost();
+    fn take(&self, state: &mut State) -> Taken {
+        let found = match state.queue.front_mut() {
+            Some(Entry::Run(run)) => {
+                let message = run.pop();
+                let cost = message
+                    .as_ref()
+                    .map_or(0, |message| Backlog::cost_in_run(message, run));
+                if run.is_empty() {
+                    state.queue.pop_front();
+                }
                 state.bytes -= cost;
                 state.taken += cost;
-                Popped::Item(item)
+                message.map_or(Taken::Nothing, |message| {
+                    state.count -= 1;
+                    Taken::Message(message)
+                })
             }
-            None if state.ended => Popped::Ended,
-            None => Popped::Empty,
+            Some(Entry::Ended(consumer)) => {
+                let consumer = std::mem::take(consumer);
+                state.queue.pop_front();
+                state.count -= 1;
+                Taken::Ended(consumer)
+            }
+            None if state.ended => Taken::End,
+            None => Taken::Nothing,
         };
         // Whoever waits with `select!` hears again of what is left, and all of the end.
         if let Some(bell) = self.ready.get() {
@@ -171,7 +225,7 @@ impl Inbox {
                 bell.ring();
             }
         }
-        popped
+        found
     }
 
     /// What is to be reported now: when it has become much, when nothing is left to report
@@ -209,7 +263,7 @@ impl Inbox {
 
     /// How many items wait.
     pub(crate) fn len(&self) -> usize {
-        self.state.lock().queue.len()
+        self.state.lock().count
     }
 
     /// Whether there is nothing, and nothing will come any more.
@@ -243,20 +297,32 @@ impl Inbox {
         bell.receiver()
     }
 
-    /// Takes out every message that `wanted` picks.
-    pub(crate) fn extract(&self, wanted: impl Fn(&Content) -> bool) -> Vec<Content> {
+    /// Takes out the messages of every consumer that `wanted` picks by its tag.
+    pub(crate) fn extract(&self, wanted: impl Fn(&ShortString) -> bool) -> Vec<Content> {
+        let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
+        let runs = self.extract_runs(wanted).into_iter();
+        runs.flat_map(pop).map(Packed::unpack).collect()
+    }
+
+    /// Drops them.
+    pub(crate) fn discard(&self, wanted: impl Fn(&ShortString) -> bool) {
+        drop(self.extract_runs(wanted));
+    }
+
+    fn extract_runs(&self, wanted: impl Fn(&ShortString) -> bool) -> Vec<Run> {
         let mut extracted = Vec::new();
         let mut kept = VecDeque::new();
         let mut state = self.state.lock();
-        for item in state.queue.drain(..) {
-            match item {
-                Incoming::Message(content) if wanted(&content) => extracted.push(content),
-                Incoming::Ended(consumer) if consumer.strong_count() == 0 => {}
+        for entry in state.queue.drain(..) {
+            match entry {
+                Entry::Run(run) if wanted(run.consumer_tag()) => extracted.push(run),
+                Entry::Ended(consumer) if consumer.strong_count() == 0 => {}
                 other => kept.push_back(other),
             }
         }
+        state.count = kept.iter().map(Entry::len).sum();
         state.queue = kept;
-        let cost: usize = extracted.iter().map(Backlog::cost).sum();
+        let cost: usize = extracted.iter().map(Backlog::cost_of_run).sum();
         state.bytes -= cost;
         let taken = std::mem::take(&mut state.taken);
         drop(state);
@@ -267,6 +333,6 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        self.extract(|_| true);
+        self.discard(|_| true);
     }
 }

@@ -1,10 +1,29 @@
 //! What is kept for a program that may never ask for it: bounded in number and in bytes.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many bytes are kept, of each kind and channel; one item larger than that is kept
 /// alone.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How many bytes are kept for all channels of a connection.
+const TOTAL_MAX: usize = 64 * 1024 * 1024;
+
+/// What an item takes beside its cost.
+const ITEM_OVERHEAD: usize = 64;
+
+/// What all channels of a connection keep, in bytes. Only the IO thread adds to it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Total(Arc<AtomicUsize>);
+
+impl Total {
+    fn has_room(&self, cost: usize) -> bool {
+        let total = self.0.load(Ordering::Relaxed);
+        total == 0 || total.saturating_add(cost) <= TOTAL_MAX
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Kept<T> {
@@ -12,15 +31,17 @@ pub(crate) struct Kept<T> {
     items: VecDeque<(usize, T)>,
     bytes: usize,
     max: usize,
+    total: Total,
 }
 
 impl<T> Kept<T> {
     /// Room for so many items.
-    pub(crate) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize, total: &Total) -> Self {
         Self {
             items: VecDeque::new(),
             bytes: 0,
             max,
+            total: total.clone(),
         }
     }
 
@@ -29,34 +50,54 @@ impl<T> Kept<T> {
     }
 
     fn has_room(&self, cost: usize) -> bool {
-        self.is_empty() || (self.items.len() < self.max && self.bytes + cost <= BYTES_MAX)
+        let is_alone = self.is_empty();
+        let fits = self.items.len() < self.max && self.bytes.saturating_add(cost) <= BYTES_MAX;
+        (is_alone || fits) && self.total.has_room(cost)
+    }
+
+    fn add(&mut self, cost: usize, item: T) {
+        self.bytes += cost;
+        self.total.0.fetch_add(cost, Ordering::Relaxed);
+        self.items.push_back((cost, item));
+    }
+
+    fn release(&mut self, cost: usize) {
+        self.bytes -= cost;
+        self.total.0.fetch_sub(cost, Ordering::Relaxed);
     }
 
     /// Adds `item` if there is room; whether there was.
     pub(crate) fn try_push(&mut self, cost: usize, item: T) -> bool {
+        let cost = cost.saturating_add(ITEM_OVERHEAD);
         let has_room = self.has_room(cost);
         if has_room {
-            self.bytes += cost;
-            self.items.push_back((cost, item));
+            self.add(cost, item);
         }
         has_room
     }
 
-    /// Adds `item`; the oldest ones, that have to go for it.
+    /// Adds `item`; the oldest ones, that have to go for it. It goes itself if the other
+    /// channels leave no room.
     pub(crate) fn push(&mut self, cost: usize, item: T) -> Vec<T> {
+        let cost = cost.saturating_add(ITEM_OVERHEAD);
         let mut gone = Vec::new();
         while !self.has_room(cost) {
-            gone.extend(self.pop());
+            match self.pop() {
+                Some(oldest) => gone.push(oldest),
+                None => {
+                    gone.push(item);
+                    return gone;
+                }
+            }
         }
-        self.bytes += cost;
-        self.items.push_back((cost, item));
+        self.add(cost, item);
         gone
     }
 
     /// Takes the oldest one.
     pub(crate) fn pop(&mut self) -> Option<T> {
         let (cost, item) = self.items.pop_front()?;
-        self.bytes -= cost;
+        self.release(cost);
         Some(item)
     }
 
@@ -71,8 +112,15 @@ impl<T> Kept<T> {
     }
 
     /// All of them, the oldest first.
-    pub(crate) fn into_items(self) -> impl Iterator<Item = T> {
-        self.items.into_iter().map(|(_, item)| item)
+    pub(crate) fn into_items(mut self) -> impl Iterator<Item = T> {
+        let items = std::mem::take(&mut self.items);
+        items.into_iter().map(|(_, item)| item)
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        self.release(self.bytes);
     }
 }
 
@@ -87,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_there_are_too_many() {
-        let mut kept = Kept::new(2);
+        let mut kept = Kept::new(2, &Total::default());
         assert_eq!(gone(&mut kept, 1, 'a'), "");
         assert_eq!(gone(&mut kept, 1, 'b'), "");
         assert_eq!(gone(&mut kept, 1, 'c'), "a");
@@ -98,18 +146,18 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_they_are_too_large() {
-        let mut kept = Kept::new(1000);
+        let mut kept = Kept::new(1000, &Total::default());
         for item in ['a', 'b', 'c', 'd'] {
-            assert_eq!(gone(&mut kept, BYTES_MAX / 4, item), "");
+            assert_eq!(gone(&mut kept, BYTES_MAX / 4 - ITEM_OVERHEAD, item), "");
         }
-        assert_eq!(gone(&mut kept, BYTES_MAX / 2, 'e'), "ab");
+        assert_eq!(gone(&mut kept, BYTES_MAX / 2 - ITEM_OVERHEAD, 'e'), "ab");
         assert_eq!(gone(&mut kept, BYTES_MAX * 2, 'f'), "cde");
         assert_eq!(gone(&mut kept, 1, 'g'), "f");
     }
 
     #[test]
     fn without_room_the_newest_may_be_the_one_to_go() {
-        let mut kept = Kept::new(2);
+        let mut kept = Kept::new(2, &Total::default());
         assert!(kept.try_push(BYTES_MAX * 2, 'a'));
         assert!(!kept.try_push(1, 'b'));
         assert_eq!(kept.pop(), Some('a'));
@@ -117,5 +165,44 @@ mod tests {
         assert!(kept.try_push(1, 'd'));
         assert!(!kept.try_push(1, 'e'));
         assert_eq!(kept.last_mut(), Some(&mut 'd'));
+    }
+
+    #[test]
+    fn all_channels_together_keep_no_more_than_a_connection_may() {
+        let total = Total::default();
+        let mut channels: Vec<_> = (0..10).map(|_| Kept::new(1000, &total)).collect();
+        for kept in &mut channels {
+            for item in ['a', 'b', 'c'] {
+                kept.push(BYTES_MAX / 4, item);
+            }
+        }
+        let kept =
+            |channels: &[Kept<char>]| channels.iter().map(|it| it.items.len()).sum::<usize>();
+        let fit = TOTAL_MAX / (BYTES_MAX / 4 + ITEM_OVERHEAD);
+        assert_eq!(kept(&channels), fit);
+        let (first, last) = (0, channels.len() - 1);
+        assert!(!channels[last].try_push(BYTES_MAX / 4, 'd'));
+        assert_eq!(gone(&mut channels[last], BYTES_MAX / 4, 'd'), "d", "itself");
+        assert_eq!(
+            gone(&mut channels[first], BYTES_MAX / 4, 'd'),
+            "a",
+            "its own oldest"
+        );
+        // What one has and drops, others may have.
+        drop(channels.remove(first));
+        assert_eq!(gone(&mut channels[last - 1], BYTES_MAX / 4, 'e'), "");
+        drop(channels);
+        assert_eq!(total.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_is_taken_counts_until_it_is_gone() {
+        let total = Total::default();
+        let mut kept = Kept::new(10, &total);
+        kept.push(100, 'a');
+        let taken = std::mem::replace(&mut kept, Kept::new(10, &total));
+        assert_eq!(total.0.load(Ordering::Relaxed), 100 + ITEM_OVERHEAD);
+        assert_eq!(taken.into_items().collect::<String>(), "a");
+        assert_eq!(total.0.load(Ordering::Relaxed), 0);
     }
 }

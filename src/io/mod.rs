@@ -18,15 +18,17 @@
 pub(crate) mod bell;
 pub(crate) mod budget;
 pub(crate) mod channel_port;
+pub(crate) mod chunks;
 pub(crate) mod commands;
 pub(crate) mod counters;
 mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod inbox;
-mod kept;
+pub(crate) mod kept;
 mod listing;
 #[cfg(all(test, loom))]
 mod models;
+pub(crate) mod nap;
 pub(crate) mod open;
 pub(crate) mod outbox;
 mod pauses;

@@ -6,17 +6,19 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
-use super::commands::BUFFER_SIZE;
+use bytes::Bytes;
+
+use super::commands::{BUFFER_SIZE, Frames};
 use crate::protocol::secret::Secret;
 
 /// Chunks below this size are gathered into shared ones, so that one write takes many.
 const GATHER_MAX: usize = 4 * 1024;
 
 /// How many chunks one write takes.
-const SLICES_MAX: usize = 16;
+const SLICES_MAX: usize = 32;
 
 /// How many bytes of them: more falls out of the processor's cache.
-const WRITE_MAX: usize = 128 * 1024;
+const WRITE_MAX: usize = 256 * 1024;
 
 /// How many written buffers are kept to be used again.
 const WRITTEN_MAX: usize = 8;
@@ -25,6 +27,8 @@ const WRITTEN_MAX: usize = 8;
 #[derive(Debug)]
 enum Chunk {
     Plain(Vec<u8>),
+    /// A part of a message's body, as the program gave it.
+    Shared(Bytes),
     /// Wiped when it is gone.
     Secret(Secret),
 }
@@ -33,13 +37,16 @@ impl Chunk {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Plain(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
             Self::Secret(secret) => secret.as_bytes(),
         }
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbox {
+    /// Whether a write takes one chunk only, so that few large ones are better than many.
+    is_tls: bool,
     chunks: VecDeque<Chunk>,
     /// How much of the first chunk is written.
     start: usize,
@@ -49,6 +56,16 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    pub(crate) fn new(is_tls: bool) -> Self {
+        Self {
+            is_tls,
+            chunks: VecDeque::new(),
+            start: 0,
+            bytes: 0,
+            written: Vec::new(),
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
@@ -80,8 +97,37 @@ impl Outbox {
         self.chunks.push_back(Chunk::Secret(secret));
     }
 
-    /// Adds `chunk`, without a copy if it is large.
-    pub(crate) fn push(&mut self, chunk: Vec<u8>) {
+    /// Adds `frames`, without a copy if they are large.
+    pub(crate) fn push(&mut self, frames: Frames) {
+        if frames.shared.is_empty() {
+            return self.push_chunk(frames.bytes);
+        }
+        if self.is_tls {
+            return self.push_chunk(frames.joined());
+        }
+        self.bytes += frames.len();
+        let mut start = 0;
+        for (at, shared) in frames.shared {
+            self.push_between(frames.bytes.get(start..at).unwrap_or_default());
+            self.chunks.push_back(Chunk::Shared(shared));
+            start = at;
+        }
+        self.push_between(frames.bytes.get(start..).unwrap_or_default());
+        self.keep(frames.bytes);
+    }
+
+    /// Adds what comes before or behind shared bytes, which is small.
+    fn push_between(&mut self, bytes: &[u8]) {
+        match self.chunks.back_mut() {
+            Some(Chunk::Plain(last)) if last.capacity() - last.len() >= bytes.len() => {
+                last.extend_from_slice(bytes);
+            }
+            // Memory of its size: there may be one of these for each large body.
+            _ => self.chunks.push_back(Chunk::Plain(bytes.to_vec())),
+        }
+    }
+
+    fn push_chunk(&mut self, chunk: Vec<u8>) {
         if chunk.len() < GATHER_MAX {
             self.push_copy(&chunk);
             return self.keep(chunk);
@@ -142,6 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::protocol::event::ChannelId;
 
     /// Takes at most `room` bytes a call.
     struct Narrow {
@@ -173,9 +220,9 @@ mod tests {
 
     #[test]
     fn many_small_chunks_go_out_in_one_write() {
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::new(false);
         for _ in 0..1000 {
-            outbox.push(vec![1; 20]);
+            outbox.push_chunk(vec![1; 20]);
         }
         let mut stream = Narrow {
             room: usize::MAX,
@@ -185,9 +232,38 @@ mod tests {
         assert!(outbox.is_empty());
     }
 
+    fn frames_with_shared_bodies() -> Frames {
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let mut frames = Frames::new(id, b"<first><second>".to_vec());
+        let body = Bytes::from_static(b"one body, and another");
+        frames.shared = vec![(7, body.slice(..8)), (7, body.slice(8..)), (15, body)];
+        frames
+    }
+
+    #[test]
+    fn shared_bodies_go_out_in_their_places() {
+        let joined = b"<first>one body, and another<second>one body, and another";
+        for (is_tls, room) in [(false, 5), (false, 1000), (true, 5), (true, 1000)] {
+            let mut outbox = Outbox::new(is_tls);
+            outbox.push_copy(b"before ");
+            outbox.push(frames_with_shared_bodies());
+            outbox.push_copy(b" behind");
+            assert_eq!(outbox.len(), 14 + joined.len());
+            let taken = Vec::new();
+            let mut stream = Narrow { room, taken };
+            while !outbox.is_empty() {
+                outbox.write_to(&mut stream).unwrap();
+            }
+            assert_eq!(stream.taken, [b"before ", &joined[..], b" behind"].concat());
+        }
+    }
+
     #[test]
     fn a_secret_keeps_its_place_and_is_gone_when_it_is_written() {
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::new(false);
         outbox.push_copy(b"before ");
         outbox.push_secret("hush".into());
         outbox.push_copy(b" behind");
@@ -217,14 +293,14 @@ mod tests {
             sizes in proptest::collection::vec(0usize..9000, 0..40),
             room in 1usize..30_000,
         ) {
-            let mut outbox = Outbox::default();
+            let mut outbox = Outbox::new(false);
             let mut expected = Vec::new();
             let mut stream = Narrow { room, taken: Vec::new() };
             for (index, size) in sizes.into_iter().enumerate() {
                 let chunk = vec![u8::try_from(index).unwrap(); size];
                 expected.extend_from_slice(&chunk);
                 if index % 2 == 0 {
-                    outbox.push(chunk);
+                    outbox.push_chunk(chunk);
                 } else {
                     outbox.push_copy(&chunk);
                 }

@@ -12,8 +12,11 @@ use parking_lot::Mutex;
 use super::bell::Watchers;
 use super::budget::{Backlog, WriteBudget};
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::chunks::Chunks;
 use super::commands::{Commands, Frames, Queued};
 use super::counters::Counters;
+use super::kept::Total;
+use super::nap::Nap;
 use super::spin::Spin;
 use super::wake::Wake;
 use crate::error::Error;
@@ -88,6 +91,7 @@ impl Tokens for DriverTokens {
     type Call = CallToken;
     type Channel = Arc<ChannelPort>;
     type Consumer = Arc<Route>;
+    type Memory = Chunks;
 }
 
 /// Who gets the outcome of a call.
@@ -123,6 +127,9 @@ const BACKPRESSURE_MULTIPLIER: usize = 10;
 pub(crate) struct ConnectionPort {
     commands: Commands,
     wake: Wake,
+    pub(crate) nap: Nap,
+    /// What all channels keep for a program that may never ask for it.
+    pub(crate) kept: Total,
     pub(crate) backlog: Backlog,
     pub(crate) negotiated: Negotiated,
     /// The connection's name, for the log.
@@ -188,6 +195,8 @@ impl ConnectionPort {
         Self {
             commands: Commands::new(settings.write_limit),
             wake,
+            nap: Nap::default(),
+            kept: Total::default(),
             backlog: Backlog::new(settings.read_limit),
             negotiated,
             name: settings.name.clone(),
@@ -223,6 +232,7 @@ impl ConnectionPort {
     /// The same; what `note` notes, those who queue something behind it see.
     pub(crate) fn send_and(&self, command: Command, note: impl FnOnce()) {
         if self.commands.send(command, note) {
+            self.nap.end();
             self.wake.notify();
         }
     }
@@ -354,6 +364,7 @@ impl ConnectionPort {
     /// where it would pause.
     pub(crate) fn waiting(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.nap.end();
         if self.backlog.is_paused() {
             self.wake.notify();
         }

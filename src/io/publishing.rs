@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::budget::{Backlog, NoRoom};
 use super::commands::Queued;
-use super::kept::Kept;
+use super::kept::{Kept, Total};
 use crate::protocol::confirms::{Ledger, Settled};
 use crate::protocol::content::Content;
 
@@ -49,6 +49,7 @@ enum Mode {
 #[derive(Debug)]
 pub(crate) struct Publishing {
     window: usize,
+    total: Total,
     /// Whether publishes have to look at more than the write budget.
     gated: AtomicBool,
     state: Mutex<State>,
@@ -65,12 +66,9 @@ struct State {
     /// What callbacks are to be told of confirms; `None` as long as there are none.
     news: Option<News>,
     waiting: usize,
-    /// Slots that nobody holds any more, to be used again.
+    /// Slots that nobody holds any more, to be used again: no more than a window takes.
     slots: Vec<Arc<Slot>>,
 }
-
-/// How many of those are kept.
-const SLOTS_MAX: usize = 1000;
 
 /// What became of publishes, in the order in which it was learnt.
 #[derive(Debug)]
@@ -104,15 +102,17 @@ pub(crate) enum Entered {
 }
 
 impl Publishing {
-    pub(crate) fn new(window: usize) -> Self {
+    /// What is kept for a program that may ask for it counts against `total`.
+    pub(crate) fn new(window: usize, total: &Total) -> Self {
         Self {
             window: window.max(1),
+            total: total.clone(),
             gated: AtomicBool::new(false),
             state: Mutex::new(State {
                 mode: Mode::Plain,
                 held: false,
                 ledger: Ledger::new(),
-                failures: Failures::new(),
+                failures: Failures::new(total),
                 news: None,
                 waiting: 0,
                 slots: Vec::new(),
@@ -224,7 +224,8 @@ impl Publishing {
     }
 
     pub(crate) fn take_failures(&self) -> Failures {
-        std::mem::replace(&mut self.state.lock().failures, Failures::new())
+        let fresh = Failures::new(&self.total);
+        std::mem::replace(&mut self.state.lock().failures, fresh)
     }
 
     /// A confirm came. `true`: a callback is to be told.
@@ -251,7 +252,7 @@ impl Publishing {
             }
             match Arc::get_mut(&mut slot) {
                 // Nobody will ever ask.
-                Some(_) if slots.len() < SLOTS_MAX => slots.push(slot),
+                Some(_) if slots.len() < self.window => slots.push(slot),
                 Some(_) => {}
                 // Each publish settles once, so the slot is empty.
                 None => drop(slot.set(settled)),
@@ -273,7 +274,8 @@ impl Publishing {
 
     /// From now on keeps what becomes of publishes, for callbacks.
     pub(crate) fn keep_news(&self) {
-        self.state.lock().news.get_or_insert_with(News::new);
+        let mut state = self.state.lock();
+        state.news.get_or_insert_with(|| News::new(&self.total));
     }
 
     /// What became of one more publish, and which; `None` inside: nobody will ever know.
@@ -366,9 +368,9 @@ impl State {
 }
 
 impl Failures {
-    fn new() -> Self {
+    fn new(total: &Total) -> Self {
         Self {
-            kept: Kept::new(FAILURES_MAX),
+            kept: Kept::new(FAILURES_MAX, total),
             dropped: 0,
         }
     }
@@ -389,9 +391,9 @@ fn cost(settled: &Settled<Arc<Content>>) -> usize {
 }
 
 impl News {
-    fn new() -> Self {
+    fn new(total: &Total) -> Self {
         Self {
-            kept: Kept::new(NEWS_MAX),
+            kept: Kept::new(NEWS_MAX, total),
             dropped: 0,
         }
     }

@@ -17,16 +17,20 @@
 //! otherwise the reply would be taken for that of the next call, a message would stay
 //! checked out, a consumer would swallow messages for nobody.
 
+mod arrivals;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::consumers::{Consumers, Taker};
-use super::content::{Assembly, Content, ContentMethod, Names, Progress};
+use self::arrivals::{Left, deliver};
+use super::consumers::Consumers;
+use super::content::{Assembly, Content, ContentMethod, Head, Progress};
 use super::event::{Call, CallFailure, ChannelId, Event, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::frame::Settle;
 use super::handshake::{culprit, decode_method, split_method};
 use super::methods::{Method, MethodId, basic, channel};
+use super::names::Names;
 use super::wire::ShortString;
 
 #[derive(Debug)]
@@ -63,7 +67,7 @@ impl<T: Tokens> Channel<T> {
             waiting: VecDeque::new(),
             closers: Vec::new(),
             consumers: Consumers::new(),
-            assembly: Assembly::Idle,
+            assembly: Assembly::default(),
             names: Names::default(),
         };
         channel.call(call, out);
@@ -187,7 +191,7 @@ impl<T: Tokens> Channel<T> {
         payload: &[u8],
         out: &mut Out<T>,
     ) -> Result<Fate, ProtocolError> {
-        let (id, mut arguments) = split_method(payload)?;
+        let (id, arguments) = split_method(payload)?;
         if self.closing {
             return match id {
                 channel::Close::ID | channel::CloseOk::ID => {
@@ -202,11 +206,14 @@ impl<T: Tokens> Channel<T> {
             ));
         }
         if id == basic::Deliver::ID {
-            let deliver = self
+            let (delivery_tag, redelivered) = self
                 .names
-                .deliver(&mut arguments)
+                .read_deliver(arguments.rest())
                 .map_err(|error| ProtocolError::Malformed { method: id, error })?;
-            self.assembly.begin(ContentMethod::Deliver(deliver));
+            self.assembly.begin(Head::Deliver {
+                delivery_tag,
+                redelivered,
+            });
             return Ok(Fate::Lives);
         }
         self.receive(decode_method(payload)?, out)
@@ -221,22 +228,23 @@ impl<T: Tokens> Channel<T> {
         if self.closing {
             return Ok(());
         }
-        let method = match &self.assembly {
-            Assembly::Header(method) => Some(method.id()),
-            _ => None,
-        };
-        match self.assembly.header(payload, max_message_size)? {
-            Progress::Pending => Ok(()),
-            Progress::Complete(content) => self.receive_content(content, out),
+        let method = self.assembly.begun();
+        let left = match self.assembly.header(payload, max_message_size)? {
+            Progress::Pending => None,
+            Progress::Complete(head, parts) => {
+                let number = self.id.number;
+                deliver(number, &mut self.consumers, &self.names, head, parts, out)
+            }
             Progress::TooLarge { size } => {
                 let text = format!(
                     "a message of {size} bytes exceeds max_message_size ({max_message_size})"
                 );
                 let code = ReplyCode::CONTENT_TOO_LARGE;
                 self.close(code, text.into(), ClosedBy::Library, method, out);
-                Ok(())
+                None
             }
-        }
+        };
+        left.map_or(Ok(()), |left| self.receive_left(left, out))
     }
 
     pub(crate) fn receive_body(
@@ -247,10 +255,14 @@ impl<T: Tokens> Channel<T> {
         if self.closing {
             return Ok(());
         }
-        match self.assembly.body(payload, &mut out.bodies)? {
-            Progress::Complete(content) => self.receive_content(content, out),
-            Progress::Pending | Progress::TooLarge { .. } => Ok(()),
-        }
+        let left = match self.assembly.body(payload)? {
+            Progress::Complete(head, parts) => {
+                let number = self.id.number;
+                deliver(number, &mut self.consumers, &self.names, head, parts, out)
+            }
+            Progress::Pending | Progress::TooLarge { .. } => None,
+        };
+        left.map_or(Ok(()), |left| self.receive_left(left, out))
     }
 
     fn receive(&mut self, method: Method, out: &mut Out<T>) -> Result<Fate, ProtocolError> {
@@ -268,8 +280,8 @@ impl<T: Tokens> Channel<T> {
                     active: flow.active,
                 });
             }
-            Method::BasicGetOk(get_ok) => self.assembly.begin(ContentMethod::GetOk(get_ok)),
-            Method::BasicReturn(returned) => self.assembly.begin(ContentMethod::Return(returned)),
+            Method::BasicGetOk(get_ok) => self.assembly.begin(Head::GetOk(get_ok.into())),
+            Method::BasicReturn(returned) => self.assembly.begin(Head::Return(returned.into())),
             Method::BasicCancel(cancel) => self.receive_cancel(&cancel, out),
             Method::BasicAck(ack) => {
                 self.receive_confirm(ack.delivery_tag, ack.multiple, true, out);
@@ -294,36 +306,23 @@ impl<T: Tokens> Channel<T> {
         });
     }
 
-    fn receive_content(&mut self, content: Content, out: &mut Out<T>) -> Result<(), ProtocolError> {
-        match &content.method {
-            ContentMethod::Deliver(deliver) => {
-                let no_ack = match self.consumers.taker(&deliver.consumer_tag) {
-                    Taker::Consumer(consumer) if !consumer.discard => {
-                        out.deliver(self.id.number, || consumer.token.clone(), content);
-                        return Ok(());
-                    }
-                    Taker::Consumer(consumer) => consumer.no_ack,
-                    Taker::Ghost { no_ack } => no_ack,
-                    Taker::Nobody => {
-                        let tag = &deliver.consumer_tag;
-                        log::debug!("a delivery came for the unknown consumer {tag}");
-                        return Ok(());
-                    }
-                };
-                self.give_back(deliver.delivery_tag, &content, no_ack, out);
-                Ok(())
+    /// Sees to a content that no consumer takes.
+    fn receive_left(&mut self, left: Left, out: &mut Out<T>) -> Result<(), ProtocolError> {
+        match left {
+            Left::Got(content) => {
+                self.receive_reply(basic::GetOk::ID, Reply::Message(Box::new(content)), out)?;
             }
-            ContentMethod::GetOk(_) => {
-                self.receive_reply(basic::GetOk::ID, Reply::Message(Box::new(content)), out)
-            }
-            ContentMethod::Return(_) => {
-                out.events.push_back(Event::Returned {
-                    channel: self.token.clone(),
-                    content: Box::new(content),
-                });
-                Ok(())
-            }
+            Left::Returned(content) => out.events.push_back(Event::Returned {
+                channel: self.token.clone(),
+                content: Box::new(content),
+            }),
+            Left::Unwanted {
+                delivery_tag,
+                content,
+                no_ack,
+            } => self.give_back(delivery_tag, &content, no_ack, out),
         }
+        Ok(())
     }
 
     fn receive_reply(
@@ -455,7 +454,7 @@ impl<T: Tokens> Channel<T> {
 
     /// Ends everything that goes on here; `None` if the connection ends with it.
     fn end(&mut self, reason: Option<CloseReason>, out: &mut Out<T>) {
-        self.assembly = Assembly::Idle;
+        self.assembly.abort();
         out.events.push_back(Event::ChannelClosed {
             channel: self.token.clone(),
             reason,

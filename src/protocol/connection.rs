@@ -36,7 +36,6 @@ use std::time::{Duration, Instant};
 use self::router::{Blocked, Router, State};
 use self::secret_updates::SecretUpdates;
 use super::channel::Channel;
-use super::content::Content;
 use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
@@ -45,6 +44,7 @@ use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, channel, connection};
+use super::run::Run;
 use super::wire::ShortString;
 
 /// One AMQP connection after its handshake. See the module for how to drive it.
@@ -134,12 +134,12 @@ impl<T: Tokens> Connection<T> {
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<Event<T>> {
-        self.router.out.events.pop_front()
+        self.router.out.poll_event()
     }
 
-    /// Takes back the memory of a run of deliveries, which is empty by now.
-    pub(crate) fn reuse(&mut self, run: VecDeque<Content>) {
-        self.router.out.reuse(run);
+    /// Takes back the memory of a list of runs, which is empty by now.
+    pub(crate) fn reuse(&mut self, runs: VecDeque<Run>) {
+        self.router.out.reuse(runs);
     }
 
     /// Bytes for the peer, in order.
@@ -231,6 +231,8 @@ impl<T: Tokens> Connection<T> {
                 router.out.bytes.extend_from_slice(&HEARTBEAT_FRAME);
                 router.out.frames += 1;
                 router.heartbeat.sent(now);
+                // It has been quiet for a while, and may be for long.
+                router.out.release_memory();
             }
             Due::PeerIsDead { silent } => router.terminate(Termination::Silence(silent)),
         }

@@ -20,8 +20,9 @@ pub(crate) struct Consumer<C> {
 #[derive(Debug)]
 pub(crate) struct Consumers<C> {
     alive: HashMap<ShortString, Consumer<C>>,
-    /// The one that had the last delivery, which mostly has the next one too.
-    last: Option<(ShortString, Consumer<C>)>,
+    /// The one that had the last delivery, which mostly has the next one too, and the version
+    /// of its tag.
+    last: Option<(u64, Consumer<C>)>,
     /// Those that were cancelled without asking for a reply, the newest last, and whether
     /// they need no acknowledgement: the broker may still send something for them.
     ghosts: VecDeque<(ShortString, bool)>,
@@ -66,11 +67,12 @@ impl<C: Clone> Consumers<C> {
         self.alive.get_mut(tag)
     }
 
-    pub(crate) fn taker(&mut self, tag: &ShortString) -> Taker<'_, C> {
-        let is_last = matches!(&self.last, Some((last, _)) if last == tag);
+    /// Who a delivery is for. `version` is another one with each tag but the last.
+    pub(crate) fn taker(&mut self, tag: &ShortString, version: u64) -> Taker<'_, C> {
+        let is_last = matches!(&self.last, Some((last, _)) if *last == version);
         if !is_last {
             let consumer = self.alive.get(tag).cloned();
-            self.last = consumer.map(|consumer| (tag.clone(), consumer));
+            self.last = consumer.map(|consumer| (version, consumer));
         }
         if let Some((_, consumer)) = &self.last {
             return Taker::Consumer(consumer);
@@ -119,16 +121,19 @@ mod tests {
         for number in 0..=GHOSTS_MAX {
             let tag = ShortString::from(number.to_string());
             consumers.insert(tag.clone(), (), number % 2 == 0);
-            assert!(matches!(consumers.taker(&tag), Taker::Consumer(_)));
+            assert!(matches!(
+                consumers.taker(&tag, number as u64),
+                Taker::Consumer(_)
+            ));
             consumers.remember_ghost(&tag);
             consumers.remove(&tag);
         }
-        assert!(matches!(consumers.taker(&"0".into()), Taker::Nobody));
+        assert!(matches!(consumers.taker(&"0".into(), 1000), Taker::Nobody));
         assert!(matches!(
-            consumers.taker(&"1".into()),
+            consumers.taker(&"1".into(), 1001),
             Taker::Ghost { no_ack: false }
         ));
         consumers.drain();
-        assert!(matches!(consumers.taker(&"1".into()), Taker::Nobody));
+        assert!(matches!(consumers.taker(&"1".into(), 1001), Taker::Nobody));
     }
 }

@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::bodies::Bodies;
-use super::content::{Content, ContentMethod};
+use super::content::Content;
 use super::failure::{CloseReason, EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
+use super::memory::Memory;
 use super::methods::Method;
+use super::run::{Delivery, Packer, Run};
 use super::wire::ShortString;
 
 /// What the driver hangs on calls, channels and consumers, to get it back with
@@ -17,6 +18,8 @@ pub(crate) trait Tokens {
     type Call: fmt::Debug;
     type Channel: Clone + fmt::Debug;
     type Consumer: Clone + fmt::Debug;
+    /// What deliveries wait in.
+    type Memory: Memory;
 }
 
 /// A channel of this connection. The number alone would not do: numbers are used again.
@@ -119,7 +122,7 @@ pub(crate) enum Event<T: Tokens> {
     /// Deliveries that came one behind the other, with successive numbers.
     Deliveries {
         consumer: T::Consumer,
-        contents: VecDeque<Content>,
+        runs: VecDeque<Run>,
     },
     /// A delivery that nobody takes is settled already.
     GivenBack {
@@ -170,13 +173,11 @@ pub(crate) struct Out<T: Tokens> {
     /// How many frames were put into `bytes` since somebody asked.
     pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
-    pub(crate) bodies: Bodies,
+    packer: Packer<T::Memory>,
     /// Channels whose commit is done, and whose next call waits for what was held back.
     pub(crate) committed: Vec<ChannelId>,
-    /// The channel of the last event, if that can take a further delivery.
-    run: Option<u16>,
-    /// An empty run, to be used again.
-    spare_run: VecDeque<Content>,
+    /// An empty list of runs, to be used again.
+    spare: VecDeque<Run>,
     /// Deadlines of calls: when, which channel, which call.
     deadlines: BTreeSet<(Instant, u16, u64)>,
     frame_max: usize,
@@ -189,10 +190,9 @@ impl<T: Tokens> Out<T> {
             bytes: Vec::new(),
             frames: 0,
             events: VecDeque::new(),
-            bodies: Bodies::default(),
+            packer: Packer::default(),
             committed: Vec::new(),
-            run: None,
-            spare_run: VecDeque::new(),
+            spare: VecDeque::new(),
             deadlines: BTreeSet::new(),
             frame_max,
             calls: 0,
@@ -205,31 +205,53 @@ impl<T: Tokens> Out<T> {
         &mut self,
         channel: u16,
         consumer: impl FnOnce() -> T::Consumer,
-        content: Content,
+        delivery: Delivery<'_>,
     ) {
-        let same_run = self.run == Some(channel);
+        let (tag, names) = (delivery.tag, delivery.names);
         match self.events.back_mut() {
-            Some(Event::Deliveries { contents, .. })
-                if same_run && contents.back().is_some_and(|last| follows(last, &content)) =>
+            Some(Event::Deliveries { runs, .. })
+                if self.packer.continues(runs, channel, tag, names) =>
             {
-                contents.push_back(content);
+                self.packer.add(runs, channel, delivery);
             }
             _ => {
-                let mut contents = std::mem::take(&mut self.spare_run);
-                contents.push_back(content);
-                self.run = Some(channel);
-                self.events.push_back(Event::Deliveries {
-                    consumer: consumer(),
-                    contents,
-                });
+                self.seal();
+                let mut runs = std::mem::take(&mut self.spare);
+                self.packer.add(&mut runs, channel, delivery);
+                let consumer = consumer();
+                self.events.push_back(Event::Deliveries { consumer, runs });
             }
         }
     }
 
-    /// Takes back the memory of a run.
-    pub(crate) fn reuse(&mut self, run: VecDeque<Content>) {
-        if run.is_empty() && run.capacity() > self.spare_run.capacity() {
-            self.spare_run = run;
+    /// Lets the last run of deliveries grow no more.
+    fn seal(&mut self) {
+        if self.packer.is_open() {
+            let mut latest = self.events.iter_mut().rev();
+            let runs = latest.find_map(|event| match event {
+                Event::Deliveries { runs, .. } => Some(runs),
+                _ => None,
+            });
+            if let Some(runs) = runs {
+                self.packer.seal(runs);
+            }
+        }
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event<T>> {
+        self.seal();
+        self.events.pop_front()
+    }
+
+    /// Lets go of memory that is not needed while nothing happens.
+    pub(crate) fn release_memory(&mut self) {
+        self.packer.release_memory();
+    }
+
+    /// Takes back the memory of a list of runs.
+    pub(crate) fn reuse(&mut self, runs: VecDeque<Run>) {
+        if runs.is_empty() && runs.capacity() > self.spare.capacity() {
+            self.spare = runs;
         }
     }
 
@@ -310,16 +332,5 @@ impl<T: Tokens> Out<T> {
         if let Some(deadline) = deadline {
             self.deadlines.remove(&(deadline, channel, number));
         }
-    }
-}
-
-/// Whether a delivery is the next one of the same consumer, on the same channel.
-fn follows(last: &Content, next: &Content) -> bool {
-    match (&last.method, &next.method) {
-        (ContentMethod::Deliver(last), ContentMethod::Deliver(next)) => {
-            last.delivery_tag.checked_add(1) == Some(next.delivery_tag)
-                && last.consumer_tag == next.consumer_tag
-        }
-        _ => false,
     }
 }

@@ -1,7 +1,8 @@
 //! The protocol as a value: no sockets, threads, locks or clocks.
 //!
 //! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
-//! everything that can be said, [`arguments`] what RabbitMQ adds to it, [`frame`] and [`content`] how it is wrapped;
+//! everything that can be said, [`arguments`] what RabbitMQ adds to it, [`frame`] and [`content`] how it is wrapped,
+//! [`run`] how what was delivered waits;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
 //! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
 //! keeps the books of publishes, [`settlements`] those of deliveries, [`secret`] leaves no
@@ -13,7 +14,6 @@
 mod define;
 
 pub(crate) mod arguments;
-mod bodies;
 pub(crate) mod channel;
 pub(crate) mod confirms;
 pub(crate) mod connection;
@@ -25,8 +25,11 @@ pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
 mod inline;
+pub(crate) mod memory;
 pub mod methods;
+mod names;
 pub(crate) mod properties;
+pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod settlements;
 pub(crate) mod table;

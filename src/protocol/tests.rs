@@ -31,6 +31,7 @@ use super::frame::{Frame, FrameDecoder, Settle, encode_method, encode_settle};
 use super::handshake::{Negotiated, decode_method};
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
+use super::run::{Packed, Run};
 use super::table::FieldTable;
 
 const FRAME_MAX: u32 = 4096;
@@ -52,6 +53,7 @@ impl Tokens for Script {
     type Call = u32;
     type Channel = &'static str;
     type Consumer = &'static str;
+    type Memory = ();
 }
 
 /// An event, in a form that compares.
@@ -220,10 +222,12 @@ impl Scenario {
             match event {
                 // Bookkeeping of what the sent nacks show anyway.
                 Event::GivenBack { .. } => {}
-                Event::Deliveries { consumer, contents } => {
-                    seen.extend(contents.iter().map(|content| {
+                Event::Deliveries { consumer, runs } => {
+                    let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
+                    let contents = runs.into_iter().flat_map(pop).map(Packed::unpack);
+                    seen.extend(contents.map(|content| {
                         let body = content.body.to_vec();
-                        Seen::Delivery(consumer, delivery_tag(content), body)
+                        Seen::Delivery(consumer, delivery_tag(&content), body)
                     }));
                 }
                 event => seen.push(event.into()),

@@ -42,6 +42,11 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
+    /// What is not read yet, but for the bits of a run that is under way.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
         self.bits_used = 0;
         let (head, tail) = self

@@ -24,6 +24,7 @@ impl Tokens for Numbers {
     type Call = usize;
     type Channel = u16;
     type Consumer = u8;
+    type Memory = ();
 }
 
 /// A connection that things happen to, and the books about it.

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mio::{Events, Poll, Token};
 
-use crate::io::commands::{Commands, Queued};
+use crate::io::chunks::Chunks;
+use crate::io::commands::{Commands, Frames, Queued};
+use crate::io::kept::Total;
 use crate::io::outbox::Outbox;
 use crate::io::port::Command;
 use crate::io::publishing::{Entered, Publishing};
@@ -25,7 +27,7 @@ use crate::protocol::connection::Connection;
 use crate::protocol::event::{ChannelId, Event, Tokens};
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{
-    EncodedPublish, FrameDecoder, Publish, Settle, encode_method, encode_settle,
+    EncodedPublish, FrameDecoder, Publish, PublishBody, Settle, encode_method, encode_settle,
 };
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::{Method, basic, channel};
@@ -102,12 +104,12 @@ fn encode_a_publish() {
                     mandatory: false,
                     immediate: false,
                     properties,
-                    body: black_box(&body),
+                    body: PublishBody::Borrowed(black_box(&body)),
                 };
                 let frame_max = FRAME_MAX as usize;
                 let encoded = EncodedPublish::new(1, publish, frame_max, &mut scratch).unwrap();
                 out.clear();
-                encoded.write_to(&mut out);
+                encoded.write_to(&mut out, |_, _| {});
                 black_box(&out);
             });
         }
@@ -143,13 +145,17 @@ fn note_a_settlement() {
 fn gather_what_goes_out() {
     for size in SIZES {
         let frames = vec![0; size + 64];
-        let mut outbox = Outbox::default();
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let mut outbox = Outbox::new(false);
         measure(
             &format!("clone, gather, write a chunk of {size} B"),
             100,
             || {
                 for _ in 0..100 {
-                    outbox.push(black_box(&frames).clone());
+                    outbox.push(Frames::new(id, black_box(&frames).clone()));
                 }
                 while !outbox.is_empty() {
                     outbox.write_to(&mut std::io::sink()).unwrap();
@@ -189,6 +195,7 @@ impl Tokens for NoTokens {
     type Call = ();
     type Channel = ();
     type Consumer = ();
+    type Memory = Chunks;
 }
 
 /// The core of an open connection; channel 1 is open and has a consumer "tag".
@@ -231,10 +238,10 @@ fn frame(method: impl Into<Method>) -> Vec<u8> {
 }
 
 /// The frames of one delivery.
-fn delivery(properties: Option<&BasicProperties>, body: &[u8]) -> Vec<u8> {
+fn delivery(tag: u64, properties: Option<&BasicProperties>, body: &[u8]) -> Vec<u8> {
     let deliver = basic::Deliver::default()
         .consumer_tag("tag")
-        .delivery_tag(1)
+        .delivery_tag(tag)
         .routing_key("bench.queue.of.some.length");
     let mut out = frame(deliver);
     encode_content(&mut out, 1, properties, body, FRAME_MAX as usize).unwrap();
@@ -252,9 +259,11 @@ fn decode_a_delivery() {
     ];
     for size in SIZES {
         for (kind, properties) in kinds {
-            let one = delivery(properties, &vec![b'x'; size]);
-            let count = (64 * 1024 / one.len()).max(1);
-            let bytes = one.repeat(count);
+            let body = vec![b'x'; size];
+            let count = (64 * 1024 / (size + 64)).max(1);
+            let bytes: Vec<u8> = (1..=count as u64)
+                .flat_map(|tag| delivery(tag, properties, &body))
+                .collect();
             let mut core = consuming();
             let now = Instant::now();
             let mut seen = 0;
@@ -264,9 +273,9 @@ fn decode_a_delivery() {
                 || {
                     receive(&mut core, &bytes, now);
                     while let Some(event) = core.poll_event() {
-                        if let Event::Deliveries { mut contents, .. } = event {
-                            seen += contents.drain(..).count();
-                            core.reuse(contents);
+                        if let Event::Deliveries { mut runs, .. } = event {
+                            seen += runs.drain(..).map(|run| run.len()).sum::<usize>();
+                            core.reuse(runs);
                         }
                     }
                 },
@@ -293,7 +302,7 @@ fn enter_a_publish() {
         mandatory: false,
         immediate: false,
         properties: None,
-        body: b"sixteen bytes ..",
+        body: PublishBody::Borrowed(b"sixteen bytes .."),
     };
     let mut scratch = Vec::new();
     let encoded = EncodedPublish::new(1, publish, FRAME_MAX as usize, &mut scratch).unwrap();
@@ -312,11 +321,11 @@ fn enter_a_publish() {
             }
         }
     });
-    let plain = Publishing::new(1000);
+    let plain = Publishing::new(1000, &Total::default());
     measure("enter a publish, no confirms", 1, || {
         assert!(matches!(plain.enter(None, || Queued::Done), Entered::Plain));
     });
-    let confirming = Publishing::new(1000);
+    let confirming = Publishing::new(1000, &Total::default());
     assert!(confirming.select(|| ()));
     confirming.select_done(true);
     measure("enter and confirm a publish, 100 at once", 100, || {

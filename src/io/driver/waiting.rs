@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 
 use mio::Events;
 
+use super::super::nap;
 use super::{Driver, SOCKET};
 use crate::protocol::event::Termination;
+
+/// How long it rests from reading, at most.
+const REST: Duration = Duration::from_millis(1);
 
 /// How long the last bytes, such as a close-ok, may take to leave.
 const LINGER: Duration = Duration::from_secs(1);
@@ -20,11 +24,17 @@ impl Driver {
             self.pause_or_resume();
             return Ok(());
         }
+        self.gather();
         let port = Arc::clone(&self.port);
         let wake = port.wake();
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
+        if self.is_busy() && self.rests() {
+            let rested = self.rest(events);
+            wake.awake();
+            return rested;
+        }
         let timeout = match self.is_busy() {
             true => Some(Duration::ZERO),
             false => [self.core.poll_timeout(), port.alarm()]
@@ -41,6 +51,45 @@ impl Driver {
         }
         self.note(events);
         Ok(())
+    }
+
+    /// While publishes stream, lets some gather before they are taken, unless somebody waits
+    /// for anything.
+    fn gather(&self) {
+        if self.streamed < nap::STREAM_MIN || !self.outbox.is_empty() || self.core.is_awaited() {
+            return;
+        }
+        let port = &self.port;
+        port.nap
+            .take(|| port.is_awaited() || !port.commands().may_gather(nap::ENOUGH));
+    }
+
+    /// Whether to let those catch up for a moment who take deliveries: there is nothing to do
+    /// but to read, and nobody waits for that.
+    fn rests(&self) -> bool {
+        self.port.commands().is_empty()
+            && !self.core.is_awaited()
+            && !self.port.is_awaited()
+            && self.port.backlog.rests()
+    }
+
+    /// Rests until enough is taken, somebody wants something, or for long enough.
+    fn rest(&mut self, events: &mut Events) -> io::Result<()> {
+        let end = Instant::now() + REST;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.poll.poll(events, Some(left)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => other?,
+            }
+            self.note(events);
+            // What the socket has to say is no reason: it brings more all the time.
+            let is_called = events.iter().any(|event| event.token() != SOCKET);
+            if is_called || left.is_zero() {
+                self.port.backlog.wake_up();
+                return Ok(());
+            }
+        }
     }
 
     pub(super) fn is_busy(&self) -> bool {

@@ -1,0 +1,82 @@
+//! What becomes of a content that is whole.
+
+use super::super::consumers::{Consumers, Taker};
+use super::super::content::{Content, ContentMethod, Head, Parts};
+use super::super::event::{Out, Tokens};
+use super::super::methods::basic;
+use super::super::names::Names;
+use super::super::run::Delivery;
+
+/// A content that no consumer takes.
+pub(super) enum Left {
+    Got(Content),
+    Returned(Content),
+    Unwanted {
+        delivery_tag: u64,
+        content: Content,
+        no_ack: bool,
+    },
+}
+
+/// Hands a delivery to its consumer; what is something else is left.
+pub(super) fn deliver<T: Tokens>(
+    channel: u16,
+    consumers: &mut Consumers<T::Consumer>,
+    names: &Names,
+    head: Head,
+    parts: Parts<'_>,
+    out: &mut Out<T>,
+) -> Option<Left> {
+    let content = |method, parts: Parts<'_>| {
+        let (properties, body) = parts.unpack();
+        Content {
+            method,
+            properties,
+            body,
+        }
+    };
+    let (delivery_tag, redelivered) = match head {
+        Head::Deliver {
+            delivery_tag,
+            redelivered,
+        } => (delivery_tag, redelivered),
+        Head::GetOk(get_ok) => {
+            return Some(Left::Got(content(ContentMethod::GetOk(*get_ok), parts)));
+        }
+        Head::Return(returned) => {
+            let method = ContentMethod::Return(*returned);
+            return Some(Left::Returned(content(method, parts)));
+        }
+    };
+    let tag = names.consumer_tag();
+    let no_ack = match consumers.taker(tag, names.tag_version()) {
+        Taker::Consumer(consumer) if !consumer.discard => {
+            let delivery = Delivery {
+                tag: delivery_tag,
+                redelivered,
+                names,
+                parts,
+            };
+            out.deliver(channel, || consumer.token.clone(), delivery);
+            return None;
+        }
+        Taker::Consumer(consumer) => consumer.no_ack,
+        Taker::Ghost { no_ack } => no_ack,
+        Taker::Nobody => {
+            log::debug!("a delivery came for the unknown consumer {tag}");
+            return None;
+        }
+    };
+    let deliver = basic::Deliver {
+        consumer_tag: tag.clone(),
+        delivery_tag,
+        redelivered,
+        exchange: names.origin().exchange.clone(),
+        routing_key: names.origin().routing_key.clone(),
+    };
+    Some(Left::Unwanted {
+        delivery_tag,
+        content: content(ContentMethod::Deliver(deliver), parts),
+        no_ack,
+    })
+}

@@ -1,0 +1,426 @@
+//! Deliveries of one consumer that came one behind the other, packed.
+//!
+//! What they have in common is there once, and the messages lie side by side in memory. So
+//! the IO thread does no more for a message than to append its bytes, and all of them cost
+//! it a handful of allocations; whoever takes a message makes of it what the program sees,
+//! its properties included, in a thread of its own.
+//!
+//! A body that is kept for long keeps the memory of some neighbours, sixteen times its own
+//! size at most (or a kibibyte), and never a whole read buffer. Large messages share with
+//! nobody.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
+
+use super::content::{Content, ContentMethod, Parts, unpack};
+use super::names::{Names, Origin};
+
+use super::memory::Memory;
+use super::methods::basic;
+use super::wire::ShortString;
+
+/// The largest message that shares memory.
+const SHARED_MAX: usize = 2 * 1024;
+
+/// How many of one size share.
+const NEIGHBOURS: usize = 16;
+
+/// The least memory that is taken at once.
+const CHUNK_MIN: usize = 1024;
+
+/// Messages for one consumer with successive numbers.
+#[derive(Debug)]
+pub(crate) struct Run {
+    consumer_tag: ShortString,
+    /// The number of the first message that is left.
+    first: u64,
+    origin: Origin,
+    /// The origins of later messages, each with the number from which it holds.
+    origins: VecDeque<(u64, Origin)>,
+    /// What all origins took or take, in bytes.
+    origins_size: usize,
+    /// How many are left.
+    count: usize,
+    /// Of a message that has its memory for itself; others begin with theirs.
+    extent: Option<Extent>,
+    bytes: Bytes,
+}
+
+/// How a message lies in memory: its properties, then its body.
+#[derive(Debug)]
+struct Extent {
+    redelivered: bool,
+    properties: usize,
+    body: usize,
+}
+
+/// What this takes in front of a message that shares memory. (Then no size has more than two
+/// bytes.)
+const EXTENT_SIZE: usize = 5;
+
+impl Extent {
+    fn size(&self) -> usize {
+        self.properties + self.body
+    }
+
+    fn write(&self, chunk: &mut Vec<u8>) {
+        let [.., p1, p0] = self.properties.to_be_bytes();
+        let [.., b1, b0] = self.body.to_be_bytes();
+        chunk.extend_from_slice(&[self.redelivered.into(), p1, p0, b1, b0]);
+    }
+
+    fn read(bytes: &mut Bytes) -> Option<Self> {
+        let [redelivered, p1, p0, b1, b0] = *bytes.first_chunk::<EXTENT_SIZE>()?;
+        bytes.advance(EXTENT_SIZE);
+        Some(Self {
+            redelivered: redelivered != 0,
+            properties: usize::from(u16::from_be_bytes([p1, p0])),
+            body: usize::from(u16::from_be_bytes([b1, b0])),
+        })
+    }
+}
+
+impl Run {
+    fn new(first: u64, names: &Names) -> Self {
+        Self {
+            consumer_tag: names.consumer_tag().clone(),
+            first,
+            origin: names.origin().clone(),
+            origins: VecDeque::new(),
+            origins_size: names.origin().size(),
+            count: 0,
+            extent: None,
+            bytes: Bytes::new(),
+        }
+    }
+
+    /// How many messages are left.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What their bodies and properties take on the wire.
+    pub(crate) fn size(&self) -> usize {
+        match self.extent {
+            Some(_) => self.bytes.len(),
+            None => self.bytes.len() - self.count * EXTENT_SIZE,
+        }
+    }
+
+    /// What the names of all messages take that were ever in it.
+    pub(crate) fn origins_size(&self) -> usize {
+        self.origins_size
+    }
+
+    pub(crate) fn consumer_tag(&self) -> &ShortString {
+        &self.consumer_tag
+    }
+
+    /// The number of the first message that is left.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The number of the last one.
+    pub(crate) fn last(&self) -> u64 {
+        self.first + (self.count as u64).saturating_sub(1)
+    }
+
+    /// Takes the first message.
+    pub(crate) fn pop(&mut self) -> Option<Packed> {
+        let extent = match self.extent.take() {
+            Some(extent) => extent,
+            None => Extent::read(&mut self.bytes)?,
+        };
+        self.count -= 1;
+        let delivery_tag = self.first;
+        self.first = delivery_tag.saturating_add(1);
+        let is_due = |(from, _): &mut (u64, Origin)| *from <= delivery_tag;
+        while let Some((_, origin)) = pop_front_if(&mut self.origins, is_due) {
+            self.origin = origin;
+        }
+        let bytes = match self.is_empty() {
+            true => std::mem::take(&mut self.bytes),
+            false => self.bytes.split_to(extent.size()),
+        };
+        Some(Packed {
+            deliver: basic::Deliver {
+                consumer_tag: self.consumer_tag.clone(),
+                delivery_tag,
+                redelivered: extent.redelivered,
+                exchange: self.origin.exchange.clone(),
+                routing_key: self.origin.routing_key.clone(),
+            },
+            properties: extent.properties,
+            bytes,
+        })
+    }
+}
+
+/// (`VecDeque::pop_front_if` needs a newer Rust than ours.)
+fn pop_front_if<T>(queue: &mut VecDeque<T>, so: impl FnOnce(&mut T) -> bool) -> Option<T> {
+    queue
+        .front_mut()
+        .is_some_and(so)
+        .then(|| queue.pop_front())?
+}
+
+/// A message that was taken, with properties as they came.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    deliver: basic::Deliver,
+    properties: usize,
+    bytes: Bytes,
+}
+
+impl Packed {
+    /// What its body and properties take on the wire.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn unpack(self) -> Content {
+        let (properties, body) = unpack(self.bytes, self.properties);
+        Content {
+            method: ContentMethod::Deliver(self.deliver),
+            properties,
+            body,
+        }
+    }
+}
+
+/// What makes runs of the deliveries of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Packer<M> {
+    /// Whose the last delivery was.
+    last: Option<Last>,
+    /// Whether its run may grow: then its bytes are still in the chunk.
+    is_open: bool,
+    /// The bytes of that run, with room behind them.
+    chunk: Vec<u8>,
+    memory: M,
+}
+
+/// A channel, and versions of its names.
+#[derive(Debug)]
+struct Last {
+    channel: u16,
+    tag: u64,
+    origin: u64,
+}
+
+impl<M: Memory> Packer<M> {
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Whether a delivery goes to the consumer of the last run in `runs`, which is the last
+    /// one made, and is the next one there.
+    pub(crate) fn continues(
+        &self,
+        runs: &VecDeque<Run>,
+        channel: u16,
+        delivery_tag: u64,
+        names: &Names,
+    ) -> bool {
+        let is_of_same = |last: &Last| last.channel == channel && last.tag == names.tag_version();
+        self.last.as_ref().is_some_and(is_of_same)
+            && runs
+                .back()
+                .is_some_and(|run| run.last().checked_add(1) == Some(delivery_tag))
+    }
+
+    /// Adds a delivery: to the last run in `runs`, or as a new one. That one has to be sealed
+    /// if it is not in `runs`; with others in there, this delivery continues them.
+    pub(crate) fn add(&mut self, runs: &mut VecDeque<Run>, channel: u16, delivery: Delivery<'_>) {
+        let Delivery { names, parts, .. } = delivery;
+        let size = parts.len();
+        let extent = Extent {
+            redelivered: delivery.redelivered,
+            properties: parts.properties_len(),
+            body: size - parts.properties_len(),
+        };
+        let room = self.chunk.capacity() - self.chunk.len();
+        let grows = self.is_open && size <= SHARED_MAX && room >= size + EXTENT_SIZE;
+        if !grows {
+            self.seal(runs);
+            runs.push_back(Run::new(delivery.tag, names));
+            self.last = Some(Last {
+                channel,
+                tag: names.tag_version(),
+                origin: names.origin_version(),
+            });
+        }
+        let (Some(run), Some(last)) = (runs.back_mut(), &mut self.last) else {
+            return;
+        };
+        if last.origin != names.origin_version() {
+            last.origin = names.origin_version();
+            run.origins_size += names.origin().size();
+            run.origins
+                .push_back((delivery.tag, names.origin().clone()));
+        }
+        run.count += 1;
+        if size > SHARED_MAX {
+            run.extent = Some(extent);
+            run.bytes = parts.join(&self.memory);
+            return;
+        }
+        if !grows {
+            self.make_room(size + EXTENT_SIZE);
+            self.is_open = true;
+        }
+        extent.write(&mut self.chunk);
+        parts.put_into(&mut self.chunk);
+    }
+
+    /// Lets the last run in `runs` grow no more, and gives it its bytes.
+    pub(crate) fn seal(&mut self, runs: &mut VecDeque<Run>) {
+        if !std::mem::take(&mut self.is_open) {
+            return;
+        }
+        // Little in a large chunk would cost more than the read budget knows.
+        let bytes = if self.chunk.len() < self.chunk.capacity() / 2 {
+            let bytes = Bytes::copy_from_slice(&self.chunk);
+            self.chunk.clear();
+            bytes
+        } else {
+            self.memory.share(std::mem::take(&mut self.chunk))
+        };
+        if let Some(run) = runs.back_mut() {
+            run.bytes = bytes;
+        }
+    }
+
+    /// Memory for messages of about this size, none of which is to keep much more than its
+    /// share.
+    fn make_room(&mut self, size: usize) {
+        let share = (size * NEIGHBOURS).max(CHUNK_MIN);
+        let room = self.chunk.capacity();
+        if room < size || room > share {
+            // The power of two below, so that what comes back mostly fits again.
+            let wanted = share.checked_ilog2().map_or(share, |power| 1 << power);
+            self.chunk = self.memory.take(wanted);
+        }
+    }
+
+    /// Lets go of memory that waits to be used again.
+    pub(crate) fn release_memory(&mut self) {
+        self.memory.release();
+    }
+}
+
+/// A delivery that has just come.
+#[derive(Debug)]
+pub(crate) struct Delivery<'a> {
+    pub(crate) tag: u64,
+    pub(crate) redelivered: bool,
+    pub(crate) names: &'a Names,
+    pub(crate) parts: Parts<'a>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Makes runs of deliveries to one consumer, of these sizes and routing keys.
+    pub(crate) fn packed(deliveries: &[(usize, &str)]) -> VecDeque<Run> {
+        let (mut packer, mut runs) = (Packer::<()>::default(), VecDeque::new());
+        let mut names = Names::default();
+        for (tag, (size, routing_key)) in (1u64..).zip(deliveries) {
+            names.set("tag", "", routing_key);
+            let body = body(tag, *size);
+            let delivery = Delivery {
+                tag,
+                redelivered: tag % 2 == 0,
+                names: &names,
+                parts: Parts::Apart {
+                    properties: &[],
+                    body: &body,
+                },
+            };
+            assert_eq!(packer.continues(&runs, 1, tag, &names), tag > 1);
+            packer.add(&mut runs, 1, delivery);
+        }
+        packer.seal(&mut runs);
+        runs
+    }
+
+    fn body(tag: u64, size: usize) -> Vec<u8> {
+        vec![u8::try_from(tag % 251).unwrap(); size]
+    }
+
+    fn messages(runs: VecDeque<Run>) -> Vec<Content> {
+        let pop = |mut run: Run| std::iter::from_fn(move || run.pop()).map(Packed::unpack);
+        runs.into_iter().flat_map(pop).collect()
+    }
+
+    #[test]
+    fn each_message_is_itself_whatever_came_before() {
+        let sizes = [0, 1, 16, 16, 1024, 3, 2048, 2049, 16, 70_000, 900, 0, 900];
+        let keys = [
+            "a", "a", "b", "c", "c", "a", "a", "a", "b", "b", "c", "a", "a",
+        ];
+        let deliveries: Vec<_> = sizes.into_iter().zip(keys).collect();
+        let messages = messages(packed(&deliveries));
+        assert_eq!(messages.len(), deliveries.len());
+        for ((tag, message), (size, key)) in (1u64..).zip(&messages).zip(deliveries) {
+            let ContentMethod::Deliver(deliver) = &message.method else {
+                panic!("{message:?}");
+            };
+            assert_eq!(
+                (deliver.delivery_tag, deliver.redelivered),
+                (tag, tag % 2 == 0)
+            );
+            assert_eq!(deliver.routing_key, key);
+            assert_eq!(message.body, body(tag, size));
+        }
+    }
+
+    #[test]
+    fn messages_of_one_size_lie_side_by_side_and_share_no_more_than_they_may() {
+        for (size, expected) in [(16, 48), (64, 14), (1024, 15), (2048, 15), (2049, 1)] {
+            let runs = packed(&vec![(size, "key"); 1000]);
+            for run in runs.iter().rev().skip(1) {
+                assert_eq!(run.len(), expected, "{size}");
+            }
+            assert!(runs.iter().all(|run| run.size() == run.len() * size));
+        }
+    }
+
+    #[test]
+    fn a_small_message_takes_no_share_of_what_was_meant_for_large_ones() {
+        let mut packer = Packer::<()>::default();
+        packer.make_room(2048);
+        packer.make_room(16);
+        assert!(packer.chunk.capacity() <= CHUNK_MIN);
+    }
+
+    #[test]
+    fn another_consumer_or_a_gap_in_the_numbers_begins_anew() {
+        let (mut packer, mut runs) = (Packer::<()>::default(), VecDeque::new());
+        let mut names = Names::default();
+        names.set("tag", "", "key");
+        let delivery = |names| Delivery {
+            tag: 1,
+            redelivered: false,
+            names,
+            parts: Parts::Apart {
+                properties: &[],
+                body: b"body",
+            },
+        };
+        packer.add(&mut runs, 1, delivery(&names));
+        assert!(packer.continues(&runs, 1, 2, &names));
+        assert!(!packer.continues(&runs, 1, 3, &names), "a gap");
+        assert!(!packer.continues(&runs, 2, 2, &names), "another channel");
+        assert!(!packer.continues(&VecDeque::new(), 1, 2, &names), "taken");
+        names.set("other", "", "key");
+        assert!(!packer.continues(&runs, 1, 2, &names), "another consumer");
+    }
+}
