@@ -172,8 +172,10 @@ impl fmt::Debug for Delivery {
 /// about it most often has a method here; all of it is in [`BasicProperties`], which are
 /// borrowed, to be used again for the next message.
 ///
-/// A large body that is given away (`Vec<u8>`, `String`), or that is `Bytes` or a reference to
-/// such, goes to the socket without a copy.
+/// A large body that is given away (`Vec<u8>`, `String`), or that comes `From` `Bytes` or a
+/// reference to such, goes to the socket without a copy, unless TLS makes one. It is then
+/// dropped by the IO thread: should it have an owner of its own (`Bytes::from_owner`), the drop
+/// of that must not wait for anything.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -213,11 +215,14 @@ pub(crate) enum Body<'a> {
 }
 
 impl Body<'_> {
-    pub(crate) fn to_publish(&self) -> PublishBody<'_> {
+    /// The body, to be passed on as it is where that `shares` and it is possible.
+    pub(crate) fn to_publish(&self, shares: bool) -> PublishBody<'_> {
         match self {
+            Self::Shared(bytes) if shares => PublishBody::Shared(bytes),
+            Self::Owned(bytes) if shares => PublishBody::Shared(bytes),
             Self::Borrowed(bytes) => PublishBody::Borrowed(bytes),
-            Self::Shared(bytes) => PublishBody::Shared(bytes),
-            Self::Owned(bytes) => PublishBody::Shared(bytes),
+            Self::Shared(bytes) => PublishBody::Borrowed(bytes),
+            Self::Owned(bytes) => PublishBody::Borrowed(bytes),
         }
     }
 }

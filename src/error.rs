@@ -193,7 +193,8 @@ pub enum Error {
     Unconfirmed(Box<Error>),
     /// Some of the messages that were waited for were not taken.
     PublishFailures {
-        /// Each of them, up to a thousand, or to 16 MiB of messages that came back.
+        /// Each of them, up to a thousand, or to 16 MiB of messages that came back, or less if
+        /// other channels of the connection keep much.
         failures: Arc<[PublishFailure]>,
         /// How many more there were.
         more: u64,

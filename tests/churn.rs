@@ -44,6 +44,8 @@ fn in_child(name: &str, test: impl FnOnce()) {
         .env(TEST, name)
         // The names of the places in a backtrace take memory, too.
         .env("RUST_BACKTRACE", "0")
+        // With a heap for each thread, what stays depends on how many ran at once.
+        .env("MALLOC_ARENA_MAX", "1")
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&output.stdout);

@@ -37,7 +37,7 @@ impl BlockingChannel {
     }
 
     /// The next message that came back, if there is one. The last thousand are kept,
-    /// or fewer if these take more than 16 MiB.
+    /// or fewer if these take more than 16 MiB, or those of all channels more than 64 MiB.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;

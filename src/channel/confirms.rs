@@ -131,7 +131,7 @@ impl BlockingChannel {
             }
         }
         let failures = publishing.take_failures();
-        if failures.kept.is_empty() {
+        if failures.kept.is_empty() && failures.dropped == 0 {
             return Ok(());
         }
         let kept: Vec<_> = failures

@@ -60,7 +60,7 @@ impl BlockingChannel {
             mandatory: message.mandatory,
             immediate: message.immediate,
             properties: message.said(),
-            body: message.body.to_publish(),
+            body: message.body.to_publish(port.connection.shares_bodies),
         };
         let frame_max = port.connection.negotiated.frame_max as usize;
         with_scratch(|scratch| {

@@ -32,6 +32,9 @@ struct Line {
     next: u64,
 }
 
+/// How much room is something to speak of, unless the whole is small.
+const STEP: usize = 64 * 1024;
+
 /// Why there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoRoom {
@@ -83,8 +86,15 @@ impl WriteBudget {
     /// for each message would cost them more than to publish it.
     pub(crate) fn release(&self, bytes: usize) {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
-        let is_worth_it = left <= self.limit - self.limit / 4;
+        let is_worth_it = left <= self.limit - STEP.min(self.limit / 4);
         if is_worth_it && self.waiting.load(Ordering::SeqCst) > 0 {
+            self.look_again();
+        }
+    }
+
+    /// Nothing more will be given back for now.
+    pub(crate) fn all_released(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
             self.look_again();
         }
     }
@@ -149,10 +159,10 @@ pub(crate) struct Backlog {
     resting: AtomicBool,
 }
 
-/// With more than this the IO thread rests for a moment, if it may: what lies long in memory
+/// With more bytes than this the IO thread rests for a moment, if it may: what lies long in memory
 /// has left the caches of the processors, and a thread that takes may want the one that this
 /// runs on.
-const REST: usize = 2 * 1024 * 1024;
+const REST_ABOVE: usize = 2 * 1024 * 1024;
 
 /// What a message costs beside its body and properties.
 const MESSAGE_OVERHEAD: usize = 256;
@@ -208,23 +218,26 @@ impl Backlog {
         let is_first =
             |flag: &AtomicBool| flag.load(Ordering::SeqCst) && flag.swap(false, Ordering::SeqCst);
         left <= self.room(self.soft_limit / 2) && is_first(&self.paused)
-            || left <= REST / 2 && is_first(&self.resting)
+            || left <= REST_ABOVE / 2 && is_first(&self.resting)
     }
 
-    /// Whether the IO thread should rest for a moment; if so, it is woken when half is taken.
-    pub(crate) fn rests(&self) -> bool {
-        let rests = self.bytes() > REST;
+    /// Whether so much waits that the IO thread should rest for a moment. From now on it is
+    /// woken when half is taken, and by who begins to wait.
+    pub(crate) fn begin_rest(&self) -> bool {
+        let rests = self.bytes() > REST_ABOVE;
         if rests {
             self.resting.store(true, Ordering::SeqCst);
         }
         rests
     }
 
+    pub(crate) fn is_resting(&self) -> bool {
+        self.resting.load(Ordering::SeqCst)
+    }
+
     /// The IO thread rests no more.
-    pub(crate) fn wake_up(&self) {
-        if self.resting.load(Ordering::SeqCst) {
-            self.resting.store(false, Ordering::SeqCst);
-        }
+    pub(crate) fn end_rest(&self) {
+        self.resting.store(false, Ordering::SeqCst);
     }
 
     /// Whether the IO thread does not read, or is about not to.
@@ -409,6 +422,18 @@ mod tests {
             budget.release(5);
             assert_eq!(waiter.join().unwrap(), Ok(()));
         });
+        budget.take(15);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| reserve(&budget, 10, soon()));
+            while budget.waiting.load(Ordering::SeqCst) < 1 {
+                thread::yield_now();
+            }
+            // The rest is held for long, behind a commit.
+            budget.release(15);
+            budget.all_released();
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
+        budget.release(10);
         // 85 are taken; a wait that is over at once is one at its deadline.
         assert_eq!(reserve(&budget, 15, Instant::now()), Ok(()));
         assert_eq!(reserve(&budget, 1, Instant::now()), Err(NoRoom::TimedOut));

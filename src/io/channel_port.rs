@@ -180,6 +180,11 @@ impl ChannelPort {
     /// The program has no handle of the channel any more: nobody will ever dispatch it.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::SeqCst);
+        // Whoever still holds a delivery or a confirm keeps this, but cannot ask for them.
+        let total = &self.connection.kept;
+        let notices = std::mem::replace(&mut *self.notices.lock(), Notices::new(total));
+        drop(notices);
+        drop(self.publishing.take_failures());
         if self.listing.is_entered() {
             self.connection.unlist(self.id);
         }
@@ -198,7 +203,14 @@ impl ChannelPort {
 
     /// Keeps the tag of a consumer that the broker has cancelled.
     pub(crate) fn keep_cancelled(&self, tag: ShortString) {
-        self.notice(|notices| notices.cancelled.push(tag.len(), tag));
+        let gone = self.notice(|notices| notices.cancelled.push(tag.len(), tag));
+        for tag in gone {
+            log::warn!(
+                "{}: channel {}: nobody is told that the broker has cancelled consumer {tag}",
+                self.connection.name,
+                self.id.number
+            );
+        }
     }
 
     pub(crate) fn keep_flow(&self, active: bool) {

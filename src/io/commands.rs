@@ -55,21 +55,6 @@ impl Frames {
         let shared = self.shared.iter().map(|(_, bytes)| bytes.len());
         self.bytes.len() + shared.sum::<usize>()
     }
-
-    /// All of them, in one piece.
-    pub(crate) fn joined(self) -> Vec<u8> {
-        let mut joined = Vec::with_capacity(self.len());
-        let mut rest = self.bytes.as_slice();
-        let mut start = 0;
-        for (at, shared) in &self.shared {
-            let (before, behind) = rest.split_at(at - start);
-            joined.extend_from_slice(before);
-            joined.extend_from_slice(shared);
-            (rest, start) = (behind, *at);
-        }
-        joined.extend_from_slice(rest);
-        joined
-    }
 }
 
 /// The queue, and the room in it.
@@ -235,9 +220,9 @@ impl Commands {
     pub(crate) fn close(&self) {
         let mut queue = self.queue.lock();
         queue.closed = true;
-        queue.last = None;
-        let left = std::mem::take(&mut queue.commands);
+        let left = (queue.last.take(), std::mem::take(&mut queue.commands));
         drop(queue);
+        // Bodies are the program's, and may run code of its own when they go.
         drop(left);
     }
 }

@@ -70,10 +70,11 @@ pub(crate) fn spawn(
         negotiated,
         &settings,
         spin_limit,
+        transport.is_tls(),
     ));
     let driver = Driver {
         poll,
-        outbox: Outbox::new(transport.is_tls()),
+        outbox: Outbox::default(),
         transport,
         core,
         commands: VecDeque::new(),
@@ -358,6 +359,7 @@ impl Driver {
         }
         if self.outbox.is_empty() {
             self.unread = 0;
+            self.port.budget().all_released();
         }
         self.port.detect_backpressure(self.outbox.len());
     }

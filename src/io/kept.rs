@@ -11,6 +11,9 @@ const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How many bytes are kept for all channels of a connection.
 const TOTAL_MAX: usize = 64 * 1024 * 1024;
 
+/// How many bytes of each kind a channel may keep whatever the others keep.
+const SHARE: usize = 16 * 1024;
+
 /// What an item takes beside its cost.
 const ITEM_OVERHEAD: usize = 64;
 
@@ -50,9 +53,9 @@ impl<T> Kept<T> {
     }
 
     fn has_room(&self, cost: usize) -> bool {
-        let is_alone = self.is_empty();
-        let fits = self.items.len() < self.max && self.bytes.saturating_add(cost) <= BYTES_MAX;
-        (is_alone || fits) && self.total.has_room(cost)
+        let bytes = self.bytes.saturating_add(cost);
+        let fits = self.items.len() < self.max && bytes <= BYTES_MAX;
+        (self.is_empty() || fits) && (bytes <= SHARE || self.total.has_room(cost))
     }
 
     fn add(&mut self, cost: usize, item: T) {
@@ -169,28 +172,30 @@ mod tests {
 
     #[test]
     fn all_channels_together_keep_no_more_than_a_connection_may() {
+        const QUARTER: usize = BYTES_MAX / 4 - ITEM_OVERHEAD;
         let total = Total::default();
         let mut channels: Vec<_> = (0..10).map(|_| Kept::new(1000, &total)).collect();
         for kept in &mut channels {
             for item in ['a', 'b', 'c'] {
-                kept.push(BYTES_MAX / 4, item);
+                kept.push(QUARTER, item);
             }
         }
         let kept =
             |channels: &[Kept<char>]| channels.iter().map(|it| it.items.len()).sum::<usize>();
-        let fit = TOTAL_MAX / (BYTES_MAX / 4 + ITEM_OVERHEAD);
-        assert_eq!(kept(&channels), fit);
+        assert_eq!(kept(&channels), 4 * TOTAL_MAX / BYTES_MAX);
         let (first, last) = (0, channels.len() - 1);
-        assert!(!channels[last].try_push(BYTES_MAX / 4, 'd'));
-        assert_eq!(gone(&mut channels[last], BYTES_MAX / 4, 'd'), "d", "itself");
+        assert!(!channels[last].try_push(QUARTER, 'd'));
+        assert_eq!(gone(&mut channels[last], QUARTER, 'd'), "d", "itself");
         assert_eq!(
-            gone(&mut channels[first], BYTES_MAX / 4, 'd'),
+            gone(&mut channels[first], QUARTER, 'd'),
             "a",
             "its own oldest"
         );
+        assert_eq!(gone(&mut channels[last], SHARE / 2, 'e'), "", "its share");
+        assert_eq!(gone(&mut channels[last], SHARE / 2, 'f'), "e");
         // What one has and drops, others may have.
         drop(channels.remove(first));
-        assert_eq!(gone(&mut channels[last - 1], BYTES_MAX / 4, 'e'), "");
+        assert_eq!(gone(&mut channels[last - 1], QUARTER, 'e'), "");
         drop(channels);
         assert_eq!(total.0.load(Ordering::Relaxed), 0);
     }

@@ -43,10 +43,8 @@ impl Chunk {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    /// Whether a write takes one chunk only, so that few large ones are better than many.
-    is_tls: bool,
     chunks: VecDeque<Chunk>,
     /// How much of the first chunk is written.
     start: usize,
@@ -56,16 +54,6 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(crate) fn new(is_tls: bool) -> Self {
-        Self {
-            is_tls,
-            chunks: VecDeque::new(),
-            start: 0,
-            bytes: 0,
-            written: Vec::new(),
-        }
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
@@ -101,9 +89,6 @@ impl Outbox {
     pub(crate) fn push(&mut self, frames: Frames) {
         if frames.shared.is_empty() {
             return self.push_chunk(frames.bytes);
-        }
-        if self.is_tls {
-            return self.push_chunk(frames.joined());
         }
         self.bytes += frames.len();
         let mut start = 0;
@@ -220,7 +205,7 @@ mod tests {
 
     #[test]
     fn many_small_chunks_go_out_in_one_write() {
-        let mut outbox = Outbox::new(false);
+        let mut outbox = Outbox::default();
         for _ in 0..1000 {
             outbox.push_chunk(vec![1; 20]);
         }
@@ -246,8 +231,8 @@ mod tests {
     #[test]
     fn shared_bodies_go_out_in_their_places() {
         let joined = b"<first>one body, and another<second>one body, and another";
-        for (is_tls, room) in [(false, 5), (false, 1000), (true, 5), (true, 1000)] {
-            let mut outbox = Outbox::new(is_tls);
+        for room in [5, 1000] {
+            let mut outbox = Outbox::default();
             outbox.push_copy(b"before ");
             outbox.push(frames_with_shared_bodies());
             outbox.push_copy(b" behind");
@@ -263,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_secret_keeps_its_place_and_is_gone_when_it_is_written() {
-        let mut outbox = Outbox::new(false);
+        let mut outbox = Outbox::default();
         outbox.push_copy(b"before ");
         outbox.push_secret("hush".into());
         outbox.push_copy(b" behind");
@@ -293,7 +278,7 @@ mod tests {
             sizes in proptest::collection::vec(0usize..9000, 0..40),
             room in 1usize..30_000,
         ) {
-            let mut outbox = Outbox::new(false);
+            let mut outbox = Outbox::default();
             let mut expected = Vec::new();
             let mut stream = Narrow { room, taken: Vec::new() };
             for (index, size) in sizes.into_iter().enumerate() {

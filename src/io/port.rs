@@ -128,6 +128,9 @@ pub(crate) struct ConnectionPort {
     commands: Commands,
     wake: Wake,
     pub(crate) nap: Nap,
+    /// Whether large bodies are passed on as they are: TLS copies them anyway, and makes a
+    /// record of each piece.
+    pub(crate) shares_bodies: bool,
     /// What all channels keep for a program that may never ask for it.
     pub(crate) kept: Total,
     pub(crate) backlog: Backlog,
@@ -191,11 +194,13 @@ impl ConnectionPort {
         negotiated: Negotiated,
         settings: &Settings,
         spin_limit: Duration,
+        is_tls: bool,
     ) -> Self {
         Self {
             commands: Commands::new(settings.write_limit),
             wake,
             nap: Nap::default(),
+            shares_bodies: !is_tls,
             kept: Total::default(),
             backlog: Backlog::new(settings.read_limit),
             negotiated,
@@ -365,7 +370,7 @@ impl ConnectionPort {
     pub(crate) fn waiting(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         self.nap.end();
-        if self.backlog.is_paused() {
+        if self.backlog.is_paused() || self.backlog.is_resting() {
             self.wake.notify();
         }
         Waiting(self)

@@ -634,6 +634,63 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn properties_may_fill_a_frame_and_no_more() {
+        // Class and weight, size of the body, flags, the table's length, name and type of its
+        // one field, the field's length.
+        let fixed = FRAME_OVERHEAD + 4 + 8 + 2 + 4 + 2 + 1 + 4;
+        for (beyond, fits) in [(0, true), (1, false)] {
+            let value = "x".repeat(FRAME_MAX - fixed + beyond);
+            let properties = BasicProperties::new().headers([("h", value)]);
+            let publish = Publish {
+                exchange: "",
+                routing_key: "",
+                mandatory: false,
+                immediate: false,
+                properties: Some(&properties),
+                body: PublishBody::Borrowed(b""),
+            };
+            assert_eq!(encode_publish(1, publish, FRAME_MAX).is_ok(), fits);
+        }
+    }
+
+    #[test]
+    fn large_bodies_are_shared_and_small_ones_copied() {
+        let large = Bytes::from(vec![0; SHARED_MIN]);
+        let small = large.slice(1..);
+        for (body, copied) in [
+            (PublishBody::Shared(&large), 0),
+            (PublishBody::Shared(&small), small.len()),
+            (PublishBody::Borrowed(&large), large.len()),
+        ] {
+            let publish = Publish {
+                exchange: "",
+                routing_key: "",
+                mandatory: false,
+                immediate: false,
+                properties: None,
+                body,
+            };
+            let mut scratch = Vec::new();
+            let encoded = EncodedPublish::new(1, publish, 131_072, &mut scratch).unwrap();
+            let frames = encoded.size() - body.as_slice().len();
+            assert_eq!(encoded.copied_size(), frames + copied);
+        }
+    }
+
+    #[test]
+    fn a_frame_may_be_as_large_as_was_agreed_and_no_larger() {
+        for (size, fits) in [(4088, true), (4089, false)] {
+            let mut decoder = decoder();
+            let mut bytes = vec![BODY, 0, 1];
+            bytes.extend_from_slice(&frame_size(size));
+            bytes.resize(HEADER_SIZE + size, 0);
+            bytes.push(FRAME_END);
+            feed(&mut decoder, &bytes);
+            assert_eq!(decoder.next().is_ok(), fits, "{size}");
+        }
+    }
+
+    #[test]
     fn malformed_frames_are_told_apart() {
         let cases: [(&[u8], ProtocolError); 5] = [
             (

@@ -602,6 +602,15 @@ mod tests {
     }
 
     #[test]
+    fn frames_smaller_than_the_smallest_are_refused() {
+        for (theirs, agreed) in [(4096, true), (4095, false), (1, false)] {
+            let mut handshake = to_tune(offer());
+            let outcome = receive(&mut handshake, &frame(tune(0, theirs, 0)));
+            assert_eq!(outcome.is_ok(), agreed, "{theirs}");
+        }
+    }
+
+    #[test]
     fn heartbeats_are_the_smaller_interval_unless_switched_off() {
         for (ours, theirs, agreed) in [
             (None, 60, 0),

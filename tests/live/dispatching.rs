@@ -451,11 +451,6 @@ fn a_callback_may_dispatch_everything_but_itself() {
             channel.stop_consuming()
         })
         .unwrap();
-    let timer = note.clone();
-    connection.add_timeout(Duration::from_millis(20), move |_| {
-        timer.send("timer").unwrap();
-        Ok(())
-    });
     inner.basic_publish("", &inner_queue, "x").unwrap();
     outer.basic_publish("", &outer_queue, "1").unwrap();
     outer.basic_publish("", &outer_queue, "2").unwrap();
@@ -469,6 +464,11 @@ fn a_callback_may_dispatch_everything_but_itself() {
                     Err(Error::AlreadyConsuming)
                 ));
                 nested.start_consuming()?;
+                let timer = note.clone();
+                channel.connection().add_timeout(Duration::ZERO, move |_| {
+                    timer.send("timer").unwrap();
+                    Ok(())
+                });
                 // Its own second delivery must not come in here.
                 channel.connection().sleep(Duration::from_millis(60))?;
             } else {

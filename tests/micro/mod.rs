@@ -149,7 +149,7 @@ fn gather_what_goes_out() {
             number: 1,
             generation: 1,
         };
-        let mut outbox = Outbox::new(false);
+        let mut outbox = Outbox::default();
         measure(
             &format!("clone, gather, write a chunk of {size} B"),
             100,

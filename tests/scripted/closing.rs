@@ -340,6 +340,34 @@ fn disconnect_says_nothing_and_ends_everything() {
     );
 }
 
+/// As long as a slow broker takes what it is owed, it gets the answer to its close.
+#[test]
+fn a_close_by_a_slow_broker_is_answered_behind_what_waits() {
+    const BODY: usize = 16 << 20;
+    let (published, waits) = signal();
+    with_channel(
+        move |wire| {
+            wire.expect(1, BASIC_PUBLISH);
+            waits.wait();
+            wire.send(0, CONNECTION_CLOSE, close(320, "going down", (0, 0)));
+            // Slowly: in all this is longer than a client would wait without any progress.
+            for count in 0..64 {
+                wire.frame().unwrap();
+                if count % 8 == 0 {
+                    thread::sleep(Duration::from_millis(500));
+                }
+            }
+            wire.await_close_ok();
+        },
+        move |channel| {
+            channel.basic_publish("", "q", vec![7; BODY]).unwrap();
+            published.send(()).unwrap();
+            let error = channel.connection().wait_closed();
+            assert!(error.close_reason().is_some(), "{error:?}");
+        },
+    );
+}
+
 #[test]
 fn what_comes_behind_a_close_changes_nothing() {
     with_channel(

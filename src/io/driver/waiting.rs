@@ -11,10 +11,14 @@ use super::{Driver, SOCKET};
 use crate::protocol::event::Termination;
 
 /// How long it rests from reading, at most.
-const REST: Duration = Duration::from_millis(1);
+const REST_LENGTH: Duration = Duration::from_millis(1);
 
-/// How long the last bytes, such as a close-ok, may take to leave.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long the last bytes, such as a close-ok, may take to leave without any progress. The
+/// system tells of some only when a good part of its own buffer is free.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// How long they may take in all.
+const LINGER_MAX: Duration = Duration::from_secs(10);
 
 impl Driver {
     /// Waits until there is something to do.
@@ -30,8 +34,13 @@ impl Driver {
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
-        if self.is_busy() && self.rests() {
-            let rested = self.rest(events);
+        if self.is_busy() && self.may_rest() && port.backlog.begin_rest() {
+            // Who has begun to wait before that could not know.
+            let rested = match port.is_awaited() {
+                true => Ok(()),
+                false => self.rest(events),
+            };
+            port.backlog.end_rest();
             wake.awake();
             return rested;
         }
@@ -66,16 +75,13 @@ impl Driver {
 
     /// Whether to let those catch up for a moment who take deliveries: there is nothing to do
     /// but to read, and nobody waits for that.
-    fn rests(&self) -> bool {
-        self.port.commands().is_empty()
-            && !self.core.is_awaited()
-            && !self.port.is_awaited()
-            && self.port.backlog.rests()
+    fn may_rest(&self) -> bool {
+        self.outbox.is_empty() && self.port.commands().is_empty() && !self.core.is_awaited()
     }
 
     /// Rests until enough is taken, somebody wants something, or for long enough.
     fn rest(&mut self, events: &mut Events) -> io::Result<()> {
-        let end = Instant::now() + REST;
+        let end = Instant::now() + REST_LENGTH;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.poll.poll(events, Some(left)) {
@@ -86,7 +92,6 @@ impl Driver {
             // What the socket has to say is no reason: it brings more all the time.
             let is_called = events.iter().any(|event| event.token() != SOCKET);
             if is_called || left.is_zero() {
-                self.port.backlog.wake_up();
                 return Ok(());
             }
         }
@@ -148,9 +153,14 @@ impl Driver {
         if !owed || self.abandoned {
             return;
         }
-        let deadline = Instant::now() + LINGER;
+        let last = Instant::now() + LINGER_MAX;
+        let mut deadline = Instant::now() + LINGER;
         loop {
+            let before = self.outbox.len();
             self.write(Instant::now());
+            if self.outbox.len() < before {
+                deadline = last.min(Instant::now() + LINGER);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if self.outbox.is_empty() || self.writable || left.is_zero() {
                 return;
