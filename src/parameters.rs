@@ -173,6 +173,7 @@ macro_rules! setters {
 
 impl ConnectionParameters {
     /// The defaults: `amqp://guest:guest@localhost:5672/%2f`.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -411,6 +412,7 @@ impl Default for TcpOptions {
 
 impl TcpOptions {
     /// Nodelay on, everything else as the system has it.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }

@@ -105,6 +105,7 @@ impl Default for TlsOptions {
 
 impl TlsOptions {
     /// The system's authorities, and everything verified.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }

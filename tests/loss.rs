@@ -237,7 +237,8 @@ struct Books {
     delivered: HashSet<String>,
     /// Acknowledged, and the broker has answered something that came behind it.
     acked: HashSet<String>,
-    /// Not acknowledged when its connection ended, so that it has to come again.
+    /// Delivered last without an acknowledgement, so that it has to come again once its
+    /// connection has ended.
     owed: HashSet<String>,
 }
 
@@ -250,11 +251,9 @@ fn consume_until(url: &str, queue: &str, enough: &AtomicBool, books: &Mutex<Book
             thread::yield_now();
             continue;
         };
-        let mut open = HashSet::new();
         let outcome = connection
             .channel()
-            .and_then(|channel| consume(&channel, queue, enough, books, &mut open));
-        books.lock().owed.extend(open);
+            .and_then(|channel| consume(&channel, queue, enough, books));
         if outcome.is_ok() {
             connection.close().unwrap();
         }
@@ -266,11 +265,10 @@ fn consume(
     queue: &str,
     enough: &AtomicBool,
     books: &Mutex<Books>,
-    open: &mut HashSet<String>,
 ) -> Result<()> {
     channel.basic_qos(PREFETCH)?;
     let consumer = channel.consume(queue)?;
-    let mut count = 0;
+    let (mut count, mut open) = (0, 0);
     let mut asked = Vec::new();
     while !enough.load(Ordering::SeqCst) {
         let Some(delivery) = consumer.recv_timeout(Duration::from_millis(100))? else {
@@ -281,13 +279,15 @@ fn consume(
         assert!(!told.acked.contains(&name), "{name} comes back");
         told.owed.remove(&name);
         told.delivered.insert(name.clone());
-        drop(told);
         count += 1;
-        // One of 40 is never acknowledged; at most half of the prefetch at a time.
-        if count % 40 == 0 && open.len() < usize::from(PREFETCH) / 2 {
-            open.insert(name);
+        // One of 40 is never acknowledged; at most half of the prefetch at a time. Noted before
+        // anybody else can have it.
+        if count % 40 == 0 && open < PREFETCH / 2 {
+            open += 1;
+            told.owed.insert(name);
             continue;
         }
+        drop(told);
         delivery.ack()?;
         asked.push(name);
         if asked.len() == 10 {

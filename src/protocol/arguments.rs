@@ -31,6 +31,7 @@ use super::wire::{LongString, ShortString};
 /// ```
 impl queue::Declare {
     /// A quorum queue: replicated, for what must not be lost (`x-queue-type`).
+    #[must_use]
     pub fn new_quorum(name: impl Into<ShortString>) -> Self {
         Self::new(name).queue_type("quorum")
     }
@@ -38,12 +39,14 @@ impl queue::Declare {
     /// A stream: a log that every consumer reads from where it likes (`x-queue-type`).
     /// Consumers must acknowledge, and set a prefetch other than 0; see
     /// [`stream_offset`](basic::Consume::stream_offset).
+    #[must_use]
     pub fn new_stream(name: impl Into<ShortString>) -> Self {
         Self::new(name).queue_type("stream")
     }
 
     /// A queue for this connection only, gone with it, under a name that the broker
     /// chooses.
+    #[must_use]
     pub fn new_exclusive() -> Self {
         Self::new("").exclusive(true)
     }

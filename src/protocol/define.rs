@@ -219,12 +219,14 @@ macro_rules! setter {
 macro_rules! constructor {
     ($($arg:ident: ShortString),+) => {
         /// With everything else at its default.
+        #[must_use]
         pub fn new($($arg: impl Into<ShortString>),+) -> Self {
             Self::default()$(.$arg($arg))+
         }
     };
     ($arg:ident: $ty:ident) => {
         /// With everything else at its default.
+        #[must_use]
         pub fn new($arg: $ty) -> Self {
             Self::default().$arg($arg)
         }

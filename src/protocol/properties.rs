@@ -164,6 +164,7 @@ properties! {
 
 impl BasicProperties {
     /// No properties.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }

@@ -303,6 +303,7 @@ pub struct FieldTable(Vec<(ShortString, FieldValue)>);
 
 impl FieldTable {
     /// An empty table.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
