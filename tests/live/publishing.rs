@@ -389,3 +389,19 @@ fn a_persistent_message_to_a_durable_queue_is_confirmed_as_well() {
     channel.wait_for_confirms(PATIENCE).unwrap();
     assert_eq!(channel.queue_delete(&queue).unwrap(), 100);
 }
+
+#[test]
+fn what_a_dead_channel_had_queued_takes_no_room_any_more() {
+    let connection = connect();
+    let body = vec![0; 4096];
+    for _ in 0..50 {
+        let channel = connection.channel().unwrap();
+        // Refused with the first one; others are queued behind it meanwhile.
+        while channel
+            .basic_publish("no such exchange", "key", &body)
+            .is_ok()
+        {}
+    }
+    until("nothing waits", || connection.stats().bytes_to_write == 0);
+    connection.close().unwrap();
+}
