@@ -271,3 +271,73 @@ fn new_buffer(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+
+    use super::*;
+    use crate::protocol::frame::{Publish, PublishBody};
+
+    const ID: ChannelId = ChannelId {
+        number: 1,
+        generation: 1,
+    };
+
+    fn publish(commands: &Commands) -> Queued {
+        let publish = Publish {
+            exchange: "",
+            routing_key: "q",
+            mandatory: false,
+            immediate: false,
+            properties: None,
+            body: PublishBody::Borrowed(b"body"),
+        };
+        let mut scratch = Vec::new();
+        let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
+        commands.publish(ID, &encoded, false, || true)
+    }
+
+    #[test]
+    fn what_is_queued_behind_the_end_is_refused_and_what_was_before_it_is_dropped() {
+        let commands = Commands::new(1000);
+        let (reply, opened) = bounded(1);
+        let open = |reply| Command::OpenChannel {
+            number: None,
+            window: 1,
+            deadline: Instant::now(),
+            reply,
+        };
+        assert!(commands.send(open(reply.clone()), || {}));
+        assert_eq!(publish(&commands), Queued::Done);
+        assert!(!commands.is_empty());
+        commands.close();
+        assert_eq!(publish(&commands), Queued::Refused);
+        commands.settle(ID, 1, Settle::Ack { multiple: false });
+        assert!(!commands.send(open(reply), || {}));
+        assert!(opened.recv().is_err(), "nobody will answer");
+    }
+
+    #[test]
+    fn who_takes_gets_all_in_order_and_leaves_nothing() {
+        let commands = Commands::new(1000);
+        publish(&commands);
+        commands.settle(ID, 1, Settle::Ack { multiple: false });
+        assert!(commands.may_gather(1000) && !commands.may_gather(10));
+        commands.send(Command::Disconnect, || {});
+        assert!(!commands.may_gather(1000), "somebody wants something");
+        publish(&commands);
+        let (mut taken, mut written) = (VecDeque::new(), Vec::new());
+        commands.take(&mut taken, &mut written);
+        let kinds: Vec<_> = taken
+            .iter()
+            .map(|command| match command {
+                Command::Frames(frames) => (frames.messages, frames.frames),
+                _ => (0, 0),
+            })
+            .collect();
+        assert_eq!(kinds, [(1, 4), (0, 0), (1, 3)]);
+        assert!(commands.is_empty());
+        assert_eq!(commands.waiting_bytes(), commands.budget.taken());
+    }
+}

@@ -436,3 +436,81 @@ fn is_one_run<R>(one: &Option<Settled<R>>, other: &Option<Settled<R>>) -> bool {
             | (Some(Settled::Nacked), Some(Settled::Nacked))
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::protocol::content::ContentMethod;
+    use crate::protocol::methods::basic;
+
+    fn confirming(window: usize, total: &Total) -> Publishing {
+        let publishing = Publishing::new(window, total);
+        assert!(publishing.select(|| {}));
+        publishing.select_done(true);
+        publishing
+    }
+
+    /// The number that a publish gets, if there is room for it.
+    fn number(publishing: &Publishing) -> Option<u64> {
+        match publishing.enter(None, || Queued::Done) {
+            Entered::Numbered(number, _) => Some(number),
+            Entered::Full => None,
+            Entered::Plain | Entered::Not(_) => panic!("not confirming"),
+        }
+    }
+
+    #[test]
+    fn no_more_are_unconfirmed_than_the_window_has() {
+        let publishing = confirming(2, &Total::default());
+        let numbers = [(); 3].map(|()| number(&publishing));
+        assert_eq!(numbers, [Some(1), Some(2), None]);
+        publishing.confirmed(2, false, true);
+        assert_eq!(number(&publishing), Some(3));
+        assert_eq!(number(&publishing), None);
+        publishing.confirmed(3, true, true);
+        assert_eq!(number(&publishing), Some(4));
+    }
+
+    #[test]
+    fn what_holds_publishes_back_survives_a_confirm_select_that_fails() {
+        let publishing = Publishing::new(2, &Total::default());
+        publishing.set_flow(false);
+        assert!(publishing.select(|| {}));
+        publishing.select_done(false);
+        assert!(publishing.is_gated());
+        assert!(matches!(
+            publishing.enter(None, || Queued::Done),
+            Entered::Full
+        ));
+        publishing.set_flow(true);
+        assert!(!publishing.is_gated());
+    }
+
+    #[test]
+    fn a_failure_that_finds_no_room_is_counted() {
+        let total = Total::default();
+        let others: Vec<_> = (0..4)
+            .map(|_| {
+                let mut kept = Kept::new(10, &total);
+                kept.push((16 << 20) - 64, ());
+                kept
+            })
+            .collect();
+        let publishing = confirming(10, &total);
+        let slot = publishing.enter(Some(7), || Queued::Done);
+        drop(slot);
+        let returned = Content {
+            method: ContentMethod::Return(basic::Return::default()),
+            properties: None,
+            body: Bytes::from(vec![0; 1 << 20]),
+        };
+        assert_eq!(publishing.returned(7, returned), None);
+        publishing.confirmed(1, false, true);
+        let failures = publishing.take_failures();
+        assert!(failures.kept.is_empty());
+        assert_eq!(failures.dropped, 1);
+        drop(others);
+    }
+}

@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+#[cfg(feature = "tls")]
+use cony::BlockingConnection;
 use cony::{ClosedBy, ConnectionLoss, Error, ReplyCode};
 
 use crate::peer::methods::*;
+#[cfg(feature = "tls")]
+use crate::peer::{Below, Tune, play_over};
 use crate::peer::{args, close, connected, method, signal, with_channel, with_channel_and};
 
 #[test]
@@ -364,6 +368,28 @@ fn a_close_by_a_slow_broker_is_answered_behind_what_waits() {
             published.send(()).unwrap();
             let error = channel.connection().wait_closed();
             assert!(error.close_reason().is_some(), "{error:?}");
+        },
+    );
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_peer_that_hangs_up_without_a_word_to_tls_has_just_hung_up() {
+    play_over(
+        Below::Tls,
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.shut_down_without_goodbye();
+            wire.drain();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let error = connection.wait_closed();
+            assert!(
+                matches!(error, Error::ConnectionLost(ConnectionLoss::EndOfStream)),
+                "{error:?}"
+            );
         },
     );
 }

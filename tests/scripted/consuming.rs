@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, ConnectionParameters, Consumer, Delivery, Error, basic};
 
+use crate::peer;
 use crate::peer::methods::*;
 use crate::peer::{
     Frame, Wire, args, get_ok, heartbeat, method, signal, with_channel, with_channel_and,
@@ -296,6 +297,34 @@ fn without_a_default_prefetch_none_is_sent() {
             wire.accept_cancel(1, &tag);
         },
         |channel| drop(channel.consume("q").unwrap().cancel().unwrap()),
+    );
+}
+
+#[test]
+fn what_needs_no_acknowledgement_is_settled_whatever_came_with_it() {
+    with_channel(
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            // In one piece, so that one read brings several.
+            let mut bytes = Vec::new();
+            for number in 1..=5 {
+                let deliver = peer::deliver(&tag, number);
+                bytes.extend(method(1, BASIC_DELIVER, deliver));
+                bytes.extend(peer::header(1, 1));
+                bytes.extend(peer::body(1, b"x"));
+            }
+            wire.raw(&bytes);
+            wire.accept_cancel(1, &tag);
+        },
+        |channel| {
+            let consumer = channel.consume(no_ack()).unwrap();
+            let deliveries: Vec<_> = consumer.iter().take(5).map(Result::unwrap).collect();
+            for delivery in &deliveries {
+                let error = delivery.ack().unwrap_err();
+                assert!(matches!(error, Error::AlreadySettled(_)), "{error:?}");
+            }
+            consumer.cancel().unwrap();
+        },
     );
 }
 
@@ -980,11 +1009,11 @@ const MIB: usize = 1 << 20;
 fn deliver_large(wire: &mut Wire, tag: &str, count: u64) {
     let text = "x".repeat(MIB / 4);
     for number in 1..=count {
-        let delivered = crate::peer::deliver(tag, number);
+        let delivered = peer::deliver(tag, number);
         let mut bytes = method(1, BASIC_DELIVER, delivered);
-        bytes.extend(crate::peer::header(1, text.len() as u64));
+        bytes.extend(peer::header(1, text.len() as u64));
         for chunk in text.as_bytes().chunks(100_000) {
-            bytes.extend(crate::peer::body(1, chunk));
+            bytes.extend(peer::body(1, chunk));
         }
         wire.raw(&bytes);
     }
@@ -1027,7 +1056,7 @@ fn a_call_is_answered_although_the_budget_is_used_up() {
             wire.expect(1, QUEUE_DECLARE);
             // More than the budget, less than twice the budget.
             deliver_large(wire, &tag, 6);
-            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
             wire.accept_cancel(1, &tag);
         },
         |channel| {
@@ -1047,7 +1076,7 @@ fn far_beyond_the_budget_a_call_ends_at_its_deadline_and_all_goes_on_when_there_
             let tag = wire.accept_consumer(1);
             wire.expect(1, QUEUE_DECLARE);
             deliver_large(wire, &tag, COUNT);
-            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
             wire.serve();
         },
         |channel| {
@@ -1170,7 +1199,7 @@ fn what_was_taken_is_not_held_against_the_others() {
             wire.accept_declare(1);
             wire.expect(1, QUEUE_DECLARE);
             deliver(wire, &slow, 3);
-            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
             wire.expect_publish(1);
             deliver(wire, &other, 4);
         },

@@ -691,6 +691,12 @@ impl Wire {
         self.stream.socket().shutdown(Shutdown::Write).unwrap();
     }
 
+    /// The same without a word to TLS, which by its rules owes one.
+    #[cfg(feature = "tls")]
+    pub(crate) fn shut_down_without_goodbye(&mut self) {
+        self.stream.socket().shutdown(Shutdown::Write).unwrap();
+    }
+
     /// From now on whatever the client sends is lost before this side's TCP has seen it,
     /// which does not even acknowledge it: as if the machine were gone.
     #[cfg(target_os = "linux")]
