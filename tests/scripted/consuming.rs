@@ -1068,6 +1068,37 @@ fn a_call_is_answered_although_the_budget_is_used_up() {
 }
 
 #[test]
+fn a_confirm_is_learnt_of_although_the_budget_is_used_up() {
+    let (confirmed, waits) = signal();
+    with_channel_and(
+        |parameters| parameters.read_budget(MIB),
+        move |wire| {
+            wire.expect(1, CONFIRM_SELECT);
+            wire.send(1, CONFIRM_SELECT_OK, args());
+            let tag = wire.accept_consumer(1);
+            wire.expect_publish(1);
+            // More than the budget, less than twice the budget.
+            deliver_large(wire, &tag, 6);
+            wire.send(1, BASIC_ACK, args().u64(1).u8(0));
+            confirmed.send(()).unwrap();
+            wire.accept_cancel(1, &tag);
+        },
+        move |channel| {
+            channel.confirm_delivery().unwrap();
+            let consumer = channel.consume(no_ack()).unwrap();
+            let confirm = channel.basic_publish("", "q", "x").unwrap();
+            // Nothing more comes that could wake the IO thread, which has paused.
+            waits.wait();
+            while channel.connection().stats().bytes_to_take <= MIB {
+                thread::yield_now();
+            }
+            confirm.wait().unwrap();
+            assert_eq!(consumer.cancel().unwrap().len(), 6);
+        },
+    );
+}
+
+#[test]
 fn far_beyond_the_budget_a_call_ends_at_its_deadline_and_all_goes_on_when_there_is_room() {
     const COUNT: u64 = 200;
     with_channel_and(
@@ -1117,7 +1148,7 @@ fn a_callbacks_own_call_is_answered_although_the_budget_is_used_up() {
         |parameters| parameters.read_budget(MIB),
         |wire| {
             let tag = wire.accept_consumer(1);
-            // With 256 for each, more than the budget and less than twice the budget.
+            // More than the budget, less than twice the budget.
             for number in 1..=1200 {
                 wire.deliver(1, &tag, number, &"x".repeat(1000));
             }
