@@ -168,8 +168,7 @@ impl Returned {
 
     /// Its properties.
     pub fn properties(&self) -> &BasicProperties {
-        static NONE: BasicProperties = BasicProperties::EMPTY;
-        self.0.properties.as_deref().unwrap_or(&NONE)
+        self.0.properties.get()
     }
 
     /// Its body.

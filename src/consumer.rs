@@ -283,14 +283,15 @@ impl Drop for Handle {
         let channel = self.channel.shared();
         if self.port.cancelled_by_broker().is_some() {
             // Cancelled before, and not all of what it had was taken.
-            let lost = channel.keep_or_give_back(self.port.take_left(), self.port.no_ack);
-            if !lost.is_empty() {
-                log::warn!(
-                    "consumer {} was dropped with {} messages that needed no acknowledgement; \
-                     they are lost",
-                    self.port.tag,
-                    lost.len()
-                );
+            let left = self.port.take_left();
+            match left.len() {
+                0 => {}
+                _ if !self.port.no_ack => channel.give_all_back(left),
+                count => log::warn!(
+                    "consumer {} was dropped with {count} messages that needed no \
+                     acknowledgement; they are lost",
+                    self.port.tag
+                ),
             }
         } else if channel.check_open().is_ok() {
             channel.port.connection.send(Command::Discard {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::protocol::arguments::milliseconds;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::frame::{PublishBody, Settle};
-use crate::protocol::properties::{BasicProperties, DeliveryMode};
+use crate::protocol::properties::{BasicProperties, DeliveryMode, ReceivedProperties};
 use crate::protocol::table::{FieldTable, FieldValue};
 use crate::protocol::wire::ShortString;
 
@@ -49,7 +49,7 @@ pub struct Delivery {
     pub message_count: Option<u32>,
     /// The body.
     pub body: Bytes,
-    properties: Option<Box<BasicProperties>>,
+    properties: ReceivedProperties,
     channel: Arc<Shared>,
 }
 
@@ -89,8 +89,7 @@ impl Delivery {
 
     /// The properties; all unset if the message has none.
     pub fn properties(&self) -> &BasicProperties {
-        static NONE: BasicProperties = BasicProperties::EMPTY;
-        self.properties.as_deref().unwrap_or(&NONE)
+        self.properties.get()
     }
 
     /// The body as text.

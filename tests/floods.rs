@@ -25,8 +25,8 @@ use crate::peer::{
 const FLOOD: usize = 16 << 20;
 
 /// How much more memory the process may take for it. The budget for what is not handed out is
-/// smaller, but one read may bring several messages whose headers become thirty times as large.
-const GROWTH_MAX: usize = 48 << 20;
+/// smaller, but of returns 16 MiB are kept, and a message that is taken may become thirty times as large.
+const GROWTH_MAX: usize = 24 << 20;
 
 const READ_BUDGET: usize = 1 << 20;
 

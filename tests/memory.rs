@@ -322,6 +322,101 @@ fn half_messages() {
 }
 
 #[test]
+fn what_a_consumer_leaves_behind_is_not_read_all_at_once() {
+    let name = "what_a_consumer_leaves_behind_is_not_read_all_at_once";
+    in_child(name, || {
+        let start = memory("VmRSS");
+        leave_behind(start, true, drop);
+        leave_behind(start, false, drop);
+        leave_behind(start, false, |consumer| {
+            assert!(consumer.cancel().unwrap().is_empty());
+        });
+        leave_behind(start, true, |consumer| {
+            let left = consumer.cancel().unwrap();
+            assert_eq!(left.len(), usize::try_from(BOMBS).unwrap());
+            assert_eq!(left[0].properties().headers.as_ref().unwrap().len(), 1);
+        });
+    });
+}
+
+const BOMBS: u64 = 300;
+
+/// Messages with headers that take thirty times as much memory as they do on the wire wait
+/// for a consumer that ends.
+fn leave_behind(start: usize, for_good: bool, end: impl FnOnce(cony::Consumer) + Send + 'static) {
+    let script = |mut wire: Wire| {
+        wire.open_channel(1);
+        let tag = wire.accept_consumer(1);
+        let voids = args().short("a").u8(b'A').long(vec![b'V'; 20_000]);
+        // Flag 13: headers.
+        let properties = args().u16(1 << 13).long(voids.bytes()).bytes();
+        for number in 1..=BOMBS {
+            wire.send(1, BASIC_DELIVER, peer::deliver(&tag, number));
+            wire.raw(&peer::header_with(1, 0, &properties));
+        }
+        wire.serve();
+    };
+    open(
+        |parameters| parameters,
+        script,
+        move |connection| {
+            let channel = connection.channel().unwrap();
+            let consume = basic::Consume::new("queue").no_ack(for_good);
+            let consumer = channel.consume(consume).unwrap();
+            until("all", || connection.stats().messages_received == BOMBS);
+            end(consumer);
+            // Behind whatever the end asks for.
+            channel.queue_declare("queue").unwrap();
+            assert_eq!(connection.stats().bytes_to_take, 0);
+            assert_grown_at_most(start, 8 * MIB + SLACK);
+        },
+    );
+}
+
+#[test]
+fn a_channel_keeps_nothing_large_of_what_is_through() {
+    let name = "a_channel_keeps_nothing_large_of_what_is_through";
+    in_child(name, through);
+}
+
+/// Every channel gets one message that is as large as frames may be wherever it can, and then
+/// none.
+fn through() {
+    const CHANNELS: u16 = 300;
+    let script = move |mut wire: Wire| {
+        let padding = [0; 100_000];
+        for channel in 1..=CHANNELS {
+            wire.open_channel(channel);
+            let tag = wire.accept_consumer(channel);
+            let deliver = peer::deliver(&tag, 1).raw(&padding);
+            wire.send(channel, BASIC_DELIVER, deliver);
+            wire.raw(&peer::header_with(channel, 1, &padding));
+            wire.raw(&body(channel, b"x"));
+        }
+        wire.serve();
+    };
+    open(
+        |parameters| parameters,
+        script,
+        move |connection| {
+            let start = memory("VmRSS");
+            let mut kept = Vec::new();
+            for _ in 0..CHANNELS {
+                let consumer = connection
+                    .channel()
+                    .unwrap()
+                    .consume(no_ack("queue"))
+                    .unwrap();
+                let body = consumer.next().unwrap().unwrap().body;
+                assert_eq!(body, b"x"[..]);
+                kept.push((consumer, body));
+            }
+            assert_grown_at_most(start, SLACK);
+        },
+    );
+}
+
+#[test]
 fn a_huge_message_takes_its_size_and_one_beyond_the_limit_takes_nothing() {
     let name = "a_huge_message_takes_its_size_and_one_beyond_the_limit_takes_nothing";
     in_child(name, huge_messages);

@@ -9,6 +9,7 @@ use crate::consumer::Consumer;
 use crate::delivery::Delivery;
 use crate::error::Result;
 use crate::io::channel_port::{ConsumerPort, Route};
+use crate::io::inbox::Extracted;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
@@ -360,16 +361,20 @@ impl Shared {
     /// What to do with messages that a consumer leaves behind.
     pub(crate) fn keep_or_give_back(
         self: &Arc<Self>,
-        left: Vec<Content>,
+        left: Extracted,
         no_ack: bool,
     ) -> Vec<Delivery> {
         if !no_ack {
-            left.iter().for_each(|content| self.give_back(content));
+            self.give_all_back(left);
             return Vec::new();
         }
-        left.into_iter()
-            .filter_map(|content| self.take(content, no_ack))
+        left.filter_map(|content| self.take(content, no_ack))
             .collect()
+    }
+
+    /// Gives messages back to their queue that nobody has handled.
+    pub(crate) fn give_all_back(&self, left: Extracted) {
+        left.for_each(|content| self.give_back(&content));
     }
 
     /// Makes a delivery of what the program gets now.

@@ -11,7 +11,7 @@ use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::bell::Bell;
 use crate::io::channel_port::ConsumerPort;
-use crate::io::inbox::{Incoming, Popped};
+use crate::io::inbox::{Extracted, Incoming, Popped};
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::failure::ClosedBy;
 use crate::protocol::methods::basic;
@@ -396,7 +396,7 @@ impl Shared {
         };
         let left = match entry {
             Some(_) => self.extract_for(&consumer.tag),
-            None => Vec::new(),
+            None => Extracted::default(),
         };
         drop(entries);
         drop(entry);
@@ -406,7 +406,7 @@ impl Shared {
     }
 
     /// Takes out what has come for the callback of this tag.
-    fn extract_for(&self, tag: &ShortString) -> Vec<Content> {
+    fn extract_for(&self, tag: &ShortString) -> Extracted {
         self.port.inbox.extract(|known| known == tag)
     }
 
@@ -417,7 +417,7 @@ impl Shared {
 
     /// Ends what a callback has of a consumer that was cancelled, and takes out what it
     /// has received and not handled.
-    pub(super) fn remove_callback(&self, tag: &ShortString) -> Option<(Vec<Content>, bool)> {
+    pub(super) fn remove_callback(&self, tag: &ShortString) -> Option<(Extracted, bool)> {
         let mut entries = self.callbacks.0.lock();
         let entry = entries.remove(tag)?;
         let left = self.extract_for(tag);
@@ -446,9 +446,7 @@ impl Shared {
             None => return,
         };
         if !no_ack {
-            for content in self.extract_for(tag) {
-                self.give_back(&content);
-            }
+            self.give_all_back(self.extract_for(tag));
         }
     }
 

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::budget::Backlog;
-use super::inbox::Inbox;
+use super::inbox::{Extracted, Inbox};
 use super::kept::{Kept, Total};
 use super::listing::Listing;
 use super::port::{Command, ConnectionPort, Outcome};
@@ -184,7 +184,7 @@ impl ChannelPort {
         let total = &self.connection.kept;
         let notices = std::mem::replace(&mut *self.notices.lock(), Notices::new(total));
         drop(notices);
-        drop(self.publishing.take_failures());
+        self.publishing.abandon();
         if self.listing.is_entered() {
             self.connection.unlist(self.id);
         }
@@ -368,11 +368,9 @@ impl ConsumerPort {
     }
 
     /// Takes out what waits for it and nobody has taken.
-    pub(crate) fn take_left(&self) -> Vec<Content> {
-        match &self.own_inbox {
-            Some(inbox) => inbox.extract(|_| true),
-            None => Vec::new(),
-        }
+    pub(crate) fn take_left(&self) -> Extracted {
+        let inbox = self.own_inbox.as_ref();
+        inbox.map_or_else(Extracted::default, |inbox| inbox.extract(|_| true))
     }
 
     /// Whether deliveries may still come.

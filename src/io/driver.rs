@@ -8,9 +8,9 @@
 //! wait (only if nothing is left to do), then read -> core
 //! ```
 //!
-//! It blocks only in `poll` and for its [`nap`](super::nap), runs no code of the user, takes no lock that is held
-//! across a wait, and answers everyone before it ends. Reading is in `reading`, the wait in
-//! `waiting`.
+//! It blocks only in `poll` and for its [`nap`](super::nap), runs no code of the user, takes
+//! no lock that is held across a wait, and answers everyone before it ends. Reading is in
+//! `reading`, the wait in `waiting`.
 
 mod reading;
 mod waiting;
@@ -280,16 +280,8 @@ impl Driver {
     /// Gives back what a consumer has that nobody will take.
     fn requeue(&mut self, consumer: &ConsumerPort, now: Instant) {
         let left = consumer.take_left();
-        let channel = &consumer.channel;
-        let mut settlements = channel.settlements.lock();
-        let open = left
-            .iter()
-            .filter_map(|content| Some((content.delivery_tag()?, content.is_of_stream())))
-            .filter(|&(delivery_tag, of_stream)| settlements.settle(delivery_tag) && !of_stream)
-            .collect::<Vec<_>>();
-        drop(settlements);
         if consumer.no_ack {
-            if !left.is_empty() {
+            if left.len() > 0 {
                 log::warn!(
                     "{}: consumer {} was dropped with {} messages that needed no acknowledgement; \
                      they are lost",
@@ -300,14 +292,21 @@ impl Driver {
             }
             return;
         }
+        let channel = &consumer.channel;
         let nack = Settle::Nack {
             multiple: false,
             requeue: true,
         };
         let mut frames = Frames::new(channel.id, Vec::new());
-        for (delivery_tag, _) in open {
-            encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
-            frames.frames += 1;
+        for content in left {
+            let Some(delivery_tag) = content.delivery_tag() else {
+                continue;
+            };
+            let is_open = channel.settlements.lock().settle(delivery_tag);
+            if is_open && !content.is_of_stream() {
+                encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
+                frames.frames += 1;
+            }
         }
         self.port.budget().take(frames.bytes.len());
         self.obey(Command::Frames(frames), now);

@@ -297,25 +297,19 @@ impl Inbox {
         bell.receiver()
     }
 
-    /// Takes out the messages of every consumer that `wanted` picks by its tag.
-    pub(crate) fn extract(&self, wanted: impl Fn(&ShortString) -> bool) -> Vec<Content> {
-        let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
-        let runs = self.extract_runs(wanted).into_iter();
-        runs.flat_map(pop).map(Packed::unpack).collect()
-    }
-
-    /// Drops them.
+    /// Drops the messages of every consumer that `wanted` picks by its tag.
     pub(crate) fn discard(&self, wanted: impl Fn(&ShortString) -> bool) {
-        drop(self.extract_runs(wanted));
+        drop(self.extract(wanted));
     }
 
-    fn extract_runs(&self, wanted: impl Fn(&ShortString) -> bool) -> Vec<Run> {
-        let mut extracted = Vec::new();
+    /// Takes them out.
+    pub(crate) fn extract(&self, wanted: impl Fn(&ShortString) -> bool) -> Extracted {
+        let mut extracted = VecDeque::new();
         let mut kept = VecDeque::new();
         let mut state = self.state.lock();
         for entry in state.queue.drain(..) {
             match entry {
-                Entry::Run(run) if wanted(run.consumer_tag()) => extracted.push(run),
+                Entry::Run(run) if wanted(run.consumer_tag()) => extracted.push_back(run),
                 Entry::Ended(consumer) if consumer.strong_count() == 0 => {}
                 other => kept.push_back(other),
             }
@@ -327,9 +321,40 @@ impl Inbox {
         let taken = std::mem::take(&mut state.taken);
         drop(state);
         self.report(taken + cost);
-        extracted
+        Extracted {
+            len: extracted.iter().map(Run::len).sum(),
+            runs: extracted,
+        }
     }
 }
+
+/// Messages that were taken out of an inbox. They stay as small as they came until it is the
+/// turn of each.
+#[derive(Debug, Default)]
+pub(crate) struct Extracted {
+    runs: VecDeque<Run>,
+    len: usize,
+}
+
+impl Iterator for Extracted {
+    type Item = Content;
+
+    fn next(&mut self) -> Option<Content> {
+        let run = self.runs.front_mut()?;
+        let message = run.pop();
+        if run.is_empty() {
+            self.runs.pop_front();
+        }
+        self.len = self.len.saturating_sub(1);
+        message.map(Packed::unpack)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.len, Some(self.len))
+    }
+}
+
+impl ExactSizeIterator for Extracted {}
 
 impl Drop for Inbox {
     fn drop(&mut self) {

@@ -22,8 +22,12 @@ const ITEM_OVERHEAD: usize = 64;
 pub(crate) struct Total(Arc<AtomicUsize>);
 
 impl Total {
+    fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     fn has_room(&self, cost: usize) -> bool {
-        let total = self.0.load(Ordering::Relaxed);
+        let total = self.bytes();
         total == 0 || total.saturating_add(cost) <= TOTAL_MAX
     }
 }
@@ -58,6 +62,12 @@ impl<T> Kept<T> {
         (self.is_empty() || fits) && (bytes <= SHARE || self.total.has_room(cost))
     }
 
+    /// Whether it would be enough if all items went.
+    fn could_have_room(&self, cost: usize) -> bool {
+        let others = self.total.bytes().saturating_sub(self.bytes);
+        cost <= SHARE || others == 0 || others.saturating_add(cost) <= TOTAL_MAX
+    }
+
     fn add(&mut self, cost: usize, item: T) {
         self.bytes += cost;
         self.total.0.fetch_add(cost, Ordering::Relaxed);
@@ -83,15 +93,13 @@ impl<T> Kept<T> {
     /// channels leave no room.
     pub(crate) fn push(&mut self, cost: usize, item: T) -> Vec<T> {
         let cost = cost.saturating_add(ITEM_OVERHEAD);
+        if !self.could_have_room(cost) {
+            return vec![item];
+        }
         let mut gone = Vec::new();
         while !self.has_room(cost) {
-            match self.pop() {
-                Some(oldest) => gone.push(oldest),
-                None => {
-                    gone.push(item);
-                    return gone;
-                }
-            }
+            let Some(oldest) = self.pop() else { break };
+            gone.push(oldest);
         }
         self.add(cost, item);
         gone
@@ -192,6 +200,8 @@ mod tests {
             "its own oldest"
         );
         assert_eq!(gone(&mut channels[last], SHARE / 2, 'e'), "", "its share");
+        let large = BYTES_MAX / 2;
+        assert_eq!(gone(&mut channels[last], large, 'x'), "x", "nothing for it");
         assert_eq!(gone(&mut channels[last], SHARE / 2, 'f'), "e");
         // What one has and drops, others may have.
         drop(channels.remove(first));

@@ -65,6 +65,8 @@ struct State {
     failures: Failures,
     /// What callbacks are to be told of confirms; `None` as long as there are none.
     news: Option<News>,
+    /// Whether nobody will ever ask for failures or news.
+    abandoned: bool,
     waiting: usize,
     /// Slots that nobody holds any more, to be used again: no more than a window takes.
     slots: Vec<Arc<Slot>>,
@@ -114,6 +116,7 @@ impl Publishing {
                 ledger: Ledger::new(),
                 failures: Failures::new(total),
                 news: None,
+                abandoned: false,
                 waiting: 0,
                 slots: Vec::new(),
             }),
@@ -228,6 +231,17 @@ impl Publishing {
         std::mem::replace(&mut self.state.lock().failures, fresh)
     }
 
+    /// Nobody will ever ask for what is kept, but single confirms may still be waited for.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.state.lock();
+        state.abandoned = true;
+        let failures = std::mem::replace(&mut state.failures, Failures::new(&self.total));
+        let news = state.news.take();
+        drop(state);
+        // Outside the lock, for there may be much of it.
+        drop((failures, news));
+    }
+
     /// A confirm came. `true`: a callback is to be told.
     pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) -> bool {
         let mut state = self.state.lock();
@@ -235,13 +249,14 @@ impl Publishing {
             ledger,
             failures,
             news,
+            abandoned,
             waiting,
             slots,
             ..
         } = &mut *state;
         let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
         ledger.settle(number, multiple, ack, |number, mut slot, settled| {
-            if settled != Settled::Acked {
+            if settled != Settled::Acked && !*abandoned {
                 failures.add(Failure {
                     number,
                     settled: settled.clone(),
@@ -503,7 +518,7 @@ mod tests {
         drop(slot);
         let returned = Content {
             method: ContentMethod::Return(basic::Return::default()),
-            properties: None,
+            properties: Default::default(),
             body: Bytes::from(vec![0; 1 << 20]),
         };
         assert_eq!(publishing.returned(7, returned), None);

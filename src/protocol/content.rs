@@ -2,12 +2,12 @@
 //!
 //! Rules: AMQP 0-9-1 specification, section 4.2.6 (content framing).
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use super::failure::{DecodeError, ProtocolError};
-use super::memory::Memory;
+use super::memory::{Memory, unpin};
 use super::methods::{MethodId, basic};
-use super::properties::BasicProperties;
+use super::properties::ReceivedProperties;
 use super::wire::Reader;
 
 /// The first memory taken for a body that comes in several frames: what a header
@@ -29,8 +29,7 @@ pub(crate) enum ContentMethod {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Content {
     pub(crate) method: ContentMethod,
-    /// `None` if no property is set, which is frequent and then costs nothing.
-    pub(crate) properties: Option<Box<BasicProperties>>,
+    pub(crate) properties: ReceivedProperties,
     pub(crate) body: Bytes,
 }
 
@@ -49,9 +48,12 @@ impl Content {
     /// A stream keeps its messages, so there is no way back into it: RabbitMQ closes the
     /// connection (540) for a nack.
     pub(crate) fn is_of_stream(&self) -> bool {
-        let properties = self.properties.as_deref();
-        let headers = properties.and_then(|properties| properties.headers.as_ref());
-        headers.is_some_and(|headers| headers.contains_key("x-stream-offset"))
+        const OFFSET: &str = "x-stream-offset";
+        // Most can be told without reading them.
+        self.properties.may_have(OFFSET) && {
+            let headers = self.properties.get().headers.as_ref();
+            headers.is_some_and(|headers| headers.contains_key(OFFSET))
+        }
     }
 }
 
@@ -124,24 +126,28 @@ impl Parts<'_> {
         memory.share(joined)
     }
 
-    pub(crate) fn unpack(self) -> (Option<Box<BasicProperties>>, Bytes) {
+    pub(crate) fn unpack(self) -> (ReceivedProperties, Bytes) {
         let properties = self.properties_len();
-        let bytes = match self {
-            Self::Apart { properties, body } => [properties, body].concat(),
-            Self::Joined { bytes, .. } => bytes,
+        let bytes: Bytes = match self {
+            Self::Apart { properties, body } => [properties, body].concat().into(),
+            Self::Joined { bytes, .. } => bytes.into(),
         };
-        unpack(bytes.into(), properties)
+        let held = bytes.len();
+        unpack(bytes, properties, held)
     }
 }
 
-/// Properties, if there are any, and the body behind them.
-pub(crate) fn unpack(mut bytes: Bytes, properties: usize) -> (Option<Box<BasicProperties>>, Bytes) {
-    let read = match bytes.get(..properties) {
-        None | Some([]) => None,
-        Some(encoded) => Some(Box::new(BasicProperties::read(encoded))),
-    };
-    bytes.advance(properties.min(bytes.len()));
-    (read, bytes)
+/// The properties, and the body behind them. `held` is the memory that `bytes` keep.
+pub(super) fn unpack(
+    mut bytes: Bytes,
+    properties: usize,
+    mut held: usize,
+) -> (ReceivedProperties, Bytes) {
+    unpin(&mut bytes, &mut held);
+    let properties = bytes.split_to(properties.min(bytes.len()));
+    // Many a program keeps the body and nothing else.
+    unpin(&mut bytes, &mut held);
+    (ReceivedProperties::new(properties), bytes)
 }
 
 /// What a header or body frame led to.
@@ -248,26 +254,34 @@ impl Assembly {
         };
         self.keep_properties(properties);
         if size == 0 {
-            return Ok(Progress::Complete(head, self.apart(&[])));
+            return Ok(Progress::Complete(head, self.parts(&[])));
         }
         self.stage = Stage::Body { head, size };
         Ok(Progress::Pending)
     }
 
     fn keep_properties(&mut self, properties: &[u8]) {
-        // What is large serves one message only, for a channel may live long.
-        if self.packed.capacity() > KEPT_MAX {
-            self.packed = Vec::new();
-        }
         self.packed.clear();
+        self.packed.reserve_exact(properties.len());
         self.packed.extend_from_slice(properties);
         self.properties = properties.len();
     }
 
-    fn apart<'a>(&'a self, body: &'a [u8]) -> Parts<'a> {
-        Parts::Apart {
-            properties: &self.packed,
-            body,
+    /// The message that `body` is the last of.
+    fn parts<'a>(&'a mut self, body: &'a [u8]) -> Parts<'a> {
+        let is_begun = self.packed.len() > self.properties;
+        // A channel may live long, so it keeps only what is small.
+        if !is_begun && self.packed.capacity() <= KEPT_MAX {
+            return Parts::Apart {
+                properties: &self.packed,
+                body,
+            };
+        }
+        self.packed.reserve_exact(body.len());
+        self.packed.extend_from_slice(body);
+        Parts::Joined {
+            bytes: std::mem::take(&mut self.packed),
+            properties: self.properties,
         }
     }
 
@@ -282,27 +296,15 @@ impl Assembly {
         if payload.len() > missing {
             return Err(ProtocolError::BodyTooLong);
         }
-        let is_last = payload.len() == missing;
-        if !is_last || here > 0 {
+        if payload.len() < missing {
             reserve(&mut self.packed, payload.len(), missing);
             self.packed.extend_from_slice(payload);
-        }
-        if !is_last {
             return Ok(Progress::Pending);
         }
-        let Stage::Body { head, .. } = std::mem::take(&mut self.stage) else {
-            return Ok(Progress::Pending);
-        };
-        Ok(match here {
-            0 => Progress::Complete(head, self.apart(payload)),
-            _ => {
-                let joined = Parts::Joined {
-                    bytes: std::mem::take(&mut self.packed),
-                    properties: self.properties,
-                };
-                Progress::Complete(head, joined)
-            }
-        })
+        match std::mem::take(&mut self.stage) {
+            Stage::Body { head, .. } => Ok(Progress::Complete(head, self.parts(payload))),
+            _ => Ok(Progress::Pending),
+        }
     }
 }
 
@@ -347,7 +349,7 @@ mod tests {
         match progress {
             Ok(Progress::Complete(Head::Deliver { .. }, parts)) => {
                 let (properties, body) = parts.unpack();
-                (properties.and_then(|properties| properties.priority), body)
+                (properties.get().priority, body)
             }
             other => panic!("{other:?}"),
         }
@@ -425,13 +427,30 @@ mod tests {
         let mut assembly = begun();
         let large = [&PRIORITY[..], &[0; 2 * KEPT_MAX]].concat();
         complete(assembly.header(&header(60, 0, &large), 100));
-        assert!(assembly.packed.capacity() > KEPT_MAX);
-        assembly.begin(Head::Deliver {
-            delivery_tag: 2,
-            redelivered: false,
-        });
-        complete(assembly.header(&header(60, 0, &PRIORITY), 100));
         assert!(assembly.packed.capacity() <= KEPT_MAX);
+        let mut assembly = begun();
+        pending(assembly.header(&header(60, 3, &large), 100));
+        let (priority, body) = complete(assembly.body(b"abc"));
+        assert_eq!((priority, &*body), (Some(7), &b"abc"[..]));
+        assert!(assembly.packed.capacity() <= KEPT_MAX);
+    }
+
+    #[test]
+    fn a_body_that_is_kept_keeps_not_much_more_than_its_own_size() {
+        /// Whether a body of `body` bytes behind `properties` bytes is given its own memory.
+        fn is_moved(properties: usize, body: usize, held: usize) -> bool {
+            let bytes = Bytes::from(vec![0; properties + body]);
+            let place = bytes.get(properties..).unwrap().as_ptr();
+            let (_, kept) = unpack(bytes, properties, held);
+            assert_eq!(kept.len(), body);
+            kept.as_ptr() != place
+        }
+        assert!(!is_moved(10, 100, 110));
+        assert!(!is_moved(10, 16, 1024));
+        assert!(!is_moved(0, 2000, 32 * 1024));
+        assert!(is_moved(0, 100, 32 * 1024), "for its neighbours");
+        assert!(is_moved(100_000, 100, 100_100), "for its properties");
+        assert!(!is_moved(100_000, 100_000, 200_000));
     }
 
     #[test]

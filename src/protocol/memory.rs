@@ -4,6 +4,23 @@ use std::fmt;
 
 use bytes::Bytes;
 
+/// How many messages of one size share memory.
+pub(super) const NEIGHBOURS: usize = 16;
+
+/// The least memory that is shared.
+pub(super) const SHARED_MIN: usize = 1024;
+
+/// Gives `part`, which keeps `held` bytes of memory, memory of its own if that is far more than
+/// its size: beyond sixteen times that, or two kibibytes.
+pub(super) fn unpin(part: &mut Bytes, held: &mut usize) {
+    // Of this size is what is made of a message beside its bytes, and more.
+    const SMALL: usize = 64;
+    if *held > (part.len() + SMALL) * NEIGHBOURS + SHARED_MIN {
+        *part = Bytes::copy_from_slice(part);
+        *held = part.len();
+    }
+}
+
 /// Gives memory, and may get it back: it is taken by whoever drives the core, and given up in
 /// other threads.
 pub(crate) trait Memory: fmt::Debug + Default {

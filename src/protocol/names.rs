@@ -14,7 +14,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// What it takes in memory, at most.
+    /// About what it takes in memory.
     pub(crate) fn size(&self) -> usize {
         size_of::<(u64, Self)>() + self.exchange.len() + self.routing_key.len()
     }
@@ -85,7 +85,9 @@ impl Names {
         };
         self.origin_version += 1;
         self.raw_origin.clear();
-        self.raw_origin.extend_from_slice(origin);
+        // Without what may follow: it would be kept as long as the channel lives.
+        let length = origin.len() - reader.rest().len();
+        self.raw_origin.extend(origin.iter().take(length));
         Ok(())
     }
 }
@@ -150,6 +152,18 @@ mod tests {
         let same = basic::Deliver::default().exchange("an exchange with a long name");
         names.read_deliver(&arguments(&same)).unwrap();
         assert_eq!(versions, (names.tag_version(), names.origin_version()));
+    }
+
+    #[test]
+    fn what_follows_the_names_is_not_kept() {
+        let mut whole = arguments(&basic::Deliver::default().routing_key("key"));
+        whole.extend([0; 1000]);
+        let mut names = Names::default();
+        for _ in 0..2 {
+            names.read_deliver(&whole).unwrap();
+            assert_eq!(names.origin().routing_key, "key");
+            assert_eq!(names.raw_origin, b"\0\x03key");
+        }
     }
 
     #[test]

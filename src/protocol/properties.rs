@@ -1,5 +1,7 @@
 //! The properties of a message: the content header's 14 optional fields.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 
 use super::failure::{DecodeError, EncodeError};
@@ -180,13 +182,6 @@ impl BasicProperties {
         self.undecoded.as_ref()
     }
 
-    /// About how much memory this takes, in bytes.
-    pub(crate) fn memory(&self) -> usize {
-        let headers = self.headers.as_ref().map_or(0, FieldTable::memory);
-        let undecoded = self.undecoded.as_ref().map_or(0, Bytes::len);
-        size_of::<Self>() + headers + undecoded
-    }
-
     /// Reads flag words and fields. Whatever is wrong with them costs the properties
     /// of this one message and nothing else.
     pub(crate) fn read(bytes: &[u8]) -> Self {
@@ -211,6 +206,54 @@ impl BasicProperties {
             word = reader.u16()?;
         }
         self.read_fields(flags, &mut reader, exact)
+    }
+}
+
+/// Properties as they came. They are read when somebody asks for them: in memory they may be
+/// thirty times as large, so that is not to happen to many that wait.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ReceivedProperties {
+    encoded: Bytes,
+    read: OnceLock<Box<BasicProperties>>,
+}
+
+impl ReceivedProperties {
+    pub(crate) fn new(encoded: Bytes) -> Self {
+        Self {
+            // Even of no bytes, a part may keep the whole.
+            encoded: match encoded.is_empty() {
+                true => Bytes::new(),
+                false => encoded,
+            },
+            read: OnceLock::new(),
+        }
+    }
+
+    /// What they take as they came, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.encoded.len()
+    }
+
+    /// Whether these bytes are anywhere in them.
+    pub(crate) fn may_have(&self, text: &str) -> bool {
+        let bytes = text.as_bytes();
+        self.encoded.windows(bytes.len()).any(|it| it == bytes)
+    }
+
+    /// All unset if there are none, which is frequent and costs nothing.
+    pub(crate) fn get(&self) -> &BasicProperties {
+        static NONE: BasicProperties = BasicProperties::EMPTY;
+        if self.encoded.is_empty() {
+            return &NONE;
+        }
+        let read = || Box::new(BasicProperties::read(&self.encoded));
+        self.read.get_or_init(read)
+    }
+}
+
+impl PartialEq for ReceivedProperties {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
     }
 }
 

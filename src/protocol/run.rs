@@ -6,7 +6,7 @@
 //! its properties included, in a thread of its own.
 //!
 //! A body that is kept for long keeps the memory of some neighbours, sixteen times its own
-//! size at most (or a kibibyte), and never a whole read buffer. Large messages share with
+//! size at most (or two kibibytes), and never a whole read buffer. Large messages share with
 //! nobody.
 
 use std::collections::VecDeque;
@@ -14,20 +14,13 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::content::{Content, ContentMethod, Parts, unpack};
-use super::names::{Names, Origin};
-
-use super::memory::Memory;
+use super::memory::{Memory, NEIGHBOURS, SHARED_MIN};
 use super::methods::basic;
+use super::names::{Names, Origin};
 use super::wire::ShortString;
 
 /// The largest message that shares memory.
 const SHARED_MAX: usize = 2 * 1024;
-
-/// How many of one size share.
-const NEIGHBOURS: usize = 16;
-
-/// The least memory that is taken at once.
-const CHUNK_MIN: usize = 1024;
 
 /// Messages for one consumer with successive numbers.
 #[derive(Debug)]
@@ -45,6 +38,8 @@ pub(crate) struct Run {
     /// Of a message that has its memory for itself; others begin with theirs.
     extent: Option<Extent>,
     bytes: Bytes,
+    /// How much memory every part of those bytes keeps.
+    held: usize,
 }
 
 /// How a message lies in memory: its properties, then its body.
@@ -92,7 +87,13 @@ impl Run {
             count: 0,
             extent: None,
             bytes: Bytes::new(),
+            held: 0,
         }
+    }
+
+    fn set_bytes(&mut self, bytes: Bytes) {
+        self.held = bytes.len();
+        self.bytes = bytes;
     }
 
     /// How many messages are left.
@@ -158,6 +159,7 @@ impl Run {
             },
             properties: extent.properties,
             bytes,
+            held: self.held,
         })
     }
 }
@@ -176,6 +178,8 @@ pub(crate) struct Packed {
     deliver: basic::Deliver,
     properties: usize,
     bytes: Bytes,
+    /// How much memory they keep.
+    held: usize,
 }
 
 impl Packed {
@@ -185,7 +189,7 @@ impl Packed {
     }
 
     pub(crate) fn unpack(self) -> Content {
-        let (properties, body) = unpack(self.bytes, self.properties);
+        let (properties, body) = unpack(self.bytes, self.properties, self.held);
         Content {
             method: ContentMethod::Deliver(self.deliver),
             properties,
@@ -268,7 +272,7 @@ impl<M: Memory> Packer<M> {
         run.count += 1;
         if size > SHARED_MAX {
             run.extent = Some(extent);
-            run.bytes = parts.join(&self.memory);
+            run.set_bytes(parts.join(&self.memory));
             return;
         }
         if !grows {
@@ -293,14 +297,14 @@ impl<M: Memory> Packer<M> {
             self.memory.share(std::mem::take(&mut self.chunk))
         };
         if let Some(run) = runs.back_mut() {
-            run.bytes = bytes;
+            run.set_bytes(bytes);
         }
     }
 
     /// Memory for messages of about this size, none of which is to keep much more than its
     /// share.
     fn make_room(&mut self, size: usize) {
-        let share = (size * NEIGHBOURS).max(CHUNK_MIN);
+        let share = (size * NEIGHBOURS).max(SHARED_MIN);
         let room = self.chunk.capacity();
         if room < size || room > share {
             // The power of two below, so that what comes back mostly fits again.
@@ -398,7 +402,18 @@ pub(crate) mod tests {
         let mut packer = Packer::<()>::default();
         packer.make_room(2048);
         packer.make_room(16);
-        assert!(packer.chunk.capacity() <= CHUNK_MIN);
+        assert!(packer.chunk.capacity() <= SHARED_MIN);
+    }
+
+    #[test]
+    fn a_small_message_between_large_ones_keeps_none_of_them() {
+        let mut runs = packed(&[(2048, "key"), (16, "key"), (2048, "key")]);
+        let run = runs.front_mut().unwrap();
+        let place = run.bytes.as_ptr_range();
+        let [large, small, _] = [(); 3].map(|()| run.pop().unwrap().unpack().body);
+        assert!(place.contains(&large.as_ptr()));
+        assert!(!place.contains(&small.as_ptr()));
+        assert_eq!(small, body(2, 16));
     }
 
     #[test]

@@ -139,19 +139,6 @@ impl FieldValue {
         }
     }
 
-    /// What it takes beside its place in the table or array.
-    fn memory(&self) -> usize {
-        match self {
-            Self::LongString(value) => value.len(),
-            Self::Bytes(value) => value.len(),
-            Self::Table(table) => table.memory(),
-            Self::Array(values) => {
-                size_of_val(&**values) + values.iter().map(Self::memory).sum::<usize>()
-            }
-            _ => 0,
-        }
-    }
-
     fn encode(&self, writer: &mut Writer<'_>, depth: usize) -> Result<(), EncodeError> {
         writer.put(&[self.letter()]);
         match self {
@@ -362,12 +349,6 @@ impl FieldTable {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    /// About how much memory this takes, in bytes.
-    pub(crate) fn memory(&self) -> usize {
-        let pair = |(name, value): &(ShortString, FieldValue)| name.len() + value.memory();
-        size_of_val(&*self.0) + self.0.iter().map(pair).sum::<usize>()
     }
 
     pub(crate) fn encode(&self, writer: &mut Writer<'_>) -> Result<(), EncodeError> {

@@ -160,9 +160,14 @@ fn backpressure_is_told_when_a_peer_takes_too_little() {
                 note.send(waiting).unwrap();
                 Ok(())
             });
-            let waiting = loop {
+            // More than a socket takes, and less than the budget.
+            for _ in 0..300 {
                 channel.basic_publish("", "q", vec![0; 100_000]).unwrap();
-                connection.process_data_events(Duration::ZERO).unwrap();
+            }
+            let waiting = loop {
+                connection
+                    .process_data_events(Duration::from_millis(10))
+                    .unwrap();
                 if let Ok(waiting) = noted.try_recv() {
                     break waiting;
                 }

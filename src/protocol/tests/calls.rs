@@ -158,7 +158,7 @@ fn properties_come_with_their_message() {
     else {
         panic!("the message is due");
     };
-    assert_eq!(content.properties.as_deref(), Some(&properties));
+    assert_eq!(*content.properties.get(), properties);
 }
 
 #[test]
