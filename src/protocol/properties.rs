@@ -209,45 +209,49 @@ impl BasicProperties {
     }
 }
 
-/// Properties as they came. They are read when somebody asks for them: in memory they may be
-/// thirty times as large, so that is not to happen to many that wait.
+/// Properties as they came, if there are any. They are read when somebody asks for them: in
+/// memory they may be thirty times as large, so that is not to happen to many that wait.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct ReceivedProperties {
+pub(crate) struct ReceivedProperties(Option<Box<Received>>);
+
+#[derive(Debug, Clone)]
+struct Received {
     encoded: Bytes,
     read: OnceLock<Box<BasicProperties>>,
 }
 
 impl ReceivedProperties {
     pub(crate) fn new(encoded: Bytes) -> Self {
-        Self {
-            // Even of no bytes, a part may keep the whole.
-            encoded: match encoded.is_empty() {
-                true => Bytes::new(),
-                false => encoded,
-            },
-            read: OnceLock::new(),
-        }
+        let received = |encoded| {
+            let read = OnceLock::new();
+            Box::new(Received { encoded, read })
+        };
+        Self((!encoded.is_empty()).then(|| received(encoded)))
+    }
+
+    fn encoded(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], |received| &received.encoded)
     }
 
     /// What they take as they came, in bytes.
     pub(crate) fn len(&self) -> usize {
-        self.encoded.len()
+        self.encoded().len()
     }
 
     /// Whether these bytes are anywhere in them.
     pub(crate) fn may_have(&self, text: &str) -> bool {
         let bytes = text.as_bytes();
-        self.encoded.windows(bytes.len()).any(|it| it == bytes)
+        self.encoded().windows(bytes.len()).any(|it| it == bytes)
     }
 
-    /// All unset if there are none, which is frequent and costs nothing.
+    /// All unset if there are none.
     pub(crate) fn get(&self) -> &BasicProperties {
         static NONE: BasicProperties = BasicProperties::EMPTY;
-        if self.encoded.is_empty() {
+        let Some(received) = &self.0 else {
             return &NONE;
-        }
-        let read = || Box::new(BasicProperties::read(&self.encoded));
-        self.read.get_or_init(read)
+        };
+        let read = || Box::new(BasicProperties::read(&received.encoded));
+        received.read.get_or_init(read)
     }
 }
 
