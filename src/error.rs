@@ -230,6 +230,14 @@ pub enum ConnectFailure {
         /// The SASL mechanism.
         mechanism: String,
     },
+    /// The broker hung up on the frame with the credentials and the client properties, and
+    /// that was larger than every broker takes before limits are negotiated: RabbitMQ takes
+    /// 8192 bytes, before 4.1 4096, unless its `initial_frame_max` says otherwise. A long token
+    /// for OAuth 2 is mostly what makes it so large.
+    TooLargeBeforeTune {
+        /// The size of that frame, in bytes.
+        size: usize,
+    },
     /// The peer broke the protocol.
     Protocol(ProtocolError),
 }

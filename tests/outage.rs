@@ -17,7 +17,7 @@ mod support;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use cony::{BlockingConnection, Error, basic};
+use cony::{BlockingConnection, ConnectFailure, ConnectionParameters, Error, ReplyCode, basic};
 
 use support::node::{Alarm, node};
 use support::{PATIENCE, exclusive_queue, unique};
@@ -164,7 +164,7 @@ fn whoever_waits_for_a_reply_learns_of_a_killed_broker() {
 #[test]
 fn a_broker_that_stands_still_is_noticed_by_its_missing_heartbeats() {
     let node = node();
-    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let parameters: ConnectionParameters = node.url.parse().unwrap();
     let connection =
         BlockingConnection::open(parameters.heartbeat(std::time::Duration::from_secs(1))).unwrap();
     node.control("pause");
@@ -182,7 +182,7 @@ fn a_broker_that_stands_still_is_noticed_by_its_missing_heartbeats() {
 #[test]
 fn a_close_that_the_broker_does_not_answer_ends_at_its_deadline() {
     let node = node();
-    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let parameters: ConnectionParameters = node.url.parse().unwrap();
     let impatient = parameters.close_timeout(std::time::Duration::from_millis(100));
     let connection = BlockingConnection::open(impatient).unwrap();
     node.control("pause");
@@ -209,7 +209,7 @@ fn a_broker_that_goes_down_in_order_says_so() {
     let error = connection.wait_closed();
     assert_eq!(
         error.reply_code(),
-        Some(cony::ReplyCode::CONNECTION_FORCED),
+        Some(ReplyCode::CONNECTION_FORCED),
         "{error}"
     );
     assert_eq!(
@@ -223,7 +223,7 @@ fn a_broker_that_goes_down_in_order_says_so() {
 #[test]
 fn an_alarm_blocks_publishers_and_nobody_else() {
     let node = node();
-    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let parameters: ConnectionParameters = node.url.parse().unwrap();
     let parameters = parameters
         .publish_timeout(std::time::Duration::from_millis(500))
         .close_timeout(std::time::Duration::from_secs(1))
@@ -322,7 +322,7 @@ fn an_alarm_and_its_end_are_told_to_who_dispatches() {
 fn who_does_not_want_to_wait_for_the_end_of_an_alarm_loses_the_connection() {
     let node = node();
     let after = std::time::Duration::from_millis(200);
-    let parameters: cony::ConnectionParameters = node.url.parse().unwrap();
+    let parameters: ConnectionParameters = node.url.parse().unwrap();
     let publisher = BlockingConnection::open(parameters.blocked_connection_timeout(after)).unwrap();
     let channel = publisher.channel().unwrap();
     channel.confirm_delivery().unwrap();
@@ -347,4 +347,62 @@ fn who_does_not_want_to_wait_for_the_end_of_an_alarm_loses_the_connection() {
     }
     drop(alarm);
     node.connect().close().unwrap();
+}
+
+#[test]
+fn a_broker_that_was_told_to_takes_a_long_token_and_another_is_told_of_by_its_limit() {
+    let node = node();
+    let open = |length| {
+        let parameters: ConnectionParameters = node.url.parse().unwrap();
+        let token = [("token", "x".repeat(length))];
+        BlockingConnection::open(parameters.client_properties(token))
+    };
+    node.configure("initial_frame_max", 200_000);
+    open(100_000).unwrap().close().unwrap();
+    // As before RabbitMQ 4.1.
+    node.configure("initial_frame_max", 4096);
+    open(3000).unwrap().close().unwrap();
+    let error = open(5000).unwrap_err();
+    let Error::Connect {
+        cause: ConnectFailure::TooLargeBeforeTune { size },
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert!(size > 5000, "{size}");
+}
+
+#[test]
+fn a_delivery_that_is_not_settled_in_time_costs_its_channel_and_comes_again() {
+    let node = node();
+    // The broker looks only now and then.
+    for (name, time) in [("consumer_timeout", 500), ("channel_tick_interval", 100)] {
+        node.configure(name, time);
+    }
+    let connection = node.connect();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    channel.basic_publish("", &queue, "slow").unwrap();
+    let consumer = channel.consume(&queue).unwrap();
+    let delivery = consumer.next().unwrap().unwrap();
+    let error = consumer.next().unwrap().unwrap_err();
+    let reason = error.close_reason().unwrap();
+    assert_eq!(reason.code, ReplyCode::PRECONDITION_FAILED, "{error}");
+    assert!(error.to_string().contains("timed out"), "{error}");
+    let Err(Error::ChannelClosed(again)) = delivery.ack() else {
+        panic!("too late");
+    };
+    assert_eq!(again.code, reason.code);
+    for (name, time) in [
+        ("consumer_timeout", 1_800_000),
+        ("channel_tick_interval", 60_000),
+    ] {
+        node.configure(name, time);
+    }
+    let other = connection.channel().unwrap();
+    let delivery = other.consume(&queue).unwrap().next().unwrap().unwrap();
+    assert!(delivery.redelivered);
+    delivery.ack().unwrap();
+    connection.close().unwrap();
 }

@@ -1,5 +1,7 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
+use std::io::ErrorKind;
+
 use crate::error::{ConnectFailure, Error, Result, TlsFailure};
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
@@ -8,13 +10,13 @@ use crate::io::port::Settings;
 use crate::io::transport::SocketOptions;
 use crate::parameters::ConnectionParameters;
 use crate::protocol::failure::{CloseReason, ReplyCode};
-use crate::protocol::handshake::{HandshakeFailure, Stage};
+use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE, Stage};
 
 /// Whether another attempt may succeed where this one has failed.
 pub(super) fn may_pass(error: &Error) -> bool {
     match error {
         Error::Connect { cause, .. } => match cause {
-            ConnectFailure::NoMechanism { .. } => false,
+            ConnectFailure::NoMechanism { .. } | ConnectFailure::TooLargeBeforeTune { .. } => false,
             ConnectFailure::Tls(failure, _) => {
                 matches!(failure, TlsFailure::Refused | TlsFailure::Other)
             }
@@ -100,9 +102,19 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
         stage,
         address,
         mechanism,
+        answer_size,
         cause,
     } = error;
     let mechanism = mechanism.unwrap_or_default();
+    let hung_up = match &cause {
+        Cause::EndOfStream => true,
+        // Whoever hangs up with something unread resets the connection.
+        Cause::Io(error) => matches!(
+            error.kind(),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted
+        ),
+        _ => false,
+    };
     let cause = match cause {
         Cause::Handshake(failure) => match failure {
             HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
@@ -132,6 +144,9 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
             HandshakeFailure::Encode(error) => return error.into(),
             HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
         },
+        _ if hung_up && stage == Stage::Start && answer_size > INITIAL_FRAME_SAFE => {
+            ConnectFailure::TooLargeBeforeTune { size: answer_size }
+        }
         Cause::EndOfStream if stage == Stage::Start => {
             return Error::AuthenticationFailed {
                 mechanism,

@@ -259,6 +259,10 @@ fn advice(stage: Stage, tls: bool, cause: &ConnectFailure) -> &'static str {
             "; give Credentials that it takes, or the URL option auth_mechanism"
         }
         (_, ConnectFailure::NoAnswer { .. }) => "; give credentials for another mechanism",
+        (_, ConnectFailure::TooLargeBeforeTune { .. }) => {
+            "; RabbitMQ takes 8192 there, before 4.1 only 4096: use a shorter token and fewer \
+             client properties, or raise its initial_frame_max"
+        }
         (_, ConnectFailure::Protocol(_)) => "; is the port right? (AMQP usually has 5672)",
         (Stage::Resolve, _) => "; is the name right, and is there a network?",
         (Stage::Tcp, ConnectFailure::TimedOut(_)) => {
@@ -299,6 +303,10 @@ impl fmt::Display for ConnectFailure {
             Self::NoAnswer { mechanism } => {
                 write!(f, "the broker asks for more than {mechanism} has to say")
             }
+            Self::TooLargeBeforeTune { size } => write!(
+                f,
+                "the broker hung up on the {size} bytes with credentials and client properties"
+            ),
             Self::Protocol(error) => write!(f, "the peer broke the protocol: {error}"),
         }
     }

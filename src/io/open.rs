@@ -49,6 +49,8 @@ pub(crate) struct OpenError {
     pub(crate) address: String,
     /// The SASL mechanism in use.
     pub(crate) mechanism: Option<String>,
+    /// How large the frame with our credentials was, if it came to that.
+    pub(crate) answer_size: usize,
     pub(crate) cause: Cause,
 }
 
@@ -74,6 +76,7 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
             stage: Stage::Resolve,
             address: target.host.clone(),
             mechanism: None,
+            answer_size: 0,
             cause: io_cause(error, target.handshake_timeout),
         })?;
     let mut last = None;
@@ -104,6 +107,7 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
         stage: Stage::Resolve,
         address: target.host.clone(),
         mechanism: None,
+        answer_size: 0,
         cause: Cause::Io(io::ErrorKind::NotFound.into()),
     }))
 }
@@ -146,6 +150,7 @@ impl Attempt<'_> {
             transport.shut_down();
             return Err(OpenError {
                 mechanism: handshake.mechanism().map(str::to_owned),
+                answer_size: handshake.answer_size(),
                 ..self.error(handshake.stage(), cause)
             });
         }
@@ -285,6 +290,7 @@ impl Attempt<'_> {
             stage,
             address: self.address.to_string(),
             mechanism: None,
+            answer_size: 0,
             cause,
         }
     }
@@ -333,6 +339,7 @@ mod tests {
             stage,
             address: format!("{stage:?}"),
             mechanism: None,
+            answer_size: 0,
             cause: Cause::EndOfStream,
         };
         for (one, other, told) in [

@@ -24,12 +24,13 @@ use super::secret::{Secret, encode_secret};
 use super::table::FieldTable;
 use super::wire::{Reader, ShortString};
 
-/// The largest frame that goes out before limits are agreed. RabbitMQ cuts off a
-/// longer start-ok without a word (`initial_frame_max`).
-const INITIAL_FRAME_MAX: usize = 8192;
+/// The largest frame that goes out or comes in before limits are agreed.
+const INITIAL_FRAME_MAX: u32 = 128 * 1024;
 
-/// The largest frame taken in before limits are agreed.
-const INITIAL_FRAME_IN_MAX: u32 = 128 * 1024;
+/// The largest one that every broker takes. What RabbitMQ takes is configured
+/// (`initial_frame_max`, 8192 by default, before 4.1 this), and it hangs up on a longer one
+/// without a word.
+pub(crate) const INITIAL_FRAME_SAFE: usize = 4096;
 
 /// What is used where neither side names a limit.
 const FRAME_MAX_UNLIMITED: u32 = 128 * 1024;
@@ -172,13 +173,15 @@ pub(crate) struct Handshake {
     output: Secret,
     offer: Offer,
     negotiated: Negotiated,
+    /// How large the last start-ok or secure-ok was, as a frame.
+    answer_size: usize,
     state: State,
 }
 
 impl Handshake {
     pub(crate) fn new(offer: Offer) -> Self {
         Self {
-            decoder: FrameDecoder::new(INITIAL_FRAME_IN_MAX),
+            decoder: FrameDecoder::new(INITIAL_FRAME_MAX),
             output: Secret::from(&PROTOCOL_HEADER),
             offer,
             negotiated: Negotiated {
@@ -187,6 +190,7 @@ impl Handshake {
                 heartbeat: 0,
                 server_properties: FieldTable::new(),
             },
+            answer_size: 0,
             state: State::Header,
         }
     }
@@ -226,6 +230,11 @@ impl Handshake {
             State::Start { mechanism } => Some(mechanism.name()),
             _ => None,
         }
+    }
+
+    /// How large the last start-ok or secure-ok was, in bytes.
+    pub(crate) fn answer_size(&self) -> usize {
+        self.answer_size
     }
 
     /// The decoder, with what came behind open-ok still in it.
@@ -359,7 +368,7 @@ impl Handshake {
 
     fn send(&mut self, method: impl Into<Method>) -> Result<(), HandshakeFailure> {
         let mut frame = Vec::new();
-        encode_method(&mut frame, 0, &method.into(), INITIAL_FRAME_MAX)?;
+        encode_method(&mut frame, 0, &method.into(), INITIAL_FRAME_MAX as usize)?;
         self.output.append(&frame);
         Ok(())
     }
@@ -370,7 +379,8 @@ impl Handshake {
         secret: Secret,
         fill: impl FnOnce(M, Secret) -> M,
     ) -> Result<(), HandshakeFailure> {
-        let frame = encode_secret(bare, secret, fill, INITIAL_FRAME_MAX)?;
+        let frame = encode_secret(bare, secret, fill, INITIAL_FRAME_MAX as usize)?;
+        self.answer_size = frame.as_bytes().len();
         self.output.append(frame.as_bytes());
         Ok(())
     }
@@ -785,13 +795,13 @@ mod tests {
     #[test]
     fn a_start_ok_over_the_limit_stays_here() {
         let mut handshake = Handshake::new(Offer {
-            client_properties: FieldTable::from([("fat", "x".repeat(9000))]),
+            client_properties: FieldTable::from([("fat", "x".repeat(140_000))]),
             ..offer()
         });
         handshake.take_output();
         assert!(matches!(
             receive(&mut handshake, &frame(connection::Start::default())),
-            Err(HandshakeFailure::Encode(EncodeError { what, flaw: Flaw::TooLong { limit: 8192, .. } }))
+            Err(HandshakeFailure::Encode(EncodeError { what, flaw: Flaw::TooLong { limit: 131_072, .. } }))
                 if what.contains("connection name")
         ));
         assert!(handshake.take_output().as_bytes().is_empty());

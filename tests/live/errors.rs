@@ -202,6 +202,9 @@ cases! {
         wire.send(0, CONNECTION_SECURE, args().long("prove it"));
         wire.drain();
     }), ["more than PLAIN has to say", "another mechanism"];
+    ConnectFailure::TooLargeBeforeTune: || {
+        refused(broker().client_properties([("token", "x".repeat(100_000))]))
+    }, ["hung up on the 100", "while the broker checked the credentials", "initial_frame_max"];
     ConnectFailure::Protocol: || not_opened(|wire| {
         wire.introduce();
         wire.raw(&frame(9, 0, b"?"));

@@ -498,7 +498,7 @@ fn methods_out_of_order_end_the_handshake() {
 #[test]
 fn client_properties_that_fit_no_frame_are_refused_here() {
     failure(
-        |parameters| parameters.client_properties([("fat", "x".repeat(9000))]),
+        |parameters| parameters.client_properties([("fat", "x".repeat(140_000))]),
         |wire| {
             wire.expect_protocol_header();
             wire.send(0, CONNECTION_START, start(&[], "PLAIN"));
@@ -508,6 +508,34 @@ fn client_properties_that_fit_no_frame_are_refused_here() {
             assert!(matches!(error, Error::TooLong { .. }), "{error:?}");
         },
     );
+}
+
+#[test]
+fn a_hang_up_on_a_frame_that_not_every_broker_takes_blames_its_size_and_not_the_password() {
+    let hang_up = |wire: &mut Wire| {
+        wire.introduce();
+        wire.shut_down();
+        wire.expect_end();
+    };
+    let leave_some_unread = |wire: &mut Wire| {
+        wire.expect_protocol_header();
+        wire.send(0, CONNECTION_START, start(&[], "PLAIN"));
+        wire.bytes(100);
+    };
+    for script in [hang_up, leave_some_unread] {
+        failure(
+            |parameters| parameters.client_properties([("fat", "x".repeat(5000))]),
+            script,
+            |error| {
+                let ConnectFailure::TooLargeBeforeTune { size } = cause(&error, Stage::Start)
+                else {
+                    panic!("{error:?}");
+                };
+                assert!((5000..6000).contains(size), "{size}");
+                says(&error, "initial_frame_max");
+            },
+        );
+    }
 }
 
 #[test]

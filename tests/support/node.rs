@@ -49,6 +49,14 @@ impl Node {
         assert!(done.success(), "{act}: {done}");
     }
 
+    /// Sets what no running node reads from its files any more.
+    pub(crate) fn configure(&self, name: &str, value: u32) {
+        let mut command = Command::new(&self.control);
+        let set = format!("application:set_env(rabbit, {name}, {value}).");
+        command.args(["-q", "eval", &set]);
+        super::run(&mut command, b"");
+    }
+
     pub(crate) fn set_watermark(&self, value: &str) {
         let mut command = Command::new(&self.control);
         command.args(["-q", "set_vm_memory_high_watermark", value]);
