@@ -138,7 +138,10 @@ impl Driver {
         loop {
             let now = Instant::now();
             self.take_commands(now);
-            self.core.handle_timeout(now);
+            if self.core.poll_timeout().is_some_and(|due| due <= now) {
+                self.catch_up(&mut events);
+                self.core.handle_timeout(now);
+            }
             self.sound_alarm(now);
             self.dispatch();
             self.write(now);

@@ -2,8 +2,8 @@
 //! call meets every fault. A new call or a new fault is one more entry.
 
 use std::panic::resume_unwind;
-use std::sync::Once;
 use std::sync::mpsc::Sender;
+use std::sync::{LazyLock, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -1029,11 +1029,23 @@ fn assert_numbers_are_free(connection: &BlockingConnection) {
 /// The name of a connection whose IO thread does not survive what it has to log.
 const DOOMED: &str = "doomed";
 
-/// A log that panics, as no log should.
-struct Saboteur;
+/// The name of a connection whose IO thread takes this long to log anything: longer than a
+/// peer may be silent that is to send something every second.
+pub(crate) const SLUGGISH: &str = "sluggish";
+const STALL: Duration = Duration::from_millis(2500);
+
+/// Told whenever such a thread begins to log.
+pub(crate) static STALLS: LazyLock<Channel> = LazyLock::new(crossbeam_channel::unbounded);
+type Channel = (
+    crossbeam_channel::Sender<()>,
+    crossbeam_channel::Receiver<()>,
+);
+
+/// A log that panics or takes its time, as no log should.
+pub(crate) struct Saboteur;
 
 impl Saboteur {
-    fn install() {
+    pub(crate) fn install() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             log::set_logger(&Self).unwrap();
@@ -1052,6 +1064,10 @@ impl log::Log for Saboteur {
         if is_io_thread && record.args().to_string().starts_with(DOOMED) {
             // Without a word on the test's output.
             resume_unwind(Box::new("by the log"));
+        }
+        if is_io_thread && record.args().to_string().starts_with(SLUGGISH) {
+            STALLS.0.send(()).unwrap();
+            thread::sleep(STALL);
         }
     }
 

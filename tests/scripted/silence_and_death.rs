@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Delivery, Error};
 
-use crate::matrix::{CALLS, Call, Fault, applies, meet};
+use crate::matrix::{CALLS, Call, Fault, SLUGGISH, STALLS, Saboteur, applies, meet};
 use crate::peer::methods::*;
 use crate::peer::{
     Below, CURTAIN, Wire, args, close, connected, heartbeat, method, signal, with_channel_and,
@@ -297,6 +297,29 @@ fn a_peer_silent_for_two_intervals_is_dead() {
             );
             drop(gone);
         },
+    );
+}
+
+#[test]
+fn a_stalled_io_thread_looks_for_signs_of_life_before_it_gives_the_peer_up() {
+    Saboteur::install();
+    with_channel_and(
+        |parameters| {
+            let parameters = parameters.connection_name(SLUGGISH.to_owned());
+            parameters.heartbeat(Duration::from_secs(1))
+        },
+        |wire| {
+            wire.send(
+                0,
+                CONNECTION_BLOCKED,
+                args().short("of this there is a log"),
+            );
+            STALLS.1.recv_timeout(CURTAIN).unwrap();
+            // Comes while the thread hangs, for longer than a peer may be silent.
+            wire.raw(&heartbeat());
+            wire.accept_declare(1);
+        },
+        |channel| drop(channel.queue_declare("q").unwrap()),
     );
 }
 

@@ -1,7 +1,9 @@
 //! Reading, and when not to.
 
 use std::io::{self, Read};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use mio::Events;
 
 use super::super::pauses::{report_taken, slowest_channel};
 use super::Driver;
@@ -30,6 +32,18 @@ impl Driver {
             }
         }
         self.fail(error);
+    }
+
+    /// Reads what is there already. Before a deadline counts as missed, for this thread may
+    /// be the one that was late: held up by a log, or the whole process by a signal.
+    pub(super) fn catch_up(&mut self, events: &mut Events) {
+        match self.poll.poll(events, Some(Duration::ZERO)) {
+            Ok(()) => self.note(events),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return self.fail(&error),
+        }
+        self.read();
+        self.dispatch();
     }
 
     pub(super) fn read(&mut self) {
