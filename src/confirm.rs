@@ -102,6 +102,7 @@ impl Confirm {
             (Some(settled), _) => outcome(settled),
             (None, Err(NoRoom::TimedOut)) => Err(Error::Timeout {
                 operation: "a confirm",
+                channel: Some(channel.port.id.number),
                 after: timeout,
             }),
             (None, _) => Err(Error::Unconfirmed(Box::new(channel.closed_error()))),

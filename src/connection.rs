@@ -246,6 +246,7 @@ impl BlockingConnection {
             Some(termination) => Err(termination.into()),
             None => Err(Error::Timeout {
                 operation: "connection.close",
+                channel: None,
                 after: timeout,
             }),
         }

@@ -134,6 +134,8 @@ pub enum Error {
     Timeout {
         /// What was waited for, such as `queue.declare`.
         operation: &'static str,
+        /// The number of the channel; `None` if it was of the connection itself.
+        channel: Option<u16>,
         /// How long.
         after: Duration,
     },

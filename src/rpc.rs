@@ -137,6 +137,7 @@ impl RpcClient {
             Some(answer) => Ok(answer),
             None => Err(Error::Timeout {
                 operation: OPERATION,
+                channel: Some(inner.channel.number()),
                 after: timeout,
             }),
         }

@@ -31,7 +31,10 @@ impl FromStr for ConnectionParameters {
                 format!("it is no URL ({error}); amqp://user:password@host:port/vhost is one");
             Error::invalid("url", "…", rule)
         })?;
-        Self::try_from(url)
+        let parameters = from_url(&url);
+        // It may hold a password.
+        String::from(url).zeroize();
+        parameters
     }
 }
 
@@ -80,62 +83,47 @@ impl TryFrom<String> for ConnectionParameters {
     }
 }
 
-impl TryFrom<Url> for ConnectionParameters {
-    type Error = Error;
-
-    fn try_from(url: Url) -> Result<Self> {
-        let parameters = Self::try_from(&url);
-        // It may hold a password.
-        String::from(url).zeroize();
-        parameters
+fn from_url(url: &Url) -> Result<ConnectionParameters> {
+    let mut parameters = ConnectionParameters::new();
+    // Otherwise part of a password would be taken, and shown, for something else.
+    if url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
+        let rule = "in user and password the characters / ? # @ : are percent-encoded";
+        return Err(Error::invalid("url", "…", rule));
     }
-}
-
-impl TryFrom<&Url> for ConnectionParameters {
-    type Error = Error;
-
-    fn try_from(url: &Url) -> Result<Self> {
-        let mut parameters = Self::new();
-        // Otherwise part of a password would be taken, and shown, for something else.
-        if url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
-            let rule = "in user and password the characters / ? # @ : are percent-encoded";
-            return Err(Error::invalid("url", "…", rule));
+    match url.scheme() {
+        "amqp" => {}
+        "amqps" if cfg!(feature = "tls") => parameters.tls = true,
+        "amqps" => {
+            let rule = "cony was built without its feature tls";
+            return Err(Error::invalid("url", "amqps", rule));
         }
-        match url.scheme() {
-            "amqp" => {}
-            "amqps" if cfg!(feature = "tls") => parameters.tls = true,
-            "amqps" => {
-                let rule = "cony was built without its feature tls";
-                return Err(Error::invalid("url", "amqps", rule));
-            }
-            other => return Err(Error::invalid("url", other, "the scheme is amqp or amqps")),
-        }
-        if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
-            parameters.host = decoded("host", host)?;
-        }
-        parameters.port = url.port();
-        parameters.virtual_host = virtual_host(url.path())?;
-        if url.fragment().is_some() {
-            return Err(Error::invalid("url", "#…", "'#' must be written as %23"));
-        }
-        let mut query = Query::default();
-        for pair in url.query().unwrap_or_default().split('&') {
-            if let Some((name, value)) = pair.split_once('=') {
-                query.take(&mut parameters, &decoded("url", name)?, value)?;
-            } else if !pair.is_empty() {
-                return Err(Error::invalid("url", "…", "an option reads name=value"));
-            }
-        }
-        if let Some(credentials) = credentials(url, &query.mechanisms)? {
-            parameters.credentials = credentials;
-        }
-        #[cfg(feature = "tls")]
-        {
-            parameters.tls_options = query.tls.options()?;
-        }
-        parameters.validate()?;
-        Ok(parameters)
+        other => return Err(Error::invalid("url", other, "the scheme is amqp or amqps")),
     }
+    if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
+        parameters.host = decoded("host", host)?;
+    }
+    parameters.port = url.port();
+    parameters.virtual_host = virtual_host(url.path())?;
+    if url.fragment().is_some() {
+        return Err(Error::invalid("url", "#…", "'#' must be written as %23"));
+    }
+    let mut query = Query::default();
+    for pair in url.query().unwrap_or_default().split('&') {
+        if let Some((name, value)) = pair.split_once('=') {
+            query.take(&mut parameters, &decoded("url", name)?, value)?;
+        } else if !pair.is_empty() {
+            return Err(Error::invalid("url", "…", "an option reads name=value"));
+        }
+    }
+    if let Some(credentials) = credentials(url, &query.mechanisms)? {
+        parameters.credentials = credentials;
+    }
+    #[cfg(feature = "tls")]
+    {
+        parameters.tls_options = query.tls.options()?;
+    }
+    parameters.validate()?;
+    Ok(parameters)
 }
 
 /// What the options of a URL say that is no parameter by itself.

@@ -20,6 +20,7 @@
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod peer;
 
+use std::collections::HashMap;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use cony::{BlockingConnection, ConnectionParameters, Delivery};
 
 use crate::peer::methods::*;
-use crate::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, parameters};
+use crate::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, declare_ok, parameters};
 
 /// Names the test that a child process is to run.
 const TEST: &str = "CONY_TEST_CHURN";
@@ -106,6 +107,8 @@ impl Holdings {
     }
 }
 
+const CONFIRMED: &str = "confirmed";
+
 /// A broker that does the least, for any number of clients, as long as it lives.
 struct Broker {
     port: u16,
@@ -155,18 +158,39 @@ impl Drop for Broker {
     }
 }
 
-/// Answers what the tests ask, sends one message to each consumer, and confirms nothing. After
-/// a purge it goes silent, as a dead network does.
+/// Answers what the tests ask, sends one message to each consumer, and confirms only what is
+/// published to the queue of that name. After a purge it goes silent, as a dead network does.
 fn serve(mut wire: Wire) {
     wire.handshake(Tune::default());
+    let mut published = HashMap::new();
     while let Some(frame) = wire.frame() {
         let Frame::Method(channel, id, arguments) = frame else {
             continue;
         };
         match id {
             CHANNEL_OPEN => wire.offer_method(channel, CHANNEL_OPEN_OK, args().long("")),
-            CHANNEL_CLOSE => wire.offer_method(channel, CHANNEL_CLOSE_OK, args()),
-            CONFIRM_SELECT => wire.offer_method(channel, CONFIRM_SELECT_OK, args()),
+            CHANNEL_CLOSE => {
+                published.remove(&channel);
+                wire.offer_method(channel, CHANNEL_CLOSE_OK, args());
+            }
+            CONFIRM_SELECT => {
+                published.insert(channel, 0);
+                wire.offer_method(channel, CONFIRM_SELECT_OK, args());
+            }
+            BASIC_PUBLISH => {
+                let Some(number) = published.get_mut(&channel) else {
+                    continue;
+                };
+                *number += 1;
+                if arguments
+                    .windows(CONFIRMED.len())
+                    .any(|it| it == CONFIRMED.as_bytes())
+                {
+                    wire.offer_method(channel, BASIC_ACK, args().u64(*number).u8(0));
+                }
+            }
+            QUEUE_DECLARE => wire.offer_method(channel, QUEUE_DECLARE_OK, declare_ok("queue")),
+            BASIC_GET => wire.offer_method(channel, BASIC_GET_EMPTY, args().short("")),
             CONNECTION_CLOSE => wire.offer_method(0, CONNECTION_CLOSE_OK, args()),
             BASIC_CANCEL => {
                 let tag = &arguments[1..][..arguments[0].into()];
@@ -224,6 +248,45 @@ fn settled() -> Holdings {
         assert!(Instant::now() < deadline, "{now:?}");
         thread::yield_now();
     }
+}
+
+/// A program that never closes its channel: publishes, each of which is confirmed, and calls.
+fn one_channel_lives_long(count: usize) {
+    let broker = Broker::start();
+    let connection = broker.connect();
+    let channel = connection.channel().unwrap();
+    channel.confirm_delivery().unwrap();
+    let some = |count: usize| {
+        for number in 0..count {
+            let confirm = channel.basic_publish("", CONFIRMED, "text").unwrap();
+            match number % 10 {
+                0 => confirm.wait().unwrap(),
+                1 => drop(channel.queue_declare("queue").unwrap()),
+                2 => assert!(channel.basic_get("queue").unwrap().is_none()),
+                3 => channel.wait_for_confirms(CURTAIN).unwrap(),
+                _ => {}
+            }
+        }
+        channel.wait_for_confirms(CURTAIN).unwrap();
+    };
+    some(10_000);
+    let start = Holdings::now();
+    some(count);
+    Holdings::await_start(start);
+    connection.close().unwrap();
+}
+
+#[test]
+fn a_hundred_thousand_confirmed_publishes_on_one_channel_leave_nothing() {
+    let name = "a_hundred_thousand_confirmed_publishes_on_one_channel_leave_nothing";
+    in_child(name, || one_channel_lives_long(100_000));
+}
+
+#[test]
+#[ignore = "takes some time"]
+fn a_million_confirmed_publishes_on_one_channel_leave_nothing() {
+    let name = "a_million_confirmed_publishes_on_one_channel_leave_nothing";
+    in_child(name, || one_channel_lives_long(1_000_000));
 }
 
 #[test]

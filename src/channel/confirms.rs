@@ -71,6 +71,7 @@ impl BlockingChannel {
         match waited {
             Err(NoRoom::TimedOut) => Err(Error::Timeout {
                 operation: "confirm.select",
+                channel: Some(self.number()),
                 after,
             }),
             // It fails only with its channel.
@@ -123,6 +124,7 @@ impl BlockingChannel {
             Err(NoRoom::TimedOut) => {
                 return Err(Error::Timeout {
                     operation: "confirms",
+                    channel: Some(self.number()),
                     after: timeout,
                 });
             }

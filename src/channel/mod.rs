@@ -121,8 +121,9 @@ impl BlockingChannel {
             .recv()
             .map_err(|_| connection.closed_error())?
             .map_err(|failure| match failure {
-                OpenFailure::Call(CallFailure::TimedOut, _) => Error::Timeout {
+                OpenFailure::Call(CallFailure::TimedOut, channel) => Error::Timeout {
                     operation: "channel.open",
+                    channel: Some(channel.id.number),
                     after: limits.rpc_timeout,
                 },
                 OpenFailure::Call(_, channel) => match channel.closed() {
@@ -232,6 +233,7 @@ impl BlockingChannel {
                 shared.port.finish_close();
                 Some(Error::Timeout {
                     operation: "channel.close",
+                    channel: Some(self.number()),
                     after: shared.limits.close_timeout,
                 })
             }
@@ -360,6 +362,7 @@ impl Shared {
             .map_err(|failure| match failure {
                 CallFailure::TimedOut => Error::Timeout {
                     operation: call.id.name().unwrap_or("a call"),
+                    channel: Some(self.port.id.number),
                     after: call.after,
                 },
                 CallFailure::Encode(error) => error.into(),

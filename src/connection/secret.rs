@@ -49,6 +49,7 @@ impl BlockingConnection {
             Ok(_) => Ok(()),
             Err(CallFailure::TimedOut) => Err(Error::Timeout {
                 operation: "connection.update-secret",
+                channel: None,
                 after,
             }),
             Err(CallFailure::Encode(error)) => Err(error.into()),

@@ -108,8 +108,16 @@ impl fmt::Display for Error {
                 "each of the {max} channels of the connection is in use: close some, or open another \
                  connection"
             ),
-            Self::Timeout { operation, after } => {
-                write!(f, "no answer to {operation} within {after:?}")?;
+            Self::Timeout {
+                operation,
+                channel,
+                after,
+            } => {
+                write!(f, "no answer to {operation}")?;
+                if let Some(number) = channel {
+                    write!(f, " on channel {number}")?;
+                }
+                write!(f, " within {after:?}")?;
                 f.write_str(patience(operation))
             }
             Self::PublishTimeout {

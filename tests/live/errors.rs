@@ -102,7 +102,7 @@ cases! {
     }, ["the 1 channels", "open another connection"];
     Error::Timeout: || with_peer(Duration::from_millis(100), fall_silent, |channel| {
         failed(channel.queue_declare("q"))
-    }), ["no answer to queue.declare within 100ms", "raise rpc_timeout"];
+    }), ["no answer to queue.declare on channel 1 within 100ms", "raise rpc_timeout"];
     Error::PublishTimeout: || with_peer(Duration::from_secs(10), |mut wire| {
         accept_confirms(&mut wire);
         wire.drain();

@@ -152,7 +152,7 @@ fn the_dict_of_ssl_options_leads_to_the_broker() {
     let open = |dict: &str| {
         let mut url: url::Url = url.parse().unwrap();
         url.query_pairs_mut().append_pair("ssl_options", dict);
-        BlockingConnection::open(url)
+        BlockingConnection::open(url.as_str())
     };
     for dict in [
         format!("{{'ca_certs': '{ca}'}}"),

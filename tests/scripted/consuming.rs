@@ -544,6 +544,55 @@ fn a_callback_that_closes_the_connection_ends_the_loop_well() {
 }
 
 #[test]
+fn a_close_from_another_thread_ends_the_loop_well_whether_a_callback_runs_or_none() {
+    type Close = fn(&BlockingChannel) -> cony::Result<()>;
+    let closes: [Close; 2] = [BlockingChannel::close, |channel| {
+        channel.connection().close()
+    }];
+    for close in closes {
+        for busy in [false, true] {
+            let (started, is_started) = signal();
+            let (closed, is_closed) = signal();
+            with_channel(
+                move |wire| {
+                    let tag = wire.accept_consumer(1);
+                    if busy {
+                        wire.deliver(1, &tag, 1, "x");
+                    }
+                },
+                move |channel| {
+                    let (begun, waits) = (started.clone(), is_closed);
+                    let consume = move |_: &BlockingChannel, delivery: Delivery| {
+                        begun.send(()).unwrap();
+                        waits.wait();
+                        // Nobody can settle it any more, which is no failure of this one.
+                        delivery.ack()
+                    };
+                    channel.basic_consume("q", consume).unwrap();
+                    if !busy {
+                        // The loop runs this, and then has nothing to do.
+                        let begin = move |_: &cony::BlockingConnection| {
+                            started.send(()).unwrap();
+                            Ok(())
+                        };
+                        channel.connection().add_timeout(Duration::ZERO, begin);
+                    }
+                    thread::scope(|scope| {
+                        let consuming = scope.spawn(|| channel.start_consuming());
+                        is_started.wait();
+                        close(&channel).unwrap();
+                        // Without a callback nobody waits for it.
+                        let _ = closed.send(());
+                        consuming.join().unwrap().unwrap();
+                    });
+                    assert!(!channel.is_open());
+                },
+            );
+        }
+    }
+}
+
+#[test]
 fn a_callback_may_cancel_its_own_consumer_and_start_another() {
     with_channel(
         |wire| {

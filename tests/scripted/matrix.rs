@@ -863,6 +863,9 @@ pub(crate) fn meet(call: &'static Call, fault: Fault, below: Below) {
                 Some(expected),
                 "it ended with {outcome:?}"
             );
+            if let Err(Error::Timeout { channel, .. }) = &outcome {
+                assert_eq!(*channel, (call.channel > 0).then_some(call.channel));
+            }
             if let (Err(error), Some(connection)) = (&outcome, &handles.connection) {
                 look_again(call, fault, error, connection, handles.channel(), &past);
             }

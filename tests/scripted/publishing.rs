@@ -8,7 +8,9 @@ use std::time::Duration;
 use cony::{BasicProperties, BlockingConnection, Error, FieldTable, Message};
 
 use crate::peer::methods::*;
-use crate::peer::{Frame, Tune, args, close, play, signal, with_channel, with_channel_and};
+use crate::peer::{
+    CURTAIN, Frame, Tune, args, close, play, signal, with_channel, with_channel_and,
+};
 
 #[test]
 fn publishes_of_many_threads_on_one_channel_never_interleave() {
@@ -70,6 +72,70 @@ fn publishes_of_many_threads_on_one_channel_never_interleave() {
 }
 
 /// Bodies of none, one and several frames.
+#[test]
+fn each_of_many_threads_on_a_confirming_channel_learns_what_became_of_its_own() {
+    const THREADS: usize = 8;
+    const EACH: usize = 400;
+    /// How many the peer settles at once, the last one first.
+    const BATCH: u64 = 16;
+    with_channel(
+        |wire| {
+            wire.expect(1, CONFIRM_SELECT);
+            wire.send(1, CONFIRM_SELECT_OK, args());
+            let mut asked = Vec::new();
+            for number in 1..=(THREADS * EACH) as u64 {
+                let (_, body) = wire.expect_publish(1);
+                asked.push((number, body));
+                if number % BATCH == 0 {
+                    for (number, body) in asked.drain(..).rev() {
+                        let id = match &body[..] {
+                            b"ack" => BASIC_ACK,
+                            _ => BASIC_NACK,
+                        };
+                        wire.send(1, id, args().u64(number).u8(0));
+                    }
+                }
+            }
+        },
+        |channel| {
+            channel.confirm_delivery().unwrap();
+            thread::scope(|scope| {
+                for thread in 0..THREADS {
+                    let channel = &channel;
+                    scope.spawn(move || {
+                        let is_taken = |number: usize| (number + thread) % 3 > 0;
+                        let publish = |number| {
+                            let body = if is_taken(number) { "ack" } else { "nack" };
+                            channel.basic_publish("", "q", body).unwrap()
+                        };
+                        let confirms: Vec<_> = (0..EACH).map(publish).collect();
+                        assert!(confirms.is_sorted_by_key(|confirm| confirm.number()));
+                        for (number, confirm) in confirms.iter().enumerate() {
+                            match confirm.wait() {
+                                Ok(()) => assert!(is_taken(number)),
+                                Err(Error::Nacked) => assert!(!is_taken(number)),
+                                Err(other) => panic!("{other}"),
+                            }
+                        }
+                    });
+                }
+            });
+            let outcome = channel.wait_for_confirms(CURTAIN);
+            let Err(Error::PublishFailures { failures, more }) = outcome else {
+                panic!("{outcome:?}");
+            };
+            let nacked: usize = (0..THREADS)
+                .map(|thread| {
+                    (0..EACH)
+                        .filter(|number| (number + thread) % 3 == 0)
+                        .count()
+                })
+                .sum();
+            assert_eq!(failures.len() as u64 + more, nacked as u64);
+        },
+    );
+}
+
 fn size(number: usize) -> usize {
     (number % 10) * 1100
 }

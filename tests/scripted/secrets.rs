@@ -43,7 +43,10 @@ fn a_broker_that_does_not_answer_costs_the_rpc_timeout_and_not_the_connection() 
         },
         move |connection| {
             let error = connection.update_secret("hush", "it expires").unwrap_err();
-            let Error::Timeout { operation, after } = error else {
+            let Error::Timeout {
+                operation, after, ..
+            } = error
+            else {
                 panic!("{error}");
             };
             assert_eq!(operation, "connection.update-secret");
