@@ -357,7 +357,17 @@ fn the_defaults_are_those_that_the_page_says() {
         "socket_timeout: 10s",
         "locale: \"en_US\"",
         "backpressure_detection: false",
+        "handshake_timeout: 15s",
+        "rpc_timeout: 30s",
+        "publish_timeout: 30s",
+        "close_timeout: 10s",
+        "drop_timeout: 2s",
+        "blocked_connection_timeout: None",
+        "max_message_size: 134217728",
         "default_prefetch: 1000",
+        "confirm_window: 1000",
+        "write_budget: 4194304",
+        "read_budget: 67108864",
     ] {
         assert!(shown.contains(default), "{default} is not in {shown}");
     }

@@ -15,10 +15,14 @@ mod peer;
 
 use std::fs;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use cony::BlockingConnection;
+use parking_lot::Mutex;
 
 use crate::matrix::{CALLS, Fault, applies, meet};
-use crate::peer::{Below, CURTAIN, connected};
+use crate::peer::methods::*;
+use crate::peer::{Below, CURTAIN, Tune, connected, method, play_over, signal};
 
 /// How many threads of this name the process has.
 fn threads(name: &str) -> usize {
@@ -63,9 +67,107 @@ fn all_calls_meet(fault: Fault, below: Below) {
     }
 }
 
+/// How long this connection's thread has had a processor, in nanoseconds.
+fn time_of_io_thread() -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let times = tasks.filter_map(|task| {
+        let path = task.ok()?.path();
+        let name = fs::read_to_string(path.join("comm")).ok()?;
+        let times = fs::read_to_string(path.join("schedstat")).ok()?;
+        let time = times.split_whitespace().next()?.parse().ok()?;
+        (name.trim_end() == "cony-io").then_some(time)
+    });
+    let [time] = *times.collect::<Vec<_>>() else {
+        panic!("there is one such thread");
+    };
+    time
+}
+
+/// Awaits that the thread does next to nothing for a while. One that spins does not stop.
+fn await_rest(state: &str) {
+    const WHILE: Duration = Duration::from_millis(200);
+    const NOTHING: u64 = 2_000_000;
+    let deadline = Instant::now() + CURTAIN;
+    loop {
+        let before = time_of_io_thread();
+        thread::sleep(WHILE);
+        if time_of_io_thread() - before < NOTHING {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{state}: it does not rest");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_with_nothing_that_it_can_do_rests() {
+    let _alone = ALONE.lock();
+    for &below in BELOWS {
+        rest(below);
+    }
+}
+
+/// With nothing to do; with much to write that the peer does not take; with much to read that
+/// the program does not take; with that, and the end of the stream behind it.
+fn rest(below: Below) {
+    let (full, is_full) = signal();
+    let (go_on, going_on) = signal();
+    let (stuck, is_stuck) = signal();
+    let (rested, has_rested) = signal();
+    let (over, is_over) = signal();
+    play_over(
+        below,
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.open_channel(1);
+            let tag = wire.accept_consumer(1);
+            is_full.wait();
+            going_on.wait();
+            let mut flood = method(1, BASIC_DELIVER, peer::deliver(&tag, 1));
+            flood.extend(peer::header(1, 0));
+            wire.flood_until_stuck(&flood.repeat(1000), Duration::from_secs(1));
+            stuck.send(()).unwrap();
+            has_rested.wait();
+            wire.shut_down();
+            is_over.wait_dropped();
+        },
+        move |parameters| {
+            let parameters = parameters
+                .publish_timeout(Duration::from_millis(100))
+                .read_budget(64 * 1024);
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let channel = connection.channel().unwrap();
+            let consume = cony::basic::Consume::new("q").no_ack(true);
+            let consumer = channel.consume(consume).unwrap();
+            await_rest("idle");
+            while channel.basic_publish("", "q", vec![0; 10_000]).is_ok() {}
+            full.send(()).unwrap();
+            await_rest("much to write");
+            go_on.send(()).unwrap();
+            is_stuck.wait();
+            await_rest("much to read as well");
+            rested.send(()).unwrap();
+            await_rest("and the end behind it");
+            connection.disconnect();
+            drop((over, consumer));
+        },
+    );
+}
+
+/// What is counted is that of the whole process.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const BELOWS: &[Below] = &[
+    Below::Tcp,
+    #[cfg(feature = "tls")]
+    Below::Tls,
+];
+
 #[cfg(target_os = "linux")]
 #[test]
 fn no_thread_and_no_socket_outlives_its_connection_whatever_happens() {
+    let _alone = ALONE.lock();
     let before = sockets();
     // The counts see what they are to count.
     connected(
@@ -77,12 +179,7 @@ fn no_thread_and_no_socket_outlives_its_connection_whatever_happens() {
             await_count("sockets", before + 3, sockets);
         },
     );
-    let belows = [
-        Below::Tcp,
-        #[cfg(feature = "tls")]
-        Below::Tls,
-    ];
-    for below in belows {
+    for &below in BELOWS {
         for fault in Fault::ALL {
             all_calls_meet(fault, below);
             // A handle that was dropped may leave the thread a last second for its bytes.

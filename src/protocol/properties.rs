@@ -313,6 +313,12 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_the_last_property_is_nobodys() {
+        let expected = BasicProperties::new().content_type("x");
+        assert_eq!(BasicProperties::read(b"\x80\0\x01xyz"), expected);
+    }
+
+    #[test]
     fn an_unknown_letter_costs_the_headers_only() {
         let bytes = b"\xa0\0\x01x\0\0\0\x03\x01a?";
         let properties = BasicProperties::read(bytes);

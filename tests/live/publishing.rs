@@ -73,6 +73,21 @@ fn properties_come_back_at_their_limits() {
         matches!(&error, Error::TooLong { what, size: 256, limit: 255 } if what.contains("message_type")),
         "{error}"
     );
+    let too_long = none().headers([("k".repeat(256), 1)]);
+    let message = Message::new("x").properties(&too_long);
+    let error = channel.basic_publish("", &queue, message).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::TooLong {
+                size: 256,
+                limit: 255,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    there_and_back(&channel, &queue, &none().headers([("k".repeat(255), 1)]));
 }
 
 #[test]

@@ -93,6 +93,34 @@ fn blocked_and_unblocked_are_told_as_states() {
 }
 
 #[test]
+fn a_blocked_connection_goes_on_to_acknowledge_and_to_show_that_it_lives() {
+    let (seen, go_on) = signal();
+    with_channel_and(
+        |parameters| parameters.heartbeat(Duration::from_secs(1)),
+        move |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.send(0, CONNECTION_BLOCKED, args().short("low on memory"));
+            wire.deliver(1, &tag, 1, "x");
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, 0));
+            for _ in 0..4 {
+                wire.expect_heartbeat();
+                wire.raw(&crate::peer::heartbeat());
+            }
+            seen.send(()).unwrap();
+            wire.accept_cancel(1, &tag);
+        },
+        move |channel| {
+            let consumer = channel.consume("q").unwrap();
+            let delivery = consumer.next().unwrap().unwrap();
+            assert!(channel.connection().is_blocked());
+            delivery.ack().unwrap();
+            go_on.wait();
+            consumer.cancel().unwrap();
+        },
+    );
+}
+
+#[test]
 fn a_connection_that_is_blocked_too_long_is_lost() {
     play(
         |listener| {

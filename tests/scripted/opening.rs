@@ -76,6 +76,29 @@ fn a_port_where_nobody_listens_refuses() {
     assert!(error.is_connection_error());
 }
 
+/// A listener whose queue of connections is full drops what else would connect to it.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_address_that_does_not_answer_costs_the_socket_timeout() {
+    let timeout = Duration::from_millis(200);
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let listener = listener.unwrap();
+    listener.bind(&any.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, timeout) {
+        queued.push(stream);
+    }
+    let parameters = parameters(address.port()).socket_timeout(timeout);
+    let error = BlockingConnection::open(parameters).unwrap_err();
+    let expected = ConnectFailure::TimedOut(timeout);
+    assert_eq!(*cause(&error, Stage::Tcp), expected);
+    assert!(error.is_timeout());
+    says(&error, "does a firewall let this through?");
+}
+
 #[test]
 fn a_host_name_that_does_not_resolve_is_named() {
     // No label of a name has more than 63 letters, so no server need be asked.

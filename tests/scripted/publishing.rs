@@ -2,14 +2,16 @@
 //! harder.
 
 use std::collections::HashMap;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use cony::{BasicProperties, BlockingConnection, Error, FieldTable, Message};
+use cony::{BasicProperties, BlockingChannel, BlockingConnection, Error, FieldTable, Message};
 
 use crate::peer::methods::*;
 use crate::peer::{
-    CURTAIN, Frame, Tune, args, close, play, signal, with_channel, with_channel_and,
+    Below, CURTAIN, Frame, Tune, args, close, play, play_over, signal, with_channel,
+    with_channel_and,
 };
 
 #[test]
@@ -283,6 +285,75 @@ fn a_publish_without_room_says_whether_the_broker_blocks() {
     );
 }
 
+/// Publishes until there is no room; how many were taken, the first of which is `next`.
+fn fill(channel: &BlockingChannel, next: usize) -> usize {
+    for number in next.. {
+        match channel.basic_publish("", "q", numbered(number)) {
+            Ok(_) => {}
+            Err(Error::PublishTimeout { .. }) => return number - next,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    unreachable!("{} publishes were taken", usize::MAX)
+}
+
+/// A body that tells its number and nothing else, of many sizes.
+fn numbered(number: usize) -> Vec<u8> {
+    let byte = u8::try_from(number % 251).unwrap();
+    vec![byte; 1000 + number * 7919 % 150_000]
+}
+
+#[test]
+fn a_peer_that_stalls_again_and_again_gets_every_publish_whole() {
+    for below in [
+        Below::Tcp,
+        #[cfg(feature = "tls")]
+        Below::Tls,
+    ] {
+        stall_again_and_again(below);
+    }
+}
+
+fn stall_again_and_again(below: Below) {
+    const STALLS: usize = 3;
+    let (published, counts) = mpsc::channel();
+    let (taken, is_taken) = signal();
+    play_over(
+        below,
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.open_channel(1);
+            let mut next = 0;
+            for _ in 0..STALLS {
+                // Takes nothing until there is no more room.
+                let count: usize = counts.recv_timeout(CURTAIN).unwrap();
+                assert!(count > 0);
+                for number in next..next + count {
+                    let (_, body) = wire.expect_publish(1);
+                    assert_eq!(body, numbered(number));
+                }
+                next += count;
+                taken.send(()).unwrap();
+            }
+            wire.finish();
+        },
+        move |parameters| {
+            let parameters = parameters.publish_timeout(Duration::from_millis(300));
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let channel = connection.channel().unwrap();
+            let mut next = 0;
+            for _ in 0..STALLS {
+                let count = fill(&channel, next);
+                next += count;
+                published.send(count).unwrap();
+                is_taken.wait();
+            }
+            connection.close().unwrap();
+        },
+    );
+}
+
 #[test]
 fn acks_and_calls_pass_publishers_that_wait_for_room() {
     let (stuck, full) = signal();
@@ -451,7 +522,7 @@ fn what_is_published_behind_a_commit_comes_before_the_call_behind_it() {
 fn a_thread_may_publish_from_what_it_drops_last() {
     use std::cell::RefCell;
 
-    struct Farewell(cony::BlockingChannel);
+    struct Farewell(BlockingChannel);
 
     impl Drop for Farewell {
         fn drop(&mut self) {
