@@ -11,7 +11,8 @@ use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Delivery, Error}
 use crate::matrix::{CALLS, Call, Fault, SLUGGISH, STALLS, Saboteur, applies, meet};
 use crate::peer::methods::*;
 use crate::peer::{
-    Below, CURTAIN, Wire, args, close, connected, heartbeat, method, signal, with_channel_and,
+    Below, CURTAIN, Tune, Wire, args, close, connected, heartbeat, method, play, signal,
+    with_channel_and,
 };
 
 /// Lets every call meet this fault, all at the same time, and tells all that went wrong.
@@ -320,6 +321,46 @@ fn a_stalled_io_thread_looks_for_signs_of_life_before_it_gives_the_peer_up() {
             wire.accept_declare(1);
         },
         |channel| drop(channel.queue_declare("q").unwrap()),
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_peer_that_vanishes_while_nothing_is_read_is_missed_when_reading_goes_on() {
+    let (gone, is_gone) = signal();
+    let (end, ended) = signal();
+    play(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.open_channel(1);
+            let tag = wire.accept_consumer(1);
+            let message = [
+                method(1, BASIC_DELIVER, crate::peer::deliver(&tag, 1)),
+                crate::peer::header(1, 0),
+            ];
+            let flood = message.concat().repeat(1000);
+            wire.flood_until_stuck(&flood, Duration::from_secs(1));
+            wire.vanish();
+            gone.send(()).unwrap();
+            ended.wait_dropped();
+            wire.reset();
+        },
+        move |parameters| {
+            let parameters = parameters.heartbeat(Duration::from_secs(1));
+            let connection = BlockingConnection::open(parameters.read_budget(64 * 1024)).unwrap();
+            let channel = connection.channel().unwrap();
+            let consume = cony::basic::Consume::new("q").no_ack(true);
+            let consumer = channel.consume(consume).unwrap();
+            is_gone.wait();
+            let error = consumer.iter().find_map(Result::err).unwrap();
+            let missed = matches!(
+                error,
+                Error::ConnectionLost(ConnectionLoss::MissedHeartbeats(_))
+            );
+            assert!(missed, "{error}");
+            drop(end);
+        },
     );
 }
 
