@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 #[path = "scripted/matrix.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
 mod matrix;
 #[path = "scripted/peer.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, ConnectionParameters, Consumer, Delivery, Error, basic};
 
+use crate::matrix::Saboteur;
 use crate::peer;
 use crate::peer::methods::*;
 use crate::peer::{
-    Frame, Wire, args, get_ok, heartbeat, method, signal, with_channel, with_channel_and,
+    CURTAIN, Frame, Wire, args, get_ok, heartbeat, method, signal, with_channel, with_channel_and,
 };
 
 /// The bits of ack and nack.
@@ -539,6 +540,122 @@ fn a_callback_that_closes_the_connection_ends_the_loop_well() {
             let consume = |channel: &BlockingChannel, _| channel.connection().close();
             channel.basic_consume("q", consume).unwrap();
             channel.start_consuming().unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_comes_for_a_consumer_that_is_being_stopped_goes_back() {
+    let (started, is_started) = signal();
+    let (seen, is_seen) = signal();
+    with_channel(
+        move |wire| {
+            let tag = deliver(wire, 1);
+            assert_eq!(wire.expect_cancel(1), tag);
+            wire.deliver(1, &tag, 2, "too late");
+            seen.send(()).unwrap();
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
+            // Seen to before the cancel is through.
+            expect_requeued(wire, [2]);
+            wire.send(1, BASIC_CANCEL_OK, args().short(&tag));
+        },
+        move |channel| {
+            let consume = move |_: &BlockingChannel, delivery: Delivery| {
+                assert_eq!(delivery.delivery_tag, 1);
+                started.send(()).unwrap();
+                is_seen.wait();
+                delivery.ack()
+            };
+            channel.basic_consume("q", consume).unwrap();
+            thread::scope(|scope| {
+                let consuming = scope.spawn(|| channel.start_consuming());
+                is_started.wait();
+                channel.stop_consuming().unwrap();
+                consuming.join().unwrap().unwrap();
+            });
+        },
+    );
+}
+
+#[test]
+fn a_consumer_whose_stop_failed_goes_on() {
+    let (failed, has_failed) = signal();
+    with_channel_and(
+        |parameters| parameters.rpc_timeout(Duration::from_millis(200)),
+        move |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.expect_cancel(1);
+            has_failed.wait();
+            wire.deliver(1, &tag, 1, "it lives");
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
+            wire.send(1, BASIC_CANCEL_OK, args().short(&tag));
+        },
+        move |channel| {
+            let (note, noted) = queue();
+            let consume = move |_: &BlockingChannel, delivery: Delivery| {
+                note.send(delivery.text()?.to_owned()).unwrap();
+                delivery.ack()
+            };
+            channel.basic_consume("q", consume).unwrap();
+            let error = channel.stop_consuming().unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            failed.send(()).unwrap();
+            let connection = channel.connection();
+            let told = loop {
+                connection.process_data_events(CURTAIN).unwrap();
+                if let Ok(told) = noted.try_recv() {
+                    break told;
+                }
+            };
+            assert_eq!(told, "it lives");
+        },
+    );
+}
+
+#[test]
+fn a_wait_for_deliveries_while_all_are_out_is_told_once_in_the_log() {
+    Saboteur::install();
+    let words = "forgetful: channel 1 waits for deliveries, but all 2 that its prefetch allows";
+    with_channel_and(
+        |parameters| parameters.connection_name("forgetful".to_owned()),
+        |wire| {
+            wire.expect(1, BASIC_QOS);
+            wire.send(1, BASIC_QOS_OK, args());
+            for number in 1..=3 {
+                wire.expect(1, BASIC_GET);
+                wire.send_content(1, BASIC_GET_OK, get_ok(number), "x");
+                assert_eq!(wire.expect_settled(1, BASIC_ACK), (number, SINGLE));
+            }
+            let tag = wire.accept_consumer(1);
+            for number in 4..=5 {
+                wire.deliver(1, &tag, number, "x");
+            }
+            for number in 4..=5 {
+                assert_eq!(wire.expect_settled(1, BASIC_ACK), (number, SINGLE));
+            }
+            wire.accept_cancel(1, &tag);
+        },
+        move |channel| {
+            channel.basic_qos(2).unwrap();
+            for _ in 0..3 {
+                // Not of a consumer, so its prefetch does not count them.
+                channel.basic_get("q").unwrap().unwrap().ack().unwrap();
+            }
+            let consumer = channel.consume("q").unwrap();
+            let short = Duration::from_millis(10);
+            let out = [(); 2].map(|()| {
+                let delivery = consumer.recv_timeout(CURTAIN).unwrap().unwrap();
+                assert_eq!(Saboteur::count(words), 0);
+                delivery
+            });
+            for _ in 0..3 {
+                assert!(consumer.recv_timeout(short).unwrap().is_none());
+                assert_eq!(Saboteur::count(words), 1);
+            }
+            for delivery in out {
+                delivery.ack().unwrap();
+            }
+            consumer.cancel().unwrap();
         },
     );
 }

@@ -12,6 +12,8 @@ use cony::{
     ReplyCode, RpcClient, TcpOptions, exchange, queue,
 };
 
+use parking_lot::Mutex;
+
 use crate::peer::methods::*;
 use crate::peer::{
     Below, CURTAIN, Signal, Tune, Wire, args, body, close, declare_ok, deliver, get_ok,
@@ -1044,8 +1046,10 @@ type Channel = (
     crossbeam_channel::Receiver<()>,
 );
 
-/// A log that panics or takes its time, as no log should.
+/// A log that panics or takes its time, as no log should; and keeps what it is told.
 pub(crate) struct Saboteur;
+
+static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 impl Saboteur {
     pub(crate) fn install() {
@@ -1057,12 +1061,24 @@ impl Saboteur {
     }
 }
 
+impl Saboteur {
+    /// How many lines have these words.
+    pub(crate) fn count(words: &str) -> usize {
+        LOGGED
+            .lock()
+            .iter()
+            .filter(|line| line.contains(words))
+            .count()
+    }
+}
+
 impl log::Log for Saboteur {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        LOGGED.lock().push(record.args().to_string());
         let is_io_thread = thread::current().name() == Some("cony-io");
         if is_io_thread && record.args().to_string().starts_with(DOOMED) {
             // Without a word on the test's output.
