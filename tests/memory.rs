@@ -199,10 +199,15 @@ const READ_TURN: usize = MIB / 2;
 /// A flood of messages that nobody takes, on the second of two channels, until the broker
 /// loses its patience. Meanwhile heartbeats go out.
 fn a_flood_ends(size: usize) {
+    const TAKEN: usize = 200;
+    const TAKEN_SIZE: usize = 100_000;
     let script = move |mut wire: Wire| {
         wire.open_channel(1);
         wire.open_channel(2);
         let idle = wire.accept_consumer(1);
+        // What was taken counts no more.
+        let taken = delivery(1, &idle, &vec![7; TAKEN_SIZE]);
+        (0..TAKEN).for_each(|_| wire.raw(&taken));
         wire.raw(&delivery(1, &idle, b"never taken"));
         let busy = wire.accept_consumer(2);
         let bytes = delivery(2, &busy, &vec![7; size]).repeat(100_000 / size + 1);
@@ -221,7 +226,9 @@ fn a_flood_ends(size: usize) {
         let start = memory("VmRSS");
         let idle = connection.channel().unwrap();
         let busy = connection.channel().unwrap();
-        let _idle = idle.consume(no_ack("idle")).unwrap();
+        let idle = idle.consume(no_ack("idle")).unwrap();
+        let taken = idle.iter().take(TAKEN).filter(Result::is_ok);
+        assert_eq!(taken.count(), TAKEN);
         let consumer = busy.consume(no_ack("busy")).unwrap();
         let Error::ConnectionLost(loss) = connection.wait_closed() else {
             panic!("{}", connection.wait_closed());
