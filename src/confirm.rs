@@ -1,7 +1,7 @@
 //! What becomes of published messages.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -125,7 +125,7 @@ fn outcome(settled: &Settled<Arc<Content>>) -> Result<()> {
     match settled {
         Settled::Acked => Ok(()),
         Settled::Nacked => Err(Error::Nacked),
-        Settled::Returned(message) => Err(Error::Unroutable(Returned(Arc::clone(message)))),
+        Settled::Returned(message) => Err(Error::Unroutable(Returned::new(Arc::clone(message)))),
     }
 }
 
@@ -140,11 +140,18 @@ impl fmt::Debug for Confirm {
 
 /// A mandatory message that reached no queue, as it came back.
 #[derive(Clone)]
-pub struct Returned(Arc<Content>);
+pub struct Returned {
+    message: Arc<Content>,
+    /// Not with the message, which others keep as small as it came.
+    properties: OnceLock<Box<BasicProperties>>,
+}
 
 impl Returned {
     pub(crate) fn new(message: Arc<Content>) -> Self {
-        Self(message)
+        Self {
+            message,
+            properties: OnceLock::new(),
+        }
     }
 
     /// Why it came back; [`ReplyCode::NO_ROUTE`] from RabbitMQ.
@@ -169,16 +176,17 @@ impl Returned {
 
     /// Its properties.
     pub fn properties(&self) -> &BasicProperties {
-        self.0.properties.get()
+        let read = || Box::new(self.message.properties.read());
+        self.properties.get_or_init(read)
     }
 
     /// Its body.
     pub fn body(&self) -> &Bytes {
-        &self.0.body
+        &self.message.body
     }
 
     fn method(&self) -> Option<&basic::Return> {
-        match &self.0.method {
+        match &self.message.method {
             ContentMethod::Return(method) => Some(method),
             _ => None,
         }

@@ -348,15 +348,19 @@ fn what_a_consumer_leaves_behind_is_not_read_all_at_once() {
 
 const BOMBS: u64 = 300;
 
-/// Messages with headers that take thirty times as much memory as they do on the wire wait
-/// for a consumer that ends.
+/// Properties that take thirty times as much memory as they do on the wire.
+fn bomb() -> Vec<u8> {
+    let voids = args().short("a").u8(b'A').long(vec![b'V'; 20_000]);
+    // Flag 13: headers.
+    args().u16(1 << 13).long(voids.bytes()).bytes()
+}
+
+/// Messages with such headers wait for a consumer that ends.
 fn leave_behind(start: usize, for_good: bool, end: impl FnOnce(cony::Consumer) + Send + 'static) {
     let script = |mut wire: Wire| {
         wire.open_channel(1);
         let tag = wire.accept_consumer(1);
-        let voids = args().short("a").u8(b'A').long(vec![b'V'; 20_000]);
-        // Flag 13: headers.
-        let properties = args().u16(1 << 13).long(voids.bytes()).bytes();
+        let properties = bomb();
         for number in 1..=BOMBS {
             wire.send(1, BASIC_DELIVER, peer::deliver(&tag, number));
             wire.raw(&peer::header_with(1, 0, &properties));
@@ -519,6 +523,50 @@ fn unclaimed() {
             assert!(channel.try_next_return().is_some());
             // 16 MiB of each of three kinds, and what waits to be written.
             assert_grown_at_most(start, 3 * 16 * MIB + 4 * MIB + SLACK);
+        },
+    );
+}
+
+#[test]
+fn what_comes_back_stays_small_for_those_who_may_ask_later_though_somebody_has_read_it() {
+    let name =
+        "what_comes_back_stays_small_for_those_who_may_ask_later_though_somebody_has_read_it";
+    in_child(name, read_and_kept);
+}
+
+/// Every publish comes back, and its confirm tells so; the channel keeps it for a
+/// `wait_for_confirms` that never comes.
+fn read_and_kept() {
+    let script = move |mut wire: Wire| {
+        wire.open_channel(1);
+        wire.expect(1, CONFIRM_SELECT);
+        wire.send(1, CONFIRM_SELECT_OK, args());
+        let returned = args().u16(312).short("NO_ROUTE").short("").short("queue");
+        for number in 1..=BOMBS {
+            wire.expect_publish(1);
+            wire.send(1, BASIC_RETURN, returned.clone());
+            wire.raw(&peer::header_with(1, 1, &bomb()));
+            wire.raw(&body(1, b"x"));
+            wire.send(1, BASIC_ACK, args().u64(number).u8(0));
+        }
+        wire.serve();
+    };
+    open(
+        |parameters| parameters,
+        script,
+        |connection| {
+            let start = memory("VmRSS");
+            let channel = connection.channel().unwrap();
+            channel.confirm_delivery().unwrap();
+            for _ in 0..BOMBS {
+                let message = Message::new("x").mandatory(true);
+                let confirm = channel.basic_publish("", "queue", message).unwrap();
+                let Err(Error::Unroutable(returned)) = confirm.wait() else {
+                    panic!("it comes back");
+                };
+                assert_eq!(returned.properties().headers.as_ref().unwrap().len(), 1);
+            }
+            assert_grown_at_most(start, 16 * MIB + SLACK);
         },
     );
 }

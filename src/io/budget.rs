@@ -184,7 +184,9 @@ impl Backlog {
 
     /// What a message takes that stands for itself.
     pub(crate) fn cost(content: &Content) -> usize {
-        content.body.len() + content.properties.len() + MESSAGE_OVERHEAD
+        // They may still be in front of the body as well.
+        let properties = 2 * content.properties.len();
+        content.body.len() + properties + MESSAGE_OVERHEAD
     }
 
     /// What messages take that wait together.

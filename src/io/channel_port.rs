@@ -199,12 +199,13 @@ impl ChannelPort {
     pub(crate) fn keep_return(&self, message: Arc<Content>) -> Vec<Arc<Content>> {
         let cost = Backlog::cost(&message);
         self.notice(|notices| notices.returns.push(cost, message))
+            .unwrap_or_default()
     }
 
     /// Keeps the tag of a consumer that the broker has cancelled.
     pub(crate) fn keep_cancelled(&self, tag: ShortString) {
         let gone = self.notice(|notices| notices.cancelled.push(tag.len(), tag));
-        for tag in gone {
+        for tag in gone.into_iter().flatten() {
             log::warn!(
                 "{}: channel {}: nobody is told that the broker has cancelled consumer {tag}",
                 self.connection.name,
@@ -217,13 +218,17 @@ impl ChannelPort {
         self.notice(|notices| notices.flow = Some(active));
     }
 
-    fn notice<R>(&self, note: impl FnOnce(&mut Notices) -> R) -> R {
+    /// `None`: nobody will ever ask.
+    fn notice<R>(&self, note: impl FnOnce(&mut Notices) -> R) -> Option<R> {
         let mut notices = self.notices.lock();
+        if self.abandoned.load(Ordering::SeqCst) {
+            return None;
+        }
         let noted = note(&mut notices);
         self.has_notices.store(true, Ordering::Release);
         drop(notices);
         self.announce();
-        noted
+        Some(noted)
     }
 
     /// The next message that came back.

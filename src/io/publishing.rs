@@ -256,7 +256,7 @@ impl Publishing {
         } = &mut *state;
         let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
         ledger.settle(number, multiple, ack, |number, mut slot, settled| {
-            if settled != Settled::Acked && !*abandoned {
+            if !matches!(settled, Settled::Acked) && !*abandoned {
                 failures.add(Failure {
                     number,
                     settled: settled.clone(),

@@ -2,10 +2,10 @@
 //!
 //! Rules: AMQP 0-9-1 specification, section 4.2.6 (content framing).
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::failure::{DecodeError, ProtocolError};
-use super::memory::{Memory, unpin};
+use super::memory::{Memory, unpinned};
 use super::methods::{MethodId, basic};
 use super::properties::ReceivedProperties;
 use super::wire::Reader;
@@ -51,7 +51,7 @@ impl Content {
         const OFFSET: &str = "x-stream-offset";
         // Most can be told without reading them.
         self.properties.may_have(OFFSET) && {
-            let headers = self.properties.get().headers.as_ref();
+            let headers = self.properties.read().headers;
             headers.is_some_and(|headers| headers.contains_key(OFFSET))
         }
     }
@@ -141,13 +141,11 @@ impl Parts<'_> {
 pub(super) fn unpack(
     mut bytes: Bytes,
     properties: usize,
-    mut held: usize,
+    held: usize,
 ) -> (ReceivedProperties, Bytes) {
-    unpin(&mut bytes, &mut held);
-    let properties = bytes.split_to(properties.min(bytes.len()));
-    // Many a program keeps the body and nothing else.
-    unpin(&mut bytes, &mut held);
-    (ReceivedProperties::new(properties), bytes)
+    let received = ReceivedProperties::new(bytes.get(..properties).unwrap_or_default());
+    bytes.advance(properties.min(bytes.len()));
+    (received, unpinned(bytes, held))
 }
 
 /// What a header or body frame led to.
@@ -279,6 +277,8 @@ impl Assembly {
         }
         self.packed.reserve_exact(body.len());
         self.packed.extend_from_slice(body);
+        // It may have had more room than it needs, from a message before.
+        self.packed.shrink_to_fit();
         Parts::Joined {
             bytes: std::mem::take(&mut self.packed),
             properties: self.properties,
@@ -318,6 +318,8 @@ fn reserve(body: &mut Vec<u8>, next: usize, missing: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::wire::{Field, Writer};
     use super::*;
 
@@ -451,6 +453,23 @@ mod tests {
         assert!(is_moved(0, 100, 32 * 1024), "for its neighbours");
         assert!(is_moved(100_000, 100, 100_100), "for its properties");
         assert!(!is_moved(100_000, 100_000, 200_000));
+    }
+
+    #[test]
+    fn properties_keep_nothing_of_what_the_message_lay_in() {
+        struct Owner(Arc<Vec<u8>>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let bytes = Arc::new([&PRIORITY[..], b"body"].concat());
+        let owned = Bytes::from_owner(Owner(Arc::clone(&bytes)));
+        let (properties, body) = unpack(owned, PRIORITY.len(), bytes.len());
+        assert_eq!(Arc::strong_count(&bytes), 2);
+        drop(body);
+        assert_eq!(Arc::strong_count(&bytes), 1);
+        assert_eq!(properties.get().priority, Some(7));
     }
 
     #[test]

@@ -10,14 +10,14 @@ pub(super) const NEIGHBOURS: usize = 16;
 /// The least memory that is shared.
 pub(super) const SHARED_MIN: usize = 1024;
 
-/// Gives `part`, which keeps `held` bytes of memory, memory of its own if that is far more than
-/// its size: beyond sixteen times that, or two kibibytes.
-pub(super) fn unpin(part: &mut Bytes, held: &mut usize) {
-    // Of this size is what is made of a message beside its bytes, and more.
+/// `part`, which keeps `held` bytes of memory, in memory of its own if that is far more than its
+/// size: more than sixteen times that and two kibibytes.
+pub(super) fn unpinned(part: Bytes, held: usize) -> Bytes {
+    // What a program needs for a message beside its bytes is of this size.
     const SMALL: usize = 64;
-    if *held > (part.len() + SMALL) * NEIGHBOURS + SHARED_MIN {
-        *part = Bytes::copy_from_slice(part);
-        *held = part.len();
+    match held > (part.len() + SMALL) * NEIGHBOURS + SHARED_MIN {
+        true => Bytes::copy_from_slice(&part),
+        false => part,
     }
 }
 

@@ -216,17 +216,18 @@ pub(crate) struct ReceivedProperties(Option<Box<Received>>);
 
 #[derive(Debug, Clone)]
 struct Received {
-    encoded: Bytes,
+    /// Not a part of what the message lies in, which would live as long.
+    encoded: Box<[u8]>,
     read: OnceLock<Box<BasicProperties>>,
 }
 
 impl ReceivedProperties {
-    pub(crate) fn new(encoded: Bytes) -> Self {
-        let received = |encoded| {
-            let read = OnceLock::new();
-            Box::new(Received { encoded, read })
+    pub(crate) fn new(encoded: &[u8]) -> Self {
+        let received = |encoded: &[u8]| Received {
+            encoded: encoded.into(),
+            read: OnceLock::new(),
         };
-        Self((!encoded.is_empty()).then(|| received(encoded)))
+        Self((!encoded.is_empty()).then(|| Box::new(received(encoded))))
     }
 
     fn encoded(&self) -> &[u8] {
@@ -244,20 +245,28 @@ impl ReceivedProperties {
         self.encoded().windows(bytes.len()).any(|it| it == bytes)
     }
 
-    /// All unset if there are none.
+    /// Reads them; all are unset if there are none.
+    pub(crate) fn read(&self) -> BasicProperties {
+        match self.encoded() {
+            [] => BasicProperties::EMPTY,
+            encoded => BasicProperties::read(encoded),
+        }
+    }
+
+    /// The same, kept as long as this is.
     pub(crate) fn get(&self) -> &BasicProperties {
         static NONE: BasicProperties = BasicProperties::EMPTY;
         let Some(received) = &self.0 else {
             return &NONE;
         };
-        let read = || Box::new(BasicProperties::read(&received.encoded));
-        received.read.get_or_init(read)
+        received.read.get_or_init(|| Box::new(self.read()))
     }
 }
 
+/// As they came, so that nothing is read for it.
 impl PartialEq for ReceivedProperties {
     fn eq(&self, other: &Self) -> bool {
-        self.get() == other.get()
+        self.encoded() == other.encoded()
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! What they have in common is there once, and the messages lie side by side in memory. So
 //! the IO thread does no more for a message than to append its bytes, and all of them cost
-//! it a handful of allocations; whoever takes a message makes of it what the program sees,
-//! its properties included, in a thread of its own.
+//! it a handful of allocations; whoever takes a message makes of it what the program sees, in
+//! a thread of its own.
 //!
 //! A body that is kept for long keeps the memory of some neighbours, sixteen times its own
-//! size at most (or two kibibytes), and never a whole read buffer. Large messages share with
+//! size and two kibibytes at most, and never a whole read buffer. Large messages share with
 //! nobody.
 
 use std::collections::VecDeque;
@@ -91,8 +91,8 @@ impl Run {
         }
     }
 
-    fn set_bytes(&mut self, bytes: Bytes) {
-        self.held = bytes.len();
+    fn set_bytes(&mut self, bytes: Bytes, held: usize) {
+        self.held = held;
         self.bytes = bytes;
     }
 
@@ -272,7 +272,7 @@ impl<M: Memory> Packer<M> {
         run.count += 1;
         if size > SHARED_MAX {
             run.extent = Some(extent);
-            run.set_bytes(parts.join(&self.memory));
+            run.set_bytes(parts.join(&self.memory), size);
             return;
         }
         if !grows {
@@ -289,15 +289,16 @@ impl<M: Memory> Packer<M> {
             return;
         }
         // Little in a large chunk would cost more than the read budget knows.
-        let bytes = if self.chunk.len() < self.chunk.capacity() / 2 {
+        let (size, room) = (self.chunk.len(), self.chunk.capacity());
+        let (bytes, held) = if size < room / 2 {
             let bytes = Bytes::copy_from_slice(&self.chunk);
             self.chunk.clear();
-            bytes
+            (bytes, size)
         } else {
-            self.memory.share(std::mem::take(&mut self.chunk))
+            (self.memory.share(std::mem::take(&mut self.chunk)), room)
         };
         if let Some(run) = runs.back_mut() {
-            run.set_bytes(bytes);
+            run.set_bytes(bytes, held);
         }
     }
 
