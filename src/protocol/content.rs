@@ -119,7 +119,7 @@ impl Parts<'_> {
     /// Both in one piece, in memory from `memory` if they are not.
     pub(crate) fn join(self, memory: &impl Memory) -> Bytes {
         if let Self::Joined { bytes, .. } = self {
-            return bytes.into();
+            return to_size(bytes);
         }
         let mut joined = memory.take(self.len());
         self.put_into(&mut joined);
@@ -130,11 +130,17 @@ impl Parts<'_> {
         let properties = self.properties_len();
         let bytes: Bytes = match self {
             Self::Apart { properties, body } => [properties, body].concat().into(),
-            Self::Joined { bytes, .. } => bytes.into(),
+            Self::Joined { bytes, .. } => to_size(bytes),
         };
         let held = bytes.len();
         unpack(bytes, properties, held)
     }
+}
+
+/// In no more memory than it needs: it may have more, from a message before.
+fn to_size(mut bytes: Vec<u8>) -> Bytes {
+    bytes.shrink_to_fit();
+    bytes.into()
 }
 
 /// The properties, and the body behind them. `held` is the memory that `bytes` keep.
@@ -277,8 +283,6 @@ impl Assembly {
         }
         self.packed.reserve_exact(body.len());
         self.packed.extend_from_slice(body);
-        // It may have had more room than it needs, from a message before.
-        self.packed.shrink_to_fit();
         Parts::Joined {
             bytes: std::mem::take(&mut self.packed),
             properties: self.properties,

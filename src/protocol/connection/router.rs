@@ -66,6 +66,8 @@ impl Blocked {
 }
 
 impl<T: Tokens> Router<T> {
+    // For each frame, and called in one place.
+    #[inline]
     pub(super) fn route(&mut self, frame: Frame<'_>, now: Instant) -> Result<(), ProtocolError> {
         self.frames_received += 1;
         // After our close only the end counts (specification, connection.close).
