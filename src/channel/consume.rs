@@ -224,6 +224,9 @@ impl BlockingChannel {
     /// its queue. A [`Consumer`] ends, when what it had received is taken; see its own
     /// [`cancel`](Consumer::cancel).
     ///
+    /// What is handed back is all that had come, up to `read_budget`; and each [`Delivery`] takes
+    /// some 150 bytes beside its body and properties, more than a small message that waits.
+    ///
     /// A tag that does not exist is no error.
     ///
     /// # Errors
