@@ -17,15 +17,16 @@ fn main() -> cony::Result<()> {
 
     channel.basic_consume("tutorial.fibonacci", |channel, request| {
         // Whoever asks may send nonsense; that must not end the server.
-        let answer = match request.text()?.parse() {
+        let asked = request.text().unwrap_or("what is no text");
+        let answer = match asked.parse() {
             Ok(number @ 0..=186) => fibonacci(number).to_string(),
             _ => "unknown".to_owned(),
         };
-        println!("fibonacci({}) is {answer}", request.text()?);
+        println!("fibonacci({asked}) is {answer}");
 
         // The answer goes to where the request says, and says which one it answers.
-        let asked = request.properties();
-        if let (Some(reply_to), Some(id)) = (&asked.reply_to, &asked.correlation_id) {
+        let properties = request.properties();
+        if let (Some(reply_to), Some(id)) = (&properties.reply_to, &properties.correlation_id) {
             let answer = Message::new(&answer).correlation_id(id);
             channel.basic_publish("", reply_to, answer)?;
         }

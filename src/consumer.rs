@@ -138,7 +138,7 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call. A second cancel is Ok.
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). A second cancel is Ok.
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
         let port = &self.handle.port;
         if port.cancelled_by_broker().is_none() {

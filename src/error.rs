@@ -32,6 +32,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
 /// | `Timeout`, `PublishTimeout` | nothing | yes |
 /// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
+/// | `Nacked`, `Unroutable`, `PublishFailures` | nothing; the message was not taken | yes, if the cause is mended |
+/// | `Unconfirmed` | the channel, or more | on a new channel; the message may come twice |
 /// | `ConsumerCancelled` | the consumer | if the queue still exists |
 /// | `Connect`, `ConnectionLost` | the connection | yes, after a while |
 /// | `AuthenticationFailed`, `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | the connection | no |

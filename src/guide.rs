@@ -3,6 +3,7 @@
 //! | | |
 //! |---|---|
 //! | [`connecting`] | parameters, URLs, TLS, credentials, several brokers |
+//! | [`routing`] | exchanges, queues and bindings |
 //! | [`publishing`] | properties, mandatory messages, confirms in three styles, backpressure |
 //! | [`consuming`] | callbacks, iterators, prefetch, acknowledgements, cancelling |
 //! | [`threads`] | which handle goes where, worker pools, shutting down |
@@ -29,6 +30,7 @@ macro_rules! pages {
     ($($name:ident: $file:literal,)*) => {
         $(
             /// [connecting]: crate::guide::connecting
+            /// [routing]: crate::guide::routing
             /// [publishing]: crate::guide::publishing
             /// [consuming]: crate::guide::consuming
             /// [threads]: crate::guide::threads
@@ -51,6 +53,7 @@ macro_rules! pages {
 
 pages! {
     connecting: "connecting.md",
+    routing: "routing.md",
     publishing: "publishing.md",
     consuming: "consuming.md",
     threads: "threads.md",

@@ -21,8 +21,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelClosed`] (406) on a channel with transactions; the usual ones of a
-    /// call. After a timeout the channel is closed: nobody could tell which publishes the
+    /// [`Error::ChannelClosed`] (406) on a channel with transactions; [the usual ones of a
+    /// call](crate::BlockingChannel#errors-of-a-call). After a timeout the channel is closed: nobody could tell which publishes the
     /// broker counts.
     pub fn confirm_delivery(&self) -> Result<()> {
         self.select_confirms(confirm::Select::default())

@@ -70,7 +70,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call. RabbitMQ closes the connection (540) if `prefetch_size`
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection (540) if `prefetch_size`
     /// is not 0.
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
         let shared = self.shared();
@@ -110,7 +110,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag); [`Error::ChannelClosed`](crate::Error::ChannelClosed) if there is no such
-    /// queue; the usual ones of a call.
+    /// queue; [the usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_consume(
         &self,
         consume: impl Into<basic::Consume>,
@@ -124,7 +124,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag); the usual ones of a call.
+    /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag); [the usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_consume_nowait(
         &self,
         consume: impl Into<basic::Consume>,
@@ -231,7 +231,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call.
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_cancel(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(false))
     }
@@ -242,7 +242,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call.
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_cancel_nowait(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(true))
     }
@@ -263,7 +263,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call. RabbitMQ closes the connection (540) if `requeue` is off,
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection (540) if `requeue` is off,
     /// which is why it is on here by default.
     pub fn basic_recover(&self, recover: basic::Recover) -> Result<()> {
         self.call::<basic::RecoverOk>(recover).map(drop)

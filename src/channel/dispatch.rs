@@ -331,7 +331,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call.
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn stop_consuming(&self) -> Result<()> {
         let shared = self.shared();
         for tag in shared.callbacks.tags() {

@@ -36,7 +36,7 @@ use crate::protocol::methods::{Method, MethodId, access, basic, channel};
 use crate::protocol::wire::ShortString;
 use crate::source::Source;
 
-/// A channel: the way on which everything but the connection itself is spoken of.
+/// A channel: it carries everything except what concerns the connection itself.
 ///
 /// Cheap to clone and safe to share: every clone is the same channel, which closes when
 /// the last clone, and the last [`Consumer`](crate::Consumer) on it, is dropped. Calls of
@@ -45,6 +45,13 @@ use crate::source::Source;
 ///
 /// A mistake that the broker notices, such as a queue that does not exist, costs the
 /// channel: the call returns [`Error::ChannelClosed`], and so does every later one.
+///
+/// # Errors of a call
+///
+/// The usual ones: [`Error::ChannelClosed`] if the broker refuses it, or the channel is closed
+/// already; [`Error::ConnectionLost`] and [`Error::ConnectionClosed`];
+/// [`Error::Timeout`] after `rpc_timeout`; [`Error::TooLong`] for a name that does not fit, and
+/// then nothing is sent.
 ///
 /// ```
 /// let connection = cony::BlockingConnection::open_default()?;
@@ -248,7 +255,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call. RabbitMQ knows no stopping: `false` closes the connection
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ knows no stopping: `false` closes the connection
     /// (540). To deliver less, set a prefetch.
     pub fn flow(&self, active: bool) -> Result<bool> {
         let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
@@ -266,7 +273,7 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The usual ones of a call.
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn access_request(&self, request: access::Request) -> Result<u16> {
         let granted: access::RequestOk = self.call(request)?;
         Ok(granted.ticket)

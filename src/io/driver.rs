@@ -8,9 +8,9 @@
 //! wait (only if nothing is left to do), then read -> core
 //! ```
 //!
-//! It blocks only in `poll` and for its [`nap`](super::nap), runs no code of the user, takes
-//! no lock that is held across a wait, and answers everyone before it ends. Reading is in
-//! `reading`, the wait in `waiting`.
+//! It blocks only in `poll` and for its [`nap`](super::nap), runs no code of the user
+//! but the log backend and the `Drop` of a body's owner, takes no lock that is held across a wait,
+//! and answers everyone before it ends. Reading is in `reading`, the wait in `waiting`.
 
 mod reading;
 mod waiting;

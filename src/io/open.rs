@@ -1,6 +1,5 @@
 //! Opening a connection, on the thread of the caller and under one deadline: names,
-//! TCP, TLS and the AMQP handshake, stepping the same machines over the same stream
-//! that the IO thread then takes over.
+//! TCP, TLS and the AMQP handshake, over the stream that the IO thread then takes over.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;

@@ -107,7 +107,7 @@ pub(crate) enum CallToken {
 /// What a connection is run with.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// For the log and the thread's name.
+    /// For the log.
     pub(crate) name: String,
     pub(crate) write_limit: usize,
     pub(crate) read_limit: usize,

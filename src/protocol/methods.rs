@@ -241,7 +241,7 @@ define_methods! {
             exchange_type: ShortString = "direct".into(),
             /// Only check that it exists; the other fields are not looked at.
             passive: bool = false,
-            /// Survives a restart of the broker.
+            /// Survives a restart of the broker; off by default, unlike for queues.
             durable: bool = false,
             /// Goes when its last binding goes.
             auto_delete: bool = false,
