@@ -103,7 +103,7 @@ fn await_rest(state: &str) {
 #[test]
 fn a_thread_with_nothing_that_it_can_do_rests() {
     let _alone = ALONE.lock();
-    for &below in BELOWS {
+    for &below in Below::ALL {
         rest(below);
     }
 }
@@ -159,12 +159,6 @@ fn rest(below: Below) {
 /// What is counted is that of the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-const BELOWS: &[Below] = &[
-    Below::Tcp,
-    #[cfg(feature = "tls")]
-    Below::Tls,
-];
-
 #[cfg(target_os = "linux")]
 #[test]
 fn no_thread_and_no_socket_outlives_its_connection_whatever_happens() {
@@ -180,7 +174,7 @@ fn no_thread_and_no_socket_outlives_its_connection_whatever_happens() {
             await_count("sockets", before + 3, sockets);
         },
     );
-    for &below in BELOWS {
+    for &below in Below::ALL {
         for fault in Fault::ALL {
             all_calls_meet(fault, below);
             // A handle that was dropped may leave the thread a last second for its bytes.

@@ -41,7 +41,7 @@ impl BlockingChannel {
         let get = get.into();
         let no_ack = get.no_ack;
         let shared = self.shared();
-        match shared.exchange(get.into(), None)? {
+        match shared.round_trip(get.into(), None)? {
             Reply::Message(content) => {
                 if let ContentMethod::GetOk(get_ok) = &content.method {
                     shared.port.delivered(get_ok.delivery_tag);
@@ -148,7 +148,7 @@ impl BlockingChannel {
         let route = Arc::new(Route {
             consumer: Arc::clone(&consumer),
         });
-        if let Err(error) = shared.exchange(consume.into(), Some(route)) {
+        if let Err(error) = shared.round_trip(consume.into(), Some(route)) {
             shared.abandon_callback(&consumer);
             return Err(error);
         }
@@ -249,7 +249,7 @@ impl BlockingChannel {
 
     fn cancel(&self, cancel: basic::Cancel) -> Result<Vec<Delivery>> {
         let tag = cancel.consumer_tag.clone();
-        self.shared().exchange(cancel.into(), None)?;
+        self.shared().round_trip(cancel.into(), None)?;
         let shared = self.shared();
         let Some((left, no_ack)) = shared.remove_callback(&tag) else {
             return Ok(Vec::new());

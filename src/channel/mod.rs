@@ -290,7 +290,7 @@ impl BlockingChannel {
 
     /// Sends a method without reply, in its turn.
     fn call_nowait(&self, method: impl Into<Method>) -> Result<()> {
-        self.shared().exchange(method.into(), None).map(drop)
+        self.shared().round_trip(method.into(), None).map(drop)
     }
 }
 
@@ -337,14 +337,14 @@ impl Shared {
     }
 
     fn call<R: TryFrom<Method>>(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<R> {
-        match self.exchange(method, consumer)? {
+        match self.round_trip(method, consumer)? {
             Reply::Method(method) => R::try_from(method).map_err(|_| self.closed_error()),
             _ => Err(self.closed_error()),
         }
     }
 
     /// Sends `method` in its turn and waits for what becomes of it.
-    fn exchange(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
+    fn round_trip(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
         let call = self.begin(method, consumer)?;
         self.finish(&call)
     }

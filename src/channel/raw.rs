@@ -37,7 +37,7 @@ impl BlockingChannel {
                     method: method.id(),
                     instead,
                 }),
-                Way::Call => match shared.exchange(method, None)? {
+                Way::Call => match shared.round_trip(method, None)? {
                     Reply::Method(reply) => Ok(Some(reply)),
                     _ => Ok(None),
                 },

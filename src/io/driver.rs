@@ -89,7 +89,7 @@ pub(crate) fn spawn(
         reply_spin: Spin::new(spin_limit),
         call_spin: Spin::new(spin_limit / CALL_SPIN_SHARE),
         streamed: 0,
-        unread: 0,
+        untaken: 0,
         abandoned: false,
         _alive: alive,
     };
@@ -125,7 +125,7 @@ struct Driver {
     /// How many publishes the last commands had.
     streamed: u64,
     /// How much of what the core had to say the peer has not taken, at most.
-    unread: usize,
+    untaken: usize,
     /// The socket is to be dropped as it is.
     abandoned: bool,
     /// Dropped last, which tells those who wait for the end of this thread.
@@ -324,7 +324,7 @@ impl Driver {
         let output = self.core.output();
         if !output.is_empty() {
             self.port.budget().take(output.len());
-            self.unread += output.len();
+            self.untaken += output.len();
             self.outbox.push_copy(output);
             output.clear();
             let frames = self.core.take_frames_sent();
@@ -360,7 +360,7 @@ impl Driver {
             }
         }
         if self.outbox.is_empty() {
-            self.unread = 0;
+            self.untaken = 0;
             self.port.budget().all_released();
         }
         self.port.detect_backpressure(self.outbox.len());

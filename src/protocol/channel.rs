@@ -342,7 +342,7 @@ impl<T: Tokens> Channel<T> {
         let is_commit = matches!(call.method, Method::TxCommit(_));
         match call.token {
             Some(token) => {
-                self.settle(&call.method, out);
+                self.apply_reply(&call.method, out);
                 out.events.push_back(Event::Reply { call: token, reply });
             }
             None => self.undo(&call.method, &reply, out),
@@ -356,7 +356,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// What a reply changes here.
-    fn settle(&mut self, method: &Method, out: &mut Out<T>) {
+    fn apply_reply(&mut self, method: &Method, out: &mut Out<T>) {
         match method {
             Method::BasicCancel(cancel) => {
                 if cancel.nowait {
@@ -392,7 +392,7 @@ impl<T: Tokens> Channel<T> {
                 let code = ReplyCode::REPLY_SUCCESS;
                 self.close(code, text.into(), ClosedBy::Library, None, out);
             }
-            _ => self.settle(method, out),
+            _ => self.apply_reply(method, out),
         }
     }
 
@@ -504,7 +504,7 @@ impl<T: Tokens> Channel<T> {
             out.fail(call.token, failure);
         } else if call.method.replies().is_empty() {
             out.unwatch(self.id.number, &call);
-            self.settle(&call.method, out);
+            self.apply_reply(&call.method, out);
             if let Some(token) = call.token.take() {
                 out.answer(token, Ok(Reply::Sent));
             }

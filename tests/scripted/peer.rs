@@ -301,6 +301,14 @@ pub(crate) enum Below {
     Tls,
 }
 
+impl Below {
+    pub(crate) const ALL: &[Self] = &[
+        Self::Tcp,
+        #[cfg(feature = "tls")]
+        Self::Tls,
+    ];
+}
+
 /// Where the peer listens.
 pub(crate) struct Listener {
     listener: TcpListener,

@@ -305,11 +305,7 @@ fn numbered(number: usize) -> Vec<u8> {
 
 #[test]
 fn a_peer_that_stalls_again_and_again_gets_every_publish_whole() {
-    for below in [
-        Below::Tcp,
-        #[cfg(feature = "tls")]
-        Below::Tls,
-    ] {
+    for &below in Below::ALL {
         stall_again_and_again(below);
     }
 }

@@ -13,7 +13,7 @@ use crate::protocol::event::Termination;
 const READ_BUDGET: usize = 256 * 1024;
 
 /// With more than this in answers that the peer does not take, nothing of it is read.
-const UNREAD_MAX: usize = 16 * 1024 * 1024;
+const UNTAKEN_MAX: usize = 16 * 1024 * 1024;
 
 /// How many reads follow a write that has failed, to learn why.
 const LAST_READS: usize = 256;
@@ -124,7 +124,7 @@ impl Driver {
             must_pause()
         };
         // What comes while the connection closes is dropped, whatever it is.
-        let pause = !self.core.is_closing() && (is_full || self.unread > UNREAD_MAX);
+        let pause = !self.core.is_closing() && (is_full || self.untaken > UNTAKEN_MAX);
         if pause == is_paused {
             return;
         }
