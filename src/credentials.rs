@@ -72,12 +72,14 @@ impl Credentials {
 
     /// User and password, sent with the SASL mechanism PLAIN (RFC 4616): readable on
     /// the network unless TLS is used. Neither can have a NUL in it.
+    #[must_use]
     pub fn plain(username: impl Into<String>, password: impl Into<Secret>) -> Self {
         Self::with_password(PasswordMechanism::Plain, username, password)
     }
 
     /// User and password, sent with AMQPLAIN, which some old brokers want: just as
     /// readable.
+    #[must_use]
     pub fn amqplain(username: impl Into<String>, password: impl Into<Secret>) -> Self {
         Self::with_password(PasswordMechanism::AmqPlain, username, password)
     }
@@ -85,18 +87,21 @@ impl Credentials {
     /// What the connection itself proves, such as a client certificate, with the SASL
     /// mechanism EXTERNAL (RFC 4422). RabbitMQ needs its plugin
     /// `rabbitmq_auth_mechanism_ssl` for it, and the listener must ask for a certificate.
+    #[must_use]
     pub fn external() -> Self {
         Self::new(Choice::External)
     }
 
     /// Nobody in particular, with the SASL mechanism ANONYMOUS (RFC 4505); RabbitMQ has it
     /// from 4.0 on.
+    #[must_use]
     pub fn anonymous() -> Self {
         Self::new(Choice::Anonymous)
     }
 
     /// A mechanism of your own: see [`Mechanism`] for an example. The factory is called
     /// for every attempt to open a connection.
+    #[must_use]
     pub fn custom<M, F>(factory: F) -> Self
     where
         M: Mechanism + 'static,

@@ -288,6 +288,7 @@ impl Error {
     /// let error = cony::Error::other("disk full");
     /// assert_eq!(error.to_string(), "disk full");
     /// ```
+    #[must_use]
     pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Other(error.into().into())
     }
