@@ -53,6 +53,19 @@ pub(crate) struct OpenError {
     pub(crate) cause: Cause,
 }
 
+impl OpenError {
+    /// Before any mechanism was chosen.
+    fn new(stage: Stage, address: String, cause: Cause) -> Self {
+        Self {
+            stage,
+            address,
+            mechanism: None,
+            answer_size: 0,
+            cause,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Cause {
     Io(io::Error),
@@ -70,14 +83,10 @@ pub(crate) type Opened = (Arc<ConnectionPort>, JoinHandle<()>);
 pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {
     let start = Instant::now();
     let deadline = start + target.handshake_timeout;
-    let addresses =
-        transport::resolve(&target.host, target.port, deadline).map_err(|error| OpenError {
-            stage: Stage::Resolve,
-            address: target.host.clone(),
-            mechanism: None,
-            answer_size: 0,
-            cause: io_cause(error, target.handshake_timeout),
-        })?;
+    let addresses = transport::resolve(&target.host, target.port, deadline).map_err(|error| {
+        let cause = io_cause(error, target.handshake_timeout);
+        OpenError::new(Stage::Resolve, target.host.clone(), cause)
+    })?;
     let mut last = None;
     for address in addresses {
         let attempt = Attempt {
@@ -102,12 +111,9 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
             }
         }
     }
-    Err(last.unwrap_or_else(|| OpenError {
-        stage: Stage::Resolve,
-        address: target.host.clone(),
-        mechanism: None,
-        answer_size: 0,
-        cause: Cause::Io(io::ErrorKind::NotFound.into()),
+    Err(last.unwrap_or_else(|| {
+        let cause = Cause::Io(io::ErrorKind::NotFound.into());
+        OpenError::new(Stage::Resolve, target.host.clone(), cause)
     }))
 }
 
@@ -285,13 +291,7 @@ impl Attempt<'_> {
     }
 
     fn error(&self, stage: Stage, cause: Cause) -> OpenError {
-        OpenError {
-            stage,
-            address: self.address.to_string(),
-            mechanism: None,
-            answer_size: 0,
-            cause,
-        }
+        OpenError::new(stage, self.address.to_string(), cause)
     }
 }
 
@@ -334,13 +334,7 @@ mod tests {
 
     #[test]
     fn of_several_addresses_the_one_that_came_furthest_is_told_of() {
-        let at = |stage| OpenError {
-            stage,
-            address: format!("{stage:?}"),
-            mechanism: None,
-            answer_size: 0,
-            cause: Cause::EndOfStream,
-        };
+        let at = |stage| OpenError::new(stage, format!("{stage:?}"), Cause::EndOfStream);
         for (one, other, told) in [
             (Stage::Tls, Stage::Tcp, Stage::Tls),
             (Stage::Tcp, Stage::Header, Stage::Header),

@@ -127,13 +127,16 @@ impl Parts<'_> {
     }
 
     pub(crate) fn unpack(self) -> (ReceivedProperties, Bytes) {
-        let properties = self.properties_len();
-        let bytes: Bytes = match self {
-            Self::Apart { properties, body } => [properties, body].concat().into(),
-            Self::Joined { bytes, .. } => to_size(bytes),
-        };
-        let held = bytes.len();
-        unpack(bytes, properties, held)
+        match self {
+            Self::Apart { properties, body } => {
+                let body = Bytes::copy_from_slice(body);
+                (ReceivedProperties::new(properties), body)
+            }
+            Self::Joined { bytes, properties } => {
+                let held = bytes.len();
+                unpack(to_size(bytes), properties, held)
+            }
+        }
     }
 }
 
