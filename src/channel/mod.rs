@@ -206,9 +206,10 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// The reason, if broker or network have ended the channel before;
-    /// [`Error::Timeout`], and then the channel is closed all the same; the error of a
-    /// callback that is told of this.
+    /// The reason, if broker or network have ended the channel before, also if that is not
+    /// known here yet: a publish to an exchange that does not exist, with `close` right
+    /// behind it, is 404 whichever close comes first; [`Error::Timeout`], and then the
+    /// channel is closed all the same; the error of a callback that is told of this.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
     }
@@ -232,6 +233,10 @@ impl BlockingChannel {
             .send_close(code.into(), cut(text).into(), Some((reply, deadline)));
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
         let end = match outcome {
+            Ok(Reply::Closed(Some(reason))) => {
+                shared.port.finish_close();
+                Some(Error::ChannelClosed(reason))
+            }
             Ok(_) => {
                 shared.port.finish_close();
                 shared.ended_by_others()

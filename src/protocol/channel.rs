@@ -3,9 +3,13 @@
 //! ```text
 //!            open-ok                 close (ours)            close-ok
 //! opening ------------> open ---------------------> closing ----------> gone
-//!                        |                             |
-//!                        +--- close (the broker's) ----|--------------> gone
-//!                             we answer close-ok       +-- close: answered, still closing
+//!                        |                             |                 ^
+//!                        |                             | close           | close-ok;
+//!                        |                             v (the broker's)  | ours follows
+//!                        |                          crossing ------------+
+//!                        |
+//!                        +--- close (the broker's) --------------------> gone
+//!                             we answer close-ok
 //! ```
 //!
 //! *Opening* is an open channel whose one call is `channel.open`: nobody has a handle
@@ -18,17 +22,19 @@
 //! checked out, a consumer would swallow messages for nobody.
 
 mod arrivals;
+mod ending;
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use self::arrivals::{Left, deliver};
+use self::ending::Ending;
 use super::consumers::Consumers;
 use super::content::{Assembly, Content, ContentMethod, Head, Progress};
 use super::event::{Call, CallFailure, ChannelId, Event, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::frame::Settle;
-use super::handshake::{culprit, decode_method, split_method};
+use super::handshake::{decode_method, split_method};
 use super::methods::{Method, MethodId, basic, channel};
 use super::names::Names;
 use super::wire::ShortString;
@@ -38,11 +44,10 @@ pub(crate) struct Channel<T: Tokens> {
     id: ChannelId,
     token: T::Channel,
     closing: bool,
+    ending: Ending<T>,
     /// The call whose reply is due.
     active: Option<Call<T>>,
     waiting: VecDeque<Call<T>>,
-    /// Who waits for our close: call number and token.
-    closers: Vec<(u64, Option<Instant>, T::Call)>,
     consumers: Consumers<T::Consumer>,
     assembly: Assembly,
     names: Names,
@@ -63,9 +68,9 @@ impl<T: Tokens> Channel<T> {
             id,
             token,
             closing: false,
+            ending: Ending::new(id.number),
             active: None,
             waiting: VecDeque::new(),
-            closers: Vec::new(),
             consumers: Consumers::new(),
             assembly: Assembly::default(),
             names: Names::default(),
@@ -151,12 +156,11 @@ impl<T: Tokens> Channel<T> {
     pub(crate) fn await_close(
         &mut self,
         number: u64,
-        deadline: Option<Instant>,
+        deadline: Instant,
         token: T::Call,
         out: &mut Out<T>,
     ) {
-        out.watch_until(self.id.number, number, deadline);
-        self.closers.push((number, deadline, token));
+        self.ending.wait(number, deadline, token, out);
     }
 
     /// The connection is gone, and this channel with it.
@@ -164,7 +168,7 @@ impl<T: Tokens> Channel<T> {
         if !self.closing {
             self.end(None, out);
         }
-        self.answer_closers(out, || Err(CallFailure::Closed));
+        self.ending.lose(out);
     }
 
     /// The deadline of call `number` has passed.
@@ -180,9 +184,8 @@ impl<T: Tokens> Channel<T> {
         } else if let Some(index) = self.waiting.iter().position(|call| call.number == number) {
             let call = self.waiting.remove(index);
             out.fail(call.and_then(|call| call.token), CallFailure::TimedOut);
-        } else if let Some(index) = self.closers.iter().position(|(n, ..)| *n == number) {
-            let (_, _, token) = self.closers.swap_remove(index);
-            out.fail(Some(token), CallFailure::TimedOut);
+        } else {
+            self.ending.time_out(number, out);
         }
     }
 
@@ -193,12 +196,7 @@ impl<T: Tokens> Channel<T> {
     ) -> Result<Fate, ProtocolError> {
         let (id, arguments) = split_method(payload)?;
         if self.closing {
-            return match id {
-                channel::Close::ID | channel::CloseOk::ID => {
-                    self.receive(decode_method(payload)?, out)
-                }
-                _ => Ok(Fate::Lives),
-            };
+            return self.ending.receive_method(id, payload, out);
         }
         if self.assembly.is_under_way() {
             return Err(ProtocolError::UnexpectedContent(
@@ -267,9 +265,9 @@ impl<T: Tokens> Channel<T> {
 
     fn receive(&mut self, method: Method, out: &mut Out<T>) -> Result<Fate, ProtocolError> {
         match method {
-            Method::ChannelClose(close) => return Ok(self.receive_close(&close, out)),
-            Method::ChannelCloseOk(_) if self.closing => {
-                self.answer_closers(out, || Ok(Reply::Closed));
+            Method::ChannelClose(close) => {
+                out.send(self.id.number, &channel::CloseOk::default().into());
+                self.end(Some(CloseReason::of_channel(&close)), out);
                 return Ok(Fate::Gone);
             }
             Method::ChannelFlow(flow) => {
@@ -437,21 +435,6 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    fn receive_close(&mut self, close: &channel::Close, out: &mut Out<T>) -> Fate {
-        out.send(self.id.number, &channel::CloseOk::default().into());
-        if self.closing {
-            return Fate::Lives;
-        }
-        let reason = CloseReason::new(
-            ClosedBy::Broker,
-            close.reply_code,
-            &close.reply_text,
-            culprit(close.class_id, close.method_id),
-        );
-        self.end(Some(reason), out);
-        Fate::Gone
-    }
-
     /// Ends everything that goes on here; `None` if the connection ends with it.
     fn end(&mut self, reason: Option<CloseReason>, out: &mut Out<T>) {
         self.assembly.abort();
@@ -463,17 +446,6 @@ impl<T: Tokens> Channel<T> {
         for call in self.active.take().into_iter().chain(self.waiting.drain(..)) {
             out.unwatch(self.id.number, &call);
             out.fail(call.token, CallFailure::Closed);
-        }
-    }
-
-    fn answer_closers(
-        &mut self,
-        out: &mut Out<T>,
-        answer: impl Fn() -> Result<Reply, CallFailure>,
-    ) {
-        for (number, deadline, token) in self.closers.drain(..) {
-            out.unwatch_until(self.id.number, number, deadline);
-            out.answer(token, answer());
         }
     }
 
@@ -490,7 +462,7 @@ impl<T: Tokens> Channel<T> {
 
     /// Puts waiting calls on the wire for as long as none expects a reply.
     pub(crate) fn advance(&mut self, out: &mut Out<T>) {
-        while self.active.is_none() && !self.closing {
+        while self.active.is_none() && self.is_open() {
             let Some(call) = self.waiting.pop_front() else {
                 return;
             };

@@ -357,11 +357,11 @@ impl<T: Tokens> Connection<T> {
                 channel.close(code, text, ClosedBy::Application, None, out);
             }
             if let Some((token, deadline)) = call.take() {
-                channel.await_close(number, Some(deadline), token, out);
+                channel.await_close(number, deadline, token, out);
             }
         });
         if let Some((token, _)) = call {
-            self.router.out.answer(token, Ok(Reply::Closed));
+            self.router.out.answer(token, Ok(Reply::Closed(None)));
         }
     }
 

@@ -49,8 +49,8 @@ pub(crate) enum Reply {
     Message(Box<Content>),
     /// A method without reply is on its way, in order.
     Sent,
-    /// The channel is closed.
-    Closed,
+    /// The channel is closed; with the broker's reason if that closed it first.
+    Closed(Option<CloseReason>),
 }
 
 /// The bad outcome of a call.

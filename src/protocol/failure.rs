@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::methods::MethodId;
+use super::methods::{MethodId, channel, connection};
 use super::wire::ShortString;
 
 /// The code with which one side tells the other how something ended.
@@ -162,6 +162,28 @@ impl CloseReason {
         }
     }
 
+    /// What the broker said when it closed a channel.
+    pub(crate) fn of_channel(close: &channel::Close) -> Self {
+        let method = culprit(close.class_id, close.method_id);
+        Self::new(
+            ClosedBy::Broker,
+            close.reply_code,
+            &close.reply_text,
+            method,
+        )
+    }
+
+    /// What the broker said when it closed the connection.
+    pub(crate) fn of_connection(close: &connection::Close) -> Self {
+        let method = culprit(close.class_id, close.method_id);
+        Self::new(
+            ClosedBy::Broker,
+            close.reply_code,
+            &close.reply_text,
+            method,
+        )
+    }
+
     /// The text without the name of the code, with which RabbitMQ begins it.
     pub(crate) fn words(&self) -> &str {
         let name = self.code.name().unwrap_or_default();
@@ -182,6 +204,11 @@ impl fmt::Display for CloseReason {
             None => Ok(()),
         }
     }
+}
+
+/// The method that a Close names; 0.0 means none.
+fn culprit(class: u16, method: u16) -> Option<MethodId> {
+    (class != 0 || method != 0).then_some(MethodId { class, method })
 }
 
 /// Why a method, table or content cannot be put on the wire. Nothing was sent.

@@ -17,7 +17,7 @@
 
 use std::fmt;
 
-use super::failure::{CloseReason, ClosedBy, EncodeError, ProtocolError};
+use super::failure::{CloseReason, EncodeError, ProtocolError};
 use super::frame::{FRAME_MIN_SIZE, Frame, FrameDecoder, PROTOCOL_HEADER, encode_method};
 use super::methods::{Method, MethodId, connection};
 use super::secret::{Secret, encode_secret};
@@ -280,7 +280,7 @@ impl Handshake {
             (state, Method::ConnectionClose(close)) => {
                 self.state = state;
                 self.send(connection::CloseOk::default())?;
-                Err(HandshakeFailure::Closed(close_reason(&close)))
+                Err(HandshakeFailure::Closed(CloseReason::of_connection(&close)))
             }
             (State::Header, Method::ConnectionStart(start)) => self.start(start),
             (State::Start { mechanism }, Method::ConnectionSecure(secure)) => {
@@ -443,21 +443,6 @@ pub(crate) fn split_method(payload: &[u8]) -> Result<(MethodId, Reader<'_>), Pro
         method: number()?,
     };
     Ok((id, reader))
-}
-
-/// The reason that the broker gave.
-pub(crate) fn close_reason(close: &connection::Close) -> CloseReason {
-    CloseReason::new(
-        ClosedBy::Broker,
-        close.reply_code,
-        &close.reply_text,
-        culprit(close.class_id, close.method_id),
-    )
-}
-
-/// The method that a Close names; 0.0 means none.
-pub(crate) fn culprit(class: u16, method: u16) -> Option<MethodId> {
-    (class != 0 || method != 0).then_some(MethodId { class, method })
 }
 
 fn respond(

@@ -64,6 +64,8 @@ enum Seen {
     Message(u32, u64, Vec<u8>),
     Sent(u32),
     IsClosed(u32),
+    /// The same, but the broker had closed it before, for that reason.
+    WasClosed(u32, CloseReason),
     Failed(u32, CallFailure),
     /// Consumer, delivery tag and body.
     Delivery(&'static str, u64, Vec<u8>),
@@ -94,7 +96,8 @@ impl From<Event<Script>> for Seen {
                     Self::Message(call, delivery_tag(&content), content.body.to_vec())
                 }
                 Reply::Sent => Self::Sent(call),
-                Reply::Closed => Self::IsClosed(call),
+                Reply::Closed(None) => Self::IsClosed(call),
+                Reply::Closed(Some(reason)) => Self::WasClosed(call, reason),
             },
             Event::Failed { call, failure } => Self::Failed(call, failure),
             Event::Deliveries { .. } => unreachable!("taken apart by `events`"),

@@ -14,19 +14,40 @@ fn with_channels(max: u16) -> BlockingConnection {
 }
 
 #[test]
-fn a_close_that_meets_the_brokers_own_costs_no_other_channel() {
+fn a_close_that_meets_the_brokers_own_tells_its_reason_and_costs_no_other_channel() {
     let connection = connect();
     let bystander = connection.channel().unwrap();
-    for _ in 0..20 {
-        let channel = connection.channel().unwrap();
-        channel.basic_publish("cony.no.such", "", "x").unwrap();
-        // Which of the two closes comes first is open.
-        if let Err(error) = channel.close() {
-            assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let channel = connection.channel().unwrap();
+                    channel.basic_publish("cony.no.such", "", "x").unwrap();
+                    // Which of the two closes comes first is open.
+                    let error = channel.close().unwrap_err();
+                    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+                    assert!(channel.is_closed());
+                }
+            });
         }
-        assert!(channel.is_closed());
-    }
+    });
     exclusive_queue(&bystander);
+    connection.close().unwrap();
+}
+
+#[test]
+fn the_number_of_a_dropped_channel_is_free_again_also_if_the_broker_closed_it_meanwhile() {
+    let connection = with_channels(2);
+    let _bystander = connection.channel().unwrap();
+    for _ in 0..50 {
+        until("a channel to be free", || {
+            let Ok(channel) = connection.channel() else {
+                return false;
+            };
+            channel.basic_publish("cony.no.such", "", "x").unwrap();
+            true
+        });
+    }
     connection.close().unwrap();
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use cony::BlockingConnection;
 use cony::{ClosedBy, ConnectionLoss, Error, ReplyCode};
 
+use crate::matrix::Saboteur;
 use crate::peer::methods::*;
 #[cfg(feature = "tls")]
 use crate::peer::{Below, Tune, play_over};
@@ -148,12 +149,79 @@ fn closes_that_cross_end_both_sides() {
                 wire.expect(0, CONNECTION_CLOSE_OK);
                 wire.expect_end();
             },
-            |channel| {
+            move |channel| {
+                match channel.close() {
+                    Ok(()) => assert!(close_ok_first),
+                    Err(error) => {
+                        assert!(!close_ok_first);
+                        assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+                    }
+                }
                 channel.close().unwrap();
                 channel.connection().close().unwrap();
             },
         );
     }
+}
+
+#[test]
+fn a_close_that_crosses_ours_is_answered_behind_the_answer_to_ours() {
+    let (crossed, is_crossed) = signal();
+    with_channel(
+        move |wire| {
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.send(1, CHANNEL_CLOSE, close(404, "NOT_FOUND", BASIC_PUBLISH));
+            crossed.send(()).unwrap();
+            wire.open_channel(2);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.expect(1, CHANNEL_CLOSE_OK);
+            wire.open_channel(1);
+        },
+        move |channel| {
+            thread::scope(|scope| {
+                let closing = scope.spawn(|| channel.close());
+                is_crossed.wait();
+                let second = channel.connection().channel().unwrap();
+                let error = closing.join().unwrap().unwrap_err();
+                assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+                assert!(channel.is_closed());
+                assert_eq!(channel.connection().channel().unwrap().number(), 1);
+                drop(second);
+            });
+        },
+    );
+}
+
+#[test]
+fn what_a_channel_ended_with_is_in_the_log_if_nobody_is_told() {
+    Saboteur::install();
+    with_channel(
+        |wire| {
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.send(1, CHANNEL_CLOSE, close(404, "unheard 1", BASIC_PUBLISH));
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.expect(1, CHANNEL_CLOSE_OK);
+            wire.open_channel(1);
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.send(1, CHANNEL_CLOSE, close(404, "unheard 2", BASIC_PUBLISH));
+            wire.send(0, CONNECTION_CLOSE_OK, args());
+            wire.expect_end();
+        },
+        |channel| {
+            let connection = channel.connection().clone();
+            drop(channel);
+            let channel = loop {
+                match connection.channel_with_number(1) {
+                    Ok(channel) => break channel,
+                    Err(_) => thread::yield_now(),
+                }
+            };
+            assert_eq!(Saboteur::count("unheard 1"), 1);
+            connection.close().unwrap();
+            assert_eq!(Saboteur::count("unheard 2"), 1);
+            drop(channel);
+        },
+    );
 }
 
 #[test]

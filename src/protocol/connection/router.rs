@@ -7,7 +7,7 @@ use super::super::channel::{Channel, Fate};
 use super::super::event::{ChannelId, Event, NumberError, Out, Termination, Tokens};
 use super::super::failure::{CloseReason, ProtocolError};
 use super::super::frame::Frame;
-use super::super::handshake::{close_reason, decode_method, split_method};
+use super::super::handshake::{decode_method, split_method};
 use super::super::heartbeat::Heartbeat;
 use super::super::methods::{Method, MethodId, channel, connection};
 use super::super::wire::ShortString;
@@ -72,6 +72,7 @@ impl<T: Tokens> Router<T> {
         self.frames_received += 1;
         // After our close only the end counts (specification, connection.close).
         if !matches!(self.state, State::Open) && !is_end(frame) {
+            self.note_late(frame);
             return Ok(());
         }
         let (number, what) = match frame {
@@ -120,6 +121,23 @@ impl<T: Tokens> Router<T> {
         }
     }
 
+    /// What a channel ended with just before its connection was closed is told to nobody,
+    /// so it goes to the log.
+    fn note_late(&self, frame: Frame<'_>) {
+        let Frame::Method { channel, payload } = frame else {
+            return;
+        };
+        if let (true, Ok(Method::ChannelClose(close))) =
+            (self.is_taken(channel), decode_method(payload))
+        {
+            log::warn!(
+                "channel {channel} was over before its connection was closed, and nobody is \
+                 told: {}",
+                CloseReason::of_channel(&close)
+            );
+        }
+    }
+
     fn receive_connection_method(
         &mut self,
         method: Method,
@@ -130,7 +148,7 @@ impl<T: Tokens> Router<T> {
                 self.out.send(0, &connection::CloseOk::default().into());
                 let reason = match &self.state {
                     State::Closing { reason, .. } => reason.clone(),
-                    _ => close_reason(&close),
+                    _ => CloseReason::of_connection(&close),
                 };
                 self.terminate(Termination::Closed(reason));
             }

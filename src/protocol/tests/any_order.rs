@@ -213,6 +213,7 @@ impl World {
                 Seen::Reply(call, _)
                 | Seen::Sent(call)
                 | Seen::IsClosed(call)
+                | Seen::WasClosed(call, _)
                 | Seen::Failed(call, _) => self.outcomes.push(call),
                 Seen::Closed(termination) => {
                     assert_eq!(termination, Termination::Closed(bye()));

@@ -285,6 +285,7 @@ impl Victim {
                 | Seen::Message(call, ..)
                 | Seen::Sent(call)
                 | Seen::IsClosed(call)
+                | Seen::WasClosed(call, _)
                 | Seen::Failed(call, _) => self.outcomes.push(call),
                 other => assert!(!closed, "{other:?} came after the end"),
             }

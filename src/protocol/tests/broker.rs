@@ -22,7 +22,8 @@ pub(super) struct Broker {
 
 #[derive(Default)]
 pub(super) struct BrokerChannel {
-    /// The broker's close is not answered yet.
+    /// The broker's close is not answered yet. With the answer the channel goes, and its
+    /// own answer to a close with it if that is still due.
     closing: bool,
     /// The call that is not answered yet.
     pub(super) due: Option<Method>,
@@ -68,7 +69,7 @@ impl Broker {
         let channel = channel.unwrap_or_else(|| panic!("504: {method:?} on channel {number}"));
         if channel.closing {
             match method {
-                Method::ChannelClose(_) => self.send(number, channel::CloseOk::default()),
+                Method::ChannelClose(_) => channel.due = Some(method),
                 Method::ChannelCloseOk(_) => drop(self.channels.remove(&number)),
                 _ => {}
             }
@@ -90,7 +91,9 @@ impl Broker {
             None => {}
             Some(Method::ChannelOpen(_)) => self.send(number, channel::OpenOk::default()),
             Some(Method::ChannelClose(_)) => {
-                self.channels.remove(&number);
+                if !channel.closing {
+                    self.channels.remove(&number);
+                }
                 self.send(number, channel::CloseOk::default());
             }
             Some(Method::BasicConsume(consume)) => {

@@ -150,17 +150,33 @@ fn the_number_is_not_used_again_before_the_close_ok() {
 }
 
 #[test]
-fn when_both_close_at_once_the_broker_gets_its_close_ok_and_we_wait_for_ours() {
-    let (mut scenario, _) = closing();
-    scenario.peer_sends(1, not_found().0);
-    assert_eq!(scenario.sent(), [on(1, channel::CloseOk::default())]);
+fn when_both_close_at_once_the_broker_is_answered_behind_its_own_answer() {
+    let (mut scenario, id) = closing();
+    scenario.begin_close_channel(id, 4);
+    let (close, reason) = not_found();
+    scenario.peer_sends(1, close.clone());
+    scenario.peer_sends(1, close);
+    assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events(), []);
     assert_number_1(&mut scenario, Some(NumberError::InUse));
 
     scenario.peer_sends(1, channel::CloseOk::default());
-    assert_eq!(scenario.events(), [Seen::IsClosed(3)]);
-    assert_eq!(scenario.sent(), []);
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::WasClosed(3, reason.clone()),
+            Seen::WasClosed(4, reason)
+        ]
+    );
     assert_number_1(&mut scenario, None);
+    scenario.begin_open(1, "again", 5);
+    assert_eq!(
+        scenario.sent(),
+        [
+            on(1, channel::CloseOk::default()),
+            on(1, channel::Open::default())
+        ]
+    );
 }
 
 #[test]
@@ -181,6 +197,21 @@ fn a_close_that_is_not_answered_fails_at_its_deadline_and_keeps_the_number() {
     assert_eq!(scenario.events(), [Seen::Failed(3, CallFailure::TimedOut)]);
     assert_number_1(&mut scenario, Some(NumberError::InUse));
     scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.events(), []);
+    assert_number_1(&mut scenario, None);
+}
+
+#[test]
+fn a_close_that_only_the_brokers_own_answers_ends_at_its_deadline_with_that() {
+    let (mut scenario, _) = closing();
+    let (close, reason) = not_found();
+    scenario.peer_sends(1, close);
+    scenario.pass(RPC_TIMEOUT);
+    assert_eq!(scenario.events(), [Seen::WasClosed(3, reason)]);
+    assert_number_1(&mut scenario, Some(NumberError::InUse));
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, channel::CloseOk::default());
+    assert_eq!(scenario.sent(), [on(1, channel::CloseOk::default())]);
     assert_eq!(scenario.events(), []);
     assert_number_1(&mut scenario, None);
 }

@@ -1,0 +1,112 @@
+//! How a channel ends that we close: who waits for that, and what the broker says to it.
+
+use std::time::Instant;
+
+use super::super::event::{CallFailure, Out, Reply, Tokens};
+use super::super::failure::{CloseReason, ProtocolError};
+use super::super::handshake::decode_method;
+use super::super::methods::{Method, MethodId, channel};
+use super::Fate;
+
+#[derive(Debug)]
+pub(super) struct Ending<T: Tokens> {
+    channel: u16,
+    waiters: Vec<Waiter<T>>,
+    /// The broker's close that crossed ours. It is answered behind the answer to ours:
+    /// RabbitMQ ends a channel with the close-ok, and may drop what it has not yet
+    /// written for it, which would be the answer that we wait for.
+    crossing: Option<CloseReason>,
+}
+
+#[derive(Debug)]
+struct Waiter<T: Tokens> {
+    number: u64,
+    deadline: Instant,
+    token: T::Call,
+}
+
+impl<T: Tokens> Ending<T> {
+    pub(super) fn new(channel: u16) -> Self {
+        Self {
+            channel,
+            waiters: Vec::new(),
+            crossing: None,
+        }
+    }
+
+    /// Tells `token` when the channel has ended, as call `number`.
+    pub(super) fn wait(
+        &mut self,
+        number: u64,
+        deadline: Instant,
+        token: T::Call,
+        out: &mut Out<T>,
+    ) {
+        out.watch_until(self.channel, number, Some(deadline));
+        self.waiters.push(Waiter {
+            number,
+            deadline,
+            token,
+        });
+    }
+
+    /// The deadline of call `number` has passed, which may be one of those who wait.
+    pub(super) fn time_out(&mut self, number: u64, out: &mut Out<T>) {
+        let mut waiters = self.waiters.iter();
+        if let Some(index) = waiters.position(|waiter| waiter.number == number) {
+            let waiter = self.waiters.swap_remove(index);
+            let reason = self.crossing.clone();
+            let closed = reason.map(|reason| Reply::Closed(Some(reason)));
+            out.answer(waiter.token, closed.ok_or(CallFailure::TimedOut));
+        }
+    }
+
+    /// After our close, nothing counts but the end.
+    pub(super) fn receive_method(
+        &mut self,
+        id: MethodId,
+        payload: &[u8],
+        out: &mut Out<T>,
+    ) -> Result<Fate, ProtocolError> {
+        if !matches!(id, channel::Close::ID | channel::CloseOk::ID) {
+            return Ok(Fate::Lives);
+        }
+        match decode_method(payload)? {
+            Method::ChannelClose(close) => {
+                let reason = || CloseReason::of_channel(&close);
+                self.crossing.get_or_insert_with(reason);
+                Ok(Fate::Lives)
+            }
+            _ => {
+                self.finish(out);
+                Ok(Fate::Gone)
+            }
+        }
+    }
+
+    fn finish(&mut self, out: &mut Out<T>) {
+        let crossing = self.crossing.take();
+        if let Some(reason) = &crossing {
+            out.send(self.channel, &channel::CloseOk::default().into());
+            if self.waiters.is_empty() {
+                log::warn!(
+                    "channel {} was over before it was closed, and nobody is told: {reason}",
+                    self.channel
+                );
+            }
+        }
+        self.answer(out, || Ok(Reply::Closed(crossing.clone())));
+    }
+
+    /// The connection is gone.
+    pub(super) fn lose(mut self, out: &mut Out<T>) {
+        self.answer(out, || Err(CallFailure::Closed));
+    }
+
+    fn answer(&mut self, out: &mut Out<T>, answer: impl Fn() -> Result<Reply, CallFailure>) {
+        for waiter in self.waiters.drain(..) {
+            out.unwatch_until(self.channel, waiter.number, Some(waiter.deadline));
+            out.answer(waiter.token, answer());
+        }
+    }
+}
