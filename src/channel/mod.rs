@@ -233,11 +233,10 @@ impl BlockingChannel {
             .send_close(code.into(), cut(text).into(), Some((reply, deadline)));
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
         let end = match outcome {
-            Ok(Reply::Closed(Some(reason))) => {
-                shared.port.finish_close();
-                Some(Error::ChannelClosed(reason))
-            }
-            Ok(_) => {
+            Ok(reply) => {
+                if let Reply::Closed(Some(reason)) = reply {
+                    shared.port.cross(reason);
+                }
                 shared.port.finish_close();
                 shared.ended_by_others()
             }

@@ -30,6 +30,8 @@ pub(crate) struct ChannelPort {
     /// Why the channel ended. Written once, before anything is disconnected; by a close of
     /// this program when it begins.
     closed: OnceLock<CloseReason>,
+    /// Why the broker had closed it when this program did.
+    crossed: OnceLock<CloseReason>,
     /// Whether this program's close is queued.
     closing: AtomicBool,
     /// Whether the broker has confirmed this program's close, or took too long.
@@ -80,6 +82,7 @@ impl ChannelPort {
             inbox: Inbox::new(Arc::clone(&connection)),
             connection,
             closed: OnceLock::new(),
+            crossed: OnceLock::new(),
             closing: AtomicBool::new(false),
             close_finished: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
@@ -94,7 +97,11 @@ impl ChannelPort {
 
     /// Why the channel itself is closed, if it is.
     pub(crate) fn closed(&self) -> Option<&CloseReason> {
-        self.closed.get()
+        let closed = self.closed.get()?;
+        match closed.by {
+            ClosedBy::Application => self.crossed.get().or(Some(closed)),
+            ClosedBy::Broker | ClosedBy::Library => Some(closed),
+        }
     }
 
     /// Why nothing can be done on the channel, if so.
@@ -128,6 +135,11 @@ impl ChannelPort {
     /// that any more.
     pub(crate) fn finish_close(&self) {
         self.close_finished.store(true, Ordering::Release);
+    }
+
+    /// Records that the broker had closed the channel before this program did.
+    pub(crate) fn cross(&self, reason: CloseReason) {
+        let _ = self.crossed.set(reason);
     }
 
     /// Records the end; `None` if the channel goes with its connection.

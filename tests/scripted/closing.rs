@@ -150,14 +150,16 @@ fn closes_that_cross_end_both_sides() {
                 wire.expect_end();
             },
             move |channel| {
-                match channel.close() {
-                    Ok(()) => assert!(close_ok_first),
-                    Err(error) => {
-                        assert!(!close_ok_first);
-                        assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+                // Once more, the same.
+                for _ in 0..2 {
+                    match channel.close() {
+                        Ok(()) => assert!(close_ok_first),
+                        Err(error) => {
+                            assert!(!close_ok_first);
+                            assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+                        }
                     }
                 }
-                channel.close().unwrap();
                 channel.connection().close().unwrap();
             },
         );
@@ -178,6 +180,11 @@ fn a_close_that_crosses_ours_is_answered_behind_the_answer_to_ours() {
             wire.open_channel(1);
         },
         move |channel| {
+            let (tell, told) = crossbeam_channel::unbounded();
+            channel.add_on_close_callback(move |_, reason| {
+                tell.send(reason).unwrap();
+                Ok(())
+            });
             thread::scope(|scope| {
                 let closing = scope.spawn(|| channel.close());
                 is_crossed.wait();
@@ -185,6 +192,15 @@ fn a_close_that_crosses_ours_is_answered_behind_the_answer_to_ours() {
                 let error = closing.join().unwrap().unwrap_err();
                 assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
                 assert!(channel.is_closed());
+                // Everybody is told the same.
+                for other in [
+                    channel.close_reason().unwrap(),
+                    channel.close().unwrap_err(),
+                    channel.basic_publish("", "q", "x").unwrap_err(),
+                    told.recv().unwrap(),
+                ] {
+                    assert_eq!(other.to_string(), error.to_string());
+                }
                 assert_eq!(channel.connection().channel().unwrap().number(), 1);
                 drop(second);
             });

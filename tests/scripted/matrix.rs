@@ -973,14 +973,13 @@ fn look_again(
     past: &Sender<()>,
 ) {
     let same = |other: Error| assert_eq!(other.to_string(), error.to_string());
-    // A channel that the program was closing stays closed for that reason.
-    let is_closing = call.name == "channel.close";
     match error {
         Error::ConnectionLost(_) | Error::ConnectionClosed(_) => {
             same(connection.wait_closed());
             same(connection.close_reason().unwrap());
             same(connection.channel().map(drop).unwrap_err());
-            if !is_closing {
+            // A channel that the program was closing stays closed for that reason.
+            if call.name != "channel.close" {
                 same(channel.close_reason().unwrap());
                 same(channel.queue_declare("again").unwrap_err());
                 same(channel.basic_publish("", "again", "again").unwrap_err());
@@ -988,7 +987,7 @@ fn look_again(
             assert!(connection.is_closed() && !connection.is_open());
         }
         Error::ChannelClosed(_) => {
-            if call.channel == channel.number() && !is_closing {
+            if call.channel == channel.number() {
                 same(channel.close_reason().unwrap());
                 same(channel.queue_declare("again").unwrap_err());
                 same(channel.basic_publish("", "again", "again").unwrap_err());

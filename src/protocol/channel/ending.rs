@@ -16,6 +16,8 @@ pub(super) struct Ending<T: Tokens> {
     /// RabbitMQ ends a channel with the close-ok, and may drop what it has not yet
     /// written for it, which would be the answer that we wait for.
     crossing: Option<CloseReason>,
+    /// Whether somebody knows of that.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -31,6 +33,7 @@ impl<T: Tokens> Ending<T> {
             channel,
             waiters: Vec::new(),
             crossing: None,
+            told: false,
         }
     }
 
@@ -55,9 +58,8 @@ impl<T: Tokens> Ending<T> {
         let mut waiters = self.waiters.iter();
         if let Some(index) = waiters.position(|waiter| waiter.number == number) {
             let waiter = self.waiters.swap_remove(index);
-            let reason = self.crossing.clone();
-            let closed = reason.map(|reason| Reply::Closed(Some(reason)));
-            out.answer(waiter.token, closed.ok_or(CallFailure::TimedOut));
+            let outcome = self.outcome(Err(CallFailure::TimedOut));
+            out.answer(waiter.token, outcome);
         }
     }
 
@@ -85,17 +87,10 @@ impl<T: Tokens> Ending<T> {
     }
 
     fn finish(&mut self, out: &mut Out<T>) {
-        let crossing = self.crossing.take();
-        if let Some(reason) = &crossing {
+        if self.crossing.is_some() {
             out.send(self.channel, &channel::CloseOk::default().into());
-            if self.waiters.is_empty() {
-                log::warn!(
-                    "channel {} was over before it was closed, and nobody is told: {reason}",
-                    self.channel
-                );
-            }
         }
-        self.answer(out, || Ok(Reply::Closed(crossing.clone())));
+        self.answer(out, || Ok(Reply::Closed(None)));
     }
 
     /// The connection is gone.
@@ -103,10 +98,28 @@ impl<T: Tokens> Ending<T> {
         self.answer(out, || Err(CallFailure::Closed));
     }
 
-    fn answer(&mut self, out: &mut Out<T>, answer: impl Fn() -> Result<Reply, CallFailure>) {
-        for waiter in self.waiters.drain(..) {
+    fn answer(&mut self, out: &mut Out<T>, otherwise: impl Fn() -> Result<Reply, CallFailure>) {
+        for waiter in std::mem::take(&mut self.waiters) {
             out.unwatch_until(self.channel, waiter.number, Some(waiter.deadline));
-            out.answer(waiter.token, answer());
+            let outcome = self.outcome(otherwise());
+            out.answer(waiter.token, outcome);
+        }
+        if let Some(reason) = self.crossing.take().filter(|_| !self.told) {
+            log::warn!(
+                "channel {} was over before it was closed, and nobody is told: {reason}",
+                self.channel
+            );
+        }
+    }
+
+    /// The broker's reason, if it had closed the channel before we did.
+    fn outcome(&mut self, otherwise: Result<Reply, CallFailure>) -> Result<Reply, CallFailure> {
+        match self.crossing.clone() {
+            Some(reason) => {
+                self.told = true;
+                Ok(Reply::Closed(Some(reason)))
+            }
+            None => otherwise,
         }
     }
 }

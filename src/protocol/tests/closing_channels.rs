@@ -217,6 +217,22 @@ fn a_close_that_only_the_brokers_own_answers_ends_at_its_deadline_with_that() {
 }
 
 #[test]
+fn the_brokers_reason_is_told_also_if_the_connection_ends_before_its_answer() {
+    let (mut scenario, _) = closing();
+    let (close, reason) = not_found();
+    scenario.peer_sends(1, close);
+    scenario.begin_close(SECOND);
+    scenario.peer_sends(0, connection::CloseOk::default());
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::Closed(Termination::Closed(bye())),
+            Seen::WasClosed(3, reason)
+        ]
+    );
+}
+
+#[test]
 fn a_second_closer_waits_for_the_same_close() {
     let (mut scenario, id) = closing();
     scenario.begin_close_channel(id, 4);
