@@ -164,24 +164,20 @@ impl CloseReason {
 
     /// What the broker said when it closed a channel.
     pub(crate) fn of_channel(close: &channel::Close) -> Self {
-        let method = culprit(close.class_id, close.method_id);
-        Self::new(
-            ClosedBy::Broker,
-            close.reply_code,
-            &close.reply_text,
-            method,
-        )
+        let culprit = (close.class_id, close.method_id);
+        Self::of_broker(close.reply_code, &close.reply_text, culprit)
     }
 
     /// What the broker said when it closed the connection.
     pub(crate) fn of_connection(close: &connection::Close) -> Self {
-        let method = culprit(close.class_id, close.method_id);
-        Self::new(
-            ClosedBy::Broker,
-            close.reply_code,
-            &close.reply_text,
-            method,
-        )
+        let culprit = (close.class_id, close.method_id);
+        Self::of_broker(close.reply_code, &close.reply_text, culprit)
+    }
+
+    /// The culprit is the method that the Close names; 0.0 means none.
+    fn of_broker(code: u16, text: &ShortString, (class, method): (u16, u16)) -> Self {
+        let method = (class != 0 || method != 0).then_some(MethodId { class, method });
+        Self::new(ClosedBy::Broker, code, text, method)
     }
 
     /// The text without the name of the code, with which RabbitMQ begins it.
@@ -204,11 +200,6 @@ impl fmt::Display for CloseReason {
             None => Ok(()),
         }
     }
-}
-
-/// The method that a Close names; 0.0 means none.
-fn culprit(class: u16, method: u16) -> Option<MethodId> {
-    (class != 0 || method != 0).then_some(MethodId { class, method })
 }
 
 /// Why a method, table or content cannot be put on the wire. Nothing was sent.

@@ -127,9 +127,10 @@ impl<T: Tokens> Router<T> {
         let Frame::Method { channel, payload } = frame else {
             return;
         };
-        if let (true, Ok(Method::ChannelClose(close))) =
-            (self.is_taken(channel), decode_method(payload))
-        {
+        if !self.is_taken(channel) || method_id(frame) != Some(channel::Close::ID) {
+            return;
+        }
+        if let Ok(Method::ChannelClose(close)) = decode_method(payload) {
             log::warn!(
                 "channel {channel} was over before its connection was closed, and nobody is \
                  told: {}",
