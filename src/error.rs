@@ -267,14 +267,18 @@ pub enum ConnectionLoss {
         reason: ShortString,
     },
     /// The peer hung up, or the system reported an error, after nothing had been read for
-    /// long, because deliveries were not taken: RabbitMQ drops a client that reads nothing
-    /// for half a minute or so. A prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos))
-    /// prevents it.
+    /// long, because deliveries were not taken that cannot be given back (`no_ack`, a stream, a
+    /// channel with transactions): RabbitMQ drops a client that reads nothing for half a minute
+    /// or so. A consumer that acknowledges, and outside transactions, never stops reading.
     NotRead {
         /// For how long.
         paused: Duration,
         /// The number of the channel with the most that was not taken.
         channel: u16,
+        /// The tag of the consumer with the most that was not taken.
+        consumer: ShortString,
+        /// How many bytes of deliveries waited for it.
+        bytes: usize,
         /// How the end showed.
         cause: String,
     },
@@ -418,10 +422,14 @@ impl From<&Termination> for Error {
             Termination::NotRead {
                 paused,
                 channel,
+                consumer,
+                bytes,
                 cause,
             } => Self::ConnectionLost(ConnectionLoss::NotRead {
                 paused: *paused,
                 channel: *channel,
+                consumer: consumer.clone(),
+                bytes: *bytes,
                 cause: cause.clone(),
             }),
             Termination::Io(kind, text) => {

@@ -28,11 +28,16 @@ pub struct Stats {
     pub messages_received: u64,
     /// Mandatory messages that came back.
     pub messages_returned: u64,
+    /// Deliveries that found more than `read_budget` waiting to be taken, and so went back to
+    /// their queue, to come again when there is room. Each of them crosses the network twice: a
+    /// smaller prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos)) avoids that.
+    pub deliveries_held_back: u64,
     /// Publishes in confirm mode of which the broker has said nothing yet.
     pub unconfirmed: usize,
     /// Bytes that wait to be written. Publishes wait for room beyond `write_budget`.
     pub bytes_to_write: usize,
-    /// Bytes of deliveries that wait to be taken. Reading pauses beyond `read_budget`.
+    /// Bytes of deliveries that wait to be taken. Beyond `read_budget` reading pauses, or what comes
+    /// is held back.
     pub bytes_to_take: usize,
     /// Channels that the program has handles of.
     pub channels: usize,
@@ -57,6 +62,7 @@ impl BlockingConnection {
             messages_published: counters.messages_published.get(),
             messages_received: counters.messages_received.get(),
             messages_returned: counters.messages_returned.get(),
+            deliveries_held_back: counters.deliveries_held_back.get(),
             unconfirmed,
             bytes_to_write: port.commands().waiting_bytes(),
             bytes_to_take: port.backlog.bytes(),

@@ -346,12 +346,15 @@ impl fmt::Display for ConnectionLoss {
             Self::NotRead {
                 paused,
                 channel,
+                consumer,
+                bytes,
                 cause,
             } => write!(
                 f,
-                "{cause}, after reading was paused for {} s, because the deliveries of channel \
-                 {channel} were not taken; set a prefetch (basic_qos), take them faster, or raise \
-                 read_budget",
+                "{cause}, after reading was paused for {} s, because {bytes} bytes of deliveries \
+                 for consumer {consumer} on channel {channel} were not taken, which cannot be given \
+                 back; take them faster, let the consumer acknowledge with a prefetch (basic_qos), \
+                 or raise read_budget",
                 paused.as_secs()
             ),
         }

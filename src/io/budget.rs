@@ -8,7 +8,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::protocol::content::Content;
-use crate::protocol::run::{Packed, Run};
+use crate::protocol::holding::MESSAGE_OVERHEAD;
 
 /// Room for bytes that wait to be written. Publishers wait for it, first come first
 /// served; everything else takes it without asking, so that acknowledgements and
@@ -142,8 +142,10 @@ impl WriteBudget {
 
 /// What was received and not yet handed out.
 ///
-/// Past the soft limit the IO thread stops reading, unless somebody waits for
-/// something that only reading can bring; past the hard limit it stops in any case.
+/// Past the soft limit the IO thread pauses, unless somebody waits for something that only
+/// reading can bring. Past the hard limit, twice that, deliveries are held back (see
+/// `protocol/holding.rs`). Some cannot be: they are *fixed*, and only those stop reading in any
+/// case.
 ///
 /// Messages of which a part is here take room as well, for whole ones. But only reading can
 /// make them whole, so a quarter of the room stays for what was received: else a few
@@ -152,11 +154,24 @@ impl WriteBudget {
 pub(crate) struct Backlog {
     soft_limit: usize,
     bytes: AtomicUsize,
-    /// What the messages take of which a part is here.
-    assembling: AtomicUsize,
+    /// How much of that is fixed.
+    fixed: AtomicUsize,
+    /// The IO thread is woken when less than this waits; 0 is never.
+    wake_below: AtomicUsize,
+    /// Whether that depends on every byte, so that what is taken is reported at once.
+    watched: AtomicBool,
     paused: AtomicBool,
     /// The IO thread lets those catch up who take.
     resting: AtomicBool,
+}
+
+/// Why nothing is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The soft limit is exceeded, and nobody waits.
+    Soft,
+    /// The hard limit is, by deliveries that cannot be held back.
+    Fixed,
 }
 
 /// With more bytes than this the IO thread rests for a moment, if it may: what lies long in memory
@@ -164,22 +179,21 @@ pub(crate) struct Backlog {
 /// runs on.
 const REST_ABOVE: usize = 2 * 1024 * 1024;
 
-/// What a message that stands for itself costs beside its body and properties, or a run of
-/// them beside its messages: its place, and names.
-const MESSAGE_OVERHEAD: usize = 256;
-
-/// What one takes that waits together with others.
-const EXTENT_OVERHEAD: usize = 8;
-
 impl Backlog {
     pub(crate) fn new(soft_limit: usize) -> Self {
         Self {
             soft_limit,
             bytes: AtomicUsize::new(0),
-            assembling: AtomicUsize::new(0),
+            fixed: AtomicUsize::new(0),
+            wake_below: AtomicUsize::new(0),
+            watched: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             resting: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn soft_limit(&self) -> usize {
+        self.soft_limit
     }
 
     /// What a message takes that stands for itself.
@@ -189,23 +203,12 @@ impl Backlog {
         content.body.len() + properties + MESSAGE_OVERHEAD
     }
 
-    /// What messages take that wait together.
-    pub(crate) fn cost_of_run(run: &Run) -> usize {
-        MESSAGE_OVERHEAD + run.origins_size() + run.size() + run.len() * EXTENT_OVERHEAD
-    }
-
-    /// What one of them takes, that was just taken from `run`: as the last one, also what they
-    /// had in common.
-    pub(crate) fn cost_in_run(message: &Packed, run: &Run) -> usize {
-        let shared = match run.is_empty() {
-            true => MESSAGE_OVERHEAD + run.origins_size(),
-            false => 0,
-        };
-        message.size() + EXTENT_OVERHEAD + shared
-    }
-
-    pub(crate) fn add(&self, cost: usize) {
+    /// Adds deliveries, of which so much is `fixed`.
+    pub(crate) fn add(&self, cost: usize, fixed: usize) {
         self.bytes.fetch_add(cost, Ordering::SeqCst);
+        if fixed > 0 {
+            self.fixed.fetch_add(fixed, Ordering::SeqCst);
+        }
     }
 
     /// How much waits to be taken.
@@ -213,13 +216,18 @@ impl Backlog {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// Takes `cost` off. `true`: the IO thread waits for this and should be woken.
+    /// Takes `cost` off, of which so much is `fixed`. `true`: the IO thread waits for this and
+    /// should be woken.
     #[must_use]
-    pub(crate) fn remove(&self, cost: usize) -> bool {
+    pub(crate) fn remove(&self, cost: usize, fixed: usize) -> bool {
+        if fixed > 0 {
+            self.fixed.fetch_sub(fixed, Ordering::SeqCst);
+        }
         let left = self.bytes.fetch_sub(cost, Ordering::SeqCst) - cost;
         let is_first =
             |flag: &AtomicBool| flag.load(Ordering::SeqCst) && flag.swap(false, Ordering::SeqCst);
-        left <= self.room(self.soft_limit / 2) && is_first(&self.paused)
+        left < self.wake_below.load(Ordering::SeqCst)
+            && self.wake_below.swap(0, Ordering::SeqCst) > 0
             || left <= REST_ABOVE / 2 && is_first(&self.resting)
     }
 
@@ -247,45 +255,53 @@ impl Backlog {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Nobody need wake the IO thread for room.
-    fn is_not_paused(&self) -> bool {
-        if self.is_paused() {
-            self.paused.store(false, Ordering::SeqCst);
+    /// Whether what is taken has to be reported at once.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::SeqCst)
+    }
+
+    /// Says what the IO thread waits for: that less than this many bytes wait to be taken,
+    /// 0 for nothing; and whether it does not read until then. `true` if this is the first
+    /// time that every byte counts: what was taken before is to be reported now.
+    pub(crate) fn wait_for(&self, below: usize, is_paused: bool) -> bool {
+        if below == 0 && !self.is_watched() {
+            return false;
         }
-        false
+        self.paused.store(is_paused, Ordering::SeqCst);
+        self.wake_below.store(below, Ordering::SeqCst);
+        !self.watched.swap(below > 0, Ordering::SeqCst)
     }
 
     /// What `limit` leaves for whole messages.
-    fn room(&self, limit: usize) -> usize {
-        let assembling = self.assembling.load(Ordering::SeqCst);
-        limit.saturating_sub(assembling).max(limit / 4)
+    fn room(limit: usize, announced: usize) -> usize {
+        limit.saturating_sub(announced).max(limit / 4)
     }
 
-    /// Whether the IO thread must not read now. Asked again after every change. Once
-    /// paused, it is until half of the limit is free. `assembling` is what messages take of
-    /// which a part is here; it is not asked where it does not matter.
-    pub(crate) fn must_pause(
+    /// Why nothing must be read now, if so, and below how many waiting bytes that is over.
+    /// `announced` is what the messages will take of which a part is here.
+    pub(crate) fn must_stop(
         &self,
         is_paused: bool,
-        awaited: bool,
-        assembling: impl FnOnce() -> usize,
-    ) -> bool {
-        let limit = match (awaited, is_paused) {
-            (true, _) => self.soft_limit.saturating_mul(2),
-            (false, false) => self.soft_limit,
-            (false, true) => self.soft_limit / 2,
+        is_awaited: bool,
+        announced: usize,
+    ) -> Option<(Stop, usize)> {
+        let bytes = self.bytes();
+        if bytes <= self.soft_limit / 4 {
+            return None;
+        }
+        let hard = self.soft_limit.saturating_mul(2);
+        if bytes > Self::room(hard, announced)
+            && self.fixed.load(Ordering::SeqCst) > self.soft_limit / 4
+        {
+            // Taking anything may be enough.
+            return Some((Stop::Fixed, usize::MAX));
+        }
+        let enough = Self::room(self.soft_limit - self.soft_limit / 4, announced);
+        let limit = match is_paused {
+            true => enough,
+            false => Self::room(self.soft_limit, announced),
         };
-        if self.bytes.load(Ordering::SeqCst) <= limit / 4 {
-            return self.is_not_paused();
-        }
-        self.assembling.store(assembling(), Ordering::SeqCst);
-        let limit = self.room(limit);
-        if self.bytes.load(Ordering::SeqCst) <= limit {
-            return self.is_not_paused();
-        }
-        // Said first and looked again, so that no removal in between goes unnoticed.
-        self.paused.store(true, Ordering::SeqCst);
-        self.bytes.load(Ordering::SeqCst) > limit
+        (!is_awaited && bytes > limit).then_some((Stop::Soft, enough + 1))
     }
 }
 
@@ -364,32 +380,6 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_together_costs_what_it_takes_and_all_of_that_comes_back() {
-        use crate::protocol::run::tests::packed;
-
-        let (long, other) = ("k".repeat(255), "o".repeat(255));
-        for (count, size, keys) in [
-            (1, 0, ["", ""]),
-            (1000, 16, ["key", "key"]),
-            (1000, 0, [&*long, &*other]),
-            (10, 100_000, ["key", "other"]),
-        ] {
-            let deliveries: Vec<_> = (0..count).map(|index| (size, keys[index % 2])).collect();
-            let mut runs = packed(&deliveries);
-            let cost: usize = runs.iter().map(Backlog::cost_of_run).sum();
-            let names = if keys[0] == keys[1] { 0 } else { keys[0].len() };
-            assert!(cost >= MESSAGE_OVERHEAD + count * (size + names), "{cost}");
-            let mut left = cost;
-            for run in &mut runs {
-                while let Some(message) = run.pop() {
-                    left -= Backlog::cost_in_run(&message, run);
-                }
-            }
-            assert_eq!(left, 0, "{count} of {size}");
-        }
-    }
-
-    #[test]
     fn those_who_wait_hear_of_room_to_speak_of_and_find_the_rest_at_their_deadline() {
         let budget = WriteBudget::new(100);
         budget.take(100);
@@ -421,31 +411,49 @@ mod tests {
     }
 
     #[test]
-    fn the_backlog_pauses_at_the_soft_limit_or_at_twice_that_when_awaited() {
+    fn a_pause_lasts_until_a_quarter_of_the_soft_limit_is_free_or_somebody_waits() {
         let backlog = Backlog::new(1000);
-        backlog.add(1001);
-        assert!(backlog.must_pause(false, false, || 0));
-        assert!(!backlog.must_pause(true, true, || 0));
-        backlog.add(1000);
-        assert!(backlog.must_pause(false, true, || 0));
-        assert!(!backlog.remove(1000), "still above half the limit");
-        assert!(backlog.remove(501));
-        assert!(!backlog.remove(1), "told once");
+        backlog.add(1000, 0);
+        assert_eq!(backlog.must_stop(false, false, 0), None);
+        backlog.add(1, 0);
+        assert_eq!(backlog.must_stop(false, true, 0), None);
+        assert_eq!(
+            backlog.must_stop(false, false, 0),
+            Some((Stop::Soft, 751))
+        );
+        assert!(backlog.wait_for(751, true) && backlog.is_paused());
+        assert!(!backlog.remove(250, 0), "751 are left");
+        assert!(backlog.must_stop(true, false, 0).is_some());
+        assert!(backlog.remove(1, 0));
+        assert!(!backlog.remove(1, 0), "told once");
+        assert_eq!(backlog.must_stop(true, false, 0), None);
+    }
+
+    #[test]
+    fn only_what_cannot_be_held_back_stops_reading_in_any_case() {
+        let backlog = Backlog::new(1000);
+        backlog.add(2500, 250);
+        assert_eq!(backlog.must_stop(false, true, 0), None);
+        backlog.add(1, 1);
+        let stop = Some((Stop::Fixed, usize::MAX));
+        assert_eq!(backlog.must_stop(false, true, 0), stop);
+        assert!(backlog.wait_for(usize::MAX, true));
+        assert!(backlog.remove(500, 0));
+        assert_eq!(backlog.must_stop(false, true, 0), stop);
+        backlog.wait_for(usize::MAX, true);
+        assert!(backlog.remove(1, 1));
+        assert_eq!(backlog.must_stop(false, true, 0), None);
     }
 
     #[test]
     fn half_messages_take_room_but_not_the_last_quarter() {
         let backlog = Backlog::new(1000);
-        backlog.add(400);
-        assert!(!backlog.must_pause(false, false, || 600));
-        assert!(backlog.must_pause(false, false, || 601));
-        assert!(!backlog.remove(200), "half of the room is not free yet");
-        assert!(backlog.remove(75));
-        assert!(!backlog.must_pause(true, false, || 601));
-        // However much of them there is, what a thread leaves lying stops nobody.
-        backlog.add(125);
-        assert!(!backlog.must_pause(false, false, || usize::MAX));
-        backlog.add(1);
-        assert!(backlog.must_pause(false, false, || usize::MAX));
+        backlog.add(400, 0);
+        assert_eq!(backlog.must_stop(false, false, 600), None);
+        let stop = Some((Stop::Soft, 188));
+        assert_eq!(backlog.must_stop(false, false, 601), Some((Stop::Soft, 188)));
+        assert!(backlog.must_stop(true, false, 561).is_some());
+        assert_eq!(backlog.remove(150, 0), false);
+        assert_eq!(backlog.must_stop(false, false, usize::MAX), None, "{stop:?}");
     }
 }

@@ -12,6 +12,7 @@ pub(crate) struct Counters {
     pub(crate) messages_published: Counter,
     pub(crate) messages_received: Counter,
     pub(crate) messages_returned: Counter,
+    pub(crate) deliveries_held_back: Counter,
 }
 
 #[derive(Debug, Default)]

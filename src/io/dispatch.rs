@@ -15,7 +15,7 @@ use crate::protocol::run::Run;
 use crate::protocol::wire::ShortString;
 
 /// Puts deliveries of one consumer, that came one behind the other, into its inbox.
-fn deliver(route: &Route, runs: &mut VecDeque<Run>) {
+fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
     let consumer = &route.consumer;
     let channel = &consumer.channel;
     let (Some(first), Some(last)) = (runs.front().map(Run::first), runs.back().map(Run::last))
@@ -30,7 +30,7 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>) {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
-    put(consumer, |inbox| inbox.push(runs));
+    put(consumer, |inbox| inbox.push(runs, is_fixed));
 }
 
 fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
@@ -44,9 +44,23 @@ fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
 /// here waits for anybody.
 pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<VecDeque<Run>> {
     match event {
-        Event::Deliveries { consumer, mut runs } => {
-            deliver(&consumer, &mut runs);
+        Event::Deliveries {
+            consumer,
+            mut runs,
+            is_fixed,
+        } => {
+            deliver(&consumer, &mut runs, is_fixed);
             return Some(runs);
+        }
+        // The driver has seen to that.
+        Event::GiveBack { .. } => {}
+        Event::HeldBack {
+            consumer,
+            delivery_tag,
+            ..
+        } => {
+            consumer.consumer.channel.delivered(delivery_tag);
+            port.counters.deliveries_held_back.add(1);
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),

@@ -28,13 +28,13 @@ use mio::{Events, Poll, Token};
 use super::channel_port::{ChannelPort, ConsumerPort};
 use super::commands::Frames;
 use super::dispatch;
-use super::outbox::Outbox;
-use super::pauses::Pauses;
+use super::outbox::{Outbox, Untaken};
+use super::pauses::{Holdups, Pauses};
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
 use super::spin::{self, Spin};
 use super::transport::Transport;
 use super::wake::Wake;
-use crate::protocol::connection::Connection;
+use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
@@ -58,8 +58,11 @@ pub(crate) fn spawn(
     let core = Connection::new(
         decoder,
         &negotiated,
-        settings.max_message_size,
-        settings.blocked_timeout,
+        Limits {
+            max_message_size: settings.max_message_size,
+            read_budget: settings.read_limit,
+            blocked_timeout: settings.blocked_timeout,
+        },
         Instant::now(),
     );
     let (alive, ended) = bounded(0);
@@ -84,12 +87,16 @@ pub(crate) fn spawn(
         readable: true,
         writable: true,
         pauses: Pauses::default(),
+        breath_due: None,
+        catching_breath: false,
+        gives_back: false,
         hung_up: false,
         in_talk: false,
         reply_spin: Spin::new(spin_limit),
         call_spin: Spin::new(spin_limit / CALL_SPIN_SHARE),
         streamed: 0,
-        untaken: 0,
+        untaken: Untaken::default(),
+        holdups: Holdups::default(),
         abandoned: false,
         _alive: alive,
     };
@@ -115,6 +122,12 @@ struct Driver {
     writable: bool,
     /// Nothing is read while too much is not handed out yet.
     pauses: Pauses,
+    /// When a pause that others could do without has lasted long enough.
+    breath_due: Option<Instant>,
+    /// It was long enough: everything is read that is there, before the next one.
+    catching_breath: bool,
+    /// There is room for something that was held back.
+    gives_back: bool,
     /// The peer has ended its side, or the socket is broken: reading goes on until that shows.
     hung_up: bool,
     /// A call has just gone out, or its reply has come.
@@ -124,8 +137,9 @@ struct Driver {
     call_spin: Spin,
     /// How many publishes the last commands had.
     streamed: u64,
-    /// How much of what the core had to say the peer has not taken, at most.
-    untaken: usize,
+    /// How much of what the core had to say the peer has not taken.
+    untaken: Untaken,
+    holdups: Holdups,
     /// The socket is to be dropped as it is.
     abandoned: bool,
     /// Dropped last, which tells those who wait for the end of this thread.
@@ -143,6 +157,7 @@ impl Driver {
                 self.core.handle_timeout(now);
             }
             self.sound_alarm(now);
+            self.give_back_held(now);
             self.dispatch();
             self.write(now);
             self.dispatch();
@@ -315,6 +330,32 @@ impl Driver {
         self.obey(Command::Frames(frames), now);
     }
 
+    /// Gives back what was held back, as far as there is room for it again.
+    fn give_back_held(&mut self, now: Instant) {
+        if self.core.is_holding() {
+            self.dispatch();
+            self.core.set_waiting(self.port.backlog.bytes());
+            self.core.give_back(now);
+        }
+    }
+
+    /// Back into its queue with a delivery that nobody here has.
+    fn give_back(&mut self, channel: &ChannelPort, delivery_tag: u64) {
+        let nack = Settle::Nack {
+            multiple: false,
+            requeue: true,
+        };
+        let mut settlements = channel.settlements.lock();
+        // The program did not have it, so it does not count as settled by it.
+        settlements.settle_for_good(delivery_tag, delivery_tag);
+        drop(settlements);
+        let mut frames = Frames::new(channel.id, Vec::new());
+        encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
+        frames.frames = 1;
+        self.port.budget().take(frames.bytes.len());
+        self.obey(Command::Frames(frames), Instant::now());
+    }
+
     /// Moves what the core has to say into the outbox, in order with everything else.
     fn collect_output(&mut self) {
         if let Some(secret) = self.core.take_secret_output() {
@@ -324,8 +365,8 @@ impl Driver {
         let output = self.core.output();
         if !output.is_empty() {
             self.port.budget().take(output.len());
-            self.untaken += output.len();
             self.outbox.push_copy(output);
+            self.untaken.push(output.len(), self.outbox.len());
             output.clear();
             let frames = self.core.take_frames_sent();
             self.port.counters.frames_sent.add(frames);
@@ -335,6 +376,20 @@ impl Driver {
     /// Tells everyone what happened.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
+            let event = match event {
+                Event::GiveBack {
+                    channel,
+                    delivery_tag,
+                } => {
+                    self.give_back(&channel, delivery_tag);
+                    continue;
+                }
+                Event::HeldBack { ref consumer, cost, .. } => {
+                    self.holdups.note(&consumer.consumer, cost, &self.core, &self.port);
+                    event
+                }
+                event => event,
+            };
             self.in_talk |= matches!(event, Event::Reply { .. });
             if let Some(runs) = dispatch::tell(&self.port, event) {
                 self.core.reuse(runs);
@@ -349,6 +404,7 @@ impl Driver {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.port.budget().release(count);
+                    self.untaken.written(count);
                     self.port.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
                 }
@@ -360,7 +416,6 @@ impl Driver {
             }
         }
         if self.outbox.is_empty() {
-            self.untaken = 0;
             self.port.budget().all_released();
         }
         self.port.detect_backpressure(self.outbox.len());

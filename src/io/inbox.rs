@@ -8,7 +8,6 @@ use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex};
 
 use super::bell::{Bell, Watchers};
-use super::budget::Backlog;
 use super::channel_port::ConsumerPort;
 use super::port::ConnectionPort;
 use crate::protocol::content::Content;
@@ -27,14 +26,15 @@ pub(crate) enum Incoming {
 /// What waits for it.
 #[derive(Debug)]
 enum Entry {
-    Run(Run),
+    /// With `true`, of deliveries that cannot be held back.
+    Run(Run, bool),
     Ended(Weak<ConsumerPort>),
 }
 
 impl Entry {
     fn len(&self) -> usize {
         match self {
-            Self::Run(run) => run.len(),
+            Self::Run(run, _) => run.len(),
             Self::Ended(_) => 1,
         }
     }
@@ -92,7 +92,15 @@ struct State {
     ended: bool,
     waiting: usize,
     /// What was taken and is not reported yet: one report for several items is cheaper.
-    taken: usize,
+    taken: Taking,
+}
+
+/// What was taken, in bytes.
+#[derive(Debug, Default)]
+struct Taking {
+    cost: usize,
+    /// How much of that could not be held back.
+    fixed: usize,
 }
 
 /// How much may be taken before it is reported.
@@ -110,19 +118,27 @@ impl Inbox {
     }
 
     /// Puts in messages, in order. What comes after the end is dropped.
-    pub(crate) fn push(&self, runs: &mut VecDeque<Run>) {
+    pub(crate) fn push(&self, runs: &mut VecDeque<Run>, is_fixed: bool) {
         let count = runs.iter().map(Run::len).sum();
-        let cost = runs.iter().map(Backlog::cost_of_run).sum();
-        self.put(count, cost, runs.drain(..).map(Entry::Run));
+        let cost = runs.iter().map(Run::cost).sum();
+        let fixed = if is_fixed { cost } else { 0 };
+        let entries = runs.drain(..).map(|run| Entry::Run(run, is_fixed));
+        self.put(count, cost, fixed, entries);
     }
 
     /// Puts in the end of a callback's consumer.
     pub(crate) fn push_end(&self, consumer: &Arc<ConsumerPort>) {
         let end = Entry::Ended(Arc::downgrade(consumer));
-        self.put(1, 0, std::iter::once(end));
+        self.put(1, 0, 0, std::iter::once(end));
     }
 
-    fn put(&self, count: usize, cost: usize, entries: impl Iterator<Item = Entry>) {
+    fn put(
+        &self,
+        count: usize,
+        cost: usize,
+        fixed: usize,
+        entries: impl Iterator<Item = Entry>,
+    ) {
         let mut state = self.state.lock();
         if state.ended {
             drop(state);
@@ -131,7 +147,7 @@ impl Inbox {
         state.queue.extend(entries);
         state.count += count;
         state.bytes += cost;
-        self.connection.backlog.add(cost);
+        self.connection.backlog.add(cost, fixed);
         self.wake(&state, count > 1);
         drop(state);
         self.watchers.ring();
@@ -195,16 +211,17 @@ impl Inbox {
 
     fn take(&self, state: &mut State) -> Taken {
         let found = match state.queue.front_mut() {
-            Some(Entry::Run(run)) => {
+            Some(Entry::Run(run, is_fixed)) => {
                 let message = run.pop();
-                let cost = message
-                    .as_ref()
-                    .map_or(0, |message| Backlog::cost_in_run(message, run));
+                let cost = message.as_ref().map_or(0, |message| run.cost_of(message));
+                if *is_fixed {
+                    state.taken.fixed += cost;
+                }
                 if run.is_empty() {
                     state.queue.pop_front();
                 }
                 state.bytes -= cost;
-                state.taken += cost;
+                state.taken.cost += cost;
                 message.map_or(Taken::Nothing, |message| {
                     state.count -= 1;
                     Taken::Message(message)
@@ -230,13 +247,13 @@ impl Inbox {
 
     /// What is to be reported now: when it has become much, when nothing is left to report
     /// it with, and when the IO thread waits for it.
-    fn to_report(&self, state: &mut State) -> usize {
-        let is_due = state.taken > UNREPORTED_MAX
+    fn to_report(&self, state: &mut State) -> Taking {
+        let is_due = state.taken.cost > UNREPORTED_MAX
             || state.queue.is_empty()
-            || self.connection.backlog.is_paused();
+            || self.connection.backlog.is_watched();
         match is_due {
             true => std::mem::take(&mut state.taken),
-            false => 0,
+            false => Taking::default(),
         }
     }
 
@@ -246,9 +263,9 @@ impl Inbox {
         self.report(taken);
     }
 
-    fn report(&self, taken: usize) {
-        if taken > 0 {
-            self.connection.handed_out(taken);
+    fn report(&self, taken: Taking) {
+        if taken.cost > 0 {
+            self.connection.handed_out(taken.cost, taken.fixed);
         }
     }
 
@@ -307,20 +324,25 @@ impl Inbox {
         let mut extracted = VecDeque::new();
         let mut kept = VecDeque::new();
         let mut state = self.state.lock();
+        let mut taken = std::mem::take(&mut state.taken);
+        let mut cost = 0;
         for entry in state.queue.drain(..) {
             match entry {
-                Entry::Run(run) if wanted(run.consumer_tag()) => extracted.push_back(run),
+                Entry::Run(run, is_fixed) if wanted(run.consumer_tag()) => {
+                    cost += run.cost();
+                    taken.fixed += if is_fixed { run.cost() } else { 0 };
+                    extracted.push_back(run);
+                }
                 Entry::Ended(consumer) if consumer.strong_count() == 0 => {}
                 other => kept.push_back(other),
             }
         }
         state.count = kept.iter().map(Entry::len).sum();
         state.queue = kept;
-        let cost: usize = extracted.iter().map(Backlog::cost_of_run).sum();
         state.bytes -= cost;
-        let taken = std::mem::take(&mut state.taken);
+        taken.cost += cost;
         drop(state);
-        self.report(taken + cost);
+        self.report(taken);
         Extracted {
             len: extracted.iter().map(Run::len).sum(),
             runs: extracted,

@@ -168,6 +168,49 @@ impl Outbox {
     }
 }
 
+/// How many of the bytes in an outbox answer the peer. It may make us answer without end and
+/// never take an answer, while publishes are bounded otherwise.
+#[derive(Debug, Default)]
+pub(crate) struct Untaken {
+    /// Where each of them ends, counted from the first byte ever, and how long it is.
+    parts: VecDeque<(u64, usize)>,
+    bytes: usize,
+    /// How many bytes were written, ever.
+    written: u64,
+}
+
+impl Untaken {
+    /// An answer was put at the end of what are now `waiting` bytes.
+    pub(crate) fn push(&mut self, size: usize, waiting: usize) {
+        let end = self.written + waiting as u64;
+        self.bytes += size;
+        match self.parts.back_mut() {
+            // One behind the other are one.
+            Some((last, length)) if *last + size as u64 == end => {
+                *last = end;
+                *length += size;
+            }
+            _ => self.parts.push_back((end, size)),
+        }
+    }
+
+    /// The peer has taken `count` bytes.
+    pub(crate) fn written(&mut self, count: usize) {
+        self.written += count as u64;
+        while let Some(&(end, size)) = self.parts.front() {
+            if end > self.written {
+                return;
+            }
+            self.bytes -= size;
+            self.parts.pop_front();
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -201,6 +244,21 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn answers_count_until_they_are_taken_whatever_is_queued_behind_them() {
+        let mut untaken = Untaken::default();
+        untaken.push(10, 110);
+        untaken.push(5, 115);
+        assert_eq!(untaken.bytes(), 15);
+        untaken.written(114);
+        assert_eq!(untaken.bytes(), 15, "all of it is taken, or none");
+        untaken.push(7, 1000);
+        untaken.written(1);
+        assert_eq!(untaken.bytes(), 7);
+        untaken.written(999);
+        assert_eq!(untaken.bytes(), 0);
     }
 
     #[test]

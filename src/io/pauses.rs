@@ -1,11 +1,14 @@
 //! The pauses in reading: since when, how long, and for whose deliveries.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::channel_port::{ConsumerPort, Route};
 use super::inbox::Inbox;
-use super::port::DriverTokens;
+use super::port::{ConnectionPort, DriverTokens};
 use crate::protocol::connection::Connection;
 use crate::protocol::event::Termination;
+use crate::protocol::wire::ShortString;
 
 /// After a word about a pause, the next one waits at least this long, so that the log is
 /// not flooded.
@@ -27,17 +30,17 @@ pub(super) struct Pauses {
     told: Option<Instant>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Pause {
     since: Instant,
-    /// The channel with the most that nobody takes.
-    channel: Option<u16>,
+    /// The consumer with the most that nobody takes, if only that can end the pause.
+    slowest: Option<Slowest>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Past {
     length: Duration,
-    channel: u16,
+    slowest: Slowest,
     /// When reading began again last.
     ended: Instant,
 }
@@ -48,24 +51,30 @@ impl Pauses {
         self.current.is_some()
     }
 
-    /// Nothing is read from now on. `channel` is the one with the most that nobody takes,
-    /// if that is the reason.
-    pub(super) fn begin(&mut self, now: Instant, channel: Option<u16>, connection: &str) {
+    /// Nothing is read from now on. `slowest` is the consumer with the most that nobody takes,
+    /// if reading goes on only when that has changed.
+    pub(super) fn begin(&mut self, now: Instant, slowest: Option<Slowest>, connection: &str) {
+        if let Some(Slowest {
+            channel,
+            consumer,
+            bytes,
+        }) = &slowest
+        {
+            if self.told.is_none_or(|told| now - told > SILENCE) {
+                log::warn!(
+                    "{connection}: reading has stopped, because too many deliveries wait to be \
+                     taken that cannot be given back, {bytes} bytes of them for consumer \
+                     {consumer} on channel {channel}; take them faster, let the consumer \
+                     acknowledge, or raise read_budget: RabbitMQ drops the connection in half a \
+                     minute or so"
+                );
+                self.told = Some(now);
+            }
+        }
         self.current = Some(Pause {
             since: now,
-            channel,
+            slowest,
         });
-        let Some(channel) = channel else {
-            return;
-        };
-        if self.told.is_none_or(|told| now - told > SILENCE) {
-            log::warn!(
-                "{connection}: reading is paused, because too many deliveries wait to be taken, \
-                 most of them on channel {channel}; set a prefetch (basic_qos), or RabbitMQ drops \
-                 the connection in half a minute or so"
-            );
-            self.told = Some(now);
-        }
     }
 
     /// Reading goes on.
@@ -92,12 +101,14 @@ impl Pauses {
             Termination::Io(_, text) => text,
             _ => return termination,
         };
-        let current = self.current.and_then(|pause| pause.long(now));
+        let current = self.current.as_ref().and_then(|pause| pause.long(now));
         let fresh = |last: &Past| self.is_on() || now - last.ended <= MEMORY;
-        match current.or_else(|| self.last.filter(fresh)) {
+        match current.or_else(|| self.last.clone().filter(fresh)) {
             Some(pause) => Termination::NotRead {
                 paused: pause.length,
-                channel: pause.channel,
+                channel: pause.slowest.channel,
+                consumer: pause.slowest.consumer,
+                bytes: pause.slowest.bytes,
                 cause: cause.to_owned(),
             },
             None => termination,
@@ -111,20 +122,79 @@ impl Pause {
         let length = now - self.since;
         Some(Past {
             length: (length >= LONG).then_some(length)?,
-            channel: self.channel?,
+            slowest: self.slowest.clone()?,
             ended: now,
         })
     }
 }
 
-/// The channel with the most that nobody has taken.
-pub(super) fn slowest_channel(core: &Connection<DriverTokens>) -> Option<u16> {
-    let waiting = core.channels().map(|(channel, consumers)| {
-        let own = consumers.filter_map(|route| route.consumer.own_inbox.as_ref());
-        let bytes = channel.inbox.bytes() + own.map(Inbox::bytes).sum::<usize>();
-        (bytes, channel.id.number)
-    });
-    waiting.max().map(|(_, number)| number)
+/// The consumer that has the most waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slowest {
+    pub(super) channel: u16,
+    pub(super) consumer: ShortString,
+    pub(super) bytes: usize,
+}
+
+/// Who it is, if anything waits. Consumers with a callback share what waits on their channel, so
+/// that one is named which needs no acknowledgement: only such a one can be the reason for a
+/// pause.
+pub(super) fn slowest(core: &Connection<DriverTokens>) -> Option<Slowest> {
+    let mut slowest: Option<Slowest> = None;
+    for (channel, consumers) in core.channels() {
+        let shared = channel.inbox.bytes();
+        for route in consumers {
+            let consumer = &route.consumer;
+            let bytes = consumer.own_inbox.as_ref().map_or(shared, Inbox::bytes);
+            let known = slowest.as_ref().map_or(0, |slowest| slowest.bytes);
+            if bytes > known || bytes == known && bytes > 0 && consumer.no_ack {
+                slowest = Some(Slowest {
+                    channel: channel.id.number,
+                    consumer: consumer.tag.clone(),
+                    bytes,
+                });
+            }
+        }
+    }
+    slowest
+}
+
+/// Says now and then that deliveries are held back.
+#[derive(Debug, Default)]
+pub(super) struct Holdups {
+    told: Option<Instant>,
+}
+
+impl Holdups {
+    /// A delivery that would have taken `cost` bytes is held back.
+    pub(super) fn note(
+        &mut self,
+        consumer: &ConsumerPort,
+        cost: usize,
+        core: &Connection<DriverTokens>,
+        port: &ConnectionPort,
+    ) {
+        let now = Instant::now();
+        if self.told.is_some_and(|told| now - told <= SILENCE) {
+            return;
+        }
+        self.told = Some(now);
+        let acknowledging = |route: &&Arc<Route>| !route.consumer.no_ack;
+        let consumers = core
+            .channels()
+            .map(|(_, consumers)| consumers.filter(acknowledging).count());
+        let fitting = port.backlog.soft_limit() / cost.max(1) / consumers.sum::<usize>().max(1);
+        log::warn!(
+            "{}: channel {}: deliveries are held back and go to their queue and come again later, \
+             because {} bytes wait to be taken already; with deliveries of {cost} bytes as this one \
+             of consumer {} a prefetch (basic_qos) of {} would fit",
+            port.name,
+            consumer.channel.id.number,
+            port.backlog.bytes(),
+            consumer.tag,
+            fitting.clamp(1, usize::from(u16::MAX)),
+        );
+    }
 }
 
 /// Has every inbox report what was taken out of it.
@@ -142,6 +212,14 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn of(channel: u16) -> Option<Slowest> {
+        Some(Slowest {
+            channel,
+            consumer: "tag".into(),
+            bytes: 1000,
+        })
+    }
+
     fn blamed(pauses: &Pauses, now: Instant) -> Option<(u64, u16)> {
         match pauses.explain(now, Termination::EndOfStream) {
             Termination::NotRead {
@@ -156,7 +234,7 @@ mod tests {
         let t0 = Instant::now();
         let mut pauses = Pauses::default();
         assert_eq!(blamed(&pauses, t0), None);
-        pauses.begin(t0, Some(3), "test");
+        pauses.begin(t0, of(3), "test");
         assert_eq!(blamed(&pauses, t0 + SECOND), None);
         assert_eq!(blamed(&pauses, t0 + SECOND * 40), Some((40, 3)));
         pauses.end(t0 + SECOND * 41);
@@ -168,9 +246,9 @@ mod tests {
     fn short_pauses_behind_a_long_one_prolong_its_memory() {
         let t0 = Instant::now();
         let mut pauses = Pauses::default();
-        pauses.begin(t0, Some(3), "test");
+        pauses.begin(t0, of(3), "test");
         pauses.end(t0 + SECOND * 40);
-        pauses.begin(t0 + SECOND * 90, Some(4), "test");
+        pauses.begin(t0 + SECOND * 90, of(4), "test");
         pauses.end(t0 + SECOND * 92);
         assert_eq!(blamed(&pauses, t0 + SECOND * 150), Some((40, 3)));
         assert_eq!(blamed(&pauses, t0 + SECOND * 153), None);
@@ -189,7 +267,7 @@ mod tests {
     fn what_the_broker_or_the_program_says_needs_no_explanation() {
         let t0 = Instant::now();
         let mut pauses = Pauses::default();
-        pauses.begin(t0, Some(3), "test");
+        pauses.begin(t0, of(3), "test");
         let said = Termination::CloseTimedOut;
         assert_eq!(pauses.explain(t0 + SECOND * 40, said.clone()), said);
     }

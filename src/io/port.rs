@@ -92,6 +92,15 @@ impl Tokens for DriverTokens {
     type Channel = Arc<ChannelPort>;
     type Consumer = Arc<Route>;
     type Memory = Chunks;
+
+    fn has_waiting(consumer: &Arc<Route>) -> bool {
+        !consumer.consumer.inbox().is_empty()
+    }
+
+    fn unsettled(channel: &Arc<ChannelPort>) -> u64 {
+        let last = channel.last_delivery_tag();
+        channel.settlements.lock().unsettled_up_to(last)
+    }
 }
 
 /// Who gets the outcome of a call.
@@ -424,9 +433,9 @@ impl ConnectionPort {
         }
     }
 
-    /// Deliveries of this cost were handed to the program.
-    pub(crate) fn handed_out(&self, cost: usize) {
-        if cost > 0 && self.backlog.remove(cost) {
+    /// Deliveries of this cost were handed to the program; so much of it could not be held back.
+    pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {
+        if self.backlog.remove(cost, fixed) {
             self.wake.notify();
         }
     }

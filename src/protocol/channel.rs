@@ -23,6 +23,7 @@
 
 mod arrivals;
 mod ending;
+mod holding;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -34,6 +35,7 @@ use super::content::{Assembly, Content, ContentMethod, Head, Progress};
 use super::event::{Call, CallFailure, ChannelId, Event, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::frame::Settle;
+use super::holding::Holdings;
 use super::handshake::{decode_method, split_method};
 use super::methods::{Method, MethodId, basic, channel};
 use super::names::Names;
@@ -51,6 +53,12 @@ pub(crate) struct Channel<T: Tokens> {
     consumers: Consumers<T::Consumer>,
     assembly: Assembly,
     names: Names,
+    /// What is held back, by consumer.
+    holdings: Holdings,
+    /// The prefetch of consumers that start from now on; 0 is none.
+    prefetch: u16,
+    /// Whether what is settled is part of a transaction.
+    is_transactional: bool,
 }
 
 /// What became of a channel.
@@ -74,6 +82,9 @@ impl<T: Tokens> Channel<T> {
             consumers: Consumers::new(),
             assembly: Assembly::default(),
             names: Names::default(),
+            holdings: Holdings::new(),
+            prefetch: 0,
+            is_transactional: false,
         };
         channel.call(call, out);
         channel
@@ -86,11 +97,6 @@ impl<T: Tokens> Channel<T> {
     /// What stands for the channel, and for its consumers.
     pub(crate) fn tokens(&self) -> (&T::Channel, impl Iterator<Item = &T::Consumer>) {
         (&self.token, self.consumers.tokens())
-    }
-
-    /// What a message takes of which a part is here, in bytes.
-    pub(crate) fn assembling(&self) -> usize {
-        self.assembly.memory()
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -226,13 +232,24 @@ impl<T: Tokens> Channel<T> {
         if self.closing {
             return Ok(());
         }
+        if self.hold_back(payload, max_message_size, out) {
+            return Ok(());
+        }
         let method = self.assembly.begun();
         let left = match self.assembly.header(payload, max_message_size)? {
-            Progress::Pending => None,
-            Progress::Complete(head, parts) => {
-                let number = self.id.number;
-                deliver(number, &mut self.consumers, &self.names, head, parts, out)
+            Progress::Pending => {
+                out.room.announce(self.assembly.announced());
+                None
             }
+            Progress::Complete(head, parts) => deliver(
+                self.id.number,
+                &mut self.consumers,
+                &self.names,
+                self.is_transactional,
+                head,
+                parts,
+                out,
+            ),
             Progress::TooLarge { size } => {
                 let text = format!(
                     "a message of {size} bytes exceeds max_message_size ({max_message_size})"
@@ -253,10 +270,19 @@ impl<T: Tokens> Channel<T> {
         if self.closing {
             return Ok(());
         }
+        let announced = self.assembly.announced();
         let left = match self.assembly.body(payload)? {
             Progress::Complete(head, parts) => {
-                let number = self.id.number;
-                deliver(number, &mut self.consumers, &self.names, head, parts, out)
+                out.room.end_announced(announced);
+                deliver(
+                    self.id.number,
+                    &mut self.consumers,
+                    &self.names,
+                    self.is_transactional,
+                    head,
+                    parts,
+                    out,
+                )
             }
             Progress::Pending | Progress::TooLarge { .. } => None,
         };
@@ -362,7 +388,9 @@ impl<T: Tokens> Channel<T> {
                 }
                 self.end_consumer(&cancel.consumer_tag, false, out);
             }
+            Method::BasicQos(qos) if !qos.global => self.prefetch = qos.prefetch_count,
             Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => {
+                self.forget_held(out);
                 out.events.push_back(Event::Recovered {
                     channel: self.token.clone(),
                     consumers: self.consumers.tokens().cloned().collect(),
@@ -428,6 +456,7 @@ impl<T: Tokens> Channel<T> {
 
     fn end_consumer(&mut self, consumer_tag: &ShortString, by_broker: bool, out: &mut Out<T>) {
         if let Some(consumer) = self.consumers.remove(consumer_tag) {
+            self.give_all_back(consumer_tag, out);
             out.events.push_back(Event::ConsumerEnded {
                 consumer,
                 by_broker,
@@ -437,7 +466,9 @@ impl<T: Tokens> Channel<T> {
 
     /// Ends everything that goes on here; `None` if the connection ends with it.
     fn end(&mut self, reason: Option<CloseReason>, out: &mut Out<T>) {
+        out.room.end_announced(self.assembly.announced());
         self.assembly.abort();
+        self.forget_held(out);
         out.events.push_back(Event::ChannelClosed {
             channel: self.token.clone(),
             reason,
@@ -491,12 +522,18 @@ impl<T: Tokens> Channel<T> {
                 return Err(CallFailure::DuplicateConsumerTag);
             }
         }
+        if matches!(call.method, Method::TxSelect(_)) {
+            // In front of it, for behind it they would be part of a transaction.
+            self.is_transactional = true;
+            self.give_everything_back(out);
+        }
         out.try_send(self.id.number, &call.method)
             .map_err(CallFailure::Encode)?;
         // Registered before the reply, which the first delivery may follow at once.
         if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
             let tag = consume.consumer_tag.clone();
-            self.consumers.insert(tag, token, consume.no_ack);
+            self.consumers
+                .insert(tag, token, consume.no_ack, self.prefetch);
         }
         Ok(())
     }

@@ -43,9 +43,21 @@ use super::failure::{CloseReason, ClosedBy, ReplyCode};
 use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
+use super::holding::Room;
 use super::methods::{Method, channel, connection};
 use super::run::Run;
 use super::wire::ShortString;
+
+/// The bounds of a connection, beside those that were negotiated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The largest body that is taken in, in bytes.
+    pub(crate) max_message_size: u64,
+    /// How many bytes of deliveries may wait to be taken; twice that while a call waits.
+    pub(crate) read_budget: usize,
+    /// For how long the broker may take no publishes.
+    pub(crate) blocked_timeout: Option<Duration>,
+}
 
 /// One AMQP connection after its handshake. See the module for how to drive it.
 #[derive(Debug)]
@@ -59,23 +71,23 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn new(
         decoder: FrameDecoder,
         negotiated: &Negotiated,
-        max_message_size: u64,
-        blocked_timeout: Option<Duration>,
+        limits: Limits,
         now: Instant,
     ) -> Self {
+        let room = Room::new(limits.read_budget, now);
         let interval = Duration::from_secs(negotiated.heartbeat.into());
         let mut connection = Self {
             decoder,
             router: Router {
-                out: Out::new(negotiated.frame_max as usize),
+                out: Out::new(negotiated.frame_max as usize, room),
                 channel_max: negotiated.channel_max,
-                max_message_size,
+                max_message_size: limits.max_message_size,
                 channels: vec![None],
                 lowest_free: 1,
                 generations: 0,
                 heartbeat: Heartbeat::new(interval, now),
                 blocked: Blocked {
-                    timeout: blocked_timeout,
+                    timeout: limits.blocked_timeout,
                     since: None,
                 },
                 frames_received: 0,
@@ -96,6 +108,7 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn received(&mut self, count: usize, now: Instant) {
         self.decoder.filled(count);
         self.router.heartbeat.received(now);
+        self.router.out.room.set_now(now);
         while !self.is_closed() {
             let outcome = match self.decoder.next() {
                 Ok(None) => return,
@@ -167,10 +180,60 @@ impl<T: Tokens> Connection<T> {
         self.router.heartbeat.set_reading(reading, now);
     }
 
-    /// What messages take of which a part is here, in bytes.
-    pub(crate) fn assembling(&self) -> usize {
-        let channels = self.router.channels.iter().flatten();
-        channels.map(|channel| channel.assembling()).sum()
+    /// What the messages will take of which a part is here, in bytes.
+    pub(crate) fn announced(&self) -> usize {
+        self.router.out.room.announced()
+    }
+
+    /// Says how many bytes of deliveries wait to be taken. To be said before bytes are
+    /// [`received`](Self::received), with all events told.
+    pub(crate) fn set_waiting(&mut self, bytes: usize) {
+        let out = &mut self.router.out;
+        let all_told = out.events.is_empty();
+        out.room.set_waiting(bytes, all_told);
+    }
+
+    /// Whether deliveries are held back, or expected after that.
+    pub(crate) fn is_holding(&self) -> bool {
+        !self.router.out.holding.is_empty()
+    }
+
+    /// Gives back what was held back, as far as there is room for it again.
+    pub(crate) fn give_back(&mut self, now: Instant) {
+        self.router.out.room.set_now(now);
+        while self.is_holding() {
+            let mut any = false;
+            for number in self.router.holding() {
+                self.router.with_number(number, |channel, out| {
+                    any |= channel.give_back_some(out);
+                });
+            }
+            if !any {
+                return;
+            }
+        }
+    }
+
+    /// Whether [`give_back`](Self::give_back) would do something.
+    pub(crate) fn can_give_back(&self) -> bool {
+        let router = &self.router;
+        let mut holding = router.out.holding.iter();
+        holding.any(|number| {
+            let channel = router.channel(*number);
+            channel.is_some_and(|channel| channel.can_give_back(&router.out))
+        })
+    }
+
+    /// With fewer bytes than this that wait to be taken, [`give_back`](Self::give_back) may
+    /// have something to do; 0 if nothing is held back.
+    pub(crate) fn gives_back_below(&self) -> usize {
+        let router = &self.router;
+        let holding = router.out.holding.iter();
+        let channels = holding.filter_map(|number| router.channel(*number));
+        channels
+            .filter_map(|channel| channel.fits_below(&router.out))
+            .max()
+            .unwrap_or_default()
     }
 
     /// Every channel, with its consumers.
@@ -200,7 +263,8 @@ impl<T: Tokens> Connection<T> {
         };
         let heartbeat = router.heartbeat.deadline();
         let blocked = router.blocked.deadline();
-        [call, close, heartbeat, blocked]
+        let holding = router.holding_deadline();
+        [call, close, heartbeat, blocked, holding]
             .into_iter()
             .flatten()
             .min()
@@ -221,6 +285,10 @@ impl<T: Tokens> Connection<T> {
             }
             State::Closed => return,
             _ => {}
+        }
+        router.out.room.set_now(now);
+        for number in router.holding() {
+            router.with_number(number, |channel, out| channel.lapse(out));
         }
         if let Some(termination) = router.blocked.is_over(now) {
             return router.terminate(termination);

@@ -14,6 +14,13 @@ pub(crate) struct Consumer<C> {
     pub(crate) no_ack: bool,
     /// Nobody wants its deliveries any more; a cancel is under way.
     pub(crate) discard: bool,
+    /// Whether it consumes a queue that takes deliveries back: one of them came without the
+    /// header that a stream adds to each.
+    pub(crate) is_of_queue: bool,
+    /// Whether it takes what fits while deliveries are held back for it: see `holding`.
+    pub(crate) takes_any: bool,
+    /// How many unsettled deliveries the broker lets it have; 0 is any number.
+    pub(crate) prefetch: u16,
 }
 
 /// Consumers by their tag.
@@ -52,11 +59,14 @@ impl<C: Clone> Consumers<C> {
         self.alive.contains_key(tag)
     }
 
-    pub(crate) fn insert(&mut self, tag: ShortString, token: C, no_ack: bool) {
+    pub(crate) fn insert(&mut self, tag: ShortString, token: C, no_ack: bool, prefetch: u16) {
         let consumer = Consumer {
             token,
             no_ack,
             discard: false,
+            is_of_queue: false,
+            takes_any: false,
+            prefetch,
         };
         self.last = None;
         self.alive.insert(tag, consumer);
@@ -65,6 +75,20 @@ impl<C: Clone> Consumers<C> {
     pub(crate) fn get_mut(&mut self, tag: &ShortString) -> Option<&mut Consumer<C>> {
         self.last = None;
         self.alive.get_mut(tag)
+    }
+
+    /// A delivery has shown that a consumer's queue is no stream.
+    pub(crate) fn note_queue(&mut self, tag: &ShortString) {
+        if let Some(consumer) = self.get_mut(tag) {
+            consumer.is_of_queue = true;
+        }
+    }
+
+    /// From now on a consumer takes what fits, whatever the order.
+    pub(crate) fn take_any(&mut self, tag: &ShortString) {
+        if let Some(consumer) = self.get_mut(tag) {
+            consumer.takes_any = true;
+        }
     }
 
     /// Who a delivery is for. `version` is another one with each tag but the last.
@@ -81,6 +105,18 @@ impl<C: Clone> Consumers<C> {
             Some((_, no_ack)) => Taker::Ghost { no_ack: *no_ack },
             None => Taker::Nobody,
         }
+    }
+
+    pub(crate) fn get(&self, tag: &ShortString) -> Option<&Consumer<C>> {
+        self.alive.get(tag)
+    }
+
+    /// How many unsettled deliveries the broker lets all of them have, if that is limited.
+    pub(crate) fn prefetch(&self) -> Option<u64> {
+        let acknowledging = self.alive.values().filter(|consumer| !consumer.no_ack);
+        acknowledging
+            .map(|consumer| (consumer.prefetch > 0).then_some(u64::from(consumer.prefetch)))
+            .sum()
     }
 
     pub(crate) fn tokens(&self) -> impl Iterator<Item = &C> {
@@ -120,7 +156,7 @@ mod tests {
         let mut consumers = Consumers::new();
         for number in 0..=GHOSTS_MAX {
             let tag = ShortString::from(number.to_string());
-            consumers.insert(tag.clone(), (), number % 2 == 0);
+            consumers.insert(tag.clone(), (), number % 2 == 0, 0);
             assert!(matches!(
                 consumers.taker(&tag, number as u64),
                 Taker::Consumer(_)

@@ -48,12 +48,31 @@ impl Content {
     /// A stream keeps its messages, so there is no way back into it: RabbitMQ closes the
     /// connection (540) for a nack.
     pub(crate) fn is_of_stream(&self) -> bool {
-        const OFFSET: &str = "x-stream-offset";
         // Most can be told without reading them.
-        self.properties.may_have(OFFSET) && {
+        self.properties.may_have(STREAM_OFFSET) && {
             let headers = self.properties.read().headers;
-            headers.is_some_and(|headers| headers.contains_key(OFFSET))
+            headers.is_some_and(|headers| headers.contains_key(STREAM_OFFSET))
         }
+    }
+}
+
+/// The header that RabbitMQ adds to each delivery of a stream.
+const STREAM_OFFSET: &str = "x-stream-offset";
+
+/// Whether encoded properties have the bytes of that name anywhere.
+pub(crate) fn may_be_of_stream(properties: &[u8]) -> bool {
+    let name = STREAM_OFFSET.as_bytes();
+    properties.windows(name.len()).any(|part| part == name)
+}
+
+/// The size of the body that a content header announces, and the properties, in so far as it
+/// has them.
+#[inline]
+pub(crate) fn announced(header: &[u8]) -> (u64, &[u8]) {
+    let rest = header.get(4..).unwrap_or_default();
+    match rest.split_first_chunk() {
+        Some((size, properties)) => (u64::from_be_bytes(*size), properties),
+        None => (0, &[]),
     }
 }
 
@@ -95,6 +114,13 @@ impl Parts<'_> {
         match self {
             Self::Apart { properties, body } => properties.len() + body.len(),
             Self::Joined { bytes, .. } => bytes.len(),
+        }
+    }
+
+    pub(crate) fn properties(&self) -> &[u8] {
+        match self {
+            Self::Apart { properties, .. } => properties,
+            Self::Joined { bytes, properties } => bytes.get(..*properties).unwrap_or_default(),
         }
     }
 
@@ -176,6 +202,8 @@ pub(crate) enum Progress<'a> {
 ///                    |                  ^ |
 ///                    +--empty body--> Idle +--(more)
 /// ```
+///
+/// A body that nobody wants is skipped: then the header leads to `Skipped` instead of `Body`.
 #[derive(Debug, Default)]
 pub(crate) struct Assembly {
     stage: Stage,
@@ -192,6 +220,10 @@ enum Stage {
     Body {
         head: Head,
         size: usize,
+    },
+    /// So much of the body is still to come.
+    Skipped {
+        left: u64,
     },
 }
 
@@ -210,8 +242,27 @@ impl Assembly {
     pub(crate) fn begun(&self) -> Option<MethodId> {
         match &self.stage {
             Stage::Header(head) => Some(head.id()),
-            Stage::Idle | Stage::Body { .. } => None,
+            Stage::Idle | Stage::Body { .. } | Stage::Skipped { .. } => None,
         }
+    }
+
+    /// Number and mark of the delivery whose header is due.
+    pub(crate) fn begun_delivery(&self) -> Option<(u64, bool)> {
+        match self.stage {
+            Stage::Header(Head::Deliver {
+                delivery_tag,
+                redelivered,
+            }) => Some((delivery_tag, redelivered)),
+            _ => None,
+        }
+    }
+
+    /// Lets the body of this size pass that the message is to have whose header is due.
+    pub(crate) fn skip(&mut self, size: u64) {
+        self.stage = match size {
+            0 => Stage::Idle,
+            left => Stage::Skipped { left },
+        };
     }
 
     /// Whether a message is under way, so that no method may come.
@@ -219,11 +270,11 @@ impl Assembly {
         !matches!(self.stage, Stage::Idle)
     }
 
-    /// What the part takes that is here, in bytes.
-    pub(crate) fn memory(&self) -> usize {
+    /// What the message will take of which a part is here, in bytes.
+    pub(crate) fn announced(&self) -> usize {
         match &self.stage {
-            Stage::Body { .. } => self.packed.capacity(),
-            Stage::Idle | Stage::Header(_) => 0,
+            Stage::Body { size, .. } => self.properties + size,
+            Stage::Idle | Stage::Header(_) | Stage::Skipped { .. } => 0,
         }
     }
 
@@ -293,6 +344,15 @@ impl Assembly {
     }
 
     pub(crate) fn body<'a>(&'a mut self, payload: &'a [u8]) -> Result<Progress<'a>, ProtocolError> {
+        if let Stage::Skipped { left } = &mut self.stage {
+            *left = left
+                .checked_sub(payload.len() as u64)
+                .ok_or(ProtocolError::BodyTooLong)?;
+            if *left == 0 {
+                self.stage = Stage::Idle;
+            }
+            return Ok(Progress::Pending);
+        }
         let Stage::Body { size, .. } = &self.stage else {
             return Err(ProtocolError::UnexpectedContent(
                 "a content body came where none was due",
@@ -427,8 +487,8 @@ mod tests {
         let size = u64::from(u32::MAX);
         pending(assembly.header(&header(60, size, &NONE), u64::MAX));
         pending(assembly.body(b"x"));
-        assert!(assembly.memory() > 0);
-        assert!(assembly.memory() <= FIRST_RESERVATION);
+        assert!(assembly.packed.capacity() > 0);
+        assert!(assembly.packed.capacity() <= FIRST_RESERVATION);
     }
 
     #[test]

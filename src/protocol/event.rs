@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::content::Content;
 use super::failure::{CloseReason, EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
+use super::holding::Room;
 use super::memory::Memory;
 use super::methods::Method;
 use super::run::{Delivery, Packer, Run};
@@ -20,6 +21,12 @@ pub(crate) trait Tokens {
     type Consumer: Clone + fmt::Debug;
     /// What deliveries wait in.
     type Memory: Memory;
+
+    /// Whether deliveries wait to be taken that came for a consumer.
+    fn has_waiting(consumer: &Self::Consumer) -> bool;
+
+    /// How many deliveries of a channel are not settled.
+    fn unsettled(channel: &Self::Channel) -> u64;
 }
 
 /// A channel of this connection. The number alone would not do: numbers are used again.
@@ -104,6 +111,10 @@ pub(crate) enum Termination {
         paused: Duration,
         /// The channel whose deliveries were not taken.
         channel: u16,
+        /// The consumer that they were for.
+        consumer: ShortString,
+        /// How many bytes of them waited.
+        bytes: usize,
         cause: String,
     },
 }
@@ -123,6 +134,20 @@ pub(crate) enum Event<T: Tokens> {
     Deliveries {
         consumer: T::Consumer,
         runs: VecDeque<Run>,
+        /// Whether such deliveries cannot be held back.
+        is_fixed: bool,
+    },
+    /// A delivery that found no room. It is unsettled, and nobody has it.
+    HeldBack {
+        consumer: T::Consumer,
+        delivery_tag: u64,
+        /// What it would have taken, in bytes.
+        cost: usize,
+    },
+    /// A delivery that was held back has to go back to its queue.
+    GiveBack {
+        channel: T::Channel,
+        delivery_tag: u64,
     },
     /// A delivery that nobody takes is settled already.
     GivenBack {
@@ -173,6 +198,10 @@ pub(crate) struct Out<T: Tokens> {
     /// How many frames were put into `bytes` since somebody asked.
     pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
+    /// How much may wait to be taken.
+    pub(crate) room: Room,
+    /// The channels with deliveries that are held back or expected.
+    pub(crate) holding: BTreeSet<u16>,
     packer: Packer<T::Memory>,
     /// Channels whose commit is done, and whose next call waits for what was held back.
     pub(crate) committed: Vec<ChannelId>,
@@ -185,11 +214,13 @@ pub(crate) struct Out<T: Tokens> {
 }
 
 impl<T: Tokens> Out<T> {
-    pub(crate) fn new(frame_max: usize) -> Self {
+    pub(crate) fn new(frame_max: usize, room: Room) -> Self {
         Self {
             bytes: Vec::new(),
             frames: 0,
             events: VecDeque::new(),
+            room,
+            holding: BTreeSet::new(),
             packer: Packer::default(),
             committed: Vec::new(),
             spare: VecDeque::new(),
@@ -205,23 +236,29 @@ impl<T: Tokens> Out<T> {
         &mut self,
         channel: u16,
         consumer: impl FnOnce() -> T::Consumer,
+        is_fixed: bool,
         delivery: Delivery<'_>,
     ) {
         let (tag, names) = (delivery.tag, delivery.names);
-        match self.events.back_mut() {
+        let cost = match self.events.back_mut() {
             Some(Event::Deliveries { runs, .. })
                 if self.packer.continues(runs, channel, tag, names) =>
             {
-                self.packer.add(runs, channel, delivery);
+                self.packer.add(runs, channel, delivery)
             }
             _ => {
                 self.seal();
                 let mut runs = std::mem::take(&mut self.spare);
-                self.packer.add(&mut runs, channel, delivery);
-                let consumer = consumer();
-                self.events.push_back(Event::Deliveries { consumer, runs });
+                let cost = self.packer.add(&mut runs, channel, delivery);
+                self.events.push_back(Event::Deliveries {
+                    consumer: consumer(),
+                    runs,
+                    is_fixed,
+                });
+                cost
             }
-        }
+        };
+        self.room.emit(cost);
     }
 
     /// Lets the last run of deliveries grow no more.

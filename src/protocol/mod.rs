@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
 //! everything that can be said, [`arguments`] what RabbitMQ adds to it, [`frame`] and [`content`] how it is wrapped,
-//! [`run`] how what was delivered waits;
+//! [`run`] how what was delivered waits, [`holding`] what is held back;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
 //! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
 //! keeps the books of publishes, [`settlements`] those of deliveries, [`secret`] leaves no
@@ -24,6 +24,7 @@ pub(crate) mod failure;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
+pub(crate) mod holding;
 mod inline;
 pub(crate) mod memory;
 pub mod methods;

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::content::{Content, ContentMethod, Parts, unpack};
+use super::holding::MESSAGE_OVERHEAD;
 use super::memory::{Memory, NEIGHBOURS, SHARED_MIN};
 use super::methods::basic;
 use super::names::{Names, Origin};
@@ -49,6 +50,9 @@ struct Extent {
     properties: usize,
     body: usize,
 }
+
+/// What a message costs that waits together with others, beside its bytes.
+const EXTENT_OVERHEAD: usize = 8;
 
 /// What this takes in front of a message that shares memory. (Then no size has more than two
 /// bytes.)
@@ -113,9 +117,19 @@ impl Run {
         }
     }
 
-    /// What the names of all messages take that were ever in it.
-    pub(crate) fn origins_size(&self) -> usize {
-        self.origins_size
+    /// What the messages cost that are left.
+    pub(crate) fn cost(&self) -> usize {
+        MESSAGE_OVERHEAD + self.origins_size + self.size() + self.count * EXTENT_OVERHEAD
+    }
+
+    /// What a message costs that was just taken out: as the last one, also what all of them
+    /// had in common.
+    pub(crate) fn cost_of(&self, message: &Packed) -> usize {
+        let shared = match self.is_empty() {
+            true => MESSAGE_OVERHEAD + self.origins_size,
+            false => 0,
+        };
+        message.size() + EXTENT_OVERHEAD + shared
     }
 
     pub(crate) fn consumer_tag(&self) -> &ShortString {
@@ -240,8 +254,14 @@ impl<M: Memory> Packer<M> {
     }
 
     /// Adds a delivery: to the last run in `runs`, or as a new one. That one has to be sealed
-    /// if it is not in `runs`; with others in there, this delivery continues them.
-    pub(crate) fn add(&mut self, runs: &mut VecDeque<Run>, channel: u16, delivery: Delivery<'_>) {
+    /// if it is not in `runs`; with others in there, this delivery continues them. Gives what
+    /// that costs.
+    pub(crate) fn add(
+        &mut self,
+        runs: &mut VecDeque<Run>,
+        channel: u16,
+        delivery: Delivery<'_>,
+    ) -> usize {
         let Delivery { names, parts, .. } = delivery;
         let size = parts.len();
         let extent = Extent {
@@ -251,9 +271,11 @@ impl<M: Memory> Packer<M> {
         };
         let room = self.chunk.capacity() - self.chunk.len();
         let grows = self.is_open && size <= SHARED_MAX && room >= size + EXTENT_SIZE;
+        let mut cost = size + EXTENT_OVERHEAD;
         if !grows {
             self.seal(runs);
             runs.push_back(Run::new(delivery.tag, names));
+            cost += MESSAGE_OVERHEAD + names.origin().size();
             self.last = Some(Last {
                 channel,
                 tag: names.tag_version(),
@@ -261,10 +283,11 @@ impl<M: Memory> Packer<M> {
             });
         }
         let (Some(run), Some(last)) = (runs.back_mut(), &mut self.last) else {
-            return;
+            return cost;
         };
         if last.origin != names.origin_version() {
             last.origin = names.origin_version();
+            cost += names.origin().size();
             run.origins_size += names.origin().size();
             run.origins
                 .push_back((delivery.tag, names.origin().clone()));
@@ -273,7 +296,7 @@ impl<M: Memory> Packer<M> {
         if size > SHARED_MAX {
             run.extent = Some(extent);
             run.set_bytes(parts.join(&self.memory), size);
-            return;
+            return cost;
         }
         if !grows {
             self.make_room(size + EXTENT_SIZE);
@@ -281,6 +304,7 @@ impl<M: Memory> Packer<M> {
         }
         extent.write(&mut self.chunk);
         parts.put_into(&mut self.chunk);
+        cost
     }
 
     /// Lets the last run in `runs` grow no more, and gives it its bytes.
@@ -438,5 +462,29 @@ pub(crate) mod tests {
         assert!(!packer.continues(&VecDeque::new(), 1, 2, &names), "taken");
         names.set("other", "", "key");
         assert!(!packer.continues(&runs, 1, 2, &names), "another consumer");
+    }
+
+    #[test]
+    fn what_waits_together_costs_what_it_takes_and_all_of_that_comes_back() {
+        let (long, other) = ("k".repeat(255), "o".repeat(255));
+        for (count, size, keys) in [
+            (1, 0, ["", ""]),
+            (1000, 16, ["key", "key"]),
+            (1000, 0, [&*long, &*other]),
+            (10, 100_000, ["key", "other"]),
+        ] {
+            let deliveries: Vec<_> = (0..count).map(|index| (size, keys[index % 2])).collect();
+            let mut runs = packed(&deliveries);
+            let cost: usize = runs.iter().map(Run::cost).sum();
+            let names = if keys[0] == keys[1] { 0 } else { keys[0].len() };
+            assert!(cost >= MESSAGE_OVERHEAD + count * (size + names), "{cost}");
+            let mut left = cost;
+            for run in &mut runs {
+                while let Some(message) = run.pop() {
+                    left -= run.cost_of(&message);
+                }
+            }
+            assert_eq!(left, 0, "{count} of {size}");
+        }
     }
 }

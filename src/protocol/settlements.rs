@@ -99,6 +99,12 @@ impl Settlements {
         self.count
     }
 
+    /// How many up to `tag` are not settled; nothing above it is.
+    pub(crate) fn unsettled_up_to(&self, tag: u64) -> u64 {
+        let above = self.above.values().map(|bits| u64::from(bits.count_ones()));
+        tag.saturating_sub(self.floor).saturating_sub(above.sum())
+    }
+
     /// Moves the floor over words that are settled altogether.
     fn raise_floor(&mut self) {
         while let Some(entry) = self.above.first_entry() {

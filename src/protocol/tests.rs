@@ -13,6 +13,7 @@ mod closing_channels;
 mod consumers;
 mod ending;
 mod heartbeats;
+mod holding_back;
 mod late_replies;
 mod protocol_errors;
 mod secret_updates;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::Config as ProptestConfig;
 
-use super::connection::Connection;
+use super::connection::{Connection, Limits};
 use super::content::{Content, ContentMethod};
 use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
 use super::failure::{CloseReason, ClosedBy, ReplyCode};
@@ -54,6 +55,23 @@ impl Tokens for Script {
     type Channel = &'static str;
     type Consumer = &'static str;
     type Memory = ();
+
+    fn has_waiting(_: &&'static str) -> bool {
+        false
+    }
+
+    fn unsettled(_: &&'static str) -> u64 {
+        0
+    }
+}
+
+/// The bounds where a test says nothing else: much may wait to be taken.
+fn limits(blocked_timeout: Option<Duration>) -> Limits {
+    Limits {
+        max_message_size: MAX_MESSAGE_SIZE,
+        read_budget: 1 << 30,
+        blocked_timeout,
+    }
 }
 
 /// An event, in a form that compares.
@@ -101,6 +119,9 @@ impl From<Event<Script>> for Seen {
             },
             Event::Failed { call, failure } => Self::Failed(call, failure),
             Event::Deliveries { .. } => unreachable!("taken apart by `events`"),
+            Event::HeldBack { .. } | Event::GiveBack { .. } => {
+                unreachable!("there is room for everything")
+            }
             Event::GivenBack { .. } => unreachable!("filtered by `events`"),
             Event::ConsumerEnded {
                 consumer,
@@ -177,7 +198,7 @@ impl Scenario {
         let now = Instant::now();
         let decoder = FrameDecoder::new(negotiated.frame_max);
         Self {
-            core: Connection::new(decoder, negotiated, MAX_MESSAGE_SIZE, None, now),
+            core: Connection::new(decoder, negotiated, limits(None), now),
             now,
         }
     }
@@ -225,7 +246,7 @@ impl Scenario {
             match event {
                 // Bookkeeping of what the sent nacks show anyway.
                 Event::GivenBack { .. } => {}
-                Event::Deliveries { consumer, runs } => {
+                Event::Deliveries { consumer, runs, .. } => {
                     let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
                     let contents = runs.into_iter().flat_map(pop).map(Packed::unpack);
                     seen.extend(contents.map(|content| {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::FRAME_MAX;
 use super::input::Input;
-use crate::protocol::connection::Connection;
+use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
 use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
@@ -15,6 +15,8 @@ use crate::protocol::table::FieldTable;
 
 const CHANNEL_MAX: u16 = 5;
 const MAX_MESSAGE_SIZE: u64 = 10_000;
+/// So little that some deliveries are held back.
+const READ_BUDGET: usize = 4_000;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -25,6 +27,14 @@ impl Tokens for Numbers {
     type Channel = u16;
     type Consumer = u8;
     type Memory = ();
+
+    fn has_waiting(_: &u8) -> bool {
+        false
+    }
+
+    fn unsettled(_: &u16) -> u64 {
+        0
+    }
 }
 
 /// A connection that things happen to, and the books about it.
@@ -65,9 +75,13 @@ impl Subject {
         };
         let now = Instant::now();
         let decoder = FrameDecoder::new(FRAME_MAX);
-        let blocked_timeout = Some(SECOND * 60);
+        let limits = Limits {
+            max_message_size: MAX_MESSAGE_SIZE,
+            read_budget: READ_BUDGET,
+            blocked_timeout: Some(SECOND * 60),
+        };
         Self {
-            core: Connection::new(decoder, &negotiated, MAX_MESSAGE_SIZE, blocked_timeout, now),
+            core: Connection::new(decoder, &negotiated, limits, now),
             now,
             ids: Vec::new(),
             outcomes: Vec::new(),

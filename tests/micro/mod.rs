@@ -23,7 +23,7 @@ use crate::io::outbox::Outbox;
 use crate::io::port::Command;
 use crate::io::publishing::{Entered, Publishing};
 use crate::io::wake::Wake;
-use crate::protocol::connection::Connection;
+use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::event::{ChannelId, Event, Tokens};
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{
@@ -196,6 +196,14 @@ impl Tokens for NoTokens {
     type Channel = ();
     type Consumer = ();
     type Memory = Chunks;
+
+    fn has_waiting((): &()) -> bool {
+        false
+    }
+
+    fn unsettled((): &()) -> u64 {
+        0
+    }
 }
 
 /// The core of an open connection; channel 1 is open and has a consumer "tag".
@@ -208,7 +216,12 @@ fn consuming() -> Connection<NoTokens> {
     };
     let now = Instant::now();
     let decoder = FrameDecoder::new(FRAME_MAX);
-    let mut core = Connection::new(decoder, &negotiated, 1 << 27, None, now);
+    let limits = Limits {
+        max_message_size: 1 << 27,
+        read_budget: 64 << 20,
+        blocked_timeout: None,
+    };
+    let mut core = Connection::new(decoder, &negotiated, limits, now);
     let id = core.reserve_channel(None).unwrap();
     core.open_channel(id, (), (), now);
     receive(&mut core, &frame(channel::OpenOk::default()), now);
@@ -226,6 +239,7 @@ fn receive(core: &mut Connection<NoTokens>, bytes: &[u8], now: Instant) {
         let space = core.space();
         let count = rest.len().min(space.len());
         space[..count].copy_from_slice(&rest[..count]);
+        core.set_waiting(0);
         core.received(count, now);
         rest = &rest[count..];
     }

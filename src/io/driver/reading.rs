@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use mio::Events;
 
-use super::super::pauses::{report_taken, slowest_channel};
+use super::super::budget::Stop;
+use super::super::pauses::{report_taken, slowest};
 use super::Driver;
 use crate::protocol::event::Termination;
 
@@ -15,21 +16,28 @@ const READ_BUDGET: usize = 256 * 1024;
 /// With more than this in answers that the peer does not take, nothing of it is read.
 const UNTAKEN_MAX: usize = 16 * 1024 * 1024;
 
+/// How long nothing is read in one piece while deliveries wait that others could be held back
+/// behind. (RabbitMQ drops a client that reads nothing for half a minute.)
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
 /// How many reads follow a write that has failed, to learn why.
 const LAST_READS: usize = 256;
 
 impl Driver {
     /// The peer takes nothing any more. Perhaps it has said why.
     pub(super) fn fail_to_write(&mut self, error: &io::Error) {
+        self.dispatch();
+        self.core.set_waiting(self.port.backlog.bytes());
         for _ in 0..LAST_READS {
             match self.transport.read(self.core.space()) {
                 Ok(count) if count > 0 => self.core.received(count, Instant::now()),
                 _ => break,
             }
             self.dispatch();
-            if self.port.backlog.must_pause(false, true, || 0) {
+            if self.port.backlog.must_stop(false, true, 0).is_some() {
                 break;
             }
+            self.core.set_waiting(self.port.backlog.bytes());
         }
         self.fail(error);
     }
@@ -42,12 +50,15 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return self.fail(&error),
         }
+        // Somebody may wait by now for whom a pause ends.
+        self.pause_or_resume();
         self.read();
         self.dispatch();
     }
 
     pub(super) fn read(&mut self) {
         let mut left = READ_BUDGET;
+        self.core.set_waiting(self.port.backlog.bytes());
         while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
             let space = self.core.space();
             let room = space.len();
@@ -107,33 +118,64 @@ impl Driver {
     }
 
     /// Stops reading while too much is not handed out yet, unless somebody waits for
-    /// what only reading can bring.
+    /// what only reading can bring; and sees to it that this thread is woken when that is over,
+    /// or when something that was held back can be given back.
     pub(super) fn pause_or_resume(&mut self) {
+        let now = Instant::now();
+        self.catching_breath &= self.readable;
+        self.gives_back = false;
         let is_paused = self.pauses.is_on();
-        let backlog = &self.port.backlog;
-        let must_pause = || {
-            let awaited = self.core.is_awaited() || self.port.is_awaited();
-            backlog.must_pause(is_paused, awaited, || self.core.assembling())
-        };
-        // Asked twice: who begins to wait once this is said wakes this thread, and who takes
-        // something reports it at once. What was taken before is reported here.
-        let is_full = must_pause() && {
-            if !is_paused {
-                report_taken(&self.core);
-            }
-            must_pause()
-        };
+        let gives_back_below = self.core.gives_back_below();
         // What comes while the connection closes is dropped, whatever it is.
-        let pause = !self.core.is_closing() && (is_full || self.untaken > UNTAKEN_MAX);
+        let is_stuck = self.untaken.bytes() > UNTAKEN_MAX && !self.core.is_closing();
+        let stop = self.must_stop(now);
+        let below = stop.map_or(0, |(_, below)| below).max(gives_back_below);
+        if self.port.backlog.wait_for(below, is_stuck || stop.is_some()) {
+            report_taken(&self.core);
+        }
+        // Asked twice: who begins to wait once this is said wakes this thread, and so does who
+        // takes something.
+        let stop = stop.and_then(|_| self.must_stop(now));
+        let pause = is_stuck || stop.is_some();
+        if !pause && self.port.backlog.is_paused() {
+            self.port.backlog.wait_for(gives_back_below, false);
+        }
+        if gives_back_below > 0 {
+            self.core.set_waiting(self.port.backlog.bytes());
+            self.gives_back = self.core.can_give_back();
+        }
+        if !pause {
+            self.breath_due = None;
+        }
         if pause == is_paused {
             return;
         }
-        let now = Instant::now();
         self.core.set_reading(!pause, now);
-        let slowest = || is_full.then(|| slowest_channel(&self.core)).flatten();
-        match pause {
-            true => self.pauses.begin(now, slowest(), &self.port.name),
-            false => self.pauses.end(now),
+        match (pause, stop) {
+            (true, Some((Stop::Fixed, _))) => {
+                let slowest = slowest(&self.core);
+                self.pauses.begin(now, slowest, &self.port.name);
+            }
+            (true, _) => self.pauses.begin(now, None, &self.port.name),
+            (false, _) => self.pauses.end(now),
         }
+    }
+
+    fn must_stop(&mut self, now: Instant) -> Option<(Stop, usize)> {
+        if self.core.is_closing() {
+            return None;
+        }
+        let awaited = self.core.is_awaited() || self.port.is_awaited();
+        let announced = self.core.announced();
+        let is_paused = self.pauses.is_on();
+        let stop = self.port.backlog.must_stop(is_paused, awaited, announced)?;
+        if stop.0 == Stop::Soft {
+            let end = *self.breath_due.get_or_insert(now + PAUSE_MAX);
+            self.catching_breath |= now >= end;
+            if self.catching_breath {
+                return None;
+            }
+        }
+        Some(stop)
     }
 }

@@ -46,7 +46,7 @@ impl Driver {
         }
         let timeout = match self.is_busy() {
             true => Some(Duration::ZERO),
-            false => [self.core.poll_timeout(), port.alarm()]
+            false => [self.core.poll_timeout(), port.alarm(), self.breath_due]
                 .into_iter()
                 .flatten()
                 .min()
@@ -98,7 +98,8 @@ impl Driver {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        !self.port.commands().is_empty() || (self.readable && !self.pauses.is_on())
+        let reads = self.readable && !self.pauses.is_on();
+        reads || self.gives_back || !self.port.commands().is_empty()
     }
 
     /// Right after a call has gone out, or its reply to whoever waits for it, the next thing

@@ -1,7 +1,7 @@
 //! What becomes of a content that is whole.
 
 use super::super::consumers::{Consumers, Taker};
-use super::super::content::{Content, ContentMethod, Head, Parts};
+use super::super::content::{Content, ContentMethod, Head, Parts, may_be_of_stream};
 use super::super::event::{Out, Tokens};
 use super::super::methods::basic;
 use super::super::names::Names;
@@ -23,6 +23,7 @@ pub(super) fn deliver<T: Tokens>(
     channel: u16,
     consumers: &mut Consumers<T::Consumer>,
     names: &Names,
+    is_transactional: bool,
     head: Head,
     parts: Parts<'_>,
     out: &mut Out<T>,
@@ -51,13 +52,19 @@ pub(super) fn deliver<T: Tokens>(
     let tag = names.consumer_tag();
     let no_ack = match consumers.taker(tag, names.tag_version()) {
         Taker::Consumer(consumer) if !consumer.discard => {
+            let shows_queue = !consumer.is_of_queue && !may_be_of_stream(parts.properties());
+            let is_of_queue = consumer.is_of_queue || shows_queue;
+            let is_fixed = consumer.no_ack || is_transactional || !is_of_queue;
             let delivery = Delivery {
                 tag: delivery_tag,
                 redelivered,
                 names,
                 parts,
             };
-            out.deliver(channel, || consumer.token.clone(), delivery);
+            out.deliver(channel, || consumer.token.clone(), is_fixed, delivery);
+            if shows_queue {
+                consumers.note_queue(tag);
+            }
             return None;
         }
         Taker::Consumer(consumer) => consumer.no_ack,

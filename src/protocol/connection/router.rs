@@ -240,6 +240,34 @@ impl<T: Tokens> Router<T> {
         (channel.id() == id).then_some(channel)
     }
 
+    pub(super) fn channel(&self, number: u16) -> Option<&Channel<T>> {
+        self.channels.get(usize::from(number))?.as_deref()
+    }
+
+    /// The numbers of the channels that hold deliveries back or expect some.
+    pub(super) fn holding(&self) -> Vec<u16> {
+        self.out.holding.iter().copied().collect()
+    }
+
+    /// When the first of them expects something no more.
+    pub(super) fn holding_deadline(&self) -> Option<Instant> {
+        let channels = self.out.holding.iter();
+        let channels = channels.filter_map(|number| self.channel(*number));
+        channels
+            .filter_map(|channel| channel.holding_deadline())
+            .min()
+    }
+
+    pub(super) fn with_number(
+        &mut self,
+        number: u16,
+        act: impl FnOnce(&mut Channel<T>, &mut Out<T>),
+    ) {
+        if let Some(Some(channel)) = self.channels.get_mut(usize::from(number)) {
+            act(channel, &mut self.out);
+        }
+    }
+
     pub(super) fn with_channel(
         &mut self,
         id: ChannelId,

@@ -282,8 +282,7 @@ fn a_close_that_is_under_way_has_no_other_deadline() {
     scenario.core = Connection::new(
         FrameDecoder::new(FRAME_MAX),
         &negotiated(),
-        MAX_MESSAGE_SIZE,
-        Some(short),
+        limits(Some(short)),
         scenario.now,
     );
     scenario.peer_sends(0, connection::Blocked::default().reason("low on memory"));

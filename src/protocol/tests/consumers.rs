@@ -316,16 +316,16 @@ fn what_half_messages_take_is_counted_until_they_are_whole_or_their_channel_ends
     for (count, (number, tag)) in [(1, "a"), (2, "b"), (3, "c")].into_iter().enumerate() {
         let (half, rest) = half_a_message(number, tag);
         scenario.peer_sends_bytes(&half);
-        assert!(scenario.core.assembling() >= (count + 1) * 8000);
+        assert!(scenario.core.announced() >= (count + 1) * 8000);
         halves.push(rest);
     }
     assert_eq!(scenario.events(), []);
     scenario.peer_sends_bytes(&halves[0]);
     assert_eq!(scenario.events().len(), 1);
-    let each = scenario.core.assembling() / 2;
-    assert!((8000..=10_000).contains(&each), "{each}");
+    let each = scenario.core.announced() / 2;
+    assert!((8000..=10_010).contains(&each), "{each}");
     scenario.begin_close_channel(ids[1], 1);
-    assert_eq!(scenario.core.assembling(), each);
+    assert_eq!(scenario.core.announced(), each);
     scenario.core.terminate(Termination::EndOfStream);
-    assert_eq!(scenario.core.assembling(), 0);
+    assert_eq!(scenario.core.announced(), 0);
 }

@@ -1,0 +1,192 @@
+//! Which deliveries of a channel are held back, and when they go back to their queue: see
+//! the module [`holding`](super::super::holding).
+
+use std::time::Instant;
+
+use super::super::consumers::Taker;
+use super::super::content::{announced, may_be_of_stream};
+use super::super::event::{Event, Out, Tokens};
+use super::super::holding::{Arrival, Holding, MESSAGE_OVERHEAD, Verdict};
+use super::super::wire::ShortString;
+use super::Channel;
+
+impl<T: Tokens> Channel<T> {
+    /// Holds back the delivery with this content header if there is no room for it, or others
+    /// go before it. `true` if so.
+    // For each message, and nearly always the answer is the short one.
+    #[inline]
+    pub(super) fn hold_back(&mut self, header: &[u8], max_size: u64, out: &mut Out<T>) -> bool {
+        let (size, properties) = announced(header);
+        let taken = usize::try_from(size).unwrap_or(usize::MAX);
+        if self.holdings.is_empty() && out.room.fits_anyone(taken.saturating_add(header.len())) {
+            return false;
+        }
+        // What is too large for this program has to come to its end.
+        size <= max_size && self.try_hold_back(size, properties, out)
+    }
+
+    fn try_hold_back(&mut self, size: u64, properties: &[u8], out: &mut Out<T>) -> bool {
+        let Some((delivery_tag, redelivered)) = self.assembly.begun_delivery() else {
+            return false;
+        };
+        let tag = self.names.consumer_tag();
+        let version = self.names.tag_version();
+        let Taker::Consumer(consumer) = self.consumers.taker(tag, version) else {
+            return false;
+        };
+        let is_of_queue = consumer.is_of_queue || !may_be_of_stream(properties);
+        if consumer.no_ack || consumer.discard || self.is_transactional || !is_of_queue {
+            return false;
+        }
+        let own = usize::try_from(size).unwrap_or(usize::MAX);
+        let cost = own
+            .saturating_add(properties.len() + self.names.origin().size())
+            .saturating_add(MESSAGE_OVERHEAD);
+        let (is_idle, takes_any) = (
+            !out.room.has_emitted() && !T::has_waiting(&consumer.token),
+            consumer.takes_any,
+        );
+        let token = consumer.token.clone();
+        let prefetch = || self.consumers.prefetch();
+        let arrival = Arrival {
+            redelivered,
+            cost,
+            is_idle,
+            takes_any,
+            unsettled: &|| Some((T::unsettled(&self.token), prefetch()?)),
+        };
+        let now = out.room.now();
+        let mut fresh = Holding::new(now);
+        let holding = self.holdings.get_mut(tag).unwrap_or(&mut fresh);
+        let mut verdict = holding.judge(&arrival, &mut out.room);
+        if verdict == Verdict::OutOfOrder {
+            let any = Arrival {
+                takes_any: true,
+                ..arrival
+            };
+            verdict = holding.judge(&any, &mut out.room);
+            log::debug!(
+                "channel {}: the queue of consumer {tag} does not keep the place of what is given \
+                 back; from now on it takes what fits",
+                self.id.number
+            );
+            self.consumers.take_any(tag);
+        }
+        let Verdict::HeldBack(place) = verdict else {
+            if holding.is_over() {
+                self.holdings.remove(tag);
+                self.note_holdings(out);
+            }
+            return false;
+        };
+        if holding.is_full() {
+            return false;
+        }
+        match self.holdings.get_mut(tag) {
+            Some(holding) => holding.hold(delivery_tag, cost, place),
+            None => {
+                fresh.hold(delivery_tag, cost, place);
+                self.holdings.insert(tag.clone(), fresh);
+            }
+        }
+        self.assembly.skip(size);
+        out.holding.insert(self.id.number);
+        out.events.push_back(Event::HeldBack {
+            consumer: token,
+            delivery_tag,
+            cost,
+        });
+        true
+    }
+
+    /// Gives the oldest of each consumer back, if it fits now. Whether any was.
+    pub(crate) fn give_back_some(&mut self, out: &mut Out<T>) -> bool {
+        let mut any = false;
+        for (tag, holding) in &mut self.holdings {
+            // To one that is being cancelled it would come in vain.
+            let consumer = self.consumers.get(tag);
+            let Some(consumer) = consumer.filter(|consumer| !consumer.discard) else {
+                continue;
+            };
+            let is_idle = !out.room.has_emitted() && !T::has_waiting(&consumer.token);
+            if let Some(delivery_tag) = holding.give_back(is_idle, &mut out.room) {
+                any = true;
+                out.events.push_back(Event::GiveBack {
+                    channel: self.token.clone(),
+                    delivery_tag,
+                });
+            }
+        }
+        any
+    }
+
+    /// Whether [`give_back_some`](Self::give_back_some) would give something back.
+    pub(crate) fn can_give_back(&self, out: &Out<T>) -> bool {
+        self.holdings.iter().any(|(tag, holding)| {
+            let consumer = self.consumers.get(tag);
+            consumer
+                .filter(|consumer| !consumer.discard)
+                .is_some_and(|consumer| {
+                    let is_idle = !out.room.has_emitted() && !T::has_waiting(&consumer.token);
+                    holding.can_give_back(is_idle, &out.room)
+                })
+        })
+    }
+
+    /// Expects nothing any more that has been expected for long.
+    pub(crate) fn lapse(&mut self, out: &mut Out<T>) {
+        for holding in self.holdings.values_mut() {
+            holding.lapse(&mut out.room);
+        }
+        self.holdings.retain(|_, holding| !holding.is_over());
+        self.note_holdings(out);
+    }
+
+    /// Below how many waiting bytes something can be given back.
+    pub(crate) fn fits_below(&self, out: &Out<T>) -> Option<usize> {
+        let holdings = self.holdings.values();
+        holdings
+            .filter_map(|holding| holding.fits_below(&out.room))
+            .max()
+    }
+
+    /// When something is expected no more.
+    pub(crate) fn holding_deadline(&self) -> Option<Instant> {
+        self.holdings.values().filter_map(Holding::deadline).min()
+    }
+
+    /// A consumer is over: nothing of what is held back for it goes to anybody here.
+    pub(super) fn give_all_back(&mut self, tag: &ShortString, out: &mut Out<T>) {
+        if let Some(holding) = self.holdings.remove(tag) {
+            for delivery_tag in holding.end(&mut out.room) {
+                out.events.push_back(Event::GiveBack {
+                    channel: self.token.clone(),
+                    delivery_tag,
+                });
+            }
+            self.note_holdings(out);
+        }
+    }
+
+    /// The same for all of them.
+    pub(super) fn give_everything_back(&mut self, out: &mut Out<T>) {
+        let tags: Vec<_> = self.holdings.keys().cloned().collect();
+        for tag in tags {
+            self.give_all_back(&tag, out);
+        }
+    }
+
+    /// The broker takes back all that is unsettled.
+    pub(super) fn forget_held(&mut self, out: &mut Out<T>) {
+        for (_, holding) in self.holdings.drain() {
+            holding.end(&mut out.room).for_each(drop);
+        }
+        self.note_holdings(out);
+    }
+
+    fn note_holdings(&self, out: &mut Out<T>) {
+        if self.holdings.is_empty() {
+            out.holding.remove(&self.id.number);
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Deliveries that are held back, because too much waits to be taken already.
+//!
+//! A broker sends what the prefetch allows, and that may be far more bytes than the program wants
+//! in memory. To stop reading would stop all that comes behind it as well: replies and confirms,
+//! perhaps the very one that the consuming thread waits for. So reading goes on, and a
+//! delivery that finds no room is *held back*: its body is skipped as it comes, and only
+//! its number and size are kept. The broker counts it as unsettled, so it fills the
+//! prefetch, and that stops the broker. When the program has taken enough, the oldest
+//! held-back delivery is *given back* to its queue, and from there it is *expected* again.
+//!
+//! ```text
+//!                  +-- room -----------------------------> waits to be taken
+//! header comes ----+                                              ^
+//!                  +-- none --> held back --> given back --> expected
+//! ```
+//!
+//! To keep the order of the queue, a new delivery is held back behind those that are held
+//! back or expected. RabbitMQ puts what is given back into its old place and marks it as
+//! redelivered. Only a quorum queue before 4.0 without a delivery limit puts it at its end:
+//! then new ones fill the places in the prefetch that the broker should have kept for it.
+//! From there on that consumer takes anything that fits.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::wire::ShortString;
+
+/// How many deliveries are held back for one consumer. RabbitMQ's prefetch cannot be larger.
+pub(crate) const HELD_MAX: usize = 65_535;
+
+/// After so long without a delivery nothing is expected any more: another consumer of the queue
+/// may have it.
+const EXPECTED_FOR: Duration = Duration::from_secs(1);
+
+/// What a message costs that stands for itself, beside its body and properties; also a run of
+/// messages beside these: its place, and its names.
+pub(crate) const MESSAGE_OVERHEAD: usize = 256;
+
+/// The bounds of what waits to be taken, and how much of them is used. All numbers are bytes.
+#[derive(Debug)]
+pub(crate) struct Room {
+    soft: usize,
+    /// What waits to be taken, as whoever drives the core has said last.
+    waiting: usize,
+    /// What has become events since then.
+    emitted: usize,
+    /// What the messages will take of which a part is here.
+    announced: usize,
+    /// What was given back and is to come again.
+    expected: usize,
+    /// When the bytes came that are being worked off.
+    now: Instant,
+}
+
+impl Room {
+    pub(crate) fn new(soft: usize, now: Instant) -> Self {
+        Self {
+            soft,
+            waiting: 0,
+            emitted: 0,
+            announced: 0,
+            expected: 0,
+            now,
+        }
+    }
+
+    /// The most that may wait.
+    fn hard(&self) -> usize {
+        self.soft.saturating_mul(2)
+    }
+
+    /// The most that may wait when another delivery comes for a consumer that has some already.
+    /// The rest is for those who have none, and for what cannot be held back.
+    fn hard_for_more(&self) -> usize {
+        self.hard() - self.soft / 4
+    }
+
+    fn used(&self) -> usize {
+        self.waiting + self.emitted + self.announced
+    }
+
+    /// Whether a delivery of this size fits whoever it is for.
+    #[inline]
+    pub(crate) fn fits_anyone(&self, size: usize) -> bool {
+        self.used()
+            .saturating_add(size)
+            .saturating_add(MESSAGE_OVERHEAD)
+            <= self.hard_for_more()
+    }
+
+    /// Whether a delivery of this cost fits. One that is larger than all the room fits when it
+    /// is alone.
+    fn fits(&self, cost: usize, is_idle: bool) -> bool {
+        let limit = match is_idle {
+            true => self.hard(),
+            false => self.hard_for_more(),
+        };
+        let used = self.used();
+        used == 0 || used.saturating_add(cost) <= limit
+    }
+
+    /// Whether a delivery of this cost fits if it is sent again.
+    fn fits_again(&self, cost: usize, is_starving: bool) -> bool {
+        let used = self.used() + self.expected;
+        used == 0 || used.saturating_add(cost) <= self.limit_again(is_starving)
+    }
+
+    fn limit_again(&self, is_starving: bool) -> usize {
+        match is_starving {
+            true => self.hard(),
+            false => self.soft,
+        }
+    }
+
+    pub(crate) fn set_waiting(&mut self, waiting: usize, all_told: bool) {
+        self.waiting = waiting;
+        if all_told {
+            self.emitted = 0;
+        }
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
+    pub(crate) fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Whether a delivery has become an event since the driver has said what waits.
+    pub(crate) fn has_emitted(&self) -> bool {
+        self.emitted > 0
+    }
+
+    pub(crate) fn emit(&mut self, cost: usize) {
+        self.emitted += cost;
+    }
+
+    /// A message has begun to come.
+    pub(crate) fn announce(&mut self, size: usize) {
+        self.announced += size;
+    }
+
+    /// It is whole, or will never be.
+    pub(crate) fn end_announced(&mut self, size: usize) {
+        self.announced = self.announced.saturating_sub(size);
+    }
+
+    pub(crate) fn announced(&self) -> usize {
+        self.announced
+    }
+
+    fn expect(&mut self, cost: usize) {
+        self.expected += cost;
+    }
+
+    fn end_expected(&mut self, cost: usize) {
+        self.expected = self.expected.saturating_sub(cost);
+    }
+}
+
+/// A delivery that is held back. (There may be many, so this takes 16 bytes.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    delivery_tag: u64,
+    message: Message,
+}
+
+/// What stays the same of a message when it is delivered again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Message {
+    /// What it would take, in bytes; of RabbitMQ it has at most 512 MiB.
+    cost: u32,
+    /// Its place among those held back for the consumer.
+    place: u32,
+}
+
+impl Message {
+    fn cost(self) -> usize {
+        usize::try_from(self.cost).unwrap_or(usize::MAX)
+    }
+}
+
+/// The consumers of one channel for which deliveries are held back or expected.
+pub(crate) type Holdings = HashMap<ShortString, Holding>;
+
+/// What is held back for one consumer, and what is expected.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    /// By their places.
+    held: VecDeque<Held>,
+    /// The place of the next one.
+    next_place: u32,
+    /// Those given back, the one that is due first in front.
+    expected: VecDeque<Message>,
+    /// How many were expected in vain, and may come all the same.
+    overdue: usize,
+    /// When one of them was given back or came last.
+    since: Instant,
+}
+
+/// What is known of a delivery when its header has come.
+pub(crate) struct Arrival<'a> {
+    pub(crate) redelivered: bool,
+    pub(crate) cost: usize,
+    /// Whether nothing waits to be taken for its consumer.
+    pub(crate) is_idle: bool,
+    /// Whether its consumer takes what fits, whatever the order.
+    pub(crate) takes_any: bool,
+    /// How many deliveries are unsettled, and how many may be.
+    pub(crate) unsettled: &'a dyn Fn() -> Option<(u64, u64)>,
+}
+
+/// What becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    TakenIn,
+    /// In this place, if it was held back before.
+    HeldBack(Option<u32>),
+    /// It comes before deliveries that were given back, in a place that should be theirs.
+    OutOfOrder,
+}
+
+impl Holding {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            held: VecDeque::new(),
+            next_place: 0,
+            expected: VecDeque::new(),
+            overdue: 0,
+            since: now,
+        }
+    }
+
+    /// Nothing is held back or expected any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.held.is_empty() && self.expected.is_empty()
+    }
+
+    /// Whether no more can be held back.
+    pub(crate) fn is_full(&self) -> bool {
+        self.held.len() >= HELD_MAX
+    }
+
+    /// Judges a delivery, and notes it if it was expected.
+    pub(crate) fn judge(&mut self, arrival: &Arrival<'_>, room: &mut Room) -> Verdict {
+        let comes_again = arrival.redelivered && (self.overdue > 0 || !self.expected.is_empty());
+        if !comes_again && !arrival.takes_any && !self.is_over() {
+            if self.has_lost_its_place(arrival) {
+                return Verdict::OutOfOrder;
+            }
+            // Else something else has taken all the room, and this one is better than none.
+            let is_next = arrival.is_idle && self.expected.is_empty();
+            if !is_next || self.can_give_back(true, room) {
+                return Verdict::HeldBack(None);
+            }
+        }
+        let fits = room.fits(arrival.cost, arrival.is_idle);
+        let mut place = None;
+        if comes_again {
+            match self.expected.pop_front() {
+                Some(message) => {
+                    room.end_expected(message.cost());
+                    place = Some(message.place);
+                }
+                // It is older than all that is left.
+                None => {
+                    self.overdue -= 1;
+                    place = Some(0);
+                }
+            }
+            self.since = room.now;
+        }
+        match fits {
+            true => Verdict::TakenIn,
+            false => Verdict::HeldBack(place),
+        }
+    }
+
+    /// Whether the broker has put what was given back behind newer messages: it keeps to the
+    /// prefetch, so with all that is expected a new delivery would be one too many.
+    fn has_lost_its_place(&self, arrival: &Arrival<'_>) -> bool {
+        if self.expected.is_empty() {
+            return false;
+        }
+        let expected = self.expected.len() as u64;
+        (arrival.unsettled)()
+            .is_some_and(|(unsettled, prefetch)| unsettled + 1 + expected > prefetch)
+    }
+
+    /// Keeps number and cost of a delivery that has this place, or is the last one.
+    pub(crate) fn hold(&mut self, delivery_tag: u64, cost: usize, place: Option<u32>) {
+        let place = place.unwrap_or_else(|| {
+            self.next_place = self.next_place.saturating_add(1);
+            self.next_place
+        });
+        let cost = u32::try_from(cost).unwrap_or(u32::MAX);
+        let held = Held {
+            delivery_tag,
+            message: Message { cost, place },
+        };
+        let index = self.held.partition_point(|it| it.message.place <= place);
+        self.held.insert(index, held);
+    }
+
+    /// The oldest one, if it would fit.
+    pub(crate) fn give_back(&mut self, is_idle: bool, room: &mut Room) -> Option<u64> {
+        if !self.can_give_back(is_idle, room) {
+            return None;
+        }
+        let first = self.held.pop_front()?;
+        self.expected.push_back(first.message);
+        room.expect(first.message.cost());
+        self.since = room.now;
+        Some(first.delivery_tag)
+    }
+
+    /// Whether [`give_back`](Self::give_back) would give one back now.
+    pub(crate) fn can_give_back(&self, is_idle: bool, room: &Room) -> bool {
+        let is_starving = is_idle && self.expected.is_empty();
+        let first = self.held.front();
+        first.is_some_and(|first| room.fits_again(first.message.cost(), is_starving))
+    }
+
+    /// Below how many waiting bytes the oldest one may fit.
+    pub(crate) fn fits_below(&self, room: &Room) -> Option<usize> {
+        let first = self.held.front()?;
+        let limit = room.limit_again(self.expected.is_empty());
+        let other = room.announced + room.expected;
+        let others = other.saturating_add(first.message.cost());
+        // One that is too large for all the room fits when nothing waits.
+        Some(limit.saturating_sub(others).max(1))
+    }
+
+    /// When nothing is expected any more.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        (!self.expected.is_empty()).then(|| self.since + EXPECTED_FOR)
+    }
+
+    /// Expects nothing any more, if it is time.
+    pub(crate) fn lapse(&mut self, room: &mut Room) {
+        if self.deadline().is_some_and(|deadline| deadline <= room.now) {
+            self.overdue += self.expected.len();
+            self.expect_nothing(room);
+        }
+    }
+
+    fn expect_nothing(&mut self, room: &mut Room) {
+        for message in self.expected.drain(..) {
+            room.end_expected(message.cost());
+        }
+    }
+
+    /// Ends it; the numbers of what is held back.
+    pub(crate) fn end(mut self, room: &mut Room) -> impl Iterator<Item = u64> + use<> {
+        self.expect_nothing(room);
+        self.held.into_iter().map(|held| held.delivery_tag)
+    }
+}

@@ -1,0 +1,377 @@
+//! Deliveries that find no room: against a model of a queue with a prefetch.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What the program sees: messages that wait, by their place in the queue, and what they cost.
+#[derive(Debug, Default)]
+struct Taker {
+    waiting: VecDeque<(u64, usize, usize)>,
+    /// All that were told as held back, and not given back since.
+    held: BTreeSet<u64>,
+    last_tag: u64,
+    settled: u64,
+}
+
+type Shared = Rc<RefCell<Taker>>;
+
+#[derive(Debug)]
+struct Model;
+
+impl Tokens for Model {
+    type Call = ();
+    type Channel = Shared;
+    type Consumer = Shared;
+    type Memory = ();
+
+    fn has_waiting(consumer: &Shared) -> bool {
+        !consumer.borrow().waiting.is_empty()
+    }
+
+    fn unsettled(channel: &Shared) -> u64 {
+        let taker = channel.borrow();
+        taker.last_tag - taker.settled
+    }
+}
+
+/// Where a queue puts what it gets back.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Requeue {
+    InPlace,
+    AtItsEnd,
+}
+
+/// A client with one consumer and the queue that it consumes.
+struct World {
+    core: Connection<Model>,
+    now: Instant,
+    id: ChannelId,
+    taker: Shared,
+    sizes: Vec<usize>,
+    /// The messages that are ready: their place, and whether they were delivered before.
+    ready: VecDeque<(usize, bool)>,
+    requeue: Requeue,
+    prefetch: usize,
+    tag: u64,
+    unsettled: BTreeMap<u64, usize>,
+    /// Nacks and acks on their way to the broker.
+    to_broker: VecDeque<(u64, bool)>,
+    handled: Vec<usize>,
+    deliveries: usize,
+    soft: usize,
+    most: usize,
+}
+
+impl World {
+    fn new(sizes: &[usize], prefetch: u16, soft: usize, requeue: Requeue) -> Self {
+        let now = Instant::now();
+        let limits = Limits {
+            max_message_size: 1 << 30,
+            read_budget: soft,
+            blocked_timeout: None,
+        };
+        let decoder = FrameDecoder::new(FRAME_MAX);
+        let mut core = Connection::<Model>::new(decoder, &negotiated(), limits, now);
+        let taker = Shared::default();
+        let id = core.reserve_channel(Some(1)).unwrap();
+        core.open_channel(id, Rc::clone(&taker), (), now + RPC_TIMEOUT);
+        let mut world = Self {
+            core,
+            now,
+            id,
+            taker,
+            sizes: sizes.to_vec(),
+            ready: (0..sizes.len()).map(|place| (place, false)).collect(),
+            requeue,
+            prefetch: prefetch.into(),
+            tag: 0,
+            unsettled: BTreeMap::new(),
+            to_broker: VecDeque::new(),
+            handled: Vec::new(),
+            deliveries: 0,
+            soft,
+            most: 0,
+        };
+        world.bytes(&frame(1, channel::OpenOk::default()));
+        let deadline = now + RPC_TIMEOUT;
+        world
+            .core
+            .call(id, basic::Qos::new(prefetch).into(), None, (), deadline);
+        world.bytes(&frame(1, basic::QosOk::default()));
+        let consume = basic::Consume::new("q").consumer_tag("tag");
+        let token = Some(Rc::clone(&world.taker));
+        world.core.call(id, consume.into(), token, (), deadline);
+        world.bytes(&frame(1, basic::ConsumeOk::default().consumer_tag("tag")));
+        world
+    }
+
+    fn waiting(&self) -> usize {
+        self.taker.borrow().waiting.iter().map(|it| it.2).sum()
+    }
+
+    /// What a driver does with bytes: says what waits, and passes events on.
+    fn bytes(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let waiting = self.waiting();
+            self.core.set_waiting(waiting);
+            let space = self.core.space();
+            let count = rest.len().min(space.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            self.core.received(count, self.now);
+            rest = &rest[count..];
+            self.events();
+        }
+    }
+
+    fn give_back(&mut self) {
+        let waiting = self.waiting();
+        self.core.set_waiting(waiting);
+        let would = self.core.can_give_back();
+        self.core.give_back(self.now);
+        let before = self.to_broker.len();
+        self.events();
+        assert_eq!(would, self.to_broker.len() > before);
+        assert!(!self.core.can_give_back());
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.core.poll_event() {
+            let mut taker = self.taker.borrow_mut();
+            match event {
+                Event::Deliveries { runs, .. } => {
+                    for mut run in runs {
+                        while let Some(packed) = run.pop() {
+                            let cost = run.cost_of(&packed);
+                            let content = packed.unpack();
+                            let tag = delivery_tag(&content);
+                            let place = self.unsettled[&tag];
+                            assert_eq!(content.body.len(), self.sizes[place]);
+                            taker.last_tag = tag;
+                            taker.waiting.push_back((tag, place, cost));
+                        }
+                    }
+                }
+                Event::HeldBack { delivery_tag, .. } => {
+                    taker.last_tag = delivery_tag;
+                    assert!(taker.held.insert(delivery_tag));
+                }
+                Event::GiveBack { delivery_tag, .. } => {
+                    assert!(taker.held.remove(&delivery_tag), "twice, or never held");
+                    taker.settled += 1;
+                    self.to_broker.push_back((delivery_tag, false));
+                }
+                _ => {}
+            }
+        }
+        let waiting = self.waiting();
+        self.most = self.most.max(waiting);
+        let is_alone = self.taker.borrow().waiting.len() == 1;
+        assert!(waiting <= 2 * self.soft || is_alone, "{waiting} wait");
+    }
+
+    /// The broker works off one settlement.
+    fn settle_one(&mut self) {
+        let Some((tag, is_ack)) = self.to_broker.pop_front() else {
+            return;
+        };
+        let place = self.unsettled.remove(&tag).expect("406");
+        if is_ack {
+            return;
+        }
+        match self.requeue {
+            Requeue::AtItsEnd => self.ready.push_back((place, true)),
+            Requeue::InPlace => {
+                let behind = |(other, _): &(usize, bool)| *other > place;
+                let at = self.ready.iter().position(behind);
+                self.ready
+                    .insert(at.unwrap_or(self.ready.len()), (place, true));
+            }
+        }
+    }
+
+    /// The broker sends what the prefetch allows, at most so many.
+    fn deliver(&mut self, at_most: usize) {
+        for _ in 0..at_most {
+            if self.unsettled.len() >= self.prefetch {
+                return;
+            }
+            let Some((place, redelivered)) = self.ready.pop_front() else {
+                return;
+            };
+            self.tag += 1;
+            self.deliveries += 1;
+            self.unsettled.insert(self.tag, place);
+            let method = deliver("tag", self.tag).redelivered(redelivered);
+            let body = vec![0; self.sizes[place]];
+            let bytes = content(1, method, None, &body);
+            self.bytes(&bytes);
+        }
+    }
+
+    /// The program takes the next message and acknowledges it.
+    fn handle_one(&mut self) -> bool {
+        let Some((tag, place, _)) = self.taker.borrow_mut().waiting.pop_front() else {
+            return false;
+        };
+        self.handled.push(place);
+        self.taker.borrow_mut().settled += 1;
+        self.to_broker.push_back((tag, true));
+        true
+    }
+
+    /// Lets everything happen until nothing does.
+    fn finish(&mut self) {
+        for _ in 0..100_000 {
+            if self.handled.len() == self.sizes.len() {
+                return;
+            }
+            self.give_back();
+            while !self.to_broker.is_empty() {
+                self.settle_one();
+            }
+            self.deliver(usize::MAX);
+            if !self.handle_one() && !self.core.can_give_back() {
+                // What is expected in vain is expected for a while.
+                self.now += SECOND;
+                if self.core.poll_timeout().is_some_and(|due| due <= self.now) {
+                    self.core.handle_timeout(self.now);
+                }
+            }
+        }
+        panic!("stuck at {} of {}", self.handled.len(), self.sizes.len());
+    }
+}
+
+fn world(sizes: &[usize], prefetch: u16, soft: usize) -> World {
+    World::new(sizes, prefetch, soft, Requeue::InPlace)
+}
+
+#[test]
+fn what_finds_no_room_is_held_back_and_comes_again_in_order() {
+    let mut world = world(&[1000; 20], 20, 4000);
+    world.deliver(usize::MAX);
+    assert_eq!(world.taker.borrow().waiting.len(), 5, "7000 bytes");
+    assert_eq!(world.taker.borrow().held.len(), 15);
+    world.finish();
+    assert_eq!(world.handled, (0..20).collect::<Vec<_>>());
+    assert!(world.deliveries <= 40, "{}", world.deliveries);
+}
+
+#[test]
+fn a_new_delivery_stays_behind_those_that_are_held_back() {
+    let mut world = world(&[1000; 30], 10, 4000);
+    world.deliver(usize::MAX);
+    assert_eq!(world.taker.borrow().held.len(), 5);
+    world.handle_one();
+    world.settle_one();
+    // There would be room for it.
+    world.deliver(usize::MAX);
+    assert_eq!(world.taker.borrow().held.len(), 6);
+    world.finish();
+    assert_eq!(world.handled, (0..30).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_message_larger_than_all_the_room_passes_alone() {
+    let mut world = world(&[20_000, 100, 20_000, 100], 10, 1000);
+    world.deliver(usize::MAX);
+    assert_eq!(world.taker.borrow().waiting.len(), 1);
+    world.finish();
+    assert_eq!(world.handled, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_queue_that_puts_what_it_gets_back_at_its_end_is_found_out() {
+    let mut world = World::new(&[1000; 60], 10, 4000, Requeue::AtItsEnd);
+    world.finish();
+    world.handled.sort_unstable();
+    assert_eq!(world.handled, (0..60).collect::<Vec<_>>());
+    assert!(world.deliveries <= 180, "{}", world.deliveries);
+}
+
+#[test]
+fn what_another_consumer_has_got_is_not_waited_for() {
+    let mut world = world(&[1000; 20], 10, 4000);
+    world.deliver(usize::MAX);
+    while world.handle_one() {}
+    world.give_back();
+    while !world.to_broker.is_empty() {
+        world.settle_one();
+    }
+    // Those that came back go elsewhere.
+    let gone: Vec<_> = world.ready.iter().filter(|(_, again)| *again).collect();
+    let gone: Vec<_> = gone.into_iter().map(|(place, _)| *place).collect();
+    assert!(!gone.is_empty());
+    world.ready.retain(|(_, again)| !again);
+    world.handled.extend(gone);
+    world.finish();
+    world.handled.sort_unstable();
+    assert_eq!(world.handled, (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_end_of_a_consumer_gives_back_what_is_held_for_it() {
+    let mut world = world(&[1000; 10], 10, 4000);
+    world.deliver(usize::MAX);
+    let held = world.taker.borrow().held.clone();
+    let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
+    let cancel = basic::Cancel::new("tag");
+    world.core.call(id, cancel.into(), None, (), deadline);
+    world.bytes(&frame(1, basic::CancelOk::default().consumer_tag("tag")));
+    let given_back: BTreeSet<_> = world.to_broker.iter().map(|(tag, _)| *tag).collect();
+    assert_eq!(given_back, held);
+    assert!(!world.core.is_holding());
+}
+
+#[test]
+fn a_recover_and_the_end_of_a_channel_forget_what_is_held() {
+    for recovers in [true, false] {
+        let mut world = world(&[1000; 10], 10, 4000);
+        world.deliver(usize::MAX);
+        assert!(world.core.is_holding());
+        let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
+        match recovers {
+            true => {
+                let recover = basic::Recover::default().into();
+                world.core.call(id, recover, None, (), deadline);
+                world.bytes(&frame(1, basic::RecoverOk::default()));
+            }
+            false => world.bytes(&frame(1, not_found().0)),
+        }
+        assert!(!world.core.is_holding());
+        assert!(world.to_broker.is_empty());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_message_is_handled_in_order_and_what_waits_stays_bounded(
+        sizes in proptest::collection::vec(prop_oneof![0usize..200, 0usize..12_000], 1..80),
+        prefetch in 1u16..60,
+        soft in 500usize..10_000,
+        steps in proptest::collection::vec(0u8..6, 0..300),
+    ) {
+        let mut world = world(&sizes, prefetch, soft);
+        for step in steps {
+            match step {
+                0 => world.deliver(1),
+                1 => world.deliver(5),
+                2 => drop(world.handle_one()),
+                3 => world.give_back(),
+                4 => world.settle_one(),
+                _ => world.now += Duration::from_millis(10),
+            }
+        }
+        world.finish();
+        prop_assert_eq!(&world.handled, &(0..sizes.len()).collect::<Vec<_>>());
+        prop_assert!(world.core.poll_timeout().is_none());
+    }
+}
