@@ -38,6 +38,8 @@ mod from_pika;
 mod getting;
 #[path = "live/helpers.rs"]
 mod helpers;
+#[path = "live/holding_back.rs"]
+mod holding_back;
 #[path = "live/interop.rs"]
 mod interop;
 #[path = "live/life.rs"]

@@ -417,10 +417,7 @@ mod tests {
         assert_eq!(backlog.must_stop(false, false, 0), None);
         backlog.add(1, 0);
         assert_eq!(backlog.must_stop(false, true, 0), None);
-        assert_eq!(
-            backlog.must_stop(false, false, 0),
-            Some((Stop::Soft, 751))
-        );
+        assert_eq!(backlog.must_stop(false, false, 0), Some((Stop::Soft, 751)));
         assert!(backlog.wait_for(751, true) && backlog.is_paused());
         assert!(!backlog.remove(250, 0), "751 are left");
         assert!(backlog.must_stop(true, false, 0).is_some());
@@ -451,9 +448,16 @@ mod tests {
         backlog.add(400, 0);
         assert_eq!(backlog.must_stop(false, false, 600), None);
         let stop = Some((Stop::Soft, 188));
-        assert_eq!(backlog.must_stop(false, false, 601), Some((Stop::Soft, 188)));
+        assert_eq!(
+            backlog.must_stop(false, false, 601),
+            Some((Stop::Soft, 188))
+        );
         assert!(backlog.must_stop(true, false, 561).is_some());
-        assert_eq!(backlog.remove(150, 0), false);
-        assert_eq!(backlog.must_stop(false, false, usize::MAX), None, "{stop:?}");
+        assert!(!backlog.remove(150, 0));
+        assert_eq!(
+            backlog.must_stop(false, false, usize::MAX),
+            None,
+            "{stop:?}"
+        );
     }
 }

@@ -384,8 +384,11 @@ impl Driver {
                     self.give_back(&channel, delivery_tag);
                     continue;
                 }
-                Event::HeldBack { ref consumer, cost, .. } => {
-                    self.holdups.note(&consumer.consumer, cost, &self.core, &self.port);
+                Event::HeldBack {
+                    ref consumer, cost, ..
+                } => {
+                    self.holdups
+                        .note(&consumer.consumer, cost, &self.core, &self.port);
                     event
                 }
                 event => event,

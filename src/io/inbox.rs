@@ -132,13 +132,7 @@ impl Inbox {
         self.put(1, 0, 0, std::iter::once(end));
     }
 
-    fn put(
-        &self,
-        count: usize,
-        cost: usize,
-        fixed: usize,
-        entries: impl Iterator<Item = Entry>,
-    ) {
+    fn put(&self, count: usize, cost: usize, fixed: usize, entries: impl Iterator<Item = Entry>) {
         let mut state = self.state.lock();
         if state.ended {
             drop(state);

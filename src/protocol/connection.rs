@@ -185,6 +185,11 @@ impl<T: Tokens> Connection<T> {
         self.router.out.room.announced()
     }
 
+    /// Whether more waits to be taken than may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.router.out.room.is_full()
+    }
+
     /// Says how many bytes of deliveries wait to be taken. To be said before bytes are
     /// [`received`](Self::received), with all events told.
     pub(crate) fn set_waiting(&mut self, bytes: usize) {

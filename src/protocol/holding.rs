@@ -79,6 +79,10 @@ impl Room {
         self.waiting + self.emitted + self.announced
     }
 
+    pub(crate) fn is_full(&self) -> bool {
+        self.used() > self.hard()
+    }
+
     /// Whether a delivery of this size fits whoever it is for.
     #[inline]
     pub(crate) fn fits_anyone(&self, size: usize) -> bool {

@@ -60,6 +60,10 @@ impl Driver {
         let mut left = READ_BUDGET;
         self.core.set_waiting(self.port.backlog.bytes());
         while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
+            // Small messages take more memory than they have bytes, so a look at each read.
+            if self.core.is_full() && left < READ_BUDGET {
+                return;
+            }
             let space = self.core.space();
             let room = space.len();
             match self.transport.read(space) {
@@ -130,7 +134,11 @@ impl Driver {
         let is_stuck = self.untaken.bytes() > UNTAKEN_MAX && !self.core.is_closing();
         let stop = self.must_stop(now);
         let below = stop.map_or(0, |(_, below)| below).max(gives_back_below);
-        if self.port.backlog.wait_for(below, is_stuck || stop.is_some()) {
+        if self
+            .port
+            .backlog
+            .wait_for(below, is_stuck || stop.is_some())
+        {
             report_taken(&self.core);
         }
         // Asked twice: who begins to wait once this is said wakes this thread, and so does who
