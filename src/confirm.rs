@@ -69,7 +69,8 @@ impl Confirm {
     ///
     /// [`Error::Nacked`] if the broker could not take it; [`Error::Unroutable`] with the
     /// message, if it was `mandatory` and reached no queue; [`Error::Unconfirmed`] if
-    /// the channel ended before the broker has said anything, so that nobody knows;
+    /// the channel ended before the broker has said anything, so that nobody knows, or if a
+    /// message came back that may have been this one ([`Error::AmbiguousReturn`]);
     /// [`Error::Timeout`] after `rpc_timeout`, and then one may wait again;
     /// [`Error::NotConfirming`] without confirm mode.
     pub fn wait(&self) -> Result<()> {
@@ -126,6 +127,12 @@ fn outcome(settled: &Settled<Arc<Content>>) -> Result<()> {
         Settled::Acked => Ok(()),
         Settled::Nacked => Err(Error::Nacked),
         Settled::Returned(message) => Err(Error::Unroutable(Returned::new(Arc::clone(message)))),
+        Settled::Unclear(message) => {
+            let returned = Returned::new(Arc::clone(message));
+            Err(Error::Unconfirmed(Box::new(Error::AmbiguousReturn(
+                returned,
+            ))))
+        }
     }
 }
 
@@ -211,7 +218,8 @@ impl fmt::Debug for Returned {
 pub struct PublishFailure {
     /// The number of the publish: that of its [`Confirm`].
     pub number: u64,
-    /// What became of it: [`Error::Nacked`] or [`Error::Unroutable`].
+    /// What became of it: [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if
+    /// a message came back that may have been it.
     pub error: Error,
 }
 

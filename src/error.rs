@@ -33,7 +33,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `Timeout`, `PublishTimeout` | nothing | yes |
 /// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
 /// | `Nacked`, `Unroutable`, `PublishFailures` | nothing; the message was not taken | yes, if the cause is mended |
-/// | `Unconfirmed` | the channel, or more | on a new channel; the message may come twice |
+/// | `Unconfirmed` | mostly the channel, or more: the reason inside says it | on a new channel; the message may come twice |
 /// | `ConsumerCancelled` | the consumer | if the queue still exists |
 /// | `Connect`, `ConnectionLost` | the connection | yes, after a while |
 /// | `AuthenticationFailed`, `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | the connection | no |
@@ -192,8 +192,14 @@ pub enum Error {
     Nacked,
     /// The message was mandatory and reached no queue.
     Unroutable(Returned),
-    /// Channel or connection ended, for this reason, before the broker has said what became
-    /// of the message. It may or may not have been taken.
+    /// A mandatory message came back that may have been any of several: they have the same
+    /// exchange, key and body, and it has the properties of none of them, because something on
+    /// the way has changed these. Each is then [`Unconfirmed`](Self::Unconfirmed), for this
+    /// reason.
+    AmbiguousReturn(Returned),
+    /// Nobody knows what became of the message: it may or may not have been taken. Mostly
+    /// channel or connection ended, for this reason, before the broker has said anything; or
+    /// the reason is an [`AmbiguousReturn`](Self::AmbiguousReturn).
     Unconfirmed(Box<Error>),
     /// Some of the messages that were waited for were not taken.
     PublishFailures {

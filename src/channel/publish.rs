@@ -13,6 +13,7 @@ use crate::io::channel_port::ChannelPort;
 use crate::io::commands::Queued;
 use crate::io::port::Waiting;
 use crate::io::publishing::Entered;
+use crate::protocol::confirms::Mandatory;
 use crate::protocol::frame::{EncodedPublish, Publish};
 
 /// # Publishing
@@ -66,8 +67,11 @@ impl BlockingChannel {
         with_scratch(|scratch| {
             let encoded = EncodedPublish::new(port.id.number, publish, frame_max, scratch)?;
             // Before any lock, for it looks at the whole body.
-            let fingerprint = publish.mandatory.then(|| publish.fingerprint());
-            shared.publish(&encoded, fingerprint)
+            let mandatory = publish.mandatory.then(|| Mandatory {
+                fingerprint: publish.fingerprint(),
+                properties: encoded.properties(),
+            });
+            shared.publish(&encoded, mandatory)
         })
     }
 }
@@ -92,7 +96,7 @@ impl Shared {
     fn publish(
         self: &Arc<Self>,
         encoded: &EncodedPublish<'_>,
-        fingerprint: Option<u64>,
+        mandatory: Option<Mandatory<'_>>,
     ) -> Result<Confirm> {
         let ChannelPort {
             publishing,
@@ -116,7 +120,7 @@ impl Shared {
             waiting: None,
         };
         loop {
-            match publishing.enter(fingerprint, || send(room.reserved, false)) {
+            match publishing.enter(mandatory, || send(room.reserved, false)) {
                 Entered::Plain => {
                     room.reserved = false;
                     return Ok(Confirm::none());

@@ -194,6 +194,15 @@ impl fmt::Display for Error {
                 returned.exchange(),
                 returned.routing_key()
             ),
+            Self::AmbiguousReturn(returned) => write!(
+                f,
+                "one of several messages with the same body reached no queue, and came back with \
+                 other properties than all of them: {} (exchange '{}', routing key '{}'); does a \
+                 plugin of the broker change these?",
+                returned.reply_text(),
+                returned.exchange(),
+                returned.routing_key()
+            ),
             Self::Unconfirmed(reason) => {
                 write!(f, "nobody knows whether the message was taken: {reason}")
             }

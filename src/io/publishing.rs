@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use super::budget::{Backlog, NoRoom};
 use super::commands::Queued;
 use super::kept::{Kept, Total};
-use crate::protocol::confirms::{Ledger, Settled};
+use crate::protocol::confirms::{Ledger, Mandatory, Settled};
 use crate::protocol::content::Content;
 
 /// How many failures nobody has asked for are kept; beyond this they are only counted. So
@@ -140,8 +140,12 @@ impl Publishing {
     }
 
     /// Calls `send`, and takes the next number if that succeeds, in one step, so that numbers
-    /// and publishes have the same order. `fingerprint` is that of a mandatory message.
-    pub(crate) fn enter(&self, fingerprint: Option<u64>, send: impl FnOnce() -> Queued) -> Entered {
+    /// and publishes have the same order.
+    pub(crate) fn enter(
+        &self,
+        mandatory: Option<Mandatory<'_>>,
+        send: impl FnOnce() -> Queued,
+    ) -> Entered {
         let mut state = self.state.lock();
         if !state.has_room(self.window) {
             return Entered::Full;
@@ -154,7 +158,7 @@ impl Publishing {
             return Entered::Plain;
         }
         let slot = state.new_slot();
-        let number = state.ledger.publish(Arc::clone(&slot), fingerprint);
+        let number = state.ledger.publish(Arc::clone(&slot), mandatory);
         Entered::Numbered(number, slot)
     }
 
@@ -331,8 +335,10 @@ impl Publishing {
 
     /// A message came back. Gives it back if it is not one that is to be confirmed.
     pub(crate) fn returned(&self, fingerprint: u64, message: Content) -> Option<Arc<Content>> {
+        let message = Arc::new(message);
         let mut state = self.state.lock();
-        state.ledger.returned(fingerprint, Arc::new(message))
+        let ledger = &mut state.ledger;
+        ledger.returned(fingerprint, &message.properties, Arc::clone(&message))
     }
 
     fn wait_until(
@@ -400,7 +406,7 @@ impl Failures {
 /// What the message takes that came back, if one did.
 fn cost(settled: &Settled<Arc<Content>>) -> usize {
     match settled {
-        Settled::Returned(message) => Backlog::cost(message),
+        Settled::Returned(message) | Settled::Unclear(message) => Backlog::cost(message),
         Settled::Acked | Settled::Nacked => 0,
     }
 }
@@ -514,7 +520,11 @@ mod tests {
             })
             .collect();
         let publishing = confirming(10, &total);
-        let slot = publishing.enter(Some(7), || Queued::Done);
+        let mandatory = Mandatory {
+            fingerprint: 7,
+            properties: &[0, 0],
+        };
+        let slot = publishing.enter(Some(mandatory), || Queued::Done);
         drop(slot);
         let returned = Content {
             method: ContentMethod::Return(basic::Return::default()),

@@ -4,11 +4,15 @@
 //! Rules: RabbitMQ, "Publisher Confirms". Numbers count from 1 with the first publish
 //! after `confirm.select`; a confirm with `multiple` settles all up to its number; a
 //! message that comes back does so before its own confirm, but carries no number, and
-//! confirms of other messages may come between. So it is told by exchange, routing key
-//! and body; of messages that are equal in all three, any will do.
+//! confirms of other messages may come between. So it is told by all that it says:
+//! exchange, routing key, body and properties. Where a message has become another one on its
+//! way, several publishes may be meant, and then nobody knows of any of these.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::likeness::{Likeness, Pattern};
+use super::properties::ReceivedProperties;
 
 /// Publishes in the order of their numbers, each with what the caller hangs on it.
 #[derive(Debug)]
@@ -18,15 +22,33 @@ pub(crate) struct Ledger<T, R> {
     /// `None` is confirmed already, out of order.
     pending: VecDeque<Option<Entry<T, R>>>,
     outstanding: usize,
-    /// Mandatory ones, by what tells them: these can come back.
-    mandatory: HashMap<u64, VecDeque<u64>>,
+    /// Mandatory ones, by their fingerprint: these can come back.
+    mandatory: HashMap<u64, VecDeque<Candidate>>,
+}
+
+/// A mandatory publish, that may come back.
+#[derive(Debug)]
+struct Candidate {
+    number: u64,
+    /// Its properties as they were sent.
+    properties: Box<[u8]>,
 }
 
 #[derive(Debug)]
 struct Entry<T, R> {
     token: T,
+    /// That of a mandatory publish, as long as it may come back.
     fingerprint: Option<u64>,
-    returned: Option<R>,
+    returned: Back<R>,
+}
+
+/// Whether a publish has come back.
+#[derive(Debug)]
+enum Back<R> {
+    No,
+    Yes(R),
+    /// This message may have been it, or another one.
+    Perhaps(R),
 }
 
 /// What became of a publish.
@@ -36,9 +58,20 @@ pub(crate) enum Settled<R> {
     Nacked,
     /// It came back, and the broker has taken note of that.
     Returned(R),
+    /// A message came back that may have been this one: nobody knows.
+    Unclear(R),
 }
 
-/// What tells a published message from others when it comes back.
+/// What tells a mandatory message from others when it comes back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mandatory<'a> {
+    /// Stands for exchange, routing key and body.
+    pub(crate) fingerprint: u64,
+    /// Flags and fields, as they are sent.
+    pub(crate) properties: &'a [u8],
+}
+
+/// Exchange, routing key and body as one number.
 pub(crate) fn fingerprint(exchange: &str, routing_key: &str, body: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (exchange, routing_key, body).hash(&mut hasher);
@@ -70,41 +103,66 @@ impl<T, R> Ledger<T, R> {
         self.first > number
     }
 
-    /// Enters the next publish and returns its number. `fingerprint` stands for exchange,
-    /// routing key and body of a mandatory one.
-    pub(crate) fn publish(&mut self, token: T, fingerprint: Option<u64>) -> u64 {
+    /// Enters the next publish and returns its number.
+    pub(crate) fn publish(&mut self, token: T, mandatory: Option<Mandatory<'_>>) -> u64 {
         self.pending.push_back(Some(Entry {
             token,
-            fingerprint,
-            returned: None,
+            fingerprint: mandatory.map(|mandatory| mandatory.fingerprint),
+            returned: Back::No,
         }));
         self.outstanding += 1;
         let number = self.last();
-        if let Some(fingerprint) = fingerprint {
+        if let Some(mandatory) = mandatory {
             self.mandatory
-                .entry(fingerprint)
+                .entry(mandatory.fingerprint)
                 .or_default()
-                .push_back(number);
+                .push_back(Candidate {
+                    number,
+                    properties: mandatory.properties.into(),
+                });
         }
         number
     }
 
-    /// Notes that a message came back. Gives it back if it is none of these.
-    pub(crate) fn returned(&mut self, fingerprint: u64, message: R) -> Option<R> {
-        let Some(number) = self.forget_mandatory(fingerprint, None) else {
+    /// Notes that a message came back, with these properties. Gives it back if it is none of
+    /// these.
+    pub(crate) fn returned(
+        &mut self,
+        fingerprint: u64,
+        properties: &ReceivedProperties,
+        message: R,
+    ) -> Option<R>
+    where
+        R: Clone,
+    {
+        let Some(candidates) = self.mandatory.get(&fingerprint) else {
             return Some(message);
         };
-        let index = number
-            .checked_sub(self.first)
-            .and_then(|index| usize::try_from(index).ok());
-        match index.and_then(|index| self.pending.get_mut(index)) {
-            Some(Some(entry)) => {
-                entry.fingerprint = None;
-                entry.returned = Some(message);
-                None
+        match most_alike(candidates, properties) {
+            Some(number) => {
+                self.forget_mandatory(fingerprint, number);
+                if let Some(entry) = self.entry(number) {
+                    entry.fingerprint = None;
+                    entry.returned = Back::Yes(message);
+                }
             }
-            _ => Some(message),
+            // It is one of them, for none of them is settled.
+            None => {
+                let numbers: Vec<_> = candidates.iter().map(|it| it.number).collect();
+                for number in numbers {
+                    if let Some(entry) = self.entry(number) {
+                        entry.returned = Back::Perhaps(message.clone());
+                    }
+                }
+            }
         }
+        None
+    }
+
+    /// The publish of this number, unless it is settled.
+    fn entry(&mut self, number: u64) -> Option<&mut Entry<T, R>> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.pending.get_mut(index)?.as_mut()
     }
 
     /// Settles `number`, or with `multiple` everything up to it, and tells of each. A
@@ -130,12 +188,13 @@ impl<T, R> Ledger<T, R> {
             };
             self.outstanding -= 1;
             if let Some(fingerprint) = entry.fingerprint {
-                self.forget_mandatory(fingerprint, Some(number));
+                self.forget_mandatory(fingerprint, number);
             }
             let settled = match entry.returned {
-                Some(message) => Settled::Returned(message),
-                None if ack => Settled::Acked,
-                None => Settled::Nacked,
+                Back::Yes(message) => Settled::Returned(message),
+                Back::Perhaps(message) if ack => Settled::Unclear(message),
+                Back::No if ack => Settled::Acked,
+                Back::No | Back::Perhaps(_) => Settled::Nacked,
             };
             tell(number, entry.token, settled);
         }
@@ -154,26 +213,44 @@ impl<T, R> Ledger<T, R> {
         }
     }
 
-    /// Takes `number`, or the earliest one, out of the mandatory ones with this
-    /// fingerprint.
-    fn forget_mandatory(&mut self, fingerprint: u64, number: Option<u64>) -> Option<u64> {
-        let numbers = self.mandatory.get_mut(&fingerprint)?;
-        let index = match number {
-            Some(number) => numbers.iter().position(|&other| other == number)?,
-            None => 0,
+    /// Takes `number` out of the mandatory ones with this fingerprint.
+    fn forget_mandatory(&mut self, fingerprint: u64, number: u64) {
+        let Some(candidates) = self.mandatory.get_mut(&fingerprint) else {
+            return;
         };
-        let number = numbers.remove(index);
-        if numbers.is_empty() {
+        if let Ok(index) = candidates.binary_search_by_key(&number, |it| it.number) {
+            candidates.remove(index);
+        }
+        if candidates.is_empty() {
             self.mandatory.remove(&fingerprint);
         }
-        number
     }
+}
+
+/// The earliest publish whose properties are those of a message that came back; if there is
+/// none, the earliest to which something was only added on the way.
+fn most_alike(candidates: &VecDeque<Candidate>, properties: &ReceivedProperties) -> Option<u64> {
+    let pattern = Pattern::new(properties);
+    let mut similar = None;
+    for candidate in candidates {
+        match pattern.likeness(&candidate.properties) {
+            Likeness::Equal => return Some(candidate.number),
+            Likeness::Extended => {
+                similar.get_or_insert(candidate.number);
+            }
+            Likeness::Different => {}
+        }
+    }
+    similar
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::properties::BasicProperties;
+    use super::super::table::FieldTable;
+    use super::super::wire::Writer;
     use super::*;
 
     type Told = Vec<(u64, &'static str, Settled<&'static str>)>;
@@ -229,14 +306,38 @@ mod tests {
         assert!(settle(&mut ledger, 0, true, true).is_empty());
     }
 
+    /// Properties with nothing but a message id.
+    fn named(id: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        let properties = BasicProperties::new().message_id(id);
+        properties.write(&mut Writer::new(&mut out)).unwrap();
+        out
+    }
+
+    fn mandatory(fingerprint: u64, properties: &[u8]) -> Option<Mandatory<'_>> {
+        Some(Mandatory {
+            fingerprint,
+            properties,
+        })
+    }
+
+    fn returned(
+        ledger: &mut Ledger<&'static str, &'static str>,
+        fingerprint: u64,
+        properties: &[u8],
+        message: &'static str,
+    ) -> Option<&'static str> {
+        ledger.returned(fingerprint, &ReceivedProperties::new(properties), message)
+    }
+
     #[test]
     fn a_returned_message_is_told_by_what_it_says_whatever_comes_between() {
         let mut ledger = Ledger::new();
         ledger.publish("plain", None);
-        ledger.publish("other", Some(7));
-        ledger.publish("lost", Some(9));
-        ledger.publish("equal", Some(9));
-        assert_eq!(ledger.returned(9, "back"), None);
+        ledger.publish("other", mandatory(7, &[0, 0]));
+        ledger.publish("lost", mandatory(9, &[0, 0]));
+        ledger.publish("equal", mandatory(9, &[0, 0]));
+        assert_eq!(returned(&mut ledger, 9, &[], "back"), None);
         assert_eq!(settle(&mut ledger, 2, true, true).len(), 2);
         assert_eq!(
             settle(&mut ledger, 4, true, true),
@@ -245,7 +346,80 @@ mod tests {
                 (4, "equal", Settled::Acked)
             ]
         );
-        assert_eq!(ledger.returned(9, "again"), Some("again"), "all settled");
+        let again = returned(&mut ledger, 9, &[], "again");
+        assert_eq!(again, Some("again"), "all settled");
+        assert!(ledger.mandatory.is_empty());
+    }
+
+    #[test]
+    fn of_messages_with_the_same_body_the_one_with_its_properties_came_back() {
+        let mut ledger = Ledger::new();
+        for token in ["a", "b", "c"] {
+            ledger.publish(token, mandatory(9, &named(token)));
+        }
+        assert_eq!(returned(&mut ledger, 9, &named("b"), "back"), None);
+        assert_eq!(
+            settle(&mut ledger, 3, true, true),
+            [
+                (1, "a", Settled::Acked),
+                (2, "b", Settled::Returned("back")),
+                (3, "c", Settled::Acked)
+            ]
+        );
+        assert!(ledger.mandatory.is_empty());
+    }
+
+    #[test]
+    fn equal_properties_count_more_than_some_that_others_were_added_to() {
+        let mut ledger = Ledger::new();
+        let headers = |names: &[&'static str]| {
+            let table: FieldTable = names.iter().map(|name| (*name, 1)).collect();
+            let mut out = Vec::new();
+            let properties = BasicProperties::new().headers(table);
+            properties.write(&mut Writer::new(&mut out)).unwrap();
+            out
+        };
+        ledger.publish("few", mandatory(9, &headers(&["a"])));
+        ledger.publish("more", mandatory(9, &headers(&["b", "a"])));
+        let sorted = headers(&["a", "b"]);
+        assert_eq!(returned(&mut ledger, 9, &sorted, "more back"), None);
+        assert_eq!(returned(&mut ledger, 9, &sorted, "few back"), None);
+        assert_eq!(
+            settle(&mut ledger, 2, true, true),
+            [
+                (1, "few", Settled::Returned("few back")),
+                (2, "more", Settled::Returned("more back"))
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_that_became_another_one_leaves_all_that_it_may_have_been_unclear() {
+        let mut ledger = Ledger::new();
+        ledger.publish("a", mandatory(9, &named("a")));
+        ledger.publish("other", mandatory(7, &named("a")));
+        ledger.publish("b", mandatory(9, &named("b")));
+        ledger.publish("c", mandatory(9, &named("c")));
+        ledger.publish("plain", None);
+        assert_eq!(returned(&mut ledger, 9, &named("x"), "back"), None);
+        assert_eq!(ledger.publish("later", mandatory(9, &named("d"))), 6);
+        // One of them is known after all.
+        assert_eq!(returned(&mut ledger, 9, &named("b"), "b back"), None);
+        assert_eq!(
+            settle(&mut ledger, 4, false, false),
+            [(4, "c", Settled::Nacked)],
+            "that is known"
+        );
+        assert_eq!(
+            settle(&mut ledger, 6, true, true),
+            [
+                (1, "a", Settled::Unclear("back")),
+                (2, "other", Settled::Acked),
+                (3, "b", Settled::Returned("b back")),
+                (5, "plain", Settled::Acked),
+                (6, "later", Settled::Acked)
+            ]
+        );
         assert!(ledger.mandatory.is_empty());
     }
 

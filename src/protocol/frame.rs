@@ -303,6 +303,11 @@ pub(crate) struct EncodedPublish<'a> {
 }
 
 impl<'a> EncodedPublish<'a> {
+    /// Flags and fields of its properties.
+    pub(crate) fn properties(&self) -> &'a [u8] {
+        self.properties
+    }
+
     /// Encodes the properties into `scratch`, which is emptied first, and checks the rest.
     pub(crate) fn new(
         channel: u16,

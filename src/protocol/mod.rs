@@ -5,7 +5,7 @@
 //! [`run`] how what was delivered waits, [`holding`] what is held back;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
 //! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
-//! keeps the books of publishes, [`settlements`] those of deliveries, [`secret`] leaves no
+//! keeps the books of publishes ([`likeness`] tells which one came back), [`settlements`] those of deliveries, [`secret`] leaves no
 //! copies. [`failure`] says what can be wrong.
 //!
 //! Nothing in here knows anything of the rest of the crate.
@@ -26,6 +26,7 @@ pub(crate) mod handshake;
 pub(crate) mod heartbeat;
 pub(crate) mod holding;
 mod inline;
+mod likeness;
 pub(crate) mod memory;
 pub mod methods;
 mod names;

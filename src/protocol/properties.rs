@@ -239,6 +239,16 @@ impl ReceivedProperties {
         self.encoded().len()
     }
 
+    /// Whether they are these flags and fields.
+    pub(crate) fn are(&self, encoded: &[u8]) -> bool {
+        // No flag is set: there are none.
+        let none = [0, 0];
+        match self.encoded() {
+            [] => encoded == none,
+            own => own == encoded,
+        }
+    }
+
     /// Whether these bytes are anywhere in them.
     pub(crate) fn may_have(&self, text: &str) -> bool {
         let bytes = text.as_bytes();

@@ -500,7 +500,7 @@ fn decode_array(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn bytes(table: &FieldTable) -> Vec<u8> {

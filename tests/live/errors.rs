@@ -20,7 +20,8 @@ use cony::{
 
 use crate::peer::methods::*;
 use crate::peer::{
-    Listener, Tune, Wire, args, body, close, deliver, frame, header, method, play, start,
+    Listener, Tune, Wire, args, body, close, deliver, frame, header, header_with, method, play,
+    start,
 };
 use crate::support::{channel, connect, exclusive_queue, get, url, variable};
 
@@ -158,6 +159,23 @@ cases! {
         let message = Message::new("x").mandatory(true);
         failed(channel.basic_publish("amq.direct", "none", message).unwrap().wait())
     }, ["reached no queue", "NO_ROUTE", "'amq.direct'", "'none'", "is a queue bound"];
+    Error::AmbiguousReturn: || with_peer(Duration::from_secs(10), |mut wire| {
+        accept_confirms(&mut wire);
+        let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
+        wire.send(1, BASIC_RETURN, arguments);
+        // With a message id that it did not have.
+        wire.raw(&header_with(1, 1, &args().u16(1 << 7).short("x").bytes()));
+        wire.raw(&body(1, b"x"));
+        wire.send(1, BASIC_ACK, args().u64(1).u8(0));
+        wire.drain();
+    }, |channel| {
+        channel.confirm_delivery().unwrap();
+        let message = Message::new("x").mandatory(true);
+        match failed(channel.basic_publish("", "q", message).unwrap().wait()) {
+            Error::Unconfirmed(reason) => *reason,
+            other => other,
+        }
+    }), ["reached no queue", "other properties", "NO_ROUTE", "does a plugin"];
     Error::Unconfirmed: || with_peer(Duration::from_secs(10), |mut wire| {
         accept_confirms(&mut wire);
         hang_up(wire);

@@ -10,8 +10,8 @@ use cony::{BasicProperties, BlockingChannel, BlockingConnection, Error, FieldTab
 
 use crate::peer::methods::*;
 use crate::peer::{
-    Below, CURTAIN, Frame, Tune, args, close, play, play_over, signal, with_channel,
-    with_channel_and,
+    Below, CURTAIN, Frame, Tune, args, body, close, header_with, method, play, play_over, signal,
+    with_channel, with_channel_and,
 };
 
 #[test]
@@ -541,6 +541,55 @@ fn a_thread_may_publish_from_what_it_drops_last() {
                 channel.basic_publish("", "hello", "x").unwrap();
             });
             thread.join().unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_message_that_came_back_as_another_one_leaves_all_unconfirmed_that_it_may_have_been() {
+    with_channel(
+        |wire| {
+            wire.expect(1, CONFIRM_SELECT);
+            wire.send(1, CONFIRM_SELECT_OK, args());
+            for _ in 0..3 {
+                wire.expect_publish(1);
+            }
+            let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
+            let mut bytes = method(1, BASIC_RETURN, arguments);
+            // The message id is one that nobody has given.
+            bytes.extend(header_with(1, 4, &args().u16(1 << 7).short("x").bytes()));
+            bytes.extend(body(1, b"text"));
+            bytes.extend(method(1, BASIC_ACK, args().u64(3).u8(1)));
+            wire.raw(&bytes);
+        },
+        |channel| {
+            channel.confirm_delivery().unwrap();
+            let publish = |id: &str| {
+                let properties = BasicProperties::new().message_id(id);
+                let message = Message::new("text").properties(&properties);
+                let message = message.mandatory(!id.is_empty());
+                channel.basic_publish("", "q", message).unwrap()
+            };
+            let [plain, a, b] = ["", "a", "b"].map(publish);
+            plain.wait().unwrap();
+            for confirm in [&a, &b] {
+                let error = confirm.wait().unwrap_err();
+                let Error::Unconfirmed(reason) = &error else {
+                    panic!("{error:?}");
+                };
+                let Error::AmbiguousReturn(returned) = &**reason else {
+                    panic!("{reason:?}");
+                };
+                assert_eq!(returned.properties().message_id.as_deref(), Some("x"));
+                assert!(error.to_string().contains("NO_ROUTE"), "{error}");
+            }
+            let Err(Error::PublishFailures { failures, more: 0 }) =
+                channel.wait_for_confirms(CURTAIN)
+            else {
+                panic!("failures are due");
+            };
+            let numbers: Vec<_> = failures.iter().map(|failure| failure.number).collect();
+            assert_eq!(numbers, [2, 3]);
         },
     );
 }

@@ -1,0 +1,209 @@
+//! Whether a message that came back may be one that was sent, told from their properties.
+//!
+//! RabbitMQ gives back what it has made of a message: it takes the header `BCC` out, its
+//! interceptors add headers and a timestamp, and from 4.0 on it sorts the headers.
+
+use std::cell::OnceCell;
+
+use super::properties::{BasicProperties, ReceivedProperties};
+use super::table::{FieldTable, FieldValue};
+
+/// Headers of ours that need not come back.
+const LEFT_OUT: [&str; 2] = ["BCC", "x-resent"];
+
+/// How much the properties that came back are those that were sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Likeness {
+    Equal,
+    /// All that was sent is there, and something else with it.
+    Extended,
+    Different,
+}
+
+/// The properties that came back, to be compared with many.
+pub(super) struct Pattern<'a> {
+    received: &'a ReceivedProperties,
+    /// Read when they are needed: mostly the bytes are the same.
+    read: OnceCell<Parts>,
+}
+
+impl<'a> Pattern<'a> {
+    pub(super) fn new(received: &'a ReceivedProperties) -> Self {
+        Self {
+            received,
+            read: OnceCell::new(),
+        }
+    }
+
+    /// Compares them with `sent`, flags and fields as they went out.
+    pub(super) fn likeness(&self, sent: &[u8]) -> Likeness {
+        if self.received.are(sent) {
+            return Likeness::Equal;
+        }
+        let received = self.read.get_or_init(|| Parts::new(self.received.read()));
+        Parts::new(BasicProperties::read(sent)).likeness(received)
+    }
+}
+
+/// Properties apart from what may be added to them.
+struct Parts {
+    headers: FieldTable,
+    timestamp: Option<u64>,
+    rest: BasicProperties,
+}
+
+impl Parts {
+    fn new(mut properties: BasicProperties) -> Self {
+        Self {
+            headers: properties.headers.take().unwrap_or_default(),
+            timestamp: properties.timestamp.take(),
+            rest: properties,
+        }
+    }
+
+    fn likeness(&self, received: &Self) -> Likeness {
+        // What cannot be read can only be compared as bytes.
+        let are_read = [self, received].map(|parts| parts.rest.undecoded().is_none());
+        let is_kept = are_read == [true; 2]
+            && self.rest == received.rest
+            && (self.timestamp.is_none() || self.timestamp == received.timestamp);
+        match is_kept.then(|| self.are_headers_equal(received)).flatten() {
+            None => Likeness::Different,
+            Some(true) if self.timestamp == received.timestamp => Likeness::Equal,
+            Some(_) => Likeness::Extended,
+        }
+    }
+
+    /// Whether the headers are the same, or `None` if one of ours is not there.
+    fn are_headers_equal(&self, received: &Self) -> Option<bool> {
+        let theirs = sorted(&received.headers);
+        let mut count = 0;
+        for (name, value) in sorted(&self.headers) {
+            let start = theirs.partition_point(|(known, _)| *known < name);
+            let mut same = theirs.iter().skip(start);
+            let mut same_name = same.by_ref().take_while(|(known, _)| *known == name);
+            match same_name.any(|(_, known)| *known == value) {
+                true => count += 1,
+                false if LEFT_OUT.contains(&name) => {}
+                false => return None,
+            }
+        }
+        Some(count == theirs.len())
+    }
+}
+
+fn sorted(headers: &FieldTable) -> Vec<(&str, &FieldValue)> {
+    let mut pairs: Vec<_> = headers.iter().collect();
+    pairs.sort_by_key(|(name, _)| *name);
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::tests::one_of_each;
+    use super::super::wire::Writer;
+    use super::*;
+
+    fn encoded(properties: &BasicProperties) -> Vec<u8> {
+        let mut out = Vec::new();
+        properties.write(&mut Writer::new(&mut out)).unwrap();
+        out
+    }
+
+    fn likeness(sent: &BasicProperties, received: &BasicProperties) -> Likeness {
+        let received = ReceivedProperties::new(&encoded(received));
+        Pattern::new(&received).likeness(&encoded(sent))
+    }
+
+    fn with(headers: FieldTable) -> BasicProperties {
+        BasicProperties::new().message_id("m").headers(headers)
+    }
+
+    #[test]
+    fn headers_may_come_back_in_another_order_and_with_others() {
+        let sent = with(FieldTable::from([("b", 1), ("a", 2)]));
+        let sorted = with(FieldTable::from([("a", 2), ("b", 1)]));
+        assert_eq!(likeness(&sent, &sorted), Likeness::Equal);
+        let more = with(FieldTable::from([("a", 2), ("b", 1), ("added", 3)]));
+        assert_eq!(likeness(&sent, &more), Likeness::Extended);
+        assert_eq!(likeness(&more, &sent), Likeness::Different);
+        let other = with(FieldTable::from([("a", 2), ("b", 2)]));
+        assert_eq!(likeness(&sent, &other), Likeness::Different);
+        let mut reversed: Vec<_> = one_of_each().iter().map(own).collect();
+        reversed.reverse();
+        let all = with(one_of_each());
+        let reversed = with(reversed.into_iter().collect());
+        assert_eq!(likeness(&all, &reversed), Likeness::Equal);
+    }
+
+    fn own((name, value): (&str, &FieldValue)) -> (String, FieldValue) {
+        (name.to_owned(), value.clone())
+    }
+
+    #[test]
+    fn blind_copies_need_not_come_back() {
+        for name in LEFT_OUT {
+            let sent = with(FieldTable::from([(name, "q"), ("CC", "r")]));
+            let received = with(FieldTable::from([("CC", "r")]));
+            assert_eq!(likeness(&sent, &received), Likeness::Equal);
+            assert_eq!(likeness(&sent, &sent), Likeness::Equal);
+            let none = BasicProperties::new().message_id("m");
+            let blind_only = with(FieldTable::from([(name, "q")]));
+            assert_eq!(likeness(&blind_only, &none), Likeness::Equal);
+        }
+        let copied = with(FieldTable::from([("CC", "r")]));
+        let none = BasicProperties::new().message_id("m");
+        assert_eq!(likeness(&copied, &none), Likeness::Different);
+    }
+
+    #[test]
+    fn every_other_property_counts() {
+        type Say = fn(BasicProperties, &str) -> BasicProperties;
+        let says: [Say; 9] = [
+            |it, text| it.content_type(text),
+            |it, text| it.content_encoding(text),
+            |it, text| it.correlation_id(text),
+            |it, text| it.reply_to(text),
+            |it, text| it.message_id(text),
+            |it, text| it.message_type(text),
+            |it, text| it.user_id(text),
+            |it, text| it.app_id(text),
+            |it, text| it.priority(u8::try_from(text.len()).unwrap()),
+        ];
+        let none = BasicProperties::new();
+        for say in says {
+            let [one, other] = ["a", "bb"].map(|text| say(none.clone(), text));
+            for (sent, received) in [(&one, &other), (&one, &none), (&none, &one)] {
+                assert_eq!(likeness(sent, received), Likeness::Different);
+            }
+            assert_eq!(likeness(&one, &one), Likeness::Equal);
+        }
+    }
+
+    #[test]
+    fn a_timestamp_may_be_added_and_not_changed() {
+        let [none, one, other] = [None, Some(1), Some(2)].map(|timestamp| {
+            let properties = BasicProperties::new();
+            timestamp.map_or(properties.clone(), |at| properties.timestamp(at))
+        });
+        assert_eq!(likeness(&none, &one), Likeness::Extended);
+        assert_eq!(likeness(&one, &none), Likeness::Different);
+        assert_eq!(likeness(&one, &other), Likeness::Different);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_compared_as_bytes() {
+        let strange = b"\xa0\0\x01x\0\0\0\x03\x01a?";
+        let received = ReceivedProperties::new(strange);
+        let pattern = Pattern::new(&received);
+        assert_eq!(pattern.likeness(strange), Likeness::Equal);
+        let plain = encoded(&BasicProperties::new().content_type("x"));
+        assert_eq!(pattern.likeness(&plain), Likeness::Different);
+    }
+
+    #[test]
+    fn no_properties_are_none_however_they_are_said() {
+        let received = ReceivedProperties::new(&[]);
+        assert_eq!(Pattern::new(&received).likeness(&[0, 0]), Likeness::Equal);
+    }
+}
