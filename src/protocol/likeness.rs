@@ -184,7 +184,10 @@ mod tests {
     fn a_timestamp_may_be_added_and_not_changed() {
         let [none, one, other] = [None, Some(1), Some(2)].map(|timestamp| {
             let properties = BasicProperties::new();
-            timestamp.map_or(properties.clone(), |at| properties.timestamp(at))
+            match timestamp {
+                Some(at) => properties.timestamp(at),
+                None => properties,
+            }
         });
         assert_eq!(likeness(&none, &one), Likeness::Extended);
         assert_eq!(likeness(&one, &none), Likeness::Different);
