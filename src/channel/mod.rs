@@ -436,6 +436,20 @@ impl Shared {
         let tag = if all { last } else { tag };
         // Sent under the lock, so that the order on the wire is that of the bookkeeping.
         let mut settlements = self.port.settlements.lock();
+        if multiple && settlements.holds_up_to(tag) {
+            // What is held back must not be covered, so the others go one by one.
+            let open = settlements.settle_singly_up_to(tag);
+            for tag in &open {
+                self.port.settle(*tag, settle.of_one());
+            }
+            return match open.is_empty() && !all {
+                true => Err(Error::AlreadySettled(tag)),
+                false => Ok(()),
+            };
+        }
+        if settlements.is_held(tag) {
+            return Err(Error::UnknownDeliveryTag(tag));
+        }
         let fresh = match multiple {
             true => settlements.settle_up_to(tag),
             false => settlements.settle(tag),

@@ -59,7 +59,10 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
             delivery_tag,
             ..
         } => {
-            consumer.consumer.channel.delivered(delivery_tag);
+            let channel = &consumer.consumer.channel;
+            // Before anybody can settle all that came.
+            channel.settlements.lock().hold(delivery_tag);
+            channel.delivered(delivery_tag);
             port.counters.deliveries_held_back.add(1);
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
@@ -76,7 +79,7 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
         } => end_consumer(&consumer, by_broker),
         Event::Recovered { channel, consumers } => {
             let last = channel.last_delivery_tag();
-            channel.settlements.lock().settle_up_to(last);
+            channel.settlements.lock().recover_up_to(last);
             forget_unsettled(&channel, &consumers);
         }
         Event::ChannelClosed {

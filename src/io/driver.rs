@@ -345,10 +345,7 @@ impl Driver {
             multiple: false,
             requeue: true,
         };
-        let mut settlements = channel.settlements.lock();
-        // The program did not have it, so it does not count as settled by it.
-        settlements.settle_for_good(delivery_tag, delivery_tag);
-        drop(settlements);
+        channel.settlements.lock().give_back(delivery_tag);
         let mut frames = Frames::new(channel.id, Vec::new());
         encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
         frames.frames = 1;

@@ -1,7 +1,7 @@
 //! Which deliveries of a channel are settled, so that none is settled twice: the
 //! broker would close the channel for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Delivery tags count from 1, so a floor and some bits above it say it all.
 ///
@@ -15,6 +15,8 @@ pub(crate) struct Settlements {
     above: BTreeMap<u64, u64>,
     /// How many deliveries were settled, one by one or together.
     count: u64,
+    /// Those that are held back: not settled, but the program does not have them either.
+    held: BTreeSet<u64>,
     /// On a channel with transactions, what was settled before the one that is under way.
     committed: Option<Box<Self>>,
 }
@@ -22,6 +24,48 @@ pub(crate) struct Settlements {
 const WORD: u64 = u64::BITS as u64;
 
 impl Settlements {
+    /// A delivery is held back: nothing that the program says covers it.
+    pub(crate) fn hold(&mut self, tag: u64) {
+        self.held.insert(tag);
+    }
+
+    pub(crate) fn is_held(&self, tag: u64) -> bool {
+        !self.held.is_empty() && self.held.contains(&tag)
+    }
+
+    /// Whether some delivery up to `tag` is held back.
+    pub(crate) fn holds_up_to(&self, tag: u64) -> bool {
+        self.held.first().is_some_and(|first| *first <= tag)
+    }
+
+    /// Marks all up to `tag` that are neither settled nor held back, and gives their numbers.
+    pub(crate) fn settle_singly_up_to(&mut self, tag: u64) -> Vec<u64> {
+        let is_open = |tag: &u64| !self.is_held(*tag) && !self.is_settled(*tag);
+        let open: Vec<_> = (self.floor + 1..=tag).filter(is_open).collect();
+        for tag in &open {
+            self.settle(*tag);
+        }
+        open
+    }
+
+    fn is_settled(&self, tag: u64) -> bool {
+        let bits = self.above.get(&(tag / WORD));
+        tag <= self.floor || bits.is_some_and(|bits| bits & (1 << (tag % WORD)) != 0)
+    }
+
+    /// A delivery that was held back goes back to its queue. It does not count as settled by
+    /// the program.
+    pub(crate) fn give_back(&mut self, tag: u64) {
+        self.held.remove(&tag);
+        self.settle_for_good(tag, tag);
+    }
+
+    /// The broker takes back all up to `tag`, also what is held back.
+    pub(crate) fn recover_up_to(&mut self, tag: u64) {
+        self.held.clear();
+        self.settle_up_to(tag);
+    }
+
     /// Marks `tag`; `false` if it was settled before.
     pub(crate) fn settle(&mut self, tag: u64) -> bool {
         if tag <= self.floor {
@@ -89,7 +133,9 @@ impl Settlements {
     /// Forgets what was settled in the transaction that is under way.
     pub(crate) fn roll_back(&mut self) {
         if let Some(committed) = self.committed.take() {
+            let held = std::mem::take(&mut self.held);
             *self = Self::clone(&committed);
+            self.held = held;
             self.committed = Some(committed);
         }
     }
@@ -135,6 +181,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_held_back_is_covered_by_nothing() {
+        let mut settlements = Settlements::default();
+        settlements.settle(2);
+        settlements.hold(3);
+        settlements.hold(70);
+        assert!(settlements.holds_up_to(3) && !settlements.holds_up_to(2));
+        assert_eq!(settlements.settle_singly_up_to(5), [1, 4, 5]);
+        assert_eq!(settlements.settle_singly_up_to(5), []);
+        assert_eq!(settlements.unsettled_up_to(5), 1);
+        let count = settlements.count();
+        settlements.give_back(3);
+        assert!(!settlements.is_held(3) && !settlements.settle(3));
+        assert_eq!(settlements.count(), count);
+        settlements.recover_up_to(80);
+        assert!(!settlements.is_held(70));
+    }
 
     #[test]
     fn each_tag_settles_once() {

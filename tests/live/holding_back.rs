@@ -171,3 +171,27 @@ fn what_is_held_back_returns_when_its_consumer_is_cancelled_dropped_or_closed() 
         connection.close().unwrap();
     }
 }
+
+#[test]
+fn an_acknowledgement_of_all_so_far_covers_nothing_that_is_held_back() {
+    let stock = Stock::new("classic", 100, 16 * KIB);
+    let connection = BlockingConnection::open(small_budget()).unwrap();
+    let channel = connection.channel().unwrap();
+    channel.basic_qos(100).unwrap();
+    let consumer = channel.consume(&*stock.queue).unwrap();
+    // A call, so that all is read that came before its reply.
+    await_ready(&channel, &stock.queue, 0);
+    let mut seen = Vec::new();
+    while seen.len() < stock.count as usize {
+        let delivery = consumer.recv_timeout(PATIENCE).unwrap();
+        let delivery = delivery.expect("the next message comes");
+        seen.push(number(&delivery.body));
+        if seen.len() == 1 || seen.len() == stock.count as usize {
+            channel.basic_ack_multiple(delivery.delivery_tag).unwrap();
+        } else if seen.len() == 50 {
+            delivery.ack_multiple().unwrap();
+        }
+    }
+    assert_eq!(seen, (0..stock.count).collect::<Vec<_>>());
+    connection.close().unwrap();
+}
