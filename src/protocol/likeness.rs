@@ -11,6 +11,9 @@ use super::table::{FieldTable, FieldValue};
 /// Headers of ours that need not come back.
 const LEFT_OUT: [&str; 2] = ["BCC", "x-resent"];
 
+/// The queue of direct reply-to.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
 /// How much the properties that came back are those that were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Likeness {
@@ -65,13 +68,25 @@ impl Parts {
         // What cannot be read can only be compared as bytes.
         let are_read = [self, received].map(|parts| parts.rest.undecoded().is_none());
         let is_kept = are_read == [true; 2]
-            && self.rest == received.rest
+            && self.is_rest_equal(received)
             && (self.timestamp.is_none() || self.timestamp == received.timestamp);
         match is_kept.then(|| self.are_headers_equal(received)).flatten() {
             None => Likeness::Different,
             Some(true) if self.timestamp == received.timestamp => Likeness::Equal,
             Some(_) => Likeness::Extended,
         }
+    }
+
+    fn is_rest_equal(&self, received: &Self) -> bool {
+        if self.rest == received.rest {
+            return true;
+        }
+        // RabbitMQ adds to the name of direct reply-to where the answer really goes.
+        let (Some(ours), Some(theirs)) = (&self.rest.reply_to, &received.rest.reply_to) else {
+            return false;
+        };
+        let is_direct = *ours == DIRECT_REPLY_TO && theirs.starts_with(DIRECT_REPLY_TO);
+        is_direct && self.rest == received.rest.clone().reply_to(ours.clone())
     }
 
     /// Whether the headers are the same, or `None` if one of ours is not there.
@@ -178,6 +193,22 @@ mod tests {
             }
             assert_eq!(likeness(&one, &one), Likeness::Equal);
         }
+    }
+
+    #[test]
+    fn the_place_behind_direct_reply_to_may_be_added() {
+        let to = |name: &str| BasicProperties::new().reply_to(name).message_id("1");
+        let ours = to("amq.rabbitmq.reply-to");
+        let filled = to("amq.rabbitmq.reply-to.g1h2AA5yZXBs.==");
+        assert_eq!(likeness(&ours, &filled), Likeness::Equal);
+        assert_eq!(
+            likeness(&ours, &filled.message_id("2")),
+            Likeness::Different
+        );
+        assert_eq!(
+            likeness(&to("answers"), &to("answers.2")),
+            Likeness::Different
+        );
     }
 
     #[test]
