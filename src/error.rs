@@ -100,7 +100,8 @@ pub enum Error {
     },
     /// The peer speaks another version of AMQP; it named this one.
     UnsupportedProtocol {
-        /// The protocol header that it sent.
+        /// The protocol header that it sent, or the one of the version that it introduced
+        /// itself with.
         offered: [u8; 8],
     },
     /// The peer is no AMQP broker.
@@ -230,6 +231,12 @@ pub enum ConnectFailure {
     Tls(TlsFailure, String),
     /// The broker closed the connection with a reason.
     Closed(CloseReason),
+    /// The broker has neither `en_US` among its locales, as every broker must, nor the
+    /// [`locale`](crate::ConnectionParameters::locale) that was asked for. It got no credentials.
+    NoLocale {
+        /// Those that it has.
+        offered: String,
+    },
     /// The broker takes none of the mechanisms of the credentials.
     NoMechanism {
         /// What it takes.

@@ -198,7 +198,8 @@ impl ConnectionParameters {
         /// Zero switches heartbeats off. Default: 60 s (pika: off; a dead network would
         /// then go unnoticed). URL options `heartbeat` and `heartbeat_interval`.
         heartbeat: Duration,
-        /// The language of the broker's messages. Default: `en_US`. URL option.
+        /// The language to ask for in the broker's messages. Default: `en_US`, which every
+        /// broker has. URL option.
         locale: impl Into<String>,
         /// What RabbitMQ's management pages call this connection. URL option.
         connection_name: impl Into<Option<String>>,

@@ -1,7 +1,5 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
-use std::io::ErrorKind;
-
 use crate::error::{ConnectFailure, Error, Result, TlsFailure};
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
@@ -16,7 +14,9 @@ use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE, Stage};
 pub(super) fn may_pass(error: &Error) -> bool {
     match error {
         Error::Connect { cause, .. } => match cause {
-            ConnectFailure::NoMechanism { .. } | ConnectFailure::TooLargeBeforeTune { .. } => false,
+            ConnectFailure::NoLocale { .. }
+            | ConnectFailure::NoMechanism { .. }
+            | ConnectFailure::TooLargeBeforeTune { .. } => false,
             ConnectFailure::Tls(failure, _) => {
                 matches!(failure, TlsFailure::Refused | TlsFailure::Other)
             }
@@ -88,12 +88,24 @@ fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
     }))
 }
 
-/// The same code (530) also answers limits that the broker does not like.
+/// Whether the virtual host is missing, or closed to the user. The same code (530) also answers
+/// limits, such as a virtual host's `max-connections`, and these pass; so do texts that are
+/// not known here.
 fn is_about_vhost(reason: &CloseReason) -> bool {
-    matches!(
-        reason.code,
-        ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH
-    ) || reason.code == ReplyCode::NOT_ALLOWED && reason.text.contains("vhost")
+    match reason.code {
+        ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH => true,
+        ReplyCode::NOT_ALLOWED => {
+            let text = reason.text.strip_prefix("NOT_ALLOWED - ");
+            let text = text.unwrap_or(&reason.text);
+            let is_missing = text.starts_with("vhost ") && text.ends_with(" not found");
+            // The text about a limit begins in the same way and goes on behind the user.
+            let is_refused = text.starts_with("access to vhost '")
+                && text.contains("' refused for user '")
+                && text.ends_with('\'');
+            is_missing || is_refused
+        }
+        _ => false,
+    }
 }
 
 /// What a connection that did not come about says of itself.
@@ -106,15 +118,7 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
         cause,
     } = error;
     let mechanism = mechanism.unwrap_or_default();
-    let hung_up = match &cause {
-        Cause::EndOfStream => true,
-        // Whoever hangs up with something unread resets the connection.
-        Cause::Io(error) => matches!(
-            error.kind(),
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted
-        ),
-        _ => false,
-    };
+    let hung_up = cause.is_hang_up();
     let cause = match cause {
         Cause::Handshake(failure) => match failure {
             HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
@@ -139,6 +143,7 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
             HandshakeFailure::NoMechanism { .. } if parameters.credentials.are_erased() => {
                 return Error::CredentialsErased;
             }
+            HandshakeFailure::NoLocale { offered } => ConnectFailure::NoLocale { offered },
             HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
             HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
             HandshakeFailure::Encode(error) => return error.into(),
@@ -147,7 +152,7 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
         _ if hung_up && stage == Stage::Start && answer_size > INITIAL_FRAME_SAFE => {
             ConnectFailure::TooLargeBeforeTune { size: answer_size }
         }
-        Cause::EndOfStream if stage == Stage::Start => {
+        _ if hung_up && stage == Stage::Start => {
             return Error::AuthenticationFailed {
                 mechanism,
                 text: String::new(),

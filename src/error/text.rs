@@ -252,6 +252,9 @@ fn remedy(reason: &CloseReason) -> &'static str {
         ReplyCode::PRECONDITION_FAILED if says("delivery acknowledgement") => {
             "; acknowledge sooner, or raise the broker's consumer_timeout"
         }
+        ReplyCode::NOT_ALLOWED if says("connection limit (") => {
+            "; it passes when other connections end"
+        }
         ReplyCode::INTERNAL_ERROR => "; the broker's log says more",
         _ => "",
     }
@@ -272,6 +275,7 @@ fn advice(stage: Stage, tls: bool, cause: &ConnectFailure) -> &'static str {
     match (stage, cause) {
         (_, ConnectFailure::Tls(failure, _)) => failure.advice(),
         (_, ConnectFailure::Closed(reason)) => remedy(reason),
+        (_, ConnectFailure::NoLocale { .. }) => "; the option locale may name one of these",
         (_, ConnectFailure::NoMechanism { .. }) => {
             "; give Credentials that it takes, or the URL option auth_mechanism"
         }
@@ -313,6 +317,11 @@ impl fmt::Display for ConnectFailure {
             Self::EndOfStream => f.write_str("the peer hung up"),
             Self::Tls(failure, text) => write!(f, "{failure} ({text})"),
             Self::Closed(reason) => reason.fmt(f),
+            Self::NoLocale { offered } => write!(
+                f,
+                "the broker does not have the locale en_US, as it must, nor the one asked for, \
+                 but: {offered}"
+            ),
             Self::NoMechanism { offered } => write!(
                 f,
                 "the broker takes none of the credentials' mechanisms, but: {offered}"

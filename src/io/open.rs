@@ -64,6 +64,17 @@ impl OpenError {
             cause,
         }
     }
+
+    /// Whether another address of the same broker would refuse just the same. Credentials
+    /// that are refused must not be tried once for each address: brokers count that. Before
+    /// `authentication_failure_close` there was no word for it, so a peer hangs up.
+    fn is_refused(&self) -> bool {
+        match self.stage {
+            Stage::Start => self.cause.is_hang_up() || matches!(self.cause, Cause::Handshake(_)),
+            Stage::Open => matches!(self.cause, Cause::Handshake(_)),
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -74,6 +85,23 @@ pub(crate) enum Cause {
     #[cfg(feature = "tls")]
     Tls(String),
     Handshake(HandshakeFailure),
+}
+
+impl Cause {
+    /// Whether the peer hung up without a word.
+    pub(crate) fn is_hang_up(&self) -> bool {
+        match self {
+            Self::EndOfStream => true,
+            // A peer that hangs up with something unread resets the connection.
+            Self::Io(error) => matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::ConnectionAborted
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// An open connection, and the thread that serves it.
@@ -98,14 +126,12 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
             Ok(opened) => return Ok(opened),
             Err(error) => {
                 log::debug!("{address}: {} {:?}", error.stage, error.cause);
-                // Another address of the same broker would refuse just the same.
-                let refused = matches!(error.cause, Cause::Handshake(_))
-                    && matches!(error.stage, Stage::Start | Stage::Open);
+                let is_refused = error.is_refused();
                 last = Some(match last {
                     Some(last) => further(last, error),
                     None => error,
                 });
-                if refused {
+                if is_refused {
                     break;
                 }
             }

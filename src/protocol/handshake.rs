@@ -32,6 +32,12 @@ const INITIAL_FRAME_MAX: u32 = 128 * 1024;
 /// without a word.
 pub(crate) const INITIAL_FRAME_SAFE: usize = 4096;
 
+/// The version of the protocol, as brokers introduce it: 0-9-1 is the revision 1 of 0-9.
+const VERSION: (u8, u8) = (0, 9);
+
+/// The language that every broker has to have (specification, connection.start).
+const LOCALE: &str = "en_US";
+
 /// What is used where neither side names a limit.
 const FRAME_MAX_UNLIMITED: u32 = 128 * 1024;
 
@@ -148,6 +154,8 @@ pub(crate) enum HandshakeFailure {
     NotAmqp(Vec<u8>),
     /// The broker refused.
     Closed(CloseReason),
+    /// The broker has no language that we know.
+    NoLocale { offered: String },
     /// The broker takes none of our mechanisms.
     NoMechanism { offered: String },
     /// The broker asked for more proof than the mechanism has.
@@ -302,12 +310,20 @@ impl Handshake {
 
     fn start(&mut self, start: connection::Start) -> Result<(), HandshakeFailure> {
         self.state = State::Header;
+        // Credentials are for a peer that speaks this protocol.
+        let (major, minor) = (start.version_major, start.version_minor);
+        if (major, minor) != VERSION {
+            return Err(HandshakeFailure::Version([
+                b'A', b'M', b'Q', b'P', 0, major, minor, 0,
+            ]));
+        }
+        let offered = start.locales.to_string();
+        if !lists(&offered, LOCALE) && !lists(&offered, &self.offer.locale) {
+            return Err(HandshakeFailure::NoLocale { offered });
+        }
         let offered = start.mechanisms.to_string();
-        let position = self.offer.mechanisms.iter().position(|mechanism| {
-            offered
-                .split_ascii_whitespace()
-                .any(|name| name.eq_ignore_ascii_case(mechanism.name()))
-        });
+        let mut mechanisms = self.offer.mechanisms.iter();
+        let position = mechanisms.position(|mechanism| lists(&offered, mechanism.name()));
         let Some(position) = position else {
             return Err(HandshakeFailure::NoMechanism { offered });
         };
@@ -407,6 +423,12 @@ impl From<EncodeError> for HandshakeFailure {
         let flaw = error.flaw;
         Self::Encode(EncodeError { what, flaw })
     }
+}
+
+/// Whether a list of names, separated by spaces, has this one.
+fn lists(names: &str, name: &str) -> bool {
+    let mut names = names.split_ascii_whitespace();
+    names.any(|listed| listed.eq_ignore_ascii_case(name))
 }
 
 /// The smaller of two limits, of which 0 means "the other side decides".
@@ -686,6 +708,56 @@ mod tests {
                 offered: "EXTERNAL GSSAPI".into()
             })
         );
+    }
+
+    #[test]
+    fn a_peer_that_does_not_speak_this_protocol_gets_no_credentials() {
+        let start = connection::Start::default;
+        for (start, failure) in [
+            (
+                start().version_major(8).version_minor(0),
+                HandshakeFailure::Version(*b"AMQP\0\x08\0\0"),
+            ),
+            (
+                start().version_minor(10),
+                HandshakeFailure::Version(*b"AMQP\0\0\x0a\0"),
+            ),
+            (
+                start().locales("de_DE en_USA"),
+                HandshakeFailure::NoLocale {
+                    offered: "de_DE en_USA".into(),
+                },
+            ),
+            (
+                start().locales(""),
+                HandshakeFailure::NoLocale {
+                    offered: String::new(),
+                },
+            ),
+        ] {
+            let mut handshake = Handshake::new(offer());
+            handshake.take_output();
+            assert_eq!(receive(&mut handshake, &frame(start)), Err(failure));
+            assert!(handshake.take_output().as_bytes().is_empty());
+            assert_eq!(handshake.stage(), Stage::Header);
+        }
+    }
+
+    #[test]
+    fn the_language_of_every_broker_will_do_and_so_will_the_one_asked_for() {
+        for (ours, theirs) in [
+            ("de_DE", "en_US"),
+            ("de_DE", "de_DE"),
+            ("en_US", "de_DE en_us"),
+        ] {
+            let mut handshake = Handshake::new(Offer {
+                locale: ours.into(),
+                ..offer()
+            });
+            let start = connection::Start::default().locales(theirs);
+            assert_eq!(receive(&mut handshake, &frame(start)), Ok(false));
+            assert_eq!(handshake.stage(), Stage::Start);
+        }
     }
 
     #[test]

@@ -210,6 +210,12 @@ cases! {
         wire.send(0, CONNECTION_CLOSE, close(541, "INTERNAL_ERROR", (10, 40)));
         wire.drain();
     }), ["541 INTERNAL_ERROR", "log says more", "while the virtual host was being opened"];
+    ConnectFailure::NoLocale: || not_opened(|wire| {
+        wire.expect_protocol_header();
+        let introduction = args().u8(0).u8(9).long("").long("PLAIN").long("tlh");
+        wire.send(0, CONNECTION_START, introduction);
+        wire.drain();
+    }), ["does not have the locale en_US", "but: tlh", "the option locale"];
     ConnectFailure::NoMechanism: || not_opened(|wire| {
         wire.expect_protocol_header();
         wire.send(0, CONNECTION_START, start(&[], "EXTERNAL"));

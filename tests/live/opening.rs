@@ -55,6 +55,52 @@ fn a_wrong_password_is_told_as_such() {
     assert!(!format!("{error} {error:?}").contains("not-the-password"));
 }
 
+/// RabbitMQ says nothing then, and hangs up.
+#[test]
+fn a_wrong_password_is_told_without_the_capability_too() {
+    let without = cony::FieldTable::from([("capabilities", cony::FieldTable::new())]);
+    let error = BlockingConnection::open(
+        parameters()
+            .client_properties(without)
+            .credentials(Credentials::plain("guest", "not-the-password")),
+    )
+    .unwrap_err();
+    let uncertain = matches!(error, Error::AuthenticationFailed { certain: false, .. });
+    assert!(uncertain, "{error:?}");
+}
+
+#[test]
+fn a_virtual_host_at_its_limit_may_be_tried_again() {
+    let url = url::Url::parse(&url()).unwrap();
+    let (user, host) = (url.username(), crate::support::unique("limited"));
+    let control = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(variable("CONY_BROKER_CTL"));
+        crate::support::run(command.arg("-q").args(arguments), b"");
+    };
+    control(&["add_vhost", &host]);
+    control(&["set_permissions", "-p", &host, user, ".*", ".*", ".*"]);
+    let open = || BlockingConnection::open(parameters().virtual_host(&*host));
+    open().unwrap().close().unwrap();
+    control(&["set_vhost_limits", "-p", &host, r#"{"max-connections": 0}"#]);
+    let limited = open().unwrap_err();
+    control(&["clear_vhost_limits", "-p", &host]);
+    control(&["clear_permissions", "-p", &host, user]);
+    let refused = open().unwrap_err();
+    control(&["delete_vhost", &host]);
+    let missing = open().unwrap_err();
+    let Error::Connect {
+        cause: ConnectFailure::Closed(reason),
+        ..
+    } = &limited
+    else {
+        panic!("{limited:?}");
+    };
+    assert_eq!(reason.code, cony::ReplyCode::NOT_ALLOWED);
+    for error in [refused, missing] {
+        assert!(matches!(error, Error::AccessDenied { .. }), "{error:?}");
+    }
+}
+
 #[test]
 fn a_wrong_virtual_host_is_told_as_such() {
     let error = BlockingConnection::open(parameters().virtual_host("no-such-vhost")).unwrap_err();

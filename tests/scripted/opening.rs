@@ -225,6 +225,22 @@ fn a_peer_that_hangs_up_after_start_ok_probably_refuses_the_password() {
 }
 
 #[test]
+fn a_peer_that_resets_after_start_ok_probably_refuses_the_password_too() {
+    play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.introduce();
+            wire.reset();
+        },
+        |parameters| {
+            let error = BlockingConnection::open(parameters).unwrap_err();
+            let uncertain = matches!(error, Error::AuthenticationFailed { certain: false, .. });
+            assert!(uncertain, "{error:?}");
+        },
+    );
+}
+
+#[test]
 fn a_peer_that_hangs_up_after_tune_ok_leaves_the_virtual_host_closed() {
     failure(
         plainly,
@@ -383,6 +399,58 @@ fn a_530_about_limits_does_not_blame_the_virtual_host() {
             says(&error, "lower than the minimum");
         },
     );
+}
+
+/// Texts of RabbitMQ 3.10 to 4.3, and one of the future.
+#[test]
+fn a_530_about_a_limit_may_pass_whatever_names_are_in_it() {
+    for text in [
+        "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (1) is reached",
+        "NOT_ALLOWED - access to vhost 'not found' refused for user 'refused for user 'x'': \
+         connection limit (1) is reached",
+        "NOT_ALLOWED - connection refused for user 'vhost ': user connection limit (1) is reached",
+        "NOT_ALLOWED - vhost v is on its way",
+    ] {
+        play(
+            |listener| {
+                let mut wire = listener.accept();
+                wire.introduce();
+                wire.tune(Tune::default());
+                wire.send(0, CONNECTION_CLOSE, close(530, text, CONNECTION_OPEN));
+                wire.expect(0, CONNECTION_CLOSE_OK);
+                let mut wire = listener.accept();
+                wire.handshake(Tune::default());
+                wire.finish();
+            },
+            |parameters| {
+                let parameters = parameters.connection_attempts(2);
+                let parameters = parameters.retry_delay(Duration::from_millis(1));
+                BlockingConnection::open(parameters)
+                    .unwrap()
+                    .close()
+                    .unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn a_virtual_host_that_is_missing_or_closed_to_the_user_is_not_tried_again() {
+    for text in [
+        "NOT_ALLOWED - vhost connection limit (1) is reached not found",
+        "NOT_ALLOWED - access to vhost 'v' refused for user 'u'",
+    ] {
+        failure(
+            |parameters| parameters.connection_attempts(2),
+            |wire| {
+                wire.introduce();
+                wire.tune(Tune::default());
+                wire.send(0, CONNECTION_CLOSE, close(530, text, CONNECTION_OPEN));
+                wire.expect(0, CONNECTION_CLOSE_OK);
+            },
+            |error| assert!(matches!(error, Error::AccessDenied { .. }), "{error:?}"),
+        );
+    }
 }
 
 #[test]
