@@ -43,6 +43,15 @@ fn sockets() -> usize {
         .count()
 }
 
+/// How many descriptors the process has by which one thread wakes another.
+fn alarms() -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    descriptors
+        .filter_map(|descriptor| fs::read_link(descriptor.ok()?.path()).ok())
+        .filter(|target| target.to_string_lossy().contains("[event"))
+        .count()
+}
+
 /// Awaits that this count becomes so large, or small.
 fn await_count(what: &str, expected: usize, count: impl Fn() -> usize) {
     let deadline = Instant::now() + CURTAIN;
@@ -152,6 +161,80 @@ fn rest(below: Below) {
             await_rest("and the end behind it");
             connection.disconnect();
             drop((over, consumer));
+        },
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_delivery_keeps_no_descriptor_of_a_connection_that_is_over() {
+    let _alone = ALONE.lock();
+    let before = alarms();
+    connected(
+        |parameters| parameters,
+        |wire| {
+            wire.open_channel(1);
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 1, "kept");
+        },
+        move |connection| {
+            let channel = connection.channel().unwrap();
+            let consumer = channel.consume("q").unwrap();
+            let delivery = consumer.next().unwrap().unwrap();
+            assert!(alarms() > before, "the count sees what it is to count");
+            connection.close().unwrap();
+            drop((consumer, channel));
+            await_count("alarms", before, alarms);
+            assert_eq!(delivery.body, "kept");
+        },
+    );
+}
+
+/// A process that is stopped and goes on finds its waits interrupted, as by a signal. (Unless it
+/// goes on before all its threads have stopped.)
+#[cfg(target_os = "linux")]
+fn interrupt() {
+    let mut shell = std::process::Command::new("sh");
+    shell.arg("-c").arg(
+        "kill -STOP $PPID
+         while grep -h ^State: /proc/$PPID/task/*/status | grep -qv 'T (stopped)'; do :; done
+         kill -CONT $PPID",
+    );
+    assert!(shell.status().unwrap().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_amid_the_last_bytes_loses_none_of_them() {
+    let _alone = ALONE.lock();
+    let (closed, is_closed) = signal();
+    let (full, is_full) = signal();
+    play_over(
+        Below::Tcp,
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.open_channel(1);
+            is_full.wait();
+            wire.send(0, CONNECTION_CLOSE, peer::close(320, "bye", (0, 0)));
+            is_closed.wait();
+            wire.await_close_ok();
+        },
+        move |parameters| {
+            let parameters = parameters.publish_timeout(Duration::from_millis(100));
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let channel = connection.channel().unwrap();
+            while channel.basic_publish("", "q", vec![0; 10_000]).is_ok() {}
+            full.send(()).unwrap();
+            while connection.is_open() {
+                thread::yield_now();
+            }
+            for _ in 0..3 {
+                interrupt();
+                assert_eq!(threads("cony-io"), 1, "it has not given up");
+            }
+            closed.send(()).unwrap();
+            await_threads("cony-io", 0);
         },
     );
 }

@@ -399,7 +399,7 @@ mod tests {
             while budget.waiting.load(Ordering::SeqCst) < 1 {
                 thread::yield_now();
             }
-            // The rest is held for long, behind a commit.
+            // The rest is reserved by others.
             budget.release(15);
             budget.all_released();
             assert_eq!(waiter.join().unwrap(), Ok(()));

@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll, Token, Waker};
 
 use super::channel_port::{ChannelPort, ConsumerPort};
 use super::commands::Frames;
@@ -65,10 +65,11 @@ pub(crate) fn spawn(
         },
         Instant::now(),
     );
+    let (wake, alarm) = Wake::new(poll.registry(), WAKE)?;
     let (alive, ended) = bounded(0);
     let spin_limit = spin::limit_here(settings.busy_wait);
     let port = Arc::new(ConnectionPort::new(
-        Wake::new(poll.registry(), WAKE)?,
+        wake,
         ended,
         negotiated,
         &settings,
@@ -98,6 +99,7 @@ pub(crate) fn spawn(
         untaken: Untaken::default(),
         holdups: Holdups::default(),
         abandoned: false,
+        _alarm: alarm,
         _alive: alive,
     };
     let thread = thread::Builder::new()
@@ -115,7 +117,7 @@ struct Driver {
     port: Arc<ConnectionPort>,
     outbox: Outbox,
     /// Publishes and settlements of channels whose commit awaits its reply.
-    held: Vec<Command>,
+    held: Vec<Frames>,
     /// The socket may have bytes; cleared when it says that it has none.
     readable: bool,
     /// The socket may take bytes; cleared when it says that it takes none.
@@ -142,6 +144,8 @@ struct Driver {
     holdups: Holdups,
     /// The socket is to be dropped as it is.
     abandoned: bool,
+    /// What ends the wait of this thread.
+    _alarm: Arc<Waker>,
     /// Dropped last, which tells those who wait for the end of this thread.
     _alive: Sender<()>,
 }
@@ -176,10 +180,7 @@ impl Driver {
 
     fn take_commands(&mut self, now: Instant) {
         self.streamed = 0;
-        // Held back behind a commit; what still has to wait is held again, in order.
-        for command in std::mem::take(&mut self.held) {
-            self.obey(command, now);
-        }
+        self.let_go(now);
         self.core.end_commits();
         let mut commands = std::mem::take(&mut self.commands);
         let written = self.outbox.written();
@@ -189,6 +190,31 @@ impl Driver {
         }
         // Its memory serves again.
         self.commands = commands;
+    }
+
+    /// Holds back what is said while the channel's commit awaits its reply. It leaves the room
+    /// that all channels share, and what the channel publishes further waits in its thread.
+    fn hold(&mut self, frames: Frames) {
+        self.port.budget().release(frames.len());
+        if let Some(channel) = self.core.channel(frames.channel) {
+            channel.publishing.set_committing(true);
+        }
+        self.held.push(frames);
+    }
+
+    /// Sends what was held back behind commits that are done, in order.
+    fn let_go(&mut self, now: Instant) {
+        for frames in std::mem::take(&mut self.held) {
+            if self.core.gate(frames.channel) == Gate::Committing {
+                self.held.push(frames);
+                continue;
+            }
+            if let Some(channel) = self.core.channel(frames.channel) {
+                channel.publishing.set_committing(false);
+            }
+            self.port.budget().take(frames.len());
+            self.obey(Command::Frames(frames), now);
+        }
     }
 
     /// A timer of the program's is due.
@@ -209,7 +235,7 @@ impl Driver {
                     self.port.counters.frames_sent.add(frames.frames);
                     self.outbox.push(frames);
                 }
-                Gate::Committing => self.held.push(Command::Frames(frames)),
+                Gate::Committing => self.hold(frames),
                 Gate::Closed => {
                     self.port.budget().release(frames.len());
                     self.outbox.keep(frames.bytes);

@@ -66,7 +66,8 @@ fn nothing_is_left_in_the_queue_of_a_sleeping_thread() {
     const CALLERS: usize = 2;
     model(|| {
         let slot = Arc::new(Slot::new());
-        let wake = Arc::new(Wake::with(Arc::clone(&slot)));
+        let alarm = std::sync::Arc::new(Arc::clone(&slot));
+        let wake = Arc::new(Wake::with(&alarm));
         let queue = Arc::new(Counter::new(0));
         for _ in 0..CALLERS {
             let (wake, queue) = (Arc::clone(&wake), Arc::clone(&queue));
@@ -96,7 +97,8 @@ fn the_last_command_of_a_thread_is_seen_before_the_end() {
     // is refused by the queue. Whoever was not refused must have been seen.
     model(|| {
         let slot = Arc::new(Slot::new());
-        let wake = Arc::new(Wake::with(Arc::clone(&slot)));
+        let alarm = std::sync::Arc::new(Arc::clone(&slot));
+        let wake = Arc::new(Wake::with(&alarm));
         // `None` when the driver is gone.
         let queue = Arc::new(Mutex::new(Some(Vec::new())));
         let callers: Vec<_> = ["close", "call"]

@@ -61,6 +61,8 @@ struct State {
     mode: Mode,
     /// The broker has asked to hold publishes back (`channel.flow`).
     held: bool,
+    /// Something waits already for a commit that is under way.
+    committing: bool,
     ledger: Ledger<Arc<Slot>, Arc<Content>>,
     failures: Failures,
     /// What callbacks are to be told of confirms; `None` as long as there are none.
@@ -113,6 +115,7 @@ impl Publishing {
             state: Mutex::new(State {
                 mode: Mode::Plain,
                 held: false,
+                committing: false,
                 ledger: Ledger::new(),
                 failures: Failures::new(total),
                 news: None,
@@ -182,8 +185,7 @@ impl Publishing {
             true => Mode::Confirming,
             false => Mode::Plain,
         };
-        let gated = selected || state.held;
-        self.gated.store(gated, Ordering::Release);
+        self.gated.store(state.is_gated(), Ordering::Release);
         drop(state);
         self.moved.notify_all();
     }
@@ -311,8 +313,18 @@ impl Publishing {
     pub(crate) fn set_flow(&self, active: bool) {
         let mut state = self.state.lock();
         state.held = !active;
-        let gated = state.held || state.mode != Mode::Plain;
-        self.gated.store(gated, Ordering::Release);
+        self.gated.store(state.is_gated(), Ordering::Release);
+        drop(state);
+        self.moved.notify_all();
+    }
+
+    /// Lets publishes wait for the end of a commit, so that no more of them has to be kept.
+    pub(crate) fn set_committing(&self, committing: bool) {
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.committing, committing) == committing {
+            return;
+        }
+        self.gated.store(state.is_gated(), Ordering::Release);
         drop(state);
         self.moved.notify_all();
     }
@@ -378,9 +390,13 @@ impl State {
         self.slots.pop().unwrap_or_default()
     }
 
+    fn is_gated(&self) -> bool {
+        self.held || self.committing || self.mode != Mode::Plain
+    }
+
     fn has_room(&self, window: usize) -> bool {
         match self.mode {
-            _ if self.held => false,
+            _ if self.held || self.committing => false,
             Mode::Plain => true,
             Mode::Selecting => false,
             Mode::Confirming => self.ledger.outstanding() < window,

@@ -7,6 +7,7 @@
 //! load and no system call. (`models` has loom try every interleaving.)
 
 use std::io;
+use std::sync::{Arc, Weak};
 
 use mio::{Registry, Token, Waker};
 
@@ -26,20 +27,24 @@ impl Alarm for Waker {
 #[derive(Debug)]
 pub(crate) struct Wake<A = Waker> {
     waiting: AtomicBool,
-    alarm: A,
+    /// The IO thread has it, so that it goes with the thread: a delivery may keep the rest of a
+    /// dead connection for long, and an alarm is a descriptor of the system.
+    alarm: Weak<A>,
 }
 
 impl Wake {
-    pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
-        Ok(Self::with(Waker::new(registry, token)?))
+    /// What wakes the IO thread, and its alarm, which works for as long as it is kept.
+    pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<(Self, Arc<Waker>)> {
+        let alarm = Arc::new(Waker::new(registry, token)?);
+        Ok((Self::with(&alarm), alarm))
     }
 }
 
 impl<A: Alarm> Wake<A> {
-    pub(super) fn with(alarm: A) -> Self {
+    pub(super) fn with(alarm: &Arc<A>) -> Self {
         Self {
             waiting: AtomicBool::new(false),
-            alarm,
+            alarm: Arc::downgrade(alarm),
         }
     }
 
@@ -47,9 +52,17 @@ impl<A: Alarm> Wake<A> {
     pub(crate) fn notify(&self) {
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) && self.is_first() {
-            if let Err(error) = self.alarm.sound() {
-                log::error!("the IO thread cannot be woken: {error}");
-            }
+            self.sound();
+        }
+    }
+
+    fn sound(&self) {
+        // Without an alarm there is no thread any more.
+        let Some(alarm) = self.alarm.upgrade() else {
+            return;
+        };
+        if let Err(error) = alarm.sound() {
+            log::error!("the IO thread cannot be woken: {error}");
         }
     }
 

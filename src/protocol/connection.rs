@@ -368,6 +368,12 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
+    /// What stands for a channel, if it is there.
+    pub(crate) fn channel(&self, id: ChannelId) -> Option<&T::Channel> {
+        let (token, _) = self.router.find(id)?.tokens();
+        Some(token)
+    }
+
     /// Lets the calls go out that waited for a commit which is done: behind what the gate
     /// has held back, which was said before them.
     pub(crate) fn end_commits(&mut self) {

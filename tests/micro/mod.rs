@@ -403,7 +403,8 @@ fn answering(commands: Receiver<Sender<u64>>, poll: Poll, wake: Arc<Wake>) {
 #[ignore = "a benchmark"]
 fn cross_the_thread_and_back() {
     let poll = Poll::new().unwrap();
-    let wake = Arc::new(Wake::new(poll.registry(), Token(1)).unwrap());
+    let (wake, _alarm) = Wake::new(poll.registry(), Token(1)).unwrap();
+    let wake = Arc::new(wake);
     let (sender, commands) = unbounded();
     let thread = thread::spawn({
         let wake = Arc::clone(&wake);

@@ -515,6 +515,54 @@ fn what_is_published_behind_a_commit_comes_before_the_call_behind_it() {
 }
 
 #[test]
+fn what_waits_behind_a_commit_takes_nobody_elses_room_and_is_bounded() {
+    const BUDGET: usize = 64 * 1024;
+    let (committing, begun) = signal();
+    let (taken, is_taken) = signal();
+    let (refused, is_refused) = signal();
+    with_channel_and(
+        |parameters| {
+            let parameters = parameters.write_budget(BUDGET);
+            parameters.publish_timeout(Duration::from_millis(100))
+        },
+        move |wire| {
+            wire.open_channel(2);
+            wire.expect(1, TX_SELECT);
+            wire.send(1, TX_SELECT_OK, args());
+            wire.expect(1, TX_COMMIT);
+            committing.send(()).unwrap();
+            wire.accept_declare(2);
+            assert_eq!(wire.expect_publish(2).0, "other");
+            taken.send(()).unwrap();
+            is_refused.wait();
+            wire.send(1, TX_COMMIT_OK, args());
+            for key in ["held", "later"] {
+                assert_eq!(wire.expect_publish(1).0, key);
+            }
+        },
+        move |channel| {
+            let other = channel.connection().channel().unwrap();
+            channel.tx_select().unwrap();
+            let body = vec![0; BUDGET - 1000];
+            thread::scope(|scope| {
+                let commits = scope.spawn(|| channel.tx_commit());
+                begun.wait();
+                channel.basic_publish("", "held", &body).unwrap();
+                // Behind it, so it is held back by now.
+                other.queue_declare("between").unwrap();
+                other.basic_publish("", "other", &body).unwrap();
+                is_taken.wait();
+                let error = channel.basic_publish("", "one too many", "x").unwrap_err();
+                assert!(matches!(error, Error::PublishTimeout { .. }), "{error}");
+                refused.send(()).unwrap();
+                commits.join().unwrap().unwrap();
+                channel.basic_publish("", "later", "x").unwrap();
+            });
+        },
+    );
+}
+
+#[test]
 fn a_thread_may_publish_from_what_it_drops_last() {
     use std::cell::RefCell;
 

@@ -166,8 +166,11 @@ impl Driver {
             if self.outbox.is_empty() || self.writable || left.is_zero() {
                 return;
             }
-            if self.poll.poll(events, Some(left)).is_err() {
-                return;
+            match self.poll.poll(events, Some(left)) {
+                Ok(()) => {}
+                // By a signal, which is no reason to lose what is left.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return,
             }
             self.writable = events
                 .iter()
