@@ -10,6 +10,15 @@ use crossbeam_channel::bounded;
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
+/// Has a write to a peer that is gone fail, and raise no SIGPIPE: that ends a process which has
+/// not switched it off, as Rust's own runtime does. (`MSG_NOSIGNAL`; where Apple's systems lack it,
+/// socket2 sets `SO_NOSIGPIPE`.)
+const NO_SIGNAL: i32 = match () {
+    () if cfg!(any(target_os = "linux", target_os = "android")) => 0x4000,
+    () if cfg!(target_os = "freebsd") => 0x2_0000,
+    () => 0,
+};
+
 /// The socket's options.
 #[derive(Debug, Clone)]
 pub(crate) struct SocketOptions {
@@ -73,7 +82,11 @@ impl Write for Transport {
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(socket) => socket.write_vectored(slices),
+            // Not as the standard library does it, which asks for no signal only where it
+            // writes one slice.
+            Self::Plain(socket) => {
+                SockRef::from(&*socket).send_vectored_with_flags(slices, NO_SIGNAL)
+            }
             #[cfg(feature = "tls")]
             Self::Tls(stream) => match slices.iter().find(|slice| !slice.is_empty()) {
                 Some(slice) => stream.write(slice),
@@ -156,4 +169,75 @@ pub(crate) fn connect(
     }
     stream.set_nonblocking(true)?;
     Ok(TcpStream::from_std(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn connected(options: &SocketOptions) -> (TcpStream, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = connect(address, options, Duration::from_secs(30)).unwrap();
+        (socket, listener.accept().unwrap().0)
+    }
+
+    const OPTIONS: SocketOptions = SocketOptions {
+        nodelay: true,
+        keepalive: None,
+        send_buffer: None,
+        receive_buffer: None,
+    };
+
+    #[test]
+    fn a_socket_has_the_options_that_were_asked_for() {
+        for nodelay in [true, false] {
+            for keepalive in [None, Some(Duration::from_secs(77))] {
+                let (socket, _peer) = connected(&SocketOptions {
+                    nodelay,
+                    keepalive,
+                    ..OPTIONS
+                });
+                let socket = SockRef::from(&socket);
+                assert_eq!(socket.tcp_nodelay().unwrap(), nodelay);
+                assert_eq!(socket.keepalive().unwrap(), keepalive.is_some());
+            }
+        }
+    }
+
+    /// The runtime ignores SIGPIPE, which leaves no trace; what is blocked is kept. So the test
+    /// runs itself again with the signal blocked.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_write_to_a_peer_that_is_gone_raises_no_signal() {
+        const INSIDE: &str = "CONY_TEST_WITHOUT_SIGPIPE";
+        if std::env::var_os(INSIDE).is_none() {
+            let status = std::process::Command::new("env")
+                .arg("--block-signal=PIPE")
+                .arg(std::env::current_exe().unwrap())
+                .arg("a_write_to_a_peer_that_is_gone_raises_no_signal")
+                .env(INSIDE, "yes")
+                .status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let (socket, peer) = connected(&OPTIONS);
+        drop(peer);
+        let mut transport = Transport::Plain(socket);
+        // The first one meets nobody, and the answer to it is a reset.
+        let mut write = || transport.write_vectored(&[IoSlice::new(b"one"), IoSlice::new(b"two")]);
+        while write().map_err(|error| error.kind()) != Err(io::ErrorKind::BrokenPipe) {
+            thread::yield_now();
+        }
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let pending = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+        };
+        let sigpipe = 1 << 12;
+        assert_ne!(pending("SigBlk:") & sigpipe, 0, "it would be seen");
+        assert_eq!(pending("SigPnd:") & sigpipe, 0);
+    }
 }
