@@ -359,6 +359,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn credentials_that_were_refused_are_for_no_other_address() {
+        let refuses = |stage, cause| OpenError::new(stage, String::new(), cause).is_refused();
+        let closed = || Cause::Handshake(HandshakeFailure::NotAmqp(Vec::new()));
+        let reset = || Cause::Io(io::ErrorKind::ConnectionReset.into());
+        for stage in [Stage::Start, Stage::Open] {
+            assert!(refuses(stage, closed()));
+        }
+        assert!(refuses(Stage::Start, Cause::EndOfStream) && refuses(Stage::Start, reset()));
+        // These got none, or they were taken.
+        for stage in [Stage::Tcp, Stage::Tls, Stage::Header, Stage::Open] {
+            assert!(!refuses(stage, Cause::EndOfStream) && !refuses(stage, reset()));
+        }
+        assert!(!refuses(Stage::Header, closed()));
+        let late = Cause::TimedOut(Duration::from_secs(1));
+        assert!(!refuses(Stage::Start, late));
+    }
+
+    #[test]
     fn of_several_addresses_the_one_that_came_furthest_is_told_of() {
         let at = |stage| OpenError::new(stage, format!("{stage:?}"), Cause::EndOfStream);
         for (one, other, told) in [

@@ -283,11 +283,12 @@ pub enum ProtocolError {
     ProtocolHeader([u8; 8]),
     /// The frame type is none of AMQP's.
     FrameType(u8),
-    /// A frame is larger than what was negotiated; both in bytes of payload.
+    /// A frame is larger than what was negotiated, or a method or content header than 1 MiB if
+    /// that is more; both in bytes of payload.
     FrameTooLarge {
         /// The size that the frame claims.
         size: u32,
-        /// The largest that was negotiated.
+        /// The largest that may come.
         limit: u32,
     },
     /// The octet behind a frame is not the frame end (0xCE).
@@ -347,7 +348,7 @@ impl fmt::Display for ProtocolError {
             ),
             Self::FrameType(octet) => write!(f, "there is no frame type {octet}"),
             Self::FrameTooLarge { size, limit } => {
-                write!(f, "a frame of {size} bytes exceeds the negotiated {limit}")
+                write!(f, "a frame of {size} bytes exceeds the limit of {limit}")
             }
             Self::FrameEnd(octet) => {
                 write!(f, "a frame ends with {octet:#04x} and not with 0xce")

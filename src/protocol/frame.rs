@@ -24,6 +24,10 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
+/// How large a method or header frame that comes in may be, whatever was agreed: RabbitMQ splits
+/// bodies only, and headers grow behind the publisher's back (`x-death`).
+const UNSPLIT_MAX: u32 = 1024 * 1024;
+
 /// How much one read may bring. Grows only for a larger negotiated frame.
 const BUFFER_SIZE: usize = 128 * 1024;
 
@@ -153,7 +157,10 @@ impl FrameDecoder {
             return Ok(None);
         };
         let size = u32::from_be_bytes([s3, s2, s1, s0]);
-        let limit = self.frame_max - 8;
+        let limit = match kind {
+            METHOD | HEADER => self.frame_max.max(UNSPLIT_MAX),
+            _ => self.frame_max,
+        } - 8;
         if size > limit {
             return Err(ProtocolError::FrameTooLarge { size, limit });
         }
@@ -718,7 +725,7 @@ pub(crate) mod tests {
             ),
             (b"\x04", ProtocolError::FrameType(4)),
             (
-                b"\x01\0\0\xff\xff\xff\xff",
+                b"\x03\0\0\xff\xff\xff\xff",
                 ProtocolError::FrameTooLarge {
                     size: u32::MAX,
                     limit: 4088,
@@ -749,6 +756,29 @@ pub(crate) mod tests {
         let mut decoder = decoder();
         feed(&mut decoder, &bytes);
         assert_eq!(drain(&mut decoder).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn methods_and_headers_that_no_peer_can_split_have_a_bound_of_their_own() {
+        let begin = |kind, size: u32| [&[kind, 0, 1][..], &size.to_be_bytes()].concat();
+        for (kind, frame_max, limit) in [
+            (METHOD, 4096, UNSPLIT_MAX),
+            (HEADER, 131_072, UNSPLIT_MAX),
+            (HEADER, 2 * UNSPLIT_MAX, 2 * UNSPLIT_MAX),
+            (BODY, 131_072, 131_072),
+            (HEARTBEAT, 4096, 4096),
+        ] {
+            let limit = limit - 8;
+            for size in [limit, limit + 1] {
+                let mut decoder = FrameDecoder::new(frame_max);
+                feed(&mut decoder, &begin(kind, size));
+                let expected = match size > limit {
+                    true => Err(ProtocolError::FrameTooLarge { size, limit }),
+                    false => Ok(None),
+                };
+                assert_eq!(decoder.next(), expected, "{kind}");
+            }
+        }
     }
 
     #[test]

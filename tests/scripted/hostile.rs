@@ -66,13 +66,13 @@ fn offences() -> Vec<Offence> {
         offence(
             "an enormous frame",
             args().u8(1).u16(1).u32(u32::MAX).bytes(),
-            "a frame of 4294967295 bytes exceeds the negotiated",
+            "a frame of 4294967295 bytes exceeds the limit of",
             501,
         ),
         offence(
             "a frame of a byte too much",
             args().u8(3).u16(1).u32(131_072 - 7).bytes(),
-            "a frame of 131065 bytes exceeds the negotiated",
+            "a frame of 131065 bytes exceeds the limit of",
             501,
         ),
         offence(

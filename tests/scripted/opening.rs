@@ -540,7 +540,7 @@ fn a_frame_over_the_limit_ends_the_handshake() {
             let ConnectFailure::Protocol(_) = cause(&error, Stage::Start) else {
                 panic!("{error:?}");
             };
-            says(&error, "4294967280 bytes exceeds the negotiated");
+            says(&error, "4294967280 bytes exceeds the limit of");
         },
     );
 }
