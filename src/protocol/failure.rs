@@ -283,8 +283,8 @@ pub enum ProtocolError {
     ProtocolHeader([u8; 8]),
     /// The frame type is none of AMQP's.
     FrameType(u8),
-    /// A frame is larger than what was negotiated, or a method or content header than 1 MiB if
-    /// that is more; both in bytes of payload.
+    /// A frame is larger than what was negotiated, or a method than 1 MiB if that is more; both
+    /// in bytes of payload.
     FrameTooLarge {
         /// The size that the frame claims.
         size: u32,

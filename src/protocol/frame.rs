@@ -43,9 +43,24 @@ pub(crate) const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
 /// One frame, borrowed from the decoder's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frame<'a> {
-    Method { channel: u16, payload: &'a [u8] },
-    Header { channel: u16, payload: &'a [u8] },
-    Body { channel: u16, payload: &'a [u8] },
+    Method {
+        channel: u16,
+        payload: &'a [u8],
+    },
+    Header {
+        channel: u16,
+        payload: &'a [u8],
+    },
+    Body {
+        channel: u16,
+        payload: &'a [u8],
+    },
+    /// A header frame beyond its bound, whose bytes are passed by as they come.
+    Oversized {
+        channel: u16,
+        size: u32,
+        limit: u32,
+    },
     Heartbeat,
 }
 
@@ -59,6 +74,8 @@ pub(crate) struct FrameDecoder {
     /// What is not decoded yet is `buffer[start..end]`.
     start: usize,
     end: usize,
+    /// So many bytes that are still to come belong to nobody.
+    skipped: usize,
     frame_max: u32,
 }
 
@@ -68,6 +85,7 @@ impl FrameDecoder {
             buffer: vec![0; BUFFER_SIZE],
             start: 0,
             end: 0,
+            skipped: 0,
             frame_max,
         }
     }
@@ -107,12 +125,41 @@ impl FrameDecoder {
     /// Says that `count` bytes were written to the front of [`space`](Self::space).
     pub(crate) fn filled(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
+        if self.skipped > 0 {
+            self.skip();
+        }
+    }
+
+    fn skip(&mut self) {
+        let here = self.skipped.min(self.end - self.start);
+        self.start += here;
+        self.skipped -= here;
+    }
+
+    /// Lets a header beyond its bound pass by, which costs its channel only.
+    #[cold]
+    fn pass_by(&mut self, error: ProtocolError) -> Result<Option<Frame<'_>>, ProtocolError> {
+        let (ProtocolError::FrameTooLarge { size, limit }, Some(&[HEADER, c1, c0])) =
+            (&error, self.pending().first_chunk())
+        else {
+            return Err(error);
+        };
+        let (size, limit, channel) = (*size, *limit, u16::from_be_bytes([c1, c0]));
+        self.skipped = (size as usize).saturating_add(FRAME_OVERHEAD);
+        self.skip();
+        Ok(Some(Frame::Oversized {
+            channel,
+            size,
+            limit,
+        }))
     }
 
     /// The next complete frame. An error is final.
     pub(crate) fn next(&mut self) -> Result<Option<Frame<'_>>, ProtocolError> {
-        let Some((kind, channel, size)) = self.header()? else {
-            return Ok(None);
+        let (kind, channel, size) = match self.header() {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(None),
+            Err(error) => return self.pass_by(error),
         };
         let total = size + FRAME_OVERHEAD;
         let frame = &self.buffer[self.start..self.end];
@@ -531,6 +578,7 @@ pub(crate) mod tests {
                 Frame::Method { channel, payload } => (METHOD, channel, payload.to_vec()),
                 Frame::Header { channel, payload } => (HEADER, channel, payload.to_vec()),
                 Frame::Body { channel, payload } => (BODY, channel, payload.to_vec()),
+                Frame::Oversized { channel, .. } => (HEADER, channel, Vec::new()),
                 Frame::Heartbeat => (HEARTBEAT, 0, Vec::new()),
             });
         }
@@ -772,7 +820,13 @@ pub(crate) mod tests {
             for size in [limit, limit + 1] {
                 let mut decoder = FrameDecoder::new(frame_max);
                 feed(&mut decoder, &begin(kind, size));
+                let channel = 1;
                 let expected = match size > limit {
+                    true if kind == HEADER => Ok(Some(Frame::Oversized {
+                        channel,
+                        size,
+                        limit,
+                    })),
                     true => Err(ProtocolError::FrameTooLarge { size, limit }),
                     false => Ok(None),
                 };

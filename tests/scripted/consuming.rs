@@ -19,6 +19,43 @@ const SINGLE: u8 = 0;
 const MULTIPLE: u8 = 1;
 const REQUEUE: u8 = 2;
 
+#[test]
+fn headers_too_large_to_be_kept_cost_their_channel_and_no_other() {
+    const LIMIT: usize = 1024 * 1024 - 8;
+    with_channel(
+        |wire| {
+            wire.open_channel(2);
+            // The largest one that is taken.
+            wire.expect(1, BASIC_GET);
+            wire.send(1, BASIC_GET_OK, get_ok(1));
+            let properties = |size: usize| {
+                let table = size - 12 - 2 - 4;
+                let value = table - 1 - 1 - 1 - 4;
+                let field = args().short("h").u8(b'S').long(vec![b'x'; value]);
+                args().u16(1 << 13).long(field.bytes()).bytes()
+            };
+            wire.raw(&peer::header_with(1, 0, &properties(LIMIT)));
+            wire.expect(1, BASIC_GET);
+            wire.send(1, BASIC_GET_OK, get_ok(2));
+            wire.raw(&peer::header_with(1, 3, &properties(LIMIT + 1)));
+            wire.raw(&peer::body(1, b"abc"));
+            let mut close = wire.expect(1, CHANNEL_CLOSE);
+            assert_eq!(close.u16(), 311);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.accept_declare(2);
+        },
+        |channel| {
+            let other = channel.connection().channel().unwrap();
+            let get = || channel.basic_get(basic::Get::new("q").no_ack(true));
+            assert!(get().unwrap().is_some());
+            let error = get().unwrap_err();
+            assert!(matches!(error, Error::ChannelClosed(_)), "{error}");
+            assert!(error.to_string().contains("1048569 bytes"), "{error}");
+            other.queue_declare("alive").unwrap();
+        },
+    );
+}
+
 /// Lets a consumer start and delivers so many messages: its tag.
 fn deliver(wire: &mut Wire, count: u64) -> String {
     let tag = wire.accept_consumer(1);

@@ -3,9 +3,11 @@
 use super::super::consumers::{Consumers, Taker};
 use super::super::content::{Content, ContentMethod, Head, Parts, may_be_of_stream};
 use super::super::event::{Out, Tokens};
+use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
 use super::super::methods::basic;
 use super::super::names::Names;
 use super::super::run::Delivery;
+use super::Channel;
 
 /// A content that no consumer takes.
 pub(super) enum Left {
@@ -86,4 +88,27 @@ pub(super) fn deliver<T: Tokens>(
         content: content(ContentMethod::Deliver(deliver), parts),
         no_ack,
     })
+}
+
+impl<T: Tokens> Channel<T> {
+    /// A content header came that is too large to be kept.
+    pub(crate) fn refuse_header(
+        &mut self,
+        size: u32,
+        limit: u32,
+        out: &mut Out<T>,
+    ) -> Result<(), ProtocolError> {
+        if self.closing {
+            return Ok(());
+        }
+        let Some(method) = self.assembly.begun() else {
+            return Err(ProtocolError::UnexpectedContent(
+                "a content header came where none was due",
+            ));
+        };
+        let text = format!("a content header of {size} bytes exceeds the limit of {limit}");
+        let code = ReplyCode::CONTENT_TOO_LARGE;
+        self.close(code, text.into(), ClosedBy::Library, Some(method), out);
+        Ok(())
+    }
 }

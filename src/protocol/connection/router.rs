@@ -86,6 +86,7 @@ impl<T: Tokens> Router<T> {
             Frame::Method { channel, .. } => (channel, "a method"),
             Frame::Header { channel, .. } => (channel, "a content header"),
             Frame::Body { channel, .. } => (channel, "a content body"),
+            Frame::Oversized { channel, .. } => (channel, "a content header"),
         };
         if number == 0 || number > self.channel_max {
             let channel = number;
@@ -108,6 +109,7 @@ impl<T: Tokens> Router<T> {
                 channel.receive_header(payload, self.max_message_size, out)
             }
             Frame::Body { payload, .. } => channel.receive_body(payload, out),
+            Frame::Oversized { size, limit, .. } => channel.refuse_header(size, limit, out),
             Frame::Heartbeat => Ok(()),
         }
     }
