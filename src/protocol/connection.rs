@@ -206,6 +206,7 @@ impl<T: Tokens> Connection<T> {
     /// Gives back what was held back, as far as there is room for it again.
     pub(crate) fn give_back(&mut self, now: Instant) {
         self.router.out.room.set_now(now);
+        self.router.give_strays_up();
         while self.is_holding() {
             let mut any = false;
             for number in self.router.holding() {

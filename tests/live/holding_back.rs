@@ -105,9 +105,10 @@ fn a_worker_that_waits_for_confirms_gets_all_in_order_from_every_kind_of_queue()
 }
 
 #[test]
-fn large_deliveries_with_nothing_set_keep_no_confirm_from_coming() {
+fn more_than_fits_of_large_deliveries_keeps_no_confirm_from_coming() {
     let stock = Stock::new("classic", 900, 200 * KIB);
-    let connection = connect();
+    let parameters = ConnectionParameters::try_from(url()).unwrap();
+    let connection = BlockingConnection::open(parameters.default_prefetch(1000)).unwrap();
     let seen = work(&connection, &stock, false);
     assert_eq!(seen, (0..stock.count).collect::<Vec<_>>());
     assert!(connection.stats().deliveries_held_back > 0);

@@ -133,6 +133,16 @@ impl<T: Tokens> Channel<T> {
         })
     }
 
+    /// A message of this cost has come for another consumer than the one that gave it back.
+    /// Whether one of these seems to be that one.
+    pub(crate) fn give_up(&mut self, cost: usize, out: &mut Out<T>) -> bool {
+        let mut holdings = self.holdings.values_mut();
+        let given_up = holdings.any(|holding| holding.give_up(cost, &mut out.room));
+        self.holdings.retain(|_, holding| !holding.is_over());
+        self.note_holdings(out);
+        given_up
+    }
+
     /// Expects nothing any more that has been expected for long.
     pub(crate) fn lapse(&mut self, out: &mut Out<T>) {
         for holding in self.holdings.values_mut() {

@@ -316,6 +316,37 @@ fn what_another_consumer_has_got_is_not_waited_for() {
 }
 
 #[test]
+fn what_another_consumer_of_the_connection_gets_is_expected_no_more() {
+    let mut world = world(&[1000; 10], 10, 4000);
+    let consume = basic::Consume::new("q").consumer_tag("other");
+    let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
+    let other = Some(Shared::default());
+    world.core.call(id, consume.into(), other, (), deadline);
+    world.bytes(&frame(1, basic::ConsumeOk::default().consumer_tag("other")));
+    world.deliver(usize::MAX);
+    while world.handle_one() {}
+    world.give_back();
+    assert!(world.core.poll_timeout().is_some(), "something is expected");
+    while let Some((tag, is_ack)) = world.to_broker.pop_front() {
+        let place = world.unsettled.remove(&tag).unwrap();
+        if is_ack {
+            continue;
+        }
+        world.tag += 1;
+        world.unsettled.insert(world.tag, place);
+        let method = deliver("other", world.tag).redelivered(true);
+        let bytes = content(1, method, None, &[0; 1000]);
+        world.bytes(&bytes);
+        world.core.give_back(world.now);
+        world.events();
+    }
+    assert!(
+        world.core.poll_timeout().is_none(),
+        "and nothing is any more"
+    );
+}
+
+#[test]
 fn the_end_of_a_consumer_gives_back_what_is_held_for_it() {
     let mut world = world(&[1000; 10], 10, 4000);
     world.deliver(usize::MAX);
