@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use crate::channel::Shared;
 use crate::error::{Error, Result};
-use crate::io::budget::NoRoom;
 use crate::io::publishing::{Failure, Slot};
+use crate::io::write_budget::NoRoom;
 use crate::protocol::confirms::Settled;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::failure::ReplyCode;

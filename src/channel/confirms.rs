@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{BlockingChannel, Shared};
 use crate::confirm::PublishFailure;
 use crate::error::{Error, Result};
-use crate::io::budget::NoRoom;
+use crate::io::write_budget::NoRoom;
 use crate::protocol::event::Reply;
 use crate::protocol::failure::ReplyCode;
 use crate::protocol::methods::confirm;

@@ -8,11 +8,11 @@ use super::{BlockingChannel, Shared};
 use crate::confirm::Confirm;
 use crate::delivery::Message;
 use crate::error::{Error, Result};
-use crate::io::budget::NoRoom;
 use crate::io::channel_port::ChannelPort;
 use crate::io::commands::Queued;
 use crate::io::port::Waiting;
 use crate::io::publishing::Entered;
+use crate::io::write_budget::NoRoom;
 use crate::protocol::confirms::Mandatory;
 use crate::protocol::frame::{EncodedPublish, Publish};
 
@@ -189,7 +189,7 @@ impl Room<'_> {
 
     fn give_back(&mut self) {
         if std::mem::take(&mut self.reserved) {
-            self.shared.port.connection.budget().release(self.size);
+            self.shared.port.connection.commands().release(self.size);
         }
     }
 }

@@ -13,8 +13,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::budget::{NoRoom, WriteBudget};
 use super::port::Command;
+use super::write_budget::{NoRoom, WriteBudget};
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::{EncodedPublish, SETTLE_SIZE, Settle, encode_settle};
 
@@ -171,11 +171,28 @@ impl Commands {
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        let try_take = || {
-            let queue = self.queue.lock();
-            self.budget.take_if_room(queue.bytes, bytes)
-        };
-        self.budget.queue_for(try_take, deadline, is_pointless)
+        let try_take = |bytes| self.take_if_room(bytes);
+        self.budget
+            .queue_for(bytes, try_take, deadline, is_pointless)
+    }
+
+    fn take_if_room(&self, bytes: usize) -> bool {
+        let queue = self.queue.lock();
+        self.budget.take_if_room(queue.bytes, bytes)
+    }
+
+    /// Gives room back, and some of it to those who wait when there is enough to speak of.
+    pub(crate) fn release(&self, bytes: usize) {
+        if self.budget.release(bytes) {
+            self.budget.serve(|bytes| self.take_if_room(bytes));
+        }
+    }
+
+    /// Nothing more will be given back for now.
+    pub(crate) fn all_released(&self) {
+        if self.budget.is_awaited() {
+            self.budget.serve(|bytes| self.take_if_room(bytes));
+        }
     }
 
     /// How many bytes wait to be written.

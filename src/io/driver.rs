@@ -211,7 +211,7 @@ impl Driver {
                 }
                 Gate::Committing => self.held.push(Command::Frames(frames)),
                 Gate::Closed => {
-                    self.port.budget().release(frames.len());
+                    self.port.commands().release(frames.len());
                     self.outbox.keep(frames.bytes);
                 }
             },
@@ -403,7 +403,7 @@ impl Driver {
             match self.outbox.write_to(&mut self.transport) {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.port.budget().release(count);
+                    self.port.commands().release(count);
                     self.untaken.written(count);
                     self.port.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
@@ -416,7 +416,7 @@ impl Driver {
             }
         }
         if self.outbox.is_empty() {
-            self.port.budget().all_released();
+            self.port.commands().all_released();
         }
         self.port.detect_backpressure(self.outbox.len());
     }

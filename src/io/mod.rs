@@ -2,7 +2,7 @@
 //!
 //! | crossing | mechanism | bound | who may wait |
 //! |---|---|---|---|
-//! | caller → IO: methods, publishes | [`commands`], a queue that the IO thread takes as a whole | bytes ([`budget`]) | publishers, with a deadline |
+//! | caller → IO: methods, publishes | [`commands`], a queue that the IO thread takes as a whole | bytes ([`write_budget`]) | publishers, with a deadline |
 //! | waking the IO thread | [`wake`], only when it is about to wait | – | nobody |
 //! | IO → caller: replies | a one-slot crossbeam channel | 1 | the caller; the IO thread keeps its deadline |
 //! | caller → IO → caller: confirms | [`publishing`], a slot for each publish | the confirm window | publishers and whoever asks, with a deadline |
@@ -38,3 +38,4 @@ mod spin;
 mod sync;
 pub(crate) mod transport;
 pub(crate) mod wake;
+pub(crate) mod write_budget;

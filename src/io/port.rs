@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
 
 use super::bell::Watchers;
-use super::budget::{Backlog, WriteBudget};
+use super::budget::Backlog;
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
 use super::chunks::Chunks;
 use super::commands::{Commands, Frames, Queued};
@@ -19,6 +19,7 @@ use super::kept::Total;
 use super::nap::Nap;
 use super::spin::Spin;
 use super::wake::Wake;
+use super::write_budget::WriteBudget;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::ReplyCode;

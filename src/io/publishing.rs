@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::budget::{Backlog, NoRoom};
+use super::budget::Backlog;
 use super::commands::Queued;
 use super::kept::{Kept, Total};
+use super::write_budget::NoRoom;
 use crate::protocol::confirms::{Ledger, Mandatory, Settled};
 use crate::protocol::content::Content;
 
