@@ -221,6 +221,20 @@ pub(crate) enum Settle {
     Reject { requeue: bool },
 }
 
+impl Settle {
+    /// The same of one delivery alone.
+    pub(crate) fn of_one(self) -> Self {
+        match self {
+            Self::Ack { .. } => Self::Ack { multiple: false },
+            Self::Nack { requeue, .. } => Self::Nack {
+                multiple: false,
+                requeue,
+            },
+            Self::Reject { .. } => self,
+        }
+    }
+}
+
 /// The size of an ack, nack or reject.
 pub(crate) const SETTLE_SIZE: usize = FRAME_OVERHEAD + 4 + 8 + 1;
 

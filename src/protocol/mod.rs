@@ -5,8 +5,8 @@
 //! [`run`] how what was delivered waits;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
 //! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
-//! keeps the books of publishes, [`settlements`] those of deliveries, [`secret`] leaves no
-//! copies. [`failure`] says what can be wrong.
+//! keeps the books of publishes, [`settlements`] those of deliveries (as [`ranges`] of numbers),
+//! [`secret`] leaves no copies. [`failure`] says what can be wrong.
 //!
 //! Nothing in here knows anything of the rest of the crate.
 
@@ -29,6 +29,7 @@ pub(crate) mod memory;
 pub mod methods;
 mod names;
 pub(crate) mod properties;
+mod ranges;
 pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod settlements;
