@@ -286,7 +286,7 @@ impl Drop for Handle {
             let left = self.port.take_left();
             match left.len() {
                 0 => {}
-                _ if !self.port.no_ack => channel.give_all_back(left),
+                _ if !self.port.no_ack => channel.give_back(left),
                 count => log::warn!(
                     "consumer {} was dropped with {count} messages that needed no \
                      acknowledgement; they are lost",

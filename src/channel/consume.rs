@@ -368,16 +368,11 @@ impl Shared {
         no_ack: bool,
     ) -> Vec<Delivery> {
         if !no_ack {
-            self.give_all_back(left);
+            self.give_back(left);
             return Vec::new();
         }
         left.filter_map(|content| self.take(content, no_ack))
             .collect()
-    }
-
-    /// Gives messages back to their queue that nobody has handled.
-    pub(crate) fn give_all_back(&self, left: Extracted) {
-        left.for_each(|content| self.give_back(&content));
     }
 
     /// Makes a delivery of what the program gets now.

@@ -272,7 +272,7 @@ impl BlockingChannel {
             Next::ChannelEnded => return Ok(Step::Ended),
             Next::LookAgain => {}
             Next::Call { content, loan } => self.run_callback(held, content, loan)?,
-            Next::GiveBack(content) => shared.give_back(&content),
+            Next::GiveBack(content) => shared.give_back(std::iter::once(content)),
             Next::ConsumerEnded(consumer) => {
                 if let Some(tag) = shared.end_callback(&consumer) {
                     self.tell_cancelled(held, tag, consuming)?;
@@ -446,7 +446,7 @@ impl Shared {
             None => return,
         };
         if !no_ack {
-            self.give_all_back(self.extract_for(tag));
+            self.give_back(self.extract_for(tag));
         }
     }
 

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::io::channel_port::{ChannelPort, ConsumerPort, Route};
 use crate::io::port::{Command, OpenFailure, Outcome};
 use crate::listeners::Listeners;
-use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
 use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
@@ -436,29 +436,23 @@ impl Shared {
         let tag = if all { last } else { tag };
         // Sent under the lock, so that the order on the wire is that of the bookkeeping.
         let mut settlements = self.port.settlements.lock();
-        if multiple && settlements.holds_up_to(tag) {
-            // What is held back must not be covered, so the others go one by one.
-            let open = settlements.settle_singly_up_to(tag);
-            for tag in &open {
-                self.port.settle(*tag, settle.of_one());
+        if !multiple {
+            if !settlements.settle(tag) {
+                return Err(Error::AlreadySettled(tag));
             }
-            return match open.is_empty() && !all {
-                true => Err(Error::AlreadySettled(tag)),
-                false => Ok(()),
-            };
+            self.port.settle(tag, settle);
+            return Ok(());
         }
-        if settlements.is_held(tag) {
-            return Err(Error::UnknownDeliveryTag(tag));
+        let covered = settlements.settle_up_to(tag);
+        // All of nothing is nothing.
+        if covered.is_nothing() && !all {
+            return Err(Error::AlreadySettled(tag));
         }
-        let fresh = match multiple {
-            true => settlements.settle_up_to(tag),
-            false => settlements.settle(tag),
-        };
-        match fresh {
-            true => self.port.settle(tag, settle),
-            // All of nothing is nothing.
-            false if all => {}
-            false => return Err(Error::AlreadySettled(tag)),
+        if let Some(tag) = covered.up_to {
+            self.port.settle(tag, settle);
+        }
+        for tag in covered.singly {
+            self.port.settle(tag, settle.of_one());
         }
         Ok(())
     }
@@ -472,22 +466,10 @@ impl Shared {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Back into its queue with a message that nobody will take, unless that is a stream,
-    /// which has it still.
-    fn give_back(&self, content: &Content) {
-        if let ContentMethod::Deliver(deliver) = &content.method {
-            let tag = deliver.delivery_tag;
-            if content.is_of_stream() {
-                return self.port.settlements.lock().settle_for_good(tag, tag);
-            }
-            self.hand_out();
-            let nack = Settle::Nack {
-                multiple: false,
-                requeue: true,
-            };
-            // Fails only with the channel, whose end requeues as well.
-            let _ = self.settle(deliver.delivery_tag, nack);
-        }
+    /// Gives messages back to their queue that nobody will take.
+    pub(crate) fn give_back(&self, messages: impl Iterator<Item = Content>) {
+        let send = |command| self.port.connection.send(command);
+        self.port.give_messages_back(messages, send);
     }
 }
 

@@ -277,6 +277,45 @@ impl ChannelPort {
         self.connection.settle(self.id, delivery_tag, settle);
     }
 
+    /// Gives deliveries back to their queue that nobody takes, unless they are settled.
+    ///
+    /// From any thread: `send` gets the command for it, in the same step as they count as
+    /// settled, so that nothing that is said after this covers them.
+    pub(crate) fn give_back(
+        &self,
+        delivery_tags: impl IntoIterator<Item = u64>,
+        send: impl FnOnce(Command),
+    ) {
+        let mut settlements = self.settlements.lock();
+        let is_open = |tag: &u64| settlements.give_back(*tag);
+        let delivery_tags: Vec<_> = delivery_tags.into_iter().filter(is_open).collect();
+        if !delivery_tags.is_empty() {
+            send(Command::GiveBack {
+                channel: self.id,
+                delivery_tags,
+            });
+        }
+    }
+
+    /// The same with whole messages, but for those of a stream, which has them still.
+    pub(crate) fn give_messages_back(
+        &self,
+        messages: impl Iterator<Item = Content>,
+        send: impl FnOnce(Command),
+    ) {
+        let (mut of_queues, mut of_streams) = (Vec::new(), Vec::new());
+        for message in messages {
+            match message.is_of_stream() {
+                true => of_streams.extend(message.delivery_tag()),
+                false => of_queues.extend(message.delivery_tag()),
+            }
+        }
+        for tag in of_streams {
+            self.settlements.lock().settle_for_good(tag, tag);
+        }
+        self.give_back(of_queues, send);
+    }
+
     /// Queues this program's close. No publish comes behind it.
     pub(crate) fn send_close(
         &self,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
 use super::inbox::Inbox;
-use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome};
+use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Outcome};
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::Event;
@@ -40,9 +40,13 @@ fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
     }
 }
 
-/// Passes `event` on; the memory of a list of runs comes back, to be used again. Nothing in
-/// here waits for anybody.
-pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<VecDeque<Run>> {
+/// Passes `event` on, and what follows from it to `obey`; the memory of a list of runs comes
+/// back, to be used again. Nothing in here waits for anybody.
+pub(super) fn tell(
+    port: &ConnectionPort,
+    event: Event<DriverTokens>,
+    obey: impl FnOnce(Command),
+) -> Option<VecDeque<Run>> {
     match event {
         Event::Deliveries {
             consumer,
@@ -52,8 +56,16 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
             deliver(&consumer, &mut runs, is_fixed);
             return Some(runs);
         }
-        // The driver has seen to that.
-        Event::GiveBack { .. } => {}
+        Event::GiveBack {
+            channel,
+            delivery_tag,
+        } => {
+            channel.settlements.lock().let_go(delivery_tag);
+            obey(Command::GiveBack {
+                channel: channel.id,
+                delivery_tags: vec![delivery_tag],
+            });
+        }
         Event::HeldBack {
             consumer,
             delivery_tag,
@@ -67,11 +79,25 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
-        Event::GivenBack {
+        Event::Unwanted {
             channel,
             delivery_tag,
+            goes_back,
+        } => match goes_back {
+            true => channel.give_back([delivery_tag], obey),
+            false => {
+                let mut settlements = channel.settlements.lock();
+                settlements.settle_for_good(delivery_tag, delivery_tag);
+            }
+        },
+        Event::GivenBack {
+            channel,
+            delivery_tags,
         } => {
-            channel.settlements.lock().settle(delivery_tag);
+            let mut settlements = channel.settlements.lock();
+            for tag in delivery_tags {
+                settlements.given_back(tag);
+            }
         }
         Event::ConsumerEnded {
             consumer,

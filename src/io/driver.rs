@@ -26,7 +26,6 @@ use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token};
 
 use super::channel_port::{ChannelPort, ConsumerPort};
-use super::commands::Frames;
 use super::dispatch;
 use super::outbox::{Outbox, Untaken};
 use super::pauses::{Holdups, Pauses};
@@ -37,7 +36,7 @@ use super::wake::Wake;
 use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
+use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
 
 pub(crate) const SOCKET: Token = Token(0);
@@ -240,6 +239,10 @@ impl Driver {
                 self.dispatch();
                 self.requeue(&consumer, now);
             }
+            Command::GiveBack {
+                channel,
+                delivery_tags,
+            } => self.core.give_back(channel, delivery_tags),
             Command::CloseChannel {
                 channel,
                 code,
@@ -310,24 +313,12 @@ impl Driver {
             }
             return;
         }
-        let channel = &consumer.channel;
-        let nack = Settle::Nack {
-            multiple: false,
-            requeue: true,
-        };
-        let mut frames = Frames::new(channel.id, Vec::new());
-        for content in left {
-            let Some(delivery_tag) = content.delivery_tag() else {
-                continue;
-            };
-            let is_open = channel.settlements.lock().settle(delivery_tag);
-            if is_open && !content.is_of_stream() {
-                encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
-                frames.frames += 1;
-            }
+        let mut command = None;
+        let send = |it| command = Some(it);
+        consumer.channel.give_messages_back(left, send);
+        if let Some(command) = command {
+            self.obey(command, now);
         }
-        self.port.budget().take(frames.bytes.len());
-        self.obey(Command::Frames(frames), now);
     }
 
     /// Gives back what was held back, as far as there is room for it again.
@@ -335,22 +326,8 @@ impl Driver {
         if self.core.is_holding() {
             self.dispatch();
             self.core.set_waiting(self.port.backlog.bytes());
-            self.core.give_back(now);
+            self.core.give_back_held(now);
         }
-    }
-
-    /// Back into its queue with a delivery that nobody here has.
-    fn give_back(&mut self, channel: &ChannelPort, delivery_tag: u64) {
-        let nack = Settle::Nack {
-            multiple: false,
-            requeue: true,
-        };
-        channel.settlements.lock().give_back(delivery_tag);
-        let mut frames = Frames::new(channel.id, Vec::new());
-        encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
-        frames.frames = 1;
-        self.port.budget().take(frames.bytes.len());
-        self.obey(Command::Frames(frames), Instant::now());
     }
 
     /// Moves what the core has to say into the outbox, in order with everything else.
@@ -373,26 +350,17 @@ impl Driver {
     /// Tells everyone what happened.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
-            let event = match event {
-                Event::GiveBack {
-                    channel,
-                    delivery_tag,
-                } => {
-                    self.give_back(&channel, delivery_tag);
-                    continue;
-                }
-                Event::HeldBack {
-                    ref consumer, cost, ..
-                } => {
-                    self.holdups
-                        .note(&consumer.consumer, cost, &self.core, &self.port);
-                    event
-                }
-                event => event,
-            };
+            if let Event::HeldBack { consumer, cost, .. } = &event {
+                let consumer = &consumer.consumer;
+                self.holdups.note(consumer, *cost, &self.core, &self.port);
+            }
             self.in_talk |= matches!(event, Event::Reply { .. });
-            if let Some(runs) = dispatch::tell(&self.port, event) {
+            let mut command = None;
+            if let Some(runs) = dispatch::tell(&self.port, event, |it| command = Some(it)) {
                 self.core.reuse(runs);
+            }
+            if let Some(command) = command {
+                self.obey(command, Instant::now());
             }
         }
     }

@@ -63,6 +63,11 @@ pub(crate) enum Command {
         channel: ChannelId,
         consumer: Arc<ConsumerPort>,
     },
+    /// Nobody takes these deliveries: back into their queue with them.
+    GiveBack {
+        channel: ChannelId,
+        delivery_tags: Vec<u64>,
+    },
     CloseChannel {
         channel: ChannelId,
         code: ReplyCode,

@@ -24,17 +24,18 @@
 mod arrivals;
 mod ending;
 mod holding;
+mod transactions;
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use self::arrivals::{Left, deliver};
 use self::ending::Ending;
+use self::transactions::Transaction;
 use super::consumers::Consumers;
 use super::content::{Assembly, Content, ContentMethod, Head, Progress};
-use super::event::{Call, CallFailure, ChannelId, Event, Out, Reply, Tokens};
+use super::event::{Call, CallFailure, ChannelId, Event, Gate, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
-use super::frame::Settle;
 use super::handshake::{decode_method, split_method};
 use super::holding::Holdings;
 use super::methods::{Method, MethodId, basic, channel};
@@ -50,6 +51,9 @@ pub(crate) struct Channel<T: Tokens> {
     /// The call whose reply is due.
     active: Option<Call<T>>,
     waiting: VecDeque<Call<T>>,
+    /// A commit is done, and what was held back for it goes first.
+    is_held_back: bool,
+    transaction: Transaction,
     consumers: Consumers<T::Consumer>,
     assembly: Assembly,
     names: Names,
@@ -57,8 +61,6 @@ pub(crate) struct Channel<T: Tokens> {
     holdings: Holdings,
     /// The prefetch of consumers that start from now on; 0 is none.
     prefetch: u16,
-    /// Whether what is settled is part of a transaction.
-    is_transactional: bool,
 }
 
 /// What became of a channel.
@@ -79,12 +81,13 @@ impl<T: Tokens> Channel<T> {
             ending: Ending::new(id.number),
             active: None,
             waiting: VecDeque::new(),
+            is_held_back: false,
+            transaction: Transaction::default(),
             consumers: Consumers::new(),
             assembly: Assembly::default(),
             names: Names::default(),
             holdings: Holdings::new(),
             prefetch: 0,
-            is_transactional: false,
         };
         channel.call(call, out);
         channel
@@ -104,9 +107,27 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Whether a commit awaits its reply, before which nothing else may be said.
-    pub(crate) fn is_committing(&self) -> bool {
+    fn is_committing(&self) -> bool {
         let method = self.active.as_ref().map(|call| &call.method);
         matches!(method, Some(Method::TxCommit(_)))
+    }
+
+    /// Whether a publish or a settlement may go out; then it is part of the transaction.
+    pub(crate) fn gate(&mut self) -> Gate {
+        if self.closing {
+            return Gate::Closed;
+        }
+        if self.is_committing() {
+            return Gate::Committing;
+        }
+        self.transaction.begin();
+        Gate::Open
+    }
+
+    /// What a commit has held back is out.
+    pub(crate) fn end_commit(&mut self, out: &mut Out<T>) {
+        self.is_held_back = false;
+        self.advance(out);
     }
 
     /// Sends `call`, or lets it wait for its turn.
@@ -245,7 +266,7 @@ impl<T: Tokens> Channel<T> {
                 self.id.number,
                 &mut self.consumers,
                 &self.names,
-                self.is_transactional,
+                self.transaction.is_selected(),
                 head,
                 parts,
                 out,
@@ -278,7 +299,7 @@ impl<T: Tokens> Channel<T> {
                     self.id.number,
                     &mut self.consumers,
                     &self.names,
-                    self.is_transactional,
+                    self.transaction.is_selected(),
                     head,
                     parts,
                     out,
@@ -344,7 +365,7 @@ impl<T: Tokens> Channel<T> {
                 delivery_tag,
                 content,
                 no_ack,
-            } => self.give_back(delivery_tag, &content, no_ack, out),
+            } => self.refuse(delivery_tag, &content, no_ack, out),
         }
         Ok(())
     }
@@ -373,7 +394,10 @@ impl<T: Tokens> Channel<T> {
         }
         match is_commit {
             // First goes what was held back meanwhile: it was said before what waits here.
-            true => out.committed.push(self.id),
+            true => {
+                self.is_held_back = true;
+                out.committed.push(self.id);
+            }
             false => self.advance(out),
         }
         Ok(())
@@ -405,7 +429,7 @@ impl<T: Tokens> Channel<T> {
         match (method, reply) {
             (Method::BasicGet(get), Reply::Message(content)) => {
                 if let ContentMethod::GetOk(get_ok) = &content.method {
-                    self.give_back(get_ok.delivery_tag, content, get.no_ack, out);
+                    self.refuse(get_ok.delivery_tag, content, get.no_ack, out);
                 }
             }
             (Method::BasicConsume(consume), _) => {
@@ -422,11 +446,12 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// Back into its queue with a message that nobody here takes.
-    fn give_back(&self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
-        out.events.push_back(Event::GivenBack {
+    /// Nobody here takes this message.
+    fn refuse(&self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
+        out.events.push_back(Event::Unwanted {
             channel: self.token.clone(),
             delivery_tag,
+            goes_back: !no_ack && !content.is_of_stream(),
         });
         if no_ack {
             log::warn!(
@@ -434,16 +459,7 @@ impl<T: Tokens> Channel<T> {
                  (channel {}, delivery tag {delivery_tag})",
                 self.id.number
             );
-            return;
         }
-        if content.is_of_stream() {
-            return;
-        }
-        let nack = Settle::Nack {
-            multiple: false,
-            requeue: true,
-        };
-        out.settle(self.id.number, delivery_tag, nack);
     }
 
     fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Out<T>) {
@@ -492,9 +508,10 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Puts waiting calls on the wire for as long as none expects a reply.
-    pub(crate) fn advance(&mut self, out: &mut Out<T>) {
-        while self.active.is_none() && self.is_open() {
-            let Some(call) = self.waiting.pop_front() else {
+    fn advance(&mut self, out: &mut Out<T>) {
+        while self.active.is_none() && self.is_open() && !self.is_held_back {
+            let next = self.waiting.pop_front();
+            let Some(call) = next.or_else(|| self.commit_given_back(out)) else {
                 return;
             };
             self.transmit(call, out);
@@ -522,13 +539,14 @@ impl<T: Tokens> Channel<T> {
                 return Err(CallFailure::DuplicateConsumerTag);
             }
         }
-        if matches!(call.method, Method::TxSelect(_)) {
-            // In front of it, for behind it they would be part of a transaction.
-            self.is_transactional = true;
-            self.give_everything_back(out);
+        match &call.method {
+            Method::TxSelect(_) => self.give_everything_back(out),
+            Method::TxCommit(_) => self.send_given_back(out),
+            _ => {}
         }
         out.try_send(self.id.number, &call.method)
             .map_err(CallFailure::Encode)?;
+        self.transaction.sent(&call.method);
         // Registered before the reply, which the first delivery may follow at once.
         if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
             let tag = consume.consumer_tag.clone();

@@ -149,10 +149,18 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         delivery_tag: u64,
     },
-    /// A delivery that nobody takes is settled already.
-    GivenBack {
+    /// A delivery came that nobody takes.
+    Unwanted {
         channel: T::Channel,
         delivery_tag: u64,
+        /// Whether it is to go back to its queue, by `Connection::give_back`; else it needs
+        /// no settlement.
+        goes_back: bool,
+    },
+    /// On a channel with transactions, what was to go back is on its way.
+    GivenBack {
+        channel: T::Channel,
+        delivery_tags: Vec<u64>,
     },
     ConsumerEnded {
         consumer: T::Consumer,

@@ -222,7 +222,7 @@ pub(crate) enum Settle {
 }
 
 impl Settle {
-    /// The same for one delivery only.
+    /// The same of one delivery alone.
     pub(crate) fn of_one(self) -> Self {
         match self {
             Self::Ack { .. } => Self::Ack { multiple: false },

@@ -139,13 +139,11 @@ impl Subject {
             8 => {
                 let (id, tag) = (self.id(input), input.u64());
                 if let Some(id) = id
-                    && self.core.gate(id) != Gate::Committing
+                    && self.core.gate(id) == Gate::Open
                 {
                     self.commanded += 1;
-                    if self.core.gate(id) == Gate::Open {
-                        let ack = Settle::Ack { multiple: true };
-                        encode_settle(self.core.output(), id.number, tag, ack);
-                    }
+                    let ack = Settle::Ack { multiple: true };
+                    encode_settle(self.core.output(), id.number, tag, ack);
                 }
             }
             9 => {
@@ -255,9 +253,20 @@ impl Subject {
                     self.closed = true;
                 }
                 Event::ChannelClosed { reason, .. } if self.closed => assert_eq!(reason, None),
+                Event::Unwanted {
+                    channel,
+                    delivery_tag,
+                    goes_back: true,
+                } if !self.closed => {
+                    let mut ids = self.ids.iter().rev();
+                    if let Some(id) = ids.find(|id| id.number == channel) {
+                        self.core.give_back(*id, vec![delivery_tag]);
+                    }
+                }
                 other => assert!(!self.closed, "{other:?} came after the end"),
             }
         }
+        self.core.end_commits();
         assert_eq!(self.closed, self.core.is_closed());
         self.sent += self
             .core

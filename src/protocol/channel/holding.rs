@@ -35,7 +35,7 @@ impl<T: Tokens> Channel<T> {
             return false;
         };
         let is_of_queue = consumer.is_of_queue || !may_be_of_stream(properties);
-        if consumer.no_ack || consumer.discard || self.is_transactional || !is_of_queue {
+        if consumer.no_ack || consumer.discard || self.transaction.is_selected() || !is_of_queue {
             return false;
         }
         let own = usize::try_from(size).unwrap_or(usize::MAX);

@@ -283,6 +283,11 @@ impl<T: Tokens> Router<T> {
         }
     }
 
+    pub(super) fn find_mut(&mut self, id: ChannelId) -> Option<&mut Channel<T>> {
+        let channel = self.channels.get_mut(usize::from(id.number))?;
+        channel.as_deref_mut().filter(|channel| channel.id() == id)
+    }
+
     pub(super) fn with_channel(
         &mut self,
         id: ChannelId,

@@ -133,7 +133,7 @@ impl World {
         let waiting = self.waiting();
         self.core.set_waiting(waiting);
         let would = self.core.can_give_back();
-        self.core.give_back(self.now);
+        self.core.give_back_held(self.now);
         let before = self.to_broker.len();
         self.events();
         assert_eq!(would, self.to_broker.len() > before);
@@ -337,7 +337,7 @@ fn what_another_consumer_of_the_connection_gets_is_expected_no_more() {
         let method = deliver("other", world.tag).redelivered(true);
         let bytes = content(1, method, None, &[0; 1000]);
         world.bytes(&bytes);
-        world.core.give_back(world.now);
+        world.core.give_back_held(world.now);
         world.events();
     }
     assert!(
