@@ -380,6 +380,37 @@ mod tests {
     }
 
     #[test]
+    fn who_gives_up_leaves_its_place_to_the_next_one() {
+        let budget = WriteBudget::new(100);
+        budget.take(90);
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| {
+                let deadline = Instant::now() + Duration::from_millis(100);
+                reserve(&budget, 50, deadline)
+            });
+            while budget.waiting.load(Ordering::SeqCst) < 1 {
+                thread::yield_now();
+            }
+            // There is room for it, but another one is before it.
+            let small = scope.spawn(|| {
+                let is_pointless = || is_over.load(Ordering::SeqCst);
+                let far = Instant::now() + Duration::from_secs(3600);
+                budget.queue_for(|| budget.take_if_room(0, 10), far, is_pointless)
+            });
+            assert_eq!(large.join().unwrap(), Err(NoRoom::TimedOut));
+            let patience = soon();
+            while !small.is_finished() && Instant::now() < patience {
+                thread::yield_now();
+            }
+            // Whatever came of it, it must not wait on.
+            is_over.store(true, Ordering::SeqCst);
+            budget.look_again();
+            assert_eq!(small.join().unwrap(), Ok(()));
+        });
+    }
+
+    #[test]
     fn those_who_wait_hear_of_room_to_speak_of_and_find_the_rest_at_their_deadline() {
         let budget = WriteBudget::new(100);
         budget.take(100);

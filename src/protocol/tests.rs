@@ -180,6 +180,8 @@ fn negotiated() -> Negotiated {
 struct Scenario {
     core: Connection<Script>,
     now: Instant,
+    /// Deliveries that the core has given back itself; see [`events`](Self::events).
+    given_back: Vec<(&'static str, u64)>,
 }
 
 impl Scenario {
@@ -200,6 +202,7 @@ impl Scenario {
         Self {
             core: Connection::new(decoder, negotiated, limits(None), now),
             now,
+            given_back: Vec::new(),
         }
     }
 
@@ -244,8 +247,11 @@ impl Scenario {
         let mut seen = Vec::new();
         while let Some(event) = self.core.poll_event() {
             match event {
-                // Bookkeeping of what the sent nacks show anyway.
-                Event::GivenBack { .. } => {}
+                // Apart, for most tests look at the nacks that are sent.
+                Event::GivenBack {
+                    channel,
+                    delivery_tag,
+                } => self.given_back.push((channel, delivery_tag)),
                 Event::Deliveries { consumer, runs, .. } => {
                     let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
                     let contents = runs.into_iter().flat_map(pop).map(Packed::unpack);

@@ -302,7 +302,11 @@ fn what_came_behind_the_handshake_in_the_same_buffer_counts_from_the_start() {
     super::super::frame::tests::feed(&mut decoder, &frame(0, forced().0));
     let now = Instant::now();
     let core = Connection::new(decoder, &negotiated(), limits(None), now);
-    let mut scenario = Scenario { core, now };
+    let mut scenario = Scenario {
+        core,
+        now,
+        given_back: Vec::new(),
+    };
     assert_eq!(scenario.sent(), [on(0, connection::CloseOk::default())]);
     let closed = Seen::Closed(Termination::Closed(forced().1));
     assert_eq!(scenario.events(), [closed]);
