@@ -634,6 +634,28 @@ fn many_threads_may_close_at_the_same_time() {
 }
 
 #[test]
+fn a_peer_that_throws_the_connection_away_instead_of_an_answer_ends_a_close_well() {
+    crate::peer::play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(crate::peer::Tune::default());
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.reset();
+        },
+        |parameters| {
+            let connection = cony::BlockingConnection::open(parameters).unwrap();
+            connection.close().unwrap();
+            let reason = connection.close_reason().unwrap();
+            assert_eq!(
+                reason.reply_code(),
+                Some(ReplyCode::REPLY_SUCCESS),
+                "{reason}"
+            );
+        },
+    );
+}
+
+#[test]
 fn a_close_that_is_never_answered_is_told() {
     let (gone, silence) = signal();
     with_channel_and(

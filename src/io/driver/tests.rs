@@ -195,3 +195,17 @@ fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
     }
     play.thread.join().unwrap();
 }
+
+#[test]
+fn what_is_queued_for_a_channel_that_is_gone_takes_no_room() {
+    let mut play = Play::begin(settings(1 << 20));
+    let channel = play.open_channel();
+    play.peer.send(1, channel::Close::default().reply_code(404));
+    play.peer.expect(channel::CloseOk::ID);
+    for tag in 1..=100 {
+        channel.settle(tag, Settle::Ack { multiple: false });
+    }
+    until(|| play.port.commands().waiting_bytes() == 0);
+    play.port.send(Command::Disconnect);
+    play.thread.join().unwrap();
+}
