@@ -50,15 +50,6 @@ impl Callbacks {
         Ok(())
     }
 
-    /// Removes this very consumer, and not another one of the same name.
-    pub(super) fn remove_exactly(&self, port: &Arc<ConsumerPort>) -> Option<Entry> {
-        let mut entries = self.0.lock();
-        match entries.get(&port.tag) {
-            Some(entry) if Arc::ptr_eq(&entry.port, port) => entries.remove(&port.tag),
-            _ => None,
-        }
-    }
-
     pub(super) fn tags(&self) -> Vec<ShortString> {
         let entries = self.0.lock();
         let live = entries.iter().filter(|(_, entry)| !entry.stopping);
@@ -80,6 +71,17 @@ impl Callbacks {
     pub(super) fn clear(&self) {
         let entries = std::mem::take(&mut *self.0.lock());
         drop(entries);
+    }
+}
+
+/// Removes this very consumer, and not another one of the same name.
+fn remove_exactly(
+    entries: &mut HashMap<ShortString, Entry>,
+    port: &Arc<ConsumerPort>,
+) -> Option<Entry> {
+    match entries.get(&port.tag) {
+        Some(entry) if Arc::ptr_eq(&entry.port, port) => entries.remove(&port.tag),
+        _ => None,
     }
 }
 
@@ -389,11 +391,7 @@ impl Shared {
     /// come for it all the same.
     pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerPort>) {
         let mut entries = self.callbacks.0.lock();
-        let is_it = |entry: &Entry| Arc::ptr_eq(&entry.port, consumer);
-        let entry = match entries.get(&consumer.tag).is_some_and(is_it) {
-            true => entries.remove(&consumer.tag),
-            false => None,
-        };
+        let entry = remove_exactly(&mut entries, consumer);
         let left = match entry {
             Some(_) => self.extract_for(&consumer.tag),
             None => Extracted::default(),
@@ -431,7 +429,9 @@ impl Shared {
     fn end_callback(&self, consumer: &Weak<ConsumerPort>) -> Option<ShortString> {
         // Nothing holds a consumer that was cancelled by its tag before.
         let consumer = consumer.upgrade()?;
-        drop(self.callbacks.remove_exactly(&consumer)?);
+        let entry = remove_exactly(&mut self.callbacks.0.lock(), &consumer);
+        // Outside the lock, for the callback may call anything when it is dropped.
+        drop(entry?);
         if consumer.cancelled_by_broker() != Some(true) {
             return None;
         }
@@ -472,5 +472,35 @@ impl Shared {
                 self.port.id.number
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::channel_port::ChannelPort;
+    use crate::io::port::tests::port;
+    use crate::protocol::event::ChannelId;
+
+    #[test]
+    fn a_consumer_is_not_removed_in_place_of_a_former_one_of_its_name() {
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let channel = Arc::new(ChannelPort::new(id, port(1 << 20), 1));
+        let consumer = || ConsumerPort::with_callback("me".into(), false, Arc::clone(&channel));
+        let (former, latter) = (consumer(), consumer());
+        let callbacks = Callbacks::default();
+        let callback = || Box::new(|_: &BlockingChannel, _| Ok(()));
+        callbacks.insert(callback(), &former).unwrap();
+        let refused = callbacks.insert(callback(), &latter);
+        assert!(matches!(refused, Err(Error::DuplicateConsumerTag(_))));
+        callbacks.set_stopping("me", true);
+        callbacks.insert(callback(), &latter).unwrap();
+        assert!(remove_exactly(&mut callbacks.0.lock(), &former).is_none());
+        assert_eq!(callbacks.tags(), ["me"]);
+        assert!(remove_exactly(&mut callbacks.0.lock(), &latter).is_some());
+        assert!(!callbacks.has_some());
     }
 }

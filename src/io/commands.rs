@@ -302,6 +302,10 @@ mod tests {
     };
 
     fn publish(commands: &Commands) -> Queued {
+        publish_with(commands, false)
+    }
+
+    fn publish_with(commands: &Commands, reserved: bool) -> Queued {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -312,7 +316,7 @@ mod tests {
         };
         let mut scratch = Vec::new();
         let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
-        commands.publish(ID, &encoded, false, || true)
+        commands.publish(ID, &encoded, reserved, || true)
     }
 
     #[test]
@@ -333,6 +337,22 @@ mod tests {
         commands.settle(ID, 1, Settle::Ack { multiple: false });
         assert!(!commands.send(open(reply), || {}));
         assert!(opened.recv().is_err(), "nobody will answer");
+    }
+
+    #[test]
+    fn what_has_waited_for_its_room_takes_it_once() {
+        let commands = Commands::new(1000);
+        publish(&commands);
+        let size = commands.waiting_bytes();
+        let reserved = commands.reserve(size, Instant::now(), || false);
+        assert_eq!(reserved, Ok(()));
+        assert_eq!(commands.waiting_bytes(), 2 * size);
+        assert_eq!(publish_with(&commands, true), Queued::Done);
+        assert_eq!(commands.waiting_bytes(), 2 * size);
+        let (mut taken, mut written) = (VecDeque::new(), Vec::new());
+        commands.take(&mut taken, &mut written);
+        commands.release(2 * size);
+        assert_eq!(commands.waiting_bytes(), 0);
     }
 
     #[test]

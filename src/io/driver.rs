@@ -13,6 +13,8 @@
 //! and answers everyone before it ends. Reading is in `reading`, the wait in `waiting`.
 
 mod reading;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::collections::VecDeque;

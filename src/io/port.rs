@@ -486,3 +486,44 @@ impl Backpressure {
         is_on && !was_on
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use mio::{Poll, Token};
+
+    use super::*;
+    use crate::protocol::table::FieldTable;
+
+    pub(crate) fn negotiated() -> Negotiated {
+        Negotiated {
+            channel_max: 10,
+            frame_max: 4096,
+            heartbeat: 0,
+            server_properties: FieldTable::new(),
+        }
+    }
+
+    /// Settings with so much room for what waits to be taken.
+    pub(crate) fn settings(read_limit: usize) -> Settings {
+        Settings {
+            name: "test".into(),
+            write_limit: 1 << 20,
+            read_limit,
+            max_message_size: 1 << 20,
+            blocked_timeout: None,
+            backpressure_detection: false,
+            busy_wait: Duration::ZERO,
+        }
+    }
+
+    /// The port of a connection without an IO thread.
+    pub(crate) fn port(read_limit: usize) -> Arc<ConnectionPort> {
+        let poll = Poll::new().unwrap();
+        let wake = Wake::new(poll.registry(), Token(0)).unwrap();
+        let (_, ended) = crossbeam_channel::bounded(0);
+        let settings = settings(read_limit);
+        let spin_limit = Duration::ZERO;
+        let port = ConnectionPort::new(wake, ended, negotiated(), &settings, spin_limit, false);
+        Arc::new(port)
+    }
+}

@@ -461,6 +461,9 @@ fn is_one_run<R>(one: &Option<Settled<R>>, other: &Option<Settled<R>>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
     use bytes::Bytes;
 
     use super::*;
@@ -493,6 +496,59 @@ mod tests {
         assert_eq!(number(&publishing), None);
         publishing.confirmed(3, true, true);
         assert_eq!(number(&publishing), Some(4));
+    }
+
+    type Wait<'a> = &'a (dyn Fn(Instant) -> Result<(), NoRoom> + Sync);
+
+    /// What `wait` ends with after `change`, which comes while it waits.
+    fn woken_by(
+        publishing: &Publishing,
+        wait: impl FnOnce(Instant) -> Result<(), NoRoom> + Send,
+        change: impl FnOnce(),
+    ) -> Result<(), NoRoom> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                let outcome = wait(deadline);
+                // Late is never.
+                assert!(Instant::now() < deadline);
+                outcome
+            });
+            while publishing.state.lock().waiting == 0 {
+                thread::yield_now();
+            }
+            change();
+            waiter.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn those_who_wait_are_woken_by_whatever_changes_it() {
+        let publishing = Publishing::new(1, &Total::default());
+        let room = |deadline| publishing.wait_for_room(deadline, || false);
+        let selected = |deadline| publishing.wait_selected(deadline, || false);
+        for (wait, succeeds) in [(&room as Wait<'_>, false), (&selected, true)] {
+            assert!(publishing.select(|| {}));
+            let done = || publishing.select_done(succeeds);
+            assert_eq!(woken_by(&publishing, wait, done), Ok(()));
+        }
+        assert_eq!(number(&publishing), Some(1));
+        let confirm = || assert!(!publishing.confirmed(1, false, true), "nobody listens");
+        assert_eq!(woken_by(&publishing, room, confirm), Ok(()));
+        publishing.set_flow(false);
+        let flow = || publishing.set_flow(true);
+        assert_eq!(woken_by(&publishing, room, flow), Ok(()));
+        assert_eq!(number(&publishing), Some(2));
+        let is_over = AtomicBool::new(false);
+        let settled = |deadline| {
+            let is_pointless = || is_over.load(Ordering::SeqCst);
+            publishing.wait_settled(2, Some(deadline), is_pointless)
+        };
+        let end = || {
+            is_over.store(true, Ordering::SeqCst);
+            publishing.channel_ended();
+        };
+        assert_eq!(woken_by(&publishing, settled, end), Err(NoRoom::Pointless));
     }
 
     #[test]

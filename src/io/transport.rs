@@ -157,3 +157,33 @@ pub(crate) fn connect(
     stream.set_nonblocking(true)?;
     Ok(TcpStream::from_std(stream))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn each_buffer_has_its_own_size() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let sizes = |send, receive| {
+            let options = SocketOptions {
+                nodelay: true,
+                keepalive: None,
+                send_buffer: Some(send),
+                receive_buffer: Some(receive),
+            };
+            let stream = connect(address, &options, Duration::from_secs(10)).unwrap();
+            let socket = SockRef::from(&stream);
+            let send = socket.send_buffer_size().unwrap();
+            (send, socket.recv_buffer_size().unwrap())
+        };
+        // The system may give more than was asked for, by a factor of its own.
+        let (send, receive) = sizes(10_000, 100_000);
+        assert!(send >= 10_000 && receive >= 100_000 && send < receive);
+        let (send, receive) = sizes(100_000, 10_000);
+        assert!(send >= 100_000 && receive >= 10_000 && receive < send);
+    }
+}

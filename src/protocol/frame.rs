@@ -741,6 +741,18 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_method_may_fill_a_frame_and_no_more() {
+        let method = basic::Consume::new("q".repeat(200)).into();
+        let mut whole = Vec::new();
+        encode_method(&mut whole, 1, &method, FRAME_MAX).unwrap();
+        let mut out = Vec::new();
+        assert_eq!(encode_method(&mut out, 1, &method, whole.len()), Ok(()));
+        assert_eq!(out, whole);
+        assert!(encode_method(&mut out, 1, &method, whole.len() - 1).is_err());
+        assert_eq!(out, whole, "nothing of it is left");
+    }
+
+    #[test]
     fn a_frame_of_exactly_frame_max_passes() {
         let mut bytes = b"\x03\0\x01\0\0\x0f\xf8".to_vec();
         bytes.extend(vec![0; 4088]);

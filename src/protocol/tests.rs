@@ -190,6 +190,8 @@ struct Scenario {
     held: Vec<(ChannelId, u64, Settle)>,
     /// What happened since the last look.
     happened: Vec<Seen>,
+    /// Deliveries that nobody took; see [`look`](Self::look).
+    given_back: Vec<(&'static str, u64)>,
 }
 
 impl Scenario {
@@ -220,6 +222,7 @@ impl Scenario {
             ids: BTreeMap::new(),
             held: Vec::new(),
             happened: Vec::new(),
+            given_back: Vec::new(),
         }
     }
 
@@ -275,6 +278,8 @@ impl Scenario {
                     delivery_tag,
                     goes_back,
                 } => {
+                    // For tests that look at the books.
+                    self.given_back.push((channel, delivery_tag));
                     if goes_back {
                         self.core.give_back(self.ids[channel], vec![delivery_tag]);
                     }

@@ -292,6 +292,52 @@ fn dropping_the_last_handle_of_a_channel_closes_it() {
 }
 
 #[test]
+fn what_a_channel_has_kept_for_its_callbacks_goes_with_its_last_handle() {
+    // All channels together keep 64 MiB.
+    const SIZE: usize = 30 << 20;
+    const ROUNDS: usize = 3;
+    connected(
+        |parameters| parameters,
+        |wire| {
+            let body = vec![b'x'; SIZE];
+            for _ in 0..ROUNDS {
+                wire.open_channel(1);
+                wire.expect(1, BASIC_GET);
+                wire.send_content(1, BASIC_GET_OK, crate::peer::get_ok(1), "x");
+                wire.expect(1, QUEUE_DECLARE);
+                let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
+                wire.send(1, BASIC_RETURN, arguments);
+                wire.raw(&crate::peer::header(1, SIZE as u64));
+                for chunk in body.chunks(100_000) {
+                    wire.raw(&crate::peer::body(1, chunk));
+                }
+                wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+                wire.expect(1, CHANNEL_CLOSE);
+                wire.send(1, CHANNEL_CLOSE_OK, args());
+            }
+        },
+        |connection| {
+            let mut held = Vec::new();
+            for round in 1..=ROUNDS {
+                let channel = loop {
+                    match connection.channel_with_number(1) {
+                        Ok(channel) => break channel,
+                        Err(_) => thread::yield_now(),
+                    }
+                };
+                // It keeps what the library knows of the channel.
+                held.push(channel.basic_get("q").unwrap().unwrap());
+                channel.queue_declare("q").unwrap();
+                if round == ROUNDS {
+                    let returned = channel.try_next_return().expect("there is no room for it");
+                    assert_eq!(returned.body().len(), SIZE);
+                }
+            }
+        },
+    );
+}
+
+#[test]
 fn dropping_the_last_handle_of_all_waits_for_close_ok_behind_the_last_publish() {
     let dropped = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&dropped);
@@ -583,6 +629,28 @@ fn many_threads_may_close_at_the_same_time() {
                     });
                 }
             });
+        },
+    );
+}
+
+#[test]
+fn a_peer_that_throws_the_connection_away_instead_of_an_answer_ends_a_close_well() {
+    crate::peer::play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.reset();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            connection.close().unwrap();
+            let reason = connection.close_reason().unwrap();
+            assert_eq!(
+                reason.reply_code(),
+                Some(ReplyCode::REPLY_SUCCESS),
+                "{reason}"
+            );
         },
     );
 }

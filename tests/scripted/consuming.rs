@@ -291,6 +291,28 @@ fn basic_qos_replaces_the_default_prefetch() {
 }
 
 #[test]
+fn a_qos_that_failed_leaves_the_default_to_be_set() {
+    let (past, deadline) = signal();
+    with_channel_and(
+        |parameters| default_prefetch(parameters).rpc_timeout(Duration::from_millis(500)),
+        move |wire| {
+            wire.expect(1, BASIC_QOS);
+            deadline.wait();
+            wire.send(1, BASIC_QOS_OK, args());
+            assert_eq!(accept_qos(wire), 1000);
+            let tag = wire.accept_consumer(1);
+            wire.accept_cancel(1, &tag);
+        },
+        move |channel| {
+            let error = channel.basic_qos(7).unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            past.send(()).unwrap();
+            channel.consume("q").unwrap().cancel().unwrap();
+        },
+    );
+}
+
+#[test]
 fn without_a_default_prefetch_none_is_sent() {
     with_channel(
         |wire| {
@@ -1059,6 +1081,35 @@ fn no_settlement_covers_what_waits_to_go_back_with_a_commit() {
             assert!(matches!(error, Error::AlreadySettled(4)), "{error:?}");
             channel.tx_commit().unwrap();
             other.cancel().unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_went_back_for_a_consumer_that_is_gone_counts_as_settled() {
+    with_channel(
+        |wire| {
+            let gone = wire.accept_consumer(1);
+            assert_eq!(wire.expect_cancel(1), gone);
+            wire.deliver(1, &gone, 1, "too late");
+            expect_requeued(wire, [1]);
+            wire.send(1, BASIC_CANCEL_OK, args().short(&gone));
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 2, "in time");
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (2, SINGLE));
+            wire.accept_cancel(1, &tag);
+        },
+        |channel| {
+            drop(channel.consume("q").unwrap());
+            let consumer = channel.consume("q").unwrap();
+            let delivery = consumer.next().unwrap().unwrap();
+            // RabbitMQ would close the channel (406) if it heard of one of these.
+            for outcome in [channel.basic_ack(1), channel.basic_ack_multiple(1)] {
+                let error = outcome.unwrap_err();
+                assert!(matches!(error, Error::AlreadySettled(1)), "{error:?}");
+            }
+            delivery.ack().unwrap();
+            consumer.cancel().unwrap();
         },
     );
 }

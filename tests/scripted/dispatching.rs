@@ -350,6 +350,56 @@ fn deliveries_behind_a_cancel_without_reply_go_back() {
 }
 
 #[test]
+fn a_cancel_is_told_if_it_was_the_brokers_and_not_if_it_was_ones_own() {
+    with_channel(
+        |wire| {
+            let own = wire.accept_consumer(1);
+            let other = wire.accept_consumer(1);
+            wire.accept_cancel(1, &own);
+            wire.send(1, BASIC_CANCEL, args().short(&other).u8(1));
+        },
+        |channel| {
+            let (note, noted) = mpsc::channel();
+            channel.add_on_cancel_callback(move |_, tag| {
+                note.send(tag.clone()).unwrap();
+                Ok(())
+            });
+            let own = channel.consume("q").unwrap();
+            let other = channel.consume("q").unwrap();
+            own.cancel().unwrap();
+            let connection = channel.connection();
+            assert_eq!(dispatch_until(&connection, &noted), *other.consumer_tag());
+            assert!(noted.try_recv().is_err());
+        },
+    );
+}
+
+#[test]
+fn a_connection_may_answer_any_number_of_bytes_that_the_peer_takes() {
+    // Its answer has 267 bytes. Once 16 MiB are not taken, nothing more is read.
+    const AT_A_TIME: usize = 1000;
+    const TIMES: usize = 70;
+    let (taken, all_is_taken) = signal();
+    with_channel(
+        move |wire| {
+            let cancel = crate::peer::method(1, BASIC_CANCEL, args().short([b'x'; 255]).u8(0));
+            for _ in 0..TIMES {
+                wire.raw(&cancel.repeat(AT_A_TIME));
+                for _ in 0..AT_A_TIME {
+                    wire.expect(1, BASIC_CANCEL_OK);
+                }
+            }
+            taken.send(()).unwrap();
+            wire.accept_declare(1);
+        },
+        move |channel| {
+            all_is_taken.wait();
+            channel.queue_declare("q").unwrap();
+        },
+    );
+}
+
+#[test]
 fn a_dying_connection_still_hands_out_what_needs_no_acknowledgement() {
     play(
         |listener| {
