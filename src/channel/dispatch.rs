@@ -301,7 +301,7 @@ impl BlockingChannel {
     /// Runs the callback that `content` is for.
     fn run_callback(&self, held: &Held<'_>, content: Content, mut loan: Loan<'_>) -> Result<()> {
         let shared = self.shared();
-        if !loan.no_ack && shared.check_open().is_err() {
+        if !loan.no_ack && !shared.is_open() {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }

@@ -182,24 +182,31 @@ impl ChannelPort {
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
         if self.listing.enter() {
-            let is_wanted = || !self.abandoned.load(Ordering::SeqCst);
+            let is_wanted = || !self.is_abandoned();
             self.connection.list(self.id, is_wanted);
         }
         self.inbox.watchers().ring();
         self.connection.anything.ring();
     }
 
-    /// The program has no handle of the channel any more: nobody will ever dispatch it.
-    pub(crate) fn abandon(&self) {
+    /// The program has no handle of the channel any more: nobody will ever dispatch it. How
+    /// many failed publishes nobody was told of.
+    pub(crate) fn abandon(&self) -> u64 {
         self.abandoned.store(true, Ordering::SeqCst);
         // Whoever still holds a delivery or a confirm keeps this, but cannot ask for them.
         let total = &self.connection.kept;
         let notices = std::mem::replace(&mut *self.notices.lock(), Notices::new(total));
         drop(notices);
-        self.publishing.abandon();
+        let unheard = self.publishing.abandon();
         if self.listing.is_entered() {
             self.connection.unlist(self.id);
         }
+        unheard
+    }
+
+    /// Whether the program has no handle of it any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
     }
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
@@ -233,7 +240,7 @@ impl ChannelPort {
     /// `None`: nobody will ever ask.
     fn notice<R>(&self, note: impl FnOnce(&mut Notices) -> R) -> Option<R> {
         let mut notices = self.notices.lock();
-        if self.abandoned.load(Ordering::SeqCst) {
+        if self.is_abandoned() {
             return None;
         }
         let noted = note(&mut notices);

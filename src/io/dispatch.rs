@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
 use super::inbox::Inbox;
 use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome};
+use crate::error::Error;
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::event::Event;
-use crate::protocol::failure::ReplyCode;
+use crate::protocol::event::{Event, Termination};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::run::Run;
 use crate::protocol::wire::ShortString;
 
@@ -41,7 +42,7 @@ fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
 }
 
 /// Passes `event` on; the memory of a list of runs comes back, to be used again. Nothing in
-/// here waits for anybody.
+/// here waits for anybody. The log comes last, for its backend is the program's, and may fail.
 pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<VecDeque<Run>> {
     match event {
         Event::Deliveries {
@@ -87,12 +88,12 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
             reason,
             consumers,
         } => {
-            if let Some(reason) = &reason {
-                log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
-            }
-            channel.close(reason);
+            channel.close(reason.clone());
             port.budget().look_again();
             forget_unsettled(&channel, &consumers);
+            if let Some(reason) = reason {
+                note_channel_end(&channel, &reason);
+            }
         }
         Event::Confirmed {
             channel,
@@ -110,24 +111,45 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
         }
         Event::Flow { channel, active } => {
             let number = channel.id.number;
-            log::info!("{}: channel {number}: flow {active}", port.name);
             channel.publishing.set_flow(active);
             channel.keep_flow(active);
+            log::info!("{}: channel {number}: flow {active}", port.name);
         }
         Event::Blocked(reason) => {
+            port.set_blocked(Some(reason.clone()));
             log::warn!("{}: blocked by the broker: {reason}", port.name);
-            port.set_blocked(Some(reason));
         }
         Event::Unblocked => {
-            log::info!("{}: unblocked by the broker", port.name);
             port.set_blocked(None);
+            log::info!("{}: unblocked by the broker", port.name);
         }
         Event::Closed(termination) => {
-            log::debug!("{}: {termination:?}", port.name);
-            port.terminate(termination);
+            port.terminate(termination.clone());
+            note_end(port, &termination);
         }
     }
     None
+}
+
+/// Says how the connection has ended: loudly if a program that has dropped its last handle
+/// would have been told of an error.
+fn note_end(port: &ConnectionPort, termination: &Termination) {
+    let error = Error::from(termination);
+    match port.is_abandoned() && error.is_of_others() {
+        true => log::warn!("{}: nobody is told, for it was dropped: {error}", port.name),
+        false => log::debug!("{}: {termination:?}", port.name),
+    }
+}
+
+/// Says how a channel has ended, in the same way.
+fn note_channel_end(channel: &ChannelPort, reason: &CloseReason) {
+    let (name, number) = (&channel.connection.name, channel.id.number);
+    match channel.is_abandoned() && reason.by != ClosedBy::Application {
+        true => log::warn!(
+            "{name}: channel {number} was over before it was dropped, and nobody is told: {reason}"
+        ),
+        false => log::debug!("{name}: channel {number} {reason}"),
+    }
 }
 
 /// A message came back: for its confirm, or for whoever takes such messages.

@@ -149,6 +149,8 @@ pub(crate) struct ConnectionPort {
     /// Why the connection ended. Written once, before anything is disconnected.
     closed: OnceLock<Termination>,
     closing: AtomicBool,
+    /// Whether the program has no handle of it any more.
+    abandoned: AtomicBool,
     /// Why the broker takes no publishes, while it does not.
     blocked: Mutex<Option<ShortString>>,
     pub(crate) backpressure: Backpressure,
@@ -216,6 +218,7 @@ impl ConnectionPort {
             name: settings.name.clone(),
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             blocked: Mutex::default(),
             backpressure: Backpressure::new(settings.backpressure_detection),
             counters: Counters::default(),
@@ -300,6 +303,15 @@ impl ConnectionPort {
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// The program has no handle of the connection any more: nobody will ask why it ended.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Records the end. Only the first reason counts.

@@ -169,6 +169,14 @@ impl<T: Tokens> Channel<T> {
         self.ending.wait(number, deadline, token, out);
     }
 
+    /// The broker has closed the channel, on a connection that we have closed meanwhile.
+    pub(crate) fn receive_late_close(&mut self, reason: CloseReason, out: &mut Out<T>) {
+        if !std::mem::replace(&mut self.closing, true) {
+            return self.end(Some(reason), out);
+        }
+        self.ending.cross(reason);
+    }
+
     /// The connection is gone, and this channel with it.
     pub(crate) fn lose(mut self, out: &mut Out<T>) {
         if !self.closing {

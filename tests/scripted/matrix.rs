@@ -256,8 +256,6 @@ const CLOSING: &[(Fault, Ending)] = &[
     (F::Silence, E::CloseTimedOut),
     (F::Fin, E::Ok),
     (F::Reset, E::Ok),
-    (F::ChannelClosed, E::Ok),
-    (F::ConnectionClosed, E::Ok),
     (F::LateReply, E::None),
     (F::MemoryAlarm, E::CloseTimedOut),
     // Behind our close nothing else is listened to.
@@ -706,7 +704,6 @@ pub(crate) const CALLS: &[Call] = &[
         // The peer may notice first, or the client close first.
         (F::Fin, E::None),
         (F::Reset, E::None),
-        (F::ChannelClosed, E::Ok),
         (F::ConnectionClosed, E::None),
         (F::MemoryAlarm, E::CloseTimedOut),
         (F::DiskAlarm, E::None),
@@ -991,6 +988,9 @@ fn look_again(
                 same(channel.close_reason().unwrap());
                 same(channel.queue_declare("again").unwrap_err());
                 same(channel.basic_publish("", "again", "again").unwrap_err());
+            }
+            if call.name.starts_with("connection.close") {
+                return assert!(connection.is_closed());
             }
             let other = connection.channel().unwrap();
             other.queue_declare("again").unwrap();
