@@ -118,6 +118,12 @@ impl Confirm {
             .is_some_and(|numbered| numbered.slot.get().is_some())
     }
 
+    /// That the message was not taken, if that is known.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let numbered = self.0.as_ref()?;
+        numbered.tell(numbered.slot.get()?).err()
+    }
+
     fn numbered(&self) -> Result<&Numbered> {
         self.0.as_ref().ok_or(Error::NotConfirming)
     }

@@ -134,7 +134,8 @@ impl BlockingChannel {
 impl Shared {
     /// Waits until everything published is settled, as long as that makes sense.
     pub(crate) fn await_confirms(&self, deadline: Instant) {
-        if self.is_open() {
+        // Whoever has sent a request waits for its answer only.
+        if self.is_open() && !self.port.serves_requests() {
             let _waiting = self.port.connection.waiting();
             let publishing = &self.port.publishing;
             publishing.wait_for_last(deadline, || !self.is_open());
@@ -146,7 +147,8 @@ impl Shared {
         let number = self.port.id.number;
         let reason = self.port.closed();
         let reason = reason.filter(|reason| reason.by != ClosedBy::Application);
-        let is_news = reason.is_some() && !self.end_is_told.swap(true, Ordering::AcqRel);
+        let is_wanted = reason.is_some() && !self.port.serves_requests();
+        let is_news = is_wanted && !self.end_is_told.swap(true, Ordering::AcqRel);
         let (taken, is_unsettled) = self.port.publishing.take_unheard();
         let unconfirmed = || {
             let confirms = Error::Timeout {
@@ -182,7 +184,8 @@ impl Shared {
         }
         if let Some(reason) = self.port.closed() {
             let is_told = self.end_is_told.load(Ordering::Acquire);
-            if reason.by != ClosedBy::Application && !is_told {
+            let is_missed = !is_told && !self.port.serves_requests();
+            if is_missed && reason.by != ClosedBy::Application {
                 log::warn!("{name}: channel {number} was over, and nobody is told: {reason}");
             }
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use super::answers::Answers;
 use super::budget::Backlog;
 use super::inbox::{Extracted, Inbox};
 use super::kept::{Kept, Total};
@@ -49,6 +50,8 @@ pub(crate) struct ChannelPort {
     listing: Listing,
     /// Whether the program has no handle of it any more.
     abandoned: AtomicBool,
+    /// Whether nobody can ask for what is no answer: it serves requests only.
+    serves_requests: AtomicBool,
 }
 
 /// How many things that nobody takes are kept of each kind; then the oldest goes. So it
@@ -92,6 +95,7 @@ impl ChannelPort {
             has_notices: AtomicBool::new(false),
             listing: Listing::new(),
             abandoned: AtomicBool::new(false),
+            serves_requests: AtomicBool::new(false),
         }
     }
 
@@ -204,6 +208,17 @@ impl ChannelPort {
         unheard
     }
 
+    /// From now on serves requests only: nobody can ask for anything but their `answers`.
+    pub(crate) fn serve_requests(&self, answers: &Arc<Answers>) {
+        self.serves_requests.store(true, Ordering::SeqCst);
+        self.publishing.abandon();
+        self.publishing.tell_of_failures(answers);
+    }
+
+    pub(crate) fn serves_requests(&self) -> bool {
+        self.serves_requests.load(Ordering::SeqCst)
+    }
+
     /// Whether the program has no handle of it any more.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::SeqCst)
@@ -240,7 +255,7 @@ impl ChannelPort {
     /// `None`: nobody will ever ask.
     fn notice<R>(&self, note: impl FnOnce(&mut Notices) -> R) -> Option<R> {
         let mut notices = self.notices.lock();
-        if self.is_abandoned() {
+        if self.is_abandoned() || self.serves_requests() {
             return None;
         }
         let noted = note(&mut notices);
@@ -336,10 +351,23 @@ pub(crate) struct Route {
 
 impl Drop for Route {
     fn drop(&mut self) {
-        if let Some(inbox) = &self.consumer.own_inbox {
-            inbox.end();
+        match &self.consumer.taker {
+            Taker::Inbox(inbox) => inbox.end(),
+            Taker::Answers(answers) => answers.end(),
+            Taker::Callback => {}
         }
     }
+}
+
+/// Where the deliveries of a consumer go.
+#[derive(Debug)]
+pub(crate) enum Taker {
+    /// Into the inbox of its channel, to be taken by a callback.
+    Callback,
+    /// Into an inbox of its own.
+    Inbox(Inbox),
+    /// To those who wait for one of them.
+    Answers(Arc<Answers>),
 }
 
 /// The shared state of one consumer.
@@ -348,8 +376,7 @@ pub(crate) struct ConsumerPort {
     pub(crate) tag: ShortString,
     pub(crate) no_ack: bool,
     pub(crate) channel: Arc<ChannelPort>,
-    /// `None` if it has a callback and shares the inbox of its channel.
-    pub(crate) own_inbox: Option<Inbox>,
+    pub(crate) taker: Taker,
     /// Set when it was cancelled, by the broker or not.
     cancelled: OnceLock<bool>,
 }
@@ -361,13 +388,7 @@ impl ConsumerPort {
         no_ack: bool,
         channel: Arc<ChannelPort>,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            tag,
-            no_ack,
-            channel,
-            own_inbox: None,
-            cancelled: OnceLock::new(),
-        })
+        Self::new(tag, no_ack, channel, Taker::Callback)
     }
 
     /// A consumer whose deliveries are taken one by one.
@@ -377,23 +398,44 @@ impl ConsumerPort {
         channel: Arc<ChannelPort>,
     ) -> Arc<Self> {
         let inbox = Inbox::new(Arc::clone(&channel.connection));
+        Self::new(tag, no_ack, channel, Taker::Inbox(inbox))
+    }
+
+    /// A consumer of answers, which need no acknowledgement.
+    pub(crate) fn of_answers(
+        tag: ShortString,
+        channel: Arc<ChannelPort>,
+        answers: Arc<Answers>,
+    ) -> Arc<Self> {
+        Self::new(tag, true, channel, Taker::Answers(answers))
+    }
+
+    fn new(tag: ShortString, no_ack: bool, channel: Arc<ChannelPort>, taker: Taker) -> Arc<Self> {
         Arc::new(Self {
             tag,
             no_ack,
             channel,
-            own_inbox: Some(inbox),
+            taker,
             cancelled: OnceLock::new(),
         })
     }
 
+    /// The inbox that is its alone.
+    pub(crate) fn own_inbox(&self) -> Option<&Inbox> {
+        match &self.taker {
+            Taker::Inbox(inbox) => Some(inbox),
+            Taker::Callback | Taker::Answers(_) => None,
+        }
+    }
+
     /// Where its deliveries wait.
     pub(crate) fn inbox(&self) -> &Inbox {
-        self.own_inbox.as_ref().unwrap_or(&self.channel.inbox)
+        self.own_inbox().unwrap_or(&self.channel.inbox)
     }
 
     /// Takes out what waits for it and nobody has taken.
     pub(crate) fn take_left(&self) -> Extracted {
-        let inbox = self.own_inbox.as_ref();
+        let inbox = self.own_inbox();
         inbox.map_or_else(Extracted::default, |inbox| inbox.extract(|_| true))
     }
 

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::channel_port::{ChannelPort, ConsumerPort, Route, Taker};
 use super::inbox::Inbox;
 use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome};
 use crate::error::Error;
@@ -31,12 +31,15 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
-    put(consumer, |inbox| inbox.push(runs, is_fixed));
+    match &consumer.taker {
+        Taker::Answers(answers) => answers.deliver(runs),
+        Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),
+    }
 }
 
 fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
     put(consumer.inbox());
-    if consumer.own_inbox.is_none() {
+    if consumer.own_inbox().is_none() {
         consumer.channel.announce();
     }
 }
@@ -144,7 +147,8 @@ fn note_end(port: &ConnectionPort, termination: &Termination) {
 /// Says how a channel has ended, in the same way.
 fn note_channel_end(channel: &ChannelPort, reason: &CloseReason) {
     let (name, number) = (&channel.connection.name, channel.id.number);
-    match channel.is_abandoned() && reason.by != ClosedBy::Application {
+    let is_missed = channel.is_abandoned() && !channel.serves_requests();
+    match is_missed && reason.by != ClosedBy::Application {
         true => log::warn!(
             "{name}: channel {number} was over before it was dropped, and nobody is told: {reason}"
         ),
@@ -197,7 +201,7 @@ fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
     };
     channel.inbox.discard(|tag| !is_for_good(tag));
     for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
-        if let Some(inbox) = &route.consumer.own_inbox {
+        if let Some(inbox) = route.consumer.own_inbox() {
             inbox.discard(|_| true);
         }
     }
@@ -206,9 +210,10 @@ fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
 fn end_consumer(route: &Route, by_broker: bool) {
     let consumer = &route.consumer;
     consumer.cancel(by_broker);
-    match &consumer.own_inbox {
-        None => put(consumer, |inbox| inbox.push_end(consumer)),
-        Some(inbox) => {
+    match &consumer.taker {
+        Taker::Callback => put(consumer, |inbox| inbox.push_end(consumer)),
+        Taker::Answers(answers) => answers.end(),
+        Taker::Inbox(inbox) => {
             inbox.end();
             if by_broker {
                 consumer.channel.keep_cancelled(consumer.tag.clone());

@@ -172,6 +172,8 @@ pub(crate) struct ConnectionPort {
     /// How it went to look for replies, and for confirms.
     reply_spin: Spin,
     pub(crate) confirm_spin: Spin,
+    /// The same for answers to RPC requests.
+    pub(crate) answer_spin: Spin,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
 }
@@ -231,6 +233,7 @@ impl ConnectionPort {
             confirm_waits: AtomicUsize::new(0),
             reply_spin: Spin::new(spin_limit),
             confirm_spin: Spin::new(spin_limit),
+            answer_spin: Spin::new(spin_limit),
             ended,
         }
     }

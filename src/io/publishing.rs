@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::answers::Answers;
 use super::budget::NoRoom;
 use super::commands::Queued;
 use super::failures::{Failures, Taken, cost};
@@ -47,6 +48,8 @@ struct State {
     news: Option<News>,
     /// Whether nobody will ever ask for failures or news.
     abandoned: bool,
+    /// Who is told at once of publishes that were not taken.
+    answers: Option<Arc<Answers>>,
     /// The last publish that a close has waited for.
     closing_at: u64,
     waiting: usize,
@@ -99,6 +102,7 @@ impl Publishing {
                 failures: Failures::new(total),
                 news: None,
                 abandoned: false,
+                answers: None,
                 closing_at: 0,
                 waiting: 0,
                 slots: Vec::new(),
@@ -259,6 +263,11 @@ impl Publishing {
         unheard
     }
 
+    /// Who is told at once of each publish that is not taken.
+    pub(crate) fn tell_of_failures(&self, answers: &Arc<Answers>) {
+        self.state.lock().answers = Some(Arc::clone(answers));
+    }
+
     /// A confirm came. `true`: a callback is to be told.
     pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) -> bool {
         let mut state = self.state.lock();
@@ -267,13 +276,15 @@ impl Publishing {
             failures,
             news,
             abandoned,
+            answers,
             waiting,
             slots,
             ..
         } = &mut *state;
         let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
         ledger.settle(number, multiple, ack, |number, mut slot, settled| {
-            if !matches!(settled, Settled::Acked) && !*abandoned {
+            let is_taken = matches!(settled, Settled::Acked);
+            if !is_taken && !*abandoned {
                 failures.add(number, settled.clone(), &slot, news.is_some());
             }
             if let Some(news) = news {
@@ -284,6 +295,9 @@ impl Publishing {
                 Some(_) if slots.len() < self.window => slots.push(slot),
                 Some(_) => {}
                 None => slot.fill(settled),
+            }
+            if let (false, Some(answers)) = (is_taken, &answers) {
+                answers.not_taken(number);
             }
         });
         let dropped = news.as_ref().map_or(0, |news| news.dropped);
@@ -448,6 +462,7 @@ fn is_one_run<R>(one: &Option<Settled<R>>, other: &Option<Settled<R>>) -> bool {
 mod tests {
     use bytes::Bytes;
 
+    use super::super::answers::Heard;
     use super::*;
     use crate::protocol::content::ContentMethod;
     use crate::protocol::methods::basic;
@@ -574,5 +589,24 @@ mod tests {
         number(&publishing);
         publishing.confirmed(1, false, true);
         assert!(!publishing.take_unheard().1);
+    }
+
+    #[test]
+    fn failures_that_nobody_can_ask_for_are_not_kept() {
+        let (total, answers) = (Total::default(), Arc::default());
+        let publishing = confirming(10, &total);
+        publishing.abandon();
+        publishing.tell_of_failures(&answers);
+        let heard = answers.expect(7);
+        answers.note_publish(7, 2);
+        let slots = nacked(&publishing, 2);
+        assert!(matches!(slots[1].get(), Some(Settled::Nacked)));
+        assert!(matches!(heard.try_recv(), Ok(Heard::NotTaken)));
+        assert!(
+            heard.try_recv().is_err(),
+            "the other one is not its request"
+        );
+        assert!(publishing.take_failures().kept.is_empty());
+        assert!(publishing.take_unheard().0.kept.is_empty());
     }
 }
