@@ -7,7 +7,6 @@ use crate::confirm::PublishFailure;
 use crate::error::{Error, Result};
 use crate::io::budget::NoRoom;
 use crate::protocol::event::Reply;
-use crate::protocol::failure::ReplyCode;
 use crate::protocol::methods::confirm;
 
 /// # Publisher confirms
@@ -52,8 +51,7 @@ impl BlockingChannel {
         };
         if matches!(outcome, Err(Error::Timeout { .. })) {
             let text = "confirm.select was not answered in time";
-            let code = ReplyCode::REPLY_SUCCESS;
-            shared.port.send_close(code, text.into(), None);
+            shared.port.give_up(text.into());
         }
         shared.port.publishing.select_done(outcome.is_ok());
         outcome.map(drop)

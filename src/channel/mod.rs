@@ -169,6 +169,12 @@ impl BlockingChannel {
             connection: Arc::clone(connection),
         });
         connection.add_channel(id, WeakChannel(Arc::downgrade(&handle)));
+        let port = &handle.shared.port;
+        if port.inbox.has_ended() {
+            // Whoever dispatches may have looked for it in vain, and not looks again.
+            port.unlist();
+            port.announce();
+        }
         Ok(Self { handle })
     }
 

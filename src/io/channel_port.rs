@@ -156,6 +156,13 @@ impl ChannelPort {
         self.announce();
     }
 
+    /// The connection has ended without telling the channel, which may have been impossible.
+    pub(crate) fn end_with_connection(&self) {
+        if !self.inbox.has_ended() {
+            self.close(None);
+        }
+    }
+
     pub(crate) fn last_delivery_tag(&self) -> u64 {
         self.last_delivery_tag.load(Ordering::Acquire)
     }
@@ -306,8 +313,24 @@ impl ChannelPort {
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
     ) {
+        self.send_close_by(ClosedBy::Application, code, text, reply);
+    }
+
+    /// Queues a close that the program has not asked for: nobody waits until it is done.
+    pub(crate) fn give_up(&self, text: ShortString) {
+        self.send_close_by(ClosedBy::Library, ReplyCode::REPLY_SUCCESS, text, None);
+    }
+
+    fn send_close_by(
+        &self,
+        by: ClosedBy,
+        code: ReplyCode,
+        text: ShortString,
+        reply: Option<(Sender<Outcome>, Instant)>,
+    ) {
         let close = Command::CloseChannel {
             channel: self.id,
+            by,
             code,
             text,
             reply,

@@ -21,7 +21,7 @@ use super::spin::Spin;
 use super::wake::Wake;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
-use crate::protocol::failure::ReplyCode;
+use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
@@ -64,6 +64,7 @@ pub(crate) enum Command {
     },
     CloseChannel {
         channel: ChannelId,
+        by: ClosedBy,
         code: ReplyCode,
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
