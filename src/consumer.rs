@@ -206,7 +206,7 @@ impl Consumer {
             match popped {
                 Popped::Item(Incoming::Message(content)) => {
                     // What cannot be settled any more is given out again by the broker.
-                    if port.no_ack || self.shared().check_open().is_ok() {
+                    if port.no_ack || self.shared().is_open() {
                         return Ok(self.shared().take(content, port.no_ack));
                     }
                 }
@@ -293,7 +293,7 @@ impl Drop for Handle {
                     self.port.tag
                 ),
             }
-        } else if channel.check_open().is_ok() {
+        } else if channel.is_open() {
             channel.port.connection.send(Command::Discard {
                 channel: channel.port.id,
                 consumer: Arc::clone(&self.port),

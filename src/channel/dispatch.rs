@@ -145,7 +145,7 @@ impl BlockingChannel {
     /// Runs the callbacks of this channel's consumers, in this thread, until there are
     /// no more consumers; and meanwhile those of its connection, timers included.
     ///
-    /// Returns Ok at once if there are none, and after
+    /// Returns Ok at once if there are none on an open channel, and after
     /// [`stop_consuming`](Self::stop_consuming), a [`basic_cancel`](Self::basic_cancel)
     /// of the last one, or a `close` of the channel or its connection by this program.
     /// A panic in a callback goes through, and leaves the connection usable. To serve
@@ -181,6 +181,12 @@ impl BlockingChannel {
         let _watch = shared.port.inbox.watchers().watch(&bell);
         let _watch_connection = shared.port.connection.own_events.watch(&bell);
         let mut consuming = Consuming::default();
+        if !shared.callbacks.has_some() {
+            // Those that there were have ended with the channel.
+            if let Some(error) = shared.ended_by_others() {
+                return Err(error);
+            }
+        }
         loop {
             let told =
                 connection.dispatch_own(&|| false)? + self.tell_notices(held, SHARE, &|| false)?;
@@ -303,7 +309,7 @@ impl BlockingChannel {
     /// Runs the callback that `content` is for.
     fn run_callback(&self, held: &Held<'_>, content: Content, mut loan: Loan<'_>) -> Result<()> {
         let shared = self.shared();
-        if !loan.no_ack && shared.check_open().is_err() {
+        if !loan.no_ack && !shared.is_open() {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }

@@ -152,7 +152,7 @@ impl Room<'_> {
         // Others may use it meanwhile.
         self.give_back();
         let deadline = self.deadline();
-        let is_pointless = || self.shared.check_open().is_err();
+        let is_pointless = || !self.shared.is_open();
         let publishing = &self.shared.port.publishing;
         let waited = publishing.wait_for_room(deadline, is_pointless);
         waited.map_err(|no_room| self.in_vain(no_room))
@@ -160,7 +160,7 @@ impl Room<'_> {
 
     fn wait_for_budget(&mut self) -> Result<()> {
         let deadline = self.deadline();
-        let is_pointless = || self.shared.check_open().is_err();
+        let is_pointless = || !self.shared.is_open();
         let commands = self.shared.port.connection.commands();
         let waited = commands.reserve(self.size, deadline, is_pointless);
         waited.map_err(|no_room| self.in_vain(no_room))?;

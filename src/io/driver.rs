@@ -247,12 +247,13 @@ impl Driver {
             } => self.core.give_back(channel, delivery_tags),
             Command::CloseChannel {
                 channel,
+                by,
                 code,
                 text,
                 reply,
             } => {
                 let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
-                self.core.close_channel(channel, code, text, call);
+                self.core.close_channel(channel, by, code, text, call);
             }
             Command::UpdateSecret {
                 secret,
@@ -392,6 +393,29 @@ impl Driver {
     }
 }
 
+impl Driver {
+    /// Tells everyone after a panic. What has panicked, the core or the log backend, may do so
+    /// again at any step, so each is taken by itself.
+    fn speak_last_words(&mut self, termination: Termination) {
+        let channels: Vec<_> = self.core.channels().map(|(it, _)| Arc::clone(it)).collect();
+        let terminate = AssertUnwindSafe(|| self.core.terminate(termination));
+        let _ = catch_unwind(terminate);
+        let mut is_done = false;
+        while !is_done {
+            // What panics is gone, so this comes to an end.
+            let tell = AssertUnwindSafe(|| match self.core.poll_event() {
+                // Nothing goes out any more.
+                Some(event) => drop(dispatch::tell(&self.port, event, drop)),
+                None => is_done = true,
+            });
+            let _ = catch_unwind(tell);
+        }
+        for channel in channels {
+            channel.end_with_connection();
+        }
+    }
+}
+
 impl Drop for Driver {
     /// Whatever ends this thread, nobody waits on for a reason.
     fn drop(&mut self) {
@@ -399,12 +423,7 @@ impl Drop for Driver {
             let kind = io::ErrorKind::Other;
             let termination = Termination::Io(kind, "the IO thread has panicked".into());
             self.port.terminate(termination.clone());
-            // The core may be what has panicked, so it may do so again.
-            let last_words = AssertUnwindSafe(|| {
-                self.core.terminate(termination);
-                self.dispatch();
-            });
-            let _ = catch_unwind(last_words);
+            self.speak_last_words(termination);
         }
         // With what waits in there, those wake who wait for an answer to it.
         self.port.commands().close();

@@ -22,7 +22,7 @@ use super::wake::Wake;
 use super::write_budget::WriteBudget;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
-use crate::protocol::failure::ReplyCode;
+use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
@@ -70,6 +70,7 @@ pub(crate) enum Command {
     },
     CloseChannel {
         channel: ChannelId,
+        by: ClosedBy,
         code: ReplyCode,
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
@@ -155,6 +156,8 @@ pub(crate) struct ConnectionPort {
     /// Why the connection ended. Written once, before anything is disconnected.
     closed: OnceLock<Termination>,
     closing: AtomicBool,
+    /// Whether the program has no handle of it any more.
+    abandoned: AtomicBool,
     /// Why the broker takes no publishes, while it does not.
     blocked: Mutex<Option<ShortString>>,
     pub(crate) backpressure: Backpressure,
@@ -176,6 +179,8 @@ pub(crate) struct ConnectionPort {
     /// How it went to look for replies, and for confirms.
     reply_spin: Spin,
     pub(crate) confirm_spin: Spin,
+    /// The same for answers to RPC requests.
+    pub(crate) answer_spin: Spin,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
 }
@@ -222,6 +227,7 @@ impl ConnectionPort {
             name: settings.name.clone(),
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             blocked: Mutex::default(),
             backpressure: Backpressure::new(settings.backpressure_detection),
             counters: Counters::default(),
@@ -234,6 +240,7 @@ impl ConnectionPort {
             confirm_waits: AtomicUsize::new(0),
             reply_spin: Spin::new(spin_limit),
             confirm_spin: Spin::new(spin_limit),
+            answer_spin: Spin::new(spin_limit),
             ended,
         }
     }
@@ -306,6 +313,15 @@ impl ConnectionPort {
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// The program has no handle of the connection any more: nobody will ask why it ended.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Records the end. Only the first reason counts.

@@ -427,6 +427,7 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn close_channel(
         &mut self,
         id: ChannelId,
+        by: ClosedBy,
         code: ReplyCode,
         text: ShortString,
         call: Option<(T::Call, Instant)>,
@@ -436,7 +437,7 @@ impl<T: Tokens> Connection<T> {
         let mut call = call;
         self.router.with_channel(id, |channel, out| {
             if open {
-                channel.close(code, text, ClosedBy::Application, None, out);
+                channel.close(code, text, by, None, out);
             }
             if let Some((token, deadline)) = call.take() {
                 channel.await_close(number, deadline, token, out);

@@ -376,7 +376,8 @@ impl Scenario {
     fn begin_close_channel(&mut self, id: ChannelId, call: u32) {
         let call = Some((call, self.now + RPC_TIMEOUT));
         let code = ReplyCode::REPLY_SUCCESS;
-        self.core.close_channel(id, code, "bye".into(), call);
+        self.core
+            .close_channel(id, ClosedBy::Application, code, "bye".into(), call);
     }
 
     fn begin_close(&mut self, time: Duration) {
