@@ -174,7 +174,9 @@ impl Inbox {
         let found = self.take(&mut state);
         let taken = self.to_report(&mut state);
         drop(state);
-        self.report(taken);
+        if let Some(taken) = taken {
+            self.report(&taken);
+        }
         found.unpack()
     }
 
@@ -199,7 +201,9 @@ impl Inbox {
         state.waiting -= 1;
         let taken = self.to_report(&mut state);
         drop(state);
-        self.report(taken);
+        if let Some(taken) = taken {
+            self.report(&taken);
+        }
         found.unpack()
     }
 
@@ -241,23 +245,21 @@ impl Inbox {
 
     /// What is to be reported now: when it has become much, when nothing is left to report
     /// it with, and when the IO thread waits for it.
-    fn to_report(&self, state: &mut State) -> Taking {
+    #[inline]
+    fn to_report(&self, state: &mut State) -> Option<Taking> {
         let is_due = state.taken.cost > UNREPORTED_MAX
             || state.queue.is_empty()
             || self.connection.backlog.is_watched();
-        match is_due {
-            true => std::mem::take(&mut state.taken),
-            false => Taking::default(),
-        }
+        is_due.then(|| std::mem::take(&mut state.taken))
     }
 
     /// Reports what was taken so far.
     pub(crate) fn report_taken(&self) {
         let taken = std::mem::take(&mut self.state.lock().taken);
-        self.report(taken);
+        self.report(&taken);
     }
 
-    fn report(&self, taken: Taking) {
+    fn report(&self, taken: &Taking) {
         if taken.cost > 0 {
             self.connection.handed_out(taken.cost, taken.fixed);
         }
@@ -336,7 +338,7 @@ impl Inbox {
         state.bytes -= cost;
         taken.cost += cost;
         drop(state);
-        self.report(taken);
+        self.report(&taken);
         Extracted {
             len: extracted.iter().map(Run::len).sum(),
             runs: extracted,

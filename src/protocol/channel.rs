@@ -253,6 +253,7 @@ impl<T: Tokens> Channel<T> {
         self.receive(decode_method(payload)?, out)
     }
 
+    #[inline]
     pub(crate) fn receive_header(
         &mut self,
         payload: &[u8],
@@ -292,6 +293,7 @@ impl<T: Tokens> Channel<T> {
         left.map_or(Ok(()), |left| self.receive_left(left, out))
     }
 
+    #[inline]
     pub(crate) fn receive_body(
         &mut self,
         payload: &[u8],
@@ -303,7 +305,9 @@ impl<T: Tokens> Channel<T> {
         let announced = self.assembly.announced();
         let left = match self.assembly.body(payload)? {
             Progress::Complete(head, parts) => {
-                out.room.end_announced(announced);
+                if announced > 0 {
+                    out.room.end_announced(announced);
+                }
                 deliver(
                     self.id.number,
                     &mut self.consumers,
@@ -314,7 +318,13 @@ impl<T: Tokens> Channel<T> {
                     out,
                 )
             }
-            Progress::Pending | Progress::TooLarge { .. } => None,
+            Progress::Pending | Progress::TooLarge { .. } => {
+                if announced == 0 {
+                    // The first part of it has come.
+                    out.room.announce(self.assembly.announced());
+                }
+                return Ok(());
+            }
         };
         left.map_or(Ok(()), |left| self.receive_left(left, out))
     }

@@ -240,6 +240,8 @@ impl<T: Tokens> Out<T> {
 
     /// Tells of a delivery: together with the last one, if it goes to the same consumer and
     /// nothing has happened between the two.
+    // For each delivery, and called in one place.
+    #[inline]
     pub(crate) fn deliver(
         &mut self,
         channel: u16,
