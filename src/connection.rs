@@ -243,17 +243,18 @@ impl BlockingConnection {
         let is_first = self.is_open();
         let mut channels = self.inner.open_channels();
         channels.sort_by_key(BlockingChannel::number);
-        for channel in &channels {
-            let shared = channel.shared();
-            shared.await_confirms(start + confirms_share(timeout));
-        }
+        let deadline = start + confirms_share(timeout);
+        let interrupted: Vec<_> = channels
+            .iter()
+            .map(|channel| channel.shared().await_confirms(deadline))
+            .collect();
         self.inner.close(code.into(), text, start + timeout);
         let told = self.tell_closed();
         match self.inner.port.termination() {
             Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => {
-                let channels = channels.iter().filter(|_| is_first);
-                let unheard = Unheard::sum(channels.map(|channel| channel.shared().unheard()));
-                unheard.map_or(told, Err)
+                let ends = channels.iter().zip(interrupted).filter(|_| is_first);
+                let unheard = ends.map(|(channel, end)| channel.shared().unheard(end));
+                Unheard::sum(unheard).map_or(told, Err)
             }
             Some(termination) => Err(termination.into()),
             None => Err(Error::Timeout {

@@ -9,6 +9,7 @@ use crossbeam_channel::bounded;
 use super::{BlockingChannel, Shared, cut};
 use crate::confirm::PublishFailure;
 use crate::error::{Error, Result};
+use crate::io::write_budget::NoRoom;
 use crate::protocol::event::{CallFailure, Reply};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 
@@ -95,7 +96,7 @@ impl BlockingChannel {
             return Err(error);
         }
         let is_first = shared.is_open();
-        shared.await_confirms(start + confirms_share(after));
+        let interrupted = shared.await_confirms(start + confirms_share(after));
         let (reply, outcome) = bounded(1);
         let waiter = (reply, start + after);
         shared
@@ -120,7 +121,11 @@ impl BlockingChannel {
             }
             Err(_) => shared.ended_by_others(),
         };
-        let unheard = || is_first.then(|| shared.unheard())?.into_error();
+        let unheard = || {
+            is_first
+                .then(|| shared.unheard(interrupted))
+                .and_then(Unheard::into_error)
+        };
         let failure = match end {
             Some(error) if !error.is_timeout() => Some(error),
             end => unheard().or(end),
@@ -132,18 +137,24 @@ impl BlockingChannel {
 }
 
 impl Shared {
-    /// Waits until everything published is settled, as long as that makes sense.
-    pub(crate) fn await_confirms(&self, deadline: Instant) {
+    /// Waits until everything published is settled, as long as that makes sense. The end that
+    /// has come before, if one has.
+    pub(crate) fn await_confirms(&self, deadline: Instant) -> Option<Error> {
         // Whoever has sent a request waits for its answer only.
-        if self.is_open() && !self.port.serves_requests() {
-            let _waiting = self.port.connection.waiting();
-            let publishing = &self.port.publishing;
-            publishing.wait_for_last(deadline, || !self.is_open());
+        if !self.is_open() || self.port.serves_requests() {
+            return None;
+        }
+        let _waiting = self.port.connection.waiting();
+        let publishing = &self.port.publishing;
+        match publishing.wait_for_last(deadline, || !self.is_open()) {
+            Err(NoRoom::Pointless) => self.check_open().err(),
+            Err(NoRoom::TimedOut) | Ok(()) => None,
         }
     }
 
-    /// What nobody was told of this channel, which has ended or ends now; once.
-    pub(crate) fn unheard(&self) -> Unheard {
+    /// What nobody was told of this channel, which has ended or ends now; once. `interrupted`
+    /// is the end that has come before all confirms.
+    pub(crate) fn unheard(&self, interrupted: Option<Error>) -> Unheard {
         let number = self.port.id.number;
         let reason = self.port.closed();
         let reason = reason.filter(|reason| reason.by != ClosedBy::Application);
@@ -156,7 +167,7 @@ impl Shared {
                 channel: Some(number),
                 after: confirms_share(self.limits.close_timeout),
             };
-            Error::Unconfirmed(Box::new(confirms))
+            Error::Unconfirmed(Box::new(interrupted.unwrap_or(confirms)))
         };
         let failures = taken.kept.into_iter();
         Unheard {

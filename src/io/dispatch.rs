@@ -88,13 +88,13 @@ pub(super) fn tell(
             channel,
             delivery_tag,
             goes_back,
-        } => match goes_back {
-            true => channel.give_back([delivery_tag], obey),
-            false => {
-                let mut settlements = channel.settlements.lock();
-                settlements.settle_for_good(delivery_tag, delivery_tag);
+        } => {
+            let mut settlements = channel.settlements.lock();
+            match goes_back {
+                true => drop(settlements.give_back(delivery_tag)),
+                false => settlements.settle_for_good(delivery_tag, delivery_tag),
             }
-        },
+        }
         Event::GivenBack {
             channel,
             delivery_tags,

@@ -223,13 +223,17 @@ impl Publishing {
     }
 
     /// Waits for all that was published before a close.
-    pub(crate) fn wait_for_last(&self, deadline: Instant, is_pointless: impl Fn() -> bool) {
+    pub(crate) fn wait_for_last(
+        &self,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
         let mut state = self.state.lock();
         let last = state.ledger.last();
         state.closing_at = last;
         drop(state);
         // What is not settled by then is told with the close.
-        let _ = self.wait_settled(last, Some(deadline), is_pointless);
+        self.wait_settled(last, Some(deadline), is_pointless)
     }
 
     /// Those of them that nobody was told of, and whether something that a close has waited for
@@ -638,9 +642,9 @@ mod tests {
         number(&publishing);
         assert!(!publishing.take_unheard().1, "no close has waited");
         let now = Instant::now();
-        publishing.wait_for_last(now, || false);
+        assert!(publishing.wait_for_last(now, || false).is_err());
         assert_eq!([(); 2].map(|()| publishing.take_unheard().1), [true, false]);
-        publishing.wait_for_last(now, || false);
+        assert!(publishing.wait_for_last(now, || false).is_err());
         // What comes in meanwhile is the business of those who publish.
         number(&publishing);
         publishing.confirmed(1, false, true);

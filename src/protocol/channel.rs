@@ -390,12 +390,17 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Nobody here takes this message.
-    fn refuse(&self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
+    fn refuse(&mut self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
+        let goes_back = !no_ack && !content.is_of_stream();
         out.events.push_back(Event::Unwanted {
             channel: self.token.clone(),
             delivery_tag,
-            goes_back: !no_ack && !content.is_of_stream(),
+            goes_back,
         });
+        if goes_back {
+            // At once, for the next call may look for it in its queue.
+            self.give_back(vec![delivery_tag], out);
+        }
         if no_ack {
             log::warn!(
                 "a message that needed no acknowledgement came too late for its taker and is lost \

@@ -153,8 +153,7 @@ pub(crate) enum Event<T: Tokens> {
     Unwanted {
         channel: T::Channel,
         delivery_tag: u64,
-        /// Whether it is to go back to its queue, by `Connection::give_back`; else it needs
-        /// no settlement.
+        /// Whether it goes back to its queue; else it needs no settlement.
         goes_back: bool,
     },
     /// On a channel with transactions, what was to go back is on its way.

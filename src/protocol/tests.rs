@@ -276,14 +276,8 @@ impl Scenario {
                 Event::Unwanted {
                     channel,
                     delivery_tag,
-                    goes_back,
-                } => {
-                    // For tests that look at the books.
-                    self.given_back.push((channel, delivery_tag));
-                    if goes_back {
-                        self.core.give_back(self.ids[channel], vec![delivery_tag]);
-                    }
-                }
+                    ..
+                } => self.given_back.push((channel, delivery_tag)),
                 // The sent nacks show it anyway.
                 Event::GivenBack { .. } => {}
                 Event::Deliveries { consumer, runs, .. } => {

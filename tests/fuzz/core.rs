@@ -254,16 +254,6 @@ impl Subject {
                     self.closed = true;
                 }
                 Event::ChannelClosed { reason, .. } if self.closed => assert_eq!(reason, None),
-                Event::Unwanted {
-                    channel,
-                    delivery_tag,
-                    goes_back: true,
-                } if !self.closed => {
-                    let mut ids = self.ids.iter().rev();
-                    if let Some(id) = ids.find(|id| id.number == channel) {
-                        self.core.give_back(*id, vec![delivery_tag]);
-                    }
-                }
                 other => assert!(!self.closed, "{other:?} came after the end"),
             }
         }

@@ -14,9 +14,9 @@ use cony::{
 use crate::matrix::Saboteur;
 use crate::peer::methods::*;
 #[cfg(feature = "tls")]
-use crate::peer::{Below, Tune, play_over};
+use crate::peer::{Below, play_over};
 use crate::peer::{
-    CURTAIN, args, close, connected, method, signal, with_channel, with_channel_and,
+    CURTAIN, Tune, args, close, connected, method, signal, with_channel, with_channel_and,
 };
 
 #[test]

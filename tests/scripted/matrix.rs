@@ -504,6 +504,8 @@ pub(crate) const CALLS: &[Call] = &[
         // That the broker blocks is an event, after which it returns.
         (F::MemoryAlarm, E::Ok),
         (F::DiskAlarm, E::Ok),
+        // It is made to panic while it tells of such a block, which may be first.
+        (F::IoThreadGone, E::None),
     ]),
     Call::new(
         "waiting for Consumer::ready",

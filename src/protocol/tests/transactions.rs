@@ -83,22 +83,21 @@ fn what_nobody_takes_goes_back_right_in_front_of_the_program_s_commit() {
 fn nothing_goes_back_between_a_commit_and_its_reply() {
     let (mut scenario, id) = cancelling();
     scenario.peer_sends(1, cancel_ok("c"));
-    let late = basic::Get::new("q");
-    scenario.call_within(SECOND, id, 2, late);
-    scenario.pass(SECOND * 2);
+    scenario.events();
+    scenario.consume(id, "other");
+    scenario.call(id, 2, basic::Cancel::new("other").nowait(true));
     scenario.call(id, 3, tx::Commit::default());
     scenario.call(id, 4, queue::Declare::new("q"));
     scenario.sent();
-    // The commit is on its way when the message for nobody is there.
-    let mut bytes = content(1, basic::GetOk::default().delivery_tag(1), None, b"late");
-    scenario.peer_sends_bytes(&bytes);
+    // The commit is on its way when a message comes that nobody takes any more.
+    let late = content(1, deliver("other", 1), None, b"late");
+    scenario.peer_sends_bytes(&late);
     scenario.settle(id, 7, Settle::Ack { multiple: false });
-    assert_eq!(scenario.sent(), [commit()]);
-    bytes = frame(1, tx::CommitOk::default());
-    scenario.peer_sends_bytes(&bytes);
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, tx::CommitOk::default());
     assert_eq!(
         scenario.sent(),
-        [on(1, basic::Ack::new(7)), on(1, queue::Declare::new("q")),],
+        [on(1, basic::Ack::new(7)), on(1, queue::Declare::new("q"))],
         "what the program said comes first, and may be rolled back"
     );
     scenario.peer_sends(1, queue::DeclareOk::default());
@@ -109,6 +108,19 @@ fn nothing_goes_back_between_a_commit_and_its_reply() {
         scenario.sent(),
         [on(1, tx::Rollback::default()), on(1, requeue(1)), commit()]
     );
+}
+
+#[test]
+fn a_late_message_goes_back_in_front_of_a_commit_that_waits() {
+    let (mut scenario, id) = cancelling();
+    scenario.peer_sends(1, cancel_ok("c"));
+    scenario.call_within(SECOND, id, 2, basic::Get::new("q"));
+    scenario.pass(SECOND * 2);
+    scenario.call(id, 3, tx::Commit::default());
+    scenario.sent();
+    let late = content(1, basic::GetOk::default().delivery_tag(1), None, b"late");
+    scenario.peer_sends_bytes(&late);
+    assert_eq!(scenario.sent(), [on(1, requeue(1)), commit()]);
 }
 
 #[test]
