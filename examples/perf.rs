@@ -10,7 +10,7 @@ use std::fs;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ Options:
   --persistent       publish persistent messages
   --connections N    how many connections (1)
   --channels N       how many channels on each, each with a thread and a queue (1)
+  --threads N        the same, but --messages is for all of them together
+  --shared           all threads of a connection publish on one channel
   --prefetch N       how many unacknowledged messages a consumer gets (500)
   --window N         how many unconfirmed messages a channel may have (1000)
   --read-budget MIB  how much may wait to be consumed on a connection (64)
@@ -127,6 +129,10 @@ impl Scenario {
         found.map_or("", |(name, _)| name)
     }
 
+    fn publishes(self) -> bool {
+        self == Self::Publish || self.confirms()
+    }
+
     fn confirms(self) -> bool {
         matches!(self, Self::PublishConfirmWindow | Self::PublishConfirmEach)
     }
@@ -151,6 +157,8 @@ struct Options {
     persistent: bool,
     connections: usize,
     channels: usize,
+    threads: Option<usize>,
+    is_shared: bool,
     prefetch: u16,
     window: usize,
     read_budget: usize,
@@ -171,6 +179,8 @@ impl Options {
             persistent: false,
             connections: 1,
             channels: 1,
+            threads: None,
+            is_shared: false,
             prefetch: 500,
             window: 1000,
             read_budget: 64,
@@ -189,6 +199,8 @@ impl Options {
                 "--size" => options.size = number(name, value.next())?,
                 "--connections" => options.connections = number(name, value.next())?,
                 "--channels" => options.channels = number(name, value.next())?,
+                "--threads" => options.threads = Some(number(name, value.next())?),
+                "--shared" => options.is_shared = true,
                 "--prefetch" => options.prefetch = number(name, value.next())?,
                 "--window" => options.window = number(name, value.next())?,
                 "--read-budget" => options.read_budget = number(name, value.next())?,
@@ -200,10 +212,14 @@ impl Options {
                 },
             }
         }
+        options.channels = options.threads.unwrap_or(options.channels);
         if options.connections == 0 || options.channels == 0 {
             return Err("at least one connection with one channel".into());
         }
         options.scenario = scenario.ok_or("which scenario?")?;
+        if options.is_shared && !options.scenario.publishes() {
+            return Err("--shared is for those who publish".into());
+        }
         options.check_read_budget()?;
         Ok(Some(options))
     }
@@ -215,6 +231,16 @@ impl Options {
                 "--read-budget is in MiB, from 1 to {READ_BUDGET_MAX}, not {given}"
             )),
         }
+    }
+
+    /// How many messages the worker with this number has to handle, if that ends the run.
+    fn goal(&self, number: usize) -> Option<u64> {
+        let messages = self.messages?;
+        let Some(threads) = self.threads else {
+            return Some(messages);
+        };
+        let all = (threads * self.connections) as u64;
+        Some(messages / all + u64::from((number as u64) < messages % all))
     }
 
     fn parameters(&self) -> Result<ConnectionParameters> {
@@ -250,8 +276,12 @@ fn run(options: &Options) -> Result<Report<'_>> {
     let mut workers = Vec::new();
     for _ in 0..options.connections {
         let connection = BlockingConnection::open(options.parameters()?)?;
+        let shared = connection.channel()?;
         for _ in 0..options.channels {
-            let channel = connection.channel()?;
+            let channel = match options.is_shared {
+                true => shared.clone(),
+                false => connection.channel()?,
+            };
             workers.push(Worker::prepare(options, channel, workers.len(), &stop)?);
         }
         connections.push(connection);
@@ -263,8 +293,18 @@ fn run(options: &Options) -> Result<Report<'_>> {
     Ok(Report {
         options,
         messages: done_by(&workers),
+        spread: spread(&workers),
         cost,
     })
+}
+
+/// How many seconds the fastest and the slowest worker have needed.
+fn spread(workers: &[Worker<'_>]) -> (f64, f64) {
+    let took = workers.iter().filter_map(|worker| worker.took.get());
+    took.map(Duration::as_secs_f64)
+        .fold((f64::MAX, 0.0), |(fast, slow), took| {
+            (fast.min(took), slow.max(took))
+        })
 }
 
 /// Lets all workers run, each in a thread of its own, and takes what they need.
@@ -371,6 +411,7 @@ struct Worker<'a> {
     properties: BasicProperties,
     goal: u64,
     done: AtomicU64,
+    took: OnceLock<Duration>,
     stop: &'a AtomicBool,
 }
 
@@ -387,7 +428,7 @@ impl<'a> Worker<'a> {
             false => BasicProperties::new(),
         };
         // The name tells a broker made for such measurements what the queue is to hold.
-        let holds = options.messages.unwrap_or(UNBOUNDED);
+        let holds = options.goal(number).unwrap_or(UNBOUNDED);
         let (size, process) = (options.size, std::process::id());
         let mut worker = Self {
             options,
@@ -396,13 +437,14 @@ impl<'a> Worker<'a> {
             is_fed: false,
             body: vec![b'x'; size].into(),
             properties,
-            goal: options.messages.unwrap_or(u64::MAX),
+            goal: options.goal(number).unwrap_or(u64::MAX),
             done: AtomicU64::new(0),
+            took: OnceLock::new(),
             stop,
         };
         let held = worker.declare_queue()?;
         if options.scenario.takes_messages() {
-            match options.messages {
+            match options.goal(number) {
                 Some(wanted) if held < wanted => worker.fill_queue(wanted)?,
                 Some(_) => {}
                 None => worker.is_fed = held == 0,
@@ -472,6 +514,14 @@ impl<'a> Worker<'a> {
 
     /// The part that is measured.
     fn run(&self) -> Result<()> {
+        let start = Instant::now();
+        let outcome = self.run_scenario();
+        // It runs once.
+        let _ = self.took.set(start.elapsed());
+        outcome
+    }
+
+    fn run_scenario(&self) -> Result<()> {
         match self.options.scenario {
             Scenario::Publish => self.publish(),
             Scenario::PublishConfirmWindow => self.publish_confirm_window(),
@@ -591,6 +641,8 @@ impl<'a> Worker<'a> {
 struct Report<'a> {
     options: &'a Options,
     messages: u64,
+    /// How long the fastest and the slowest thread have needed, in seconds.
+    spread: (f64, f64),
     cost: Cost,
 }
 
@@ -601,7 +653,7 @@ impl Report<'_> {
         format!(
             "{{\"client\":\"cony\",\"scenario\":\"{}\",\"messages\":{},\"size\":{},\
              \"seconds\":{:.6},\"cpu_user\":{:.6},\"cpu_sys\":{:.6},\"max_rss_kb\":{},\
-             \"nvcsw\":{},\"nivcsw\":{}}}",
+             \"nvcsw\":{},\"nivcsw\":{},\"fastest\":{:.6},\"slowest\":{:.6}}}",
             self.options.scenario.name(),
             self.messages,
             self.options.size,
@@ -611,6 +663,8 @@ impl Report<'_> {
             cost.peak_kib,
             cost.voluntary_switches,
             cost.involuntary_switches,
+            self.spread.0,
+            self.spread.1,
         )
     }
 }
@@ -630,7 +684,14 @@ impl fmt::Display for Report<'_> {
             messages * self.options.size as f64 / seconds / 1e6,
             1e6 * cpu / messages.max(1.0),
             self.cost.peak_kib as f64 / 1024.0,
-        )
+        )?;
+        match self.options.channels {
+            1 => Ok(()),
+            _ => {
+                let (fastest, slowest) = self.spread;
+                write!(f, ", threads took {fastest:.2} to {slowest:.2} s")
+            }
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use crate::channel::Shared;
 use crate::error::{Error, Result};
-use crate::io::budget::NoRoom;
-use crate::io::publishing::{Failure, Slot};
+use crate::io::failures::Failure;
+use crate::io::slot::Slot;
+use crate::io::write_budget::NoRoom;
 use crate::protocol::confirms::Settled;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::failure::ReplyCode;
@@ -22,7 +23,7 @@ use crate::protocol::properties::BasicProperties;
 /// On a channel in confirm mode the broker says of each message that it has taken it, or
 /// not. This waits for that; any number of times, from any thread. It may be ignored:
 /// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports failures
-/// all the same.
+/// all the same, and closing does for those that nobody has asked for.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -87,20 +88,20 @@ impl Confirm {
         let numbered = self.numbered()?;
         let (channel, slot) = (&numbered.channel, &numbered.slot);
         if let Some(settled) = slot.get() {
-            return outcome(settled);
+            return numbered.tell(settled);
         }
         let connection = &channel.port.connection;
         let deadline = Instant::now().checked_add(timeout);
         let _waiting = connection.waiting_for_confirm();
-        let is_pointless = || channel.check_open().is_err();
+        let is_pointless = || !channel.is_open();
         let publishing = &channel.port.publishing;
         let found = connection.confirm_spin.look_for(|| slot.get());
         let waited = match found {
-            Some(settled) => return outcome(settled),
+            Some(settled) => return numbered.tell(settled),
             None => publishing.wait_slot(slot, deadline, is_pointless),
         };
         match (slot.get(), waited) {
-            (Some(settled), _) => outcome(settled),
+            (Some(settled), _) => numbered.tell(settled),
             (None, Err(NoRoom::TimedOut)) => Err(Error::Timeout {
                 operation: "a confirm",
                 channel: Some(channel.port.id.number),
@@ -117,8 +118,25 @@ impl Confirm {
             .is_some_and(|numbered| numbered.slot.get().is_some())
     }
 
+    /// That the message was not taken, if that is known.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let numbered = self.0.as_ref()?;
+        numbered.tell(numbered.slot.get()?).err()
+    }
+
     fn numbered(&self) -> Result<&Numbered> {
         self.0.as_ref().ok_or(Error::NotConfirming)
+    }
+}
+
+impl Numbered {
+    /// Tells the program what became of the publish.
+    fn tell(&self, settled: &Settled<Arc<Content>>) -> Result<()> {
+        let outcome = outcome(settled);
+        if outcome.is_err() {
+            self.channel.port.publishing.hear(&self.slot);
+        }
+        outcome
     }
 }
 
@@ -216,6 +234,8 @@ impl fmt::Debug for Returned {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PublishFailure {
+    /// The number of the channel that it was published on.
+    pub channel: u16,
     /// The number of the publish: that of its [`Confirm`].
     pub number: u64,
     /// What became of it: [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if
@@ -224,9 +244,10 @@ pub struct PublishFailure {
 }
 
 impl PublishFailure {
-    pub(crate) fn new(failure: Failure) -> Option<Self> {
+    pub(crate) fn new(channel: u16, failure: Failure) -> Option<Self> {
         let error = outcome(&failure.settled).err()?;
         Some(Self {
+            channel,
             number: failure.number,
             error,
         })

@@ -22,7 +22,7 @@ use self::dispatch::Stops;
 use self::events::Events;
 pub use self::events::TimeoutId;
 pub use self::stats::Stats;
-use crate::channel::{BlockingChannel, WeakChannel, cut};
+use crate::channel::{BlockingChannel, Unheard, WeakChannel, confirms_share, cut};
 use crate::error::{Error, Result};
 use crate::io::open;
 use crate::io::port::{Command, ConnectionPort};
@@ -221,8 +221,12 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// The reason, if the connection had ended before, or ends now in another way: then
-    /// what was published last may be lost.
+    /// The reason, if the connection had ended before, or ends now in another way, also by a
+    /// close of the broker that crosses this one: then what was published last may be lost.
+    /// What the program has not been told of a channel that it has a handle of:
+    /// [`Error::ChannelClosed`], if the broker has ended that, with what was published on it;
+    /// in confirm mode also [`Error::Unconfirmed`] and [`Error::PublishFailures`], as
+    /// [`BlockingChannel::close`] has them, of all channels together.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
     }
@@ -235,14 +239,23 @@ impl BlockingConnection {
     /// As [`close`](Self::close).
     pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
         let timeout = self.inner.limits.close_timeout;
-        let deadline = Instant::now() + timeout;
-        for channel in self.inner.open_channels() {
-            channel.shared().await_confirms(deadline);
-        }
-        self.inner.close(code.into(), text, deadline);
+        let start = Instant::now();
+        let is_first = self.is_open();
+        let mut channels = self.inner.open_channels();
+        channels.sort_by_key(BlockingChannel::number);
+        let deadline = start + confirms_share(timeout);
+        let interrupted: Vec<_> = channels
+            .iter()
+            .map(|channel| channel.shared().await_confirms(deadline))
+            .collect();
+        self.inner.close(code.into(), text, start + timeout);
         let told = self.tell_closed();
         match self.inner.port.termination() {
-            Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => told,
+            Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => {
+                let ends = channels.iter().zip(interrupted).filter(|_| is_first);
+                let unheard = ends.map(|(channel, end)| channel.shared().unheard(end));
+                Unheard::sum(unheard).map_or(told, Err)
+            }
             Some(termination) => Err(termination.into()),
             None => Err(Error::Timeout {
                 operation: "connection.close",
@@ -437,6 +450,7 @@ impl Drop for Inner {
     /// publishes with it. Not while panicking, not in a callback, whose loop waits for
     /// it, and not when the broker has said that it takes nothing.
     fn drop(&mut self) {
+        self.port.abandon();
         let patient = !thread::panicking()
             && IN_CALLBACK.get() == 0
             && self.port.blocked().is_none()

@@ -206,7 +206,7 @@ impl Consumer {
             match popped {
                 Popped::Item(Incoming::Message(content)) => {
                     // What cannot be settled any more is given out again by the broker.
-                    if port.no_ack || self.shared().check_open().is_ok() {
+                    if port.no_ack || self.shared().is_open() {
                         return Ok(self.shared().take(content, port.no_ack));
                     }
                 }
@@ -286,14 +286,14 @@ impl Drop for Handle {
             let left = self.port.take_left();
             match left.len() {
                 0 => {}
-                _ if !self.port.no_ack => channel.give_all_back(left),
+                _ if !self.port.no_ack => channel.give_back(left),
                 count => log::warn!(
                     "consumer {} was dropped with {count} messages that needed no \
                      acknowledgement; they are lost",
                     self.port.tag
                 ),
             }
-        } else if channel.check_open().is_ok() {
+        } else if channel.is_open() {
             channel.port.connection.send(Command::Discard {
                 channel: channel.port.id,
                 consumer: Arc::clone(&self.port),

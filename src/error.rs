@@ -320,6 +320,7 @@ impl Error {
                 cause: ConnectFailure::Closed(reason),
                 ..
             } => Some(reason),
+            Self::Unconfirmed(reason) => reason.close_reason(),
             _ => None,
         }
     }
@@ -329,38 +330,44 @@ impl Error {
         self.close_reason().map(|reason| reason.code)
     }
 
-    /// Whether the connection is gone, or did not come about.
+    /// Whether the connection is gone, or did not come about. An
+    /// [`Unconfirmed`](Self::Unconfirmed) answers this and the rest by the reason inside.
     pub fn is_connection_error(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Connect { .. }
-                | Self::AuthenticationFailed { .. }
-                | Self::AccessDenied { .. }
-                | Self::UnsupportedProtocol { .. }
-                | Self::NotAmqp { .. }
-                | Self::ConnectionClosed(_)
-                | Self::ConnectionLost(_)
-                | Self::Protocol(_)
-        )
+            | Self::AuthenticationFailed { .. }
+            | Self::AccessDenied { .. }
+            | Self::UnsupportedProtocol { .. }
+            | Self::NotAmqp { .. }
+            | Self::ConnectionClosed(_)
+            | Self::ConnectionLost(_)
+            | Self::Protocol(_) => true,
+            Self::Unconfirmed(reason) => reason.is_connection_error(),
+            _ => false,
+        }
     }
 
     /// Whether a deadline has passed.
     pub fn is_timeout(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Timeout { .. }
-                | Self::PublishTimeout { .. }
-                | Self::Connect {
-                    cause: ConnectFailure::TimedOut(_),
-                    ..
-                }
-        )
+            | Self::PublishTimeout { .. }
+            | Self::Connect {
+                cause: ConnectFailure::TimedOut(_),
+                ..
+            } => true,
+            Self::Unconfirmed(reason) => reason.is_timeout(),
+            _ => false,
+        }
     }
 
-    /// Whether it is anything else than a close by this program.
+    /// Whether it is anything else than a close by this program. That a message is
+    /// unconfirmed is always more.
     pub(crate) fn is_of_others(&self) -> bool {
-        self.close_reason()
-            .is_none_or(|reason| reason.by != ClosedBy::Application)
+        match self {
+            Self::Unconfirmed(_) => true,
+            _ => (self.close_reason()).is_none_or(|reason| reason.by != ClosedBy::Application),
+        }
     }
 
     /// What is said of a connection whose close this program has begun.
@@ -448,6 +455,33 @@ impl From<&Termination> for Error {
             Termination::Io(kind, text) => {
                 Self::ConnectionLost(ConnectionLoss::Io(*kind, text.clone()))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unconfirmed_answers_by_the_reason_inside() {
+        let unconfirmed = |reason: &Error| Error::Unconfirmed(Box::new(reason.clone()));
+        let forced = |by| CloseReason::new(by, ReplyCode::CONNECTION_FORCED, "bye", None);
+        let lost = Error::ConnectionLost(ConnectionLoss::EndOfStream);
+        let closed = Error::ConnectionClosed(forced(ClosedBy::Broker));
+        let ended = Error::ChannelClosed(forced(ClosedBy::Application));
+        let timeout = Error::Timeout {
+            operation: "confirms",
+            channel: None,
+            after: Duration::ZERO,
+        };
+        for reason in [lost, closed, ended, timeout] {
+            let error = unconfirmed(&reason);
+            assert_eq!(error.is_connection_error(), reason.is_connection_error());
+            assert_eq!(error.is_timeout(), reason.is_timeout());
+            assert_eq!(error.reply_code(), reason.reply_code());
+            assert_eq!(error.close_reason(), reason.close_reason());
+            assert!(error.is_of_others(), "a message may be lost");
         }
     }
 }

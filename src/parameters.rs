@@ -71,7 +71,7 @@ const MIB: usize = 1024 * KIB;
 /// | [`channel_max`](Self::channel_max) | 0 | 2047 | the broker's number, known beforehand |
 /// | `cert_reqs` in `ssl_options` | `CERT_NONE` | `CERT_REQUIRED` | TLS without verification protects from nobody |
 /// | [`connection_attempts`](Self::connection_attempts) | ignored by its blocking connection | 1, honoured | |
-/// | [`default_prefetch`](Self::default_prefetch) | none | 1000 | a worker on a deep queue must live |
+/// | [`default_prefetch`](Self::default_prefetch) | none | 200 | a worker on a deep queue must live |
 ///
 /// And every wait has a deadline, where pika waits for ever.
 #[cfg_attr(
@@ -150,7 +150,7 @@ impl Default for ConnectionParameters {
             backpressure_detection: false,
             busy_wait: Duration::from_micros(100),
             max_message_size: 128 * MIB as u64,
-            default_prefetch: 1000,
+            default_prefetch: 200,
             confirm_window: 1000,
             write_budget: 4 * MIB,
             read_budget: 64 * MIB,
@@ -243,7 +243,7 @@ impl ConnectionParameters {
         /// Default: 128 MiB.
         max_message_size: u64,
         /// The prefetch of channels whose first consumer starts before any `basic_qos`;
-        /// 0 means none. Default: 1000.
+        /// 0 means none. Default: 200.
         default_prefetch: u16,
         /// How many publishes of a channel in confirm mode may be unconfirmed before the
         /// next one waits. Default: 1000.

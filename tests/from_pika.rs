@@ -364,7 +364,7 @@ fn the_defaults_are_those_that_the_page_says() {
         "drop_timeout: 2s",
         "blocked_connection_timeout: None",
         "max_message_size: 134217728",
-        "default_prefetch: 1000",
+        "default_prefetch: 200",
         "confirm_window: 1000",
         "write_budget: 4194304",
         "read_budget: 67108864",

@@ -26,6 +26,8 @@ mod opening;
 mod peer;
 #[path = "scripted/publishing.rs"]
 mod publishing;
+#[path = "scripted/rpc.rs"]
+mod rpc;
 #[path = "scripted/secrets.rs"]
 mod secrets;
 #[path = "scripted/silence_and_death.rs"]

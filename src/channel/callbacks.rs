@@ -191,6 +191,10 @@ impl BlockingChannel {
         if rest.is_ok() {
             shared.clear_listeners();
         }
+        if !shared.on_close.is_empty() {
+            // Whoever listens knows.
+            let _ = shared.ended_by_others();
+        }
         let told = shared.on_close.tell_last(held, self, &reason);
         rest.and(told)
     }

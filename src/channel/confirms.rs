@@ -1,14 +1,12 @@
 //! Publisher confirms.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{BlockingChannel, Shared};
+use super::BlockingChannel;
 use crate::confirm::PublishFailure;
 use crate::error::{Error, Result};
-use crate::io::budget::NoRoom;
+use crate::io::write_budget::NoRoom;
 use crate::protocol::event::Reply;
-use crate::protocol::failure::ReplyCode;
 use crate::protocol::methods::confirm;
 
 /// # Publisher confirms
@@ -53,8 +51,7 @@ impl BlockingChannel {
         };
         if matches!(outcome, Err(Error::Timeout { .. })) {
             let text = "confirm.select was not answered in time";
-            let code = ReplyCode::REPLY_SUCCESS;
-            shared.port.send_close(code, text.into(), None);
+            shared.port.give_up(text.into());
         }
         shared.port.publishing.select_done(outcome.is_ok());
         outcome.map(drop)
@@ -66,8 +63,7 @@ impl BlockingChannel {
         let after = shared.limits.rpc_timeout;
         let _waiting = shared.port.connection.waiting();
         let publishing = &shared.port.publishing;
-        let waited =
-            publishing.wait_selected(Instant::now() + after, || shared.check_open().is_err());
+        let waited = publishing.wait_selected(Instant::now() + after, || !shared.is_open());
         match waited {
             Err(NoRoom::TimedOut) => Err(Error::Timeout {
                 operation: "confirm.select",
@@ -117,7 +113,7 @@ impl BlockingChannel {
         let waited = publishing.wait_settled(
             publishing.last_number(),
             Instant::now().checked_add(timeout),
-            || shared.check_open().is_err(),
+            || !shared.is_open(),
         );
         match waited {
             Ok(()) => {}
@@ -133,30 +129,15 @@ impl BlockingChannel {
             }
         }
         let failures = publishing.take_failures();
-        if failures.kept.is_empty() && failures.dropped == 0 {
+        if failures.kept.is_empty() && failures.more == 0 {
             return Ok(());
         }
-        let kept: Vec<_> = failures
-            .kept
-            .into_items()
-            .filter_map(PublishFailure::new)
-            .collect();
+        let kept = failures.kept.into_iter();
         Err(Error::PublishFailures {
-            more: failures.dropped,
-            failures: kept.into(),
+            failures: kept
+                .filter_map(|failure| PublishFailure::new(self.number(), failure))
+                .collect(),
+            more: failures.more,
         })
-    }
-}
-
-impl Shared {
-    /// Waits until everything published is settled, as long as that makes sense.
-    pub(crate) fn await_confirms(self: &Arc<Self>, deadline: Instant) {
-        let publishing = &self.port.publishing;
-        let last = publishing.last_number();
-        if last > 0 && self.check_open().is_ok() {
-            let _waiting = self.port.connection.waiting();
-            // What is not settled by then is reported to those who hold its confirm.
-            let _ = publishing.wait_settled(last, Some(deadline), || self.check_open().is_err());
-        }
     }
 }

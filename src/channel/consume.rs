@@ -8,6 +8,7 @@ use super::{BlockingChannel, Shared};
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
 use crate::error::Result;
+use crate::io::answers::Answers;
 use crate::io::channel_port::{ConsumerPort, Route};
 use crate::io::inbox::Extracted;
 use crate::protocol::content::{Content, ContentMethod};
@@ -192,6 +193,19 @@ impl BlockingChannel {
         Ok(Consumer::new(port, self.clone()))
     }
 
+    /// Starts a consumer of answers to requests, which is all that the channel is for.
+    pub(crate) fn consume_answers(&self, queue: &str, answers: &Arc<Answers>) -> Result<()> {
+        let shared = self.shared();
+        let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
+        let (tag, port) = (consume.consumer_tag.clone(), Arc::clone(&shared.port));
+        port.serve_requests(answers);
+        let route = Arc::new(Route {
+            consumer: ConsumerPort::of_answers(tag, port, Arc::clone(answers)),
+        });
+        let started: Result<basic::ConsumeOk> = shared.call(consume.into(), Some(route));
+        started.map(drop)
+    }
+
     /// A tag for a consumer that has none, and a prefetch for a channel without one: a
     /// naive worker on a deep queue must live.
     fn prepare(&self, mut consume: basic::Consume) -> Result<basic::Consume> {
@@ -368,16 +382,11 @@ impl Shared {
         no_ack: bool,
     ) -> Vec<Delivery> {
         if !no_ack {
-            self.give_all_back(left);
+            self.give_back(left);
             return Vec::new();
         }
         left.filter_map(|content| self.take(content, no_ack))
             .collect()
-    }
-
-    /// Gives messages back to their queue that nobody has handled.
-    pub(crate) fn give_all_back(&self, left: Extracted) {
-        left.for_each(|content| self.give_back(&content));
     }
 
     /// Makes a delivery of what the program gets now.

@@ -50,15 +50,6 @@ impl Callbacks {
         Ok(())
     }
 
-    /// Removes this very consumer, and not another one of the same name.
-    pub(super) fn remove_exactly(&self, port: &Arc<ConsumerPort>) -> Option<Entry> {
-        let mut entries = self.0.lock();
-        match entries.get(&port.tag) {
-            Some(entry) if Arc::ptr_eq(&entry.port, port) => entries.remove(&port.tag),
-            _ => None,
-        }
-    }
-
     pub(super) fn tags(&self) -> Vec<ShortString> {
         let entries = self.0.lock();
         let live = entries.iter().filter(|(_, entry)| !entry.stopping);
@@ -80,6 +71,17 @@ impl Callbacks {
     pub(super) fn clear(&self) {
         let entries = std::mem::take(&mut *self.0.lock());
         drop(entries);
+    }
+}
+
+/// Removes this very consumer, and not another one of the same name.
+fn remove_exactly(
+    entries: &mut HashMap<ShortString, Entry>,
+    port: &Arc<ConsumerPort>,
+) -> Option<Entry> {
+    match entries.get(&port.tag) {
+        Some(entry) if Arc::ptr_eq(&entry.port, port) => entries.remove(&port.tag),
+        _ => None,
     }
 }
 
@@ -143,7 +145,7 @@ impl BlockingChannel {
     /// Runs the callbacks of this channel's consumers, in this thread, until there are
     /// no more consumers; and meanwhile those of its connection, timers included.
     ///
-    /// Returns Ok at once if there are none, and after
+    /// Returns Ok at once if there are none on an open channel, and after
     /// [`stop_consuming`](Self::stop_consuming), a [`basic_cancel`](Self::basic_cancel)
     /// of the last one, or a `close` of the channel or its connection by this program.
     /// A panic in a callback goes through, and leaves the connection usable. To serve
@@ -179,6 +181,12 @@ impl BlockingChannel {
         let _watch = shared.port.inbox.watchers().watch(&bell);
         let _watch_connection = shared.port.connection.own_events.watch(&bell);
         let mut consuming = Consuming::default();
+        if !shared.callbacks.has_some() {
+            // Those that there were have ended with the channel.
+            if let Some(error) = shared.ended_by_others() {
+                return Err(error);
+            }
+        }
         loop {
             let told =
                 connection.dispatch_own(&|| false)? + self.tell_notices(held, SHARE, &|| false)?;
@@ -272,7 +280,7 @@ impl BlockingChannel {
             Next::ChannelEnded => return Ok(Step::Ended),
             Next::LookAgain => {}
             Next::Call { content, loan } => self.run_callback(held, content, loan)?,
-            Next::GiveBack(content) => shared.give_back(&content),
+            Next::GiveBack(content) => shared.give_back(std::iter::once(content)),
             Next::ConsumerEnded(consumer) => {
                 if let Some(tag) = shared.end_callback(&consumer) {
                     self.tell_cancelled(held, tag, consuming)?;
@@ -301,7 +309,7 @@ impl BlockingChannel {
     /// Runs the callback that `content` is for.
     fn run_callback(&self, held: &Held<'_>, content: Content, mut loan: Loan<'_>) -> Result<()> {
         let shared = self.shared();
-        if !loan.no_ack && shared.check_open().is_err() {
+        if !loan.no_ack && !shared.is_open() {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }
@@ -389,11 +397,7 @@ impl Shared {
     /// come for it all the same.
     pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerPort>) {
         let mut entries = self.callbacks.0.lock();
-        let is_it = |entry: &Entry| Arc::ptr_eq(&entry.port, consumer);
-        let entry = match entries.get(&consumer.tag).is_some_and(is_it) {
-            true => entries.remove(&consumer.tag),
-            false => None,
-        };
+        let entry = remove_exactly(&mut entries, consumer);
         let left = match entry {
             Some(_) => self.extract_for(&consumer.tag),
             None => Extracted::default(),
@@ -431,7 +435,9 @@ impl Shared {
     fn end_callback(&self, consumer: &Weak<ConsumerPort>) -> Option<ShortString> {
         // Nothing holds a consumer that was cancelled by its tag before.
         let consumer = consumer.upgrade()?;
-        drop(self.callbacks.remove_exactly(&consumer)?);
+        let entry = remove_exactly(&mut self.callbacks.0.lock(), &consumer);
+        // Outside the lock, for the callback may call anything when it is dropped.
+        drop(entry?);
         if consumer.cancelled_by_broker() != Some(true) {
             return None;
         }
@@ -446,7 +452,7 @@ impl Shared {
             None => return,
         };
         if !no_ack {
-            self.give_all_back(self.extract_for(tag));
+            self.give_back(self.extract_for(tag));
         }
     }
 
@@ -472,5 +478,35 @@ impl Shared {
                 self.port.id.number
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::channel_port::ChannelPort;
+    use crate::io::port::tests::port;
+    use crate::protocol::event::ChannelId;
+
+    #[test]
+    fn a_consumer_is_not_removed_in_place_of_a_former_one_of_its_name() {
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let channel = Arc::new(ChannelPort::new(id, port(1 << 20), 1));
+        let consumer = || ConsumerPort::with_callback("me".into(), false, Arc::clone(&channel));
+        let (former, latter) = (consumer(), consumer());
+        let callbacks = Callbacks::default();
+        let callback = || Box::new(|_: &BlockingChannel, _| Ok(()));
+        callbacks.insert(callback(), &former).unwrap();
+        let refused = callbacks.insert(callback(), &latter);
+        assert!(matches!(refused, Err(Error::DuplicateConsumerTag(_))));
+        callbacks.set_stopping("me", true);
+        callbacks.insert(callback(), &latter).unwrap();
+        assert!(remove_exactly(&mut callbacks.0.lock(), &former).is_none());
+        assert_eq!(callbacks.tags(), ["me"]);
+        assert!(remove_exactly(&mut callbacks.0.lock(), &latter).is_some());
+        assert!(!callbacks.has_some());
     }
 }

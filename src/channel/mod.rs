@@ -1,8 +1,9 @@
-//! [`BlockingChannel`], by subject: this file has what all of it needs, and the
-//! channel's own life; the rest is in `topology`, `publish`, `confirms`,
+//! [`BlockingChannel`], by subject: this file has what all of it needs, and how a channel
+//! opens; `closing` is its end. The rest is in `topology`, `publish`, `confirms`,
 //! `transactions`, `consume` and `dispatch`, and `callbacks` for all that is no delivery.
 
 mod callbacks;
+mod closing;
 mod confirms;
 mod consume;
 mod dispatch;
@@ -12,13 +13,14 @@ mod topology;
 mod transactions;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
+pub(crate) use self::closing::{Unheard, confirms_share};
 use self::dispatch::Callbacks;
 pub(crate) use self::dispatch::SHARE;
 pub use crate::confirm::Confirmation;
@@ -28,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::io::channel_port::{ChannelPort, ConsumerPort, Route};
 use crate::io::port::{Command, OpenFailure, Outcome};
 use crate::listeners::Listeners;
-use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
 use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
@@ -91,6 +93,8 @@ pub(crate) struct Shared {
     /// The consumers without a callback.
     iterated: Mutex<Vec<Weak<ConsumerPort>>>,
     consumer_tags: AtomicU64,
+    /// Whether the program knows that others have ended the channel.
+    end_is_told: AtomicBool,
 }
 
 /// A channel that this does not keep open.
@@ -157,6 +161,7 @@ impl BlockingChannel {
             on_close: Listeners::default(),
             iterated: Mutex::default(),
             consumer_tags: AtomicU64::new(0),
+            end_is_told: AtomicBool::new(false),
         };
         let id = shared.port.id;
         let handle = Arc::new(Handle {
@@ -164,6 +169,12 @@ impl BlockingChannel {
             connection: Arc::clone(connection),
         });
         connection.add_channel(id, WeakChannel(Arc::downgrade(&handle)));
+        let port = &handle.shared.port;
+        if port.inbox.has_ended() {
+            // Whoever dispatches may have looked for it in vain, and not looks again.
+            port.unlist();
+            port.announce();
+        }
         Ok(Self { handle })
     }
 
@@ -197,62 +208,6 @@ impl BlockingChannel {
     /// channel along.
     pub fn close_reason(&self) -> Option<Error> {
         self.shared().check_open().err()
-    }
-
-    /// Closes the channel: outstanding confirms are waited for, consumers end, what is
-    /// unsettled goes back to its queue.
-    ///
-    /// Closing a channel that this program has closed before is Ok.
-    ///
-    /// # Errors
-    ///
-    /// The reason, if broker or network have ended the channel before, also if that is not
-    /// known here yet: a publish to an exchange that does not exist, with `close` right
-    /// behind it, is 404 whichever close comes first; [`Error::Timeout`], and then the
-    /// channel is closed all the same; the error of a callback that is told of this.
-    pub fn close(&self) -> Result<()> {
-        self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
-    }
-
-    /// The same with a code and a text for the broker's log. The text is cut at 255
-    /// bytes.
-    ///
-    /// # Errors
-    ///
-    /// As [`close`](Self::close).
-    pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
-        let shared = self.shared();
-        let deadline = Instant::now() + shared.limits.close_timeout;
-        let (reply, outcome) = bounded(1);
-        if let Some(error) = shared.ended_by_others() {
-            return Err(error);
-        }
-        shared.await_confirms(deadline);
-        shared
-            .port
-            .send_close(code.into(), cut(text).into(), Some((reply, deadline)));
-        let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
-        let end = match outcome {
-            Ok(reply) => {
-                if let Reply::Closed(Some(reason)) = reply {
-                    shared.port.cross(reason);
-                }
-                shared.port.finish_close();
-                shared.ended_by_others()
-            }
-            Err(CallFailure::TimedOut) => {
-                shared.port.finish_close();
-                Some(Error::Timeout {
-                    operation: "channel.close",
-                    channel: Some(self.number()),
-                    after: shared.limits.close_timeout,
-                })
-            }
-            Err(_) => shared.ended_by_others(),
-        };
-        shared.clear_deliveries();
-        let told = self.tell_closed();
-        end.map_or(told, Err)
     }
 
     /// Asks the broker to stop or resume what it delivers.
@@ -301,11 +256,11 @@ impl BlockingChannel {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.connection.forget_channel(self.shared.port.id);
-        self.shared.port.abandon();
+        self.shared.note_unheard();
         self.shared.clear_deliveries();
         self.shared.clear_listeners();
         self.shared.on_close.clear();
-        if self.shared.check_open().is_ok() {
+        if self.shared.is_open() {
             let code = ReplyCode::REPLY_SUCCESS;
             self.shared.port.send_close(code, "dropped".into(), None);
         }
@@ -322,22 +277,33 @@ impl fmt::Debug for BlockingChannel {
 }
 
 impl Shared {
-    /// The reason, if channel or connection are closed.
+    /// Whether the channel can be used.
+    pub(crate) fn is_open(&self) -> bool {
+        self.port.end().is_none()
+    }
+
+    /// Tells the program the reason, if channel or connection are closed.
     pub(crate) fn check_open(&self) -> Result<()> {
-        match self.port.end() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        self.tell_end().map_or(Ok(()), Err)
     }
 
-    /// Why the channel is closed, now that something has failed for it.
+    /// Tells the program why the channel is closed, now that something has failed for it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.port.end().unwrap_or_else(Error::being_closed)
+        self.tell_end().unwrap_or_else(Error::being_closed)
     }
 
-    /// Why the channel is closed, unless this program did it.
+    /// Tells the program why the channel is closed, unless this program did it.
     pub(crate) fn ended_by_others(&self) -> Option<Error> {
-        self.port.end().filter(Error::is_of_others)
+        self.tell_end().filter(Error::is_of_others)
+    }
+
+    /// Why the channel is closed, for the program, which knows it then.
+    fn tell_end(&self) -> Option<Error> {
+        let end = self.port.end()?;
+        if matches!(end, Error::ChannelClosed(_)) && end.is_of_others() {
+            self.end_is_told.store(true, Ordering::Release);
+        }
+        Some(end)
     }
 
     fn call<R: TryFrom<Method>>(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<R> {
@@ -436,29 +402,23 @@ impl Shared {
         let tag = if all { last } else { tag };
         // Sent under the lock, so that the order on the wire is that of the bookkeeping.
         let mut settlements = self.port.settlements.lock();
-        if multiple && settlements.holds_up_to(tag) {
-            // What is held back must not be covered, so the others go one by one.
-            let open = settlements.settle_singly_up_to(tag);
-            for tag in &open {
-                self.port.settle(*tag, settle.of_one());
+        if !multiple {
+            if !settlements.settle(tag) {
+                return Err(Error::AlreadySettled(tag));
             }
-            return match open.is_empty() && !all {
-                true => Err(Error::AlreadySettled(tag)),
-                false => Ok(()),
-            };
+            self.port.settle(tag, settle);
+            return Ok(());
         }
-        if settlements.is_held(tag) {
-            return Err(Error::UnknownDeliveryTag(tag));
+        let covered = settlements.settle_up_to(tag);
+        // All of nothing is nothing.
+        if covered.is_nothing() && !all {
+            return Err(Error::AlreadySettled(tag));
         }
-        let fresh = match multiple {
-            true => settlements.settle_up_to(tag),
-            false => settlements.settle(tag),
-        };
-        match fresh {
-            true => self.port.settle(tag, settle),
-            // All of nothing is nothing.
-            false if all => {}
-            false => return Err(Error::AlreadySettled(tag)),
+        if let Some(tag) = covered.up_to {
+            self.port.settle(tag, settle);
+        }
+        for tag in covered.singly {
+            self.port.settle(tag, settle.of_one());
         }
         Ok(())
     }
@@ -472,22 +432,10 @@ impl Shared {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Back into its queue with a message that nobody will take, unless that is a stream,
-    /// which has it still.
-    fn give_back(&self, content: &Content) {
-        if let ContentMethod::Deliver(deliver) = &content.method {
-            let tag = deliver.delivery_tag;
-            if content.is_of_stream() {
-                return self.port.settlements.lock().settle_for_good(tag, tag);
-            }
-            self.hand_out();
-            let nack = Settle::Nack {
-                multiple: false,
-                requeue: true,
-            };
-            // Fails only with the channel, whose end requeues as well.
-            let _ = self.settle(deliver.delivery_tag, nack);
-        }
+    /// Gives messages back to their queue that nobody will take.
+    pub(crate) fn give_back(&self, messages: impl Iterator<Item = Content>) {
+        let send = |command| self.port.connection.send(command);
+        self.port.give_messages_back(messages, send);
     }
 }
 

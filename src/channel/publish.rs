@@ -8,11 +8,11 @@ use super::{BlockingChannel, Shared};
 use crate::confirm::Confirm;
 use crate::delivery::Message;
 use crate::error::{Error, Result};
-use crate::io::budget::NoRoom;
 use crate::io::channel_port::ChannelPort;
 use crate::io::commands::Queued;
 use crate::io::port::Waiting;
 use crate::io::publishing::Entered;
+use crate::io::write_budget::NoRoom;
 use crate::protocol::confirms::Mandatory;
 use crate::protocol::frame::{EncodedPublish, Publish};
 
@@ -152,7 +152,7 @@ impl Room<'_> {
         // Others may use it meanwhile.
         self.give_back();
         let deadline = self.deadline();
-        let is_pointless = || self.shared.check_open().is_err();
+        let is_pointless = || !self.shared.is_open();
         let publishing = &self.shared.port.publishing;
         let waited = publishing.wait_for_room(deadline, is_pointless);
         waited.map_err(|no_room| self.in_vain(no_room))
@@ -160,7 +160,7 @@ impl Room<'_> {
 
     fn wait_for_budget(&mut self) -> Result<()> {
         let deadline = self.deadline();
-        let is_pointless = || self.shared.check_open().is_err();
+        let is_pointless = || !self.shared.is_open();
         let commands = self.shared.port.connection.commands();
         let waited = commands.reserve(self.size, deadline, is_pointless);
         waited.map_err(|no_room| self.in_vain(no_room))?;
@@ -189,7 +189,7 @@ impl Room<'_> {
 
     fn give_back(&mut self) {
         if std::mem::take(&mut self.reserved) {
-            self.shared.port.connection.budget().release(self.size);
+            self.shared.port.connection.commands().release(self.size);
         }
     }
 }

@@ -153,6 +153,10 @@ impl BlockingConnection {
             let over = self.inner.check_open();
             let dispatched = self.dispatch_round(ALL, &|| false)?;
             over?;
+            if self.inner.check_open().is_err() {
+                // It has ended meanwhile, and what was dispatched may have been just that.
+                continue;
+            }
             if dispatched > 0 || is_past(deadline) {
                 return Ok(());
             }

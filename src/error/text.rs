@@ -213,7 +213,11 @@ impl fmt::Display for Error {
                     _ => write!(f, "{count} messages were not taken")?,
                 }
                 match failures.first() {
-                    Some(first) => write!(f, "; number {}: {}", first.number, first.error),
+                    Some(first) => write!(
+                        f,
+                        "; number {} of channel {}: {}",
+                        first.number, first.channel, first.error
+                    ),
                     None => Ok(()),
                 }
             }
@@ -264,6 +268,10 @@ fn remedy(reason: &CloseReason) -> &'static str {
 fn patience(operation: &str) -> &'static str {
     match operation {
         "a confirm" | "confirms" => "; one may wait for it again",
+        "the last publishes" => {
+            "; they went out before the close, so publish them again where a second copy does no \
+             harm, or raise close_timeout"
+        }
         "an RPC request" => "; is a server running, and fast enough?",
         "channel.close" | "connection.close" => "; close_timeout says how long to wait",
         _ => "; the broker is busy, or out of reach: try again, or raise rpc_timeout",

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use super::answers::Answers;
 use super::budget::Backlog;
 use super::inbox::{Extracted, Inbox};
 use super::kept::{Kept, Total};
@@ -49,6 +50,8 @@ pub(crate) struct ChannelPort {
     listing: Listing,
     /// Whether the program has no handle of it any more.
     abandoned: AtomicBool,
+    /// Whether nobody can ask for what is no answer: it serves requests only.
+    serves_requests: AtomicBool,
 }
 
 /// How many things that nobody takes are kept of each kind; then the oldest goes. So it
@@ -92,6 +95,7 @@ impl ChannelPort {
             has_notices: AtomicBool::new(false),
             listing: Listing::new(),
             abandoned: AtomicBool::new(false),
+            serves_requests: AtomicBool::new(false),
         }
     }
 
@@ -152,6 +156,13 @@ impl ChannelPort {
         self.announce();
     }
 
+    /// The connection has ended without telling the channel, which may have been impossible.
+    pub(crate) fn end_with_connection(&self) {
+        if !self.inbox.has_ended() {
+            self.close(None);
+        }
+    }
+
     pub(crate) fn last_delivery_tag(&self) -> u64 {
         self.last_delivery_tag.load(Ordering::Acquire)
     }
@@ -182,24 +193,42 @@ impl ChannelPort {
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
         if self.listing.enter() {
-            let is_wanted = || !self.abandoned.load(Ordering::SeqCst);
+            let is_wanted = || !self.is_abandoned();
             self.connection.list(self.id, is_wanted);
         }
         self.inbox.watchers().ring();
         self.connection.anything.ring();
     }
 
-    /// The program has no handle of the channel any more: nobody will ever dispatch it.
-    pub(crate) fn abandon(&self) {
+    /// The program has no handle of the channel any more: nobody will ever dispatch it. How
+    /// many failed publishes nobody was told of.
+    pub(crate) fn abandon(&self) -> u64 {
         self.abandoned.store(true, Ordering::SeqCst);
         // Whoever still holds a delivery or a confirm keeps this, but cannot ask for them.
         let total = &self.connection.kept;
         let notices = std::mem::replace(&mut *self.notices.lock(), Notices::new(total));
         drop(notices);
-        self.publishing.abandon();
+        let unheard = self.publishing.abandon();
         if self.listing.is_entered() {
             self.connection.unlist(self.id);
         }
+        unheard
+    }
+
+    /// From now on serves requests only: nobody can ask for anything but their `answers`.
+    pub(crate) fn serve_requests(&self, answers: &Arc<Answers>) {
+        self.serves_requests.store(true, Ordering::SeqCst);
+        self.publishing.abandon();
+        self.publishing.tell_of_failures(answers);
+    }
+
+    pub(crate) fn serves_requests(&self) -> bool {
+        self.serves_requests.load(Ordering::SeqCst)
+    }
+
+    /// Whether the program has no handle of it any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
     }
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
@@ -233,7 +262,7 @@ impl ChannelPort {
     /// `None`: nobody will ever ask.
     fn notice<R>(&self, note: impl FnOnce(&mut Notices) -> R) -> Option<R> {
         let mut notices = self.notices.lock();
-        if self.abandoned.load(Ordering::SeqCst) {
+        if self.is_abandoned() || self.serves_requests() {
             return None;
         }
         let noted = note(&mut notices);
@@ -277,6 +306,45 @@ impl ChannelPort {
         self.connection.settle(self.id, delivery_tag, settle);
     }
 
+    /// Gives deliveries back to their queue that nobody takes, unless they are settled.
+    ///
+    /// From any thread: `send` gets the command for it, in the same step as they count as
+    /// settled, so that nothing that is said after this covers them.
+    pub(crate) fn give_back(
+        &self,
+        delivery_tags: impl IntoIterator<Item = u64>,
+        send: impl FnOnce(Command),
+    ) {
+        let mut settlements = self.settlements.lock();
+        let is_open = |tag: &u64| settlements.give_back(*tag);
+        let delivery_tags: Vec<_> = delivery_tags.into_iter().filter(is_open).collect();
+        if !delivery_tags.is_empty() {
+            send(Command::GiveBack {
+                channel: self.id,
+                delivery_tags,
+            });
+        }
+    }
+
+    /// The same with whole messages, but for those of a stream, which has them still.
+    pub(crate) fn give_messages_back(
+        &self,
+        messages: impl Iterator<Item = Content>,
+        send: impl FnOnce(Command),
+    ) {
+        let (mut of_queues, mut of_streams) = (Vec::new(), Vec::new());
+        for message in messages {
+            match message.is_of_stream() {
+                true => of_streams.extend(message.delivery_tag()),
+                false => of_queues.extend(message.delivery_tag()),
+            }
+        }
+        for tag in of_streams {
+            self.settlements.lock().settle_for_good(tag, tag);
+        }
+        self.give_back(of_queues, send);
+    }
+
     /// Queues this program's close. No publish comes behind it.
     pub(crate) fn send_close(
         &self,
@@ -284,8 +352,24 @@ impl ChannelPort {
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
     ) {
+        self.send_close_by(ClosedBy::Application, code, text, reply);
+    }
+
+    /// Queues a close that the program has not asked for: nobody waits until it is done.
+    pub(crate) fn give_up(&self, text: ShortString) {
+        self.send_close_by(ClosedBy::Library, ReplyCode::REPLY_SUCCESS, text, None);
+    }
+
+    fn send_close_by(
+        &self,
+        by: ClosedBy,
+        code: ReplyCode,
+        text: ShortString,
+        reply: Option<(Sender<Outcome>, Instant)>,
+    ) {
         let close = Command::CloseChannel {
             channel: self.id,
+            by,
             code,
             text,
             reply,
@@ -329,10 +413,23 @@ pub(crate) struct Route {
 
 impl Drop for Route {
     fn drop(&mut self) {
-        if let Some(inbox) = &self.consumer.own_inbox {
-            inbox.end();
+        match &self.consumer.taker {
+            Taker::Inbox(inbox) => inbox.end(),
+            Taker::Answers(answers) => answers.end(),
+            Taker::Callback => {}
         }
     }
+}
+
+/// Where the deliveries of a consumer go.
+#[derive(Debug)]
+pub(crate) enum Taker {
+    /// Into the inbox of its channel, to be taken by a callback.
+    Callback,
+    /// Into an inbox of its own.
+    Inbox(Inbox),
+    /// To those who wait for one of them.
+    Answers(Arc<Answers>),
 }
 
 /// The shared state of one consumer.
@@ -341,8 +438,7 @@ pub(crate) struct ConsumerPort {
     pub(crate) tag: ShortString,
     pub(crate) no_ack: bool,
     pub(crate) channel: Arc<ChannelPort>,
-    /// `None` if it has a callback and shares the inbox of its channel.
-    pub(crate) own_inbox: Option<Inbox>,
+    pub(crate) taker: Taker,
     /// Set when it was cancelled, by the broker or not.
     cancelled: OnceLock<bool>,
 }
@@ -354,13 +450,7 @@ impl ConsumerPort {
         no_ack: bool,
         channel: Arc<ChannelPort>,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            tag,
-            no_ack,
-            channel,
-            own_inbox: None,
-            cancelled: OnceLock::new(),
-        })
+        Self::new(tag, no_ack, channel, Taker::Callback)
     }
 
     /// A consumer whose deliveries are taken one by one.
@@ -370,23 +460,44 @@ impl ConsumerPort {
         channel: Arc<ChannelPort>,
     ) -> Arc<Self> {
         let inbox = Inbox::new(Arc::clone(&channel.connection));
+        Self::new(tag, no_ack, channel, Taker::Inbox(inbox))
+    }
+
+    /// A consumer of answers, which need no acknowledgement.
+    pub(crate) fn of_answers(
+        tag: ShortString,
+        channel: Arc<ChannelPort>,
+        answers: Arc<Answers>,
+    ) -> Arc<Self> {
+        Self::new(tag, true, channel, Taker::Answers(answers))
+    }
+
+    fn new(tag: ShortString, no_ack: bool, channel: Arc<ChannelPort>, taker: Taker) -> Arc<Self> {
         Arc::new(Self {
             tag,
             no_ack,
             channel,
-            own_inbox: Some(inbox),
+            taker,
             cancelled: OnceLock::new(),
         })
     }
 
+    /// The inbox that is its alone.
+    pub(crate) fn own_inbox(&self) -> Option<&Inbox> {
+        match &self.taker {
+            Taker::Inbox(inbox) => Some(inbox),
+            Taker::Callback | Taker::Answers(_) => None,
+        }
+    }
+
     /// Where its deliveries wait.
     pub(crate) fn inbox(&self) -> &Inbox {
-        self.own_inbox.as_ref().unwrap_or(&self.channel.inbox)
+        self.own_inbox().unwrap_or(&self.channel.inbox)
     }
 
     /// Takes out what waits for it and nobody has taken.
     pub(crate) fn take_left(&self) -> Extracted {
-        let inbox = self.own_inbox.as_ref();
+        let inbox = self.own_inbox();
         inbox.map_or_else(Extracted::default, |inbox| inbox.extract(|_| true))
     }
 

@@ -13,8 +13,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::budget::{NoRoom, WriteBudget};
 use super::port::Command;
+use super::write_budget::{NoRoom, WriteBudget};
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::{EncodedPublish, SETTLE_SIZE, Settle, encode_settle};
 
@@ -171,11 +171,28 @@ impl Commands {
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        let try_take = || {
-            let queue = self.queue.lock();
-            self.budget.take_if_room(queue.bytes, bytes)
-        };
-        self.budget.queue_for(try_take, deadline, is_pointless)
+        let try_take = |bytes| self.take_if_room(bytes);
+        self.budget
+            .queue_for(bytes, try_take, deadline, is_pointless)
+    }
+
+    fn take_if_room(&self, bytes: usize) -> bool {
+        let queue = self.queue.lock();
+        self.budget.take_if_room(queue.bytes, bytes)
+    }
+
+    /// Gives room back, and some of it to those who wait when there is enough to speak of.
+    pub(crate) fn release(&self, bytes: usize) {
+        if self.budget.release(bytes) {
+            self.budget.serve(|bytes| self.take_if_room(bytes));
+        }
+    }
+
+    /// Nothing more will be given back for now.
+    pub(crate) fn all_released(&self) {
+        if self.budget.is_awaited() {
+            self.budget.serve(|bytes| self.take_if_room(bytes));
+        }
     }
 
     /// How many bytes wait to be written.
@@ -285,6 +302,10 @@ mod tests {
     };
 
     fn publish(commands: &Commands) -> Queued {
+        publish_with(commands, false)
+    }
+
+    fn publish_with(commands: &Commands, reserved: bool) -> Queued {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -295,7 +316,7 @@ mod tests {
         };
         let mut scratch = Vec::new();
         let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
-        commands.publish(ID, &encoded, false, || true)
+        commands.publish(ID, &encoded, reserved, || true)
     }
 
     #[test]
@@ -316,6 +337,22 @@ mod tests {
         commands.settle(ID, 1, Settle::Ack { multiple: false });
         assert!(!commands.send(open(reply), || {}));
         assert!(opened.recv().is_err(), "nobody will answer");
+    }
+
+    #[test]
+    fn what_has_waited_for_its_room_takes_it_once() {
+        let commands = Commands::new(1000);
+        publish(&commands);
+        let size = commands.waiting_bytes();
+        let reserved = commands.reserve(size, Instant::now(), || false);
+        assert_eq!(reserved, Ok(()));
+        assert_eq!(commands.waiting_bytes(), 2 * size);
+        assert_eq!(publish_with(&commands, true), Queued::Done);
+        assert_eq!(commands.waiting_bytes(), 2 * size);
+        let (mut taken, mut written) = (VecDeque::new(), Vec::new());
+        commands.take(&mut taken, &mut written);
+        commands.release(2 * size);
+        assert_eq!(commands.waiting_bytes(), 0);
     }
 
     #[test]

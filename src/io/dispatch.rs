@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::channel_port::{ChannelPort, ConsumerPort, Route, Taker};
 use super::inbox::Inbox;
-use super::port::{CallToken, ConnectionPort, DriverTokens, OpenFailure, Outcome};
+use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Outcome};
+use crate::error::Error;
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::event::Event;
-use crate::protocol::failure::ReplyCode;
+use crate::protocol::event::{Event, Termination};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::run::Run;
 use crate::protocol::wire::ShortString;
 
@@ -30,19 +31,27 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
-    put(consumer, |inbox| inbox.push(runs, is_fixed));
+    match &consumer.taker {
+        Taker::Answers(answers) => answers.deliver(runs),
+        Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),
+    }
 }
 
 fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
     put(consumer.inbox());
-    if consumer.own_inbox.is_none() {
+    if consumer.own_inbox().is_none() {
         consumer.channel.announce();
     }
 }
 
-/// Passes `event` on; the memory of a list of runs comes back, to be used again. Nothing in
-/// here waits for anybody.
-pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<VecDeque<Run>> {
+/// Passes `event` on, and what follows from it to `obey`; the memory of a list of runs comes
+/// back, to be used again. Nothing in here waits for anybody. The log comes last, for its backend is the
+/// program's, and may fail.
+pub(super) fn tell(
+    port: &ConnectionPort,
+    event: Event<DriverTokens>,
+    obey: impl FnOnce(Command),
+) -> Option<VecDeque<Run>> {
     match event {
         Event::Deliveries {
             consumer,
@@ -52,8 +61,16 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
             deliver(&consumer, &mut runs, is_fixed);
             return Some(runs);
         }
-        // The driver has seen to that.
-        Event::GiveBack { .. } => {}
+        Event::GiveBack {
+            channel,
+            delivery_tag,
+        } => {
+            channel.settlements.lock().let_go(delivery_tag);
+            obey(Command::GiveBack {
+                channel: channel.id,
+                delivery_tags: vec![delivery_tag],
+            });
+        }
         Event::HeldBack {
             consumer,
             delivery_tag,
@@ -67,11 +84,25 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
-        Event::GivenBack {
+        Event::Unwanted {
             channel,
             delivery_tag,
+            goes_back,
         } => {
-            channel.settlements.lock().settle(delivery_tag);
+            let mut settlements = channel.settlements.lock();
+            match goes_back {
+                true => drop(settlements.give_back(delivery_tag)),
+                false => settlements.settle_for_good(delivery_tag, delivery_tag),
+            }
+        }
+        Event::GivenBack {
+            channel,
+            delivery_tags,
+        } => {
+            let mut settlements = channel.settlements.lock();
+            for tag in delivery_tags {
+                settlements.given_back(tag);
+            }
         }
         Event::ConsumerEnded {
             consumer,
@@ -87,12 +118,12 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
             reason,
             consumers,
         } => {
-            if let Some(reason) = &reason {
-                log::debug!("{}: channel {} {reason}", port.name, channel.id.number);
-            }
-            channel.close(reason);
+            channel.close(reason.clone());
             port.budget().look_again();
             forget_unsettled(&channel, &consumers);
+            if let Some(reason) = reason {
+                note_channel_end(&channel, &reason);
+            }
         }
         Event::Confirmed {
             channel,
@@ -110,24 +141,46 @@ pub(super) fn tell(port: &ConnectionPort, event: Event<DriverTokens>) -> Option<
         }
         Event::Flow { channel, active } => {
             let number = channel.id.number;
-            log::info!("{}: channel {number}: flow {active}", port.name);
             channel.publishing.set_flow(active);
             channel.keep_flow(active);
+            log::info!("{}: channel {number}: flow {active}", port.name);
         }
         Event::Blocked(reason) => {
+            port.set_blocked(Some(reason.clone()));
             log::warn!("{}: blocked by the broker: {reason}", port.name);
-            port.set_blocked(Some(reason));
         }
         Event::Unblocked => {
-            log::info!("{}: unblocked by the broker", port.name);
             port.set_blocked(None);
+            log::info!("{}: unblocked by the broker", port.name);
         }
         Event::Closed(termination) => {
-            log::debug!("{}: {termination:?}", port.name);
-            port.terminate(termination);
+            port.terminate(termination.clone());
+            note_end(port, &termination);
         }
     }
     None
+}
+
+/// Says how the connection has ended: loudly if a program that has dropped its last handle
+/// would have been told of an error.
+fn note_end(port: &ConnectionPort, termination: &Termination) {
+    let error = Error::from(termination);
+    match port.is_abandoned() && error.is_of_others() {
+        true => log::warn!("{}: nobody is told, for it was dropped: {error}", port.name),
+        false => log::debug!("{}: {termination:?}", port.name),
+    }
+}
+
+/// Says how a channel has ended, in the same way.
+fn note_channel_end(channel: &ChannelPort, reason: &CloseReason) {
+    let (name, number) = (&channel.connection.name, channel.id.number);
+    let is_missed = channel.is_abandoned() && !channel.serves_requests();
+    match is_missed && reason.by != ClosedBy::Application {
+        true => log::warn!(
+            "{name}: channel {number} was over before it was dropped, and nobody is told: {reason}"
+        ),
+        false => log::debug!("{name}: channel {number} {reason}"),
+    }
 }
 
 /// A message came back: for its confirm, or for whoever takes such messages.
@@ -175,7 +228,7 @@ fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
     };
     channel.inbox.discard(|tag| !is_for_good(tag));
     for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
-        if let Some(inbox) = &route.consumer.own_inbox {
+        if let Some(inbox) = route.consumer.own_inbox() {
             inbox.discard(|_| true);
         }
     }
@@ -184,9 +237,10 @@ fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
 fn end_consumer(route: &Route, by_broker: bool) {
     let consumer = &route.consumer;
     consumer.cancel(by_broker);
-    match &consumer.own_inbox {
-        None => put(consumer, |inbox| inbox.push_end(consumer)),
-        Some(inbox) => {
+    match &consumer.taker {
+        Taker::Callback => put(consumer, |inbox| inbox.push_end(consumer)),
+        Taker::Answers(answers) => answers.end(),
+        Taker::Inbox(inbox) => {
             inbox.end();
             if by_broker {
                 consumer.channel.keep_cancelled(consumer.tag.clone());

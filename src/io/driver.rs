@@ -13,6 +13,8 @@
 //! and answers everyone before it ends. Reading is in `reading`, the wait in `waiting`.
 
 mod reading;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -37,7 +39,7 @@ use super::wake::Wake;
 use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
+use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
 
 pub(crate) const SOCKET: Token = Token(0);
@@ -195,7 +197,7 @@ impl Driver {
     /// Holds back what is said while the channel's commit awaits its reply. It leaves the room
     /// that all channels share, and what the channel publishes further waits in its thread.
     fn hold(&mut self, frames: Frames) {
-        self.port.budget().release(frames.len());
+        self.port.commands().release(frames.len());
         if let Some(channel) = self.core.channel(frames.channel) {
             channel.publishing.set_committing(true);
         }
@@ -237,7 +239,7 @@ impl Driver {
                 }
                 Gate::Committing => self.hold(frames),
                 Gate::Closed => {
-                    self.port.budget().release(frames.len());
+                    self.port.commands().release(frames.len());
                     self.outbox.keep(frames.bytes);
                 }
             },
@@ -266,14 +268,19 @@ impl Driver {
                 self.dispatch();
                 self.requeue(&consumer, now);
             }
+            Command::GiveBack {
+                channel,
+                delivery_tags,
+            } => self.core.give_back(channel, delivery_tags),
             Command::CloseChannel {
                 channel,
+                by,
                 code,
                 text,
                 reply,
             } => {
                 let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
-                self.core.close_channel(channel, code, text, call);
+                self.core.close_channel(channel, by, code, text, call);
             }
             Command::UpdateSecret {
                 secret,
@@ -336,24 +343,12 @@ impl Driver {
             }
             return;
         }
-        let channel = &consumer.channel;
-        let nack = Settle::Nack {
-            multiple: false,
-            requeue: true,
-        };
-        let mut frames = Frames::new(channel.id, Vec::new());
-        for content in left {
-            let Some(delivery_tag) = content.delivery_tag() else {
-                continue;
-            };
-            let is_open = channel.settlements.lock().settle(delivery_tag);
-            if is_open && !content.is_of_stream() {
-                encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
-                frames.frames += 1;
-            }
+        let mut command = None;
+        let send = |it| command = Some(it);
+        consumer.channel.give_messages_back(left, send);
+        if let Some(command) = command {
+            self.obey(command, now);
         }
-        self.port.budget().take(frames.bytes.len());
-        self.obey(Command::Frames(frames), now);
     }
 
     /// Gives back what was held back, as far as there is room for it again.
@@ -361,22 +356,8 @@ impl Driver {
         if self.core.is_holding() {
             self.dispatch();
             self.core.set_waiting(self.port.backlog.bytes());
-            self.core.give_back(now);
+            self.core.give_back_held(now);
         }
-    }
-
-    /// Back into its queue with a delivery that nobody here has.
-    fn give_back(&mut self, channel: &ChannelPort, delivery_tag: u64) {
-        let nack = Settle::Nack {
-            multiple: false,
-            requeue: true,
-        };
-        channel.settlements.lock().give_back(delivery_tag);
-        let mut frames = Frames::new(channel.id, Vec::new());
-        encode_settle(&mut frames.bytes, channel.id.number, delivery_tag, nack);
-        frames.frames = 1;
-        self.port.budget().take(frames.bytes.len());
-        self.obey(Command::Frames(frames), Instant::now());
     }
 
     /// Moves what the core has to say into the outbox, in order with everything else.
@@ -399,26 +380,17 @@ impl Driver {
     /// Tells everyone what happened.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
-            let event = match event {
-                Event::GiveBack {
-                    channel,
-                    delivery_tag,
-                } => {
-                    self.give_back(&channel, delivery_tag);
-                    continue;
-                }
-                Event::HeldBack {
-                    ref consumer, cost, ..
-                } => {
-                    self.holdups
-                        .note(&consumer.consumer, cost, &self.core, &self.port);
-                    event
-                }
-                event => event,
-            };
+            if let Event::HeldBack { consumer, cost, .. } = &event {
+                let consumer = &consumer.consumer;
+                self.holdups.note(consumer, *cost, &self.core, &self.port);
+            }
             self.in_talk |= matches!(event, Event::Reply { .. });
-            if let Some(runs) = dispatch::tell(&self.port, event) {
+            let mut command = None;
+            if let Some(runs) = dispatch::tell(&self.port, event, |it| command = Some(it)) {
                 self.core.reuse(runs);
+            }
+            if let Some(command) = command {
+                self.obey(command, Instant::now());
             }
         }
     }
@@ -429,7 +401,7 @@ impl Driver {
             match self.outbox.write_to(&mut self.transport) {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.port.budget().release(count);
+                    self.port.commands().release(count);
                     self.untaken.written(count);
                     self.port.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
@@ -442,9 +414,32 @@ impl Driver {
             }
         }
         if self.outbox.is_empty() {
-            self.port.budget().all_released();
+            self.port.commands().all_released();
         }
         self.port.detect_backpressure(self.outbox.len());
+    }
+}
+
+impl Driver {
+    /// Tells everyone after a panic. What has panicked, the core or the log backend, may do so
+    /// again at any step, so each is taken by itself.
+    fn speak_last_words(&mut self, termination: Termination) {
+        let channels: Vec<_> = self.core.channels().map(|(it, _)| Arc::clone(it)).collect();
+        let terminate = AssertUnwindSafe(|| self.core.terminate(termination));
+        let _ = catch_unwind(terminate);
+        let mut is_done = false;
+        while !is_done {
+            // What panics is gone, so this comes to an end.
+            let tell = AssertUnwindSafe(|| match self.core.poll_event() {
+                // Nothing goes out any more.
+                Some(event) => drop(dispatch::tell(&self.port, event, drop)),
+                None => is_done = true,
+            });
+            let _ = catch_unwind(tell);
+        }
+        for channel in channels {
+            channel.end_with_connection();
+        }
     }
 }
 
@@ -455,12 +450,7 @@ impl Drop for Driver {
             let kind = io::ErrorKind::Other;
             let termination = Termination::Io(kind, "the IO thread has panicked".into());
             self.port.terminate(termination.clone());
-            // The core may be what has panicked, so it may do so again.
-            let last_words = AssertUnwindSafe(|| {
-                self.core.terminate(termination);
-                self.dispatch();
-            });
-            let _ = catch_unwind(last_words);
+            self.speak_last_words(termination);
         }
         // With what waits in there, those wake who wait for an answer to it.
         self.port.commands().close();

@@ -174,7 +174,9 @@ impl Inbox {
         let found = self.take(&mut state);
         let taken = self.to_report(&mut state);
         drop(state);
-        self.report(taken);
+        if let Some(taken) = taken {
+            self.report(&taken);
+        }
         found.unpack()
     }
 
@@ -199,7 +201,9 @@ impl Inbox {
         state.waiting -= 1;
         let taken = self.to_report(&mut state);
         drop(state);
-        self.report(taken);
+        if let Some(taken) = taken {
+            self.report(&taken);
+        }
         found.unpack()
     }
 
@@ -241,23 +245,21 @@ impl Inbox {
 
     /// What is to be reported now: when it has become much, when nothing is left to report
     /// it with, and when the IO thread waits for it.
-    fn to_report(&self, state: &mut State) -> Taking {
+    #[inline]
+    fn to_report(&self, state: &mut State) -> Option<Taking> {
         let is_due = state.taken.cost > UNREPORTED_MAX
             || state.queue.is_empty()
             || self.connection.backlog.is_watched();
-        match is_due {
-            true => std::mem::take(&mut state.taken),
-            false => Taking::default(),
-        }
+        is_due.then(|| std::mem::take(&mut state.taken))
     }
 
     /// Reports what was taken so far.
     pub(crate) fn report_taken(&self) {
         let taken = std::mem::take(&mut self.state.lock().taken);
-        self.report(taken);
+        self.report(&taken);
     }
 
-    fn report(&self, taken: Taking) {
+    fn report(&self, taken: &Taking) {
         if taken.cost > 0 {
             self.connection.handed_out(taken.cost, taken.fixed);
         }
@@ -336,7 +338,7 @@ impl Inbox {
         state.bytes -= cost;
         taken.cost += cost;
         drop(state);
-        self.report(taken);
+        self.report(&taken);
         Extracted {
             len: extracted.iter().map(Run::len).sum(),
             runs: extracted,
@@ -375,5 +377,111 @@ impl ExactSizeIterator for Extracted {}
 impl Drop for Inbox {
     fn drop(&mut self) {
         self.discard(|_| true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::super::port::tests::port;
+    use super::*;
+    use crate::protocol::run::tests::packed;
+
+    const SIZE: usize = 100;
+
+    fn inbox() -> Inbox {
+        Inbox::new(port(1 << 20))
+    }
+
+    /// Puts in so many messages at once, which cannot be held back.
+    fn push(inbox: &Inbox, count: usize) {
+        inbox.push(&mut packed(&vec![(SIZE, "key"); count]), true);
+    }
+
+    /// How much is counted as waiting to be taken.
+    fn waiting(inbox: &Inbox) -> usize {
+        inbox.connection.backlog.bytes()
+    }
+
+    #[test]
+    fn all_who_wait_hear_of_several_messages_that_come_at_once() {
+        const COUNT: usize = 3;
+        let inbox = inbox();
+        let all_have_one = Barrier::new(COUNT);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let take = || {
+            let popped = inbox.pop(Some(deadline));
+            let has_one = matches!(popped, Popped::Item(_));
+            // Who has one takes no other before everybody has.
+            all_have_one.wait();
+            has_one && Instant::now() < deadline
+        };
+        thread::scope(|scope| {
+            let takers: Vec<_> = (0..COUNT).map(|_| scope.spawn(take)).collect();
+            while inbox.state.lock().waiting < COUNT {
+                thread::yield_now();
+            }
+            push(&inbox, COUNT);
+            for taker in takers {
+                assert!(taker.join().unwrap(), "one slept on");
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_taken_is_reported_together_unless_the_io_thread_waits_for_it() {
+        let inbox = inbox();
+        push(&inbox, 10);
+        let all = waiting(&inbox);
+        assert!(all >= 10 * SIZE);
+        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert_eq!(waiting(&inbox), all, "it is not worth a report");
+        assert!(inbox.connection.backlog.wait_for(1, true));
+        assert!(matches!(inbox.pop(None), Popped::Item(_)));
+        let left = waiting(&inbox);
+        assert!(left <= all - 2 * SIZE, "{left} of {all}");
+        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert!(waiting(&inbox) <= left - SIZE);
+    }
+
+    #[test]
+    fn much_that_is_taken_is_reported_and_so_is_the_last() {
+        let inbox = inbox();
+        let count = 2 * UNREPORTED_MAX / SIZE;
+        push(&inbox, count);
+        let all = waiting(&inbox);
+        let mut taken = 0;
+        while waiting(&inbox) == all {
+            assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+            taken += SIZE;
+        }
+        assert!(taken <= UNREPORTED_MAX, "{taken} bytes and more");
+        while let Popped::Item(_) = inbox.try_pop() {}
+        assert_eq!(waiting(&inbox), 0);
+        assert_eq!(inbox.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_taken_out_or_dropped_with_the_inbox_waits_no_more() {
+        let inbox = inbox();
+        let port = Arc::clone(&inbox.connection);
+        push(&inbox, 3);
+        assert_eq!(inbox.len(), 3);
+        // What was taken before and is not reported yet counts as well.
+        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert_eq!(inbox.extract(|tag| *tag == "other").count(), 0);
+        assert_eq!(inbox.len(), 2);
+        assert_eq!(waiting(&inbox), inbox.bytes());
+        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert_eq!(inbox.extract(|tag| *tag == "tag").count(), 1);
+        assert_eq!((inbox.len(), waiting(&inbox)), (0, 0));
+        push(&inbox, 3);
+        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        drop(inbox);
+        assert_eq!(port.backlog.bytes(), 0);
+        assert_eq!(port.backlog.must_stop(false, false, 0), None);
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! | crossing | mechanism | bound | who may wait |
 //! |---|---|---|---|
-//! | caller → IO: methods, publishes | [`commands`], a queue that the IO thread takes as a whole | bytes ([`budget`]) | publishers, with a deadline |
+//! | caller → IO: methods, publishes | [`commands`], a queue that the IO thread takes as a whole | bytes ([`write_budget`]) | publishers, with a deadline |
 //! | waking the IO thread | [`wake`], only when it is about to wait | – | nobody |
 //! | IO → caller: replies | a one-slot crossbeam channel | 1 | the caller; the IO thread keeps its deadline |
 //! | caller → IO → caller: confirms | [`publishing`], a slot for each publish | the confirm window | publishers and whoever asks, with a deadline |
 //! | IO → consumers | [`inbox`], a queue that takes what one read brought at once | bytes ([`budget`]) | the consuming thread |
 //! | IO → who dispatches callbacks | [`bell`], a one-slot crossbeam channel for each such thread | 1 | that thread |
+//! | IO → who waits for an RPC answer | [`answers`], a crossbeam channel for each request | 2 | that thread, with a deadline |
 //! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
 //!
 //! [`open`] brings a connection about on the caller's thread; [`driver`] is the loop
@@ -15,6 +16,7 @@
 //! and `dispatch` its way to the threads that wait; [`transport`] is the stream, plain or TLS;
 //! [`outbox`] holds what waits to be written.
 
+pub(crate) mod answers;
 pub(crate) mod bell;
 pub(crate) mod budget;
 pub(crate) mod channel_port;
@@ -23,6 +25,7 @@ pub(crate) mod commands;
 pub(crate) mod counters;
 mod dispatch;
 pub(crate) mod driver;
+pub(crate) mod failures;
 pub(crate) mod inbox;
 pub(crate) mod kept;
 mod listing;
@@ -34,7 +37,9 @@ pub(crate) mod outbox;
 mod pauses;
 pub(crate) mod port;
 pub(crate) mod publishing;
+pub(crate) mod slot;
 mod spin;
 mod sync;
 pub(crate) mod transport;
 pub(crate) mod wake;
+pub(crate) mod write_budget;

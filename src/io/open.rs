@@ -115,14 +115,31 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
         let cause = io_cause(error, target.handshake_timeout);
         OpenError::new(Stage::Resolve, target.host.clone(), cause)
     })?;
-    let mut last = None;
-    for address in addresses {
+    let attempt = |address| {
         let attempt = Attempt {
             target: &target,
             address,
             deadline,
         };
-        match attempt.run(offer()) {
+        attempt.run(offer())
+    };
+    first_of(addresses, attempt).map_err(|failure| {
+        failure.unwrap_or_else(|| {
+            let cause = Cause::Io(io::ErrorKind::NotFound.into());
+            OpenError::new(Stage::Resolve, target.host.clone(), cause)
+        })
+    })
+}
+
+/// Attempts one address after the other until one succeeds, or refuses for good. Without a
+/// success, the failure that tells most; `None` if there is no address.
+fn first_of<T>(
+    addresses: impl IntoIterator<Item = SocketAddr>,
+    attempt: impl Fn(SocketAddr) -> Result<T, OpenError>,
+) -> Result<T, Option<OpenError>> {
+    let mut last = None;
+    for address in addresses {
+        match attempt(address) {
             Ok(opened) => return Ok(opened),
             Err(error) => {
                 log::debug!("{address}: {} {:?}", error.stage, error.cause);
@@ -137,10 +154,7 @@ pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, 
             }
         }
     }
-    Err(last.unwrap_or_else(|| {
-        let cause = Cause::Io(io::ErrorKind::NotFound.into());
-        OpenError::new(Stage::Resolve, target.host.clone(), cause)
-    }))
+    Err(last)
 }
 
 /// Of two failures the one that came further, as the one that tells more: behind a name
@@ -356,7 +370,10 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+    use crate::protocol::failure::{CloseReason, ClosedBy};
 
     #[test]
     fn credentials_that_were_refused_are_for_no_other_address() {
@@ -386,5 +403,54 @@ mod tests {
         ] {
             assert_eq!(further(at(one), at(other)).stage, told);
         }
+    }
+
+    /// How many of three addresses are attempted that all fail like this, and what is told.
+    fn attempts(stage: Stage, cause: impl Fn() -> Cause) -> (usize, Stage) {
+        let count = Cell::new(0);
+        let addresses = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let outcome: Result<(), _> = first_of(addresses, |address| {
+            count.set(count.get() + 1);
+            Err(OpenError::new(stage, address.to_string(), cause()))
+        });
+        (count.get(), outcome.unwrap_err().unwrap().stage)
+    }
+
+    #[test]
+    fn a_broker_that_refuses_is_asked_at_one_of_its_addresses_only() {
+        let refused = |code: u16| {
+            let reason = CloseReason::new(ClosedBy::Broker, code, "refused", None);
+            Cause::Handshake(HandshakeFailure::Closed(reason))
+        };
+        assert_eq!(
+            attempts(Stage::Start, || refused(403)),
+            (1, Stage::Start),
+            "credentials"
+        );
+        assert_eq!(
+            attempts(Stage::Open, || refused(530)),
+            (1, Stage::Open),
+            "virtual host"
+        );
+        let hung_up = || Cause::EndOfStream;
+        // So did brokers refuse credentials before they had a word for it.
+        assert_eq!(attempts(Stage::Start, hung_up), (1, Stage::Start));
+        assert_eq!(attempts(Stage::Header, hung_up), (3, Stage::Header));
+        assert_eq!(attempts(Stage::Tcp, hung_up), (3, Stage::Tcp));
+    }
+
+    #[test]
+    fn the_first_address_that_lets_in_is_the_last_that_is_tried() {
+        let addresses = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let outcome = first_of(addresses, |address| match address.port() {
+            1 => Err(OpenError::new(
+                Stage::Tcp,
+                address.to_string(),
+                Cause::EndOfStream,
+            )),
+            port => Ok(port),
+        });
+        assert_eq!(outcome.ok(), Some(2));
+        assert!(matches!(first_of([], Ok), Err(None)));
     }
 }

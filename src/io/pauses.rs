@@ -145,7 +145,7 @@ pub(super) fn slowest(core: &Connection<DriverTokens>) -> Option<Slowest> {
         let shared = channel.inbox.bytes();
         for route in consumers {
             let consumer = &route.consumer;
-            let bytes = consumer.own_inbox.as_ref().map_or(shared, Inbox::bytes);
+            let bytes = consumer.own_inbox().map_or(shared, Inbox::bytes);
             let known = slowest.as_ref().map_or(0, |slowest| slowest.bytes);
             if bytes > known || bytes == known && bytes > 0 && consumer.no_ack {
                 slowest = Some(Slowest {
@@ -201,7 +201,7 @@ impl Holdups {
 pub(super) fn report_taken(core: &Connection<DriverTokens>) {
     for (channel, consumers) in core.channels() {
         channel.inbox.report_taken();
-        let own = consumers.filter_map(|route| route.consumer.own_inbox.as_ref());
+        let own = consumers.filter_map(|route| route.consumer.own_inbox());
         own.for_each(Inbox::report_taken);
     }
 }

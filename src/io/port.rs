@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
 
 use super::bell::Watchers;
-use super::budget::{Backlog, WriteBudget};
+use super::budget::Backlog;
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
 use super::chunks::Chunks;
 use super::commands::{Commands, Frames, Queued};
@@ -19,9 +19,10 @@ use super::kept::Total;
 use super::nap::Nap;
 use super::spin::Spin;
 use super::wake::Wake;
+use super::write_budget::WriteBudget;
 use crate::error::Error;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
-use crate::protocol::failure::ReplyCode;
+use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
@@ -62,8 +63,14 @@ pub(crate) enum Command {
         channel: ChannelId,
         consumer: Arc<ConsumerPort>,
     },
+    /// Nobody takes these deliveries: back into their queue with them.
+    GiveBack {
+        channel: ChannelId,
+        delivery_tags: Vec<u64>,
+    },
     CloseChannel {
         channel: ChannelId,
+        by: ClosedBy,
         code: ReplyCode,
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
@@ -149,6 +156,8 @@ pub(crate) struct ConnectionPort {
     /// Why the connection ended. Written once, before anything is disconnected.
     closed: OnceLock<Termination>,
     closing: AtomicBool,
+    /// Whether the program has no handle of it any more.
+    abandoned: AtomicBool,
     /// Why the broker takes no publishes, while it does not.
     blocked: Mutex<Option<ShortString>>,
     pub(crate) backpressure: Backpressure,
@@ -170,6 +179,8 @@ pub(crate) struct ConnectionPort {
     /// How it went to look for replies, and for confirms.
     reply_spin: Spin,
     pub(crate) confirm_spin: Spin,
+    /// The same for answers to RPC requests.
+    pub(crate) answer_spin: Spin,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
 }
@@ -216,6 +227,7 @@ impl ConnectionPort {
             name: settings.name.clone(),
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             blocked: Mutex::default(),
             backpressure: Backpressure::new(settings.backpressure_detection),
             counters: Counters::default(),
@@ -228,6 +240,7 @@ impl ConnectionPort {
             confirm_waits: AtomicUsize::new(0),
             reply_spin: Spin::new(spin_limit),
             confirm_spin: Spin::new(spin_limit),
+            answer_spin: Spin::new(spin_limit),
             ended,
         }
     }
@@ -300,6 +313,15 @@ impl ConnectionPort {
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// The program has no handle of the connection any more: nobody will ask why it ended.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Records the end. Only the first reason counts.
@@ -478,5 +500,46 @@ impl Backpressure {
         let is_on = waiting as u64 > mean_frame.saturating_mul(multiplier);
         let was_on = self.is_on.swap(is_on, Ordering::AcqRel);
         is_on && !was_on
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use mio::{Poll, Token};
+
+    use super::*;
+    use crate::protocol::table::FieldTable;
+
+    pub(crate) fn negotiated() -> Negotiated {
+        Negotiated {
+            channel_max: 10,
+            frame_max: 4096,
+            heartbeat: 0,
+            server_properties: FieldTable::new(),
+        }
+    }
+
+    /// Settings with so much room for what waits to be taken.
+    pub(crate) fn settings(read_limit: usize) -> Settings {
+        Settings {
+            name: "test".into(),
+            write_limit: 1 << 20,
+            read_limit,
+            max_message_size: 1 << 20,
+            blocked_timeout: None,
+            backpressure_detection: false,
+            busy_wait: Duration::ZERO,
+        }
+    }
+
+    /// The port of a connection without an IO thread.
+    pub(crate) fn port(read_limit: usize) -> Arc<ConnectionPort> {
+        let poll = Poll::new().unwrap();
+        let (wake, _alarm) = Wake::new(poll.registry(), Token(0)).unwrap();
+        let (_, ended) = crossbeam_channel::bounded(0);
+        let settings = settings(read_limit);
+        let spin_limit = Duration::ZERO;
+        let port = ConnectionPort::new(wake, ended, negotiated(), &settings, spin_limit, false);
+        Arc::new(port)
     }
 }

@@ -1,38 +1,19 @@
 //! Where a channel's publishes get their numbers, and their confirms come home.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::budget::{Backlog, NoRoom};
+use super::answers::Answers;
 use super::commands::Queued;
+use super::failures::{Failures, Taken, cost};
 use super::kept::{Kept, Total};
+use super::slot::Slot;
+use super::write_budget::NoRoom;
 use crate::protocol::confirms::{Ledger, Mandatory, Settled};
 use crate::protocol::content::Content;
-
-/// How many failures nobody has asked for are kept; beyond this they are only counted. So
-/// they are when they take too much memory.
-const FAILURES_MAX: usize = 1000;
-
-/// What became of one publish, for whoever holds its confirm.
-pub(crate) type Slot = OnceLock<Settled<Arc<Content>>>;
-
-/// A publish that was not taken, for `wait_for_confirms`.
-#[derive(Debug, Clone)]
-pub(crate) struct Failure {
-    pub(crate) number: u64,
-    pub(crate) settled: Settled<Arc<Content>>,
-}
-
-/// The failures since they were last asked for.
-#[derive(Debug)]
-pub(crate) struct Failures {
-    pub(crate) kept: Kept<Failure>,
-    /// How many more there were.
-    pub(crate) dropped: u64,
-}
 
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Mode {
@@ -69,6 +50,10 @@ struct State {
     news: Option<News>,
     /// Whether nobody will ever ask for failures or news.
     abandoned: bool,
+    /// Who is told at once of publishes that were not taken.
+    answers: Option<Arc<Answers>>,
+    /// The last publish that a close has waited for.
+    closing_at: u64,
     waiting: usize,
     /// Slots that nobody holds any more, to be used again: no more than a window takes.
     slots: Vec<Arc<Slot>>,
@@ -120,6 +105,8 @@ impl Publishing {
                 failures: Failures::new(total),
                 news: None,
                 abandoned: false,
+                answers: None,
+                closing_at: 0,
                 waiting: 0,
                 slots: Vec::new(),
             }),
@@ -232,20 +219,59 @@ impl Publishing {
         self.wait_until(deadline, is_pointless, |_| slot.get().is_some())
     }
 
-    pub(crate) fn take_failures(&self) -> Failures {
-        let fresh = Failures::new(&self.total);
-        std::mem::replace(&mut self.state.lock().failures, fresh)
+    /// The failures since they were last asked for.
+    pub(crate) fn take_failures(&self) -> Taken {
+        self.state.lock().failures.take()
+    }
+
+    /// Waits for all that was published before a close.
+    pub(crate) fn wait_for_last(
+        &self,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        let mut state = self.state.lock();
+        let last = state.ledger.last();
+        state.closing_at = last;
+        drop(state);
+        // What is not settled by then is told with the close.
+        self.wait_settled(last, Some(deadline), is_pointless)
+    }
+
+    /// Those of them that nobody was told of, and whether something that a close has waited for
+    /// is not settled; once.
+    pub(crate) fn take_unheard(&self) -> (Taken, bool) {
+        let mut state = self.state.lock();
+        let last = std::mem::take(&mut state.closing_at);
+        let is_settled = state.ledger.is_settled_up_to(last);
+        (state.failures.take_unheard(), !is_settled)
+    }
+
+    /// Tells of a failure whoever holds its slot.
+    pub(crate) fn hear(&self, slot: &Slot) {
+        let count = slot.hear();
+        if count > 0 {
+            self.state.lock().failures.heard(count);
+        }
     }
 
     /// Nobody will ever ask for what is kept, but single confirms may still be waited for.
-    pub(crate) fn abandon(&self) {
+    /// How many failures nobody was told of.
+    pub(crate) fn abandon(&self) -> u64 {
         let mut state = self.state.lock();
         state.abandoned = true;
-        let failures = std::mem::replace(&mut state.failures, Failures::new(&self.total));
+        let unheard = state.failures.unheard();
+        let failures = state.failures.empty();
         let news = state.news.take();
         drop(state);
         // Outside the lock, for there may be much of it.
         drop((failures, news));
+        unheard
+    }
+
+    /// Who is told at once of each publish that is not taken.
+    pub(crate) fn tell_of_failures(&self, answers: &Arc<Answers>) {
+        self.state.lock().answers = Some(Arc::clone(answers));
     }
 
     /// A confirm came. `true`: a callback is to be told.
@@ -256,17 +282,16 @@ impl Publishing {
             failures,
             news,
             abandoned,
+            answers,
             waiting,
             slots,
             ..
         } = &mut *state;
         let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
         ledger.settle(number, multiple, ack, |number, mut slot, settled| {
-            if !matches!(settled, Settled::Acked) && !*abandoned {
-                failures.add(Failure {
-                    number,
-                    settled: settled.clone(),
-                });
+            let is_taken = matches!(settled, Settled::Acked);
+            if !is_taken && !*abandoned {
+                failures.add(number, settled.clone(), &slot, news.is_some());
             }
             if let Some(news) = news {
                 news.add(number, Some(settled.clone()));
@@ -275,8 +300,10 @@ impl Publishing {
                 // Nobody will ever ask.
                 Some(_) if slots.len() < self.window => slots.push(slot),
                 Some(_) => {}
-                // Each publish settles once, so the slot is empty.
-                None => drop(slot.set(settled)),
+                None => slot.fill(settled),
+            }
+            if let (false, Some(answers)) = (is_taken, &answers) {
+                answers.not_taken(number);
             }
         });
         let dropped = news.as_ref().map_or(0, |news| news.dropped);
@@ -404,29 +431,6 @@ impl State {
     }
 }
 
-impl Failures {
-    fn new(total: &Total) -> Self {
-        Self {
-            kept: Kept::new(FAILURES_MAX, total),
-            dropped: 0,
-        }
-    }
-
-    fn add(&mut self, failure: Failure) {
-        if !self.kept.try_push(cost(&failure.settled), failure) {
-            self.dropped += 1;
-        }
-    }
-}
-
-/// What the message takes that came back, if one did.
-fn cost(settled: &Settled<Arc<Content>>) -> usize {
-    match settled {
-        Settled::Returned(message) | Settled::Unclear(message) => Backlog::cost(message),
-        Settled::Acked | Settled::Nacked => 0,
-    }
-}
-
 impl News {
     fn new(total: &Total) -> Self {
         Self {
@@ -476,8 +480,12 @@ fn is_one_run<R>(one: &Option<Settled<R>>, other: &Option<Settled<R>>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
     use bytes::Bytes;
 
+    use super::super::answers::Heard;
     use super::*;
     use crate::protocol::content::ContentMethod;
     use crate::protocol::methods::basic;
@@ -508,6 +516,59 @@ mod tests {
         assert_eq!(number(&publishing), None);
         publishing.confirmed(3, true, true);
         assert_eq!(number(&publishing), Some(4));
+    }
+
+    type Wait<'a> = &'a (dyn Fn(Instant) -> Result<(), NoRoom> + Sync);
+
+    /// What `wait` ends with after `change`, which comes while it waits.
+    fn woken_by(
+        publishing: &Publishing,
+        wait: impl FnOnce(Instant) -> Result<(), NoRoom> + Send,
+        change: impl FnOnce(),
+    ) -> Result<(), NoRoom> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                let outcome = wait(deadline);
+                // Late is never.
+                assert!(Instant::now() < deadline);
+                outcome
+            });
+            while publishing.state.lock().waiting == 0 {
+                thread::yield_now();
+            }
+            change();
+            waiter.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn those_who_wait_are_woken_by_whatever_changes_it() {
+        let publishing = Publishing::new(1, &Total::default());
+        let room = |deadline| publishing.wait_for_room(deadline, || false);
+        let selected = |deadline| publishing.wait_selected(deadline, || false);
+        for (wait, succeeds) in [(&room as Wait<'_>, false), (&selected, true)] {
+            assert!(publishing.select(|| {}));
+            let done = || publishing.select_done(succeeds);
+            assert_eq!(woken_by(&publishing, wait, done), Ok(()));
+        }
+        assert_eq!(number(&publishing), Some(1));
+        let confirm = || assert!(!publishing.confirmed(1, false, true), "nobody listens");
+        assert_eq!(woken_by(&publishing, room, confirm), Ok(()));
+        publishing.set_flow(false);
+        let flow = || publishing.set_flow(true);
+        assert_eq!(woken_by(&publishing, room, flow), Ok(()));
+        assert_eq!(number(&publishing), Some(2));
+        let is_over = AtomicBool::new(false);
+        let settled = |deadline| {
+            let is_pointless = || is_over.load(Ordering::SeqCst);
+            publishing.wait_settled(2, Some(deadline), is_pointless)
+        };
+        let end = || {
+            is_over.store(true, Ordering::SeqCst);
+            publishing.channel_ended();
+        };
+        assert_eq!(woken_by(&publishing, settled, end), Err(NoRoom::Pointless));
     }
 
     #[test]
@@ -551,7 +612,77 @@ mod tests {
         publishing.confirmed(1, false, true);
         let failures = publishing.take_failures();
         assert!(failures.kept.is_empty());
-        assert_eq!(failures.dropped, 1);
+        assert_eq!(failures.more, 1);
         drop(others);
+    }
+
+    /// Publishes of which the broker takes none.
+    fn nacked(publishing: &Publishing, count: u64) -> Vec<Arc<Slot>> {
+        let slots = (0..count).map(|_| match publishing.enter(None, || Queued::Done) {
+            Entered::Numbered(number, slot) => {
+                publishing.confirmed(number, false, false);
+                slot
+            }
+            _ => panic!("not confirming"),
+        });
+        slots.collect()
+    }
+
+    #[test]
+    fn a_failure_is_unheard_until_somebody_is_told_however_many_there_are() {
+        let publishing = confirming(10, &Total::default());
+        let slots = nacked(&publishing, 1200);
+        // Of those that are kept, and of those that are only counted.
+        for slot in [&slots[0], &slots[1], &slots[1100], &slots[0]] {
+            publishing.hear(slot);
+        }
+        let (unheard, unsettled) = publishing.take_unheard();
+        assert_eq!((unheard.kept.len(), unheard.more), (998, 199));
+        assert_eq!(unheard.kept[0].number, 3);
+        assert!(!unsettled);
+        // What belongs to an earlier count says nothing of a later one.
+        let later = nacked(&publishing, 2);
+        slots.iter().for_each(|slot| publishing.hear(slot));
+        publishing.hear(&later[0]);
+        let (unheard, _) = publishing.take_unheard();
+        assert_eq!((unheard.kept.len(), unheard.more), (1, 0));
+        nacked(&publishing, 3);
+        assert_eq!(publishing.take_failures().kept.len(), 3);
+        let (unheard, _) = publishing.take_unheard();
+        assert_eq!((unheard.kept.len(), unheard.more), (0, 0));
+    }
+
+    #[test]
+    fn what_a_close_has_waited_for_in_vain_is_told_once() {
+        let publishing = confirming(10, &Total::default());
+        number(&publishing);
+        assert!(!publishing.take_unheard().1, "no close has waited");
+        let now = Instant::now();
+        assert!(publishing.wait_for_last(now, || false).is_err());
+        assert_eq!([(); 2].map(|()| publishing.take_unheard().1), [true, false]);
+        assert!(publishing.wait_for_last(now, || false).is_err());
+        // What comes in meanwhile is the business of those who publish.
+        number(&publishing);
+        publishing.confirmed(1, false, true);
+        assert!(!publishing.take_unheard().1);
+    }
+
+    #[test]
+    fn failures_that_nobody_can_ask_for_are_not_kept() {
+        let (total, answers) = (Total::default(), Arc::default());
+        let publishing = confirming(10, &total);
+        publishing.abandon();
+        publishing.tell_of_failures(&answers);
+        let heard = answers.expect(7);
+        answers.note_publish(7, 2);
+        let slots = nacked(&publishing, 2);
+        assert!(matches!(slots[1].get(), Some(Settled::Nacked)));
+        assert!(matches!(heard.try_recv(), Ok(Heard::NotTaken)));
+        assert!(
+            heard.try_recv().is_err(),
+            "the other one is not its request"
+        );
+        assert!(publishing.take_failures().kept.is_empty());
+        assert!(publishing.take_unheard().0.kept.is_empty());
     }
 }

@@ -173,12 +173,12 @@ pub(crate) fn connect(
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{Ipv4Addr, TcpListener};
 
     use super::*;
 
     fn connected(options: &SocketOptions) -> (TcpStream, std::net::TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let socket = connect(address, options, Duration::from_secs(30)).unwrap();
         (socket, listener.accept().unwrap().0)
@@ -239,5 +239,28 @@ mod tests {
         let sigpipe = 1 << 12;
         assert_ne!(pending("SigBlk:") & sigpipe, 0, "it would be seen");
         assert_eq!(pending("SigPnd:") & sigpipe, 0);
+    }
+
+    #[test]
+    fn each_buffer_has_its_own_size() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let sizes = |send, receive| {
+            let options = SocketOptions {
+                nodelay: true,
+                keepalive: None,
+                send_buffer: Some(send),
+                receive_buffer: Some(receive),
+            };
+            let stream = connect(address, &options, Duration::from_secs(10)).unwrap();
+            let socket = SockRef::from(&stream);
+            let send = socket.send_buffer_size().unwrap();
+            (send, socket.recv_buffer_size().unwrap())
+        };
+        // The system may give more than was asked for, by a factor of its own.
+        let (send, receive) = sizes(10_000, 100_000);
+        assert!(send >= 10_000 && receive >= 100_000 && send < receive);
+        let (send, receive) = sizes(100_000, 10_000);
+        assert!(send >= 100_000 && receive >= 10_000 && receive < send);
     }
 }

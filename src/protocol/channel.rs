@@ -22,19 +22,21 @@
 //! checked out, a consumer would swallow messages for nobody.
 
 mod arrivals;
+mod calls;
 mod ending;
 mod holding;
+mod transactions;
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use self::arrivals::{Left, deliver};
 use self::ending::Ending;
+use self::transactions::Transaction;
 use super::consumers::Consumers;
-use super::content::{Assembly, Content, ContentMethod, Head, Progress};
-use super::event::{Call, CallFailure, ChannelId, Event, Out, Reply, Tokens};
+use super::content::{Assembly, Content, Head, Progress};
+use super::event::{Call, CallFailure, ChannelId, Event, Gate, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
-use super::frame::Settle;
 use super::handshake::{decode_method, split_method};
 use super::holding::Holdings;
 use super::methods::{Method, MethodId, basic, channel};
@@ -50,6 +52,9 @@ pub(crate) struct Channel<T: Tokens> {
     /// The call whose reply is due.
     active: Option<Call<T>>,
     waiting: VecDeque<Call<T>>,
+    /// A commit is done, and what was held back for it goes first.
+    is_held_back: bool,
+    transaction: Transaction,
     consumers: Consumers<T::Consumer>,
     assembly: Assembly,
     names: Names,
@@ -57,8 +62,6 @@ pub(crate) struct Channel<T: Tokens> {
     holdings: Holdings,
     /// The prefetch of consumers that start from now on; 0 is none.
     prefetch: u16,
-    /// Whether what is settled is part of a transaction.
-    is_transactional: bool,
 }
 
 /// What became of a channel.
@@ -79,12 +82,13 @@ impl<T: Tokens> Channel<T> {
             ending: Ending::new(id.number),
             active: None,
             waiting: VecDeque::new(),
+            is_held_back: false,
+            transaction: Transaction::default(),
             consumers: Consumers::new(),
             assembly: Assembly::default(),
             names: Names::default(),
             holdings: Holdings::new(),
             prefetch: 0,
-            is_transactional: false,
         };
         channel.call(call, out);
         channel
@@ -104,9 +108,27 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Whether a commit awaits its reply, before which nothing else may be said.
-    pub(crate) fn is_committing(&self) -> bool {
+    fn is_committing(&self) -> bool {
         let method = self.active.as_ref().map(|call| &call.method);
         matches!(method, Some(Method::TxCommit(_)))
+    }
+
+    /// Whether a publish or a settlement may go out; then it is part of the transaction.
+    pub(crate) fn gate(&mut self) -> Gate {
+        if self.closing {
+            return Gate::Closed;
+        }
+        if self.is_committing() {
+            return Gate::Committing;
+        }
+        self.transaction.begin();
+        Gate::Open
+    }
+
+    /// What a commit has held back is out.
+    pub(crate) fn end_commit(&mut self, out: &mut Out<T>) {
+        self.is_held_back = false;
+        self.advance(out);
     }
 
     /// Sends `call`, or lets it wait for its turn.
@@ -169,6 +191,14 @@ impl<T: Tokens> Channel<T> {
         self.ending.wait(number, deadline, token, out);
     }
 
+    /// The broker has closed the channel, on a connection that we have closed meanwhile.
+    pub(crate) fn receive_late_close(&mut self, reason: CloseReason, out: &mut Out<T>) {
+        if !std::mem::replace(&mut self.closing, true) {
+            return self.end(Some(reason), out);
+        }
+        self.ending.cross(reason);
+    }
+
     /// The connection is gone, and this channel with it.
     pub(crate) fn lose(mut self, out: &mut Out<T>) {
         if !self.closing {
@@ -223,6 +253,7 @@ impl<T: Tokens> Channel<T> {
         self.receive(decode_method(payload)?, out)
     }
 
+    #[inline]
     pub(crate) fn receive_header(
         &mut self,
         payload: &[u8],
@@ -245,7 +276,7 @@ impl<T: Tokens> Channel<T> {
                 self.id.number,
                 &mut self.consumers,
                 &self.names,
-                self.is_transactional,
+                self.transaction.is_selected(),
                 head,
                 parts,
                 out,
@@ -262,6 +293,7 @@ impl<T: Tokens> Channel<T> {
         left.map_or(Ok(()), |left| self.receive_left(left, out))
     }
 
+    #[inline]
     pub(crate) fn receive_body(
         &mut self,
         payload: &[u8],
@@ -273,18 +305,26 @@ impl<T: Tokens> Channel<T> {
         let announced = self.assembly.announced();
         let left = match self.assembly.body(payload)? {
             Progress::Complete(head, parts) => {
-                out.room.end_announced(announced);
+                if announced > 0 {
+                    out.room.end_announced(announced);
+                }
                 deliver(
                     self.id.number,
                     &mut self.consumers,
                     &self.names,
-                    self.is_transactional,
+                    self.transaction.is_selected(),
                     head,
                     parts,
                     out,
                 )
             }
-            Progress::Pending | Progress::TooLarge { .. } => None,
+            Progress::Pending | Progress::TooLarge { .. } => {
+                if announced == 0 {
+                    // The first part of it has come.
+                    out.room.announce(self.assembly.announced());
+                }
+                return Ok(());
+            }
         };
         left.map_or(Ok(()), |left| self.receive_left(left, out))
     }
@@ -344,106 +384,30 @@ impl<T: Tokens> Channel<T> {
                 delivery_tag,
                 content,
                 no_ack,
-            } => self.give_back(delivery_tag, &content, no_ack, out),
+            } => self.refuse(delivery_tag, &content, no_ack, out),
         }
         Ok(())
     }
 
-    fn receive_reply(
-        &mut self,
-        id: MethodId,
-        reply: Reply,
-        out: &mut Out<T>,
-    ) -> Result<(), ProtocolError> {
-        let due = |call: &mut Call<T>| call.method.replies().contains(&id);
-        let Some(call) = self.active.take_if(due) else {
-            return Err(ProtocolError::UnexpectedMethod {
-                method: id,
-                state: "though nothing asked for it",
-            });
-        };
-        out.unwatch(self.id.number, &call);
-        let is_commit = matches!(call.method, Method::TxCommit(_));
-        match call.token {
-            Some(token) => {
-                self.apply_reply(&call.method, out);
-                out.events.push_back(Event::Reply { call: token, reply });
-            }
-            None => self.undo(&call.method, &reply, out),
-        }
-        match is_commit {
-            // First goes what was held back meanwhile: it was said before what waits here.
-            true => out.committed.push(self.id),
-            false => self.advance(out),
-        }
-        Ok(())
-    }
-
-    /// What a reply changes here.
-    fn apply_reply(&mut self, method: &Method, out: &mut Out<T>) {
-        match method {
-            Method::BasicCancel(cancel) => {
-                if cancel.nowait {
-                    self.consumers.remember_ghost(&cancel.consumer_tag);
-                }
-                self.end_consumer(&cancel.consumer_tag, false, out);
-            }
-            Method::BasicQos(qos) if !qos.global => self.prefetch = qos.prefetch_count,
-            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => {
-                self.forget_held(out);
-                out.events.push_back(Event::Recovered {
-                    channel: self.token.clone(),
-                    consumers: self.consumers.tokens().cloned().collect(),
-                });
-            }
-            _ => {}
-        }
-    }
-
-    /// Reverts what the late reply to `method` says has happened.
-    fn undo(&mut self, method: &Method, reply: &Reply, out: &mut Out<T>) {
-        match (method, reply) {
-            (Method::BasicGet(get), Reply::Message(content)) => {
-                if let ContentMethod::GetOk(get_ok) = &content.method {
-                    self.give_back(get_ok.delivery_tag, content, get.no_ack, out);
-                }
-            }
-            (Method::BasicConsume(consume), _) => {
-                let cancel = basic::Cancel::new(&consume.consumer_tag);
-                let call = self.quiet_call(cancel.into(), out);
-                self.waiting.push_front(call);
-            }
-            (Method::ChannelOpen(_), _) => {
-                let text = "nobody waits for this channel any more";
-                let code = ReplyCode::REPLY_SUCCESS;
-                self.close(code, text.into(), ClosedBy::Library, None, out);
-            }
-            _ => self.apply_reply(method, out),
-        }
-    }
-
-    /// Back into its queue with a message that nobody here takes.
-    fn give_back(&self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
-        out.events.push_back(Event::GivenBack {
+    /// Nobody here takes this message.
+    fn refuse(&mut self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
+        let goes_back = !no_ack && !content.is_of_stream();
+        out.events.push_back(Event::Unwanted {
             channel: self.token.clone(),
             delivery_tag,
+            goes_back,
         });
+        if goes_back {
+            // At once, for the next call may look for it in its queue.
+            self.give_back(vec![delivery_tag], out);
+        }
         if no_ack {
             log::warn!(
                 "a message that needed no acknowledgement came too late for its taker and is lost \
                  (channel {}, delivery tag {delivery_tag})",
                 self.id.number
             );
-            return;
         }
-        if content.is_of_stream() {
-            return;
-        }
-        let nack = Settle::Nack {
-            multiple: false,
-            requeue: true,
-        };
-        out.settle(self.id.number, delivery_tag, nack);
     }
 
     fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Out<T>) {
@@ -478,63 +442,5 @@ impl<T: Tokens> Channel<T> {
             out.unwatch(self.id.number, &call);
             out.fail(call.token, CallFailure::Closed);
         }
-    }
-
-    /// A call whose outcome nobody waits for.
-    fn quiet_call(&self, method: Method, out: &mut Out<T>) -> Call<T> {
-        Call {
-            number: out.next_call(),
-            token: None,
-            method,
-            deadline: None,
-            consumer: None,
-        }
-    }
-
-    /// Puts waiting calls on the wire for as long as none expects a reply.
-    pub(crate) fn advance(&mut self, out: &mut Out<T>) {
-        while self.active.is_none() && self.is_open() {
-            let Some(call) = self.waiting.pop_front() else {
-                return;
-            };
-            self.transmit(call, out);
-        }
-    }
-
-    fn transmit(&mut self, mut call: Call<T>, out: &mut Out<T>) {
-        if let Err(failure) = self.try_transmit(&mut call, out) {
-            out.unwatch(self.id.number, &call);
-            out.fail(call.token, failure);
-        } else if call.method.replies().is_empty() {
-            out.unwatch(self.id.number, &call);
-            self.apply_reply(&call.method, out);
-            if let Some(token) = call.token.take() {
-                out.answer(token, Ok(Reply::Sent));
-            }
-        } else {
-            self.active = Some(call);
-        }
-    }
-
-    fn try_transmit(&mut self, call: &mut Call<T>, out: &mut Out<T>) -> Result<(), CallFailure> {
-        if let Method::BasicConsume(consume) = &call.method {
-            if self.consumers.contains(&consume.consumer_tag) {
-                return Err(CallFailure::DuplicateConsumerTag);
-            }
-        }
-        if matches!(call.method, Method::TxSelect(_)) {
-            // In front of it, for behind it they would be part of a transaction.
-            self.is_transactional = true;
-            self.give_everything_back(out);
-        }
-        out.try_send(self.id.number, &call.method)
-            .map_err(CallFailure::Encode)?;
-        // Registered before the reply, which the first delivery may follow at once.
-        if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
-            let tag = consume.consumer_tag.clone();
-            self.consumers
-                .insert(tag, token, consume.no_ack, self.prefetch);
-        }
-        Ok(())
     }
 }

@@ -6,7 +6,7 @@
 //! - put what came from the peer into [`space`](Connection::space), then say
 //!   [`received`](Connection::received);
 //! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
-//!   [`close_channel`](Connection::close_channel),
+//!   [`give_back`](Connection::give_back), [`close_channel`](Connection::close_channel),
 //!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
 //! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
 //!   [`handle_timeout`](Connection::handle_timeout);
@@ -204,8 +204,9 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Gives back what was held back, as far as there is room for it again.
-    pub(crate) fn give_back(&mut self, now: Instant) {
+    pub(crate) fn give_back_held(&mut self, now: Instant) {
         self.router.out.room.set_now(now);
+        self.router.give_strays_up();
         while self.is_holding() {
             let mut any = false;
             for number in self.router.holding() {
@@ -219,7 +220,7 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Whether [`give_back`](Self::give_back) would do something.
+    /// Whether [`give_back_held`](Self::give_back_held) would do something.
     pub(crate) fn can_give_back(&self) -> bool {
         let router = &self.router;
         let mut holding = router.out.holding.iter();
@@ -229,7 +230,7 @@ impl<T: Tokens> Connection<T> {
         })
     }
 
-    /// With fewer bytes than this that wait to be taken, [`give_back`](Self::give_back) may
+    /// With fewer bytes than this that wait to be taken, [`give_back_held`](Self::give_back_held) may
     /// have something to do; 0 if nothing is held back.
     pub(crate) fn gives_back_below(&self) -> usize {
         let router = &self.router;
@@ -355,16 +356,24 @@ impl<T: Tokens> Connection<T> {
                 .is_some_and(|channel| channel.is_open())
     }
 
-    /// Whether a publish or a settlement may go out on a channel now.
-    pub(crate) fn gate(&self, id: ChannelId) -> Gate {
-        match self.router.find(id) {
-            Some(channel) if channel.is_open() && matches!(self.router.state, State::Open) => {
-                match channel.is_committing() {
-                    true => Gate::Committing,
-                    false => Gate::Open,
-                }
+    /// Whether a publish or a settlement may go out on a channel now. If so, it has to.
+    pub(crate) fn gate(&mut self, id: ChannelId) -> Gate {
+        match self.router.state {
+            State::Open => {
+                let channel = self.router.find_mut(id);
+                channel.map_or(Gate::Closed, Channel::gate)
             }
-            _ => Gate::Closed,
+            State::Closing { .. } | State::Closed => Gate::Closed,
+        }
+    }
+
+    /// Gives deliveries back to their queue that nobody takes; on a channel with transactions
+    /// so that it cannot be rolled back.
+    pub(crate) fn give_back(&mut self, id: ChannelId, delivery_tags: Vec<u64>) {
+        if self.is_open(id) {
+            self.router.with_channel(id, |channel, out| {
+                channel.give_back(delivery_tags, out);
+            });
         }
     }
 
@@ -379,7 +388,7 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn end_commits(&mut self) {
         for id in std::mem::take(&mut self.router.out.committed) {
             self.router
-                .with_channel(id, |channel, out| channel.advance(out));
+                .with_channel(id, |channel, out| channel.end_commit(out));
         }
     }
 
@@ -424,6 +433,7 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn close_channel(
         &mut self,
         id: ChannelId,
+        by: ClosedBy,
         code: ReplyCode,
         text: ShortString,
         call: Option<(T::Call, Instant)>,
@@ -433,7 +443,7 @@ impl<T: Tokens> Connection<T> {
         let mut call = call;
         self.router.with_channel(id, |channel, out| {
             if open {
-                channel.close(code, text, ClosedBy::Application, None, out);
+                channel.close(code, text, by, None, out);
             }
             if let Some((token, deadline)) = call.take() {
                 channel.await_close(number, deadline, token, out);

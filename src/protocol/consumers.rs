@@ -92,6 +92,7 @@ impl<C: Clone> Consumers<C> {
     }
 
     /// Who a delivery is for. `version` is another one with each tag but the last.
+    #[inline]
     pub(crate) fn taker(&mut self, tag: &ShortString, version: u64) -> Taker<'_, C> {
         let is_last = matches!(&self.last, Some((last, _)) if *last == version);
         if !is_last {

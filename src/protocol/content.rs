@@ -132,6 +132,7 @@ impl Parts<'_> {
     }
 
     /// Appends them.
+    #[inline]
     pub(crate) fn put_into(self, chunk: &mut Vec<u8>) {
         match self {
             Self::Apart { properties, body } => {
@@ -229,6 +230,7 @@ enum Stage {
 
 impl Assembly {
     /// Begins a message.
+    #[inline]
     pub(crate) fn begin(&mut self, head: Head) {
         self.stage = Stage::Header(head);
     }
@@ -270,14 +272,19 @@ impl Assembly {
         !matches!(self.stage, Stage::Idle)
     }
 
-    /// What the message will take of which a part is here, in bytes.
+    /// What the message will take, in bytes, of whose body a part is here.
+    #[inline]
     pub(crate) fn announced(&self) -> usize {
         match &self.stage {
-            Stage::Body { size, .. } => self.properties + size,
-            Stage::Idle | Stage::Header(_) | Stage::Skipped { .. } => 0,
+            Stage::Body { size, .. } if self.packed.len() > self.properties => {
+                self.properties + size
+            }
+            _ => 0,
         }
     }
 
+    // For each message, and called in one place; so are the next ones.
+    #[inline]
     pub(crate) fn header(
         &mut self,
         payload: &[u8],
@@ -318,6 +325,7 @@ impl Assembly {
         Ok(Progress::Pending)
     }
 
+    #[inline]
     fn keep_properties(&mut self, properties: &[u8]) {
         self.packed.clear();
         self.packed.reserve_exact(properties.len());
@@ -326,6 +334,7 @@ impl Assembly {
     }
 
     /// The message that `body` is the last of.
+    #[inline]
     fn parts<'a>(&'a mut self, body: &'a [u8]) -> Parts<'a> {
         let is_begun = self.packed.len() > self.properties;
         // A channel may live long, so it keeps only what is small.
@@ -343,6 +352,7 @@ impl Assembly {
         }
     }
 
+    #[inline]
     pub(crate) fn body<'a>(&'a mut self, payload: &'a [u8]) -> Result<Progress<'a>, ProtocolError> {
         if let Stage::Skipped { left } = &mut self.stage {
             *left = left

@@ -149,10 +149,17 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         delivery_tag: u64,
     },
-    /// A delivery that nobody takes is settled already.
-    GivenBack {
+    /// A delivery came that nobody takes.
+    Unwanted {
         channel: T::Channel,
         delivery_tag: u64,
+        /// Whether it goes back to its queue; else it needs no settlement.
+        goes_back: bool,
+    },
+    /// On a channel with transactions, what was to go back is on its way.
+    GivenBack {
+        channel: T::Channel,
+        delivery_tags: Vec<u64>,
     },
     ConsumerEnded {
         consumer: T::Consumer,
@@ -232,6 +239,8 @@ impl<T: Tokens> Out<T> {
 
     /// Tells of a delivery: together with the last one, if it goes to the same consumer and
     /// nothing has happened between the two.
+    // For each delivery, and called in one place.
+    #[inline]
     pub(crate) fn deliver(
         &mut self,
         channel: u16,

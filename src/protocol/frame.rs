@@ -276,7 +276,7 @@ pub(crate) enum Settle {
 }
 
 impl Settle {
-    /// The same for one delivery only.
+    /// The same of one delivery alone.
     pub(crate) fn of_one(self) -> Self {
         match self {
             Self::Ack { .. } => Self::Ack { multiple: false },
@@ -793,6 +793,18 @@ pub(crate) mod tests {
             feed(&mut decoder, bytes);
             assert_eq!(drain(&mut decoder), Err(error));
         }
+    }
+
+    #[test]
+    fn a_method_may_fill_a_frame_and_no_more() {
+        let method = basic::Consume::new("q".repeat(200)).into();
+        let mut whole = Vec::new();
+        encode_method(&mut whole, 1, &method, FRAME_MAX).unwrap();
+        let mut out = Vec::new();
+        assert_eq!(encode_method(&mut out, 1, &method, whole.len()), Ok(()));
+        assert_eq!(out, whole);
+        assert!(encode_method(&mut out, 1, &method, whole.len() - 1).is_err());
+        assert_eq!(out, whole, "nothing of it is left");
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub(crate) const HELD_MAX: usize = 65_535;
 /// may have it.
 const EXPECTED_FOR: Duration = Duration::from_secs(1);
 
+/// How much a queue adds to a message that it delivers again, such as `x-delivery-count`.
+const ADDED_MAX: usize = 64;
+
 /// What a message costs that stands for itself, beside its body and properties; also a run of
 /// messages beside these: its place, and its names.
 pub(crate) const MESSAGE_OVERHEAD: usize = 256;
@@ -48,6 +51,8 @@ pub(crate) struct Room {
     announced: usize,
     /// What was given back and is to come again.
     expected: usize,
+    /// The costs of deliveries that come again, but not for the consumer that gave them back.
+    strays: Vec<usize>,
     /// When the bytes came that are being worked off.
     now: Instant,
 }
@@ -60,6 +65,7 @@ impl Room {
             emitted: 0,
             announced: 0,
             expected: 0,
+            strays: Vec::new(),
             now,
         }
     }
@@ -86,10 +92,13 @@ impl Room {
     /// Whether a delivery of this size fits whoever it is for.
     #[inline]
     pub(crate) fn fits_anyone(&self, size: usize) -> bool {
-        self.used()
-            .saturating_add(size)
-            .saturating_add(MESSAGE_OVERHEAD)
-            <= self.hard_for_more()
+        // While something is expected, whoever gets it has to be noticed.
+        self.expected == 0
+            && self
+                .used()
+                .saturating_add(size)
+                .saturating_add(MESSAGE_OVERHEAD)
+                <= self.hard_for_more()
     }
 
     /// Whether a delivery of this cost fits. One that is larger than all the room fits when it
@@ -152,6 +161,11 @@ impl Room {
 
     pub(crate) fn announced(&self) -> usize {
         self.announced
+    }
+
+    /// What has gone to other consumers since this was asked last.
+    pub(crate) fn take_strays(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.strays)
     }
 
     fn expect(&mut self, cost: usize) {
@@ -274,6 +288,8 @@ impl Holding {
                 }
             }
             self.since = room.now;
+        } else if arrival.redelivered && room.expected > 0 {
+            room.strays.push(arrival.cost);
         }
         match fits {
             true => Verdict::TakenIn,
@@ -339,6 +355,19 @@ impl Holding {
     /// When nothing is expected any more.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         (!self.expected.is_empty()).then(|| self.since + EXPECTED_FOR)
+    }
+
+    /// Another consumer of the queue seems to have got what this one gave back: a message of this
+    /// cost. Whether something like that was expected.
+    pub(crate) fn give_up(&mut self, cost: usize, room: &mut Room) -> bool {
+        let is_alike = |message: &Message| message.cost().abs_diff(cost) <= ADDED_MAX;
+        let Some(index) = self.expected.iter().position(is_alike) else {
+            return false;
+        };
+        if let Some(message) = self.expected.remove(index) {
+            room.end_expected(message.cost());
+        }
+        true
     }
 
     /// Expects nothing any more, if it is time.

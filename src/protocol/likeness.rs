@@ -1,17 +1,20 @@
 //! Whether a message that came back may be one that was sent, told from their properties.
 //!
 //! RabbitMQ gives back what it has made of a message: it takes the header `BCC` out, its
-//! interceptors add headers and a timestamp, and from 4.0 on it sorts the headers.
+//! interceptors add headers and a timestamp, and from 4.0 on it sorts the headers. What asks for
+//! an answer over direct reply-to comes back with the address of its channel.
 
 use std::cell::OnceCell;
 
 use super::properties::{BasicProperties, ReceivedProperties};
 use super::table::{FieldTable, FieldValue};
+use super::wire::ShortString;
 
 /// Headers of ours that need not come back.
 const LEFT_OUT: [&str; 2] = ["BCC", "x-resent"];
 
-/// The queue of direct reply-to.
+/// RabbitMQ's name for the way back to the very channel that publishes ("Direct Reply-to"). In a
+/// message that it passes on, something with this prefix stands in its place.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// How much the properties that came back are those that were sent.
@@ -52,6 +55,7 @@ impl<'a> Pattern<'a> {
 struct Parts {
     headers: FieldTable,
     timestamp: Option<u64>,
+    reply_to: Option<ShortString>,
     rest: BasicProperties,
 }
 
@@ -60,6 +64,7 @@ impl Parts {
         Self {
             headers: properties.headers.take().unwrap_or_default(),
             timestamp: properties.timestamp.take(),
+            reply_to: properties.reply_to.take(),
             rest: properties,
         }
     }
@@ -68,7 +73,8 @@ impl Parts {
         // What cannot be read can only be compared as bytes.
         let are_read = [self, received].map(|parts| parts.rest.undecoded().is_none());
         let is_kept = are_read == [true; 2]
-            && self.is_rest_equal(received)
+            && self.rest == received.rest
+            && self.has_reply_to_of(received)
             && (self.timestamp.is_none() || self.timestamp == received.timestamp);
         match is_kept.then(|| self.are_headers_equal(received)).flatten() {
             None => Likeness::Different,
@@ -77,16 +83,11 @@ impl Parts {
         }
     }
 
-    fn is_rest_equal(&self, received: &Self) -> bool {
-        if self.rest == received.rest {
-            return true;
+    fn has_reply_to_of(&self, received: &Self) -> bool {
+        match (self.reply_to.as_deref(), received.reply_to.as_deref()) {
+            (Some(DIRECT_REPLY_TO), Some(received)) => received.starts_with(DIRECT_REPLY_TO),
+            (own, received) => own == received,
         }
-        // RabbitMQ adds to the name of direct reply-to where the answer really goes.
-        let (Some(ours), Some(theirs)) = (&self.rest.reply_to, &received.rest.reply_to) else {
-            return false;
-        };
-        let is_direct = *ours == DIRECT_REPLY_TO && theirs.starts_with(DIRECT_REPLY_TO);
-        is_direct && self.rest == received.rest.clone().reply_to(ours.clone())
     }
 
     /// Whether the headers are the same, or `None` if one of ours is not there.
@@ -198,17 +199,19 @@ mod tests {
     #[test]
     fn the_place_behind_direct_reply_to_may_be_added() {
         let to = |name: &str| BasicProperties::new().reply_to(name).message_id("1");
-        let ours = to("amq.rabbitmq.reply-to");
+        let (ours, answers) = (to(DIRECT_REPLY_TO), to("answers"));
         let filled = to("amq.rabbitmq.reply-to.g1h2AA5yZXBs.==");
         assert_eq!(likeness(&ours, &filled), Likeness::Equal);
-        assert_eq!(
-            likeness(&ours, &filled.message_id("2")),
-            Likeness::Different
-        );
-        assert_eq!(
-            likeness(&to("answers"), &to("answers.2")),
-            Likeness::Different
-        );
+        let none = BasicProperties::new().message_id("1");
+        for (sent, received) in [
+            (&ours, &filled.clone().message_id("2")),
+            (&filled, &ours),
+            (&ours, &answers),
+            (&answers, &to("answers.2")),
+            (&ours, &none),
+        ] {
+            assert_eq!(likeness(sent, received), Likeness::Different);
+        }
     }
 
     #[test]

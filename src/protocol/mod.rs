@@ -5,8 +5,9 @@
 //! [`run`] how what was delivered waits, [`holding`] what is held back;
 //! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
 //! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
-//! keeps the books of publishes ([`likeness`] tells which one came back), [`settlements`] those of deliveries, [`secret`] leaves no
-//! copies. [`failure`] says what can be wrong.
+//! keeps the books of publishes ([`likeness`] tells which one came back), [`settlements`] those
+//! of deliveries (as [`ranges`] of numbers), [`secret`] leaves no copies. [`failure`] says what
+//! can be wrong.
 //!
 //! Nothing in here knows anything of the rest of the crate.
 
@@ -31,6 +32,7 @@ pub(crate) mod memory;
 pub mod methods;
 mod names;
 pub(crate) mod properties;
+mod ranges;
 pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod settlements;

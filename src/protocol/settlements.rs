@@ -1,176 +1,166 @@
-//! Which deliveries of a channel are settled, so that none is settled twice: the
-//! broker would close the channel for it.
+//! Which deliveries of a channel are settled, so that none is settled twice, and none in the
+//! name of another that is settled: the broker would close the channel for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use super::ranges::Ranges;
 
-/// Delivery tags count from 1, so a floor and some bits above it say it all.
-///
-/// The bits are kept by words and only where there are some: a broker that jumps to
-/// enormous tags costs no memory.
+/// What is settled of the deliveries of a channel, which count from 1.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settlements {
-    /// Everything up to here is settled.
-    floor: u64,
-    /// By word: bit `i` of word `w` stands for tag `64 w + i`. Above the floor only.
-    above: BTreeMap<u64, u64>,
-    /// How many deliveries were settled, one by one or together.
+    /// What the program can no longer settle.
+    settled: Ranges,
+    /// Of these, what is unsettled at the broker all the same, and goes back to its queue
+    /// later: nothing else may cover it.
+    held: Ranges,
+    /// On a channel with transactions, what the program has settled in the one that is under
+    /// way.
+    transaction: Option<Ranges>,
+    /// How many deliveries the program has settled, one by one or together.
     count: u64,
-    /// Those that are held back: not settled, but the program does not have them either.
-    held: BTreeSet<u64>,
-    /// On a channel with transactions, what was settled before the one that is under way.
-    committed: Option<Box<Self>>,
 }
 
-const WORD: u64 = u64::BITS as u64;
+/// What settles everything up to a tag. RabbitMQ wants each tag that is named to be
+/// unsettled.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Covered {
+    /// The tag to be named with `multiple`.
+    pub(crate) up_to: Option<u64>,
+    /// The tags to be named one by one.
+    pub(crate) singly: Vec<u64>,
+}
+
+impl Covered {
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.up_to.is_none() && self.singly.is_empty()
+    }
+}
+
+/// How many are named one by one at most. (A broker that leaves gaps in its numbers must not
+/// cost more memory than its deliveries.)
+const SINGLY_MAX: usize = 1 << 20;
 
 impl Settlements {
-    /// A delivery is held back: nothing that the program says covers it.
-    pub(crate) fn hold(&mut self, tag: u64) {
-        self.held.insert(tag);
-    }
-
-    pub(crate) fn is_held(&self, tag: u64) -> bool {
-        !self.held.is_empty() && self.held.contains(&tag)
-    }
-
-    /// Whether some delivery up to `tag` is held back.
-    pub(crate) fn holds_up_to(&self, tag: u64) -> bool {
-        self.held.first().is_some_and(|first| *first <= tag)
-    }
-
-    /// Marks all up to `tag` that are neither settled nor held back, and gives their numbers.
-    pub(crate) fn settle_singly_up_to(&mut self, tag: u64) -> Vec<u64> {
-        let is_open = |tag: &u64| !self.is_held(*tag) && !self.is_settled(*tag);
-        let open: Vec<_> = (self.floor + 1..=tag).filter(is_open).collect();
-        for tag in &open {
-            self.settle(*tag);
-        }
-        open
-    }
-
-    fn is_settled(&self, tag: u64) -> bool {
-        let bits = self.above.get(&(tag / WORD));
-        tag <= self.floor || bits.is_some_and(|bits| bits & (1 << (tag % WORD)) != 0)
-    }
-
-    /// A delivery that was held back goes back to its queue. It does not count as settled by
-    /// the program.
-    pub(crate) fn give_back(&mut self, tag: u64) {
-        self.held.remove(&tag);
-        self.settle_for_good(tag, tag);
-    }
-
-    /// The broker takes back all up to `tag`, also what is held back.
-    pub(crate) fn recover_up_to(&mut self, tag: u64) {
-        self.held.clear();
-        self.settle_up_to(tag);
-    }
-
     /// Marks `tag`; `false` if it was settled before.
     pub(crate) fn settle(&mut self, tag: u64) -> bool {
-        if tag <= self.floor {
-            return false;
+        let is_new = self.settled.insert(tag);
+        if is_new {
+            self.count += 1;
+            if let Some(transaction) = &mut self.transaction {
+                transaction.insert(tag);
+            }
         }
-        let bits = self.above.entry(tag / WORD).or_default();
-        let bit = 1 << (tag % WORD);
-        if *bits & bit != 0 {
-            return false;
-        }
-        *bits |= bit;
-        self.count += 1;
-        self.raise_floor();
-        true
+        is_new
     }
 
-    /// Marks everything up to `tag`; `false` if all of it was settled before.
-    pub(crate) fn settle_up_to(&mut self, tag: u64) -> bool {
-        if tag <= self.floor {
-            return false;
-        }
-        let mut known = 0;
-        while let Some(mut entry) = self.above.first_entry() {
-            let covered = up_to(*entry.key(), tag);
-            known += u64::from((entry.get() & covered).count_ones());
-            *entry.get_mut() &= !covered;
-            if *entry.get() != 0 {
-                break;
+    /// Marks everything up to `tag` that was not settled before.
+    pub(crate) fn settle_up_to(&mut self, tag: u64) -> Covered {
+        let Some(highest) = self.settled.highest_missing(tag) else {
+            return Covered::default();
+        };
+        let held = self.held.lowest_from(1);
+        let covered = match held.filter(|held| *held < highest) {
+            None => Covered {
+                up_to: Some(highest),
+                singly: Vec::new(),
+            },
+            Some(held) => {
+                let behind = self.settled.missing(held, highest).into_iter();
+                let behind = behind.flat_map(|(first, last)| first..=last);
+                Covered {
+                    up_to: self.settled.highest_missing(held),
+                    singly: behind.take(SINGLY_MAX).collect(),
+                }
             }
-            entry.remove();
+        };
+        if let Some(up_to) = covered.up_to {
+            if let Some(transaction) = &mut self.transaction {
+                for (first, last) in self.settled.missing(1, up_to) {
+                    transaction.insert_all(first, last);
+                }
+            }
+            self.count += self.settled.fill(up_to);
         }
-        let new = tag - self.floor - known;
-        self.count += new;
-        self.floor = tag;
-        self.raise_floor();
-        new > 0
+        for tag in &covered.singly {
+            self.settle(*tag);
+        }
+        covered
     }
 
     /// Marks `first` to `last`, which need no settlement, so that no transaction can change
     /// it; they do not count.
     pub(crate) fn settle_for_good(&mut self, first: u64, last: u64) {
-        let count = self.count;
-        for tag in first..=last {
-            self.settle(tag);
+        self.settled.insert_all(first, last);
+    }
+
+    /// Marks `tag`, which goes back to its queue because nobody takes it; `false` if it was
+    /// settled before. It does not count, and no transaction can change it. On a channel with
+    /// transactions it is [`given_back`](Self::given_back) later.
+    pub(crate) fn give_back(&mut self, tag: u64) -> bool {
+        let is_new = self.settled.insert(tag);
+        if is_new && self.transaction.is_some() {
+            self.held.insert(tag);
         }
-        self.count = count;
-        if let Some(committed) = &mut self.committed {
-            committed.settle_for_good(first, last);
+        is_new
+    }
+
+    /// Marks `tag`, which is held back: the program does not have it, and the broker has it
+    /// unsettled until it is [let go](Self::let_go).
+    pub(crate) fn hold(&mut self, tag: u64) {
+        self.settled.insert(tag);
+        self.held.insert(tag);
+    }
+
+    /// Says that `tag`, which was held back, goes back to its queue. On a channel with
+    /// transactions it is [`given_back`](Self::given_back) later.
+    pub(crate) fn let_go(&mut self, tag: u64) {
+        if self.transaction.is_none() {
+            self.given_back(tag);
         }
+    }
+
+    /// Marks everything up to `tag`: the broker has taken it back, also what is held back.
+    pub(crate) fn recover_up_to(&mut self, tag: u64) {
+        self.held.remove_all(1, tag);
+        self.settle_up_to(tag);
+    }
+
+    /// How many up to `last`, which is the last delivery, are unsettled at the broker.
+    pub(crate) fn unsettled_up_to(&self, last: u64) -> u64 {
+        last.saturating_sub(self.settled.len())
+            .saturating_add(self.held.len())
+    }
+
+    /// Notes that `tag` is on its way back.
+    pub(crate) fn given_back(&mut self, tag: u64) {
+        self.held.remove_all(tag, tag);
     }
 
     /// From now on, settlements are part of a transaction.
     pub(crate) fn select_transactions(&mut self) {
-        if self.committed.is_none() {
-            self.commit();
-        }
+        self.transaction.get_or_insert_default();
     }
 
     /// Ends a transaction, if there is one, and begins the next.
     pub(crate) fn commit(&mut self) {
-        self.committed = None;
-        self.committed = Some(Box::new(self.clone()));
+        self.end_transaction();
     }
 
     /// Forgets what was settled in the transaction that is under way.
     pub(crate) fn roll_back(&mut self) {
-        if let Some(committed) = self.committed.take() {
-            let held = std::mem::take(&mut self.held);
-            *self = Self::clone(&committed);
-            self.held = held;
-            self.committed = Some(committed);
+        let undone = self.end_transaction();
+        self.count -= undone.len();
+        for (first, last) in undone.iter() {
+            self.settled.remove_all(first, last);
         }
     }
 
-    /// How many were settled.
+    fn end_transaction(&mut self) -> Ranges {
+        let transaction = self.transaction.as_mut();
+        transaction.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// How many the program has settled.
     pub(crate) fn count(&self) -> u64 {
         self.count
-    }
-
-    /// How many up to `tag` are not settled; nothing above it is.
-    pub(crate) fn unsettled_up_to(&self, tag: u64) -> u64 {
-        let above = self.above.values().map(|bits| u64::from(bits.count_ones()));
-        tag.saturating_sub(self.floor).saturating_sub(above.sum())
-    }
-
-    /// Moves the floor over words that are settled altogether.
-    fn raise_floor(&mut self) {
-        while let Some(entry) = self.above.first_entry() {
-            let word = *entry.key();
-            let next = (self.floor + 1) / WORD;
-            if word != next || entry.get() | up_to(word, self.floor) != u64::MAX {
-                return;
-            }
-            entry.remove();
-            self.floor = word * WORD + (WORD - 1);
-        }
-    }
-}
-
-/// The bits of `word` that stand for tags up to `tag`.
-fn up_to(word: u64, tag: u64) -> u64 {
-    match (tag / WORD).cmp(&word) {
-        std::cmp::Ordering::Less => 0,
-        std::cmp::Ordering::Greater => u64::MAX,
-        std::cmp::Ordering::Equal => u64::MAX >> (WORD - 1 - tag % WORD),
     }
 }
 
@@ -182,35 +172,27 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn what_is_held_back_is_covered_by_nothing() {
-        let mut settlements = Settlements::default();
-        settlements.settle(2);
-        settlements.hold(3);
-        settlements.hold(70);
-        assert!(settlements.holds_up_to(3) && !settlements.holds_up_to(2));
-        assert_eq!(settlements.settle_singly_up_to(5), [1, 4, 5]);
-        assert_eq!(settlements.settle_singly_up_to(5), []);
-        assert_eq!(settlements.unsettled_up_to(5), 1);
-        let count = settlements.count();
-        settlements.give_back(3);
-        assert!(!settlements.is_held(3) && !settlements.settle(3));
-        assert_eq!(settlements.count(), count);
-        settlements.recover_up_to(80);
-        assert!(!settlements.is_held(70));
+    fn multiple(tag: u64) -> Covered {
+        Covered {
+            up_to: Some(tag),
+            singly: Vec::new(),
+        }
     }
 
     #[test]
-    fn each_tag_settles_once() {
+    fn each_tag_settles_once_and_the_highest_open_one_stands_for_all_below() {
         let mut settlements = Settlements::default();
         assert!(settlements.settle(3));
         assert!(!settlements.settle(3));
         assert!(settlements.settle(1));
-        assert!(settlements.settle_up_to(3), "2 was still open");
-        assert!(!settlements.settle_up_to(3));
+        assert_eq!(settlements.settle_up_to(3), multiple(2));
+        assert!(settlements.settle_up_to(3).is_nothing());
         assert!(!settlements.settle(2));
         assert!(settlements.settle(4));
         assert_eq!(settlements.count(), 4);
+        settlements.settle_for_good(6, 8);
+        assert_eq!(settlements.settle_up_to(8), multiple(5));
+        assert_eq!(settlements.count(), 5);
     }
 
     #[test]
@@ -222,7 +204,7 @@ mod tests {
         settlements.select_transactions();
         for _ in 0..2 {
             assert!(settlements.settle(3));
-            assert!(settlements.settle_up_to(2));
+            assert_eq!(settlements.settle_up_to(2), multiple(2));
             settlements.select_transactions();
             settlements.roll_back();
         }
@@ -243,12 +225,50 @@ mod tests {
     }
 
     #[test]
-    fn settled_in_order_it_takes_no_memory() {
+    fn what_goes_back_with_a_commit_is_covered_by_nothing_else() {
         let mut settlements = Settlements::default();
-        for tag in 1..=1_000_000 {
-            assert!(settlements.settle(tag));
-        }
-        assert!(settlements.above.len() <= 1);
+        assert!(settlements.give_back(1) && !settlements.give_back(1));
+        assert_eq!(settlements.settle_up_to(2), multiple(2), "it is gone");
+        settlements.select_transactions();
+        assert!(settlements.give_back(5) && settlements.give_back(7));
+        let covered = Covered {
+            up_to: Some(4),
+            singly: vec![6, 8],
+        };
+        assert_eq!(settlements.settle_up_to(8), covered);
+        settlements.roll_back();
+        assert!(!settlements.settle(5), "it is not the program's");
+        settlements.given_back(5);
+        let covered = Covered {
+            up_to: Some(6),
+            singly: vec![8],
+        };
+        assert_eq!(settlements.settle_up_to(8), covered);
+        settlements.given_back(7);
+        assert_eq!(settlements.settle_up_to(9), multiple(9));
+        assert_eq!(settlements.count(), 6, "what goes back does not count");
+    }
+
+    #[test]
+    fn what_is_held_back_is_covered_by_nothing_until_it_is_let_go() {
+        let mut settlements = Settlements::default();
+        settlements.settle(2);
+        settlements.hold(3);
+        settlements.hold(7);
+        assert_eq!(settlements.unsettled_up_to(8), 7);
+        assert!(!settlements.settle(3), "the program does not have it");
+        let covered = Covered {
+            up_to: Some(1),
+            singly: vec![4, 5],
+        };
+        assert_eq!(settlements.settle_up_to(5), covered);
+        let count = settlements.count();
+        settlements.let_go(3);
+        assert_eq!(settlements.settle_up_to(6), multiple(6));
+        assert_eq!(settlements.count(), count + 1);
+        settlements.recover_up_to(8);
+        assert_eq!(settlements.unsettled_up_to(8), 0);
+        assert_eq!(settlements.settle_up_to(9), multiple(9));
     }
 
     #[test]
@@ -256,10 +276,18 @@ mod tests {
         let mut settlements = Settlements::default();
         assert!(settlements.settle(u64::MAX));
         assert!(settlements.settle(u64::MAX - 1000));
-        assert!(settlements.settle_up_to(u64::MAX - 500));
-        assert!(settlements.settle_up_to(u64::MAX));
+        assert!(!settlements.settle_up_to(u64::MAX - 500).is_nothing());
+        assert!(!settlements.settle_up_to(u64::MAX).is_nothing());
         assert!(!settlements.settle(u64::MAX));
         assert_eq!(settlements.count(), u64::MAX);
+        settlements.select_transactions();
+        settlements.roll_back();
+        assert_eq!(settlements.count(), u64::MAX);
+        let mut settlements = Settlements::default();
+        settlements.select_transactions();
+        settlements.give_back(1);
+        let covered = settlements.settle_up_to(u64::MAX);
+        assert_eq!(covered.singly.len(), SINGLY_MAX);
     }
 
     proptest! {
@@ -272,9 +300,9 @@ mod tests {
             let mut model = BTreeSet::new();
             for (tag, multiple) in acts {
                 if multiple {
-                    let before = model.len();
+                    let open = (1..=tag).rev().find(|tag| !model.contains(tag));
                     model.extend(1..=tag);
-                    prop_assert_eq!(settlements.settle_up_to(tag), model.len() > before);
+                    prop_assert_eq!(settlements.settle_up_to(tag).up_to, open);
                 } else {
                     prop_assert_eq!(settlements.settle(tag), model.insert(tag));
                 }

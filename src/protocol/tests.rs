@@ -17,7 +17,9 @@ mod holding_back;
 mod late_replies;
 mod protocol_errors;
 mod secret_updates;
+mod transactions;
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
 
@@ -118,11 +120,13 @@ impl From<Event<Script>> for Seen {
                 Reply::Closed(Some(reason)) => Self::WasClosed(call, reason),
             },
             Event::Failed { call, failure } => Self::Failed(call, failure),
-            Event::Deliveries { .. } => unreachable!("taken apart by `events`"),
+            Event::Deliveries { .. } => unreachable!("taken apart by `look`"),
             Event::HeldBack { .. } | Event::GiveBack { .. } => {
                 unreachable!("there is room for everything")
             }
-            Event::GivenBack { .. } => unreachable!("filtered by `events`"),
+            Event::Unwanted { .. } | Event::GivenBack { .. } => {
+                unreachable!("filtered by `look`")
+            }
             Event::ConsumerEnded {
                 consumer,
                 by_broker: true,
@@ -180,13 +184,23 @@ fn negotiated() -> Negotiated {
 struct Scenario {
     core: Connection<Script>,
     now: Instant,
+    /// The last channel of each name.
+    ids: BTreeMap<&'static str, ChannelId>,
+    /// Settlements that wait for a commit to end.
+    held: Vec<(ChannelId, u64, Settle)>,
+    /// What happened since the last look.
+    happened: Vec<Seen>,
+    /// Deliveries that nobody took; see [`look`](Self::look).
+    given_back: Vec<(&'static str, u64)>,
 }
 
 impl Scenario {
     /// Settles a delivery as the driver does: through the gate.
     fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
-        if self.core.gate(id) == Gate::Open {
-            encode_settle(self.core.output(), id.number, delivery_tag, settle);
+        match self.core.gate(id) {
+            Gate::Open => encode_settle(self.core.output(), id.number, delivery_tag, settle),
+            Gate::Committing => self.held.push((id, delivery_tag, settle)),
+            Gate::Closed => {}
         }
     }
 
@@ -197,9 +211,18 @@ impl Scenario {
     fn with(negotiated: &Negotiated) -> Self {
         let now = Instant::now();
         let decoder = FrameDecoder::new(negotiated.frame_max);
+        let core = Connection::new(decoder, negotiated, limits(None), now);
+        Self::of(core, now)
+    }
+
+    fn of(core: Connection<Script>, now: Instant) -> Self {
         Self {
-            core: Connection::new(decoder, negotiated, limits(None), now),
+            core,
             now,
+            ids: BTreeMap::new(),
+            held: Vec::new(),
+            happened: Vec::new(),
+            given_back: Vec::new(),
         }
     }
 
@@ -231,6 +254,7 @@ impl Scenario {
     }
 
     fn output(&mut self) -> Vec<u8> {
+        self.look();
         std::mem::take(self.core.output())
     }
 
@@ -241,23 +265,36 @@ impl Scenario {
 
     /// What happened since the last look.
     fn events(&mut self) -> Vec<Seen> {
-        let mut seen = Vec::new();
+        self.look();
+        std::mem::take(&mut self.happened)
+    }
+
+    /// Does what a driver does with what has happened.
+    fn look(&mut self) {
         while let Some(event) = self.core.poll_event() {
             match event {
-                // Bookkeeping of what the sent nacks show anyway.
+                Event::Unwanted {
+                    channel,
+                    delivery_tag,
+                    ..
+                } => self.given_back.push((channel, delivery_tag)),
+                // The sent nacks show it anyway.
                 Event::GivenBack { .. } => {}
                 Event::Deliveries { consumer, runs, .. } => {
                     let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
                     let contents = runs.into_iter().flat_map(pop).map(Packed::unpack);
-                    seen.extend(contents.map(|content| {
+                    self.happened.extend(contents.map(|content| {
                         let body = content.body.to_vec();
                         Seen::Delivery(consumer, delivery_tag(&content), body)
                     }));
                 }
-                event => seen.push(event.into()),
+                event => self.happened.push(event.into()),
             }
         }
-        seen
+        for (id, delivery_tag, settle) in std::mem::take(&mut self.held) {
+            self.settle(id, delivery_tag, settle);
+        }
+        self.core.end_commits();
     }
 
     /// Lets time pass, with a driver that wakes at every deadline.
@@ -277,6 +314,7 @@ impl Scenario {
         let id = self.core.reserve_channel(Some(number)).unwrap();
         let deadline = self.now + RPC_TIMEOUT;
         self.core.open_channel(id, name, call, deadline);
+        self.ids.insert(name, id);
         id
     }
 
@@ -332,7 +370,8 @@ impl Scenario {
     fn begin_close_channel(&mut self, id: ChannelId, call: u32) {
         let call = Some((call, self.now + RPC_TIMEOUT));
         let code = ReplyCode::REPLY_SUCCESS;
-        self.core.close_channel(id, code, "bye".into(), call);
+        self.core
+            .close_channel(id, ClosedBy::Application, code, "bye".into(), call);
     }
 
     fn begin_close(&mut self, time: Duration) {

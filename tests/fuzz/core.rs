@@ -7,7 +7,7 @@ use super::FRAME_MAX;
 use super::input::Input;
 use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
-use crate::protocol::failure::ReplyCode;
+use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::{Negotiated, decode_method};
 use crate::protocol::methods::basic;
@@ -139,13 +139,11 @@ impl Subject {
             8 => {
                 let (id, tag) = (self.id(input), input.u64());
                 if let Some(id) = id
-                    && self.core.gate(id) != Gate::Committing
+                    && self.core.gate(id) == Gate::Open
                 {
                     self.commanded += 1;
-                    if self.core.gate(id) == Gate::Open {
-                        let ack = Settle::Ack { multiple: true };
-                        encode_settle(self.core.output(), id.number, tag, ack);
-                    }
+                    let ack = Settle::Ack { multiple: true };
+                    encode_settle(self.core.output(), id.number, tag, ack);
                 }
             }
             9 => {
@@ -160,8 +158,9 @@ impl Subject {
                 if let Some(id) = self.id(input) {
                     let call = (input.u8() & 1 == 0).then(|| (self.call(), deadline));
                     self.commanded += 1;
-                    self.core
-                        .close_channel(id, ReplyCode::REPLY_SUCCESS, "bye".into(), call);
+                    let code = ReplyCode::REPLY_SUCCESS;
+                    let by = ClosedBy::Application;
+                    self.core.close_channel(id, by, code, "bye".into(), call);
                 }
             }
             11 => self.pass(SECOND * u32::from(input.u8())),
@@ -258,6 +257,7 @@ impl Subject {
                 other => assert!(!self.closed, "{other:?} came after the end"),
             }
         }
+        self.core.end_commits();
         assert_eq!(self.closed, self.core.is_closed());
         self.sent += self
             .core

@@ -362,3 +362,57 @@ fn a_message_is_known_again_by_every_property() {
         }
     }
 }
+
+#[test]
+fn a_close_that_crosses_that_of_the_broker_is_not_ok() {
+    for _ in 0..20 {
+        let connection = connect();
+        let channel = connection.channel().unwrap();
+        let immediate = Message::new("x").immediate(true);
+        channel.basic_publish("", "q", immediate).unwrap();
+        for _ in 0..10 {
+            channel.basic_publish("", "q", "lost").unwrap();
+        }
+        let error = connection.close().unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
+    }
+}
+
+#[test]
+fn a_close_of_the_connection_tells_of_a_publish_to_no_exchange() {
+    for _ in 0..20 {
+        let connection = connect();
+        let channel = connection.channel().unwrap();
+        channel.confirm_delivery().unwrap();
+        channel
+            .basic_publish("cony.no.such.exchange", "", "lost")
+            .unwrap();
+        let error = connection.close().unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+    }
+}
+
+#[test]
+fn closing_tells_of_messages_that_nobody_took_if_nobody_has_asked() {
+    for of_connection in [true, false] {
+        let connection = connect();
+        let channel = connection.channel().unwrap();
+        channel.confirm_delivery().unwrap();
+        let lost = || {
+            let message = Message::new("lost").mandatory(true);
+            channel.basic_publish("", "cony.no.such.queue", message)
+        };
+        lost().unwrap().wait().unwrap_err();
+        lost().unwrap();
+        let outcome = match of_connection {
+            true => connection.close(),
+            false => channel.close(),
+        };
+        let Err(Error::PublishFailures { failures, more: 0 }) = outcome else {
+            panic!("{outcome:?}");
+        };
+        let told: Vec<_> = failures.iter().map(|it| (it.channel, it.number)).collect();
+        assert_eq!(told, [(channel.number(), 2)]);
+        connection.close().unwrap();
+    }
+}

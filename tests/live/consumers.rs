@@ -299,8 +299,8 @@ fn a_consumer_that_the_broker_refuses_leaves_its_tag_and_nothing_else() {
     let error = refused.basic_consume(consume, |_, _| Ok(())).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
     assert!(refused.consumer_tags().is_empty());
-    let error = refused.start_consuming();
-    assert!(error.is_ok(), "there is nobody: {error:?}");
+    let error = refused.start_consuming().unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
 }
 
 #[test]

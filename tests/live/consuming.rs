@@ -404,7 +404,7 @@ fn a_naive_worker_on_a_deep_queue_gets_a_default_prefetch() {
     let channel = channel();
     let queue = queue_of(&channel, 0..1500);
     let consumer = channel.consume(&queue).unwrap();
-    await_ready(&channel, &queue, 500);
+    await_ready(&channel, &queue, 1300);
     drop(consumer);
     await_ready(&channel, &queue, 1500);
 

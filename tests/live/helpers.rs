@@ -336,3 +336,21 @@ fn everyone_who_waits_for_an_answer_learns_of_the_end() {
     let error = client.call(&queue, "?", PATIENCE).unwrap_err();
     assert!(error.to_string().contains("enough"), "{error}");
 }
+
+#[test]
+fn a_request_that_costs_the_channel_costs_no_later_one() {
+    let (server, queue, requests) = server();
+    let client = RpcClient::new(&connect()).unwrap();
+    let stranger = BasicProperties::new().user_id("somebody else");
+    for _ in 0..3 {
+        let request = Message::new("?").properties(&stranger);
+        let error = client.call(&queue, request, PATIENCE).unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+        thread::scope(|scope| {
+            let call = scope.spawn(|| client.call(&queue, "one", PATIENCE).unwrap());
+            let request = requests.recv_timeout(PATIENCE).unwrap().unwrap();
+            answer(&server, &request, "!");
+            assert_eq!(call.join().unwrap().text().unwrap(), "one!");
+        });
+    }
+}

@@ -105,9 +105,10 @@ fn a_worker_that_waits_for_confirms_gets_all_in_order_from_every_kind_of_queue()
 }
 
 #[test]
-fn large_deliveries_with_nothing_set_keep_no_confirm_from_coming() {
+fn more_than_fits_of_large_deliveries_keeps_no_confirm_from_coming() {
     let stock = Stock::new("classic", 900, 200 * KIB);
-    let connection = connect();
+    let parameters = ConnectionParameters::try_from(url()).unwrap();
+    let connection = BlockingConnection::open(parameters.default_prefetch(1000)).unwrap();
     let seen = work(&connection, &stock, false);
     assert_eq!(seen, (0..stock.count).collect::<Vec<_>>());
     assert!(connection.stats().deliveries_held_back > 0);
@@ -194,4 +195,41 @@ fn an_acknowledgement_of_all_so_far_covers_nothing_that_is_held_back() {
     }
     assert_eq!(seen, (0..stock.count).collect::<Vec<_>>());
     connection.close().unwrap();
+}
+
+/// With a prefetch of 1000 more waits than fits, for longer than RabbitMQ lets a client read
+/// nothing (some 30 s).
+fn a_slow_worker(heartbeat: Duration, prefetch: u16) {
+    let stock = Stock::new("classic", 1500, 100 * KIB);
+    let parameters = ConnectionParameters::try_from(url()).unwrap();
+    let parameters = parameters.heartbeat(heartbeat).default_prefetch(prefetch);
+    let connection = BlockingConnection::open(parameters).unwrap();
+    let channel = connection.channel().unwrap();
+    let consumer = channel.consume(&*stock.queue).unwrap();
+    for expected in 0..170 {
+        let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
+        assert_eq!(number(&delivery.body), expected);
+        // The work.
+        thread::sleep(Duration::from_millis(500));
+        delivery.ack().unwrap();
+    }
+    connection.close().unwrap();
+}
+
+#[test]
+#[ignore = "takes a minute and a half"]
+fn a_slow_worker_keeps_its_connection() {
+    a_slow_worker(Duration::from_secs(60), 1000);
+}
+
+#[test]
+#[ignore = "takes a minute and a half"]
+fn a_slow_worker_with_fast_heartbeats_keeps_its_connection() {
+    a_slow_worker(Duration::from_secs(1), 1000);
+}
+
+#[test]
+#[ignore = "takes a minute and a half"]
+fn a_slow_worker_without_a_prefetch_keeps_its_connection() {
+    a_slow_worker(Duration::from_secs(10), 0);
 }

@@ -190,6 +190,63 @@ fn what_is_taken_for_good_is_no_part_of_a_transaction() {
 }
 
 #[test]
+fn what_a_cancelled_consumer_leaves_returns_whatever_becomes_of_the_transaction() {
+    for rolls_back in [false, true] {
+        let connection = connect();
+        let channel = connection.channel().unwrap();
+        let observer = connection.channel().unwrap();
+        let queue = exclusive_queue(&channel);
+        for _ in 0..3 {
+            channel.basic_publish("", &queue, "x").unwrap();
+        }
+        await_ready(&channel, &queue, 3);
+        channel.tx_select().unwrap();
+        let consumer = channel.consume(&queue).unwrap();
+        let first = consumer.next().unwrap().unwrap();
+        await_ready(&observer, &queue, 0);
+        first.ack().unwrap();
+        consumer.cancel().unwrap();
+        match rolls_back {
+            true => channel.tx_rollback().unwrap(),
+            false => channel.tx_commit().unwrap(),
+        }
+        await_ready(&observer, &queue, 2);
+        if rolls_back {
+            first.ack().unwrap();
+        }
+        channel.tx_commit().unwrap();
+        // In an empty transaction nothing has to be waited for.
+        let consumer = channel.consume(&queue).unwrap();
+        await_ready(&observer, &queue, 0);
+        drop(consumer);
+        await_ready(&observer, &queue, 2);
+        channel.close().unwrap();
+        await_ready(&observer, &queue, 2);
+    }
+}
+
+#[test]
+fn a_cancel_without_reply_and_commits_meet_deliveries_under_way() {
+    let connection = connect();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    for _ in 0..2000 {
+        channel.basic_publish("", &queue, "x").unwrap();
+    }
+    await_ready(&channel, &queue, 2000);
+    channel.tx_select().unwrap();
+    for _ in 0..30 {
+        let consumer = channel.consume(&queue).unwrap();
+        let tag = consumer.consumer_tag().clone();
+        channel.basic_cancel_nowait(tag).unwrap();
+        // RabbitMQ would close the connection (504) for anything in between.
+        channel.tx_commit().unwrap();
+    }
+    await_ready(&connection.channel().unwrap(), &queue, 2000);
+    channel.tx_commit().unwrap();
+}
+
+#[test]
 fn nacks_take_effect_with_the_commit() {
     let (channel, queue, messages) = got(2);
     messages[0].nack(true).unwrap();

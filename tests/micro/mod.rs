@@ -329,7 +329,7 @@ fn enter_a_publish() {
         commands.take(&mut taken, &mut written);
         for command in taken.drain(..) {
             if let Command::Frames(mut frames) = command {
-                commands.budget.release(frames.bytes.len());
+                commands.release(frames.bytes.len());
                 frames.bytes.clear();
                 written.push(frames.bytes);
             }

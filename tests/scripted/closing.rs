@@ -6,15 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-#[cfg(feature = "tls")]
-use cony::BlockingConnection;
-use cony::{ClosedBy, ConnectionLoss, Error, ReplyCode};
+use cony::{
+    BlockingChannel, BlockingConnection, ClosedBy, Confirm, ConnectionLoss, Error, Message,
+    ReplyCode,
+};
 
 use crate::matrix::Saboteur;
 use crate::peer::methods::*;
 #[cfg(feature = "tls")]
-use crate::peer::{Below, Tune, play_over};
-use crate::peer::{args, close, connected, method, signal, with_channel, with_channel_and};
+use crate::peer::{Below, play_over};
+use crate::peer::{
+    CURTAIN, Tune, args, close, connected, method, signal, with_channel, with_channel_and,
+};
 
 #[test]
 fn closing_twice_is_ok() {
@@ -160,7 +163,15 @@ fn closes_that_cross_end_both_sides() {
                         }
                     }
                 }
-                channel.connection().close().unwrap();
+                let connection = channel.connection();
+                for error in [
+                    connection.close().unwrap_err(),
+                    connection.close().unwrap_err(),
+                    connection.wait_closed(),
+                ] {
+                    assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+                    assert!(error.is_connection_error());
+                }
             },
         );
     }
@@ -211,31 +222,41 @@ fn a_close_that_crosses_ours_is_answered_behind_the_answer_to_ours() {
 #[test]
 fn what_a_channel_ended_with_is_in_the_log_if_nobody_is_told() {
     Saboteur::install();
-    with_channel(
+    connected(
+        |parameters| parameters,
         |wire| {
+            wire.open_channel(1);
             wire.expect(1, CHANNEL_CLOSE);
             wire.send(1, CHANNEL_CLOSE, close(404, "unheard 1", BASIC_PUBLISH));
             wire.send(1, CHANNEL_CLOSE_OK, args());
             wire.expect(1, CHANNEL_CLOSE_OK);
             wire.open_channel(1);
-            wire.expect(0, CONNECTION_CLOSE);
             wire.send(1, CHANNEL_CLOSE, close(404, "unheard 2", BASIC_PUBLISH));
+            wire.expect(1, CHANNEL_CLOSE_OK);
+            wire.open_channel(1);
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.send(1, CHANNEL_CLOSE, close(404, "unheard 3", BASIC_PUBLISH));
             wire.send(0, CONNECTION_CLOSE_OK, args());
             wire.expect_end();
         },
-        |channel| {
-            let connection = channel.connection().clone();
-            drop(channel);
-            let channel = loop {
+        |connection| {
+            let open = || loop {
                 match connection.channel_with_number(1) {
                     Ok(channel) => break channel,
                     Err(_) => thread::yield_now(),
                 }
             };
+            drop(open());
+            let second = open();
             assert_eq!(Saboteur::count("unheard 1"), 1);
-            connection.close().unwrap();
+            // The number comes free with the end of the second one, which has not been asked.
+            let third = open();
+            drop(second);
             assert_eq!(Saboteur::count("unheard 2"), 1);
-            drop(channel);
+            drop(third);
+            connection.close().unwrap();
+            assert_eq!(Saboteur::count("unheard 3"), 1);
         },
     );
 }
@@ -286,6 +307,52 @@ fn dropping_the_last_handle_of_a_channel_closes_it() {
             // The number is free as soon as the close is done.
             while connection.channel_with_number(1).is_err() {
                 thread::yield_now();
+            }
+        },
+    );
+}
+
+#[test]
+fn what_a_channel_has_kept_for_its_callbacks_goes_with_its_last_handle() {
+    // All channels together keep 64 MiB.
+    const SIZE: usize = 30 << 20;
+    const ROUNDS: usize = 3;
+    connected(
+        |parameters| parameters,
+        |wire| {
+            let body = vec![b'x'; SIZE];
+            for _ in 0..ROUNDS {
+                wire.open_channel(1);
+                wire.expect(1, BASIC_GET);
+                wire.send_content(1, BASIC_GET_OK, crate::peer::get_ok(1), "x");
+                wire.expect(1, QUEUE_DECLARE);
+                let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
+                wire.send(1, BASIC_RETURN, arguments);
+                wire.raw(&crate::peer::header(1, SIZE as u64));
+                for chunk in body.chunks(100_000) {
+                    wire.raw(&crate::peer::body(1, chunk));
+                }
+                wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+                wire.expect(1, CHANNEL_CLOSE);
+                wire.send(1, CHANNEL_CLOSE_OK, args());
+            }
+        },
+        |connection| {
+            let mut held = Vec::new();
+            for round in 1..=ROUNDS {
+                let channel = loop {
+                    match connection.channel_with_number(1) {
+                        Ok(channel) => break channel,
+                        Err(_) => thread::yield_now(),
+                    }
+                };
+                // It keeps what the library knows of the channel.
+                held.push(channel.basic_get("q").unwrap().unwrap());
+                channel.queue_declare("q").unwrap();
+                if round == ROUNDS {
+                    let returned = channel.try_next_return().expect("there is no room for it");
+                    assert_eq!(returned.body().len(), SIZE);
+                }
             }
         },
     );
@@ -588,6 +655,28 @@ fn many_threads_may_close_at_the_same_time() {
 }
 
 #[test]
+fn a_peer_that_throws_the_connection_away_instead_of_an_answer_ends_a_close_well() {
+    crate::peer::play(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.reset();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            connection.close().unwrap();
+            let reason = connection.close_reason().unwrap();
+            assert_eq!(
+                reason.reply_code(),
+                Some(ReplyCode::REPLY_SUCCESS),
+                "{reason}"
+            );
+        },
+    );
+}
+
+#[test]
 fn a_close_that_is_never_answered_is_told() {
     let (gone, silence) = signal();
     with_channel_and(
@@ -610,4 +699,289 @@ fn a_close_that_is_never_answered_is_told() {
             drop(gone);
         },
     );
+}
+
+/// Ten publishes behind one with `immediate`: RabbitMQ closes the connection (540) and has not
+/// even read them.
+#[test]
+fn a_close_by_the_broker_that_crosses_that_of_the_connection_is_its_error() {
+    with_channel(
+        |wire| {
+            for _ in 0..11 {
+                wire.expect_publish(1);
+            }
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.send(
+                0,
+                CONNECTION_CLOSE,
+                close(540, "NOT_IMPLEMENTED", BASIC_PUBLISH),
+            );
+            wire.expect(0, CONNECTION_CLOSE_OK);
+            wire.expect_end();
+        },
+        |channel| {
+            let immediate = Message::new("x").immediate(true);
+            channel.basic_publish("", "q", immediate).unwrap();
+            for _ in 0..10 {
+                channel.basic_publish("", "q", "lost").unwrap();
+            }
+            let error = channel.connection().close().unwrap_err();
+            assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
+            let end = channel.connection().wait_closed();
+            assert_eq!(end.to_string(), error.to_string());
+        },
+    );
+}
+
+#[test]
+fn a_close_by_the_broker_that_crosses_the_last_drop_is_in_the_log() {
+    Saboteur::install();
+    with_channel(
+        |wire| {
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.send(0, CONNECTION_CLOSE, close(540, "unheard 4", BASIC_PUBLISH));
+            wire.expect(0, CONNECTION_CLOSE_OK);
+            wire.expect_end();
+        },
+        |channel| {
+            drop(channel);
+            assert_eq!(Saboteur::count("unheard 4"), 1);
+        },
+    );
+}
+
+/// In confirm mode or not, before the close of the connection, while that waits for confirms,
+/// or behind it.
+#[test]
+fn what_has_ended_a_channel_is_told_by_the_close_of_its_connection() {
+    #[derive(Clone, Copy, PartialEq)]
+    enum When {
+        Before,
+        Waiting,
+        Behind,
+    }
+    for (when, confirms) in [
+        (When::Before, false),
+        (When::Before, true),
+        (When::Waiting, true),
+        (When::Behind, false),
+    ] {
+        let (go_on, may_go) = signal();
+        with_channel(
+            move |wire| {
+                if confirms {
+                    wire.expect(1, CONFIRM_SELECT);
+                    wire.send(1, CONFIRM_SELECT_OK, args());
+                }
+                wire.expect_publish(1);
+                match when {
+                    When::Before => {}
+                    When::Waiting => may_go.wait(),
+                    When::Behind => drop(wire.expect(0, CONNECTION_CLOSE)),
+                }
+                wire.send(1, CHANNEL_CLOSE, close(404, "NOT_FOUND", BASIC_PUBLISH));
+                if when == When::Behind {
+                    return wire.send(0, CONNECTION_CLOSE_OK, args());
+                }
+                wire.expect(1, CHANNEL_CLOSE_OK);
+                if when == When::Before {
+                    // The client may look at something else, to know that this has come.
+                    wire.open_channel(1);
+                }
+            },
+            move |channel| {
+                let connection = channel.connection();
+                if confirms {
+                    channel.confirm_delivery().unwrap();
+                }
+                channel.basic_publish("nowhere", "q", "lost").unwrap();
+                let mut second = None;
+                while when == When::Before && second.is_none() {
+                    second = connection.channel_with_number(1).ok();
+                }
+                let error = thread::scope(|scope| {
+                    let closing = scope.spawn(|| connection.close());
+                    if when == When::Waiting {
+                        go_on.send(()).unwrap();
+                    }
+                    closing.join().unwrap().unwrap_err()
+                });
+                assert!(matches!(error, Error::ChannelClosed(_)), "{error:?}");
+                assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+                // Whoever knows it is not told again.
+                connection.close().unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn what_the_program_knows_of_a_channel_is_no_error_of_the_close_of_its_connection() {
+    with_channel(
+        |wire| {
+            wire.expect(1, QUEUE_DECLARE);
+            wire.send(1, CHANNEL_CLOSE, close(404, "NOT_FOUND", QUEUE_DECLARE));
+            wire.expect(1, CHANNEL_CLOSE_OK);
+        },
+        |channel| {
+            channel.queue_declare("q").unwrap_err();
+            channel.connection().close().unwrap();
+        },
+    );
+}
+
+/// What a client with two channels does after two publishes on each, of which the broker
+/// refuses the first.
+type Ask = fn(&[BlockingChannel; 2], &[Confirm]);
+
+#[test]
+fn failures_that_nobody_has_asked_for_are_told_by_the_close() {
+    let nothing: Ask = |_, _| {};
+    let one_confirm: Ask = |_, confirms| drop(confirms[0].wait());
+    let all_confirms: Ask = |_, confirms| confirms.iter().for_each(|it| drop(it.wait()));
+    let both_channels: Ask = |channels, _| {
+        for channel in channels {
+            channel.wait_for_confirms(CURTAIN).unwrap_err();
+        }
+    };
+    let close_one: Ask = |channels, _| match channels[0].close() {
+        Err(Error::PublishFailures { failures, more: 0 }) => assert_eq!(failures.len(), 1),
+        other => panic!("{other:?}"),
+    };
+    let cases: [(Ask, &[u16]); 5] = [
+        (nothing, &[1, 2]),
+        (one_confirm, &[2]),
+        (all_confirms, &[]),
+        (both_channels, &[]),
+        (close_one, &[2]),
+    ];
+    for (ask, untold) in cases {
+        two_channels_with_failures(
+            |_| {},
+            move |connection, channels, confirms| {
+                ask(&channels, &confirms);
+                match connection.close() {
+                    Ok(()) => assert!(untold.is_empty()),
+                    Err(Error::PublishFailures { failures, more: 0 }) => {
+                        let told: Vec<_> =
+                            failures.iter().map(|it| (it.channel, it.number)).collect();
+                        let untold: Vec<_> = untold.iter().map(|channel| (*channel, 1)).collect();
+                        assert_eq!(told, untold);
+                    }
+                    Err(error) => panic!("{error:?}"),
+                }
+                connection.close().unwrap();
+                for channel in channels {
+                    channel.close().unwrap();
+                }
+                // Single ones may be asked for as long as one likes.
+                assert!(matches!(confirms[0].wait(), Err(Error::Nacked)));
+            },
+        );
+    }
+}
+
+#[test]
+fn failures_that_a_callback_is_told_of_are_no_error_of_the_close() {
+    let listen = |channel: &BlockingChannel| channel.add_on_confirm_callback(|_, _| Ok(()));
+    two_channels_with_failures(listen, |connection, channels, confirms| {
+        drop(confirms);
+        channels[0].close().unwrap();
+        connection.close().unwrap();
+    });
+}
+
+#[test]
+fn failures_that_nobody_has_asked_for_are_in_the_log_when_the_channel_is_dropped() {
+    Saboteur::install();
+    const WORDS: &str = "nobody has asked for 1 messages";
+    two_channels_with_failures(
+        |_| {},
+        |_, channels, confirms| {
+            let before = Saboteur::count(WORDS);
+            confirms[0].wait().unwrap_err();
+            let [first, second] = channels;
+            drop(first);
+            assert_eq!(Saboteur::count(WORDS), before);
+            confirms[3].wait().unwrap();
+            drop(second);
+            assert_eq!(Saboteur::count(WORDS), before + 1);
+        },
+    );
+}
+
+fn two_channels_with_failures(
+    prepare: fn(&BlockingChannel),
+    client: impl FnOnce(BlockingConnection, [BlockingChannel; 2], Vec<Confirm>) + Send + 'static,
+) {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            for channel in [1, 2] {
+                wire.open_channel(channel);
+                wire.expect(channel, CONFIRM_SELECT);
+                wire.send(channel, CONFIRM_SELECT_OK, args());
+                wire.expect_publish(channel);
+                wire.expect_publish(channel);
+                wire.send(channel, BASIC_NACK, args().u64(1).u8(0));
+                wire.send(channel, BASIC_ACK, args().u64(2).u8(0));
+            }
+        },
+        move |connection| {
+            let mut confirms = Vec::new();
+            let channels = [(); 2].map(|()| {
+                let channel = connection.channel().unwrap();
+                prepare(&channel);
+                channel.confirm_delivery().unwrap();
+                for _ in 0..2 {
+                    confirms.push(channel.basic_publish("", "q", "x").unwrap());
+                }
+                channel
+            });
+            client(connection, channels, confirms);
+        },
+    );
+}
+
+/// Whose close is answered at once, though the confirms never come.
+#[test]
+fn a_close_with_unconfirmed_publishes_says_so_and_has_time_of_its_own() {
+    for of_connection in [false, true] {
+        with_channel_and(
+            |parameters| parameters.close_timeout(Duration::from_secs(2)),
+            move |wire| {
+                wire.expect(1, CONFIRM_SELECT);
+                wire.send(1, CONFIRM_SELECT_OK, args());
+                wire.expect_publish(1);
+            },
+            move |channel| {
+                channel.confirm_delivery().unwrap();
+                let confirm = channel.basic_publish("", "q", "x").unwrap();
+                let connection = channel.connection();
+                let outcome = match of_connection {
+                    true => connection.close(),
+                    false => channel.close(),
+                };
+                let error = outcome.unwrap_err();
+                let Error::Unconfirmed(reason) = &error else {
+                    panic!("{error:?}");
+                };
+                assert!(matches!(
+                    **reason,
+                    Error::Timeout {
+                        channel: Some(1),
+                        ..
+                    }
+                ));
+                let text = error.to_string();
+                assert!(text.contains("nobody knows whether the message was taken"));
+                assert!(text.contains("close_timeout"), "{text}");
+                let error = confirm.wait().unwrap_err();
+                assert!(matches!(error, Error::Unconfirmed(_)), "{error:?}");
+                channel.close().unwrap();
+                connection.close().unwrap();
+            },
+        );
+    }
 }

@@ -328,6 +328,28 @@ fn basic_qos_replaces_the_default_prefetch() {
 }
 
 #[test]
+fn a_qos_that_failed_leaves_the_default_to_be_set() {
+    let (past, deadline) = signal();
+    with_channel_and(
+        |parameters| default_prefetch(parameters).rpc_timeout(Duration::from_millis(500)),
+        move |wire| {
+            wire.expect(1, BASIC_QOS);
+            deadline.wait();
+            wire.send(1, BASIC_QOS_OK, args());
+            assert_eq!(accept_qos(wire), 1000);
+            let tag = wire.accept_consumer(1);
+            wire.accept_cancel(1, &tag);
+        },
+        move |channel| {
+            let error = channel.basic_qos(7).unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            past.send(()).unwrap();
+            channel.consume("q").unwrap().cancel().unwrap();
+        },
+    );
+}
+
+#[test]
 fn without_a_default_prefetch_none_is_sent() {
     with_channel(
         |wire| {
@@ -663,11 +685,18 @@ fn a_wait_for_deliveries_while_all_are_out_is_told_once_in_the_log() {
                 wire.send_content(1, BASIC_GET_OK, get_ok(number), "x");
                 assert_eq!(wire.expect_settled(1, BASIC_ACK), (number, SINGLE));
             }
-            let tag = wire.accept_consumer(1);
+            let dropped = wire.accept_consumer(1);
+            assert_eq!(wire.expect_cancel(1), dropped);
             for number in 4..=5 {
+                wire.deliver(1, &dropped, number, "x");
+            }
+            expect_requeued(wire, 4..=5);
+            wire.send(1, BASIC_CANCEL_OK, args().short(&dropped));
+            let tag = wire.accept_consumer(1);
+            for number in 6..=7 {
                 wire.deliver(1, &tag, number, "x");
             }
-            for number in 4..=5 {
+            for number in 6..=7 {
                 assert_eq!(wire.expect_settled(1, BASIC_ACK), (number, SINGLE));
             }
             wire.accept_cancel(1, &tag);
@@ -678,6 +707,8 @@ fn a_wait_for_deliveries_while_all_are_out_is_told_once_in_the_log() {
                 // Not of a consumer, so its prefetch does not count them.
                 channel.basic_get("q").unwrap().unwrap().ack().unwrap();
             }
+            // Nor does what nobody gets.
+            drop(channel.consume("q").unwrap());
             let consumer = channel.consume("q").unwrap();
             let short = Duration::from_millis(10);
             let out = [(); 2].map(|()| {
@@ -1018,6 +1049,104 @@ fn dropping_a_consumer_gives_back_what_was_not_handed_out() {
             drop(consumer);
             first.ack().unwrap();
             catch_up(&channel);
+        },
+    );
+}
+
+#[test]
+fn what_comes_for_nobody_between_a_commit_and_its_reply_goes_back_behind_it() {
+    with_channel(
+        |wire| {
+            let tag = deliver(wire, 1);
+            assert_eq!(wire.expect_cancel(1), tag);
+            wire.expect(1, TX_SELECT);
+            wire.send(1, TX_SELECT_OK, args());
+            wire.expect(1, TX_COMMIT);
+            wire.deliver(1, &tag, 2, "too late");
+            wire.deliver(1, &tag, 3, "too late");
+            // Anything now would cost the connection (504).
+            wire.send(1, TX_COMMIT_OK, args());
+            expect_requeued(wire, [2, 3]);
+            wire.expect(1, TX_COMMIT);
+            wire.send(1, TX_COMMIT_OK, args());
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
+        },
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            let first = consumer.next().unwrap().unwrap();
+            channel
+                .basic_cancel_nowait(consumer.consumer_tag())
+                .unwrap();
+            channel.tx_select().unwrap();
+            channel.tx_commit().unwrap();
+            first.ack().unwrap();
+        },
+    );
+}
+
+#[test]
+fn no_settlement_covers_what_waits_to_go_back_with_a_commit() {
+    with_channel(
+        |wire| {
+            let tag = deliver(wire, 5);
+            wire.expect(1, TX_SELECT);
+            wire.send(1, TX_SELECT_OK, args());
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
+            wire.accept_cancel(1, &tag);
+            let other = wire.accept_consumer(1);
+            wire.deliver(1, &other, 6, "message 6");
+            wire.deliver(1, &other, 7, "message 7");
+            assert_eq!(wire.expect_settled(1, BASIC_NACK), (2, MULTIPLE | REQUEUE));
+            assert_eq!(wire.expect_settled(1, BASIC_NACK), (6, REQUEUE));
+            assert_eq!(wire.expect_settled(1, BASIC_NACK), (7, REQUEUE));
+            expect_requeued(wire, 3..=5);
+            wire.expect(1, TX_COMMIT);
+            wire.send(1, TX_COMMIT_OK, args());
+            wire.accept_cancel(1, &other);
+        },
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            let taken: Vec<_> = consumer.iter().take(2).map(Result::unwrap).collect();
+            channel.tx_select().unwrap();
+            taken[0].ack().unwrap();
+            consumer.cancel().unwrap();
+            let other = channel.consume("q").unwrap();
+            let last = other.iter().nth(1).unwrap().unwrap();
+            let all = basic::Nack::new(last.delivery_tag).multiple(true);
+            channel.basic_nack(all).unwrap();
+            let error = channel.basic_ack(4).unwrap_err();
+            assert!(matches!(error, Error::AlreadySettled(4)), "{error:?}");
+            channel.tx_commit().unwrap();
+            other.cancel().unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_went_back_for_a_consumer_that_is_gone_counts_as_settled() {
+    with_channel(
+        |wire| {
+            let gone = wire.accept_consumer(1);
+            assert_eq!(wire.expect_cancel(1), gone);
+            wire.deliver(1, &gone, 1, "too late");
+            expect_requeued(wire, [1]);
+            wire.send(1, BASIC_CANCEL_OK, args().short(&gone));
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 2, "in time");
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (2, SINGLE));
+            wire.accept_cancel(1, &tag);
+        },
+        |channel| {
+            drop(channel.consume("q").unwrap());
+            let consumer = channel.consume("q").unwrap();
+            let delivery = consumer.next().unwrap().unwrap();
+            // RabbitMQ would close the channel (406) if it heard of one of these.
+            for outcome in [channel.basic_ack(1), channel.basic_ack_multiple(1)] {
+                let error = outcome.unwrap_err();
+                assert!(matches!(error, Error::AlreadySettled(1)), "{error:?}");
+            }
+            delivery.ack().unwrap();
+            consumer.cancel().unwrap();
         },
     );
 }

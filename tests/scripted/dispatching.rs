@@ -2,13 +2,16 @@
 //! says.
 
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Error, Message, ReplyCode};
 
+use crate::matrix::{Saboteur, WORDY};
 use crate::peer::methods::*;
 use crate::peer::{
-    PATIENCE, Tune, args, close, connected, play, signal, with_channel, with_channel_and,
+    PATIENCE, Tune, args, close, connected, deliver, header, method, play, signal, with_channel,
+    with_channel_and,
 };
 
 /// Dispatches until a callback has noted something.
@@ -350,6 +353,56 @@ fn deliveries_behind_a_cancel_without_reply_go_back() {
 }
 
 #[test]
+fn a_cancel_is_told_if_it_was_the_brokers_and_not_if_it_was_ones_own() {
+    with_channel(
+        |wire| {
+            let own = wire.accept_consumer(1);
+            let other = wire.accept_consumer(1);
+            wire.accept_cancel(1, &own);
+            wire.send(1, BASIC_CANCEL, args().short(&other).u8(1));
+        },
+        |channel| {
+            let (note, noted) = mpsc::channel();
+            channel.add_on_cancel_callback(move |_, tag| {
+                note.send(tag.clone()).unwrap();
+                Ok(())
+            });
+            let own = channel.consume("q").unwrap();
+            let other = channel.consume("q").unwrap();
+            own.cancel().unwrap();
+            let connection = channel.connection();
+            assert_eq!(dispatch_until(&connection, &noted), *other.consumer_tag());
+            assert!(noted.try_recv().is_err());
+        },
+    );
+}
+
+#[test]
+fn a_connection_may_answer_any_number_of_bytes_that_the_peer_takes() {
+    // Its answer has 267 bytes. Once 16 MiB are not taken, nothing more is read.
+    const AT_A_TIME: usize = 1000;
+    const TIMES: usize = 70;
+    let (taken, all_is_taken) = signal();
+    with_channel(
+        move |wire| {
+            let cancel = method(1, BASIC_CANCEL, args().short([b'x'; 255]).u8(0));
+            for _ in 0..TIMES {
+                wire.raw(&cancel.repeat(AT_A_TIME));
+                for _ in 0..AT_A_TIME {
+                    wire.expect(1, BASIC_CANCEL_OK);
+                }
+            }
+            taken.send(()).unwrap();
+            wire.accept_declare(1);
+        },
+        move |channel| {
+            all_is_taken.wait();
+            channel.queue_declare("q").unwrap();
+        },
+    );
+}
+
+#[test]
 fn a_dying_connection_still_hands_out_what_needs_no_acknowledgement() {
     play(
         |listener| {
@@ -359,12 +412,8 @@ fn a_dying_connection_still_hands_out_what_needs_no_acknowledgement() {
             let tag = wire.accept_consumer(1);
             let mut bytes = Vec::new();
             for number in 1..=100 {
-                bytes.extend(crate::peer::method(
-                    1,
-                    BASIC_DELIVER,
-                    crate::peer::deliver(&tag, number),
-                ));
-                bytes.extend(crate::peer::header(1, 0));
+                bytes.extend(method(1, BASIC_DELIVER, deliver(&tag, number)));
+                bytes.extend(header(1, 0));
             }
             wire.raw(&bytes);
             wire.reset();
@@ -440,6 +489,171 @@ fn returns_that_nobody_wants_do_not_stand_in_the_way_of_others() {
                 .unwrap();
             assert!(dispatch_until(&channel.connection(), &noted));
             assert_eq!(channel.try_next_return().unwrap().body(), "x");
+        },
+    );
+}
+
+#[test]
+fn who_dispatches_a_dead_channel_is_told_each_time() {
+    for with_consumer in [true, false] {
+        with_channel(
+            move |wire| {
+                if with_consumer {
+                    wire.accept_consumer(1);
+                }
+                wire.send(1, CHANNEL_CLOSE, close(406, "PRECONDITION_FAILED", (0, 0)));
+                wire.expect(1, CHANNEL_CLOSE_OK);
+            },
+            move |channel| {
+                if with_consumer {
+                    channel.basic_consume("q", |_, _| Ok(())).unwrap();
+                }
+                while channel.is_open() {
+                    thread::yield_now();
+                }
+                for _ in 0..3 {
+                    let error = channel.start_consuming().unwrap_err();
+                    let code = error.reply_code();
+                    assert_eq!(code, Some(ReplyCode::PRECONDITION_FAILED), "{error}");
+                }
+            },
+        );
+    }
+}
+
+/// So is whoever dispatches one that this program has closed: it was not told of an error.
+#[test]
+fn who_dispatches_a_closed_channel_has_nothing_to_do() {
+    with_channel(
+        |wire| {
+            wire.accept_consumer(1);
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+        },
+        |channel| {
+            channel.basic_consume("q", |_, _| Ok(())).unwrap();
+            channel.close().unwrap();
+            channel.start_consuming().unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_channel_that_could_not_be_made_to_confirm_is_over_and_that_is_told() {
+    with_channel_and(
+        |parameters| parameters.rpc_timeout(Duration::from_millis(50)),
+        |wire| {
+            wire.expect(1, CONFIRM_SELECT);
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+        },
+        |channel| {
+            let (note, noted) = mpsc::channel();
+            channel.add_on_close_callback(move |channel, reason| {
+                assert!(channel.is_closed() && !channel.is_closing());
+                note.send(reason).unwrap();
+                Ok(())
+            });
+            let error = channel.confirm_delivery().unwrap_err();
+            assert!(error.is_timeout(), "{error}");
+            let reason = loop {
+                let limit = Duration::from_millis(1);
+                channel.connection().process_data_events(limit).unwrap();
+                if let Ok(reason) = noted.try_recv() {
+                    break reason;
+                }
+            };
+            assert!(reason.to_string().contains("confirm.select"), "{reason}");
+            let closed = channel.basic_publish("", "q", "x").unwrap_err();
+            assert_eq!(closed.to_string(), reason.to_string());
+        },
+    );
+}
+
+/// Again and again, for the thread that dispatches may come before the one that opens or not.
+#[test]
+fn a_channel_that_is_closed_right_behind_its_open_ok_is_dispatched() {
+    const ROUNDS: usize = 200;
+    connected(
+        |parameters| parameters,
+        |wire| {
+            for _ in 0..ROUNDS {
+                wire.expect(1, CHANNEL_OPEN);
+                let mut bytes = method(1, CHANNEL_OPEN_OK, args().long(""));
+                let arguments = close(504, "CHANNEL_ERROR", CHANNEL_OPEN);
+                bytes.extend(method(1, CHANNEL_CLOSE, arguments));
+                wire.raw(&bytes);
+                wire.expect(1, CHANNEL_CLOSE_OK);
+            }
+        },
+        |connection| {
+            let (stop, stopped) = mpsc::channel::<()>();
+            thread::scope(|scope| {
+                let dispatching = connection.clone();
+                scope.spawn(move || {
+                    while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                        let limit = Duration::from_millis(1);
+                        dispatching.process_data_events(limit).unwrap();
+                    }
+                });
+                for _ in 0..ROUNDS {
+                    let (note, noted) = mpsc::channel();
+                    let Ok(channel) = connection.channel() else {
+                        continue;
+                    };
+                    channel.add_on_close_callback(move |_, reason| {
+                        note.send(reason).unwrap();
+                        Ok(())
+                    });
+                    let reason = noted.recv_timeout(PATIENCE).expect("nobody is told");
+                    assert_eq!(reason.reply_code(), Some(ReplyCode::CHANNEL_ERROR));
+                }
+                drop(stop);
+            });
+        },
+    );
+}
+
+#[test]
+fn a_log_that_panics_again_and_again_leaves_nobody_waiting() {
+    Saboteur::install();
+    let (consuming, is_consuming) = signal();
+    play(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.open_channel(1);
+            wire.accept_consumer(1);
+            wire.open_channel(2);
+            wire.expect(2, CONFIRM_SELECT);
+            wire.send(2, CONFIRM_SELECT_OK, args());
+            wire.expect_publish(2);
+            is_consuming.wait();
+            // What has come to this channel is said in the log.
+            wire.send(1, BASIC_DELIVER, deliver("unknown", 1));
+            wire.raw(&header(1, 0));
+            wire.send(2, CHANNEL_CLOSE, close(406, "PRECONDITION_FAILED", (0, 0)));
+            wire.drain();
+        },
+        move |parameters| {
+            let parameters = parameters.connection_name(WORDY.to_owned());
+            let connection = BlockingConnection::open(parameters).unwrap();
+            let channel = connection.channel().unwrap();
+            channel.basic_consume("q", |_, _| Ok(())).unwrap();
+            let second = connection.channel().unwrap();
+            second.confirm_delivery().unwrap();
+            let confirm = second.basic_publish("", "q", "x").unwrap();
+            thread::scope(|scope| {
+                let consumer = scope.spawn(|| channel.start_consuming());
+                let waiter = scope.spawn(|| confirm.wait());
+                consuming.send(()).unwrap();
+                for outcome in [consumer.join().unwrap(), waiter.join().unwrap()] {
+                    let error = outcome.unwrap_err();
+                    assert!(error.is_connection_error() || error.reply_code().is_some());
+                }
+            });
+            let end = connection.wait_closed();
+            assert!(end.to_string().contains("panicked"), "{end}");
         },
     );
 }

@@ -9,9 +9,11 @@ use cony::{
     Mechanism, ReplyCode, Secret, Stage,
 };
 
+use crossbeam_channel::{Receiver, Sender};
+
 use crate::peer::methods::*;
 use crate::peer::{
-    Listener, Tune, Wire, args, close, frame, heartbeat, method, parameters, play, start,
+    CURTAIN, Listener, Tune, Wire, args, close, frame, heartbeat, method, parameters, play, start,
 };
 
 /// Long, and of letters that occur in no message by chance.
@@ -854,6 +856,49 @@ fn every_challenge_is_answered() {
         |parameters| {
             let credentials = Credentials::custom(|| Chatty(0));
             BlockingConnection::open(parameters.credentials(credentials)).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_close_that_comes_before_the_credentials_could_be_sent_is_told() {
+    /// Has no answer before the peer is gone.
+    struct Slow(Sender<()>, Receiver<()>);
+
+    impl Mechanism for Slow {
+        fn name(&self) -> &str {
+            "SLOW"
+        }
+
+        fn respond(&mut self, _: Option<&[u8]>) -> Option<Secret> {
+            self.0.send(()).unwrap();
+            self.1.recv_timeout(CURTAIN).unwrap();
+            Some("too late".into())
+        }
+    }
+
+    let (asked, is_asked) = crossbeam_channel::bounded(1);
+    let (gone, is_gone) = crossbeam_channel::bounded(1);
+    play(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.expect_protocol_header();
+            wire.send(0, CONNECTION_START, start(&[], "SLOW"));
+            is_asked.recv_timeout(CURTAIN).unwrap();
+            wire.send(0, CONNECTION_CLOSE, close(320, "going down", (0, 0)));
+            wire.reset();
+            gone.send(()).unwrap();
+        },
+        move |parameters| {
+            let credentials = Credentials::custom(move || Slow(asked.clone(), is_gone.clone()));
+            let error = BlockingConnection::open(parameters.credentials(credentials)).unwrap_err();
+            assert!(
+                matches!(
+                    cause(&error, Stage::Start),
+                    ConnectFailure::Closed(reason) if reason.code == ReplyCode::CONNECTION_FORCED
+                ),
+                "{error:?}"
+            );
         },
     );
 }

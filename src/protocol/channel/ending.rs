@@ -75,8 +75,7 @@ impl<T: Tokens> Ending<T> {
         }
         match decode_method(payload)? {
             Method::ChannelClose(close) => {
-                let reason = || CloseReason::of_channel(&close);
-                self.crossing.get_or_insert_with(reason);
+                self.cross(CloseReason::of_channel(&close));
                 Ok(Fate::Lives)
             }
             _ => {
@@ -84,6 +83,11 @@ impl<T: Tokens> Ending<T> {
                 Ok(Fate::Gone)
             }
         }
+    }
+
+    /// The broker had closed the channel before we did.
+    pub(super) fn cross(&mut self, reason: CloseReason) {
+        self.crossing.get_or_insert(reason);
     }
 
     fn finish(&mut self, out: &mut Out<T>) {

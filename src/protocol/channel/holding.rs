@@ -35,7 +35,7 @@ impl<T: Tokens> Channel<T> {
             return false;
         };
         let is_of_queue = consumer.is_of_queue || !may_be_of_stream(properties);
-        if consumer.no_ack || consumer.discard || self.is_transactional || !is_of_queue {
+        if consumer.no_ack || consumer.discard || self.transaction.is_selected() || !is_of_queue {
             return false;
         }
         let own = usize::try_from(size).unwrap_or(usize::MAX);
@@ -131,6 +131,16 @@ impl<T: Tokens> Channel<T> {
                     holding.can_give_back(is_idle, &out.room)
                 })
         })
+    }
+
+    /// A message of this cost has come for another consumer than the one that gave it back.
+    /// Whether one of these seems to be that one.
+    pub(crate) fn give_up(&mut self, cost: usize, out: &mut Out<T>) -> bool {
+        let mut holdings = self.holdings.values_mut();
+        let given_up = holdings.any(|holding| holding.give_up(cost, &mut out.room));
+        self.holdings.retain(|_, holding| !holding.is_over());
+        self.note_holdings(out);
+        given_up
     }
 
     /// Expects nothing any more that has been expected for long.

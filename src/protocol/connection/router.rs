@@ -72,7 +72,7 @@ impl<T: Tokens> Router<T> {
         self.frames_received += 1;
         // After our close only the end counts (specification, connection.close).
         if !matches!(self.state, State::Open) && !is_end(frame) {
-            self.note_late(frame);
+            self.receive_late_close(frame);
             return Ok(());
         }
         let (number, what) = match frame {
@@ -123,21 +123,19 @@ impl<T: Tokens> Router<T> {
         }
     }
 
-    /// What a channel ended with just before its connection was closed is told to nobody,
-    /// so it goes to the log.
-    fn note_late(&self, frame: Frame<'_>) {
+    /// The broker has closed a channel before it has heard of our close of the connection.
+    /// That is told with the end; an answer would come too late.
+    fn receive_late_close(&mut self, frame: Frame<'_>) {
         let Frame::Method { channel, payload } = frame else {
             return;
         };
-        if !self.is_taken(channel) || method_id(frame) != Some(channel::Close::ID) {
+        let Some(Some(channel)) = self.channels.get_mut(usize::from(channel)) else {
             return;
-        }
-        if let Ok(Method::ChannelClose(close)) = decode_method(payload) {
-            log::warn!(
-                "channel {channel} was over before its connection was closed, and nobody is \
-                 told: {}",
-                CloseReason::of_channel(&close)
-            );
+        };
+        if method_id(frame) == Some(channel::Close::ID) {
+            if let Ok(Method::ChannelClose(close)) = decode_method(payload) {
+                channel.receive_late_close(CloseReason::of_channel(&close), &mut self.out);
+            }
         }
     }
 
@@ -149,11 +147,8 @@ impl<T: Tokens> Router<T> {
         match (&self.state, method) {
             (_, Method::ConnectionClose(close)) => {
                 self.out.send(0, &connection::CloseOk::default().into());
-                let reason = match &self.state {
-                    State::Closing { reason, .. } => reason.clone(),
-                    _ => CloseReason::of_connection(&close),
-                };
-                self.terminate(Termination::Closed(reason));
+                // Also if it crosses ours: what went out before that may be lost.
+                self.terminate(Termination::Closed(CloseReason::of_connection(&close)));
             }
             (State::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
                 let reason = reason.clone();
@@ -260,6 +255,21 @@ impl<T: Tokens> Router<T> {
             .min()
     }
 
+    /// Expects no more what has gone to other consumers.
+    pub(super) fn give_strays_up(&mut self) {
+        for cost in self.out.room.take_strays() {
+            for number in self.holding() {
+                let mut given_up = false;
+                self.with_number(number, |channel, out| {
+                    given_up = channel.give_up(cost, out);
+                });
+                if given_up {
+                    break;
+                }
+            }
+        }
+    }
+
     pub(super) fn with_number(
         &mut self,
         number: u16,
@@ -268,6 +278,11 @@ impl<T: Tokens> Router<T> {
         if let Some(Some(channel)) = self.channels.get_mut(usize::from(number)) {
             act(channel, &mut self.out);
         }
+    }
+
+    pub(super) fn find_mut(&mut self, id: ChannelId) -> Option<&mut Channel<T>> {
+        let channel = self.channels.get_mut(usize::from(id.number))?;
+        channel.as_deref_mut().filter(|channel| channel.id() == id)
     }
 
     pub(super) fn with_channel(

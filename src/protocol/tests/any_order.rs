@@ -133,8 +133,9 @@ impl World {
     fn open(&mut self) {
         if let Ok(id) = self.scenario.core.reserve_channel(None) {
             let call = self.next_call();
+            let name = format!("channel {}", self.ids.len()).leak();
             self.ids
-                .push(self.scenario.begin_open(id.number, "c", call));
+                .push(self.scenario.begin_open(id.number, name, call));
         }
     }
 

@@ -268,7 +268,9 @@ fn a_channel_that_is_closed_already_closes_at_once() {
 fn a_close_that_nobody_waits_for_is_sent_and_has_no_deadline() {
     let (mut scenario, id) = busy();
     let code = ReplyCode::REPLY_SUCCESS;
-    scenario.core.close_channel(id, code, "bye".into(), None);
+    scenario
+        .core
+        .close_channel(id, ClosedBy::Application, code, "bye".into(), None);
     assert_eq!(scenario.sent(), [on(1, channel_close())]);
     assert_eq!(scenario.core.poll_timeout(), None);
     scenario.events();

@@ -226,8 +226,19 @@ fn a_discarded_consumer_is_cancelled_and_what_still_comes_is_given_back() {
     peer_delivers(&mut scenario, "b", 2);
     assert_eq!(scenario.sent(), [on(1, requeue(1))]);
     assert_eq!(scenario.events(), [delivery("b", 2)]);
+    assert_eq!(scenario.given_back, [("one", 1)]);
     scenario.peer_sends(1, cancel_ok("a"));
     assert_eq!(scenario.events(), [Seen::ConsumerEnded("a", EndedBy::Us)]);
+}
+
+#[test]
+fn a_consumer_that_is_not_meant_is_not_discarded() {
+    let (mut scenario, id) = two_consumers();
+    let is_former = |token: &&'static str| *token == "former";
+    scenario.core.discard_consumer(id, &"a".into(), is_former);
+    assert_eq!(scenario.sent(), []);
+    peer_delivers(&mut scenario, "a", 1);
+    assert_eq!(scenario.events(), [delivery("a", 1)]);
 }
 
 #[test]

@@ -113,15 +113,29 @@ fn after_our_close_nothing_more_is_sent() {
 }
 
 #[test]
-fn after_our_close_all_but_the_end_is_dropped() {
+fn after_our_close_all_but_the_ends_is_dropped() {
     let (mut scenario, _) = closing();
     scenario.peer_sends(1, queue::DeclareOk::default());
     scenario.peer_sends_content(1, deliver("c", 1), None, b"late");
-    scenario.peer_sends(1, not_found().0);
     scenario.peer_sends(0, connection::Blocked::default());
     scenario.peer_sends(0, connection::Start::default());
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events(), []);
+}
+
+#[test]
+fn a_channel_that_the_broker_closes_after_our_close_of_the_connection_has_its_reason() {
+    let (mut scenario, _) = closing();
+    let (close, reason) = not_found();
+    // Said twice, it counts once.
+    scenario.peer_sends(1, close.clone());
+    scenario.peer_sends(1, close);
+    assert_eq!(scenario.sent(), []);
+    let [closed, _, first, second] = all_ends(Termination::Closed(bye()));
+    let ended = Seen::ChannelClosed("one", Some(reason), vec!["c"]);
+    assert_eq!(scenario.events(), [ended, first, second]);
+    scenario.peer_sends(0, connection::CloseOk::default());
+    assert_eq!(scenario.events(), [closed]);
 }
 
 #[test]
@@ -136,11 +150,12 @@ fn after_our_close_not_even_nonsense_changes_the_reason() {
 }
 
 #[test]
-fn when_both_close_at_once_ours_is_the_reason_and_the_broker_is_answered() {
+fn when_both_close_at_once_the_broker_has_the_reason_and_is_answered() {
     let (mut scenario, _) = closing();
-    scenario.peer_sends(0, forced().0);
+    let (close, reason) = forced();
+    scenario.peer_sends(0, close);
     assert_eq!(scenario.sent(), [on(0, connection::CloseOk::default())]);
-    assert_eq!(scenario.events(), all_ends(Termination::Closed(bye())));
+    assert_eq!(scenario.events(), all_ends(Termination::Closed(reason)));
 }
 
 #[test]
@@ -302,7 +317,7 @@ fn what_came_behind_the_handshake_in_the_same_buffer_counts_from_the_start() {
     super::super::frame::tests::feed(&mut decoder, &frame(0, forced().0));
     let now = Instant::now();
     let core = Connection::new(decoder, &negotiated(), limits(None), now);
-    let mut scenario = Scenario { core, now };
+    let mut scenario = Scenario::of(core, now);
     assert_eq!(scenario.sent(), [on(0, connection::CloseOk::default())]);
     let closed = Seen::Closed(Termination::Closed(forced().1));
     assert_eq!(scenario.events(), [closed]);

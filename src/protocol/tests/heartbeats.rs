@@ -25,6 +25,7 @@ fn an_idle_connection_sends_one_heartbeat_every_half_interval_for_hours() {
         scenario.peer_sends_bytes(&HEARTBEAT_FRAME);
         scenario.pass(INTERVAL / 2);
         assert_eq!(scenario.output(), HEARTBEAT_FRAME);
+        assert_eq!(scenario.core.take_frames_sent(), 1);
     }
     assert_eq!(scenario.events(), []);
 }

@@ -133,7 +133,7 @@ impl World {
         let waiting = self.waiting();
         self.core.set_waiting(waiting);
         let would = self.core.can_give_back();
-        self.core.give_back(self.now);
+        self.core.give_back_held(self.now);
         let before = self.to_broker.len();
         self.events();
         assert_eq!(would, self.to_broker.len() > before);
@@ -313,6 +313,37 @@ fn what_another_consumer_has_got_is_not_waited_for() {
     world.finish();
     world.handled.sort_unstable();
     assert_eq!(world.handled, (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_another_consumer_of_the_connection_gets_is_expected_no_more() {
+    let mut world = world(&[1000; 10], 10, 4000);
+    let consume = basic::Consume::new("q").consumer_tag("other");
+    let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
+    let other = Some(Shared::default());
+    world.core.call(id, consume.into(), other, (), deadline);
+    world.bytes(&frame(1, basic::ConsumeOk::default().consumer_tag("other")));
+    world.deliver(usize::MAX);
+    while world.handle_one() {}
+    world.give_back();
+    assert!(world.core.poll_timeout().is_some(), "something is expected");
+    while let Some((tag, is_ack)) = world.to_broker.pop_front() {
+        let place = world.unsettled.remove(&tag).unwrap();
+        if is_ack {
+            continue;
+        }
+        world.tag += 1;
+        world.unsettled.insert(world.tag, place);
+        let method = deliver("other", world.tag).redelivered(true);
+        let bytes = content(1, method, None, &[0; 1000]);
+        world.bytes(&bytes);
+        world.core.give_back_held(world.now);
+        world.events();
+    }
+    assert!(
+        world.core.poll_timeout().is_none(),
+        "and nothing is any more"
+    );
 }
 
 #[test]

@@ -140,6 +140,7 @@ fn a_message_that_comes_too_late_for_its_get_is_given_back() {
     scenario.peer_sends_content(1, get_ok, None, b"late");
     assert_eq!(scenario.sent(), [on(1, requeue(4))]);
     assert_eq!(scenario.events(), []);
+    assert_eq!(scenario.given_back, [("one", 4)]);
 }
 
 #[test]
@@ -161,9 +162,11 @@ fn a_message_that_is_half_there_at_the_deadline_is_given_back_when_it_is_whole()
 #[test]
 fn a_late_message_that_needs_no_ack_cannot_be_given_back() {
     let (mut scenario, _) = timed_out(basic::Get::new("q").no_ack(true));
-    scenario.peer_sends_content(1, basic::GetOk::default(), None, b"late");
+    let get_ok = basic::GetOk::default().delivery_tag(4);
+    scenario.peer_sends_content(1, get_ok, None, b"late");
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events(), []);
+    assert_eq!(scenario.given_back, [("one", 4)]);
 }
 
 #[test]

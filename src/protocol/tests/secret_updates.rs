@@ -39,6 +39,8 @@ fn a_secret_goes_out_apart_from_everything_else_and_is_answered() {
     scenario.peer_sends(0, ok());
     assert_eq!(scenario.events(), [Seen::Reply(1, ok().into())]);
     assert_eq!(scenario.secret_sent(), None);
+    assert!(!scenario.core.is_awaited());
+    assert_eq!(scenario.core.poll_timeout(), None);
 }
 
 #[test]

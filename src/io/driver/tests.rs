@@ -1,0 +1,212 @@
+//! The IO thread between commands as the program's threads queue them, and a peer that the
+//! test plays itself.
+
+use crate::protocol::frame::Settle;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use mio::Interest;
+use socket2::SockRef;
+
+use super::super::channel_port::Route;
+use super::super::inbox::{Incoming, Popped};
+use super::super::port::Outcome;
+use super::super::port::tests::{negotiated, settings};
+use super::*;
+use crate::protocol::frame::tests::encode_content;
+use crate::protocol::frame::{Frame, encode_method};
+use crate::protocol::handshake::decode_method;
+use crate::protocol::methods::{Method, MethodId, basic, channel, connection, queue};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const FRAME_MAX: u32 = 4096;
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// Waits until it is so.
+fn until(is_so: impl Fn() -> bool) {
+    let deadline = soon();
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never happens");
+        thread::yield_now();
+    }
+}
+
+struct Peer {
+    socket: TcpStream,
+    decoder: FrameDecoder,
+}
+
+impl Peer {
+    fn send(&mut self, channel: u16, method: impl Into<Method>) {
+        let mut bytes = Vec::new();
+        encode_method(&mut bytes, channel, &method.into(), FRAME_MAX as usize).unwrap();
+        self.socket.write_all(&bytes).unwrap();
+    }
+
+    fn deliver(&mut self, consumer_tag: &str, delivery_tag: u64, body: &[u8]) {
+        let deliver = basic::Deliver::default()
+            .consumer_tag(consumer_tag)
+            .delivery_tag(delivery_tag);
+        self.send(1, deliver);
+        let mut bytes = Vec::new();
+        encode_content(&mut bytes, 1, None, body, FRAME_MAX as usize).unwrap();
+        self.socket.write_all(&bytes).unwrap();
+    }
+
+    /// Awaits a method, and nothing before it.
+    fn expect(&mut self, id: MethodId) {
+        loop {
+            if let Some(frame) = self.decoder.next().unwrap() {
+                let Frame::Method { payload, .. } = frame else {
+                    panic!("{frame:?}");
+                };
+                return assert_eq!(decode_method(payload).unwrap().id(), id);
+            }
+            let count = self.socket.read(self.decoder.space()).unwrap();
+            assert_ne!(count, 0, "the client hung up");
+            self.decoder.filled(count);
+        }
+    }
+
+    /// Throws the connection away (RST).
+    fn reset(self) {
+        let socket = SockRef::from(&self.socket);
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// An IO thread, and its peer.
+struct Play {
+    port: Arc<ConnectionPort>,
+    thread: JoinHandle<()>,
+    peer: Peer,
+}
+
+impl Play {
+    fn begin(settings: Settings) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut client = mio::net::TcpStream::from_std(client);
+        let poll = Poll::new().unwrap();
+        let both = Interest::READABLE | Interest::WRITABLE;
+        poll.registry().register(&mut client, SOCKET, both).unwrap();
+        let decoder = FrameDecoder::new(FRAME_MAX);
+        let transport = Transport::Plain(client);
+        let (port, thread) = spawn(poll, transport, decoder, negotiated(), settings).unwrap();
+        Self {
+            port,
+            thread,
+            peer: Peer {
+                socket,
+                decoder: FrameDecoder::new(FRAME_MAX),
+            },
+        }
+    }
+
+    fn open_channel(&mut self) -> Arc<ChannelPort> {
+        let (reply, opened) = bounded(1);
+        self.port.send(Command::OpenChannel {
+            number: None,
+            window: 10,
+            deadline: soon(),
+            reply,
+        });
+        self.peer.expect(channel::Open::ID);
+        self.peer.send(1, channel::OpenOk::default());
+        opened.recv().unwrap().unwrap()
+    }
+
+    /// A consumer of that name; `no_ack`, so that its deliveries cannot be held back.
+    fn consume(&mut self, channel: &Arc<ChannelPort>, tag: &str) -> Arc<ConsumerPort> {
+        let consumer = ConsumerPort::with_inbox(tag.into(), true, Arc::clone(channel));
+        let route = Arc::new(Route {
+            consumer: Arc::clone(&consumer),
+        });
+        let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
+        let outcome = channel.begin(consume.into(), Some(route), soon());
+        self.peer.expect(basic::Consume::ID);
+        self.peer
+            .send(1, basic::ConsumeOk::default().consumer_tag(tag));
+        answered(&outcome);
+        consumer
+    }
+}
+
+/// Awaits a good end of a call.
+fn answered(outcome: &Receiver<Outcome>) {
+    outcome.recv().unwrap().unwrap();
+}
+
+#[test]
+fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
+    let mut play = Play::begin(settings(1 << 20));
+    let channel = play.open_channel();
+    let consumer = play.consume(&channel, "me");
+    // The broker had cancelled it, which its owner did not know yet when it was dropped.
+    let former = ConsumerPort::with_inbox("me".into(), true, Arc::clone(&channel));
+    play.port.send(Command::Discard {
+        channel: channel.id,
+        consumer: former,
+    });
+    let outcome = channel.begin(queue::Declare::new("q").into(), None, soon());
+    play.peer.expect(queue::Declare::ID);
+    play.peer.deliver("me", 1, b"x");
+    play.peer.send(1, queue::DeclareOk::default());
+    answered(&outcome);
+    let Popped::Item(Incoming::Message(content)) = consumer.inbox().try_pop() else {
+        panic!("its delivery has gone back");
+    };
+    assert_eq!(content.delivery_tag(), Some(1));
+    play.port.send(Command::Disconnect);
+    play.thread.join().unwrap();
+}
+
+#[test]
+fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
+    const READ_LIMIT: usize = 40_000;
+    let mut play = Play::begin(settings(READ_LIMIT));
+    let channel = play.open_channel();
+    let _consumer = play.consume(&channel, "slow");
+    // More than may wait, so that nothing is read; but not so much that nothing ever is.
+    play.peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
+    until(|| play.port.backlog.is_paused());
+    let close = connection::Close::default()
+        .reply_code(320)
+        .reply_text("going down");
+    play.peer.send(0, close);
+    play.peer.reset();
+    until(|| {
+        channel.settle(1, Settle::Ack { multiple: false });
+        play.port.termination().is_some()
+    });
+    match play.port.termination() {
+        Some(Termination::Closed(reason)) => assert_eq!(reason.code, ReplyCode::from(320)),
+        other => panic!("{other:?}"),
+    }
+    play.thread.join().unwrap();
+}
+
+#[test]
+fn what_is_queued_for_a_channel_that_is_gone_takes_no_room() {
+    let mut play = Play::begin(settings(1 << 20));
+    let channel = play.open_channel();
+    play.peer.send(1, channel::Close::default().reply_code(404));
+    play.peer.expect(channel::CloseOk::ID);
+    for tag in 1..=100 {
+        channel.settle(tag, Settle::Ack { multiple: false });
+    }
+    until(|| play.port.commands().waiting_bytes() == 0);
+    play.port.send(Command::Disconnect);
+    play.thread.join().unwrap();
+}

@@ -1,0 +1,361 @@
+//! The bound of what waits to be written, in bytes, and the line of those who wait for room.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+/// Room for bytes that wait to be written. Publishers wait for it, first come first
+/// served; everything else takes it without asking, so that acknowledgements and
+/// closes are never stuck behind a publisher.
+///
+/// What waits in the queue of commands is counted there, under its lock; this counts what
+/// the IO thread has taken, and what is reserved for those who have waited.
+///
+/// Each waiting thread sleeps on a condition of its own. When a quarter of the room is free, the
+/// IO thread reserves room for as many as there is room for, in their order, and wakes just
+/// these. Mostly that empties the line, so that after it everyone publishes without waiting
+/// until the room is used up again. To wake all of them, or each for a little room, would cost
+/// several times what it costs to publish.
+#[derive(Debug)]
+pub(crate) struct WriteBudget {
+    limit: usize,
+    taken: AtomicUsize,
+    /// How many publishers wait, so that nobody else pays for the lock.
+    waiting: AtomicUsize,
+    line: Mutex<VecDeque<Arc<Waiter>>>,
+}
+
+/// A thread in the line.
+#[derive(Debug)]
+struct Waiter {
+    bytes: usize,
+    /// Whether room is reserved for it, and it has left the line. Changed under the lock of
+    /// the line.
+    is_served: AtomicBool,
+    moved: Condvar,
+}
+
+/// Why there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    TimedOut,
+    Pointless,
+}
+
+impl WriteBudget {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            taken: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            line: Mutex::default(),
+        }
+    }
+
+    /// Whether `bytes` more may be queued behind `queued`. Not past those who wait. What is
+    /// larger than the whole budget passes when nothing else waits.
+    pub(crate) fn has_room(&self, queued: usize, bytes: usize) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0 && self.fits(queued, bytes)
+    }
+
+    /// Takes room for `bytes`, if there is some beside what is `queued`.
+    pub(crate) fn take_if_room(&self, queued: usize, bytes: usize) -> bool {
+        let fits = self.fits(queued, bytes);
+        if fits {
+            self.take(bytes);
+        }
+        fits
+    }
+
+    fn fits(&self, queued: usize, bytes: usize) -> bool {
+        let used = queued + self.taken();
+        used == 0 || used.saturating_add(bytes) <= self.limit
+    }
+
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
+    }
+
+    /// Takes room for `bytes` whether there is some or not.
+    pub(crate) fn take(&self, bytes: usize) {
+        self.taken.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives room back. `true`: there is enough to [`serve`](Self::serve) those who wait.
+    #[must_use]
+    pub(crate) fn release(&self, bytes: usize) -> bool {
+        let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
+        left <= self.limit - self.limit / 4 && self.is_awaited()
+    }
+
+    /// Whether anybody waits.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// Reserves room for those who wait, in their order, as long as `try_take` finds some, and
+    /// wakes them.
+    pub(crate) fn serve(&self, try_take: impl Fn(usize) -> bool) {
+        self.serve_line(&mut self.line.lock(), try_take);
+    }
+
+    fn serve_line(
+        &self,
+        line: &mut MutexGuard<'_, VecDeque<Arc<Waiter>>>,
+        try_take: impl Fn(usize) -> bool,
+    ) {
+        while let Some(first) = line.front() {
+            if !try_take(first.bytes) {
+                return;
+            }
+            first.is_served.store(true, Ordering::Relaxed);
+            first.moved.notify_one();
+            line.pop_front();
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Lets everyone who waits ask whether it still has a point.
+    pub(crate) fn look_again(&self) {
+        for waiter in &*self.line.lock() {
+            waiter.moved.notify_one();
+        }
+    }
+
+    /// Waits in line until there is room for `bytes`, which is what `try_take` finds and
+    /// reserves. `is_pointless` is asked while it waits.
+    pub(crate) fn queue_for(
+        &self,
+        bytes: usize,
+        try_take: impl Fn(usize) -> bool,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        let waiter = Arc::new(Waiter {
+            bytes,
+            is_served: AtomicBool::new(false),
+            moved: Condvar::new(),
+        });
+        let mut line = self.line.lock();
+        line.push_back(Arc::clone(&waiter));
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        // What was given back before this is told to nobody again.
+        self.serve_line(&mut line, &try_take);
+        loop {
+            if waiter.is_served.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let no_room = match is_pointless() {
+                true => NoRoom::Pointless,
+                false if waiter.moved.wait_until(&mut line, deadline).timed_out() => {
+                    // There may be room that was not worth a word.
+                    self.serve_line(&mut line, &try_take);
+                    NoRoom::TimedOut
+                }
+                false => continue,
+            };
+            if waiter.is_served.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            line.retain(|other| !Arc::ptr_eq(other, &waiter));
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            // Those behind may need less.
+            self.serve_line(&mut line, &try_take);
+            return Err(no_room);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    fn never() -> bool {
+        false
+    }
+
+    fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), NoRoom> {
+        let try_take = |bytes| budget.take_if_room(0, bytes);
+        budget.queue_for(bytes, try_take, deadline, never)
+    }
+
+    fn release(budget: &WriteBudget, bytes: usize) {
+        if budget.release(bytes) {
+            all_released(budget);
+        }
+    }
+
+    fn all_released(budget: &WriteBudget) {
+        budget.serve(|bytes| budget.take_if_room(0, bytes));
+    }
+
+    #[test]
+    fn what_fits_passes_and_what_does_not_waits_for_its_deadline() {
+        let budget = WriteBudget::new(100);
+        assert!(budget.has_room(40, 60));
+        assert_eq!(reserve(&budget, 60, soon()), Ok(()));
+        assert!(budget.has_room(40, 0) && !budget.has_room(40, 1));
+        assert_eq!(reserve(&budget, 40, soon()), Ok(()));
+        let now = Instant::now();
+        assert_eq!(reserve(&budget, 1, now), Err(NoRoom::TimedOut));
+        release(&budget, 50);
+        assert_eq!(reserve(&budget, 50, soon()), Ok(()));
+    }
+
+    #[test]
+    fn what_exceeds_the_budget_passes_alone() {
+        let budget = WriteBudget::new(100);
+        budget.take(1);
+        let now = Instant::now();
+        assert_eq!(reserve(&budget, 500, now), Err(NoRoom::TimedOut));
+        release(&budget, 1);
+        assert!(!budget.has_room(1, 500));
+        assert!(budget.has_room(0, 500));
+        assert_eq!(reserve(&budget, 500, soon()), Ok(()));
+        assert_eq!(reserve(&budget, 1, now), Err(NoRoom::TimedOut));
+    }
+
+    #[test]
+    fn waiters_are_served_in_their_order_and_sent_home_at_the_end() {
+        let budget = WriteBudget::new(100);
+        budget.take(100);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| reserve(&budget, 1000, soon()));
+            while budget.waiting.load(Ordering::SeqCst) < 1 {
+                thread::yield_now();
+            }
+            let small = scope.spawn(|| {
+                let is_over = || over.load(Ordering::SeqCst);
+                budget.queue_for(1, |bytes| budget.take_if_room(0, bytes), soon(), is_over)
+            });
+            while budget.waiting.load(Ordering::SeqCst) < 2 {
+                thread::yield_now();
+            }
+            // Room for the small one only; the large one is first in line.
+            release(&budget, 50);
+            assert!(!budget.has_room(0, 1), "past those who wait");
+            release(&budget, 50);
+            assert_eq!(large.join().unwrap(), Ok(()));
+            assert!(!small.is_finished());
+            over.store(true, Ordering::SeqCst);
+            budget.look_again();
+            assert_eq!(small.join().unwrap(), Err(NoRoom::Pointless));
+        });
+    }
+
+    #[test]
+    fn those_who_wait_hear_of_room_to_speak_of_and_find_the_rest_at_their_deadline() {
+        let budget = WriteBudget::new(100);
+        budget.take(100);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| reserve(&budget, 10, soon()));
+            while budget.waiting.load(Ordering::SeqCst) < 1 {
+                thread::yield_now();
+            }
+            release(&budget, 20);
+            assert!(!waiter.is_finished());
+            release(&budget, 5);
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
+        budget.take(15);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| reserve(&budget, 10, soon()));
+            while budget.waiting.load(Ordering::SeqCst) < 1 {
+                thread::yield_now();
+            }
+            // The rest is held for long, behind a commit.
+            release(&budget, 15);
+            all_released(&budget);
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
+        release(&budget, 10);
+        // 85 are taken; a wait that is over at once is one at its deadline.
+        assert_eq!(reserve(&budget, 15, Instant::now()), Ok(()));
+        assert_eq!(reserve(&budget, 1, Instant::now()), Err(NoRoom::TimedOut));
+    }
+
+    /// Waits until so many are in line.
+    fn await_line(budget: &WriteBudget, count: usize) {
+        while budget.waiting.load(Ordering::SeqCst) < count {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn those_who_fit_are_served_together_and_nobody_else_is_woken() {
+        let budget = WriteBudget::new(100);
+        budget.take(100);
+        let asked = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let waiters: Vec<_> = (1..=4)
+                .map(|count| {
+                    let wait = || {
+                        // Asked before the first wait and after each wake-up.
+                        let is_pointless = || asked.fetch_add(1, Ordering::SeqCst) == usize::MAX;
+                        let try_take = |bytes| budget.take_if_room(0, bytes);
+                        budget.queue_for(12, try_take, soon(), is_pointless)
+                    };
+                    let waiter = scope.spawn(wait);
+                    await_line(&budget, count);
+                    waiter
+                })
+                .collect();
+            // All of them have asked, and sleep or are about to.
+            while asked.load(Ordering::SeqCst) < 4 {
+                thread::yield_now();
+            }
+            release(&budget, 25);
+            assert_eq!(budget.waiting.load(Ordering::SeqCst), 2);
+            assert!(!waiters[2].is_finished() && !waiters[3].is_finished());
+            assert_eq!(asked.load(Ordering::SeqCst), 4);
+            release(&budget, 75);
+            assert!(
+                waiters
+                    .into_iter()
+                    .all(|waiter| waiter.join().unwrap().is_ok())
+            );
+            assert_eq!(asked.load(Ordering::SeqCst), 4, "nobody was woken in vain");
+        });
+        assert_eq!(budget.taken(), 48);
+        assert!(!budget.is_awaited());
+    }
+
+    #[test]
+    fn when_the_first_in_line_gives_up_the_next_is_served() {
+        let budget = WriteBudget::new(100);
+        budget.take(90);
+        let over = AtomicBool::new(false);
+        let try_take = |bytes| budget.take_if_room(0, bytes);
+        let is_over = || over.load(Ordering::SeqCst);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| budget.queue_for(1000, try_take, soon(), is_over));
+            await_line(&budget, 1);
+            let small = scope.spawn(|| budget.queue_for(10, try_take, soon(), never));
+            await_line(&budget, 2);
+            over.store(true, Ordering::SeqCst);
+            budget.look_again();
+            assert_eq!(large.join().unwrap(), Err(NoRoom::Pointless));
+            assert_eq!(small.join().unwrap(), Ok(()));
+        });
+        // The same when its time is up.
+        let soon_over = Instant::now() + Duration::from_millis(50);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| budget.queue_for(1000, try_take, soon_over, never));
+            await_line(&budget, 1);
+            let small = scope.spawn(|| budget.queue_for(0, try_take, soon(), never));
+            assert_eq!(large.join().unwrap(), Err(NoRoom::TimedOut));
+            assert_eq!(small.join().unwrap(), Ok(()));
+        });
+    }
+}

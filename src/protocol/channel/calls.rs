@@ -1,0 +1,145 @@
+//! The calls of a channel: they take turns on the wire, and their replies change things here.
+
+use super::super::content::ContentMethod;
+use super::super::event::{Call, CallFailure, Event, Out, Reply, Tokens};
+use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
+use super::super::methods::{Method, MethodId, basic};
+use super::Channel;
+
+impl<T: Tokens> Channel<T> {
+    pub(super) fn receive_reply(
+        &mut self,
+        id: MethodId,
+        reply: Reply,
+        out: &mut Out<T>,
+    ) -> Result<(), ProtocolError> {
+        let due = |call: &mut Call<T>| call.method.replies().contains(&id);
+        let Some(call) = self.active.take_if(due) else {
+            return Err(ProtocolError::UnexpectedMethod {
+                method: id,
+                state: "though nothing asked for it",
+            });
+        };
+        out.unwatch(self.id.number, &call);
+        let is_commit = matches!(call.method, Method::TxCommit(_));
+        match call.token {
+            Some(token) => {
+                self.apply_reply(&call.method, out);
+                out.events.push_back(Event::Reply { call: token, reply });
+            }
+            None => self.undo(&call.method, &reply, out),
+        }
+        match is_commit {
+            // First goes what was held back meanwhile: it was said before what waits here.
+            true => {
+                self.is_held_back = true;
+                out.committed.push(self.id);
+            }
+            false => self.advance(out),
+        }
+        Ok(())
+    }
+
+    /// What a reply changes here.
+    fn apply_reply(&mut self, method: &Method, out: &mut Out<T>) {
+        match method {
+            Method::BasicCancel(cancel) => {
+                if cancel.nowait {
+                    self.consumers.remember_ghost(&cancel.consumer_tag);
+                }
+                self.end_consumer(&cancel.consumer_tag, false, out);
+            }
+            Method::BasicQos(qos) if !qos.global => self.prefetch = qos.prefetch_count,
+            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => {
+                self.forget_held(out);
+                out.events.push_back(Event::Recovered {
+                    channel: self.token.clone(),
+                    consumers: self.consumers.tokens().cloned().collect(),
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Reverts what the late reply to `method` says has happened.
+    fn undo(&mut self, method: &Method, reply: &Reply, out: &mut Out<T>) {
+        match (method, reply) {
+            (Method::BasicGet(get), Reply::Message(content)) => {
+                if let ContentMethod::GetOk(get_ok) = &content.method {
+                    self.refuse(get_ok.delivery_tag, content, get.no_ack, out);
+                }
+            }
+            (Method::BasicConsume(consume), _) => {
+                let cancel = basic::Cancel::new(&consume.consumer_tag);
+                let call = self.quiet_call(cancel.into(), out);
+                self.waiting.push_front(call);
+            }
+            (Method::ChannelOpen(_), _) => {
+                let text = "nobody waits for this channel any more";
+                let code = ReplyCode::REPLY_SUCCESS;
+                self.close(code, text.into(), ClosedBy::Library, None, out);
+            }
+            _ => self.apply_reply(method, out),
+        }
+    }
+
+    /// A call whose outcome nobody waits for.
+    pub(super) fn quiet_call(&self, method: Method, out: &mut Out<T>) -> Call<T> {
+        Call {
+            number: out.next_call(),
+            token: None,
+            method,
+            deadline: None,
+            consumer: None,
+        }
+    }
+
+    /// Puts waiting calls on the wire for as long as none expects a reply.
+    pub(super) fn advance(&mut self, out: &mut Out<T>) {
+        while self.active.is_none() && self.is_open() && !self.is_held_back {
+            let next = self.waiting.pop_front();
+            let Some(call) = next.or_else(|| self.commit_given_back(out)) else {
+                return;
+            };
+            self.transmit(call, out);
+        }
+    }
+
+    fn transmit(&mut self, mut call: Call<T>, out: &mut Out<T>) {
+        if let Err(failure) = self.try_transmit(&mut call, out) {
+            out.unwatch(self.id.number, &call);
+            out.fail(call.token, failure);
+        } else if call.method.replies().is_empty() {
+            out.unwatch(self.id.number, &call);
+            self.apply_reply(&call.method, out);
+            if let Some(token) = call.token.take() {
+                out.answer(token, Ok(Reply::Sent));
+            }
+        } else {
+            self.active = Some(call);
+        }
+    }
+
+    fn try_transmit(&mut self, call: &mut Call<T>, out: &mut Out<T>) -> Result<(), CallFailure> {
+        if let Method::BasicConsume(consume) = &call.method {
+            if self.consumers.contains(&consume.consumer_tag) {
+                return Err(CallFailure::DuplicateConsumerTag);
+            }
+        }
+        match &call.method {
+            Method::TxSelect(_) => self.give_everything_back(out),
+            Method::TxCommit(_) => self.send_given_back(out),
+            _ => {}
+        }
+        out.try_send(self.id.number, &call.method)
+            .map_err(CallFailure::Encode)?;
+        self.transaction.sent(&call.method);
+        // Registered before the reply, which the first delivery may follow at once.
+        if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
+            let tag = consume.consumer_tag.clone();
+            self.consumers
+                .insert(tag, token, consume.no_ack, self.prefetch);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! The transaction of a channel, and what goes back to its queue on such a channel.
+//!
+//! What nobody takes must not be part of a transaction that the program rolls back: it would
+//! be out of reach until the channel ends. So it goes out right in front of a `tx.commit`:
+//! the program's next one, or one of the library's own as soon as the transaction is empty.
+
+use super::super::event::{Call, Event, Out, Tokens};
+use super::super::frame::Settle;
+use super::super::methods::{Method, tx};
+use super::Channel;
+
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    /// Whether the channel has transactions.
+    is_selected: bool,
+    /// Whether something was published or settled in the one that is under way.
+    has_begun: bool,
+    /// What goes back with the next commit.
+    given_back: Vec<u64>,
+}
+
+impl Transaction {
+    /// Whether what is settled is part of one.
+    pub(super) fn is_selected(&self) -> bool {
+        self.is_selected
+    }
+
+    /// Notes that something is published or settled.
+    pub(super) fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
+    /// Notes what has just been sent.
+    pub(super) fn sent(&mut self, method: &Method) {
+        match method {
+            Method::TxSelect(_) if !self.is_selected => {
+                self.is_selected = true;
+                self.has_begun = false;
+            }
+            Method::TxCommit(_) | Method::TxRollback(_) => self.has_begun = false,
+            // That gives them back as well.
+            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => self.given_back.clear(),
+            _ => {}
+        }
+    }
+}
+
+impl<T: Tokens> Channel<T> {
+    /// Gives deliveries back to their queue that nobody takes.
+    pub(crate) fn give_back(&mut self, delivery_tags: Vec<u64>, out: &mut Out<T>) {
+        if !self.is_open() {
+            return;
+        }
+        self.transaction.given_back.extend(delivery_tags);
+        match self.transaction.is_selected || self.is_committing() {
+            true => self.advance(out),
+            false => self.send_given_back(out),
+        }
+    }
+
+    /// A commit for what goes back, if nothing else would be part of it.
+    pub(super) fn commit_given_back(&mut self, out: &mut Out<T>) -> Option<Call<T>> {
+        let Transaction {
+            is_selected,
+            has_begun,
+            given_back,
+        } = &self.transaction;
+        let is_due = *is_selected && !has_begun && !given_back.is_empty();
+        is_due.then(|| self.quiet_call(tx::Commit::default().into(), out))
+    }
+
+    pub(super) fn send_given_back(&mut self, out: &mut Out<T>) {
+        let delivery_tags = std::mem::take(&mut self.transaction.given_back);
+        for delivery_tag in &delivery_tags {
+            // Other than a reject, it does not count for the delivery limit of RabbitMQ 4.
+            let nack = Settle::Nack {
+                multiple: false,
+                requeue: true,
+            };
+            out.settle(self.id.number, *delivery_tag, nack);
+        }
+        if self.transaction.is_selected && !delivery_tags.is_empty() {
+            out.events.push_back(Event::GivenBack {
+                channel: self.token.clone(),
+                delivery_tags,
+            });
+        }
+    }
+}

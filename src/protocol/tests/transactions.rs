@@ -1,0 +1,157 @@
+//! Transactions: what goes out when, and what goes back to its queue meanwhile.
+
+use super::super::methods::{queue, tx};
+use super::*;
+
+/// A channel with transactions and the consumer "c", whose cancel is under way.
+fn cancelling() -> (Scenario, ChannelId) {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    scenario.call(id, 1, tx::Select::default());
+    scenario.peer_sends(1, tx::SelectOk::default());
+    scenario.core.discard_consumer(id, &"c".into(), |_| true);
+    scenario.sent();
+    scenario.events();
+    (scenario, id)
+}
+
+fn peer_delivers(scenario: &mut Scenario, delivery_tags: impl IntoIterator<Item = u64>) {
+    for delivery_tag in delivery_tags {
+        scenario.peer_sends_content(1, deliver("c", delivery_tag), None, b"x");
+    }
+}
+
+/// Says something in the transaction.
+fn begin(scenario: &mut Scenario, id: ChannelId) {
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
+    assert_eq!(scenario.sent(), [on(1, basic::Ack::new(1))]);
+}
+
+fn commit() -> (u16, Method) {
+    on(1, tx::Commit::default())
+}
+
+#[test]
+fn what_nobody_takes_goes_back_with_a_commit_of_its_own_if_nothing_else_would() {
+    let (mut scenario, _) = cancelling();
+    peer_delivers(&mut scenario, [1, 2]);
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, cancel_ok("c"));
+    assert_eq!(
+        scenario.sent(),
+        [on(1, requeue(1)), on(1, requeue(2)), commit()]
+    );
+    assert_eq!(scenario.core.poll_timeout(), None);
+    scenario.peer_sends(1, tx::CommitOk::default());
+    assert_eq!(scenario.events(), [Seen::ConsumerEnded("c", EndedBy::Us)]);
+    assert_eq!(scenario.sent(), []);
+}
+
+#[test]
+fn what_nobody_takes_shares_no_transaction_that_may_be_rolled_back() {
+    let (mut scenario, id) = cancelling();
+    begin(&mut scenario, id);
+    peer_delivers(&mut scenario, [2]);
+    scenario.peer_sends(1, cancel_ok("c"));
+    assert_eq!(scenario.sent(), []);
+    scenario.call(id, 2, tx::Rollback::default());
+    assert_eq!(scenario.sent(), [on(1, tx::Rollback::default())]);
+    scenario.peer_sends(1, tx::RollbackOk::default());
+    assert_eq!(scenario.sent(), [on(1, requeue(2)), commit()]);
+}
+
+#[test]
+fn what_nobody_takes_goes_back_right_in_front_of_the_program_s_commit() {
+    let (mut scenario, id) = cancelling();
+    begin(&mut scenario, id);
+    peer_delivers(&mut scenario, [2, 3]);
+    scenario.peer_sends(1, cancel_ok("c"));
+    scenario.call(id, 2, queue::Declare::new("q"));
+    scenario.call(id, 3, tx::Commit::default());
+    assert_eq!(scenario.sent(), [on(1, queue::Declare::new("q"))]);
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    assert_eq!(
+        scenario.sent(),
+        [on(1, requeue(2)), on(1, requeue(3)), commit()]
+    );
+    scenario.peer_sends(1, tx::CommitOk::default());
+    assert_eq!(scenario.sent(), [], "once");
+}
+
+#[test]
+fn nothing_goes_back_between_a_commit_and_its_reply() {
+    let (mut scenario, id) = cancelling();
+    scenario.peer_sends(1, cancel_ok("c"));
+    scenario.events();
+    scenario.consume(id, "other");
+    scenario.call(id, 2, basic::Cancel::new("other").nowait(true));
+    scenario.call(id, 3, tx::Commit::default());
+    scenario.call(id, 4, queue::Declare::new("q"));
+    scenario.sent();
+    // The commit is on its way when a message comes that nobody takes any more.
+    let late = content(1, deliver("other", 1), None, b"late");
+    scenario.peer_sends_bytes(&late);
+    scenario.settle(id, 7, Settle::Ack { multiple: false });
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, tx::CommitOk::default());
+    assert_eq!(
+        scenario.sent(),
+        [on(1, basic::Ack::new(7)), on(1, queue::Declare::new("q"))],
+        "what the program said comes first, and may be rolled back"
+    );
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    assert_eq!(scenario.sent(), []);
+    scenario.call(id, 5, tx::Rollback::default());
+    scenario.peer_sends(1, tx::RollbackOk::default());
+    assert_eq!(
+        scenario.sent(),
+        [on(1, tx::Rollback::default()), on(1, requeue(1)), commit()]
+    );
+}
+
+#[test]
+fn a_late_message_goes_back_in_front_of_a_commit_that_waits() {
+    let (mut scenario, id) = cancelling();
+    scenario.peer_sends(1, cancel_ok("c"));
+    scenario.call_within(SECOND, id, 2, basic::Get::new("q"));
+    scenario.pass(SECOND * 2);
+    scenario.call(id, 3, tx::Commit::default());
+    scenario.sent();
+    let late = content(1, basic::GetOk::default().delivery_tag(1), None, b"late");
+    scenario.peer_sends_bytes(&late);
+    assert_eq!(scenario.sent(), [on(1, requeue(1)), commit()]);
+}
+
+#[test]
+fn a_recover_gives_back_what_waits_for_a_commit() {
+    let (mut scenario, id) = cancelling();
+    begin(&mut scenario, id);
+    peer_delivers(&mut scenario, [2]);
+    scenario.peer_sends(1, cancel_ok("c"));
+    scenario.call(id, 2, basic::Recover::default());
+    scenario.peer_sends(1, basic::RecoverOk::default());
+    scenario.call(id, 3, tx::Commit::default());
+    assert_eq!(
+        scenario.sent(),
+        [on(1, basic::Recover::default()), commit()]
+    );
+}
+
+#[test]
+fn a_late_get_beside_a_commit_that_no_transaction_began_sends_nothing() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    scenario.core.call(
+        id,
+        basic::Cancel::new("c").nowait(true).into(),
+        None,
+        1,
+        scenario.now,
+    );
+    scenario.call(id, 2, tx::Commit::default());
+    scenario.sent();
+    peer_delivers(&mut scenario, [1]);
+    assert_eq!(scenario.sent(), []);
+}
