@@ -147,7 +147,8 @@ impl Shared {
         let _waiting = self.port.connection.waiting();
         let publishing = &self.port.publishing;
         match publishing.wait_for_last(deadline, || !self.is_open()) {
-            Err(NoRoom::Pointless) => self.check_open().err(),
+            // (`check_open` would note that the program is told of it.)
+            Err(NoRoom::Pointless) => self.port.end(),
             Err(NoRoom::TimedOut) | Ok(()) => None,
         }
     }
