@@ -102,11 +102,9 @@ impl Confirm {
         };
         match (slot.get(), waited) {
             (Some(settled), _) => numbered.tell(settled),
-            (None, Err(NoRoom::TimedOut)) => Err(Error::Timeout {
-                operation: "a confirm",
-                channel: Some(channel.port.id.number),
-                after: timeout,
-            }),
+            (None, Err(NoRoom::TimedOut)) => {
+                Err(connection.timeout("a confirm", Some(channel.port.id.number), timeout))
+            }
             (None, _) => Err(Error::Unconfirmed(Box::new(channel.closed_error()))),
         }
     }

@@ -257,11 +257,7 @@ impl BlockingConnection {
                 Unheard::sum(unheard).map_or(told, Err)
             }
             Some(termination) => Err(termination.into()),
-            None => Err(Error::Timeout {
-                operation: "connection.close",
-                channel: None,
-                after: timeout,
-            }),
+            None => Err(self.inner.port.timeout("connection.close", None, timeout)),
         }
     }
 

@@ -141,13 +141,21 @@ pub enum Error {
         channel: Option<u16>,
         /// How long.
         after: Duration,
+        /// Why the broker blocks this connection, if it does: then it reads nothing at all from
+        /// it, calls, acknowledgements and closes included.
+        blocked: Option<ShortString>,
+        /// The pause in reading behind which the answer may stand, if there is one.
+        paused: Option<Box<ReadingPause>>,
     },
-    /// A publish found no room in the write budget in time. It was not sent.
+    /// A publish found no room in the write budget, or in the confirm window, in time. It was not
+    /// sent.
     PublishTimeout {
         /// How long it waited.
         after: Duration,
         /// Why the broker takes no publishes, if it has said so.
         blocked: Option<ShortString>,
+        /// The pause in reading behind which confirms may stand, if there is one.
+        paused: Option<Box<ReadingPause>>,
     },
     /// Something is too long for the protocol, or for what was negotiated. Nothing was sent.
     TooLong {
@@ -214,6 +222,22 @@ pub enum Error {
     NotUtf8(std::str::Utf8Error),
     /// An error of your own, from a callback. See [`Error::other`].
     Other(Arc<dyn std::error::Error + Send + Sync>),
+}
+
+/// Nothing is read from the broker at the moment: deliveries were not taken that cannot be given
+/// back, because they need no acknowledgement (`no_ack`), come from a stream, or came in a
+/// transaction. Reading goes on when enough of them are taken. Others never stop it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReadingPause {
+    /// For how long nothing was read.
+    pub length: Duration,
+    /// The number of the channel with the most that was not taken.
+    pub channel: u16,
+    /// The tag of the consumer with the most that was not taken.
+    pub consumer: ShortString,
+    /// How many bytes of deliveries waited for it.
+    pub bytes: usize,
 }
 
 /// What stopped a connection from coming about.
@@ -474,6 +498,8 @@ mod tests {
             operation: "confirms",
             channel: None,
             after: Duration::ZERO,
+            blocked: None,
+            paused: None,
         };
         for reason in [lost, closed, ended, timeout] {
             let error = unconfirmed(&reason);

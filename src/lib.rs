@@ -161,7 +161,7 @@ pub use connection::{BlockingConnection, Stats, TimeoutId};
 pub use consumer::{Consumer, IntoIter, Iter};
 pub use credentials::Credentials;
 pub use delivery::{Delivery, Message};
-pub use error::{ConnectFailure, ConnectionLoss, Error, Result, TlsFailure};
+pub use error::{ConnectFailure, ConnectionLoss, Error, ReadingPause, Result, TlsFailure};
 pub use parameters::{ConnectionParameters, TcpOptions};
 pub use protocol::failure::{CloseReason, ClosedBy, DecodeError, ProtocolError, ReplyCode};
 pub use protocol::handshake::{Mechanism, Stage};

@@ -261,11 +261,9 @@ impl Pending<'_> {
                 .take(answer, true)
                 .ok_or_else(|| shared.closed_error()),
             Ok(Heard::NotTaken) => Err(confirm.failure().unwrap_or_else(|| shared.closed_error())),
-            Err(RecvTimeoutError::Timeout) => Err(Error::Timeout {
-                operation: OPERATION,
-                channel: Some(channel.number()),
-                after: timeout,
-            }),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(connection.timeout(OPERATION, Some(channel.number()), timeout))
+            }
             Err(RecvTimeoutError::Disconnected) if shared.is_open() => {
                 Err(Error::ConsumerCancelled(REPLY_TO.into()))
             }

@@ -113,11 +113,12 @@ impl BlockingChannel {
             }
             Err(CallFailure::TimedOut) => {
                 shared.port.finish_close();
-                Some(Error::Timeout {
-                    operation: "channel.close",
-                    channel: Some(self.number()),
-                    after,
-                })
+                Some(
+                    shared
+                        .port
+                        .connection
+                        .timeout("channel.close", Some(self.number()), after),
+                )
             }
             Err(_) => shared.ended_by_others(),
         };
@@ -163,11 +164,11 @@ impl Shared {
         let is_news = is_wanted && !self.end_is_told.swap(true, Ordering::AcqRel);
         let (taken, is_unsettled) = self.port.publishing.take_unheard();
         let unconfirmed = || {
-            let confirms = Error::Timeout {
-                operation: LAST_PUBLISHES,
-                channel: Some(number),
-                after: confirms_share(self.limits.close_timeout),
-            };
+            let confirms = self.port.connection.timeout(
+                LAST_PUBLISHES,
+                Some(number),
+                confirms_share(self.limits.close_timeout),
+            );
             Error::Unconfirmed(Box::new(interrupted.unwrap_or(confirms)))
         };
         let failures = taken.kept.into_iter();

@@ -65,11 +65,12 @@ impl BlockingChannel {
         let publishing = &shared.port.publishing;
         let waited = publishing.wait_selected(Instant::now() + after, || !shared.is_open());
         match waited {
-            Err(NoRoom::TimedOut) => Err(Error::Timeout {
-                operation: "confirm.select",
-                channel: Some(self.number()),
-                after,
-            }),
+            Err(NoRoom::TimedOut) => {
+                Err(shared
+                    .port
+                    .connection
+                    .timeout("confirm.select", Some(self.number()), after))
+            }
             // It fails only with its channel.
             Ok(()) if !publishing.is_confirming() => Err(shared.closed_error()),
             _ => shared.check_open(),
@@ -118,11 +119,11 @@ impl BlockingChannel {
         match waited {
             Ok(()) => {}
             Err(NoRoom::TimedOut) => {
-                return Err(Error::Timeout {
-                    operation: "confirms",
-                    channel: Some(self.number()),
-                    after: timeout,
-                });
+                return Err(shared.port.connection.timeout(
+                    "confirms",
+                    Some(self.number()),
+                    timeout,
+                ));
             }
             Err(NoRoom::Pointless) => {
                 return Err(Error::Unconfirmed(Box::new(shared.closed_error())));

@@ -132,11 +132,11 @@ impl BlockingChannel {
             .recv()
             .map_err(|_| connection.closed_error())?
             .map_err(|failure| match failure {
-                OpenFailure::Call(CallFailure::TimedOut, channel) => Error::Timeout {
-                    operation: "channel.open",
-                    channel: Some(channel.id.number),
-                    after: limits.rpc_timeout,
-                },
+                OpenFailure::Call(CallFailure::TimedOut, channel) => connection.port.timeout(
+                    "channel.open",
+                    Some(channel.id.number),
+                    limits.rpc_timeout,
+                ),
                 OpenFailure::Call(_, channel) => match channel.closed() {
                     Some(reason) => Error::ChannelClosed(reason.clone()),
                     None => connection.closed_error(),
@@ -337,11 +337,11 @@ impl Shared {
             .connection
             .finish(&call.outcome)
             .map_err(|failure| match failure {
-                CallFailure::TimedOut => Error::Timeout {
-                    operation: call.id.name().unwrap_or("a call"),
-                    channel: Some(self.port.id.number),
-                    after: call.after,
-                },
+                CallFailure::TimedOut => self.port.connection.timeout(
+                    call.id.name().unwrap_or("a call"),
+                    Some(self.port.id.number),
+                    call.after,
+                ),
                 CallFailure::Encode(error) => error.into(),
                 CallFailure::DuplicateConsumerTag => {
                     Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())

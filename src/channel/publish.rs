@@ -183,6 +183,7 @@ impl Room<'_> {
             NoRoom::TimedOut => Error::PublishTimeout {
                 after: self.shared.limits.publish_timeout,
                 blocked: self.shared.port.connection.blocked(),
+                paused: self.shared.port.connection.pause(),
             },
         }
     }

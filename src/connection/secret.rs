@@ -6,7 +6,7 @@ use crossbeam_channel::bounded;
 
 use super::BlockingConnection;
 use crate::channel::cut;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::port::Command;
 use crate::protocol::event::CallFailure;
 use crate::protocol::secret::Secret;
@@ -47,11 +47,12 @@ impl BlockingConnection {
         });
         match self.inner.port.finish(&outcome) {
             Ok(_) => Ok(()),
-            Err(CallFailure::TimedOut) => Err(Error::Timeout {
-                operation: "connection.update-secret",
-                channel: None,
-                after,
-            }),
+            Err(CallFailure::TimedOut) => {
+                Err(self
+                    .inner
+                    .port
+                    .timeout("connection.update-secret", None, after))
+            }
             Err(CallFailure::Encode(error)) => Err(error.into()),
             Err(_) => Err(self.inner.closed_error()),
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::ErrorKind;
 
-use super::{ConnectFailure, ConnectionLoss, Error, TlsFailure};
+use super::{ConnectFailure, ConnectionLoss, Error, ReadingPause, TlsFailure};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::handshake::Stage;
 
@@ -112,17 +112,34 @@ impl fmt::Display for Error {
                 operation,
                 channel,
                 after,
+                blocked,
+                paused,
             } => {
                 write!(f, "no answer to {operation}")?;
                 if let Some(number) = channel {
                     write!(f, " on channel {number}")?;
                 }
                 write!(f, " within {after:?}")?;
-                f.write_str(patience(operation))
+                match (paused, blocked) {
+                    (Some(pause), _) => write!(f, "; {pause}"),
+                    (None, Some(reason)) => write!(
+                        f,
+                        "; the broker blocks this connection at the moment ({reason}), because that \
+                         has published, and reads nothing from it until it has room again: ask and \
+                         cancel on another connection than you publish on"
+                    ),
+                    (None, None) => f.write_str(patience(operation)),
+                }
             }
             Self::PublishTimeout {
                 after,
+                paused: Some(pause),
+                ..
+            } => write!(f, "no room to publish within {after:?}; {pause}"),
+            Self::PublishTimeout {
+                after,
                 blocked: None,
+                ..
             } => write!(
                 f,
                 "no room to publish within {after:?}: the broker or the network takes messages \
@@ -131,6 +148,7 @@ impl fmt::Display for Error {
             Self::PublishTimeout {
                 after,
                 blocked: Some(reason),
+                ..
             } => write!(
                 f,
                 "no room to publish within {after:?}: the broker takes no messages at the moment \
@@ -343,6 +361,21 @@ impl fmt::Display for ConnectFailure {
             ),
             Self::Protocol(error) => write!(f, "the peer broke the protocol: {error}"),
         }
+    }
+}
+
+impl fmt::Display for ReadingPause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "reading is paused for {:.1} s by now, because {} bytes of deliveries for consumer {} on \
+             channel {} were not taken, which cannot be given back; take them faster, let the \
+             consumer acknowledge with a prefetch (basic_qos), or raise read_budget",
+            self.length.as_secs_f64(),
+            self.bytes,
+            self.consumer,
+            self.channel
+        )
     }
 }
 

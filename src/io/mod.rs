@@ -17,6 +17,7 @@
 //! [`outbox`] holds what waits to be written.
 
 pub(crate) mod answers;
+pub(crate) mod backpressure;
 pub(crate) mod bell;
 pub(crate) mod budget;
 pub(crate) mod channel_port;

@@ -77,6 +77,12 @@ impl Pauses {
         });
     }
 
+    /// Since when nothing is read, and for whose deliveries.
+    pub(super) fn current(&self) -> Option<(Instant, Slowest)> {
+        let pause = self.current.as_ref()?;
+        Some((pause.since, pause.slowest.clone()?))
+    }
+
     /// Reading goes on.
     pub(super) fn end(&mut self, now: Instant) {
         let Some(pause) = self.current.take() else {
@@ -130,7 +136,7 @@ impl Pause {
 
 /// The consumer that has the most waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slowest {
+pub(crate) struct Slowest {
     pub(super) channel: u16,
     pub(super) consumer: ShortString,
     pub(super) bytes: usize,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
 
+use super::backpressure::Backpressure;
 use super::bell::Watchers;
 use super::budget::Backlog;
 use super::channel_port::{ChannelPort, ConsumerPort, Route};
@@ -17,10 +18,11 @@ use super::commands::{Commands, Frames, Queued};
 use super::counters::Counters;
 use super::kept::Total;
 use super::nap::Nap;
+use super::pauses::Slowest;
 use super::spin::Spin;
 use super::wake::Wake;
 use super::write_budget::WriteBudget;
-use crate::error::Error;
+use crate::error::{Error, ReadingPause};
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{EncodedPublish, Settle};
@@ -135,9 +137,6 @@ pub(crate) struct Settings {
     pub(crate) busy_wait: Duration,
 }
 
-/// How many frames of mean size may wait before that is called backpressure, as in pika.
-const BACKPRESSURE_MULTIPLIER: usize = 10;
-
 /// The shared state of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionPort {
@@ -160,6 +159,8 @@ pub(crate) struct ConnectionPort {
     abandoned: AtomicBool,
     /// Why the broker takes no publishes, while it does not.
     blocked: Mutex<Option<ShortString>>,
+    /// Since when nothing is read, and for whose deliveries.
+    paused: Mutex<Option<(Instant, Slowest)>>,
     pub(crate) backpressure: Backpressure,
     pub(crate) counters: Counters,
     /// Whether something has come for the connection itself, or a timer is new or due.
@@ -229,6 +230,7 @@ impl ConnectionPort {
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             blocked: Mutex::default(),
+            paused: Mutex::default(),
             backpressure: Backpressure::new(settings.backpressure_detection),
             counters: Counters::default(),
             own_news: AtomicBool::new(false),
@@ -442,6 +444,38 @@ impl ConnectionPort {
         self.blocked.lock().clone()
     }
 
+    /// Notes that nothing is read for the deliveries of a consumer, or that this is over.
+    pub(crate) fn set_paused(&self, paused: Option<(Instant, Slowest)>) {
+        *self.paused.lock() = paused;
+    }
+
+    /// The pause in reading that goes on, if one does.
+    pub(crate) fn pause(&self) -> Option<Box<ReadingPause>> {
+        let (since, slowest) = self.paused.lock().clone()?;
+        Some(Box::new(ReadingPause {
+            length: since.elapsed(),
+            channel: slowest.channel,
+            consumer: slowest.consumer,
+            bytes: slowest.bytes,
+        }))
+    }
+
+    /// The deadline of `operation` has passed; and what the answer may be waiting for.
+    pub(crate) fn timeout(
+        &self,
+        operation: &'static str,
+        channel: Option<u16>,
+        after: Duration,
+    ) -> Error {
+        Error::Timeout {
+            operation,
+            channel,
+            after,
+            blocked: self.blocked(),
+            paused: self.pause(),
+        }
+    }
+
     pub(crate) fn set_blocked(&self, reason: Option<ShortString>) {
         *self.blocked.lock() = reason;
         self.ring();
@@ -460,46 +494,6 @@ impl ConnectionPort {
         if self.backlog.remove(cost, fixed) {
             self.wake.notify();
         }
-    }
-}
-
-/// Whether far more waits to be written than one frame: the sign by which pika's users
-/// know that the broker, or the network, cannot follow.
-#[derive(Debug)]
-pub(crate) struct Backpressure {
-    is_watched: bool,
-    /// How many frames of mean size may wait.
-    multiplier: AtomicUsize,
-    is_on: AtomicBool,
-}
-
-impl Backpressure {
-    pub(crate) fn new(is_watched: bool) -> Self {
-        Self {
-            is_watched,
-            multiplier: AtomicUsize::new(BACKPRESSURE_MULTIPLIER),
-            is_on: AtomicBool::new(false),
-        }
-    }
-
-    pub(crate) fn is_on(&self) -> bool {
-        self.is_on.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_multiplier(&self, multiplier: usize) {
-        self.multiplier.store(multiplier, Ordering::Release);
-    }
-
-    /// Looks at what waits, in bytes; `true` if backpressure begins now.
-    #[must_use]
-    pub(crate) fn begins(&self, waiting: usize, mean_frame: u64) -> bool {
-        if !self.is_watched {
-            return false;
-        }
-        let multiplier = self.multiplier.load(Ordering::Acquire) as u64;
-        let is_on = waiting as u64 > mean_frame.saturating_mul(multiplier);
-        let was_on = self.is_on.swap(is_on, Ordering::AcqRel);
-        is_on && !was_on
     }
 }
 

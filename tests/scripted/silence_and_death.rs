@@ -410,3 +410,110 @@ fn a_flood_keeps_no_call_from_its_deadline_and_no_close_from_its_end() {
         );
     }
 }
+
+/// What a call says that is not answered in time: `calls` of all kinds.
+fn timeouts(channel: &BlockingChannel) -> Vec<Error> {
+    let client = || cony::RpcClient::new(&channel.connection());
+    let calls = [
+        channel.queue_declare("q").map(drop),
+        channel.connection().channel().map(drop),
+        client().map(drop),
+        channel.wait_for_confirms(Duration::from_millis(10)),
+    ];
+    calls.map(Result::unwrap_err).into()
+}
+
+#[test]
+fn a_timeout_says_that_the_broker_blocks_the_connection() {
+    with_channel_and(
+        |parameters| {
+            parameters
+                .rpc_timeout(Duration::from_millis(100))
+                .drop_timeout(Duration::from_millis(100))
+                .close_timeout(Duration::from_millis(100))
+        },
+        |wire| {
+            wire.expect(1, CONFIRM_SELECT);
+            wire.send(1, CONFIRM_SELECT_OK, args());
+            wire.expect_publish(1);
+            wire.send(0, CONNECTION_BLOCKED, args().short("low on memory"));
+            wire.drain();
+        },
+        |channel| {
+            channel.confirm_delivery().unwrap();
+            let confirm = channel.basic_publish("", "q", "x").unwrap();
+            while !channel.connection().is_blocked() {
+                thread::yield_now();
+            }
+            let mut errors = timeouts(&channel);
+            errors.push(confirm.wait_timeout(Duration::from_millis(10)).unwrap_err());
+            for error in errors {
+                let Error::Timeout {
+                    blocked: Some(reason),
+                    paused: None,
+                    ..
+                } = &error
+                else {
+                    panic!("{error:?}");
+                };
+                assert_eq!(reason, "low on memory");
+                let text = error.to_string();
+                assert!(text.contains("low on memory"), "{text}");
+                assert!(text.contains("on another connection"), "{text}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_timeout_says_that_reading_is_paused_and_for_whom() {
+    let (flooded, is_flooded) = signal();
+    play(
+        move |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.open_channel(1);
+            wire.expect(1, CONFIRM_SELECT);
+            wire.send(1, CONFIRM_SELECT_OK, args());
+            wire.expect_publish(1);
+            let tag = wire.accept_consumer(1);
+            let message = [
+                method(1, BASIC_DELIVER, crate::peer::deliver(&tag, 1)),
+                crate::peer::header(1, 0),
+            ];
+            let flood = message.concat().repeat(1000);
+            wire.flood_until_stuck(&flood, Duration::from_millis(500));
+            flooded.send(()).unwrap();
+            wire.drain();
+        },
+        move |parameters| {
+            let parameters = parameters.rpc_timeout(Duration::from_millis(100));
+            let parameters = parameters.close_timeout(Duration::from_millis(100));
+            let connection = BlockingConnection::open(parameters.read_budget(64 * 1024)).unwrap();
+            let channel = connection.channel().unwrap();
+            channel.confirm_delivery().unwrap();
+            let confirm = channel.basic_publish("", "q", "x").unwrap();
+            let consume = cony::basic::Consume::new("q").no_ack(true);
+            let consume = consume.consumer_tag("slow");
+            let consumer = channel.consume(consume).unwrap();
+            is_flooded.wait();
+            let mut errors = timeouts(&channel);
+            errors.push(confirm.wait_timeout(Duration::from_millis(10)).unwrap_err());
+            for error in errors {
+                let Error::Timeout {
+                    blocked: None,
+                    paused: Some(pause),
+                    ..
+                } = &error
+                else {
+                    panic!("{error:?}");
+                };
+                assert_eq!((pause.channel, &*pause.consumer), (1, "slow"));
+                assert!(pause.bytes >= 64 * 1024);
+                assert!(error.to_string().contains("reading is paused"), "{error}");
+            }
+            drop(consumer);
+            connection.disconnect();
+        },
+    );
+}

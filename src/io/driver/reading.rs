@@ -167,6 +167,7 @@ impl Driver {
             (true, _) => self.pauses.begin(now, None, &self.port.name),
             (false, _) => self.pauses.end(now),
         }
+        self.port.set_paused(self.pauses.current());
     }
 
     fn must_stop(&mut self, now: Instant) -> Option<(Stop, usize)> {
