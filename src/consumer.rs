@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::io::channel_port::ConsumerPort;
 use crate::io::inbox::{Incoming, Popped};
 use crate::io::port::Command;
+use crate::protocol::frame::Settle;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 
@@ -79,7 +80,7 @@ impl Consumer {
     pub fn next(&self) -> Option<Result<Delivery>> {
         match self.take(None) {
             Ok(delivery) => delivery.map(Ok),
-            Err(_) if self.handle.port.cancelled_by_broker() == Some(false) => None,
+            Err(_) if self.is_cancelled_here() => None,
             Err(error) => (!self.told.swap(true, Ordering::Relaxed)).then_some(Err(error)),
         }
     }
@@ -113,6 +114,10 @@ impl Consumer {
     ///
     /// `act` may borrow. Several threads may do this at once, each with its own `act`.
     ///
+    /// If `act` panics, the delivery goes back to its queue at once, so that another worker gets
+    /// it. A delivery that `act` has settled does not, nor one that needs no acknowledgement, one
+    /// of a stream, and one on a channel with transactions.
+    ///
     /// # Errors
     ///
     /// The error of `act`; why the consumer has ended, unless it was by its own
@@ -120,9 +125,15 @@ impl Consumer {
     pub fn for_each(&self, mut act: impl FnMut(Delivery) -> Result<()>) -> Result<()> {
         loop {
             match self.take(None) {
-                Ok(Some(delivery)) => act(delivery)?,
+                Ok(Some(delivery)) => {
+                    let _unfinished = Unfinished {
+                        consumer: self,
+                        delivery_tag: delivery.delivery_tag,
+                    };
+                    act(delivery)?;
+                }
                 Ok(None) => {}
-                Err(_) if self.handle.port.cancelled_by_broker() == Some(false) => return Ok(()),
+                Err(_) if self.is_cancelled_here() => return Ok(()),
                 Err(error) => {
                     let by_us = self.handle.port.cancelled_by_broker().is_none()
                         && self.shared().ended_by_others().is_none();
@@ -136,11 +147,17 @@ impl Consumer {
     /// acknowledgement; everything else goes back to its queue. What was handed out
     /// before can still be settled.
     ///
+    /// From the call on the consumer and its clones hand out nothing more, whether the broker
+    /// answers or not.
+    ///
     /// # Errors
     ///
     /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). A second cancel is Ok.
+    /// After [`Error::Timeout`] the iterators have ended as well. The deliveries that had come go
+    /// back when the consumer is dropped, or with another cancel.
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
         let port = &self.handle.port;
+        port.inbox().stop();
         if port.cancelled_by_broker().is_none() {
             let cancel = basic::Cancel::new(&port.tag);
             self.handle.channel.basic_cancel(cancel)?;
@@ -217,11 +234,48 @@ impl Consumer {
         }
     }
 
+    /// Whether this program has ended the consumer, or is about to.
+    fn is_cancelled_here(&self) -> bool {
+        let port = &self.handle.port;
+        match port.cancelled_by_broker() {
+            Some(by_broker) => !by_broker,
+            None => {
+                // (The port is asked, for the channel would take the reason for told.)
+                let end = self.shared().port.end();
+                port.inbox().is_stopped() && !end.is_some_and(|error| error.is_of_others())
+            }
+        }
+    }
+
     /// Why nothing comes any more.
     fn end(&self) -> Error {
         match self.handle.port.cancelled_by_broker() {
-            Some(_) => Error::ConsumerCancelled(self.handle.port.tag.clone()),
-            None => self.shared().closed_error(),
+            None if !self.is_cancelled_here() => self.shared().closed_error(),
+            _ => Error::ConsumerCancelled(self.handle.port.tag.clone()),
+        }
+    }
+}
+
+/// A delivery that is being handled. Should that panic, it goes back to its queue: else it would
+/// be unsettled for as long as the channel lives.
+struct Unfinished<'a> {
+    consumer: &'a Consumer,
+    delivery_tag: u64,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() || !self.consumer.handle.port.is_returnable() {
+            return;
+        }
+        let shared = self.consumer.shared();
+        if !shared.port.settlements.lock().has_transactions() {
+            let nack = Settle::Nack {
+                multiple: false,
+                requeue: true,
+            };
+            // It may be settled already, and a dead channel gives it back anyway.
+            let _ = shared.settle(self.delivery_tag, nack);
         }
     }
 }

@@ -13,6 +13,8 @@ mod closing;
 mod consuming;
 #[path = "scripted/dispatching.rs"]
 mod dispatching;
+#[path = "scripted/ending_consumers.rs"]
+mod ending_consumers;
 #[path = "scripted/hostile.rs"]
 mod hostile;
 #[path = "scripted/interrupted.rs"]

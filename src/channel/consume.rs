@@ -235,7 +235,7 @@ impl BlockingChannel {
 
     /// Cancels a consumer. Of one with a callback, hands back what it had received and
     /// not yet handled, if that needed no acknowledgement; everything else goes back to
-    /// its queue. A [`Consumer`] ends, when what it had received is taken; see its own
+    /// its queue, from the call on. If the call fails, the callback goes on. A [`Consumer`] ends, when what it had received is taken; see its own
     /// [`cancel`](Consumer::cancel).
     ///
     /// What is handed back is all that had come, up to `read_budget`; and each [`Delivery`] takes
@@ -263,8 +263,12 @@ impl BlockingChannel {
 
     fn cancel(&self, cancel: basic::Cancel) -> Result<Vec<Delivery>> {
         let tag = cancel.consumer_tag.clone();
-        self.shared().round_trip(cancel.into(), None)?;
         let shared = self.shared();
+        shared.callbacks.set_cancelling(&tag, true);
+        if let Err(error) = shared.round_trip(cancel.into(), None) {
+            shared.callbacks.set_cancelling(&tag, false);
+            return Err(error);
+        }
         let Some((left, no_ack)) = shared.remove_callback(&tag) else {
             return Ok(Vec::new());
         };

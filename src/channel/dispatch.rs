@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub(super) port: Arc<ConsumerPort>,
     /// `stop_consuming` has cancelled it; what it has received is still to be handled.
     stopping: bool,
+    /// A cancel of it awaits its answer. The callback gets nothing more that can go back.
+    cancelling: bool,
 }
 
 impl Callbacks {
@@ -43,6 +45,7 @@ impl Callbacks {
             callback: Some(callback),
             port: Arc::clone(port),
             stopping: false,
+            cancelling: false,
         };
         let former = entries.insert(port.tag.clone(), entry);
         drop(entries);
@@ -64,6 +67,13 @@ impl Callbacks {
     fn set_stopping(&self, tag: &str, stopping: bool) {
         if let Some(entry) = self.0.lock().get_mut(tag) {
             entry.stopping = stopping;
+        }
+    }
+
+    /// Notes that a cancel of `tag` begins, or has failed.
+    pub(super) fn set_cancelling(&self, tag: &str, cancelling: bool) {
+        if let Some(entry) = self.0.lock().get_mut(tag) {
+            entry.cancelling = cancelling;
         }
     }
 
@@ -376,7 +386,9 @@ impl Shared {
         match entries.get_mut(&deliver.consumer_tag) {
             // What needs acknowledgement and nobody has seen goes back; the rest is here
             // for good and must be handed out.
-            Some(entry) if entry.stopping && !entry.port.no_ack => Next::GiveBack(content),
+            Some(entry) if (entry.stopping || entry.cancelling) && !entry.port.no_ack => {
+                Next::GiveBack(content)
+            }
             Some(entry) => Next::Call {
                 loan: Loan {
                     callbacks: &self.callbacks,

@@ -441,6 +441,8 @@ pub(crate) struct ConsumerPort {
     pub(crate) taker: Taker,
     /// Set when it was cancelled, by the broker or not.
     cancelled: OnceLock<bool>,
+    /// Whether what came last can be given back to its queue.
+    is_returnable: AtomicBool,
 }
 
 impl ConsumerPort {
@@ -479,6 +481,7 @@ impl ConsumerPort {
             channel,
             taker,
             cancelled: OnceLock::new(),
+            is_returnable: AtomicBool::new(false),
         })
     }
 
@@ -488,6 +491,15 @@ impl ConsumerPort {
             Taker::Inbox(inbox) => Some(inbox),
             Taker::Callback | Taker::Answers(_) => None,
         }
+    }
+
+    /// Notes whether what comes can be given back to its queue.
+    pub(crate) fn set_returnable(&self, is_returnable: bool) {
+        self.is_returnable.store(is_returnable, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_returnable(&self) -> bool {
+        self.is_returnable.load(Ordering::Relaxed)
     }
 
     /// Where its deliveries wait.

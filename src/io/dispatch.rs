@@ -31,6 +31,7 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
+    consumer.set_returnable(!is_fixed);
     match &consumer.taker {
         Taker::Answers(answers) => answers.deliver(runs),
         Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),

@@ -90,6 +90,8 @@ struct State {
     /// What the queue costs.
     bytes: usize,
     ended: bool,
+    /// Nothing is taken any more, though something may still come.
+    stopped: bool,
     waiting: usize,
     /// What was taken and is not reported yet: one report for several items is cheaper.
     taken: Taking,
@@ -145,6 +147,20 @@ impl Inbox {
         self.wake(&state, count > 1);
         drop(state);
         self.watchers.ring();
+    }
+
+    /// Nothing is to be taken any more: for those who take, this is the end. What is there, and
+    /// what still comes, waits for [`extract`](Self::extract).
+    pub(crate) fn stop(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
+        self.wake(&state, true);
+        drop(state);
+        self.watchers.ring();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
     }
 
     /// Nothing will come any more.
@@ -209,6 +225,7 @@ impl Inbox {
 
     fn take(&self, state: &mut State) -> Taken {
         let found = match state.queue.front_mut() {
+            _ if state.stopped => Taken::End,
             Some(Entry::Run(run, is_fixed)) => {
                 let message = run.pop();
                 let cost = message.as_ref().map_or(0, |message| run.cost_of(message));
@@ -236,7 +253,7 @@ impl Inbox {
         };
         // Whoever waits with `select!` hears again of what is left, and all of the end.
         if let Some(bell) = self.ready.get() {
-            if state.ended || !state.queue.is_empty() {
+            if state.ended || state.stopped || !state.queue.is_empty() {
                 bell.ring();
             }
         }
@@ -304,7 +321,7 @@ impl Inbox {
             bell
         });
         let state = self.state.lock();
-        if state.ended || !state.queue.is_empty() {
+        if state.ended || state.stopped || !state.queue.is_empty() {
             bell.ring();
         }
         bell.receiver()

@@ -139,6 +139,10 @@ impl Settlements {
         self.transaction.get_or_insert_default();
     }
 
+    pub(crate) fn has_transactions(&self) -> bool {
+        self.transaction.is_some()
+    }
+
     /// Ends a transaction, if there is one, and begins the next.
     pub(crate) fn commit(&mut self) {
         self.end_transaction();
