@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::io::answers::Answers;
 use crate::io::channel_port::{ConsumerPort, Route};
 use crate::io::inbox::Extracted;
-use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::content::Content;
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::basic;
@@ -43,17 +43,7 @@ impl BlockingChannel {
         let no_ack = get.no_ack;
         let shared = self.shared();
         match shared.round_trip(get.into(), None)? {
-            Reply::Message(content) => {
-                if let ContentMethod::GetOk(get_ok) = &content.method {
-                    shared.port.delivered(get_ok.delivery_tag);
-                    let tag = get_ok.delivery_tag;
-                    match no_ack {
-                        true => shared.port.settlements.lock().settle_for_good(tag, tag),
-                        false => shared.hand_out(),
-                    }
-                }
-                Ok(Delivery::new(*content, Arc::clone(shared)))
-            }
+            Reply::Message(content) => Ok(shared.take(*content, no_ack)),
             _ => Ok(None),
         }
     }
@@ -74,11 +64,7 @@ impl BlockingChannel {
     /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection (540) if `prefetch_size`
     /// is not 0.
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
-        let shared = self.shared();
-        match shared.begin_qos(qos.into(), false)? {
-            Some(call) => shared.finish_qos(&call),
-            None => Ok(()),
-        }
+        self.shared().set_prefetch(qos.into(), false)
     }
 
     /// Starts a consumer whose deliveries go to `callback`, and returns its tag.
@@ -217,9 +203,7 @@ impl BlockingChannel {
         }
         if !consume.no_ack {
             let default = basic::Qos::new(shared.limits.default_prefetch);
-            if let Some(call) = shared.begin_qos(default, true)? {
-                shared.finish_qos(&call)?;
-            }
+            shared.set_prefetch(default, true)?;
         }
         Ok(consume)
     }
@@ -396,7 +380,7 @@ impl Shared {
     /// Makes a delivery of what the program gets now.
     pub(crate) fn take(self: &Arc<Self>, content: Content, no_ack: bool) -> Option<Delivery> {
         if !no_ack {
-            self.hand_out();
+            self.port.hand_out();
         }
         Delivery::new(content, Arc::clone(self))
     }

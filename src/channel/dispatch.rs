@@ -1,7 +1,6 @@
 //! Running callbacks: `start_consuming` and what ends it.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -471,17 +470,11 @@ impl Shared {
     /// Says once why nothing comes any more: everything the prefetch allows is out and
     /// unsettled.
     pub(crate) fn warn_if_stalled(&self, warned: &mut bool) {
-        let prefetch = match self.prefetch.try_lock().as_deref() {
-            Some(Some(prefetch)) if *prefetch > 0 && !*warned => u64::from(*prefetch),
+        let prefetch = match self.port.prefetch() {
+            Some(prefetch) if prefetch > 0 && !*warned => u64::from(prefetch),
             _ => return,
         };
-        let settled = self.port.settlements.lock().count();
-        if self
-            .handed_out
-            .load(Ordering::Relaxed)
-            .saturating_sub(settled)
-            >= prefetch
-        {
+        if self.port.in_hand() >= prefetch {
             *warned = true;
             log::warn!(
                 "{}: channel {} waits for deliveries, but all {prefetch} that its prefetch allows \

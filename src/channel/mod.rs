@@ -78,10 +78,8 @@ struct Handle {
 pub(crate) struct Shared {
     pub(crate) port: Arc<ChannelPort>,
     limits: Limits,
-    /// How many deliveries that want to be settled were handed out.
-    handed_out: AtomicU64,
-    /// The prefetch in force; `None` until somebody has set one.
-    prefetch: Mutex<Option<u16>>,
+    /// How many calls are under way that set the prefetch.
+    prefetching: Mutex<usize>,
     /// Who runs the callbacks.
     source: Source,
     callbacks: Callbacks,
@@ -150,8 +148,7 @@ impl BlockingChannel {
         let shared = Shared {
             port,
             limits,
-            handed_out: AtomicU64::new(0),
-            prefetch: Mutex::default(),
+            prefetching: Mutex::default(),
             source: Source::default(),
             callbacks: Callbacks::default(),
             on_return: Listeners::default(),
@@ -350,25 +347,20 @@ impl Shared {
             })
     }
 
-    /// Sends a `basic.qos` and notes it, at once: a consumer that starts after this is
-    /// subject to it. With `default`, only if there was none before.
-    fn begin_qos(&self, qos: basic::Qos, default: bool) -> Result<Option<Call>> {
-        let mut prefetch = self.prefetch.lock();
-        if default && prefetch.is_some() {
-            return Ok(None);
+    /// Sets the prefetch, which consumers that start after this are subject to; with
+    /// `is_default`, only if nobody has set one and nobody is about to.
+    fn set_prefetch(&self, qos: basic::Qos, is_default: bool) -> Result<()> {
+        let mut prefetching = self.prefetching.lock();
+        let is_set = || *prefetching > 0 || self.port.prefetch().is_some();
+        if is_default && (qos.prefetch_count == 0 || is_set()) {
+            return Ok(());
         }
-        *prefetch = Some(qos.prefetch_count);
-        if default && qos.prefetch_count == 0 {
-            return Ok(None);
-        }
-        self.begin(qos.into(), None).map(Some)
-    }
-
-    /// Waits for the reply to a `basic.qos`. If it fails, nobody has set one.
-    fn finish_qos(&self, call: &Call) -> Result<()> {
-        self.finish(call).map(drop).inspect_err(|_| {
-            *self.prefetch.lock() = None;
-        })
+        let call = self.begin(qos.into(), None)?;
+        *prefetching += 1;
+        drop(prefetching);
+        let outcome = self.finish(&call);
+        *self.prefetching.lock() -= 1;
+        outcome.map(drop)
     }
 
     /// Drops the callbacks for deliveries, and what waits for them.
@@ -389,13 +381,13 @@ impl Shared {
     pub(crate) fn settle(&self, tag: u64, settle: Settle) -> Result<()> {
         self.check_open()?;
         let last = self.port.last_delivery_tag();
-        if tag > last {
-            return Err(Error::UnknownDeliveryTag(tag));
-        }
         let multiple = match settle {
             Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
             Settle::Reject { .. } => false,
         };
+        if tag > last || (tag == 0 && !multiple) {
+            return Err(Error::UnknownDeliveryTag(tag));
+        }
         // On the wire 0 would mean all that the broker has sent, and some of that may be
         // on its way yet.
         let all = multiple && tag == 0;
@@ -425,11 +417,6 @@ impl Shared {
 
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
-    }
-
-    /// Notes that a delivery goes to the program that it has to settle.
-    pub(crate) fn hand_out(&self) {
-        self.handed_out.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Gives messages back to their queue that nobody will take.

@@ -4,7 +4,7 @@ use super::BlockingChannel;
 use crate::error::{Error, Result};
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
-use crate::protocol::methods::{Method, basic, confirm, tx};
+use crate::protocol::methods::{Method, basic, confirm};
 
 /// How a method that comes as a value is sent.
 enum Way {
@@ -29,9 +29,6 @@ impl BlockingChannel {
             Method::ConfirmSelect(_) => {
                 replied(self.confirm_delivery(), confirm::SelectOk::default())
             }
-            Method::TxSelect(_) => replied(self.tx_select(), tx::SelectOk::default()),
-            Method::TxCommit(_) => replied(self.tx_commit(), tx::CommitOk::default()),
-            Method::TxRollback(_) => replied(self.tx_rollback(), tx::RollbackOk::default()),
             method => match way(&method) {
                 Way::Refused(instead) => Err(Error::MethodRefused {
                     method: method.id(),
@@ -70,7 +67,10 @@ fn way(method: &Method) -> Way {
         | Method::QueueDelete(_)
         | Method::QueueUnbind(_)
         | Method::BasicRecover(_)
-        | Method::BasicRecoverAsync(_) => Way::Call,
+        | Method::BasicRecoverAsync(_)
+        | Method::TxSelect(_)
+        | Method::TxCommit(_)
+        | Method::TxRollback(_) => Way::Call,
         Method::BasicConsume(_) => {
             Way::Refused("use basic_consume or consume, which take what it delivers")
         }

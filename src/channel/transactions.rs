@@ -2,8 +2,7 @@
 
 use super::BlockingChannel;
 use crate::error::Result;
-use crate::protocol::methods::{Method, tx};
-use crate::protocol::settlements::Settlements;
+use crate::protocol::methods::tx;
 
 /// # Transactions
 ///
@@ -28,7 +27,7 @@ impl BlockingChannel {
     /// [`ChannelClosed`](crate::Error::ChannelClosed) (406) in confirm mode; the usual
     /// ones of a call.
     pub fn tx_select(&self) -> Result<()> {
-        self.transact(tx::Select::default(), Settlements::select_transactions)
+        self.call::<tx::SelectOk>(tx::Select::default()).map(drop)
     }
 
     /// Makes everything since the last commit or rollback take effect. What other threads
@@ -41,7 +40,7 @@ impl BlockingChannel {
     /// deleted since (`partial tx completion`: the rest may have taken effect); the usual
     /// ones of a call.
     pub fn tx_commit(&self) -> Result<()> {
-        self.transact(tx::Commit::default(), Settlements::commit)
+        self.call::<tx::CommitOk>(tx::Commit::default()).map(drop)
     }
 
     /// Forgets everything since the last commit or rollback. Deliveries that were settled
@@ -52,17 +51,7 @@ impl BlockingChannel {
     ///
     /// As [`tx_commit`](Self::tx_commit).
     pub fn tx_rollback(&self) -> Result<()> {
-        self.transact(tx::Rollback::default(), Settlements::roll_back)
-    }
-
-    /// Sends `method` and notes what it does to what is settled: at once, so that what is
-    /// settled after this is part of what begins with it.
-    fn transact(&self, method: impl Into<Method>, note: fn(&mut Settlements)) -> Result<()> {
-        let shared = self.shared();
-        let mut settlements = shared.port.settlements.lock();
-        let call = shared.begin(method.into(), None)?;
-        note(&mut settlements);
-        drop(settlements);
-        shared.finish(&call).map(drop)
+        self.call::<tx::RollbackOk>(tx::Rollback::default())
+            .map(drop)
     }
 }

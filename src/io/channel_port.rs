@@ -1,6 +1,6 @@
 //! What the program's threads and the IO thread share of one channel, and of one consumer.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -41,6 +41,10 @@ pub(crate) struct ChannelPort {
     last_delivery_tag: AtomicU64,
     /// Which deliveries are settled. Held for moments only.
     pub(crate) settlements: Mutex<Settlements>,
+    /// How many deliveries that want to be settled were handed out.
+    handed_out: AtomicU64,
+    /// The prefetch in force, or [`NO_PREFETCH`].
+    prefetch: AtomicU32,
     /// The deliveries of all consumers with a callback, in the order of the wire.
     pub(crate) inbox: Inbox,
     pub(crate) publishing: Publishing,
@@ -53,6 +57,9 @@ pub(crate) struct ChannelPort {
     /// Whether nobody can ask for what is no answer: it serves requests only.
     serves_requests: AtomicBool,
 }
+
+/// Nobody has set a prefetch.
+const NO_PREFETCH: u32 = u32::MAX;
 
 /// How many things that nobody takes are kept of each kind; then the oldest goes. So it
 /// does when they take too much memory.
@@ -90,6 +97,8 @@ impl ChannelPort {
             close_finished: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
+            handed_out: AtomicU64::new(0),
+            prefetch: AtomicU32::new(NO_PREFETCH),
             publishing: Publishing::new(window, &total),
             notices: Mutex::new(Notices::new(&total)),
             has_notices: AtomicBool::new(false),
@@ -170,6 +179,36 @@ impl ChannelPort {
     pub(crate) fn delivered(&self, delivery_tag: u64) {
         self.last_delivery_tag
             .fetch_max(delivery_tag, Ordering::AcqRel);
+    }
+
+    /// Notes that a delivery goes to the program that it has to settle.
+    pub(crate) fn hand_out(&self) {
+        self.handed_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many deliveries the program has and has not settled.
+    pub(crate) fn in_hand(&self) -> u64 {
+        let settled = self.settlements.lock().count();
+        self.handed_out
+            .load(Ordering::Relaxed)
+            .saturating_sub(settled)
+    }
+
+    /// Notes that the broker has taken back whatever was unsettled.
+    pub(crate) fn recovered(&self) {
+        let mut settlements = self.settlements.lock();
+        settlements.recovered(self.last_delivery_tag());
+        self.handed_out
+            .store(settlements.count(), Ordering::Relaxed);
+    }
+
+    /// The prefetch in force; `None` until somebody has set one.
+    pub(crate) fn prefetch(&self) -> Option<u16> {
+        self.prefetch.load(Ordering::Acquire).try_into().ok()
+    }
+
+    pub(crate) fn set_prefetch(&self, count: u16) {
+        self.prefetch.store(count.into(), Ordering::Release);
     }
 
     /// Sends `method`, to be followed by [`finish`](ConnectionPort::finish). What is begun first goes first.

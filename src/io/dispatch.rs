@@ -25,12 +25,12 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
     };
     let count = runs.iter().map(|run| run.len() as u64).sum();
     channel.connection.counters.messages_received.add(count);
-    // Before anybody can settle it.
-    channel.delivered(last);
+    // Before its number is known here, and with it can be settled.
     if consumer.no_ack {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
+    channel.delivered(last);
     consumer.set_returnable(!is_fixed);
     match &consumer.taker {
         Taker::Answers(answers) => answers.deliver(runs),
@@ -85,6 +85,18 @@ pub(super) fn tell(
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
+        Event::Got {
+            channel,
+            delivery_tag,
+            no_ack,
+        } => {
+            if no_ack {
+                let mut settlements = channel.settlements.lock();
+                settlements.settle_for_good(delivery_tag, delivery_tag);
+            }
+            channel.delivered(delivery_tag);
+        }
+        Event::Prefetch { channel, count } => channel.set_prefetch(count),
         Event::Unwanted {
             channel,
             delivery_tag,
@@ -110,8 +122,7 @@ pub(super) fn tell(
             by_broker,
         } => end_consumer(&consumer, by_broker),
         Event::Recovered { channel, consumers } => {
-            let last = channel.last_delivery_tag();
-            channel.settlements.lock().recover_up_to(last);
+            channel.recovered();
             forget_unsettled(&channel, &consumers);
         }
         Event::ChannelClosed {

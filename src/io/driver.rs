@@ -26,6 +26,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token, Waker};
+use parking_lot::MutexGuard;
 
 use super::channel_port::{ChannelPort, ConsumerPort};
 use super::commands::Frames;
@@ -41,6 +42,7 @@ use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
+use crate::protocol::settlements::Settlements;
 
 pub(crate) const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
@@ -152,6 +154,9 @@ struct Driver {
     _alive: Sender<()>,
 }
 
+/// A lock on the settlements of a channel, if one is needed.
+type Lock<'a> = Option<MutexGuard<'a, Settlements>>;
+
 impl Driver {
     fn run(mut self) {
         let mut events = Events::with_capacity(16);
@@ -184,9 +189,28 @@ impl Driver {
         self.streamed = 0;
         self.let_go(now);
         self.core.end_commits();
+        self.obey_all(now, || None);
+        while let Some((id, channel, change)) = self.core.next_change() {
+            // In one step, so that whatever was settled before goes out before it, and
+            // nothing that is settled after it.
+            self.obey_all(now, || {
+                let mut settlements = channel.settlements.lock();
+                settlements.change(change);
+                Some(settlements)
+            });
+            // A delivery that goes back does so before this, too.
+            self.dispatch();
+            self.core.make_change(id);
+        }
+    }
+
+    /// Takes what the program asks for, under the lock that `lock` takes.
+    fn obey_all<'a>(&mut self, now: Instant, lock: impl FnOnce() -> Lock<'a>) {
         let mut commands = std::mem::take(&mut self.commands);
         let written = self.outbox.written();
+        let lock = lock();
         self.port.commands().take(&mut commands, written);
+        drop(lock);
         for command in commands.drain(..) {
             self.obey(command, now);
         }

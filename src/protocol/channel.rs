@@ -41,6 +41,7 @@ use super::handshake::{decode_method, split_method};
 use super::holding::Holdings;
 use super::methods::{Method, MethodId, basic, channel};
 use super::names::Names;
+use super::settlements::Change;
 use super::wire::ShortString;
 
 #[derive(Debug)]
@@ -52,8 +53,8 @@ pub(crate) struct Channel<T: Tokens> {
     /// The call whose reply is due.
     active: Option<Call<T>>,
     waiting: VecDeque<Call<T>>,
-    /// A commit is done, and what was held back for it goes first.
-    is_held_back: bool,
+    /// Something else goes first.
+    pause: Option<Pause>,
     transaction: Transaction,
     consumers: Consumers<T::Consumer>,
     assembly: Assembly,
@@ -62,6 +63,15 @@ pub(crate) struct Channel<T: Tokens> {
     holdings: Holdings,
     /// The prefetch of consumers that start from now on; 0 is none.
     prefetch: u16,
+}
+
+/// Why the next call waits though none is on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// A commit is done, and what was held back for it goes first.
+    HeldBack,
+    /// The call changes what is settled, and what was settled before goes first.
+    Change,
 }
 
 /// What became of a channel.
@@ -82,7 +92,7 @@ impl<T: Tokens> Channel<T> {
             ending: Ending::new(id.number),
             active: None,
             waiting: VecDeque::new(),
-            is_held_back: false,
+            pause: None,
             transaction: Transaction::default(),
             consumers: Consumers::new(),
             assembly: Assembly::default(),
@@ -127,7 +137,28 @@ impl<T: Tokens> Channel<T> {
 
     /// What a commit has held back is out.
     pub(crate) fn end_commit(&mut self, out: &mut Out<T>) {
-        self.is_held_back = false;
+        self.pause = None;
+        self.advance(out);
+    }
+
+    /// What the next call changes, if it waits for what was settled before.
+    pub(crate) fn next_change(&mut self, out: &mut Out<T>) -> Option<Change> {
+        let next = self.waiting.front();
+        let change = next.and_then(|call| Change::by(&call.method));
+        if self.pause == Some(Pause::Change) && change.is_none() {
+            // It has timed out meanwhile.
+            self.pause = None;
+            self.advance(out);
+        }
+        change
+    }
+
+    /// Sends the call that waited for what was settled before.
+    pub(crate) fn make_change(&mut self, out: &mut Out<T>) {
+        self.pause = None;
+        if let Some(call) = self.waiting.pop_front() {
+            self.transmit(call, out);
+        }
         self.advance(out);
     }
 
@@ -391,7 +422,7 @@ impl<T: Tokens> Channel<T> {
 
     /// Nobody here takes this message.
     fn refuse(&mut self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
-        let goes_back = !no_ack && !content.is_of_stream();
+        let goes_back = !no_ack && !content.is_of_stream() && !self.is_recovering();
         out.events.push_back(Event::Unwanted {
             channel: self.token.clone(),
             delivery_tag,

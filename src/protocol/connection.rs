@@ -17,8 +17,9 @@
 //! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
 //! longer open would make the broker close the connection (504). What it holds back is
 //! offered again after whatever comes from the peer, and then
-//! [`end_commits`](Connection::end_commits) is called. An [`Event::Closed`] comes once and
-//! is final.
+//! [`end_commits`](Connection::end_commits) is called. A call that changes what is settled is
+//! told by [`next_change`](Connection::next_change): note that, give what was settled before,
+//! and [`make_change`](Connection::make_change). An [`Event::Closed`] comes once and is final.
 //!
 //! ```text
 //! open --- close (ours) ---> closing --- close-ok, or the end of the stream ---> closed
@@ -46,6 +47,7 @@ use super::heartbeat::{Due, Heartbeat};
 use super::holding::Room;
 use super::methods::{Method, channel, connection};
 use super::run::Run;
+use super::settlements::Change;
 use super::wire::ShortString;
 
 /// The bounds of a connection, beside those that were negotiated.
@@ -390,6 +392,34 @@ impl<T: Tokens> Connection<T> {
             self.router
                 .with_channel(id, |channel, out| channel.end_commit(out));
         }
+    }
+
+    /// A call that changes what is settled on its channel, whose turn it is: it goes out with
+    /// [`make_change`](Self::make_change), behind whatever was settled before.
+    pub(crate) fn next_change(&mut self) -> Option<(ChannelId, T::Channel, Change)> {
+        while let Some(id) = self.router.out.changing.pop() {
+            let mut next = None;
+            self.router.with_channel(id, |channel, out| {
+                let change = channel.next_change(out);
+                next = change.map(|change| (id, channel.tokens().0.clone(), change));
+            });
+            if next.is_some() {
+                return next;
+            }
+        }
+        None
+    }
+
+    /// Sends a call that [`next_change`](Self::next_change) has told of.
+    pub(crate) fn make_change(&mut self, id: ChannelId) {
+        self.router
+            .with_channel(id, |channel, out| channel.make_change(out));
+    }
+
+    /// Whether a call waits only for what was said before it.
+    pub(crate) fn has_paused(&self) -> bool {
+        let out = &self.router.out;
+        !out.committed.is_empty() || !out.changing.is_empty()
     }
 
     /// Sends `method` in its turn; its outcome comes as an event for `call`.

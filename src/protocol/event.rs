@@ -149,6 +149,17 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         delivery_tag: u64,
     },
+    /// A `basic.get` has brought a message. Its reply follows.
+    Got {
+        channel: T::Channel,
+        delivery_tag: u64,
+        no_ack: bool,
+    },
+    /// A prefetch is in force.
+    Prefetch {
+        channel: T::Channel,
+        count: u16,
+    },
     /// A delivery came that nobody takes.
     Unwanted {
         channel: T::Channel,
@@ -212,6 +223,8 @@ pub(crate) struct Out<T: Tokens> {
     packer: Packer<T::Memory>,
     /// Channels whose commit is done, and whose next call waits for what was held back.
     pub(crate) committed: Vec<ChannelId>,
+    /// Channels whose next call waits for what was settled before.
+    pub(crate) changing: Vec<ChannelId>,
     /// An empty list of runs, to be used again.
     spare: VecDeque<Run>,
     /// Deadlines of calls: when, which channel, which call.
@@ -230,6 +243,7 @@ impl<T: Tokens> Out<T> {
             holding: BTreeSet::new(),
             packer: Packer::default(),
             committed: Vec::new(),
+            changing: Vec::new(),
             spare: VecDeque::new(),
             deadlines: BTreeSet::new(),
             frame_max,

@@ -1,6 +1,7 @@
 //! Which deliveries of a channel are settled, so that none is settled twice, and none in the
 //! name of another that is settled: the broker would close the channel for it.
 
+use super::methods::Method;
 use super::ranges::Ranges;
 
 /// What is settled of the deliveries of a channel, which count from 1.
@@ -16,6 +17,32 @@ pub(crate) struct Settlements {
     transaction: Option<Ranges>,
     /// How many deliveries the program has settled, one by one or together.
     count: u64,
+}
+
+/// What a call of ours does to the deliveries of its channel. It is noted when that goes out:
+/// what was settled before has gone out before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// From now on, settlements are part of a transaction.
+    SelectTransactions,
+    Commit,
+    RollBack,
+    /// The broker takes back whatever is unsettled. It is [`recovered`](Settlements::recovered)
+    /// later.
+    Recover,
+}
+
+impl Change {
+    /// What `method` changes.
+    pub(crate) fn by(method: &Method) -> Option<Self> {
+        match method {
+            Method::TxSelect(_) => Some(Self::SelectTransactions),
+            Method::TxCommit(_) => Some(Self::Commit),
+            Method::TxRollback(_) => Some(Self::RollBack),
+            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => Some(Self::Recover),
+            _ => None,
+        }
+    }
 }
 
 /// What settles everything up to a tag. RabbitMQ wants each tag that is named to be
@@ -117,12 +144,6 @@ impl Settlements {
         }
     }
 
-    /// Marks everything up to `tag`: the broker has taken it back, also what is held back.
-    pub(crate) fn recover_up_to(&mut self, tag: u64) {
-        self.held.remove_all(1, tag);
-        self.settle_up_to(tag);
-    }
-
     /// How many up to `last`, which is the last delivery, are unsettled at the broker.
     pub(crate) fn unsettled_up_to(&self, last: u64) -> u64 {
         last.saturating_sub(self.settled.len())
@@ -134,22 +155,26 @@ impl Settlements {
         self.held.remove_all(tag, tag);
     }
 
-    /// From now on, settlements are part of a transaction.
-    pub(crate) fn select_transactions(&mut self) {
-        self.transaction.get_or_insert_default();
-    }
-
     pub(crate) fn has_transactions(&self) -> bool {
         self.transaction.is_some()
     }
 
-    /// Ends a transaction, if there is one, and begins the next.
-    pub(crate) fn commit(&mut self) {
-        self.end_transaction();
+    /// Notes that this goes out now.
+    pub(crate) fn change(&mut self, change: Change) {
+        match change {
+            Change::SelectTransactions => drop(self.transaction.get_or_insert_default()),
+            Change::Commit => drop(self.end_transaction()),
+            Change::RollBack => self.roll_back(),
+            Change::Recover => {
+                self.held = Ranges::default();
+                // Also of what comes before the broker has heard of it.
+                self.settled.fill(u64::MAX);
+            }
+        }
     }
 
     /// Forgets what was settled in the transaction that is under way.
-    pub(crate) fn roll_back(&mut self) {
+    fn roll_back(&mut self) {
         let undone = self.end_transaction();
         self.count -= undone.len();
         for (first, last) in undone.iter() {
@@ -157,9 +182,19 @@ impl Settlements {
         }
     }
 
+    /// Ends a transaction, if there is one, and begins the next.
     fn end_transaction(&mut self) -> Ranges {
         let transaction = self.transaction.as_mut();
         transaction.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Notes that the broker has taken back what was unsettled, `last` at last. What the
+    /// transaction under way has settled is no part of that.
+    pub(crate) fn recovered(&mut self, last: u64) {
+        self.held.remove_all(1, last);
+        if let Some(next) = last.checked_add(1) {
+            self.settled.remove_all(next, u64::MAX);
+        }
     }
 
     /// How many the program has settled.
@@ -203,17 +238,17 @@ mod tests {
     fn a_transaction_may_be_rolled_back_again_and_again() {
         let mut settlements = Settlements::default();
         settlements.settle(1);
-        settlements.roll_back();
+        settlements.change(Change::RollBack);
         assert!(!settlements.settle(1), "there was none");
-        settlements.select_transactions();
+        settlements.change(Change::SelectTransactions);
         for _ in 0..2 {
             assert!(settlements.settle(3));
             assert_eq!(settlements.settle_up_to(2), multiple(2));
-            settlements.select_transactions();
-            settlements.roll_back();
+            settlements.change(Change::SelectTransactions);
+            settlements.change(Change::RollBack);
         }
         settlements.settle_for_good(2, 2);
-        settlements.roll_back();
+        settlements.change(Change::RollBack);
         assert_eq!(
             settlements.count(),
             1,
@@ -221,11 +256,34 @@ mod tests {
         );
         assert!(!settlements.settle(1) && !settlements.settle(2));
         settlements.settle(4);
-        settlements.commit();
+        settlements.change(Change::Commit);
         settlements.settle(5);
-        settlements.roll_back();
+        settlements.change(Change::RollBack);
         assert!(!settlements.settle(4));
         assert!(settlements.settle(5));
+    }
+
+    #[test]
+    fn what_was_recovered_cannot_be_settled_whatever_becomes_of_the_transaction() {
+        let mut settlements = Settlements::default();
+        settlements.change(Change::SelectTransactions);
+        assert!(settlements.settle(2) && settlements.give_back(4));
+        settlements.change(Change::Recover);
+        assert!(!settlements.settle(3) && !settlements.settle(6));
+        assert!(!settlements.give_back(6), "it goes back anyway");
+        settlements.settle_for_good(6, 6);
+        settlements.recovered(6);
+        assert!(!settlements.settle(3) && !settlements.settle(6));
+        assert!(settlements.settle(8));
+        assert_eq!(settlements.settle_up_to(8), multiple(7));
+        settlements.change(Change::RollBack);
+        assert_eq!(settlements.count(), 0);
+        assert!(settlements.settle(2), "it was no part of that");
+        assert!(!settlements.settle(1));
+        assert_eq!(settlements.settle_up_to(8), multiple(8));
+        settlements.change(Change::Recover);
+        settlements.recovered(u64::MAX);
+        assert!(!settlements.settle(u64::MAX));
     }
 
     #[test]
@@ -233,14 +291,14 @@ mod tests {
         let mut settlements = Settlements::default();
         assert!(settlements.give_back(1) && !settlements.give_back(1));
         assert_eq!(settlements.settle_up_to(2), multiple(2), "it is gone");
-        settlements.select_transactions();
+        settlements.change(Change::SelectTransactions);
         assert!(settlements.give_back(5) && settlements.give_back(7));
         let covered = Covered {
             up_to: Some(4),
             singly: vec![6, 8],
         };
         assert_eq!(settlements.settle_up_to(8), covered);
-        settlements.roll_back();
+        settlements.change(Change::RollBack);
         assert!(!settlements.settle(5), "it is not the program's");
         settlements.given_back(5);
         let covered = Covered {
@@ -270,7 +328,9 @@ mod tests {
         settlements.let_go(3);
         assert_eq!(settlements.settle_up_to(6), multiple(6));
         assert_eq!(settlements.count(), count + 1);
-        settlements.recover_up_to(8);
+        settlements.change(Change::Recover);
+        settlements.hold(8);
+        settlements.recovered(8);
         assert_eq!(settlements.unsettled_up_to(8), 0);
         assert_eq!(settlements.settle_up_to(9), multiple(9));
     }
@@ -284,11 +344,11 @@ mod tests {
         assert!(!settlements.settle_up_to(u64::MAX).is_nothing());
         assert!(!settlements.settle(u64::MAX));
         assert_eq!(settlements.count(), u64::MAX);
-        settlements.select_transactions();
-        settlements.roll_back();
+        settlements.change(Change::SelectTransactions);
+        settlements.change(Change::RollBack);
         assert_eq!(settlements.count(), u64::MAX);
         let mut settlements = Settlements::default();
-        settlements.select_transactions();
+        settlements.change(Change::SelectTransactions);
         settlements.give_back(1);
         let covered = settlements.settle_up_to(u64::MAX);
         assert_eq!(covered.singly.len(), SINGLY_MAX);

@@ -35,6 +35,7 @@ use super::handshake::{Negotiated, decode_method};
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
 use super::run::{Packed, Run};
+use super::settlements::Settlements;
 use super::table::FieldTable;
 
 const FRAME_MAX: u32 = 4096;
@@ -124,9 +125,10 @@ impl From<Event<Script>> for Seen {
             Event::HeldBack { .. } | Event::GiveBack { .. } => {
                 unreachable!("there is room for everything")
             }
-            Event::Unwanted { .. } | Event::GivenBack { .. } => {
-                unreachable!("filtered by `look`")
-            }
+            Event::Got { .. }
+            | Event::Prefetch { .. }
+            | Event::Unwanted { .. }
+            | Event::GivenBack { .. } => unreachable!("filtered by `look`"),
             Event::ConsumerEnded {
                 consumer,
                 by_broker: true,
@@ -184,8 +186,10 @@ fn negotiated() -> Negotiated {
 struct Scenario {
     core: Connection<Script>,
     now: Instant,
-    /// The last channel of each name.
-    ids: BTreeMap<&'static str, ChannelId>,
+    /// The last channel of each name, with its books.
+    books: BTreeMap<&'static str, Books>,
+    /// The channel of each consumer that was asked for, and whether it needs no ack.
+    consumers: BTreeMap<&'static str, (&'static str, bool)>,
     /// Settlements that wait for a commit to end.
     held: Vec<(ChannelId, u64, Settle)>,
     /// What happened since the last look.
@@ -194,7 +198,54 @@ struct Scenario {
     given_back: Vec<(&'static str, u64)>,
 }
 
+/// What a driver knows of the deliveries of a channel.
+struct Books {
+    id: ChannelId,
+    settlements: Settlements,
+    /// The number of the last delivery.
+    last: u64,
+    /// The prefetch in force.
+    prefetch: Option<u16>,
+}
+
+impl Books {
+    /// Notes that a delivery came.
+    fn note(&mut self, delivery_tag: u64, no_ack: bool) {
+        if no_ack {
+            self.settlements.settle_for_good(delivery_tag, delivery_tag);
+        }
+        self.last = self.last.max(delivery_tag);
+    }
+}
+
 impl Scenario {
+    /// Settles what the books say that is to be settled; `None` if nothing is.
+    fn settle_by_books(
+        &mut self,
+        channel: &'static str,
+        delivery_tag: u64,
+        settle: Settle,
+    ) -> Option<()> {
+        let books = self.books.get_mut(channel)?;
+        let id = books.id;
+        let multiple = match settle {
+            Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
+            Settle::Reject { .. } => false,
+        };
+        if !multiple {
+            let is_new = books.settlements.settle(delivery_tag);
+            return is_new.then(|| self.settle(id, delivery_tag, settle));
+        }
+        let covered = books.settlements.settle_up_to(delivery_tag);
+        if let Some(tag) = covered.up_to {
+            self.settle(id, tag, settle);
+        }
+        for tag in &covered.singly {
+            self.settle(id, *tag, settle.of_one());
+        }
+        (!covered.is_nothing()).then_some(())
+    }
+
     /// Settles a delivery as the driver does: through the gate.
     fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
         match self.core.gate(id) {
@@ -219,7 +270,8 @@ impl Scenario {
         Self {
             core,
             now,
-            ids: BTreeMap::new(),
+            books: BTreeMap::new(),
+            consumers: BTreeMap::new(),
             held: Vec::new(),
             happened: Vec::new(),
             given_back: Vec::new(),
@@ -243,6 +295,11 @@ impl Scenario {
     /// All in one buffer, as far as there is room. A driver stops reading at the end,
     /// and so does this.
     fn peer_sends_bytes(&mut self, bytes: &[u8]) {
+        self.feed(bytes);
+        self.look();
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() && !self.core.is_closed() {
             let space = self.core.space();
@@ -271,30 +328,70 @@ impl Scenario {
 
     /// Does what a driver does with what has happened.
     fn look(&mut self) {
-        while let Some(event) = self.core.poll_event() {
-            match event {
-                Event::Unwanted {
-                    channel,
-                    delivery_tag,
-                    ..
-                } => self.given_back.push((channel, delivery_tag)),
-                // The sent nacks show it anyway.
-                Event::GivenBack { .. } => {}
-                Event::Deliveries { consumer, runs, .. } => {
-                    let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
-                    let contents = runs.into_iter().flat_map(pop).map(Packed::unpack);
-                    self.happened.extend(contents.map(|content| {
-                        let body = content.body.to_vec();
-                        Seen::Delivery(consumer, delivery_tag(&content), body)
-                    }));
-                }
-                event => self.happened.push(event.into()),
-            }
-        }
+        self.note_events();
         for (id, delivery_tag, settle) in std::mem::take(&mut self.held) {
             self.settle(id, delivery_tag, settle);
         }
         self.core.end_commits();
+        while let Some((id, channel, change)) = self.core.next_change() {
+            self.books(channel).settlements.change(change);
+            self.core.make_change(id);
+        }
+        self.note_events();
+    }
+
+    fn books(&mut self, channel: &str) -> &mut Books {
+        self.books.get_mut(channel).unwrap()
+    }
+
+    fn note_events(&mut self) {
+        while let Some(event) = self.core.poll_event() {
+            match event {
+                Event::Got {
+                    channel,
+                    delivery_tag,
+                    no_ack,
+                } => self.books(channel).note(delivery_tag, no_ack),
+                Event::Prefetch { channel, count } => self.books(channel).prefetch = Some(count),
+                Event::Unwanted {
+                    channel,
+                    delivery_tag,
+                    goes_back,
+                } => {
+                    let settlements = &mut self.books(channel).settlements;
+                    match goes_back {
+                        true => drop(settlements.give_back(delivery_tag)),
+                        false => settlements.settle_for_good(delivery_tag, delivery_tag),
+                    }
+                    self.given_back.push((channel, delivery_tag));
+                }
+                Event::GivenBack {
+                    channel,
+                    delivery_tags,
+                } => {
+                    let settlements = &mut self.books(channel).settlements;
+                    delivery_tags
+                        .into_iter()
+                        .for_each(|tag| settlements.given_back(tag));
+                }
+                Event::Deliveries { consumer, runs, .. } => {
+                    let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
+                    let (channel, no_ack) = self.consumers[consumer];
+                    for content in runs.into_iter().flat_map(pop).map(Packed::unpack) {
+                        let (tag, body) = (delivery_tag(&content), content.body.to_vec());
+                        self.books(channel).note(tag, no_ack);
+                        self.happened.push(Seen::Delivery(consumer, tag, body));
+                    }
+                }
+                event => {
+                    if let Event::Recovered { channel, .. } = &event {
+                        let books = self.books(channel);
+                        books.settlements.recovered(books.last);
+                    }
+                    self.happened.push(event.into());
+                }
+            }
+        }
     }
 
     /// Lets time pass, with a driver that wakes at every deadline.
@@ -314,7 +411,13 @@ impl Scenario {
         let id = self.core.reserve_channel(Some(number)).unwrap();
         let deadline = self.now + RPC_TIMEOUT;
         self.core.open_channel(id, name, call, deadline);
-        self.ids.insert(name, id);
+        let books = Books {
+            id,
+            settlements: Settlements::default(),
+            last: 0,
+            prefetch: None,
+        };
+        self.books.insert(name, books);
         id
     }
 
@@ -339,6 +442,7 @@ impl Scenario {
     fn call_within(&mut self, time: Duration, id: ChannelId, call: u32, method: impl Into<Method>) {
         let deadline = self.now + time;
         self.core.call(id, method.into(), None, call, deadline);
+        self.look();
     }
 
     /// Asks for a consumer whose token is its tag.
@@ -355,6 +459,11 @@ impl Scenario {
         consume: basic::Consume,
     ) {
         let deadline = self.now + RPC_TIMEOUT;
+        let mut books = self.books.iter();
+        let known = books.find(|(_, books)| books.id == id);
+        if let Some((channel, _)) = known {
+            self.consumers.insert(token, (channel, consume.no_ack));
+        }
         self.core
             .call(id, consume.into(), Some(token), call, deadline);
     }

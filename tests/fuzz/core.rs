@@ -258,6 +258,9 @@ impl Subject {
             }
         }
         self.core.end_commits();
+        while let Some((id, ..)) = self.core.next_change() {
+            self.core.make_change(id);
+        }
         assert_eq!(self.closed, self.core.is_closed());
         self.sent += self
             .core

@@ -4,7 +4,8 @@ use super::super::content::ContentMethod;
 use super::super::event::{Call, CallFailure, Event, Out, Reply, Tokens};
 use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
 use super::super::methods::{Method, MethodId, basic};
-use super::Channel;
+use super::super::settlements::Change;
+use super::{Channel, Pause};
 
 impl<T: Tokens> Channel<T> {
     pub(super) fn receive_reply(
@@ -22,6 +23,16 @@ impl<T: Tokens> Channel<T> {
         };
         out.unwatch(self.id.number, &call);
         let is_commit = matches!(call.method, Method::TxCommit(_));
+        if let (Some(_), Reply::Message(content), Method::BasicGet(get)) =
+            (&call.token, &reply, &call.method)
+        {
+            let got = content.delivery_tag().map(|delivery_tag| Event::Got {
+                channel: self.token.clone(),
+                delivery_tag,
+                no_ack: get.no_ack,
+            });
+            out.events.extend(got);
+        }
         match call.token {
             Some(token) => {
                 self.apply_reply(&call.method, out);
@@ -32,7 +43,7 @@ impl<T: Tokens> Channel<T> {
         match is_commit {
             // First goes what was held back meanwhile: it was said before what waits here.
             true => {
-                self.is_held_back = true;
+                self.pause = Some(Pause::HeldBack);
                 out.committed.push(self.id);
             }
             false => self.advance(out),
@@ -49,7 +60,15 @@ impl<T: Tokens> Channel<T> {
                 }
                 self.end_consumer(&cancel.consumer_tag, false, out);
             }
-            Method::BasicQos(qos) if !qos.global => self.prefetch = qos.prefetch_count,
+            Method::BasicQos(qos) => {
+                if !qos.global {
+                    self.prefetch = qos.prefetch_count;
+                }
+                out.events.push_back(Event::Prefetch {
+                    channel: self.token.clone(),
+                    count: qos.prefetch_count,
+                });
+            }
             Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => {
                 self.forget_held(out);
                 out.events.push_back(Event::Recovered {
@@ -96,7 +115,12 @@ impl<T: Tokens> Channel<T> {
 
     /// Puts waiting calls on the wire for as long as none expects a reply.
     pub(super) fn advance(&mut self, out: &mut Out<T>) {
-        while self.active.is_none() && self.is_open() && !self.is_held_back {
+        while self.active.is_none() && self.is_open() && self.pause.is_none() {
+            let next = self.waiting.front();
+            if next.is_some_and(|call| Change::by(&call.method).is_some()) {
+                self.pause = Some(Pause::Change);
+                return out.changing.push(self.id);
+            }
             let next = self.waiting.pop_front();
             let Some(call) = next.or_else(|| self.commit_given_back(out)) else {
                 return;
@@ -105,7 +129,14 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    fn transmit(&mut self, mut call: Call<T>, out: &mut Out<T>) {
+    /// Whether the broker is about to take back whatever is unsettled: nothing is to be settled
+    /// any more of what comes before its reply.
+    pub(super) fn is_recovering(&self) -> bool {
+        let active = self.active.as_ref();
+        active.is_some_and(|call| matches!(call.method, Method::BasicRecover(_)))
+    }
+
+    pub(super) fn transmit(&mut self, mut call: Call<T>, out: &mut Out<T>) {
         if let Err(failure) = self.try_transmit(&mut call, out) {
             out.unwatch(self.id.number, &call);
             out.fail(call.token, failure);
@@ -129,6 +160,7 @@ impl<T: Tokens> Channel<T> {
         match &call.method {
             Method::TxSelect(_) => self.give_everything_back(out),
             Method::TxCommit(_) => self.send_given_back(out),
+            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => self.forget_held(out),
             _ => {}
         }
         out.try_send(self.id.number, &call.method)

@@ -101,6 +101,9 @@ impl<T: Tokens> Channel<T> {
 
     /// Gives the oldest of each consumer back, if it fits now. Whether any was.
     pub(crate) fn give_back_some(&mut self, out: &mut Out<T>) -> bool {
+        if self.is_recovering() {
+            return false;
+        }
         let mut any = false;
         for (tag, holding) in &mut self.holdings {
             // To one that is being cancelled it would come in vain.
@@ -122,7 +125,7 @@ impl<T: Tokens> Channel<T> {
 
     /// Whether [`give_back_some`](Self::give_back_some) would give something back.
     pub(crate) fn can_give_back(&self, out: &Out<T>) -> bool {
-        self.holdings.iter().any(|(tag, holding)| {
+        !self.is_recovering() && self.holdings.iter().any(|(tag, holding)| {
             let consumer = self.consumers.get(tag);
             consumer
                 .filter(|consumer| !consumer.discard)
@@ -167,8 +170,9 @@ impl<T: Tokens> Channel<T> {
 
     /// A consumer is over: nothing of what is held back for it goes to anybody here.
     pub(super) fn give_all_back(&mut self, tag: &ShortString, out: &mut Out<T>) {
+        let is_recovering = self.is_recovering();
         if let Some(holding) = self.holdings.remove(tag) {
-            for delivery_tag in holding.end(&mut out.room) {
+            for delivery_tag in holding.end(&mut out.room).filter(|_| !is_recovering) {
                 out.events.push_back(Event::GiveBack {
                     channel: self.token.clone(),
                     delivery_tag,

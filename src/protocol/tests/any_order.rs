@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::frame::Settle;
-use super::super::methods::queue;
+use super::super::methods::{queue, tx};
 use super::broker::Broker;
 use super::*;
 
@@ -19,7 +19,8 @@ enum Step {
     Consume(usize, usize, bool, bool),
     Cancel(usize, usize),
     Discard(usize, usize),
-    Settle(usize),
+    Settle(usize, usize),
+    Change(usize, usize),
     CloseChannel(usize),
     Pass(u32),
     ClientReads(usize),
@@ -42,7 +43,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(handle, tag, no_ack, nowait)| Step::Consume(handle, tag, no_ack, nowait)),
         3 => (handle(), tag()).prop_map(|(handle, tag)| Step::Cancel(handle, tag)),
         3 => (handle(), tag()).prop_map(|(handle, tag)| Step::Discard(handle, tag)),
-        5 => (0usize..10).prop_map(Step::Settle),
+        5 => (0usize..10, 0usize..5).prop_map(|(index, kind)| Step::Settle(index, kind)),
+        3 => (handle(), 0usize..4).prop_map(|(handle, kind)| Step::Change(handle, kind)),
         2 => handle().prop_map(Step::CloseChannel),
         2 => (1u32..40).prop_map(Step::Pass),
         12 => (1usize..200).prop_map(Step::ClientReads),
@@ -63,6 +65,7 @@ struct World {
     output: VecDeque<(u16, Method)>,
     /// Every channel that was asked for.
     ids: Vec<ChannelId>,
+    names: Vec<&'static str>,
     calls: u32,
     outcomes: Vec<u32>,
     /// The messages that the program has and has not settled, and all it ever had.
@@ -80,6 +83,7 @@ impl World {
             broker: Broker::default(),
             output: VecDeque::new(),
             ids: Vec::new(),
+            names: Vec::new(),
             calls: 0,
             outcomes: Vec::new(),
             in_hand: Vec::new(),
@@ -110,7 +114,8 @@ impl World {
                         .discard_consumer(id, &TAGS[tag].into(), |_| true);
                 }
             }
-            Step::Settle(index) => self.settle(index),
+            Step::Settle(index, kind) => self.settle(index, kind),
+            Step::Change(handle, kind) => self.change(handle, kind),
             Step::CloseChannel(handle) => {
                 if let Some(id) = self.id(handle) {
                     let call = self.next_call();
@@ -136,6 +141,7 @@ impl World {
             let name = format!("channel {}", self.ids.len()).leak();
             self.ids
                 .push(self.scenario.begin_open(id.number, name, call));
+            self.names.push(name);
         }
     }
 
@@ -161,8 +167,8 @@ impl World {
                 .consumer_tag(TAGS[tag])
                 .no_ack(no_ack)
                 .nowait(nowait);
-            self.scenario
-                .begin_consume_with(id, call, TAGS[tag], consume);
+            let token = format!("consumer {call}").leak();
+            self.scenario.begin_consume_with(id, call, token, consume);
         }
     }
 
@@ -173,17 +179,52 @@ impl World {
         }
     }
 
-    /// Settles a message, which may be of a channel that is long gone.
-    fn settle(&mut self, index: usize) {
+    /// Settles a message, which may be of a channel that is long gone, or settled; or more.
+    fn settle(&mut self, index: usize, kind: usize) {
         if index >= self.in_hand.len() {
             return;
         }
         let message = self.in_hand.swap_remove(index);
         let (number, opening, tag) = self.broker.messages[message];
-        let same_number = |id: &&ChannelId| id.number == number;
-        let id = self.ids.iter().filter(same_number).nth(opening - 1);
-        let ack = Settle::Ack { multiple: false };
-        self.scenario.settle(*id.unwrap(), tag, ack);
+        let of_number = self.ids.iter().zip(&self.names);
+        let mut of_number = of_number.filter(|(id, _)| id.number == number);
+        let (_, name) = of_number.nth(opening - 1).unwrap();
+        let settle = match kind {
+            0 | 1 => Settle::Ack { multiple: false },
+            2 | 3 => Settle::Ack { multiple: true },
+            _ => Settle::Nack {
+                multiple: true,
+                requeue: true,
+            },
+        };
+        let tag = match kind {
+            3 => self.scenario.books(name).last,
+            _ => tag,
+        };
+        self.scenario.settle_by_books(name, tag, settle);
+    }
+
+    /// Something that changes what is settled.
+    fn change(&mut self, handle: usize, kind: usize) {
+        if let Some(id) = self.id(handle) {
+            let call = self.next_call();
+            let method: Method = match kind {
+                0 => tx::Select::default().into(),
+                1 => tx::Commit::default().into(),
+                2 => tx::Rollback::default().into(),
+                _ => basic::Recover::default().into(),
+            };
+            self.scenario.call(id, call, method);
+        }
+    }
+
+    /// Commits whatever is under way.
+    fn commit_all(&mut self) {
+        for id in self.ids.clone() {
+            let call = self.next_call();
+            self.scenario.call(id, call, tx::Commit::default());
+        }
+        self.settle_down();
     }
 
     fn client_reads(&mut self, count: usize) {
@@ -270,6 +311,16 @@ impl World {
                 assert!(self.seen.contains(&message), "message {message} is lost");
             }
         }
+        for (id, name) in self.ids.iter().zip(&self.names) {
+            if let Some(channel) = self.broker.channels.get(&id.number) {
+                if self.scenario.core.is_open(*id) {
+                    let mut settlements = self.scenario.books[name].settlements.clone();
+                    let is_open = |tag: &u64| settlements.settle(*tag);
+                    let open: BTreeSet<_> = (1..=channel.delivery_tag).filter(is_open).collect();
+                    assert_eq!(open, channel.unsettled, "both sides know what is settled");
+                }
+            }
+        }
         assert_eq!(self.scenario.core.poll_timeout(), None);
         self.outcomes.sort_unstable();
         assert_eq!(self.outcomes, (0..self.calls).collect::<Vec<_>>());
@@ -288,6 +339,7 @@ proptest! {
             world.step(step);
         }
         world.settle_down();
+        world.commit_all();
         world.check();
         world.scenario.begin_close(SECOND);
         world.settle_down();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::super::methods::queue;
+use super::super::methods::{queue, tx};
 use super::super::wire::ShortString;
 use super::*;
 
@@ -29,8 +29,10 @@ pub(super) struct BrokerChannel {
     pub(super) due: Option<Method>,
     /// Tags, and whether their deliveries need no ack.
     consumers: BTreeMap<ShortString, bool>,
-    delivery_tag: u64,
+    pub(super) delivery_tag: u64,
     pub(super) unsettled: BTreeSet<u64>,
+    /// What the transaction under way has settled, if the channel has transactions.
+    transaction: Option<BTreeSet<u64>>,
 }
 
 impl Broker {
@@ -111,6 +113,10 @@ impl Broker {
             }
             Some(Method::BasicGet(_)) => self.send(number, basic::GetEmpty::default()),
             Some(Method::BasicQos(_)) => self.send(number, basic::QosOk::default()),
+            Some(Method::BasicRecover(_)) => self.send(number, basic::RecoverOk::default()),
+            Some(Method::TxSelect(_)) => self.send(number, tx::SelectOk::default()),
+            Some(Method::TxCommit(_)) => self.send(number, tx::CommitOk::default()),
+            Some(Method::TxRollback(_)) => self.send(number, tx::RollbackOk::default()),
             Some(Method::QueueDeclare(declare)) => {
                 let declare_ok = queue::DeclareOk::default().queue(&declare.queue);
                 self.send(number, declare_ok);
@@ -121,6 +127,10 @@ impl Broker {
 
     pub(super) fn deliver(&mut self, number: u16) {
         let consumer = self.channels.get(&number).and_then(|channel| {
+            // It answers these at once, and delivers nothing in between.
+            if let Some(Method::BasicRecover(_) | Method::TxRollback(_)) = channel.due {
+                return None;
+            }
             let (tag, no_ack) = channel.consumers.iter().next_back()?;
             Some((tag.clone(), *no_ack))
         });
@@ -162,13 +172,48 @@ impl BrokerChannel {
         self.closing || matches!(self.due, Some(Method::ChannelClose(_)))
     }
 
+    /// Settles one delivery, or with `multiple` all up to it: it has to be unsettled.
+    fn settle(&mut self, delivery_tag: u64, multiple: bool) {
+        assert!(
+            self.unsettled.contains(&delivery_tag),
+            "406: {delivery_tag} is not one of {:?}",
+            self.unsettled
+        );
+        let is_meant = |tag: &u64| *tag == delivery_tag || (multiple && *tag < delivery_tag);
+        let settled = self.unsettled.iter().copied().filter(is_meant);
+        let settled: BTreeSet<_> = settled.collect();
+        self.unsettled.retain(|tag| !settled.contains(tag));
+        if let Some(transaction) = &mut self.transaction {
+            transaction.extend(settled);
+        }
+    }
+
     fn obey(&mut self, method: Method) {
+        assert!(
+            !matches!(self.due, Some(Method::TxCommit(_)))
+                || matches!(
+                    method,
+                    Method::ChannelClose(_) | Method::ChannelFlowOk(_) | Method::BasicCancelOk(_)
+                ),
+            "504: {method:?} between a commit and its reply"
+        );
+        match &method {
+            Method::TxSelect(_) => drop(self.transaction.get_or_insert_default()),
+            Method::TxCommit(_) => {
+                self.transaction = self.transaction.take().map(|_| BTreeSet::new())
+            }
+            Method::TxRollback(_) => {
+                if let Some(transaction) = &mut self.transaction {
+                    self.unsettled.append(transaction);
+                }
+            }
+            Method::BasicRecover(_) => self.unsettled.clear(),
+            _ => {}
+        }
         match &method {
             Method::ChannelClose(_) => self.due = Some(method),
-            Method::BasicAck(basic::Ack { delivery_tag, .. })
-            | Method::BasicNack(basic::Nack { delivery_tag, .. }) => {
-                assert!(self.unsettled.remove(delivery_tag), "406: {method:?}");
-            }
+            Method::BasicAck(ack) => self.settle(ack.delivery_tag, ack.multiple),
+            Method::BasicNack(nack) => self.settle(nack.delivery_tag, nack.multiple),
             Method::BasicConsume(consume) if consume.nowait => {
                 let tag = consume.consumer_tag.clone();
                 let known = self.consumers.insert(tag, consume.no_ack);

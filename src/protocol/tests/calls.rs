@@ -150,14 +150,16 @@ fn properties_come_with_their_message() {
     scenario.call(id, 1, basic::Get::new("q"));
     let properties = BasicProperties::new().message_id("m").priority(3);
     let get_ok = basic::GetOk::default();
-    scenario.peer_sends_content(1, get_ok, Some(&properties), b"x");
-    let Some(Event::Reply {
-        reply: Reply::Message(content),
-        ..
-    }) = scenario.core.poll_event()
-    else {
-        panic!("the message is due");
-    };
+    scenario.feed(&content(1, get_ok, Some(&properties), b"x"));
+    let mut events = std::iter::from_fn(|| scenario.core.poll_event());
+    let content = events.find_map(|event| match event {
+        Event::Reply {
+            reply: Reply::Message(content),
+            ..
+        } => Some(content),
+        _ => None,
+    });
+    let content = content.expect("the message is due");
     assert_eq!(*content.properties.get(), properties);
 }
 
