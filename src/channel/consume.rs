@@ -198,8 +198,12 @@ impl BlockingChannel {
         let shared = self.shared();
         shared.check_open()?;
         if consume.consumer_tag.is_empty() {
-            let number = shared.consumer_tags.fetch_add(1, Ordering::Relaxed) + 1;
-            consume.consumer_tag = format!("cony-{}.{number}", self.number()).into();
+            // The program may have chosen such a tag itself.
+            let taken = self.consumer_tags();
+            while consume.consumer_tag.is_empty() || taken.contains(&consume.consumer_tag) {
+                let number = shared.consumer_tags.fetch_add(1, Ordering::Relaxed) + 1;
+                consume.consumer_tag = format!("cony-{}.{number}", self.number()).into();
+            }
         }
         if !consume.no_ack {
             let default = basic::Qos::new(shared.limits.default_prefetch);

@@ -293,3 +293,20 @@ fn settled_but_not_committed_is_not_recovered() {
     channel.tx_commit().unwrap();
     await_ready(&channel, &queue, 1);
 }
+
+#[test]
+fn after_a_recover_and_a_rollback_both_sides_know_what_can_be_settled() {
+    let (channel, queue, messages) = got(2);
+    messages[0].ack().unwrap();
+    channel.basic_recover(basic::Recover::default()).unwrap();
+    channel.tx_rollback().unwrap();
+    // The broker has this one back, and the other one is unsettled again.
+    assert!(matches!(messages[1].ack(), Err(Error::AlreadySettled(2))));
+    messages[0].ack().unwrap();
+    channel.tx_commit().unwrap();
+    let again = channel.basic_get(&queue).unwrap().unwrap();
+    assert!(again.redelivered);
+    again.ack().unwrap();
+    channel.tx_commit().unwrap();
+    assert!(channel.basic_get(&queue).unwrap().is_none());
+}

@@ -328,25 +328,70 @@ fn basic_qos_replaces_the_default_prefetch() {
 }
 
 #[test]
-fn a_qos_that_failed_leaves_the_default_to_be_set() {
-    let (past, deadline) = signal();
-    with_channel_and(
-        |parameters| default_prefetch(parameters).rpc_timeout(Duration::from_millis(500)),
-        move |wire| {
-            wire.expect(1, BASIC_QOS);
-            deadline.wait();
-            wire.send(1, BASIC_QOS_OK, args());
-            assert_eq!(accept_qos(wire), 1000);
-            let tag = wire.accept_consumer(1);
-            wire.accept_cancel(1, &tag);
-        },
-        move |channel| {
-            let error = channel.basic_qos(7).unwrap_err();
-            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
-            past.send(()).unwrap();
-            channel.consume("q").unwrap().cancel().unwrap();
-        },
-    );
+fn a_qos_that_is_answered_late_is_in_force() {
+    for earlier in [None, Some(5)] {
+        let (past, deadline) = signal();
+        with_channel_and(
+            |parameters| default_prefetch(parameters).rpc_timeout(Duration::from_millis(500)),
+            move |wire| {
+                if earlier.is_some() {
+                    accept_qos(wire);
+                }
+                wire.expect(1, BASIC_QOS);
+                deadline.wait();
+                wire.send(1, BASIC_QOS_OK, args());
+                wire.accept_declare(1);
+                // No default replaces it.
+                let tag = wire.accept_consumer(1);
+                wire.accept_cancel(1, &tag);
+            },
+            move |channel| {
+                if let Some(earlier) = earlier {
+                    channel.basic_qos(earlier).unwrap();
+                }
+                let error = channel.basic_qos(7).unwrap_err();
+                assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+                past.send(()).unwrap();
+                channel.queue_declare("q").unwrap();
+                channel.consume("q").unwrap().cancel().unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn a_qos_that_timed_out_in_line_leaves_the_one_before_it_in_force() {
+    for earlier in [None, Some(5)] {
+        let (past, deadline) = signal();
+        with_channel_and(
+            |parameters| default_prefetch(parameters).rpc_timeout(Duration::from_millis(300)),
+            move |wire| {
+                if earlier.is_some() {
+                    accept_qos(wire);
+                }
+                wire.expect(1, QUEUE_DECLARE);
+                deadline.wait();
+                wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
+                if earlier.is_none() {
+                    assert_eq!(accept_qos(wire), 1000);
+                }
+                let tag = wire.accept_consumer(1);
+                wire.accept_cancel(1, &tag);
+            },
+            move |channel| {
+                if let Some(earlier) = earlier {
+                    channel.basic_qos(earlier).unwrap();
+                }
+                let error = channel.queue_declare("q").unwrap_err();
+                assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+                // It never gets its turn.
+                let error = channel.basic_qos(7).unwrap_err();
+                assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+                past.send(()).unwrap();
+                channel.consume("q").unwrap().cancel().unwrap();
+            },
+        );
+    }
 }
 
 #[test]
@@ -1577,6 +1622,57 @@ fn what_was_taken_is_not_held_against_the_others() {
             let delivery = other.recv_timeout(Duration::from_secs(5)).unwrap();
             assert_eq!(delivery.map(|delivery| delivery.delivery_tag), Some(4));
             channel.close().unwrap();
+        },
+    );
+}
+
+#[test]
+fn no_delivery_has_the_number_0() {
+    with_channel(
+        |wire| {
+            let tag = deliver(wire, 1);
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
+            wire.accept_cancel(1, &tag);
+        },
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            let delivery = consumer.next().unwrap().unwrap();
+            let refused = [
+                channel.basic_ack(0),
+                channel.basic_nack(0),
+                channel.basic_reject(0),
+            ];
+            for refused in refused {
+                let error = refused.unwrap_err();
+                assert!(matches!(error, Error::UnknownDeliveryTag(0)), "{error:?}");
+            }
+            delivery.ack().unwrap();
+            let error = channel.basic_ack(0).unwrap_err();
+            assert!(matches!(error, Error::UnknownDeliveryTag(0)), "{error:?}");
+            consumer.cancel().unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_tag_of_the_librarys_own_is_none_that_the_program_has_chosen() {
+    with_channel(
+        |wire| {
+            for expected in ["cony-1.1", "cony-1.2", "cony-1.3", "cony-1.4"] {
+                assert_eq!(wire.accept_consumer(1), expected);
+            }
+            wire.serve();
+        },
+        |channel| {
+            let tagged = |tag: &str| basic::Consume::new("q").no_ack(true).consumer_tag(tag);
+            let _one = channel.consume(tagged("cony-1.1")).unwrap();
+            let _two = channel.basic_consume(tagged("cony-1.2"), |_, _| Ok(()));
+            let three = channel.consume(no_ack()).unwrap();
+            assert_eq!(three.consumer_tag(), "cony-1.3");
+            let four = channel.basic_consume(no_ack(), |_, _| Ok(())).unwrap();
+            assert_eq!(four, "cony-1.4");
+            let error = channel.consume(tagged("cony-1.4")).unwrap_err();
+            assert!(matches!(error, Error::DuplicateConsumerTag(_)), "{error:?}");
         },
     );
 }

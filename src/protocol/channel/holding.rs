@@ -125,15 +125,16 @@ impl<T: Tokens> Channel<T> {
 
     /// Whether [`give_back_some`](Self::give_back_some) would give something back.
     pub(crate) fn can_give_back(&self, out: &Out<T>) -> bool {
-        !self.is_recovering() && self.holdings.iter().any(|(tag, holding)| {
-            let consumer = self.consumers.get(tag);
-            consumer
-                .filter(|consumer| !consumer.discard)
-                .is_some_and(|consumer| {
-                    let is_idle = !out.room.has_emitted() && !T::has_waiting(&consumer.token);
-                    holding.can_give_back(is_idle, &out.room)
-                })
-        })
+        !self.is_recovering()
+            && self.holdings.iter().any(|(tag, holding)| {
+                let consumer = self.consumers.get(tag);
+                consumer
+                    .filter(|consumer| !consumer.discard)
+                    .is_some_and(|consumer| {
+                        let is_idle = !out.room.has_emitted() && !T::has_waiting(&consumer.token);
+                        holding.can_give_back(is_idle, &out.room)
+                    })
+            })
     }
 
     /// A message of this cost has come for another consumer than the one that gave it back.

@@ -169,6 +169,9 @@ impl World {
                 _ => {}
             }
         }
+        while let Some((id, ..)) = self.core.next_change() {
+            self.core.make_change(id);
+        }
         let waiting = self.waiting();
         self.most = self.most.max(waiting);
         let is_alone = self.taker.borrow().waiting.len() == 1;
@@ -371,10 +374,38 @@ fn a_recover_and_the_end_of_a_channel_forget_what_is_held() {
             true => {
                 let recover = basic::Recover::default().into();
                 world.core.call(id, recover, None, (), deadline);
+                world.events();
                 world.bytes(&frame(1, basic::RecoverOk::default()));
             }
             false => world.bytes(&frame(1, not_found().0)),
         }
+        assert!(!world.core.is_holding() && !world.core.is_closed());
+        assert!(world.to_broker.is_empty());
+    }
+}
+
+#[test]
+fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
+    for cancels in [true, false] {
+        let mut world = world(&[1000; 20], 20, 4000);
+        world.deliver(10);
+        let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
+        let recover = basic::Recover::default().into();
+        world.core.call(id, recover, None, (), deadline);
+        world.events();
+        // The broker has sent these before it hears of the recover.
+        world.deliver(10);
+        assert!(world.core.is_holding());
+        if cancels {
+            world.bytes(&frame(1, basic::Cancel::new("tag").nowait(true)));
+        }
+        while world.handle_one() {
+            world.to_broker.clear();
+        }
+        world.core.give_back_held(world.now);
+        world.events();
+        assert!(world.to_broker.is_empty());
+        world.bytes(&frame(1, basic::RecoverOk::default()));
         assert!(!world.core.is_holding());
         assert!(world.to_broker.is_empty());
     }

@@ -155,3 +155,71 @@ fn a_late_get_beside_a_commit_that_no_transaction_began_sends_nothing() {
     peer_delivers(&mut scenario, [1]);
     assert_eq!(scenario.sent(), []);
 }
+
+#[test]
+fn a_commit_that_timed_out_in_line_has_settled_nothing_for_good() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    scenario.call(id, 1, tx::Select::default());
+    scenario.peer_sends(1, tx::SelectOk::default());
+    peer_delivers(&mut scenario, [1]);
+    let ack = Settle::Ack { multiple: false };
+    scenario.settle_by_books("one", 1, ack).unwrap();
+    scenario.call(id, 2, queue::Declare::new("q"));
+    scenario.call_within(SECOND, id, 3, tx::Commit::default());
+    scenario.pass(SECOND * 2);
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    scenario.sent();
+    scenario.call(id, 4, tx::Rollback::default());
+    scenario.peer_sends(1, tx::RollbackOk::default());
+    assert_eq!(scenario.sent(), [on(1, tx::Rollback::default())]);
+    let settled = scenario.settle_by_books("one", 1, ack);
+    assert!(settled.is_some(), "the broker has it unsettled again");
+    assert_eq!(scenario.sent(), [on(1, basic::Ack::new(1))]);
+}
+
+#[test]
+fn a_commit_goes_out_behind_what_was_settled_before_it_had_its_turn() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    scenario.call(id, 1, tx::Select::default());
+    scenario.peer_sends(1, tx::SelectOk::default());
+    peer_delivers(&mut scenario, [1, 2]);
+    scenario.sent();
+    scenario.call(id, 2, queue::Declare::new("q"));
+    scenario.call(id, 3, tx::Commit::default());
+    scenario.feed(&frame(1, queue::DeclareOk::default()));
+    assert!(scenario.core.has_paused(), "the driver is not to sleep");
+    let ack = Settle::Ack { multiple: false };
+    scenario.settle_by_books("one", 2, ack).unwrap();
+    assert_eq!(
+        scenario.sent(),
+        [
+            on(1, queue::Declare::new("q")),
+            on(1, basic::Ack::new(2)),
+            commit()
+        ]
+    );
+    scenario.peer_sends(1, tx::CommitOk::default());
+    scenario.call(id, 4, tx::Rollback::default());
+    scenario.peer_sends(1, tx::RollbackOk::default());
+    assert_eq!(scenario.settle_by_books("one", 2, ack), None, "committed");
+}
+
+#[test]
+fn after_a_commit_the_driver_is_not_to_sleep_on_what_waits_behind_it() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.call(id, 1, tx::Select::default());
+    scenario.peer_sends(1, tx::SelectOk::default());
+    scenario.call(id, 2, tx::Commit::default());
+    scenario.call(id, 3, queue::Declare::new("q"));
+    scenario.sent();
+    assert!(!scenario.core.has_paused());
+    scenario.feed(&frame(1, tx::CommitOk::default()));
+    assert!(scenario.core.has_paused());
+    assert_eq!(scenario.sent(), [on(1, queue::Declare::new("q"))]);
+    assert!(!scenario.core.has_paused());
+}
