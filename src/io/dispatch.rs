@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::channel_port::{ChannelPort, ConsumerPort, Route, Taker};
+use super::channel_port::ChannelPort;
+use super::consumer_port::{ConsumerPort, Route, Taker};
 use super::inbox::Inbox;
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Outcome};
 use crate::error::Error;
@@ -31,7 +32,6 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
-    consumer.set_returnable(!is_fixed);
     match &consumer.taker {
         Taker::Answers(answers) => answers.deliver(runs),
         Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),
@@ -85,6 +85,7 @@ pub(super) fn tell(
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
+        Event::OfQueue { consumer } => consumer.consumer.note_queue(),
         Event::Unwanted {
             channel,
             delivery_tag,

@@ -27,8 +27,9 @@ use std::time::Instant;
 use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token, Waker};
 
-use super::channel_port::{ChannelPort, ConsumerPort};
+use super::channel_port::ChannelPort;
 use super::commands::Frames;
+use super::consumer_port::{ConsumerPort, Route};
 use super::dispatch;
 use super::outbox::{Outbox, Untaken};
 use super::pauses::{Holdups, Pauses};
@@ -41,6 +42,7 @@ use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
+use crate::protocol::methods::basic;
 
 pub(crate) const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
@@ -57,6 +59,21 @@ pub(crate) fn spawn(
     negotiated: Negotiated,
     settings: Settings,
 ) -> io::Result<(Arc<ConnectionPort>, JoinHandle<()>)> {
+    let driver = prepare(poll, transport, decoder, negotiated, settings)?;
+    let port = Arc::clone(&driver.port);
+    let thread = thread::Builder::new()
+        .name("cony-io".into())
+        .spawn(move || driver.run())?;
+    Ok((port, thread))
+}
+
+fn prepare(
+    poll: Poll,
+    transport: Transport,
+    decoder: FrameDecoder,
+    negotiated: Negotiated,
+    settings: Settings,
+) -> io::Result<Driver> {
     let core = Connection::new(
         decoder,
         &negotiated,
@@ -78,13 +95,13 @@ pub(crate) fn spawn(
         spin_limit,
         transport.is_tls(),
     ));
-    let driver = Driver {
+    Ok(Driver {
         poll,
         outbox: Outbox::default(),
         transport,
         core,
         commands: VecDeque::new(),
-        port: Arc::clone(&port),
+        port,
         held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
@@ -103,11 +120,7 @@ pub(crate) fn spawn(
         abandoned: false,
         _alarm: alarm,
         _alive: alive,
-    };
-    let thread = thread::Builder::new()
-        .name("cony-io".into())
-        .spawn(move || driver.run())?;
-    Ok((port, thread))
+    })
 }
 
 struct Driver {
@@ -254,6 +267,20 @@ impl Driver {
                 self.in_talk = true;
                 self.core.call(channel, *method, consumer, token, deadline);
             }
+            Command::Cancel {
+                channel,
+                consumer,
+                nowait,
+                deadline,
+                reply,
+            } => {
+                let cancel = basic::Cancel::new(&consumer.tag).nowait(nowait);
+                let is_meant = |route: &Arc<Route>| Arc::ptr_eq(&route.consumer, &consumer);
+                let token = CallToken::Caller(reply);
+                self.in_talk = true;
+                self.core
+                    .cancel_consumer(channel, cancel, is_meant, token, deadline);
+            }
             Command::OpenChannel {
                 number,
                 window,
@@ -345,7 +372,7 @@ impl Driver {
         }
         let mut command = None;
         let send = |it| command = Some(it);
-        consumer.channel.give_messages_back(left, send);
+        consumer.give_back(left, send);
         if let Some(command) = command {
             self.obey(command, now);
         }

@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 use super::backpressure::Backpressure;
 use super::bell::Watchers;
 use super::budget::Backlog;
-use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::channel_port::ChannelPort;
 use super::chunks::Chunks;
 use super::commands::{Commands, Frames, Queued};
+use super::consumer_port::{ConsumerPort, Route};
 use super::counters::Counters;
 use super::kept::Total;
 use super::nap::Nap;
@@ -55,6 +56,14 @@ pub(crate) enum Command {
         channel: ChannelId,
         method: Box<Method>,
         consumer: Option<Arc<Route>>,
+        deadline: Instant,
+        reply: Sender<Outcome>,
+    },
+    /// Cancels this consumer, and no other one of its name.
+    Cancel {
+        channel: ChannelId,
+        consumer: Arc<ConsumerPort>,
+        nowait: bool,
         deadline: Instant,
         reply: Sender<Outcome>,
     },

@@ -44,7 +44,7 @@ use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::holding::Room;
-use super::methods::{Method, channel, connection};
+use super::methods::{Method, basic, channel, connection};
 use super::run::Run;
 use super::wire::ShortString;
 
@@ -338,6 +338,7 @@ impl<T: Tokens> Connection<T> {
             method: channel::Open::default().into(),
             deadline: Some(deadline),
             consumer: None,
+            cancels: None,
         };
         let channel = Channel::open(id, channel, call, &mut router.out);
         let index = usize::from(id.number);
@@ -383,6 +384,11 @@ impl<T: Tokens> Connection<T> {
         Some(token)
     }
 
+    /// Whether something waits only for [`end_commits`](Self::end_commits).
+    pub(crate) fn has_paused(&self) -> bool {
+        !self.router.out.committed.is_empty()
+    }
+
     /// Lets the calls go out that waited for a commit which is done: behind what the gate
     /// has held back, which was said before them.
     pub(crate) fn end_commits(&mut self) {
@@ -410,9 +416,36 @@ impl<T: Tokens> Connection<T> {
             method,
             deadline: Some(deadline),
             consumer,
+            cancels: None,
         };
         self.router
             .with_channel(id, |channel, out| channel.call(call, out));
+    }
+
+    /// Cancels a consumer in its turn; the outcome comes as an event for `call`. `is_meant` tells
+    /// it from others of the same name, before and after it.
+    pub(crate) fn cancel_consumer(
+        &mut self,
+        id: ChannelId,
+        cancel: basic::Cancel,
+        is_meant: impl Fn(&T::Consumer) -> bool,
+        call: T::Call,
+        deadline: Instant,
+    ) {
+        if !self.is_open(id) {
+            return self.router.out.fail(Some(call), CallFailure::Closed);
+        }
+        let call = Call {
+            number: self.router.out.next_call(),
+            token: Some(call),
+            method: cancel.into(),
+            deadline: Some(deadline),
+            consumer: None,
+            cancels: None,
+        };
+        self.router.with_channel(id, |channel, out| {
+            channel.cancel_consumer(call, is_meant, out);
+        });
     }
 
     /// Cancels a consumer that nobody listens to any more.

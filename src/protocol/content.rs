@@ -43,16 +43,26 @@ impl Content {
         }
     }
 
-    /// Whether it comes from a stream, by the header that RabbitMQ adds there.
+    /// Whether it seems to come from a stream, by the header that RabbitMQ adds there. (A copy of
+    /// such a message in a queue has it as well.)
     ///
     /// A stream keeps its messages, so there is no way back into it: RabbitMQ closes the
     /// connection (540) for a nack.
     pub(crate) fn is_of_stream(&self) -> bool {
-        // Most can be told without reading them.
-        self.properties.may_have(STREAM_OFFSET) && {
-            let headers = self.properties.read().headers;
-            headers.is_some_and(|headers| headers.contains_key(STREAM_OFFSET))
-        }
+        has_offset(&self.properties)
+    }
+}
+
+/// Whether a message with these encoded properties comes from a stream.
+pub(crate) fn is_of_stream(properties: &[u8]) -> bool {
+    may_be_of_stream(properties) && has_offset(&ReceivedProperties::new(properties))
+}
+
+fn has_offset(properties: &ReceivedProperties) -> bool {
+    // Most can be told without reading them.
+    properties.may_have(STREAM_OFFSET) && {
+        let headers = properties.read().headers;
+        headers.is_some_and(|headers| headers.contains_key(STREAM_OFFSET))
     }
 }
 

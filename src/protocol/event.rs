@@ -46,6 +46,9 @@ pub(crate) struct Call<T: Tokens> {
     pub(crate) deadline: Option<Instant>,
     /// Who gets the deliveries, for a `basic.consume`.
     pub(crate) consumer: Option<T::Consumer>,
+    /// For a `basic.cancel`, the number of the one consumer that it is for. Without one it is
+    /// for whichever has the tag when it goes out.
+    pub(crate) cancels: Option<u64>,
 }
 
 /// The good outcome of a call.
@@ -148,6 +151,11 @@ pub(crate) enum Event<T: Tokens> {
     GiveBack {
         channel: T::Channel,
         delivery_tag: u64,
+    },
+    /// A delivery without the header that a stream adds to each comes next for a consumer, for the
+    /// first time.
+    OfQueue {
+        consumer: T::Consumer,
     },
     /// A delivery came that nobody takes.
     Unwanted {

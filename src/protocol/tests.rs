@@ -124,7 +124,7 @@ impl From<Event<Script>> for Seen {
             Event::HeldBack { .. } | Event::GiveBack { .. } => {
                 unreachable!("there is room for everything")
             }
-            Event::Unwanted { .. } | Event::GivenBack { .. } => {
+            Event::Unwanted { .. } | Event::GivenBack { .. } | Event::OfQueue { .. } => {
                 unreachable!("filtered by `look`")
             }
             Event::ConsumerEnded {
@@ -279,7 +279,7 @@ impl Scenario {
                     ..
                 } => self.given_back.push((channel, delivery_tag)),
                 // The sent nacks show it anyway.
-                Event::GivenBack { .. } => {}
+                Event::GivenBack { .. } | Event::OfQueue { .. } => {}
                 Event::Deliveries { consumer, runs, .. } => {
                     let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
                     let contents = runs.into_iter().flat_map(pop).map(Packed::unpack);

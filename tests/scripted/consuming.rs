@@ -834,10 +834,11 @@ fn a_cancel_by_the_broker_ends_the_loop_when_it_was_the_last_consumer() {
         |wire| {
             let first = wire.accept_consumer(1);
             let second = deliver(wire, 1);
-            wire.send(1, BASIC_CANCEL, args().short(&first).u8(1));
+            wire.cancel_consumer(1, &first);
             wire.deliver(1, &second, 2, "still");
             wire.send(1, BASIC_CANCEL, args().short(&second).u8(0));
             assert_eq!(wire.expect(1, BASIC_CANCEL_OK).short(), second);
+            wire.expect_quiet_cancel(1, &second);
         },
         |channel| {
             let (sender, received) = queue();
@@ -928,7 +929,7 @@ fn a_cancel_by_the_broker_is_told_once_in_every_clone() {
     with_channel(
         |wire| {
             let tag = wire.accept_consumer(1);
-            wire.send(1, BASIC_CANCEL, args().short(&tag).u8(1));
+            wire.cancel_consumer(1, &tag);
             wire.accept_declare(1);
         },
         |channel| {
@@ -1204,7 +1205,7 @@ fn each_delivery_goes_to_one_of_the_threads_that_share_a_consumer() {
                 .collect();
             acked.sort_unstable();
             assert!(acked.into_iter().eq(1..=COUNT));
-            wire.send(1, BASIC_CANCEL, args().short(&tag).u8(1));
+            wire.cancel_consumer(1, &tag);
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();

@@ -76,7 +76,7 @@ impl Driver {
     /// Whether to let those catch up for a moment who take deliveries: there is nothing to do
     /// but to read, and nobody waits for that.
     fn may_rest(&self) -> bool {
-        self.outbox.is_empty() && self.port.commands().is_empty() && !self.core.is_awaited()
+        self.outbox.is_empty() && !self.is_wanted() && !self.core.is_awaited()
     }
 
     /// Rests until enough is taken, somebody wants something, or for long enough.
@@ -99,7 +99,12 @@ impl Driver {
 
     pub(super) fn is_busy(&self) -> bool {
         let reads = self.readable && !self.pauses.is_on();
-        reads || self.gives_back || !self.port.commands().is_empty()
+        reads || self.gives_back || self.is_wanted()
+    }
+
+    /// Whether the next turn has something to say.
+    fn is_wanted(&self) -> bool {
+        !self.port.commands().is_empty() || self.core.has_paused()
     }
 
     /// Right after a call has gone out, or its reply to whoever waits for it, the next thing
