@@ -144,7 +144,7 @@ impl BlockingChannel {
         let consume = self.prepare(consume)?;
         let tag = consume.consumer_tag.clone();
         let port = Arc::clone(&shared.port);
-        let consumer = ConsumerPort::with_callback(tag.clone(), consume.no_ack, port);
+        let consumer = ConsumerPort::with_callback(&consume, port);
         // Deliveries may come before the reply does.
         shared.callbacks.insert(callback, &consumer)?;
         let route = Arc::new(Route {
@@ -180,8 +180,7 @@ impl BlockingChannel {
     pub fn consume(&self, consume: impl Into<basic::Consume>) -> Result<Consumer> {
         let shared = self.shared();
         let consume = self.prepare(consume.into().nowait(false))?;
-        let tag = consume.consumer_tag.clone();
-        let port = ConsumerPort::with_inbox(tag, consume.no_ack, Arc::clone(&shared.port));
+        let port = ConsumerPort::with_inbox(&consume, Arc::clone(&shared.port));
         let route = Arc::new(Route {
             consumer: Arc::clone(&port),
         });
@@ -198,10 +197,10 @@ impl BlockingChannel {
     pub(crate) fn consume_answers(&self, queue: &str, answers: &Arc<Answers>) -> Result<()> {
         let shared = self.shared();
         let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
-        let (tag, port) = (consume.consumer_tag.clone(), Arc::clone(&shared.port));
+        let port = Arc::clone(&shared.port);
         port.serve_requests(answers);
         let route = Arc::new(Route {
-            consumer: ConsumerPort::of_answers(tag, port, Arc::clone(answers)),
+            consumer: ConsumerPort::of_answers(&consume, port, Arc::clone(answers)),
         });
         let started: Result<basic::ConsumeOk> = shared.call(consume.into(), Some(route));
         started.map(drop)

@@ -518,6 +518,7 @@ mod tests {
     use crate::io::channel_port::ChannelPort;
     use crate::io::port::tests::port;
     use crate::protocol::event::ChannelId;
+    use crate::protocol::methods::basic;
 
     #[test]
     fn a_consumer_is_not_removed_in_place_of_a_former_one_of_its_name() {
@@ -526,7 +527,8 @@ mod tests {
             generation: 1,
         };
         let channel = Arc::new(ChannelPort::new(id, port(1 << 20), 1));
-        let consumer = || ConsumerPort::with_callback("me".into(), false, Arc::clone(&channel));
+        let consume = basic::Consume::new("q").consumer_tag("me");
+        let consumer = || ConsumerPort::with_callback(&consume, Arc::clone(&channel));
         let (former, latter) = (consumer(), consumer());
         let callbacks = Callbacks::default();
         let callback = || Box::new(|_: &BlockingChannel, _| Ok(()));

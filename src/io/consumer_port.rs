@@ -8,6 +8,7 @@ use super::channel_port::ChannelPort;
 use super::inbox::{Extracted, Inbox};
 use super::port::Command;
 use crate::protocol::content::Content;
+use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 
 /// What the IO thread's side holds of a consumer, and drops at the consumer's end.
@@ -41,6 +42,8 @@ pub(crate) enum Taker {
 #[derive(Debug)]
 pub(crate) struct ConsumerPort {
     pub(crate) tag: ShortString,
+    /// As the program has named it.
+    pub(crate) queue: ShortString,
     pub(crate) no_ack: bool,
     pub(crate) channel: Arc<ChannelPort>,
     pub(crate) taker: Taker,
@@ -53,37 +56,30 @@ pub(crate) struct ConsumerPort {
 
 impl ConsumerPort {
     /// A consumer whose deliveries go to a callback.
-    pub(crate) fn with_callback(
-        tag: ShortString,
-        no_ack: bool,
-        channel: Arc<ChannelPort>,
-    ) -> Arc<Self> {
-        Self::new(tag, no_ack, channel, Taker::Callback)
+    pub(crate) fn with_callback(consume: &basic::Consume, channel: Arc<ChannelPort>) -> Arc<Self> {
+        Self::new(consume, channel, Taker::Callback)
     }
 
     /// A consumer whose deliveries are taken one by one.
-    pub(crate) fn with_inbox(
-        tag: ShortString,
-        no_ack: bool,
-        channel: Arc<ChannelPort>,
-    ) -> Arc<Self> {
+    pub(crate) fn with_inbox(consume: &basic::Consume, channel: Arc<ChannelPort>) -> Arc<Self> {
         let inbox = Inbox::new(Arc::clone(&channel.connection));
-        Self::new(tag, no_ack, channel, Taker::Inbox(inbox))
+        Self::new(consume, channel, Taker::Inbox(inbox))
     }
 
-    /// A consumer of answers, which need no acknowledgement.
+    /// A consumer of answers.
     pub(crate) fn of_answers(
-        tag: ShortString,
+        consume: &basic::Consume,
         channel: Arc<ChannelPort>,
         answers: Arc<Answers>,
     ) -> Arc<Self> {
-        Self::new(tag, true, channel, Taker::Answers(answers))
+        Self::new(consume, channel, Taker::Answers(answers))
     }
 
-    fn new(tag: ShortString, no_ack: bool, channel: Arc<ChannelPort>, taker: Taker) -> Arc<Self> {
+    fn new(consume: &basic::Consume, channel: Arc<ChannelPort>, taker: Taker) -> Arc<Self> {
         Arc::new(Self {
-            tag,
-            no_ack,
+            tag: consume.consumer_tag.clone(),
+            queue: consume.queue.clone(),
+            no_ack: consume.no_ack,
             channel,
             taker,
             cancelled: OnceLock::new(),

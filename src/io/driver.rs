@@ -78,7 +78,7 @@ fn prepare(
         decoder,
         &negotiated,
         Limits {
-            max_message_size: settings.max_message_size,
+            message_size: settings.message_size,
             read_budget: settings.read_limit,
             blocked_timeout: settings.blocked_timeout,
         },

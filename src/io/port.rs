@@ -24,6 +24,7 @@ use super::spin::Spin;
 use super::wake::Wake;
 use super::write_budget::WriteBudget;
 use crate::error::{Error, ReadingPause};
+use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{EncodedPublish, Settle};
@@ -138,7 +139,7 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) write_limit: usize,
     pub(crate) read_limit: usize,
-    pub(crate) max_message_size: u64,
+    pub(crate) message_size: SizeLimit,
     /// How long the broker may block this connection's publishes.
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
@@ -528,7 +529,10 @@ pub(crate) mod tests {
             name: "test".into(),
             write_limit: 1 << 20,
             read_limit,
-            max_message_size: 1 << 20,
+            message_size: SizeLimit {
+                bytes: 1 << 20,
+                rejects: false,
+            },
             blocked_timeout: None,
             backpressure_detection: false,
             busy_wait: Duration::ZERO,

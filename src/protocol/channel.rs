@@ -25,6 +25,7 @@ mod arrivals;
 mod calls;
 mod ending;
 mod holding;
+mod oversized;
 mod transactions;
 
 use std::collections::VecDeque;
@@ -34,7 +35,7 @@ use self::arrivals::{Left, deliver};
 use self::ending::Ending;
 use self::transactions::Transaction;
 use super::consumers::Consumers;
-use super::content::{Assembly, Head, Progress};
+use super::content::{Assembly, Head, Progress, SizeLimit};
 use super::event::{Call, CallFailure, ChannelId, Event, Gate, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::handshake::{decode_method, split_method};
@@ -259,17 +260,16 @@ impl<T: Tokens> Channel<T> {
     pub(crate) fn receive_header(
         &mut self,
         payload: &[u8],
-        max_message_size: u64,
+        limit: SizeLimit,
         out: &mut Out<T>,
     ) -> Result<(), ProtocolError> {
         if self.closing {
             return Ok(());
         }
-        if self.hold_back(payload, max_message_size, out) {
+        if self.hold_back(payload, limit.bytes, out) {
             return Ok(());
         }
-        let method = self.assembly.begun();
-        let left = match self.assembly.header(payload, max_message_size)? {
+        let left = match self.assembly.header(payload, limit.bytes)? {
             Progress::Pending => {
                 out.room.announce(self.assembly.announced());
                 None
@@ -283,13 +283,8 @@ impl<T: Tokens> Channel<T> {
                 parts,
                 out,
             ),
-            Progress::TooLarge { size } => {
-                let text = format!(
-                    "a message of {size} bytes exceeds max_message_size ({max_message_size})"
-                );
-                let code = ReplyCode::CONTENT_TOO_LARGE;
-                self.close(code, text.into(), ClosedBy::Library, method, out);
-                None
+            Progress::TooLarge { head, size } => {
+                return self.receive_too_large(head, size, payload, limit, out);
             }
         };
         left.map_or(Ok(()), |left| self.receive_left(left, out))

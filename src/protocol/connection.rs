@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 use self::router::{Blocked, Router, State};
 use self::secret_updates::SecretUpdates;
 use super::channel::Channel;
+use super::content::SizeLimit;
 use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
@@ -51,8 +52,7 @@ use super::wire::ShortString;
 /// The bounds of a connection, beside those that were negotiated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// The largest body that is taken in, in bytes.
-    pub(crate) max_message_size: u64,
+    pub(crate) message_size: SizeLimit,
     /// How many bytes of deliveries may wait to be taken; twice that while a call waits.
     pub(crate) read_budget: usize,
     /// For how long the broker may take no publishes.
@@ -81,7 +81,7 @@ impl<T: Tokens> Connection<T> {
             router: Router {
                 out: Out::new(negotiated.frame_max as usize, room),
                 channel_max: negotiated.channel_max,
-                max_message_size: limits.max_message_size,
+                message_size: limits.message_size,
                 channels: vec![None],
                 lowest_free: 1,
                 generations: 0,

@@ -202,8 +202,17 @@ pub(crate) enum Progress<'a> {
     Complete(Head, Parts<'a>),
     /// The header announces a body beyond the limit.
     TooLarge {
+        head: Head,
         size: u64,
     },
+}
+
+/// The largest body that is taken in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SizeLimit {
+    pub(crate) bytes: u64,
+    /// Whether a larger message is rejected; else it costs its channel.
+    pub(crate) rejects: bool,
 }
 
 /// Puts the messages of one channel together.
@@ -319,7 +328,7 @@ impl Assembly {
             ));
         }
         if size > max {
-            return Ok(Progress::TooLarge { size });
+            return Ok(Progress::TooLarge { head, size });
         }
         let size = usize::try_from(size).map_err(|_| malformed(DecodeError::Truncated))?;
         let properties = match reader.rest() {
@@ -565,7 +574,7 @@ mod tests {
         let progress = assembly.header(&header(60, u64::MAX, &NONE), 100);
         assert!(matches!(
             progress,
-            Ok(Progress::TooLarge { size: u64::MAX })
+            Ok(Progress::TooLarge { size: u64::MAX, .. })
         ));
     }
 

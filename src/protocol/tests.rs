@@ -15,6 +15,7 @@ mod ending;
 mod heartbeats;
 mod holding_back;
 mod late_replies;
+mod oversized;
 mod protocol_errors;
 mod secret_updates;
 mod transactions;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 use proptest::test_runner::Config as ProptestConfig;
 
 use super::connection::{Connection, Limits};
-use super::content::{Content, ContentMethod};
+use super::content::{Content, ContentMethod, SizeLimit};
 use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
 use super::failure::{CloseReason, ClosedBy, ReplyCode};
 use super::frame::tests::encode_content;
@@ -70,7 +71,10 @@ impl Tokens for Script {
 /// The bounds where a test says nothing else: much may wait to be taken.
 fn limits(blocked_timeout: Option<Duration>) -> Limits {
     Limits {
-        max_message_size: MAX_MESSAGE_SIZE,
+        message_size: SizeLimit {
+            bytes: MAX_MESSAGE_SIZE,
+            rejects: false,
+        },
         read_budget: 1 << 30,
         blocked_timeout,
     }
@@ -89,6 +93,8 @@ enum Seen {
     Failed(u32, CallFailure),
     /// Consumer, delivery tag and body.
     Delivery(&'static str, u64, Vec<u8>),
+    /// Consumer and delivery tag.
+    PassedOver(Option<&'static str>, u64),
     ConsumerEnded(&'static str, EndedBy),
     Recovered(&'static str, Vec<&'static str>),
     Returned(&'static str, Vec<u8>),
@@ -123,6 +129,9 @@ impl From<Event<Script>> for Seen {
             Event::Deliveries { .. } => unreachable!("taken apart by `look`"),
             Event::HeldBack { .. } | Event::GiveBack { .. } => {
                 unreachable!("there is room for everything")
+            }
+            Event::PassedOver(passed_over) => {
+                Self::PassedOver(passed_over.consumer, passed_over.delivery_tag)
             }
             Event::Unwanted { .. } | Event::GivenBack { .. } | Event::OfQueue { .. } => {
                 unreachable!("filtered by `look`")

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::FRAME_MAX;
 use super::input::Input;
 use crate::protocol::connection::{Connection, Limits};
+use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
@@ -76,7 +77,10 @@ impl Subject {
         let now = Instant::now();
         let decoder = FrameDecoder::new(FRAME_MAX);
         let limits = Limits {
-            max_message_size: MAX_MESSAGE_SIZE,
+            message_size: SizeLimit {
+                bytes: MAX_MESSAGE_SIZE,
+                rejects: true,
+            },
             read_budget: READ_BUDGET,
             blocked_timeout: Some(SECOND * 60),
         };

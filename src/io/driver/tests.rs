@@ -150,11 +150,11 @@ fn ask_for_consumer(
     channel: &Arc<ChannelPort>,
     tag: &str,
 ) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
-    let consumer = ConsumerPort::with_inbox(tag.into(), true, Arc::clone(channel));
+    let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
+    let consumer = ConsumerPort::with_inbox(&consume, Arc::clone(channel));
     let route = Arc::new(Route {
         consumer: Arc::clone(&consumer),
     });
-    let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
     let outcome = channel.begin(consume.into(), Some(route), soon());
     (consumer, outcome)
 }
@@ -170,7 +170,8 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
     let channel = play.open_channel();
     let consumer = play.consume(&channel, "me");
     // The broker had cancelled it, which its owner did not know yet when it was dropped.
-    let former = ConsumerPort::with_inbox("me".into(), true, Arc::clone(&channel));
+    let consume = basic::Consume::new("q").consumer_tag("me").no_ack(true);
+    let former = ConsumerPort::with_inbox(&consume, Arc::clone(&channel));
     play.port.send(Command::Discard {
         channel: channel.id,
         consumer: former,
