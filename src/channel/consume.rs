@@ -241,7 +241,8 @@ impl BlockingChannel {
     /// What is handed back is all that had come, up to `read_budget`; and each [`Delivery`] takes
     /// some 150 bytes beside its body and properties, more than a small message that waits.
     ///
-    /// A tag that does not exist is no error.
+    /// A tag that does not exist is no error. Of consumers that have the same tag one after the
+    /// other, the one that has it at the time of the call is cancelled.
     ///
     /// # Errors
     ///

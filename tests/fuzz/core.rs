@@ -152,10 +152,19 @@ impl Subject {
             }
             9 => {
                 let (id, tag) = (self.id(input), input.u8());
-                if let Some(id) = id {
-                    self.commanded += 1;
-                    self.core
-                        .discard_consumer(id, &name(tag).into(), |_| tag != 3);
+                let is_meant = |_: &u8| tag != 3;
+                match id {
+                    Some(id) if tag & 0x80 == 0 => {
+                        self.commanded += 1;
+                        self.core.discard_consumer(id, &name(tag).into(), is_meant);
+                    }
+                    Some(id) => {
+                        let cancel = basic::Cancel::new(name(tag)).nowait(tag & 0x40 == 0);
+                        let call = self.call();
+                        self.core
+                            .cancel_consumer(id, cancel, is_meant, call, deadline);
+                    }
+                    None => {}
                 }
             }
             10 => {
