@@ -10,11 +10,10 @@ use crossbeam_channel::Receiver;
 use crate::channel::BlockingChannel;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::io::channel_port::ConsumerPort;
+use crate::io::consumer_port::ConsumerPort;
 use crate::io::inbox::{Incoming, Popped};
 use crate::io::port::Command;
 use crate::protocol::frame::Settle;
-use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 
 /// A consumer whose deliveries are taken one by one, by any number of threads.
@@ -159,12 +158,9 @@ impl Consumer {
         let port = &self.handle.port;
         port.inbox().stop();
         if port.cancelled_by_broker().is_none() {
-            let cancel = basic::Cancel::new(&port.tag);
-            self.handle.channel.basic_cancel(cancel)?;
+            self.shared().cancel(port, false)?;
         }
-        Ok(self
-            .shared()
-            .keep_or_give_back(port.take_left(), port.no_ack))
+        Ok(self.shared().keep_or_give_back(port.take_left(), port))
     }
 
     /// Becomes ready when there is a delivery to take, or an end to learn of: to wait for
@@ -340,7 +336,7 @@ impl Drop for Handle {
             let left = self.port.take_left();
             match left.len() {
                 0 => {}
-                _ if !self.port.no_ack => channel.give_back(left),
+                _ if !self.port.no_ack => channel.give_back(&self.port, left),
                 count => log::warn!(
                     "consumer {} was dropped with {count} messages that needed no \
                      acknowledgement; they are lost",

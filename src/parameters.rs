@@ -113,6 +113,7 @@ pub struct ConnectionParameters {
     pub(crate) backpressure_detection: bool,
     pub(crate) busy_wait: Duration,
     pub(crate) max_message_size: u64,
+    pub(crate) oversized: Oversized,
     pub(crate) default_prefetch: u16,
     pub(crate) confirm_window: usize,
     pub(crate) write_budget: usize,
@@ -150,6 +151,7 @@ impl Default for ConnectionParameters {
             backpressure_detection: false,
             busy_wait: Duration::from_micros(100),
             max_message_size: 128 * MIB as u64,
+            oversized: Oversized::CloseChannel,
             default_prefetch: 200,
             confirm_window: 1000,
             write_budget: 4 * MIB,
@@ -239,9 +241,12 @@ impl ConnectionParameters {
         /// it has asked, and less and less where that is in vain. Zero switches it off, as
         /// does a machine with one processor. At most 10 ms. Default: 100 µs.
         busy_wait: Duration,
-        /// The largest body to accept, in bytes; a larger one closes its channel (311).
-        /// Default: 128 MiB.
+        /// The largest body to accept, in bytes. A larger one closes its channel (311), unless
+        /// [`oversized`](Self::oversized) says otherwise. Default: 128 MiB.
         max_message_size: u64,
+        /// What becomes of a message that is larger than `max_message_size`. Default:
+        /// [`Oversized::CloseChannel`].
+        oversized: Oversized,
         /// The prefetch of channels whose first consumer starts before any `basic_qos`;
         /// 0 means none. Default: 200.
         default_prefetch: u16,
@@ -377,12 +382,45 @@ impl fmt::Debug for ConnectionParameters {
             .field("backpressure_detection", &self.backpressure_detection)
             .field("busy_wait", &self.busy_wait)
             .field("max_message_size", &self.max_message_size)
+            .field("oversized", &self.oversized)
             .field("default_prefetch", &self.default_prefetch)
             .field("confirm_window", &self.confirm_window)
             .field("write_budget", &self.write_budget)
             .field("read_budget", &self.read_budget)
             .finish()
     }
+}
+
+/// What becomes of a message that is larger than
+/// [`max_message_size`](ConnectionParameters::max_message_size). Its body takes no memory in either
+/// case.
+///
+/// ```
+/// use cony::{ConnectionParameters, Oversized};
+///
+/// let parameters = ConnectionParameters::new()
+///     .max_message_size(1024 * 1024)
+///     .oversized(Oversized::Reject);
+/// # let _ = parameters;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Oversized {
+    /// It closes its channel with 311, so that nobody overlooks it. The message goes back to its
+    /// queue with all that is unsettled there, and comes again for the next consumer.
+    #[default]
+    CloseChannel,
+    /// The program does not get it. It is rejected without requeue, as with
+    /// [`basic_reject`](crate::BlockingChannel::basic_reject): the broker moves it to the dead
+    /// letters of its queue, or drops it if the queue has none. The log has a warning, and
+    /// [`stats`](crate::BlockingConnection::stats) counts it.
+    ///
+    /// What a `no_ack` consumer gets is lost. A stream keeps its message, which is acknowledged. A
+    /// `basic_get` returns the next message that is small enough. On a channel with transactions
+    /// the reject goes out with the next commit, or with one of the library's own as soon as the
+    /// transaction is empty, and a rollback does not undo it. A mandatory message that comes back
+    /// still closes the channel, for it belongs to a publish.
+    Reject,
 }
 
 /// Options of the TCP socket.

@@ -48,6 +48,8 @@ mod life;
 mod messages;
 #[path = "live/opening.rs"]
 mod opening;
+#[path = "live/oversized.rs"]
+mod oversized;
 #[cfg(feature = "tls")]
 #[path = "scripted/peer.rs"]
 #[allow(dead_code, reason = "the scripted tests use more of it")]

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::dispatch::Callback;
-use super::{BlockingChannel, Shared};
+use super::{BlockingChannel, Call, Shared};
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
 use crate::error::Result;
 use crate::io::answers::Answers;
-use crate::io::channel_port::{ConsumerPort, Route};
+use crate::io::consumer_port::{ConsumerPort, Route};
 use crate::io::inbox::Extracted;
 use crate::protocol::content::Content;
 use crate::protocol::event::Reply;
@@ -129,7 +130,7 @@ impl BlockingChannel {
         let consume = self.prepare(consume)?;
         let tag = consume.consumer_tag.clone();
         let port = Arc::clone(&shared.port);
-        let consumer = ConsumerPort::with_callback(tag.clone(), consume.no_ack, port);
+        let consumer = ConsumerPort::with_callback(&consume, port);
         // Deliveries may come before the reply does.
         shared.callbacks.insert(callback, &consumer)?;
         let route = Arc::new(Route {
@@ -165,14 +166,13 @@ impl BlockingChannel {
     pub fn consume(&self, consume: impl Into<basic::Consume>) -> Result<Consumer> {
         let shared = self.shared();
         let consume = self.prepare(consume.into().nowait(false))?;
-        let tag = consume.consumer_tag.clone();
-        let port = ConsumerPort::with_inbox(tag, consume.no_ack, Arc::clone(&shared.port));
+        let port = ConsumerPort::with_inbox(&consume, Arc::clone(&shared.port));
         let route = Arc::new(Route {
             consumer: Arc::clone(&port),
         });
         if let Err(error) = shared.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
             // Deliveries may have come before the deadline that the reply has missed.
-            shared.keep_or_give_back(port.take_left(), port.no_ack);
+            shared.keep_or_give_back(port.take_left(), &port);
             return Err(error);
         }
         shared.add_iterated(&port);
@@ -183,10 +183,10 @@ impl BlockingChannel {
     pub(crate) fn consume_answers(&self, queue: &str, answers: &Arc<Answers>) -> Result<()> {
         let shared = self.shared();
         let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
-        let (tag, port) = (consume.consumer_tag.clone(), Arc::clone(&shared.port));
+        let port = Arc::clone(&shared.port);
         port.serve_requests(answers);
         let route = Arc::new(Route {
-            consumer: ConsumerPort::of_answers(tag, port, Arc::clone(answers)),
+            consumer: ConsumerPort::of_answers(&consume, port, Arc::clone(answers)),
         });
         let started: Result<basic::ConsumeOk> = shared.call(consume.into(), Some(route));
         started.map(drop)
@@ -229,7 +229,8 @@ impl BlockingChannel {
     /// What is handed back is all that had come, up to `read_budget`; and each [`Delivery`] takes
     /// some 150 bytes beside its body and properties, more than a small message that waits.
     ///
-    /// A tag that does not exist is no error.
+    /// A tag that does not exist is no error. Of consumers that have the same tag one after the
+    /// other, the one that has it at the time of the call is cancelled.
     ///
     /// # Errors
     ///
@@ -252,15 +253,18 @@ impl BlockingChannel {
     fn cancel(&self, cancel: basic::Cancel) -> Result<Vec<Delivery>> {
         let tag = cancel.consumer_tag.clone();
         let shared = self.shared();
-        shared.callbacks.set_cancelling(&tag, true);
-        if let Err(error) = shared.round_trip(cancel.into(), None) {
-            shared.callbacks.set_cancelling(&tag, false);
-            return Err(error);
-        }
-        let Some((left, no_ack)) = shared.remove_callback(&tag) else {
+        // The one that has the tag now is meant, and none that has it later.
+        let Some(consumer) = shared.consumer(&tag) else {
+            shared.round_trip(cancel.into(), None)?;
             return Ok(Vec::new());
         };
-        Ok(shared.keep_or_give_back(left, no_ack))
+        shared.callbacks.set_cancelling(&consumer, true);
+        if let Err(error) = shared.cancel(&consumer, cancel.nowait) {
+            shared.callbacks.set_cancelling(&consumer, false);
+            return Err(error);
+        }
+        let left = shared.remove_callback(&consumer);
+        Ok(left.map_or_else(Vec::new, |left| shared.keep_or_give_back(left, &consumer)))
     }
 
     /// Has everything that is unsettled on this channel delivered again, to whomever the
@@ -359,7 +363,7 @@ impl Shared {
     }
 
     /// Those that have not ended.
-    fn iterated(&self, mut act: impl FnMut(&ConsumerPort)) {
+    fn iterated(&self, mut act: impl FnMut(&Arc<ConsumerPort>)) {
         let iterated = self.iterated.lock().clone();
         let alive = iterated.iter().filter_map(std::sync::Weak::upgrade);
         alive
@@ -367,17 +371,46 @@ impl Shared {
             .for_each(|consumer| act(&consumer));
     }
 
-    /// What to do with messages that a consumer leaves behind.
+    /// The consumer that has this tag, if one is known: rather one that has not ended.
+    fn consumer(&self, tag: &ShortString) -> Option<Arc<ConsumerPort>> {
+        let with_callback = self.callbacks.port(tag);
+        if with_callback.as_ref().is_some_and(|port| port.is_alive()) {
+            return with_callback;
+        }
+        let mut found = None;
+        self.iterated(|consumer| {
+            if consumer.tag == *tag {
+                found = Some(Arc::clone(consumer));
+            }
+        });
+        found.or(with_callback)
+    }
+
+    /// Cancels `consumer`, and no other one of its name.
+    pub(crate) fn cancel(&self, consumer: &Arc<ConsumerPort>, nowait: bool) -> Result<()> {
+        self.check_open()?;
+        let after = self.limits.rpc_timeout;
+        let deadline = Instant::now() + after;
+        let call = Call {
+            id: basic::Cancel::ID,
+            after,
+            consumer_tag: Some(consumer.tag.clone()),
+            outcome: self.port.begin_cancel(consumer, nowait, deadline),
+        };
+        self.finish(&call).map(drop)
+    }
+
+    /// What to do with messages that `consumer` leaves behind.
     pub(crate) fn keep_or_give_back(
         self: &Arc<Self>,
         left: Extracted,
-        no_ack: bool,
+        consumer: &ConsumerPort,
     ) -> Vec<Delivery> {
-        if !no_ack {
-            self.give_back(left);
+        if !consumer.no_ack {
+            self.give_back(consumer, left);
             return Vec::new();
         }
-        left.filter_map(|content| self.take(content, no_ack))
+        left.filter_map(|content| self.take(content, consumer.no_ack))
             .collect()
     }
 

@@ -9,11 +9,10 @@ use super::{BlockingChannel, Shared};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::bell::Bell;
-use crate::io::channel_port::ConsumerPort;
+use crate::io::consumer_port::ConsumerPort;
 use crate::io::inbox::{Extracted, Incoming, Popped};
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::failure::ClosedBy;
-use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 use crate::source::Held;
 
@@ -63,16 +62,33 @@ impl Callbacks {
         !self.0.lock().is_empty()
     }
 
-    fn set_stopping(&self, tag: &str, stopping: bool) {
-        if let Some(entry) = self.0.lock().get_mut(tag) {
-            entry.stopping = stopping;
-        }
+    /// The consumer of that tag, if it has a callback.
+    pub(super) fn port(&self, tag: &ShortString) -> Option<Arc<ConsumerPort>> {
+        let entries = self.0.lock();
+        entries.get(tag).map(|entry| Arc::clone(&entry.port))
     }
 
-    /// Notes that a cancel of `tag` begins, or has failed.
-    pub(super) fn set_cancelling(&self, tag: &str, cancelling: bool) {
-        if let Some(entry) = self.0.lock().get_mut(tag) {
-            entry.cancelling = cancelling;
+    /// Those that `stop_consuming` has not cancelled.
+    fn running(&self) -> Vec<Arc<ConsumerPort>> {
+        let entries = self.0.lock();
+        let running = entries.values().filter(|entry| !entry.stopping);
+        running.map(|entry| Arc::clone(&entry.port)).collect()
+    }
+
+    fn set_stopping(&self, port: &Arc<ConsumerPort>, stopping: bool) {
+        self.change(port, |entry| entry.stopping = stopping);
+    }
+
+    /// Notes that a cancel of this very consumer begins, or has failed.
+    pub(super) fn set_cancelling(&self, port: &Arc<ConsumerPort>, cancelling: bool) {
+        self.change(port, |entry| entry.cancelling = cancelling);
+    }
+
+    fn change(&self, port: &Arc<ConsumerPort>, change: impl FnOnce(&mut Entry)) {
+        let mut entries = self.0.lock();
+        let entry = entries.get_mut(&port.tag);
+        if let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.port, port)) {
+            change(entry);
         }
     }
 
@@ -123,7 +139,7 @@ pub(crate) const SHARE: usize = 64;
 enum Next<'a> {
     NoConsumers,
     Call { content: Content, loan: Loan<'a> },
-    GiveBack(Content),
+    GiveBack(Content, Arc<ConsumerPort>),
     ConsumerEnded(Weak<ConsumerPort>),
     LookAgain,
     Nothing,
@@ -289,7 +305,9 @@ impl BlockingChannel {
             Next::ChannelEnded => return Ok(Step::Ended),
             Next::LookAgain => {}
             Next::Call { content, loan } => self.run_callback(held, content, loan)?,
-            Next::GiveBack(content) => shared.give_back(std::iter::once(content)),
+            Next::GiveBack(content, consumer) => {
+                shared.give_back(&consumer, std::iter::once(content));
+            }
             Next::ConsumerEnded(consumer) => {
                 if let Some(tag) = shared.end_callback(&consumer) {
                     self.tell_cancelled(held, tag, consuming)?;
@@ -351,13 +369,13 @@ impl BlockingChannel {
     /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn stop_consuming(&self) -> Result<()> {
         let shared = self.shared();
-        for tag in shared.callbacks.tags() {
-            shared.callbacks.set_stopping(&tag, true);
-            if let Err(error) = self.call::<basic::CancelOk>(basic::Cancel::new(&tag)) {
-                shared.callbacks.set_stopping(&tag, false);
+        for consumer in shared.callbacks.running() {
+            shared.callbacks.set_stopping(&consumer, true);
+            if let Err(error) = shared.cancel(&consumer, false) {
+                shared.callbacks.set_stopping(&consumer, false);
                 return Err(error);
             }
-            shared.requeue_for(&tag);
+            shared.requeue_for(&consumer);
         }
         Ok(())
     }
@@ -386,7 +404,7 @@ impl Shared {
             // What needs acknowledgement and nobody has seen goes back; the rest is here
             // for good and must be handed out.
             Some(entry) if (entry.stopping || entry.cancelling) && !entry.port.no_ack => {
-                Next::GiveBack(content)
+                Next::GiveBack(content, Arc::clone(&entry.port))
             }
             Some(entry) => Next::Call {
                 loan: Loan {
@@ -415,7 +433,7 @@ impl Shared {
         };
         drop(entries);
         drop(entry);
-        self.keep_or_give_back(left, consumer.no_ack);
+        self.keep_or_give_back(left, consumer);
         // Whoever waits for this consumer only has nothing to wait for any more.
         self.port.announce();
     }
@@ -432,14 +450,13 @@ impl Shared {
 
     /// Ends what a callback has of a consumer that was cancelled, and takes out what it
     /// has received and not handled.
-    pub(super) fn remove_callback(&self, tag: &ShortString) -> Option<(Extracted, bool)> {
+    pub(super) fn remove_callback(&self, consumer: &Arc<ConsumerPort>) -> Option<Extracted> {
         let mut entries = self.callbacks.0.lock();
-        let entry = entries.remove(tag)?;
-        let left = self.extract_for(tag);
+        let entry = remove_exactly(&mut entries, consumer)?;
+        let left = self.extract_for(&consumer.tag);
         drop(entries);
-        let no_ack = entry.port.no_ack;
         drop(entry);
-        Some((left, no_ack))
+        Some(left)
     }
 
     /// Forgets a callback whose consumer has ended; its tag, if the broker did that.
@@ -457,14 +474,16 @@ impl Shared {
     }
 
     /// Gives back what waits for a consumer that was stopped, if that can be done.
-    fn requeue_for(&self, tag: &ShortString) {
-        let no_ack = match self.callbacks.0.lock().get(tag) {
-            Some(entry) => entry.port.no_ack,
-            None => return,
-        };
-        if !no_ack {
-            self.give_back(self.extract_for(tag));
+    fn requeue_for(&self, consumer: &Arc<ConsumerPort>) {
+        let entries = self.callbacks.0.lock();
+        let entry = entries.get(&consumer.tag);
+        // Not what has come for a later one of its name.
+        if consumer.no_ack || entry.is_none_or(|entry| !Arc::ptr_eq(&entry.port, consumer)) {
+            return;
         }
+        let left = self.extract_for(&consumer.tag);
+        drop(entries);
+        self.give_back(consumer, left);
     }
 
     /// Says once why nothing comes any more: everything the prefetch allows is out and
@@ -492,6 +511,7 @@ mod tests {
     use crate::io::channel_port::ChannelPort;
     use crate::io::port::tests::port;
     use crate::protocol::event::ChannelId;
+    use crate::protocol::methods::basic;
 
     #[test]
     fn a_consumer_is_not_removed_in_place_of_a_former_one_of_its_name() {
@@ -500,14 +520,18 @@ mod tests {
             generation: 1,
         };
         let channel = Arc::new(ChannelPort::new(id, port(1 << 20), 1));
-        let consumer = || ConsumerPort::with_callback("me".into(), false, Arc::clone(&channel));
+        let consume = basic::Consume::new("q").consumer_tag("me");
+        let consumer = || ConsumerPort::with_callback(&consume, Arc::clone(&channel));
         let (former, latter) = (consumer(), consumer());
         let callbacks = Callbacks::default();
         let callback = || Box::new(|_: &BlockingChannel, _| Ok(()));
         callbacks.insert(callback(), &former).unwrap();
         let refused = callbacks.insert(callback(), &latter);
         assert!(matches!(refused, Err(Error::DuplicateConsumerTag(_))));
-        callbacks.set_stopping("me", true);
+        callbacks.set_stopping(&latter, true);
+        assert_eq!(callbacks.tags(), ["me"], "another one is meant");
+        callbacks.set_stopping(&former, true);
+        assert_eq!(callbacks.tags(), [] as [&str; 0]);
         callbacks.insert(callback(), &latter).unwrap();
         assert!(remove_exactly(&mut callbacks.0.lock(), &former).is_none());
         assert_eq!(callbacks.tags(), ["me"]);

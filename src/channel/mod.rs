@@ -27,7 +27,8 @@ pub use crate::confirm::Confirmation;
 use crate::confirm::Returned;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
-use crate::io::channel_port::{ChannelPort, ConsumerPort, Route};
+use crate::io::channel_port::ChannelPort;
+use crate::io::consumer_port::{ConsumerPort, Route};
 use crate::io::port::{Command, OpenFailure, Outcome};
 use crate::listeners::Listeners;
 use crate::protocol::content::Content;
@@ -419,10 +420,13 @@ impl Shared {
         &self.limits
     }
 
-    /// Gives messages back to their queue that nobody will take.
-    pub(crate) fn give_back(&self, messages: impl Iterator<Item = Content>) {
-        let send = |command| self.port.connection.send(command);
-        self.port.give_messages_back(messages, send);
+    /// Gives back messages that have come for `consumer` and that nobody will take.
+    pub(crate) fn give_back(
+        &self,
+        consumer: &ConsumerPort,
+        messages: impl Iterator<Item = Content>,
+    ) {
+        consumer.give_back(messages, |command| self.port.connection.send(command));
     }
 }
 

@@ -6,7 +6,8 @@ use crate::io::open::Tls;
 use crate::io::open::{Cause, OpenError, Target};
 use crate::io::port::Settings;
 use crate::io::transport::SocketOptions;
-use crate::parameters::ConnectionParameters;
+use crate::parameters::{ConnectionParameters, Oversized};
+use crate::protocol::content::SizeLimit;
 use crate::protocol::failure::{CloseReason, ReplyCode};
 use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE, Stage};
 
@@ -49,7 +50,10 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             name,
             write_limit: parameters.write_budget,
             read_limit: parameters.read_budget,
-            max_message_size: parameters.max_message_size,
+            message_size: SizeLimit {
+                bytes: parameters.max_message_size,
+                rejects: parameters.oversized == Oversized::Reject,
+            },
             busy_wait: parameters.busy_wait,
             blocked_timeout: parameters.blocked_connection_timeout,
             backpressure_detection: parameters.backpressure_detection,

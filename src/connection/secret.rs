@@ -32,7 +32,7 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`]; [`Error::TooLong`] for a secret that does not fit into one
+    /// [`Error::Timeout`](crate::Error::Timeout); [`Error::TooLong`](crate::Error::TooLong) for a secret that does not fit into one
     /// frame; the end of the connection, which is also what a secret costs that the
     /// broker does not take (530).
     pub fn update_secret(&self, new_secret: impl Into<Secret>, reason: &str) -> Result<()> {

@@ -32,6 +32,9 @@ pub struct Stats {
     /// their queue, to come again when there is room. Each of them crosses the network twice: a
     /// smaller prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos)) avoids that.
     pub deliveries_held_back: u64,
+    /// Messages that were larger than `max_message_size` and that the program did not get: see
+    /// [`Oversized::Reject`](crate::Oversized::Reject).
+    pub messages_oversized: u64,
     /// Publishes in confirm mode of which the broker has said nothing yet.
     pub unconfirmed: usize,
     /// Bytes that wait to be written. Publishes wait for room beyond `write_budget`.
@@ -63,6 +66,7 @@ impl BlockingConnection {
             messages_received: counters.messages_received.get(),
             messages_returned: counters.messages_returned.get(),
             deliveries_held_back: counters.deliveries_held_back.get(),
+            messages_oversized: counters.messages_oversized.get(),
             unconfirmed,
             bytes_to_write: port.commands().waiting_bytes(),
             bytes_to_take: port.backlog.bytes(),

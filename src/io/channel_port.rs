@@ -1,4 +1,4 @@
-//! What the program's threads and the IO thread share of one channel, and of one consumer.
+//! What the program's threads and the IO thread share of one channel.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 
 use super::answers::Answers;
 use super::budget::Backlog;
-use super::inbox::{Extracted, Inbox};
+use super::consumer_port::{ConsumerPort, Route};
+use super::inbox::Inbox;
 use super::kept::{Kept, Total};
 use super::listing::Listing;
 use super::port::{Command, ConnectionPort, Outcome};
@@ -229,6 +230,25 @@ impl ChannelPort {
         outcome
     }
 
+    /// Cancels `consumer`, and no other one of its name; to be followed by
+    /// [`finish`](ConnectionPort::finish).
+    pub(crate) fn begin_cancel(
+        &self,
+        consumer: &Arc<ConsumerPort>,
+        nowait: bool,
+        deadline: Instant,
+    ) -> Receiver<Outcome> {
+        let (reply, outcome) = bounded(1);
+        self.connection.send(Command::Cancel {
+            channel: self.id,
+            consumer: Arc::clone(consumer),
+            nowait,
+            deadline,
+            reply,
+        });
+        outcome
+    }
+
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
         if self.listing.enter() {
@@ -365,25 +385,6 @@ impl ChannelPort {
         }
     }
 
-    /// The same with whole messages, but for those of a stream, which has them still.
-    pub(crate) fn give_messages_back(
-        &self,
-        messages: impl Iterator<Item = Content>,
-        send: impl FnOnce(Command),
-    ) {
-        let (mut of_queues, mut of_streams) = (Vec::new(), Vec::new());
-        for message in messages {
-            match message.is_of_stream() {
-                true => of_streams.extend(message.delivery_tag()),
-                false => of_queues.extend(message.delivery_tag()),
-            }
-        }
-        for tag in of_streams {
-            self.settlements.lock().settle_for_good(tag, tag);
-        }
-        self.give_back(of_queues, send);
-    }
-
     /// Queues this program's close. No publish comes behind it.
     pub(crate) fn send_close(
         &self,
@@ -442,127 +443,4 @@ fn being_closed() -> Error {
     let text = "the channel is being closed";
     let code = ReplyCode::REPLY_SUCCESS;
     Error::ChannelClosed(CloseReason::new(ClosedBy::Application, code, text, None))
-}
-
-/// What the IO thread's side holds of a consumer, and drops at the consumer's end.
-#[derive(Debug)]
-pub(crate) struct Route {
-    pub(crate) consumer: Arc<ConsumerPort>,
-}
-
-impl Drop for Route {
-    fn drop(&mut self) {
-        match &self.consumer.taker {
-            Taker::Inbox(inbox) => inbox.end(),
-            Taker::Answers(answers) => answers.end(),
-            Taker::Callback => {}
-        }
-    }
-}
-
-/// Where the deliveries of a consumer go.
-#[derive(Debug)]
-pub(crate) enum Taker {
-    /// Into the inbox of its channel, to be taken by a callback.
-    Callback,
-    /// Into an inbox of its own.
-    Inbox(Inbox),
-    /// To those who wait for one of them.
-    Answers(Arc<Answers>),
-}
-
-/// The shared state of one consumer.
-#[derive(Debug)]
-pub(crate) struct ConsumerPort {
-    pub(crate) tag: ShortString,
-    pub(crate) no_ack: bool,
-    pub(crate) channel: Arc<ChannelPort>,
-    pub(crate) taker: Taker,
-    /// Set when it was cancelled, by the broker or not.
-    cancelled: OnceLock<bool>,
-    /// Whether what came last can be given back to its queue.
-    is_returnable: AtomicBool,
-}
-
-impl ConsumerPort {
-    /// A consumer whose deliveries go to a callback.
-    pub(crate) fn with_callback(
-        tag: ShortString,
-        no_ack: bool,
-        channel: Arc<ChannelPort>,
-    ) -> Arc<Self> {
-        Self::new(tag, no_ack, channel, Taker::Callback)
-    }
-
-    /// A consumer whose deliveries are taken one by one.
-    pub(crate) fn with_inbox(
-        tag: ShortString,
-        no_ack: bool,
-        channel: Arc<ChannelPort>,
-    ) -> Arc<Self> {
-        let inbox = Inbox::new(Arc::clone(&channel.connection));
-        Self::new(tag, no_ack, channel, Taker::Inbox(inbox))
-    }
-
-    /// A consumer of answers, which need no acknowledgement.
-    pub(crate) fn of_answers(
-        tag: ShortString,
-        channel: Arc<ChannelPort>,
-        answers: Arc<Answers>,
-    ) -> Arc<Self> {
-        Self::new(tag, true, channel, Taker::Answers(answers))
-    }
-
-    fn new(tag: ShortString, no_ack: bool, channel: Arc<ChannelPort>, taker: Taker) -> Arc<Self> {
-        Arc::new(Self {
-            tag,
-            no_ack,
-            channel,
-            taker,
-            cancelled: OnceLock::new(),
-            is_returnable: AtomicBool::new(false),
-        })
-    }
-
-    /// The inbox that is its alone.
-    pub(crate) fn own_inbox(&self) -> Option<&Inbox> {
-        match &self.taker {
-            Taker::Inbox(inbox) => Some(inbox),
-            Taker::Callback | Taker::Answers(_) => None,
-        }
-    }
-
-    /// Notes whether what comes can be given back to its queue.
-    pub(crate) fn set_returnable(&self, is_returnable: bool) {
-        self.is_returnable.store(is_returnable, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_returnable(&self) -> bool {
-        self.is_returnable.load(Ordering::Relaxed)
-    }
-
-    /// Where its deliveries wait.
-    pub(crate) fn inbox(&self) -> &Inbox {
-        self.own_inbox().unwrap_or(&self.channel.inbox)
-    }
-
-    /// Takes out what waits for it and nobody has taken.
-    pub(crate) fn take_left(&self) -> Extracted {
-        let inbox = self.own_inbox();
-        inbox.map_or_else(Extracted::default, |inbox| inbox.extract(|_| true))
-    }
-
-    /// Whether deliveries may still come.
-    pub(crate) fn is_alive(&self) -> bool {
-        self.cancelled.get().is_none() && self.channel.end().is_none()
-    }
-
-    /// Whether it was cancelled, and if so, whether by the broker.
-    pub(crate) fn cancelled_by_broker(&self) -> Option<bool> {
-        self.cancelled.get().copied()
-    }
-
-    pub(crate) fn cancel(&self, by_broker: bool) {
-        let _ = self.cancelled.set(by_broker);
-    }
 }

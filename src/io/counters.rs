@@ -13,6 +13,7 @@ pub(crate) struct Counters {
     pub(crate) messages_received: Counter,
     pub(crate) messages_returned: Counter,
     pub(crate) deliveries_held_back: Counter,
+    pub(crate) messages_oversized: Counter,
 }
 
 #[derive(Debug, Default)]

@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::channel_port::{ChannelPort, ConsumerPort, Route, Taker};
+use super::channel_port::ChannelPort;
+use super::consumer_port::{ConsumerPort, Route, Taker};
 use super::inbox::Inbox;
 use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Outcome};
 use crate::error::Error;
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::event::{Event, Termination};
+use crate::protocol::event::{Disposal, Event, PassedOver, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::run::Run;
 use crate::protocol::wire::ShortString;
@@ -31,7 +32,6 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
         settlements.settle_for_good(first, last);
     }
     channel.delivered(last);
-    consumer.set_returnable(!is_fixed);
     match &consumer.taker {
         Taker::Answers(answers) => answers.deliver(runs),
         Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),
@@ -97,6 +97,7 @@ pub(super) fn tell(
             channel.delivered(delivery_tag);
         }
         Event::Prefetch { channel, count } => channel.set_prefetch(count),
+        Event::OfQueue { consumer } => consumer.consumer.note_queue(),
         Event::Unwanted {
             channel,
             delivery_tag,
@@ -107,7 +108,10 @@ pub(super) fn tell(
                 true => drop(settlements.give_back(delivery_tag)),
                 false => settlements.settle_for_good(delivery_tag, delivery_tag),
             }
+            drop(settlements);
+            channel.delivered(delivery_tag);
         }
+        Event::PassedOver(passed_over) => pass_over(port, &passed_over),
         Event::GivenBack {
             channel,
             delivery_tags,
@@ -171,6 +175,40 @@ pub(super) fn tell(
         }
     }
     None
+}
+
+/// Notes a message that was too large for the program, and says so.
+fn pass_over(port: &ConnectionPort, passed_over: &PassedOver<DriverTokens>) {
+    let channel = &passed_over.channel;
+    let tag = passed_over.delivery_tag;
+    let mut settlements = channel.settlements.lock();
+    match passed_over.disposal {
+        Disposal::Lost => settlements.settle_for_good(tag, tag),
+        Disposal::Rejected | Disposal::Skipped => drop(settlements.give_back(tag)),
+    }
+    drop(settlements);
+    channel.delivered(tag);
+    port.counters.messages_oversized.add(1);
+    let consumer = passed_over.consumer.as_ref();
+    let consumer = consumer.map(|route| &route.consumer);
+    let queue = consumer.map(|consumer| &consumer.queue);
+    let queue = queue.or(passed_over.queue.as_ref());
+    log::warn!(
+        "{}: channel {}: a message of {} bytes exceeds max_message_size ({}) and is {} (queue \
+         '{}', exchange '{}', routing key '{}')",
+        port.name,
+        channel.id.number,
+        passed_over.size,
+        passed_over.limit,
+        match passed_over.disposal {
+            Disposal::Rejected => "rejected",
+            Disposal::Skipped => "passed over in its stream",
+            Disposal::Lost => "lost, for it needed no acknowledgement",
+        },
+        queue.map_or("", |queue| queue),
+        passed_over.exchange,
+        passed_over.routing_key,
+    );
 }
 
 /// Says how the connection has ended: loudly if a program that has dropped its last handle

@@ -28,8 +28,9 @@ use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token, Waker};
 use parking_lot::MutexGuard;
 
-use super::channel_port::{ChannelPort, ConsumerPort};
+use super::channel_port::ChannelPort;
 use super::commands::Frames;
+use super::consumer_port::{ConsumerPort, Route};
 use super::dispatch;
 use super::outbox::{Outbox, Untaken};
 use super::pauses::{Holdups, Pauses};
@@ -42,6 +43,7 @@ use crate::protocol::event::{Event, Gate, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
+use crate::protocol::methods::basic;
 use crate::protocol::settlements::Settlements;
 
 pub(crate) const SOCKET: Token = Token(0);
@@ -59,11 +61,26 @@ pub(crate) fn spawn(
     negotiated: Negotiated,
     settings: Settings,
 ) -> io::Result<(Arc<ConnectionPort>, JoinHandle<()>)> {
+    let driver = prepare(poll, transport, decoder, negotiated, settings)?;
+    let port = Arc::clone(&driver.port);
+    let thread = thread::Builder::new()
+        .name("cony-io".into())
+        .spawn(move || driver.run())?;
+    Ok((port, thread))
+}
+
+fn prepare(
+    poll: Poll,
+    transport: Transport,
+    decoder: FrameDecoder,
+    negotiated: Negotiated,
+    settings: Settings,
+) -> io::Result<Driver> {
     let core = Connection::new(
         decoder,
         &negotiated,
         Limits {
-            max_message_size: settings.max_message_size,
+            message_size: settings.message_size,
             read_budget: settings.read_limit,
             blocked_timeout: settings.blocked_timeout,
         },
@@ -80,13 +97,13 @@ pub(crate) fn spawn(
         spin_limit,
         transport.is_tls(),
     ));
-    let driver = Driver {
+    Ok(Driver {
         poll,
         outbox: Outbox::default(),
         transport,
         core,
         commands: VecDeque::new(),
-        port: Arc::clone(&port),
+        port,
         held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
@@ -105,11 +122,7 @@ pub(crate) fn spawn(
         abandoned: false,
         _alarm: alarm,
         _alive: alive,
-    };
-    let thread = thread::Builder::new()
-        .name("cony-io".into())
-        .spawn(move || driver.run())?;
-    Ok((port, thread))
+    })
 }
 
 struct Driver {
@@ -278,6 +291,20 @@ impl Driver {
                 self.in_talk = true;
                 self.core.call(channel, *method, consumer, token, deadline);
             }
+            Command::Cancel {
+                channel,
+                consumer,
+                nowait,
+                deadline,
+                reply,
+            } => {
+                let cancel = basic::Cancel::new(&consumer.tag).nowait(nowait);
+                let is_meant = |route: &Arc<Route>| Arc::ptr_eq(&route.consumer, &consumer);
+                let token = CallToken::Caller(reply);
+                self.in_talk = true;
+                self.core
+                    .cancel_consumer(channel, cancel, is_meant, token, deadline);
+            }
             Command::OpenChannel {
                 number,
                 window,
@@ -369,7 +396,7 @@ impl Driver {
         }
         let mut command = None;
         let send = |it| command = Some(it);
-        consumer.channel.give_messages_back(left, send);
+        consumer.give_back(left, send);
         if let Some(command) = command {
             self.obey(command, now);
         }

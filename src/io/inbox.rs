@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex};
 
 use super::bell::{Bell, Watchers};
-use super::channel_port::ConsumerPort;
+use super::consumer_port::ConsumerPort;
 use super::port::ConnectionPort;
 use crate::protocol::content::Content;
 use crate::protocol::run::{Packed, Run};

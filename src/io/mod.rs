@@ -23,6 +23,7 @@ pub(crate) mod budget;
 pub(crate) mod channel_port;
 pub(crate) mod chunks;
 pub(crate) mod commands;
+pub(crate) mod consumer_port;
 pub(crate) mod counters;
 mod dispatch;
 pub(crate) mod driver;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::channel_port::{ConsumerPort, Route};
+use super::consumer_port::{ConsumerPort, Route};
 use super::inbox::Inbox;
 use super::port::{ConnectionPort, DriverTokens};
 use crate::protocol::connection::Connection;

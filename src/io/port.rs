@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 use super::backpressure::Backpressure;
 use super::bell::Watchers;
 use super::budget::Backlog;
-use super::channel_port::{ChannelPort, ConsumerPort, Route};
+use super::channel_port::ChannelPort;
 use super::chunks::Chunks;
 use super::commands::{Commands, Frames, Queued};
+use super::consumer_port::{ConsumerPort, Route};
 use super::counters::Counters;
 use super::kept::Total;
 use super::nap::Nap;
@@ -23,6 +24,7 @@ use super::spin::Spin;
 use super::wake::Wake;
 use super::write_budget::WriteBudget;
 use crate::error::{Error, ReadingPause};
+use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{EncodedPublish, Settle};
@@ -55,6 +57,14 @@ pub(crate) enum Command {
         channel: ChannelId,
         method: Box<Method>,
         consumer: Option<Arc<Route>>,
+        deadline: Instant,
+        reply: Sender<Outcome>,
+    },
+    /// Cancels this consumer, and no other one of its name.
+    Cancel {
+        channel: ChannelId,
+        consumer: Arc<ConsumerPort>,
+        nowait: bool,
         deadline: Instant,
         reply: Sender<Outcome>,
     },
@@ -129,7 +139,7 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) write_limit: usize,
     pub(crate) read_limit: usize,
-    pub(crate) max_message_size: u64,
+    pub(crate) message_size: SizeLimit,
     /// How long the broker may block this connection's publishes.
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
@@ -519,7 +529,10 @@ pub(crate) mod tests {
             name: "test".into(),
             write_limit: 1 << 20,
             read_limit,
-            max_message_size: 1 << 20,
+            message_size: SizeLimit {
+                bytes: 1 << 20,
+                rejects: false,
+            },
             blocked_timeout: None,
             backpressure_detection: false,
             busy_wait: Duration::ZERO,

@@ -25,6 +25,7 @@ mod arrivals;
 mod calls;
 mod ending;
 mod holding;
+mod oversized;
 mod transactions;
 
 use std::collections::VecDeque;
@@ -34,7 +35,7 @@ use self::arrivals::{Left, deliver};
 use self::ending::Ending;
 use self::transactions::Transaction;
 use super::consumers::Consumers;
-use super::content::{Assembly, Content, Head, Progress};
+use super::content::{Assembly, Head, Progress, SizeLimit};
 use super::event::{Call, CallFailure, ChannelId, Event, Gate, Out, Reply, Tokens};
 use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::handshake::{decode_method, split_method};
@@ -184,8 +185,10 @@ impl<T: Tokens> Channel<T> {
             return;
         };
         if !std::mem::replace(&mut consumer.discard, true) {
+            let number = consumer.number;
             let cancel = basic::Cancel::new(consumer_tag);
-            let call = self.quiet_call(cancel.into(), out);
+            let mut call = self.quiet_call(cancel.into(), out);
+            call.cancels = Some(number);
             self.waiting.push_back(call);
             self.advance(out);
         }
@@ -288,17 +291,16 @@ impl<T: Tokens> Channel<T> {
     pub(crate) fn receive_header(
         &mut self,
         payload: &[u8],
-        max_message_size: u64,
+        limit: SizeLimit,
         out: &mut Out<T>,
     ) -> Result<(), ProtocolError> {
         if self.closing {
             return Ok(());
         }
-        if self.hold_back(payload, max_message_size, out) {
+        if self.hold_back(payload, limit.bytes, out) {
             return Ok(());
         }
-        let method = self.assembly.begun();
-        let left = match self.assembly.header(payload, max_message_size)? {
+        let left = match self.assembly.header(payload, limit.bytes)? {
             Progress::Pending => {
                 out.room.announce(self.assembly.announced());
                 None
@@ -312,13 +314,8 @@ impl<T: Tokens> Channel<T> {
                 parts,
                 out,
             ),
-            Progress::TooLarge { size } => {
-                let text = format!(
-                    "a message of {size} bytes exceeds max_message_size ({max_message_size})"
-                );
-                let code = ReplyCode::CONTENT_TOO_LARGE;
-                self.close(code, text.into(), ClosedBy::Library, method, out);
-                None
+            Progress::TooLarge { head, size } => {
+                return self.receive_too_large(head, size, payload, limit, out);
             }
         };
         left.map_or(Ok(()), |left| self.receive_left(left, out))
@@ -413,16 +410,16 @@ impl<T: Tokens> Channel<T> {
             }),
             Left::Unwanted {
                 delivery_tag,
-                content,
                 no_ack,
-            } => self.refuse(delivery_tag, &content, no_ack, out),
+                is_of_queue,
+            } => self.refuse(delivery_tag, no_ack, is_of_queue, out),
         }
         Ok(())
     }
 
     /// Nobody here takes this message.
-    fn refuse(&mut self, delivery_tag: u64, content: &Content, no_ack: bool, out: &mut Out<T>) {
-        let goes_back = !no_ack && !content.is_of_stream() && !self.is_recovering();
+    fn refuse(&mut self, delivery_tag: u64, no_ack: bool, is_of_queue: bool, out: &mut Out<T>) {
+        let goes_back = !no_ack && is_of_queue && !self.is_recovering();
         out.events.push_back(Event::Unwanted {
             channel: self.token.clone(),
             delivery_tag,
@@ -442,21 +439,47 @@ impl<T: Tokens> Channel<T> {
     }
 
     fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Out<T>) {
-        self.end_consumer(&cancel.consumer_tag, true, out);
+        let tag = &cancel.consumer_tag;
         if !cancel.nowait {
-            let cancel_ok = basic::CancelOk::default().consumer_tag(&cancel.consumer_tag);
+            let cancel_ok = basic::CancelOk::default().consumer_tag(tag);
             out.send(self.id.number, &cancel_ok.into());
+        }
+        let (is_starting, is_cancelling) = match self.active.as_ref().map(|call| &call.method) {
+            Some(Method::BasicConsume(consume)) => (consume.consumer_tag == *tag, false),
+            Some(Method::BasicCancel(ours)) => (false, ours.consumer_tag == *tag),
+            _ => (false, false),
+        };
+        // It has crossed a cancel of ours that asked for no reply. The next consumer of that name
+        // has not started yet.
+        if is_starting {
+            return;
+        }
+        if self.end_consumer(tag, true, out) && !is_cancelling {
+            // RabbitMQ 4.3 keeps the tag of a consumer that was too slow until it hears of a
+            // cancel, and would end the connection for a next consumer of that name.
+            let cancel = basic::Cancel::new(tag).nowait(true);
+            let call = self.quiet_call(cancel.into(), out);
+            self.waiting.push_front(call);
+            self.advance(out);
         }
     }
 
-    fn end_consumer(&mut self, consumer_tag: &ShortString, by_broker: bool, out: &mut Out<T>) {
-        if let Some(consumer) = self.consumers.remove(consumer_tag) {
-            self.give_all_back(consumer_tag, out);
-            out.events.push_back(Event::ConsumerEnded {
-                consumer,
-                by_broker,
-            });
-        }
+    /// Whether there was such a consumer.
+    fn end_consumer(
+        &mut self,
+        consumer_tag: &ShortString,
+        by_broker: bool,
+        out: &mut Out<T>,
+    ) -> bool {
+        let Some(consumer) = self.consumers.remove(consumer_tag) else {
+            return false;
+        };
+        self.give_all_back(consumer_tag, out);
+        out.events.push_back(Event::ConsumerEnded {
+            consumer,
+            by_broker,
+        });
+        true
     }
 
     /// Ends everything that goes on here; `None` if the connection ends with it.

@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 use self::router::{Blocked, Router, State};
 use self::secret_updates::SecretUpdates;
 use super::channel::Channel;
+use super::content::SizeLimit;
 use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
@@ -45,7 +46,7 @@ use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::holding::Room;
-use super::methods::{Method, channel, connection};
+use super::methods::{Method, basic, channel, connection};
 use super::run::Run;
 use super::settlements::Change;
 use super::wire::ShortString;
@@ -53,8 +54,7 @@ use super::wire::ShortString;
 /// The bounds of a connection, beside those that were negotiated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// The largest body that is taken in, in bytes.
-    pub(crate) max_message_size: u64,
+    pub(crate) message_size: SizeLimit,
     /// How many bytes of deliveries may wait to be taken; twice that while a call waits.
     pub(crate) read_budget: usize,
     /// For how long the broker may take no publishes.
@@ -83,7 +83,7 @@ impl<T: Tokens> Connection<T> {
             router: Router {
                 out: Out::new(negotiated.frame_max as usize, room),
                 channel_max: negotiated.channel_max,
-                max_message_size: limits.max_message_size,
+                message_size: limits.message_size,
                 channels: vec![None],
                 lowest_free: 1,
                 generations: 0,
@@ -340,6 +340,7 @@ impl<T: Tokens> Connection<T> {
             method: channel::Open::default().into(),
             deadline: Some(deadline),
             consumer: None,
+            cancels: None,
         };
         let channel = Channel::open(id, channel, call, &mut router.out);
         let index = usize::from(id.number);
@@ -440,9 +441,36 @@ impl<T: Tokens> Connection<T> {
             method,
             deadline: Some(deadline),
             consumer,
+            cancels: None,
         };
         self.router
             .with_channel(id, |channel, out| channel.call(call, out));
+    }
+
+    /// Cancels a consumer in its turn; the outcome comes as an event for `call`. `is_meant` tells
+    /// it from others of the same name, before and after it.
+    pub(crate) fn cancel_consumer(
+        &mut self,
+        id: ChannelId,
+        cancel: basic::Cancel,
+        is_meant: impl Fn(&T::Consumer) -> bool,
+        call: T::Call,
+        deadline: Instant,
+    ) {
+        if !self.is_open(id) {
+            return self.router.out.fail(Some(call), CallFailure::Closed);
+        }
+        let call = Call {
+            number: self.router.out.next_call(),
+            token: Some(call),
+            method: cancel.into(),
+            deadline: Some(deadline),
+            consumer: None,
+            cancels: None,
+        };
+        self.router.with_channel(id, |channel, out| {
+            channel.cancel_consumer(call, is_meant, out);
+        });
     }
 
     /// Cancels a consumer that nobody listens to any more.

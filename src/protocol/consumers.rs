@@ -11,6 +11,8 @@ const GHOSTS_MAX: usize = 256;
 #[derive(Debug, Clone)]
 pub(crate) struct Consumer<C> {
     pub(crate) token: C,
+    /// That of the call which asked for it: no other of its name has it.
+    pub(crate) number: u64,
     pub(crate) no_ack: bool,
     /// Nobody wants its deliveries any more; a cancel is under way.
     pub(crate) discard: bool,
@@ -30,9 +32,19 @@ pub(crate) struct Consumers<C> {
     /// The one that had the last delivery, which mostly has the next one too, and the version
     /// of its tag.
     last: Option<(u64, Consumer<C>)>,
-    /// Those that were cancelled without asking for a reply, the newest last, and whether
-    /// they need no acknowledgement: the broker may still send something for them.
-    ghosts: VecDeque<(ShortString, bool)>,
+    /// Those that were cancelled without asking for a reply, the newest last: the broker may
+    /// still send something for them.
+    ghosts: VecDeque<Ghost>,
+    /// The tag of one that has not started yet, and has it from a ghost.
+    starting: Option<ShortString>,
+}
+
+/// A consumer that was cancelled without asking for a reply.
+#[derive(Debug)]
+struct Ghost {
+    tag: ShortString,
+    no_ack: bool,
+    is_of_queue: bool,
 }
 
 /// Who a delivery is for.
@@ -42,6 +54,7 @@ pub(crate) enum Taker<'a, C> {
     /// One that was cancelled without asking for a reply.
     Ghost {
         no_ack: bool,
+        is_of_queue: bool,
     },
     Nobody,
 }
@@ -52,6 +65,7 @@ impl<C: Clone> Consumers<C> {
             alive: HashMap::new(),
             last: None,
             ghosts: VecDeque::new(),
+            starting: None,
         }
     }
 
@@ -59,17 +73,25 @@ impl<C: Clone> Consumers<C> {
         self.alive.contains_key(tag)
     }
 
-    pub(crate) fn insert(&mut self, tag: ShortString, token: C, no_ack: bool, prefetch: u16) {
-        let consumer = Consumer {
-            token,
-            no_ack,
-            discard: false,
-            is_of_queue: false,
-            takes_any: false,
-            prefetch,
-        };
+    /// Adds a consumer, whose start the broker is yet to confirm if that is `awaited`.
+    pub(crate) fn insert(&mut self, tag: ShortString, consumer: Consumer<C>, awaited: bool) {
         self.last = None;
+        if awaited && self.ghost(&tag).is_some() {
+            self.starting = Some(tag.clone());
+        }
         self.alive.insert(tag, consumer);
+    }
+
+    /// The broker has confirmed the start of a consumer. Nothing more comes for those before it.
+    pub(crate) fn started(&mut self, tag: &ShortString) {
+        if self.starting.take().is_some() {
+            self.last = None;
+            self.ghosts.retain(|ghost| ghost.tag != *tag);
+        }
+    }
+
+    fn ghost(&self, tag: &ShortString) -> Option<&Ghost> {
+        self.ghosts.iter().rfind(|ghost| ghost.tag == *tag)
     }
 
     pub(crate) fn get_mut(&mut self, tag: &ShortString) -> Option<&mut Consumer<C>> {
@@ -79,8 +101,15 @@ impl<C: Clone> Consumers<C> {
 
     /// A delivery has shown that a consumer's queue is no stream.
     pub(crate) fn note_queue(&mut self, tag: &ShortString) {
-        if let Some(consumer) = self.get_mut(tag) {
-            consumer.is_of_queue = true;
+        let has_started = self.starting.as_ref() != Some(tag);
+        match self.get_mut(tag).filter(|_| has_started) {
+            Some(consumer) => consumer.is_of_queue = true,
+            None => {
+                let mut ghosts = self.ghosts.iter_mut();
+                if let Some(ghost) = ghosts.rfind(|ghost| ghost.tag == *tag) {
+                    ghost.is_of_queue = true;
+                }
+            }
         }
     }
 
@@ -96,14 +125,18 @@ impl<C: Clone> Consumers<C> {
     pub(crate) fn taker(&mut self, tag: &ShortString, version: u64) -> Taker<'_, C> {
         let is_last = matches!(&self.last, Some((last, _)) if *last == version);
         if !is_last {
-            let consumer = self.alive.get(tag).cloned();
+            let has_started = self.starting.as_ref() != Some(tag);
+            let consumer = self.alive.get(tag).filter(|_| has_started).cloned();
             self.last = consumer.map(|consumer| (version, consumer));
         }
         if let Some((_, consumer)) = &self.last {
             return Taker::Consumer(consumer);
         }
-        match self.ghosts.iter().rfind(|(ghost, _)| ghost == tag) {
-            Some((_, no_ack)) => Taker::Ghost { no_ack: *no_ack },
+        match self.ghost(tag) {
+            Some(ghost) => Taker::Ghost {
+                no_ack: ghost.no_ack,
+                is_of_queue: ghost.is_of_queue,
+            },
             None => Taker::Nobody,
         }
     }
@@ -135,13 +168,18 @@ impl<C: Clone> Consumers<C> {
             if self.ghosts.len() >= GHOSTS_MAX {
                 self.ghosts.pop_front();
             }
-            self.ghosts.push_back((tag.clone(), consumer.no_ack));
+            self.ghosts.push_back(Ghost {
+                tag: tag.clone(),
+                no_ack: consumer.no_ack,
+                is_of_queue: consumer.is_of_queue,
+            });
         }
     }
 
     /// All of them, who leave with the channel.
     pub(crate) fn drain(&mut self) -> Vec<C> {
         self.ghosts.clear();
+        self.starting = None;
         self.last = None;
         let alive = self.alive.drain();
         alive.map(|(_, consumer)| consumer.token).collect()
@@ -152,12 +190,53 @@ impl<C: Clone> Consumers<C> {
 mod tests {
     use super::*;
 
+    /// The consumer of that number, which needs no acknowledgement if it is even.
+    fn consumer(number: u64) -> Consumer<()> {
+        Consumer {
+            token: (),
+            number,
+            no_ack: number % 2 == 0,
+            discard: false,
+            is_of_queue: false,
+            takes_any: false,
+            prefetch: 0,
+        }
+    }
+
+    #[test]
+    fn what_comes_before_a_consumer_has_started_is_for_the_former_of_its_name() {
+        let mut consumers = Consumers::new();
+        let tag = ShortString::from("tag");
+        let other = ShortString::from("other");
+        consumers.insert(tag.clone(), consumer(1), true);
+        consumers.started(&tag);
+        consumers.insert(other.clone(), consumer(3), true);
+        consumers.started(&other);
+        consumers.remember_ghost(&tag);
+        consumers.remove(&tag);
+        consumers.insert(tag.clone(), consumer(2), true);
+        for version in [1, 1, 2] {
+            assert!(matches!(
+                consumers.taker(&tag, version),
+                Taker::Ghost { no_ack: false, .. }
+            ));
+        }
+        assert!(matches!(consumers.taker(&other, 3), Taker::Consumer(_)));
+        consumers.started(&tag);
+        let Taker::Consumer(taker) = consumers.taker(&tag, 2) else {
+            panic!("it has started");
+        };
+        assert_eq!(taker.number, 2);
+        consumers.remove(&tag);
+        assert!(matches!(consumers.taker(&tag, 4), Taker::Nobody));
+    }
+
     #[test]
     fn those_who_left_are_known_for_a_while() {
         let mut consumers = Consumers::new();
         for number in 0..=GHOSTS_MAX {
             let tag = ShortString::from(number.to_string());
-            consumers.insert(tag.clone(), (), number % 2 == 0, 0);
+            consumers.insert(tag.clone(), consumer(number as u64), true);
             assert!(matches!(
                 consumers.taker(&tag, number as u64),
                 Taker::Consumer(_)
@@ -168,7 +247,7 @@ mod tests {
         assert!(matches!(consumers.taker(&"0".into(), 1000), Taker::Nobody));
         assert!(matches!(
             consumers.taker(&"1".into(), 1001),
-            Taker::Ghost { no_ack: false }
+            Taker::Ghost { no_ack: false, .. }
         ));
         consumers.drain();
         assert!(matches!(consumers.taker(&"1".into(), 1001), Taker::Nobody));

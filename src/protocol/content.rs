@@ -43,16 +43,26 @@ impl Content {
         }
     }
 
-    /// Whether it comes from a stream, by the header that RabbitMQ adds there.
+    /// Whether it seems to come from a stream, by the header that RabbitMQ adds there. (A copy of
+    /// such a message in a queue has it as well.)
     ///
     /// A stream keeps its messages, so there is no way back into it: RabbitMQ closes the
     /// connection (540) for a nack.
     pub(crate) fn is_of_stream(&self) -> bool {
-        // Most can be told without reading them.
-        self.properties.may_have(STREAM_OFFSET) && {
-            let headers = self.properties.read().headers;
-            headers.is_some_and(|headers| headers.contains_key(STREAM_OFFSET))
-        }
+        has_offset(&self.properties)
+    }
+}
+
+/// Whether a message with these encoded properties comes from a stream.
+pub(crate) fn is_of_stream(properties: &[u8]) -> bool {
+    may_be_of_stream(properties) && has_offset(&ReceivedProperties::new(properties))
+}
+
+fn has_offset(properties: &ReceivedProperties) -> bool {
+    // Most can be told without reading them.
+    properties.may_have(STREAM_OFFSET) && {
+        let headers = properties.read().headers;
+        headers.is_some_and(|headers| headers.contains_key(STREAM_OFFSET))
     }
 }
 
@@ -192,8 +202,17 @@ pub(crate) enum Progress<'a> {
     Complete(Head, Parts<'a>),
     /// The header announces a body beyond the limit.
     TooLarge {
+        head: Head,
         size: u64,
     },
+}
+
+/// The largest body that is taken in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SizeLimit {
+    pub(crate) bytes: u64,
+    /// Whether a larger message is rejected; else it costs its channel.
+    pub(crate) rejects: bool,
 }
 
 /// Puts the messages of one channel together.
@@ -309,7 +328,7 @@ impl Assembly {
             ));
         }
         if size > max {
-            return Ok(Progress::TooLarge { size });
+            return Ok(Progress::TooLarge { head, size });
         }
         let size = usize::try_from(size).map_err(|_| malformed(DecodeError::Truncated))?;
         let properties = match reader.rest() {
@@ -555,7 +574,7 @@ mod tests {
         let progress = assembly.header(&header(60, u64::MAX, &NONE), 100);
         assert!(matches!(
             progress,
-            Ok(Progress::TooLarge { size: u64::MAX })
+            Ok(Progress::TooLarge { size: u64::MAX, .. })
         ));
     }
 

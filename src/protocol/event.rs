@@ -46,6 +46,9 @@ pub(crate) struct Call<T: Tokens> {
     pub(crate) deadline: Option<Instant>,
     /// Who gets the deliveries, for a `basic.consume`.
     pub(crate) consumer: Option<T::Consumer>,
+    /// For a `basic.cancel`, the number of the one consumer that it is for. Without one it is
+    /// for whichever has the tag when it goes out.
+    pub(crate) cancels: Option<u64>,
 }
 
 /// The good outcome of a call.
@@ -160,6 +163,11 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         count: u16,
     },
+    /// A delivery without the header that a stream adds to each comes next for a consumer, for the
+    /// first time.
+    OfQueue {
+        consumer: T::Consumer,
+    },
     /// A delivery came that nobody takes.
     Unwanted {
         channel: T::Channel,
@@ -167,6 +175,8 @@ pub(crate) enum Event<T: Tokens> {
         /// Whether it goes back to its queue; else it needs no settlement.
         goes_back: bool,
     },
+    /// A message came that is larger than the program takes, and it does not get it.
+    PassedOver(Box<PassedOver<T>>),
     /// On a channel with transactions, what was to go back is on its way.
     GivenBack {
         channel: T::Channel,
@@ -207,6 +217,33 @@ pub(crate) enum Event<T: Tokens> {
     Unblocked,
     /// Comes before everything that ends with the connection.
     Closed(Termination),
+}
+
+/// A message that is larger than the program takes.
+#[derive(Debug)]
+pub(crate) struct PassedOver<T: Tokens> {
+    pub(crate) channel: T::Channel,
+    /// The consumer that it came for.
+    pub(crate) consumer: Option<T::Consumer>,
+    /// The queue that it was asked from.
+    pub(crate) queue: Option<ShortString>,
+    pub(crate) exchange: ShortString,
+    pub(crate) routing_key: ShortString,
+    pub(crate) delivery_tag: u64,
+    pub(crate) size: u64,
+    pub(crate) limit: u64,
+    pub(crate) disposal: Disposal,
+}
+
+/// What becomes of a message that is passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disposal {
+    /// The broker drops it, or moves it to the dead letters.
+    Rejected,
+    /// A stream has it still.
+    Skipped,
+    /// It needed no acknowledgement.
+    Lost,
 }
 
 /// What a channel needs of its connection to speak.

@@ -15,6 +15,7 @@ mod ending;
 mod heartbeats;
 mod holding_back;
 mod late_replies;
+mod oversized;
 mod protocol_errors;
 mod secret_updates;
 mod transactions;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 use proptest::test_runner::Config as ProptestConfig;
 
 use super::connection::{Connection, Limits};
-use super::content::{Content, ContentMethod};
+use super::content::{Content, ContentMethod, SizeLimit};
 use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
 use super::failure::{CloseReason, ClosedBy, ReplyCode};
 use super::frame::tests::encode_content;
@@ -71,7 +72,10 @@ impl Tokens for Script {
 /// The bounds where a test says nothing else: much may wait to be taken.
 fn limits(blocked_timeout: Option<Duration>) -> Limits {
     Limits {
-        max_message_size: MAX_MESSAGE_SIZE,
+        message_size: SizeLimit {
+            bytes: MAX_MESSAGE_SIZE,
+            rejects: false,
+        },
         read_budget: 1 << 30,
         blocked_timeout,
     }
@@ -90,6 +94,8 @@ enum Seen {
     Failed(u32, CallFailure),
     /// Consumer, delivery tag and body.
     Delivery(&'static str, u64, Vec<u8>),
+    /// Consumer and delivery tag.
+    PassedOver(Option<&'static str>, u64),
     ConsumerEnded(&'static str, EndedBy),
     Recovered(&'static str, Vec<&'static str>),
     Returned(&'static str, Vec<u8>),
@@ -125,7 +131,11 @@ impl From<Event<Script>> for Seen {
             Event::HeldBack { .. } | Event::GiveBack { .. } => {
                 unreachable!("there is room for everything")
             }
-            Event::Got { .. }
+            Event::PassedOver(passed_over) => {
+                Self::PassedOver(passed_over.consumer, passed_over.delivery_tag)
+            }
+            Event::OfQueue { .. }
+            | Event::Got { .. }
             | Event::Prefetch { .. }
             | Event::Unwanted { .. }
             | Event::GivenBack { .. } => unreachable!("filtered by `look`"),
@@ -352,6 +362,7 @@ impl Scenario {
                     delivery_tag,
                     no_ack,
                 } => self.books(channel).note(delivery_tag, no_ack),
+                Event::OfQueue { .. } => {}
                 Event::Prefetch { channel, count } => self.books(channel).prefetch = Some(count),
                 Event::Unwanted {
                     channel,
@@ -363,6 +374,8 @@ impl Scenario {
                         true => drop(settlements.give_back(delivery_tag)),
                         false => settlements.settle_for_good(delivery_tag, delivery_tag),
                     }
+                    let last = &mut self.books(channel).last;
+                    *last = delivery_tag.max(*last);
                     self.given_back.push((channel, delivery_tag));
                 }
                 Event::GivenBack {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::FRAME_MAX;
 use super::input::Input;
 use crate::protocol::connection::{Connection, Limits};
+use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
@@ -76,7 +77,10 @@ impl Subject {
         let now = Instant::now();
         let decoder = FrameDecoder::new(FRAME_MAX);
         let limits = Limits {
-            max_message_size: MAX_MESSAGE_SIZE,
+            message_size: SizeLimit {
+                bytes: MAX_MESSAGE_SIZE,
+                rejects: true,
+            },
             read_budget: READ_BUDGET,
             blocked_timeout: Some(SECOND * 60),
         };
@@ -148,10 +152,19 @@ impl Subject {
             }
             9 => {
                 let (id, tag) = (self.id(input), input.u8());
-                if let Some(id) = id {
-                    self.commanded += 1;
-                    self.core
-                        .discard_consumer(id, &name(tag).into(), |_| tag != 3);
+                let is_meant = |_: &u8| tag != 3;
+                match id {
+                    Some(id) if tag & 0x80 == 0 => {
+                        self.commanded += 1;
+                        self.core.discard_consumer(id, &name(tag).into(), is_meant);
+                    }
+                    Some(id) => {
+                        let cancel = basic::Cancel::new(name(tag)).nowait(tag & 0x40 == 0);
+                        let call = self.call();
+                        self.core
+                            .cancel_consumer(id, cancel, is_meant, call, deadline);
+                    }
+                    None => {}
                 }
             }
             10 => {

@@ -461,3 +461,71 @@ fn a_consumer_that_is_given_away_ends_with_its_queue() {
     }
     assert_eq!(seen, 3);
 }
+
+/// A queue with a single active consumer, and two that want to be it, each with a prefetch of 10.
+/// The first one has taken 0, 1 and 2 of 20 messages, and has settled them.
+fn handing_over(kind: &str) -> (Consumer, Consumer, String) {
+    let name = unique("single");
+    let declare = queue::Declare::new(&name)
+        .queue_type(kind)
+        .single_active_consumer(true);
+    let (one, other) = (channel(), channel());
+    one.queue_declare(declare).unwrap();
+    publish(&one, &name, 20);
+    let [first, second] = [&one, &other].map(|channel| {
+        channel.basic_qos(10).unwrap();
+        channel.consume(&name).unwrap()
+    });
+    for number in 0..3 {
+        let delivery = next(&first);
+        assert_eq!(delivery.text().unwrap(), number.to_string());
+        delivery.ack().unwrap();
+    }
+    await_ready(&other, &name, 7);
+    (first, second, name)
+}
+
+#[test]
+fn a_single_active_consumer_hands_over_in_order_when_its_channel_closes() {
+    for kind in ["classic", "quorum"] {
+        let (first, second, queue) = handing_over(kind);
+        first.channel().close().unwrap();
+        for number in 3..20 {
+            let delivery = next(&second);
+            assert_eq!(delivery.text().unwrap(), number.to_string(), "{kind}");
+            delivery.ack().unwrap();
+        }
+        second.channel().queue_delete(&queue).unwrap();
+    }
+}
+
+#[test]
+fn a_tag_whose_consumer_was_too_slow_can_be_used_again() {
+    let connection = connect();
+    if broker_version(&connection) < (4, 3) {
+        // There the timeout costs the channel, and with that every tag on it.
+        return;
+    }
+    let channel = connection.channel().unwrap();
+    let queue = unique("slow");
+    let declare = queue::Declare::new_quorum(&queue).argument("x-consumer-timeout", 1000);
+    channel.queue_declare(declare).unwrap();
+    publish(&channel, &queue, 1);
+    let consume = || basic::Consume::new(&queue).consumer_tag("same");
+    for _ in 0..2 {
+        let slow = channel.consume(consume()).unwrap();
+        let unsettled = next(&slow);
+        let error = slow.recv_timeout(PATIENCE).unwrap_err();
+        assert!(matches!(error, Error::ConsumerCancelled(_)), "{error:?}");
+        // This comes too late, and does no harm.
+        unsettled.ack().unwrap();
+        channel.basic_qos(1).unwrap();
+    }
+    let quick = channel.consume(consume()).unwrap();
+    let again = next(&quick);
+    assert!(again.redelivered);
+    again.ack().unwrap();
+    quick.cancel().unwrap();
+    channel.queue_delete(&queue).unwrap();
+    connection.close().unwrap();
+}

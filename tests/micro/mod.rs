@@ -24,6 +24,7 @@ use crate::io::port::Command;
 use crate::io::publishing::{Entered, Publishing};
 use crate::io::wake::Wake;
 use crate::protocol::connection::{Connection, Limits};
+use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Tokens};
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{
@@ -217,7 +218,10 @@ fn consuming() -> Connection<NoTokens> {
     let now = Instant::now();
     let decoder = FrameDecoder::new(FRAME_MAX);
     let limits = Limits {
-        max_message_size: 1 << 27,
+        message_size: SizeLimit {
+            bytes: 1 << 27,
+            rejects: false,
+        },
         read_budget: 64 << 20,
         blocked_timeout: None,
     };

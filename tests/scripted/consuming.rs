@@ -5,7 +5,7 @@ use std::sync::mpsc::channel as queue;
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingChannel, ConnectionParameters, Consumer, Delivery, Error, basic};
+use cony::{BlockingChannel, ConnectionParameters, Consumer, Delivery, Error, Oversized, basic};
 
 use crate::matrix::Saboteur;
 use crate::peer;
@@ -54,6 +54,62 @@ fn headers_too_large_to_be_kept_cost_their_channel_and_no_other() {
             other.queue_declare("alive").unwrap();
         },
     );
+}
+
+#[test]
+fn what_is_too_large_is_rejected_if_the_program_wants_that_and_is_told_in_the_log() {
+    const LARGE: &str = "more than ten bytes";
+    Saboteur::install();
+    with_channel_and(
+        |parameters| {
+            let parameters = parameters.max_message_size(10);
+            parameters.oversized(Oversized::Reject)
+        },
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 1, "small");
+            wire.deliver(1, &tag, 2, LARGE);
+            wire.deliver(1, &tag, 3, "small");
+            assert_eq!(wire.expect_settled(1, BASIC_REJECT), (2, 0));
+            // The numbers go on behind the one that nobody got.
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (3, MULTIPLE));
+            wire.expect(1, BASIC_GET);
+            wire.send_content(1, BASIC_GET_OK, get_ok(4), LARGE);
+            wire.expect(1, BASIC_GET);
+            wire.send_content(1, BASIC_GET_OK, get_ok(5), "small");
+            wire.accept_cancel(1, &tag);
+            let tag = wire.accept_consumer(1);
+            wire.deliver(1, &tag, 6, LARGE);
+            wire.deliver(1, &tag, 7, "small");
+            wire.accept_cancel(1, &tag);
+        },
+        |channel| {
+            let consumer = channel.consume("oversized 1").unwrap();
+            let taken: Vec<_> = consumer.iter().take(2).map(Result::unwrap).collect();
+            assert_eq!(taken[1].delivery_tag, 3);
+            taken[1].ack_multiple().unwrap();
+            for tag in 1..=3 {
+                let error = channel.basic_ack(tag).unwrap_err();
+                assert!(matches!(error, Error::AlreadySettled(_)), "{error:?}");
+            }
+            let get = basic::Get::new("oversized 2").no_ack(true);
+            assert_eq!(channel.basic_get(get).unwrap().unwrap().delivery_tag, 5);
+            consumer.cancel().unwrap();
+            let consume = basic::Consume::new("oversized 3").no_ack(true);
+            let consumer = channel.consume(consume).unwrap();
+            assert_eq!(consumer.next().unwrap().unwrap().delivery_tag, 7);
+            consumer.cancel().unwrap();
+            assert_eq!(channel.connection().stats().messages_oversized, 3);
+        },
+    );
+    let lost = "is lost, for it needed no acknowledgement";
+    for (queue, fate) in [(1, "is rejected"), (2, lost), (3, lost)] {
+        let words = format!(
+            "channel 1: a message of 19 bytes exceeds max_message_size (10) and {fate} (queue \
+             'oversized {queue}', exchange '"
+        );
+        assert_eq!(Saboteur::count(&words), 1, "{words}");
+    }
 }
 
 /// Lets a consumer start and delivers so many messages: its tag.
@@ -879,10 +935,11 @@ fn a_cancel_by_the_broker_ends_the_loop_when_it_was_the_last_consumer() {
         |wire| {
             let first = wire.accept_consumer(1);
             let second = deliver(wire, 1);
-            wire.send(1, BASIC_CANCEL, args().short(&first).u8(1));
+            wire.cancel_consumer(1, &first);
             wire.deliver(1, &second, 2, "still");
             wire.send(1, BASIC_CANCEL, args().short(&second).u8(0));
             assert_eq!(wire.expect(1, BASIC_CANCEL_OK).short(), second);
+            wire.expect_quiet_cancel(1, &second);
         },
         |channel| {
             let (sender, received) = queue();
@@ -973,7 +1030,7 @@ fn a_cancel_by_the_broker_is_told_once_in_every_clone() {
     with_channel(
         |wire| {
             let tag = wire.accept_consumer(1);
-            wire.send(1, BASIC_CANCEL, args().short(&tag).u8(1));
+            wire.cancel_consumer(1, &tag);
             wire.accept_declare(1);
         },
         |channel| {
@@ -1249,7 +1306,7 @@ fn each_delivery_goes_to_one_of_the_threads_that_share_a_consumer() {
                 .collect();
             acked.sort_unstable();
             assert!(acked.into_iter().eq(1..=COUNT));
-            wire.send(1, BASIC_CANCEL, args().short(&tag).u8(1));
+            wire.cancel_consumer(1, &tag);
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();

@@ -359,7 +359,7 @@ fn a_cancel_is_told_if_it_was_the_brokers_and_not_if_it_was_ones_own() {
             let own = wire.accept_consumer(1);
             let other = wire.accept_consumer(1);
             wire.accept_cancel(1, &own);
-            wire.send(1, BASIC_CANCEL, args().short(&other).u8(1));
+            wire.cancel_consumer(1, &other);
         },
         |channel| {
             let (note, noted) = mpsc::channel();

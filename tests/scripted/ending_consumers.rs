@@ -8,7 +8,7 @@ use std::time::Duration;
 use cony::{BlockingChannel, Delivery, Error, basic};
 
 use crate::peer::methods::*;
-use crate::peer::{CURTAIN, Wire, args, signal, with_channel, with_channel_and};
+use crate::peer::{self, CURTAIN, Wire, args, signal, with_channel, with_channel_and};
 
 /// The bits of ack and nack.
 const SINGLE: u8 = 0;
@@ -238,4 +238,143 @@ fn a_panicking_worker_adds_nothing_to_a_transaction() {
             panic_in(&channel, basic::Consume::new("q"), select);
         },
     );
+}
+
+/// A consumer of that name.
+fn named(tag: &str) -> basic::Consume {
+    basic::Consume::new("q").consumer_tag(tag)
+}
+
+#[test]
+fn a_tag_that_the_broker_has_cancelled_can_be_used_again() {
+    with_channel(
+        |wire| {
+            assert_eq!(wire.accept_consumer(1), "same");
+            // RabbitMQ 4.3 would end the connection for the next one without that.
+            wire.cancel_consumer(1, "same");
+            assert_eq!(wire.accept_consumer(1), "same");
+            wire.deliver(1, "same", 1, "for the next one");
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
+            wire.accept_cancel(1, "same");
+        },
+        |channel| {
+            let former = channel.consume(named("same")).unwrap();
+            let error = former.next().unwrap().unwrap_err();
+            assert!(matches!(error, Error::ConsumerCancelled(_)), "{error:?}");
+            let next = channel.consume(named("same")).unwrap();
+            // It has ended, and says nothing that the next one could hear.
+            former.cancel().unwrap();
+            drop(former);
+            next.next().unwrap().unwrap().ack().unwrap();
+            next.cancel().unwrap();
+        },
+    );
+}
+
+#[test]
+fn the_cancel_of_an_iterator_takes_no_callback_of_its_name_away() {
+    let (asked, is_asked) = signal();
+    let (started, has_started) = signal();
+    with_channel(
+        move |wire| {
+            assert_eq!(wire.accept_consumer(1), "same");
+            assert_eq!(wire.expect_cancel(1), "same");
+            asked.send(()).unwrap();
+            has_started.wait();
+            wire.send(1, BASIC_CANCEL_OK, args().short("same"));
+            assert_eq!(wire.accept_consumer(1), "same");
+            wire.deliver(1, "same", 1, "for the callback");
+            wire.accept_cancel(1, "same");
+        },
+        move |channel| {
+            let former = channel.consume(named("same")).unwrap();
+            thread::scope(|scope| {
+                let cancelling = scope.spawn(|| former.cancel().map(drop));
+                is_asked.wait();
+                let next = scope.spawn(|| {
+                    channel.basic_consume(named("same").no_ack(true), |channel, delivery| {
+                        assert_eq!(delivery.text()?, "for the callback");
+                        channel.stop_consuming()
+                    })
+                });
+                // The callback is noted before its consumer has started.
+                while channel.consumer_tags().len() < 2 {
+                    thread::yield_now();
+                }
+                started.send(()).unwrap();
+                cancelling.join().unwrap().unwrap();
+                next.join().unwrap().unwrap();
+            });
+            channel.start_consuming().unwrap();
+        },
+    );
+}
+
+/// Awaits what comes before the reply to a call.
+fn catch_up(channel: &BlockingChannel) {
+    channel.queue_declare("q").unwrap();
+}
+
+/// Delivers a message with the header that a stream adds, as a copy of one has it as well.
+fn deliver_copied(wire: &mut Wire, consumer_tag: &str, delivery_tag: u64) {
+    wire.send(1, BASIC_DELIVER, peer::deliver(consumer_tag, delivery_tag));
+    let field = args().short("x-stream-offset").u8(b'l').u64(7);
+    let properties = args().u16(1 << 13).long(field.bytes()).bytes();
+    wire.raw(&peer::header_with(1, 0, &properties));
+}
+
+#[test]
+fn a_copy_of_a_message_of_a_stream_goes_back_when_its_consumer_is_cancelled() {
+    let ends: [fn(&BlockingChannel); 5] = [
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            catch_up(channel);
+            drop(consumer);
+        },
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            catch_up(channel);
+            assert!(consumer.cancel().unwrap().is_empty());
+        },
+        |channel| {
+            let consumer = channel.consume("q").unwrap();
+            catch_up(channel);
+            channel.basic_cancel(consumer.consumer_tag()).unwrap();
+        },
+        |channel| {
+            let tag = channel.basic_consume("q", |_, _| Ok(())).unwrap();
+            catch_up(channel);
+            assert!(channel.basic_cancel(&tag).unwrap().is_empty());
+        },
+        |channel| {
+            channel.basic_consume("q", |_, _| Ok(())).unwrap();
+            catch_up(channel);
+            channel.stop_consuming().unwrap();
+            channel.start_consuming().unwrap();
+        },
+    ];
+    for end in ends {
+        with_channel(
+            |wire| {
+                let tag = wire.expect_consume(1);
+                wire.send(1, BASIC_CONSUME_OK, args().short(&tag));
+                deliver_copied(wire, &tag, 1);
+                wire.deliver(1, &tag, 2, "an ordinary one");
+                deliver_copied(wire, &tag, 3);
+                wire.accept_declare(1);
+                assert_eq!(wire.expect_cancel(1), tag);
+                deliver_copied(wire, &tag, 4);
+                wire.send(1, BASIC_CANCEL_OK, args().short(&tag));
+                let mut requeued: Vec<_> =
+                    (0..4).map(|_| wire.expect_settled(1, BASIC_NACK)).collect();
+                requeued.sort_unstable();
+                assert!(requeued.into_iter().eq((1..=4).map(|tag| (tag, REQUEUE))));
+                wire.accept_declare(1);
+            },
+            move |channel| {
+                end(&channel);
+                catch_up(&channel);
+            },
+        );
+    }
 }

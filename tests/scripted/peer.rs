@@ -627,6 +627,18 @@ impl Wire {
         self.send(channel, BASIC_CANCEL_OK, args().short(consumer_tag));
     }
 
+    /// Cancels this consumer as RabbitMQ does, and awaits that the client frees its tag.
+    pub(crate) fn cancel_consumer(&mut self, channel: u16, consumer_tag: &str) {
+        self.send(channel, BASIC_CANCEL, args().short(consumer_tag).u8(1));
+        self.expect_quiet_cancel(channel, consumer_tag);
+    }
+
+    /// Awaits a cancel of this consumer that wants no answer.
+    pub(crate) fn expect_quiet_cancel(&mut self, channel: u16, consumer_tag: &str) {
+        let mut cancel = self.expect(channel, BASIC_CANCEL);
+        assert_eq!((cancel.short(), cancel.u8()), (consumer_tag.into(), 1));
+    }
+
     pub(crate) fn accept_declare(&mut self, channel: u16) {
         self.expect(channel, QUEUE_DECLARE);
         self.send(channel, QUEUE_DECLARE_OK, declare_ok("queue"));

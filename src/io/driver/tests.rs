@@ -10,15 +10,16 @@ use crossbeam_channel::Receiver;
 use mio::Interest;
 use socket2::SockRef;
 
-use super::super::channel_port::Route;
+use super::super::consumer_port::Route;
 use super::super::inbox::{Incoming, Popped};
 use super::super::port::Outcome;
 use super::super::port::tests::{negotiated, settings};
 use super::*;
+use crate::protocol::event::CallFailure;
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{Frame, encode_method};
 use crate::protocol::handshake::decode_method;
-use crate::protocol::methods::{Method, MethodId, basic, channel, connection, queue};
+use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,28 +90,35 @@ struct Play {
     peer: Peer,
 }
 
+/// What moves between an IO thread, which does not run yet, and its peer.
+fn connected(settings: Settings) -> (Driver, Peer) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (socket, _) = listener.accept().unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let mut client = mio::net::TcpStream::from_std(client);
+    let poll = Poll::new().unwrap();
+    let both = Interest::READABLE | Interest::WRITABLE;
+    poll.registry().register(&mut client, SOCKET, both).unwrap();
+    let decoder = FrameDecoder::new(FRAME_MAX);
+    let transport = Transport::Plain(client);
+    let driver = prepare(poll, transport, decoder, negotiated(), settings).unwrap();
+    let peer = Peer {
+        socket,
+        decoder: FrameDecoder::new(FRAME_MAX),
+    };
+    (driver, peer)
+}
+
 impl Play {
     fn begin(settings: Settings) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (socket, _) = listener.accept().unwrap();
-        socket.set_nodelay(true).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        client.set_nonblocking(true).unwrap();
-        let mut client = mio::net::TcpStream::from_std(client);
-        let poll = Poll::new().unwrap();
-        let both = Interest::READABLE | Interest::WRITABLE;
-        poll.registry().register(&mut client, SOCKET, both).unwrap();
-        let decoder = FrameDecoder::new(FRAME_MAX);
-        let transport = Transport::Plain(client);
-        let (port, thread) = spawn(poll, transport, decoder, negotiated(), settings).unwrap();
+        let (driver, peer) = connected(settings);
         Self {
-            port,
-            thread,
-            peer: Peer {
-                socket,
-                decoder: FrameDecoder::new(FRAME_MAX),
-            },
+            port: Arc::clone(&driver.port),
+            thread: thread::spawn(move || driver.run()),
+            peer,
         }
     }
 
@@ -129,18 +137,26 @@ impl Play {
 
     /// A consumer of that name; `no_ack`, so that its deliveries cannot be held back.
     fn consume(&mut self, channel: &Arc<ChannelPort>, tag: &str) -> Arc<ConsumerPort> {
-        let consumer = ConsumerPort::with_inbox(tag.into(), true, Arc::clone(channel));
-        let route = Arc::new(Route {
-            consumer: Arc::clone(&consumer),
-        });
-        let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
-        let outcome = channel.begin(consume.into(), Some(route), soon());
+        let (consumer, outcome) = ask_for_consumer(channel, tag);
         self.peer.expect(basic::Consume::ID);
         self.peer
             .send(1, basic::ConsumeOk::default().consumer_tag(tag));
         answered(&outcome);
         consumer
     }
+}
+
+fn ask_for_consumer(
+    channel: &Arc<ChannelPort>,
+    tag: &str,
+) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
+    let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
+    let consumer = ConsumerPort::with_inbox(&consume, Arc::clone(channel));
+    let route = Arc::new(Route {
+        consumer: Arc::clone(&consumer),
+    });
+    let outcome = channel.begin(consume.into(), Some(route), soon());
+    (consumer, outcome)
 }
 
 /// Awaits a good end of a call.
@@ -154,7 +170,8 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
     let channel = play.open_channel();
     let consumer = play.consume(&channel, "me");
     // The broker had cancelled it, which its owner did not know yet when it was dropped.
-    let former = ConsumerPort::with_inbox("me".into(), true, Arc::clone(&channel));
+    let consume = basic::Consume::new("q").consumer_tag("me").no_ack(true);
+    let former = ConsumerPort::with_inbox(&consume, Arc::clone(&channel));
     play.port.send(Command::Discard {
         channel: channel.id,
         consumer: former,
@@ -170,6 +187,87 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
     assert_eq!(content.delivery_tag(), Some(1));
     play.port.send(Command::Disconnect);
     play.thread.join().unwrap();
+}
+
+#[test]
+fn a_cancel_that_comes_too_late_is_for_no_later_consumer_of_its_name() {
+    let mut play = Play::begin(settings(1 << 20));
+    let channel = play.open_channel();
+    let former = play.consume(&channel, "me");
+    // It gets no answer in time, and the program begins again.
+    let cancelled = channel.begin_cancel(&former, false, Instant::now());
+    play.peer.expect(basic::Cancel::ID);
+    let outcome = cancelled.recv().unwrap();
+    assert!(matches!(outcome, Err(CallFailure::TimedOut)), "{outcome:?}");
+    let (later, started) = ask_for_consumer(&channel, "me");
+    let again = channel.begin_cancel(&former, false, soon());
+    play.port.send(Command::Discard {
+        channel: channel.id,
+        consumer: former,
+    });
+    play.peer
+        .send(1, basic::CancelOk::default().consumer_tag("me"));
+    play.peer.expect(basic::Consume::ID);
+    play.peer
+        .send(1, basic::ConsumeOk::default().consumer_tag("me"));
+    answered(&started);
+    answered(&again);
+    let outcome = channel.begin(queue::Declare::new("q").into(), None, soon());
+    play.peer.expect(queue::Declare::ID);
+    play.peer.deliver("me", 1, b"x");
+    play.peer.send(1, queue::DeclareOk::default());
+    answered(&outcome);
+    assert_eq!(later.inbox().len(), 1);
+    assert!(later.is_alive());
+    play.port.send(Command::Disconnect);
+    play.thread.join().unwrap();
+}
+
+#[test]
+fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
+    let (mut driver, mut peer) = connected(settings(1 << 20));
+    let mut events = Events::with_capacity(16);
+    let (reply, opened) = bounded(1);
+    driver.port.send(Command::OpenChannel {
+        number: None,
+        window: 10,
+        deadline: soon(),
+        reply,
+    });
+    // Says what is to be said, without reading.
+    let turn = |driver: &mut Driver| {
+        driver.take_commands(Instant::now());
+        driver.dispatch();
+        driver.write(Instant::now());
+    };
+    // Reads as before a deadline that seems to be missed.
+    let mut read_until = |driver: &mut Driver, is_so: &dyn Fn() -> bool| {
+        let deadline = soon();
+        while !is_so() {
+            assert!(Instant::now() < deadline, "it never comes");
+            driver.catch_up(&mut events);
+        }
+    };
+    turn(&mut driver);
+    peer.expect(channel::Open::ID);
+    peer.send(1, channel::OpenOk::default());
+    read_until(&mut driver, &|| !opened.is_empty());
+    let channel = opened.recv().unwrap().unwrap();
+    let committed = channel.begin(tx::Commit::default().into(), None, soon());
+    channel.settle(1, Settle::Ack { multiple: false });
+    let declared = channel.begin(queue::Declare::new("q").into(), None, soon());
+    turn(&mut driver);
+    peer.expect(tx::Commit::ID);
+    peer.send(1, tx::CommitOk::default());
+    read_until(&mut driver, &|| !committed.is_empty());
+    answered(&committed);
+    assert!(driver.is_busy(), "it would wait for something else");
+    turn(&mut driver);
+    peer.expect(basic::Ack::ID);
+    peer.expect(queue::Declare::ID);
+    assert!(!driver.is_busy());
+    drop(driver);
+    assert!(!matches!(declared.recv(), Ok(Ok(_))));
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! What becomes of a content that is whole.
 
 use super::super::consumers::{Consumers, Taker};
-use super::super::content::{Content, ContentMethod, Head, Parts, may_be_of_stream};
-use super::super::event::{Out, Tokens};
+use super::super::content::{Content, ContentMethod, Head, Parts, is_of_stream, may_be_of_stream};
+use super::super::event::{Event, Out, Tokens};
 use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
-use super::super::methods::basic;
 use super::super::names::Names;
 use super::super::run::Delivery;
 use super::Channel;
@@ -15,8 +14,9 @@ pub(super) enum Left {
     Returned(Content),
     Unwanted {
         delivery_tag: u64,
-        content: Content,
         no_ack: bool,
+        /// Whether there is a way back for it.
+        is_of_queue: bool,
     },
 }
 
@@ -52,11 +52,16 @@ pub(super) fn deliver<T: Tokens>(
         }
     };
     let tag = names.consumer_tag();
-    let no_ack = match consumers.taker(tag, names.tag_version()) {
+    let (no_ack, is_of_queue) = match consumers.taker(tag, names.tag_version()) {
         Taker::Consumer(consumer) if !consumer.discard => {
             let shows_queue = !consumer.is_of_queue && !may_be_of_stream(parts.properties());
             let is_of_queue = consumer.is_of_queue || shows_queue;
             let is_fixed = consumer.no_ack || is_transactional || !is_of_queue;
+            if shows_queue {
+                // First, for whoever has the delivery may have to give it back.
+                let consumer = consumer.token.clone();
+                out.events.push_back(Event::OfQueue { consumer });
+            }
             let delivery = Delivery {
                 tag: delivery_tag,
                 redelivered,
@@ -69,24 +74,25 @@ pub(super) fn deliver<T: Tokens>(
             }
             return None;
         }
-        Taker::Consumer(consumer) => consumer.no_ack,
-        Taker::Ghost { no_ack } => no_ack,
+        Taker::Consumer(consumer) => (consumer.no_ack, consumer.is_of_queue),
+        Taker::Ghost {
+            no_ack,
+            is_of_queue,
+        } => (no_ack, is_of_queue),
         Taker::Nobody => {
             log::debug!("a delivery came for the unknown consumer {tag}");
             return None;
         }
     };
-    let deliver = basic::Deliver {
-        consumer_tag: tag.clone(),
-        delivery_tag,
-        redelivered,
-        exchange: names.origin().exchange.clone(),
-        routing_key: names.origin().routing_key.clone(),
-    };
+    let shows_queue = !is_of_queue && !is_of_stream(parts.properties());
+    if shows_queue {
+        consumers.note_queue(tag);
+    }
+    let is_of_queue = is_of_queue || shows_queue;
     Some(Left::Unwanted {
         delivery_tag,
-        content: content(ContentMethod::Deliver(deliver), parts),
         no_ack,
+        is_of_queue,
     })
 }
 

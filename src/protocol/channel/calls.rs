@@ -1,5 +1,6 @@
 //! The calls of a channel: they take turns on the wire, and their replies change things here.
 
+use super::super::consumers::Consumer;
 use super::super::content::ContentMethod;
 use super::super::event::{Call, CallFailure, Event, Out, Reply, Tokens};
 use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
@@ -32,6 +33,9 @@ impl<T: Tokens> Channel<T> {
                 no_ack: get.no_ack,
             });
             out.events.extend(got);
+        }
+        if let Method::BasicConsume(consume) = &call.method {
+            self.consumers.started(&consume.consumer_tag);
         }
         match call.token {
             Some(token) => {
@@ -85,7 +89,8 @@ impl<T: Tokens> Channel<T> {
         match (method, reply) {
             (Method::BasicGet(get), Reply::Message(content)) => {
                 if let ContentMethod::GetOk(get_ok) = &content.method {
-                    self.refuse(get_ok.delivery_tag, content, get.no_ack, out);
+                    // (No stream answers a get.)
+                    self.refuse(get_ok.delivery_tag, get.no_ack, true, out);
                 }
             }
             (Method::BasicConsume(consume), _) => {
@@ -110,7 +115,59 @@ impl<T: Tokens> Channel<T> {
             method,
             deadline: None,
             consumer: None,
+            cancels: None,
         }
+    }
+
+    /// A cancel of one consumer: of no other of its name, whenever its turn comes.
+    pub(crate) fn cancel_consumer(
+        &mut self,
+        mut call: Call<T>,
+        is_meant: impl Fn(&T::Consumer) -> bool,
+        out: &mut Out<T>,
+    ) {
+        let Method::BasicCancel(cancel) = &call.method else {
+            return self.call(call, out);
+        };
+        let alive = self.consumers.get(&cancel.consumer_tag);
+        let alive = alive.filter(|consumer| is_meant(&consumer.token));
+        // Else its own request may still wait for its turn.
+        let mut waiting = self.waiting.iter();
+        let waiting = waiting.find(|call| call.consumer.as_ref().is_some_and(&is_meant));
+        let number = alive.map(|consumer| consumer.number);
+        match number.or_else(|| waiting.map(|call| call.number)) {
+            None => self.answer_cancel(call, out),
+            number => {
+                call.cancels = number;
+                self.call(call, out);
+            }
+        }
+    }
+
+    /// Whether `call` is a cancel of a consumer that is over by now. Another may have its tag.
+    fn is_too_late(&self, call: &Call<T>) -> bool {
+        match (&call.method, call.cancels) {
+            (Method::BasicCancel(cancel), Some(number)) => {
+                let consumer = self.consumers.get(&cancel.consumer_tag);
+                consumer.is_none_or(|consumer| consumer.number != number)
+            }
+            _ => false,
+        }
+    }
+
+    /// A cancel has nothing to do.
+    fn answer_cancel(&self, mut call: Call<T>, out: &mut Out<T>) {
+        let Some(token) = call.token.take() else {
+            return;
+        };
+        let reply = match &call.method {
+            Method::BasicCancel(cancel) if !cancel.nowait => {
+                let cancel_ok = basic::CancelOk::default().consumer_tag(&cancel.consumer_tag);
+                Reply::Method(cancel_ok.into())
+            }
+            _ => Reply::Sent,
+        };
+        out.answer(token, Ok(reply));
     }
 
     /// Puts waiting calls on the wire for as long as none expects a reply.
@@ -137,7 +194,10 @@ impl<T: Tokens> Channel<T> {
     }
 
     pub(super) fn transmit(&mut self, mut call: Call<T>, out: &mut Out<T>) {
-        if let Err(failure) = self.try_transmit(&mut call, out) {
+        if self.is_too_late(&call) {
+            out.unwatch(self.id.number, &call);
+            self.answer_cancel(call, out);
+        } else if let Err(failure) = self.try_transmit(&mut call, out) {
             out.unwatch(self.id.number, &call);
             out.fail(call.token, failure);
         } else if call.method.replies().is_empty() {
@@ -168,9 +228,17 @@ impl<T: Tokens> Channel<T> {
         self.transaction.sent(&call.method);
         // Registered before the reply, which the first delivery may follow at once.
         if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
+            let consumer = Consumer {
+                token,
+                number: call.number,
+                no_ack: consume.no_ack,
+                discard: false,
+                is_of_queue: false,
+                takes_any: false,
+                prefetch: self.prefetch,
+            };
             let tag = consume.consumer_tag.clone();
-            self.consumers
-                .insert(tag, token, consume.no_ack, self.prefetch);
+            self.consumers.insert(tag, consumer, !consume.nowait);
         }
         Ok(())
     }

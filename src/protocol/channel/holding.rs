@@ -47,6 +47,7 @@ impl<T: Tokens> Channel<T> {
             consumer.takes_any,
         );
         let token = consumer.token.clone();
+        let shows_queue = !consumer.is_of_queue;
         let prefetch = || self.consumers.prefetch();
         let arrival = Arrival {
             redelivered,
@@ -91,6 +92,11 @@ impl<T: Tokens> Channel<T> {
         }
         self.assembly.skip(size);
         out.holding.insert(self.id.number);
+        if shows_queue {
+            self.consumers.note_queue(tag);
+            let consumer = token.clone();
+            out.events.push_back(Event::OfQueue { consumer });
+        }
         out.events.push_back(Event::HeldBack {
             consumer: token,
             delivery_tag,

@@ -15,8 +15,8 @@ pub(super) struct Transaction {
     is_selected: bool,
     /// Whether something was published or settled in the one that is under way.
     has_begun: bool,
-    /// What goes back with the next commit.
-    given_back: Vec<u64>,
+    /// What goes back with the next commit, or is settled otherwise for the program.
+    given_back: Vec<(u64, Settle)>,
 }
 
 impl Transaction {
@@ -48,10 +48,24 @@ impl Transaction {
 impl<T: Tokens> Channel<T> {
     /// Gives deliveries back to their queue that nobody takes.
     pub(crate) fn give_back(&mut self, delivery_tags: Vec<u64>, out: &mut Out<T>) {
+        // Other than a reject, it does not count for the delivery limit of RabbitMQ 4.
+        let nack = Settle::Nack {
+            multiple: false,
+            requeue: true,
+        };
+        self.settle_here(delivery_tags.into_iter().map(|tag| (tag, nack)), out);
+    }
+
+    /// Settles deliveries that the program does not have.
+    pub(super) fn settle_here(
+        &mut self,
+        settlements: impl IntoIterator<Item = (u64, Settle)>,
+        out: &mut Out<T>,
+    ) {
         if !self.is_open() {
             return;
         }
-        self.transaction.given_back.extend(delivery_tags);
+        self.transaction.given_back.extend(settlements);
         match self.transaction.is_selected || self.is_committing() {
             true => self.advance(out),
             false => self.send_given_back(out),
@@ -70,16 +84,12 @@ impl<T: Tokens> Channel<T> {
     }
 
     pub(super) fn send_given_back(&mut self, out: &mut Out<T>) {
-        let delivery_tags = std::mem::take(&mut self.transaction.given_back);
-        for delivery_tag in &delivery_tags {
-            // Other than a reject, it does not count for the delivery limit of RabbitMQ 4.
-            let nack = Settle::Nack {
-                multiple: false,
-                requeue: true,
-            };
-            out.settle(self.id.number, *delivery_tag, nack);
+        let given_back = std::mem::take(&mut self.transaction.given_back);
+        for (delivery_tag, settle) in &given_back {
+            out.settle(self.id.number, *delivery_tag, *settle);
         }
-        if self.transaction.is_selected && !delivery_tags.is_empty() {
+        if self.transaction.is_selected && !given_back.is_empty() {
+            let delivery_tags = given_back.into_iter().map(|(tag, _)| tag).collect();
             out.events.push_back(Event::GivenBack {
                 channel: self.token.clone(),
                 delivery_tags,

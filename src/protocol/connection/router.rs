@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::channel::{Channel, Fate};
+use super::super::content::SizeLimit;
 use super::super::event::{ChannelId, Event, NumberError, Out, Termination, Tokens};
 use super::super::failure::{CloseReason, ProtocolError};
 use super::super::frame::Frame;
@@ -28,7 +29,7 @@ pub(super) enum State {
 pub(super) struct Router<T: Tokens> {
     pub(super) out: Out<T>,
     pub(super) channel_max: u16,
-    pub(super) max_message_size: u64,
+    pub(super) message_size: SizeLimit,
     /// By number; 0 is the connection itself and stays empty.
     pub(super) channels: Vec<Option<Box<Channel<T>>>>,
     /// Every number below is taken.
@@ -106,7 +107,7 @@ impl<T: Tokens> Router<T> {
                 Ok(())
             }
             Frame::Header { payload, .. } => {
-                channel.receive_header(payload, self.max_message_size, out)
+                channel.receive_header(payload, self.message_size, out)
             }
             Frame::Body { payload, .. } => channel.receive_body(payload, out),
             Frame::Oversized { size, limit, .. } => channel.refuse_header(size, limit, out),

@@ -17,7 +17,7 @@ enum Step {
     Open,
     Call(usize, usize),
     Consume(usize, usize, bool, bool),
-    Cancel(usize, usize),
+    Cancel(usize, usize, bool),
     Discard(usize, usize),
     Settle(usize, usize),
     Change(usize, usize),
@@ -41,7 +41,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (handle(), 0usize..5).prop_map(|(handle, kind)| Step::Call(handle, kind)),
         6 => (handle(), tag(), any::<bool>(), any::<bool>())
             .prop_map(|(handle, tag, no_ack, nowait)| Step::Consume(handle, tag, no_ack, nowait)),
-        3 => (handle(), tag()).prop_map(|(handle, tag)| Step::Cancel(handle, tag)),
+        3 => (handle(), tag(), any::<bool>())
+            .prop_map(|(handle, tag, nowait)| Step::Cancel(handle, tag, nowait)),
         3 => (handle(), tag()).prop_map(|(handle, tag)| Step::Discard(handle, tag)),
         5 => (0usize..10, 0usize..5).prop_map(|(index, kind)| Step::Settle(index, kind)),
         3 => (handle(), 0usize..4).prop_map(|(handle, kind)| Step::Change(handle, kind)),
@@ -106,7 +107,7 @@ impl World {
             Step::Open => self.open(),
             Step::Call(handle, kind) => self.call(handle, kind),
             Step::Consume(handle, tag, no_ack, nowait) => self.consume(handle, tag, no_ack, nowait),
-            Step::Cancel(handle, tag) => self.cancel(handle, tag),
+            Step::Cancel(handle, tag, nowait) => self.cancel(handle, tag, nowait),
             Step::Discard(handle, tag) => {
                 if let Some(id) = self.id(handle) {
                     self.scenario
@@ -172,10 +173,14 @@ impl World {
         }
     }
 
-    fn cancel(&mut self, handle: usize, tag: usize) {
+    fn cancel(&mut self, handle: usize, tag: usize, nowait: bool) {
         if let Some(id) = self.id(handle) {
             let call = self.next_call();
-            self.scenario.call(id, call, basic::Cancel::new(TAGS[tag]));
+            let cancel = basic::Cancel::new(TAGS[tag]).nowait(nowait);
+            let is_meant = |token: &&'static str| *token == TAGS[tag];
+            let deadline = self.scenario.now + RPC_TIMEOUT;
+            let core = &mut self.scenario.core;
+            core.cancel_consumer(id, cancel, is_meant, call, deadline);
         }
     }
 

@@ -29,6 +29,9 @@ pub(super) struct BrokerChannel {
     pub(super) due: Option<Method>,
     /// Tags, and whether their deliveries need no ack.
     consumers: BTreeMap<ShortString, bool>,
+    /// Tags of consumers that the broker has cancelled, which are not free until the client has
+    /// cancelled them as well.
+    lingering: BTreeSet<ShortString>,
     pub(super) delivery_tag: u64,
     pub(super) unsettled: BTreeSet<u64>,
     /// What the transaction under way has settled, if the channel has transactions.
@@ -104,7 +107,7 @@ impl Broker {
                 self.send(number, consume_ok(&tag));
             }
             Some(Method::BasicCancel(cancel)) => {
-                channel.consumers.remove(&cancel.consumer_tag);
+                channel.forget(&cancel.consumer_tag);
                 self.send(number, cancel_ok(&cancel.consumer_tag));
             }
             Some(Method::BasicGet(get)) if has_message => {
@@ -141,8 +144,11 @@ impl Broker {
     }
 
     pub(super) fn cancel(&mut self, number: u16, nowait: bool) {
-        let channel = self.channels.get_mut(&number);
-        if let Some((tag, _)) = channel.and_then(|channel| channel.consumers.pop_first()) {
+        let Some(channel) = self.channels.get_mut(&number) else {
+            return;
+        };
+        if let Some((tag, _)) = channel.consumers.pop_first() {
+            channel.lingering.insert(tag.clone());
             self.send(number, basic::Cancel::new(tag).nowait(nowait));
         }
     }
@@ -188,6 +194,15 @@ impl BrokerChannel {
         }
     }
 
+    fn knows(&self, tag: &ShortString) -> bool {
+        self.consumers.contains_key(tag) || self.lingering.contains(tag)
+    }
+
+    fn forget(&mut self, tag: &ShortString) {
+        self.consumers.remove(tag);
+        self.lingering.remove(tag);
+    }
+
     fn obey(&mut self, method: Method) {
         assert!(
             !matches!(self.due, Some(Method::TxCommit(_)))
@@ -215,14 +230,15 @@ impl BrokerChannel {
             Method::BasicAck(ack) => self.settle(ack.delivery_tag, ack.multiple),
             Method::BasicNack(nack) => self.settle(nack.delivery_tag, nack.multiple),
             Method::BasicConsume(consume) if consume.nowait => {
+                assert!(!self.knows(&consume.consumer_tag), "530");
                 let tag = consume.consumer_tag.clone();
-                let known = self.consumers.insert(tag, consume.no_ack);
-                assert_eq!(known, None, "530");
+                self.consumers.insert(tag, consume.no_ack);
             }
+            Method::BasicCancel(cancel) if cancel.nowait => self.forget(&cancel.consumer_tag),
             Method::BasicCancelOk(_) | Method::ChannelFlowOk(_) | Method::QueuePurge(_) => {}
             _ => {
                 if let Method::BasicConsume(consume) = &method {
-                    assert!(!self.consumers.contains_key(&consume.consumer_tag), "530");
+                    assert!(!self.knows(&consume.consumer_tag), "530");
                 }
                 assert!(self.due.is_none(), "541: two calls at once");
                 self.due = Some(method);

@@ -1,6 +1,6 @@
 //! Consumers: who gets what, and until when.
 
-use super::super::methods::queue;
+use super::super::methods::{queue, tx};
 use super::*;
 
 fn delivery(consumer: &'static str, delivery_tag: u64) -> Seen {
@@ -9,6 +9,11 @@ fn delivery(consumer: &'static str, delivery_tag: u64) -> Seen {
 
 fn peer_delivers(scenario: &mut Scenario, tag: &str, delivery_tag: u64) {
     scenario.peer_sends_content(1, deliver(tag, delivery_tag), None, b"x");
+}
+
+/// What goes out behind a cancel by the broker.
+fn quiet_cancel(tag: &str) -> (u16, Method) {
+    on(1, basic::Cancel::new(tag).nowait(true))
 }
 
 /// A channel with the consumers "a" and "b".
@@ -190,9 +195,13 @@ fn cancelling_an_unknown_tag_is_an_ordinary_call() {
 fn a_cancel_by_the_broker_ends_the_consumer_and_is_answered_only_if_asked_for() {
     let (mut scenario, _) = two_consumers();
     scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
-    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.sent(), [quiet_cancel("a")]);
     scenario.peer_sends(1, basic::Cancel::new("b"));
-    assert_eq!(scenario.sent(), [on(1, cancel_ok("b"))]);
+    assert_eq!(scenario.sent(), [on(1, cancel_ok("b")), quiet_cancel("b")]);
+    // One that nobody has, or that the broker has cancelled before, is not worth a word.
+    scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
+    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.core.poll_timeout(), None);
     assert_eq!(
         scenario.events(),
         [
@@ -203,11 +212,174 @@ fn a_cancel_by_the_broker_ends_the_consumer_and_is_answered_only_if_asked_for() 
 }
 
 #[test]
+fn a_tag_that_the_broker_has_cancelled_is_cancelled_before_it_is_used_again() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, queue::Declare::new("q"));
+    scenario.begin_consume(id, 2, "b");
+    scenario.begin_consume(id, 3, "a");
+    scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
+    scenario.sent();
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    // (The other one is refused here.)
+    let consume = basic::Consume::new("q").consumer_tag("a");
+    assert_eq!(scenario.sent(), [quiet_cancel("a"), on(1, consume)]);
+    scenario.peer_sends(1, consume_ok("a"));
+    assert_eq!(scenario.sent(), []);
+    peer_delivers(&mut scenario, "a", 1);
+    assert_eq!(scenario.events().last(), Some(&delivery("a", 1)));
+}
+
+#[test]
+fn the_cancel_behind_one_by_the_broker_waits_for_the_end_of_a_commit() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, tx::Commit::default());
+    scenario.settle(id, 1, Settle::Ack { multiple: false });
+    scenario.sent();
+    scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, tx::CommitOk::default());
+    assert_eq!(
+        scenario.sent(),
+        [on(1, basic::Ack::new(1)), quiet_cancel("a")]
+    );
+}
+
+#[test]
+fn a_cancel_by_the_broker_that_crosses_ours_ends_no_next_consumer() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, basic::Cancel::new("a").nowait(true));
+    let consume = basic::Consume::new("q").consumer_tag("a");
+    scenario.begin_consume_with(id, 2, "next", consume);
+    scenario.sent();
+    scenario.events();
+    scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, consume_ok("a"));
+    peer_delivers(&mut scenario, "a", 1);
+    assert_eq!(
+        scenario.events(),
+        [Seen::Reply(2, consume_ok("a")), delivery("next", 1)]
+    );
+    scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
+    assert_eq!(
+        scenario.events(),
+        [Seen::ConsumerEnded("next", EndedBy::Broker)]
+    );
+}
+
+#[test]
+fn what_comes_for_a_cancelled_consumer_is_not_for_the_next_of_its_name() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, basic::Cancel::new("a").nowait(true));
+    let consume = basic::Consume::new("q2").consumer_tag("a").no_ack(true);
+    scenario.begin_consume_with(id, 2, "next", consume);
+    scenario.sent();
+    scenario.events();
+    peer_delivers(&mut scenario, "a", 1);
+    assert_eq!(scenario.events(), []);
+    assert_eq!(scenario.sent(), [on(1, requeue(1))]);
+    scenario.peer_sends(1, consume_ok("a"));
+    peer_delivers(&mut scenario, "a", 2);
+    assert_eq!(
+        scenario.events(),
+        [Seen::Reply(2, consume_ok("a")), delivery("next", 2)]
+    );
+    assert_eq!(scenario.sent(), []);
+}
+
+/// Asks for the cancel of the consumer with that token, and no other one.
+fn cancel(scenario: &mut Scenario, id: ChannelId, call: u32, tag: &str, token: &'static str) {
+    let deadline = scenario.now + RPC_TIMEOUT;
+    let is_meant = |it: &&'static str| *it == token;
+    let cancel = basic::Cancel::new(tag);
+    scenario
+        .core
+        .cancel_consumer(id, cancel, is_meant, call, deadline);
+}
+
+#[test]
+fn a_cancel_whose_consumer_is_over_cancels_no_later_one_of_its_name() {
+    for again in ["discard", "cancel"] {
+        let (mut scenario, id) = two_consumers();
+        // This gets no answer in time, so the program tries again with the same tag.
+        cancel(&mut scenario, id, 1, "a", "a");
+        scenario.pass(RPC_TIMEOUT);
+        let consume = basic::Consume::new("q").consumer_tag("a");
+        scenario.begin_consume_with(id, 2, "later", consume.clone());
+        assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
+        match again {
+            "discard" => scenario
+                .core
+                .discard_consumer(id, &"a".into(), |it| *it == "a"),
+            _ => cancel(&mut scenario, id, 3, "a", "a"),
+        }
+        scenario.peer_sends(1, cancel_ok("a"));
+        assert_eq!(scenario.sent(), [on(1, consume)]);
+        scenario.events();
+        scenario.peer_sends(1, consume_ok("a"));
+        peer_delivers(&mut scenario, "a", 1);
+        assert_eq!(scenario.sent(), [], "{again}");
+        let mut events = vec![Seen::Reply(2, consume_ok("a")), delivery("later", 1)];
+        if again == "cancel" {
+            events.insert(1, Seen::Reply(3, cancel_ok("a")));
+        }
+        assert_eq!(scenario.events(), events, "{again}");
+        scenario.pass(RPC_TIMEOUT);
+        assert_eq!(scenario.events(), []);
+    }
+}
+
+#[test]
+fn a_cancel_of_a_consumer_that_is_not_there_is_answered_here() {
+    let (mut scenario, id) = two_consumers();
+    cancel(&mut scenario, id, 1, "a", "former");
+    let deadline = scenario.now + RPC_TIMEOUT;
+    let nowait = basic::Cancel::new("a").nowait(true);
+    scenario
+        .core
+        .cancel_consumer(id, nowait, |_| false, 2, deadline);
+    assert_eq!(
+        scenario.events(),
+        [Seen::Reply(1, cancel_ok("a")), Seen::Sent(2)]
+    );
+    assert_eq!(scenario.sent(), []);
+    assert_eq!(scenario.core.poll_timeout(), None);
+    scenario.begin_close_channel(id, 3);
+    scenario.events();
+    cancel(&mut scenario, id, 4, "a", "a");
+    assert_eq!(scenario.events(), [Seen::Failed(4, CallFailure::Closed)]);
+}
+
+#[test]
+fn a_cancel_waits_behind_the_request_for_its_own_consumer() {
+    let (mut scenario, id) = two_consumers();
+    scenario.call(id, 1, queue::Declare::new("q"));
+    let consume = basic::Consume::new("q").consumer_tag("c");
+    scenario.begin_consume_with(id, 2, "c", consume.clone());
+    cancel(&mut scenario, id, 3, "c", "c");
+    scenario.sent();
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    assert_eq!(scenario.sent(), [on(1, consume)]);
+    scenario.peer_sends(1, consume_ok("c"));
+    assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("c"))]);
+    scenario.events();
+    scenario.peer_sends(1, cancel_ok("c"));
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::ConsumerEnded("c", EndedBy::Us),
+            Seen::Reply(3, cancel_ok("c"))
+        ]
+    );
+}
+
+#[test]
 fn a_consumer_ends_once_when_both_sides_cancel_it() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Cancel::new("a"));
     scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
     scenario.peer_sends(1, cancel_ok("a"));
+    assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
     assert_eq!(
         scenario.events(),
         [
@@ -262,6 +434,35 @@ fn nothing_is_given_back_to_a_stream() {
     scenario.peer_sends_content(1, deliver("a", 1), Some(&headers), b"x");
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events(), []);
+}
+
+#[test]
+fn a_copy_of_a_message_of_a_stream_goes_back_to_its_queue() {
+    let copied = BasicProperties::new().headers([("x-stream-offset", 7i64)]);
+    // A delivery without that header shows that the consumer is of no stream: before it is
+    // cancelled, or when nobody takes what comes.
+    for cancels_first in [false, true] {
+        for nowait in [false, true] {
+            let (mut scenario, id) = two_consumers();
+            let cancel = |scenario: &mut Scenario| match nowait {
+                true => scenario.call(id, 1, basic::Cancel::new("a").nowait(true)),
+                false => scenario.core.discard_consumer(id, &"a".into(), |_| true),
+            };
+            if cancels_first {
+                cancel(&mut scenario);
+            }
+            peer_delivers(&mut scenario, "a", 1);
+            if !cancels_first {
+                cancel(&mut scenario);
+            }
+            scenario.sent();
+            scenario.given_back.clear();
+            scenario.peer_sends_content(1, deliver("a", 2), Some(&copied), b"x");
+            scenario.peer_sends_content(1, deliver("b", 3), Some(&copied), b"x");
+            assert_eq!(scenario.sent(), [on(1, requeue(2))]);
+            assert_eq!(scenario.given_back, [("one", 2)]);
+        }
+    }
 }
 
 #[test]

@@ -71,7 +71,10 @@ impl World {
     fn new(sizes: &[usize], prefetch: u16, soft: usize, requeue: Requeue) -> Self {
         let now = Instant::now();
         let limits = Limits {
-            max_message_size: 1 << 30,
+            message_size: SizeLimit {
+                bytes: 1 << 30,
+                rejects: false,
+            },
             read_budget: soft,
             blocked_timeout: None,
         };
