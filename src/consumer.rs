@@ -158,7 +158,13 @@ impl Consumer {
         let port = &self.handle.port;
         port.inbox().stop();
         if port.cancelled_by_broker().is_none() {
-            self.shared().cancel(port, false)?;
+            if let Err(error) = self.shared().cancel(port, false) {
+                if !error.is_timeout() {
+                    // Nothing more comes, and what has come and is here for good can be taken.
+                    port.inbox().resume();
+                }
+                return Err(error);
+            }
         }
         Ok(self.shared().keep_or_give_back(port.take_left(), port))
     }
@@ -331,8 +337,8 @@ impl IntoIterator for Consumer {
 impl Drop for Handle {
     fn drop(&mut self) {
         let channel = self.channel.shared();
-        if self.port.cancelled_by_broker().is_some() {
-            // Cancelled before, and not all of what it had was taken.
+        if self.port.cancelled_by_broker().is_some() || !channel.is_open() {
+            // It has ended before, and not all of what it had was taken.
             let left = self.port.take_left();
             match left.len() {
                 0 => {}
@@ -343,7 +349,7 @@ impl Drop for Handle {
                     self.port.tag
                 ),
             }
-        } else if channel.is_open() {
+        } else {
             channel.port.connection.send(Command::Discard {
                 channel: channel.port.id,
                 consumer: Arc::clone(&self.port),

@@ -140,9 +140,14 @@ impl Inbox {
             drop(state);
             return entries.for_each(drop);
         }
-        state.queue.extend(entries);
+        let stopped = state.stopped;
+        state.queue.extend(entries.map(|entry| match entry {
+            Entry::Run(run, is_fixed) => Entry::Run(run, is_fixed && !stopped),
+            ended => ended,
+        }));
         state.count += count;
         state.bytes += cost;
+        let fixed = if stopped { 0 } else { fixed };
         self.connection.backlog.add(cost, fixed);
         self.wake(&state, count > 1);
         drop(state);
@@ -150,12 +155,28 @@ impl Inbox {
     }
 
     /// Nothing is to be taken any more: for those who take, this is the end. What is there, and
-    /// what still comes, waits for [`extract`](Self::extract).
+    /// what still comes, waits for [`extract`](Self::extract), and does not stop reading: the
+    /// reply to a cancel may be behind it.
     pub(crate) fn stop(&self) {
         let mut state = self.state.lock();
         state.stopped = true;
+        let mut taken = std::mem::take(&mut state.taken);
+        for entry in &mut state.queue {
+            if let Entry::Run(run, is_fixed) = entry {
+                if std::mem::take(is_fixed) {
+                    taken.fixed += run.cost();
+                }
+            }
+        }
         self.wake(&state, true);
         drop(state);
+        self.report(&taken);
+        self.watchers.ring();
+    }
+
+    /// What has come can be taken after all.
+    pub(crate) fn resume(&self) {
+        self.state.lock().stopped = false;
         self.watchers.ring();
     }
 
@@ -277,7 +298,7 @@ impl Inbox {
     }
 
     fn report(&self, taken: &Taking) {
-        if taken.cost > 0 {
+        if taken.cost > 0 || taken.fixed > 0 {
             self.connection.handed_out(taken.cost, taken.fixed);
         }
     }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use cony::{BlockingChannel, Delivery, Error, basic};
 
 use crate::peer::methods::*;
-use crate::peer::{self, CURTAIN, Wire, args, signal, with_channel, with_channel_and};
+use crate::peer::{self, CURTAIN, Wire, args, method, signal, with_channel, with_channel_and};
+
+const KIB: usize = 1024;
 
 /// The bits of ack and nack.
 const SINGLE: u8 = 0;
@@ -23,6 +25,16 @@ fn deliver(wire: &mut Wire, count: u64) -> String {
     // The reply comes behind them, so they are here when it is.
     wire.accept_declare(1);
     tag
+}
+
+/// Delivers a message of so many bytes.
+fn deliver_sized(wire: &mut Wire, channel: u16, tag: &str, number: u64, size: usize) {
+    let mut bytes = method(channel, BASIC_DELIVER, peer::deliver(tag, number));
+    bytes.extend(peer::header(channel, size as u64));
+    for chunk in vec![b'x'; size].chunks(100_000) {
+        bytes.extend(peer::body(channel, chunk));
+    }
+    wire.raw(&bytes);
 }
 
 fn expect_requeued(wire: &mut Wire, tags: impl IntoIterator<Item = u64>) {
@@ -157,6 +169,10 @@ fn a_callback_gets_nothing_that_can_go_back_while_its_cancel_awaits_the_answer()
     );
 }
 
+fn no_ack() -> basic::Consume {
+    basic::Consume::new("q").no_ack(true)
+}
+
 /// Panics in a worker that has taken one delivery and done `before` with it.
 fn panic_in(
     channel: &BlockingChannel,
@@ -217,7 +233,7 @@ fn a_panicking_worker_gives_back_no_delivery_that_needs_no_acknowledgement() {
             wire.accept_declare(1);
             wire.accept_cancel(1, &tag);
         },
-        |channel| panic_in(&channel, basic::Consume::new("q").no_ack(true), |_, _| {}),
+        |channel| panic_in(&channel, no_ack(), |_, _| {}),
     );
 }
 
@@ -377,4 +393,69 @@ fn a_copy_of_a_message_of_a_stream_goes_back_when_its_consumer_is_cancelled() {
             },
         );
     }
+}
+
+#[test]
+fn a_cancel_of_a_consumer_that_has_stopped_reading_gets_its_answer() {
+    let (asked, is_asked) = signal();
+    with_channel_and(
+        |parameters| {
+            parameters
+                .read_budget(256 * KIB)
+                .rpc_timeout(Duration::from_secs(3))
+        },
+        move |wire| {
+            let tag = wire.accept_consumer(1);
+            for number in 1..=6 {
+                deliver_sized(wire, 1, &tag, number, 250 * KIB);
+            }
+            assert_eq!(wire.expect_cancel(1), tag);
+            wire.send(1, BASIC_CANCEL_OK, args().short(&tag));
+            asked.send(()).unwrap();
+        },
+        move |channel| {
+            let consumer = channel.consume(no_ack()).unwrap();
+            while channel.connection().stats().bytes_to_take < 500 * KIB {
+                thread::yield_now();
+            }
+            let worker = consumer.clone();
+            let working = thread::spawn(move || {
+                // Busy with an earlier message until then.
+                is_asked.wait();
+                worker.for_each(|_| Ok(()))
+            });
+            let outcome = consumer.cancel();
+            working.join().unwrap().unwrap();
+            let left = outcome.map(|left| left.len());
+            assert!(left.is_ok(), "{left:?}");
+        },
+    );
+}
+
+#[test]
+fn what_needs_no_acknowledgement_can_be_taken_after_a_cancel_that_met_the_end_of_the_channel() {
+    with_channel(
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            for number in 1..=3 {
+                wire.deliver(1, &tag, number, "x");
+            }
+            wire.accept_declare(1);
+            wire.expect(1, BASIC_CANCEL);
+            wire.send(1, CHANNEL_CLOSE, peer::close(541, "oops", BASIC_CANCEL));
+            wire.expect(1, CHANNEL_CLOSE_OK);
+        },
+        |channel| {
+            let consumer = channel.consume(no_ack()).unwrap();
+            channel.queue_declare("catch up").unwrap();
+            let error = consumer.cancel().unwrap_err();
+            assert!(matches!(error, Error::ChannelClosed(_)), "{error}");
+            let mut rest = 0;
+            while let Ok(Some(_)) = consumer.try_next() {
+                rest += 1;
+            }
+            let again = consumer.cancel().map_or(0, |left| left.len());
+            assert_eq!(rest + again, 3);
+        },
+    );
 }

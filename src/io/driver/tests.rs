@@ -254,6 +254,7 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     read_until(&mut driver, &|| !opened.is_empty());
     let channel = opened.recv().unwrap().unwrap();
     let committed = channel.begin(tx::Commit::default().into(), None, soon());
+    turn(&mut driver);
     channel.settle(1, Settle::Ack { multiple: false });
     let declared = channel.begin(queue::Declare::new("q").into(), None, soon());
     turn(&mut driver);

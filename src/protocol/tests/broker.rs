@@ -215,7 +215,7 @@ impl BrokerChannel {
         match &method {
             Method::TxSelect(_) => drop(self.transaction.get_or_insert_default()),
             Method::TxCommit(_) => {
-                self.transaction = self.transaction.take().map(|_| BTreeSet::new())
+                self.transaction = self.transaction.take().map(|_| BTreeSet::new());
             }
             Method::TxRollback(_) => {
                 if let Some(transaction) = &mut self.transaction {
