@@ -57,8 +57,8 @@ pub enum FieldValue {
     Decimal {
         /// The number of decimal digits behind the point.
         scale: u8,
-        /// The digits. RabbitMQ reads them as unsigned.
-        value: u32,
+        /// The digits, with their sign.
+        value: i32,
     },
     /// `S`: text, or bytes that usually are text.
     LongString(LongString),
@@ -209,7 +209,7 @@ impl FieldValue {
             b'd' => Self::F64(f64::from_be_bytes(reader.take_array()?)),
             b'D' => Self::Decimal {
                 scale: reader.u8()?,
-                value: reader.u32()?,
+                value: i32::from_be_bytes(reader.take_array()?),
             },
             b'S' => Self::LongString(reader.long_bytes()?.into()),
             b'A' => Self::Array(limits.nested(|limits| decode_array(reader, limits))?),
@@ -684,6 +684,20 @@ pub(crate) mod tests {
         assert_ne!(one, deep(2, &["a", "inner"]));
         assert_ne!(one, deep(2, &["inner", "a"]));
         assert_ne!(one, deep(1, &["inner", "b"]));
+    }
+
+    #[test]
+    fn decimals_have_a_sign() {
+        let table = |value| FieldTable::from([("d", FieldValue::Decimal { scale: 2, value })]);
+        for (value, wire) in [
+            (-330, *b"\xff\xff\xfe\xb6"),
+            (i32::MIN, *b"\x80\0\0\0"),
+            (i32::MAX, *b"\x7f\xff\xff\xff"),
+        ] {
+            let expected = [&b"\0\0\0\x08\x01dD\x02"[..], &wire].concat();
+            assert_eq!(bytes(&table(value)), expected);
+            assert_eq!(read(&expected), Ok(table(value)));
+        }
     }
 
     #[test]
