@@ -1,6 +1,6 @@
 //! What a URL says of TLS: RabbitMQ's options, and pika's `ssl_options`, a dict of Python.
 
-use super::{decoded, decoded_secret};
+use super::{decoded, decoded_secret, number, switch};
 use crate::error::{Error, Result};
 use crate::protocol::secret::Secret;
 use crate::tls::{TlsOptions, TlsVersion};
@@ -31,6 +31,9 @@ impl TlsQuery {
             "certfile" => once(&mut self.certfile, name, value),
             "keyfile" => once(&mut self.keyfile, name, value),
             "server_name_indication" => once(&mut self.server_name_indication, name, value),
+            // RabbitMQ's list has it, but it is about what a server demands.
+            "fail_if_no_peer_cert" => switch(name, &value).map(drop),
+            "depth" => ignore_depth(name, &value),
             _ => once(&mut self.verify, name, verify(name, &value)?),
         }
     }
@@ -92,6 +95,16 @@ impl TlsQuery {
         }
         Ok(options.danger_accept_invalid_certificates(self.verify == Some(false)))
     }
+}
+
+/// No platform's TLS library can be told, so it is said that it does not count.
+fn ignore_depth(name: &str, value: &str) -> Result<()> {
+    let depth: u8 = number(name, value)?;
+    log::warn!(
+        "the option depth={depth} of a URL has no effect: how many authorities may stand between \
+         a certificate and a trusted one is up to the TLS library"
+    );
+    Ok(())
 }
 
 fn once<T>(slot: &mut Option<T>, option: &str, value: T) -> Result<()> {
@@ -184,7 +197,8 @@ impl<'a> Dict<'a> {
         pairs.ok_or_else(|| {
             let rule =
                 "it is a dict of Python, such as {'ca_certs': '/path/ca.pem', 'cert_reqs': 2}";
-            Error::invalid("ssl_options", text, rule)
+            // It may hold a password.
+            Error::invalid("ssl_options", "…", rule)
         })
     }
 
@@ -385,6 +399,39 @@ mod tests {
             "[]",
         ] {
             assert_eq!(refused_dict(dict), "ssl_options", "{dict}");
+        }
+    }
+
+    #[test]
+    fn what_rabbitmq_lists_and_no_client_can_do_is_taken_and_changes_nothing() {
+        for query in [
+            "fail_if_no_peer_cert=true",
+            "fail_if_no_peer_cert=false",
+            "depth=2",
+        ] {
+            assert_eq!(shown(query), format!("{:?}", TlsOptions::new()), "{query}");
+        }
+        for (query, option) in [
+            ("fail_if_no_peer_cert=maybe", "fail_if_no_peer_cert"),
+            ("depth=deep", "depth"),
+            ("depth=256", "depth"),
+        ] {
+            assert_eq!(refused(query).0, option, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_dict_does_not_show() {
+        for dict in [
+            "{'password': 'hush'",
+            "{'password' 'hush'}",
+            "hush",
+            "{'a': hush-}",
+        ] {
+            let encoded = utf8_percent_encode(dict, NON_ALPHANUMERIC);
+            let url = format!("amqps://h/?ssl_options={encoded}");
+            let error = url.parse::<ConnectionParameters>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hush"), "{error}");
         }
     }
 
