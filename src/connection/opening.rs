@@ -1,7 +1,6 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
 #[cfg(feature = "tls")]
 use std::net::Ipv6Addr;
 
