@@ -1,7 +1,7 @@
 //! A URL taken apart, by RFC 3986. The parts borrow from it, for it may hold a password, of
 //! which no copy is to stay behind.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::decoded;
 use crate::error::{Error, Result};
@@ -102,7 +102,16 @@ fn is_cut(address: &str, path: &str) -> bool {
     let Some((before, _)) = path.rsplit_once('@') else {
         return false;
     };
-    before.contains(':') || address.contains(':') && !address.starts_with('[')
+    before.contains(':') || address.contains(':') && !is_plain(address)
+}
+
+/// Whether an address with a port is not to be taken for a user and half of a password.
+fn is_plain(address: &str) -> bool {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    host.starts_with('[')
+        || host == "localhost"
+        || host.parse::<Ipv4Addr>().is_ok()
+        || matches!(port, "5671" | "5672")
 }
 
 fn host_and_port(address: &str) -> Result<(Option<String>, Option<u16>)> {
@@ -308,7 +317,11 @@ mod tests {
             "amqp://u:p@h:5672/v@w",
             "amqp://u:p@h/v@w?connection_name=a@b",
             "amqp://h/v@w?connection_name=a@b",
-            "amqp://[::1]:5672/v@w",
+            "amqp://[::1]:99/v@w",
+            "amqp://localhost:99/v@w",
+            "amqp://127.0.0.1:99/v@w",
+            "amqp://h:5672/v@w",
+            "amqp://h:5671/v@w",
             "amqp:///v@w",
             "amqp://u@h/v%40w",
         ] {
@@ -321,7 +334,8 @@ mod tests {
         assert_eq!(user("amqp://me@work:p@ss@h"), "Plain(\"me@work\", ***)");
         assert_eq!(parse("amqp://me@work:p@ss@h").host, "h");
         // A password may have been cut in two here.
-        refused_with("amqp://h:5672/v@w", "@ is %40, too, if no user is named");
+        refused_with("amqp://h:99/v@w", "@ is %40, too, if no user is named");
+        refused_with("amqp://localhost:hush/v@w", "%2F");
     }
 
     #[test]
