@@ -5,6 +5,7 @@
 //! `--help` lists scenarios and options. Rates are shown once a second; the last line,
 //! on standard output, has the whole run as JSON.
 
+use std::env::VarError;
 use std::fmt;
 use std::fs;
 use std::process::ExitCode;
@@ -172,7 +173,11 @@ impl Options {
     ) -> std::result::Result<Option<Self>, String> {
         let mut options = Self {
             scenario: Scenario::Publish,
-            url: std::env::var("AMQP_URL").ok().filter(|url| !url.is_empty()),
+            url: match std::env::var("AMQP_URL") {
+                Ok(url) => Some(url).filter(|url| !url.is_empty()),
+                Err(VarError::NotPresent) => None,
+                Err(VarError::NotUnicode(_)) => return Err("AMQP_URL is not UTF-8".into()),
+            },
             messages: None,
             seconds: 10,
             size: 16,

@@ -119,16 +119,14 @@ impl BlockingConnection {
     }
 
     /// Opens a connection to where the environment variable `AMQP_URL` says; without
-    /// one, with the default parameters.
+    /// one, or if it is empty, with the default parameters.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); [`Error::InvalidOption`] as well for a variable that is not
+    /// UTF-8.
     pub fn open_default() -> Result<Self> {
-        match std::env::var("AMQP_URL") {
-            Ok(url) if !url.is_empty() => Self::open(url),
-            _ => Self::open(ConnectionParameters::default()),
-        }
+        Self::open(opening::default_parameters(std::env::var_os("AMQP_URL"))?)
     }
 
     /// Opens a connection to the first broker of a list that lets it.

@@ -41,7 +41,8 @@ const MIB: usize = 1024 * KIB;
 ///
 /// A URL is `amqp://user:password@host:port/virtual_host?option=value&…`, or `amqps://`
 /// for TLS. Every part may be left out; everything but letters and digits can be
-/// percent-encoded, and `/` in the name of a virtual host must be (`%2f`). No path, or
+/// percent-encoded. `%` must be (`%25`), `/` in the name of a virtual host (`%2f`), and each of
+/// `/ ? # @ :` in user and password; control characters as well. No path, or
 /// `/` alone, means the virtual host `/`. The options of a URL are those methods below
 /// that say so; durations are in seconds, with fractions, unless noted. An option that is
 /// unknown, empty or given twice is an error.
@@ -56,6 +57,7 @@ const MIB: usize = 1024 * KIB;
 /// | `password` | the password of a `certfile` in PKCS #12 |
 /// | `verify` | `verify_peer`, or `verify_none`: [`TlsOptions::danger_accept_invalid_certificates`] |
 /// | `server_name_indication` | [`TlsOptions::server_name`], or `disable`: [`TlsOptions::server_name_indication`] |
+/// | `depth`, `fail_if_no_peer_cert` | RabbitMQ's names; they have no effect on a client here |
 /// | `ssl_options` | all of this in pika's form, a dict of Python with `ca_certs`, `cert_reqs`, `certfile`, `keyfile`, `ssl_version` |
 ///
 /// Those of TLS need the scheme `amqps`. The numbers and names of Python's `ssl` are both

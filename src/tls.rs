@@ -111,6 +111,9 @@ impl TlsOptions {
     }
 
     /// Trusts the authorities in this PEM file as well. Can be called again for more.
+    ///
+    /// It needs the whole way up to the root: an intermediate authority alone is not
+    /// trusted, not even for what it has signed itself.
     #[must_use]
     pub fn ca_file(self, path: impl Into<PathBuf>) -> Self {
         self.authority(Input::file("ca_file", path))
@@ -141,6 +144,11 @@ impl TlsOptions {
 
     /// Presents this client certificate, in a PKCS #12 file (`.p12`, `.pfx`) with this
     /// password.
+    ///
+    /// If the file has several authorities that vouch for it, one above the other, then with
+    /// OpenSSL 3 the broker gets these in reverse order, which the TLS library decides.
+    /// RabbitMQ sorts them. For a broker that does not, there is
+    /// [`identity_pem_files`](Self::identity_pem_files), which keeps the order.
     #[must_use]
     pub fn identity_pkcs12_file(
         self,
@@ -386,7 +394,13 @@ impl Proof {
 
 fn pkcs12(input: &Input, der: &[u8], password: &Secret) -> Result<Identity> {
     let password = std::str::from_utf8(password.as_bytes())
-        .map_err(|_| Error::invalid("password", "…", "the one of a PKCS #12 file is UTF-8"))?;
+        .ok()
+        // OpenSSL would take what is in front of it, and `native-tls` panics.
+        .filter(|password| !password.contains('\0'))
+        .ok_or_else(|| {
+            let rule = "the one of a PKCS #12 file is UTF-8, without NUL";
+            Error::invalid("password", "…", rule)
+        })?;
     Identity::from_pkcs12(der, password).map_err(|error| {
         let mut rule =
             format!("it is no PKCS #12 file, or the password is not the right one ({error})");
@@ -450,6 +464,19 @@ mod tests {
         assert!(none.warning().unwrap().contains("without verification"));
         let any = TlsOptions::new().danger_accept_invalid_host_names(true);
         assert!(any.warning().unwrap().contains("any name"));
+    }
+
+    #[test]
+    fn a_password_that_a_pkcs12_file_cannot_have_is_refused_and_does_not_show() {
+        for password in [&b"hush\0hush"[..], b"hush\xff", b"\0"] {
+            let options = TlsOptions::new().identity_pkcs12("hush", password);
+            let error = options.connector().unwrap_err();
+            let Error::InvalidOption { option, value, .. } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!((option.as_str(), value.as_str()), ("password", "…"));
+            assert!(!error.to_string().contains("hush"), "{error}");
+        }
     }
 
     #[test]

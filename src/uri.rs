@@ -3,6 +3,7 @@
 //! Rules: RabbitMQ, "RabbitMQ URI Specification" and "RabbitMQ URI Query Parameters";
 //! the option names are those of pika 0.9.6 and of RabbitMQ.
 
+mod parts;
 #[cfg(feature = "tls")]
 mod tls;
 
@@ -10,9 +11,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use url::Url;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
+use self::parts::Parts;
 #[cfg(feature = "tls")]
 use self::tls::TlsQuery;
 use crate::credentials::Credentials;
@@ -24,39 +25,30 @@ impl FromStr for ConnectionParameters {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let text = with_host(text);
-        // The text may hold a password, so it is not repeated in the error.
-        let url = Url::parse(&text).map_err(|error| {
-            let rule =
-                format!("it is no URL ({error}); amqp://user:password@host:port/vhost is one");
-            Error::invalid("url", "…", rule)
-        })?;
-        let parameters = from_url(&url);
-        // It may hold a password.
-        String::from(url).zeroize();
-        parameters
+        let parts = Parts::of(text)?;
+        let mut parameters = ConnectionParameters::new();
+        parameters.tls = parts.is_tls;
+        if let Some(host) = parts.host {
+            parameters.host = host;
+        }
+        parameters.port = parts.port;
+        parameters.virtual_host = parts::virtual_host(parts.path)?;
+        let mut query = Query::default();
+        for option in parts::options(parts.query) {
+            let (name, value) = option?;
+            query.take(&mut parameters, &name, value)?;
+        }
+        let credentials = credentials(parts.username, parts.password, &query.mechanisms)?;
+        if let Some(credentials) = credentials {
+            parameters.credentials = credentials;
+        }
+        #[cfg(feature = "tls")]
+        {
+            parameters.tls_options = query.tls.options()?;
+        }
+        parameters.validate()?;
+        Ok(parameters)
     }
-}
-
-/// The specification lets the host be left out even where a user or a port is named, which
-/// a URL in general cannot.
-fn with_host(text: &str) -> Zeroizing<String> {
-    let start = text.find("://").map_or(text.len(), |start| start + 3);
-    let (scheme, rest) = text.split_at(start);
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, rest) = rest.split_at(end);
-    let host_at = authority.rfind('@').map_or(0, |at| at + 1);
-    let (user, host) = authority.split_at(host_at);
-    let default = match authority.is_empty() || !(host.is_empty() || host.starts_with(':')) {
-        true => "",
-        false => "localhost",
-    };
-    // Made to size, for a buffer that grows leaves copies.
-    let mut whole = Zeroizing::new(String::with_capacity(text.len() + default.len()));
-    for part in [scheme, user, default, host, rest] {
-        whole.push_str(part);
-    }
-    whole
 }
 
 impl TryFrom<&str> for ConnectionParameters {
@@ -83,49 +75,6 @@ impl TryFrom<String> for ConnectionParameters {
     }
 }
 
-fn from_url(url: &Url) -> Result<ConnectionParameters> {
-    let mut parameters = ConnectionParameters::new();
-    // Otherwise part of a password would be taken, and shown, for something else.
-    if url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
-        let rule = "in user and password the characters / ? # @ : are percent-encoded";
-        return Err(Error::invalid("url", "…", rule));
-    }
-    match url.scheme() {
-        "amqp" => {}
-        "amqps" if cfg!(feature = "tls") => parameters.tls = true,
-        "amqps" => {
-            let rule = "cony was built without its feature tls";
-            return Err(Error::invalid("url", "amqps", rule));
-        }
-        other => return Err(Error::invalid("url", other, "the scheme is amqp or amqps")),
-    }
-    if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
-        parameters.host = decoded("host", host)?;
-    }
-    parameters.port = url.port();
-    parameters.virtual_host = virtual_host(url.path())?;
-    if url.fragment().is_some() {
-        return Err(Error::invalid("url", "#…", "'#' must be written as %23"));
-    }
-    let mut query = Query::default();
-    for pair in url.query().unwrap_or_default().split('&') {
-        if let Some((name, value)) = pair.split_once('=') {
-            query.take(&mut parameters, &decoded("url", name)?, value)?;
-        } else if !pair.is_empty() {
-            return Err(Error::invalid("url", "…", "an option reads name=value"));
-        }
-    }
-    if let Some(credentials) = credentials(url, &query.mechanisms)? {
-        parameters.credentials = credentials;
-    }
-    #[cfg(feature = "tls")]
-    {
-        parameters.tls_options = query.tls.options()?;
-    }
-    parameters.validate()?;
-    Ok(parameters)
-}
-
 /// What the options of a URL say that is no parameter by itself.
 #[derive(Default)]
 struct Query {
@@ -137,9 +86,11 @@ struct Query {
 }
 
 /// The options that say how TLS is set up.
-const TLS_OPTIONS: [&str; 7] = [
+const TLS_OPTIONS: [&str; 9] = [
     "cacertfile",
     "certfile",
+    "depth",
+    "fail_if_no_peer_cert",
     "keyfile",
     "password",
     "verify",
@@ -190,36 +141,61 @@ impl Query {
     }
 }
 
-/// Without what cannot be decoded in the error: it may be a secret.
-fn decoded(option: &str, text: &str) -> Result<String> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .map(Into::into)
-        .map_err(|_| Error::invalid(option, "…", "percent-encoded bytes must be UTF-8"))
-}
-
-/// The same, without copies that stay.
-fn decoded_secret(option: &str, text: &str) -> Result<Secret> {
-    let mut secret = Secret::with_capacity(text.len());
-    for byte in percent_decode_str(text) {
-        secret.append(&[byte]);
-    }
-    match std::str::from_utf8(secret.as_bytes()) {
-        Ok(_) => Ok(secret),
-        Err(_) => {
-            let rule = "percent-encoded bytes must be UTF-8";
+/// The same text, if it can be decoded. The error does not repeat it, since it may be a
+/// secret.
+fn checked<'a>(option: &str, text: &'a str) -> Result<&'a str> {
+    let mut behind = text.split('%').skip(1);
+    match behind.all(|part| {
+        part.bytes()
+            .take_while(u8::is_ascii_hexdigit)
+            .nth(1)
+            .is_some()
+    }) {
+        true => Ok(text),
+        false => {
+            let rule = "two hexadecimal digits follow a '%'; one that stands for itself is \
+                        written %25";
             Err(Error::invalid(option, "…", rule))
         }
     }
 }
 
-fn credentials(url: &Url, mechanisms: &[String]) -> Result<Option<Credentials>> {
-    let (mut username, mut password) = ("guest".to_owned(), Secret::from("guest"));
-    let is_given = !url.username().is_empty() || url.password().is_some();
-    if is_given {
-        username = decoded("username", url.username())?;
-        password = decoded_secret("password", url.password().unwrap_or_default())?;
+fn decoded(option: &str, text: &str) -> Result<String> {
+    percent_decode_str(checked(option, text)?)
+        .decode_utf8()
+        .map(Into::into)
+        .map_err(|_| not_utf8(option))
+}
+
+/// The same, without copies that stay.
+fn decoded_secret(option: &str, text: &str) -> Result<Secret> {
+    let mut secret = Secret::with_capacity(text.len());
+    for byte in percent_decode_str(checked(option, text)?) {
+        secret.append(&[byte]);
     }
+    match std::str::from_utf8(secret.as_bytes()) {
+        Ok(_) => Ok(secret),
+        Err(_) => Err(not_utf8(option)),
+    }
+}
+
+fn not_utf8(option: &str) -> Error {
+    Error::invalid(option, "…", "percent-encoded bytes must be UTF-8")
+}
+
+fn credentials(
+    username: &str,
+    password: Option<&str>,
+    mechanisms: &[String],
+) -> Result<Option<Credentials>> {
+    let is_given = !username.is_empty() || password.is_some();
+    let (username, password) = match is_given {
+        true => (
+            decoded("username", username)?,
+            decoded_secret("password", password.unwrap_or_default())?,
+        ),
+        false => ("guest".to_owned(), Secret::from("guest")),
+    };
     if mechanisms.is_empty() {
         return Ok(is_given.then(|| Credentials::plain(username, password)));
     }
@@ -240,17 +216,6 @@ fn credentials(url: &Url, mechanisms: &[String]) -> Result<Option<Credentials>> 
             Some(list) => Credentials::or(list, next),
         }))
     })
-}
-
-fn virtual_host(path: &str) -> Result<String> {
-    match path.strip_prefix('/').unwrap_or(path) {
-        "" => Ok("/".into()),
-        name if name.contains('/') => {
-            let rule = "it is one segment; a '/' in its name is written as %2f";
-            Err(Error::invalid("virtual_host", "…", rule))
-        }
-        name => decoded("virtual_host", name),
-    }
 }
 
 fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Result<()> {

@@ -13,6 +13,7 @@
     reason = "the numbers are those of the curves"
 )]
 
+use std::env::VarError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -75,7 +76,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn connect(window: usize) -> Result<BlockingConnection> {
     let parameters = match std::env::var("AMQP_URL") {
         Ok(url) => url.parse()?,
-        Err(_) => ConnectionParameters::default(),
+        Err(VarError::NotPresent) => ConnectionParameters::default(),
+        Err(error) => panic!("AMQP_URL: {error}"),
     };
     // Nothing is taken while further consumers begin, and their replies come behind it all.
     let parameters = parameters.confirm_window(window).read_budget(1 << 30);

@@ -166,7 +166,6 @@ fn the_direct_dependencies_are_the_agreed_ones() {
         "parking_lot",
         "percent-encoding",
         "socket2",
-        "url",
         "zeroize",
     ];
     assert_eq!(

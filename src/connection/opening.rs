@@ -1,5 +1,11 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
+use std::ffi::OsString;
+#[cfg(feature = "tls")]
+use std::net::Ipv6Addr;
+
+use zeroize::Zeroizing;
+
 use crate::error::{ConnectFailure, Error, Result, TlsFailure};
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
@@ -25,6 +31,19 @@ pub(super) fn may_pass(error: &Error) -> bool {
         },
         Error::AuthenticationFailed { certain, .. } => !certain,
         _ => false,
+    }
+}
+
+/// Where to go without being told: where `variable` says, or else to this machine.
+pub(super) fn default_parameters(variable: Option<OsString>) -> Result<ConnectionParameters> {
+    let Some(url) = variable.filter(|url| !url.is_empty()) else {
+        return Ok(ConnectionParameters::default());
+    };
+    // It may hold a password, so it is neither shown nor kept.
+    let url = Zeroizing::new(url.into_encoded_bytes());
+    match std::str::from_utf8(&url) {
+        Ok(url) => url.parse(),
+        Err(_) => Err(Error::invalid("AMQP_URL", "…", "a URL is UTF-8")),
     }
 }
 
@@ -70,7 +89,7 @@ fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
     }
     let options = &parameters.tls_options;
     let server_name = match &options.server_name {
-        Some(name) if name.is_empty() || name.contains('\0') => {
+        Some(name) if bare(name).is_empty() || name.contains('\0') => {
             let rule = "it needs a name or an address";
             return Err(Error::invalid("server_name", name.escape_debug(), rule));
         }
@@ -88,8 +107,20 @@ fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
     };
     Ok(Some(Tls {
         connector,
-        server_name: server_name.trim_matches(['[', ']']).to_owned(),
+        server_name: bare(server_name).to_owned(),
     }))
+}
+
+/// A name as certificates and SNI have it: without the brackets and the zone of an address,
+/// and without the dot at the end that says to the resolver that the name is whole (RFC 6066,
+/// section 3).
+#[cfg(feature = "tls")]
+fn bare(name: &str) -> &str {
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    match bare.split_once('%') {
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address,
+        _ => bare.strip_suffix('.').unwrap_or(bare),
+    }
 }
 
 /// Whether the virtual host is missing, or closed to the user. The same code (530) also answers
@@ -174,5 +205,64 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
         stage,
         tls: parameters.tls,
         cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "tls")]
+    fn server_name(parameters: ConnectionParameters) -> String {
+        let target = target(&parameters).unwrap();
+        target.tls.unwrap().server_name
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn tls_asks_for_a_name_without_the_dot_of_the_resolver() {
+        let at = |host: &str| ConnectionParameters::new().host(host).tls(true);
+        for (host, name) in [
+            (
+                "rabbit.ns.svc.cluster.local.",
+                "rabbit.ns.svc.cluster.local",
+            ),
+            ("rabbit", "rabbit"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("[fe80::1%eth0]", "fe80::1"),
+            ("fe80::1%2", "fe80::1"),
+        ] {
+            assert_eq!(server_name(at(host)), name);
+        }
+        let named = crate::TlsOptions::new().server_name("rabbit.example.");
+        assert_eq!(server_name(at("h").tls_options(named)), "rabbit.example");
+        // The resolver is told the whole name.
+        let target = target(&at("rabbit.")).unwrap();
+        assert_eq!(target.host, "rabbit.");
+    }
+
+    #[test]
+    fn a_variable_that_is_empty_or_missing_means_this_machine() {
+        for nothing in [None, Some(OsString::new())] {
+            assert_eq!(default_parameters(nothing).unwrap().host, "localhost");
+        }
+        let given = Some("amqp://broker".into());
+        assert_eq!(default_parameters(given).unwrap().host, "broker");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_utf8_never_means_this_machine() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let url = OsString::from_vec(b"amqp://u:hush\xff@broker".to_vec());
+        let error = default_parameters(Some(url)).unwrap_err();
+        let Error::InvalidOption { option, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(option, "AMQP_URL");
+        assert!(!error.to_string().contains("hush"), "{error}");
     }
 }

@@ -25,6 +25,8 @@ pub enum TlsFailure {
     NoCommonVersion,
     /// What answers does not speak TLS.
     NotTls,
+    /// The broker does not go by the name that it was asked for (SNI).
+    UnknownName,
     /// The broker gave up without a clear word: no cipher in common, or, before TLS 1.3, a
     /// client certificate that it demands and did not get.
     Refused,
@@ -46,8 +48,11 @@ const ALERTS: &[(&str, TlsFailure)] = &[
     ("certificate revoked", TlsFailure::ClientCertificateRefused),
     ("certificate unknown", TlsFailure::ClientCertificateRefused),
     ("unknown ca", TlsFailure::ClientCertificateRefused),
+    ("access denied", TlsFailure::ClientCertificateRefused),
     ("protocol version", TlsFailure::NoCommonVersion),
-    ("handshake failure", TlsFailure::Refused),
+    ("unrecognized name", TlsFailure::UnknownName),
+    // Whoever alerts speaks TLS.
+    ("alert", TlsFailure::Refused),
 ];
 
 /// The same for what this side says itself.
@@ -90,7 +95,7 @@ impl TlsFailure {
         match self {
             Self::UntrustedCertificate => {
                 "; a private authority has to be named, with TlsOptions::ca_file or the URL \
-                 option cacertfile"
+                 option cacertfile, and with it all authorities above it, up to the root"
             }
             Self::WrongName => {
                 "; connect under a name that the certificate has, or say which one it has with \
@@ -112,6 +117,10 @@ impl TlsFailure {
                 "; see TlsOptions::min_protocol_version, and the broker's ssl_options.versions"
             }
             Self::NotTls => "; is this a TLS port (usually 5671)? Without TLS it is amqp://",
+            Self::UnknownName => {
+                "; ask for a name that it has, with TlsOptions::server_name, or for none, with \
+                 TlsOptions::server_name_indication; in a URL server_name_indication is for both"
+            }
             Self::Refused => {
                 "; does the broker demand a client certificate (TlsOptions::identity_pem_files)? \
                  Its log says more"
@@ -134,6 +143,7 @@ impl fmt::Display for TlsFailure {
             Self::ClientCertificateRefused => "the broker does not accept the client certificate",
             Self::NoCommonVersion => "there is no version of TLS that both sides accept",
             Self::NotTls => "what answers does not speak TLS",
+            Self::UnknownName => "the broker does not know the name that it was asked for",
             Self::Refused => "the broker gave TLS up",
             Self::Other => "TLS failed",
         })
@@ -182,6 +192,17 @@ mod tests {
                 TlsFailure::ClientCertificateRefused,
             ),
             ("sslv3 alert handshake failure", TlsFailure::Refused),
+            (
+                "error:0A000458:SSL routines:ssl3_read_bytes:tlsv1 unrecognized name:../ssl/record/\
+                 rec_layer_s3.c:1605:SSL alert number 112",
+                TlsFailure::UnknownName,
+            ),
+            ("tlsv1 alert insufficient security", TlsFailure::Refused),
+            ("tlsv1 alert internal error", TlsFailure::Refused),
+            (
+                "tlsv1 alert access denied",
+                TlsFailure::ClientCertificateRefused,
+            ),
             ("tlsv1 alert protocol version", TlsFailure::NoCommonVersion),
             ("unsupported protocol", TlsFailure::NoCommonVersion),
             ("wrong version number", TlsFailure::NotTls),

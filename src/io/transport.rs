@@ -263,4 +263,31 @@ mod tests {
         let (send, receive) = sizes(100_000, 10_000);
         assert!(send >= 100_000 && receive >= 10_000 && receive < send);
     }
+
+    #[test]
+    fn an_address_needs_no_resolver_and_its_brackets_go() {
+        let ends = |host: &str| resolve(host, 5672, Instant::now()).unwrap();
+        for (host, address) in [
+            ("[::1]", "[::1]:5672"),
+            ("::1", "[::1]:5672"),
+            ("127.0.0.1", "127.0.0.1:5672"),
+        ] {
+            assert_eq!(ends(host), [address.parse().unwrap()], "{host}");
+        }
+    }
+
+    /// The zone says through which interface a link-local address is reached.
+    #[test]
+    fn an_address_keeps_its_zone() {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let found = resolve("[fe80::1%1]", 5672, deadline).unwrap();
+        assert!(!found.is_empty());
+        for address in found {
+            let SocketAddr::V6(address) = address else {
+                panic!("{address}");
+            };
+            assert_eq!(address.ip().to_string(), "fe80::1");
+            assert_eq!((address.scope_id(), address.port()), (1, 5672));
+        }
+    }
 }

@@ -28,8 +28,13 @@ impl ConnectionParameters {
         if self.host.is_empty() {
             return Err(Error::invalid("host", "", "it needs a name or an address"));
         }
-        if self.host.len() > 255 || self.host.contains('\0') {
-            let rule = "a name has at most 255 bytes, and no NUL";
+        if self.host.len() > 255 || self.host.contains(|c: char| c == '\0' || c.is_whitespace()) {
+            let rule = "a name has at most 255 bytes, no NUL and no white space";
+            return Err(Error::invalid("host", shown, rule));
+        }
+        if self.host.contains(',') {
+            let rule = "it is one name or address; several brokers are for \
+                        BlockingConnection::open_any";
             return Err(Error::invalid("host", shown, rule));
         }
         if self.port == Some(0) {
@@ -157,7 +162,9 @@ mod tests {
     #[test]
     fn a_bad_name_is_refused() {
         assert_eq!(refused(new().host("")), "host");
-        assert_eq!(refused(new().host("a\0b")), "host");
+        for bad in ["a\0b", "a b", "a\n", "one,two"] {
+            assert_eq!(refused(new().host(bad)), "host", "{bad:?}");
+        }
         assert_eq!(refused(new().host("h".repeat(256))), "host");
         assert_eq!(refused(new().port(0)), "port");
         assert_eq!(refused(new().virtual_host("v".repeat(256))), "virtual_host");

@@ -416,6 +416,7 @@ fn reserve(body: &mut Vec<u8>, next: usize, missing: usize) {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::properties::{BasicProperties, DeliveryMode};
     use super::super::wire::{Field, Writer};
     use super::*;
 
@@ -464,6 +465,46 @@ mod tests {
         let content = complete(assembly.header(&header(60, 0, &PRIORITY), 100));
         assert_eq!(content, (Some(7), Bytes::new()));
         assert!(!assembly.is_under_way());
+    }
+
+    /// Some have their flag in the second byte of the word, and the first one is 0 then.
+    #[test]
+    fn a_property_alone_comes_with_its_message() {
+        let none = BasicProperties::new;
+        for properties in [
+            none().content_type("x"),
+            none().content_encoding("x"),
+            none().headers([("x", 1)]),
+            none().delivery_mode(DeliveryMode::Transient),
+            none().priority(1),
+            none().correlation_id("x"),
+            none().reply_to("x"),
+            none().expiration("1"),
+            none().message_id("x"),
+            none().timestamp(1),
+            none().message_type("x"),
+            none().user_id("x"),
+            none().app_id("x"),
+            none().cluster_id("x"),
+        ] {
+            let mut encoded = Vec::new();
+            properties.write(&mut Writer::new(&mut encoded)).unwrap();
+            for size in [0, 1] {
+                let mut assembly = begun();
+                let header = header(60, size, &encoded);
+                let progress = match size {
+                    0 => assembly.header(&header, 100),
+                    _ => {
+                        pending(assembly.header(&header, 100));
+                        assembly.body(b"x")
+                    }
+                };
+                let Ok(Progress::Complete(_, parts)) = progress else {
+                    panic!("{progress:?}");
+                };
+                assert_eq!(*parts.unpack().0.get(), properties);
+            }
+        }
     }
 
     #[test]

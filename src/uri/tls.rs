@@ -1,6 +1,6 @@
 //! What a URL says of TLS: RabbitMQ's options, and pika's `ssl_options`, a dict of Python.
 
-use super::{decoded, decoded_secret};
+use super::{decoded, decoded_secret, number, switch};
 use crate::error::{Error, Result};
 use crate::protocol::secret::Secret;
 use crate::tls::{TlsOptions, TlsVersion};
@@ -31,6 +31,9 @@ impl TlsQuery {
             "certfile" => once(&mut self.certfile, name, value),
             "keyfile" => once(&mut self.keyfile, name, value),
             "server_name_indication" => once(&mut self.server_name_indication, name, value),
+            // RabbitMQ's list has it, but it is about what a server demands.
+            "fail_if_no_peer_cert" => switch(name, &value).map(drop),
+            "depth" => ignore_depth(name, &value),
             _ => once(&mut self.verify, name, verify(name, &value)?),
         }
     }
@@ -94,6 +97,16 @@ impl TlsQuery {
     }
 }
 
+/// No platform's TLS library can be told, so it is said that it does not count.
+fn ignore_depth(name: &str, value: &str) -> Result<()> {
+    let depth: u8 = number(name, value)?;
+    log::warn!(
+        "the option depth={depth} of a URL has no effect: how many authorities may stand between \
+         a certificate and a trusted one is up to the TLS library"
+    );
+    Ok(())
+}
+
 fn once<T>(slot: &mut Option<T>, option: &str, value: T) -> Result<()> {
     match slot.replace(value) {
         None => Ok(()),
@@ -112,7 +125,8 @@ fn verify(option: &str, value: &str) -> Result<bool> {
     }
 }
 
-/// A value of the dict.
+/// A value of the dict. No error shows it: a quote in the wrong place puts what comes behind it
+/// into it, and that may be a password.
 #[derive(Debug, PartialEq)]
 enum Value {
     Text(String),
@@ -124,9 +138,7 @@ impl Value {
     fn path(self, option: &str) -> Result<String> {
         match self {
             Self::Text(path) if !path.is_empty() => Ok(path),
-            Self::Text(text) | Self::Constant(text) => {
-                Err(Error::invalid(option, text, "it is the path of a file"))
-            }
+            _ => Err(Error::invalid(option, "…", "it is the path of a file")),
         }
     }
 
@@ -135,9 +147,9 @@ impl Value {
             "0" | "CERT_NONE" => Ok(false),
             // For a client these are the same.
             "1" | "CERT_OPTIONAL" | "2" | "CERT_REQUIRED" => Ok(true),
-            other => {
+            _ => {
                 let rule = "it is 0, 1, 2, CERT_NONE, CERT_OPTIONAL or CERT_REQUIRED";
-                Err(Error::invalid(option, other, rule))
+                Err(Error::invalid(option, "…", rule))
             }
         }
     }
@@ -151,10 +163,10 @@ impl Value {
             "3" | "PROTOCOL_TLSv1" => Ok(TlsVersion::Tls10),
             "4" | "PROTOCOL_TLSv1_1" => Ok(TlsVersion::Tls11),
             "5" | "PROTOCOL_TLSv1_2" => Ok(TlsVersion::Tls12),
-            other => {
+            _ => {
                 let rule = "it is one of Python's PROTOCOL_TLS, PROTOCOL_TLSv1, \
                             PROTOCOL_TLSv1_1, PROTOCOL_TLSv1_2 or their numbers; SSL is refused";
-                Err(Error::invalid(option, other, rule))
+                Err(Error::invalid(option, "…", rule))
             }
         }
     }
@@ -162,9 +174,9 @@ impl Value {
     fn constant(self, option: &str) -> Result<String> {
         match self {
             Self::Constant(text) => Ok(text),
-            Self::Text(text) => {
+            Self::Text(_) => {
                 let rule = "it is a number or a name of Python's module ssl, not a string";
-                Err(Error::invalid(option, text, rule))
+                Err(Error::invalid(option, "…", rule))
             }
         }
     }
@@ -184,7 +196,8 @@ impl<'a> Dict<'a> {
         pairs.ok_or_else(|| {
             let rule =
                 "it is a dict of Python, such as {'ca_certs': '/path/ca.pem', 'cert_reqs': 2}";
-            Error::invalid("ssl_options", text, rule)
+            // It may hold a password.
+            Error::invalid("ssl_options", "…", rule)
         })
     }
 
@@ -385,6 +398,43 @@ mod tests {
             "[]",
         ] {
             assert_eq!(refused_dict(dict), "ssl_options", "{dict}");
+        }
+    }
+
+    #[test]
+    fn what_rabbitmq_lists_and_no_client_can_do_is_taken_and_changes_nothing() {
+        for query in [
+            "fail_if_no_peer_cert=true",
+            "fail_if_no_peer_cert=false",
+            "depth=2",
+        ] {
+            assert_eq!(shown(query), format!("{:?}", TlsOptions::new()), "{query}");
+        }
+        for (query, option) in [
+            ("fail_if_no_peer_cert=maybe", "fail_if_no_peer_cert"),
+            ("depth=deep", "depth"),
+            ("depth=256", "depth"),
+        ] {
+            assert_eq!(refused(query).0, option, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_dict_does_not_show() {
+        for dict in [
+            "{'password': 'hush'",
+            "{'password' 'hush'}",
+            "hush",
+            "{'a': hush-}",
+            r#"{'cert_reqs': '2, "password": "hush"'}"#,
+            "{'cert_reqs': hush}",
+            "{'ssl_version': hush}",
+            "{'certfile': hush}",
+        ] {
+            let encoded = utf8_percent_encode(dict, NON_ALPHANUMERIC);
+            let url = format!("amqps://h/?ssl_options={encoded}");
+            let error = url.parse::<ConnectionParameters>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hush"), "{error}");
         }
     }
 

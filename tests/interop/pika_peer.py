@@ -21,6 +21,7 @@ PROPERTIES = pika.BasicProperties(
         "long": 1 << 40,
         "negative long": -(1 << 40),
         "decimal": decimal.Decimal("3.14"),
+        "negative decimal": decimal.Decimal("-3.14"),
         "string": "tëxt",
         "bytes": b"\x00\xff",
         "timestamp": datetime.datetime(2023, 11, 14, 22, 13, 20),

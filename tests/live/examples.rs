@@ -1,5 +1,6 @@
 //! The examples, run as a user runs them.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -499,4 +500,21 @@ fn an_example_without_a_broker_says_what_is_wrong() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("is the broker running"), "{said}");
+}
+
+/// Rather than go to this machine, where nobody has sent it.
+#[cfg(unix)]
+#[test]
+fn an_example_refuses_a_variable_that_is_no_text() {
+    use std::os::unix::ffi::OsStringExt;
+
+    let url = OsString::from_vec(b"amqp://user:hush\xff@broker.example/".to_vec());
+    for name in ["hello_world", "perf"] {
+        let output = example(name).env("AMQP_URL", &url).output().unwrap();
+        assert!(!output.status.success(), "{name}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("AMQP_URL"), "{name}: {said}");
+        assert!(said.contains("UTF-8"), "{name}: {said}");
+        assert!(!said.contains("hush"), "{name}: {said}");
+    }
 }

@@ -197,6 +197,14 @@ fn decimal() -> FieldValue {
     }
 }
 
+/// The same, for the languages that know a sign.
+fn negative() -> FieldValue {
+    FieldValue::Decimal {
+        scale: 2,
+        value: -314,
+    }
+}
+
 const TIME: FieldValue = FieldValue::Timestamp(1_700_000_000);
 
 #[test]
@@ -208,6 +216,7 @@ fn what_pika_publishes_comes_with_every_property_and_header() {
         .with("long", 1i64 << 40)
         .with("negative long", -(1i64 << 40))
         .with("decimal", decimal())
+        .with("negative decimal", negative())
         .with("string", "tëxt")
         .with("bytes", Bytes::from_static(b"\0\xff"))
         .with("timestamp", TIME)
@@ -270,6 +279,7 @@ fn headers_for_all() -> FieldTable {
         .with("f32", 1.0f32)
         .with("f64", -2.0f64)
         .with("decimal", decimal())
+        .with("negative", negative())
         .with("string", "tëxt")
         .with("bytes", Bytes::from_static(b"\0\xff"))
         .with("time", TIME)
@@ -304,7 +314,7 @@ fn pika_gets_every_property_and_header() {
         "user_id: str 'guest'",
         "app_id: str 'app'",
         "cluster_id: str 'cluster'",
-        "headers: dict of 18",
+        "headers: dict of 19",
         "headers.bool: bool True",
         "headers.i8: number 1",
         "headers.u8: number 127",
@@ -316,6 +326,7 @@ fn pika_gets_every_property_and_header() {
         "headers.f32: number 1",
         "headers.f64: number -2",
         "headers.decimal: Decimal Decimal('3.14')",
+        "headers.negative: Decimal Decimal('-3.14')",
         "headers.string: str 'tëxt'",
         "headers.bytes: bytes b'\\x00\\xff'",
         "headers.time: datetime datetime.datetime(2023, 11, 14, 22, 13, 20)",
@@ -370,6 +381,8 @@ fn librabbitmq_gets_every_property_and_header() {
         "headers.f32: f32 1",
         "headers.f64: f64 -2",
         "headers.decimal: decimal 314 / 10^2",
+        // It knows no sign, and prints the same bits.
+        "headers.negative: decimal 4294966982 / 10^2",
         "headers.string: utf8 tëxt",
         "headers.bytes: bytes 00ff",
         "headers.time: timestamp 1700000000",

@@ -109,7 +109,10 @@ fn header_values_come_back_at_their_limits() {
         ("i64", vec![i64::MIN.into(), 0i64.into(), i64::MAX.into()]),
         ("f32", vec![f32::MIN.into(), f32::MAX.into()]),
         ("f64", vec![f64::MIN_POSITIVE.into(), f64::MAX.into()]),
-        ("decimal", vec![decimal(0, 0), decimal(255, u32::MAX)]),
+        (
+            "decimal",
+            vec![decimal(0, 0), decimal(2, i32::MIN), decimal(255, i32::MAX)],
+        ),
         ("time", vec![FieldValue::Timestamp(0)]),
         ("string", vec!["".into(), "ü".repeat(20_000).into()]),
         (

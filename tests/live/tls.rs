@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use cony::{
     BlockingConnection, ConnectFailure, ConnectionParameters, Credentials, Error, Stage,
@@ -103,9 +104,13 @@ struct Server {
 
 impl Server {
     fn start(certificate: &str, key: &str, arguments: &[&str]) -> Self {
+        Self::with_files(&variable(certificate), &variable(key), arguments)
+    }
+
+    fn with_files(certificate: &str, key: &str, arguments: &[&str]) -> Self {
         let mut process = Command::new("openssl")
             .args(["s_server", "-accept", "127.0.0.1:0"])
-            .args(["-cert", &variable(certificate), "-key", &variable(key)])
+            .args(["-cert", certificate, "-key", key])
             .args(["-CAfile", &variable("CONY_BROKER_CA")])
             .args(arguments)
             .stdin(Stdio::piped())
@@ -205,7 +210,14 @@ fn a_certificate_for_another_name_is_refused() {
 fn a_server_name_says_which_name_the_certificate_has() {
     let by_address = parameters().host("127.0.0.1");
     opens(by_address.clone().tls_options(trusting()));
-    opens(by_address.tls_options(trusting().server_name("localhost")));
+    opens(
+        by_address
+            .clone()
+            .tls_options(trusting().server_name("localhost")),
+    );
+    // The dot that says to the resolver that the name is whole is in no certificate.
+    opens(by_address.tls_options(trusting().server_name("localhost.")));
+    opens(parameters().host("localhost.").tls_options(trusting()));
     opens_with(trusting().server_name_indication(false));
 }
 
@@ -248,6 +260,94 @@ fn a_server_certificate_out_of_date_is_refused() {
     let failure = TlsFailure::ExpiredCertificate;
     let parameters = server.parameters(trusting()).connection_attempts(2);
     fails(parameters, Stage::Tls, failure, "out of date");
+}
+
+/// Another certificate stands ready, but only for another name.
+#[test]
+fn a_name_that_the_broker_does_not_go_by_is_told_as_such() {
+    let certificate = variable("CONY_BROKER_SERVER_CERT");
+    let key = variable("CONY_BROKER_SERVER_KEY");
+    let server = Server::good(&[
+        "-servername",
+        "rabbit.example",
+        "-servername_fatal",
+        "-cert2",
+        &certificate,
+        "-key2",
+        &key,
+    ]);
+    let options = trusting().server_name("localhost");
+    let failure = TlsFailure::UnknownName;
+    let words = "TlsOptions::server_name_indication";
+    fails(server.parameters(options), Stage::Tls, failure, words);
+}
+
+/// A bridge of certificates: root, one in between, and the server's, which the one in between
+/// has signed.
+#[test]
+fn an_authority_in_the_middle_is_no_good_without_those_above_it() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.file(name).display().to_string();
+    let extensions = folder.write(
+        "extensions",
+        "[ca]\nbasicConstraints=critical,CA:TRUE\n[server]\nsubjectAltName=IP:127.0.0.1\n",
+    );
+    let extensions = extensions.display().to_string();
+    let make = |name: &str, section: &str, signer: Option<&str>| {
+        let (key, request) = (path(&format!("{name}.key")), path(&format!("{name}.csr")));
+        let subject = format!("/CN={name}");
+        openssl(&[
+            "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &request,
+            "-subj", &subject,
+        ]);
+        let out = path(&format!("{name}.pem"));
+        let signer = signer.unwrap_or(name);
+        let (ca, ca_key) = (
+            path(&format!("{signer}.pem")),
+            path(&format!("{signer}.key")),
+        );
+        let by = match signer == name {
+            true => vec!["-signkey", &key],
+            false => vec!["-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"],
+        };
+        let common = [
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-days",
+            "2",
+            "-out",
+            &out,
+            "-extfile",
+            &extensions,
+            "-extensions",
+            section,
+        ];
+        openssl(&[&common[..], &by].concat());
+        out
+    };
+    let root = make("root", "ca", None);
+    let middle = make("middle", "ca", Some("root"));
+    let server = make("server", "server", Some("middle"));
+    let key = path("server.key");
+    let server = Server::with_files(&server, &key, &[]);
+    let alone = TlsOptions::new().ca_file(&middle);
+    let failure = TlsFailure::UntrustedCertificate;
+    let words = "all authorities above it, up to the root";
+    fails(server.parameters(alone.clone()), Stage::Tls, failure, words);
+    let whole = server.parameters(alone.ca_file(&root));
+    // With the root TLS comes about; it is AMQP that never does.
+    let error = BlockingConnection::open(whole.handshake_timeout(Duration::from_secs(1)));
+    let error = error.unwrap_err();
+    let expected = matches!(
+        &error,
+        Error::Connect {
+            stage: Stage::Header,
+            ..
+        }
+    );
+    assert!(expected, "{error}");
 }
 
 #[test]
@@ -454,6 +554,8 @@ fn a_file_of_another_kind_is_named() {
     refused(wrong, option, "the password is not the right one");
     refused(tls().server_name(""), "server_name", "a name");
     refused(tls().server_name("a\0b"), "server_name", "a name");
+    let nul = tls().identity_pkcs12_file(&pkcs12, "co\0ny");
+    refused(nul, "password", "without NUL");
 }
 
 #[test]

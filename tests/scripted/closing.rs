@@ -545,6 +545,27 @@ fn a_peer_that_hangs_up_without_a_word_to_tls_has_just_hung_up() {
     );
 }
 
+/// Without that word the broker could not tell an end from one that somebody in between has
+/// made.
+#[cfg(feature = "tls")]
+#[test]
+fn a_close_ends_tls_with_a_word_as_well() {
+    play_over(
+        Below::Tls,
+        |listener| {
+            let mut wire = listener.accept();
+            wire.handshake(Tune::default());
+            wire.expect(0, CONNECTION_CLOSE);
+            wire.send(0, CONNECTION_CLOSE_OK, args());
+            wire.expect_goodbye();
+        },
+        |parameters| {
+            let connection = BlockingConnection::open(parameters).unwrap();
+            connection.close().unwrap();
+        },
+    );
+}
+
 #[test]
 fn what_comes_behind_a_close_changes_nothing() {
     with_channel(

@@ -4,6 +4,8 @@
 use std::error::Error as _;
 use std::time::Duration;
 
+#[cfg(feature = "tls")]
+use cony::TlsOptions;
 use cony::{
     BlockingConnection, ClosedBy, ConnectFailure, ConnectionParameters, Credentials, Error,
     Mechanism, ReplyCode, Secret, Stage,
@@ -1004,6 +1006,50 @@ fn a_peer_that_hangs_up_on_tls_is_told() {
             says(&error, "is this a TLS port (usually 5671)");
         },
     );
+}
+
+/// Looked for in what the client says first, where a name has its length in front.
+#[cfg(feature = "tls")]
+#[test]
+fn tls_names_the_broker_unless_told_not_to() {
+    for (name, indicate, told) in [
+        ("rabbit.example", true, Some("rabbit.example")),
+        ("rabbit.example", false, None),
+        // The dot is for the resolver alone.
+        ("rabbit.example.", true, Some("rabbit.example")),
+        // RFC 6066 knows no addresses there.
+        ("127.0.0.77", true, None),
+        ("[fd00::77]", true, None),
+    ] {
+        failure(
+            move |parameters| {
+                let options = TlsOptions::new().server_name(name);
+                let options = options.server_name_indication(indicate);
+                parameters.tls(true).tls_options(options)
+            },
+            move |wire| {
+                let record = wire.bytes(5).expect("the client hung up");
+                let length = u16::from_be_bytes([record[3], record[4]]);
+                let hello = wire.bytes(length.into()).expect("the client hung up");
+                let has = |part: &[u8]| hello.windows(part.len()).any(|bytes| bytes == part);
+                match told {
+                    Some(told) => {
+                        let length = u16::try_from(told.len()).unwrap().to_be_bytes();
+                        assert!(has(&[&length, told.as_bytes()].concat()), "{name}");
+                    }
+                    None => {
+                        let bare = name.trim_matches(['[', ']']);
+                        assert!(!has(bare.as_bytes()), "{name}");
+                    }
+                }
+                wire.shut_down();
+                wire.drain();
+            },
+            |error| {
+                cause(&error, Stage::Tls);
+            },
+        );
+    }
 }
 
 #[test]

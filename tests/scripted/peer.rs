@@ -552,6 +552,13 @@ impl Wire {
         }
     }
 
+    /// The same over TLS, where the client has to say so below AMQP too: an end without that is an
+    /// error.
+    #[cfg(feature = "tls")]
+    pub(crate) fn expect_goodbye(&mut self) {
+        assert_eq!(self.stream.read(&mut [0]).expect("no close_notify"), 0);
+    }
+
     /// Reads whatever still comes until the client hangs up.
     pub(crate) fn drain(&mut self) {
         while self.bytes(1).is_some() {}

@@ -1,0 +1,396 @@
+//! A URL taken apart, by RFC 3986. The parts borrow from it, for it may hold a password, of
+//! which no copy is to stay behind.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::decoded;
+use crate::error::{Error, Result};
+
+/// The advice where a password may have ended too early.
+const ENCODE: &str = "in user and password these characters are percent-encoded: % as %25, / as \
+                      %2F, ? as %3F, # as %23, @ as %40, : as %3A; in a virtual host or an \
+                      option @ is %40, too, if no user is named";
+
+#[derive(Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) is_tls: bool,
+    /// Not yet decoded, as the rest.
+    pub(super) username: &'a str,
+    pub(super) password: Option<&'a str>,
+    /// Decoded; an IPv6 address in brackets.
+    pub(super) host: Option<String>,
+    pub(super) port: Option<u16>,
+    /// With the slash in front.
+    pub(super) path: &'a str,
+    pub(super) query: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn of(text: &'a str) -> Result<Self> {
+        let text = text.trim_ascii();
+        if text.contains(char::is_control) {
+            return Err(refused(
+                "it has a tab, a line break or another control character in it; one that belongs \
+                 there is percent-encoded",
+            ));
+        }
+        let (is_tls, rest) = scheme(text)?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, rest) = rest.split_at(end);
+        if rest.contains('#') {
+            return Err(refused("'#' is written as %23, in a password as well"));
+        }
+        let (user, address) = match authority.rsplit_once('@') {
+            Some((user, address)) => (Some(user), address),
+            None => (None, authority),
+        };
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if user.is_none() && is_cut(address, path) {
+            return Err(refused(ENCODE));
+        }
+        let (host, port) = host_and_port(address).map_err(|error| match rest.contains('@') {
+            // It may be no address at all, but the beginning of a password.
+            true if user.is_none() => refused(ENCODE),
+            _ => error,
+        })?;
+        let (username, password) = match user.unwrap_or_default().split_once(':') {
+            Some((username, password)) => (username, Some(password)),
+            None => (user.unwrap_or_default(), None),
+        };
+        Ok(Self {
+            is_tls,
+            username,
+            password: password.filter(|password| !password.is_empty()),
+            host,
+            port,
+            path,
+            query,
+        })
+    }
+}
+
+/// Without anything of the URL, since nobody knows which part of it is the secret.
+pub(super) fn refused(rule: &str) -> Error {
+    Error::invalid("url", "…", rule)
+}
+
+/// Whether the scheme is that of TLS, and what is behind it.
+fn scheme(text: &str) -> Result<(bool, &str)> {
+    let is_in_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    match text.split_once("://") {
+        Some((scheme, rest)) if scheme.chars().all(is_in_scheme) => {
+            match scheme.to_ascii_lowercase().as_str() {
+                "amqp" => Ok((false, rest)),
+                "amqps" if cfg!(feature = "tls") => Ok((true, rest)),
+                "amqps" => {
+                    let rule = "cony was built without its feature tls";
+                    Err(Error::invalid("url", "amqps", rule))
+                }
+                _ => Err(Error::invalid("url", scheme, "the scheme is amqp or amqps")),
+            }
+        }
+        _ => Err(refused(
+            "it begins with amqp:// or amqps://; amqp://user:password@host:port/vhost is one",
+        )),
+    }
+}
+
+/// Whether a slash may have cut a password in two: then its first part stands where a port
+/// should be, and an '@' comes in the path. (In the options it does no harm: none of them
+/// shows its value unless it is known.)
+fn is_cut(address: &str, path: &str) -> bool {
+    let Some((before, _)) = path.rsplit_once('@') else {
+        return false;
+    };
+    before.contains(':') || address.contains(':') && !is_plain(address)
+}
+
+/// Whether an address with a port is not to be taken for a user and half of a password.
+fn is_plain(address: &str) -> bool {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    host.starts_with('[')
+        || host == "localhost"
+        || host.parse::<Ipv4Addr>().is_ok()
+        || matches!(port, "5671" | "5672")
+}
+
+fn host_and_port(address: &str) -> Result<(Option<String>, Option<u16>)> {
+    if address.contains(',') {
+        return Err(refused(
+            "it names one broker; several of them, a URL each, are for \
+             BlockingConnection::open_any",
+        ));
+    }
+    let (host, behind) = match address.strip_prefix('[') {
+        Some(rest) => {
+            let (inside, behind) = rest.split_once(']').unwrap_or((rest, "]"));
+            (Some(ipv6(inside)?), behind)
+        }
+        None => {
+            let (host, behind) = address.split_at(address.find(':').unwrap_or(address.len()));
+            let host = (!host.is_empty()).then(|| decoded("host", host));
+            (host.transpose()?, behind)
+        }
+    };
+    match behind.strip_prefix(':') {
+        None if behind.is_empty() => Ok((host, None)),
+        None => Err(no_address()),
+        Some("") => Ok((host, None)),
+        Some(port) if port.contains(':') => Err(no_address()),
+        Some(port) => match port.parse() {
+            Ok(number) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Ok((host, Some(number)))
+            }
+            _ => Err(Error::invalid("port", "…", "a number from 1 to 65535")),
+        },
+    }
+}
+
+/// An IPv6 address, perhaps with a zone behind `%25` (RFC 6874), or, as it is mostly
+/// written, behind `%`.
+fn ipv6(inside: &str) -> Result<String> {
+    let (address, zone) = match inside.split_once('%') {
+        Some((address, zone)) => (address, Some(zone)),
+        None => (inside, None),
+    };
+    if address.parse::<Ipv6Addr>().is_err() {
+        return Err(no_address());
+    }
+    let Some(zone) = zone else {
+        return Ok(format!("[{address}]"));
+    };
+    let zone = match zone.strip_prefix("25") {
+        Some(zone) if !zone.is_empty() => zone,
+        _ => zone,
+    };
+    match decoded("host", zone)? {
+        zone if zone.is_empty() => Err(no_address()),
+        zone => Ok(format!("[{address}%{zone}]")),
+    }
+}
+
+fn no_address() -> Error {
+    let rule = "an IPv6 address stands in brackets, and a port behind them: [::1]:5672";
+    Error::invalid("host", "…", rule)
+}
+
+/// The name of a virtual host; no path, or a slash alone, is the one with the name `/`.
+pub(super) fn virtual_host(path: &str) -> Result<String> {
+    match path.strip_prefix('/').unwrap_or(path) {
+        "" => Ok("/".into()),
+        name if name.contains('/') => {
+            let rule = "it is one segment; a '/' in its name is written as %2f";
+            Err(Error::invalid("virtual_host", "…", rule))
+        }
+        name => decoded("virtual_host", name),
+    }
+}
+
+/// The options, each with its name decoded and its value not.
+pub(super) fn options(query: &str) -> impl Iterator<Item = Result<(String, &str)>> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| match pair.split_once('=') {
+        Some((name, value)) => Ok((decoded("url", name)?, value)),
+        None => Err(refused(
+            "an option reads name=value; a '?' in a password is written as %3F",
+        )),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ConnectionParameters;
+    use crate::error::Error;
+
+    fn parse(url: &str) -> ConnectionParameters {
+        url.parse().unwrap_or_else(|error| panic!("{url}: {error}"))
+    }
+
+    /// The option and the rule; nothing of the URL may be in it.
+    #[track_caller]
+    fn refused(url: &str) -> (String, String) {
+        match url.parse::<ConnectionParameters>() {
+            Err(Error::InvalidOption {
+                option,
+                value,
+                rule,
+            }) => {
+                assert!(!format!("{value}{rule}").contains("hush"), "{url}");
+                (option, rule)
+            }
+            other => panic!("{url}: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn refused_with(url: &str, words: &str) {
+        let (_, rule) = refused(url);
+        assert!(rule.contains(words), "{url}: {rule}");
+    }
+
+    fn user(url: &str) -> String {
+        format!("{:?}", parse(url).credentials)
+    }
+
+    #[test]
+    fn control_characters_inside_are_refused_and_white_space_around_is_not_looked_at() {
+        for character in ["\t", "\n", "\r", "\0", "\x0b", "\x7f", "\u{85}"] {
+            for url in [
+                format!("amqp://u:hu{character}sh@h"),
+                format!("amqp://u{character}:p@h"),
+                format!("amqp://h/v{character}w"),
+                format!("amqp://h?connection_name=a{character}b"),
+                format!("am{character}qp://h"),
+            ] {
+                refused_with(&url, "control character");
+            }
+        }
+        assert_eq!(parse(" amqp://h/v\n").virtual_host, "v");
+        assert_eq!(parse("amqp://u:a%09b@h/v%0aw").virtual_host, "v\nw");
+    }
+
+    #[test]
+    fn what_is_not_well_encoded_is_refused_by_its_name() {
+        for (url, name) in [
+            ("amqp://u:hush%@h", "password"),
+            ("amqp://u:hush%4@h", "password"),
+            ("amqp://u:100%hush@h", "password"),
+            ("amqp://u:hush%%41@h", "password"),
+            ("amqp://u%zz:p@h", "username"),
+            ("amqp://h%", "host"),
+            ("amqp://h/50%", "virtual_host"),
+            ("amqp://h?connection_name=50%", "connection_name"),
+            ("amqp://h?connection%name=x", "url"),
+        ] {
+            let (option, rule) = refused(url);
+            assert_eq!(option, name, "{url}");
+            assert!(rule.contains("%25"), "{url}: {rule}");
+        }
+        assert_eq!(parse("amqp://h/50%25").virtual_host, "50%");
+    }
+
+    #[test]
+    fn without_a_scheme_and_two_slashes_it_is_no_url() {
+        for url in [
+            "",
+            "hush",
+            "amqp:",
+            "amqp:broker",
+            "amqp:/broker",
+            "broker:5672",
+            "u:hush@broker",
+            "u:hush://broker",
+            "amqp:u:hush@h?x=://",
+            "//broker",
+        ] {
+            refused_with(url, "it begins with amqp:// or amqps://");
+        }
+        assert_eq!(parse("AMQP://Broker").host, "Broker");
+        let (_, rule) = refused("http://h");
+        assert_eq!(rule, "the scheme is amqp or amqps");
+    }
+
+    #[test]
+    fn characters_that_end_a_password_too_early_are_told_how_to_write() {
+        for (url, encoded) in [
+            ("amqp://u:hush/x@h", "%2F"),
+            ("amqp://u:12/hush@h/v", "%2F"),
+            ("amqp://u:/hush@h", "%2F"),
+            ("amqp://us/er:hush@h", "%2F"),
+            ("amqp://u:hush?x@h", "%3F"),
+            ("amqp://u:hush?x=1@h", "%3F"),
+            ("amqp://u:12?hush@h", "%3F"),
+            ("amqp://u:p@a?hush@h", "%3F"),
+            ("amqp://u:hush#x@h", "%23"),
+            ("amqp://u:p@hush#x@h", "%23"),
+            ("amqp://h/v#hush", "%23"),
+        ] {
+            refused_with(url, encoded);
+        }
+        let ends_early = "amqp://u:hu%23%3f%2f%40%3a%25sh@h";
+        assert_eq!(user(ends_early), "Plain(\"u\", ***)");
+    }
+
+    #[test]
+    fn an_at_sign_may_stand_in_virtual_host_and_options() {
+        for url in [
+            "amqp://u:p@h:5672/v@w",
+            "amqp://u:p@h/v@w?connection_name=a@b",
+            "amqp://h/v@w?connection_name=a@b",
+            "amqp://[::1]:99/v@w",
+            "amqp://localhost:99/v@w",
+            "amqp://127.0.0.1:99/v@w",
+            "amqp://h:5672/v@w",
+            "amqp://h:5671/v@w",
+            "amqp:///v@w",
+            "amqp://u@h/v%40w",
+        ] {
+            assert_eq!(parse(url).virtual_host, "v@w", "{url}");
+        }
+        let named = parse("amqp://h:5672/v?connection_name=me@host");
+        assert_eq!(named.connection_name.as_deref(), Some("me@host"));
+        assert_eq!((named.host.as_str(), named.port), ("h", Some(5672)));
+        // It ends the user's part where it stands last.
+        assert_eq!(user("amqp://me@work:p@ss@h"), "Plain(\"me@work\", ***)");
+        assert_eq!(parse("amqp://me@work:p@ss@h").host, "h");
+        // A password may have been cut in two here.
+        refused_with("amqp://h:99/v@w", "@ is %40, too, if no user is named");
+        refused_with("amqp://localhost:hush/v@w", "%2F");
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_told_of_open_any() {
+        for url in [
+            "amqp://one,two/v",
+            "amqp://u:hush@one:5672,two:5672/v",
+            "amqp://[::1],[::2]",
+            "amqp://one:5671,two",
+        ] {
+            refused_with(url, "open_any");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_may_have_a_zone() {
+        for (url, host, port) in [
+            ("amqp://[::1]", "[::1]", None),
+            (
+                "amqp://u:p@[fe80::1%25eth0]:99/",
+                "[fe80::1%eth0]",
+                Some(99),
+            ),
+            ("amqp://[fe80::1%eth0]/", "[fe80::1%eth0]", None),
+            ("amqp://[fe80::1%252]", "[fe80::1%2]", None),
+            ("amqp://[fe80::1%25]", "[fe80::1%25]", None),
+            ("amqp://[fe80::1%25my%2dlan]:1", "[fe80::1%my-lan]", Some(1)),
+            ("amqp://[::ffff:127.0.0.1]:", "[::ffff:127.0.0.1]", None),
+        ] {
+            let parameters = parse(url);
+            assert_eq!((&*parameters.host, parameters.port), (host, port), "{url}");
+        }
+        for url in [
+            "amqp://::1",
+            "amqp://fe80::1%25eth0/",
+            "amqp://[::1",
+            "amqp://[::1]5672",
+            "amqp://[::1]:1:2",
+            "amqp://[localhost]",
+            "amqp://[127.0.0.1]",
+            "amqp://[]",
+            "amqp://[::1%]",
+            "amqp://h:1:2",
+        ] {
+            refused_with(url, "in brackets");
+        }
+    }
+
+    #[test]
+    fn a_port_is_a_number_and_does_not_show() {
+        for port in ["hush", "+1", "-1", "99999", "1e3", "%35"] {
+            let (option, _) = refused(&format!("amqp://u:p@h:{port}/v"));
+            assert_eq!(option, "port", "{port}");
+        }
+        assert_eq!(parse("amqp://h:0005672").port, Some(5672));
+        assert_eq!(parse("amqp://h:/v").port, None);
+    }
+}
