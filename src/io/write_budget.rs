@@ -1,11 +1,12 @@
 //! The bound of what waits to be written, in bytes, and the line of those who wait for room.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::Mutex;
+
+use super::line::Line;
+pub(crate) use super::line::NoRoom;
 
 /// Room for bytes that wait to be written. Publishers wait for it, first come first
 /// served; everything else takes it without asking, so that acknowledgements and
@@ -14,35 +15,18 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 /// What waits in the queue of commands is counted there, under its lock; this counts what
 /// the IO thread has taken, and what is reserved for those who have waited.
 ///
-/// Each waiting thread sleeps on a condition of its own. When a quarter of the room is free, the
-/// IO thread reserves room for as many as there is room for, in their order, and wakes just
-/// these. Mostly that empties the line, so that after it everyone publishes without waiting
+/// When a quarter of the room is free, the IO thread reserves room for as many as there is room
+/// for, in their order, and wakes just these. Mostly that empties the line, so that after it everyone publishes without waiting
 /// until the room is used up again. To wake all of them, or each for a little room, would cost
 /// several times what it costs to publish.
 #[derive(Debug)]
 pub(crate) struct WriteBudget {
     limit: usize,
     taken: AtomicUsize,
-    /// How many publishers wait, so that nobody else pays for the lock.
+    /// How many publishers wait, so that nobody else pays for the lock. Changed under it.
     waiting: AtomicUsize,
-    line: Mutex<VecDeque<Arc<Waiter>>>,
-}
-
-/// A thread in the line.
-#[derive(Debug)]
-struct Waiter {
-    bytes: usize,
-    /// Whether room is reserved for it, and it has left the line. Changed under the lock of
-    /// the line.
-    is_served: AtomicBool,
-    moved: Condvar,
-}
-
-/// Why there is no room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoRoom {
-    TimedOut,
-    Pointless,
+    /// Each wants so many bytes.
+    line: Mutex<Line<usize>>,
 }
 
 impl WriteBudget {
@@ -102,27 +86,14 @@ impl WriteBudget {
         self.serve_line(&mut self.line.lock(), try_take);
     }
 
-    fn serve_line(
-        &self,
-        line: &mut MutexGuard<'_, VecDeque<Arc<Waiter>>>,
-        try_take: impl Fn(usize) -> bool,
-    ) {
-        while let Some(first) = line.front() {
-            if !try_take(first.bytes) {
-                return;
-            }
-            first.is_served.store(true, Ordering::Relaxed);
-            first.moved.notify_one();
-            line.pop_front();
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
-        }
+    fn serve_line(&self, line: &mut Line<usize>, try_take: impl Fn(usize) -> bool) {
+        line.serve_while(|bytes| try_take(*bytes));
+        self.waiting.store(line.len(), Ordering::SeqCst);
     }
 
     /// Lets everyone who waits ask whether it still has a point.
     pub(crate) fn look_again(&self) {
-        for waiter in &*self.line.lock() {
-            waiter.moved.notify_one();
-        }
+        self.line.lock().look_again();
     }
 
     /// Waits in line until there is room for `bytes`, which is what `try_take` finds and
@@ -134,43 +105,33 @@ impl WriteBudget {
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        let waiter = Arc::new(Waiter {
-            bytes,
-            is_served: AtomicBool::new(false),
-            moved: Condvar::new(),
-        });
         let mut line = self.line.lock();
-        line.push_back(Arc::clone(&waiter));
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let waiter = line.join(bytes);
+        // Said first and looked then, for who gives room back looks whether anybody waits.
+        self.waiting.store(line.len(), Ordering::SeqCst);
         // What was given back before this is told to nobody again.
         self.serve_line(&mut line, &try_take);
-        loop {
-            if waiter.is_served.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            let no_room = match is_pointless() {
-                true => NoRoom::Pointless,
-                false if waiter.moved.wait_until(&mut line, deadline).timed_out() => {
-                    // There may be room that was not worth a word.
-                    self.serve_line(&mut line, &try_take);
-                    NoRoom::TimedOut
-                }
-                false => continue,
-            };
-            if waiter.is_served.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            line.retain(|other| !Arc::ptr_eq(other, &waiter));
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
-            // Those behind may need less.
+        let waited = waiter.wait(&mut line, Some(deadline), is_pointless);
+        let Err(no_room) = waited else {
+            return Ok(());
+        };
+        if no_room == NoRoom::TimedOut {
+            // There may be room that was not worth a word.
             self.serve_line(&mut line, &try_take);
-            return Err(no_room);
         }
+        if waiter.is_served() {
+            return Ok(());
+        }
+        line.leave(&waiter);
+        // Those behind may need less.
+        self.serve_line(&mut line, &try_take);
+        Err(no_room)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
     use std::thread;
     use std::time::Duration;
 
