@@ -196,7 +196,7 @@ impl Room<'_> {
 
     fn give_back(&mut self) {
         if std::mem::take(&mut self.reserved) {
-            self.shared.port.connection.commands().release(self.size);
+            self.shared.port.connection.commands().give_back(self.size);
         }
     }
 }

@@ -16,18 +16,30 @@ pub(crate) use super::line::NoRoom;
 /// the IO thread has taken, and what is reserved for those who have waited.
 ///
 /// When a quarter of the room is free, the IO thread reserves room for as many as there is room
-/// for, in their order, and wakes just these. Mostly that empties the line, so that after it everyone publishes without waiting
-/// until the room is used up again. To wake all of them, or each for a little room, would cost
-/// several times what it costs to publish.
+/// for, in their order, and wakes just these. Mostly that empties the line, so that after it
+/// everyone publishes without waiting until the room is used up again. To wake all of them, or
+/// each for a little room, would cost several times what it costs to publish.
+///
+/// When messages are large, or those who wait are many, there is no room for all of them, and
+/// each message would cost a wake-up. So those who are awake may queue some more past the others:
+/// for each that is served that is kept free too.
 #[derive(Debug)]
 pub(crate) struct WriteBudget {
     limit: usize,
     taken: AtomicUsize,
     /// How many publishers wait, so that nobody else pays for the lock. Changed under it.
     waiting: AtomicUsize,
+    /// How much may be queued past those who wait, if any do.
+    pass: AtomicUsize,
     /// Each wants so many bytes.
     line: Mutex<Line<usize>>,
 }
+
+/// How many more messages of its size each that is served may queue past the others.
+const PASS_MESSAGES: usize = 3;
+
+/// Which part of the whole room that may take, its own message included.
+const PASS_PART: usize = 16;
 
 impl WriteBudget {
     pub(crate) fn new(limit: usize) -> Self {
@@ -35,14 +47,23 @@ impl WriteBudget {
             limit,
             taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            pass: AtomicUsize::new(0),
             line: Mutex::default(),
         }
     }
 
-    /// Whether `bytes` more may be queued behind `queued`. Not past those who wait. What is
-    /// larger than the whole budget passes when nothing else waits.
+    /// Whether `bytes` more may be queued behind `queued`. Not past those who wait, but for what
+    /// is left of the share of those who were woken. What is larger than the whole budget passes
+    /// when nothing else waits.
     pub(crate) fn has_room(&self, queued: usize, bytes: usize) -> bool {
-        self.waiting.load(Ordering::SeqCst) == 0 && self.fits(queued, bytes)
+        self.fits(queued, bytes) && (!self.is_awaited() || self.take_pass(bytes))
+    }
+
+    fn take_pass(&self, bytes: usize) -> bool {
+        let take = |pass: usize| pass.checked_sub(bytes);
+        self.pass
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take)
+            .is_ok()
     }
 
     /// Takes room for `bytes`, if there is some beside what is `queued`.
@@ -72,7 +93,7 @@ impl WriteBudget {
     #[must_use]
     pub(crate) fn release(&self, bytes: usize) -> bool {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
-        left <= self.limit - self.limit / 4 && self.is_awaited()
+        self.is_awaited() && left + self.pass.load(Ordering::SeqCst) <= self.limit - self.limit / 4
     }
 
     /// Whether anybody waits.
@@ -80,14 +101,31 @@ impl WriteBudget {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Reserves room for those who wait, in their order, as long as `try_take` finds some, and
-    /// wakes them.
-    pub(crate) fn serve(&self, try_take: impl Fn(usize) -> bool) {
+    /// Reserves room for those who wait, in their order, and wakes them, as long as `try_take`
+    /// finds some: it takes room for so many bytes if as many more are left beside.
+    pub(crate) fn serve(&self, try_take: impl Fn(usize, usize) -> bool) {
         self.serve_line(&mut self.line.lock(), try_take);
     }
 
-    fn serve_line(&self, line: &mut Line<usize>, try_take: impl Fn(usize) -> bool) {
-        line.serve_while(|bytes| try_take(*bytes));
+    /// The same with all the room that there is.
+    pub(crate) fn serve_all(&self, try_take: impl Fn(usize, usize) -> bool) {
+        let mut line = self.line.lock();
+        self.pass.store(0, Ordering::SeqCst);
+        self.serve_line(&mut line, try_take);
+    }
+
+    fn serve_line(&self, line: &mut Line<usize>, try_take: impl Fn(usize, usize) -> bool) {
+        line.serve_while(|bytes| {
+            let pass = self.pass.load(Ordering::SeqCst);
+            let largest = (self.limit / PASS_PART).saturating_sub(*bytes);
+            let more = bytes.saturating_mul(PASS_MESSAGES).min(largest);
+            if try_take(*bytes, pass + more) {
+                self.pass.fetch_add(more, Ordering::SeqCst);
+                return true;
+            }
+            // Better than nothing.
+            pass == 0 && try_take(*bytes, 0)
+        });
         self.waiting.store(line.len(), Ordering::SeqCst);
     }
 
@@ -101,22 +139,28 @@ impl WriteBudget {
     pub(crate) fn queue_for(
         &self,
         bytes: usize,
-        try_take: impl Fn(usize) -> bool,
+        try_take: impl Fn(usize, usize) -> bool,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
         let mut line = self.line.lock();
         let waiter = line.join(bytes);
+        if line.len() == 1 {
+            self.pass.store(0, Ordering::SeqCst);
+        }
         // Said first and looked then, for who gives room back looks whether anybody waits.
         self.waiting.store(line.len(), Ordering::SeqCst);
-        // What was given back before this is told to nobody again.
-        self.serve_line(&mut line, &try_take);
+        if line.len() == 1 {
+            // What was given back before this is told to nobody again.
+            self.serve_line(&mut line, &try_take);
+        }
         let waited = waiter.wait(&mut line, Some(deadline), is_pointless);
         let Err(no_room) = waited else {
             return Ok(());
         };
         if no_room == NoRoom::TimedOut {
-            // There may be room that was not worth a word.
+            // There may be room that was not worth a word, or that nobody has used.
+            self.pass.store(0, Ordering::SeqCst);
             self.serve_line(&mut line, &try_take);
         }
         if waiter.is_served() {
@@ -146,7 +190,7 @@ mod tests {
     }
 
     fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), NoRoom> {
-        let try_take = |bytes| budget.take_if_room(0, bytes);
+        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         budget.queue_for(bytes, try_take, deadline, never)
     }
 
@@ -157,7 +201,7 @@ mod tests {
     }
 
     fn all_released(budget: &WriteBudget) {
-        budget.serve(|bytes| budget.take_if_room(0, bytes));
+        budget.serve_all(|bytes, beside| budget.take_if_room(beside, bytes));
     }
 
     #[test]
@@ -198,7 +242,12 @@ mod tests {
             }
             let small = scope.spawn(|| {
                 let is_over = || over.load(Ordering::SeqCst);
-                budget.queue_for(1, |bytes| budget.take_if_room(0, bytes), soon(), is_over)
+                budget.queue_for(
+                    1,
+                    |bytes, beside| budget.take_if_room(beside, bytes),
+                    soon(),
+                    is_over,
+                )
             });
             while budget.waiting.load(Ordering::SeqCst) < 2 {
                 thread::yield_now();
@@ -264,7 +313,7 @@ mod tests {
                     let wait = || {
                         // Asked before the first wait and after each wake-up.
                         let is_pointless = || asked.fetch_add(1, Ordering::SeqCst) == usize::MAX;
-                        let try_take = |bytes| budget.take_if_room(0, bytes);
+                        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
                         budget.queue_for(12, try_take, soon(), is_pointless)
                     };
                     let waiter = scope.spawn(wait);
@@ -293,11 +342,58 @@ mod tests {
     }
 
     #[test]
+    fn where_not_all_fit_fewer_are_woken_and_each_for_several_messages() {
+        const SIZE: usize = 25;
+        let budget = WriteBudget::new(1600);
+        budget.take(1600);
+        let publish_as_many_as_pass = || {
+            let mut count = 0;
+            while budget.has_room(0, SIZE) {
+                budget.take(SIZE);
+                count += 1;
+            }
+            count
+        };
+        thread::scope(|scope| {
+            let waiters = (1..=12).map(|count| {
+                let waiter = scope.spawn(|| reserve(&budget, SIZE, soon()));
+                await_line(&budget, count);
+                waiter
+            });
+            let waiters: Vec<_> = waiters.collect();
+            assert_eq!(publish_as_many_as_pass(), 0);
+            release(&budget, 399);
+            await_line(&budget, 12);
+            assert_eq!(publish_as_many_as_pass(), 0);
+            // A quarter: four of them, and three messages more for each.
+            let serve = |bytes| {
+                if budget.release(bytes) {
+                    budget.serve(|bytes, beside| budget.take_if_room(beside, bytes));
+                }
+                budget.waiting.load(Ordering::SeqCst)
+            };
+            assert_eq!(serve(1), 8);
+            assert_eq!(serve(100), 8, "what the others have not used is theirs");
+            assert_eq!(publish_as_many_as_pass(), 12);
+            assert_eq!(serve(299), 8);
+            assert_eq!(serve(1), 4);
+            // Nothing more comes for now, and nobody has used it.
+            all_released(&budget);
+            assert_eq!(budget.waiting.load(Ordering::SeqCst), 1);
+            all_released(&budget);
+            assert!(!budget.is_awaited());
+            for waiter in waiters {
+                assert_eq!(waiter.join().unwrap(), Ok(()));
+            }
+        });
+    }
+
+    #[test]
     fn when_the_first_in_line_gives_up_the_next_is_served() {
         let budget = WriteBudget::new(100);
         budget.take(90);
         let over = AtomicBool::new(false);
-        let try_take = |bytes| budget.take_if_room(0, bytes);
+        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         let is_over = || over.load(Ordering::SeqCst);
         thread::scope(|scope| {
             let large = scope.spawn(|| budget.queue_for(1000, try_take, soon(), is_over));
