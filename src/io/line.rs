@@ -103,6 +103,10 @@ impl<W: Ord> Line<W> {
 }
 
 impl<W> Waiter<W> {
+    pub(super) fn wants(&self) -> &W {
+        &self.wants
+    }
+
     pub(super) fn is_served(&self) -> bool {
         self.is_served.load(Ordering::Relaxed)
     }
