@@ -277,11 +277,15 @@ impl fmt::Debug for BlockingChannel {
 impl Shared {
     /// Whether the channel can be used.
     pub(crate) fn is_open(&self) -> bool {
-        self.port.end().is_none()
+        self.port.is_open()
     }
 
     /// Tells the program the reason, if channel or connection are closed.
     pub(crate) fn check_open(&self) -> Result<()> {
+        // Mostly it is, and that is asked for each message.
+        if self.is_open() {
+            return Ok(());
+        }
         self.tell_end().map_or(Ok(()), Err)
     }
 

@@ -117,10 +117,12 @@ impl Shared {
             shared: self,
             size: encoded.size(),
             reserved: false,
+            has_place: false,
             waiting: None,
         };
         loop {
-            match publishing.enter(mandatory, || send(room.reserved, false)) {
+            let reserved = room.reserved;
+            match publishing.enter(mandatory, &mut room.has_place, || send(reserved, false)) {
                 Entered::Plain => {
                     room.reserved = false;
                     return Ok(Confirm::none());
@@ -143,6 +145,8 @@ struct Room<'a> {
     size: usize,
     /// Whether it has room in the write budget.
     reserved: bool,
+    /// Whether a place in the window is kept for it.
+    has_place: bool,
     /// That it waits, and until when.
     waiting: Option<(Waiting<'a>, Instant)>,
 }
@@ -155,7 +159,9 @@ impl Room<'_> {
         let is_pointless = || !self.shared.is_open();
         let publishing = &self.shared.port.publishing;
         let waited = publishing.wait_for_room(deadline, is_pointless);
-        waited.map_err(|no_room| self.in_vain(no_room))
+        waited.map_err(|no_room| self.in_vain(no_room))?;
+        self.has_place = true;
+        Ok(())
     }
 
     fn wait_for_budget(&mut self) -> Result<()> {
@@ -190,13 +196,17 @@ impl Room<'_> {
 
     fn give_back(&mut self) {
         if std::mem::take(&mut self.reserved) {
-            self.shared.port.connection.commands().release(self.size);
+            self.shared.port.connection.commands().give_back(self.size);
         }
     }
 }
 
 impl Drop for Room<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.give_back();
+        if self.has_place {
+            self.shared.port.publishing.give_back();
+        }
     }
 }

@@ -132,6 +132,12 @@ impl ChannelPort {
         }
     }
 
+    /// Whether there is no such reason; cheaper than to ask for it.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.closed.get().is_none() && !self.has_begun_to_close() && self.connection.is_open()
+    }
+
     /// Whether this program's close awaits its answer.
     pub(crate) fn is_closing(&self) -> bool {
         let begun = match self.closed() {

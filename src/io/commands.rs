@@ -171,27 +171,36 @@ impl Commands {
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        let try_take = |bytes| self.take_if_room(bytes);
+        let try_take = |bytes, beside| self.take_if_room(bytes, beside);
         self.budget
             .queue_for(bytes, try_take, deadline, is_pointless)
     }
 
-    fn take_if_room(&self, bytes: usize) -> bool {
+    /// Takes room for so many bytes, if there is as much and so much beside it.
+    fn take_if_room(&self, bytes: usize, beside: usize) -> bool {
         let queue = self.queue.lock();
-        self.budget.take_if_room(queue.bytes, bytes)
+        self.budget.take_if_room(queue.bytes + beside, bytes)
     }
 
     /// Gives room back, and some of it to those who wait when there is enough to speak of.
     pub(crate) fn release(&self, bytes: usize) {
         if self.budget.release(bytes) {
-            self.budget.serve(|bytes| self.take_if_room(bytes));
+            self.budget
+                .serve(|bytes, beside| self.take_if_room(bytes, beside));
         }
+    }
+
+    /// Gives room back that was reserved, and will not be used.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.release(bytes);
+        self.all_released();
     }
 
     /// Nothing more will be given back for now.
     pub(crate) fn all_released(&self) {
         if self.budget.is_awaited() {
-            self.budget.serve(|bytes| self.take_if_room(bytes));
+            self.budget
+                .serve_all(|bytes, beside| self.take_if_room(bytes, beside));
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::bell::{Bell, Watchers};
 use super::consumer_port::ConsumerPort;
@@ -72,6 +72,11 @@ pub(crate) enum Popped {
 ///
 /// The IO thread puts in what one read has brought with one lock; a whole consumer's
 /// messages can be taken out from between the others, in order.
+///
+/// Of those who sleep, one at a time is woken: it takes what it was woken for, and if that has
+/// left something, wakes the next. So as many come as there is work for. To wake one for each
+/// message, or even all, would wake many in vain, for those who are awake take most of what
+/// comes.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     state: Mutex<State>,
@@ -92,7 +97,10 @@ struct State {
     ended: bool,
     /// Nothing is taken any more, though something may still come.
     stopped: bool,
-    waiting: usize,
+    /// How many threads sleep until something comes.
+    asleep: usize,
+    /// How many were woken, and have not looked yet.
+    woken: usize,
     /// What was taken and is not reported yet: one report for several items is cheaper.
     taken: Taking,
 }
@@ -149,7 +157,7 @@ impl Inbox {
         state.bytes += cost;
         let fixed = if stopped { 0 } else { fixed };
         self.connection.backlog.add(cost, fixed);
-        self.wake(&state, count > 1);
+        self.wake_one(&mut state);
         drop(state);
         self.watchers.ring();
     }
@@ -168,7 +176,7 @@ impl Inbox {
                 }
             }
         }
-        self.wake(&state, true);
+        self.wake_all(&mut state);
         drop(state);
         self.report(&taken);
         self.watchers.ring();
@@ -188,21 +196,42 @@ impl Inbox {
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
-        self.wake(&state, true);
+        self.wake_all(&mut state);
         drop(state);
         self.watchers.ring();
     }
 
-    fn wake(&self, state: &State, all: bool) {
-        match (state.waiting, all) {
-            (0, _) => {}
-            (_, true) => {
-                self.moved.notify_all();
-            }
-            (_, false) => {
-                self.moved.notify_one();
-            }
+    /// Wakes all who sleep, for none of them will find anything more.
+    fn wake_all(&self, state: &mut State) {
+        state.woken += std::mem::take(&mut state.asleep);
+        self.moved.notify_all();
+    }
+
+    /// Wakes one of those who sleep, if there is something to take and nobody is on the way.
+    #[inline]
+    fn wake_one(&self, state: &mut State) {
+        if state.asleep > 0 && state.woken == 0 && !state.queue.is_empty() {
+            state.asleep -= 1;
+            state.woken += 1;
+            self.moved.notify_one();
         }
+    }
+
+    /// Sleeps until it is woken; `false` at the deadline.
+    fn sleep(&self, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>) -> bool {
+        state.asleep += 1;
+        let is_woken = match deadline {
+            Some(deadline) => !self.moved.wait_until(state, deadline).timed_out(),
+            None => {
+                self.moved.wait(state);
+                true
+            }
+        };
+        match is_woken {
+            true => state.woken -= 1,
+            false => state.asleep -= 1,
+        }
+        is_woken
     }
 
     /// The next item, if there is one.
@@ -220,22 +249,15 @@ impl Inbox {
     /// The next item, waiting for it; `Empty` after the deadline.
     pub(crate) fn pop(&self, deadline: Option<Instant>) -> Popped {
         let mut state = self.state.lock();
-        state.waiting += 1;
         let found = loop {
             match self.take(&mut state) {
                 Taken::Nothing => {}
                 found => break found,
             }
-            match deadline {
-                None => self.moved.wait(&mut state),
-                Some(deadline) => {
-                    if self.moved.wait_until(&mut state, deadline).timed_out() {
-                        break self.take(&mut state);
-                    }
-                }
+            if !self.sleep(&mut state, deadline) {
+                break self.take(&mut state);
             }
         };
-        state.waiting -= 1;
         let taken = self.to_report(&mut state);
         drop(state);
         if let Some(taken) = taken {
@@ -272,6 +294,7 @@ impl Inbox {
             None if state.ended => Taken::End,
             None => Taken::Nothing,
         };
+        self.wake_one(state);
         // Whoever waits with `select!` hears again of what is left, and all of the end.
         if let Some(bell) = self.ready.get() {
             if state.ended || state.stopped || !state.queue.is_empty() {
@@ -459,7 +482,7 @@ mod tests {
         };
         thread::scope(|scope| {
             let takers: Vec<_> = (0..COUNT).map(|_| scope.spawn(take)).collect();
-            while inbox.state.lock().waiting < COUNT {
+            while inbox.state.lock().asleep < COUNT {
                 thread::yield_now();
             }
             push(&inbox, COUNT);
@@ -467,6 +490,61 @@ mod tests {
                 assert!(taker.join().unwrap(), "one slept on");
             }
         });
+    }
+
+    #[test]
+    fn of_those_who_sleep_one_at_a_time_is_woken_as_long_as_something_is_left() {
+        let inbox = inbox();
+        let counts = || {
+            let state = inbox.state.lock();
+            (state.asleep, state.woken)
+        };
+        let take = || assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        // They sleep too deeply to be woken, so nothing happens but what is said here.
+        inbox.state.lock().asleep = 16;
+        push(&inbox, 3);
+        assert_eq!(counts(), (15, 1));
+        push(&inbox, 2);
+        take();
+        assert_eq!(counts(), (15, 1), "one is on the way");
+        // That one looks, and leaves something.
+        inbox.state.lock().woken = 0;
+        take();
+        assert_eq!(counts(), (14, 1));
+        // Those who are awake take the rest.
+        (0..3).for_each(|_| take());
+        assert_eq!(counts(), (14, 1));
+        inbox.state.lock().woken = 0;
+        assert!(matches!(inbox.try_pop(), Popped::Empty));
+        assert_eq!(counts(), (14, 0), "woken for nothing");
+        inbox.end();
+        assert_eq!(counts(), (0, 14));
+    }
+
+    #[test]
+    fn who_sleeps_is_counted_until_it_is_woken_or_has_slept_enough() {
+        let inbox = inbox();
+        let counts = || {
+            let state = inbox.state.lock();
+            (state.asleep, state.woken)
+        };
+        assert!(matches!(inbox.pop(Some(Instant::now())), Popped::Empty));
+        assert_eq!(counts(), (0, 0));
+        thread::scope(|scope| {
+            let takers = [(); 2].map(|()| scope.spawn(|| inbox.pop(None)));
+            while counts() != (2, 0) {
+                thread::yield_now();
+            }
+            push(&inbox, 1);
+            while takers.iter().filter(|taker| taker.is_finished()).count() < 1 {
+                thread::yield_now();
+            }
+            assert_eq!(counts(), (1, 0));
+            inbox.end();
+            let ends = takers.map(|taker| matches!(taker.join().unwrap(), Popped::Ended));
+            assert_eq!(ends.iter().filter(|&&ended| ended).count(), 1);
+        });
+        assert_eq!(counts(), (0, 0));
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(crate) mod driver;
 pub(crate) mod failures;
 pub(crate) mod inbox;
 pub(crate) mod kept;
+mod line;
 mod listing;
 #[cfg(all(test, loom))]
 mod models;

@@ -323,6 +323,12 @@ impl ConnectionPort {
         }
     }
 
+    /// Whether there is no such reason.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.termination().is_none() && !self.is_closing()
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::answers::Answers;
 use super::commands::Queued;
 use super::failures::{Failures, Taken, cost};
 use super::kept::{Kept, Total};
+use super::line::{Line, NoRoom};
 use super::slot::Slot;
-use super::write_budget::NoRoom;
 use crate::protocol::confirms::{Ledger, Mandatory, Settled};
 use crate::protocol::content::Content;
 
@@ -34,7 +34,6 @@ pub(crate) struct Publishing {
     /// Whether publishes have to look at more than the write budget.
     gated: AtomicBool,
     state: Mutex<State>,
-    moved: Condvar,
 }
 
 #[derive(Debug)]
@@ -54,7 +53,16 @@ struct State {
     answers: Option<Arc<Answers>>,
     /// The last publish that a close has waited for.
     closing_at: u64,
-    waiting: usize,
+    /// Those who wait for room. Newcomers find none as long as there are any, for all that there
+    /// is is promised to these.
+    for_room: Line<()>,
+    /// How many places in the window are kept for those of them who are served, and have not
+    /// published yet.
+    promised: usize,
+    /// Those who wait until everything up to a number is settled.
+    for_settled: Line<u64>,
+    /// Those who wait for the end of `confirm.select`.
+    for_select: Line<()>,
     /// Slots that nobody holds any more, to be used again: no more than a window takes.
     slots: Vec<Arc<Slot>>,
 }
@@ -107,21 +115,38 @@ impl Publishing {
                 abandoned: false,
                 answers: None,
                 closing_at: 0,
-                waiting: 0,
+                for_room: Line::default(),
+                promised: 0,
+                for_settled: Line::default(),
+                for_select: Line::default(),
                 slots: Vec::new(),
             }),
-            moved: Condvar::new(),
         }
     }
 
-    /// Waits until the window has room, without taking it.
+    /// Waits in line until there is room, and keeps it for the next [`enter`](Self::enter), or
+    /// until it is [given back](Self::give_back).
     pub(crate) fn wait_for_room(
         &self,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        let window = self.window;
-        self.wait_until(Some(deadline), is_pointless, |state| state.has_room(window))
+        let mut state = self.state.lock();
+        let waiter = state.for_room.join(());
+        // There may be some by now.
+        state.serve(self.window);
+        let waited = waiter.wait(&mut state, Some(deadline), is_pointless);
+        if waited.is_err() {
+            state.for_room.leave(&waiter);
+        }
+        waited
+    }
+
+    /// Gives a place back that was kept, and will not be used.
+    pub(crate) fn give_back(&self) {
+        let mut state = self.state.lock();
+        state.promised -= 1;
+        state.serve(self.window);
     }
 
     /// Whether publishes have to look at more than the room in the queue.
@@ -130,19 +155,27 @@ impl Publishing {
     }
 
     /// Calls `send`, and takes the next number if that succeeds, in one step, so that numbers
-    /// and publishes have the same order.
+    /// and publishes have the same order. `has_place` says whether a place is kept for it, before
+    /// and after.
     pub(crate) fn enter(
         &self,
         mandatory: Option<Mandatory<'_>>,
+        has_place: &mut bool,
         send: impl FnOnce() -> Queued,
     ) -> Entered {
         let mut state = self.state.lock();
+        let kept = usize::from(std::mem::take(has_place));
+        state.promised -= kept;
         if !state.has_room(self.window) {
             return Entered::Full;
         }
         match send() {
             Queued::Done => {}
-            not_done => return Entered::Not(not_done),
+            not_done => {
+                state.promised += kept;
+                *has_place = kept > 0;
+                return Entered::Not(not_done);
+            }
         }
         if state.mode == Mode::Plain {
             return Entered::Plain;
@@ -173,8 +206,8 @@ impl Publishing {
             false => Mode::Plain,
         };
         self.gated.store(state.is_gated(), Ordering::Release);
-        drop(state);
-        self.moved.notify_all();
+        state.for_select.serve_while(|()| true);
+        state.serve(self.window);
     }
 
     /// Waits until confirm mode is on, or could not be switched on.
@@ -183,9 +216,16 @@ impl Publishing {
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        self.wait_until(Some(deadline), is_pointless, |state| {
-            state.mode != Mode::Selecting
-        })
+        let mut state = self.state.lock();
+        if state.mode != Mode::Selecting {
+            return Ok(());
+        }
+        let waiter = state.for_select.join(());
+        let waited = waiter.wait(&mut state, Some(deadline), is_pointless);
+        if waited.is_err() {
+            state.for_select.leave(&waiter);
+        }
+        waited
     }
 
     pub(crate) fn is_confirming(&self) -> bool {
@@ -204,9 +244,16 @@ impl Publishing {
         deadline: Option<Instant>,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        self.wait_until(deadline, is_pointless, |state| {
-            state.ledger.is_settled_up_to(number)
-        })
+        let mut state = self.state.lock();
+        if state.ledger.is_settled_up_to(number) {
+            return Ok(());
+        }
+        let waiter = state.for_settled.join_in_order(number);
+        let waited = waiter.wait(&mut state, deadline, is_pointless);
+        if waited.is_err() {
+            state.for_settled.leave(&waiter);
+        }
+        waited
     }
 
     /// Waits until `slot` is filled.
@@ -216,7 +263,7 @@ impl Publishing {
         deadline: Option<Instant>,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        self.wait_until(deadline, is_pointless, |_| slot.get().is_some())
+        slot.wait(&mut self.state.lock(), deadline, is_pointless)
     }
 
     /// The failures since they were last asked for.
@@ -283,7 +330,6 @@ impl Publishing {
             news,
             abandoned,
             answers,
-            waiting,
             slots,
             ..
         } = &mut *state;
@@ -308,14 +354,17 @@ impl Publishing {
         });
         let dropped = news.as_ref().map_or(0, |news| news.dropped);
         let has_news = news.is_some();
-        let awaited = *waiting > 0;
+        state.serve(self.window);
+        let State {
+            ledger,
+            for_settled,
+            ..
+        } = &mut *state;
+        for_settled.serve_while(|number| ledger.is_settled_up_to(*number));
         drop(state);
         // Outside the lock, for the program's logger may publish.
         if dropped > 0 && dropped_before == 0 {
             log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
-        }
-        if awaited {
-            self.moved.notify_all();
         }
         has_news
     }
@@ -341,8 +390,7 @@ impl Publishing {
         let mut state = self.state.lock();
         state.held = !active;
         self.gated.store(state.is_gated(), Ordering::Release);
-        drop(state);
-        self.moved.notify_all();
+        state.serve(self.window);
     }
 
     /// Lets publishes wait for the end of a commit, so that no more of them has to be kept.
@@ -352,8 +400,7 @@ impl Publishing {
             return;
         }
         self.gated.store(state.is_gated(), Ordering::Release);
-        drop(state);
-        self.moved.notify_all();
+        state.serve(self.window);
     }
 
     /// Whether the broker lets publishes pass.
@@ -365,11 +412,15 @@ impl Publishing {
     pub(crate) fn channel_ended(&self) {
         let mut state = self.state.lock();
         let State { ledger, news, .. } = &mut *state;
-        if let Some(news) = news {
-            ledger.outstanding_numbers(|number| news.add(number, None));
-        }
-        drop(state);
-        self.moved.notify_all();
+        ledger.outstanding_ones(|number, slot| {
+            if let Some(news) = news {
+                news.add(number, None);
+            }
+            slot.look_again();
+        });
+        state.for_room.look_again();
+        state.for_settled.look_again();
+        state.for_select.look_again();
     }
 
     /// A message came back. Gives it back if it is not one that is to be confirmed.
@@ -378,37 +429,6 @@ impl Publishing {
         let mut state = self.state.lock();
         let ledger = &mut state.ledger;
         ledger.returned(fingerprint, &message.properties, Arc::clone(&message))
-    }
-
-    fn wait_until(
-        &self,
-        deadline: Option<Instant>,
-        is_pointless: impl Fn() -> bool,
-        so: impl Fn(&State) -> bool,
-    ) -> Result<(), NoRoom> {
-        let mut state = self.state.lock();
-        state.waiting += 1;
-        let outcome = loop {
-            if so(&state) {
-                break Ok(());
-            }
-            if is_pointless() {
-                break Err(NoRoom::Pointless);
-            }
-            match deadline {
-                None => self.moved.wait(&mut state),
-                Some(deadline) => {
-                    if self.moved.wait_until(&mut state, deadline).timed_out() {
-                        break match so(&state) {
-                            true => Ok(()),
-                            false => Err(NoRoom::TimedOut),
-                        };
-                    }
-                }
-            }
-        };
-        state.waiting -= 1;
-        outcome
     }
 }
 
@@ -426,7 +446,16 @@ impl State {
             _ if self.held || self.committing => false,
             Mode::Plain => true,
             Mode::Selecting => false,
-            Mode::Confirming => self.ledger.outstanding() < window,
+            Mode::Confirming => self.ledger.outstanding() + self.promised < window,
+        }
+    }
+
+    /// Keeps a place for each of those who wait, in their order, as long as there is room, and
+    /// wakes these.
+    fn serve(&mut self, window: usize) {
+        while !self.for_room.is_empty() && self.has_room(window) {
+            self.promised += 1;
+            self.for_room.serve_first();
         }
     }
 }
@@ -480,6 +509,7 @@ fn is_one_run<R>(one: &Option<Settled<R>>, other: &Option<Settled<R>>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
     use std::thread;
     use std::time::Duration;
 
@@ -499,10 +529,29 @@ mod tests {
 
     /// The number that a publish gets, if there is room for it.
     fn number(publishing: &Publishing) -> Option<u64> {
-        match publishing.enter(None, || Queued::Done) {
+        match enter(publishing) {
             Entered::Numbered(number, _) => Some(number),
             Entered::Full => None,
             Entered::Plain | Entered::Not(_) => panic!("not confirming"),
+        }
+    }
+
+    fn enter(publishing: &Publishing) -> Entered {
+        publishing.enter(None, &mut false, || Queued::Done)
+    }
+
+    /// The same for one for which a place is kept.
+    fn enter_with_place(publishing: &Publishing) -> Entered {
+        let mut has_place = true;
+        let entered = publishing.enter(None, &mut has_place, || Queued::Done);
+        assert!(!has_place);
+        entered
+    }
+
+    fn slot(publishing: &Publishing) -> Arc<Slot> {
+        match enter(publishing) {
+            Entered::Numbered(_, slot) => slot,
+            _ => panic!("no room, or not confirming"),
         }
     }
 
@@ -516,6 +565,11 @@ mod tests {
         assert_eq!(number(&publishing), None);
         publishing.confirmed(3, true, true);
         assert_eq!(number(&publishing), Some(4));
+    }
+
+    fn in_line(publishing: &Publishing) -> usize {
+        let state = publishing.state.lock();
+        state.for_room.len() + state.for_settled.len() + state.for_select.len()
     }
 
     type Wait<'a> = &'a (dyn Fn(Instant) -> Result<(), NoRoom> + Sync);
@@ -534,7 +588,7 @@ mod tests {
                 assert!(Instant::now() < deadline);
                 outcome
             });
-            while publishing.state.lock().waiting == 0 {
+            while in_line(publishing) == 0 {
                 thread::yield_now();
             }
             change();
@@ -552,12 +606,19 @@ mod tests {
             let done = || publishing.select_done(succeeds);
             assert_eq!(woken_by(&publishing, wait, done), Ok(()));
         }
+        publishing.give_back();
         assert_eq!(number(&publishing), Some(1));
         let confirm = || assert!(!publishing.confirmed(1, false, true), "nobody listens");
         assert_eq!(woken_by(&publishing, room, confirm), Ok(()));
+        publishing.give_back();
         publishing.set_flow(false);
         let flow = || publishing.set_flow(true);
         assert_eq!(woken_by(&publishing, room, flow), Ok(()));
+        publishing.give_back();
+        publishing.set_committing(true);
+        let commit = || publishing.set_committing(false);
+        assert_eq!(woken_by(&publishing, room, commit), Ok(()));
+        publishing.give_back();
         assert_eq!(number(&publishing), Some(2));
         let is_over = AtomicBool::new(false);
         let settled = |deadline| {
@@ -569,6 +630,199 @@ mod tests {
             publishing.channel_ended();
         };
         assert_eq!(woken_by(&publishing, settled, end), Err(NoRoom::Pointless));
+        assert_eq!(in_line(&publishing), 0);
+    }
+
+    /// A thread that waits, and how often it has asked whether that has a point: before its
+    /// first sleep, and each time when it was woken and was not served.
+    struct Sleeper<'scope> {
+        asked: Arc<AtomicUsize>,
+        thread: thread::ScopedJoinHandle<'scope, Result<(), NoRoom>>,
+    }
+
+    impl<'scope> Sleeper<'scope> {
+        /// Begins `wait`, and sees it asleep, or about to be and with the lock until then.
+        fn start<'env>(
+            scope: &'scope thread::Scope<'scope, 'env>,
+            wait: impl FnOnce(&dyn Fn() -> bool) -> Result<(), NoRoom> + Send + 'scope,
+        ) -> Self {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let counter = Arc::clone(&asked);
+            let thread = scope.spawn(move || {
+                wait(&|| {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    false
+                })
+            });
+            while asked.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            Self { asked, thread }
+        }
+
+        /// Sees that it was served, and woken for nothing else.
+        fn assert_served(self) {
+            assert_eq!(self.thread.join().unwrap(), Ok(()));
+            assert_eq!(self.asked.load(Ordering::SeqCst), 1, "woken in vain");
+        }
+    }
+
+    fn assert_asleep(sleepers: &[Sleeper<'_>]) {
+        for sleeper in sleepers {
+            assert!(!sleeper.thread.is_finished());
+            assert_eq!(sleeper.asked.load(Ordering::SeqCst), 1, "woken in vain");
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn a_confirm_wakes_as_many_as_it_makes_room_for_in_their_order() {
+        const WINDOW: usize = 4;
+        let publishing = confirming(WINDOW, &Total::default());
+        (1..=WINDOW as u64).for_each(|next| assert_eq!(number(&publishing), Some(next)));
+        thread::scope(|scope| {
+            let wait =
+                |is_pointless: &dyn Fn() -> bool| publishing.wait_for_room(soon(), is_pointless);
+            let mut sleepers: Vec<_> = (0..16).map(|_| Sleeper::start(scope, wait)).collect();
+            for (up_to, multiple, places) in [(3, false, 1), (3, true, 2), (4, true, 1)] {
+                publishing.confirmed(up_to, multiple, true);
+                let served: Vec<_> = sleepers.drain(..places).collect();
+                served.into_iter().for_each(Sleeper::assert_served);
+                assert_eq!(publishing.state.lock().for_room.len(), sleepers.len());
+                assert_asleep(&sleepers);
+                // What they have got is theirs.
+                assert_eq!(number(&publishing), None);
+            }
+            for next in 5..=8 {
+                let entered = enter_with_place(&publishing);
+                assert!(matches!(entered, Entered::Numbered(number, _) if number == next));
+            }
+            // Who gives up makes room for the next.
+            publishing.confirmed(8, false, true);
+            sleepers.remove(0).assert_served();
+            publishing.give_back();
+            sleepers.remove(0).assert_served();
+            assert_asleep(&sleepers);
+            for number in 5..=7 {
+                publishing.confirmed(number, false, true);
+                sleepers.remove(0).assert_served();
+            }
+            assert_asleep(&sleepers);
+            // Each that is served publishes, and its confirm serves the next.
+            for number in 9.. {
+                let entered = enter_with_place(&publishing);
+                assert!(matches!(entered, Entered::Numbered(given, _) if given == number));
+                if sleepers.is_empty() {
+                    break;
+                }
+                publishing.confirmed(number, true, true);
+                sleepers.remove(0).assert_served();
+            }
+        });
+        assert_eq!(in_line(&publishing), 0);
+    }
+
+    #[test]
+    fn a_place_that_is_kept_survives_a_wait_for_the_queue_and_goes_with_a_hold() {
+        let publishing = confirming(1, &Total::default());
+        let room = || publishing.wait_for_room(Instant::now(), || false);
+        assert_eq!(room(), Ok(()));
+        assert_eq!(room(), Err(NoRoom::TimedOut));
+        let mut has_place = true;
+        let not = publishing.enter(None, &mut has_place, || Queued::NoRoom);
+        assert!(matches!(not, Entered::Not(Queued::NoRoom)) && has_place);
+        assert_eq!(number(&publishing), None);
+        publishing.set_flow(false);
+        assert!(matches!(enter_with_place(&publishing), Entered::Full));
+        publishing.set_flow(true);
+        assert_eq!(number(&publishing), Some(1));
+    }
+
+    #[test]
+    fn a_confirm_wakes_those_who_wait_for_it_and_nobody_else() {
+        let publishing = confirming(10, &Total::default());
+        let slots: Vec<_> = (0..8).map(|_| slot(&publishing)).collect();
+        thread::scope(|scope| {
+            let publishing = &publishing;
+            let mut sleepers: Vec<_> = slots
+                .iter()
+                .map(|slot| {
+                    Sleeper::start(scope, |is_pointless| {
+                        publishing.wait_slot(slot, Some(soon()), is_pointless)
+                    })
+                })
+                .collect();
+            let last = Sleeper::start(scope, |is_pointless| {
+                publishing.wait_slot(&slots[7], None, is_pointless)
+            });
+            publishing.confirmed(6, false, true);
+            sleepers.remove(5).assert_served();
+            assert_asleep(&sleepers);
+            publishing.confirmed(3, true, false);
+            let served: Vec<_> = sleepers.drain(..3).collect();
+            served.into_iter().for_each(Sleeper::assert_served);
+            assert_asleep(&sleepers);
+            publishing.confirmed(8, true, true);
+            sleepers.into_iter().for_each(Sleeper::assert_served);
+            last.assert_served();
+        });
+    }
+
+    #[test]
+    fn who_waits_until_all_is_settled_is_woken_when_it_is() {
+        let publishing = confirming(10, &Total::default());
+        (1..=4).for_each(|next| assert_eq!(number(&publishing), Some(next)));
+        thread::scope(|scope| {
+            let publishing = &publishing;
+            // In another order than they are served.
+            let [third, first, second] = [4, 2, 3].map(|number| {
+                Sleeper::start(scope, move |is_pointless| {
+                    publishing.wait_settled(number, Some(soon()), is_pointless)
+                })
+            });
+            publishing.confirmed(2, false, true);
+            publishing.confirmed(3, false, true);
+            let sleepers = [first, second, third];
+            assert_asleep(&sleepers);
+            publishing.confirmed(1, false, true);
+            let [first, second, third] = sleepers;
+            first.assert_served();
+            second.assert_served();
+            assert_asleep(std::slice::from_ref(&third));
+            publishing.confirmed(4, false, true);
+            third.assert_served();
+        });
+    }
+
+    #[test]
+    fn the_end_of_the_channel_wakes_all_who_wait() {
+        let publishing = confirming(2, &Total::default());
+        let slots = [(); 2].map(|()| slot(&publishing));
+        let is_over = AtomicBool::new(false);
+        let asked = AtomicUsize::new(0);
+        let is_pointless = || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            is_over.load(Ordering::SeqCst)
+        };
+        thread::scope(|scope| {
+            let waits = [
+                scope.spawn(|| publishing.wait_slot(&slots[1], None, is_pointless)),
+                scope.spawn(|| publishing.wait_settled(1, None, is_pointless)),
+                scope.spawn(|| publishing.wait_for_room(soon(), is_pointless)),
+            ];
+            while asked.load(Ordering::SeqCst) < waits.len() {
+                thread::yield_now();
+            }
+            is_over.store(true, Ordering::SeqCst);
+            publishing.channel_ended();
+            for wait in waits {
+                assert_eq!(wait.join().unwrap(), Err(NoRoom::Pointless));
+            }
+        });
+        assert_eq!(in_line(&publishing), 0);
     }
 
     #[test]
@@ -578,10 +832,7 @@ mod tests {
         assert!(publishing.select(|| {}));
         publishing.select_done(false);
         assert!(publishing.is_gated());
-        assert!(matches!(
-            publishing.enter(None, || Queued::Done),
-            Entered::Full
-        ));
+        assert!(matches!(enter(&publishing), Entered::Full));
         publishing.set_flow(true);
         assert!(!publishing.is_gated());
     }
@@ -601,7 +852,7 @@ mod tests {
             fingerprint: 7,
             properties: &[0, 0],
         };
-        let slot = publishing.enter(Some(mandatory), || Queued::Done);
+        let slot = publishing.enter(Some(mandatory), &mut false, || Queued::Done);
         drop(slot);
         let returned = Content {
             method: ContentMethod::Return(basic::Return::default()),
@@ -618,7 +869,7 @@ mod tests {
 
     /// Publishes of which the broker takes none.
     fn nacked(publishing: &Publishing, count: u64) -> Vec<Arc<Slot>> {
-        let slots = (0..count).map(|_| match publishing.enter(None, || Queued::Done) {
+        let slots = (0..count).map(|_| match enter(publishing) {
             Entered::Numbered(number, slot) => {
                 publishing.confirmed(number, false, false);
                 slot

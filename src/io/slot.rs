@@ -2,7 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
+use parking_lot::{Condvar, MutexGuard};
+
+use super::line::{NoRoom, wait_until};
 use crate::protocol::confirms::Settled;
 use crate::protocol::content::Content;
 
@@ -13,6 +17,8 @@ pub(crate) struct Slot {
     /// The count of failures that this one is part of, as long as nobody has been told of it;
     /// else 0.
     unheard: AtomicU64,
+    /// Wakes those who wait for this one.
+    moved: Condvar,
 }
 
 impl Slot {
@@ -20,9 +26,27 @@ impl Slot {
         self.settled.get()
     }
 
-    /// Fills it. Each publish settles once, so it is empty before.
+    /// Fills it, and wakes whoever waits for that. Each publish settles once, so it is empty
+    /// before. Done under the lock of those who wait.
     pub(super) fn fill(&self, settled: Settled<Arc<Content>>) {
         let _ = self.settled.set(settled);
+        self.moved.notify_all();
+    }
+
+    /// Waits until it is filled.
+    pub(super) fn wait<S>(
+        &self,
+        guard: &mut MutexGuard<'_, S>,
+        deadline: Option<Instant>,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        let is_filled = || self.get().is_some();
+        wait_until(&self.moved, guard, deadline, is_pointless, is_filled)
+    }
+
+    /// Lets those who wait ask whether that still has a point.
+    pub(super) fn look_again(&self) {
+        self.moved.notify_all();
     }
 
     /// Counts it among the failures that nobody knows of. Done before it is filled, so that

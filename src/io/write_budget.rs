@@ -1,11 +1,14 @@
 //! The bound of what waits to be written, in bytes, and the line of those who wait for room.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::Mutex;
+
+use super::line::Line;
+pub(crate) use super::line::NoRoom;
 
 /// Room for bytes that wait to be written. Publishers wait for it, first come first
 /// served; everything else takes it without asking, so that acknowledgements and
@@ -14,36 +17,47 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 /// What waits in the queue of commands is counted there, under its lock; this counts what
 /// the IO thread has taken, and what is reserved for those who have waited.
 ///
-/// Each waiting thread sleeps on a condition of its own. When a quarter of the room is free, the
-/// IO thread reserves room for as many as there is room for, in their order, and wakes just
-/// these. Mostly that empties the line, so that after it everyone publishes without waiting
-/// until the room is used up again. To wake all of them, or each for a little room, would cost
-/// several times what it costs to publish.
+/// When a quarter of the room is free, the IO thread reserves room for as many as there is room
+/// for, in their order, and wakes just these. To wake all of them, or each for one message, would
+/// cost several times what it costs to publish. So each that is served has a share of the room,
+/// for what it publishes next: that it may queue past those who still wait. If the line is empty
+/// after that, everyone publishes without waiting until the room is used up again.
 #[derive(Debug)]
 pub(crate) struct WriteBudget {
     limit: usize,
     taken: AtomicUsize,
-    /// How many publishers wait, so that nobody else pays for the lock.
+    /// How many publishers wait, so that nobody else pays for the lock. Changed under it.
     waiting: AtomicUsize,
-    line: Mutex<VecDeque<Arc<Waiter>>>,
+    /// What is left of all shares.
+    shares: AtomicUsize,
+    /// In which round shares were given that are still good. No other budget has one of this
+    /// number.
+    round: AtomicU64,
+    line: Mutex<Line<Claim>>,
 }
 
-/// A thread in the line.
+/// What a publisher waits for.
 #[derive(Debug)]
-struct Waiter {
+struct Claim {
     bytes: usize,
-    /// Whether room is reserved for it, and it has left the line. Changed under the lock of
-    /// the line.
-    is_served: AtomicBool,
-    moved: Condvar,
+    /// What it has got beside that.
+    share: OnceLock<Share>,
 }
 
-/// Why there is no room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoRoom {
-    TimedOut,
-    Pointless,
+/// What a thread may queue past those who wait.
+#[derive(Debug, Clone, Copy, Default)]
+struct Share {
+    round: u64,
+    bytes: usize,
 }
+
+thread_local! {
+    /// What is left of the share that this thread was given last.
+    static SHARE: Cell<Share> = const { Cell::new(Share { round: 0, bytes: 0 }) };
+}
+
+/// The last round of any budget.
+static LAST_ROUND: AtomicU64 = AtomicU64::new(0);
 
 impl WriteBudget {
     pub(crate) fn new(limit: usize) -> Self {
@@ -51,14 +65,52 @@ impl WriteBudget {
             limit,
             taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            shares: AtomicUsize::new(0),
+            round: AtomicU64::new(0),
             line: Mutex::default(),
         }
     }
 
-    /// Whether `bytes` more may be queued behind `queued`. Not past those who wait. What is
-    /// larger than the whole budget passes when nothing else waits.
+    /// Whether `bytes` more may be queued behind `queued`. Not past those who wait, but for what
+    /// is left of this thread's share. What is larger than the whole budget passes when nothing
+    /// else waits.
     pub(crate) fn has_room(&self, queued: usize, bytes: usize) -> bool {
-        self.waiting.load(Ordering::SeqCst) == 0 && self.fits(queued, bytes)
+        self.fits(queued, bytes) && (!self.is_awaited() || self.take_share(bytes))
+    }
+
+    fn take_share(&self, bytes: usize) -> bool {
+        let share = own_share();
+        let is_good = share.round == self.round.load(Ordering::SeqCst) && share.bytes >= bytes;
+        if is_good {
+            self.use_up(bytes);
+            set_own_share(Share {
+                bytes: share.bytes - bytes,
+                ..share
+            });
+        }
+        is_good
+    }
+
+    fn use_up(&self, bytes: usize) {
+        // Another thread may begin a new round at the same time.
+        let less = |shares: usize| Some(shares.saturating_sub(bytes));
+        let _ = self
+            .shares
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+    }
+
+    /// How large the share is of a publisher that waits for so much, that included: some messages
+    /// of its size, and if these are small, enough for a while.
+    fn share_of(&self, bytes: usize) -> usize {
+        let some = bytes.saturating_mul(4).max(self.limit / 64);
+        some.min(self.limit / 16).max(bytes)
+    }
+
+    /// Takes all shares back that were given so far. Called under the lock of the line.
+    fn begin_round(&self) {
+        let round = LAST_ROUND.fetch_add(1, Ordering::SeqCst) + 1;
+        self.round.store(round, Ordering::SeqCst);
+        self.shares.store(0, Ordering::SeqCst);
     }
 
     /// Takes room for `bytes`, if there is some beside what is `queued`.
@@ -88,7 +140,8 @@ impl WriteBudget {
     #[must_use]
     pub(crate) fn release(&self, bytes: usize) -> bool {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
-        left <= self.limit - self.limit / 4 && self.is_awaited()
+        let is_enough = |used: usize| used <= self.limit - self.limit / 4;
+        self.is_awaited() && is_enough(left + self.shares.load(Ordering::SeqCst))
     }
 
     /// Whether anybody waits.
@@ -96,33 +149,46 @@ impl WriteBudget {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Reserves room for those who wait, in their order, as long as `try_take` finds some, and
-    /// wakes them.
-    pub(crate) fn serve(&self, try_take: impl Fn(usize) -> bool) {
+    /// Reserves room for those who wait, in their order, and wakes them, as long as `try_take`
+    /// finds some: it takes room for so many bytes if as many more are left beside.
+    pub(crate) fn serve(&self, try_take: impl Fn(usize, usize) -> bool) {
         self.serve_line(&mut self.line.lock(), try_take);
     }
 
-    fn serve_line(
-        &self,
-        line: &mut MutexGuard<'_, VecDeque<Arc<Waiter>>>,
-        try_take: impl Fn(usize) -> bool,
-    ) {
-        while let Some(first) = line.front() {
-            if !try_take(first.bytes) {
-                return;
-            }
-            first.is_served.store(true, Ordering::Relaxed);
-            first.moved.notify_one();
-            line.pop_front();
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
+    /// The same when nothing more will be given back for now: if all that is left is shares that
+    /// nobody uses, it goes to those who wait.
+    pub(crate) fn serve_all(&self, try_take: impl Fn(usize, usize) -> bool) {
+        let mut line = self.line.lock();
+        let before = line.len();
+        self.serve_line(&mut line, &try_take);
+        // Those who were served publish, so this is called again.
+        if line.len() == before {
+            self.begin_round();
+            self.serve_line(&mut line, &try_take);
         }
+    }
+
+    fn serve_line(&self, line: &mut Line<Claim>, try_take: impl Fn(usize, usize) -> bool) {
+        line.serve_while(|claim| {
+            let shares = self.shares.load(Ordering::SeqCst);
+            let more = self.share_of(claim.bytes) - claim.bytes;
+            if try_take(claim.bytes, shares + more) {
+                let _ = claim.share.set(Share {
+                    round: self.round.load(Ordering::SeqCst),
+                    bytes: more,
+                });
+                self.shares.fetch_add(more, Ordering::SeqCst);
+                return true;
+            }
+            // Better than nothing.
+            shares == 0 && try_take(claim.bytes, 0)
+        });
+        self.waiting.store(line.len(), Ordering::SeqCst);
     }
 
     /// Lets everyone who waits ask whether it still has a point.
     pub(crate) fn look_again(&self) {
-        for waiter in &*self.line.lock() {
-            waiter.moved.notify_one();
-        }
+        self.line.lock().look_again();
     }
 
     /// Waits in line until there is room for `bytes`, which is what `try_take` finds and
@@ -130,47 +196,61 @@ impl WriteBudget {
     pub(crate) fn queue_for(
         &self,
         bytes: usize,
-        try_take: impl Fn(usize) -> bool,
+        try_take: impl Fn(usize, usize) -> bool,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), NoRoom> {
-        let waiter = Arc::new(Waiter {
-            bytes,
-            is_served: AtomicBool::new(false),
-            moved: Condvar::new(),
-        });
         let mut line = self.line.lock();
-        line.push_back(Arc::clone(&waiter));
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        // What was given back before this is told to nobody again.
-        self.serve_line(&mut line, &try_take);
-        loop {
-            if waiter.is_served.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            let no_room = match is_pointless() {
-                true => NoRoom::Pointless,
-                false if waiter.moved.wait_until(&mut line, deadline).timed_out() => {
-                    // There may be room that was not worth a word.
-                    self.serve_line(&mut line, &try_take);
-                    NoRoom::TimedOut
-                }
-                false => continue,
-            };
-            if waiter.is_served.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            line.retain(|other| !Arc::ptr_eq(other, &waiter));
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
-            // Those behind may need less.
-            self.serve_line(&mut line, &try_take);
-            return Err(no_room);
+        let left = own_share();
+        if left.round == self.round.load(Ordering::SeqCst) {
+            self.use_up(left.bytes);
         }
+        let waiter = line.join(Claim {
+            bytes,
+            share: OnceLock::new(),
+        });
+        let is_first = line.len() == 1;
+        if is_first {
+            self.begin_round();
+        }
+        // Said first and looked then, for who gives room back looks whether anybody waits.
+        self.waiting.store(line.len(), Ordering::SeqCst);
+        if is_first {
+            // What was given back before this is told to nobody again.
+            self.serve_line(&mut line, &try_take);
+        }
+        let waited = waiter.wait(&mut line, Some(deadline), is_pointless);
+        set_own_share(waiter.wants().share.get().copied().unwrap_or_default());
+        let Err(no_room) = waited else {
+            return Ok(());
+        };
+        if no_room == NoRoom::TimedOut {
+            // There may be room that was not worth a word, or that nobody has used.
+            self.begin_round();
+            self.serve_line(&mut line, &try_take);
+        }
+        if waiter.is_served() {
+            return Ok(());
+        }
+        line.leave(&waiter);
+        // Those behind may need less.
+        self.serve_line(&mut line, &try_take);
+        Err(no_room)
     }
+}
+
+fn own_share() -> Share {
+    // A thread that ends may publish still.
+    SHARE.try_with(Cell::get).unwrap_or_default()
+}
+
+fn set_own_share(share: Share) {
+    let _ = SHARE.try_with(|own| own.set(share));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
     use std::thread;
     use std::time::Duration;
 
@@ -185,7 +265,7 @@ mod tests {
     }
 
     fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), NoRoom> {
-        let try_take = |bytes| budget.take_if_room(0, bytes);
+        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         budget.queue_for(bytes, try_take, deadline, never)
     }
 
@@ -196,7 +276,7 @@ mod tests {
     }
 
     fn all_released(budget: &WriteBudget) {
-        budget.serve(|bytes| budget.take_if_room(0, bytes));
+        budget.serve_all(|bytes, beside| budget.take_if_room(beside, bytes));
     }
 
     #[test]
@@ -237,7 +317,12 @@ mod tests {
             }
             let small = scope.spawn(|| {
                 let is_over = || over.load(Ordering::SeqCst);
-                budget.queue_for(1, |bytes| budget.take_if_room(0, bytes), soon(), is_over)
+                budget.queue_for(
+                    1,
+                    |bytes, beside| budget.take_if_room(beside, bytes),
+                    soon(),
+                    is_over,
+                )
             });
             while budget.waiting.load(Ordering::SeqCst) < 2 {
                 thread::yield_now();
@@ -303,7 +388,7 @@ mod tests {
                     let wait = || {
                         // Asked before the first wait and after each wake-up.
                         let is_pointless = || asked.fetch_add(1, Ordering::SeqCst) == usize::MAX;
-                        let try_take = |bytes| budget.take_if_room(0, bytes);
+                        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
                         budget.queue_for(12, try_take, soon(), is_pointless)
                     };
                     let waiter = scope.spawn(wait);
@@ -332,11 +417,91 @@ mod tests {
     }
 
     #[test]
+    fn where_not_all_fit_fewer_are_served_and_each_has_a_share_for_more() {
+        const SIZE: usize = 25;
+        let budget = WriteBudget::new(1600);
+        budget.take(1600);
+        let publish_as_many_as_pass = || {
+            let mut count = 0;
+            while budget.has_room(0, SIZE) {
+                budget.take(SIZE);
+                count += 1;
+            }
+            count
+        };
+        let go = AtomicBool::new(false);
+        let publisher = || {
+            assert_eq!(reserve(&budget, SIZE, soon()), Ok(()));
+            while !go.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            publish_as_many_as_pass()
+        };
+        let waiting = || budget.waiting.load(Ordering::SeqCst);
+        let serve = |bytes| {
+            if budget.release(bytes) {
+                budget.serve(|bytes, beside| budget.take_if_room(beside, bytes));
+            }
+            waiting()
+        };
+        thread::scope(|scope| {
+            let publishers = (1..=12).map(|count| {
+                let publisher = scope.spawn(publisher);
+                await_line(&budget, count);
+                publisher
+            });
+            let mut publishers: Vec<_> = publishers.collect();
+            assert_eq!(serve(399), 12);
+            // A quarter: four of them, and three messages more for each.
+            assert_eq!(serve(1), 8);
+            assert_eq!(serve(100), 8, "what they have not used is theirs");
+            assert_eq!(publish_as_many_as_pass(), 0, "not somebody else's");
+            go.store(true, Ordering::SeqCst);
+            for publisher in publishers.drain(..4) {
+                assert_eq!(publisher.join().unwrap(), 3);
+            }
+            go.store(false, Ordering::SeqCst);
+            assert_eq!(serve(299), 8);
+            assert_eq!(serve(1), 4);
+            // Nothing more comes for now, and nobody uses the shares.
+            all_released(&budget);
+            assert_eq!(waiting(), 1);
+            all_released(&budget);
+            assert_eq!(waiting(), 0);
+            go.store(true, Ordering::SeqCst);
+        });
+    }
+
+    #[test]
+    fn who_waits_again_gives_back_what_is_left_of_its_share() {
+        let budget = WriteBudget::new(1600);
+        let in_line = |bytes| reserve(&budget, bytes, Instant::now());
+        budget.take(1600);
+        assert_eq!(in_line(10), Err(NoRoom::TimedOut));
+        thread::scope(|scope| {
+            let large = scope.spawn(|| reserve(&budget, 5000, soon()));
+            await_line(&budget, 1);
+            // Behind the large one nobody is served, so this is by hand.
+            let round = budget.round.load(Ordering::SeqCst);
+            budget.shares.store(90, Ordering::SeqCst);
+            set_own_share(Share { round, bytes: 90 });
+            budget.taken.store(1500, Ordering::SeqCst);
+            assert!(budget.has_room(0, 60) && !budget.has_room(0, 60));
+            assert_eq!(budget.shares.load(Ordering::SeqCst), 30);
+            assert_eq!(in_line(60), Err(NoRoom::TimedOut));
+            assert_eq!(budget.shares.load(Ordering::SeqCst), 0);
+            assert!(!budget.has_room(0, 10), "it has none any more");
+            release(&budget, 1500);
+            assert_eq!(large.join().unwrap(), Ok(()));
+        });
+    }
+
+    #[test]
     fn when_the_first_in_line_gives_up_the_next_is_served() {
         let budget = WriteBudget::new(100);
         budget.take(90);
         let over = AtomicBool::new(false);
-        let try_take = |bytes| budget.take_if_room(0, bytes);
+        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         let is_over = || over.load(Ordering::SeqCst);
         thread::scope(|scope| {
             let large = scope.spawn(|| budget.queue_for(1000, try_take, soon(), is_over));

@@ -23,8 +23,10 @@ pub(crate) struct Ledger<T, R> {
     pending: VecDeque<Option<Entry<T, R>>>,
     outstanding: usize,
     /// Mandatory ones, by their fingerprint: these can come back.
-    mandatory: HashMap<u64, VecDeque<Candidate>>,
+    mandatory: Candidates,
 }
+
+type Candidates = HashMap<u64, VecDeque<Candidate>>;
 
 /// A mandatory publish, that may come back.
 #[derive(Debug)]
@@ -37,8 +39,14 @@ struct Candidate {
 #[derive(Debug)]
 struct Entry<T, R> {
     token: T,
-    /// That of a mandatory publish, as long as it may come back.
-    fingerprint: Option<u64>,
+    /// Few may come back, and what is needed for these would make all entries larger.
+    returnable: Option<Box<Returnable<R>>>,
+}
+
+/// A mandatory publish.
+#[derive(Debug)]
+struct Returnable<R> {
+    fingerprint: u64,
     returned: Back<R>,
 }
 
@@ -107,8 +115,12 @@ impl<T, R> Ledger<T, R> {
     pub(crate) fn publish(&mut self, token: T, mandatory: Option<Mandatory<'_>>) -> u64 {
         self.pending.push_back(Some(Entry {
             token,
-            fingerprint: mandatory.map(|mandatory| mandatory.fingerprint),
-            returned: Back::No,
+            returnable: mandatory.map(|mandatory| {
+                Box::new(Returnable {
+                    fingerprint: mandatory.fingerprint,
+                    returned: Back::No,
+                })
+            }),
         }));
         self.outstanding += 1;
         let number = self.last();
@@ -140,29 +152,31 @@ impl<T, R> Ledger<T, R> {
         };
         match most_alike(candidates, properties) {
             Some(number) => {
-                self.forget_mandatory(fingerprint, number);
-                if let Some(entry) = self.entry(number) {
-                    entry.fingerprint = None;
-                    entry.returned = Back::Yes(message);
-                }
+                forget_mandatory(&mut self.mandatory, fingerprint, number);
+                self.note_returned(number, Back::Yes(message));
             }
             // It is one of them, for none of them is settled.
             None => {
                 let numbers: Vec<_> = candidates.iter().map(|it| it.number).collect();
                 for number in numbers {
-                    if let Some(entry) = self.entry(number) {
-                        entry.returned = Back::Perhaps(message.clone());
-                    }
+                    self.note_returned(number, Back::Perhaps(message.clone()));
                 }
             }
         }
         None
     }
 
-    /// The publish of this number, unless it is settled.
-    fn entry(&mut self, number: u64) -> Option<&mut Entry<T, R>> {
+    fn note_returned(&mut self, number: u64, returned: Back<R>) {
+        let entry = self.entry(number).and_then(Option::as_mut);
+        if let Some(returnable) = entry.and_then(|entry| entry.returnable.as_mut()) {
+            returnable.returned = returned;
+        }
+    }
+
+    /// Where the publish of this number is, unless it was settled long ago.
+    fn entry(&mut self, number: u64) -> Option<&mut Option<Entry<T, R>>> {
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
-        self.pending.get_mut(index)?.as_mut()
+        self.pending.get_mut(index)
     }
 
     /// Settles `number`, or with `multiple` everything up to it, and tells of each. A
@@ -174,29 +188,21 @@ impl<T, R> Ledger<T, R> {
         ack: bool,
         mut tell: impl FnMut(u64, T, Settled<R>),
     ) {
-        let last = number.min(self.last());
-        let start = if multiple { self.first } else { number };
-        for number in start..=last {
-            let Some(index) = number
-                .checked_sub(self.first)
-                .and_then(|index| usize::try_from(index).ok())
-            else {
-                continue;
-            };
-            let Some(entry) = self.pending.get_mut(index).and_then(Option::take) else {
-                continue;
-            };
-            self.outstanding -= 1;
-            if let Some(fingerprint) = entry.fingerprint {
-                self.forget_mandatory(fingerprint, number);
+        if multiple {
+            let (start, last) = (self.first, number.min(self.last()));
+            self.first = start.max(last.saturating_add(1));
+            let count = usize::try_from(self.first - start).unwrap_or(usize::MAX);
+            for (number, entry) in (start..).zip(self.pending.drain(..count)) {
+                if let Some(entry) = entry {
+                    self.outstanding -= 1;
+                    let (token, settled) = entry.settle(&mut self.mandatory, number, ack);
+                    tell(number, token, settled);
+                }
             }
-            let settled = match entry.returned {
-                Back::Yes(message) => Settled::Returned(message),
-                Back::Perhaps(message) if ack => Settled::Unclear(message),
-                Back::No if ack => Settled::Acked,
-                Back::No | Back::Perhaps(_) => Settled::Nacked,
-            };
-            tell(number, entry.token, settled);
+        } else if let Some(entry) = self.entry(number).and_then(Option::take) {
+            self.outstanding -= 1;
+            let (token, settled) = entry.settle(&mut self.mandatory, number, ack);
+            tell(number, token, settled);
         }
         while let Some(None) = self.pending.front() {
             self.pending.pop_front();
@@ -205,25 +211,53 @@ impl<T, R> Ledger<T, R> {
     }
 
     /// Tells of every publish that is not settled.
-    pub(crate) fn outstanding_numbers(&self, mut tell: impl FnMut(u64)) {
+    pub(crate) fn outstanding_ones(&self, mut tell: impl FnMut(u64, &T)) {
         for (number, entry) in (self.first..).zip(&self.pending) {
-            if entry.is_some() {
-                tell(number);
+            if let Some(entry) = entry {
+                tell(number, &entry.token);
             }
         }
     }
+}
 
-    /// Takes `number` out of the mandatory ones with this fingerprint.
-    fn forget_mandatory(&mut self, fingerprint: u64, number: u64) {
-        let Some(candidates) = self.mandatory.get_mut(&fingerprint) else {
-            return;
+impl<T, R> Entry<T, R> {
+    /// What becomes of it with a confirm of its number.
+    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, Settled<R>) {
+        let settled = match self.returnable {
+            Some(returnable) => returnable.settle(mandatory, number, ack),
+            None if ack => Settled::Acked,
+            None => Settled::Nacked,
         };
-        if let Ok(index) = candidates.binary_search_by_key(&number, |it| it.number) {
-            candidates.remove(index);
+        (self.token, settled)
+    }
+}
+
+impl<R> Returnable<R> {
+    // Out of the way of those that cannot come back.
+    #[inline(never)]
+    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> Settled<R> {
+        if !matches!(self.returned, Back::Yes(_)) {
+            forget_mandatory(mandatory, self.fingerprint, number);
         }
-        if candidates.is_empty() {
-            self.mandatory.remove(&fingerprint);
+        match self.returned {
+            Back::Yes(message) => Settled::Returned(message),
+            Back::Perhaps(message) if ack => Settled::Unclear(message),
+            Back::No if ack => Settled::Acked,
+            Back::No | Back::Perhaps(_) => Settled::Nacked,
         }
+    }
+}
+
+/// Takes `number` out of the mandatory ones with this fingerprint.
+fn forget_mandatory(mandatory: &mut Candidates, fingerprint: u64, number: u64) {
+    let Some(candidates) = mandatory.get_mut(&fingerprint) else {
+        return;
+    };
+    if let Ok(index) = candidates.binary_search_by_key(&number, |it| it.number) {
+        candidates.remove(index);
+    }
+    if candidates.is_empty() {
+        mandatory.remove(&fingerprint);
     }
 }
 

@@ -341,7 +341,10 @@ fn enter_a_publish() {
     });
     let plain = Publishing::new(1000, &Total::default());
     measure("enter a publish, no confirms", 1, || {
-        assert!(matches!(plain.enter(None, || Queued::Done), Entered::Plain));
+        assert!(matches!(
+            plain.enter(None, &mut false, || Queued::Done),
+            Entered::Plain
+        ));
     });
     let confirming = Publishing::new(1000, &Total::default());
     assert!(confirming.select(|| ()));
@@ -349,7 +352,9 @@ fn enter_a_publish() {
     measure("enter and confirm a publish, 100 at once", 100, || {
         let mut last = 0;
         for _ in 0..100 {
-            if let Entered::Numbered(number, slot) = confirming.enter(None, || Queued::Done) {
+            if let Entered::Numbered(number, slot) =
+                confirming.enter(None, &mut false, || Queued::Done)
+            {
                 last = number;
                 black_box(slot);
             }
