@@ -8,6 +8,7 @@ mod opening;
 mod raw;
 mod secret;
 mod stats;
+mod timers;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -20,8 +21,8 @@ use parking_lot::Mutex;
 
 use self::dispatch::Stops;
 use self::events::Events;
-pub use self::events::TimeoutId;
 pub use self::stats::Stats;
+pub use self::timers::TimeoutId;
 use crate::channel::{BlockingChannel, Unheard, WeakChannel, confirms_share, cut};
 use crate::error::{Error, Result};
 use crate::io::open;
@@ -82,6 +83,13 @@ pub(crate) struct Limits {
     pub(crate) drop_timeout: Duration,
     pub(crate) default_prefetch: u16,
     pub(crate) confirm_window: usize,
+}
+
+impl Limits {
+    /// When a call that begins now has to have its reply.
+    pub(crate) fn call_deadline(&self) -> Instant {
+        Instant::now() + self.rpc_timeout
+    }
 }
 
 /// What to wait beyond the IO thread's own deadline before it counts as gone.

@@ -104,6 +104,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::error::Error;
     use crate::source::Source;
 
     fn nobody() {}
@@ -148,5 +149,25 @@ mod tests {
         tell().unwrap();
         tell().unwrap();
         assert_eq!(*told.lock(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn all_hear_of_the_end_and_the_first_error_is_told() {
+        let (source, told) = (Source::default(), Arc::new(Mutex::new(Vec::new())));
+        let listeners: Listeners<(), ()> = Listeners::default();
+        for number in 0..4 {
+            let told = Arc::clone(&told);
+            listeners.add(move |(), ()| {
+                told.lock().push(number);
+                match number {
+                    1 | 2 => Err(Error::other(format!("error {number}"))),
+                    _ => Ok(()),
+                }
+            });
+        }
+        let held = source.hold(&nobody).unwrap();
+        let error = listeners.tell_last(&held, &(), &()).unwrap_err();
+        assert_eq!(error.to_string(), Error::other("error 1").to_string());
+        assert_eq!(*told.lock(), [0, 1, 2, 3]);
     }
 }

@@ -15,7 +15,7 @@ mod transactions;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
@@ -123,7 +123,7 @@ impl BlockingChannel {
         connection.port.send(Command::OpenChannel {
             number,
             window: limits.confirm_window,
-            deadline: Instant::now() + limits.rpc_timeout,
+            deadline: limits.call_deadline(),
             reply,
         });
         let max = connection.port.negotiated.channel_max;
@@ -146,21 +146,7 @@ impl BlockingChannel {
                     (_, number) => Error::InvalidChannelNumber { number, max },
                 },
             })?;
-        let shared = Shared {
-            port,
-            limits,
-            prefetching: Mutex::default(),
-            source: Source::default(),
-            callbacks: Callbacks::default(),
-            on_return: Listeners::default(),
-            on_cancel: Listeners::default(),
-            on_flow: Listeners::default(),
-            on_confirm: Listeners::default(),
-            on_close: Listeners::default(),
-            iterated: Mutex::default(),
-            consumer_tags: AtomicU64::new(0),
-            end_is_told: AtomicBool::new(false),
-        };
+        let shared = Shared::new(port, limits);
         let id = shared.port.id;
         let handle = Arc::new(Handle {
             shared: Arc::new(shared),
@@ -275,6 +261,24 @@ impl fmt::Debug for BlockingChannel {
 }
 
 impl Shared {
+    fn new(port: Arc<ChannelPort>, limits: Limits) -> Self {
+        Self {
+            port,
+            limits,
+            prefetching: Mutex::default(),
+            source: Source::default(),
+            callbacks: Callbacks::default(),
+            on_return: Listeners::default(),
+            on_cancel: Listeners::default(),
+            on_flow: Listeners::default(),
+            on_confirm: Listeners::default(),
+            on_close: Listeners::default(),
+            iterated: Mutex::default(),
+            consumer_tags: AtomicU64::new(0),
+            end_is_told: AtomicBool::new(false),
+        }
+    }
+
     /// Whether the channel can be used.
     pub(crate) fn is_open(&self) -> bool {
         self.port.is_open()
@@ -324,12 +328,13 @@ impl Shared {
     /// Sends `method` in its turn.
     fn begin(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Call> {
         self.check_open()?;
-        let after = self.limits.rpc_timeout;
         Ok(Call {
             id: method.id(),
-            after,
+            after: self.limits.rpc_timeout,
             consumer_tag: consumer.as_ref().map(|route| route.consumer.tag.clone()),
-            outcome: self.port.begin(method, consumer, Instant::now() + after),
+            outcome: self
+                .port
+                .begin(method, consumer, self.limits.call_deadline()),
         })
     }
 
@@ -445,7 +450,43 @@ pub(crate) fn cut(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::cut;
+    use std::collections::VecDeque;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::io::port::tests::port;
+    use crate::protocol::event::ChannelId;
+    use crate::protocol::methods::queue;
+
+    #[test]
+    fn a_call_has_as_much_time_as_it_is_given_and_no_more() {
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let connection = port(1 << 20);
+        let second = Duration::from_secs(1);
+        let limits = Limits {
+            rpc_timeout: second * 7,
+            publish_timeout: second,
+            close_timeout: second,
+            drop_timeout: second,
+            default_prefetch: 0,
+            confirm_window: 1,
+        };
+        let channel = Arc::new(ChannelPort::new(id, Arc::clone(&connection), 1));
+        let shared = Shared::new(channel, limits);
+        let before = Instant::now();
+        let call = shared.begin(queue::Declare::new("q").into(), None).unwrap();
+        let after = Instant::now();
+        assert_eq!(call.after, second * 7, "which the error tells");
+        let mut commands = VecDeque::new();
+        connection.commands().take(&mut commands, &mut Vec::new());
+        let Some(Command::Call { deadline, .. }) = commands.pop_front() else {
+            panic!("no call is queued");
+        };
+        assert!(before + second * 7 <= deadline && deadline <= after + second * 7);
+    }
 
     #[test]
     fn texts_are_cut_between_characters() {

@@ -1,6 +1,5 @@
 //! What a connection calls back for, and its timers.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::BlockingConnection;
+use super::timers::{Round, TimeoutId, Timers};
 use crate::error::{Error, Result};
 use crate::io::bell::Bell;
 use crate::listeners::Listeners;
@@ -23,7 +23,7 @@ pub(crate) struct Events {
     on_unblocked: Listeners<BlockingConnection, ()>,
     on_backpressure: Listeners<BlockingConnection, usize>,
     told: Mutex<Told>,
-    timers: Mutex<Timers>,
+    timers: Mutex<Timers<Timer>>,
     /// How many timers there are, so that nobody pays for a lock to find none.
     timer_count: AtomicU64,
     pub(super) ready: OnceLock<Arc<Bell>>,
@@ -37,19 +37,6 @@ struct Told {
 }
 
 type Timer = Box<dyn FnOnce(&BlockingConnection) -> Result<()> + Send>;
-
-#[derive(Default)]
-struct Timers {
-    count: u64,
-    pending: BTreeMap<TimeoutId, Timer>,
-}
-
-/// Names a timer of [`add_timeout`](BlockingConnection::add_timeout).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TimeoutId {
-    when: Instant,
-    number: u64,
-}
 
 /// As good as never, and the clock can still reckon with it.
 const FAR: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -163,10 +150,7 @@ impl BlockingConnection {
         let when = now.checked_add(delay).unwrap_or_else(|| now + FAR);
         let events = self.events();
         let mut timers = events.timers.lock();
-        let number = timers.count;
-        timers.count += 1;
-        let id = TimeoutId { when, number };
-        timers.pending.insert(id, Box::new(callback));
+        let id = timers.add(when, Box::new(callback));
         events.note_count(&timers);
         drop(timers);
         self.set_alarm();
@@ -178,7 +162,7 @@ impl BlockingConnection {
     pub fn remove_timeout(&self, id: TimeoutId) -> bool {
         let events = self.events();
         let mut timers = events.timers.lock();
-        let removed = timers.pending.remove(&id);
+        let removed = timers.remove(id);
         events.note_count(&timers);
         drop(timers);
         removed.is_some()
@@ -194,8 +178,8 @@ impl BlockingConnection {
         if events.timer_count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let timers = events.timers.lock();
-        timers.pending.first_key_value().map(|(id, _)| id.when)
+        let next = events.timers.lock().next();
+        next
     }
 
     /// Until when a dispatching thread may wait for its bell. Timers that another thread
@@ -278,12 +262,10 @@ impl BlockingConnection {
 
     fn fire_timers(&self, held: &Held<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let events = self.events();
-        let now = Instant::now();
-        // One that a callback adds has its turn in the next round.
-        let count = events.timers.lock().count;
+        let round = events.timers.lock().round(Instant::now());
         let mut fired = 0;
         while !is_over() {
-            let Some(timer) = events.take_due(now, count) else {
+            let Some(timer) = events.take_due(&round) else {
                 break;
             };
             fired += 1;
@@ -317,21 +299,16 @@ impl BlockingConnection {
 }
 
 impl Events {
-    /// The next timer of the first `count` that is due.
-    fn take_due(&self, now: Instant, count: u64) -> Option<Timer> {
+    /// The next timer of `round`.
+    fn take_due(&self, round: &Round) -> Option<Timer> {
         let mut timers = self.timers.lock();
-        let first = timers.pending.first_entry()?;
-        let id = *first.key();
-        if id.when > now || id.number >= count {
-            return None;
-        }
-        let timer = first.remove();
+        let timer = timers.take(round)?;
         self.note_count(&timers);
         Some(timer)
     }
 
-    fn note_count(&self, timers: &Timers) {
-        let count = timers.pending.len() as u64;
+    fn note_count(&self, timers: &Timers<Timer>) {
+        let count = timers.len() as u64;
         self.timer_count.store(count, Ordering::Release);
     }
 
@@ -340,7 +317,7 @@ impl Events {
         self.on_blocked.clear();
         self.on_unblocked.clear();
         self.on_backpressure.clear();
-        let timers = std::mem::take(&mut self.timers.lock().pending);
+        let timers = self.timers.lock().clear();
         self.timer_count.store(0, Ordering::Release);
         drop(timers);
     }

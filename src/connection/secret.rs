@@ -1,7 +1,5 @@
 //! A fresh secret for an open connection.
 
-use std::time::Instant;
-
 use crossbeam_channel::bounded;
 
 use super::BlockingConnection;
@@ -42,7 +40,7 @@ impl BlockingConnection {
         self.inner.port.send(Command::UpdateSecret {
             secret: new_secret.into(),
             reason: cut(reason).into(),
-            deadline: Instant::now() + after,
+            deadline: self.inner.limits.call_deadline(),
             reply,
         });
         match self.inner.port.finish(&outcome) {

@@ -258,8 +258,7 @@ impl Driver {
 
     /// A timer of the program's is due.
     fn sound_alarm(&self, now: Instant) {
-        if self.port.alarm().is_some_and(|when| when <= now) {
-            self.port.set_alarm(None);
+        if self.port.take_due_alarm(now) {
             self.port.ring();
         }
     }

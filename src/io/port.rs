@@ -405,6 +405,17 @@ impl ConnectionPort {
         self.wake.notify();
     }
 
+    /// Whether that is so now. It is said once: an alarm that stayed would let the IO thread
+    /// wait no more.
+    pub(crate) fn take_due_alarm(&self, now: Instant) -> bool {
+        let mut alarm = self.alarm.lock();
+        let is_due = alarm.is_some_and(|when| when <= now);
+        if is_due {
+            *alarm = None;
+        }
+        is_due
+    }
+
     /// Waits until the IO thread has ended; `false` at the deadline.
     pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> bool {
         use crossbeam_channel::RecvTimeoutError::Timeout;
@@ -554,5 +565,30 @@ pub(crate) mod tests {
         let spin_limit = Duration::ZERO;
         let port = ConnectionPort::new(wake, ended, negotiated(), &settings, spin_limit, false);
         Arc::new(port)
+    }
+
+    #[test]
+    fn an_alarm_is_due_at_its_time_and_once() {
+        let (port, t0) = (port(1 << 20), Instant::now());
+        let when = t0 + Duration::from_secs(5);
+        assert!(!port.take_due_alarm(when), "there is none");
+        port.set_alarm(Some(when));
+        assert!(!port.take_due_alarm(when - Duration::from_nanos(1)));
+        assert_eq!(port.alarm(), Some(when));
+        assert!(port.take_due_alarm(when));
+        assert_eq!(port.alarm(), None);
+        assert!(!port.take_due_alarm(when));
+    }
+
+    #[test]
+    fn backpressure_begins_each_time_that_too_much_waits() {
+        let backpressure = Backpressure::new(true);
+        backpressure.set_multiplier(2);
+        assert!(!backpressure.begins(200, 100));
+        assert!(backpressure.begins(201, 100) && backpressure.is_on());
+        assert!(!backpressure.begins(1000, 100), "it is on");
+        assert!(!backpressure.begins(200, 100) && !backpressure.is_on());
+        assert!(backpressure.begins(201, 100), "it begins again");
+        assert!(!Backpressure::new(false).begins(usize::MAX, 1));
     }
 }

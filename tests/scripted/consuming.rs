@@ -1157,8 +1157,9 @@ fn dropping_a_consumer_gives_back_what_was_not_handed_out() {
 
 #[test]
 fn what_comes_for_nobody_between_a_commit_and_its_reply_goes_back_behind_it() {
+    let (settled, is_settled) = signal();
     with_channel(
-        |wire| {
+        move |wire| {
             let tag = deliver(wire, 1);
             assert_eq!(wire.expect_cancel(1), tag);
             wire.expect(1, TX_SELECT);
@@ -1172,8 +1173,9 @@ fn what_comes_for_nobody_between_a_commit_and_its_reply_goes_back_behind_it() {
             wire.expect(1, TX_COMMIT);
             wire.send(1, TX_COMMIT_OK, args());
             assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
+            settled.send(()).unwrap();
         },
-        |channel| {
+        move |channel| {
             let consumer = channel.consume("q").unwrap();
             let first = consumer.next().unwrap().unwrap();
             channel
@@ -1182,6 +1184,8 @@ fn what_comes_for_nobody_between_a_commit_and_its_reply_goes_back_behind_it() {
             channel.tx_select().unwrap();
             channel.tx_commit().unwrap();
             first.ack().unwrap();
+            // A close would undo it, and so does not wait for it.
+            is_settled.wait();
         },
     );
 }

@@ -439,6 +439,68 @@ fn a_dying_connection_still_hands_out_what_needs_no_acknowledgement() {
 }
 
 #[test]
+fn what_came_before_the_end_is_dispatched_before_the_end_is_told() {
+    type Dispatch = fn(&BlockingConnection) -> cony::Result<()>;
+    let ways: [Dispatch; 3] = [
+        |connection| connection.process_data_events(PATIENCE),
+        |connection| connection.sleep(PATIENCE),
+        BlockingConnection::run,
+    ];
+    for dispatch in ways {
+        play(
+            |listener| {
+                let mut wire = listener.accept();
+                wire.handshake(Tune::default());
+                wire.open_channel(1);
+                let tag = wire.accept_consumer(1);
+                wire.deliver(1, &tag, 1, "x");
+                wire.send(0, CONNECTION_CLOSE, close(320, "going down", (0, 0)));
+                wire.await_close_ok();
+            },
+            move |parameters| {
+                let connection = BlockingConnection::open(parameters).unwrap();
+                let channel = connection.channel().unwrap();
+                let (note, noted) = mpsc::channel();
+                let consume = cony::basic::Consume::new("q").no_ack(true);
+                channel
+                    .basic_consume(consume, move |_, delivery| {
+                        note.send(delivery.delivery_tag).unwrap();
+                        Ok(())
+                    })
+                    .unwrap();
+                connection.wait_closed();
+                let error = dispatch(&connection).unwrap_err();
+                assert_eq!(error.reply_code(), Some(ReplyCode::from(320)), "{error}");
+                assert_eq!(noted.try_iter().collect::<Vec<_>>(), [1]);
+            },
+        );
+    }
+}
+
+#[test]
+fn a_timer_that_a_callback_adds_has_its_turn_in_the_next_round() {
+    connected(
+        |parameters| parameters,
+        |_| {},
+        |connection| {
+            let (note, noted) = mpsc::channel();
+            connection.add_timeout(Duration::ZERO, move |connection| {
+                note.send("first").unwrap();
+                connection.add_timeout(Duration::ZERO, move |_| {
+                    note.send("second").unwrap();
+                    Ok(())
+                });
+                Ok(())
+            });
+            for expected in ["first", "second"] {
+                connection.process_data_events(PATIENCE).unwrap();
+                assert_eq!(noted.try_iter().collect::<Vec<_>>(), [expected]);
+            }
+        },
+    );
+}
+
+#[test]
 fn a_run_without_work_ends_with_a_silent_close_of_the_broker() {
     for fault in ["hangs up", "closes"] {
         play(

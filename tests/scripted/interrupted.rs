@@ -3,9 +3,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use cony::{Error, Message};
+use cony::{BlockingChannel, Delivery, Error, Message};
 
 use crate::peer::methods::*;
 use crate::peer::{
@@ -288,6 +289,70 @@ fn a_run_stops_however_many_confirms_come() {
                 connection.run().unwrap();
                 assert_eq!(noted.try_iter().collect::<Vec<_>>(), [number]);
             }
+        },
+    );
+}
+
+/// One that the close itself has caused is none.
+#[test]
+fn an_error_of_a_callback_is_told_though_its_channel_is_closed_meanwhile() {
+    for is_caused in [false, true] {
+        with_channel(
+            |wire| {
+                let tag = wire.accept_consumer(1);
+                wire.deliver(1, &tag, 1, "x");
+                wire.expect(1, CHANNEL_CLOSE);
+                wire.send(1, CHANNEL_CLOSE_OK, args());
+            },
+            move |channel| {
+                let callback = move |channel: &BlockingChannel, delivery: Delivery| {
+                    let other = channel.clone();
+                    let closing = thread::spawn(move || other.close());
+                    closing.join().unwrap().unwrap();
+                    match is_caused {
+                        true => delivery.ack(),
+                        false => Err(Error::other("its own")),
+                    }
+                };
+                channel.basic_consume("q", callback).unwrap();
+                match channel.start_consuming() {
+                    Ok(()) => assert!(is_caused),
+                    Err(Error::Other(_)) => assert!(!is_caused),
+                    Err(error) => panic!("{error:?}"),
+                }
+            },
+        );
+    }
+}
+
+#[test]
+fn of_several_errors_of_callbacks_at_the_end_the_first_is_told() {
+    with_channel(
+        |wire| {
+            wire.expect_publish(1);
+            send_back(wire, "x");
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+        },
+        |channel| {
+            let (note, noted) = mpsc::channel();
+            let (returned, closed) = (note.clone(), note);
+            channel.add_on_return_callback(move |_, _| {
+                returned.send("returned").unwrap();
+                Err(Error::other("the first"))
+            });
+            channel.add_on_close_callback(move |_, _| {
+                closed.send("closed").unwrap();
+                Err(Error::other("the second"))
+            });
+            let message = Message::new("x").mandatory(true);
+            channel.basic_publish("", "q", message).unwrap();
+            while channel.connection().stats().messages_returned == 0 {
+                thread::yield_now();
+            }
+            let error = channel.close().unwrap_err();
+            assert_eq!(error.to_string(), Error::other("the first").to_string());
+            assert_eq!(noted.try_iter().collect::<Vec<_>>(), ["returned", "closed"]);
         },
     );
 }

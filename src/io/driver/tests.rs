@@ -297,6 +297,19 @@ fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
 }
 
 #[test]
+fn the_io_thread_waits_until_the_first_deadline_and_no_longer() {
+    let now = Instant::now();
+    let at = |millis| Some(now + Duration::from_millis(millis));
+    let left = |millis| Some(Duration::from_millis(millis));
+    assert_eq!(waiting::until_first([None; 3], now), None);
+    assert_eq!(waiting::until_first([at(3), None, at(2)], now), left(2));
+    assert_eq!(waiting::until_first([at(3), at(1), at(2)], now), left(1));
+    assert_eq!(waiting::until_first([at(0), at(1), None], now), left(0));
+    let later = now + Duration::from_millis(5);
+    assert_eq!(waiting::until_first([None, at(1), None], later), left(0));
+}
+
+#[test]
 fn what_is_queued_for_a_channel_that_is_gone_takes_no_room() {
     let mut play = Play::begin(settings(1 << 20));
     let channel = play.open_channel();

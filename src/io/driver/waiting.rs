@@ -20,6 +20,12 @@ const LINGER: Duration = Duration::from_secs(3);
 /// How long they may take in all.
 const LINGER_MAX: Duration = Duration::from_secs(10);
 
+/// How long it is until the first of these, if there is any.
+pub(super) fn until_first(deadlines: [Option<Instant>; 3], now: Instant) -> Option<Duration> {
+    let first = deadlines.into_iter().flatten().min()?;
+    Some(first.saturating_duration_since(now))
+}
+
 impl Driver {
     /// Waits until there is something to do.
     pub(super) fn wait(&mut self, events: &mut Events) -> io::Result<()> {
@@ -46,11 +52,10 @@ impl Driver {
         }
         let timeout = match self.is_busy() {
             true => Some(Duration::ZERO),
-            false => [self.core.poll_timeout(), port.alarm(), self.breath_due]
-                .into_iter()
-                .flatten()
-                .min()
-                .map(|deadline| deadline.saturating_duration_since(Instant::now())),
+            false => {
+                let deadlines = [self.core.poll_timeout(), port.alarm(), self.breath_due];
+                until_first(deadlines, Instant::now())
+            }
         };
         let polled = self.poll.poll(events, timeout);
         wake.awake();
