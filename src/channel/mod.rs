@@ -28,7 +28,7 @@ use crate::confirm::Returned;
 use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
 use crate::io::channel_port::{ChannelPort, ConsumerPort, Route};
-use crate::io::port::{Command, OpenFailure, Outcome};
+use crate::io::port::{Command, OpenFailure, Opener, Outcome};
 use crate::listeners::Listeners;
 use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
@@ -121,12 +121,12 @@ impl BlockingChannel {
         let limits = connection.limits.clone();
         let (reply, outcome) = bounded(1);
         connection.check_open()?;
-        connection.port.send(Command::OpenChannel {
+        connection.port.send(Command::OpenChannel(Opener {
             number,
             window: limits.confirm_window,
             deadline: Instant::now() + limits.rpc_timeout,
             reply,
-        });
+        }));
         let max = connection.port.negotiated.channel_max;
         let port = outcome
             .recv()
@@ -142,6 +142,11 @@ impl BlockingChannel {
                     None => connection.closed_error(),
                 },
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
+                OpenFailure::Number(NumberError::Closing(number)) => Error::Timeout {
+                    operation: "channel.close before channel.open",
+                    channel: Some(number),
+                    after: limits.rpc_timeout,
+                },
                 OpenFailure::Number(error) => match (error, number.unwrap_or_default()) {
                     (NumberError::InUse, number) => Error::ChannelNumberInUse(number),
                     (_, number) => Error::InvalidChannelNumber { number, max },

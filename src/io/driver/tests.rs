@@ -12,8 +12,8 @@ use socket2::SockRef;
 
 use super::super::channel_port::Route;
 use super::super::inbox::{Incoming, Popped};
-use super::super::port::Outcome;
 use super::super::port::tests::{negotiated, settings};
+use super::super::port::{Opener, Outcome};
 use super::*;
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{Frame, encode_method};
@@ -116,12 +116,12 @@ impl Play {
 
     fn open_channel(&mut self) -> Arc<ChannelPort> {
         let (reply, opened) = bounded(1);
-        self.port.send(Command::OpenChannel {
+        self.port.send(Command::OpenChannel(Opener {
             number: None,
             window: 10,
             deadline: soon(),
             reply,
-        });
+        }));
         self.peer.expect(channel::Open::ID);
         self.peer.send(1, channel::OpenOk::default());
         opened.recv().unwrap().unwrap()
