@@ -142,11 +142,11 @@ impl BlockingChannel {
                     None => connection.closed_error(),
                 },
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
-                OpenFailure::Number(NumberError::Closing(number)) => Error::Timeout {
-                    operation: "channel.close before channel.open",
-                    channel: Some(number),
-                    after: limits.rpc_timeout,
-                },
+                OpenFailure::Number(NumberError::Closing(number)) => connection.port.timeout(
+                    "channel.close before channel.open",
+                    Some(number),
+                    limits.rpc_timeout,
+                ),
                 OpenFailure::Number(error) => match (error, number.unwrap_or_default()) {
                     (NumberError::InUse, number) => Error::ChannelNumberInUse(number),
                     (_, number) => Error::InvalidChannelNumber { number, max },
