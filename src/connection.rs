@@ -201,14 +201,19 @@ impl BlockingConnection {
 
     /// Opens a channel, under the lowest number that is free.
     ///
+    /// The number of a channel that is closed is free when the broker has answered. If all
+    /// others are taken, this waits for that, until `rpc_timeout`.
+    ///
     /// # Errors
     ///
-    /// [`Error::NoFreeChannels`], [`Error::Timeout`], the end of the connection.
+    /// [`Error::NoFreeChannels`] if every number is taken and none is about to be free;
+    /// [`Error::Timeout`], the end of the connection.
     pub fn channel(&self) -> Result<BlockingChannel> {
         BlockingChannel::open(&self.inner, None)
     }
 
-    /// Opens a channel under this number, from 1 to [`channel_max`](Self::channel_max).
+    /// Opens a channel under this number, from 1 to [`channel_max`](Self::channel_max). If the
+    /// last channel of that number is closing, this waits for the broker's answer.
     ///
     /// # Errors
     ///

@@ -126,9 +126,9 @@ pub enum Error {
         /// The highest that was negotiated. The lowest is 1.
         max: u16,
     },
-    /// A channel with that number is open, or not yet completely closed.
+    /// A channel with that number is open.
     ChannelNumberInUse(u16),
-    /// Every channel number is taken.
+    /// Every channel number is taken, and no channel is closing.
     NoFreeChannels {
         /// How many there are.
         max: u16,

@@ -29,7 +29,7 @@ use crate::connection::{BlockingConnection, Inner, Limits};
 use crate::error::{Error, Result};
 use crate::io::channel_port::ChannelPort;
 use crate::io::consumer_port::{ConsumerPort, Route};
-use crate::io::port::{Command, OpenFailure, Outcome};
+use crate::io::port::{Command, OpenFailure, Opener, Outcome};
 use crate::listeners::Listeners;
 use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
@@ -120,12 +120,12 @@ impl BlockingChannel {
         let limits = connection.limits.clone();
         let (reply, outcome) = bounded(1);
         connection.check_open()?;
-        connection.port.send(Command::OpenChannel {
+        connection.port.send(Command::OpenChannel(Opener {
             number,
             window: limits.confirm_window,
             deadline: limits.call_deadline(),
             reply,
-        });
+        }));
         let max = connection.port.negotiated.channel_max;
         let port = outcome
             .recv()
@@ -141,6 +141,11 @@ impl BlockingChannel {
                     None => connection.closed_error(),
                 },
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
+                OpenFailure::Number(NumberError::Closing(number)) => connection.port.timeout(
+                    "channel.close before channel.open",
+                    Some(number),
+                    limits.rpc_timeout,
+                ),
                 OpenFailure::Number(error) => match (error, number.unwrap_or_default()) {
                     (NumberError::InUse, number) => Error::ChannelNumberInUse(number),
                     (_, number) => Error::InvalidChannelNumber { number, max },

@@ -178,8 +178,7 @@ impl BlockingConnection {
         if events.timer_count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let next = events.timers.lock().next();
-        next
+        events.timers.lock().next()
     }
 
     /// Until when a dispatching thread may wait for its bell. Timers that another thread

@@ -291,6 +291,10 @@ fn patience(operation: &str) -> &'static str {
              harm, or raise close_timeout"
         }
         "an RPC request" => "; is a server running, and fast enough?",
+        "channel.close before channel.open" => {
+            "; until the broker answers, the number of that channel cannot be used again: try again, \
+             or raise rpc_timeout"
+        }
         "channel.close" | "connection.close" => "; close_timeout says how long to wait",
         _ => "; the broker is busy, or out of reach: try again, or raise rpc_timeout",
     }

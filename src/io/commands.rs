@@ -302,6 +302,7 @@ fn new_buffer(
 mod tests {
     use crossbeam_channel::bounded;
 
+    use super::super::port::Opener;
     use super::*;
     use crate::protocol::frame::{Publish, PublishBody};
 
@@ -332,11 +333,13 @@ mod tests {
     fn what_is_queued_behind_the_end_is_refused_and_what_was_before_it_is_dropped() {
         let commands = Commands::new(1000);
         let (reply, opened) = bounded(1);
-        let open = |reply| Command::OpenChannel {
-            number: None,
-            window: 1,
-            deadline: Instant::now(),
-            reply,
+        let open = |reply| {
+            Command::OpenChannel(Opener {
+                number: None,
+                window: 1,
+                deadline: Instant::now(),
+                reply,
+            })
         };
         assert!(commands.send(open(reply.clone()), || {}));
         assert_eq!(publish(&commands), Queued::Done);

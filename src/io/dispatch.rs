@@ -141,6 +141,10 @@ pub(super) fn tell(
                 note_channel_end(&channel, &reason);
             }
         }
+        Event::NumberFree { opener } => obey(Command::OpenChannel(opener)),
+        Event::NoNumber { opener, error } => opener.refuse(error),
+        // Without a sender the receiver learns of the end.
+        Event::OpenerLost { opener } => drop(opener),
         Event::Confirmed {
             channel,
             number,

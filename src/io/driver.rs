@@ -34,12 +34,12 @@ use super::consumer_port::{ConsumerPort, Route};
 use super::dispatch;
 use super::outbox::{Outbox, Untaken};
 use super::pauses::{Holdups, Pauses};
-use super::port::{CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Settings};
+use super::port::{CallToken, Command, ConnectionPort, DriverTokens, Opener, Settings};
 use super::spin::{self, Spin};
 use super::transport::Transport;
 use super::wake::Wake;
 use crate::protocol::connection::{Connection, Limits};
-use crate::protocol::event::{Event, Gate, Termination};
+use crate::protocol::event::{Event, Gate, NumberError, Termination};
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
@@ -304,12 +304,7 @@ impl Driver {
                 self.core
                     .cancel_consumer(channel, cancel, is_meant, token, deadline);
             }
-            Command::OpenChannel {
-                number,
-                window,
-                deadline,
-                reply,
-            } => self.open_channel(number, window, deadline, reply),
+            Command::OpenChannel(opener) => self.open_channel(opener),
             Command::Discard { channel, consumer } => {
                 self.core.discard_consumer(channel, &consumer.tag, |route| {
                     Arc::ptr_eq(&route.consumer, &consumer)
@@ -355,26 +350,22 @@ impl Driver {
         }
     }
 
-    fn open_channel(
-        &mut self,
-        number: Option<u16>,
-        window: usize,
-        deadline: Instant,
-        reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
-    ) {
-        match self.core.reserve_channel(number) {
+    fn open_channel(&mut self, opener: Opener) {
+        match self.core.reserve_channel(opener.number) {
             Ok(id) => {
-                let channel = Arc::new(ChannelPort::new(id, Arc::clone(&self.port), window));
+                let port = Arc::clone(&self.port);
+                let channel = Arc::new(ChannelPort::new(id, port, opener.window));
                 let token = CallToken::Opener {
                     channel: Arc::clone(&channel),
-                    reply,
+                    reply: opener.reply,
                 };
-                self.core.open_channel(id, channel, token, deadline);
+                self.core.open_channel(id, channel, token, opener.deadline);
             }
-            Err(error) => {
-                // Whoever asked may have gone since.
-                let _ = reply.try_send(Err(OpenFailure::Number(error)));
+            Err(NumberError::Closing(_)) => {
+                self.core
+                    .await_number(opener.number, opener.deadline, opener);
             }
+            Err(error) => opener.refuse(error),
         }
     }
 

@@ -43,16 +43,29 @@ pub(crate) enum OpenFailure {
     Call(CallFailure, Arc<ChannelPort>),
 }
 
+/// Who wants a channel.
+#[derive(Debug)]
+pub(crate) struct Opener {
+    /// The lowest free one, if none.
+    pub(crate) number: Option<u16>,
+    /// How many publishes may be unconfirmed.
+    pub(crate) window: usize,
+    pub(crate) deadline: Instant,
+    pub(crate) reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
+}
+
+impl Opener {
+    /// Says that there is none.
+    pub(super) fn refuse(&self, error: NumberError) {
+        // Whoever asked may have gone since.
+        let _ = self.reply.try_send(Err(OpenFailure::Number(error)));
+    }
+}
+
 /// What a program's thread asks of the IO thread.
 #[derive(Debug)]
 pub(crate) enum Command {
-    OpenChannel {
-        number: Option<u16>,
-        /// How many publishes may be unconfirmed.
-        window: usize,
-        deadline: Instant,
-        reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
-    },
+    OpenChannel(Opener),
     Call {
         channel: ChannelId,
         method: Box<Method>,
@@ -110,6 +123,7 @@ impl Tokens for DriverTokens {
     type Call = CallToken;
     type Channel = Arc<ChannelPort>;
     type Consumer = Arc<Route>;
+    type Opener = Opener;
     type Memory = Chunks;
 
     fn has_waiting(consumer: &Arc<Route>) -> bool {

@@ -28,12 +28,14 @@
 //!  +-- close (the broker's): answered, end of stream, protocol error, silence --> closed
 //! ```
 
+mod openers;
 mod router;
 mod secret_updates;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use self::openers::Openers;
 use self::router::{Blocked, Router, State};
 use self::secret_updates::SecretUpdates;
 use super::channel::Channel;
@@ -94,6 +96,7 @@ impl<T: Tokens> Connection<T> {
                 },
                 frames_received: 0,
                 secret_updates: SecretUpdates::new(),
+                openers: Openers::new(),
                 state: State::Open,
             },
         };
@@ -283,7 +286,10 @@ impl<T: Tokens> Connection<T> {
         while let Some((channel, number)) = router.out.pop_due(now) {
             match router.channels.get_mut(usize::from(channel)) {
                 Some(Some(channel)) => channel.time_out(number, &mut router.out),
-                _ if channel == 0 => router.secret_updates.time_out(number, &mut router.out),
+                _ if channel == 0 => {
+                    router.secret_updates.time_out(number, &mut router.out);
+                    router.time_out_opener(number);
+                }
                 _ => {}
             }
         }
@@ -314,7 +320,8 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Takes `number`, or the lowest free one, for a channel to be opened.
+    /// Takes `number`, or the lowest free one, for a channel to be opened. If it is
+    /// [`Closing`](NumberError::Closing), [`await_number`](Self::await_number) waits for it.
     pub(crate) fn reserve_channel(
         &mut self,
         number: Option<u16>,

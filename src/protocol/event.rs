@@ -19,6 +19,8 @@ pub(crate) trait Tokens {
     type Call: fmt::Debug;
     type Channel: Clone + fmt::Debug;
     type Consumer: Clone + fmt::Debug;
+    /// Who waits for a channel number.
+    type Opener: fmt::Debug;
     /// What deliveries wait in.
     type Memory: Memory;
 
@@ -88,6 +90,8 @@ pub(crate) enum NumberError {
     OutOfRange,
     InUse,
     NoneFree,
+    /// This channel is closing; its number will be free with the broker's answer.
+    Closing(u16),
 }
 
 /// Why a connection ended.
@@ -205,6 +209,19 @@ pub(crate) enum Event<T: Tokens> {
     Flow {
         channel: T::Channel,
         active: bool,
+    },
+    /// Who has waited for a channel number may ask for it again.
+    NumberFree {
+        opener: T::Opener,
+    },
+    /// Nobody waits for a channel number any longer.
+    NoNumber {
+        opener: T::Opener,
+        error: NumberError,
+    },
+    /// The connection has ended while somebody waited for a channel number.
+    OpenerLost {
+        opener: T::Opener,
     },
     /// Comes before the failures of the channel's calls.
     ChannelClosed {

@@ -58,6 +58,7 @@ impl Tokens for Script {
     type Call = u32;
     type Channel = &'static str;
     type Consumer = &'static str;
+    type Opener = u32;
     type Memory = ();
 
     fn has_waiting(_: &&'static str) -> bool {
@@ -102,6 +103,10 @@ enum Seen {
     /// Channel, number, multiple, ack.
     Confirmed(&'static str, u64, bool, bool),
     Flow(&'static str, bool),
+    /// Who has waited for a channel number may ask again.
+    NumberFree(u32),
+    NoNumber(u32, NumberError),
+    OpenerLost(u32),
     ChannelClosed(&'static str, Option<CloseReason>, Vec<&'static str>),
     Blocked(String),
     Unblocked,
@@ -151,6 +156,9 @@ impl From<Event<Script>> for Seen {
                 consumers.sort_unstable();
                 Self::Recovered(channel, consumers)
             }
+            Event::NumberFree { opener } => Self::NumberFree(opener),
+            Event::NoNumber { opener, error } => Self::NoNumber(opener, error),
+            Event::OpenerLost { opener } => Self::OpenerLost(opener),
             Event::Returned { channel, content } => Self::Returned(channel, content.body.to_vec()),
             Event::Confirmed {
                 channel,

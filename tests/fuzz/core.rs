@@ -27,6 +27,7 @@ impl Tokens for Numbers {
     type Call = usize;
     type Channel = u16;
     type Consumer = u8;
+    type Opener = ();
     type Memory = ();
 
     fn has_waiting(_: &u8) -> bool {

@@ -196,6 +196,7 @@ impl Tokens for NoTokens {
     type Call = ();
     type Channel = ();
     type Consumer = ();
+    type Opener = ();
     type Memory = Chunks;
 
     fn has_waiting((): &()) -> bool {

@@ -16,7 +16,8 @@ use crate::peer::methods::*;
 #[cfg(feature = "tls")]
 use crate::peer::{Below, play_over};
 use crate::peer::{
-    CURTAIN, Tune, args, close, connected, method, signal, with_channel, with_channel_and,
+    CURTAIN, Tune, args, close, connected, declare_ok, method, signal, with_channel,
+    with_channel_and,
 };
 
 #[test]
@@ -75,34 +76,118 @@ fn a_text_too_long_for_a_close_is_cut_between_characters() {
 
 #[test]
 fn a_channel_number_is_not_used_again_before_close_ok() {
-    let (opened, others) = signal();
     connected(
         |parameters| parameters,
         move |wire| {
             wire.open_channel(1);
             wire.expect(1, CHANNEL_CLOSE);
             wire.open_channel(2);
-            others.wait();
+            wire.expect(2, QUEUE_DECLARE);
             wire.send(1, CHANNEL_CLOSE_OK, args());
             wire.open_channel(1);
+            wire.send(2, QUEUE_DECLARE_OK, declare_ok("q"));
         },
         move |connection| {
             let channel = connection.channel().unwrap();
-            let second = thread::scope(|scope| {
+            let first = thread::scope(|scope| {
                 let closing = scope.spawn(|| channel.close());
                 while channel.is_open() {
                     thread::yield_now();
                 }
                 let second = connection.channel().unwrap();
                 assert_eq!(second.number(), 2);
-                let error = connection.channel_with_number(1).map(drop).unwrap_err();
-                assert!(matches!(error, Error::ChannelNumberInUse(1)), "{error:?}");
-                opened.send(()).unwrap();
+                // The close-ok comes behind this call, and number 1 is waited for.
+                let declaring = scope.spawn(move || second.queue_declare("q").unwrap());
+                let first = connection.channel_with_number(1).unwrap();
+                assert_eq!(first.number(), 1);
                 closing.join().unwrap().unwrap();
-                second
+                declaring.join().unwrap();
+                first
             });
-            assert_eq!(connection.channel().unwrap().number(), 1);
-            drop(second);
+            drop(first);
+        },
+    );
+}
+
+#[test]
+fn who_asks_for_the_last_number_while_its_channel_closes_gets_it_with_the_close_ok() {
+    let (asked, asks) = signal();
+    connected(
+        |parameters| parameters.channel_max(1),
+        move |wire| {
+            wire.open_channel(1);
+            wire.accept_declare(1);
+            wire.expect(1, CHANNEL_CLOSE);
+            asks.wait();
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.open_channel(1);
+            wire.accept_declare(1);
+        },
+        move |connection| {
+            assert!(connection.queue_exists("queue").unwrap().is_some());
+            asked.send(()).unwrap();
+            assert!(connection.queue_exists("queue").unwrap().is_some());
+        },
+    );
+}
+
+#[test]
+fn a_close_that_is_never_answered_fails_who_waits_for_its_number_at_the_deadline() {
+    connected(
+        |parameters| {
+            let short = Duration::from_millis(100);
+            parameters
+                .channel_max(1)
+                .rpc_timeout(short)
+                .close_timeout(short)
+                .drop_timeout(short)
+        },
+        |wire| {
+            wire.expect(1, CHANNEL_OPEN);
+            wire.send(1, CHANNEL_OPEN_OK, args().long(""));
+            wire.expect(1, CHANNEL_CLOSE);
+            wire.drain();
+        },
+        |connection| {
+            // A machine that is busy may need more than one deadline, and have a late channel
+            // closed instead.
+            drop(connection.channel());
+            for error in [
+                connection.channel().map(drop).unwrap_err(),
+                connection.channel_with_number(1).map(drop).unwrap_err(),
+            ] {
+                let Error::Timeout {
+                    operation: "channel.close before channel.open",
+                    channel: Some(1),
+                    ..
+                } = &error
+                else {
+                    panic!("{error:?}");
+                };
+                let text = error.to_string();
+                assert!(text.contains("until the broker answers"), "{text}");
+            }
+            assert!(connection.is_open());
+        },
+    );
+}
+
+#[test]
+fn who_waits_for_a_number_hears_of_the_end_of_the_connection() {
+    let (asked, asks) = signal();
+    connected(
+        |parameters| parameters.channel_max(1),
+        move |wire| {
+            wire.open_channel(1);
+            wire.expect(1, CHANNEL_CLOSE);
+            asks.wait();
+            wire.shut_down();
+        },
+        move |connection| {
+            drop(connection.channel().unwrap());
+            asked.send(()).unwrap();
+            let error = connection.channel().map(drop).unwrap_err();
+            assert!(matches!(error, Error::ConnectionLost(_)), "{error:?}");
         },
     );
 }
@@ -268,7 +353,7 @@ fn everything_but_the_end_is_ignored_on_a_channel_that_closes() {
             let tag = wire.accept_consumer(1);
             wire.expect(1, CHANNEL_CLOSE);
             wire.deliver(1, &tag, 1, "late");
-            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
             wire.raw(&crate::peer::body(1, b"half of something"));
             wire.send(1, BASIC_CANCEL, args().short(&tag).u8(0));
             wire.send(1, CHANNEL_CLOSE_OK, args());
@@ -332,7 +417,7 @@ fn what_a_channel_has_kept_for_its_callbacks_goes_with_its_last_handle() {
                 for chunk in body.chunks(100_000) {
                     wire.raw(&crate::peer::body(1, chunk));
                 }
-                wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+                wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
                 wire.expect(1, CHANNEL_CLOSE);
                 wire.send(1, CHANNEL_CLOSE_OK, args());
             }

@@ -12,8 +12,8 @@ use socket2::SockRef;
 
 use super::super::consumer_port::Route;
 use super::super::inbox::{Incoming, Popped};
-use super::super::port::Outcome;
 use super::super::port::tests::{negotiated, settings};
+use super::super::port::{Opener, Outcome};
 use super::*;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::tests::encode_content;
@@ -124,12 +124,12 @@ impl Play {
 
     fn open_channel(&mut self) -> Arc<ChannelPort> {
         let (reply, opened) = bounded(1);
-        self.port.send(Command::OpenChannel {
+        self.port.send(Command::OpenChannel(Opener {
             number: None,
             window: 10,
             deadline: soon(),
             reply,
-        });
+        }));
         self.peer.expect(channel::Open::ID);
         self.peer.send(1, channel::OpenOk::default());
         opened.recv().unwrap().unwrap()
@@ -228,12 +228,12 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     let (mut driver, mut peer) = connected(settings(1 << 20));
     let mut events = Events::with_capacity(16);
     let (reply, opened) = bounded(1);
-    driver.port.send(Command::OpenChannel {
+    driver.port.send(Command::OpenChannel(Opener {
         number: None,
         window: 10,
         deadline: soon(),
         reply,
-    });
+    }));
     // Says what is to be said, without reading.
     let turn = |driver: &mut Driver| {
         driver.take_commands(Instant::now());

@@ -12,6 +12,7 @@ use super::super::handshake::{decode_method, split_method};
 use super::super::heartbeat::Heartbeat;
 use super::super::methods::{Method, MethodId, channel, connection};
 use super::super::wire::ShortString;
+use super::openers::Openers;
 use super::secret_updates::SecretUpdates;
 
 #[derive(Debug)]
@@ -39,6 +40,7 @@ pub(super) struct Router<T: Tokens> {
     pub(super) blocked: Blocked,
     pub(super) frames_received: u64,
     pub(super) secret_updates: SecretUpdates<T>,
+    pub(super) openers: Openers<T>,
     pub(super) state: State,
 }
 
@@ -197,6 +199,7 @@ impl<T: Tokens> Router<T> {
             channel.lose(&mut self.out);
         }
         self.secret_updates.lose(&mut self.out);
+        self.openers.lose(&mut self.out);
         self.out.forget_deadlines();
     }
 
@@ -205,9 +208,20 @@ impl<T: Tokens> Router<T> {
             Some(number) if number == 0 || number > self.channel_max => {
                 return Err(NumberError::OutOfRange);
             }
-            Some(number) if self.is_taken(number) => return Err(NumberError::InUse),
+            Some(number) if self.is_taken(number) => {
+                return Err(match self.closing(Some(number)) {
+                    Some(number) => NumberError::Closing(number),
+                    None => NumberError::InUse,
+                });
+            }
             Some(number) => number,
-            None => self.lowest_free().ok_or(NumberError::NoneFree)?,
+            None => match self.lowest_free() {
+                Some(number) => number,
+                None => {
+                    let closing = self.closing(None).map(NumberError::Closing);
+                    return Err(closing.unwrap_or(NumberError::NoneFree));
+                }
+            },
         };
         self.generations += 1;
         Ok(ChannelId {
@@ -231,6 +245,7 @@ impl<T: Tokens> Router<T> {
             *slot = None;
         }
         self.lowest_free = self.lowest_free.min(number);
+        self.serve_openers(number);
     }
 
     pub(super) fn find(&self, id: ChannelId) -> Option<&Channel<T>> {

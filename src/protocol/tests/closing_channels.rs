@@ -142,7 +142,7 @@ fn a_channel_that_closes_lets_go_of_half_a_message() {
 #[test]
 fn the_number_is_not_used_again_before_the_close_ok() {
     let (mut scenario, _) = closing();
-    assert_number_1(&mut scenario, Some(NumberError::InUse));
+    assert_number_1(&mut scenario, Some(NumberError::Closing(1)));
     let next = scenario.core.reserve_channel(None).unwrap();
     assert_eq!(next.number, 2);
     scenario.peer_sends(1, channel::CloseOk::default());
@@ -158,7 +158,7 @@ fn when_both_close_at_once_the_broker_is_answered_behind_its_own_answer() {
     scenario.peer_sends(1, close);
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events(), []);
-    assert_number_1(&mut scenario, Some(NumberError::InUse));
+    assert_number_1(&mut scenario, Some(NumberError::Closing(1)));
 
     scenario.peer_sends(1, channel::CloseOk::default());
     assert_eq!(
@@ -195,7 +195,7 @@ fn a_close_that_is_not_answered_fails_at_its_deadline_and_keeps_the_number() {
     let (mut scenario, _) = closing();
     scenario.pass(RPC_TIMEOUT);
     assert_eq!(scenario.events(), [Seen::Failed(3, CallFailure::TimedOut)]);
-    assert_number_1(&mut scenario, Some(NumberError::InUse));
+    assert_number_1(&mut scenario, Some(NumberError::Closing(1)));
     scenario.peer_sends(1, channel::CloseOk::default());
     assert_eq!(scenario.events(), []);
     assert_number_1(&mut scenario, None);
@@ -208,7 +208,7 @@ fn a_close_that_only_the_brokers_own_answers_ends_at_its_deadline_with_that() {
     scenario.peer_sends(1, close);
     scenario.pass(RPC_TIMEOUT);
     assert_eq!(scenario.events(), [Seen::WasClosed(3, reason)]);
-    assert_number_1(&mut scenario, Some(NumberError::InUse));
+    assert_number_1(&mut scenario, Some(NumberError::Closing(1)));
     assert_eq!(scenario.sent(), []);
     scenario.peer_sends(1, channel::CloseOk::default());
     assert_eq!(scenario.sent(), [on(1, channel::CloseOk::default())]);
@@ -349,4 +349,112 @@ fn the_answer_to_a_get_has_the_same_limit() {
         Some(&Seen::Failed(1, CallFailure::Closed))
     );
     assert!(!scenario.core.is_closed());
+}
+
+/// A connection of two channels, of which the second closes.
+fn full() -> Scenario {
+    let mut scenario = Scenario::with(&Negotiated {
+        channel_max: 2,
+        ..negotiated()
+    });
+    scenario.open_channel(1);
+    let two = scenario.open_channel(2);
+    scenario.begin_close_channel(two, CLOSE);
+    scenario.sent();
+    scenario.events();
+    scenario
+}
+
+const CLOSE: u32 = 90;
+
+/// Has `opener` ask for a number, which it has to wait for.
+#[track_caller]
+fn wait_for_number(scenario: &mut Scenario, number: Option<u16>, opener: u32) {
+    let error = scenario.core.reserve_channel(number).unwrap_err();
+    assert_eq!(error, NumberError::Closing(2));
+    let deadline = scenario.now + RPC_TIMEOUT;
+    scenario.core.await_number(number, deadline, opener);
+}
+
+#[test]
+fn the_last_number_is_waited_for_while_its_channel_closes_and_goes_to_who_asked_first() {
+    for wanted in [None, Some(2)] {
+        let mut scenario = full();
+        wait_for_number(&mut scenario, wanted, 1);
+        wait_for_number(&mut scenario, wanted, 2);
+        assert_eq!(scenario.events(), []);
+        scenario.peer_sends(2, channel::CloseOk::default());
+        // Nothing else closes, so the second asks as well, and hears that there is none.
+        assert_eq!(
+            scenario.events(),
+            [
+                Seen::IsClosed(CLOSE),
+                Seen::NumberFree(1),
+                Seen::NumberFree(2)
+            ]
+        );
+        scenario.open_channel(2);
+        let error = scenario.core.reserve_channel(wanted).unwrap_err();
+        let expected = match wanted {
+            None => NumberError::NoneFree,
+            Some(_) => NumberError::InUse,
+        };
+        assert_eq!(error, expected);
+        assert_eq!(scenario.core.poll_timeout(), None, "no deadline is left");
+    }
+}
+
+#[test]
+fn who_waits_for_any_number_waits_on_while_another_channel_closes() {
+    let mut scenario = full();
+    wait_for_number(&mut scenario, None, 1);
+    wait_for_number(&mut scenario, None, 2);
+    wait_for_number(&mut scenario, Some(2), 3);
+    let one = scenario.books("one").id;
+    scenario.begin_close_channel(one, CLOSE);
+    scenario.events();
+    scenario.peer_sends(1, channel::CloseOk::default());
+    let told = [Seen::IsClosed(CLOSE), Seen::NumberFree(1)];
+    assert_eq!(scenario.events(), told);
+    scenario.open_channel(1);
+    scenario.events();
+    // A close by the broker counts as well, and the other two ask again in their order.
+    scenario.peer_sends(2, not_found().0);
+    scenario.peer_sends(2, channel::CloseOk::default());
+    let told = scenario.events();
+    assert!(
+        told.ends_with(&[Seen::NumberFree(2), Seen::NumberFree(3)]),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_number_that_never_comes_free_is_waited_for_until_the_deadline() {
+    let mut scenario = full();
+    wait_for_number(&mut scenario, None, 1);
+    wait_for_number(&mut scenario, Some(2), 2);
+    scenario.pass(RPC_TIMEOUT);
+    assert_eq!(
+        scenario.events(),
+        [
+            Seen::NoNumber(1, NumberError::Closing(2)),
+            Seen::NoNumber(2, NumberError::Closing(2)),
+            Seen::Failed(CLOSE, CallFailure::TimedOut),
+        ]
+    );
+    scenario.peer_sends(2, channel::CloseOk::default());
+    assert_eq!(scenario.events(), []);
+}
+
+#[test]
+fn who_waits_for_a_number_hears_of_the_end_of_the_connection_behind_it() {
+    let mut scenario = full();
+    wait_for_number(&mut scenario, None, 1);
+    scenario.core.ended();
+    let told = scenario.events();
+    assert_eq!(told.first(), Some(&Seen::Closed(Termination::EndOfStream)));
+    assert_eq!(told.last(), Some(&Seen::OpenerLost(1)));
+    let deadline = scenario.now + RPC_TIMEOUT;
+    scenario.core.await_number(None, deadline, 2);
+    assert_eq!(scenario.events(), [Seen::OpenerLost(2)]);
 }

@@ -27,6 +27,7 @@ impl Tokens for Model {
     type Call = ();
     type Channel = Shared;
     type Consumer = Shared;
+    type Opener = ();
     type Memory = ();
 
     fn has_waiting(consumer: &Shared) -> bool {

@@ -1,0 +1,118 @@
+//! Who waits for a channel number: none is free, but one of them is only closing, and its
+//! close-ok is on its way.
+
+use std::time::Instant;
+
+use super::super::event::{Event, NumberError, Out, Tokens};
+use super::{Connection, Router, State};
+
+/// One who waits.
+#[derive(Debug)]
+struct Waiting<T: Tokens> {
+    /// By this its deadline is found.
+    call: u64,
+    /// The number that it wants; any, if none.
+    number: Option<u16>,
+    deadline: Instant,
+    opener: T::Opener,
+}
+
+/// Those who wait, in the order in which they asked.
+#[derive(Debug)]
+pub(super) struct Openers<T: Tokens> {
+    waiting: Vec<Waiting<T>>,
+}
+
+impl<T: Tokens> Openers<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            waiting: Vec::new(),
+        }
+    }
+
+    /// The connection is over.
+    pub(super) fn lose(&mut self, out: &mut Out<T>) {
+        let openers = self.waiting.drain(..).map(|waiting| waiting.opener);
+        out.events
+            .extend(openers.map(|opener| Event::OpenerLost { opener }));
+    }
+}
+
+impl<T: Tokens> Connection<T> {
+    /// Has `opener` come back as soon as it is worth while to
+    /// [`reserve_channel`](Self::reserve_channel) again, which has said
+    /// [`Closing`](NumberError::Closing).
+    pub(crate) fn await_number(
+        &mut self,
+        number: Option<u16>,
+        deadline: Instant,
+        opener: T::Opener,
+    ) {
+        let Router {
+            out,
+            state,
+            openers,
+            ..
+        } = &mut self.router;
+        if !matches!(state, State::Open) {
+            return out.events.push_back(Event::OpenerLost { opener });
+        }
+        let call = out.next_call();
+        out.watch_until(0, call, Some(deadline));
+        openers.waiting.push(Waiting {
+            call,
+            number,
+            deadline,
+            opener,
+        });
+    }
+}
+
+impl<T: Tokens> Router<T> {
+    /// `number` is free: for the first who wants it. If nothing closes any more that another
+    /// could have, that one need not wait either.
+    pub(super) fn serve_openers(&mut self, number: u16) {
+        let mut is_taken = false;
+        for waiting in std::mem::take(&mut self.openers.waiting) {
+            let fits = waiting.number.is_none_or(|wanted| wanted == number);
+            let is_served = fits && !std::mem::replace(&mut is_taken, true);
+            if is_served || self.closing(waiting.number).is_none() {
+                let out = &mut self.out;
+                out.unwatch_until(0, waiting.call, Some(waiting.deadline));
+                let opener = waiting.opener;
+                out.events.push_back(Event::NumberFree { opener });
+            } else {
+                self.openers.waiting.push(waiting);
+            }
+        }
+    }
+
+    /// The deadline of `call` has passed.
+    pub(super) fn time_out_opener(&mut self, call: u64) {
+        let waiting = &mut self.openers.waiting;
+        if let Some(index) = waiting.iter().position(|waiting| waiting.call == call) {
+            let Waiting { number, opener, .. } = waiting.remove(index);
+            // With nothing that closes it would have been served.
+            let error = match self.closing(number) {
+                Some(number) => NumberError::Closing(number),
+                None => NumberError::NoneFree,
+            };
+            let event = Event::NoNumber { opener, error };
+            self.out.events.push_back(event);
+        }
+    }
+
+    /// The first channel that closes and has this number, or any.
+    pub(super) fn closing(&self, number: Option<u16>) -> Option<u16> {
+        match number {
+            Some(number) => self.channel(number).filter(|it| !it.is_open()),
+            None => self
+                .channels
+                .iter()
+                .flatten()
+                .map(Box::as_ref)
+                .find(|it| !it.is_open()),
+        }
+        .map(|channel| channel.id().number)
+    }
+}
