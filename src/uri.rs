@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use self::parts::Parts;
 #[cfg(feature = "tls")]
@@ -26,29 +26,38 @@ impl FromStr for ConnectionParameters {
 
     fn from_str(text: &str) -> Result<Self> {
         let parts = Parts::of(text)?;
-        let mut parameters = ConnectionParameters::new();
-        parameters.tls = parts.is_tls;
-        if let Some(host) = parts.host {
-            parameters.host = host;
-        }
-        parameters.port = parts.port;
-        parameters.virtual_host = parts::virtual_host(parts.path)?;
-        let mut query = Query::default();
-        for option in parts::options(parts.query) {
-            let (name, value) = option?;
-            query.take(&mut parameters, &name, value)?;
-        }
-        let credentials = credentials(parts.username, parts.password, &query.mechanisms)?;
-        if let Some(credentials) = credentials {
-            parameters.credentials = credentials;
-        }
-        #[cfg(feature = "tls")]
-        {
-            parameters.tls_options = query.tls.options()?;
-        }
-        parameters.validate()?;
-        Ok(parameters)
+        let parameters = from_parts(&parts);
+        // It may hold a password.
+        String::from(parts.url).zeroize();
+        parameters
     }
+}
+
+fn from_parts(parts: &Parts) -> Result<ConnectionParameters> {
+    let url = &parts.url;
+    let mut parameters = ConnectionParameters::new();
+    parameters.tls = parts.is_tls;
+    if let Some(host) = &parts.host {
+        parameters.host.clone_from(host);
+    }
+    parameters.port = url.port();
+    parameters.virtual_host = parts::virtual_host(url.path())?;
+    let mut query = Query::default();
+    for option in parts::options(url.query().unwrap_or_default()) {
+        let (name, value) = option?;
+        query.take(&mut parameters, &name, value)?;
+    }
+    let password = url.password().filter(|password| !password.is_empty());
+    let credentials = credentials(url.username(), password, &query.mechanisms)?;
+    if let Some(credentials) = credentials {
+        parameters.credentials = credentials;
+    }
+    #[cfg(feature = "tls")]
+    {
+        parameters.tls_options = query.tls.options()?;
+    }
+    parameters.validate()?;
+    Ok(parameters)
 }
 
 impl TryFrom<&str> for ConnectionParameters {

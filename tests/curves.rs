@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, iter};
 
-use cony::{BlockingChannel, BlockingConnection, ConnectionParameters, Result, basic, queue};
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectionParameters, Error, Result, basic, queue,
+};
 
 const BODY: [u8; 16] = [b'x'; 16];
 const ROUNDS: usize = 5;
@@ -77,7 +79,7 @@ fn connect(window: usize) -> Result<BlockingConnection> {
     let parameters = match std::env::var("AMQP_URL") {
         Ok(url) => url.parse()?,
         Err(VarError::NotPresent) => ConnectionParameters::default(),
-        Err(error) => panic!("AMQP_URL: {error}"),
+        Err(error) => return Err(Error::other(error)),
     };
     // Nothing is taken while further consumers begin, and their replies come behind it all.
     let parameters = parameters.confirm_window(window).read_budget(1 << 30);

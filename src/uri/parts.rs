@@ -1,7 +1,12 @@
-//! A URL taken apart, by RFC 3986. The parts borrow from it, for it may hold a password, of
-//! which no copy is to stay behind.
+//! A URL taken apart.
+//!
+//! The crate `url` does that, and mends what it reads, as browsers do. A URL of a broker that needs
+//! mending is a mistake, and often has a password that ended too early; so it is looked at before.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
+
+use url::{ParseError, Url};
+use zeroize::Zeroizing;
 
 use super::decoded;
 use crate::error::{Error, Result};
@@ -12,21 +17,16 @@ const ENCODE: &str = "in user and password these characters are percent-encoded:
                       option @ is %40, too, if no user is named";
 
 #[derive(Debug)]
-pub(super) struct Parts<'a> {
+pub(super) struct Parts {
     pub(super) is_tls: bool,
-    /// Not yet decoded, as the rest.
-    pub(super) username: &'a str,
-    pub(super) password: Option<&'a str>,
     /// Decoded; an IPv6 address in brackets.
     pub(super) host: Option<String>,
-    pub(super) port: Option<u16>,
-    /// With the slash in front.
-    pub(super) path: &'a str,
-    pub(super) query: &'a str,
+    /// The rest of it, not yet decoded. It may hold a password.
+    pub(super) url: Url,
 }
 
-impl<'a> Parts<'a> {
-    pub(super) fn of(text: &'a str) -> Result<Self> {
+impl Parts {
+    pub(super) fn of(text: &str) -> Result<Self> {
         let text = text.trim_ascii();
         if text.contains(char::is_control) {
             return Err(refused(
@@ -36,41 +36,50 @@ impl<'a> Parts<'a> {
         }
         let (is_tls, rest) = scheme(text)?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, rest) = rest.split_at(end);
-        if rest.contains('#') {
+        let (authority, behind) = rest.split_at(end);
+        if behind.contains('#') {
             return Err(refused("'#' is written as %23, in a password as well"));
         }
-        let (user, address) = match authority.rsplit_once('@') {
-            Some((user, address)) => (Some(user), address),
-            None => (None, authority),
-        };
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        if user.is_none() && is_cut(address, path) {
+        let (user, address) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        let path = behind.split('?').next().unwrap_or_default();
+        if user.is_empty() && is_cut(address, path) {
             return Err(refused(ENCODE));
         }
-        let (host, port) = host_and_port(address).map_err(|error| match rest.contains('@') {
+        if has_dot_segment(path) {
+            let rule = "a name that consists of dots is set by ConnectionParameters::virtual_host";
+            return Err(Error::invalid("virtual_host", "…", rule));
+        }
+        let explained = |error| match behind.contains('@') {
             // It may be no address at all, but the beginning of a password.
-            true if user.is_none() => refused(ENCODE),
+            true if user.is_empty() => refused(ENCODE),
             _ => error,
-        })?;
-        let (username, password) = match user.unwrap_or_default().split_once(':') {
-            Some((username, password)) => (username, Some(password)),
-            None => (user.unwrap_or_default(), None),
         };
-        Ok(Self {
-            is_tls,
-            username,
-            password: password.filter(|password| !password.is_empty()),
-            host,
-            port,
-            path,
-            query,
-        })
+        let (host, zone, port) = address_parts(address).map_err(explained)?;
+        // The specification lets the host be left out even where a user or a port is named.
+        let default = match authority.is_empty() || !host.is_empty() {
+            true => "",
+            false => "localhost",
+        };
+        let scheme = if is_tls { "amqps://" } else { "amqp://" };
+        let closing = if zone.is_some() { "]" } else { "" };
+        let parts = [scheme, user, default, host, closing, port, behind];
+        // Made to size, for a buffer that grows leaves copies.
+        let size = parts.iter().map(|part| part.len()).sum();
+        let mut whole = Zeroizing::new(String::with_capacity(size));
+        for part in parts {
+            whole.push_str(part);
+        }
+        let url = Url::parse(&whole).map_err(|error| explained(reason(error)))?;
+        let host = match url.host_str().filter(|_| !host.is_empty()) {
+            Some(host) => Some(with_zone(decoded("host", host)?, zone)?),
+            None => None,
+        };
+        Ok(Self { is_tls, host, url })
     }
 }
 
 /// Without anything of the URL, since nobody knows which part of it is the secret.
-pub(super) fn refused(rule: &str) -> Error {
+pub(super) fn refused(rule: impl Into<String>) -> Error {
     Error::invalid("url", "…", rule)
 }
 
@@ -114,58 +123,59 @@ fn is_plain(address: &str) -> bool {
         || matches!(port, "5671" | "5672")
 }
 
-fn host_and_port(address: &str) -> Result<(Option<String>, Option<u16>)> {
+/// Host, zone of an IPv6 address, and port with the colon in front. With a zone the host has no
+/// closing bracket.
+///
+/// The zone stands behind `%25` (RFC 6874), or, as it is mostly written, behind `%`.
+fn address_parts(address: &str) -> Result<(&str, Option<&str>, &str)> {
     if address.contains(',') {
         return Err(refused(
             "it names one broker; several of them, a URL each, are for \
              BlockingConnection::open_any",
         ));
     }
-    let (host, behind) = match address.strip_prefix('[') {
-        Some(rest) => {
-            let (inside, behind) = rest.split_once(']').unwrap_or((rest, "]"));
-            (Some(ipv6(inside)?), behind)
+    let behind_brackets = address.rfind(']').map_or(0, |at| at + 1);
+    let colon = address[behind_brackets..].find(':');
+    let colon = colon.map_or(address.len(), |at| behind_brackets + at);
+    let (host, port) = address.split_at(colon);
+    if port.matches(':').count() > 1 {
+        return Err(no_address());
+    }
+    match host.strip_prefix('[').and_then(|it| it.split_once('%')) {
+        Some((inside, zone)) => {
+            let zone = zone.strip_suffix(']').ok_or_else(no_address)?;
+            let bare = zone.strip_prefix("25").filter(|zone| !zone.is_empty());
+            Ok((&host[..=inside.len()], Some(bare.unwrap_or(zone)), port))
         }
-        None => {
-            let (host, behind) = address.split_at(address.find(':').unwrap_or(address.len()));
-            let host = (!host.is_empty()).then(|| decoded("host", host));
-            (host.transpose()?, behind)
-        }
-    };
-    match behind.strip_prefix(':') {
-        None if behind.is_empty() => Ok((host, None)),
-        None => Err(no_address()),
-        Some("") => Ok((host, None)),
-        Some(port) if port.contains(':') => Err(no_address()),
-        Some(port) => match port.parse() {
-            Ok(number) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-                Ok((host, Some(number)))
-            }
-            _ => Err(Error::invalid("port", "…", "a number from 1 to 65535")),
-        },
+        None => Ok((host, None, port)),
     }
 }
 
-/// An IPv6 address, perhaps with a zone behind `%25` (RFC 6874), or, as it is mostly
-/// written, behind `%`.
-fn ipv6(inside: &str) -> Result<String> {
-    let (address, zone) = match inside.split_once('%') {
-        Some((address, zone)) => (address, Some(zone)),
-        None => (inside, None),
-    };
-    if address.parse::<Ipv6Addr>().is_err() {
-        return Err(no_address());
-    }
+fn with_zone(host: String, zone: Option<&str>) -> Result<String> {
     let Some(zone) = zone else {
-        return Ok(format!("[{address}]"));
+        return Ok(host);
     };
-    let zone = match zone.strip_prefix("25") {
-        Some(zone) if !zone.is_empty() => zone,
-        _ => zone,
-    };
-    match decoded("host", zone)? {
-        zone if zone.is_empty() => Err(no_address()),
-        zone => Ok(format!("[{address}%{zone}]")),
+    match (host.strip_suffix(']'), decoded("host", zone)?) {
+        (Some(address), zone) if !zone.is_empty() => Ok(format!("{address}%{zone}]")),
+        _ => Err(no_address()),
+    }
+}
+
+/// Whether a segment of the path would be taken for "here" or "one up", also if it is encoded.
+fn has_dot_segment(path: &str) -> bool {
+    path.split('/').any(|segment| {
+        let plain = segment.replace("%2e", ".").replace("%2E", ".");
+        plain == "." || plain == ".."
+    })
+}
+
+fn reason(error: ParseError) -> Error {
+    match error {
+        ParseError::InvalidPort => Error::invalid("port", "…", "a number from 1 to 65535"),
+        ParseError::InvalidIpv6Address | ParseError::InvalidIpv4Address => no_address(),
+        error => refused(format!(
+            "it is no URL ({error}); amqp://user:password@host:port/vhost is one"
+        )),
     }
 }
 
@@ -339,6 +349,20 @@ mod tests {
     }
 
     #[test]
+    fn a_virtual_host_of_dots_is_no_place_in_a_path() {
+        for url in [
+            "amqp://h/.",
+            "amqp://h/..",
+            "amqp://h/%2e%2E",
+            "amqp://h/v/../w",
+        ] {
+            refused_with(url, "ConnectionParameters::virtual_host");
+        }
+        assert_eq!(parse("amqp://h/...").virtual_host, "...");
+        assert_eq!(parse("amqp://h/a.b").virtual_host, "a.b");
+    }
+
+    #[test]
     fn a_list_of_hosts_is_told_of_open_any() {
         for url in [
             "amqp://one,two/v",
@@ -363,7 +387,7 @@ mod tests {
             ("amqp://[fe80::1%252]", "[fe80::1%2]", None),
             ("amqp://[fe80::1%25]", "[fe80::1%25]", None),
             ("amqp://[fe80::1%25my%2dlan]:1", "[fe80::1%my-lan]", Some(1)),
-            ("amqp://[::ffff:127.0.0.1]:", "[::ffff:127.0.0.1]", None),
+            ("amqp://[0:0:0:0:0:0:0:1]:", "[::1]", None),
         ] {
             let parameters = parse(url);
             assert_eq!((&*parameters.host, parameters.port), (host, port), "{url}");
