@@ -369,7 +369,7 @@ fn librabbitmq_gets_every_property_and_header() {
         "user_id: utf8 guest",
         "app_id: utf8 app",
         "cluster_id: utf8 cluster",
-        "headers: table of 23",
+        "headers: table of 24",
         "headers.bool: boolean 1",
         "headers.i8: i8 1",
         "headers.u8: u8 127",

@@ -217,7 +217,6 @@ fn a_server_name_says_which_name_the_certificate_has() {
     );
     // The dot that says to the resolver that the name is whole is in no certificate.
     opens(by_address.tls_options(trusting().server_name("localhost.")));
-    opens(parameters().host("localhost.").tls_options(trusting()));
     opens_with(trusting().server_name_indication(false));
 }
 
