@@ -125,11 +125,13 @@ impl Consumer {
         loop {
             match self.take(None) {
                 Ok(Some(delivery)) => {
-                    let _unfinished = Unfinished {
+                    let unfinished = Unfinished {
                         consumer: self,
                         delivery_tag: delivery.delivery_tag,
                     };
-                    act(delivery)?;
+                    let outcome = act(delivery);
+                    std::mem::forget(unfinished);
+                    outcome?;
                 }
                 Ok(None) => {}
                 Err(_) if self.is_cancelled_here() => return Ok(()),
@@ -258,8 +260,8 @@ impl Consumer {
     }
 }
 
-/// A delivery that is being handled. Should that panic, it goes back to its queue: else it would
-/// be unsettled for as long as the channel lives.
+/// A delivery that is being handled. It is dropped only if that panics, and then the delivery goes
+/// back to its queue: else it would be unsettled for as long as the channel lives.
 struct Unfinished<'a> {
     consumer: &'a Consumer,
     delivery_tag: u64,
@@ -267,7 +269,7 @@ struct Unfinished<'a> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if !std::thread::panicking() || !self.consumer.handle.port.is_returnable() {
+        if !self.consumer.handle.port.is_returnable() {
             return;
         }
         let shared = self.consumer.shared();

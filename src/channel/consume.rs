@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::dispatch::Callback;
 use super::{BlockingChannel, Call, Shared};
@@ -223,10 +222,10 @@ impl BlockingChannel {
 
     /// Cancels a consumer. Of one with a callback, hands back what it had received and
     /// not yet handled, if that needed no acknowledgement; everything else goes back to
-    /// its queue, from the call on. If the call fails, the callback goes on. A [`Consumer`] ends, when what it had received is taken; see its own
-    /// [`cancel`](Consumer::cancel).
+    /// its queue, from the call on. If the call fails, the callback goes on. A [`Consumer`] ends
+    /// when what it had received is taken; see its own [`cancel`](Consumer::cancel).
     ///
-    /// What is handed back is all that had come, up to `read_budget`; and each [`Delivery`] takes
+    /// What is handed back is all that had come, up to twice `read_budget`; and each [`Delivery`] takes
     /// some 150 bytes beside its body and properties, more than a small message that waits.
     ///
     /// A tag that does not exist is no error. Of consumers that have the same tag one after the
@@ -389,11 +388,10 @@ impl Shared {
     /// Cancels `consumer`, and no other one of its name.
     pub(crate) fn cancel(&self, consumer: &Arc<ConsumerPort>, nowait: bool) -> Result<()> {
         self.check_open()?;
-        let after = self.limits.rpc_timeout;
-        let deadline = Instant::now() + after;
+        let deadline = self.limits.call_deadline();
         let call = Call {
             id: basic::Cancel::ID,
-            after,
+            after: self.limits.rpc_timeout,
             consumer_tag: Some(consumer.tag.clone()),
             outcome: self.port.begin_cancel(consumer, nowait, deadline),
         };

@@ -132,7 +132,8 @@ impl ChannelPort {
         }
     }
 
-    /// Whether there is no such reason; cheaper than to ask for it.
+    /// Whether the channel can be used. This is [`end`](Self::end) without making the error, for
+    /// it is asked for each message.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.closed.get().is_none() && !self.has_begun_to_close() && self.connection.is_open()

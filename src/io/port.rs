@@ -337,7 +337,7 @@ impl ConnectionPort {
         }
     }
 
-    /// Whether there is no such reason.
+    /// Whether the connection can be used. This is [`end`](Self::end) without making the error.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.termination().is_none() && !self.is_closing()
