@@ -234,6 +234,8 @@ impl BlockingConnection {
     ///
     /// The reason, if the connection had ended before, or ends now in another way, also by a
     /// close of the broker that crosses this one: then what was published last may be lost.
+    /// So it is if the stream ends in place of the broker's answer, unless everything that was
+    /// published is confirmed.
     /// What the program has not been told of a channel that it has a handle of:
     /// [`Error::ChannelClosed`], if the broker has ended that, with what was published on it;
     /// in confirm mode also [`Error::Unconfirmed`] and [`Error::PublishFailures`], as

@@ -152,6 +152,30 @@ mod tests {
     }
 
     #[test]
+    fn those_that_are_added_while_others_are_told_come_behind_them() {
+        let (source, told) = (Source::default(), Arc::new(Mutex::new(Vec::new())));
+        let listeners: Listeners<Listeners<(), ()>, ()> = Listeners::default();
+        let own = Arc::new(listeners);
+        let (itself, order) = (Arc::downgrade(&own), Arc::clone(&told));
+        own.add(move |_, ()| {
+            order.lock().push("first");
+            if order.lock().len() == 1 {
+                let order = Arc::clone(&order);
+                itself.upgrade().unwrap().add(move |_, ()| {
+                    order.lock().push("second");
+                    Ok(())
+                });
+            }
+            Ok(())
+        });
+        let held = source.hold(&nobody).unwrap();
+        for _ in 0..2 {
+            own.tell(&held, &Listeners::default(), &()).unwrap();
+        }
+        assert_eq!(*told.lock(), ["first", "first", "second"]);
+    }
+
+    #[test]
     fn all_hear_of_the_end_and_the_first_error_is_told() {
         let (source, told) = (Source::default(), Arc::new(Mutex::new(Vec::new())));
         let listeners: Listeners<(), ()> = Listeners::default();

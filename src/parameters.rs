@@ -486,6 +486,31 @@ mod tests {
     use crate::protocol::table::FieldValue;
 
     #[test]
+    fn the_defaults_are_those_of_the_documentation() {
+        let shown = format!("{:?}", ConnectionParameters::new());
+        for part in [
+            "channel_max: 2047",
+            "frame_max: 131072",
+            "heartbeat: 60s",
+            "connection_attempts: 1",
+            "retry_delay: 2s",
+            "socket_timeout: 10s",
+            "handshake_timeout: 15s",
+            "rpc_timeout: 30s",
+            "publish_timeout: 30s",
+            "close_timeout: 10s",
+            "drop_timeout: 2s",
+            "max_message_size: 134217728",
+            "default_prefetch: 200",
+            "confirm_window: 1000",
+            "write_budget: 4194304",
+            "read_budget: 67108864",
+        ] {
+            assert!(shown.contains(part), "{part} is not in {shown}");
+        }
+    }
+
+    #[test]
     fn own_client_properties_win() {
         let parameters = ConnectionParameters::new()
             .connection_name("worker 7".to_owned())

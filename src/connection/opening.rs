@@ -211,6 +211,16 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parameters::TcpOptions;
+
+    #[test]
+    fn each_option_of_the_socket_is_what_was_asked_for() {
+        let options = TcpOptions::new().send_buffer(1000).receive_buffer(2000);
+        let parameters = ConnectionParameters::new().tcp_options(options);
+        let socket = target(&parameters).unwrap().socket;
+        assert_eq!(socket.send_buffer, Some(1000));
+        assert_eq!(socket.receive_buffer, Some(2000));
+    }
 
     #[cfg(feature = "tls")]
     fn server_name(parameters: ConnectionParameters) -> String {

@@ -168,6 +168,10 @@ impl ChannelPort {
         if let Some(reason) = reason {
             let _ = self.closed.set(reason);
         }
+        if !self.inbox.has_ended() {
+            let settled = self.publishing.settled();
+            self.connection.counters.messages_settled.add(settled);
+        }
         self.publishing.channel_ended();
         self.inbox.end();
         self.announce();

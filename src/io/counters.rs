@@ -10,6 +10,8 @@ pub(crate) struct Counters {
     pub(crate) frames_sent: Counter,
     pub(crate) frames_received: Counter,
     pub(crate) messages_published: Counter,
+    /// Those of them that the broker has confirmed or refused, of channels that have ended.
+    pub(crate) messages_settled: Counter,
     pub(crate) messages_received: Counter,
     pub(crate) messages_returned: Counter,
     pub(crate) deliveries_held_back: Counter,

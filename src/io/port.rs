@@ -582,6 +582,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn who_begins_to_wait_wakes_an_io_thread_that_does_not_read_and_no_other() {
+        let mut poll = Poll::new().unwrap();
+        let (wake, _alarm) = Wake::new(poll.registry(), Token(0)).unwrap();
+        let (_, ended) = crossbeam_channel::bounded(0);
+        let settings = settings(1 << 20);
+        let port = ConnectionPort::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
+        let mut events = mio::Events::with_capacity(1);
+        for is_paused in [false, true] {
+            port.backlog.wait_for(1, is_paused);
+            port.wake().announce();
+            drop(port.waiting());
+            poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            assert_eq!(!events.is_empty(), is_paused);
+        }
+    }
+
+    #[test]
     fn an_alarm_is_due_at_its_time_and_once() {
         let (port, t0) = (port(1 << 20), Instant::now());
         let when = t0 + Duration::from_secs(5);

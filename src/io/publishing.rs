@@ -380,6 +380,12 @@ impl Publishing {
         self.state.lock().news.as_mut()?.take()
     }
 
+    /// How many publishes the broker has confirmed or refused.
+    pub(crate) fn settled(&self) -> u64 {
+        let ledger = &self.state.lock().ledger;
+        ledger.last() - ledger.outstanding() as u64
+    }
+
     /// How many publishes the broker has said nothing of yet.
     pub(crate) fn outstanding(&self) -> usize {
         self.state.lock().ledger.outstanding()

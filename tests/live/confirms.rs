@@ -363,6 +363,8 @@ fn a_message_is_known_again_by_every_property() {
     }
 }
 
+/// RabbitMQ works off a publish before the close behind it, so its own close always comes; but
+/// that may be here before the program is done publishing.
 #[test]
 fn a_close_that_crosses_that_of_the_broker_is_not_ok() {
     for _ in 0..20 {
@@ -371,7 +373,9 @@ fn a_close_that_crosses_that_of_the_broker_is_not_ok() {
         let immediate = Message::new("x").immediate(true);
         channel.basic_publish("", "q", immediate).unwrap();
         for _ in 0..10 {
-            channel.basic_publish("", "q", "lost").unwrap();
+            if let Err(error) = channel.basic_publish("", "q", "lost") {
+                assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
+            }
         }
         let error = connection.close().unwrap_err();
         assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));

@@ -782,6 +782,72 @@ fn a_peer_that_throws_the_connection_away_instead_of_an_answer_ends_a_close_well
     );
 }
 
+/// What nobody has confirmed by then may be lost; with the channel it was published on closed
+/// before, or not.
+#[test]
+fn a_stream_that_ends_instead_of_an_answer_is_told_unless_all_is_confirmed() {
+    for (confirmed, closes_channel, resets) in [
+        (false, false, false),
+        (false, false, true),
+        (false, true, false),
+        (true, false, true),
+        (true, true, false),
+        (true, false, false),
+    ] {
+        crate::peer::play(
+            move |listener| {
+                let mut wire = listener.accept();
+                wire.handshake(Tune::default());
+                wire.open_channel(1);
+                if confirmed {
+                    wire.expect(1, CONFIRM_SELECT);
+                    wire.send(1, CONFIRM_SELECT_OK, args());
+                }
+                for _ in 0..2 {
+                    wire.expect_publish(1);
+                }
+                if confirmed {
+                    wire.send(1, BASIC_ACK, args().u64(2).u8(1));
+                }
+                if closes_channel {
+                    wire.expect(1, CHANNEL_CLOSE);
+                    wire.send(1, CHANNEL_CLOSE_OK, args());
+                }
+                wire.expect(0, CONNECTION_CLOSE);
+                match resets {
+                    true => wire.reset(),
+                    false => wire.shut_down(),
+                }
+            },
+            move |parameters| {
+                let connection = BlockingConnection::open(parameters).unwrap();
+                let channel = connection.channel().unwrap();
+                if confirmed {
+                    channel.confirm_delivery().unwrap();
+                }
+                for _ in 0..2 {
+                    channel.basic_publish("", "q", "x").unwrap();
+                }
+                if closes_channel {
+                    channel.close().unwrap();
+                }
+                let outcome = connection.close();
+                match (confirmed, resets) {
+                    (true, _) => outcome.unwrap(),
+                    (false, true) => assert!(matches!(
+                        outcome,
+                        Err(Error::ConnectionLost(ConnectionLoss::Io(..)))
+                    )),
+                    (false, false) => assert!(matches!(
+                        outcome,
+                        Err(Error::ConnectionLost(ConnectionLoss::EndOfStream))
+                    )),
+                }
+            },
+        );
+    }
+}
+
 #[test]
 fn a_close_that_is_never_answered_is_told() {
     let (gone, silence) = signal();

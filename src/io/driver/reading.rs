@@ -102,18 +102,34 @@ impl Driver {
     /// The socket is of no use any more.
     pub(super) fn fail(&mut self, error: &io::Error) {
         // The end of a stream that we have closed can come as a reset.
-        if error.kind() == io::ErrorKind::ConnectionReset && self.port.is_closing() {
-            return self.core.ended();
+        let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
+        match is_reset && self.may_be_missing_only_the_answer() {
+            true => self.core.ended(),
+            false => self.lose(Termination::Io(error.kind(), error.to_string())),
         }
-        self.lose(Termination::Io(error.kind(), error.to_string()));
     }
 
     /// The stream has ended.
     pub(super) fn ended(&mut self) {
-        match self.core.is_closing() {
+        match self.may_be_missing_only_the_answer() {
             true => self.core.ended(),
             false => self.lose(Termination::EndOfStream),
         }
+    }
+
+    /// Whether an end of the stream costs no more than the answer to our close: the broker has
+    /// said of everything that was published what became of it.
+    fn may_be_missing_only_the_answer(&mut self) -> bool {
+        if !self.core.is_closing() {
+            return false;
+        }
+        // The confirms that came last.
+        self.dispatch();
+        let channels = self.core.channels().map(|(channel, _)| channel);
+        let open = channels.filter(|channel| !channel.inbox.has_ended());
+        let settled: u64 = open.map(|channel| channel.publishing.settled()).sum();
+        let counters = &self.port.counters;
+        counters.messages_published.get() == settled + counters.messages_settled.get()
     }
 
     pub(super) fn lose(&mut self, termination: Termination) {

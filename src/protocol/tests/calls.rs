@@ -278,6 +278,36 @@ fn blocked_and_unblocked_are_told() {
 }
 
 #[test]
+fn a_broker_that_blocks_has_its_time_from_the_first_word_until_it_unblocks() {
+    let second = Duration::from_secs(1);
+    let mut scenario = Scenario::new();
+    scenario.core = Connection::new(
+        FrameDecoder::new(FRAME_MAX),
+        &negotiated(),
+        limits(Some(second * 10)),
+        scenario.now,
+    );
+    let blocked = || connection::Blocked::default().reason("low on disk");
+    scenario.peer_sends(0, blocked());
+    scenario.peer_sends(0, connection::Unblocked::default());
+    scenario.events();
+    scenario.pass(second * 20);
+    assert_eq!(scenario.events(), []);
+
+    let start = scenario.now;
+    scenario.peer_sends(0, blocked());
+    scenario.pass(second * 6);
+    scenario.peer_sends(0, blocked());
+    scenario.events();
+    assert_eq!(scenario.core.poll_timeout(), Some(start + second * 10));
+    scenario.pass(second * 4);
+    let after = second * 10;
+    let reason = "low on disk".into();
+    let end = Termination::BlockedTooLong { after, reason };
+    assert_eq!(scenario.events(), [Seen::Closed(end)]);
+}
+
+#[test]
 fn a_close_that_is_under_way_has_no_other_deadline() {
     let (short, long) = (Duration::from_secs(1), Duration::from_secs(10));
     let mut scenario = Scenario::new();
