@@ -172,7 +172,7 @@ impl BlockingConnection {
 
     fn try_open(parameters: &ConnectionParameters) -> Result<Self> {
         let target = opening::target(parameters)?;
-        let (port, thread) = open::open(target, || parameters.offer())
+        let (port, thread) = open::open(&target, || parameters.offer())
             .map_err(|error| opening::refused(error, parameters))?;
         parameters.credentials.connected();
         log::info!("{}: connected", port.name);

@@ -68,7 +68,7 @@ pub enum Error {
     },
     /// The connection did not come about.
     Connect {
-        /// The address that was tried, or the host's name.
+        /// The address that was tried and came furthest, or the host's name.
         address: String,
         /// How far it came.
         stage: Stage,
@@ -76,6 +76,9 @@ pub enum Error {
         tls: bool,
         /// What stopped it.
         cause: ConnectFailure,
+        /// What came of the host's other addresses, each with the address in front; also that
+        /// no time was left for one. Empty if the host has a single address.
+        others: Vec<String>,
     },
     /// The broker does not take the credentials.
     AuthenticationFailed {

@@ -220,8 +220,8 @@ impl ConnectionParameters {
         /// (pika: 0.25 s, too short for real networks). URL options `socket_timeout`, and
         /// `connection_timeout` in milliseconds.
         socket_timeout: Duration,
-        /// How long one attempt may take altogether: name, TCP, TLS and AMQP. Default: 15 s.
-        /// URL option.
+        /// How long one attempt may take altogether: name, TCP, TLS and AMQP. All addresses of
+        /// the host share it. Default: 15 s. URL option.
         handshake_timeout: Duration,
         /// How long a call may wait for its reply. Default: 30 s. URL option.
         rpc_timeout: Duration,

@@ -1,18 +1,17 @@
 //! From parameters to a target, and from what stopped the opening to an error.
 
 use std::ffi::OsString;
-#[cfg(feature = "tls")]
-use std::net::Ipv6Addr;
 
 use zeroize::Zeroizing;
 
 use crate::error::{ConnectFailure, Error, Result, TlsFailure};
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
-use crate::io::open::{Cause, OpenError, Target};
+use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::port::Settings;
 use crate::io::transport::SocketOptions;
 use crate::parameters::{ConnectionParameters, Oversized};
+use crate::protocol::addresses::Pace;
 use crate::protocol::content::SizeLimit;
 use crate::protocol::failure::{CloseReason, ReplyCode};
 use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE, Stage};
@@ -65,6 +64,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
         tls: tls(parameters, &name)?,
         socket_timeout: parameters.socket_timeout,
         handshake_timeout: parameters.handshake_timeout,
+        pace: Pace::default(),
         settings: Settings {
             name,
             write_limit: parameters.write_budget,
@@ -118,7 +118,8 @@ fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
 fn bare(name: &str) -> &str {
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     match bare.split_once('%') {
-        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address,
+        // Only an IPv6 address has both.
+        Some((address, _)) if address.contains(':') => address,
         _ => bare.strip_suffix('.').unwrap_or(bare),
     }
 }
@@ -143,15 +144,37 @@ fn is_about_vhost(reason: &CloseReason) -> bool {
     }
 }
 
-/// What a connection that did not come about says of itself.
+/// The error of an opening that has failed, with a line for each further address.
 pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
-    let OpenError {
+    let failed = error
+        .others
+        .into_iter()
+        .map(|other| brief(other, parameters));
+    let untried = error.untried.iter();
+    let untried = untried.map(|address| format!("{address}: no time was left for it"));
+    let others = failed.chain(untried).collect();
+    told(*error.failure, others, parameters)
+}
+
+/// The failure of another address, in short.
+fn brief(failure: Failure, parameters: &ConnectionParameters) -> String {
+    let address = failure.address.clone();
+    match told(failure, Vec::new(), parameters) {
+        Error::Connect { stage, cause, .. } => format!("{address}: {cause}, {stage}"),
+        error @ Error::NotAmqp { .. } => error.to_string(),
+        error => format!("{address}: {error}"),
+    }
+}
+
+/// The error for the failure of one address.
+fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters) -> Error {
+    let Failure {
         stage,
         address,
         mechanism,
         answer_size,
         cause,
-    } = error;
+    } = failure;
     let mechanism = mechanism.unwrap_or_default();
     let hung_up = cause.is_hang_up();
     let cause = match cause {
@@ -205,6 +228,7 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
         stage,
         tls: parameters.tls,
         cause,
+        others,
     }
 }
 
@@ -251,6 +275,53 @@ mod tests {
         // The resolver is told the whole name.
         let target = target(&at("rabbit.")).unwrap();
         assert_eq!(target.host, "rabbit.");
+    }
+
+    fn failure(last: u8, stage: Stage, cause: Cause) -> Failure {
+        Failure {
+            stage,
+            address: format!("10.0.0.{last}:5672"),
+            mechanism: None,
+            answer_size: 0,
+            cause,
+        }
+    }
+
+    #[test]
+    fn an_error_names_all_addresses_and_what_became_of_them() {
+        let time = std::time::Duration::from_secs(5);
+        let refused = std::io::Error::other("connection refused");
+        let mail = HandshakeFailure::NotAmqp(b"220 mail".to_vec());
+        let version = HandshakeFailure::Version(*b"AMQP\x00\x01\x00\x00");
+        let error = OpenError {
+            failure: Box::new(failure(1, Stage::Header, Cause::TimedOut(time))),
+            others: vec![
+                failure(2, Stage::Tcp, Cause::Io(refused)),
+                failure(3, Stage::Header, Cause::Handshake(mail)),
+                failure(4, Stage::Header, Cause::Handshake(version)),
+            ],
+            untried: vec!["10.0.0.5:5672".parse().unwrap()],
+        };
+        let error = super::refused(error, &ConnectionParameters::new());
+        let text = error.to_string();
+        let Error::Connect {
+            address, others, ..
+        } = error
+        else {
+            panic!("{text}");
+        };
+        assert_eq!(address, "10.0.0.1:5672");
+        let [second, third, fourth, fifth] = &others[..] else {
+            panic!("{others:?}");
+        };
+        let expected = "10.0.0.2:5672: connection refused, while TCP was connecting";
+        assert_eq!(second, expected);
+        assert!(third.starts_with("10.0.0.3:5672 is no AMQP broker"));
+        assert!(fourth.starts_with("10.0.0.4:5672: the peer does not speak AMQP 0-9-1"));
+        assert_eq!(fifth, "10.0.0.5:5672: no time was left for it");
+        for other in others {
+            assert!(text.contains(&other), "{text}");
+        }
     }
 
     #[test]

@@ -20,9 +20,14 @@ impl fmt::Display for Error {
                 stage,
                 tls,
                 cause,
+                others,
             } => {
                 write!(f, "no connection to {address}: {cause}, {stage}")?;
-                f.write_str(advice(*stage, *tls, cause))
+                f.write_str(advice(*stage, *tls, cause))?;
+                if !others.is_empty() {
+                    write!(f, " (the host has other addresses: {})", others.join("; "))?;
+                }
+                Ok(())
             }
             Self::AuthenticationFailed {
                 mechanism,

@@ -47,21 +47,22 @@ use crate::protocol::methods::basic;
 use crate::protocol::settlements::Settlements;
 
 pub(crate) const SOCKET: Token = Token(0);
-const WAKE: Token = Token(1);
+pub(crate) const WAKE: Token = Token(1);
 
 /// Which part of the time that a reply is looked for the next call is: a program may do
 /// something else between two calls, while a broker answers at once.
 const CALL_SPIN_SHARE: u32 = 5;
 
-/// Starts the IO thread of an open connection.
+/// Starts the IO thread of an open connection; `alarm` ends a wait in `poll`.
 pub(crate) fn spawn(
     poll: Poll,
+    alarm: Arc<Waker>,
     transport: Transport,
     decoder: FrameDecoder,
     negotiated: Negotiated,
     settings: Settings,
 ) -> io::Result<(Arc<ConnectionPort>, JoinHandle<()>)> {
-    let driver = prepare(poll, transport, decoder, negotiated, settings)?;
+    let driver = prepare(poll, alarm, transport, decoder, negotiated, settings)?;
     let port = Arc::clone(&driver.port);
     let thread = thread::Builder::new()
         .name("cony-io".into())
@@ -71,6 +72,7 @@ pub(crate) fn spawn(
 
 fn prepare(
     poll: Poll,
+    alarm: Arc<Waker>,
     transport: Transport,
     decoder: FrameDecoder,
     negotiated: Negotiated,
@@ -86,7 +88,7 @@ fn prepare(
         },
         Instant::now(),
     );
-    let (wake, alarm) = Wake::new(poll.registry(), WAKE)?;
+    let wake = Wake::with(&alarm);
     let (alive, ended) = bounded(0);
     let spin_limit = spin::limit_here(settings.busy_wait);
     let port = Arc::new(ConnectionPort::new(

@@ -11,7 +11,7 @@
 //! | IO → who waits for an RPC answer | [`answers`], a crossbeam channel for each request | 2 | that thread, with a deadline |
 //! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
 //!
-//! [`open`] brings a connection about on the caller's thread; [`driver`] is the loop
+//! [`open`] opens a connection on the caller's thread, at one of the host's addresses; [`driver`] is the loop
 //! of the thread that then serves it,
 //! and `dispatch` its way to the threads that wait; [`transport`] is the stream, plain or TLS;
 //! [`outbox`] holds what waits to be written.

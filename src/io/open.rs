@@ -1,22 +1,32 @@
-//! Opening a connection, on the thread of the caller and under one deadline: names,
-//! TCP, TLS and the AMQP handshake, over the stream that the IO thread then takes over.
+//! Opening a connection under one deadline: names, TCP, TLS and the AMQP handshake, over the
+//! stream that the IO thread then takes over.
+//!
+//! All of it happens on the caller's thread, which waits in one place only: a `Poll` for every
+//! socket and for a waker. Which address gets the time is decided by
+//! [`protocol::addresses`](crate::protocol::addresses); `talk` speaks with one of them. Only the
+//! system's resolver waits elsewhere, on a thread of its own that rings the waker: it knows no
+//! deadline, and is left to itself when that passes.
 
-use std::io::{self, Read, Write};
+mod talk;
+#[cfg(test)]
+mod tests;
+
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
 use mio::net::TcpStream;
-use mio::{Events, Interest, Poll};
+use mio::{Events, Interest, Poll, Waker};
 
-use super::driver::{self, SOCKET};
+use self::talk::{Progress, Served, Talk};
+use super::driver::{self, SOCKET, WAKE};
 use super::port::{ConnectionPort, Settings};
-use super::transport::{self, SocketOptions, Transport};
-use crate::protocol::handshake::{Handshake, HandshakeFailure, Offer, Stage};
-
-/// How many reads follow a write that has failed, to learn why.
-const LAST_READS: usize = 16;
+use super::transport::{self, SocketOptions};
+use crate::protocol::addresses::{Addresses, Bounds, Pace, Step};
+use crate::protocol::handshake::{HandshakeFailure, Offer, Stage};
 
 /// Where to connect to, and within what bounds.
 pub(crate) struct Target {
@@ -29,6 +39,7 @@ pub(crate) struct Target {
     pub(crate) socket_timeout: Duration,
     /// For everything together.
     pub(crate) handshake_timeout: Duration,
+    pub(crate) pace: Pace,
     pub(crate) settings: Settings,
 }
 
@@ -40,9 +51,20 @@ pub(crate) struct Tls {
     pub(crate) server_name: String,
 }
 
-/// How far it came, and what stopped it.
+/// Why no address let in.
 #[derive(Debug)]
 pub(crate) struct OpenError {
+    /// The failure that tells most.
+    pub(crate) failure: Box<Failure>,
+    /// Those of the host's other addresses.
+    pub(crate) others: Vec<Failure>,
+    /// The addresses that there was no time for.
+    pub(crate) untried: Vec<SocketAddr>,
+}
+
+/// How far it came with one address, and what stopped it.
+#[derive(Debug)]
+pub(crate) struct Failure {
     pub(crate) stage: Stage,
     /// The address that was tried, or the host if there was none yet.
     pub(crate) address: String,
@@ -53,7 +75,27 @@ pub(crate) struct OpenError {
     pub(crate) cause: Cause,
 }
 
-impl OpenError {
+#[derive(Debug)]
+pub(crate) enum Cause {
+    Io(io::Error),
+    TimedOut(Duration),
+    EndOfStream,
+    #[cfg(feature = "tls")]
+    Tls(String),
+    Handshake(HandshakeFailure),
+}
+
+impl From<Failure> for OpenError {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure: Box::new(failure),
+            others: Vec::new(),
+            untried: Vec::new(),
+        }
+    }
+}
+
+impl Failure {
     /// Before any mechanism was chosen.
     fn new(stage: Stage, address: String, cause: Cause) -> Self {
         Self {
@@ -75,16 +117,14 @@ impl OpenError {
             _ => false,
         }
     }
-}
 
-#[derive(Debug)]
-pub(crate) enum Cause {
-    Io(io::Error),
-    TimedOut(Duration),
-    EndOfStream,
-    #[cfg(feature = "tls")]
-    Tls(String),
-    Handshake(HandshakeFailure),
+    /// How long the address was waited for in vain.
+    fn waited(&self) -> Duration {
+        match self.cause {
+            Cause::TimedOut(after) => after,
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 impl Cause {
@@ -108,349 +148,301 @@ impl Cause {
 pub(crate) type Opened = (Arc<ConnectionPort>, JoinHandle<()>);
 
 /// Opens a connection; `offer` is made anew for each address.
-pub(crate) fn open(target: Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {
+pub(crate) fn open(target: &Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {
     let start = Instant::now();
-    let deadline = start + target.handshake_timeout;
-    let addresses = transport::resolve(&target.host, target.port, deadline).map_err(|error| {
-        let cause = io_cause(error, target.handshake_timeout);
-        OpenError::new(Stage::Resolve, target.host.clone(), cause)
-    })?;
-    let attempt = |address| {
-        let attempt = Attempt {
-            target: &target,
-            address,
-            deadline,
-        };
-        attempt.run(offer())
+    let mut readiness = Readiness::new().map_err(|error| target.failure(Cause::Io(error)))?;
+    let addresses = readiness
+        .resolve(target, start + target.handshake_timeout)
+        .map_err(|cause| target.failure(cause))?;
+    open_at(&addresses, target, readiness, start, offer)
+}
+
+/// Opens a connection to one of these addresses.
+fn open_at(
+    addresses: &[SocketAddr],
+    target: &Target,
+    readiness: Readiness,
+    start: Instant,
+    offer: impl Fn() -> Offer,
+) -> Result<Opened, OpenError> {
+    let bounds = Bounds {
+        start,
+        deadline: start + target.handshake_timeout,
+        connect_timeout: target.socket_timeout,
+        pace: target.pace,
     };
-    first_of(addresses, attempt).map_err(|failure| {
-        failure.unwrap_or_else(|| {
-            let cause = Cause::Io(io::ErrorKind::NotFound.into());
-            OpenError::new(Stage::Resolve, target.host.clone(), cause)
+    let candidate = |address: &SocketAddr| Candidate {
+        address: *address,
+        socket: None,
+    };
+    let attempt = Attempt {
+        target,
+        offer,
+        readiness,
+        turns: Addresses::new(addresses.len(), bounds),
+        candidates: addresses.iter().map(candidate).collect(),
+        talk: None,
+        failures: Vec::new(),
+    };
+    attempt.run()
+}
+
+impl Target {
+    /// A failure before there was an address.
+    fn failure(&self, cause: Cause) -> Failure {
+        Failure::new(Stage::Resolve, self.host.clone(), cause)
+    }
+}
+
+/// Waits for sockets to have something new to say, or for the waker.
+struct Readiness {
+    poll: Poll,
+    events: Events,
+    waker: Arc<Waker>,
+}
+
+impl Readiness {
+    fn new() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(16),
+            waker,
         })
-    })
-}
+    }
 
-/// Attempts one address after the other until one succeeds, or refuses for good. Without a
-/// success, the failure that tells most; `None` if there is no address.
-fn first_of<T>(
-    addresses: impl IntoIterator<Item = SocketAddr>,
-    attempt: impl Fn(SocketAddr) -> Result<T, OpenError>,
-) -> Result<T, Option<OpenError>> {
-    let mut last = None;
-    for address in addresses {
-        match attempt(address) {
-            Ok(opened) => return Ok(opened),
-            Err(error) => {
-                log::debug!("{address}: {} {:?}", error.stage, error.cause);
-                let is_refused = error.is_refused();
-                last = Some(match last {
-                    Some(last) => further(last, error),
-                    None => error,
-                });
-                if is_refused {
-                    break;
-                }
-            }
+    /// Waits, at most until then. All sockets are looked at afterwards, so it does not matter
+    /// which one it was.
+    fn wait(&mut self, until: Instant) -> Result<(), Cause> {
+        let time = until.saturating_duration_since(Instant::now());
+        match self.poll.poll(&mut self.events, Some(time)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(Cause::Io(error)),
+            _ => Ok(()),
         }
     }
-    Err(last)
-}
 
-/// Of two failures the one that came further, as the one that tells more: behind a name
-/// there may be addresses where nobody listens at all.
-fn further(one: OpenError, other: OpenError) -> OpenError {
-    match other.stage >= one.stage {
-        true => other,
-        false => one,
+    fn watch(&self, socket: &mut TcpStream) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(socket, SOCKET, both)
     }
-}
 
-fn io_cause(error: io::Error, timeout: Duration) -> Cause {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Cause::TimedOut(timeout),
-        _ => Cause::Io(error),
-    }
-}
-
-/// One try at one address.
-struct Attempt<'a> {
-    target: &'a Target,
-    address: SocketAddr,
-    deadline: Instant,
-}
-
-impl Attempt<'_> {
-    fn run(&self, offer: Offer) -> Result<Opened, OpenError> {
-        let timeout = self.target.socket_timeout.min(self.left());
-        let mut socket = transport::connect(self.address, &self.target.socket, timeout)
-            .map_err(|error| self.error(Stage::Tcp, io_cause(error, timeout)))?;
-        let mut readiness = Readiness::new(&mut socket)
-            .map_err(|error| self.error(Stage::Tcp, Cause::Io(error)))?;
-        let mut transport = self.secure(socket, &mut readiness)?;
-        let mut handshake = Handshake::new(offer);
-        if let Err(cause) = self.shake_hands(&mut handshake, &mut transport, &mut readiness) {
-            // A broker that closed is owed its close-ok; whether it arrives changes nothing.
-            let _ = transport.write(handshake.take_output().as_bytes());
-            transport.shut_down();
-            return Err(OpenError {
-                mechanism: handshake.mechanism().map(str::to_owned),
-                answer_size: handshake.answer_size(),
-                ..self.error(handshake.stage(), cause)
-            });
+    /// All addresses of the host.
+    fn resolve(&mut self, target: &Target, deadline: Instant) -> Result<Vec<SocketAddr>, Cause> {
+        let waker = Arc::downgrade(&self.waker);
+        let found = transport::resolve(&target.host, target.port, move || ring(&waker));
+        match self.receive(&found.map_err(Cause::Io)?, deadline)? {
+            Some(outcome) => outcome.map_err(Cause::Io),
+            None => Err(Cause::TimedOut(target.handshake_timeout)),
         }
-        let (decoder, negotiated) = handshake.finish();
-        driver::spawn(
-            readiness.poll,
-            transport,
-            decoder,
-            negotiated,
-            self.target.settings.clone(),
-        )
-        .map_err(|error| self.error(Stage::Open, Cause::Io(error)))
     }
 
-    fn shake_hands(
-        &self,
-        handshake: &mut Handshake,
-        transport: &mut Transport,
-        readiness: &mut Readiness,
-    ) -> Result<(), Cause> {
+    /// Waits for a value from a thread that rings the waker behind it; `None` at the deadline.
+    fn receive<T>(&mut self, sent: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Cause> {
         loop {
-            let output = handshake.take_output();
-            if let Err(cause) = self.write_all(output.as_bytes(), transport, readiness) {
-                return Err(self.last_words(handshake, transport).unwrap_or(cause));
+            let received = sent.try_recv().ok();
+            if received.is_some() || Instant::now() >= deadline {
+                return Ok(received);
             }
-            // A peer that never stops talking must not prolong this.
-            if self.left().is_zero() {
-                return Err(Cause::TimedOut(self.timeout()));
-            }
-            match transport.read(handshake.space()) {
-                Ok(0) => return Err(Cause::EndOfStream),
-                Ok(count) => {
-                    if handshake.received(count).map_err(Cause::Handshake)? {
-                        return Ok(());
+            self.wait(deadline)?;
+        }
+    }
+}
+
+/// Wakes the thread that opens a connection, if it still does.
+fn ring(waker: &Weak<Waker>) {
+    if let Some(Err(error)) = waker.upgrade().map(|waker| waker.wake()) {
+        log::error!("a thread that opens a connection cannot be woken: {error}");
+    }
+}
+
+/// One attempt at all addresses of a host. Its sockets are closed with it.
+struct Attempt<'a, F> {
+    target: &'a Target,
+    offer: F,
+    readiness: Readiness,
+    turns: Addresses,
+    candidates: Vec<Candidate>,
+    /// The address that is talked to, by its number.
+    talk: Option<(usize, Talk)>,
+    failures: Vec<Failure>,
+}
+
+struct Candidate {
+    address: SocketAddr,
+    /// While it connects, and until it is talked to.
+    socket: Option<TcpStream>,
+}
+
+impl<F: Fn() -> Offer> Attempt<'_, F> {
+    fn run(mut self) -> Result<Opened, OpenError> {
+        loop {
+            match self.turns.next(Instant::now()) {
+                Step::Connect(index) => self.connect(index),
+                Step::Talk(index) => self.begin_talk(index),
+                Step::Close(index) => drop(self.take_socket(index)),
+                Step::GiveUp(index, after) => self.give_up(index, Cause::TimedOut(after)),
+                Step::Exhausted => return Err(self.error()),
+                Step::Wait(until) => match self.talk.take() {
+                    Some((index, talk)) => {
+                        if let Some(served) = self.advance(index, talk, until)? {
+                            return self.serve(index, served);
+                        }
                     }
-                }
-                Err(error) => self.wait_for(error, readiness)?,
-            }
-        }
-    }
-
-    /// Why the peer takes nothing any more, if it has said so before it hung up.
-    fn last_words(&self, handshake: &mut Handshake, transport: &mut Transport) -> Option<Cause> {
-        for _ in 0..LAST_READS {
-            match transport.read(handshake.space()) {
-                Ok(0) => return None,
-                Ok(count) => match handshake.received(count) {
-                    Ok(_) => {}
-                    Err(failure) => return Some(Cause::Handshake(failure)),
+                    None => self.wait(until)?,
                 },
-                Err(error) => return self.tls_cause(&error),
+            }
+            if self.is_refused() {
+                return Err(self.error());
             }
         }
-        None
     }
 
-    /// What TLS has to say, which it does as an error without a code of the system.
-    #[cfg(feature = "tls")]
-    fn tls_cause(&self, error: &io::Error) -> Option<Cause> {
-        let own = self.target.tls.is_some()
-            && error.raw_os_error().is_none()
-            && error.kind() == io::ErrorKind::Other;
-        own.then(|| Cause::Tls(error.to_string()))
+    fn connect(&mut self, index: usize) {
+        let Some(candidate) = self.candidates.get_mut(index) else {
+            return;
+        };
+        let socket = transport::begin_connect(candidate.address, &self.target.socket);
+        let watched = socket.and_then(|socket| {
+            let socket = candidate.socket.insert(socket);
+            self.readiness.watch(socket)
+        });
+        match watched {
+            Ok(()) => self.look_at(index),
+            Err(error) => self.give_up(index, Cause::Io(error)),
+        }
     }
 
-    #[cfg(not(feature = "tls"))]
-    fn tls_cause(&self, _: &io::Error) -> Option<Cause> {
-        None
+    /// Looks whether a connect has succeeded.
+    fn look_at(&mut self, index: usize) {
+        let candidate = self.candidates.get(index);
+        let Some(socket) = candidate.and_then(|candidate| candidate.socket.as_ref()) else {
+            return;
+        };
+        match transport::is_connected(socket) {
+            Ok(true) => self.turns.connected(index),
+            Ok(false) => {}
+            Err(error) => self.give_up(index, Cause::Io(error)),
+        }
     }
 
-    fn write_all(
-        &self,
-        bytes: &[u8],
-        transport: &mut Transport,
-        readiness: &mut Readiness,
-    ) -> Result<(), Cause> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match transport.write(rest) {
-                Ok(0) => return Err(Cause::EndOfStream),
-                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-                Err(error) => self.wait_for(error, readiness)?,
-            }
+    /// Waits, and looks which connects have succeeded.
+    fn wait(&mut self, until: Instant) -> Result<(), OpenError> {
+        self.readiness
+            .wait(until)
+            .map_err(|cause| self.target.failure(cause))?;
+        for index in 0..self.candidates.len() {
+            self.look_at(index);
         }
         Ok(())
     }
 
-    /// Waits if that is all that `error` asks for.
-    fn wait_for(&self, error: io::Error, readiness: &mut Readiness) -> Result<(), Cause> {
-        match error.kind() {
-            io::ErrorKind::Interrupted => Ok(()),
-            io::ErrorKind::WouldBlock => readiness.wait(self.deadline, self.timeout()),
-            io::ErrorKind::UnexpectedEof => Err(Cause::EndOfStream),
-            _ => Err(self.tls_cause(&error).unwrap_or(Cause::Io(error))),
-        }
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn secure(&self, socket: TcpStream, _: &mut Readiness) -> Result<Transport, OpenError> {
-        Ok(Transport::Plain(socket))
-    }
-
-    #[cfg(feature = "tls")]
-    fn secure(&self, socket: TcpStream, readiness: &mut Readiness) -> Result<Transport, OpenError> {
-        use native_tls::HandshakeError::{Failure, WouldBlock};
-
-        let Some(tls) = &self.target.tls else {
-            return Ok(Transport::Plain(socket));
+    fn begin_talk(&mut self, index: usize) {
+        let Some(socket) = self.take_socket(index) else {
+            return;
         };
-        let mut outcome = tls.connector.connect(&tls.server_name, socket);
-        loop {
-            match outcome {
-                Ok(stream) => return Ok(Transport::Tls(Box::new(stream))),
-                Err(Failure(error)) => {
-                    return Err(self.error(Stage::Tls, Cause::Tls(error.to_string())));
-                }
-                Err(WouldBlock(unfinished)) => {
-                    readiness
-                        .wait(self.deadline, self.timeout())
-                        .map_err(|cause| self.error(Stage::Tls, cause))?;
-                    outcome = unfinished.handshake();
-                }
+        match Talk::begin(self.target, self.address(index), socket, (self.offer)()) {
+            Ok(talk) => self.talk = Some((index, talk)),
+            Err(failure) => self.fail(index, failure),
+        }
+    }
+
+    /// Goes on with the talk, or waits; `Some` if the connection is open.
+    fn advance(
+        &mut self,
+        index: usize,
+        talk: Talk,
+        until: Instant,
+    ) -> Result<Option<Served>, OpenError> {
+        let (talk, must_wait) = match talk.advance() {
+            Ok(Progress::Done(served)) => return Ok(Some(served)),
+            Ok(Progress::Ready(talk)) => (talk, false),
+            Ok(Progress::Waiting(talk)) => (talk, true),
+            Err(failure) => {
+                self.fail(index, failure);
+                return Ok(None);
             }
-        }
-    }
-
-    fn timeout(&self) -> Duration {
-        self.target.handshake_timeout
-    }
-
-    fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
-
-    fn error(&self, stage: Stage, cause: Cause) -> OpenError {
-        OpenError::new(stage, self.address.to_string(), cause)
-    }
-}
-
-/// Waits for the socket to have something new to say.
-struct Readiness {
-    poll: Poll,
-    events: Events,
-}
-
-impl Readiness {
-    fn new(socket: &mut TcpStream) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let both = Interest::READABLE | Interest::WRITABLE;
-        poll.registry().register(socket, SOCKET, both)?;
-        Ok(Self {
-            poll,
-            events: Events::with_capacity(4),
-        })
-    }
-
-    fn wait(&mut self, deadline: Instant, timeout: Duration) -> Result<(), Cause> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Cause::TimedOut(timeout));
-            }
-            match self.poll.poll(&mut self.events, Some(left)) {
-                Ok(()) if self.events.is_empty() => {}
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Cause::Io(error)),
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use super::*;
-    use crate::protocol::failure::{CloseReason, ClosedBy};
-
-    #[test]
-    fn credentials_that_were_refused_are_for_no_other_address() {
-        let refuses = |stage, cause| OpenError::new(stage, String::new(), cause).is_refused();
-        let closed = || Cause::Handshake(HandshakeFailure::NotAmqp(Vec::new()));
-        let reset = || Cause::Io(io::ErrorKind::ConnectionReset.into());
-        for stage in [Stage::Start, Stage::Open] {
-            assert!(refuses(stage, closed()));
-        }
-        assert!(refuses(Stage::Start, Cause::EndOfStream) && refuses(Stage::Start, reset()));
-        // These got none, or they were taken.
-        for stage in [Stage::Tcp, Stage::Tls, Stage::Header, Stage::Open] {
-            assert!(!refuses(stage, Cause::EndOfStream) && !refuses(stage, reset()));
-        }
-        assert!(!refuses(Stage::Header, closed()));
-        let late = Cause::TimedOut(Duration::from_secs(1));
-        assert!(!refuses(Stage::Start, late));
-    }
-
-    #[test]
-    fn of_several_addresses_the_one_that_came_furthest_is_told_of() {
-        let at = |stage| OpenError::new(stage, format!("{stage:?}"), Cause::EndOfStream);
-        for (one, other, told) in [
-            (Stage::Tls, Stage::Tcp, Stage::Tls),
-            (Stage::Tcp, Stage::Header, Stage::Header),
-            (Stage::Tcp, Stage::Tcp, Stage::Tcp),
-        ] {
-            assert_eq!(further(at(one), at(other)).stage, told);
-        }
-    }
-
-    /// How many of three addresses are attempted that all fail like this, and what is told.
-    fn attempts(stage: Stage, cause: impl Fn() -> Cause) -> (usize, Stage) {
-        let count = Cell::new(0);
-        let addresses = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let outcome: Result<(), _> = first_of(addresses, |address| {
-            count.set(count.get() + 1);
-            Err(OpenError::new(stage, address.to_string(), cause()))
-        });
-        (count.get(), outcome.unwrap_err().unwrap().stage)
-    }
-
-    #[test]
-    fn a_broker_that_refuses_is_asked_at_one_of_its_addresses_only() {
-        let refused = |code: u16| {
-            let reason = CloseReason::new(ClosedBy::Broker, code, "refused", None);
-            Cause::Handshake(HandshakeFailure::Closed(reason))
         };
-        assert_eq!(
-            attempts(Stage::Start, || refused(403)),
-            (1, Stage::Start),
-            "credentials"
-        );
-        assert_eq!(
-            attempts(Stage::Open, || refused(530)),
-            (1, Stage::Open),
-            "virtual host"
-        );
-        let hung_up = || Cause::EndOfStream;
-        // So did brokers refuse credentials before they had a word for it.
-        assert_eq!(attempts(Stage::Start, hung_up), (1, Stage::Start));
-        assert_eq!(attempts(Stage::Header, hung_up), (3, Stage::Header));
-        assert_eq!(attempts(Stage::Tcp, hung_up), (3, Stage::Tcp));
+        if talk.is_introduced() {
+            self.turns.introduced(index);
+        }
+        self.talk = Some((index, talk));
+        if must_wait {
+            self.wait(until)?;
+        }
+        Ok(None)
     }
 
-    #[test]
-    fn the_first_address_that_lets_in_is_the_last_that_is_tried() {
-        let addresses = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let outcome = first_of(addresses, |address| match address.port() {
-            1 => Err(OpenError::new(
-                Stage::Tcp,
-                address.to_string(),
-                Cause::EndOfStream,
-            )),
-            port => Ok(port),
-        });
-        assert_eq!(outcome.ok(), Some(2));
-        assert!(matches!(first_of([], Ok), Err(None)));
+    fn take_socket(&mut self, index: usize) -> Option<TcpStream> {
+        self.candidates.get_mut(index)?.socket.take()
     }
+
+    fn address(&self, index: usize) -> String {
+        let candidate = self.candidates.get(index);
+        candidate.map_or_else(String::new, |candidate| candidate.address.to_string())
+    }
+
+    /// Ends it with an address, for this cause.
+    fn give_up(&mut self, index: usize, cause: Cause) {
+        drop(self.take_socket(index));
+        let failure = match self.talk.take_if(|(talking, _)| *talking == index) {
+            Some((_, talk)) => talk.fail(cause),
+            None => Failure::new(Stage::Tcp, self.address(index), cause),
+        };
+        self.fail(index, failure);
+    }
+
+    fn fail(&mut self, index: usize, failure: Failure) {
+        log::debug!("{}: {} {:?}", failure.address, failure.stage, failure.cause);
+        self.turns.failed(index, Instant::now());
+        self.failures.push(failure);
+    }
+
+    fn is_refused(&self) -> bool {
+        self.failures.last().is_some_and(Failure::is_refused)
+    }
+
+    fn error(mut self) -> OpenError {
+        // Behind one that has refused no further address is tried, so none lacked the time.
+        let untried = match self.is_refused() {
+            true => Vec::new(),
+            false => {
+                let addresses = self.candidates.iter().map(|candidate| candidate.address);
+                let is_untried = |(index, _): &(usize, _)| self.turns.is_untried(*index);
+                let untried = addresses.enumerate().filter(is_untried);
+                untried.map(|(_, address)| address).collect()
+            }
+        };
+        let failure = match most_telling(&self.failures) {
+            Some(index) => self.failures.remove(index),
+            // The time was over as soon as the name was resolved.
+            None => self
+                .target
+                .failure(Cause::TimedOut(self.target.handshake_timeout)),
+        };
+        OpenError {
+            failure: Box::new(failure),
+            others: self.failures,
+            untried,
+        }
+    }
+
+    fn serve(self, index: usize, served: Served) -> Result<Opened, OpenError> {
+        let address = self.address(index);
+        let (transport, decoder, negotiated) = served;
+        let Readiness { poll, waker, .. } = self.readiness;
+        let settings = self.target.settings.clone();
+        driver::spawn(poll, waker, transport, decoder, negotiated, settings)
+            .map_err(|error| Failure::new(Stage::Open, address, Cause::Io(error)).into())
+    }
+}
+
+/// Which failure tells most: a refusal; else of those that came furthest the one that took the
+/// most time, for behind a name there may be addresses where nobody listens; of equals the last.
+fn most_telling(failures: &[Failure]) -> Option<usize> {
+    let weights = failures
+        .iter()
+        .map(|failure| (failure.is_refused(), failure.stage, failure.waited()));
+    let heaviest = weights.enumerate().max_by_key(|(_, weight)| *weight);
+    heaviest.map(|(index, _)| index)
 }

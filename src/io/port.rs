@@ -540,7 +540,7 @@ impl ConnectionPort {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use mio::{Poll, Token};
+    use mio::{Poll, Token, Waker};
 
     use super::*;
     use crate::protocol::table::FieldTable;
@@ -573,7 +573,8 @@ pub(crate) mod tests {
     /// The port of a connection without an IO thread.
     pub(crate) fn port(read_limit: usize) -> Arc<ConnectionPort> {
         let poll = Poll::new().unwrap();
-        let (wake, _alarm) = Wake::new(poll.registry(), Token(0)).unwrap();
+        let alarm = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let wake = Wake::with(&alarm);
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(read_limit);
         let spin_limit = Duration::ZERO;

@@ -1,12 +1,12 @@
-//! The stream to the broker: names resolved, TCP connected, TLS set up, each within a
-//! deadline; then plain and TLS look the same.
+//! The stream to the broker: names are resolved and TCP connects, without a wait; then plain and
+//! TLS look the same.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
@@ -113,40 +113,47 @@ fn end_of_stream(error: io::Error) -> io::Error {
     }
 }
 
-/// All addresses of `host`.
+/// Begins to look for all addresses of `host`, in the order of the system's preference. They
+/// come on the channel; `notify` is called when they are there.
 ///
-/// The system's resolver knows no deadline, so a name is resolved on a helper thread
-/// that is left to itself when the deadline passes.
-pub(crate) fn resolve(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+/// The system's resolver (`getaddrinfo`) blocks, and knows no deadline. So a name is resolved on
+/// a helper thread, which is left to itself when the caller gives up.
+pub(crate) fn resolve(
+    host: &str,
+    port: u16,
+    notify: impl FnOnce() + Send + 'static,
+) -> io::Result<Receiver<io::Result<Vec<SocketAddr>>>> {
+    let (sender, found) = bounded(1);
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(address) = bare.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(address, port)]);
+        let _ = sender.send(Ok(vec![SocketAddr::new(address, port)]));
+        return Ok(found);
     }
-    let (sender, addresses) = bounded(1);
     let name = bare.to_owned();
     thread::Builder::new()
         .name("cony-resolve".into())
         .spawn(move || {
-            let found = (name.as_str(), port).to_socket_addrs();
             // Nobody listens any more after the deadline.
-            let _ = sender.send(found.map(Vec::from_iter));
+            let _ = sender.send(look_up(&name, port));
+            notify();
         })?;
-    match addresses.recv_deadline(deadline) {
-        Ok(Ok(found)) if found.is_empty() => Err(io::Error::new(
+    Ok(found)
+}
+
+fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let found = Vec::from_iter((name, port).to_socket_addrs()?);
+    match found.is_empty() {
+        true => Err(io::Error::new(
             io::ErrorKind::NotFound,
             "the name has no address",
         )),
-        Ok(found) => found,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        false => Ok(found),
     }
 }
 
-/// A TCP connection to `address` that no longer blocks.
-pub(crate) fn connect(
-    address: SocketAddr,
-    options: &SocketOptions,
-    timeout: Duration,
-) -> io::Result<TcpStream> {
+/// Begins a TCP connect to `address`; the socket never blocks. When it has something new to
+/// say, [`is_connected`] tells how it goes.
+pub(crate) fn begin_connect(address: SocketAddr, options: &SocketOptions) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -159,16 +166,37 @@ pub(crate) fn connect(
     if let Some(size) = options.send_buffer {
         socket.set_send_buffer_size(size)?;
     }
-    // Zero would mean no timeout to some systems and an error to others.
-    socket.connect_timeout(&address.into(), timeout.max(Duration::from_millis(1)))?;
-    let stream = std::net::TcpStream::from(socket);
-    let reference = SockRef::from(&stream);
-    reference.set_tcp_nodelay(options.nodelay)?;
+    socket.set_tcp_nodelay(options.nodelay)?;
     if let Some(idle) = options.keepalive {
-        reference.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
     }
-    stream.set_nonblocking(true)?;
-    Ok(TcpStream::from_std(stream))
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if !is_under_way(&error) => Err(error),
+        _ => Ok(TcpStream::from_std(socket.into())),
+    }
+}
+
+/// Whether a TCP connect has come about; `false` while it is under way.
+pub(crate) fn is_connected(socket: &TcpStream) -> io::Result<bool> {
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    match socket.peer_addr() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected || is_under_way(&error) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a connect that does not wait has only begun: `EINPROGRESS`, which has no stable
+/// `ErrorKind`. It is 36 on BSD and Apple's systems, 115 on Linux, 150 on Solaris and on MIPS; none
+/// of these numbers is another error of a connect elsewhere.
+fn is_under_way(error: &io::Error) -> bool {
+    let code = error.raw_os_error().filter(|_| cfg!(unix));
+    error.kind() == io::ErrorKind::WouldBlock || matches!(code, Some(36 | 115 | 150))
 }
 
 #[cfg(test)]
@@ -177,11 +205,18 @@ mod tests {
 
     use super::*;
 
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     fn connected(options: &SocketOptions) -> (TcpStream, std::net::TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let socket = connect(address, options, Duration::from_secs(30)).unwrap();
-        (socket, listener.accept().unwrap().0)
+        let socket = begin_connect(address, options).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        while !is_connected(&socket).unwrap() {
+            thread::yield_now();
+        }
+        (socket, peer)
     }
 
     const OPTIONS: SocketOptions = SocketOptions {
@@ -243,8 +278,6 @@ mod tests {
 
     #[test]
     fn each_buffer_has_its_own_size() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let sizes = |send, receive| {
             let options = SocketOptions {
                 nodelay: true,
@@ -252,7 +285,7 @@ mod tests {
                 send_buffer: Some(send),
                 receive_buffer: Some(receive),
             };
-            let stream = connect(address, &options, Duration::from_secs(10)).unwrap();
+            let (stream, _peer) = connected(&options);
             let socket = SockRef::from(&stream);
             let send = socket.send_buffer_size().unwrap();
             (send, socket.recv_buffer_size().unwrap())
@@ -266,21 +299,22 @@ mod tests {
 
     #[test]
     fn an_address_needs_no_resolver_and_its_brackets_go() {
-        let ends = |host: &str| resolve(host, 5672, Instant::now()).unwrap();
         for (host, address) in [
             ("[::1]", "[::1]:5672"),
             ("::1", "[::1]:5672"),
             ("127.0.0.1", "127.0.0.1:5672"),
         ] {
-            assert_eq!(ends(host), [address.parse().unwrap()], "{host}");
+            let found = resolve(host, 5672, || panic!("a resolver")).unwrap();
+            let found = found.try_recv().unwrap().unwrap();
+            assert_eq!(found, [address.parse().unwrap()], "{host}");
         }
     }
 
     /// The zone says through which interface a link-local address is reached.
     #[test]
     fn an_address_keeps_its_zone() {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let found = resolve("[fe80::1%1]", 5672, deadline).unwrap();
+        let found = resolve("[fe80::1%1]", 5672, || ()).unwrap();
+        let found = found.recv_timeout(PATIENCE).unwrap().unwrap();
         assert!(!found.is_empty());
         for address in found {
             let SocketAddr::V6(address) = address else {
@@ -289,5 +323,14 @@ mod tests {
             assert_eq!(address.ip().to_string(), "fe80::1");
             assert_eq!((address.scope_id(), address.port()), (1, 5672));
         }
+    }
+
+    #[test]
+    fn addresses_are_there_when_the_resolver_notifies() {
+        let (notify, notified) = bounded(1);
+        let found = resolve("localhost", 5672, move || notify.send(()).unwrap()).unwrap();
+        notified.recv_timeout(PATIENCE).unwrap();
+        let found = found.try_recv().unwrap().unwrap();
+        assert!(found.iter().all(|address| address.ip().is_loopback()));
     }
 }

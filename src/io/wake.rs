@@ -9,7 +9,7 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
-use mio::{Registry, Token, Waker};
+use mio::Waker;
 
 use super::sync::{AtomicBool, Ordering, fence};
 
@@ -32,16 +32,9 @@ pub(crate) struct Wake<A = Waker> {
     alarm: Weak<A>,
 }
 
-impl Wake {
-    /// What wakes the IO thread, and its alarm, which works for as long as it is kept.
-    pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<(Self, Arc<Waker>)> {
-        let alarm = Arc::new(Waker::new(registry, token)?);
-        Ok((Self::with(&alarm), alarm))
-    }
-}
-
 impl<A: Alarm> Wake<A> {
-    pub(super) fn with(alarm: &Arc<A>) -> Self {
+    /// Wakes a thread by its alarm, for as long as somebody keeps that.
+    pub(crate) fn with(alarm: &Arc<A>) -> Self {
         Self {
             waiting: AtomicBool::new(false),
             alarm: Arc::downgrade(alarm),

@@ -3,8 +3,8 @@
 //! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
 //! everything that can be said, [`arguments`] what RabbitMQ adds to it, [`frame`] and [`content`] how it is wrapped,
 //! [`run`] how what was delivered waits, [`holding`] what is held back;
-//! [`handshake`] opens a connection, [`connection`] routes what comes to [`channel`]s
-//! and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
+//! [`addresses`] decides which address of a broker is tried, [`handshake`] opens a connection,
+//! [`connection`] routes what comes to [`channel`]s and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
 //! keeps the books of publishes ([`likeness`] tells which one came back), [`settlements`] those
 //! of deliveries (as [`ranges`] of numbers), [`secret`] leaves no copies. [`failure`] says what
 //! can be wrong.
@@ -14,6 +14,7 @@
 #[macro_use]
 mod define;
 
+pub(crate) mod addresses;
 pub(crate) mod arguments;
 pub(crate) mod channel;
 pub(crate) mod confirms;

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll, Token, Waker};
 
 use crate::io::chunks::Chunks;
 use crate::io::commands::{Commands, Frames, Queued};
@@ -413,8 +413,8 @@ fn answering(commands: Receiver<Sender<u64>>, poll: Poll, wake: Arc<Wake>) {
 #[ignore = "a benchmark"]
 fn cross_the_thread_and_back() {
     let poll = Poll::new().unwrap();
-    let (wake, _alarm) = Wake::new(poll.registry(), Token(1)).unwrap();
-    let wake = Arc::new(wake);
+    let alarm = Arc::new(Waker::new(poll.registry(), Token(1)).unwrap());
+    let wake = Arc::new(Wake::with(&alarm));
     let (sender, commands) = unbounded();
     let thread = thread::spawn({
         let wake = Arc::clone(&wake);

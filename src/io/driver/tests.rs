@@ -102,9 +102,10 @@ fn connected(settings: Settings) -> (Driver, Peer) {
     let poll = Poll::new().unwrap();
     let both = Interest::READABLE | Interest::WRITABLE;
     poll.registry().register(&mut client, SOCKET, both).unwrap();
+    let alarm = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
     let decoder = FrameDecoder::new(FRAME_MAX);
     let transport = Transport::Plain(client);
-    let driver = prepare(poll, transport, decoder, negotiated(), settings).unwrap();
+    let driver = prepare(poll, alarm, transport, decoder, negotiated(), settings).unwrap();
     let peer = Peer {
         socket,
         decoder: FrameDecoder::new(FRAME_MAX),

@@ -1,0 +1,491 @@
+//! Which address of a broker gets the time, while a connection to it is opened.
+//!
+//! A name may have several addresses, and some of them may be out of reach, or lead to
+//! something that never speaks. TCP connects start one after the other with a short distance,
+//! without a wait for those before (RFC 8305); one that fails has the next one start at once.
+//! The first that is connected is talked to, alone: the others may get no credentials
+//! meanwhile. If it has not introduced itself by the end of its share of the time, it is given
+//! up for the next. As soon as one has introduced itself the others are closed.
+//!
+//! ```text
+//! untried --> connecting --> connected --> talking --> introduced --> (open)
+//!    ^            |              |            |             |
+//!    |            +--- failed, or its time is up -----------+--> over
+//!    +--- another has introduced itself
+//! ```
+//!
+//! No socket is in here and no clock: addresses are numbers, and `now` is given.
+
+use std::time::{Duration, Instant};
+
+/// The bounds of time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) start: Instant,
+    /// The end of everything.
+    pub(crate) deadline: Instant,
+    /// For TCP, with each address.
+    pub(crate) connect_timeout: Duration,
+    pub(crate) pace: Pace,
+}
+
+/// How long the next address waits for those before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// From the start of one TCP connect to that of the next.
+    pub(crate) stagger: Duration,
+    /// The least time that an address has to introduce itself.
+    pub(crate) least_share: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            stagger: Duration::from_millis(250),
+            least_share: Duration::from_secs(3),
+        }
+    }
+}
+
+/// The next thing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Begin a TCP connect to this address.
+    Connect(usize),
+    /// Begin TLS and AMQP with this one, which is connected.
+    Talk(usize),
+    /// Close this one: another serves.
+    Close(usize),
+    /// Close this one: it has had so long.
+    GiveUp(usize, Duration),
+    /// Wait for something to happen, at most until then.
+    Wait(Instant),
+    /// Nothing is left to try, or no time.
+    Exhausted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Untried,
+    Connecting {
+        since: Instant,
+    },
+    Connected,
+    Talking {
+        since: Instant,
+        /// The end of its share, if there is somebody to give it up for.
+        until: Instant,
+    },
+    /// It has introduced itself.
+    Introduced {
+        since: Instant,
+    },
+    Over,
+}
+
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    bounds: Bounds,
+    states: Vec<State>,
+    /// When the next connect may start.
+    next_start: Instant,
+}
+
+impl Addresses {
+    /// So many addresses, the best first.
+    pub(crate) fn new(count: usize, bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            states: vec![State::Untried; count],
+            next_start: bounds.start,
+        }
+    }
+
+    /// TCP is connected.
+    pub(crate) fn connected(&mut self, index: usize) {
+        self.set(index, State::Connected);
+    }
+
+    /// It has introduced itself: it has all the time that is left.
+    pub(crate) fn introduced(&mut self, index: usize) {
+        if let Some(State::Talking { since, .. }) = self.states.get(index).copied() {
+            self.set(index, State::Introduced { since });
+        }
+    }
+
+    /// It has failed; the next one need not wait.
+    pub(crate) fn failed(&mut self, index: usize, now: Instant) {
+        self.set(index, State::Over);
+        self.next_start = now;
+    }
+
+    /// Whether it was neither talked to, nor tried in vain.
+    pub(crate) fn is_untried(&self, index: usize) -> bool {
+        let state = self.states.get(index);
+        matches!(state, Some(State::Untried | State::Connected))
+    }
+
+    /// Returns the next thing to do at `now`. The caller asks again until it is to wait.
+    pub(crate) fn next(&mut self, now: Instant) -> Step {
+        if let Some((index, after)) = self.expired(now) {
+            self.failed(index, now);
+            return Step::GiveUp(index, after);
+        }
+        if now >= self.bounds.deadline || self.left() == 0 {
+            return Step::Exhausted;
+        }
+        if self.has(|state| matches!(state, State::Introduced { .. })) {
+            return match self.position(is_in_the_race) {
+                Some(index) => {
+                    self.set(index, State::Untried);
+                    Step::Close(index)
+                }
+                None => Step::Wait(self.bounds.deadline),
+            };
+        }
+        if !self.has(|state| matches!(state, State::Talking { .. })) {
+            if let Some(index) = self.position(|state| state == State::Connected) {
+                let until = now + self.share(now);
+                self.set(index, State::Talking { since: now, until });
+                return Step::Talk(index);
+            }
+            if now >= self.next_start || !self.has(is_connecting) {
+                if let Some(index) = self.position(|state| state == State::Untried) {
+                    self.next_start = now + self.bounds.pace.stagger;
+                    self.set(index, State::Connecting { since: now });
+                    return Step::Connect(index);
+                }
+            }
+        }
+        Step::Wait(self.next_event())
+    }
+
+    /// An address whose time is up, and how long it had.
+    fn expired(&self, now: Instant) -> Option<(usize, Duration)> {
+        let mut states = self.states.iter().enumerate();
+        states.find_map(|(index, state)| {
+            let (since, end) = (state.since()?, self.end(*state)?);
+            (now >= end).then(|| (index, self.time_from(since, end)))
+        })
+    }
+
+    /// When the time of an address is up.
+    fn end(&self, state: State) -> Option<Instant> {
+        let deadline = self.bounds.deadline;
+        match state {
+            State::Connecting { since } => {
+                Some((since + self.bounds.connect_timeout).min(deadline))
+            }
+            State::Talking { until, .. } if self.left() > 1 => Some(until.min(deadline)),
+            State::Talking { .. } | State::Introduced { .. } => Some(deadline),
+            State::Untried | State::Connected | State::Over => None,
+        }
+    }
+
+    /// How long an address had, to be told: all the time, if it is the only one.
+    fn time_from(&self, since: Instant, end: Instant) -> Duration {
+        let is_only = self.states.len() == 1;
+        match is_only && end == self.bounds.deadline {
+            true => end.saturating_duration_since(self.bounds.start),
+            false => whole_milliseconds(end.saturating_duration_since(since)),
+        }
+    }
+
+    /// The time of an address that is talked to from now on.
+    fn share(&self, now: Instant) -> Duration {
+        let time = self.bounds.deadline.saturating_duration_since(now);
+        let left = u32::try_from(self.left()).unwrap_or(u32::MAX).max(1);
+        whole_milliseconds(time / left).max(self.bounds.pace.least_share)
+    }
+
+    /// When there is something to do, if nothing happens before.
+    fn next_event(&self) -> Instant {
+        let ends = self.states.iter().filter_map(|state| self.end(*state));
+        let may_start = !self.has(|state| matches!(state, State::Talking { .. }))
+            && self.has(|state| state == State::Untried);
+        let start = may_start.then_some(self.next_start);
+        ends.chain(start).fold(self.bounds.deadline, Instant::min)
+    }
+
+    /// How many may still succeed.
+    fn left(&self) -> usize {
+        let states = self.states.iter();
+        states.filter(|state| **state != State::Over).count()
+    }
+
+    fn has(&self, what: impl Fn(State) -> bool) -> bool {
+        self.position(what).is_some()
+    }
+
+    fn position(&self, what: impl Fn(State) -> bool) -> Option<usize> {
+        self.states.iter().position(|state| what(*state))
+    }
+
+    fn set(&mut self, index: usize, state: State) {
+        if let Some(slot) = self.states.get_mut(index) {
+            *slot = state;
+        }
+    }
+}
+
+impl State {
+    fn since(self) -> Option<Instant> {
+        match self {
+            Self::Connecting { since }
+            | Self::Talking { since, .. }
+            | Self::Introduced { since } => Some(since),
+            Self::Untried | Self::Connected | Self::Over => None,
+        }
+    }
+}
+
+fn is_connecting(state: State) -> bool {
+    matches!(state, State::Connecting { .. })
+}
+
+/// Whether it has a socket without being talked to.
+fn is_in_the_race(state: State) -> bool {
+    is_connecting(state) || state == State::Connected
+}
+
+/// For a message that somebody reads.
+fn whole_milliseconds(duration: Duration) -> Duration {
+    duration - Duration::from_nanos((duration.subsec_nanos() % 1_000_000).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MS: Duration = Duration::from_millis(1);
+
+    struct Scenario {
+        addresses: Addresses,
+        now: Instant,
+    }
+
+    impl Scenario {
+        /// With the defaults of the parameters: 15 s for all, 10 s for each TCP connect.
+        fn new(count: usize) -> Self {
+            Self::with(count, 15 * SECOND, 10 * SECOND)
+        }
+
+        fn with(count: usize, timeout: Duration, connect_timeout: Duration) -> Self {
+            let now = Instant::now();
+            let bounds = Bounds {
+                start: now,
+                deadline: now + timeout,
+                connect_timeout,
+                pace: Pace::default(),
+            };
+            Self {
+                addresses: Addresses::new(count, bounds),
+                now,
+            }
+        }
+
+        fn step(&mut self) -> Step {
+            self.addresses.next(self.now)
+        }
+
+        #[track_caller]
+        fn expect(&mut self, steps: &[Step]) {
+            for step in steps {
+                assert_eq!(self.step(), *step);
+            }
+            assert!(matches!(self.step(), Step::Wait(_)), "more is to be done");
+        }
+
+        /// Waits as it is told to, when nothing happens, and returns for how long.
+        #[track_caller]
+        fn wait(&mut self) -> Duration {
+            match self.step() {
+                Step::Wait(until) => {
+                    assert!(until > self.now, "a busy loop");
+                    let time = until - self.now;
+                    self.now = until;
+                    time
+                }
+                step => panic!("it is not to wait, but {step:?}"),
+            }
+        }
+
+        fn connected(&mut self, index: usize) {
+            self.addresses.connected(index);
+        }
+
+        fn failed(&mut self, index: usize) {
+            self.addresses.failed(index, self.now);
+        }
+
+        fn untried(&self) -> Vec<usize> {
+            let count = self.addresses.states.len();
+            Vec::from_iter((0..count).filter(|index| self.addresses.is_untried(*index)))
+        }
+    }
+
+    use Step::{Close, Connect, Exhausted, GiveUp, Talk};
+
+    #[test]
+    fn connects_start_at_a_distance_and_the_first_that_comes_about_is_talked_to() {
+        let mut scenario = Scenario::new(3);
+        scenario.expect(&[Connect(0)]);
+        assert_eq!(scenario.wait(), 250 * MS);
+        scenario.expect(&[Connect(1)]);
+        assert_eq!(scenario.wait(), 250 * MS);
+        scenario.expect(&[Connect(2)]);
+        scenario.now += 10 * MS;
+        scenario.connected(2);
+        scenario.expect(&[Talk(2)]);
+        scenario.addresses.introduced(2);
+        // The others have lost.
+        scenario.expect(&[Close(0), Close(1)]);
+        assert_eq!(scenario.wait(), 14_490 * MS, "all the time that is left");
+    }
+
+    #[test]
+    fn a_connect_that_is_refused_has_the_next_start_at_once() {
+        let mut scenario = Scenario::new(3);
+        scenario.expect(&[Connect(0)]);
+        scenario.failed(0);
+        scenario.expect(&[Connect(1)]);
+        scenario.failed(1);
+        scenario.expect(&[Connect(2)]);
+        scenario.failed(2);
+        assert_eq!(scenario.step(), Exhausted);
+    }
+
+    #[test]
+    fn an_address_that_says_nothing_is_given_up_for_the_next_after_its_share() {
+        let mut scenario = Scenario::new(3);
+        scenario.expect(&[Connect(0)]);
+        scenario.connected(0);
+        scenario.expect(&[Talk(0)]);
+        assert_eq!(
+            scenario.wait(),
+            5 * SECOND,
+            "nobody else is tried meanwhile"
+        );
+        scenario.expect(&[GiveUp(0, 5 * SECOND), Connect(1)]);
+        scenario.connected(1);
+        scenario.expect(&[Talk(1)]);
+        assert_eq!(scenario.wait(), 5 * SECOND);
+        scenario.expect(&[GiveUp(1, 5 * SECOND), Connect(2)]);
+        scenario.connected(2);
+        scenario.expect(&[Talk(2)]);
+        assert_eq!(scenario.wait(), 5 * SECOND);
+        assert_eq!(scenario.step(), GiveUp(2, 5 * SECOND));
+        assert_eq!(scenario.step(), Exhausted);
+        assert_eq!(scenario.untried(), []);
+    }
+
+    #[test]
+    fn an_address_has_three_seconds_at_least_and_those_without_time_are_told() {
+        let mut scenario = Scenario::with(4, 5 * SECOND, 10 * SECOND);
+        scenario.expect(&[Connect(0)]);
+        scenario.connected(0);
+        scenario.expect(&[Talk(0)]);
+        assert_eq!(scenario.wait(), 3 * SECOND);
+        scenario.expect(&[GiveUp(0, 3 * SECOND), Connect(1)]);
+        scenario.connected(1);
+        scenario.expect(&[Talk(1)]);
+        assert_eq!(scenario.wait(), 2 * SECOND);
+        // Two have had the time, and two none.
+        assert_eq!(scenario.step(), GiveUp(1, 2 * SECOND));
+        assert_eq!(scenario.step(), Exhausted);
+        assert_eq!(scenario.untried(), [2, 3]);
+    }
+
+    #[test]
+    fn the_last_that_is_left_has_all_the_time_also_when_the_others_fail_meanwhile() {
+        let mut scenario = Scenario::new(2);
+        scenario.expect(&[Connect(0)]);
+        assert_eq!(scenario.wait(), 250 * MS);
+        scenario.expect(&[Connect(1)]);
+        scenario.connected(1);
+        scenario.expect(&[Talk(1)]);
+        assert_eq!(scenario.wait(), 7_375 * MS);
+        scenario.failed(0);
+        assert_eq!(scenario.wait(), 7_375 * MS);
+        assert_eq!(scenario.step(), GiveUp(1, 14_750 * MS));
+        assert_eq!(scenario.step(), Exhausted);
+    }
+
+    #[test]
+    fn a_single_address_has_the_whole_time() {
+        let mut scenario = Scenario::new(1);
+        scenario.now += SECOND;
+        scenario.expect(&[Connect(0)]);
+        scenario.connected(0);
+        scenario.expect(&[Talk(0)]);
+        assert_eq!(scenario.wait(), 14 * SECOND);
+        assert_eq!(scenario.step(), GiveUp(0, 15 * SECOND));
+        assert_eq!(scenario.step(), Exhausted);
+    }
+
+    #[test]
+    fn packets_that_are_dropped_cost_each_connect_its_own_time() {
+        let mut scenario = Scenario::new(2);
+        scenario.expect(&[Connect(0)]);
+        assert_eq!(scenario.wait(), 250 * MS);
+        scenario.expect(&[Connect(1)]);
+        assert_eq!(scenario.wait(), 9_750 * MS);
+        scenario.expect(&[GiveUp(0, 10 * SECOND)]);
+        assert_eq!(scenario.wait(), 250 * MS);
+        assert_eq!(scenario.step(), GiveUp(1, 10 * SECOND));
+        assert_eq!(scenario.step(), Exhausted);
+    }
+
+    #[test]
+    fn a_second_connect_that_comes_about_waits_for_its_turn() {
+        let mut scenario = Scenario::new(3);
+        scenario.expect(&[Connect(0)]);
+        scenario.wait();
+        scenario.expect(&[Connect(1)]);
+        scenario.connected(1);
+        scenario.expect(&[Talk(1)]);
+        scenario.connected(0);
+        scenario.expect(&[]);
+        scenario.failed(1);
+        scenario.expect(&[Talk(0)]);
+        scenario.failed(0);
+        scenario.expect(&[Connect(2)]);
+    }
+
+    #[test]
+    fn an_address_that_was_closed_for_another_is_tried_again_when_that_one_fails_later() {
+        let mut scenario = Scenario::new(2);
+        scenario.expect(&[Connect(0)]);
+        scenario.wait();
+        scenario.expect(&[Connect(1)]);
+        scenario.connected(0);
+        scenario.connected(1);
+        scenario.expect(&[Talk(0)]);
+        scenario.addresses.introduced(0);
+        scenario.expect(&[Close(1)]);
+        scenario.failed(0);
+        scenario.expect(&[Connect(1)]);
+        scenario.connected(1);
+        scenario.expect(&[Talk(1)]);
+    }
+
+    #[test]
+    fn one_that_has_introduced_itself_is_given_up_for_nobody() {
+        let mut scenario = Scenario::new(2);
+        scenario.expect(&[Connect(0)]);
+        scenario.connected(0);
+        scenario.expect(&[Talk(0)]);
+        scenario.now += SECOND;
+        scenario.addresses.introduced(0);
+        assert_eq!(scenario.wait(), 14 * SECOND);
+        assert_eq!(scenario.step(), GiveUp(0, 15 * SECOND));
+        assert_eq!(scenario.step(), Exhausted);
+        assert_eq!(scenario.untried(), [1]);
+    }
+
+    #[test]
+    fn without_an_address_there_is_nothing_to_do() {
+        assert_eq!(Scenario::new(0).step(), Exhausted);
+    }
+}
