@@ -223,6 +223,7 @@ impl BlockingChannel {
                 Step::Idle if told > 0 => {}
                 Step::Idle => {
                     shared.warn_if_stalled(&mut consuming.warned);
+                    let _hungry = shared.port.connection.hungry();
                     bell.wait(connection.next_turn());
                 }
                 Step::NoConsumers => break,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::protocol::content::Content;
-use crate::protocol::holding::MESSAGE_OVERHEAD;
+use crate::protocol::holding::{MESSAGE_OVERHEAD, fixed_share};
 
 /// What was received and not yet handed out.
 ///
@@ -156,7 +156,7 @@ impl Backlog {
         }
         let hard = self.soft_limit.saturating_mul(2);
         if bytes > Self::room(hard, announced)
-            && self.fixed.load(Ordering::SeqCst) > self.soft_limit / 4
+            && self.fixed.load(Ordering::SeqCst) > fixed_share(self.soft_limit)
         {
             // Taking anything may be enough.
             return Some((Stop::Fixed, usize::MAX));

@@ -223,6 +223,7 @@ impl Inbox {
     /// Sleeps until it is woken; `false` at the deadline.
     fn sleep(&self, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>) -> bool {
         state.asleep += 1;
+        let _hungry = self.connection.hungry();
         let is_woken = match deadline {
             Some(deadline) => !self.moved.wait_until(state, deadline).timed_out(),
             None => {
