@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn only_what_cannot_be_held_back_stops_reading_in_any_case() {
         let backlog = Backlog::new(1000);
-        backlog.add(2500, 250);
+        backlog.add(2500, 125);
         assert_eq!(backlog.must_stop(false, true, 0), None);
         backlog.add(1, 1);
         let stop = Some((Stop::Fixed, usize::MAX));

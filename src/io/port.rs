@@ -195,7 +195,7 @@ pub(crate) struct ConnectionPort {
     /// How many threads wait for confirms or for room.
     waiting: AtomicUsize,
     /// How many threads wait for a delivery.
-    hungry: AtomicUsize,
+    delivery_waits: AtomicUsize,
     /// How many threads wait for the confirm of one message.
     confirm_waits: AtomicUsize,
     /// How it went to look for replies, and for confirms.
@@ -211,8 +211,8 @@ pub(crate) struct ConnectionPort {
 /// it lives.
 pub(crate) struct Waiting<'a>(&'a ConnectionPort);
 
-/// Says that a thread waits for a delivery, for as long as it lives.
-pub(crate) struct Hungry<'a>(&'a ConnectionPort);
+/// The same for a thread that waits for a delivery.
+pub(crate) struct WaitingForDelivery<'a>(&'a ConnectionPort);
 
 /// The same for a thread that waits for the confirm of one message.
 pub(crate) struct WaitingForConfirm<'a> {
@@ -226,9 +226,9 @@ impl Drop for WaitingForConfirm<'_> {
     }
 }
 
-impl Drop for Hungry<'_> {
+impl Drop for WaitingForDelivery<'_> {
     fn drop(&mut self) {
-        self.0.hungry.fetch_sub(1, Ordering::SeqCst);
+        self.0.delivery_waits.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -269,7 +269,7 @@ impl ConnectionPort {
             news: Mutex::default(),
             alarm: Mutex::default(),
             waiting: AtomicUsize::new(0),
-            hungry: AtomicUsize::new(0),
+            delivery_waits: AtomicUsize::new(0),
             confirm_waits: AtomicUsize::new(0),
             reply_spin: Spin::new(spin_limit),
             confirm_spin: Spin::new(spin_limit),
@@ -457,19 +457,19 @@ impl ConnectionPort {
         Waiting(self)
     }
 
-    /// To be held while waiting for a delivery where none is: what waits to be taken by others is
-    /// no reason to pause then.
-    pub(crate) fn hungry(&self) -> Hungry<'_> {
-        self.hungry.fetch_add(1, Ordering::SeqCst);
+    /// To be held while waiting for a delivery where none is: a pause would last until another
+    /// thread has taken what waits for that one.
+    pub(crate) fn waiting_for_delivery(&self) -> WaitingForDelivery<'_> {
+        self.delivery_waits.fetch_add(1, Ordering::SeqCst);
         if self.backlog.is_paused() {
             self.wake.notify();
         }
-        Hungry(self)
+        WaitingForDelivery(self)
     }
 
-    /// Whether anybody waits for a delivery.
-    pub(crate) fn is_hungry(&self) -> bool {
-        self.hungry.load(Ordering::SeqCst) > 0
+    /// Whether anybody waits for something that only reading can bring.
+    pub(crate) fn needs_reading(&self) -> bool {
+        self.is_awaited() || self.delivery_waits.load(Ordering::SeqCst) > 0
     }
 
     /// To be held while waiting for the confirm of one message.

@@ -175,10 +175,8 @@ impl Driver {
             return None;
         }
         // What was given back is awaited as well: it comes again, and makes room for others.
-        let awaited = self.core.is_awaited()
-            || self.core.is_expecting()
-            || self.port.is_awaited()
-            || self.port.is_hungry();
+        let awaited =
+            self.core.is_awaited() || self.core.is_expecting() || self.port.needs_reading();
         let announced = self.core.announced();
         let is_paused = self.pauses.is_on();
         let stop = self.port.backlog.must_stop(is_paused, awaited, announced)?;
