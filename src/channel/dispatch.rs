@@ -223,6 +223,7 @@ impl BlockingChannel {
                 Step::Idle if told > 0 => {}
                 Step::Idle => {
                     shared.warn_if_stalled(&mut consuming.warned);
+                    let _waiting = shared.port.connection.waiting_for_delivery();
                     bell.wait(connection.next_turn());
                 }
                 Step::NoConsumers => break,

@@ -116,7 +116,7 @@ impl BlockingConnection {
                 Some(reason) if reason.is_of_others() => return Err(reason),
                 Some(_) => return Ok(()),
                 None if is_over() || self.is_closed() => {}
-                None => bell.wait(self.next_turn()),
+                None => self.wait(&bell, None),
             }
         }
         Ok(())
@@ -160,7 +160,7 @@ impl BlockingConnection {
             if dispatched > 0 || is_past(deadline) {
                 return Ok(());
             }
-            bell.wait(earlier(deadline, self.next_turn()));
+            self.wait(&bell, deadline);
         }
     }
 
@@ -182,9 +182,15 @@ impl BlockingConnection {
                 return Ok(());
             }
             if dispatched == 0 {
-                bell.wait(earlier(deadline, self.next_turn()));
+                self.wait(&bell, deadline);
             }
         }
+    }
+
+    /// Waits for something to dispatch, or for a timer that is due.
+    fn wait(&self, bell: &Bell, deadline: Option<Instant>) {
+        let _waiting = self.inner.port.waiting_for_delivery();
+        bell.wait(earlier(deadline, self.next_turn()));
     }
 
     /// Becomes ready when there is something for

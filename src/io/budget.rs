@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::protocol::content::Content;
-use crate::protocol::holding::MESSAGE_OVERHEAD;
+use crate::protocol::holding::{MESSAGE_OVERHEAD, fixed_share};
 
 /// What was received and not yet handed out.
 ///
@@ -156,7 +156,7 @@ impl Backlog {
         }
         let hard = self.soft_limit.saturating_mul(2);
         if bytes > Self::room(hard, announced)
-            && self.fixed.load(Ordering::SeqCst) > self.soft_limit / 4
+            && self.fixed.load(Ordering::SeqCst) > fixed_share(self.soft_limit)
         {
             // Taking anything may be enough.
             return Some((Stop::Fixed, usize::MAX));
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn only_what_cannot_be_held_back_stops_reading_in_any_case() {
         let backlog = Backlog::new(1000);
-        backlog.add(2500, 250);
+        backlog.add(2500, 125);
         assert_eq!(backlog.must_stop(false, true, 0), None);
         backlog.add(1, 1);
         let stop = Some((Stop::Fixed, usize::MAX));

@@ -223,6 +223,7 @@ impl Inbox {
     /// Sleeps until it is woken; `false` at the deadline.
     fn sleep(&self, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>) -> bool {
         state.asleep += 1;
+        let _waiting = self.connection.waiting_for_delivery();
         let is_woken = match deadline {
             Some(deadline) => !self.moved.wait_until(state, deadline).timed_out(),
             None => {
@@ -493,6 +494,22 @@ mod tests {
                 assert!(taker.join().unwrap(), "one slept on");
             }
         });
+    }
+
+    #[test]
+    fn reading_goes_on_while_a_thread_waits_for_a_delivery() {
+        let inbox = inbox();
+        let connection = &inbox.connection;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        thread::scope(|scope| {
+            scope.spawn(|| inbox.pop(Some(deadline)));
+            while !connection.needs_reading() {
+                assert!(Instant::now() < deadline);
+                thread::yield_now();
+            }
+            push(&inbox, 1);
+        });
+        assert!(!connection.needs_reading());
     }
 
     #[test]

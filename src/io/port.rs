@@ -129,11 +129,6 @@ impl Tokens for DriverTokens {
     fn has_waiting(consumer: &Arc<Route>) -> bool {
         !consumer.consumer.inbox().is_empty()
     }
-
-    fn unsettled(channel: &Arc<ChannelPort>) -> u64 {
-        let last = channel.last_delivery_tag();
-        channel.settlements.lock().unsettled_up_to(last)
-    }
 }
 
 /// Who gets the outcome of a call.
@@ -199,6 +194,8 @@ pub(crate) struct ConnectionPort {
     alarm: Mutex<Option<Instant>>,
     /// How many threads wait for confirms or for room.
     waiting: AtomicUsize,
+    /// How many threads wait for a delivery.
+    delivery_waits: AtomicUsize,
     /// How many threads wait for the confirm of one message.
     confirm_waits: AtomicUsize,
     /// How it went to look for replies, and for confirms.
@@ -214,6 +211,9 @@ pub(crate) struct ConnectionPort {
 /// it lives.
 pub(crate) struct Waiting<'a>(&'a ConnectionPort);
 
+/// The same for a thread that waits for a delivery.
+pub(crate) struct WaitingForDelivery<'a>(&'a ConnectionPort);
+
 /// The same for a thread that waits for the confirm of one message.
 pub(crate) struct WaitingForConfirm<'a> {
     port: &'a ConnectionPort,
@@ -223,6 +223,12 @@ pub(crate) struct WaitingForConfirm<'a> {
 impl Drop for WaitingForConfirm<'_> {
     fn drop(&mut self) {
         self.port.confirm_waits.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for WaitingForDelivery<'_> {
+    fn drop(&mut self) {
+        self.0.delivery_waits.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -263,6 +269,7 @@ impl ConnectionPort {
             news: Mutex::default(),
             alarm: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            delivery_waits: AtomicUsize::new(0),
             confirm_waits: AtomicUsize::new(0),
             reply_spin: Spin::new(spin_limit),
             confirm_spin: Spin::new(spin_limit),
@@ -448,6 +455,21 @@ impl ConnectionPort {
             self.wake.notify();
         }
         Waiting(self)
+    }
+
+    /// To be held while waiting for a delivery where none is: a pause would last until another
+    /// thread has taken what waits for that one.
+    pub(crate) fn waiting_for_delivery(&self) -> WaitingForDelivery<'_> {
+        self.delivery_waits.fetch_add(1, Ordering::SeqCst);
+        if self.backlog.is_paused() {
+            self.wake.notify();
+        }
+        WaitingForDelivery(self)
+    }
+
+    /// Whether anybody waits for something that only reading can bring.
+    pub(crate) fn needs_reading(&self) -> bool {
+        self.is_awaited() || self.delivery_waits.load(Ordering::SeqCst) > 0
     }
 
     /// To be held while waiting for the confirm of one message.

@@ -185,6 +185,12 @@ impl<T: Tokens> Connection<T> {
         self.router.heartbeat.set_reading(reading, now);
     }
 
+    /// Whether something that was given back is to come again, or it is yet to be seen whether more
+    /// is on its way.
+    pub(crate) fn is_expecting(&self) -> bool {
+        self.router.holding_deadline().is_some()
+    }
+
     /// What the messages will take of which a part is here, in bytes.
     pub(crate) fn announced(&self) -> usize {
         self.router.out.room.announced()

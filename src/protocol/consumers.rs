@@ -21,8 +21,17 @@ pub(crate) struct Consumer<C> {
     pub(crate) is_of_queue: bool,
     /// Whether it takes what fits while deliveries are held back for it: see `holding`.
     pub(crate) takes_any: bool,
+    /// Whether as many deliveries are held back for it as can be.
+    pub(crate) is_full: bool,
     /// How many unsettled deliveries the broker lets it have; 0 is any number.
     pub(crate) prefetch: u16,
+}
+
+impl<C> Consumer<C> {
+    /// Whether nothing that comes for it now can be held back, wherever it comes from.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.no_ack || self.is_full
+    }
 }
 
 /// Consumers by their tag.
@@ -120,6 +129,13 @@ impl<C: Clone> Consumers<C> {
         }
     }
 
+    /// As many deliveries are held back for a consumer as can be, or one less again.
+    pub(crate) fn set_full(&mut self, tag: &ShortString, is_full: bool) {
+        if let Some(consumer) = self.get_mut(tag) {
+            consumer.is_full = is_full;
+        }
+    }
+
     /// Who a delivery is for. `version` is another one with each tag but the last.
     #[inline]
     pub(crate) fn taker(&mut self, tag: &ShortString, version: u64) -> Taker<'_, C> {
@@ -143,14 +159,6 @@ impl<C: Clone> Consumers<C> {
 
     pub(crate) fn get(&self, tag: &ShortString) -> Option<&Consumer<C>> {
         self.alive.get(tag)
-    }
-
-    /// How many unsettled deliveries the broker lets all of them have, if that is limited.
-    pub(crate) fn prefetch(&self) -> Option<u64> {
-        let acknowledging = self.alive.values().filter(|consumer| !consumer.no_ack);
-        acknowledging
-            .map(|consumer| (consumer.prefetch > 0).then_some(u64::from(consumer.prefetch)))
-            .sum()
     }
 
     pub(crate) fn tokens(&self) -> impl Iterator<Item = &C> {
@@ -199,6 +207,7 @@ mod tests {
             discard: false,
             is_of_queue: false,
             takes_any: false,
+            is_full: false,
             prefetch: 0,
         }
     }

@@ -26,9 +26,6 @@ pub(crate) trait Tokens {
 
     /// Whether deliveries wait to be taken that came for a consumer.
     fn has_waiting(consumer: &Self::Consumer) -> bool;
-
-    /// How many deliveries of a channel are not settled.
-    fn unsettled(channel: &Self::Channel) -> u64;
 }
 
 /// A channel of this connection. The number alone would not do: numbers are used again.
@@ -318,9 +315,11 @@ impl<T: Tokens> Out<T> {
     ) {
         let (tag, names) = (delivery.tag, delivery.names);
         let cost = match self.events.back_mut() {
-            Some(Event::Deliveries { runs, .. })
-                if self.packer.continues(runs, channel, tag, names) =>
-            {
+            Some(Event::Deliveries {
+                runs,
+                is_fixed: so_far,
+                ..
+            }) if *so_far == is_fixed && self.packer.continues(runs, channel, tag, names) => {
                 self.packer.add(runs, channel, delivery)
             }
             _ => {

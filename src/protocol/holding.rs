@@ -19,6 +19,11 @@
 //! redelivered. Only a quorum queue before 4.0 without a delivery limit puts it at its end:
 //! then new ones fill the places in the prefetch that the broker should have kept for it.
 //! From there on that consumer takes anything that fits.
+//!
+//! The mark alone tells a delivery that comes again from a new one. After the death of another
+//! consumer, or of the broker, all messages have it. Then nothing is given back before all that
+//! the broker may have sent is here: the prefetch is full, or it has been quiet for a while. What
+//! comes next is what was given back.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -29,8 +34,8 @@ use super::wire::ShortString;
 pub(crate) const HELD_MAX: usize = 65_535;
 
 /// After so long without a delivery nothing is expected any more: another consumer of the queue
-/// may have it.
-const EXPECTED_FOR: Duration = Duration::from_secs(1);
+/// may have it. Nor is anything on its way that the broker sent before.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How much a queue adds to a message that it delivers again, such as `x-delivery-count`.
 const ADDED_MAX: usize = 64;
@@ -38,6 +43,11 @@ const ADDED_MAX: usize = 64;
 /// What a message costs that stands for itself, beside its body and properties; also a run of
 /// messages beside these: its place, and its names.
 pub(crate) const MESSAGE_OVERHEAD: usize = 256;
+
+/// How much of a budget of this size is left for deliveries that cannot be held back.
+pub(crate) fn fixed_share(soft_limit: usize) -> usize {
+    soft_limit / 8
+}
 
 /// The bounds of what waits to be taken, and how much of them is used. All numbers are bytes.
 #[derive(Debug)]
@@ -75,8 +85,14 @@ impl Room {
         self.soft.saturating_mul(2)
     }
 
-    /// The most that may wait when another delivery comes for a consumer that has some already.
-    /// The rest is for those who have none, and for what cannot be held back.
+    /// The most that may wait when a delivery comes that could be held back. The rest is for
+    /// those that cannot: a few of them stop nobody from reading.
+    fn hard_for_held(&self) -> usize {
+        self.hard() - fixed_share(self.soft)
+    }
+
+    /// The same for a consumer that has some waiting already. The difference is for those who have
+    /// none.
     fn hard_for_more(&self) -> usize {
         self.hard() - self.soft / 4
     }
@@ -105,7 +121,7 @@ impl Room {
     /// is alone.
     fn fits(&self, cost: usize, is_idle: bool) -> bool {
         let limit = match is_idle {
-            true => self.hard(),
+            true => self.hard_for_held(),
             false => self.hard_for_more(),
         };
         let used = self.used();
@@ -120,7 +136,7 @@ impl Room {
 
     fn limit_again(&self, is_starving: bool) -> usize {
         match is_starving {
-            true => self.hard(),
+            true => self.hard_for_held(),
             false => self.soft,
         }
     }
@@ -211,22 +227,36 @@ pub(crate) struct Holding {
     next_place: u32,
     /// Those given back, the one that is due first in front.
     expected: VecDeque<Message>,
-    /// How many were expected in vain, and may come all the same.
-    overdue: usize,
-    /// When one of them was given back or came last.
+    /// The places of those that were expected in vain, and may come all the same.
+    overdue: VecDeque<u32>,
+    /// Whether the last new delivery looked like one that comes again.
+    new_are_marked: bool,
+    /// How many new ones have come since the first one that is expected was given back.
+    newer: usize,
+    /// Whether as many new ones had come when something was last expected in vain.
+    was_passed: bool,
+    /// When one of those expected was given back or came last.
     since: Instant,
+    /// When a delivery came last.
+    last_arrival: Instant,
+}
+
+/// What is known of a consumer when something of it comes or may go back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct State {
+    /// Whether nothing waits to be taken for it.
+    pub(crate) is_idle: bool,
+    /// Whether it takes what fits, whatever the order.
+    pub(crate) takes_any: bool,
+    /// How many unsettled deliveries it may have; 0 is any number.
+    pub(crate) prefetch: u16,
 }
 
 /// What is known of a delivery when its header has come.
-pub(crate) struct Arrival<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival {
     pub(crate) redelivered: bool,
     pub(crate) cost: usize,
-    /// Whether nothing waits to be taken for its consumer.
-    pub(crate) is_idle: bool,
-    /// Whether its consumer takes what fits, whatever the order.
-    pub(crate) takes_any: bool,
-    /// How many deliveries are unsettled, and how many may be.
-    pub(crate) unsettled: &'a dyn Fn() -> Option<(u64, u64)>,
 }
 
 /// What becomes of it.
@@ -245,8 +275,12 @@ impl Holding {
             held: VecDeque::new(),
             next_place: 0,
             expected: VecDeque::new(),
-            overdue: 0,
+            overdue: VecDeque::new(),
+            new_are_marked: false,
+            newer: 0,
+            was_passed: false,
             since: now,
+            last_arrival: now,
         }
     }
 
@@ -261,51 +295,103 @@ impl Holding {
     }
 
     /// Judges a delivery, and notes it if it was expected.
-    pub(crate) fn judge(&mut self, arrival: &Arrival<'_>, room: &mut Room) -> Verdict {
-        let comes_again = arrival.redelivered && (self.overdue > 0 || !self.expected.is_empty());
-        if !comes_again && !arrival.takes_any && !self.is_over() {
-            if self.has_lost_its_place(arrival) {
-                return Verdict::OutOfOrder;
-            }
-            // Else something else has taken all the room, and this one is better than none.
-            let is_next = arrival.is_idle && self.expected.is_empty();
-            if !is_next || self.can_give_back(true, room) {
-                return Verdict::HeldBack(None);
-            }
+    pub(crate) fn judge(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
+        self.last_arrival = room.now;
+        if state.takes_any {
+            return self.judge_any(arrival, state.is_idle, room);
         }
-        let fits = room.fits(arrival.cost, arrival.is_idle);
-        let mut place = None;
-        if comes_again {
-            match self.expected.pop_front() {
-                Some(message) => {
-                    room.end_expected(message.cost());
-                    place = Some(message.place);
-                }
-                // It is older than all that is left.
-                None => {
-                    self.overdue -= 1;
-                    place = Some(0);
-                }
-            }
-            self.since = room.now;
-        } else if arrival.redelivered && room.expected > 0 {
-            room.strays.push(arrival.cost);
-        }
-        match fits {
+        let place = match arrival.redelivered {
+            true => self.take_expected(room),
+            false => None,
+        };
+        let Some(place) = place else {
+            return self.judge_new(arrival, state, room);
+        };
+        self.since = room.now;
+        self.was_passed = false;
+        // One that goes before it has come again as well, and found no room.
+        let is_behind = self.held.front().is_some_and(|it| it.message.place < place);
+        match room.fits(arrival.cost, state.is_idle) && !is_behind {
             true => Verdict::TakenIn,
-            false => Verdict::HeldBack(place),
+            false => Verdict::HeldBack(Some(place)),
         }
     }
 
-    /// Whether the broker has put what was given back behind newer messages: it keeps to the
-    /// prefetch, so with all that is expected a new delivery would be one too many.
-    fn has_lost_its_place(&self, arrival: &Arrival<'_>) -> bool {
-        if self.expected.is_empty() {
-            return false;
+    /// The same for a consumer that takes what fits.
+    fn judge_any(&mut self, arrival: Arrival, is_idle: bool, room: &mut Room) -> Verdict {
+        // For each that goes back another one comes.
+        if let Some(message) = self.expected.pop_front() {
+            room.end_expected(message.cost());
+            self.since = room.now;
         }
-        let expected = self.expected.len() as u64;
-        (arrival.unsettled)()
-            .is_some_and(|(unsettled, prefetch)| unsettled + 1 + expected > prefetch)
+        let fits = match self.held.front() {
+            // Room is left for the oldest one, which else might never find any.
+            Some(first) if !is_idle => {
+                let both = arrival.cost.saturating_add(first.message.cost());
+                room.fits_again(both, false)
+            }
+            _ => room.fits(arrival.cost, is_idle),
+        };
+        match fits {
+            true => Verdict::TakenIn,
+            false => Verdict::HeldBack(None),
+        }
+    }
+
+    fn judge_new(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
+        self.new_are_marked = arrival.redelivered;
+        if !self.is_over() {
+            if !self.expected.is_empty() {
+                if self.has_lost_its_place(state.prefetch) {
+                    return Verdict::OutOfOrder;
+                }
+                self.newer += 1;
+            }
+            // Else something else has taken all the room, and this one is better than none.
+            let is_next = state.is_idle && self.expected.is_empty();
+            if !is_next || self.first_fits(true, room) {
+                return Verdict::HeldBack(None);
+            }
+        }
+        if arrival.redelivered && room.expected > 0 {
+            room.strays.push(arrival.cost);
+        }
+        match room.fits(arrival.cost, state.is_idle) {
+            true => Verdict::TakenIn,
+            false => Verdict::HeldBack(None),
+        }
+    }
+
+    /// The place of the one that comes again now. What is overdue is older than what is due.
+    fn take_expected(&mut self, room: &mut Room) -> Option<u32> {
+        let due = self.expected.pop_front();
+        if let Some(message) = due {
+            room.end_expected(message.cost());
+        }
+        let due = due.map(|message| message.place);
+        let oldest = self.overdue.front().copied();
+        if oldest.is_none() || due.is_some_and(|due| Some(due) < oldest) {
+            return due;
+        }
+        self.overdue.pop_front();
+        if let Some(due) = due {
+            self.note_overdue(due);
+        }
+        oldest
+    }
+
+    fn note_overdue(&mut self, place: u32) {
+        if self.overdue.len() >= HELD_MAX {
+            self.overdue.pop_front();
+        }
+        let index = self.overdue.partition_point(|it| *it <= place);
+        self.overdue.insert(index, place);
+    }
+
+    /// Whether the broker has put what was given back behind newer messages: it keeps to the
+    /// prefetch, so with all that is held back or expected a new delivery would be one too many.
+    fn has_lost_its_place(&self, prefetch: u16) -> bool {
+        prefetch > 0 && self.held.len() + self.expected.len() >= usize::from(prefetch)
     }
 
     /// Keeps number and cost of a delivery that has this place, or is the last one.
@@ -324,11 +410,14 @@ impl Holding {
     }
 
     /// The oldest one, if it would fit.
-    pub(crate) fn give_back(&mut self, is_idle: bool, room: &mut Room) -> Option<u64> {
-        if !self.can_give_back(is_idle, room) {
+    pub(crate) fn give_back(&mut self, state: State, room: &mut Room) -> Option<u64> {
+        if !self.can_give_back(state, room) {
             return None;
         }
         let first = self.held.pop_front()?;
+        if self.expected.is_empty() {
+            self.newer = 0;
+        }
         self.expected.push_back(first.message);
         room.expect(first.message.cost());
         self.since = room.now;
@@ -336,10 +425,22 @@ impl Holding {
     }
 
     /// Whether [`give_back`](Self::give_back) would give one back now.
-    pub(crate) fn can_give_back(&self, is_idle: bool, room: &Room) -> bool {
+    pub(crate) fn can_give_back(&self, state: State, room: &Room) -> bool {
+        let may_be_confused = self.new_are_marked && !state.takes_any;
+        self.first_fits(state.is_idle, room)
+            && (!may_be_confused || self.all_has_come(state.prefetch, room.now))
+    }
+
+    fn first_fits(&self, is_idle: bool, room: &Room) -> bool {
         let is_starving = is_idle && self.expected.is_empty();
         let first = self.held.front();
         first.is_some_and(|first| room.fits_again(first.message.cost(), is_starving))
+    }
+
+    /// Whether nothing new is on its way from the broker.
+    fn all_has_come(&self, prefetch: u16, now: Instant) -> bool {
+        let is_filled = prefetch > 0 && self.held.len() + self.expected.len() >= prefetch.into();
+        is_filled || self.last_arrival + QUIET <= now
     }
 
     /// Below how many waiting bytes the oldest one may fit.
@@ -348,13 +449,17 @@ impl Holding {
         let limit = room.limit_again(self.expected.is_empty());
         let other = room.announced + room.expected;
         let others = other.saturating_add(first.message.cost());
-        // One that is too large for all the room fits when nothing waits.
-        Some(limit.saturating_sub(others).max(1))
+        // With so much waiting the limit is just reached. One that is too large for all the room fits
+        // when nothing waits.
+        Some(limit.saturating_add(1).saturating_sub(others).max(1))
     }
 
-    /// When nothing is expected any more.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        (!self.expected.is_empty()).then(|| self.since + EXPECTED_FOR)
+    /// When nothing is expected any more, or nothing new is on its way.
+    pub(crate) fn deadline(&self, room: &Room) -> Option<Instant> {
+        let expected = (!self.expected.is_empty()).then(|| self.since + QUIET);
+        let quiet = self.last_arrival + QUIET;
+        let quiet = (self.new_are_marked && quiet > room.now).then_some(quiet);
+        expected.into_iter().chain(quiet).min()
     }
 
     /// Another consumer of the queue seems to have got what this one gave back: a message of this
@@ -366,27 +471,32 @@ impl Holding {
         };
         if let Some(message) = self.expected.remove(index) {
             room.end_expected(message.cost());
+            // Perhaps that was a message of another queue.
+            self.note_overdue(message.place);
         }
         true
     }
 
-    /// Expects nothing any more, if it is time.
-    pub(crate) fn lapse(&mut self, room: &mut Room) {
-        if self.deadline().is_some_and(|deadline| deadline <= room.now) {
-            self.overdue += self.expected.len();
-            self.expect_nothing(room);
+    /// Expects nothing any more, if it is time. Whether this consumer should take what fits from
+    /// now on, for again and again new ones come instead.
+    #[must_use]
+    pub(crate) fn lapse(&mut self, room: &mut Room) -> bool {
+        if self.expected.is_empty() || self.since + QUIET > room.now {
+            return false;
         }
-    }
-
-    fn expect_nothing(&mut self, room: &mut Room) {
-        for message in self.expected.drain(..) {
+        let is_passed = self.newer >= self.expected.len();
+        for message in std::mem::take(&mut self.expected) {
             room.end_expected(message.cost());
+            self.note_overdue(message.place);
         }
+        is_passed && std::mem::replace(&mut self.was_passed, is_passed)
     }
 
     /// Ends it; the numbers of what is held back.
-    pub(crate) fn end(mut self, room: &mut Room) -> impl Iterator<Item = u64> + use<> {
-        self.expect_nothing(room);
+    pub(crate) fn end(self, room: &mut Room) -> impl Iterator<Item = u64> + use<> {
+        for message in self.expected {
+            room.end_expected(message.cost());
+        }
         self.held.into_iter().map(|held| held.delivery_tag)
     }
 }

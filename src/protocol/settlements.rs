@@ -144,12 +144,6 @@ impl Settlements {
         }
     }
 
-    /// How many up to `last`, which is the last delivery, are unsettled at the broker.
-    pub(crate) fn unsettled_up_to(&self, last: u64) -> u64 {
-        last.saturating_sub(self.settled.len())
-            .saturating_add(self.held.len())
-    }
-
     /// Notes that `tag` is on its way back.
     pub(crate) fn given_back(&mut self, tag: u64) {
         self.held.remove_all(tag, tag);
@@ -317,7 +311,6 @@ mod tests {
         settlements.settle(2);
         settlements.hold(3);
         settlements.hold(7);
-        assert_eq!(settlements.unsettled_up_to(8), 7);
         assert!(!settlements.settle(3), "the program does not have it");
         let covered = Covered {
             up_to: Some(1),
@@ -331,7 +324,6 @@ mod tests {
         settlements.change(Change::Recover);
         settlements.hold(8);
         settlements.recovered(8);
-        assert_eq!(settlements.unsettled_up_to(8), 0);
         assert_eq!(settlements.settle_up_to(9), multiple(9));
     }
 

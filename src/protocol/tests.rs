@@ -64,10 +64,6 @@ impl Tokens for Script {
     fn has_waiting(_: &&'static str) -> bool {
         false
     }
-
-    fn unsettled(_: &&'static str) -> u64 {
-        0
-    }
 }
 
 /// The bounds where a test says nothing else: much may wait to be taken.

@@ -33,10 +33,6 @@ impl Tokens for Numbers {
     fn has_waiting(_: &u8) -> bool {
         false
     }
-
-    fn unsettled(_: &u16) -> u64 {
-        0
-    }
 }
 
 /// A connection that things happen to, and the books about it.

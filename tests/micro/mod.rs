@@ -202,10 +202,6 @@ impl Tokens for NoTokens {
     fn has_waiting((): &()) -> bool {
         false
     }
-
-    fn unsettled((): &()) -> u64 {
-        0
-    }
 }
 
 /// The core of an open connection; channel 1 is open and has a consumer "tag".

@@ -190,7 +190,9 @@ impl Driver {
         if self.core.is_closing() {
             return None;
         }
-        let awaited = self.core.is_awaited() || self.port.is_awaited();
+        // What was given back is awaited as well: it comes again, and makes room for others.
+        let awaited =
+            self.core.is_awaited() || self.core.is_expecting() || self.port.needs_reading();
         let announced = self.core.announced();
         let is_paused = self.pauses.is_on();
         let stop = self.port.backlog.must_stop(is_paused, awaited, announced)?;

@@ -56,7 +56,7 @@ pub(super) fn deliver<T: Tokens>(
         Taker::Consumer(consumer) if !consumer.discard => {
             let shows_queue = !consumer.is_of_queue && !may_be_of_stream(parts.properties());
             let is_of_queue = consumer.is_of_queue || shows_queue;
-            let is_fixed = consumer.no_ack || is_transactional || !is_of_queue;
+            let is_fixed = consumer.is_fixed() || is_transactional || !is_of_queue;
             if shows_queue {
                 // First, for whoever has the delivery may have to give it back.
                 let consumer = consumer.token.clone();

@@ -235,6 +235,7 @@ impl<T: Tokens> Channel<T> {
                 discard: false,
                 is_of_queue: false,
                 takes_any: false,
+                is_full: false,
                 prefetch: self.prefetch,
             };
             let tag = consume.consumer_tag.clone();

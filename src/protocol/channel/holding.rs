@@ -3,10 +3,10 @@
 
 use std::time::Instant;
 
-use super::super::consumers::Taker;
+use super::super::consumers::{Consumer, Consumers, Taker};
 use super::super::content::{announced, may_be_of_stream};
 use super::super::event::{Event, Out, Tokens};
-use super::super::holding::{Arrival, Holding, MESSAGE_OVERHEAD, Verdict};
+use super::super::holding::{Arrival, Holding, MESSAGE_OVERHEAD, State, Verdict};
 use super::super::wire::ShortString;
 use super::Channel;
 
@@ -35,43 +35,26 @@ impl<T: Tokens> Channel<T> {
             return false;
         };
         let is_of_queue = consumer.is_of_queue || !may_be_of_stream(properties);
-        if consumer.no_ack || consumer.discard || self.transaction.is_selected() || !is_of_queue {
+        if consumer.is_fixed() || consumer.discard || self.transaction.is_selected() || !is_of_queue
+        {
             return false;
         }
         let own = usize::try_from(size).unwrap_or(usize::MAX);
         let cost = own
             .saturating_add(properties.len() + self.names.origin().size())
             .saturating_add(MESSAGE_OVERHEAD);
-        let (is_idle, takes_any) = (
-            !out.room.has_emitted() && !T::has_waiting(&consumer.token),
-            consumer.takes_any,
-        );
+        let mut state = state_of(consumer, out);
         let token = consumer.token.clone();
         let shows_queue = !consumer.is_of_queue;
-        let prefetch = || self.consumers.prefetch();
-        let arrival = Arrival {
-            redelivered,
-            cost,
-            is_idle,
-            takes_any,
-            unsettled: &|| Some((T::unsettled(&self.token), prefetch()?)),
-        };
+        let arrival = Arrival { redelivered, cost };
         let now = out.room.now();
         let mut fresh = Holding::new(now);
         let holding = self.holdings.get_mut(tag).unwrap_or(&mut fresh);
-        let mut verdict = holding.judge(&arrival, &mut out.room);
+        let mut verdict = holding.judge(arrival, state, &mut out.room);
         if verdict == Verdict::OutOfOrder {
-            let any = Arrival {
-                takes_any: true,
-                ..arrival
-            };
-            verdict = holding.judge(&any, &mut out.room);
-            log::debug!(
-                "channel {}: the queue of consumer {tag} does not keep the place of what is given \
-                 back; from now on it takes what fits",
-                self.id.number
-            );
-            self.consumers.take_any(tag);
+            state.takes_any = true;
+            verdict = holding.judge(arrival, state, &mut out.room);
+            take_any(&mut self.consumers, tag, self.id.number);
         }
         let Verdict::HeldBack(place) = verdict else {
             if holding.is_over() {
@@ -81,6 +64,7 @@ impl<T: Tokens> Channel<T> {
             return false;
         };
         if holding.is_full() {
+            self.consumers.set_full(tag, true);
             return false;
         }
         match self.holdings.get_mut(tag) {
@@ -117,9 +101,12 @@ impl<T: Tokens> Channel<T> {
             let Some(consumer) = consumer.filter(|consumer| !consumer.discard) else {
                 continue;
             };
-            let is_idle = !out.room.has_emitted() && !T::has_waiting(&consumer.token);
-            if let Some(delivery_tag) = holding.give_back(is_idle, &mut out.room) {
+            let (state, is_full) = (state_of(consumer, out), consumer.is_full);
+            if let Some(delivery_tag) = holding.give_back(state, &mut out.room) {
                 any = true;
+                if is_full {
+                    self.consumers.set_full(tag, false);
+                }
                 out.events.push_back(Event::GiveBack {
                     channel: self.token.clone(),
                     delivery_tag,
@@ -137,8 +124,7 @@ impl<T: Tokens> Channel<T> {
                 consumer
                     .filter(|consumer| !consumer.discard)
                     .is_some_and(|consumer| {
-                        let is_idle = !out.room.has_emitted() && !T::has_waiting(&consumer.token);
-                        holding.can_give_back(is_idle, &out.room)
+                        holding.can_give_back(state_of(consumer, out), &out.room)
                     })
             })
     }
@@ -155,8 +141,10 @@ impl<T: Tokens> Channel<T> {
 
     /// Expects nothing any more that has been expected for long.
     pub(crate) fn lapse(&mut self, out: &mut Out<T>) {
-        for holding in self.holdings.values_mut() {
-            holding.lapse(&mut out.room);
+        for (tag, holding) in &mut self.holdings {
+            if holding.lapse(&mut out.room) {
+                take_any(&mut self.consumers, tag, self.id.number);
+            }
         }
         self.holdings.retain(|_, holding| !holding.is_over());
         self.note_holdings(out);
@@ -171,8 +159,11 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// When something is expected no more.
-    pub(crate) fn holding_deadline(&self) -> Option<Instant> {
-        self.holdings.values().filter_map(Holding::deadline).min()
+    pub(crate) fn holding_deadline(&self, out: &Out<T>) -> Option<Instant> {
+        let holdings = self.holdings.values();
+        holdings
+            .filter_map(|holding| holding.deadline(&out.room))
+            .min()
     }
 
     /// A consumer is over: nothing of what is held back for it goes to anybody here.
@@ -210,4 +201,21 @@ impl<T: Tokens> Channel<T> {
             out.holding.remove(&self.id.number);
         }
     }
+}
+
+fn state_of<T: Tokens>(consumer: &Consumer<T::Consumer>, out: &Out<T>) -> State {
+    State {
+        is_idle: !out.room.has_emitted() && !T::has_waiting(&consumer.token),
+        takes_any: consumer.takes_any,
+        prefetch: consumer.prefetch,
+    }
+}
+
+/// The consumer takes what fits from now on, whatever the order.
+fn take_any<C: Clone>(consumers: &mut Consumers<C>, tag: &ShortString, channel: u16) {
+    log::debug!(
+        "channel {channel}: the queue of consumer {tag} does not keep the place of what is given \
+         back; from now on it takes what fits"
+    );
+    consumers.take_any(tag);
 }

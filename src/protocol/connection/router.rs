@@ -267,7 +267,7 @@ impl<T: Tokens> Router<T> {
         let channels = self.out.holding.iter();
         let channels = channels.filter_map(|number| self.channel(*number));
         channels
-            .filter_map(|channel| channel.holding_deadline())
+            .filter_map(|channel| channel.holding_deadline(&self.out))
             .min()
     }
 

@@ -15,8 +15,6 @@ struct Taker {
     waiting: VecDeque<(u64, usize, usize)>,
     /// All that were told as held back, and not given back since.
     held: BTreeSet<u64>,
-    last_tag: u64,
-    settled: u64,
 }
 
 type Shared = Rc<RefCell<Taker>>;
@@ -34,11 +32,6 @@ impl Tokens for Model {
     fn has_waiting(consumer: &Shared) -> bool {
         !consumer.borrow().waiting.is_empty()
     }
-
-    fn unsettled(channel: &Shared) -> u64 {
-        let taker = channel.borrow();
-        taker.last_tag - taker.settled
-    }
 }
 
 /// Where a queue puts what it gets back.
@@ -46,6 +39,18 @@ impl Tokens for Model {
 enum Requeue {
     InPlace,
     AtItsEnd,
+}
+
+fn core(soft: usize, now: Instant) -> Connection<Model> {
+    let limits = Limits {
+        message_size: SizeLimit {
+            bytes: 1 << 30,
+            rejects: false,
+        },
+        read_budget: soft,
+        blocked_timeout: None,
+    };
+    Connection::new(FrameDecoder::new(FRAME_MAX), &negotiated(), limits, now)
 }
 
 /// A client with one consumer and the queue that it consumes.
@@ -72,16 +77,7 @@ struct World {
 impl World {
     fn new(sizes: &[usize], prefetch: u16, soft: usize, requeue: Requeue) -> Self {
         let now = Instant::now();
-        let limits = Limits {
-            message_size: SizeLimit {
-                bytes: 1 << 30,
-                rejects: false,
-            },
-            read_budget: soft,
-            blocked_timeout: None,
-        };
-        let decoder = FrameDecoder::new(FRAME_MAX);
-        let mut core = Connection::<Model>::new(decoder, &negotiated(), limits, now);
+        let mut core = core(soft, now);
         let taker = Shared::default();
         let id = core.reserve_channel(Some(1)).unwrap();
         core.open_channel(id, Rc::clone(&taker), (), now + RPC_TIMEOUT);
@@ -157,18 +153,15 @@ impl World {
                             let tag = delivery_tag(&content);
                             let place = self.unsettled[&tag];
                             assert_eq!(content.body.len(), self.sizes[place]);
-                            taker.last_tag = tag;
                             taker.waiting.push_back((tag, place, cost));
                         }
                     }
                 }
                 Event::HeldBack { delivery_tag, .. } => {
-                    taker.last_tag = delivery_tag;
                     assert!(taker.held.insert(delivery_tag));
                 }
                 Event::GiveBack { delivery_tag, .. } => {
                     assert!(taker.held.remove(&delivery_tag), "twice, or never held");
-                    taker.settled += 1;
                     self.to_broker.push_back((delivery_tag, false));
                 }
                 _ => {}
@@ -228,9 +221,26 @@ impl World {
             return false;
         };
         self.handled.push(place);
-        self.taker.borrow_mut().settled += 1;
         self.to_broker.push_back((tag, true));
         true
+    }
+
+    /// Lets everything happen, up to the handling of one message. Whether there was one.
+    fn turn(&mut self) -> bool {
+        self.give_back();
+        while !self.to_broker.is_empty() {
+            self.settle_one();
+        }
+        self.deliver(usize::MAX);
+        let handles = self.handle_one();
+        if !handles && !self.core.can_give_back() {
+            // What is expected in vain is expected for a while.
+            self.now += SECOND;
+            if self.core.poll_timeout().is_some_and(|due| due <= self.now) {
+                self.core.handle_timeout(self.now);
+            }
+        }
+        handles
     }
 
     /// Lets everything happen until nothing does.
@@ -239,18 +249,7 @@ impl World {
             if self.handled.len() == self.sizes.len() {
                 return;
             }
-            self.give_back();
-            while !self.to_broker.is_empty() {
-                self.settle_one();
-            }
-            self.deliver(usize::MAX);
-            if !self.handle_one() && !self.core.can_give_back() {
-                // What is expected in vain is expected for a while.
-                self.now += SECOND;
-                if self.core.poll_timeout().is_some_and(|due| due <= self.now) {
-                    self.core.handle_timeout(self.now);
-                }
-            }
+            self.turn();
         }
         panic!("stuck at {} of {}", self.handled.len(), self.sizes.len());
     }
@@ -301,6 +300,45 @@ fn a_queue_that_puts_what_it_gets_back_at_its_end_is_found_out() {
     world.handled.sort_unstable();
     assert_eq!(world.handled, (0..60).collect::<Vec<_>>());
     assert!(world.deliveries <= 180, "{}", world.deliveries);
+}
+
+#[test]
+fn nothing_starves_on_a_queue_that_puts_what_it_gets_back_at_its_end() {
+    let mut world = World::new(&[1000; 3000], 20, 4000, Requeue::AtItsEnd);
+    let mut watched = None;
+    while world.handled.len() < 2500 {
+        world.turn();
+        if world.handled.len() > 100 {
+            let first = || world.taker.borrow().held.first().copied();
+            watched = watched.or_else(first);
+        }
+    }
+    let watched = watched.expect("something is held back all the time");
+    assert!(!world.taker.borrow().held.contains(&watched));
+}
+
+/// All that is in the queue was delivered to another consumer before, which has died.
+fn mark_all(world: &mut World) {
+    for (_, redelivered) in &mut world.ready {
+        *redelivered = true;
+    }
+}
+
+#[test]
+fn messages_that_were_delivered_before_keep_their_order() {
+    let mut world = world(&[1000; 40], 10, 4000);
+    mark_all(&mut world);
+    world.deliver(usize::MAX);
+    for _ in 0..3 {
+        world.handle_one();
+    }
+    world.give_back();
+    while !world.to_broker.is_empty() {
+        world.settle_one();
+        world.deliver(usize::MAX);
+    }
+    world.finish();
+    assert_eq!(world.handled, (0..40).collect::<Vec<_>>());
 }
 
 #[test]
@@ -455,8 +493,12 @@ proptest! {
         prefetch in 1u16..60,
         soft in 500usize..10_000,
         steps in proptest::collection::vec(0u8..6, 0..300),
+        were_delivered in any::<bool>(),
     ) {
         let mut world = world(&sizes, prefetch, soft);
+        if were_delivered {
+            mark_all(&mut world);
+        }
         for step in steps {
             match step {
                 0 => world.deliver(1),
@@ -472,3 +514,5 @@ proptest! {
         prop_assert!(world.core.poll_timeout().is_none());
     }
 }
+
+mod several;

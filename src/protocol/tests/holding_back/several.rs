@@ -1,0 +1,308 @@
+//! Deliveries that are held back for one of several consumers. The test is the broker.
+
+use super::*;
+
+#[derive(Debug, Clone, PartialEq)]
+enum Log {
+    /// Consumer, delivery tag, and whether it counts as fixed.
+    TakenIn(&'static str, u64, bool),
+    Held(u64),
+    GivenBack(u64),
+}
+
+struct Eater {
+    tag: &'static str,
+    number: u16,
+    token: Shared,
+}
+
+/// A client with any number of channels and consumers.
+struct Table {
+    core: Connection<Model>,
+    now: Instant,
+    channels: BTreeMap<u16, ChannelId>,
+    eaters: Vec<Eater>,
+    log: Vec<Log>,
+}
+
+impl Table {
+    fn new(soft: usize) -> Self {
+        let now = Instant::now();
+        Self {
+            core: core(soft, now),
+            now,
+            channels: BTreeMap::new(),
+            eaters: Vec::new(),
+            log: Vec::new(),
+        }
+    }
+
+    fn consume(&mut self, number: u16, tag: &'static str, prefetch: u16) {
+        let deadline = self.now + RPC_TIMEOUT;
+        let id = match self.channels.get(&number) {
+            Some(id) => *id,
+            None => {
+                let id = self.core.reserve_channel(Some(number)).unwrap();
+                let token = Shared::default();
+                self.core.open_channel(id, token, (), deadline);
+                self.bytes(&frame(number, channel::OpenOk::default()));
+                self.channels.insert(number, id);
+                id
+            }
+        };
+        let qos = basic::Qos::new(prefetch).into();
+        self.core.call(id, qos, None, (), deadline);
+        self.bytes(&frame(number, basic::QosOk::default()));
+        let consume = basic::Consume::new("q").consumer_tag(tag).into();
+        let token = Shared::default();
+        self.eaters.push(Eater {
+            tag,
+            number,
+            token: Rc::clone(&token),
+        });
+        self.core.call(id, consume, Some(token), (), deadline);
+        let ok = basic::ConsumeOk::default().consumer_tag(tag);
+        self.bytes(&frame(number, ok));
+    }
+
+    fn eater(&self, tag: &str) -> &Eater {
+        self.eaters.iter().find(|it| it.tag == tag).unwrap()
+    }
+
+    fn waiting(&self) -> usize {
+        let cost = |it: &Eater| {
+            it.token
+                .borrow()
+                .waiting
+                .iter()
+                .map(|it| it.2)
+                .sum::<usize>()
+        };
+        self.eaters.iter().map(cost).sum()
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.core.set_waiting(self.waiting());
+            let space = self.core.space();
+            let count = rest.len().min(space.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            self.core.received(count, self.now);
+            rest = &rest[count..];
+            self.events();
+        }
+    }
+
+    fn deliver(&mut self, tag: &'static str, delivery_tag: u64, redelivered: bool, size: usize) {
+        let number = self.eater(tag).number;
+        let method = deliver(tag, delivery_tag).redelivered(redelivered);
+        self.bytes(&content(number, method, None, &vec![0; size]));
+    }
+
+    /// Deliveries of 1000 bytes that are new.
+    fn deliver_new(&mut self, tag: &'static str, delivery_tags: std::ops::RangeInclusive<u64>) {
+        for delivery_tag in delivery_tags {
+            self.deliver(tag, delivery_tag, false, 1000);
+        }
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.core.poll_event() {
+            match event {
+                Event::Deliveries {
+                    consumer,
+                    runs,
+                    is_fixed,
+                } => {
+                    let mut eaters = self.eaters.iter();
+                    let eater = eaters.find(|it| Rc::ptr_eq(&it.token, &consumer)).unwrap();
+                    for mut run in runs {
+                        while let Some(packed) = run.pop() {
+                            let cost = run.cost_of(&packed);
+                            let delivery = delivery_tag(&packed.unpack());
+                            let taken_in = Log::TakenIn(eater.tag, delivery, is_fixed);
+                            self.log.push(taken_in);
+                            let mut taker = consumer.borrow_mut();
+                            taker.waiting.push_back((delivery, 0, cost));
+                        }
+                    }
+                }
+                Event::HeldBack { delivery_tag, .. } => self.log.push(Log::Held(delivery_tag)),
+                Event::GiveBack { delivery_tag, .. } => self.log.push(Log::GivenBack(delivery_tag)),
+                _ => {}
+            }
+        }
+    }
+
+    /// The program takes what waits for a consumer.
+    fn take(&mut self, tag: &str, count: usize) {
+        let mut taker = self.eater(tag).token.borrow_mut();
+        let taken = count.min(taker.waiting.len());
+        taker.waiting.drain(..taken);
+    }
+
+    fn give_back(&mut self) -> Vec<u64> {
+        self.core.set_waiting(self.waiting());
+        let before = self.log.len();
+        self.core.give_back_held(self.now);
+        self.events();
+        let given_back = self.log[before..].iter().filter_map(|it| match it {
+            Log::GivenBack(tag) => Some(*tag),
+            _ => None,
+        });
+        given_back.collect()
+    }
+
+    fn held(&self) -> Vec<u64> {
+        let held = self.log.iter().filter_map(|it| match it {
+            Log::Held(tag) => Some(*tag),
+            _ => None,
+        });
+        held.collect()
+    }
+}
+
+#[test]
+fn beyond_the_most_that_is_held_back_deliveries_count_as_fixed() {
+    let mut table = Table::new(40_000);
+    table.consume(1, "a", 0);
+    let mut bytes = Vec::new();
+    for tag in 1..=70_000 {
+        bytes.extend(content(1, deliver("a", tag), None, &[0; 1000]));
+    }
+    table.bytes(&bytes);
+    assert_eq!(table.held().len(), 65_535);
+    let becomes_fixed = |it: &Log| matches!(it, Log::TakenIn(.., true));
+    let last_held = table.log.iter().rposition(|it| matches!(it, Log::Held(_)));
+    let first_fixed = table.log.iter().position(becomes_fixed);
+    assert_eq!(first_fixed, last_held.map(|index| index + 1));
+    assert!(
+        table
+            .log
+            .iter()
+            .skip(first_fixed.unwrap())
+            .all(becomes_fixed)
+    );
+    // With one less of them, the next one has room among them.
+    table.take("a", usize::MAX);
+    let given_back = table.give_back().len();
+    assert!(given_back > 0);
+    table.deliver("a", 70_001, false, 1000);
+    assert_eq!(table.log.last(), Some(&Log::Held(70_001)));
+}
+
+#[test]
+fn a_redelivered_message_of_another_queue_costs_no_place() {
+    let mut table = Table::new(4000);
+    table.consume(1, "a", 10);
+    table.consume(2, "b", 10);
+    table.deliver_new("a", 1..=10);
+    assert_eq!(table.held(), [6, 7, 8, 9, 10]);
+    table.take("a", 3);
+    assert_eq!(table.give_back(), [6]);
+    // One of another queue, of the same size.
+    table.deliver("b", 1, true, 1000);
+    table.give_back();
+    // The other one fills the room, so that nothing fits when 6 comes again, as 11.
+    table.deliver_new("b", 2..=5);
+    table.deliver("a", 11, true, 1000);
+    table.take("b", 10);
+    table.take("a", 10);
+    assert_eq!(table.give_back().first(), Some(&11), "6 is the oldest one");
+}
+
+#[test]
+fn a_small_delivery_that_comes_again_does_not_overtake_a_large_one() {
+    let mut table = Table::new(10_000);
+    table.consume(1, "a", 20);
+    table.consume(2, "b", 50);
+    table.deliver_new("a", 1..=14);
+    table.deliver("a", 15, false, 4000);
+    table.deliver("a", 16, false, 10);
+    assert_eq!(table.held(), [14, 15, 16]);
+    table.take("a", 12);
+    assert_eq!(table.give_back(), [14, 15, 16]);
+    table.deliver_new("b", 1..=13);
+    let before = table.log.len();
+    table.deliver("a", 17, true, 1000);
+    table.deliver("a", 18, true, 4000);
+    table.deliver("a", 19, true, 10);
+    let log = &table.log[before..];
+    let held = log.iter().position(|it| matches!(it, Log::Held(_)));
+    let taken_in = log.iter().rposition(|it| matches!(it, Log::TakenIn(..)));
+    assert!(held.is_some() && held > taken_in, "{log:?}");
+}
+
+#[test]
+fn a_delivery_that_is_overdue_goes_before_those_that_are_expected() {
+    let mut table = Table::new(10_000);
+    table.consume(1, "a", 20);
+    table.consume(2, "b", 50);
+    table.deliver_new("a", 1..=16);
+    assert_eq!(table.held(), [14, 15, 16]);
+    table.take("a", 8);
+    assert_eq!(table.give_back(), [14, 15]);
+    table.now += SECOND;
+    table.core.handle_timeout(table.now);
+    assert_eq!(table.give_back(), [16]);
+    // Now all of it comes, while other messages have the room.
+    table.deliver_new("b", 1..=8);
+    for tag in 17..=19 {
+        table.deliver("a", tag, true, 1000);
+    }
+    table.take("a", 20);
+    table.take("b", 20);
+    assert_eq!(table.give_back(), [17, 18, 19]);
+}
+
+#[test]
+fn the_wake_up_comes_when_the_oldest_just_fits() {
+    let mut table = Table::new(4000);
+    table.consume(1, "a", 10);
+    table.consume(2, "b", 10);
+    table.deliver("b", 1, false, 1000);
+    let mut tag = 0;
+    while table.held().is_empty() {
+        tag += 1;
+        table.deliver("a", tag, false, 1000);
+    }
+    table.take("a", 10);
+    let below = table.core.gives_back_below();
+    table.core.set_waiting(below - 1);
+    assert!(table.core.can_give_back());
+    table.core.set_waiting(below);
+    assert!(!table.core.can_give_back());
+}
+
+#[test]
+fn an_enormous_delivery_tag_breaks_nothing() {
+    let mut table = Table::new(4000);
+    table.consume(1, "a", 10);
+    table.consume(1, "b", 10);
+    table.deliver_new("a", 1..=10);
+    table.take("a", 3);
+    assert!(!table.give_back().is_empty());
+    table.deliver("b", u64::MAX, false, 1);
+    table.deliver("a", 11, false, 1000);
+    assert!(!table.core.is_closed());
+}
+
+#[test]
+fn a_consumer_with_nothing_to_do_hides_no_queue_that_requeues_at_its_end() {
+    let mut world = World::new(&[1000; 400], 10, 4000, Requeue::AtItsEnd);
+    let consume = basic::Consume::new("other").consumer_tag("other");
+    let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
+    let other = Some(Shared::default());
+    world.core.call(id, consume.into(), other, (), deadline);
+    world.bytes(&frame(1, basic::ConsumeOk::default().consumer_tag("other")));
+    let (mut idle, mut longest) = (0, 0);
+    while world.handled.len() < 400 {
+        idle = match world.turn() {
+            true => 0,
+            false => idle + 1,
+        };
+        longest = longest.max(idle);
+        assert!(longest < 5, "nothing was handled for {longest} turns");
+    }
+}
