@@ -257,13 +257,15 @@ impl ConnectionParameters {
         confirm_window: usize,
         /// How many bytes may wait to be written before publishes wait. Default: 4 MiB.
         write_budget: usize,
-        /// How many bytes of deliveries may wait to be taken before reading pauses, for 5 s at
-        /// most; twice as many while a call, a publish or a confirm waits for the broker.
-        /// Messages that are not complete yet count as well. Beyond that a delivery goes back to
-        /// its queue and comes again later. Those that cannot (`no_ack`, streams, channels with
-        /// transactions) stop reading, and RabbitMQ drops a client that reads nothing for half
-        /// a minute or so ([`ConnectionLoss::NotRead`](crate::ConnectionLoss::NotRead)).
-        /// Default: 64 MiB.
+        /// How many bytes of deliveries may wait to be taken before reading pauses. A pause lasts
+        /// 5 s at most, and there is none while a thread waits for the broker: for the reply to a
+        /// call, for a confirm, for room to publish or for a delivery. Twice as many bytes are
+        /// the most that waits. (One message that is larger passes alone.) A delivery that finds
+        /// no room goes back to its queue and comes again later. Those that cannot go back
+        /// (`no_ack`, streams, channels with transactions) stop reading, and RabbitMQ drops a
+        /// client that reads nothing for half a minute or so
+        /// ([`ConnectionLoss::NotRead`](crate::ConnectionLoss::NotRead)). Messages of which a part
+        /// is here count as whole ones. Default: 64 MiB.
         read_budget: usize,
     }
 

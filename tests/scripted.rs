@@ -28,6 +28,8 @@ mod opening;
 mod peer;
 #[path = "scripted/publishing.rs"]
 mod publishing;
+#[path = "scripted/read_budget.rs"]
+mod read_budget;
 #[path = "scripted/rpc.rs"]
 mod rpc;
 #[path = "scripted/secrets.rs"]

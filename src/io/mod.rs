@@ -44,5 +44,6 @@ pub(crate) mod slot;
 mod spin;
 mod sync;
 pub(crate) mod transport;
+pub(crate) mod waiters;
 pub(crate) mod wake;
 pub(crate) mod write_budget;

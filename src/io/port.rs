@@ -2,7 +2,7 @@
 //! wake-up, the bounds, and why things ended.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use super::kept::Total;
 use super::nap::Nap;
 use super::pauses::Slowest;
 use super::spin::Spin;
+use super::waiters::{Waiters, Waiting};
 use super::wake::Wake;
 use super::write_budget::WriteBudget;
 use crate::error::{Error, ReadingPause};
@@ -192,12 +193,7 @@ pub(crate) struct ConnectionPort {
     news: Mutex<VecDeque<ChannelId>>,
     /// When to tell the watchers that a timer is due, for those who do not watch the clock.
     alarm: Mutex<Option<Instant>>,
-    /// How many threads wait for confirms or for room.
-    waiting: AtomicUsize,
-    /// How many threads wait for a delivery.
-    delivery_waits: AtomicUsize,
-    /// How many threads wait for the confirm of one message.
-    confirm_waits: AtomicUsize,
+    waiters: Waiters,
     /// How it went to look for replies, and for confirms.
     reply_spin: Spin,
     pub(crate) confirm_spin: Spin,
@@ -205,37 +201,6 @@ pub(crate) struct ConnectionPort {
     pub(crate) answer_spin: Spin,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
-}
-
-/// Says that a thread waits for something that only reading can bring, for as long as
-/// it lives.
-pub(crate) struct Waiting<'a>(&'a ConnectionPort);
-
-/// The same for a thread that waits for a delivery.
-pub(crate) struct WaitingForDelivery<'a>(&'a ConnectionPort);
-
-/// The same for a thread that waits for the confirm of one message.
-pub(crate) struct WaitingForConfirm<'a> {
-    port: &'a ConnectionPort,
-    _waiting: Waiting<'a>,
-}
-
-impl Drop for WaitingForConfirm<'_> {
-    fn drop(&mut self) {
-        self.port.confirm_waits.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for WaitingForDelivery<'_> {
-    fn drop(&mut self) {
-        self.0.delivery_waits.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 impl ConnectionPort {
@@ -268,9 +233,7 @@ impl ConnectionPort {
             anything: Watchers::default(),
             news: Mutex::default(),
             alarm: Mutex::default(),
-            waiting: AtomicUsize::new(0),
-            delivery_waits: AtomicUsize::new(0),
-            confirm_waits: AtomicUsize::new(0),
+            waiters: Waiters::default(),
             reply_spin: Spin::new(spin_limit),
             confirm_spin: Spin::new(spin_limit),
             answer_spin: Spin::new(spin_limit),
@@ -449,41 +412,44 @@ impl ConnectionPort {
     /// To be held while waiting for confirms or for room: the IO thread then reads on
     /// where it would pause.
     pub(crate) fn waiting(&self) -> Waiting<'_> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        self.nap.end();
-        if self.backlog.is_paused() || self.backlog.is_resting() {
-            self.wake.notify();
-        }
-        Waiting(self)
+        let waiting = self.waiters.wait();
+        self.end_pause();
+        waiting
     }
 
     /// To be held while waiting for a delivery where none is: a pause would last until another
     /// thread has taken what waits for that one.
-    pub(crate) fn waiting_for_delivery(&self) -> WaitingForDelivery<'_> {
-        self.delivery_waits.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn waiting_for_delivery(&self) -> Waiting<'_> {
+        let waiting = self.waiters.wait_for_delivery();
         if self.backlog.is_paused() {
             self.wake.notify();
         }
-        WaitingForDelivery(self)
+        waiting
     }
 
     /// Whether anybody waits for something that only reading can bring.
     pub(crate) fn needs_reading(&self) -> bool {
-        self.is_awaited() || self.delivery_waits.load(Ordering::SeqCst) > 0
+        self.is_awaited() || self.waiters.is_delivery_awaited()
     }
 
     /// To be held while waiting for the confirm of one message.
-    pub(crate) fn waiting_for_confirm(&self) -> WaitingForConfirm<'_> {
-        self.confirm_waits.fetch_add(1, Ordering::Relaxed);
-        WaitingForConfirm {
-            port: self,
-            _waiting: self.waiting(),
+    pub(crate) fn waiting_for_confirm(&self) -> [Waiting<'_>; 2] {
+        let waiting = self.waiters.wait_for_confirm();
+        self.end_pause();
+        waiting
+    }
+
+    /// What somebody waits for from now on needs an IO thread that reads.
+    fn end_pause(&self) {
+        self.nap.end();
+        if self.backlog.is_paused() || self.backlog.is_resting() {
+            self.wake.notify();
         }
     }
 
     /// Whether anybody waits for the confirm of one message.
     pub(crate) fn is_confirm_awaited(&self) -> bool {
-        self.confirm_waits.load(Ordering::Relaxed) > 0
+        self.waiters.is_confirm_awaited()
     }
 
     /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
@@ -499,7 +465,7 @@ impl ConnectionPort {
 
     /// Whether anybody waits for confirms or for room.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
+        self.waiters.is_promised()
     }
 
     /// Why the broker takes no publishes now.
@@ -607,7 +573,8 @@ pub(crate) mod tests {
     #[test]
     fn who_begins_to_wait_wakes_an_io_thread_that_does_not_read_and_no_other() {
         let mut poll = Poll::new().unwrap();
-        let (wake, _alarm) = Wake::new(poll.registry(), Token(0)).unwrap();
+        let alarm = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let wake = Wake::with(&alarm);
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(1 << 20);
         let port = ConnectionPort::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cony::{BlockingChannel, Delivery, Error, basic};
 
 use crate::peer::methods::*;
-use crate::peer::{self, CURTAIN, Wire, args, method, signal, with_channel, with_channel_and};
+use crate::peer::{self, CURTAIN, Wire, args, signal, with_channel, with_channel_and};
 
 const KIB: usize = 1024;
 
@@ -25,16 +25,6 @@ fn deliver(wire: &mut Wire, count: u64) -> String {
     // The reply comes behind them, so they are here when it is.
     wire.accept_declare(1);
     tag
-}
-
-/// Delivers a message of so many bytes.
-fn deliver_sized(wire: &mut Wire, channel: u16, tag: &str, number: u64, size: usize) {
-    let mut bytes = method(channel, BASIC_DELIVER, peer::deliver(tag, number));
-    bytes.extend(peer::header(channel, size as u64));
-    for chunk in vec![b'x'; size].chunks(100_000) {
-        bytes.extend(peer::body(channel, chunk));
-    }
-    wire.raw(&bytes);
 }
 
 fn expect_requeued(wire: &mut Wire, tags: impl IntoIterator<Item = u64>) {
@@ -407,7 +397,7 @@ fn a_cancel_of_a_consumer_that_has_stopped_reading_gets_its_answer() {
         move |wire| {
             let tag = wire.accept_consumer(1);
             for number in 1..=6 {
-                deliver_sized(wire, 1, &tag, number, 250 * KIB);
+                wire.deliver_sized(1, &tag, number, 250 * KIB);
             }
             assert_eq!(wire.expect_cancel(1), tag);
             wire.send(1, BASIC_CANCEL_OK, args().short(&tag));

@@ -452,6 +452,22 @@ impl Wire {
         self.send_content(channel, BASIC_DELIVER, deliver(consumer_tag, tag), text);
     }
 
+    /// Delivers a message of so many bytes, in as many frames as it takes.
+    pub(crate) fn deliver_sized(
+        &mut self,
+        channel: u16,
+        consumer_tag: &str,
+        tag: u64,
+        size: usize,
+    ) {
+        let mut bytes = method(channel, BASIC_DELIVER, deliver(consumer_tag, tag));
+        bytes.extend(header(channel, size as u64));
+        for chunk in vec![b'x'; size].chunks(100_000) {
+            bytes.extend(body(channel, chunk));
+        }
+        self.raw(&bytes);
+    }
+
     // Receiving.
 
     /// The next `count` bytes; `None` if the client has hung up.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::super::holding::{Arrival, Holding, Room, Verdict};
+use super::super::holding::{Arrival, Holding, Room, State, Verdict};
 use super::*;
 
 /// What the program sees: messages that wait, by their place in the queue, and what they cost.
@@ -457,30 +457,35 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
 /// Of two that are held back the first was given back, and comes while there is no room.
 #[test]
 fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
-    for (late, place) in [(false, 1), (true, 0)] {
+    for late in [false, true] {
         let now = Instant::now();
         let mut room = Room::new(4000, now);
         let mut holding = Holding::new(now);
         holding.hold(1, 1000, None);
         holding.hold(2, 1000, None);
-        assert_eq!(holding.give_back(true, &mut room), Some(1));
+        let state = State {
+            is_idle: true,
+            takes_any: false,
+            prefetch: 10,
+        };
+        assert_eq!(holding.give_back(state, &mut room), Some(1));
         if late {
             room.set_now(now + Duration::from_secs(1));
-            holding.lapse(&mut room);
+            assert!(!holding.lapse(&mut room));
         }
         room.set_waiting(7500, true);
         let arrival = Arrival {
             redelivered: true,
             cost: 1000,
-            is_idle: false,
-            takes_any: false,
-            unsettled: &|| None,
         };
-        let verdict = holding.judge(&arrival, &mut room);
-        assert_eq!(verdict, Verdict::HeldBack(Some(place)));
+        let is_idle = false;
+        let verdict = holding.judge(arrival, State { is_idle, ..state }, &mut room);
+        let Verdict::HeldBack(Some(place)) = verdict else {
+            panic!("{verdict:?}");
+        };
         holding.hold(3, 1000, Some(place));
         room.set_waiting(0, true);
-        assert_eq!(holding.give_back(true, &mut room), Some(3));
+        assert_eq!(holding.give_back(state, &mut room), Some(3));
     }
 }
 

@@ -1,0 +1,57 @@
+//! How many threads wait for something that only reading can bring.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    /// For confirms, or for room.
+    promised: AtomicUsize,
+    /// For the confirm of one message; they are among the promised as well.
+    confirms: AtomicUsize,
+    /// For a delivery, where none is.
+    deliveries: AtomicUsize,
+}
+
+/// A thread counts for as long as it holds this.
+pub(crate) struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Waiters {
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        Waiting::new(&self.promised)
+    }
+
+    pub(super) fn wait_for_confirm(&self) -> [Waiting<'_>; 2] {
+        [&self.confirms, &self.promised].map(Waiting::new)
+    }
+
+    pub(super) fn wait_for_delivery(&self) -> Waiting<'_> {
+        Waiting::new(&self.deliveries)
+    }
+
+    /// Whether anybody waits for confirms or for room.
+    pub(super) fn is_promised(&self) -> bool {
+        self.promised.load(Ordering::SeqCst) > 0
+    }
+
+    /// Whether anybody waits for the confirm of one message.
+    pub(super) fn is_confirm_awaited(&self) -> bool {
+        self.confirms.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn is_delivery_awaited(&self) -> bool {
+        self.deliveries.load(Ordering::SeqCst) > 0
+    }
+}
