@@ -22,8 +22,9 @@
 //!
 //! The mark alone tells a delivery that comes again from a new one. After the death of another
 //! consumer, or of the broker, all messages have it. Then nothing is given back before all that
-//! the broker may have sent is here: the prefetch is full, or it has been quiet for a while. What
-//! comes next is what was given back.
+//! the broker may have sent is here: the prefetch is full of what is held back, or it has been
+//! quiet for a while. And one goes back at a time: RabbitMQ's queues see to acknowledgements first,
+//! so that one may bring something new before what was given back earlier.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -231,6 +232,8 @@ pub(crate) struct Holding {
     overdue: VecDeque<u32>,
     /// Whether the last new delivery looked like one that comes again.
     new_are_marked: bool,
+    /// Whether nothing new has come since it was quiet for a while.
+    is_drained: bool,
     /// How many new ones have come since the first one that is expected was given back.
     newer: usize,
     /// Whether as many new ones had come when something was last expected in vain.
@@ -277,6 +280,7 @@ impl Holding {
             expected: VecDeque::new(),
             overdue: VecDeque::new(),
             new_are_marked: false,
+            is_drained: false,
             newer: 0,
             was_passed: false,
             since: now,
@@ -340,6 +344,7 @@ impl Holding {
 
     fn judge_new(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
         self.new_are_marked = arrival.redelivered;
+        self.is_drained = false;
         if !self.is_over() {
             if !self.expected.is_empty() {
                 if self.has_lost_its_place(state.prefetch) {
@@ -414,6 +419,7 @@ impl Holding {
         if !self.can_give_back(state, room) {
             return None;
         }
+        self.is_drained |= state.is_idle && self.is_quiet(room.now);
         let first = self.held.pop_front()?;
         if self.expected.is_empty() {
             self.newer = 0;
@@ -428,7 +434,7 @@ impl Holding {
     pub(crate) fn can_give_back(&self, state: State, room: &Room) -> bool {
         let may_be_confused = self.new_are_marked && !state.takes_any;
         self.first_fits(state.is_idle, room)
-            && (!may_be_confused || self.all_has_come(state.prefetch, room.now))
+            && (!may_be_confused || self.all_has_come(state, room.now))
     }
 
     fn first_fits(&self, is_idle: bool, room: &Room) -> bool {
@@ -437,10 +443,16 @@ impl Holding {
         first.is_some_and(|first| room.fits_again(first.message.cost(), is_starving))
     }
 
-    /// Whether nothing new is on its way from the broker.
-    fn all_has_come(&self, prefetch: u16, now: Instant) -> bool {
-        let is_filled = prefetch > 0 && self.held.len() + self.expected.len() >= prefetch.into();
-        is_filled || self.last_arrival + QUIET <= now
+    /// Whether what comes next can only be what is given back now.
+    fn all_has_come(&self, state: State, now: Instant) -> bool {
+        let is_filled = state.prefetch > 0 && self.held.len() >= state.prefetch.into();
+        // What the program has yet to acknowledge makes room for something new.
+        let is_quiet = self.is_drained || state.is_idle && self.is_quiet(now);
+        self.expected.is_empty() && (is_filled || is_quiet)
+    }
+
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.last_arrival + QUIET <= now
     }
 
     /// Below how many waiting bytes the oldest one may fit.

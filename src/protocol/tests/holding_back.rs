@@ -63,6 +63,8 @@ struct World {
     /// The messages that are ready: their place, and whether they were delivered before.
     ready: VecDeque<(usize, bool)>,
     requeue: Requeue,
+    /// Whether acknowledgements overtake what is given back.
+    acks_first: bool,
     prefetch: usize,
     tag: u64,
     unsettled: BTreeMap<u64, usize>,
@@ -89,6 +91,7 @@ impl World {
             sizes: sizes.to_vec(),
             ready: (0..sizes.len()).map(|place| (place, false)).collect(),
             requeue,
+            acks_first: false,
             prefetch: prefetch.into(),
             tag: 0,
             unsettled: BTreeMap::new(),
@@ -178,7 +181,10 @@ impl World {
 
     /// The broker works off one settlement.
     fn settle_one(&mut self) {
-        let Some((tag, is_ack)) = self.to_broker.pop_front() else {
+        let mut settlements = self.to_broker.iter();
+        let first_ack = settlements.position(|(_, is_ack)| *is_ack);
+        let index = first_ack.filter(|_| self.acks_first).unwrap_or_default();
+        let Some((tag, is_ack)) = self.to_broker.remove(index) else {
             return;
         };
         let place = self.unsettled.remove(&tag).expect("406");
@@ -228,10 +234,11 @@ impl World {
     /// Lets everything happen, up to the handling of one message. Whether there was one.
     fn turn(&mut self) -> bool {
         self.give_back();
+        self.deliver(usize::MAX);
         while !self.to_broker.is_empty() {
             self.settle_one();
+            self.deliver(usize::MAX);
         }
-        self.deliver(usize::MAX);
         let handles = self.handle_one();
         if !handles && !self.core.can_give_back() {
             // What is expected in vain is expected for a while.
@@ -499,8 +506,10 @@ proptest! {
         soft in 500usize..10_000,
         steps in proptest::collection::vec(0u8..6, 0..300),
         were_delivered in any::<bool>(),
+        acks_first in any::<bool>(),
     ) {
         let mut world = world(&sizes, prefetch, soft);
+        world.acks_first = acks_first;
         if were_delivered {
             mark_all(&mut world);
         }
