@@ -301,10 +301,7 @@ impl<T: Tokens> Channel<T> {
             return Ok(());
         }
         let left = match self.assembly.header(payload, limit.bytes)? {
-            Progress::Pending => {
-                out.room.announce(self.assembly.announced());
-                None
-            }
+            Progress::Pending => None,
             Progress::Complete(head, parts) => deliver(
                 self.id.number,
                 &mut self.consumers,
@@ -350,6 +347,9 @@ impl<T: Tokens> Channel<T> {
                 if announced == 0 {
                     // The first part of it has come.
                     out.room.announce(self.assembly.announced());
+                }
+                if !self.holdings.is_empty() {
+                    self.note_progress(out);
                 }
                 return Ok(());
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::holding::Queue;
 use super::wire::ShortString;
 
 /// How many consumers are remembered that were cancelled without asking for a reply.
@@ -14,6 +15,7 @@ pub(crate) struct Consumer<C> {
     /// That of the call which asked for it: no other of its name has it.
     pub(crate) number: u64,
     pub(crate) no_ack: bool,
+    pub(crate) queue: Queue,
     /// Nobody wants its deliveries any more; a cancel is under way.
     pub(crate) discard: bool,
     /// Whether it consumes a queue that takes deliveries back: one of them came without the
@@ -204,6 +206,7 @@ mod tests {
             token: (),
             number,
             no_ack: number % 2 == 0,
+            queue: Queue::new(1, "q"),
             discard: false,
             is_of_queue: false,
             takes_any: false,

@@ -18,7 +18,8 @@
 //! back or expected. RabbitMQ puts what is given back into its old place and marks it as
 //! redelivered. Only a quorum queue before 4.0 without a delivery limit puts it at its end:
 //! then new ones fill the places in the prefetch that the broker should have kept for it.
-//! From there on that consumer takes anything that fits.
+//! From there on that consumer takes anything that fits. So do several consumers of one queue,
+//! which share its messages in whatever order.
 //!
 //! The mark alone tells a delivery that comes again from a new one. After the death of another
 //! consumer, or of the broker, all messages have it. Then nothing is given back before all that
@@ -27,6 +28,7 @@
 //! so that one may bring something new before what was given back earlier.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use super::wire::ShortString;
@@ -34,7 +36,7 @@ use super::wire::ShortString;
 /// How many deliveries are held back for one consumer. RabbitMQ's prefetch cannot be larger.
 pub(crate) const HELD_MAX: usize = 65_535;
 
-/// After so long without a delivery nothing is expected any more: another consumer of the queue
+/// After so long without a delivery nothing is expected any more: a consumer of another connection
 /// may have it. Nor is anything on its way that the broker sent before.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -45,9 +47,37 @@ const ADDED_MAX: usize = 64;
 /// messages beside these: its place, and its names.
 pub(crate) const MESSAGE_OVERHEAD: usize = 256;
 
+/// The most that the names of an exchange and a routing key take.
+const NAMES_MAX: usize = 2 * 255;
+
 /// How much of a budget of this size is left for deliveries that cannot be held back.
 pub(crate) fn fixed_share(soft_limit: usize) -> usize {
     soft_limit / 8
+}
+
+/// Tells queues from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Queue(u64);
+
+impl Queue {
+    /// The queue that a consumer of this channel has named.
+    pub(crate) fn new(channel: u16, name: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        // Without a name it is the one that the channel has declared last.
+        let declarer = name.is_empty().then_some(channel);
+        (declarer, name).hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
+/// The number of a channel, and of a consumer of it.
+pub(crate) type ConsumerId = (u16, u64);
+
+/// Who has had deliveries of a queue while some were held back.
+#[derive(Debug)]
+struct Takers {
+    first: ConsumerId,
+    are_several: bool,
 }
 
 /// The bounds of what waits to be taken, and how much of them is used. All numbers are bytes.
@@ -63,7 +93,8 @@ pub(crate) struct Room {
     /// What was given back and is to come again.
     expected: usize,
     /// The costs of deliveries that come again, but not for the consumer that gave them back.
-    strays: Vec<usize>,
+    strays: Vec<(Queue, usize)>,
+    takers: HashMap<Queue, Takers>,
     /// When the bytes came that are being worked off.
     now: Instant,
 }
@@ -77,6 +108,7 @@ impl Room {
             announced: 0,
             expected: 0,
             strays: Vec::new(),
+            takers: HashMap::new(),
             now,
         }
     }
@@ -114,25 +146,31 @@ impl Room {
             && self
                 .used()
                 .saturating_add(size)
-                .saturating_add(MESSAGE_OVERHEAD)
+                .saturating_add(MESSAGE_OVERHEAD + NAMES_MAX)
                 <= self.hard_for_more()
     }
 
     /// Whether a delivery of this cost fits. One that is larger than all the room fits when it
-    /// is alone.
+    /// is nearly alone.
     fn fits(&self, cost: usize, is_idle: bool) -> bool {
         let limit = match is_idle {
             true => self.hard_for_held(),
             false => self.hard_for_more(),
         };
         let used = self.used();
-        used == 0 || used.saturating_add(cost) <= limit
+        used <= self.little() || used.saturating_add(cost) <= limit
     }
 
     /// Whether a delivery of this cost fits if it is sent again.
     fn fits_again(&self, cost: usize, is_starving: bool) -> bool {
         let used = self.used() + self.expected;
-        used == 0 || used.saturating_add(cost) <= self.limit_again(is_starving)
+        used <= self.little() || used.saturating_add(cost) <= self.limit_again(is_starving)
+    }
+
+    /// With no more than this a large delivery is nearly alone: it need not wait until other
+    /// consumers, which may always have something, have nothing.
+    fn little(&self) -> usize {
+        fixed_share(self.soft)
     }
 
     fn limit_again(&self, is_starving: bool) -> usize {
@@ -181,8 +219,35 @@ impl Room {
     }
 
     /// What has gone to other consumers since this was asked last.
-    pub(crate) fn take_strays(&mut self) -> Vec<usize> {
+    pub(crate) fn take_strays(&mut self) -> Vec<(Queue, usize)> {
         std::mem::take(&mut self.strays)
+    }
+
+    /// A delivery has come again for a consumer that expects none.
+    fn note_stray(&mut self, queue: Queue, cost: usize) {
+        if self.expected > 0 {
+            self.strays.push((queue, cost));
+        }
+    }
+
+    /// A delivery of this queue is for this consumer.
+    pub(crate) fn note_taker(&mut self, queue: Queue, consumer: ConsumerId) {
+        let takers = self.takers.entry(queue).or_insert(Takers {
+            first: consumer,
+            are_several: false,
+        });
+        takers.are_several |= takers.first != consumer;
+    }
+
+    /// Whether several consumers of this connection have had deliveries of it.
+    pub(crate) fn is_shared(&self, queue: Queue) -> bool {
+        let takers = self.takers.get(&queue);
+        takers.is_some_and(|takers| takers.are_several)
+    }
+
+    /// Nothing is held back any more.
+    pub(crate) fn forget_takers(&mut self) {
+        self.takers.clear();
     }
 
     fn expect(&mut self, cost: usize) {
@@ -247,6 +312,7 @@ pub(crate) struct Holding {
 /// What is known of a consumer when something of it comes or may go back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct State {
+    pub(crate) queue: Queue,
     /// Whether nothing waits to be taken for it.
     pub(crate) is_idle: bool,
     /// Whether it takes what fits, whatever the order.
@@ -302,7 +368,7 @@ impl Holding {
     pub(crate) fn judge(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
         self.last_arrival = room.now;
         if state.takes_any {
-            return self.judge_any(arrival, state.is_idle, room);
+            return self.judge_any(arrival, state, room);
         }
         let place = match arrival.redelivered {
             true => self.take_expected(room),
@@ -322,19 +388,23 @@ impl Holding {
     }
 
     /// The same for a consumer that takes what fits.
-    fn judge_any(&mut self, arrival: Arrival, is_idle: bool, room: &mut Room) -> Verdict {
+    fn judge_any(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
         // For each that goes back another one comes.
-        if let Some(message) = self.expected.pop_front() {
-            room.end_expected(message.cost());
-            self.since = room.now;
+        match self.expected.pop_front() {
+            Some(message) => {
+                room.end_expected(message.cost());
+                self.since = room.now;
+            }
+            None if arrival.redelivered => room.note_stray(state.queue, arrival.cost),
+            None => {}
         }
         let fits = match self.held.front() {
             // Room is left for the oldest one, which else might never find any.
-            Some(first) if !is_idle => {
+            Some(first) if !state.is_idle => {
                 let both = arrival.cost.saturating_add(first.message.cost());
                 room.fits_again(both, false)
             }
-            _ => room.fits(arrival.cost, is_idle),
+            _ => room.fits(arrival.cost, state.is_idle),
         };
         match fits {
             true => Verdict::TakenIn,
@@ -345,23 +415,16 @@ impl Holding {
     fn judge_new(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
         self.new_are_marked = arrival.redelivered;
         self.is_drained = false;
-        if !self.is_over() {
-            if !self.expected.is_empty() {
-                if self.has_lost_its_place(state.prefetch) {
-                    return Verdict::OutOfOrder;
-                }
-                self.newer += 1;
-            }
-            // Else something else has taken all the room, and this one is better than none.
-            let is_next = state.is_idle && self.expected.is_empty();
-            if !is_next || self.first_fits(true, room) {
-                return Verdict::HeldBack(None);
-            }
+        if arrival.redelivered {
+            room.note_stray(state.queue, arrival.cost);
         }
-        if arrival.redelivered && room.expected > 0 {
-            room.strays.push(arrival.cost);
+        if !self.expected.is_empty() {
+            if self.has_lost_its_place(state.prefetch) {
+                return Verdict::OutOfOrder;
+            }
+            self.newer += 1;
         }
-        match room.fits(arrival.cost, state.is_idle) {
+        match self.is_over() && room.fits(arrival.cost, state.is_idle) {
             true => Verdict::TakenIn,
             false => Verdict::HeldBack(None),
         }
@@ -466,12 +529,27 @@ impl Holding {
         Some(limit.saturating_add(1).saturating_sub(others).max(1))
     }
 
+    /// A part of some message has come.
+    pub(crate) fn note_progress(&mut self, now: Instant) {
+        self.last_arrival = now;
+    }
+
     /// When nothing is expected any more, or nothing new is on its way.
-    pub(crate) fn deadline(&self, room: &Room) -> Option<Instant> {
-        let expected = (!self.expected.is_empty()).then(|| self.since + QUIET);
+    pub(crate) fn deadline(&self, state: State, room: &Room) -> Option<Instant> {
+        let expected = (!self.expected.is_empty()).then(|| self.lapses_at(state));
         let quiet = self.last_arrival + QUIET;
         let quiet = (self.new_are_marked && quiet > room.now).then_some(quiet);
         expected.into_iter().chain(quiet).min()
+    }
+
+    fn lapses_at(&self, state: State) -> Instant {
+        // What was given back comes behind all that the broker had sent before. Without a prefetch
+        // there may be no end of that.
+        let is_endless = state.takes_any || state.prefetch == 0;
+        match is_endless {
+            true => self.since + QUIET,
+            false => self.since.max(self.last_arrival) + QUIET,
+        }
     }
 
     /// Another consumer of the queue seems to have got what this one gave back: a message of this
@@ -490,13 +568,14 @@ impl Holding {
     }
 
     /// Expects nothing any more, if it is time. Whether this consumer should take what fits from
-    /// now on, for again and again new ones come instead.
+    /// now on, for again and again new ones come instead, or nothing does although all else was
+    /// here.
     #[must_use]
-    pub(crate) fn lapse(&mut self, room: &mut Room) -> bool {
-        if self.expected.is_empty() || self.since + QUIET > room.now {
+    pub(crate) fn lapse(&mut self, state: State, room: &mut Room) -> bool {
+        if self.expected.is_empty() || self.lapses_at(state) > room.now {
             return false;
         }
-        let is_passed = self.newer >= self.expected.len();
+        let is_passed = self.new_are_marked || self.newer >= self.expected.len();
         for message in std::mem::take(&mut self.expected) {
             room.end_expected(message.cost());
             self.note_overdue(message.place);

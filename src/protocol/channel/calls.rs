@@ -4,6 +4,7 @@ use super::super::consumers::Consumer;
 use super::super::content::ContentMethod;
 use super::super::event::{Call, CallFailure, Event, Out, Reply, Tokens};
 use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
+use super::super::holding::Queue;
 use super::super::methods::{Method, MethodId, basic};
 use super::super::settlements::Change;
 use super::{Channel, Pause};
@@ -232,6 +233,7 @@ impl<T: Tokens> Channel<T> {
                 token,
                 number: call.number,
                 no_ack: consume.no_ack,
+                queue: Queue::new(self.id.number, &consume.queue),
                 discard: false,
                 is_of_queue: false,
                 takes_any: false,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::super::consumers::{Consumer, Consumers, Taker};
 use super::super::content::{announced, may_be_of_stream};
 use super::super::event::{Event, Out, Tokens};
-use super::super::holding::{Arrival, Holding, MESSAGE_OVERHEAD, State, Verdict};
+use super::super::holding::{Arrival, Holding, MESSAGE_OVERHEAD, Queue, State, Verdict};
 use super::super::wire::ShortString;
 use super::Channel;
 
@@ -43,6 +43,11 @@ impl<T: Tokens> Channel<T> {
         let cost = own
             .saturating_add(properties.len() + self.names.origin().size())
             .saturating_add(MESSAGE_OVERHEAD);
+        if out.holding.is_empty() {
+            out.room.forget_takers();
+        }
+        let id = (self.id.number, consumer.number);
+        out.room.note_taker(consumer.queue, id);
         let mut state = state_of(consumer, out);
         let token = consumer.token.clone();
         let shows_queue = !consumer.is_of_queue;
@@ -129,11 +134,16 @@ impl<T: Tokens> Channel<T> {
             })
     }
 
-    /// A message of this cost has come for another consumer than the one that gave it back.
+    /// A message of this queue and cost has come for another consumer than the one that gave it
+    /// back.
     /// Whether one of these seems to be that one.
-    pub(crate) fn give_up(&mut self, cost: usize, out: &mut Out<T>) -> bool {
-        let mut holdings = self.holdings.values_mut();
-        let given_up = holdings.any(|holding| holding.give_up(cost, &mut out.room));
+    pub(crate) fn give_up(&mut self, queue: Queue, cost: usize, out: &mut Out<T>) -> bool {
+        let mut holdings = self.holdings.iter_mut();
+        let given_up = holdings.any(|(tag, holding)| {
+            let consumer = self.consumers.get(tag);
+            consumer.is_some_and(|consumer| consumer.queue == queue)
+                && holding.give_up(cost, &mut out.room)
+        });
         self.holdings.retain(|_, holding| !holding.is_over());
         self.note_holdings(out);
         given_up
@@ -142,7 +152,10 @@ impl<T: Tokens> Channel<T> {
     /// Expects nothing any more that has been expected for long.
     pub(crate) fn lapse(&mut self, out: &mut Out<T>) {
         for (tag, holding) in &mut self.holdings {
-            if holding.lapse(&mut out.room) {
+            let Some(consumer) = self.consumers.get(tag) else {
+                continue;
+            };
+            if holding.lapse(state_of(consumer, out), &mut out.room) {
                 take_any(&mut self.consumers, tag, self.id.number);
             }
         }
@@ -160,10 +173,21 @@ impl<T: Tokens> Channel<T> {
 
     /// When something is expected no more.
     pub(crate) fn holding_deadline(&self, out: &Out<T>) -> Option<Instant> {
-        let holdings = self.holdings.values();
+        let holdings = self.holdings.iter();
         holdings
-            .filter_map(|holding| holding.deadline(&out.room))
+            .filter_map(|(tag, holding)| {
+                let consumer = self.consumers.get(tag)?;
+                holding.deadline(state_of(consumer, out), &out.room)
+            })
             .min()
+    }
+
+    /// A part of a message has come: what is expected may be behind it.
+    #[cold]
+    pub(super) fn note_progress(&mut self, out: &Out<T>) {
+        for holding in self.holdings.values_mut() {
+            holding.note_progress(out.room.now());
+        }
     }
 
     /// A consumer is over: nothing of what is held back for it goes to anybody here.
@@ -190,8 +214,9 @@ impl<T: Tokens> Channel<T> {
 
     /// The broker takes back all that is unsettled.
     pub(super) fn forget_held(&mut self, out: &mut Out<T>) {
-        for (_, holding) in self.holdings.drain() {
+        for (tag, holding) in self.holdings.drain() {
             holding.end(&mut out.room).for_each(drop);
+            self.consumers.set_full(&tag, false);
         }
         self.note_holdings(out);
     }
@@ -205,8 +230,9 @@ impl<T: Tokens> Channel<T> {
 
 fn state_of<T: Tokens>(consumer: &Consumer<T::Consumer>, out: &Out<T>) -> State {
     State {
+        queue: consumer.queue,
         is_idle: !out.room.has_emitted() && !T::has_waiting(&consumer.token),
-        takes_any: consumer.takes_any,
+        takes_any: consumer.takes_any || out.room.is_shared(consumer.queue),
         prefetch: consumer.prefetch,
     }
 }

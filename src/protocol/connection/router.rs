@@ -273,11 +273,11 @@ impl<T: Tokens> Router<T> {
 
     /// Expects no more what has gone to other consumers.
     pub(super) fn give_strays_up(&mut self) {
-        for cost in self.out.room.take_strays() {
+        for (queue, cost) in self.out.room.take_strays() {
             for number in self.holding() {
                 let mut given_up = false;
                 self.with_number(number, |channel, out| {
-                    given_up = channel.give_up(cost, out);
+                    given_up = channel.give_up(queue, cost, out);
                 });
                 if given_up {
                     break;

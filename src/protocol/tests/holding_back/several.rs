@@ -1,5 +1,6 @@
 //! Deliveries that are held back for one of several consumers. The test is the broker.
 
+use super::super::super::holding::HELD_MAX;
 use super::*;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +38,12 @@ impl Table {
         }
     }
 
+    /// A consumer of a queue of the same name.
     fn consume(&mut self, number: u16, tag: &'static str, prefetch: u16) {
+        self.consume_from(tag, number, tag, prefetch);
+    }
+
+    fn consume_from(&mut self, queue: &str, number: u16, tag: &'static str, prefetch: u16) {
         let deadline = self.now + RPC_TIMEOUT;
         let id = match self.channels.get(&number) {
             Some(id) => *id,
@@ -53,7 +59,7 @@ impl Table {
         let qos = basic::Qos::new(prefetch).into();
         self.core.call(id, qos, None, (), deadline);
         self.bytes(&frame(number, basic::QosOk::default()));
-        let consume = basic::Consume::new("q").consumer_tag(tag).into();
+        let consume = basic::Consume::new(queue).consumer_tag(tag).into();
         let token = Shared::default();
         self.eaters.push(Eater {
             tag,
@@ -304,5 +310,98 @@ fn a_consumer_with_nothing_to_do_hides_no_queue_that_requeues_at_its_end() {
         };
         longest = longest.max(idle);
         assert!(longest < 5, "nothing was handled for {longest} turns");
+    }
+}
+
+#[test]
+fn a_recover_makes_room_to_hold_back_again() {
+    let mut table = Table::new(40_000);
+    table.consume(1, "a", 0);
+    let mut bytes = Vec::new();
+    for tag in 1..=70_000 {
+        bytes.extend(content(1, deliver("a", tag), None, &[0; 1000]));
+    }
+    table.bytes(&bytes);
+    assert_eq!(table.held().len(), HELD_MAX);
+    table.take("a", usize::MAX);
+    let (id, deadline) = (table.channels[&1], table.now + RPC_TIMEOUT);
+    let recover = basic::Recover::default().into();
+    table.core.call(id, recover, None, (), deadline);
+    while let Some((id, ..)) = table.core.next_change() {
+        table.core.make_change(id);
+    }
+    table.bytes(&frame(1, basic::RecoverOk::default()));
+    let before = table.log.len();
+    for tag in 70_001..=71_000 {
+        table.deliver("a", tag, true, 1000);
+    }
+    let is_fixed = |it: &Log| matches!(it, Log::TakenIn(.., true));
+    assert!(!table.log[before..].iter().any(is_fixed));
+}
+
+#[test]
+fn a_redelivered_message_of_another_queue_takes_no_place_of_one_that_is_expected() {
+    let mut table = Table::new(4000);
+    table.consume(1, "a", 10);
+    table.consume(2, "b", 10);
+    table.deliver_new("a", 1..=6);
+    table.take("a", 3);
+    assert_eq!(table.give_back(), [6]);
+    table.deliver("b", 1, true, 1000);
+    table.give_back();
+    // An acknowledgement has let this one pass before the nack.
+    table.deliver("a", 7, false, 1000);
+    assert_eq!(table.log.last(), Some(&Log::Held(7)));
+}
+
+#[test]
+fn a_message_larger_than_all_the_room_passes_beside_a_little() {
+    let mut table = Table::new(4000);
+    table.consume(1, "a", 1);
+    table.consume(2, "b", 10);
+    table.deliver("b", 1, false, 1);
+    table.deliver("a", 1, false, 8000);
+    assert_eq!(table.log.last(), Some(&Log::TakenIn("a", 1, false)));
+}
+
+#[test]
+fn a_small_delivery_does_not_overtake_while_another_consumer_has_the_room() {
+    let mut table = Table::new(4000);
+    table.consume(1, "a", 10);
+    table.consume(2, "b", 10);
+    table.deliver_new("b", 1..=3);
+    table.deliver("a", 1, false, 4000);
+    table.deliver("a", 2, false, 10);
+    assert_eq!(table.held(), [1, 2]);
+}
+
+/// Each of them gets what the other one has given back, and what that brings in its place.
+#[test]
+fn consumers_of_one_queue_wait_for_nothing_to_keep_an_order() {
+    let mut table = Table::new(4000);
+    for (number, tag) in [(1, "a"), (2, "b")] {
+        table.consume_from("q", number, tag, 20);
+        table.deliver_new(tag, 1..=8);
+    }
+    table.take("a", 10);
+    table.deliver("a", 9, true, 1000);
+    table.deliver("b", 9, true, 1000);
+    table.take("a", 10);
+    table.take("b", 10);
+    assert!(table.give_back().len() > 1);
+}
+
+#[test]
+fn the_bound_holds_for_a_tiny_budget_and_long_names() {
+    for size in (0..1500).step_by(10) {
+        let mut table = Table::new(1024);
+        table.consume(1, "a", 100);
+        for tag in 1..=20 {
+            let method = deliver("a", tag).exchange("e".repeat(255));
+            let method = method.routing_key("k".repeat(255));
+            table.bytes(&content(1, method, None, &vec![0; size]));
+        }
+        let is_alone = table.eater("a").token.borrow().waiting.len() == 1;
+        assert!(table.waiting() <= 2048 || is_alone, "{size}");
     }
 }

@@ -1,0 +1,93 @@
+//! Order behind a link that takes its time.
+
+use super::*;
+
+/// A broker behind a link of so many bytes a second.
+struct Link {
+    world: World,
+    rate: f64,
+    /// What is on the wire, and when it arrives.
+    wire: VecDeque<(Instant, Vec<u8>)>,
+    free_at: Instant,
+    /// How long the program needs for a message, and when it takes the next one.
+    work: Duration,
+    busy_until: Instant,
+}
+
+impl Link {
+    /// The broker sends what the prefetch allows.
+    fn send(&mut self) {
+        let world = &mut self.world;
+        while world.unsettled.len() < world.prefetch {
+            let Some((place, redelivered)) = world.ready.pop_front() else {
+                return;
+            };
+            world.tag += 1;
+            world.unsettled.insert(world.tag, place);
+            let method = deliver("tag", world.tag).redelivered(redelivered);
+            let bytes = content(1, method, None, &vec![0; world.sizes[place]]);
+            let takes = Duration::from_secs_f64(bytes.len() as f64 / self.rate);
+            self.free_at = self.free_at.max(world.now) + takes;
+            self.wire.push_back((self.free_at, bytes));
+        }
+    }
+
+    fn run(&mut self) {
+        while self.world.handled.len() < self.world.sizes.len() {
+            self.send();
+            self.world.give_back();
+            while !self.world.to_broker.is_empty() {
+                self.world.settle_one();
+                self.send();
+            }
+            let world = &mut self.world;
+            let arrival = self.wire.front().map(|(arrival, _)| *arrival);
+            if arrival.is_some_and(|arrival| arrival <= world.now) {
+                let (_, bytes) = self.wire.pop_front().unwrap();
+                world.bytes(&bytes);
+                continue;
+            }
+            if self.busy_until <= world.now && world.handle_one() {
+                self.busy_until = world.now + self.work;
+                continue;
+            }
+            let timer = world.core.poll_timeout();
+            let free = Some(self.busy_until).filter(|free| *free > world.now);
+            let next = arrival.into_iter().chain(timer).chain(free).min();
+            world.now = next.expect("something is to happen").max(world.now);
+            if timer.is_some_and(|due| due <= world.now) {
+                world.core.handle_timeout(world.now);
+            }
+        }
+    }
+}
+
+/// What was given back comes behind all that the broker had sent before, and that may take long.
+#[test]
+fn much_on_the_way_costs_no_order() {
+    // Bytes a second, of a message and of the budget; milliseconds before the first message is
+    // taken, and for each.
+    for (rate, size, soft, pause, work) in [
+        (1e6, 16_000, 64_000, 0, 20),
+        (1e6, 16_000, 64_000, 200, 0),
+        (1e5, 2000, 64_000, 2000, 1),
+        (1.25e4, 1000, 64_000, 10_000, 1),
+        (2e3, 100, 1000, 1000, 1),
+        // One message takes longer than a second.
+        (1e4, 300_000, 1_000_000, 100, 10),
+    ] {
+        let world = world(&vec![size; 300], 200, soft);
+        let now = world.now;
+        let mut link = Link {
+            world,
+            rate,
+            wire: VecDeque::new(),
+            free_at: now,
+            work: Duration::from_millis(work),
+            busy_until: now + Duration::from_millis(pause),
+        };
+        link.run();
+        let handled = &link.world.handled;
+        assert!(handled.is_sorted(), "{rate} {size} {soft}: {handled:?}");
+    }
+}
