@@ -260,7 +260,7 @@ impl ConnectionParameters {
         /// How many bytes of deliveries may wait to be taken before reading pauses. A pause lasts
         /// 5 s at most, and there is none while a thread waits for the broker: for the reply to a
         /// call, for a confirm, for room to publish or for a delivery. Twice as many bytes are
-        /// the most that waits. (One message that is larger passes alone.) A delivery that finds
+        /// the most that waits, beside one message that is larger. A delivery that finds
         /// no room goes back to its queue and comes again later. Those that cannot go back
         /// (`no_ack`, streams, channels with transactions) stop reading, and RabbitMQ drops a
         /// client that reads nothing for half a minute or so

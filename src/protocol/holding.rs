@@ -26,6 +26,9 @@
 //! the broker may have sent is here: the prefetch is full of what is held back, or it has been
 //! quiet for a while. And one goes back at a time: RabbitMQ's queues see to acknowledgements first,
 //! so that one may bring something new before what was given back earlier.
+//!
+//! In a queue those that were delivered before come first. So one that comes behind new ones, or
+//! behind all of them, was another consumer's a moment ago. Then there is no order to keep either.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -297,12 +300,14 @@ pub(crate) struct Holding {
     overdue: VecDeque<u32>,
     /// Whether the last new delivery looked like one that comes again.
     new_are_marked: bool,
-    /// Whether nothing new has come since it was quiet for a while.
+    /// Whether one came that did not.
+    has_seen_unmarked: bool,
+    /// Whether the queue was empty, and nothing new has come since.
     is_drained: bool,
     /// How many new ones have come since the first one that is expected was given back.
     newer: usize,
-    /// Whether as many new ones had come when something was last expected in vain.
-    was_passed: bool,
+    /// How often in a row something was expected in vain.
+    in_vain: u8,
     /// When one of those expected was given back or came last.
     since: Instant,
     /// When a delivery came last.
@@ -334,7 +339,8 @@ pub(crate) enum Verdict {
     TakenIn,
     /// In this place, if it was held back before.
     HeldBack(Option<u32>),
-    /// It comes before deliveries that were given back, in a place that should be theirs.
+    /// It comes before deliveries that were given back, in a place that should be theirs; or it was
+    /// another consumer's. There is no order to keep.
     OutOfOrder,
 }
 
@@ -346,9 +352,10 @@ impl Holding {
             expected: VecDeque::new(),
             overdue: VecDeque::new(),
             new_are_marked: false,
+            has_seen_unmarked: false,
             is_drained: false,
             newer: 0,
-            was_passed: false,
+            in_vain: 0,
             since: now,
             last_arrival: now,
         }
@@ -378,7 +385,7 @@ impl Holding {
             return self.judge_new(arrival, state, room);
         };
         self.since = room.now;
-        self.was_passed = false;
+        self.in_vain = 0;
         // One that goes before it has come again as well, and found no room.
         let is_behind = self.held.front().is_some_and(|it| it.message.place < place);
         match room.fits(arrival.cost, state.is_idle) && !is_behind {
@@ -413,7 +420,12 @@ impl Holding {
     }
 
     fn judge_new(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
+        // A queue has those in front that were delivered before, so another consumer had this one.
+        if arrival.redelivered && (self.has_seen_unmarked || self.is_drained) {
+            return Verdict::OutOfOrder;
+        }
         self.new_are_marked = arrival.redelivered;
+        self.has_seen_unmarked |= !arrival.redelivered;
         self.is_drained = false;
         if arrival.redelivered {
             room.note_stray(state.queue, arrival.cost);
@@ -482,7 +494,9 @@ impl Holding {
         if !self.can_give_back(state, room) {
             return None;
         }
-        self.is_drained |= state.is_idle && self.is_quiet(room.now);
+        // With much of the prefetch left, and nothing to acknowledge that could be that much.
+        let is_wide = state.prefetch == 0 || self.held.len() < usize::from(state.prefetch) / 4 * 3;
+        self.is_drained |= is_wide && state.is_idle && self.is_quiet(room.now);
         let first = self.held.pop_front()?;
         if self.expected.is_empty() {
             self.newer = 0;
@@ -568,8 +582,7 @@ impl Holding {
     }
 
     /// Expects nothing any more, if it is time. Whether this consumer should take what fits from
-    /// now on, for again and again new ones come instead, or nothing does although all else was
-    /// here.
+    /// now on, for again and again new ones come instead, or nothing does.
     #[must_use]
     pub(crate) fn lapse(&mut self, state: State, room: &mut Room) -> bool {
         if self.expected.is_empty() || self.lapses_at(state) > room.now {
@@ -580,7 +593,8 @@ impl Holding {
             room.end_expected(message.cost());
             self.note_overdue(message.place);
         }
-        is_passed && std::mem::replace(&mut self.was_passed, is_passed)
+        self.in_vain = self.in_vain.saturating_add(1);
+        self.in_vain >= if is_passed { 2 } else { 3 }
     }
 
     /// Ends it; the numbers of what is held back.

@@ -241,7 +241,7 @@ fn state_of<T: Tokens>(consumer: &Consumer<T::Consumer>, out: &Out<T>) -> State 
 fn take_any<C: Clone>(consumers: &mut Consumers<C>, tag: &ShortString, channel: u16) {
     log::debug!(
         "channel {channel}: the queue of consumer {tag} does not keep the place of what is given \
-         back; from now on it takes what fits"
+         back, or has other consumers; from now on it takes what fits"
     );
     consumers.take_any(tag);
 }

@@ -329,9 +329,9 @@ fn nothing_starves_on_a_queue_that_puts_what_it_gets_back_at_its_end() {
     assert!(!world.taker.borrow().held.contains(&watched));
 }
 
-/// All that is in the queue was delivered to another consumer before, which has died.
-fn mark_all(world: &mut World) {
-    for (_, redelivered) in &mut world.ready {
+/// What is first in the queue was delivered to another consumer before, which has died.
+fn mark(world: &mut World, count: usize) {
+    for (_, redelivered) in world.ready.iter_mut().take(count) {
         *redelivered = true;
     }
 }
@@ -339,7 +339,7 @@ fn mark_all(world: &mut World) {
 #[test]
 fn messages_that_were_delivered_before_keep_their_order() {
     let mut world = world(&[1000; 40], 10, 4000);
-    mark_all(&mut world);
+    mark(&mut world, usize::MAX);
     world.deliver(usize::MAX);
     for _ in 0..3 {
         world.handle_one();
@@ -511,14 +511,12 @@ proptest! {
         prefetch in 1u16..60,
         soft in 500usize..10_000,
         steps in proptest::collection::vec(0u8..6, 0..300),
-        were_delivered in any::<bool>(),
+        were_delivered in prop_oneof![Just(0usize), 0usize..80, Just(80)],
         acks_first in any::<bool>(),
     ) {
         let mut world = world(&sizes, prefetch, soft);
         world.acks_first = acks_first;
-        if were_delivered {
-            mark_all(&mut world);
-        }
+        mark(&mut world, were_delivered);
         for step in steps {
             match step {
                 0 => world.deliver(1),
