@@ -102,7 +102,8 @@ impl BlockingConnection {
     ///
     /// [`Error::InvalidOption`]; [`Error::Connect`] with how far it came;
     /// [`Error::AuthenticationFailed`], [`Error::AccessDenied`],
-    /// [`Error::UnsupportedProtocol`], [`Error::NotAmqp`].
+    /// [`Error::UnsupportedProtocol`], [`Error::NotAmqp`]. [`Error::OpenCancelled`], if another
+    /// thread cancels its [token](ConnectionParameters::cancellation_token).
     pub fn open<P>(parameters: P) -> Result<Self>
     where
         P: TryInto<ConnectionParameters>,
@@ -111,7 +112,14 @@ impl BlockingConnection {
         let parameters = parameters.try_into()?;
         parameters.validate()?;
         let mut attempt = 1;
+        let mut pause = Duration::ZERO;
         loop {
+            if parameters.cancellation_token.wait(pause) {
+                return Err(Error::OpenCancelled {
+                    address: parameters.host,
+                    stage: None,
+                });
+            }
             match Self::try_open(&parameters) {
                 Ok(connection) => return Ok(connection),
                 Err(error)
@@ -122,7 +130,7 @@ impl BlockingConnection {
                 Err(error) => log::warn!("attempt {attempt} to connect: {error}"),
             }
             attempt += 1;
-            thread::sleep(parameters.retry_delay);
+            pause = parameters.retry_delay;
         }
     }
 
@@ -151,7 +159,8 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), of the last one; [`Error::InvalidOption`] for an empty list.
+    /// As [`open`](Self::open), of the last one; [`Error::InvalidOption`] for an empty list;
+    /// [`Error::OpenCancelled`] of any one, and then no further one is tried.
     pub fn open_any<P>(list: impl IntoIterator<Item = P>) -> Result<Self>
     where
         P: TryInto<ConnectionParameters>,
@@ -161,6 +170,7 @@ impl BlockingConnection {
         for parameters in list {
             match Self::open(parameters) {
                 Ok(connection) => return Ok(connection),
+                Err(error @ Error::OpenCancelled { .. }) => return Err(error),
                 Err(error) => {
                     log::warn!("{error}");
                     last = error;

@@ -36,6 +36,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `Unconfirmed` | mostly the channel, or more: the reason inside says it | on a new channel; the message may come twice |
 /// | `ConsumerCancelled` | the consumer | if the queue still exists |
 /// | `Connect`, `ConnectionLost` | the connection | yes, after a while |
+/// | `OpenCancelled` | the connection that was being opened | no; the program gave it up |
 /// | `AuthenticationFailed`, `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | the connection | no |
 /// | `ConnectionClosed` | the connection | depends on its code |
 /// | `Protocol` | the connection | no; please report it |
@@ -79,6 +80,14 @@ pub enum Error {
         /// What came of the host's other addresses, each with the address in front; also that
         /// no time was left for one. Empty if the host has a single address.
         others: Vec<String>,
+    },
+    /// This program has given up the opening of the connection, by its
+    /// [`CancellationToken`](crate::CancellationToken).
+    OpenCancelled {
+        /// The address that was talked to, or the host's name if there was none yet.
+        address: String,
+        /// How far it came; `None` before the first attempt, and in the pause between two.
+        stage: Option<Stage>,
     },
     /// The broker does not take the credentials.
     AuthenticationFailed {
@@ -357,7 +366,8 @@ impl Error {
         self.close_reason().map(|reason| reason.code)
     }
 
-    /// Whether the connection is gone, or did not come about. An
+    /// Whether the connection is gone, or did not come about. Not so for
+    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there. An
     /// [`Unconfirmed`](Self::Unconfirmed) answers this and the rest by the reason inside.
     pub fn is_connection_error(&self) -> bool {
         match self {

@@ -162,6 +162,7 @@ pub use consumer::{Consumer, IntoIter, Iter};
 pub use credentials::Credentials;
 pub use delivery::{Delivery, Message};
 pub use error::{ConnectFailure, ConnectionLoss, Error, ReadingPause, Result, TlsFailure};
+pub use io::cancellation::CancellationToken;
 pub use parameters::{ConnectionParameters, Oversized, TcpOptions};
 pub use protocol::failure::{CloseReason, ClosedBy, DecodeError, ProtocolError, ReplyCode};
 pub use protocol::handshake::{Mechanism, Stage};

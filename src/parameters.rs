@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::credentials::Credentials;
+use crate::io::cancellation::CancellationToken;
 use crate::protocol::handshake::Offer;
 use crate::protocol::table::FieldTable;
 #[cfg(feature = "tls")]
@@ -104,6 +105,7 @@ pub struct ConnectionParameters {
     pub(crate) tls_connector: Option<native_tls::TlsConnector>,
     pub(crate) connection_attempts: u32,
     pub(crate) retry_delay: Duration,
+    pub(crate) cancellation_token: CancellationToken,
     pub(crate) tcp_options: TcpOptions,
     pub(crate) socket_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
@@ -142,6 +144,7 @@ impl Default for ConnectionParameters {
             tls_connector: None,
             connection_attempts: 1,
             retry_delay: Duration::from_secs(2),
+            cancellation_token: CancellationToken::new(),
             tcp_options: TcpOptions::new(),
             socket_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(15),
@@ -214,6 +217,10 @@ impl ConnectionParameters {
         connection_attempts: u32,
         /// How long to wait between attempts. Default: 2 s. URL option.
         retry_delay: Duration,
+        /// Lets another thread give up the opening, whatever that waits for. Default: a token
+        /// that nobody has. Those of a list ([`open_any`](crate::BlockingConnection::open_any))
+        /// need it each.
+        cancellation_token: CancellationToken,
         /// Options of the socket. Default: [`TcpOptions::new`].
         tcp_options: TcpOptions,
         /// How long TCP may take to connect, for each address of the host. Default: 10 s
@@ -372,6 +379,7 @@ impl fmt::Debug for ConnectionParameters {
         shown
             .field("connection_attempts", &self.connection_attempts)
             .field("retry_delay", &self.retry_delay)
+            .field("cancellation_token", &self.cancellation_token)
             .field("tcp_options", &self.tcp_options)
             .field("socket_timeout", &self.socket_timeout)
             .field("handshake_timeout", &self.handshake_timeout)

@@ -7,6 +7,8 @@
 // In a test, what fails should panic, and nobody reads its documentation elsewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "scripted/cancelled_opening.rs"]
+mod cancelled_opening;
 #[path = "scripted/closing.rs"]
 mod closing;
 #[path = "scripted/consuming.rs"]

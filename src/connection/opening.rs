@@ -65,6 +65,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
         socket_timeout: parameters.socket_timeout,
         handshake_timeout: parameters.handshake_timeout,
         pace: Pace::default(),
+        cancellation: parameters.cancellation_token.clone(),
         settings: Settings {
             name,
             write_limit: parameters.write_budget,
@@ -215,6 +216,12 @@ fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters
                 mechanism,
                 text: String::new(),
                 certain: false,
+            };
+        }
+        Cause::Cancelled => {
+            return Error::OpenCancelled {
+                address,
+                stage: Some(stage),
             };
         }
         Cause::EndOfStream => ConnectFailure::EndOfStream,

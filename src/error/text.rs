@@ -29,6 +29,14 @@ impl fmt::Display for Error {
                 }
                 Ok(())
             }
+            Self::OpenCancelled { address, stage } => {
+                write!(f, "this program gave up connecting to {address}, ")?;
+                match stage {
+                    Some(stage) => stage.fmt(f)?,
+                    None => f.write_str("while no attempt was under way")?,
+                }
+                f.write_str("; to connect after all, use parameters with a new CancellationToken")
+            }
             Self::AuthenticationFailed {
                 mechanism,
                 text,

@@ -9,6 +9,7 @@
 //! | IO → consumers | [`inbox`], a queue that takes what one read brought at once | bytes ([`budget`]) | the consuming thread |
 //! | IO → who dispatches callbacks | [`bell`], a one-slot crossbeam channel for each such thread | 1 | that thread |
 //! | IO → who waits for an RPC answer | [`answers`], a crossbeam channel for each request | 2 | that thread, with a deadline |
+//! | caller → caller that opens: give it up | [`cancellation`], a flag, and the waker of the `Poll` | – | the caller that opens |
 //! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
 //!
 //! [`open`] opens a connection on the caller's thread, at one of the host's addresses; [`driver`] is the loop
@@ -20,6 +21,7 @@ pub(crate) mod answers;
 pub(crate) mod backpressure;
 pub(crate) mod bell;
 pub(crate) mod budget;
+pub(crate) mod cancellation;
 pub(crate) mod channel_port;
 pub(crate) mod chunks;
 pub(crate) mod commands;

@@ -6,6 +6,12 @@
 //! [`protocol::addresses`](crate::protocol::addresses); `talk` speaks with one of them. Only the
 //! system's resolver waits elsewhere, on a thread of its own that rings the waker: it knows no
 //! deadline, and is left to itself when that passes.
+//!
+//! A [`CancellationToken`] rings the waker as well, from any thread, and each turn of each loop
+//! looks at the token first. So all of this ends at once, but for two things that nothing can
+//! interrupt. `getaddrinfo` goes on: its thread is left to itself, as at the deadline, and its
+//! answer is dropped. A mechanism of the program's own runs on the caller's thread, so a cancel is
+//! noticed behind it.
 
 mod talk;
 #[cfg(test)]
@@ -22,6 +28,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Waker};
 
 use self::talk::{Progress, Served, Talk};
+use super::cancellation::{CancellationToken, Watch, wake};
 use super::driver::{self, SOCKET, WAKE};
 use super::port::{ConnectionPort, Settings};
 use super::transport::{self, SocketOptions};
@@ -40,6 +47,8 @@ pub(crate) struct Target {
     /// For everything together.
     pub(crate) handshake_timeout: Duration,
     pub(crate) pace: Pace,
+    /// Ends it from another thread.
+    pub(crate) cancellation: CancellationToken,
     pub(crate) settings: Settings,
 }
 
@@ -83,6 +92,8 @@ pub(crate) enum Cause {
     #[cfg(feature = "tls")]
     Tls(String),
     Handshake(HandshakeFailure),
+    /// The program does not want the connection any more.
+    Cancelled,
 }
 
 impl From<Failure> for OpenError {
@@ -150,7 +161,8 @@ pub(crate) type Opened = (Arc<ConnectionPort>, JoinHandle<()>);
 /// Opens a connection; `offer` is made anew for each address.
 pub(crate) fn open(target: &Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {
     let start = Instant::now();
-    let mut readiness = Readiness::new().map_err(|error| target.failure(Cause::Io(error)))?;
+    let mut readiness =
+        Readiness::new(&target.cancellation).map_err(|error| target.failure(Cause::Io(error)))?;
     let addresses = readiness
         .resolve(target, start + target.handshake_timeout)
         .map_err(|cause| target.failure(cause))?;
@@ -199,15 +211,17 @@ struct Readiness {
     poll: Poll,
     events: Events,
     waker: Arc<Waker>,
+    watch: Watch,
 }
 
 impl Readiness {
-    fn new() -> io::Result<Self> {
+    fn new(cancellation: &CancellationToken) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         Ok(Self {
             poll,
             events: Events::with_capacity(16),
+            watch: cancellation.watch(&waker),
             waker,
         })
     }
@@ -240,6 +254,9 @@ impl Readiness {
     /// Waits for a value from a thread that rings the waker behind it; `None` at the deadline.
     fn receive<T>(&mut self, sent: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Cause> {
         loop {
+            if self.watch.is_cancelled() {
+                return Err(Cause::Cancelled);
+            }
             let received = sent.try_recv().ok();
             if received.is_some() || Instant::now() >= deadline {
                 return Ok(received);
@@ -251,8 +268,8 @@ impl Readiness {
 
 /// Wakes the thread that opens a connection, if it still does.
 fn ring(waker: &Weak<Waker>) {
-    if let Some(Err(error)) = waker.upgrade().map(|waker| waker.wake()) {
-        log::error!("a thread that opens a connection cannot be woken: {error}");
+    if let Some(waker) = waker.upgrade() {
+        wake(&waker);
     }
 }
 
@@ -277,6 +294,10 @@ struct Candidate {
 impl<F: Fn() -> Offer> Attempt<'_, F> {
     fn run(mut self) -> Result<Opened, OpenError> {
         loop {
+            // In every turn, for a peer that never stops talking lets nobody wait.
+            if self.readiness.watch.is_cancelled() {
+                return Err(self.cancelled().into());
+            }
             match self.turns.next(Instant::now()) {
                 Step::Connect(index) => self.connect(index),
                 Step::Talk(index) => self.begin_talk(index),
@@ -400,6 +421,14 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
 
     fn is_refused(&self) -> bool {
         self.failures.last().is_some_and(Failure::is_refused)
+    }
+
+    /// The end that the program wants, wherever it is.
+    fn cancelled(self) -> Failure {
+        match self.talk {
+            Some((_, talk)) => talk.fail(Cause::Cancelled),
+            None => Failure::new(Stage::Tcp, self.target.host.clone(), Cause::Cancelled),
+        }
     }
 
     fn error(mut self) -> OpenError {

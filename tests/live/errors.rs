@@ -14,8 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectFailure, ConnectionLoss, ConnectionParameters,
-    Credentials, Error, Message, Result, basic, queue,
+    BlockingChannel, BlockingConnection, CancellationToken, ConnectFailure, ConnectionLoss,
+    ConnectionParameters, Credentials, Error, Message, Result, basic, queue,
 };
 
 use crate::peer::methods::*;
@@ -58,6 +58,11 @@ macro_rules! cases {
 cases! {
     Error::InvalidOption: || refused("amqp://localhost?heartbeat=soon"), ["heartbeat", "'soon'"];
     Error::Connect: || refused("amqp://127.0.0.1:1"), ["127.0.0.1:1", "is the broker running"];
+    Error::OpenCancelled: || {
+        let token = CancellationToken::new();
+        token.cancel();
+        refused(broker().cancellation_token(token))
+    }, ["this program gave up connecting to", "no attempt was under way", "a new CancellationToken"];
     Error::AuthenticationFailed: || {
         refused(broker().credentials(Credentials::plain("guest", "a secret")))
     }, ["refused the credentials", "PLAIN", "are user and password right?", "localhost only"];

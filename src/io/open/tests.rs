@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 
 use super::*;
+#[cfg(target_os = "linux")]
+use crate::io::cancellation::tests::{HOUR, cancelled};
 use crate::io::port::Command;
 use crate::io::port::tests::settings;
 use crate::protocol::frame::{Frame, FrameDecoder, PROTOCOL_HEADER, encode_method};
@@ -58,12 +60,13 @@ fn target(handshake_timeout: Duration) -> Target {
         socket_timeout: PATIENCE,
         handshake_timeout,
         pace: Pace::default(),
+        cancellation: CancellationToken::new(),
         settings: settings(1 << 20),
     }
 }
 
 fn attempt(target: &Target, addresses: &[SocketAddr]) -> Result<Opened, OpenError> {
-    let readiness = Readiness::new().unwrap();
+    let readiness = Readiness::new(&target.cancellation).unwrap();
     open_at(addresses, target, readiness, Instant::now(), offer)
 }
 
@@ -283,7 +286,7 @@ fn without_time_the_host_is_told_and_all_addresses() {
     let past = Instant::now()
         .checked_sub(target.handshake_timeout)
         .unwrap();
-    let readiness = Readiness::new().unwrap();
+    let readiness = Readiness::new(&target.cancellation).unwrap();
     let error = open_at(&[address], &target, readiness, past, offer);
     let error = error.err().unwrap();
     assert_eq!(error.failure.stage, Stage::Resolve);
@@ -297,7 +300,7 @@ fn without_time_the_host_is_told_and_all_addresses() {
 #[test]
 fn a_resolver_is_waited_for_until_the_deadline() {
     let (found, addresses) = crossbeam_channel::bounded(1);
-    let mut readiness = Readiness::new().unwrap();
+    let mut readiness = Readiness::new(&CancellationToken::new()).unwrap();
     let soon = Instant::now() + Duration::from_millis(20);
     assert_eq!(readiness.receive(&addresses, soon).unwrap(), None);
     let waker = Arc::downgrade(&readiness.waker);
@@ -315,17 +318,81 @@ fn a_resolver_is_waited_for_until_the_deadline() {
 #[test]
 fn a_waker_that_rings_for_nothing_ends_no_opening() {
     let (address, broker) = broker();
-    let readiness = Readiness::new().unwrap();
+    let target = target(PATIENCE);
+    let readiness = Readiness::new(&target.cancellation).unwrap();
     readiness.waker.wake().unwrap();
-    let opened = open_at(
-        &[address],
-        &target(PATIENCE),
-        readiness,
-        Instant::now(),
-        offer,
-    );
+    let opened = open_at(&[address], &target, readiness, Instant::now(), offer);
     end(opened.unwrap());
     broker.join().unwrap();
+}
+
+/// How an opening ends that is cancelled while it sleeps, after `until`, and what that returned.
+#[cfg(target_os = "linux")]
+fn opening_cancelled<T>(addresses: &[SocketAddr], until: impl FnOnce() -> T) -> (Failure, T) {
+    let addresses = addresses.to_vec();
+    let open = move |token: &CancellationToken| {
+        let mut target = target(HOUR);
+        target.socket_timeout = HOUR;
+        target.cancellation = token.clone();
+        attempt(&target, &addresses).err().unwrap()
+    };
+    let (error, seen) = cancelled(open, until);
+    assert!(error.others.is_empty() && error.untried.is_empty());
+    assert!(matches!(error.failure.cause, Cause::Cancelled), "{error:?}");
+    (*error.failure, seen)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_cancel_ends_the_wait_for_a_resolver() {
+    let (_resolver, addresses) = crossbeam_channel::bounded::<()>(1);
+    let wait = move |token: &CancellationToken| {
+        let mut readiness = Readiness::new(token).unwrap();
+        readiness.receive(&addresses, Instant::now() + HOUR)
+    };
+    let (ended, ()) = cancelled(wait, || {});
+    assert!(matches!(ended, Err(Cause::Cancelled)), "{ended:?}");
+}
+
+/// Whether a TCP connect to this port is under way (`SYN_SENT`).
+#[cfg(target_os = "linux")]
+fn is_connecting_to(port: u16) -> bool {
+    let state = format!(":{port:04X} 02 ");
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    sockets.contains(&state)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_cancel_ends_connects_under_way() {
+    let (first, second) = (full(), full());
+    let ports = [first.address.port(), second.address.port()];
+    let (failure, ()) = opening_cancelled(&[first.address, second.address], move || {
+        let deadline = Instant::now() + PATIENCE;
+        while !ports.into_iter().all(is_connecting_to) {
+            assert!(Instant::now() < deadline, "nothing connects");
+            thread::yield_now();
+        }
+    });
+    assert_eq!(failure.stage, Stage::Tcp);
+    assert_eq!(failure.address, "rabbit.example");
+    assert!(!ports.into_iter().any(is_connecting_to), "a socket is left");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_cancel_closes_the_sockets_of_all_addresses() {
+    let (connecting, (listener, talking)) = (full(), listen());
+    let (failure, mut peer) = opening_cancelled(&[connecting.address, talking], move || {
+        let mut peer = Peer::accept(&listener);
+        peer.expect_protocol_header();
+        peer
+    });
+    assert_eq!(failure.stage, Stage::Header);
+    assert_eq!(failure.address, talking.to_string());
+    peer.expect_end();
+    let is_left = is_connecting_to(connecting.address.port());
+    assert!(!is_left, "the other socket is left");
 }
 
 #[test]
@@ -422,6 +489,7 @@ fn an_opening_leaves_no_descriptor_of_the_other_addresses() {
     }
     let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let (full, (_silent, silent), (_listener, unused)) = (full(), listen(), listen());
+    let (talking, address) = listen();
     let mut target = target(Duration::from_secs(2));
     target.pace.stagger = Duration::from_millis(10);
     target.pace.least_share = Duration::ZERO;
@@ -433,4 +501,11 @@ fn an_opening_leaves_no_descriptor_of_the_other_addresses() {
     assert!(error.is_err());
     drop(error);
     assert_eq!(count(), before, "after a failure");
+    let listener = talking.try_clone().unwrap();
+    drop(opening_cancelled(&[full.address, address], move || {
+        let mut peer = Peer::accept(&listener);
+        peer.expect_protocol_header();
+        peer
+    }));
+    assert_eq!(count(), before, "after a cancel");
 }
