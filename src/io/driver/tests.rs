@@ -1,7 +1,6 @@
 //! The IO thread between commands as the program's threads queue them, and a peer that the
 //! test plays itself.
 
-use crate::protocol::frame::Settle;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::super::port::{Opener, Outcome};
 use super::*;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::tests::encode_content;
-use crate::protocol::frame::{Frame, encode_method};
+use crate::protocol::frame::{Frame, Settle, encode_method};
 use crate::protocol::handshake::decode_method;
 use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
 
@@ -224,10 +223,24 @@ fn a_cancel_that_comes_too_late_is_for_no_later_consumer_of_its_name() {
     play.thread.join().unwrap();
 }
 
-#[test]
-fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
-    let (mut driver, mut peer) = connected(settings(1 << 20));
+/// Says what is to be said, without reading.
+fn turn(driver: &mut Driver) {
+    driver.take_commands(Instant::now());
+    driver.dispatch();
+    driver.write(Instant::now());
+}
+
+/// Reads as before a deadline that seems to be missed.
+fn read_until(driver: &mut Driver, is_so: impl Fn() -> bool) {
     let mut events = Events::with_capacity(16);
+    let deadline = soon();
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never comes");
+        driver.catch_up(&mut events);
+    }
+}
+
+fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelPort> {
     let (reply, opened) = bounded(1);
     driver.port.send(Command::OpenChannel(Opener {
         number: None,
@@ -235,25 +248,28 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
         deadline: soon(),
         reply,
     }));
-    // Says what is to be said, without reading.
-    let turn = |driver: &mut Driver| {
-        driver.take_commands(Instant::now());
-        driver.dispatch();
-        driver.write(Instant::now());
-    };
-    // Reads as before a deadline that seems to be missed.
-    let mut read_until = |driver: &mut Driver, is_so: &dyn Fn() -> bool| {
-        let deadline = soon();
-        while !is_so() {
-            assert!(Instant::now() < deadline, "it never comes");
-            driver.catch_up(&mut events);
-        }
-    };
-    turn(&mut driver);
+    turn(driver);
     peer.expect(channel::Open::ID);
     peer.send(1, channel::OpenOk::default());
-    read_until(&mut driver, &|| !opened.is_empty());
-    let channel = opened.recv().unwrap().unwrap();
+    read_until(driver, || !opened.is_empty());
+    opened.recv().unwrap().unwrap()
+}
+
+fn consume(driver: &mut Driver, peer: &mut Peer, tag: &str) -> Arc<ConsumerPort> {
+    let channel = open_channel(driver, peer);
+    let (consumer, outcome) = ask_for_consumer(&channel, tag);
+    turn(driver);
+    peer.expect(basic::Consume::ID);
+    peer.send(1, basic::ConsumeOk::default().consumer_tag(tag));
+    read_until(driver, || !outcome.is_empty());
+    answered(&outcome);
+    consumer
+}
+
+#[test]
+fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
+    let (mut driver, mut peer) = connected(settings(1 << 20));
+    let channel = open_channel(&mut driver, &mut peer);
     let committed = channel.begin(tx::Commit::default().into(), None, soon());
     turn(&mut driver);
     channel.settle(1, Settle::Ack { multiple: false });
@@ -261,7 +277,7 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     turn(&mut driver);
     peer.expect(tx::Commit::ID);
     peer.send(1, tx::CommitOk::default());
-    read_until(&mut driver, &|| !committed.is_empty());
+    read_until(&mut driver, || !committed.is_empty());
     answered(&committed);
     assert!(driver.is_busy(), "it would wait for something else");
     turn(&mut driver);
@@ -270,6 +286,51 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     assert!(!driver.is_busy());
     drop(driver);
     assert!(!matches!(declared.recv(), Ok(Ok(_))));
+}
+
+/// An IO thread that does not read, because more than the soft limit waits to be taken.
+fn paused() -> (Driver, Peer, Arc<ConsumerPort>) {
+    const READ_LIMIT: usize = 40_000;
+    let (mut driver, mut peer) = connected(settings(READ_LIMIT));
+    let consumer = consume(&mut driver, &mut peer, "slow");
+    peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
+    read_until(&mut driver, || consumer.inbox().len() == 1);
+    driver.pause_or_resume();
+    assert!(driver.pauses.is_on());
+    (driver, peer, consumer)
+}
+
+#[test]
+fn a_pause_lasts_for_five_seconds_and_then_all_is_read_that_is_there() {
+    let (mut driver, ..) = paused();
+    let least = Duration::from_millis(4900);
+    let end = |driver: &Driver| driver.breath_due.expect("a pause has an end");
+    let until_end = |driver: &Driver| end(driver).saturating_duration_since(Instant::now());
+    assert!(until_end(&driver) <= Duration::from_secs(5));
+    driver.pause_or_resume();
+    assert!(driver.pauses.is_on());
+    driver.breath_due = Some(Instant::now());
+    for readable in [true, true, false] {
+        assert_eq!(driver.breath_due.is_some(), driver.pauses.is_on());
+        driver.readable = readable;
+        driver.pause_or_resume();
+        assert_eq!(driver.pauses.is_on(), !readable);
+    }
+    assert!(end(&driver) > Instant::now() + least, "another one");
+}
+
+#[test]
+fn the_io_thread_wakes_at_the_end_of_a_pause() {
+    let (mut driver, _peer, _consumer) = paused();
+    let start = Instant::now();
+    driver.breath_due = Some(start + Duration::from_millis(100));
+    // Else nothing would wake it.
+    driver.port.set_alarm(Some(start + PATIENCE));
+    let mut events = Events::with_capacity(16);
+    while driver.breath_due.is_some_and(|due| Instant::now() < due) {
+        driver.wait(&mut events).unwrap();
+    }
+    assert!(Instant::now() < start + PATIENCE);
 }
 
 #[test]
