@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod rules;
+
 #[derive(Debug, Clone, PartialEq)]
 enum Log {
     /// Consumer, delivery tag, and whether it counts as fixed.
