@@ -146,11 +146,19 @@ impl Play {
     }
 }
 
+/// One that needs no acknowledgements, so that its deliveries cannot be held back.
 fn ask_for_consumer(
     channel: &Arc<ChannelPort>,
     tag: &str,
 ) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
     let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
+    begin_consume(channel, consume)
+}
+
+fn begin_consume(
+    channel: &Arc<ChannelPort>,
+    consume: basic::Consume,
+) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
     let consumer = ConsumerPort::with_inbox(&consume, Arc::clone(channel));
     let route = Arc::new(Route {
         consumer: Arc::clone(&consumer),
@@ -257,10 +265,21 @@ fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelPort> {
 
 fn consume(driver: &mut Driver, peer: &mut Peer, tag: &str) -> Arc<ConsumerPort> {
     let channel = open_channel(driver, peer);
-    let (consumer, outcome) = ask_for_consumer(&channel, tag);
+    let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
+    consume_on(&channel, driver, peer, consume)
+}
+
+fn consume_on(
+    channel: &Arc<ChannelPort>,
+    driver: &mut Driver,
+    peer: &mut Peer,
+    consume: basic::Consume,
+) -> Arc<ConsumerPort> {
+    let (consumer, outcome) = begin_consume(channel, consume);
     turn(driver);
     peer.expect(basic::Consume::ID);
-    peer.send(1, basic::ConsumeOk::default().consumer_tag(tag));
+    let consume_ok = basic::ConsumeOk::default().consumer_tag(&consumer.tag);
+    peer.send(1, consume_ok);
     read_until(driver, || !outcome.is_empty());
     answered(&outcome);
     consumer
@@ -317,6 +336,83 @@ fn a_pause_lasts_for_five_seconds_and_then_all_is_read_that_is_there() {
         assert_eq!(driver.pauses.is_on(), !readable);
     }
     assert!(end(&driver) > Instant::now() + least, "another one");
+}
+
+#[test]
+fn a_turn_that_has_filled_the_room_reads_no_more() {
+    const SIZE: usize = 9000;
+    let (mut driver, mut peer) = connected(settings(4000));
+    let consumer = consume(&mut driver, &mut peer, "busy");
+    peer.deliver("busy", 1, &[b'x'; SIZE]);
+    let deadline = soon();
+    while !matches!(driver.transport.socket().peek(&mut [0; SIZE]), Ok(SIZE)) {
+        assert!(Instant::now() < deadline, "it never comes");
+        thread::yield_now();
+    }
+    driver.readable = true;
+    // Else a read that has not filled its memory is the last one anyway.
+    driver.hung_up = true;
+    driver.read();
+    assert!(driver.core.is_full());
+    assert!(driver.readable, "it has not asked for more");
+    read_until(&mut driver, || consumer.inbox().len() == 1);
+}
+
+#[test]
+fn one_turn_reads_a_bounded_number_of_bytes() {
+    const COUNT: u64 = 40;
+    let (mut driver, mut peer) = connected(settings(8 << 20));
+    let consumer = consume(&mut driver, &mut peer, "busy");
+    let port = Arc::clone(&driver.port);
+    let deadline = soon();
+    thread::scope(|scope| {
+        scope.spawn(|| (1..=COUNT).for_each(|tag| peer.deliver("busy", tag, &[b'x'; 100_000])));
+        while (consumer.inbox().len() as u64) < COUNT {
+            assert!(Instant::now() < deadline, "it never comes");
+            let before = port.counters.bytes_received.get();
+            driver.readable = true;
+            // Else a read that has not filled its memory is the last one anyway.
+            driver.hung_up = true;
+            driver.read();
+            driver.dispatch();
+            let received = port.counters.bytes_received.get() - before;
+            // The last read may go beyond it.
+            assert!(received < (256 + 128) * 1024, "{received} bytes at once");
+        }
+    });
+}
+
+#[test]
+fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
+    const READ_LIMIT: usize = 40_000;
+    let (mut driver, mut peer) = connected(settings(READ_LIMIT));
+    let channel = open_channel(&mut driver, &mut peer);
+    let [acking, other] = [("acking", false), ("other", true)].map(|(tag, no_ack)| {
+        let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(no_ack);
+        consume_on(&channel, &mut driver, &mut peer, consume)
+    });
+    for tag in 1..=3 {
+        peer.deliver("acking", tag, &[b'x'; 30_000]);
+    }
+    let port = Arc::clone(&driver.port);
+    read_until(&mut driver, || {
+        port.counters.deliveries_held_back.get() == 1
+    });
+    while acking.inbox().len() > 0 {
+        drop(acking.inbox().try_pop());
+    }
+    driver.give_back_held(Instant::now());
+    assert!(driver.core.is_expecting());
+    peer.deliver("other", 4, &[b'x'; READ_LIMIT + 1000]);
+    read_until(&mut driver, || other.inbox().len() == 1);
+    driver.pause_or_resume();
+    assert!(!driver.pauses.is_on());
+    // By then another consumer may have it.
+    let later = Instant::now() + Duration::from_secs(2);
+    driver.core.handle_timeout(later);
+    assert!(!driver.core.is_expecting());
+    driver.pause_or_resume();
+    assert!(driver.pauses.is_on());
 }
 
 #[test]
