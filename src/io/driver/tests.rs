@@ -51,12 +51,7 @@ impl Peer {
     }
 
     fn deliver(&mut self, consumer_tag: &str, delivery_tag: u64, body: &[u8]) {
-        let deliver = basic::Deliver::default()
-            .consumer_tag(consumer_tag)
-            .delivery_tag(delivery_tag);
-        self.send(1, deliver);
-        let mut bytes = Vec::new();
-        encode_content(&mut bytes, 1, None, body, FRAME_MAX as usize).unwrap();
+        let bytes = delivery(consumer_tag, delivery_tag, body);
         self.socket.write_all(&bytes).unwrap();
     }
 
@@ -80,6 +75,16 @@ impl Peer {
         let socket = SockRef::from(&self.socket);
         socket.set_linger(Some(Duration::ZERO)).unwrap();
     }
+}
+
+fn delivery(consumer_tag: &str, delivery_tag: u64, body: &[u8]) -> Vec<u8> {
+    let deliver = basic::Deliver::default()
+        .consumer_tag(consumer_tag)
+        .delivery_tag(delivery_tag);
+    let mut bytes = Vec::new();
+    encode_method(&mut bytes, 1, &deliver.into(), FRAME_MAX as usize).unwrap();
+    encode_content(&mut bytes, 1, None, body, FRAME_MAX as usize).unwrap();
+    bytes
 }
 
 /// An IO thread, and its peer.
@@ -413,6 +418,43 @@ fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
     assert!(!driver.core.is_expecting());
     driver.pause_or_resume();
     assert!(driver.pauses.is_on());
+}
+
+#[test]
+fn what_is_read_last_is_bounded_as_everything_is() {
+    const READ_LIMIT: usize = 40_000;
+    const SIZE: usize = 100_000;
+    let (mut driver, mut peer) = connected(settings(READ_LIMIT));
+    let consumer = consume(&mut driver, &mut peer, "slow");
+    let bytes = delivery("slow", 1, &[b'x'; SIZE]);
+    thread::scope(|scope| {
+        let socket = &mut peer.socket;
+        // In the end nobody takes it.
+        scope.spawn(move || (0..40).try_for_each(|_| socket.write_all(&bytes)));
+        let deadline = soon();
+        while !matches!(driver.transport.socket().peek(&mut [0; 1]), Ok(1)) {
+            assert!(Instant::now() < deadline, "it never comes");
+        }
+        driver.fail_to_write(&io::ErrorKind::BrokenPipe.into());
+        driver.dispatch();
+        assert!(driver.core.is_closed());
+        // What there is room for, and what the last read may bring beyond that.
+        let most = (2 * READ_LIMIT + 128 * 1024) / SIZE;
+        assert!(consumer.inbox().len() <= most);
+        drop(driver);
+    });
+}
+
+#[test]
+fn what_is_there_is_read_before_a_deadline_counts_as_missed_also_after_a_pause() {
+    let (mut driver, mut peer, consumer) = paused();
+    let declare = queue::Declare::new("q").into();
+    let declared = consumer.channel.begin(declare, None, soon());
+    turn(&mut driver);
+    peer.expect(queue::Declare::ID);
+    peer.send(1, queue::DeclareOk::default());
+    read_until(&mut driver, || !declared.is_empty());
+    answered(&declared);
 }
 
 #[test]
