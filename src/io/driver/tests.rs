@@ -458,6 +458,21 @@ fn what_is_there_is_read_before_a_deadline_counts_as_missed_also_after_a_pause()
 }
 
 #[test]
+fn nothing_is_read_of_a_peer_that_takes_no_answers() {
+    const MAX: usize = 16 << 20;
+    let (mut driver, _peer) = connected(settings(1 << 20));
+    for (more, is_on) in [(MAX, false), (1, true)] {
+        let waiting = driver.untaken.bytes() + more;
+        driver.untaken.push(more, waiting);
+        driver.pause_or_resume();
+        assert_eq!(driver.pauses.is_on(), is_on);
+    }
+    driver.untaken.written(MAX + 1);
+    driver.pause_or_resume();
+    assert!(!driver.pauses.is_on());
+}
+
+#[test]
 fn the_io_thread_wakes_at_the_end_of_a_pause() {
     let (mut driver, _peer, _consumer) = paused();
     let start = Instant::now();
