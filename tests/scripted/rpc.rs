@@ -209,6 +209,32 @@ fn a_request_that_was_not_sent_goes_over_another_channel() {
 }
 
 #[test]
+fn a_client_whose_consumer_was_cancelled_opens_another_channel() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            let tag = accept_client(wire, 1);
+            wire.send(1, BASIC_CANCEL, args().short(&tag).u8(1));
+            wire.expect(1, BASIC_CANCEL);
+            wire.expect(1, CHANNEL_CLOSE);
+            let tag = accept_client(wire, 2);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.expect_publish(2);
+            wire.raw(&answer(2, &tag, 1, b"!"));
+            wire.serve();
+        },
+        |connection| {
+            let client = RpcClient::new(&connection).unwrap();
+            while format!("{client:?}").contains("ended: false") {
+                thread::yield_now();
+            }
+            client.call("q", "?", CURTAIN).unwrap();
+            connection.close().unwrap();
+        },
+    );
+}
+
+#[test]
 fn nothing_is_kept_of_a_request_that_has_got_no_answer() {
     connected(
         |parameters| parameters,
