@@ -138,7 +138,8 @@ fn far_beyond_the_budget_a_call_ends_at_its_deadline_and_all_goes_on_when_there_
 
 #[test]
 fn a_close_ends_although_the_budget_is_used_up() {
-    for consume in [basic::Consume::new("q"), no_ack()] {
+    // What can be held back does not fill all the room.
+    for (consume, used_up) in [(basic::Consume::new("q"), MIB), (no_ack(), 2 * MIB)] {
         with_channel_and(
             |parameters| parameters.read_budget(MIB),
             |wire| {
@@ -147,9 +148,12 @@ fn a_close_ends_although_the_budget_is_used_up() {
                 wire.expect(0, CONNECTION_CLOSE);
                 wire.send(0, CONNECTION_CLOSE_OK, args());
             },
-            |channel| {
+            move |channel| {
                 let consumer = channel.consume(consume).unwrap();
                 consumer.next().unwrap().unwrap();
+                while channel.connection().stats().bytes_to_take <= used_up {
+                    thread::yield_now();
+                }
                 channel.connection().close().unwrap();
             },
         );
