@@ -138,8 +138,8 @@ fn far_beyond_the_budget_a_call_ends_at_its_deadline_and_all_goes_on_when_there_
 
 #[test]
 fn a_close_ends_although_the_budget_is_used_up() {
-    // What can be held back does not fill all the room.
-    for (consume, used_up) in [(basic::Consume::new("q"), MIB), (no_ack(), 2 * MIB)] {
+    // Only what cannot be held back stops reading for good.
+    for (consume, used_up) in [(basic::Consume::new("q"), MIB / 2), (no_ack(), 2 * MIB)] {
         with_channel_and(
             |parameters| parameters.read_budget(MIB),
             |wire| {
