@@ -487,3 +487,33 @@ impl Drop for Inner {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::io::port::tests::port;
+
+    pub(crate) fn limits() -> Limits {
+        let second = Duration::from_secs(1);
+        Limits {
+            rpc_timeout: second * 7,
+            publish_timeout: second,
+            close_timeout: second,
+            drop_timeout: second,
+            default_prefetch: 0,
+            confirm_window: 1,
+        }
+    }
+
+    /// A connection without an IO thread.
+    pub(super) fn connection() -> BlockingConnection {
+        BlockingConnection::from_inner(Arc::new(Inner {
+            port: port(1 << 20),
+            limits: limits(),
+            thread: Mutex::default(),
+            channels: Mutex::default(),
+            events: Events::default(),
+            stops: Stops::default(),
+        }))
+    }
+}

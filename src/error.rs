@@ -500,13 +500,118 @@ impl From<&Termination> for Error {
 mod tests {
     use super::*;
 
+    fn closed_by(by: ClosedBy) -> CloseReason {
+        CloseReason::new(by, ReplyCode::CONNECTION_FORCED, "bye", None)
+    }
+
+    fn connect(cause: ConnectFailure) -> Error {
+        Error::Connect {
+            address: "127.0.0.1:5672".into(),
+            stage: Stage::Open,
+            tls: false,
+            cause,
+            others: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn each_error_of_a_connection_says_that_it_is_one_and_the_others_do_not() {
+        let reason = || closed_by(ClosedBy::Broker);
+        for error in [
+            connect(ConnectFailure::EndOfStream),
+            Error::AuthenticationFailed {
+                mechanism: "PLAIN".into(),
+                text: "no".into(),
+                certain: true,
+            },
+            Error::AccessDenied {
+                virtual_host: "/".into(),
+                reason: reason(),
+            },
+            Error::UnsupportedProtocol {
+                offered: *b"AMQP\0\0\x09\x01",
+            },
+            Error::NotAmqp {
+                address: "127.0.0.1:80".into(),
+                received: b"HTTP".to_vec(),
+            },
+            Error::ConnectionClosed(reason()),
+            Error::ConnectionLost(ConnectionLoss::CloseTimedOut),
+            Error::Protocol(ProtocolError::BodyTooLong),
+        ] {
+            assert!(error.is_connection_error(), "{error}");
+            assert!(!error.is_timeout(), "{error}");
+        }
+        for error in [
+            Error::ChannelClosed(reason()),
+            Error::ConsumerCancelled("me".into()),
+            Error::NoFreeChannels { max: 5 },
+            Error::Nacked,
+            Error::CredentialsErased,
+            Error::other("own"),
+        ] {
+            assert!(!error.is_connection_error(), "{error}");
+            assert!(!error.is_timeout(), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_error_of_a_deadline_says_that_it_is_one() {
+        let after = Duration::from_secs(1);
+        for (error, ends_connection) in [
+            (connect(ConnectFailure::TimedOut(after)), true),
+            (
+                Error::PublishTimeout {
+                    after,
+                    blocked: None,
+                    paused: None,
+                },
+                false,
+            ),
+            (
+                Error::Timeout {
+                    operation: "confirms",
+                    channel: None,
+                    after,
+                    blocked: None,
+                    paused: None,
+                },
+                false,
+            ),
+        ] {
+            assert!(error.is_timeout(), "{error}");
+            assert_eq!(error.is_connection_error(), ends_connection, "{error}");
+        }
+    }
+
+    #[test]
+    fn each_error_that_has_a_close_reason_tells_it() {
+        for by in [ClosedBy::Broker, ClosedBy::Application] {
+            for error in [
+                connect(ConnectFailure::Closed(closed_by(by))),
+                Error::AccessDenied {
+                    virtual_host: "/".into(),
+                    reason: closed_by(by),
+                },
+                Error::ConnectionClosed(closed_by(by)),
+                Error::ChannelClosed(closed_by(by)),
+            ] {
+                assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+                assert_eq!(error.close_reason(), Some(&closed_by(by)));
+                assert_eq!(error.is_of_others(), by == ClosedBy::Broker, "{error}");
+            }
+        }
+        let lost = Error::ConnectionLost(ConnectionLoss::EndOfStream);
+        assert_eq!(lost.reply_code(), None);
+        assert!(lost.is_of_others());
+    }
+
     #[test]
     fn unconfirmed_answers_by_the_reason_inside() {
         let unconfirmed = |reason: &Error| Error::Unconfirmed(Box::new(reason.clone()));
-        let forced = |by| CloseReason::new(by, ReplyCode::CONNECTION_FORCED, "bye", None);
         let lost = Error::ConnectionLost(ConnectionLoss::EndOfStream);
-        let closed = Error::ConnectionClosed(forced(ClosedBy::Broker));
-        let ended = Error::ChannelClosed(forced(ClosedBy::Application));
+        let closed = Error::ConnectionClosed(closed_by(ClosedBy::Broker));
+        let ended = Error::ChannelClosed(closed_by(ClosedBy::Application));
         let timeout = Error::Timeout {
             operation: "confirms",
             channel: None,

@@ -424,6 +424,17 @@ mod tests {
     }
 
     #[test]
+    fn who_gives_a_user_or_a_password_is_no_guest() {
+        for (url, credentials) in [
+            ("amqp://me:secret@host", "Plain(\"me\", ***)"),
+            ("amqp://me@host", "Plain(\"me\", ***)"),
+            ("amqp://:secret@host", "Plain(\"\", ***)"),
+        ] {
+            assert_eq!(format!("{:?}", parse(url).credentials), credentials);
+        }
+    }
+
+    #[test]
     fn an_option_given_twice_or_empty_is_refused() {
         for (url, option) in [
             ("amqp://h/?heartbeat=1&heartbeat=1", "heartbeat"),

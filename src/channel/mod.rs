@@ -459,28 +459,30 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::connection::tests::limits;
     use crate::io::port::tests::port;
     use crate::protocol::event::ChannelId;
     use crate::protocol::methods::queue;
 
-    #[test]
-    fn a_call_has_as_much_time_as_it_is_given_and_no_more() {
+    /// A channel of a connection without an IO thread.
+    pub(super) fn channel(window: usize, publish_timeout: Duration) -> Shared {
         let id = ChannelId {
             number: 1,
             generation: 1,
         };
-        let connection = port(1 << 20);
-        let second = Duration::from_secs(1);
+        let port = ChannelPort::new(id, port(1 << 20), window);
         let limits = Limits {
-            rpc_timeout: second * 7,
-            publish_timeout: second,
-            close_timeout: second,
-            drop_timeout: second,
-            default_prefetch: 0,
-            confirm_window: 1,
+            publish_timeout,
+            ..limits()
         };
-        let channel = Arc::new(ChannelPort::new(id, Arc::clone(&connection), 1));
-        let shared = Shared::new(channel, limits);
+        Shared::new(Arc::new(port), limits)
+    }
+
+    #[test]
+    fn a_call_has_as_much_time_as_it_is_given_and_no_more() {
+        let second = Duration::from_secs(1);
+        let shared = channel(1, second);
+        let connection = &shared.port.connection;
         let before = Instant::now();
         let call = shared.begin(queue::Declare::new("q").into(), None).unwrap();
         let after = Instant::now();

@@ -210,3 +210,92 @@ impl Drop for Room<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::channel::tests::channel;
+    use crate::protocol::frame::PublishBody;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn room(shared: &Shared, size: usize) -> Room<'_> {
+        Room {
+            shared,
+            size,
+            reserved: false,
+            has_place: false,
+            waiting: None,
+        }
+    }
+
+    fn publish(shared: &Arc<Shared>) -> Result<Confirm> {
+        let publish = Publish {
+            exchange: "",
+            routing_key: "q",
+            mandatory: false,
+            immediate: false,
+            properties: None,
+            body: PublishBody::Borrowed(b"x"),
+        };
+        let mut scratch = Vec::new();
+        let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch)?;
+        shared.publish(&encoded, None)
+    }
+
+    fn waiting_bytes(shared: &Shared) -> usize {
+        shared.port.connection.commands().waiting_bytes()
+    }
+
+    #[test]
+    fn a_publish_that_fails_gives_back_its_place_in_the_window() {
+        let shared = Arc::new(channel(1, Duration::ZERO));
+        let publishing = &shared.port.publishing;
+        assert!(publishing.select(|| {}));
+        publishing.select_done(true);
+        let mut failing = room(&shared, 1);
+        failing.wait_for_window().unwrap();
+        let full = publish(&shared);
+        assert!(matches!(full, Err(Error::PublishTimeout { .. })));
+        drop(failing);
+        assert_eq!(publish(&shared).unwrap().number(), Some(1));
+    }
+
+    #[test]
+    fn a_publish_gives_back_the_room_that_it_does_not_use() {
+        let shared = Arc::new(channel(1, SECOND));
+        let mut failing = room(&shared, 100);
+        failing.wait_for_budget().unwrap();
+        assert_eq!(waiting_bytes(&shared), 100);
+        drop(failing);
+        assert_eq!(waiting_bytes(&shared), 0);
+        // Nor does it keep any while it waits for the window.
+        let mut waiting = room(&shared, 100);
+        waiting.wait_for_budget().unwrap();
+        waiting.wait_for_window().unwrap();
+        assert_eq!(waiting_bytes(&shared), 0);
+        drop(waiting);
+        assert_eq!(waiting_bytes(&shared), 0);
+    }
+
+    #[test]
+    fn what_was_published_in_room_that_was_waited_for_takes_it() {
+        let shared = Arc::new(channel(1, SECOND * 30));
+        publish(&shared).unwrap();
+        let size = waiting_bytes(&shared);
+        let budget = shared.port.connection.budget();
+        budget.take(1 << 20);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| publish(&shared));
+            while !budget.is_awaited() {
+                thread::yield_now();
+            }
+            shared.port.connection.commands().release(1 << 20);
+            waiting.join().unwrap().unwrap();
+        });
+        assert_eq!(waiting_bytes(&shared), 2 * size);
+    }
+}

@@ -321,3 +321,22 @@ impl Events {
         drop(timers);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::tests::connection;
+
+    #[test]
+    fn an_error_of_a_callback_leaves_the_rest_to_those_who_are_told_that_there_is_some() {
+        let connection = connection();
+        let ready = connection.ready();
+        connection.add_timeout(Duration::ZERO, |_| Err(Error::other("as a callback may")));
+        connection.add_timeout(Duration::ZERO, |_| Ok(()));
+        while ready.try_recv().is_ok() {}
+        connection.dispatch_own(&|| false).unwrap_err();
+        assert!(ready.try_recv().is_ok(), "there is another one");
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 1);
+        assert!(ready.try_recv().is_err(), "there is nothing more");
+    }
+}

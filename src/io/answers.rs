@@ -112,3 +112,25 @@ impl Answers {
         drop(waiting);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::TryRecvError;
+
+    use super::*;
+
+    #[test]
+    fn those_who_wait_hear_of_the_end_and_those_who_come_later_as_well() {
+        let answers = Answers::default();
+        let before = answers.expect(1);
+        assert_eq!(before.try_recv().unwrap_err(), TryRecvError::Empty);
+        assert!(!answers.has_ended());
+        answers.end();
+        assert!(answers.has_ended());
+        let later = answers.expect(2);
+        for heard in [before, later] {
+            assert_eq!(heard.try_recv().unwrap_err(), TryRecvError::Disconnected);
+        }
+        assert_eq!(answers.waiting(), 0);
+    }
+}

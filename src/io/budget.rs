@@ -207,6 +207,25 @@ mod tests {
     }
 
     #[test]
+    fn a_rest_begins_above_a_bound_and_ends_when_half_of_that_is_left() {
+        let backlog = Backlog::new(4 * REST_ABOVE);
+        backlog.add(REST_ABOVE, 0);
+        assert!(!backlog.begin_rest() && !backlog.is_resting());
+        backlog.add(1, 0);
+        assert!(backlog.begin_rest() && backlog.is_resting());
+        assert!(
+            !backlog.remove(REST_ABOVE / 2, 0),
+            "a byte too many is left"
+        );
+        assert!(backlog.remove(1, 0));
+        assert!(!backlog.remove(1, 0), "told once");
+        backlog.add(REST_ABOVE, 0);
+        assert!(backlog.begin_rest());
+        backlog.end_rest();
+        assert!(!backlog.remove(REST_ABOVE, 0), "it is over");
+    }
+
+    #[test]
     fn half_messages_take_room_but_not_the_last_quarter() {
         let backlog = Backlog::new(1000);
         backlog.add(400, 0);

@@ -497,6 +497,54 @@ mod tests {
     }
 
     #[test]
+    fn room_that_was_not_worth_a_word_is_found_at_the_deadline() {
+        let budget = WriteBudget::new(100);
+        budget.take(100);
+        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
+        let given_back = AtomicBool::new(false);
+        // Asked when it is in line already.
+        let is_pointless = || {
+            if !given_back.swap(true, Ordering::SeqCst) {
+                assert!(!budget.release(10), "that is no quarter");
+            }
+            false
+        };
+        let waited = budget.queue_for(10, try_take, Instant::now(), is_pointless);
+        assert_eq!(waited, Ok(()));
+        assert_eq!(budget.taken(), 100);
+    }
+
+    #[test]
+    fn a_share_is_for_some_messages_and_no_large_part_of_the_room() {
+        let budget = WriteBudget::new(6400);
+        let shares = [1, 50, 99, 200, 1000].map(|bytes| budget.share_of(bytes));
+        assert_eq!(shares, [100, 200, 396, 400, 1000]);
+    }
+
+    #[test]
+    fn a_share_is_good_for_its_own_round_only() {
+        let budget = WriteBudget::new(1600);
+        budget.take(1600);
+        let over = AtomicBool::new(false);
+        let is_over = || over.load(Ordering::SeqCst);
+        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| budget.queue_for(5000, try_take, soon(), is_over));
+            await_line(&budget, 1);
+            budget.taken.store(100, Ordering::SeqCst);
+            let round = budget.round.load(Ordering::SeqCst);
+            set_own_share(Share { round, bytes: 90 });
+            assert!(budget.has_room(0, 10));
+            // Whoever is first in line finds no room, so that nothing else comes of it.
+            all_released(&budget);
+            assert!(!budget.has_room(0, 10), "another round has begun");
+            over.store(true, Ordering::SeqCst);
+            budget.look_again();
+            assert_eq!(large.join().unwrap(), Err(NoRoom::Pointless));
+        });
+    }
+
+    #[test]
     fn when_the_first_in_line_gives_up_the_next_is_served() {
         let budget = WriteBudget::new(100);
         budget.take(90);

@@ -354,6 +354,14 @@ mod tests {
         scenario.expect(&[Connect(2)]);
         scenario.failed(2);
         assert_eq!(scenario.step(), Exhausted);
+        // Also while another one still connects.
+        let mut scenario = Scenario::new(3);
+        scenario.expect(&[Connect(0)]);
+        scenario.wait();
+        scenario.expect(&[Connect(1)]);
+        scenario.now += 10 * MS;
+        scenario.failed(1);
+        scenario.expect(&[Connect(2)]);
     }
 
     #[test]

@@ -366,6 +366,32 @@ fn the_default_prefetch_goes_out_once_before_the_first_consumer_that_acks() {
 }
 
 #[test]
+fn what_came_too_late_and_needs_no_acknowledgement_cannot_be_acknowledged() {
+    let (given_up, is_late) = signal();
+    with_channel_and(
+        |parameters| parameters.rpc_timeout(Duration::from_millis(200)),
+        move |wire| {
+            wire.expect(1, BASIC_GET);
+            is_late.wait();
+            wire.send(1, BASIC_GET_OK, get_ok(1));
+            wire.raw(&peer::header(1, 0));
+            wire.accept_declare(1);
+            wire.serve();
+        },
+        move |channel| {
+            let get = basic::Get::new("q").no_ack(true);
+            let error = channel.basic_get(get).unwrap_err();
+            assert!(error.is_timeout(), "{error}");
+            given_up.send(()).unwrap();
+            while channel.queue_declare("q").is_err() {}
+            let error = channel.basic_ack(1).unwrap_err();
+            assert!(matches!(error, Error::AlreadySettled(1)), "{error}");
+            channel.connection().close().unwrap();
+        },
+    );
+}
+
+#[test]
 fn basic_qos_replaces_the_default_prefetch() {
     for prefetch in [0, 7] {
         with_channel_and(

@@ -227,6 +227,20 @@ fn a_panicking_worker_gives_back_no_delivery_that_needs_no_acknowledgement() {
     );
 }
 
+/// RabbitMQ would close the connection for that.
+#[test]
+fn a_panicking_worker_gives_back_nothing_to_a_stream() {
+    with_channel(
+        |wire| {
+            let tag = wire.accept_consumer(1);
+            deliver_copied(wire, &tag, 1);
+            wire.accept_declare(1);
+            wire.accept_cancel(1, &tag);
+        },
+        |channel| panic_in(&channel, basic::Consume::new("q"), |_, _| {}),
+    );
+}
+
 #[test]
 fn a_panicking_worker_adds_nothing_to_a_transaction() {
     with_channel(

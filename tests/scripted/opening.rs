@@ -4,12 +4,12 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-#[cfg(feature = "tls")]
-use cony::TlsOptions;
 use cony::{
     BlockingConnection, ClosedBy, ConnectFailure, ConnectionParameters, Credentials, Error,
     Mechanism, ReplyCode, Secret, Stage,
 };
+#[cfg(feature = "tls")]
+use cony::{TlsOptions, TlsVersion};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -1008,6 +1008,48 @@ fn a_peer_that_hangs_up_on_tls_is_told() {
     );
 }
 
+/// What the client of TLS says first.
+#[cfg(feature = "tls")]
+fn hello(wire: &mut Wire) -> Vec<u8> {
+    let record = wire.bytes(5).expect("the client hung up");
+    let length = u16::from_be_bytes([record[3], record[4]]);
+    wire.bytes(length.into()).expect("the client hung up")
+}
+
+/// Looked for in the list of versions (RFC 8446, 4.2.1), which has its lengths in front.
+#[cfg(feature = "tls")]
+#[test]
+fn tls_offers_no_version_below_the_lowest_that_is_accepted() {
+    for (lowest, list) in [
+        (None, [4, 3, 4, 3, 3].as_slice()),
+        (Some(TlsVersion::Tls12), &[4, 3, 4, 3, 3]),
+        (Some(TlsVersion::Tls13), &[2, 3, 4]),
+    ] {
+        failure(
+            move |parameters| {
+                let options = TlsOptions::new();
+                let options = match lowest {
+                    Some(lowest) => options.min_protocol_version(lowest),
+                    None => options,
+                };
+                parameters.tls(true).tls_options(options)
+            },
+            move |wire| {
+                let hello = hello(wire);
+                let length = u8::try_from(list.len()).unwrap();
+                let extension = [&[0, 43, 0, length], list].concat();
+                let mut windows = hello.windows(extension.len());
+                assert!(windows.any(|bytes| bytes == extension), "{lowest:?}");
+                wire.shut_down();
+                wire.drain();
+            },
+            |error| {
+                cause(&error, Stage::Tls);
+            },
+        );
+    }
+}
+
 /// Looked for in what the client says first, where a name has its length in front.
 #[cfg(feature = "tls")]
 #[test]
@@ -1028,9 +1070,7 @@ fn tls_names_the_broker_unless_told_not_to() {
                 parameters.tls(true).tls_options(options)
             },
             move |wire| {
-                let record = wire.bytes(5).expect("the client hung up");
-                let length = u16::from_be_bytes([record[3], record[4]]);
-                let hello = wire.bytes(length.into()).expect("the client hung up");
+                let hello = hello(wire);
                 let has = |part: &[u8]| hello.windows(part.len()).any(|bytes| bytes == part);
                 match told {
                     Some(told) => {

@@ -138,17 +138,49 @@ fn far_beyond_the_budget_a_call_ends_at_its_deadline_and_all_goes_on_when_there_
 
 #[test]
 fn a_close_ends_although_the_budget_is_used_up() {
+    // Only what cannot be held back stops reading for good.
+    for (consume, used_up) in [(basic::Consume::new("q"), MIB / 2), (no_ack(), 2 * MIB)] {
+        with_channel_and(
+            |parameters| parameters.read_budget(MIB),
+            |wire| {
+                let tag = wire.accept_consumer(1);
+                deliver_large(wire, &tag, 200);
+                wire.expect(0, CONNECTION_CLOSE);
+                wire.send(0, CONNECTION_CLOSE_OK, args());
+            },
+            move |channel| {
+                let consumer = channel.consume(consume).unwrap();
+                consumer.next().unwrap().unwrap();
+                while channel.connection().stats().bytes_to_take <= used_up {
+                    thread::yield_now();
+                }
+                channel.connection().close().unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn all_so_far_is_also_what_is_held_back_and_that_is_not_acknowledged() {
     with_channel_and(
-        |parameters| parameters.read_budget(MIB),
+        |parameters| parameters.read_budget(40_000),
         |wire| {
             let tag = wire.accept_consumer(1);
-            deliver_large(wire, &tag, 200);
-            wire.expect(0, CONNECTION_CLOSE);
-            wire.send(0, CONNECTION_CLOSE_OK, args());
+            for number in 1..=5 {
+                wire.deliver_sized(1, &tag, number, 15_000);
+            }
+            wire.accept_declare(1);
+            let multiple = 1;
+            assert_eq!(wire.expect_settled(1, BASIC_ACK), (4, multiple));
+            wire.serve();
         },
         |channel| {
-            let consumer = channel.consume("q").unwrap();
-            consumer.next().unwrap().unwrap();
+            let _consumer = channel.consume("q").unwrap();
+            catch_up(&channel);
+            assert_eq!(channel.connection().stats().deliveries_held_back, 1);
+            let error = channel.basic_ack(5).unwrap_err();
+            assert!(matches!(error, Error::AlreadySettled(5)), "{error}");
+            channel.basic_ack_multiple(5).unwrap();
             channel.connection().close().unwrap();
         },
     );

@@ -164,6 +164,94 @@ fn a_client_whose_channel_has_ended_opens_one_for_all() {
     );
 }
 
+/// It waits for room while its channel ends.
+#[test]
+fn a_request_that_was_not_sent_goes_over_another_channel() {
+    let (about_to, publishing) = signal();
+    let (ready, close_it) = signal();
+    connected(
+        |parameters| parameters.write_budget(1024),
+        move |wire| {
+            accept_client(wire, 1);
+            wire.open_channel(2);
+            close_it.wait();
+            wire.send(0, CONNECTION_BLOCKED, args().short("to and fro"));
+            close_it.wait();
+            wire.send(1, CHANNEL_CLOSE, close(406, "gone", BASIC_PUBLISH));
+            // Reads nothing before that, so that no room comes free.
+            wire.expect_publish(2);
+            wire.expect(1, CHANNEL_CLOSE_OK);
+            let tag = accept_client(wire, 1);
+            wire.expect_publish(1);
+            wire.raw(&answer(1, &tag, 1, b"!"));
+        },
+        move |connection| {
+            let client = RpcClient::new(&connection).unwrap();
+            let other = connection.channel().unwrap();
+            other.basic_publish("", "large", vec![0; 32 << 20]).unwrap();
+            thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    about_to.send(()).unwrap();
+                    client.call("q", "?", CURTAIN)
+                });
+                publishing.wait();
+                // By the time that a signal has gone to the peer and come back, and
+                // gone again, the request waits. (If not, the test proves less.)
+                ready.send(()).unwrap();
+                while !connection.is_blocked() {
+                    thread::yield_now();
+                }
+                ready.send(()).unwrap();
+                assert_eq!(waiting.join().unwrap().unwrap().text().unwrap(), "!");
+            });
+        },
+    );
+}
+
+#[test]
+fn a_client_whose_consumer_was_cancelled_opens_another_channel() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            let tag = accept_client(wire, 1);
+            wire.send(1, BASIC_CANCEL, args().short(&tag).u8(1));
+            wire.expect(1, BASIC_CANCEL);
+            wire.expect(1, CHANNEL_CLOSE);
+            let tag = accept_client(wire, 2);
+            wire.send(1, CHANNEL_CLOSE_OK, args());
+            wire.expect_publish(2);
+            wire.raw(&answer(2, &tag, 1, b"!"));
+            wire.serve();
+        },
+        |connection| {
+            let client = RpcClient::new(&connection).unwrap();
+            while format!("{client:?}").contains("ended: false") {
+                thread::yield_now();
+            }
+            client.call("q", "?", CURTAIN).unwrap();
+            connection.close().unwrap();
+        },
+    );
+}
+
+#[test]
+fn nothing_is_kept_of_a_request_that_has_got_no_answer() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            accept_client(wire, 1);
+            wire.expect_publish(1);
+        },
+        |connection| {
+            let client = RpcClient::new(&connection).unwrap();
+            client.call("q", "?", Duration::ZERO).unwrap_err();
+            let shown = format!("{client:?}");
+            assert!(shown.contains("waiting: Some(0)"), "{shown}");
+            connection.disconnect();
+        },
+    );
+}
+
 #[test]
 fn a_client_that_gets_no_other_channel_says_so_to_all_and_tries_again_later() {
     connected(

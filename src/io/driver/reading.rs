@@ -119,12 +119,11 @@ impl Driver {
 
     /// Whether an end of the stream costs no more than the answer to our close: the broker has
     /// said of everything that was published what became of it.
-    fn may_be_missing_only_the_answer(&mut self) -> bool {
+    fn may_be_missing_only_the_answer(&self) -> bool {
         if !self.core.is_closing() {
             return false;
         }
-        // The confirms that came last.
-        self.dispatch();
+        // All confirms are told by then: the core takes none behind our close.
         let channels = self.core.channels().map(|(channel, _)| channel);
         let open = channels.filter(|channel| !channel.inbox.has_ended());
         let settled: u64 = open.map(|channel| channel.publishing.settled()).sum();

@@ -1,7 +1,6 @@
 //! The IO thread between commands as the program's threads queue them, and a peer that the
 //! test plays itself.
 
-use crate::protocol::frame::Settle;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::super::port::{Opener, Outcome};
 use super::*;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::tests::encode_content;
-use crate::protocol::frame::{Frame, encode_method};
+use crate::protocol::frame::{Frame, Settle, encode_method};
 use crate::protocol::handshake::decode_method;
 use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
 
@@ -52,12 +51,7 @@ impl Peer {
     }
 
     fn deliver(&mut self, consumer_tag: &str, delivery_tag: u64, body: &[u8]) {
-        let deliver = basic::Deliver::default()
-            .consumer_tag(consumer_tag)
-            .delivery_tag(delivery_tag);
-        self.send(1, deliver);
-        let mut bytes = Vec::new();
-        encode_content(&mut bytes, 1, None, body, FRAME_MAX as usize).unwrap();
+        let bytes = delivery(consumer_tag, delivery_tag, body);
         self.socket.write_all(&bytes).unwrap();
     }
 
@@ -81,6 +75,16 @@ impl Peer {
         let socket = SockRef::from(&self.socket);
         socket.set_linger(Some(Duration::ZERO)).unwrap();
     }
+}
+
+fn delivery(consumer_tag: &str, delivery_tag: u64, body: &[u8]) -> Vec<u8> {
+    let deliver = basic::Deliver::default()
+        .consumer_tag(consumer_tag)
+        .delivery_tag(delivery_tag);
+    let mut bytes = Vec::new();
+    encode_method(&mut bytes, 1, &deliver.into(), FRAME_MAX as usize).unwrap();
+    encode_content(&mut bytes, 1, None, body, FRAME_MAX as usize).unwrap();
+    bytes
 }
 
 /// An IO thread, and its peer.
@@ -147,11 +151,19 @@ impl Play {
     }
 }
 
+/// One that needs no acknowledgements, so that its deliveries cannot be held back.
 fn ask_for_consumer(
     channel: &Arc<ChannelPort>,
     tag: &str,
 ) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
     let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
+    begin_consume(channel, consume)
+}
+
+fn begin_consume(
+    channel: &Arc<ChannelPort>,
+    consume: basic::Consume,
+) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
     let consumer = ConsumerPort::with_inbox(&consume, Arc::clone(channel));
     let route = Arc::new(Route {
         consumer: Arc::clone(&consumer),
@@ -224,10 +236,24 @@ fn a_cancel_that_comes_too_late_is_for_no_later_consumer_of_its_name() {
     play.thread.join().unwrap();
 }
 
-#[test]
-fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
-    let (mut driver, mut peer) = connected(settings(1 << 20));
+/// Says what is to be said, without reading.
+fn turn(driver: &mut Driver) {
+    driver.take_commands(Instant::now());
+    driver.dispatch();
+    driver.write(Instant::now());
+}
+
+/// Reads as before a deadline that seems to be missed.
+fn read_until(driver: &mut Driver, is_so: impl Fn() -> bool) {
     let mut events = Events::with_capacity(16);
+    let deadline = soon();
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never comes");
+        driver.catch_up(&mut events);
+    }
+}
+
+fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelPort> {
     let (reply, opened) = bounded(1);
     driver.port.send(Command::OpenChannel(Opener {
         number: None,
@@ -235,25 +261,39 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
         deadline: soon(),
         reply,
     }));
-    // Says what is to be said, without reading.
-    let turn = |driver: &mut Driver| {
-        driver.take_commands(Instant::now());
-        driver.dispatch();
-        driver.write(Instant::now());
-    };
-    // Reads as before a deadline that seems to be missed.
-    let mut read_until = |driver: &mut Driver, is_so: &dyn Fn() -> bool| {
-        let deadline = soon();
-        while !is_so() {
-            assert!(Instant::now() < deadline, "it never comes");
-            driver.catch_up(&mut events);
-        }
-    };
-    turn(&mut driver);
+    turn(driver);
     peer.expect(channel::Open::ID);
     peer.send(1, channel::OpenOk::default());
-    read_until(&mut driver, &|| !opened.is_empty());
-    let channel = opened.recv().unwrap().unwrap();
+    read_until(driver, || !opened.is_empty());
+    opened.recv().unwrap().unwrap()
+}
+
+fn consume(driver: &mut Driver, peer: &mut Peer, tag: &str) -> Arc<ConsumerPort> {
+    let channel = open_channel(driver, peer);
+    let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
+    consume_on(&channel, driver, peer, consume)
+}
+
+fn consume_on(
+    channel: &Arc<ChannelPort>,
+    driver: &mut Driver,
+    peer: &mut Peer,
+    consume: basic::Consume,
+) -> Arc<ConsumerPort> {
+    let (consumer, outcome) = begin_consume(channel, consume);
+    turn(driver);
+    peer.expect(basic::Consume::ID);
+    let consume_ok = basic::ConsumeOk::default().consumer_tag(&consumer.tag);
+    peer.send(1, consume_ok);
+    read_until(driver, || !outcome.is_empty());
+    answered(&outcome);
+    consumer
+}
+
+#[test]
+fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
+    let (mut driver, mut peer) = connected(settings(1 << 20));
+    let channel = open_channel(&mut driver, &mut peer);
     let committed = channel.begin(tx::Commit::default().into(), None, soon());
     turn(&mut driver);
     channel.settle(1, Settle::Ack { multiple: false });
@@ -261,7 +301,7 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     turn(&mut driver);
     peer.expect(tx::Commit::ID);
     peer.send(1, tx::CommitOk::default());
-    read_until(&mut driver, &|| !committed.is_empty());
+    read_until(&mut driver, || !committed.is_empty());
     answered(&committed);
     assert!(driver.is_busy(), "it would wait for something else");
     turn(&mut driver);
@@ -270,6 +310,180 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     assert!(!driver.is_busy());
     drop(driver);
     assert!(!matches!(declared.recv(), Ok(Ok(_))));
+}
+
+/// An IO thread that does not read, because more than the soft limit waits to be taken.
+fn paused() -> (Driver, Peer, Arc<ConsumerPort>) {
+    const READ_LIMIT: usize = 40_000;
+    let (mut driver, mut peer) = connected(settings(READ_LIMIT));
+    let consumer = consume(&mut driver, &mut peer, "slow");
+    peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
+    read_until(&mut driver, || consumer.inbox().len() == 1);
+    driver.pause_or_resume();
+    assert!(driver.pauses.is_on());
+    (driver, peer, consumer)
+}
+
+#[test]
+fn a_pause_lasts_for_five_seconds_and_then_all_is_read_that_is_there() {
+    let (mut driver, ..) = paused();
+    let least = Duration::from_millis(4900);
+    let end = |driver: &Driver| driver.breath_due.expect("a pause has an end");
+    let until_end = |driver: &Driver| end(driver).saturating_duration_since(Instant::now());
+    assert!(until_end(&driver) <= Duration::from_secs(5));
+    driver.pause_or_resume();
+    assert!(driver.pauses.is_on());
+    driver.breath_due = Some(Instant::now());
+    for readable in [true, true, false] {
+        assert_eq!(driver.breath_due.is_some(), driver.pauses.is_on());
+        driver.readable = readable;
+        driver.pause_or_resume();
+        assert_eq!(driver.pauses.is_on(), !readable);
+    }
+    assert!(end(&driver) > Instant::now() + least, "another one");
+}
+
+#[test]
+fn a_turn_that_has_filled_the_room_reads_no_more() {
+    const SIZE: usize = 9000;
+    let (mut driver, mut peer) = connected(settings(4000));
+    let consumer = consume(&mut driver, &mut peer, "busy");
+    peer.deliver("busy", 1, &[b'x'; SIZE]);
+    let deadline = soon();
+    while !matches!(driver.transport.socket().peek(&mut [0; SIZE]), Ok(SIZE)) {
+        assert!(Instant::now() < deadline, "it never comes");
+        thread::yield_now();
+    }
+    driver.readable = true;
+    // Else a read that has not filled its memory is the last one anyway.
+    driver.hung_up = true;
+    driver.read();
+    assert!(driver.core.is_full());
+    assert!(driver.readable, "it has not asked for more");
+    read_until(&mut driver, || consumer.inbox().len() == 1);
+}
+
+#[test]
+fn one_turn_reads_a_bounded_number_of_bytes() {
+    const COUNT: u64 = 40;
+    let (mut driver, mut peer) = connected(settings(8 << 20));
+    let consumer = consume(&mut driver, &mut peer, "busy");
+    let port = Arc::clone(&driver.port);
+    let deadline = soon();
+    thread::scope(|scope| {
+        scope.spawn(|| (1..=COUNT).for_each(|tag| peer.deliver("busy", tag, &[b'x'; 100_000])));
+        while (consumer.inbox().len() as u64) < COUNT {
+            assert!(Instant::now() < deadline, "it never comes");
+            let before = port.counters.bytes_received.get();
+            driver.readable = true;
+            // Else a read that has not filled its memory is the last one anyway.
+            driver.hung_up = true;
+            driver.read();
+            driver.dispatch();
+            let received = port.counters.bytes_received.get() - before;
+            // The last read may go beyond it.
+            assert!(received < (256 + 128) * 1024, "{received} bytes at once");
+        }
+    });
+}
+
+#[test]
+fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
+    const READ_LIMIT: usize = 40_000;
+    let (mut driver, mut peer) = connected(settings(READ_LIMIT));
+    let channel = open_channel(&mut driver, &mut peer);
+    let [acking, other] = [("acking", false), ("other", true)].map(|(tag, no_ack)| {
+        let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(no_ack);
+        consume_on(&channel, &mut driver, &mut peer, consume)
+    });
+    for tag in 1..=3 {
+        peer.deliver("acking", tag, &[b'x'; 30_000]);
+    }
+    let port = Arc::clone(&driver.port);
+    read_until(&mut driver, || {
+        port.counters.deliveries_held_back.get() == 1
+    });
+    while acking.inbox().len() > 0 {
+        drop(acking.inbox().try_pop());
+    }
+    driver.give_back_held(Instant::now());
+    assert!(driver.core.is_expecting());
+    peer.deliver("other", 4, &[b'x'; READ_LIMIT + 1000]);
+    read_until(&mut driver, || other.inbox().len() == 1);
+    driver.pause_or_resume();
+    assert!(!driver.pauses.is_on());
+    // By then another consumer may have it.
+    let later = Instant::now() + Duration::from_secs(2);
+    driver.core.handle_timeout(later);
+    assert!(!driver.core.is_expecting());
+    driver.pause_or_resume();
+    assert!(driver.pauses.is_on());
+}
+
+#[test]
+fn what_is_read_last_is_bounded_as_everything_is() {
+    const READ_LIMIT: usize = 40_000;
+    const SIZE: usize = 100_000;
+    let (mut driver, mut peer) = connected(settings(READ_LIMIT));
+    let consumer = consume(&mut driver, &mut peer, "slow");
+    let bytes = delivery("slow", 1, &[b'x'; SIZE]);
+    thread::scope(|scope| {
+        let socket = &mut peer.socket;
+        // In the end nobody takes it.
+        scope.spawn(move || (0..40).try_for_each(|_| socket.write_all(&bytes)));
+        let deadline = soon();
+        while !matches!(driver.transport.socket().peek(&mut [0; 1]), Ok(1)) {
+            assert!(Instant::now() < deadline, "it never comes");
+        }
+        driver.fail_to_write(&io::ErrorKind::BrokenPipe.into());
+        driver.dispatch();
+        assert!(driver.core.is_closed());
+        // What there is room for, and what the last read may bring beyond that.
+        let most = (2 * READ_LIMIT + 128 * 1024) / SIZE;
+        assert!(consumer.inbox().len() <= most);
+        drop(driver);
+    });
+}
+
+#[test]
+fn what_is_there_is_read_before_a_deadline_counts_as_missed_also_after_a_pause() {
+    let (mut driver, mut peer, consumer) = paused();
+    let declare = queue::Declare::new("q").into();
+    let declared = consumer.channel.begin(declare, None, soon());
+    turn(&mut driver);
+    peer.expect(queue::Declare::ID);
+    peer.send(1, queue::DeclareOk::default());
+    read_until(&mut driver, || !declared.is_empty());
+    answered(&declared);
+}
+
+#[test]
+fn nothing_is_read_of_a_peer_that_takes_no_answers() {
+    const MAX: usize = 16 << 20;
+    let (mut driver, _peer) = connected(settings(1 << 20));
+    for (more, is_on) in [(MAX, false), (1, true)] {
+        let waiting = driver.untaken.bytes() + more;
+        driver.untaken.push(more, waiting);
+        driver.pause_or_resume();
+        assert_eq!(driver.pauses.is_on(), is_on);
+    }
+    driver.untaken.written(MAX + 1);
+    driver.pause_or_resume();
+    assert!(!driver.pauses.is_on());
+}
+
+#[test]
+fn the_io_thread_wakes_at_the_end_of_a_pause() {
+    let (mut driver, _peer, _consumer) = paused();
+    let start = Instant::now();
+    driver.breath_due = Some(start + Duration::from_millis(100));
+    // Else nothing would wake it.
+    driver.port.set_alarm(Some(start + PATIENCE));
+    let mut events = Events::with_capacity(16);
+    while driver.breath_due.is_some_and(|due| Instant::now() < due) {
+        driver.wait(&mut events).unwrap();
+    }
+    assert!(Instant::now() < start + PATIENCE);
 }
 
 #[test]

@@ -353,6 +353,41 @@ fn messages_that_were_delivered_before_keep_their_order() {
     assert_eq!(world.handled, (0..40).collect::<Vec<_>>());
 }
 
+/// Nothing tells one that comes again from a new one.
+#[test]
+fn marked_deliveries_are_given_back_when_all_is_here_that_the_broker_may_have_sent() {
+    let mut world = world(&[1000; 40], 10, 4000);
+    mark_all(&mut world);
+    world.deliver(usize::MAX);
+    for _ in 0..3 {
+        world.handle_one();
+    }
+    world.to_broker.clear();
+    world.give_back();
+    assert!(world.to_broker.is_empty(), "more may be on its way");
+    // It has been quiet for a while, which the core asks to be told.
+    assert_eq!(world.core.poll_timeout(), Some(world.now + SECOND));
+    world.now += SECOND;
+    world.core.handle_timeout(world.now);
+    world.give_back();
+    assert!(!world.to_broker.is_empty());
+}
+
+#[test]
+fn marked_deliveries_are_given_back_at_once_when_they_fill_the_prefetch() {
+    let mut world = world(&[1000; 40], 10, 4000);
+    mark_all(&mut world);
+    world.deliver(usize::MAX);
+    while world.handle_one() {
+        world.settle_one();
+        world.deliver(usize::MAX);
+    }
+    assert_eq!(world.taker.borrow().held.len(), 10);
+    world.give_back();
+    assert!(!world.to_broker.is_empty());
+    assert!(world.core.poll_timeout().is_some(), "something is expected");
+}
+
 #[test]
 fn what_another_consumer_has_got_is_not_waited_for() {
     let mut world = world(&[1000; 20], 10, 4000);
@@ -457,8 +492,9 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
         while world.handle_one() {
             world.to_broker.clear();
         }
-        world.core.give_back_held(world.now);
-        world.events();
+        // There would be room for all of it.
+        assert_eq!(world.waiting(), 0);
+        world.give_back();
         assert!(world.to_broker.is_empty());
         world.bytes(&frame(1, basic::RecoverOk::default()));
         assert!(!world.core.is_holding());

@@ -187,6 +187,19 @@ fn a_reject_is_part_of_no_transaction_that_may_be_rolled_back() {
     assert_eq!(scenario.sent(), [reject(3), on(1, tx::Commit::default())]);
 }
 
+/// The broker takes it back itself, and delivers it again behind its reply.
+#[test]
+fn nothing_is_rejected_while_a_recover_is_under_way() {
+    let (mut scenario, id) = consuming();
+    scenario.call(id, 1, basic::Recover::default());
+    scenario.sent();
+    peer_delivers(&mut scenario, 1, &TOO_LARGE);
+    assert_eq!(scenario.sent(), []);
+    scenario.peer_sends(1, basic::RecoverOk::default());
+    peer_delivers(&mut scenario, 2, &TOO_LARGE);
+    assert_eq!(scenario.sent(), [reject(2)]);
+}
+
 #[test]
 fn what_comes_for_a_consumer_that_is_cancelled_goes_back_whatever_its_size() {
     for nowait in [false, true] {

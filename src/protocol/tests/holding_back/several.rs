@@ -3,6 +3,8 @@
 use super::super::super::holding::HELD_MAX;
 use super::*;
 
+mod rules;
+
 #[derive(Debug, Clone, PartialEq)]
 enum Log {
     /// Consumer, delivery tag, and whether it counts as fixed.
