@@ -539,8 +539,9 @@ impl Holding {
         let other = room.announced + room.expected;
         let others = other.saturating_add(first.message.cost());
         // With so much waiting the limit is just reached. One that is too large for all the room fits
-        // when nothing waits.
-        Some(limit.saturating_add(1).saturating_sub(others).max(1))
+        // when little else waits.
+        let alone = (room.little() + 1).saturating_sub(other).max(1);
+        Some(limit.saturating_add(1).saturating_sub(others).max(alone))
     }
 
     /// A part of some message has come.
