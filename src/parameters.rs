@@ -218,8 +218,8 @@ impl ConnectionParameters {
         /// How long to wait between attempts. Default: 2 s. URL option.
         retry_delay: Duration,
         /// Lets another thread give up the opening, whatever that waits for. Default: a token
-        /// that nobody has. Those of a list ([`open_any`](crate::BlockingConnection::open_any))
-        /// need it each.
+        /// that is never cancelled. Those of a list
+        /// ([`open_any`](crate::BlockingConnection::open_any)) need it each.
         cancellation_token: CancellationToken,
         /// Options of the socket. Default: [`TcpOptions::new`].
         tcp_options: TcpOptions,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::protocol::content::Content;
-use crate::protocol::holding::{MESSAGE_OVERHEAD, fixed_share};
+use crate::protocol::room::{MESSAGE_OVERHEAD, fixed_share};
 
 /// What was received and not yet handed out.
 ///

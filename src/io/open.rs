@@ -294,7 +294,7 @@ struct Candidate {
 impl<F: Fn() -> Offer> Attempt<'_, F> {
     fn run(mut self) -> Result<Opened, OpenError> {
         loop {
-            // In every turn, for a peer that never stops talking lets nobody wait.
+            // In every turn, because a peer that never stops talking causes no wait.
             if self.readiness.watch.is_cancelled() {
                 return Err(self.cancelled().into());
             }

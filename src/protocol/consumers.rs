@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::holding::Queue;
+use super::room::Queue;
 use super::wire::ShortString;
 
 /// How many consumers are remembered that were cancelled without asking for a reply.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::content::Content;
 use super::failure::{CloseReason, EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
-use super::holding::Room;
 use super::memory::Memory;
 use super::methods::Method;
+use super::room::Room;
 use super::run::{Delivery, Packer, Run};
 use super::wire::ShortString;
 

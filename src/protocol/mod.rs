@@ -34,6 +34,7 @@ pub mod methods;
 mod names;
 pub(crate) mod properties;
 mod ranges;
+pub(crate) mod room;
 pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod settlements;

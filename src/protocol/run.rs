@@ -14,10 +14,10 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::content::{Content, ContentMethod, Parts, unpack};
-use super::holding::MESSAGE_OVERHEAD;
 use super::memory::{Memory, NEIGHBOURS, SHARED_MIN};
 use super::methods::basic;
 use super::names::{Names, Origin};
+use super::room::MESSAGE_OVERHEAD;
 use super::wire::ShortString;
 
 /// The largest message that shares memory.

@@ -4,8 +4,8 @@ use super::super::consumers::Consumer;
 use super::super::content::ContentMethod;
 use super::super::event::{Call, CallFailure, Event, Out, Reply, Tokens};
 use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
-use super::super::holding::Queue;
 use super::super::methods::{Method, MethodId, basic};
+use super::super::room::Queue;
 use super::super::settlements::Change;
 use super::{Channel, Pause};
 

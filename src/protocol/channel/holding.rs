@@ -6,7 +6,8 @@ use std::time::Instant;
 use super::super::consumers::{Consumer, Consumers, Taker};
 use super::super::content::{announced, may_be_of_stream};
 use super::super::event::{Event, Out, Tokens};
-use super::super::holding::{Arrival, Holding, MESSAGE_OVERHEAD, Queue, State, Verdict};
+use super::super::holding::{Arrival, Holding, State, Verdict};
+use super::super::room::{MESSAGE_OVERHEAD, Queue};
 use super::super::wire::ShortString;
 use super::Channel;
 

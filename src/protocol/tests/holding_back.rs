@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::super::holding::{Arrival, Holding, Queue, Room, State, Verdict, fixed_share};
+use super::super::holding::{Arrival, Holding, State, Verdict};
+use super::super::room::{Queue, Room, fixed_share};
 use super::*;
 
 /// What the program sees: messages that wait, by their place in the queue, and what they cost.
