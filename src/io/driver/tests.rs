@@ -421,6 +421,25 @@ fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
 }
 
 #[test]
+fn a_close_lifts_a_pause_that_nothing_else_does() {
+    const READ_LIMIT: usize = 40_000;
+    let (mut driver, mut peer) = connected(settings(READ_LIMIT));
+    let consumer = consume(&mut driver, &mut peer, "slow");
+    peer.deliver("slow", 1, &[b'x'; 2 * READ_LIMIT]);
+    read_until(&mut driver, || consumer.inbox().len() == 1);
+    driver.pause_or_resume();
+    assert!(driver.pauses.current().is_some(), "for the slow one");
+    driver.port.send(Command::Close {
+        code: ReplyCode::REPLY_SUCCESS,
+        text: "done".into(),
+        deadline: soon(),
+    });
+    turn(&mut driver);
+    driver.pause_or_resume();
+    assert!(!driver.pauses.is_on());
+}
+
+#[test]
 fn what_is_read_last_is_bounded_as_everything_is() {
     const READ_LIMIT: usize = 40_000;
     const SIZE: usize = 100_000;
