@@ -403,7 +403,7 @@ fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
     read_until(&mut driver, || {
         port.counters.deliveries_held_back.get() == 1
     });
-    while acking.inbox().len() > 0 {
+    while !acking.inbox().is_empty() {
         drop(acking.inbox().try_pop());
     }
     driver.give_back_held(Instant::now());
