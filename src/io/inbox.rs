@@ -497,6 +497,26 @@ mod tests {
     }
 
     #[test]
+    fn those_who_wait_with_select_hear_of_messages_and_of_every_end() {
+        let changes: [fn(&Inbox); 4] = [
+            |inbox| push(inbox, 1),
+            |inbox| inbox.stop(),
+            |inbox| inbox.resume(),
+            |inbox| inbox.end(),
+        ];
+        let inbox = inbox();
+        let ready = inbox.ready();
+        assert!(ready.try_recv().is_err(), "there is nothing yet");
+        for change in changes {
+            change(&inbox);
+            assert!(ready.try_recv().is_ok());
+            assert!(ready.try_recv().is_err(), "told once");
+        }
+        // As to one who asks now.
+        assert!(inbox.ready().try_recv().is_ok());
+    }
+
+    #[test]
     fn reading_goes_on_while_a_thread_waits_for_a_delivery() {
         let inbox = inbox();
         let connection = &inbox.connection;

@@ -579,10 +579,15 @@ pub(crate) mod tests {
         let settings = settings(1 << 20);
         let port = ConnectionPort::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
         let mut events = mio::Events::with_capacity(1);
-        for is_paused in [false, true] {
+        let waits: [fn(&ConnectionPort); 3] = [
+            |port| drop(port.waiting()),
+            |port| drop(port.waiting_for_confirm()),
+            |port| drop(port.waiting_for_delivery()),
+        ];
+        for (wait, is_paused) in waits.iter().flat_map(|it| [(it, false), (it, true)]) {
             port.backlog.wait_for(1, is_paused);
             port.wake().announce();
-            drop(port.waiting());
+            wait(&port);
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
             assert_eq!(!events.is_empty(), is_paused);
         }

@@ -55,3 +55,31 @@ impl Waiters {
         self.deliveries.load(Ordering::SeqCst) > 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_wait_says_what_it_is_for_until_it_is_over() {
+        let waiters = Waiters::default();
+        let awaited = || {
+            [
+                waiters.is_promised(),
+                waiters.is_confirm_awaited(),
+                waiters.is_delivery_awaited(),
+            ]
+        };
+        let waiting = waiters.wait();
+        assert_eq!(awaited(), [true, false, false]);
+        drop(waiting);
+        // It needs an IO thread that reads, as everything that is promised.
+        let waiting = waiters.wait_for_confirm();
+        assert_eq!(awaited(), [true, true, false]);
+        drop(waiting);
+        let waiting = waiters.wait_for_delivery();
+        assert_eq!(awaited(), [false, false, true]);
+        drop(waiting);
+        assert_eq!(awaited(), [false; 3]);
+    }
+}
