@@ -77,7 +77,7 @@ pub enum Error {
         tls: bool,
         /// What stopped it.
         cause: ConnectFailure,
-        /// What came of the host's other addresses, each with the address in front; also that
+        /// The outcome at the host's other addresses, each with the address in front; also that
         /// no time was left for one. Empty if the host has a single address.
         others: Vec<String>,
     },

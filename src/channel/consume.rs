@@ -225,7 +225,7 @@ impl BlockingChannel {
     /// its queue, from the call on. If the call fails, the callback goes on. A [`Consumer`] ends
     /// when what it had received is taken; see its own [`cancel`](Consumer::cancel).
     ///
-    /// What is handed back is all that had come, up to twice `read_budget`; and each [`Delivery`] takes
+    /// The deliveries that are handed back are all that had come, up to twice `read_budget`; and each [`Delivery`] takes
     /// some 150 bytes beside its body and properties, more than a small message that waits.
     ///
     /// A tag that does not exist is no error. Of consumers that have the same tag one after the

@@ -439,7 +439,7 @@ impl ConnectionPort {
         waiting
     }
 
-    /// What somebody waits for from now on needs an IO thread that reads.
+    /// Somebody waits from now on for something that the IO thread has to read.
     fn end_pause(&self) {
         self.nap.end();
         if self.backlog.is_paused() || self.backlog.is_resting() {

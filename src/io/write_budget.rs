@@ -535,7 +535,7 @@ mod tests {
             let round = budget.round.load(Ordering::SeqCst);
             set_own_share(Share { round, bytes: 90 });
             assert!(budget.has_room(0, 10));
-            // Whoever is first in line finds no room, so that nothing else comes of it.
+            // The first in line finds no room, so that nothing else comes of it.
             all_released(&budget);
             assert!(!budget.has_room(0, 10), "another round has begun");
             over.store(true, Ordering::SeqCst);

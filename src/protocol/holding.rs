@@ -53,10 +53,10 @@ struct Held {
     message: Message,
 }
 
-/// What stays the same of a message when it is delivered again.
+/// The part of a message that stays the same when it is delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Message {
-    /// What it would take, in bytes; of RabbitMQ it has at most 512 MiB.
+    /// The bytes that it would take; a message of RabbitMQ has at most 512 MiB.
     cost: u32,
     /// Its place among those held back for the consumer.
     place: u32,
@@ -71,7 +71,7 @@ impl Message {
 /// The consumers of one channel for which deliveries are held back or expected.
 pub(crate) type Holdings = HashMap<ShortString, Holding>;
 
-/// What is held back for one consumer, and what is expected.
+/// The deliveries that are held back for one consumer, and those that are expected.
 #[derive(Debug)]
 pub(crate) struct Holding {
     /// By their places.
@@ -98,7 +98,7 @@ pub(crate) struct Holding {
     last_arrival: Instant,
 }
 
-/// What is known of a consumer when something of it comes or may go back.
+/// A consumer when something of it comes or may go back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct State {
     pub(crate) queue: Queue,
@@ -110,14 +110,14 @@ pub(crate) struct State {
     pub(crate) prefetch: u16,
 }
 
-/// What is known of a delivery when its header has come.
+/// A delivery when its header has come.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
     pub(crate) redelivered: bool,
     pub(crate) cost: usize,
 }
 
-/// What becomes of it.
+/// The fate of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     TakenIn,
@@ -226,7 +226,7 @@ impl Holding {
         }
     }
 
-    /// The place of the one that comes again now. What is overdue is older than what is due.
+    /// The place of the one that comes again now. An overdue one is older than one that is due.
     fn take_expected(&mut self, room: &mut Room) -> Option<u32> {
         let due = self.expected.pop_front();
         if let Some(message) = due {
@@ -307,7 +307,7 @@ impl Holding {
     /// Whether what comes next can only be what is given back now.
     fn all_has_come(&self, state: State, now: Instant) -> bool {
         let is_filled = state.prefetch > 0 && self.held.len() >= state.prefetch.into();
-        // What the program has yet to acknowledge makes room for something new.
+        // Each delivery that the program has yet to acknowledge makes room for a new one.
         let is_quiet = self.is_drained || state.is_idle && self.is_quiet(now);
         self.expected.is_empty() && (is_filled || is_quiet)
     }
@@ -342,7 +342,7 @@ impl Holding {
     }
 
     fn lapses_at(&self, state: State) -> Instant {
-        // What was given back comes behind all that the broker had sent before. Without a prefetch
+        // Deliveries that were given back come behind all that the broker had sent before. Without a prefetch
         // there may be no end of that.
         let is_endless = state.takes_any || state.prefetch == 0;
         match is_endless {

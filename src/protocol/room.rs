@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
-/// What a message costs that stands for itself, beside its body and properties; also a run of
+/// The cost of a message that stands for itself, beside its body and properties; also a run of
 /// messages beside these: its place, and its names.
 pub(crate) const MESSAGE_OVERHEAD: usize = 256;
 
@@ -34,7 +34,7 @@ impl Queue {
 /// The number of a channel, and of a consumer of it.
 pub(crate) type ConsumerId = (u16, u64);
 
-/// Who has had deliveries of a queue while some were held back.
+/// The consumers that have had deliveries of a queue while some were held back.
 #[derive(Debug)]
 struct Takers {
     first: ConsumerId,
@@ -45,13 +45,13 @@ struct Takers {
 #[derive(Debug)]
 pub(crate) struct Room {
     soft: usize,
-    /// What waits to be taken, as whoever drives the core has said last.
+    /// The bytes that wait to be taken, as the driver of the core has said last.
     waiting: usize,
-    /// What has become events since then.
+    /// The bytes that have become events since then.
     emitted: usize,
-    /// What the messages will take of which a part is here.
+    /// The bytes of the messages of which a part is here.
     announced: usize,
-    /// What was given back and is to come again.
+    /// The bytes that were given back and are to come again.
     expected: usize,
     /// The costs of deliveries that come again, but not for the consumer that gave them back.
     strays: Vec<(Queue, usize)>,
@@ -184,7 +184,7 @@ impl Room {
         self.expected
     }
 
-    /// What has gone to other consumers since this was asked last.
+    /// The deliveries that have gone to other consumers since this was asked last.
     pub(crate) fn take_strays(&mut self) -> Vec<(Queue, usize)> {
         std::mem::take(&mut self.strays)
     }

@@ -189,7 +189,7 @@ impl Driver {
         if self.core.is_closing() {
             return None;
         }
-        // What was given back is awaited as well: it comes again, and makes room for others.
+        // A delivery that was given back is awaited as well: it comes again, and makes room for others.
         let awaited =
             self.core.is_awaited() || self.core.is_expecting() || self.port.needs_reading();
         let announced = self.core.announced();

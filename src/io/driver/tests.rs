@@ -457,7 +457,7 @@ fn what_is_read_last_is_bounded_as_everything_is() {
         driver.fail_to_write(&io::ErrorKind::BrokenPipe.into());
         driver.dispatch();
         assert!(driver.core.is_closed());
-        // What there is room for, and what the last read may bring beyond that.
+        // The room, and the bytes that the last read may bring beyond that.
         let most = (2 * READ_LIMIT + 128 * 1024) / SIZE;
         assert!(consumer.inbox().len() <= most);
         drop(driver);

@@ -22,7 +22,7 @@ impl<T: Tokens> Channel<T> {
         if self.holdings.is_empty() && out.room.fits_anyone(taken.saturating_add(header.len())) {
             return false;
         }
-        // What is too large for this program has to come to its end.
+        // A message that is too large for this program has to come to its end.
         size <= max_size && self.try_hold_back(size, properties, out)
     }
 

@@ -1,4 +1,4 @@
-//! What waits to be taken, what is held back, and when it goes back.
+//! Deliveries that wait to be taken or are held back, and when those go back.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ impl<T: Tokens> Connection<T> {
         self.router.holding_deadline().is_some()
     }
 
-    /// What the messages will take of which a part is here, in bytes.
+    /// The room that the messages will take of which a part is here, in bytes.
     pub(crate) fn announced(&self) -> usize {
         self.router.out.room.announced()
     }

@@ -247,7 +247,7 @@ impl World {
         }
         let handles = self.handle_one();
         if !handles && !self.core.can_give_back() {
-            // What is expected in vain is expected for a while.
+            // A delivery that is expected in vain is expected for a while.
             self.now += SECOND;
             if self.core.poll_timeout().is_some_and(|due| due <= self.now) {
                 self.core.handle_timeout(self.now);

@@ -6,7 +6,7 @@ use super::*;
 struct Link {
     world: World,
     rate: f64,
-    /// What is on the wire, and when it arrives.
+    /// The bytes on the wire, and when they arrive.
     wire: VecDeque<(Instant, Vec<u8>)>,
     free_at: Instant,
     /// How long the program needs for a message, and when it takes the next one.
