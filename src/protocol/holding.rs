@@ -342,8 +342,8 @@ impl Holding {
     }
 
     fn lapses_at(&self, state: State) -> Instant {
-        // Deliveries that were given back come behind all that the broker had sent before. Without a prefetch
-        // there may be no end of that.
+        // Deliveries that were given back come behind all that the broker had sent before. Without
+        // a prefetch there may be no end of that.
         let is_endless = state.takes_any || state.prefetch == 0;
         match is_endless {
             true => self.since + QUIET,
@@ -360,7 +360,7 @@ impl Holding {
         };
         if let Some(message) = self.expected.remove(index) {
             room.end_expected(message.cost());
-            // Perhaps that was a message of another queue.
+            // Perhaps that was another message of the queue.
             self.note_overdue(message.place);
         }
         true
