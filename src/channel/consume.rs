@@ -225,8 +225,9 @@ impl BlockingChannel {
     /// its queue, from the call on. If the call fails, the callback goes on. A [`Consumer`] ends
     /// when what it had received is taken; see its own [`cancel`](Consumer::cancel).
     ///
-    /// The deliveries that are handed back are all that had come, up to twice `read_budget`; and each [`Delivery`] takes
-    /// some 150 bytes beside its body and properties, more than a small message that waits.
+    /// The deliveries that are handed back are all that had come, up to twice `read_budget`. Each
+    /// [`Delivery`] takes some 150 bytes beside its body and properties, more than a small message
+    /// that waits.
     ///
     /// A tag that does not exist is no error. Of consumers that have the same tag one after the
     /// other, the one that has it at the time of the call is cancelled.

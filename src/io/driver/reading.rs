@@ -189,7 +189,8 @@ impl Driver {
         if self.core.is_closing() {
             return None;
         }
-        // A delivery that was given back is awaited as well: it comes again, and makes room for others.
+        // A delivery that was given back is awaited as well: it comes again, and others find room
+        // then.
         let awaited =
             self.core.is_awaited() || self.core.is_expecting() || self.port.needs_reading();
         let announced = self.core.announced();
