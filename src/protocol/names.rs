@@ -52,6 +52,8 @@ impl Names {
 
     /// Reads the arguments of a `basic.deliver`: its number, and whether it may have been
     /// delivered before.
+    // For each delivery.
+    #[inline]
     pub(crate) fn read_deliver(&mut self, arguments: &[u8]) -> Result<(u64, bool), DecodeError> {
         let mut reader = match arguments.strip_prefix(&*self.raw_tag) {
             Some(rest) if !self.raw_tag.is_empty() => Reader::new(rest),

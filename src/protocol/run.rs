@@ -239,6 +239,8 @@ impl<M: Memory> Packer<M> {
 
     /// Whether a delivery goes to the consumer of the last run in `runs`, which is the last
     /// one made, and is the next one there.
+    // For each delivery.
+    #[inline]
     pub(crate) fn continues(
         &self,
         runs: &VecDeque<Run>,
