@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, BlockingConnection, ConnectionParameters, Message, basic, queue};
 
-use crate::support::{PATIENCE, await_ready, connect, exclusive_queue, unique, until, url};
+use crate::support::{PATIENCE, await_ready, connect, exclusive_queue, ready, unique, until, url};
 
 const KIB: usize = 1024;
 
@@ -73,6 +73,12 @@ fn work(channel: &BlockingChannel, stock: &Stock, calls: bool) -> Vec<u32> {
         .unwrap();
     publisher.confirm_delivery().unwrap();
     let consumer = channel.consume(&*stock.queue).unwrap();
+    // Nothing is taken until more has come than fits. A call has all read that comes before its
+    // reply.
+    until("something is held back", || {
+        ready(channel, &stock.queue);
+        connection.stats().deliveries_held_back > 0
+    });
     let mut seen = Vec::new();
     while seen.len() < stock.count as usize {
         let delivery = consumer.recv_timeout(PATIENCE).unwrap();
@@ -94,8 +100,6 @@ fn a_worker_that_waits_for_confirms_gets_all_in_order_from_every_kind_of_queue()
         let stock = Stock::new(kind, 400, 16 * KIB);
         let connection = open_with_small_budget();
         let mut seen = work(&connection.channel().unwrap(), &stock, true);
-        let stats = connection.stats();
-        assert!(stats.deliveries_held_back > 0, "{stats:?}");
         // A quorum queue of 3.x puts what it gets back at its end.
         if kind == "quorum" {
             seen.sort_unstable();
@@ -112,7 +116,6 @@ fn more_than_fits_of_large_deliveries_keeps_no_confirm_from_coming() {
     let connection = BlockingConnection::open(parameters.default_prefetch(1000)).unwrap();
     let seen = work(&connection.channel().unwrap(), &stock, false);
     assert_eq!(seen, (0..stock.count).collect::<Vec<_>>());
-    assert!(connection.stats().deliveries_held_back > 0);
     connection.close().unwrap();
 }
 
@@ -238,7 +241,6 @@ fn the_order_is_kept_of_messages_that_another_consumer_has_had_before() {
     await_ready(&other, &stock.queue, stock.count);
     let connection = open_with_small_budget();
     let seen = work(&connection.channel().unwrap(), &stock, false);
-    assert!(connection.stats().deliveries_held_back > 0);
     assert_in_order(&seen);
     connection.close().unwrap();
 }
@@ -275,7 +277,6 @@ fn the_order_is_kept_of_a_quorum_queue_with_a_delivery_limit() {
     let stock = Stock::of(declare, 600, 16 * KIB);
     let connection = open_with_small_budget();
     let seen = work(&connection.channel().unwrap(), &stock, false);
-    assert!(connection.stats().deliveries_held_back > 0);
     assert_in_order(&seen);
     connection.close().unwrap();
 }
