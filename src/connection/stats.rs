@@ -29,7 +29,8 @@ pub struct Stats {
     /// Mandatory messages that came back.
     pub messages_returned: u64,
     /// Deliveries that found no room (`read_budget`) and so went back to their queue, to come
-    /// again when there is room. Each of them crosses the network twice: a smaller prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos)) avoids that.
+    /// again when there is room. Each of them crosses the network twice: a smaller prefetch
+    /// ([`basic_qos`](crate::BlockingChannel::basic_qos)) avoids that.
     pub deliveries_held_back: u64,
     /// Messages that were larger than `max_message_size` and that the program did not get: see
     /// [`Oversized::Reject`](crate::Oversized::Reject).

@@ -62,6 +62,8 @@ pub(crate) struct Channel<T: Tokens> {
     names: Names,
     /// What is held back, by consumer.
     holdings: Holdings,
+    /// When a part of a message came last that was not the last part.
+    last_part: Option<Instant>,
     /// The prefetch of consumers that start from now on; 0 is none.
     prefetch: u16,
 }
@@ -99,6 +101,7 @@ impl<T: Tokens> Channel<T> {
             assembly: Assembly::default(),
             names: Names::default(),
             holdings: Holdings::new(),
+            last_part: None,
             prefetch: 0,
         };
         channel.call(call, out);
@@ -348,9 +351,7 @@ impl<T: Tokens> Channel<T> {
                     // The first part of it has come.
                     out.room.announce(self.assembly.announced());
                 }
-                if !self.holdings.is_empty() {
-                    self.note_progress(out);
-                }
+                self.last_part = Some(out.room.now());
                 return Ok(());
             }
         };

@@ -108,6 +108,8 @@ pub(crate) struct State {
     pub(crate) takes_any: bool,
     /// How many unsettled deliveries it may have; 0 is any number.
     pub(crate) prefetch: u16,
+    /// When a part of a message came last on its channel, one that was not the last part.
+    pub(crate) last_part: Option<Instant>,
 }
 
 /// A delivery when its header has come.
@@ -280,7 +282,7 @@ impl Holding {
         }
         // With much of the prefetch left, and nothing to acknowledge that could be that much.
         let is_wide = state.prefetch == 0 || self.held.len() < usize::from(state.prefetch) / 4 * 3;
-        self.is_drained |= is_wide && state.is_idle && self.is_quiet(room.now());
+        self.is_drained |= is_wide && state.is_idle && self.is_quiet(state, room.now());
         let first = self.held.pop_front()?;
         if self.expected.is_empty() {
             self.newer = 0;
@@ -308,12 +310,18 @@ impl Holding {
     fn all_has_come(&self, state: State, now: Instant) -> bool {
         let is_filled = state.prefetch > 0 && self.held.len() >= state.prefetch.into();
         // Each delivery that the program has yet to acknowledge makes room for a new one.
-        let is_quiet = self.is_drained || state.is_idle && self.is_quiet(now);
+        let is_quiet = self.is_drained || state.is_idle && self.is_quiet(state, now);
         self.expected.is_empty() && (is_filled || is_quiet)
     }
 
-    fn is_quiet(&self, now: Instant) -> bool {
-        self.last_arrival + QUIET <= now
+    fn is_quiet(&self, state: State, now: Instant) -> bool {
+        self.last_progress(state) + QUIET <= now
+    }
+
+    /// When the wire brought something last behind which there may be more for this consumer.
+    fn last_progress(&self, state: State) -> Instant {
+        let part = state.last_part.unwrap_or(self.last_arrival);
+        part.max(self.last_arrival)
     }
 
     /// Below how many waiting bytes the oldest one may fit.
@@ -328,15 +336,10 @@ impl Holding {
         Some(limit.saturating_add(1).saturating_sub(others).max(alone))
     }
 
-    /// A part of some message has come.
-    pub(crate) fn note_progress(&mut self, now: Instant) {
-        self.last_arrival = now;
-    }
-
     /// When nothing is expected any more, or nothing new is on its way.
     pub(crate) fn deadline(&self, state: State, room: &Room) -> Option<Instant> {
         let expected = (!self.expected.is_empty()).then(|| self.lapses_at(state));
-        let quiet = self.last_arrival + QUIET;
+        let quiet = self.last_progress(state) + QUIET;
         let quiet = (self.new_are_marked && quiet > room.now()).then_some(quiet);
         expected.into_iter().chain(quiet).min()
     }
@@ -347,7 +350,7 @@ impl Holding {
         let is_endless = state.takes_any || state.prefetch == 0;
         match is_endless {
             true => self.since + QUIET,
-            false => self.since.max(self.last_arrival) + QUIET,
+            false => self.since.max(self.last_progress(state)) + QUIET,
         }
     }
 

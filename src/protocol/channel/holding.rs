@@ -49,7 +49,7 @@ impl<T: Tokens> Channel<T> {
         }
         let id = (self.id.number, consumer.number);
         out.room.note_taker(consumer.queue, id);
-        let mut state = state_of(consumer, out);
+        let mut state = state_of(consumer, self.last_part, out);
         let token = consumer.token.clone();
         let shows_queue = !consumer.is_of_queue;
         let arrival = Arrival { redelivered, cost };
@@ -107,7 +107,7 @@ impl<T: Tokens> Channel<T> {
             let Some(consumer) = consumer.filter(|consumer| !consumer.discard) else {
                 continue;
             };
-            let (state, is_full) = (state_of(consumer, out), consumer.is_full);
+            let (state, is_full) = (state_of(consumer, self.last_part, out), consumer.is_full);
             if let Some(delivery_tag) = holding.give_back(state, &mut out.room) {
                 any = true;
                 if is_full {
@@ -130,7 +130,7 @@ impl<T: Tokens> Channel<T> {
                 consumer
                     .filter(|consumer| !consumer.discard)
                     .is_some_and(|consumer| {
-                        holding.can_give_back(state_of(consumer, out), &out.room)
+                        holding.can_give_back(state_of(consumer, self.last_part, out), &out.room)
                     })
             })
     }
@@ -156,7 +156,7 @@ impl<T: Tokens> Channel<T> {
             let Some(consumer) = self.consumers.get(tag) else {
                 continue;
             };
-            if holding.lapse(state_of(consumer, out), &mut out.room) {
+            if holding.lapse(state_of(consumer, self.last_part, out), &mut out.room) {
                 take_any(&mut self.consumers, tag, self.id.number);
             }
         }
@@ -178,17 +178,9 @@ impl<T: Tokens> Channel<T> {
         holdings
             .filter_map(|(tag, holding)| {
                 let consumer = self.consumers.get(tag)?;
-                holding.deadline(state_of(consumer, out), &out.room)
+                holding.deadline(state_of(consumer, self.last_part, out), &out.room)
             })
             .min()
-    }
-
-    /// A part of a message has come: what is expected may be behind it.
-    #[cold]
-    pub(super) fn note_progress(&mut self, out: &Out<T>) {
-        for holding in self.holdings.values_mut() {
-            holding.note_progress(out.room.now());
-        }
     }
 
     /// A consumer is over: nothing of what is held back for it goes to anybody here.
@@ -229,12 +221,17 @@ impl<T: Tokens> Channel<T> {
     }
 }
 
-fn state_of<T: Tokens>(consumer: &Consumer<T::Consumer>, out: &Out<T>) -> State {
+fn state_of<T: Tokens>(
+    consumer: &Consumer<T::Consumer>,
+    last_part: Option<Instant>,
+    out: &Out<T>,
+) -> State {
     State {
         queue: consumer.queue,
         is_idle: !out.room.has_emitted() && !T::has_waiting(&consumer.token),
         takes_any: consumer.takes_any || out.room.is_shared(consumer.queue),
         prefetch: consumer.prefetch,
+        last_part,
     }
 }
 

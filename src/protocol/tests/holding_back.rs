@@ -515,6 +515,7 @@ fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
             is_idle: true,
             takes_any: false,
             prefetch: 10,
+            last_part: None,
         };
         assert_eq!(holding.give_back(state, &mut room), Some(1));
         if late {

@@ -26,9 +26,11 @@ impl Link {
             world.unsettled.insert(world.tag, place);
             let method = deliver("tag", world.tag).redelivered(redelivered);
             let bytes = content(1, method, None, &vec![0; world.sizes[place]]);
-            let takes = Duration::from_secs_f64(bytes.len() as f64 / self.rate);
-            self.free_at = self.free_at.max(world.now) + takes;
-            self.wire.push_back((self.free_at, bytes));
+            for piece in bytes.chunks(FRAME_MAX as usize) {
+                let takes = Duration::from_secs_f64(piece.len() as f64 / self.rate);
+                self.free_at = self.free_at.max(world.now) + takes;
+                self.wire.push_back((self.free_at, piece.to_vec()));
+            }
         }
     }
 
@@ -74,7 +76,7 @@ fn much_on_the_way_costs_no_order() {
         (1.25e4, 1000, 64_000, 10_000, 1),
         (2e3, 100, 1000, 1000, 1),
         // One message takes longer than a second.
-        (1e4, 300_000, 1_000_000, 100, 10),
+        (1e4, 30_000, 100_000, 60_000, 10),
     ] {
         let world = world(&vec![size; 300], 200, soft);
         let now = world.now;

@@ -171,8 +171,8 @@ impl Table {
     }
 }
 
-#[test]
-fn beyond_the_most_that_is_held_back_deliveries_count_as_fixed() {
+/// More was delivered to the consumer "a" than can be held back.
+fn overfull() -> Table {
     let mut table = Table::new(40_000);
     table.consume(1, "a", 0);
     let mut bytes = Vec::new();
@@ -180,7 +180,13 @@ fn beyond_the_most_that_is_held_back_deliveries_count_as_fixed() {
         bytes.extend(content(1, deliver("a", tag), None, &[0; 1000]));
     }
     table.bytes(&bytes);
-    assert_eq!(table.held().len(), 65_535);
+    table
+}
+
+#[test]
+fn beyond_the_most_that_is_held_back_deliveries_count_as_fixed() {
+    let mut table = overfull();
+    assert_eq!(table.held().len(), HELD_MAX);
     let becomes_fixed = |it: &Log| matches!(it, Log::TakenIn(.., true));
     let last_held = table.log.iter().rposition(|it| matches!(it, Log::Held(_)));
     let first_fixed = table.log.iter().position(becomes_fixed);
@@ -317,13 +323,7 @@ fn a_consumer_with_nothing_to_do_hides_no_queue_that_requeues_at_its_end() {
 
 #[test]
 fn a_recover_makes_room_to_hold_back_again() {
-    let mut table = Table::new(40_000);
-    table.consume(1, "a", 0);
-    let mut bytes = Vec::new();
-    for tag in 1..=70_000 {
-        bytes.extend(content(1, deliver("a", tag), None, &[0; 1000]));
-    }
-    table.bytes(&bytes);
+    let mut table = overfull();
     assert_eq!(table.held().len(), HELD_MAX);
     table.take("a", usize::MAX);
     let (id, deadline) = (table.channels[&1], table.now + RPC_TIMEOUT);

@@ -10,6 +10,7 @@ fn busy() -> State {
         is_idle: false,
         takes_any: false,
         prefetch: 100,
+        last_part: None,
     }
 }
 
