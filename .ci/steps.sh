@@ -43,7 +43,7 @@ count() {
     failed=$((failed + its_failed))
 }
 
-# Runs the models of src/io/models.rs, with so many preemptions at most.
+# Runs the models of src/io/loom/models.rs, with so many preemptions at most.
 run_models() {
     run_tests env CARGO_TARGET_DIR="$loom_directory" RUSTFLAGS='--cfg loom' \
         LOOM_MAX_PREEMPTIONS="$1" cargo test --locked --release --lib models

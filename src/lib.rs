@@ -123,23 +123,12 @@ struct Readme;
 #[doc = include_str!("../docs/from-pika.md")]
 struct FromPika;
 
-mod channel;
-mod confirm;
-mod connection;
-mod consumer;
-mod credentials;
-mod delivery;
+mod client;
+mod config;
 mod error;
 pub mod guide;
 mod io;
-mod listeners;
-mod parameters;
 mod protocol;
-mod rpc;
-mod source;
-#[cfg(feature = "tls")]
-mod tls;
-mod uri;
 
 /// What fuzzers feed: not for programs, and not there without `--cfg fuzzing`.
 #[cfg(any(test, fuzzing))]
@@ -155,15 +144,18 @@ mod micro;
 
 pub use bytes::Bytes;
 
-pub use channel::{BlockingChannel, Confirmation};
-pub use confirm::{Confirm, PublishFailure, Returned};
-pub use connection::{BlockingConnection, Stats, TimeoutId};
-pub use consumer::{Consumer, IntoIter, Iter};
-pub use credentials::Credentials;
-pub use delivery::{Delivery, Message};
+pub use client::channel::{BlockingChannel, Confirmation};
+pub use client::confirm::{Confirm, PublishFailure, Returned};
+pub use client::connection::{BlockingConnection, Stats, TimeoutId};
+pub use client::consumer::{Consumer, IntoIter, Iter};
+pub use client::delivery::{Delivery, Message};
+pub use client::rpc::RpcClient;
+pub use config::credentials::Credentials;
+pub use config::parameters::{ConnectionParameters, Oversized, TcpOptions};
+#[cfg(feature = "tls")]
+pub use config::tls::{TlsOptions, TlsVersion};
 pub use error::{ConnectFailure, ConnectionLoss, Error, ReadingPause, Result, TlsFailure};
 pub use io::cancellation::CancellationToken;
-pub use parameters::{ConnectionParameters, Oversized, TcpOptions};
 pub use protocol::failure::{CloseReason, ClosedBy, DecodeError, ProtocolError, ReplyCode};
 pub use protocol::handshake::{Mechanism, Stage};
 pub use protocol::methods::{self, Method, MethodId, access, basic, exchange, queue};
@@ -171,6 +163,3 @@ pub use protocol::properties::{BasicProperties, DeliveryMode};
 pub use protocol::secret::Secret;
 pub use protocol::table::{FieldTable, FieldValue};
 pub use protocol::wire::{LongString, ShortString};
-pub use rpc::RpcClient;
-#[cfg(feature = "tls")]
-pub use tls::{TlsOptions, TlsVersion};

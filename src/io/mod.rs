@@ -1,51 +1,37 @@
-//! The one thread that owns the socket, and what crosses to it.
+//! The IO thread of a connection, and everything that crosses to it or comes from it.
 //!
-//! | crossing | mechanism | bound | who may wait |
+//! A connection is opened on the calling thread ([`open`]). The stream then moves to the IO thread,
+//! whose loop is [`driver`]. The folders are sorted by direction:
+//!
+//! | folder | direction |
+//! |---|---|
+//! | [`to_io`] | from the program's threads to the IO thread |
+//! | [`to_program`] | from the IO thread to the program's threads |
+//! | [`shared`] | the state of a connection, a channel and a consumer, which both sides hold |
+//! | [`driver`] | what only the IO thread touches |
+//!
+//! The crossings, their bounds, and the threads that may wait at them:
+//!
+//! | crossing | mechanism | bound | waits |
 //! |---|---|---|---|
-//! | caller → IO: methods, publishes | [`commands`], a queue that the IO thread takes as a whole | bytes ([`write_budget`]) | publishers, with a deadline |
-//! | waking the IO thread | [`wake`], only when it is about to wait | – | nobody |
-//! | IO → caller: replies | a one-slot crossbeam channel | 1 | the caller; the IO thread keeps its deadline |
-//! | caller → IO → caller: confirms | [`publishing`], a slot for each publish | the confirm window | publishers and whoever asks, with a deadline |
-//! | IO → consumers | [`inbox`], a queue that takes what one read brought at once | bytes ([`budget`]) | the consuming thread |
-//! | IO → who dispatches callbacks | [`bell`], a one-slot crossbeam channel for each such thread | 1 | that thread |
-//! | IO → who waits for an RPC answer | [`answers`], a crossbeam channel for each request | 2 | that thread, with a deadline |
-//! | caller → caller that opens: give it up | [`cancellation`], a flag, and the waker of the `Poll` | – | the caller that opens |
-//! | IO → everybody: why it ended | written once, before anything is disconnected | – | nobody |
-//!
-//! [`open`] opens a connection on the caller's thread, at one of the host's addresses; [`driver`] is the loop
-//! of the thread that then serves it,
-//! and `dispatch` its way to the threads that wait; [`transport`] is the stream, plain or TLS;
-//! [`outbox`] holds what waits to be written.
+//! | methods, publishes, acknowledgements | [`command_queue`](to_io::command_queue), which the IO thread takes as a whole | bytes ([`write_budget`](to_io::write_budget)) | a publisher, until its deadline |
+//! | waking the IO thread, only when it is about to wait | [`wake`](to_io::wake) | – | – |
+//! | replies to calls | a crossbeam channel of one slot | 1 | the caller; the IO thread watches the deadline |
+//! | confirms | [`publisher`](to_program::publisher), with a slot for each publish | the confirm window | a publisher, or a thread that waits for the confirm, until its deadline |
+//! | deliveries | [`inbox`](to_program::inbox), which takes all deliveries of one read at once | bytes ([`read_budget`](to_program::read_budget)) | the consuming thread |
+//! | "there is something to dispatch" | [`dispatch_signal`](to_program::dispatch_signal), a crossbeam channel of one slot for each dispatching thread | 1 | the dispatching thread |
+//! | replies to RPC requests | [`rpc_replies`](to_program::rpc_replies), a crossbeam channel for each request | 2 | the requesting thread, until its deadline |
+//! | giving up the opening of a connection | [`cancellation`], a flag and the waker of the `Poll` | – | the opening thread |
+//! | why the connection ended | written once, before anything is disconnected | – | – |
 
-pub(crate) mod answers;
 pub(crate) mod backpressure;
-pub(crate) mod bell;
-pub(crate) mod budget;
+pub(crate) mod busy_wait;
 pub(crate) mod cancellation;
-pub(crate) mod channel_port;
-pub(crate) mod chunks;
-pub(crate) mod commands;
-pub(crate) mod consumer_port;
 pub(crate) mod counters;
-mod dispatch;
 pub(crate) mod driver;
-pub(crate) mod failures;
-pub(crate) mod inbox;
-pub(crate) mod kept;
-mod line;
-mod listing;
-#[cfg(all(test, loom))]
-mod models;
-pub(crate) mod nap;
+mod loom;
 pub(crate) mod open;
-pub(crate) mod outbox;
-mod pauses;
-pub(crate) mod port;
-pub(crate) mod publishing;
-pub(crate) mod slot;
-mod spin;
-mod sync;
-pub(crate) mod transport;
-pub(crate) mod waiters;
-pub(crate) mod wake;
-pub(crate) mod write_budget;
+pub(crate) mod shared;
+pub(crate) mod to_io;
+pub(crate) mod to_program;
+pub(crate) mod waiting_line;

@@ -447,7 +447,7 @@ fn every_error_says_what_happened_where_and_what_to_do() {
 
 /// The names of the variants, as the source has them.
 fn variants(of: &str) -> BTreeSet<String> {
-    let source = include_str!("../../src/error.rs");
+    let source = include_str!("../../src/error/mod.rs");
     let (_, rest) = source.split_once(&format!("pub enum {of} {{\n")).unwrap();
     let (body, _) = rest.split_once("\n}").unwrap();
     body.lines()

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use mio::Events;
 
-use super::super::budget::Stop;
-use super::super::pauses::{report_taken, slowest};
 use super::Driver;
+use crate::io::driver::read_pauses::{report_taken, slowest};
+use crate::io::to_program::read_budget::Stop;
 use crate::protocol::event::Termination;
 
 /// How many bytes one turn reads at most, so that deliveries cannot starve the rest.

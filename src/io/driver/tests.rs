@@ -9,11 +9,11 @@ use crossbeam_channel::Receiver;
 use mio::Interest;
 use socket2::SockRef;
 
-use super::super::consumer_port::Route;
-use super::super::inbox::{Incoming, Popped};
-use super::super::port::tests::{negotiated, settings};
-use super::super::port::{Opener, Outcome};
 use super::*;
+use crate::io::shared::connection::tests::{negotiated, settings};
+use crate::io::shared::connection::{Opener, Outcome};
+use crate::io::shared::consumer::Route;
+use crate::io::to_program::inbox::{Incoming, Popped};
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{Frame, Settle, encode_method};

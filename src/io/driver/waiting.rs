@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use mio::Events;
 
-use super::super::nap;
 use super::{Driver, SOCKET};
+use crate::io::to_io::gather;
 use crate::protocol::event::Termination;
 
 /// How long it rests from reading, at most.
@@ -70,12 +70,12 @@ impl Driver {
     /// While publishes stream, lets some gather before they are taken, unless somebody waits
     /// for anything.
     fn gather(&self) {
-        if self.streamed < nap::STREAM_MIN || !self.outbox.is_empty() || self.core.is_awaited() {
+        if self.streamed < gather::STREAM_MIN || !self.outbox.is_empty() || self.core.is_awaited() {
             return;
         }
         let port = &self.port;
         port.nap
-            .take(|| port.is_awaited() || !port.commands().may_gather(nap::ENOUGH));
+            .take(|| port.is_awaited() || !port.commands().may_gather(gather::ENOUGH));
     }
 
     /// Whether to let those catch up for a moment who take deliveries: there is nothing to do

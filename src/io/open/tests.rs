@@ -7,8 +7,8 @@ use std::thread;
 use super::*;
 #[cfg(target_os = "linux")]
 use crate::io::cancellation::tests::{HOUR, cancelled};
-use crate::io::port::Command;
-use crate::io::port::tests::settings;
+use crate::io::shared::connection::Command;
+use crate::io::shared::connection::tests::settings;
 use crate::protocol::frame::{Frame, FrameDecoder, PROTOCOL_HEADER, encode_method};
 use crate::protocol::handshake::{Mechanism, decode_method};
 use crate::protocol::methods::{Method, MethodId, connection};

@@ -1,0 +1,179 @@
+//! Who may run the callbacks of a channel, or of a connection: one thread at a time, and
+//! nobody from inside one of them.
+
+use std::thread::{self, ThreadId};
+
+use parking_lot::Mutex;
+
+use crate::client::connection::InCallback;
+
+/// A source of events, with what calls back for them.
+#[derive(Debug, Default)]
+pub(crate) struct Source(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    holder: Option<Holder>,
+    /// Somebody has asked for it in vain since it was taken.
+    wanted: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Holder {
+    thread: ThreadId,
+    /// One of its callbacks runs.
+    running: bool,
+}
+
+impl Source {
+    /// Takes the source, unless another thread has it, or this one runs one of its
+    /// callbacks right now. A thread that has it already may take it again, from inside a
+    /// callback of another source.
+    ///
+    /// Whoever asks in vain leaves to the holder what there is to do. So when it lets go,
+    /// `call_others` is called if somebody has, and after a panic, which may have left
+    /// something undone as well.
+    pub(crate) fn hold<'a>(&'a self, call_others: &'a dyn Fn()) -> Option<Held<'a>> {
+        let mut state = self.0.lock();
+        let former = state.holder;
+        let own = Holder {
+            thread: thread::current().id(),
+            running: false,
+        };
+        if former.is_some_and(|holder| holder != own) {
+            state.wanted = true;
+            return None;
+        }
+        state.holder = Some(own);
+        Some(Held {
+            source: self,
+            former,
+            call_others,
+        })
+    }
+
+    /// Whether this thread could take the source now. If not, the holder calls others when
+    /// it lets go, as after a [`hold`](Self::hold) in vain.
+    pub(crate) fn is_free(&self) -> bool {
+        let mut state = self.0.lock();
+        let own = thread::current().id();
+        let is_free = state
+            .holder
+            .is_none_or(|holder| holder.thread == own && !holder.running);
+        state.wanted |= !is_free;
+        is_free
+    }
+}
+
+/// A source that this thread has, for as long as this lives.
+pub(crate) struct Held<'a> {
+    source: &'a Source,
+    former: Option<Holder>,
+    call_others: &'a dyn Fn(),
+}
+
+impl Held<'_> {
+    /// Runs a callback of the source.
+    pub(crate) fn call<R>(&self, callback: impl FnOnce() -> R) -> R {
+        let _running = Running::begin(self.source);
+        let _in_callback = InCallback::enter();
+        callback()
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut state = self.source.0.lock();
+        state.holder = self.former;
+        let wanted = self.former.is_none() && std::mem::take(&mut state.wanted);
+        drop(state);
+        if wanted || thread::panicking() {
+            (self.call_others)();
+        }
+    }
+}
+
+/// Says that a callback runs; taken back also when it panics.
+struct Running<'a>(&'a Source);
+
+impl<'a> Running<'a> {
+    fn begin(source: &'a Source) -> Self {
+        Self::set(source, true);
+        Self(source)
+    }
+
+    fn set(source: &Source, running: bool) {
+        if let Some(holder) = source.0.lock().holder.as_mut() {
+            holder.running = running;
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        Self::set(self.0, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn nobody() {}
+
+    #[test]
+    fn one_thread_has_it_at_a_time() {
+        let source = Source::default();
+        let held = source.hold(&nobody);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| source.hold(&nobody).is_some());
+            assert!(!other.join().unwrap());
+        });
+        drop(held);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| source.hold(&nobody).is_some());
+            assert!(other.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn its_own_thread_may_take_it_again_but_not_from_its_callback() {
+        let source = Source::default();
+        let held = source.hold(&nobody).unwrap();
+        drop(source.hold(&nobody).unwrap());
+        held.call(|| assert!(source.hold(&nobody).is_none()));
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            held.call(|| panic!("as a callback may"));
+        }));
+        assert!(panic.is_err());
+        assert!(source.hold(&nobody).is_some());
+    }
+
+    #[test]
+    fn who_asks_in_vain_is_called_when_it_is_free() {
+        let source = Source::default();
+        let calls = AtomicUsize::new(0);
+        let call = || {
+            calls.fetch_add(1, Ordering::Relaxed);
+        };
+        drop(source.hold(&call));
+        let held = source.hold(&call).unwrap();
+        assert!(source.is_free());
+        held.call(|| assert!(!source.is_free()));
+        drop(source.hold(&call));
+        assert_eq!(calls.load(Ordering::Relaxed), 0, "it is still held");
+        drop(held);
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        drop(source.hold(&call));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            let held = source.hold(&call).unwrap();
+            held.call(|| panic!("as a callback may"));
+        }));
+        assert!(panic.is_err());
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+}

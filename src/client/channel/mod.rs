@@ -1,0 +1,504 @@
+//! [`BlockingChannel`], by subject: this file has what all of it needs, and how a channel
+//! opens; `closing` is its end. The rest is in `topology`, `publish`, `confirms`,
+//! `transactions`, `consume` and `dispatch`, and `callbacks` for all that is no delivery.
+
+mod callbacks;
+mod closing;
+mod confirms;
+mod consume;
+mod publish;
+mod send_method;
+mod start_consuming;
+mod topology;
+mod transactions;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use parking_lot::Mutex;
+
+pub(crate) use self::closing::{Unheard, confirms_share};
+use self::start_consuming::Callbacks;
+pub(crate) use self::start_consuming::SHARE;
+use crate::client::callbacks::list::Listeners;
+use crate::client::callbacks::lock::Source;
+pub use crate::client::confirm::Confirmation;
+use crate::client::confirm::Returned;
+use crate::client::connection::{BlockingConnection, Inner, Limits};
+use crate::error::{Error, Result};
+use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::connection::{Command, OpenFailure, Opener, Outcome};
+use crate::io::shared::consumer::{ConsumerPort, Route};
+use crate::protocol::content::Content;
+use crate::protocol::event::{CallFailure, NumberError, Reply};
+use crate::protocol::failure::ReplyCode;
+use crate::protocol::frame::Settle;
+use crate::protocol::methods::{Method, MethodId, access, basic, channel};
+use crate::protocol::wire::ShortString;
+
+/// A channel: it carries everything except what concerns the connection itself.
+///
+/// Cheap to clone and safe to share: every clone is the same channel, which closes when
+/// the last clone, and the last [`Consumer`](crate::Consumer) on it, is dropped. Calls of
+/// several threads on one channel take turns; publishes and acknowledgements do not wait
+/// for them. Channels are cheap as well, so each thread may have one of its own.
+///
+/// A mistake that the broker notices, such as a queue that does not exist, costs the
+/// channel: the call returns [`Error::ChannelClosed`], and so does every later one.
+///
+/// # Errors of a call
+///
+/// The usual ones: [`Error::ChannelClosed`] if the broker refuses it, or the channel is closed
+/// already; [`Error::ConnectionLost`] and [`Error::ConnectionClosed`];
+/// [`Error::Timeout`] after `rpc_timeout`; [`Error::TooLong`] for a name that does not fit, and
+/// then nothing is sent.
+///
+/// ```
+/// let connection = cony::BlockingConnection::open_default()?;
+/// let channel = connection.channel()?;
+/// channel.queue_declare("tasks")?;
+/// channel.basic_publish("", "tasks", "hello")?;
+/// channel.close()?;
+/// # Ok::<(), cony::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct BlockingChannel {
+    handle: Arc<Handle>,
+}
+
+/// Keeps the channel open, and the connection alive.
+struct Handle {
+    shared: Arc<Shared>,
+    connection: Arc<Inner>,
+}
+
+/// What also outlives the handles: deliveries hold it.
+pub(crate) struct Shared {
+    pub(crate) port: Arc<ChannelPort>,
+    limits: Limits,
+    /// How many calls are under way that set the prefetch.
+    prefetching: Mutex<usize>,
+    /// Who runs the callbacks.
+    source: Source,
+    callbacks: Callbacks,
+    on_return: Listeners<BlockingChannel, Returned>,
+    on_cancel: Listeners<BlockingChannel, ShortString>,
+    on_flow: Listeners<BlockingChannel, bool>,
+    on_confirm: Listeners<BlockingChannel, Confirmation>,
+    on_close: Listeners<BlockingChannel, Error>,
+    /// The consumers without a callback.
+    iterated: Mutex<Vec<Weak<ConsumerPort>>>,
+    consumer_tags: AtomicU64,
+    /// Whether the program knows that others have ended the channel.
+    end_is_told: AtomicBool,
+}
+
+/// A channel that this does not keep open.
+#[derive(Clone)]
+pub(crate) struct WeakChannel(Weak<Handle>);
+
+impl WeakChannel {
+    pub(crate) fn upgrade(&self) -> Option<BlockingChannel> {
+        let handle = self.0.upgrade()?;
+        Some(BlockingChannel { handle })
+    }
+}
+
+/// A call that is under way.
+struct Call {
+    id: MethodId,
+    after: Duration,
+    consumer_tag: Option<ShortString>,
+    outcome: Receiver<Outcome>,
+}
+
+impl BlockingChannel {
+    pub(crate) fn open(connection: &Arc<Inner>, number: Option<u16>) -> Result<Self> {
+        let limits = connection.limits.clone();
+        let (reply, outcome) = bounded(1);
+        connection.check_open()?;
+        connection.port.send(Command::OpenChannel(Opener {
+            number,
+            window: limits.confirm_window,
+            deadline: limits.call_deadline(),
+            reply,
+        }));
+        let max = connection.port.negotiated.channel_max;
+        let port = outcome
+            .recv()
+            .map_err(|_| connection.closed_error())?
+            .map_err(|failure| match failure {
+                OpenFailure::Call(CallFailure::TimedOut, channel) => connection.port.timeout(
+                    "channel.open",
+                    Some(channel.id.number),
+                    limits.rpc_timeout,
+                ),
+                OpenFailure::Call(_, channel) => match channel.closed() {
+                    Some(reason) => Error::ChannelClosed(reason.clone()),
+                    None => connection.closed_error(),
+                },
+                OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
+                OpenFailure::Number(NumberError::Closing(number)) => connection.port.timeout(
+                    "channel.close before channel.open",
+                    Some(number),
+                    limits.rpc_timeout,
+                ),
+                OpenFailure::Number(error) => match (error, number.unwrap_or_default()) {
+                    (NumberError::InUse, number) => Error::ChannelNumberInUse(number),
+                    (_, number) => Error::InvalidChannelNumber { number, max },
+                },
+            })?;
+        let shared = Shared::new(port, limits);
+        let id = shared.port.id;
+        let handle = Arc::new(Handle {
+            shared: Arc::new(shared),
+            connection: Arc::clone(connection),
+        });
+        connection.add_channel(id, WeakChannel(Arc::downgrade(&handle)));
+        let port = &handle.shared.port;
+        if port.inbox.has_ended() {
+            // Whoever dispatches may have looked for it in vain, and not looks again.
+            port.unlist();
+            port.announce();
+        }
+        Ok(Self { handle })
+    }
+
+    /// The channel's number on its connection.
+    pub fn number(&self) -> u16 {
+        self.shared().port.id.number
+    }
+
+    /// The connection that this channel is on.
+    pub fn connection(&self) -> BlockingConnection {
+        BlockingConnection::from_inner(Arc::clone(&self.handle.connection))
+    }
+
+    /// Whether the channel can be used.
+    pub fn is_open(&self) -> bool {
+        self.shared().check_open().is_ok()
+    }
+
+    /// Whether this program has begun to close the channel, and the broker has not
+    /// answered yet.
+    pub fn is_closing(&self) -> bool {
+        self.shared().port.is_closing()
+    }
+
+    /// Whether the channel is over.
+    pub fn is_closed(&self) -> bool {
+        !self.is_open() && !self.is_closing()
+    }
+
+    /// Why the channel is closed, if it is; its connection's reason, if that took the
+    /// channel along.
+    pub fn close_reason(&self) -> Option<Error> {
+        self.shared().check_open().err()
+    }
+
+    /// Asks the broker to stop or resume what it delivers.
+    ///
+    /// # Errors
+    ///
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ knows no stopping: `false` closes the connection
+    /// (540). To deliver less, set a prefetch.
+    pub fn flow(&self, active: bool) -> Result<bool> {
+        let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
+        Ok(flow_ok.active)
+    }
+
+    /// Whether the broker lets publishes pass; they wait while it does not. (RabbitMQ never
+    /// asks for that.)
+    pub fn is_flow_active(&self) -> bool {
+        self.shared().port.publishing.is_flow_active()
+    }
+
+    /// Asks for an access ticket, as other brokers of old wanted it. RabbitMQ answers,
+    /// and does not look at tickets.
+    ///
+    /// # Errors
+    ///
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
+    pub fn access_request(&self, request: access::Request) -> Result<u16> {
+        let granted: access::RequestOk = self.call(request)?;
+        Ok(granted.ticket)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    /// Sends `method` and waits for its reply.
+    fn call<R: TryFrom<Method>>(&self, method: impl Into<Method>) -> Result<R> {
+        self.shared().call(method.into(), None)
+    }
+
+    /// Sends a method without reply, in its turn.
+    fn call_nowait(&self, method: impl Into<Method>) -> Result<()> {
+        self.shared().round_trip(method.into(), None).map(drop)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.connection.forget_channel(self.shared.port.id);
+        self.shared.note_unheard();
+        self.shared.clear_deliveries();
+        self.shared.clear_listeners();
+        self.shared.on_close.clear();
+        if self.shared.is_open() {
+            let code = ReplyCode::REPLY_SUCCESS;
+            self.shared.port.send_close(code, "dropped".into(), None);
+        }
+    }
+}
+
+impl fmt::Debug for BlockingChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockingChannel")
+            .field("number", &self.number())
+            .field("is_open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn new(port: Arc<ChannelPort>, limits: Limits) -> Self {
+        Self {
+            port,
+            limits,
+            prefetching: Mutex::default(),
+            source: Source::default(),
+            callbacks: Callbacks::default(),
+            on_return: Listeners::default(),
+            on_cancel: Listeners::default(),
+            on_flow: Listeners::default(),
+            on_confirm: Listeners::default(),
+            on_close: Listeners::default(),
+            iterated: Mutex::default(),
+            consumer_tags: AtomicU64::new(0),
+            end_is_told: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the channel can be used.
+    pub(crate) fn is_open(&self) -> bool {
+        self.port.is_open()
+    }
+
+    /// Tells the program the reason, if channel or connection are closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        // Mostly it is, and that is asked for each message.
+        if self.is_open() {
+            return Ok(());
+        }
+        self.tell_end().map_or(Ok(()), Err)
+    }
+
+    /// Tells the program why the channel is closed, now that something has failed for it.
+    pub(crate) fn closed_error(&self) -> Error {
+        self.tell_end().unwrap_or_else(Error::being_closed)
+    }
+
+    /// Tells the program why the channel is closed, unless this program did it.
+    pub(crate) fn ended_by_others(&self) -> Option<Error> {
+        self.tell_end().filter(Error::is_of_others)
+    }
+
+    /// Why the channel is closed, for the program, which knows it then.
+    fn tell_end(&self) -> Option<Error> {
+        let end = self.port.end()?;
+        if matches!(end, Error::ChannelClosed(_)) && end.is_of_others() {
+            self.end_is_told.store(true, Ordering::Release);
+        }
+        Some(end)
+    }
+
+    fn call<R: TryFrom<Method>>(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<R> {
+        match self.round_trip(method, consumer)? {
+            Reply::Method(method) => R::try_from(method).map_err(|_| self.closed_error()),
+            _ => Err(self.closed_error()),
+        }
+    }
+
+    /// Sends `method` in its turn and waits for what becomes of it.
+    fn round_trip(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
+        let call = self.begin(method, consumer)?;
+        self.finish(&call)
+    }
+
+    /// Sends `method` in its turn.
+    fn begin(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Call> {
+        self.check_open()?;
+        Ok(Call {
+            id: method.id(),
+            after: self.limits.rpc_timeout,
+            consumer_tag: consumer.as_ref().map(|route| route.consumer.tag.clone()),
+            outcome: self
+                .port
+                .begin(method, consumer, self.limits.call_deadline()),
+        })
+    }
+
+    /// Waits for what becomes of `call`.
+    fn finish(&self, call: &Call) -> Result<Reply> {
+        self.port
+            .connection
+            .finish(&call.outcome)
+            .map_err(|failure| match failure {
+                CallFailure::TimedOut => self.port.connection.timeout(
+                    call.id.name().unwrap_or("a call"),
+                    Some(self.port.id.number),
+                    call.after,
+                ),
+                CallFailure::Encode(error) => error.into(),
+                CallFailure::DuplicateConsumerTag => {
+                    Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
+                }
+                CallFailure::Closed => self.closed_error(),
+            })
+    }
+
+    /// Sets the prefetch, which consumers that start after this are subject to; with
+    /// `is_default`, only if nobody has set one and nobody is about to.
+    fn set_prefetch(&self, qos: basic::Qos, is_default: bool) -> Result<()> {
+        let mut prefetching = self.prefetching.lock();
+        let is_set = || *prefetching > 0 || self.port.prefetch().is_some();
+        if is_default && (qos.prefetch_count == 0 || is_set()) {
+            return Ok(());
+        }
+        let call = self.begin(qos.into(), None)?;
+        *prefetching += 1;
+        drop(prefetching);
+        let outcome = self.finish(&call);
+        *self.prefetching.lock() -= 1;
+        outcome.map(drop)
+    }
+
+    /// Drops the callbacks for deliveries, and what waits for them.
+    fn clear_deliveries(&self) {
+        self.callbacks.clear();
+        self.port.inbox.discard(|_| true);
+    }
+
+    /// Drops the callbacks for all else but the end.
+    fn clear_listeners(&self) {
+        self.on_return.clear();
+        self.on_cancel.clear();
+        self.on_flow.clear();
+        self.on_confirm.clear();
+    }
+
+    /// Settles a delivery, once.
+    pub(crate) fn settle(&self, tag: u64, settle: Settle) -> Result<()> {
+        self.check_open()?;
+        let last = self.port.last_delivery_tag();
+        let multiple = match settle {
+            Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
+            Settle::Reject { .. } => false,
+        };
+        if tag > last || (tag == 0 && !multiple) {
+            return Err(Error::UnknownDeliveryTag(tag));
+        }
+        // On the wire 0 would mean all that the broker has sent, and some of that may be
+        // on its way yet.
+        let all = multiple && tag == 0;
+        let tag = if all { last } else { tag };
+        // Sent under the lock, so that the order on the wire is that of the bookkeeping.
+        let mut settlements = self.port.settlements.lock();
+        if !multiple {
+            if !settlements.settle(tag) {
+                return Err(Error::AlreadySettled(tag));
+            }
+            self.port.settle(tag, settle);
+            return Ok(());
+        }
+        let covered = settlements.settle_up_to(tag);
+        // All of nothing is nothing.
+        if covered.is_nothing() && !all {
+            return Err(Error::AlreadySettled(tag));
+        }
+        if let Some(tag) = covered.up_to {
+            self.port.settle(tag, settle);
+        }
+        for tag in covered.singly {
+            self.port.settle(tag, settle.of_one());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Gives back messages that have come for `consumer` and that nobody will take.
+    pub(crate) fn give_back(
+        &self,
+        consumer: &ConsumerPort,
+        messages: impl Iterator<Item = Content>,
+    ) {
+        consumer.give_back(messages, |command| self.port.connection.send(command));
+    }
+}
+
+/// `text` cut to what fits a short string, between characters.
+pub(crate) fn cut(text: &str) -> &str {
+    let mut end = text.len().min(crate::protocol::wire::SHORT_STRING_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::client::connection::tests::limits;
+    use crate::io::shared::connection::tests::port;
+    use crate::protocol::event::ChannelId;
+    use crate::protocol::methods::queue;
+
+    /// A channel of a connection without an IO thread.
+    pub(super) fn channel(window: usize, publish_timeout: Duration) -> Shared {
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let port = ChannelPort::new(id, port(1 << 20), window);
+        let limits = Limits {
+            publish_timeout,
+            ..limits()
+        };
+        Shared::new(Arc::new(port), limits)
+    }
+
+    #[test]
+    fn a_call_has_as_much_time_as_it_is_given_and_no_more() {
+        let second = Duration::from_secs(1);
+        let shared = channel(1, second);
+        let connection = &shared.port.connection;
+        let before = Instant::now();
+        let call = shared.begin(queue::Declare::new("q").into(), None).unwrap();
+        let after = Instant::now();
+        assert_eq!(call.after, second * 7, "which the error tells");
+        let mut commands = VecDeque::new();
+        connection.commands().take(&mut commands, &mut Vec::new());
+        let Some(Command::Call { deadline, .. }) = commands.pop_front() else {
+            panic!("no call is queued");
+        };
+        assert!(before + second * 7 <= deadline && deadline <= after + second * 7);
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("short"), "short");
+        assert_eq!(cut(&"x".repeat(300)).len(), 255);
+        assert_eq!(cut(&"é".repeat(200)).len(), 254);
+    }
+}

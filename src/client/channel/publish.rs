@@ -1,0 +1,301 @@
+//! Publishing.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{BlockingChannel, Shared};
+use crate::client::confirm::Confirm;
+use crate::client::delivery::Message;
+use crate::error::{Error, Result};
+use crate::io::shared::channel::ChannelPort;
+use crate::io::to_io::command_queue::Queued;
+use crate::io::to_io::write_budget::NoRoom;
+use crate::io::to_program::publisher::Entered;
+use crate::io::to_program::waiting_threads::Waiting;
+use crate::protocol::confirms::Mandatory;
+use crate::protocol::frame::{EncodedPublish, Publish};
+
+/// # Publishing
+impl BlockingChannel {
+    /// Publishes a message to an exchange, under a routing key. The default exchange,
+    /// whose name is empty, takes the key for the name of a queue.
+    ///
+    /// Returns when the message is on its way: the IO thread sends it, together with
+    /// whatever else is waiting. If too much is waiting (`write_budget`), it waits for
+    /// room first, at most for `publish_timeout`. A message goes out whole or not at
+    /// all, also from several threads on one channel.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// use cony::Message;
+    ///
+    /// channel.basic_publish("", "tasks", "hello")?;
+    /// let order = Message::new("{}").content_type("application/json");
+    /// channel.basic_publish("amq.topic", "order.new", order)?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// On a channel in [confirm mode](Self::confirm_delivery) the [`Confirm`] tells what
+    /// becomes of the message, and a publish also waits while too many are unconfirmed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] for names of more than 255 bytes and properties that do not
+    /// fit a frame; [`Error::NotFinite`]; [`Error::PublishTimeout`]; the reason if channel or connection are
+    /// closed. In all these cases the message was not sent. A broker that refuses it,
+    /// because there is no such exchange, closes the channel later.
+    pub fn basic_publish<'a>(
+        &self,
+        exchange: impl AsRef<str>,
+        routing_key: impl AsRef<str>,
+        message: impl Into<Message<'a>>,
+    ) -> Result<Confirm> {
+        let shared = self.shared();
+        let port = &shared.port;
+        shared.check_open()?;
+        let message = message.into();
+        let publish = Publish {
+            exchange: exchange.as_ref(),
+            routing_key: routing_key.as_ref(),
+            mandatory: message.mandatory,
+            immediate: message.immediate,
+            properties: message.said(),
+            body: message.body.to_publish(port.connection.shares_bodies),
+        };
+        let frame_max = port.connection.negotiated.frame_max as usize;
+        with_scratch(|scratch| {
+            let encoded = EncodedPublish::new(port.id.number, publish, frame_max, scratch)?;
+            // Before any lock, for it looks at the whole body.
+            let mandatory = publish.mandatory.then(|| Mandatory {
+                fingerprint: publish.fingerprint(),
+                properties: encoded.properties(),
+            });
+            shared.publish(&encoded, mandatory)
+        })
+    }
+}
+
+thread_local! {
+    /// Where a publish is encoded, but for its body.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends this thread's memory for a publish. A thread that ends may have dropped it already
+/// and still publish, as may a logger inside a publish: these get memory of their own.
+fn with_scratch<R>(publish: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+    let outcome = publish(&mut scratch);
+    // Without a thread to keep it for, it goes.
+    let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+    outcome
+}
+
+impl Shared {
+    /// Queues a publish, when there is room for it.
+    fn publish(
+        self: &Arc<Self>,
+        encoded: &EncodedPublish<'_>,
+        mandatory: Option<Mandatory<'_>>,
+    ) -> Result<Confirm> {
+        let ChannelPort {
+            publishing,
+            connection,
+            id,
+            ..
+        } = &*self.port;
+        let send = |reserved, is_plain: bool| {
+            connection.publish(*id, encoded, reserved, || {
+                // Once it is gated the broker may count what follows.
+                !(self.port.has_begun_to_close() || is_plain && publishing.is_gated())
+            })
+        };
+        if !publishing.is_gated() && send(false, true) == Queued::Done {
+            return Ok(Confirm::none());
+        }
+        let mut room = Room {
+            shared: self,
+            size: encoded.size(),
+            reserved: false,
+            has_place: false,
+            waiting: None,
+        };
+        loop {
+            let reserved = room.reserved;
+            match publishing.enter(mandatory, &mut room.has_place, || send(reserved, false)) {
+                Entered::Plain => {
+                    room.reserved = false;
+                    return Ok(Confirm::none());
+                }
+                Entered::Numbered(number, slot) => {
+                    room.reserved = false;
+                    return Ok(Confirm::new(number, slot, Arc::clone(self)));
+                }
+                Entered::Full => room.wait_for_window()?,
+                Entered::Not(Queued::NoRoom) => room.wait_for_budget()?,
+                Entered::Not(_) => return Err(self.closed_error()),
+            }
+        }
+    }
+}
+
+/// What a publish waits for, and has.
+struct Room<'a> {
+    shared: &'a Shared,
+    size: usize,
+    /// Whether it has room in the write budget.
+    reserved: bool,
+    /// Whether a place in the window is kept for it.
+    has_place: bool,
+    /// That it waits, and until when.
+    waiting: Option<(Waiting<'a>, Instant)>,
+}
+
+impl Room<'_> {
+    fn wait_for_window(&mut self) -> Result<()> {
+        // Others may use it meanwhile.
+        self.give_back();
+        let deadline = self.deadline();
+        let is_pointless = || !self.shared.is_open();
+        let publishing = &self.shared.port.publishing;
+        let waited = publishing.wait_for_room(deadline, is_pointless);
+        waited.map_err(|no_room| self.in_vain(no_room))?;
+        self.has_place = true;
+        Ok(())
+    }
+
+    fn wait_for_budget(&mut self) -> Result<()> {
+        let deadline = self.deadline();
+        let is_pointless = || !self.shared.is_open();
+        let commands = self.shared.port.connection.commands();
+        let waited = commands.reserve(self.size, deadline, is_pointless);
+        waited.map_err(|no_room| self.in_vain(no_room))?;
+        self.reserved = true;
+        Ok(())
+    }
+
+    fn deadline(&mut self) -> Instant {
+        let shared = self.shared;
+        let begin = || {
+            let deadline = Instant::now() + shared.limits.publish_timeout;
+            (shared.port.connection.waiting(), deadline)
+        };
+        self.waiting.get_or_insert_with(begin).1
+    }
+
+    fn in_vain(&self, no_room: NoRoom) -> Error {
+        match no_room {
+            NoRoom::Pointless => self.shared.closed_error(),
+            NoRoom::TimedOut => Error::PublishTimeout {
+                after: self.shared.limits.publish_timeout,
+                blocked: self.shared.port.connection.blocked(),
+                paused: self.shared.port.connection.pause(),
+            },
+        }
+    }
+
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.reserved) {
+            self.shared.port.connection.commands().give_back(self.size);
+        }
+    }
+}
+
+impl Drop for Room<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.give_back();
+        if self.has_place {
+            self.shared.port.publishing.give_back();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::client::channel::tests::channel;
+    use crate::protocol::frame::PublishBody;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn room(shared: &Shared, size: usize) -> Room<'_> {
+        Room {
+            shared,
+            size,
+            reserved: false,
+            has_place: false,
+            waiting: None,
+        }
+    }
+
+    fn publish(shared: &Arc<Shared>) -> Result<Confirm> {
+        let publish = Publish {
+            exchange: "",
+            routing_key: "q",
+            mandatory: false,
+            immediate: false,
+            properties: None,
+            body: PublishBody::Borrowed(b"x"),
+        };
+        let mut scratch = Vec::new();
+        let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch)?;
+        shared.publish(&encoded, None)
+    }
+
+    fn waiting_bytes(shared: &Shared) -> usize {
+        shared.port.connection.commands().waiting_bytes()
+    }
+
+    #[test]
+    fn a_publish_that_fails_gives_back_its_place_in_the_window() {
+        let shared = Arc::new(channel(1, Duration::ZERO));
+        let publishing = &shared.port.publishing;
+        assert!(publishing.select(|| {}));
+        publishing.select_done(true);
+        let mut failing = room(&shared, 1);
+        failing.wait_for_window().unwrap();
+        let full = publish(&shared);
+        assert!(matches!(full, Err(Error::PublishTimeout { .. })));
+        drop(failing);
+        assert_eq!(publish(&shared).unwrap().number(), Some(1));
+    }
+
+    #[test]
+    fn a_publish_gives_back_the_room_that_it_does_not_use() {
+        let shared = Arc::new(channel(1, SECOND));
+        let mut failing = room(&shared, 100);
+        failing.wait_for_budget().unwrap();
+        assert_eq!(waiting_bytes(&shared), 100);
+        drop(failing);
+        assert_eq!(waiting_bytes(&shared), 0);
+        // Nor does it keep any while it waits for the window.
+        let mut waiting = room(&shared, 100);
+        waiting.wait_for_budget().unwrap();
+        waiting.wait_for_window().unwrap();
+        assert_eq!(waiting_bytes(&shared), 0);
+        drop(waiting);
+        assert_eq!(waiting_bytes(&shared), 0);
+    }
+
+    #[test]
+    fn what_was_published_in_room_that_was_waited_for_takes_it() {
+        let shared = Arc::new(channel(1, SECOND * 30));
+        publish(&shared).unwrap();
+        let size = waiting_bytes(&shared);
+        let budget = shared.port.connection.budget();
+        budget.take(1 << 20);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| publish(&shared));
+            while !budget.is_awaited() {
+                thread::yield_now();
+            }
+            shared.port.connection.commands().release(1 << 20);
+            waiting.join().unwrap().unwrap();
+        });
+        assert_eq!(waiting_bytes(&shared), 2 * size);
+    }
+}

@@ -1,0 +1,542 @@
+//! Running callbacks: `start_consuming` and what ends it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::{BlockingChannel, Shared};
+use crate::client::callbacks::lock::Held;
+use crate::client::delivery::Delivery;
+use crate::error::{Error, Result};
+use crate::io::shared::consumer::ConsumerPort;
+use crate::io::to_program::dispatch_signal::Bell;
+use crate::io::to_program::inbox::{Extracted, Incoming, Popped};
+use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::failure::ClosedBy;
+use crate::protocol::wire::ShortString;
+
+pub(super) type Callback = Box<dyn FnMut(&BlockingChannel, Delivery) -> Result<()> + Send>;
+
+/// The consumers with a callback, by their tag.
+#[derive(Default)]
+pub(super) struct Callbacks(Mutex<HashMap<ShortString, Entry>>);
+
+pub(super) struct Entry {
+    /// Taken out while it runs.
+    callback: Option<Callback>,
+    pub(super) port: Arc<ConsumerPort>,
+    /// `stop_consuming` has cancelled it; what it has received is still to be handled.
+    stopping: bool,
+    /// A cancel of it awaits its answer. The callback gets nothing more that can go back.
+    cancelling: bool,
+}
+
+impl Callbacks {
+    /// Adds a consumer, unless there is one of its name.
+    pub(super) fn insert(&self, callback: Callback, port: &Arc<ConsumerPort>) -> Result<()> {
+        let mut entries = self.0.lock();
+        if entries.get(&port.tag).is_some_and(|entry| !entry.stopping) {
+            return Err(Error::DuplicateConsumerTag(port.tag.clone()));
+        }
+        let entry = Entry {
+            callback: Some(callback),
+            port: Arc::clone(port),
+            stopping: false,
+            cancelling: false,
+        };
+        let former = entries.insert(port.tag.clone(), entry);
+        drop(entries);
+        drop(former);
+        Ok(())
+    }
+
+    pub(super) fn tags(&self) -> Vec<ShortString> {
+        let entries = self.0.lock();
+        let live = entries.iter().filter(|(_, entry)| !entry.stopping);
+        live.map(|(tag, _)| tag.clone()).collect()
+    }
+
+    /// Whether there are any, stopping ones included.
+    fn has_some(&self) -> bool {
+        !self.0.lock().is_empty()
+    }
+
+    /// The consumer of that tag, if it has a callback.
+    pub(super) fn port(&self, tag: &ShortString) -> Option<Arc<ConsumerPort>> {
+        let entries = self.0.lock();
+        entries.get(tag).map(|entry| Arc::clone(&entry.port))
+    }
+
+    /// Those that `stop_consuming` has not cancelled.
+    fn running(&self) -> Vec<Arc<ConsumerPort>> {
+        let entries = self.0.lock();
+        let running = entries.values().filter(|entry| !entry.stopping);
+        running.map(|entry| Arc::clone(&entry.port)).collect()
+    }
+
+    fn set_stopping(&self, port: &Arc<ConsumerPort>, stopping: bool) {
+        self.change(port, |entry| entry.stopping = stopping);
+    }
+
+    /// Notes that a cancel of this very consumer begins, or has failed.
+    pub(super) fn set_cancelling(&self, port: &Arc<ConsumerPort>, cancelling: bool) {
+        self.change(port, |entry| entry.cancelling = cancelling);
+    }
+
+    fn change(&self, port: &Arc<ConsumerPort>, change: impl FnOnce(&mut Entry)) {
+        let mut entries = self.0.lock();
+        let entry = entries.get_mut(&port.tag);
+        if let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.port, port)) {
+            change(entry);
+        }
+    }
+
+    /// Drops all callbacks, outside the lock: what they captured may call anything.
+    pub(super) fn clear(&self) {
+        let entries = std::mem::take(&mut *self.0.lock());
+        drop(entries);
+    }
+}
+
+/// Removes this very consumer, and not another one of the same name.
+fn remove_exactly(
+    entries: &mut HashMap<ShortString, Entry>,
+    port: &Arc<ConsumerPort>,
+) -> Option<Entry> {
+    match entries.get(&port.tag) {
+        Some(entry) if Arc::ptr_eq(&entry.port, port) => entries.remove(&port.tag),
+        _ => None,
+    }
+}
+
+/// A callback on loan: put back when it has run, also when it has panicked.
+struct Loan<'a> {
+    callbacks: &'a Callbacks,
+    tag: ShortString,
+    no_ack: bool,
+    callback: Option<Callback>,
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        let unwanted = match self.callbacks.0.lock().get_mut(&self.tag) {
+            Some(entry) if entry.callback.is_none() => {
+                entry.callback = self.callback.take();
+                None
+            }
+            // Cancelled meanwhile, or even replaced by a new consumer of that name.
+            _ => self.callback.take(),
+        };
+        drop(unwanted);
+    }
+}
+
+/// How many events of one channel are dispatched before it is another's turn.
+pub(crate) const SHARE: usize = 64;
+
+/// What the dispatching thread finds.
+enum Next<'a> {
+    NoConsumers,
+    Call { content: Content, loan: Loan<'a> },
+    GiveBack(Content, Arc<ConsumerPort>),
+    ConsumerEnded(Weak<ConsumerPort>),
+    LookAgain,
+    Nothing,
+    ChannelEnded,
+}
+
+/// What a dispatching thread did.
+enum Step {
+    Handled,
+    /// There is nothing to do now.
+    Idle,
+    NoConsumers,
+    /// There is nothing to do any more.
+    Ended,
+}
+
+/// What one dispatching call has to remember.
+#[derive(Default)]
+struct Consuming {
+    /// Whether it has been said that everything is out and unsettled.
+    warned: bool,
+    /// The consumer that the broker has cancelled last, if nobody listens for that.
+    cancelled: Option<ShortString>,
+}
+
+/// # Running callbacks
+impl BlockingChannel {
+    /// Runs the callbacks of this channel's consumers, in this thread, until there are
+    /// no more consumers; and meanwhile those of its connection, timers included.
+    ///
+    /// Returns Ok at once if there are none on an open channel, and after
+    /// [`stop_consuming`](Self::stop_consuming), a [`basic_cancel`](Self::basic_cancel)
+    /// of the last one, or a `close` of the channel or its connection by this program.
+    /// A panic in a callback goes through, and leaves the connection usable. To serve
+    /// several channels in one thread, see [`run`](crate::BlockingConnection::run).
+    ///
+    /// # Errors
+    ///
+    /// A callback's own error; the reason, if channel or connection end otherwise;
+    /// [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer and
+    /// nobody [listens for that](Self::add_on_cancel_callback);
+    /// [`Error::AlreadyConsuming`] if another thread runs this channel's callbacks, or the
+    /// caller is one of them.
+    pub fn start_consuming(&self) -> Result<()> {
+        let shared = self.shared();
+        let announce = || shared.port.announce();
+        let held = shared
+            .source
+            .hold(&announce)
+            .ok_or(Error::AlreadyConsuming)?;
+        let outcome = self.consume_all(&held);
+        let told = self.tell_closed_if(&held);
+        drop(held);
+        // Others may see to what is left.
+        shared.port.announce();
+        // A close that was done while this had the source has left that to it.
+        outcome.and(told).and_then(|()| self.tell_closed())
+    }
+
+    fn consume_all(&self, held: &Held<'_>) -> Result<()> {
+        let shared = self.shared();
+        let connection = self.connection();
+        let bell = Bell::of_this_thread();
+        let _watch = shared.port.inbox.watchers().watch(&bell);
+        let _watch_connection = shared.port.connection.own_events.watch(&bell);
+        let mut consuming = Consuming::default();
+        if !shared.callbacks.has_some() {
+            // Those that there were have ended with the channel.
+            if let Some(error) = shared.ended_by_others() {
+                return Err(error);
+            }
+        }
+        loop {
+            let told =
+                connection.dispatch_own(&|| false)? + self.tell_notices(held, SHARE, &|| false)?;
+            match self.step(held, &mut consuming)? {
+                // Of others that go on, this one is not the end.
+                Step::Handled if shared.callbacks.has_some() => consuming.cancelled = None,
+                Step::Handled => {}
+                // More may have come for those behind which this was.
+                Step::Idle if told > 0 => {}
+                Step::Idle => {
+                    shared.warn_if_stalled(&mut consuming.warned);
+                    let _waiting = shared.port.connection.waiting_for_delivery();
+                    bell.wait(connection.next_turn());
+                }
+                Step::NoConsumers => break,
+                Step::Ended => {
+                    shared.callbacks.clear();
+                    // The connection may have taken the channel along.
+                    connection.dispatch_own(&|| false)?;
+                    return shared.ended_by_others().map_or(Ok(()), Err);
+                }
+            }
+        }
+        match consuming.cancelled {
+            Some(tag) => Err(Error::ConsumerCancelled(tag)),
+            None => Ok(()),
+        }
+    }
+
+    /// Calls back for `share` events at most, unless another thread does; tells how many
+    /// there were.
+    pub(crate) fn dispatch_some(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
+        let shared = self.shared();
+        shared.port.unlist();
+        let announce = || shared.port.announce();
+        let Some(held) = shared.source.hold(&announce) else {
+            return Ok(0);
+        };
+        let outcome = self.dispatch_share(&held, share, is_over);
+        drop(held);
+        let is_done = outcome.as_ref().is_ok_and(|&done| done < share) && !is_over();
+        if !is_done || shared.has_more() {
+            shared.port.announce();
+        }
+        // A close that was done while this had the source has left that to it.
+        let told = self.tell_closed();
+        outcome.and_then(|done| told.map(|()| done))
+    }
+
+    fn dispatch_share(
+        &self,
+        held: &Held<'_>,
+        share: usize,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<usize> {
+        let shared = self.shared();
+        let mut consuming = Consuming::default();
+        let mut done = self.tell_notices(held, share, is_over)?;
+        for _ in 0..shared.port.inbox.len().min(share) {
+            if is_over() {
+                return Ok(done);
+            }
+            match self.step(held, &mut consuming)? {
+                Step::Handled => done += 1,
+                Step::Idle | Step::NoConsumers | Step::Ended => break,
+            }
+            if let Some(tag) = consuming.cancelled.take() {
+                return Err(Error::ConsumerCancelled(tag));
+            }
+        }
+        if shared.port.inbox.is_over() {
+            let unheard = shared.on_close.is_empty() && shared.callbacks.has_some();
+            shared.callbacks.clear();
+            self.tell_closed_if(held)?;
+            match shared.port.closed() {
+                // With the connection, its reason is told by that.
+                Some(reason) if unheard && reason.by != ClosedBy::Application => {
+                    return Err(Error::ChannelClosed(reason.clone()));
+                }
+                _ => {}
+            }
+        }
+        Ok(done)
+    }
+
+    /// Does what is next.
+    fn step(&self, held: &Held<'_>, consuming: &mut Consuming) -> Result<Step> {
+        let shared = self.shared();
+        match shared.next_event() {
+            Next::NoConsumers => return Ok(Step::NoConsumers),
+            Next::Nothing => return Ok(Step::Idle),
+            Next::ChannelEnded => return Ok(Step::Ended),
+            Next::LookAgain => {}
+            Next::Call { content, loan } => self.run_callback(held, content, loan)?,
+            Next::GiveBack(content, consumer) => {
+                shared.give_back(&consumer, std::iter::once(content));
+            }
+            Next::ConsumerEnded(consumer) => {
+                if let Some(tag) = shared.end_callback(&consumer) {
+                    self.tell_cancelled(held, tag, consuming)?;
+                }
+            }
+        }
+        Ok(Step::Handled)
+    }
+
+    /// Tells of a consumer that the broker has cancelled; if nobody listens, the dispatching
+    /// call will.
+    fn tell_cancelled(
+        &self,
+        held: &Held<'_>,
+        tag: ShortString,
+        consuming: &mut Consuming,
+    ) -> Result<()> {
+        let shared = self.shared();
+        if shared.on_cancel.is_empty() {
+            consuming.cancelled = Some(tag);
+            return Ok(());
+        }
+        shared.on_cancel.tell(held, self, &tag)
+    }
+
+    /// Runs the callback that `content` is for.
+    fn run_callback(&self, held: &Held<'_>, content: Content, mut loan: Loan<'_>) -> Result<()> {
+        let shared = self.shared();
+        if !loan.no_ack && !shared.is_open() {
+            // It cannot be settled any more; the broker gives it out again.
+            return Ok(());
+        }
+        match (loan.callback.as_mut(), shared.take(content, loan.no_ack)) {
+            (Some(callback), Some(delivery)) => {
+                let outcome = held.call(|| callback(self, delivery));
+                // A close by this program, from another thread, is no failure of the callback
+                // that it interrupts.
+                match (outcome, shared.port.end()) {
+                    (Err(error), Some(end)) if !error.is_of_others() && !end.is_of_others() => {
+                        Ok(())
+                    }
+                    (outcome, _) => outcome,
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Cancels this channel's consumers with a callback, so that
+    /// [`start_consuming`](Self::start_consuming) returns: from a callback, or from
+    /// another thread.
+    ///
+    /// What they had received and not yet handled goes back to its queue, or, if it
+    /// needed no acknowledgement, still goes to its callback first. Before
+    /// `start_consuming`, this makes that one return at once.
+    ///
+    /// # Errors
+    ///
+    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
+    pub fn stop_consuming(&self) -> Result<()> {
+        let shared = self.shared();
+        for consumer in shared.callbacks.running() {
+            shared.callbacks.set_stopping(&consumer, true);
+            if let Err(error) = shared.cancel(&consumer, false) {
+                shared.callbacks.set_stopping(&consumer, false);
+                return Err(error);
+            }
+            shared.requeue_for(&consumer);
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// What the dispatching thread is to do next.
+    ///
+    /// Taken from the inbox under the lock of the callbacks, as a cancel takes what it
+    /// hands back: so each message finds its consumer, or is handed back.
+    fn next_event(&self) -> Next<'_> {
+        let mut entries = self.callbacks.0.lock();
+        if entries.is_empty() {
+            return Next::NoConsumers;
+        }
+        let content = match self.port.inbox.try_pop() {
+            Popped::Item(Incoming::Message(content)) => content,
+            Popped::Item(Incoming::Ended(consumer)) => return Next::ConsumerEnded(consumer),
+            Popped::Empty => return Next::Nothing,
+            Popped::Ended => return Next::ChannelEnded,
+        };
+        let ContentMethod::Deliver(deliver) = &content.method else {
+            return Next::LookAgain;
+        };
+        match entries.get_mut(&deliver.consumer_tag) {
+            // What needs acknowledgement and nobody has seen goes back; the rest is here
+            // for good and must be handed out.
+            Some(entry) if (entry.stopping || entry.cancelling) && !entry.port.no_ack => {
+                Next::GiveBack(content, Arc::clone(&entry.port))
+            }
+            Some(entry) => Next::Call {
+                loan: Loan {
+                    callbacks: &self.callbacks,
+                    tag: deliver.consumer_tag.clone(),
+                    no_ack: entry.port.no_ack,
+                    callback: entry.callback.take(),
+                },
+                content,
+            },
+            None => {
+                log::warn!("a delivery came for {}, who is gone", deliver.consumer_tag);
+                Next::LookAgain
+            }
+        }
+    }
+
+    /// Forgets a callback whose consumer did not start in time, and gives back what has
+    /// come for it all the same.
+    pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerPort>) {
+        let mut entries = self.callbacks.0.lock();
+        let entry = remove_exactly(&mut entries, consumer);
+        let left = match entry {
+            Some(_) => self.extract_for(&consumer.tag),
+            None => Extracted::default(),
+        };
+        drop(entries);
+        drop(entry);
+        self.keep_or_give_back(left, consumer);
+        // Whoever waits for this consumer only has nothing to wait for any more.
+        self.port.announce();
+    }
+
+    /// Takes out what has come for the callback of this tag.
+    fn extract_for(&self, tag: &ShortString) -> Extracted {
+        self.port.inbox.extract(|known| known == tag)
+    }
+
+    /// Whether dispatching would find something to do.
+    fn has_more(&self) -> bool {
+        self.callbacks.has_some() && !self.port.inbox.is_empty()
+    }
+
+    /// Ends what a callback has of a consumer that was cancelled, and takes out what it
+    /// has received and not handled.
+    pub(super) fn remove_callback(&self, consumer: &Arc<ConsumerPort>) -> Option<Extracted> {
+        let mut entries = self.callbacks.0.lock();
+        let entry = remove_exactly(&mut entries, consumer)?;
+        let left = self.extract_for(&consumer.tag);
+        drop(entries);
+        drop(entry);
+        Some(left)
+    }
+
+    /// Forgets a callback whose consumer has ended; its tag, if the broker did that.
+    fn end_callback(&self, consumer: &Weak<ConsumerPort>) -> Option<ShortString> {
+        // Nothing holds a consumer that was cancelled by its tag before.
+        let consumer = consumer.upgrade()?;
+        let entry = remove_exactly(&mut self.callbacks.0.lock(), &consumer);
+        // Outside the lock, for the callback may call anything when it is dropped.
+        drop(entry?);
+        if consumer.cancelled_by_broker() != Some(true) {
+            return None;
+        }
+        log::warn!("the broker has cancelled consumer {}", consumer.tag);
+        Some(consumer.tag.clone())
+    }
+
+    /// Gives back what waits for a consumer that was stopped, if that can be done.
+    fn requeue_for(&self, consumer: &Arc<ConsumerPort>) {
+        let entries = self.callbacks.0.lock();
+        let entry = entries.get(&consumer.tag);
+        // Not what has come for a later one of its name.
+        if consumer.no_ack || entry.is_none_or(|entry| !Arc::ptr_eq(&entry.port, consumer)) {
+            return;
+        }
+        let left = self.extract_for(&consumer.tag);
+        drop(entries);
+        self.give_back(consumer, left);
+    }
+
+    /// Says once why nothing comes any more: everything the prefetch allows is out and
+    /// unsettled.
+    pub(crate) fn warn_if_stalled(&self, warned: &mut bool) {
+        let prefetch = match self.port.prefetch() {
+            Some(prefetch) if prefetch > 0 && !*warned => u64::from(prefetch),
+            _ => return,
+        };
+        if self.port.in_hand() >= prefetch {
+            *warned = true;
+            log::warn!(
+                "{}: channel {} waits for deliveries, but all {prefetch} that its prefetch allows \
+                 are out and unsettled; does the program acknowledge them?",
+                self.port.connection.name,
+                self.port.id.number
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::shared::channel::ChannelPort;
+    use crate::io::shared::connection::tests::port;
+    use crate::protocol::event::ChannelId;
+    use crate::protocol::methods::basic;
+
+    #[test]
+    fn a_consumer_is_not_removed_in_place_of_a_former_one_of_its_name() {
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let channel = Arc::new(ChannelPort::new(id, port(1 << 20), 1));
+        let consume = basic::Consume::new("q").consumer_tag("me");
+        let consumer = || ConsumerPort::with_callback(&consume, Arc::clone(&channel));
+        let (former, latter) = (consumer(), consumer());
+        let callbacks = Callbacks::default();
+        let callback = || Box::new(|_: &BlockingChannel, _| Ok(()));
+        callbacks.insert(callback(), &former).unwrap();
+        let refused = callbacks.insert(callback(), &latter);
+        assert!(matches!(refused, Err(Error::DuplicateConsumerTag(_))));
+        callbacks.set_stopping(&latter, true);
+        assert_eq!(callbacks.tags(), ["me"], "another one is meant");
+        callbacks.set_stopping(&former, true);
+        assert_eq!(callbacks.tags(), [] as [&str; 0]);
+        callbacks.insert(callback(), &latter).unwrap();
+        assert!(remove_exactly(&mut callbacks.0.lock(), &former).is_none());
+        assert_eq!(callbacks.tags(), ["me"]);
+        assert!(remove_exactly(&mut callbacks.0.lock(), &latter).is_some());
+        assert!(!callbacks.has_some());
+    }
+}

@@ -1,0 +1,356 @@
+//! From parameters to a target, and from what stopped the opening to an error.
+
+use std::ffi::OsString;
+
+use zeroize::Zeroizing;
+
+use crate::config::parameters::{ConnectionParameters, Oversized};
+use crate::error::{ConnectFailure, Error, Result, TlsFailure};
+use crate::io::driver::transport::SocketOptions;
+#[cfg(feature = "tls")]
+use crate::io::open::Tls;
+use crate::io::open::{Cause, Failure, OpenError, Target};
+use crate::io::shared::connection::Settings;
+use crate::protocol::addresses::Pace;
+use crate::protocol::content::SizeLimit;
+use crate::protocol::failure::{CloseReason, ReplyCode};
+use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE, Stage};
+
+/// Whether another attempt may succeed where this one has failed.
+pub(super) fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Connect { cause, .. } => match cause {
+            ConnectFailure::NoLocale { .. }
+            | ConnectFailure::NoMechanism { .. }
+            | ConnectFailure::TooLargeBeforeTune { .. } => false,
+            ConnectFailure::Tls(failure, _) => {
+                matches!(failure, TlsFailure::Refused | TlsFailure::Other)
+            }
+            _ => true,
+        },
+        Error::AuthenticationFailed { certain, .. } => !certain,
+        _ => false,
+    }
+}
+
+/// Where to go without being told: where `variable` says, or else to this machine.
+pub(super) fn default_parameters(variable: Option<OsString>) -> Result<ConnectionParameters> {
+    let Some(url) = variable.filter(|url| !url.is_empty()) else {
+        return Ok(ConnectionParameters::default());
+    };
+    // It may hold a password, so it is neither shown nor kept.
+    let url = Zeroizing::new(url.into_encoded_bytes());
+    match std::str::from_utf8(&url) {
+        Ok(url) => url.parse(),
+        Err(_) => Err(Error::invalid("AMQP_URL", "…", "a URL is UTF-8")),
+    }
+}
+
+pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
+    let (host, port) = (parameters.host.clone(), parameters.port_or_default());
+    let name = match &parameters.connection_name {
+        Some(name) => name.clone(),
+        None => format!("{host}:{port}"),
+    };
+    let tcp = &parameters.tcp_options;
+    Ok(Target {
+        socket: SocketOptions {
+            nodelay: tcp.nodelay,
+            keepalive: tcp.keepalive,
+            send_buffer: tcp.send_buffer,
+            receive_buffer: tcp.receive_buffer,
+        },
+        #[cfg(feature = "tls")]
+        tls: tls(parameters, &name)?,
+        socket_timeout: parameters.socket_timeout,
+        handshake_timeout: parameters.handshake_timeout,
+        pace: Pace::default(),
+        cancellation: parameters.cancellation_token.clone(),
+        settings: Settings {
+            name,
+            write_limit: parameters.write_budget,
+            read_limit: parameters.read_budget,
+            message_size: SizeLimit {
+                bytes: parameters.max_message_size,
+                rejects: parameters.oversized == Oversized::Reject,
+            },
+            busy_wait: parameters.busy_wait,
+            blocked_timeout: parameters.blocked_connection_timeout,
+            backpressure_detection: parameters.backpressure_detection,
+        },
+        host,
+        port,
+    })
+}
+
+#[cfg(feature = "tls")]
+fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
+    if !parameters.tls {
+        return Ok(None);
+    }
+    let options = &parameters.tls_options;
+    let server_name = match &options.server_name {
+        Some(name) if bare(name).is_empty() || name.contains('\0') => {
+            let rule = "it needs a name or an address";
+            return Err(Error::invalid("server_name", name.escape_debug(), rule));
+        }
+        Some(name) => name,
+        None => &parameters.host,
+    };
+    let connector = match &parameters.tls_connector {
+        Some(connector) => connector.clone(),
+        None => {
+            if let Some(warning) = options.warning() {
+                log::warn!("{name}: {warning}");
+            }
+            options.connector()?
+        }
+    };
+    Ok(Some(Tls {
+        connector,
+        server_name: bare(server_name).to_owned(),
+    }))
+}
+
+/// A name as certificates and SNI have it: without the brackets and the zone of an address,
+/// and without the dot at the end that says to the resolver that the name is whole (RFC 6066,
+/// section 3).
+#[cfg(feature = "tls")]
+fn bare(name: &str) -> &str {
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    match bare.split_once('%') {
+        // Only an IPv6 address has both.
+        Some((address, _)) if address.contains(':') => address,
+        _ => bare.strip_suffix('.').unwrap_or(bare),
+    }
+}
+
+/// Whether the virtual host is missing, or closed to the user. The same code (530) also answers
+/// limits, such as a virtual host's `max-connections`, and these pass; so do texts that are
+/// not known here.
+fn is_about_vhost(reason: &CloseReason) -> bool {
+    match reason.code {
+        ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH => true,
+        ReplyCode::NOT_ALLOWED => {
+            let text = reason.text.strip_prefix("NOT_ALLOWED - ");
+            let text = text.unwrap_or(&reason.text);
+            let is_missing = text.starts_with("vhost ") && text.ends_with(" not found");
+            // The text about a limit begins in the same way and goes on behind the user.
+            let is_refused = text.starts_with("access to vhost '")
+                && text.contains("' refused for user '")
+                && text.ends_with('\'');
+            is_missing || is_refused
+        }
+        _ => false,
+    }
+}
+
+/// The error of an opening that has failed, with a line for each further address.
+pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
+    let failed = error
+        .others
+        .into_iter()
+        .map(|other| brief(other, parameters));
+    let untried = error.untried.iter();
+    let untried = untried.map(|address| format!("{address}: no time was left for it"));
+    let others = failed.chain(untried).collect();
+    told(*error.failure, others, parameters)
+}
+
+/// The failure of another address, in short.
+fn brief(failure: Failure, parameters: &ConnectionParameters) -> String {
+    let address = failure.address.clone();
+    match told(failure, Vec::new(), parameters) {
+        Error::Connect { stage, cause, .. } => format!("{address}: {cause}, {stage}"),
+        error @ Error::NotAmqp { .. } => error.to_string(),
+        error => format!("{address}: {error}"),
+    }
+}
+
+/// The error for the failure of one address.
+fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters) -> Error {
+    let Failure {
+        stage,
+        address,
+        mechanism,
+        answer_size,
+        cause,
+    } = failure;
+    let mechanism = mechanism.unwrap_or_default();
+    let hung_up = cause.is_hang_up();
+    let cause = match cause {
+        Cause::Handshake(failure) => match failure {
+            HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
+            HandshakeFailure::NotAmqp(received) => return Error::NotAmqp { address, received },
+            HandshakeFailure::Closed(reason)
+                if reason.code == ReplyCode::ACCESS_REFUSED && stage == Stage::Start =>
+            {
+                return Error::AuthenticationFailed {
+                    mechanism,
+                    text: reason.text.to_string(),
+                    certain: true,
+                };
+            }
+            HandshakeFailure::Closed(reason) if stage == Stage::Open && is_about_vhost(&reason) => {
+                return Error::AccessDenied {
+                    virtual_host: parameters.virtual_host.clone(),
+                    reason,
+                };
+            }
+            HandshakeFailure::Closed(reason) => ConnectFailure::Closed(reason),
+            // Another thread was first, with a clone.
+            HandshakeFailure::NoMechanism { .. } if parameters.credentials.are_erased() => {
+                return Error::CredentialsErased;
+            }
+            HandshakeFailure::NoLocale { offered } => ConnectFailure::NoLocale { offered },
+            HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
+            HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
+            HandshakeFailure::Encode(error) => return error.into(),
+            HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
+        },
+        _ if hung_up && stage == Stage::Start && answer_size > INITIAL_FRAME_SAFE => {
+            ConnectFailure::TooLargeBeforeTune { size: answer_size }
+        }
+        _ if hung_up && stage == Stage::Start => {
+            return Error::AuthenticationFailed {
+                mechanism,
+                text: String::new(),
+                certain: false,
+            };
+        }
+        Cause::Cancelled => {
+            return Error::OpenCancelled {
+                address,
+                stage: Some(stage),
+            };
+        }
+        Cause::EndOfStream => ConnectFailure::EndOfStream,
+        Cause::TimedOut(after) => ConnectFailure::TimedOut(after),
+        #[cfg(feature = "tls")]
+        Cause::Tls(text) => ConnectFailure::Tls(TlsFailure::told_from(&text), text),
+        Cause::Io(error) => ConnectFailure::Io(error.kind(), error.to_string()),
+    };
+    Error::Connect {
+        address,
+        stage,
+        tls: parameters.tls,
+        cause,
+        others,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parameters::TcpOptions;
+
+    #[test]
+    fn each_option_of_the_socket_is_what_was_asked_for() {
+        let options = TcpOptions::new().send_buffer(1000).receive_buffer(2000);
+        let parameters = ConnectionParameters::new().tcp_options(options);
+        let socket = target(&parameters).unwrap().socket;
+        assert_eq!(socket.send_buffer, Some(1000));
+        assert_eq!(socket.receive_buffer, Some(2000));
+    }
+
+    #[cfg(feature = "tls")]
+    fn server_name(parameters: ConnectionParameters) -> String {
+        let target = target(&parameters).unwrap();
+        target.tls.unwrap().server_name
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn tls_asks_for_a_name_without_the_dot_of_the_resolver() {
+        let at = |host: &str| ConnectionParameters::new().host(host).tls(true);
+        for (host, name) in [
+            (
+                "rabbit.ns.svc.cluster.local.",
+                "rabbit.ns.svc.cluster.local",
+            ),
+            ("rabbit", "rabbit"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("[fe80::1%eth0]", "fe80::1"),
+            ("fe80::1%2", "fe80::1"),
+        ] {
+            assert_eq!(server_name(at(host)), name);
+        }
+        let named = crate::TlsOptions::new().server_name("rabbit.example.");
+        assert_eq!(server_name(at("h").tls_options(named)), "rabbit.example");
+        // The resolver is told the whole name.
+        let target = target(&at("rabbit.")).unwrap();
+        assert_eq!(target.host, "rabbit.");
+    }
+
+    fn failure(last: u8, stage: Stage, cause: Cause) -> Failure {
+        Failure {
+            stage,
+            address: format!("10.0.0.{last}:5672"),
+            mechanism: None,
+            answer_size: 0,
+            cause,
+        }
+    }
+
+    #[test]
+    fn an_error_names_all_addresses_and_what_became_of_them() {
+        let time = std::time::Duration::from_secs(5);
+        let refused = std::io::Error::other("connection refused");
+        let mail = HandshakeFailure::NotAmqp(b"220 mail".to_vec());
+        let version = HandshakeFailure::Version(*b"AMQP\x00\x01\x00\x00");
+        let error = OpenError {
+            failure: Box::new(failure(1, Stage::Header, Cause::TimedOut(time))),
+            others: vec![
+                failure(2, Stage::Tcp, Cause::Io(refused)),
+                failure(3, Stage::Header, Cause::Handshake(mail)),
+                failure(4, Stage::Header, Cause::Handshake(version)),
+            ],
+            untried: vec!["10.0.0.5:5672".parse().unwrap()],
+        };
+        let error = super::refused(error, &ConnectionParameters::new());
+        let text = error.to_string();
+        let Error::Connect {
+            address, others, ..
+        } = error
+        else {
+            panic!("{text}");
+        };
+        assert_eq!(address, "10.0.0.1:5672");
+        let [second, third, fourth, fifth] = &others[..] else {
+            panic!("{others:?}");
+        };
+        let expected = "10.0.0.2:5672: connection refused, while TCP was connecting";
+        assert_eq!(second, expected);
+        assert!(third.starts_with("10.0.0.3:5672 is no AMQP broker"));
+        assert!(fourth.starts_with("10.0.0.4:5672: the peer does not speak AMQP 0-9-1"));
+        assert_eq!(fifth, "10.0.0.5:5672: no time was left for it");
+        for other in others {
+            assert!(text.contains(&other), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_empty_or_missing_means_this_machine() {
+        for nothing in [None, Some(OsString::new())] {
+            assert_eq!(default_parameters(nothing).unwrap().host, "localhost");
+        }
+        let given = Some("amqp://broker".into());
+        assert_eq!(default_parameters(given).unwrap().host, "broker");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_utf8_never_means_this_machine() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let url = OsString::from_vec(b"amqp://u:hush\xff@broker".to_vec());
+        let error = default_parameters(Some(url)).unwrap_err();
+        let Error::InvalidOption { option, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(option, "AMQP_URL");
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+}

@@ -1,0 +1,321 @@
+//! Telling everyone what happened: the core's events on their way to the threads that
+//! wait for them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::connection::{
+    CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Outcome,
+};
+use crate::io::shared::consumer::{ConsumerPort, Route, Taker};
+use crate::io::to_program::inbox::Inbox;
+use crate::protocol::confirms::fingerprint;
+use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::event::{Disposal, Event, PassedOver, Termination};
+use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::run::Run;
+use crate::protocol::wire::ShortString;
+
+/// Puts deliveries of one consumer, that came one behind the other, into its inbox.
+fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
+    let consumer = &route.consumer;
+    let channel = &consumer.channel;
+    let (Some(first), Some(last)) = (runs.front().map(Run::first), runs.back().map(Run::last))
+    else {
+        return;
+    };
+    let count = runs.iter().map(|run| run.len() as u64).sum();
+    channel.connection.counters.messages_received.add(count);
+    // Before its number is known here, and with it can be settled.
+    if consumer.no_ack {
+        let mut settlements = channel.settlements.lock();
+        settlements.settle_for_good(first, last);
+    }
+    channel.delivered(last);
+    match &consumer.taker {
+        Taker::Answers(answers) => answers.deliver(runs),
+        Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),
+    }
+}
+
+fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
+    put(consumer.inbox());
+    if consumer.own_inbox().is_none() {
+        consumer.channel.announce();
+    }
+}
+
+/// Passes `event` on, and what follows from it to `obey`; the memory of a list of runs comes
+/// back, to be used again. Nothing in here waits for anybody. The log comes last, for its backend is the
+/// program's, and may fail.
+pub(crate) fn tell(
+    port: &ConnectionPort,
+    event: Event<DriverTokens>,
+    obey: impl FnOnce(Command),
+) -> Option<VecDeque<Run>> {
+    match event {
+        Event::Deliveries {
+            consumer,
+            mut runs,
+            is_fixed,
+        } => {
+            deliver(&consumer, &mut runs, is_fixed);
+            return Some(runs);
+        }
+        Event::GiveBack {
+            channel,
+            delivery_tag,
+        } => {
+            channel.settlements.lock().let_go(delivery_tag);
+            obey(Command::GiveBack {
+                channel: channel.id,
+                delivery_tags: vec![delivery_tag],
+            });
+        }
+        Event::HeldBack {
+            consumer,
+            delivery_tag,
+            ..
+        } => {
+            let channel = &consumer.consumer.channel;
+            // Before anybody can settle all that came.
+            channel.settlements.lock().hold(delivery_tag);
+            channel.delivered(delivery_tag);
+            port.counters.deliveries_held_back.add(1);
+        }
+        Event::Reply { call, reply } => answer(call, Ok(reply)),
+        Event::Failed { call, failure } => answer(call, Err(failure)),
+        Event::Got {
+            channel,
+            delivery_tag,
+            no_ack,
+        } => {
+            if no_ack {
+                let mut settlements = channel.settlements.lock();
+                settlements.settle_for_good(delivery_tag, delivery_tag);
+            }
+            channel.delivered(delivery_tag);
+        }
+        Event::Prefetch { channel, count } => channel.set_prefetch(count),
+        Event::OfQueue { consumer } => consumer.consumer.note_queue(),
+        Event::Unwanted {
+            channel,
+            delivery_tag,
+            goes_back,
+        } => {
+            let mut settlements = channel.settlements.lock();
+            match goes_back {
+                true => drop(settlements.give_back(delivery_tag)),
+                false => settlements.settle_for_good(delivery_tag, delivery_tag),
+            }
+            drop(settlements);
+            channel.delivered(delivery_tag);
+        }
+        Event::PassedOver(passed_over) => pass_over(port, &passed_over),
+        Event::GivenBack {
+            channel,
+            delivery_tags,
+        } => {
+            let mut settlements = channel.settlements.lock();
+            for tag in delivery_tags {
+                settlements.given_back(tag);
+            }
+        }
+        Event::ConsumerEnded {
+            consumer,
+            by_broker,
+        } => end_consumer(&consumer, by_broker),
+        Event::Recovered { channel, consumers } => {
+            channel.recovered();
+            forget_unsettled(&channel, &consumers);
+        }
+        Event::ChannelClosed {
+            channel,
+            reason,
+            consumers,
+        } => {
+            channel.close(reason.clone());
+            port.budget().look_again();
+            forget_unsettled(&channel, &consumers);
+            if let Some(reason) = reason {
+                note_channel_end(&channel, &reason);
+            }
+        }
+        Event::NumberFree { opener } => obey(Command::OpenChannel(opener)),
+        Event::NoNumber { opener, error } => opener.refuse(error),
+        // Without a sender the receiver learns of the end.
+        Event::OpenerLost { opener } => drop(opener),
+        Event::Confirmed {
+            channel,
+            number,
+            multiple,
+            ack,
+        } => {
+            if channel.publishing.confirmed(number, multiple, ack) {
+                channel.announce();
+            }
+        }
+        Event::Returned { channel, content } => {
+            port.counters.messages_returned.add(1);
+            return_message(&channel, *content);
+        }
+        Event::Flow { channel, active } => {
+            let number = channel.id.number;
+            channel.publishing.set_flow(active);
+            channel.keep_flow(active);
+            log::info!("{}: channel {number}: flow {active}", port.name);
+        }
+        Event::Blocked(reason) => {
+            port.set_blocked(Some(reason.clone()));
+            log::warn!("{}: blocked by the broker: {reason}", port.name);
+        }
+        Event::Unblocked => {
+            port.set_blocked(None);
+            log::info!("{}: unblocked by the broker", port.name);
+        }
+        Event::Closed(termination) => {
+            port.terminate(termination.clone());
+            note_end(port, &termination);
+        }
+    }
+    None
+}
+
+/// Notes a message that was too large for the program, and says so.
+fn pass_over(port: &ConnectionPort, passed_over: &PassedOver<DriverTokens>) {
+    let channel = &passed_over.channel;
+    let tag = passed_over.delivery_tag;
+    let mut settlements = channel.settlements.lock();
+    match passed_over.disposal {
+        Disposal::Lost => settlements.settle_for_good(tag, tag),
+        Disposal::Rejected | Disposal::Skipped => drop(settlements.give_back(tag)),
+    }
+    drop(settlements);
+    channel.delivered(tag);
+    port.counters.messages_oversized.add(1);
+    let consumer = passed_over.consumer.as_ref();
+    let consumer = consumer.map(|route| &route.consumer);
+    let queue = consumer.map(|consumer| &consumer.queue);
+    let queue = queue.or(passed_over.queue.as_ref());
+    log::warn!(
+        "{}: channel {}: a message of {} bytes exceeds max_message_size ({}) and is {} (queue \
+         '{}', exchange '{}', routing key '{}')",
+        port.name,
+        channel.id.number,
+        passed_over.size,
+        passed_over.limit,
+        match passed_over.disposal {
+            Disposal::Rejected => "rejected",
+            Disposal::Skipped => "passed over in its stream",
+            Disposal::Lost => "lost, for it needed no acknowledgement",
+        },
+        queue.map_or("", |queue| queue),
+        passed_over.exchange,
+        passed_over.routing_key,
+    );
+}
+
+/// Says how the connection has ended: loudly if a program that has dropped its last handle
+/// would have been told of an error.
+fn note_end(port: &ConnectionPort, termination: &Termination) {
+    let error = Error::from(termination);
+    match port.is_abandoned() && error.is_of_others() {
+        true => log::warn!("{}: nobody is told, for it was dropped: {error}", port.name),
+        false => log::debug!("{}: {termination:?}", port.name),
+    }
+}
+
+/// Says how a channel has ended, in the same way.
+fn note_channel_end(channel: &ChannelPort, reason: &CloseReason) {
+    let (name, number) = (&channel.connection.name, channel.id.number);
+    let is_missed = channel.is_abandoned() && !channel.serves_requests();
+    match is_missed && reason.by != ClosedBy::Application {
+        true => log::warn!(
+            "{name}: channel {number} was over before it was dropped, and nobody is told: {reason}"
+        ),
+        false => log::debug!("{name}: channel {number} {reason}"),
+    }
+}
+
+/// A message came back: for its confirm, or for whoever takes such messages.
+fn return_message(channel: &ChannelPort, content: Content) {
+    let Some(fingerprint) = fingerprint_of(&content) else {
+        return;
+    };
+    let unclaimed = channel.publishing.returned(fingerprint, content);
+    let lost = unclaimed.map(|message| channel.keep_return(message));
+    for lost in lost.into_iter().flatten() {
+        if let ContentMethod::Return(returned) = &lost.method {
+            log::warn!(
+                "{}: channel {}: a message that came back is dropped, for nobody takes them: {} \
+                 {} (exchange '{}', routing key '{}')",
+                channel.connection.name,
+                channel.id.number,
+                ReplyCode::from(returned.reply_code),
+                returned.reply_text,
+                returned.exchange,
+                returned.routing_key
+            );
+        }
+    }
+}
+
+/// What tells a returned message from others.
+fn fingerprint_of(content: &Content) -> Option<u64> {
+    match &content.method {
+        ContentMethod::Return(returned) => Some(fingerprint(
+            &returned.exchange,
+            &returned.routing_key,
+            &content.body,
+        )),
+        _ => None,
+    }
+}
+
+/// Drops what waits to be taken and needs acknowledgement: that can no longer be given,
+/// and the broker gives it out again. It would count against the other channels.
+fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
+    let is_for_good = |tag: &ShortString| {
+        consumers
+            .iter()
+            .any(|route| route.consumer.no_ack && route.consumer.tag == *tag)
+    };
+    channel.inbox.discard(|tag| !is_for_good(tag));
+    for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
+        if let Some(inbox) = route.consumer.own_inbox() {
+            inbox.discard(|_| true);
+        }
+    }
+}
+
+fn end_consumer(route: &Route, by_broker: bool) {
+    let consumer = &route.consumer;
+    consumer.cancel(by_broker);
+    match &consumer.taker {
+        Taker::Callback => put(consumer, |inbox| inbox.push_end(consumer)),
+        Taker::Answers(answers) => answers.end(),
+        Taker::Inbox(inbox) => {
+            inbox.end();
+            if by_broker {
+                consumer.channel.keep_cancelled(consumer.tag.clone());
+            }
+        }
+    }
+}
+
+/// Hands an outcome to whoever waits for it; the slot has room for just that.
+fn answer(call: CallToken, outcome: Outcome) {
+    match call {
+        CallToken::Caller(reply) => {
+            let _ = reply.try_send(outcome);
+        }
+        CallToken::Opener { channel, reply } => {
+            let _ = reply.try_send(match outcome {
+                Ok(_) => Ok(channel),
+                Err(failure) => Err(OpenFailure::Call(failure, channel)),
+            });
+        }
+    }
+}

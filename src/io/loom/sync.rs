@@ -1,0 +1,31 @@
+//! The atomics and locks of what crosses threads without waiting, so that a model checker
+//! can put its own in their place.
+
+#[cfg(not(all(test, loom)))]
+pub(crate) use parking_lot::Mutex;
+#[cfg(not(all(test, loom)))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+
+#[cfg(all(test, loom))]
+pub(crate) use self::model::Mutex;
+#[cfg(all(test, loom))]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+
+/// What loom's lock lacks to look like the other one.
+#[cfg(all(test, loom))]
+mod model {
+    use loom::sync::MutexGuard;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap()
+        }
+    }
+}

@@ -1,0 +1,620 @@
+//! What the program's threads hold of the IO thread: the queue of commands, the
+//! wake-up, the bounds, and why things ended.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use parking_lot::Mutex;
+
+use crate::error::{Error, ReadingPause};
+use crate::io::backpressure::Backpressure;
+use crate::io::busy_wait::Spin;
+use crate::io::counters::Counters;
+use crate::io::driver::buffer_pool::Chunks;
+use crate::io::driver::read_pauses::Slowest;
+use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::consumer::{ConsumerPort, Route};
+use crate::io::to_io::command_queue::{Commands, Frames, Queued};
+use crate::io::to_io::gather::Nap;
+use crate::io::to_io::wake::Wake;
+use crate::io::to_io::write_budget::WriteBudget;
+use crate::io::to_program::dispatch_signal::Watchers;
+use crate::io::to_program::read_budget::Backlog;
+use crate::io::to_program::retained::Total;
+use crate::io::to_program::waiting_threads::{Waiters, Waiting};
+use crate::protocol::content::SizeLimit;
+use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
+use crate::protocol::failure::{ClosedBy, ReplyCode};
+use crate::protocol::frame::{EncodedPublish, Settle};
+use crate::protocol::handshake::Negotiated;
+use crate::protocol::methods::Method;
+use crate::protocol::secret::Secret;
+use crate::protocol::wire::ShortString;
+
+pub(crate) type Outcome = Result<Reply, CallFailure>;
+
+/// Why no channel was opened.
+#[derive(Debug)]
+pub(crate) enum OpenFailure {
+    Number(NumberError),
+    /// The channel, for it may know why.
+    Call(CallFailure, Arc<ChannelPort>),
+}
+
+/// Who wants a channel.
+#[derive(Debug)]
+pub(crate) struct Opener {
+    /// The lowest free one, if none.
+    pub(crate) number: Option<u16>,
+    /// How many publishes may be unconfirmed.
+    pub(crate) window: usize,
+    pub(crate) deadline: Instant,
+    pub(crate) reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
+}
+
+impl Opener {
+    /// Says that there is none.
+    pub(crate) fn refuse(&self, error: NumberError) {
+        // Whoever asked may have gone since.
+        let _ = self.reply.try_send(Err(OpenFailure::Number(error)));
+    }
+}
+
+/// What a program's thread asks of the IO thread.
+#[derive(Debug)]
+pub(crate) enum Command {
+    OpenChannel(Opener),
+    Call {
+        channel: ChannelId,
+        method: Box<Method>,
+        consumer: Option<Arc<Route>>,
+        deadline: Instant,
+        reply: Sender<Outcome>,
+    },
+    /// Cancels this consumer, and no other one of its name.
+    Cancel {
+        channel: ChannelId,
+        consumer: Arc<ConsumerPort>,
+        nowait: bool,
+        deadline: Instant,
+        reply: Sender<Outcome>,
+    },
+    /// Publishes and settlements; their bytes count in the write budget.
+    Frames(Frames),
+    /// Nobody listens to this consumer any more: cancel it, requeue what it has.
+    Discard {
+        channel: ChannelId,
+        consumer: Arc<ConsumerPort>,
+    },
+    /// Nobody takes these deliveries: back into their queue with them.
+    GiveBack {
+        channel: ChannelId,
+        delivery_tags: Vec<u64>,
+    },
+    CloseChannel {
+        channel: ChannelId,
+        by: ClosedBy,
+        code: ReplyCode,
+        text: ShortString,
+        reply: Option<(Sender<Outcome>, Instant)>,
+    },
+    UpdateSecret {
+        secret: Secret,
+        reason: ShortString,
+        deadline: Instant,
+        reply: Sender<Outcome>,
+    },
+    Close {
+        code: ReplyCode,
+        text: ShortString,
+        deadline: Instant,
+    },
+    /// Drop the socket now.
+    Disconnect,
+}
+
+/// What the core hands back to the driver.
+#[derive(Debug)]
+pub(crate) struct DriverTokens;
+
+impl Tokens for DriverTokens {
+    type Call = CallToken;
+    type Channel = Arc<ChannelPort>;
+    type Consumer = Arc<Route>;
+    type Opener = Opener;
+    type Memory = Chunks;
+
+    fn has_waiting(consumer: &Arc<Route>) -> bool {
+        !consumer.consumer.inbox().is_empty()
+    }
+}
+
+/// Who gets the outcome of a call.
+#[derive(Debug)]
+pub(crate) enum CallToken {
+    Caller(Sender<Outcome>),
+    Opener {
+        channel: Arc<ChannelPort>,
+        reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
+    },
+}
+
+/// What a connection is run with.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// For the log.
+    pub(crate) name: String,
+    pub(crate) write_limit: usize,
+    pub(crate) read_limit: usize,
+    pub(crate) message_size: SizeLimit,
+    /// How long the broker may block this connection's publishes.
+    pub(crate) blocked_timeout: Option<Duration>,
+    pub(crate) backpressure_detection: bool,
+    /// How long to look for an answer before sleeping for it.
+    pub(crate) busy_wait: Duration,
+}
+
+/// The shared state of one connection.
+#[derive(Debug)]
+pub(crate) struct ConnectionPort {
+    commands: Commands,
+    wake: Wake,
+    pub(crate) nap: Nap,
+    /// Whether large bodies are passed on as they are: TLS copies them anyway, and makes a
+    /// record of each piece.
+    pub(crate) shares_bodies: bool,
+    /// What all channels keep for a program that may never ask for it.
+    pub(crate) kept: Total,
+    pub(crate) backlog: Backlog,
+    pub(crate) negotiated: Negotiated,
+    /// The connection's name, for the log.
+    pub(crate) name: String,
+    /// Why the connection ended. Written once, before anything is disconnected.
+    closed: OnceLock<Termination>,
+    closing: AtomicBool,
+    /// Whether the program has no handle of it any more.
+    abandoned: AtomicBool,
+    /// Why the broker takes no publishes, while it does not.
+    blocked: Mutex<Option<ShortString>>,
+    /// Since when nothing is read, and for whose deliveries.
+    paused: Mutex<Option<(Instant, Slowest)>>,
+    pub(crate) backpressure: Backpressure,
+    pub(crate) counters: Counters,
+    /// Whether something has come for the connection itself, or a timer is new or due.
+    own_news: AtomicBool,
+    /// Who is told of that.
+    pub(crate) own_events: Watchers,
+    /// Who is told of events of the connection and of all its channels.
+    pub(crate) anything: Watchers,
+    /// The channels with something to dispatch.
+    news: Mutex<VecDeque<ChannelId>>,
+    /// When to tell the watchers that a timer is due, for those who do not watch the clock.
+    alarm: Mutex<Option<Instant>>,
+    waiters: Waiters,
+    /// How it went to look for replies, and for confirms.
+    reply_spin: Spin,
+    pub(crate) confirm_spin: Spin,
+    /// The same for answers to RPC requests.
+    pub(crate) answer_spin: Spin,
+    /// Disconnected when the IO thread has ended.
+    ended: Receiver<()>,
+}
+
+impl ConnectionPort {
+    pub(crate) fn new(
+        wake: Wake,
+        ended: Receiver<()>,
+        negotiated: Negotiated,
+        settings: &Settings,
+        spin_limit: Duration,
+        is_tls: bool,
+    ) -> Self {
+        Self {
+            commands: Commands::new(settings.write_limit),
+            wake,
+            nap: Nap::default(),
+            shares_bodies: !is_tls,
+            kept: Total::default(),
+            backlog: Backlog::new(settings.read_limit),
+            negotiated,
+            name: settings.name.clone(),
+            closed: OnceLock::new(),
+            closing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            blocked: Mutex::default(),
+            paused: Mutex::default(),
+            backpressure: Backpressure::new(settings.backpressure_detection),
+            counters: Counters::default(),
+            own_news: AtomicBool::new(false),
+            own_events: Watchers::default(),
+            anything: Watchers::default(),
+            news: Mutex::default(),
+            alarm: Mutex::default(),
+            waiters: Waiters::default(),
+            reply_spin: Spin::new(spin_limit),
+            confirm_spin: Spin::new(spin_limit),
+            answer_spin: Spin::new(spin_limit),
+            ended,
+        }
+    }
+
+    /// Queues `command` and wakes the IO thread if it waits. After the end of the
+    /// connection the command vanishes, and with it whatever it would be answered on.
+    pub(crate) fn send(&self, command: Command) {
+        let ends = matches!(command, Command::Close { .. } | Command::Disconnect);
+        self.send_and(command, || {
+            if ends {
+                self.closing.store(true, Ordering::Release);
+            }
+        });
+    }
+
+    /// The same; what `note` notes, those who queue something behind it see.
+    pub(crate) fn send_and(&self, command: Command, note: impl FnOnce()) {
+        if self.commands.send(command, note) {
+            self.nap.end();
+            self.wake.notify();
+        }
+    }
+
+    /// Queues a publish that `admit` lets pass; see [`Commands::publish`].
+    pub(crate) fn publish(
+        &self,
+        channel: ChannelId,
+        publish: &EncodedPublish<'_>,
+        reserved: bool,
+        admit: impl FnOnce() -> bool,
+    ) -> Queued {
+        let admit = || admit() && !self.is_closing();
+        let queued = self.commands.publish(channel, publish, reserved, admit);
+        if queued == Queued::Done {
+            self.wake.notify();
+        }
+        queued
+    }
+
+    /// Queues the settlement of a delivery.
+    pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
+        self.commands.settle(channel, delivery_tag, settle);
+        self.wake.notify();
+    }
+
+    pub(crate) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    pub(crate) fn budget(&self) -> &WriteBudget {
+        &self.commands.budget
+    }
+
+    pub(crate) fn wake(&self) -> &Wake {
+        &self.wake
+    }
+
+    /// Why the connection is over, if it is.
+    pub(crate) fn termination(&self) -> Option<&Termination> {
+        self.closed.get()
+    }
+
+    /// Why nothing can be done on the connection, if so: also while it is being closed.
+    pub(crate) fn end(&self) -> Option<Error> {
+        match self.termination() {
+            Some(termination) => Some(termination.into()),
+            None => self.is_closing().then(Error::being_closed),
+        }
+    }
+
+    /// Whether the connection can be used. This is [`end`](Self::end) without making the error.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.termination().is_none() && !self.is_closing()
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// The program has no handle of the connection any more: nobody will ask why it ended.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    /// Records the end. Only the first reason counts.
+    pub(crate) fn terminate(&self, termination: Termination) {
+        let _ = self.closed.set(termination);
+        self.budget().look_again();
+        self.ring();
+    }
+
+    /// Tells whoever dispatches that something has come for the connection itself.
+    pub(crate) fn ring(&self) {
+        self.own_news.store(true, Ordering::SeqCst);
+        self.call_watchers();
+    }
+
+    /// Has whoever dispatches events of the connection itself look for some.
+    pub(crate) fn call_watchers(&self) {
+        self.own_events.ring();
+        self.anything.ring();
+    }
+
+    /// Whether something has come for the connection itself since it was dispatched last.
+    pub(crate) fn has_own_news(&self) -> bool {
+        self.own_news.load(Ordering::SeqCst)
+    }
+
+    /// Whoever does this looks at all there is after it.
+    pub(crate) fn take_own_news(&self) {
+        self.own_news.store(false, Ordering::SeqCst);
+    }
+
+    /// Notes a channel that has something to dispatch, if anybody wants to know.
+    pub(crate) fn list(&self, channel: ChannelId, is_wanted: impl FnOnce() -> bool) {
+        let mut news = self.news.lock();
+        if is_wanted() {
+            news.push_back(channel);
+        }
+    }
+
+    /// Forgets that it has.
+    pub(crate) fn unlist(&self, channel: ChannelId) {
+        self.news.lock().retain(|listed| *listed != channel);
+    }
+
+    /// How many channels have something to dispatch.
+    pub(crate) fn listed(&self) -> usize {
+        self.news.lock().len()
+    }
+
+    /// The next channel that has something to dispatch.
+    pub(crate) fn take_listed(&self) -> Option<ChannelId> {
+        self.news.lock().pop_front()
+    }
+
+    /// When a timer is due.
+    pub(crate) fn alarm(&self) -> Option<Instant> {
+        *self.alarm.lock()
+    }
+
+    /// Has the watchers told at `when`.
+    pub(crate) fn set_alarm(&self, when: Option<Instant>) {
+        *self.alarm.lock() = when;
+        self.wake.notify();
+    }
+
+    /// Whether that is so now. It is said once: an alarm that stayed would let the IO thread
+    /// wait no more.
+    pub(crate) fn take_due_alarm(&self, now: Instant) -> bool {
+        let mut alarm = self.alarm.lock();
+        let is_due = alarm.is_some_and(|when| when <= now);
+        if is_due {
+            *alarm = None;
+        }
+        is_due
+    }
+
+    /// Waits until the IO thread has ended; `false` at the deadline.
+    pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> bool {
+        use crossbeam_channel::RecvTimeoutError::Timeout;
+        match deadline {
+            None => self.ended.recv().is_err(),
+            Some(deadline) => self.ended.recv_deadline(deadline) != Err(Timeout),
+        }
+    }
+
+    /// To be held while waiting for confirms or for room: the IO thread then reads on
+    /// where it would pause.
+    pub(crate) fn waiting(&self) -> Waiting<'_> {
+        let waiting = self.waiters.wait();
+        self.end_pause();
+        waiting
+    }
+
+    /// To be held while waiting for a delivery where none is: a pause would last until another
+    /// thread has taken what waits for that one.
+    pub(crate) fn waiting_for_delivery(&self) -> Waiting<'_> {
+        let waiting = self.waiters.wait_for_delivery();
+        if self.backlog.is_paused() {
+            self.wake.notify();
+        }
+        waiting
+    }
+
+    /// Whether anybody waits for something that only reading can bring.
+    pub(crate) fn needs_reading(&self) -> bool {
+        self.is_awaited() || self.waiters.is_delivery_awaited()
+    }
+
+    /// To be held while waiting for the confirm of one message.
+    pub(crate) fn waiting_for_confirm(&self) -> [Waiting<'_>; 2] {
+        let waiting = self.waiters.wait_for_confirm();
+        self.end_pause();
+        waiting
+    }
+
+    /// Somebody waits from now on for something that the IO thread has to read.
+    fn end_pause(&self) {
+        self.nap.end();
+        if self.backlog.is_paused() || self.backlog.is_resting() {
+            self.wake.notify();
+        }
+    }
+
+    /// Whether anybody waits for the confirm of one message.
+    pub(crate) fn is_confirm_awaited(&self) -> bool {
+        self.waiters.is_confirm_awaited()
+    }
+
+    /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
+    /// ends; so this always returns.
+    pub(crate) fn finish(&self, outcome: &Receiver<Outcome>) -> Outcome {
+        let found = self.reply_spin.look_for(|| match outcome.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(CallFailure::Closed)),
+        });
+        found.unwrap_or_else(|| outcome.recv().unwrap_or(Err(CallFailure::Closed)))
+    }
+
+    /// Whether anybody waits for confirms or for room.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiters.is_promised()
+    }
+
+    /// Why the broker takes no publishes now.
+    pub(crate) fn blocked(&self) -> Option<ShortString> {
+        self.blocked.lock().clone()
+    }
+
+    /// Notes that nothing is read for the deliveries of a consumer, or that this is over.
+    pub(crate) fn set_paused(&self, paused: Option<(Instant, Slowest)>) {
+        *self.paused.lock() = paused;
+    }
+
+    /// The pause in reading that goes on, if one does.
+    pub(crate) fn pause(&self) -> Option<Box<ReadingPause>> {
+        let (since, slowest) = self.paused.lock().clone()?;
+        Some(Box::new(ReadingPause {
+            length: since.elapsed(),
+            channel: slowest.channel,
+            consumer: slowest.consumer,
+            bytes: slowest.bytes,
+        }))
+    }
+
+    /// The deadline of `operation` has passed; and what the answer may be waiting for.
+    pub(crate) fn timeout(
+        &self,
+        operation: &'static str,
+        channel: Option<u16>,
+        after: Duration,
+    ) -> Error {
+        Error::Timeout {
+            operation,
+            channel,
+            after,
+            blocked: self.blocked(),
+            paused: self.pause(),
+        }
+    }
+
+    pub(crate) fn set_blocked(&self, reason: Option<ShortString>) {
+        *self.blocked.lock() = reason;
+        self.ring();
+    }
+
+    /// Says so when far more waits, in bytes, than the peer takes.
+    pub(crate) fn detect_backpressure(&self, waiting: usize) {
+        let mean_frame = self.counters.bytes_sent.get() / self.counters.frames_sent.get().max(1);
+        if self.backpressure.begins(waiting, mean_frame) {
+            self.ring();
+        }
+    }
+
+    /// Deliveries of this cost were handed to the program; so much of it could not be held back.
+    pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {
+        if self.backlog.remove(cost, fixed) {
+            self.wake.notify();
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use mio::{Poll, Token, Waker};
+
+    use super::*;
+    use crate::protocol::table::FieldTable;
+
+    pub(crate) fn negotiated() -> Negotiated {
+        Negotiated {
+            channel_max: 10,
+            frame_max: 4096,
+            heartbeat: 0,
+            server_properties: FieldTable::new(),
+        }
+    }
+
+    /// Settings with so much room for what waits to be taken.
+    pub(crate) fn settings(read_limit: usize) -> Settings {
+        Settings {
+            name: "test".into(),
+            write_limit: 1 << 20,
+            read_limit,
+            message_size: SizeLimit {
+                bytes: 1 << 20,
+                rejects: false,
+            },
+            blocked_timeout: None,
+            backpressure_detection: false,
+            busy_wait: Duration::ZERO,
+        }
+    }
+
+    /// The port of a connection without an IO thread.
+    pub(crate) fn port(read_limit: usize) -> Arc<ConnectionPort> {
+        let poll = Poll::new().unwrap();
+        let alarm = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let wake = Wake::with(&alarm);
+        let (_, ended) = crossbeam_channel::bounded(0);
+        let settings = settings(read_limit);
+        let spin_limit = Duration::ZERO;
+        let port = ConnectionPort::new(wake, ended, negotiated(), &settings, spin_limit, false);
+        Arc::new(port)
+    }
+
+    #[test]
+    fn who_begins_to_wait_wakes_an_io_thread_that_does_not_read_and_no_other() {
+        let mut poll = Poll::new().unwrap();
+        let alarm = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let wake = Wake::with(&alarm);
+        let (_, ended) = crossbeam_channel::bounded(0);
+        let settings = settings(1 << 20);
+        let port = ConnectionPort::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
+        let mut events = mio::Events::with_capacity(1);
+        let waits: [fn(&ConnectionPort); 3] = [
+            |port| drop(port.waiting()),
+            |port| drop(port.waiting_for_confirm()),
+            |port| drop(port.waiting_for_delivery()),
+        ];
+        for (wait, is_paused) in waits.iter().flat_map(|it| [(it, false), (it, true)]) {
+            port.backlog.wait_for(1, is_paused);
+            port.wake().announce();
+            wait(&port);
+            poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            assert_eq!(!events.is_empty(), is_paused);
+        }
+    }
+
+    #[test]
+    fn an_alarm_is_due_at_its_time_and_once() {
+        let (port, t0) = (port(1 << 20), Instant::now());
+        let when = t0 + Duration::from_secs(5);
+        assert!(!port.take_due_alarm(when), "there is none");
+        port.set_alarm(Some(when));
+        assert!(!port.take_due_alarm(when - Duration::from_nanos(1)));
+        assert_eq!(port.alarm(), Some(when));
+        assert!(port.take_due_alarm(when));
+        assert_eq!(port.alarm(), None);
+        assert!(!port.take_due_alarm(when));
+    }
+
+    #[test]
+    fn backpressure_begins_each_time_that_too_much_waits() {
+        let backpressure = Backpressure::new(true);
+        backpressure.set_multiplier(2);
+        assert!(!backpressure.begins(200, 100));
+        assert!(backpressure.begins(201, 100) && backpressure.is_on());
+        assert!(!backpressure.begins(1000, 100), "it is on");
+        assert!(!backpressure.begins(200, 100) && !backpressure.is_on());
+        assert!(backpressure.begins(201, 100), "it begins again");
+        assert!(!Backpressure::new(false).begins(usize::MAX, 1));
+    }
+}

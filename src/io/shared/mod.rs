@@ -1,0 +1,6 @@
+//! The state that the IO thread shares with the program's threads: one value for each connection,
+//! channel and consumer.
+
+pub(crate) mod channel;
+pub(crate) mod connection;
+pub(crate) mod consumer;

@@ -1,0 +1,392 @@
+//! The way from the program's threads to the IO thread: one queue, which the IO thread
+//! takes as a whole.
+//!
+//! What is published and settled is put on the wire's terms right here, one message behind
+//! the other in one buffer for as long as they are of one channel. So a message costs its
+//! thread one lock and one copy, and no memory of its own; and the IO thread passes the
+//! buffer on, and gives it back when it is written.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::write_budget::{NoRoom, WriteBudget};
+use crate::io::shared::connection::Command;
+use crate::protocol::event::ChannelId;
+use crate::protocol::frame::{EncodedPublish, SETTLE_SIZE, Settle, encode_settle};
+
+/// How large a buffer grows that gathers messages of one channel.
+pub(crate) const BUFFER_SIZE: usize = 64 * 1024;
+
+/// With how little it begins: channels that take turns must not have a large one each.
+const BUFFER_SIZE_MIN: usize = 256;
+
+/// How many written buffers are kept to be used again.
+const SPARE_MAX: usize = 4;
+
+/// Publishes and settlements of one channel that follow each other, encoded.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    pub(crate) channel: ChannelId,
+    pub(crate) bytes: Vec<u8>,
+    /// Large bodies that are not copied, each with its place in `bytes`.
+    pub(crate) shared: Vec<(usize, Bytes)>,
+    /// How many frames these are, and how many publishes.
+    pub(crate) frames: u64,
+    pub(crate) messages: u64,
+}
+
+impl Frames {
+    pub(crate) fn new(channel: ChannelId, bytes: Vec<u8>) -> Self {
+        Self {
+            channel,
+            bytes,
+            shared: Vec::new(),
+            frames: 0,
+            messages: 0,
+        }
+    }
+
+    /// How many bytes there are, shared ones included.
+    pub(crate) fn len(&self) -> usize {
+        let shared = self.shared.iter().map(|(_, bytes)| bytes.len());
+        self.bytes.len() + shared.sum::<usize>()
+    }
+}
+
+/// The queue, and the room in it.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    queue: Mutex<Queue>,
+    /// Whether there is anything, so that the IO thread need not stand in the way of those who
+    /// publish to learn that. Changed under the lock.
+    is_empty: AtomicBool,
+    pub(crate) budget: WriteBudget,
+}
+
+#[derive(Debug)]
+struct Queue {
+    commands: VecDeque<Command>,
+    /// What comes behind all of them, and may still grow.
+    last: Option<Frames>,
+    /// How many bytes all frames in here have.
+    bytes: usize,
+    /// Written buffers.
+    spare: Vec<Vec<u8>>,
+    /// How large the last buffer was, and for which channel.
+    grown: Option<(ChannelId, usize)>,
+    /// The IO thread has ended.
+    closed: bool,
+}
+
+/// What became of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queued {
+    Done,
+    /// It has to wait for room.
+    NoRoom,
+    /// It was not admitted, or nobody is there any more to send it.
+    Refused,
+}
+
+impl Commands {
+    pub(crate) fn new(write_limit: usize) -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                commands: VecDeque::new(),
+                last: None,
+                bytes: 0,
+                spare: Vec::new(),
+                grown: None,
+                closed: false,
+            }),
+            is_empty: AtomicBool::new(true),
+            budget: WriteBudget::new(write_limit),
+        }
+    }
+
+    /// Queues `command`, and calls `note` in the same step: who queues something behind it
+    /// sees what that has noted. `false` if the IO thread has ended; then the command
+    /// vanishes, and with it whatever it would be answered on.
+    pub(crate) fn send(&self, command: Command, note: impl FnOnce()) -> bool {
+        let mut queue = self.queue.lock();
+        note();
+        if queue.closed {
+            return false;
+        }
+        queue.seal();
+        queue.commands.push_back(command);
+        self.is_empty.store(false, Ordering::Release);
+        true
+    }
+
+    /// Queues a publish, if `admit`, asked in the same step, lets it pass, and if there is
+    /// room or some was `reserved` for it.
+    pub(crate) fn publish(
+        &self,
+        channel: ChannelId,
+        publish: &EncodedPublish<'_>,
+        reserved: bool,
+        admit: impl FnOnce() -> bool,
+    ) -> Queued {
+        let size = publish.size();
+        let mut queue = self.queue.lock();
+        if queue.closed || !admit() {
+            return Queued::Refused;
+        }
+        if !reserved {
+            if !self.budget.has_room(queue.bytes, size) {
+                return Queued::NoRoom;
+            }
+            queue.bytes += size;
+        }
+        let frames = queue.frames(channel, publish.copied_size());
+        let shared = &mut frames.shared;
+        publish.write_to(&mut frames.bytes, |at, bytes| shared.push((at, bytes)));
+        frames.frames += publish.frames();
+        frames.messages += 1;
+        self.is_empty.store(false, Ordering::Release);
+        Queued::Done
+    }
+
+    /// Queues the settlement of a delivery, whether there is room or not.
+    pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.bytes += SETTLE_SIZE;
+            let frames = queue.frames(channel, SETTLE_SIZE);
+            encode_settle(&mut frames.bytes, channel.number, delivery_tag, settle);
+            frames.frames += 1;
+            self.is_empty.store(false, Ordering::Release);
+        }
+    }
+
+    /// Waits for room of this size and reserves it.
+    pub(crate) fn reserve(
+        &self,
+        bytes: usize,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        let try_take = |bytes, beside| self.take_if_room(bytes, beside);
+        self.budget
+            .queue_for(bytes, try_take, deadline, is_pointless)
+    }
+
+    /// Takes room for so many bytes, if there is as much and so much beside it.
+    fn take_if_room(&self, bytes: usize, beside: usize) -> bool {
+        let queue = self.queue.lock();
+        self.budget.take_if_room(queue.bytes + beside, bytes)
+    }
+
+    /// Gives room back, and some of it to those who wait when there is enough to speak of.
+    pub(crate) fn release(&self, bytes: usize) {
+        if self.budget.release(bytes) {
+            self.budget
+                .serve(|bytes, beside| self.take_if_room(bytes, beside));
+        }
+    }
+
+    /// Gives room back that was reserved, and will not be used.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.release(bytes);
+        self.all_released();
+    }
+
+    /// Nothing more will be given back for now.
+    pub(crate) fn all_released(&self) {
+        if self.budget.is_awaited() {
+            self.budget
+                .serve_all(|bytes, beside| self.take_if_room(bytes, beside));
+        }
+    }
+
+    /// How many bytes wait to be written.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.queue.lock().bytes + self.budget.taken()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.is_empty.load(Ordering::Acquire)
+    }
+
+    /// Whether there is nothing but publishes and settlements, and of these less than `enough`
+    /// bytes.
+    pub(crate) fn may_gather(&self, enough: usize) -> bool {
+        let queue = self.queue.lock();
+        let are_frames = |command| matches!(command, &Command::Frames(_));
+        queue.bytes < enough && queue.commands.iter().all(are_frames)
+    }
+
+    /// Takes everything, into an empty queue, and gives written buffers back for it.
+    pub(crate) fn take(&self, commands: &mut VecDeque<Command>, written: &mut Vec<Vec<u8>>) {
+        if self.is_empty() {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        queue.seal();
+        self.is_empty.store(true, Ordering::Release);
+        self.budget.take(std::mem::take(&mut queue.bytes));
+        std::mem::swap(&mut queue.commands, commands);
+        while queue.spare.len() < SPARE_MAX {
+            match written.pop() {
+                Some(buffer) => queue.spare.push(buffer),
+                None => break,
+            }
+        }
+        drop(queue);
+        written.clear();
+    }
+
+    /// Says that nobody takes commands any more, and drops those that wait: with what they
+    /// would be answered on.
+    pub(crate) fn close(&self) {
+        let mut queue = self.queue.lock();
+        queue.closed = true;
+        let left = (queue.last.take(), std::mem::take(&mut queue.commands));
+        drop(queue);
+        // Bodies are the program's, and may run code of its own when they go.
+        drop(left);
+    }
+}
+
+impl Queue {
+    /// Where frames of this channel and size belong.
+    fn frames(&mut self, channel: ChannelId, size: usize) -> &mut Frames {
+        let has_room = |frames: &Frames| {
+            frames.channel == channel && frames.bytes.capacity() - frames.bytes.len() >= size
+        };
+        if !self.last.as_ref().is_some_and(has_room) {
+            self.seal();
+        }
+        let Self {
+            last, spare, grown, ..
+        } = self;
+        last.get_or_insert_with(|| Frames::new(channel, new_buffer(spare, grown, channel, size)))
+    }
+
+    /// Lets nothing more grow.
+    fn seal(&mut self) {
+        if let Some(frames) = self.last.take() {
+            self.commands.push_back(Command::Frames(frames));
+        }
+    }
+}
+
+/// A buffer for frames of this size, larger than the last one if that was for the same
+/// channel.
+fn new_buffer(
+    spare: &mut Vec<Vec<u8>>,
+    grown: &mut Option<(ChannelId, usize)>,
+    channel: ChannelId,
+    size: usize,
+) -> Vec<u8> {
+    let capacity = match grown {
+        Some((known, capacity)) if *known == channel => (*capacity * 4).min(BUFFER_SIZE),
+        _ => BUFFER_SIZE_MIN,
+    };
+    *grown = Some((channel, capacity));
+    match spare.pop() {
+        Some(buffer) if capacity == BUFFER_SIZE && size <= BUFFER_SIZE => buffer,
+        unfit => {
+            spare.extend(unfit);
+            Vec::with_capacity(capacity.max(size))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+
+    use super::*;
+    use crate::io::shared::connection::Opener;
+    use crate::protocol::frame::{Publish, PublishBody};
+
+    const ID: ChannelId = ChannelId {
+        number: 1,
+        generation: 1,
+    };
+
+    fn publish(commands: &Commands) -> Queued {
+        publish_with(commands, false)
+    }
+
+    fn publish_with(commands: &Commands, reserved: bool) -> Queued {
+        let publish = Publish {
+            exchange: "",
+            routing_key: "q",
+            mandatory: false,
+            immediate: false,
+            properties: None,
+            body: PublishBody::Borrowed(b"body"),
+        };
+        let mut scratch = Vec::new();
+        let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
+        commands.publish(ID, &encoded, reserved, || true)
+    }
+
+    #[test]
+    fn what_is_queued_behind_the_end_is_refused_and_what_was_before_it_is_dropped() {
+        let commands = Commands::new(1000);
+        let (reply, opened) = bounded(1);
+        let open = |reply| {
+            Command::OpenChannel(Opener {
+                number: None,
+                window: 1,
+                deadline: Instant::now(),
+                reply,
+            })
+        };
+        assert!(commands.send(open(reply.clone()), || {}));
+        assert_eq!(publish(&commands), Queued::Done);
+        assert!(!commands.is_empty());
+        commands.close();
+        assert_eq!(publish(&commands), Queued::Refused);
+        commands.settle(ID, 1, Settle::Ack { multiple: false });
+        assert!(!commands.send(open(reply), || {}));
+        assert!(opened.recv().is_err(), "nobody will answer");
+    }
+
+    #[test]
+    fn what_has_waited_for_its_room_takes_it_once() {
+        let commands = Commands::new(1000);
+        publish(&commands);
+        let size = commands.waiting_bytes();
+        let reserved = commands.reserve(size, Instant::now(), || false);
+        assert_eq!(reserved, Ok(()));
+        assert_eq!(commands.waiting_bytes(), 2 * size);
+        assert_eq!(publish_with(&commands, true), Queued::Done);
+        assert_eq!(commands.waiting_bytes(), 2 * size);
+        let (mut taken, mut written) = (VecDeque::new(), Vec::new());
+        commands.take(&mut taken, &mut written);
+        commands.release(2 * size);
+        assert_eq!(commands.waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn who_takes_gets_all_in_order_and_leaves_nothing() {
+        let commands = Commands::new(1000);
+        publish(&commands);
+        commands.settle(ID, 1, Settle::Ack { multiple: false });
+        assert!(commands.may_gather(1000) && !commands.may_gather(10));
+        commands.send(Command::Disconnect, || {});
+        assert!(!commands.may_gather(1000), "somebody wants something");
+        publish(&commands);
+        let (mut taken, mut written) = (VecDeque::new(), Vec::new());
+        commands.take(&mut taken, &mut written);
+        let kinds: Vec<_> = taken
+            .iter()
+            .map(|command| match command {
+                Command::Frames(frames) => (frames.messages, frames.frames),
+                _ => (0, 0),
+            })
+            .collect();
+        assert_eq!(kinds, [(1, 4), (0, 0), (1, 3)]);
+        assert!(commands.is_empty());
+        assert_eq!(commands.waiting_bytes(), commands.budget.taken());
+    }
+}

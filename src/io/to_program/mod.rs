@@ -1,0 +1,13 @@
+//! From the IO thread to the program's threads: deliveries, confirms, and the signal that there is
+//! something to dispatch.
+
+pub(crate) mod confirm_slot;
+pub(crate) mod dispatch_signal;
+pub(crate) mod inbox;
+pub(crate) mod publish_failures;
+pub(crate) mod publisher;
+pub(crate) mod read_budget;
+pub(crate) mod ready_list;
+pub(crate) mod retained;
+pub(crate) mod rpc_replies;
+pub(crate) mod waiting_threads;
