@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::client::channel::Shared;
+use crate::client::channel::ChannelInner;
 use crate::error::{Error, Result};
-use crate::io::to_io::write_budget::NoRoom;
+use crate::io::to_io::write_budget::WaitError;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::Failure;
 use crate::protocol::confirms::Settled;
@@ -40,7 +40,7 @@ pub struct Confirm(Option<Numbered>);
 struct Numbered {
     number: u64,
     slot: Arc<Slot>,
-    channel: Arc<Shared>,
+    channel: Arc<ChannelInner>,
 }
 
 impl Confirm {
@@ -49,7 +49,7 @@ impl Confirm {
         Self(None)
     }
 
-    pub(crate) fn new(number: u64, slot: Arc<Slot>, channel: Arc<Shared>) -> Self {
+    pub(crate) fn new(number: u64, slot: Arc<Slot>, channel: Arc<ChannelInner>) -> Self {
         Self(Some(Numbered {
             number,
             slot,
@@ -90,20 +90,20 @@ impl Confirm {
         if let Some(settled) = slot.get() {
             return numbered.tell(settled);
         }
-        let connection = &channel.port.connection;
+        let connection = &channel.shared.connection;
         let deadline = Instant::now().checked_add(timeout);
         let _waiting = connection.waiting_for_confirm();
         let is_pointless = || !channel.is_open();
-        let publishing = &channel.port.publishing;
-        let found = connection.confirm_spin.look_for(|| slot.get());
+        let publisher = &channel.shared.publisher;
+        let found = connection.confirm_busy_wait.look_for(|| slot.get());
         let waited = match found {
             Some(settled) => return numbered.tell(settled),
-            None => publishing.wait_slot(slot, deadline, is_pointless),
+            None => publisher.wait_slot(slot, deadline, is_pointless),
         };
         match (slot.get(), waited) {
             (Some(settled), _) => numbered.tell(settled),
-            (None, Err(NoRoom::TimedOut)) => {
-                Err(connection.timeout("a confirm", Some(channel.port.id.number), timeout))
+            (None, Err(WaitError::TimedOut)) => {
+                Err(connection.timeout("a confirm", Some(channel.shared.id.number), timeout))
             }
             (None, _) => Err(Error::Unconfirmed(Box::new(channel.closed_error()))),
         }
@@ -132,7 +132,7 @@ impl Numbered {
     fn tell(&self, settled: &Settled<Arc<Content>>) -> Result<()> {
         let outcome = outcome(settled);
         if outcome.is_err() {
-            self.channel.port.publishing.hear(&self.slot);
+            self.channel.shared.publisher.hear(&self.slot);
         }
         outcome
     }

@@ -11,7 +11,7 @@ use crate::client::channel::BlockingChannel;
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::shared::connection::Command;
-use crate::io::shared::consumer::ConsumerPort;
+use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::inbox::{Incoming, Popped};
 use crate::protocol::frame::Settle;
 use crate::protocol::wire::ShortString;
@@ -47,14 +47,14 @@ pub struct Consumer {
 }
 
 struct Handle {
-    port: Arc<ConsumerPort>,
+    shared: Arc<ConsumerShared>,
     channel: BlockingChannel,
 }
 
 impl Consumer {
-    pub(crate) fn new(port: Arc<ConsumerPort>, channel: BlockingChannel) -> Self {
+    pub(crate) fn new(shared: Arc<ConsumerShared>, channel: BlockingChannel) -> Self {
         Self {
-            handle: Arc::new(Handle { port, channel }),
+            handle: Arc::new(Handle { shared, channel }),
             told: AtomicBool::new(false),
             warned: AtomicBool::new(false),
         }
@@ -62,7 +62,7 @@ impl Consumer {
 
     /// The consumer's name on its channel.
     pub fn consumer_tag(&self) -> &ShortString {
-        &self.handle.port.tag
+        &self.handle.shared.tag
     }
 
     /// The channel that it is on.
@@ -136,8 +136,8 @@ impl Consumer {
                 Ok(None) => {}
                 Err(_) if self.is_cancelled_here() => return Ok(()),
                 Err(error) => {
-                    let by_us = self.handle.port.cancelled_by_broker().is_none()
-                        && self.shared().ended_by_others().is_none();
+                    let by_us = self.handle.shared.cancelled_by_broker().is_none()
+                        && self.inner().ended_by_others().is_none();
                     return if by_us { Ok(()) } else { Err(error) };
                 }
             }
@@ -157,18 +157,18 @@ impl Consumer {
     /// After [`Error::Timeout`] the iterators have ended as well. The deliveries that had come go
     /// back when the consumer is dropped, or with another cancel.
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
-        let port = &self.handle.port;
-        port.inbox().stop();
-        if port.cancelled_by_broker().is_none() {
-            if let Err(error) = self.shared().cancel(port, false) {
+        let shared = &self.handle.shared;
+        shared.inbox().stop();
+        if shared.cancelled_by_broker().is_none() {
+            if let Err(error) = self.inner().cancel(shared, false) {
                 if !error.is_timeout() {
                     // Nothing more comes, and what has come and is here for good can be taken.
-                    port.inbox().resume();
+                    shared.inbox().resume();
                 }
                 return Err(error);
             }
         }
-        Ok(self.shared().keep_or_give_back(port.take_left(), port))
+        Ok(self.inner().keep_or_give_back(shared.take_left(), shared))
     }
 
     /// Becomes ready when there is a delivery to take, or an end to learn of: to wait for
@@ -203,22 +203,22 @@ impl Consumer {
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn ready(&self) -> &Receiver<()> {
-        self.handle.port.inbox().ready()
+        self.handle.shared.inbox().ready()
     }
 
-    fn shared(&self) -> &Arc<crate::client::channel::Shared> {
-        self.handle.channel.shared()
+    fn inner(&self) -> &Arc<crate::client::channel::ChannelInner> {
+        self.handle.channel.inner()
     }
 
     /// The next delivery; `Ok(None)` at the deadline, `Err` at the consumer's end.
     fn take(&self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
-        let port = &self.handle.port;
-        let inbox = port.inbox();
+        let shared = &self.handle.shared;
+        let inbox = shared.inbox();
         loop {
             let popped = match inbox.try_pop() {
                 Popped::Empty => {
                     let mut warned = self.warned.load(Ordering::Relaxed);
-                    self.shared().warn_if_stalled(&mut warned);
+                    self.inner().warn_if_stalled(&mut warned);
                     self.warned.store(warned, Ordering::Relaxed);
                     inbox.pop(deadline)
                 }
@@ -227,8 +227,8 @@ impl Consumer {
             match popped {
                 Popped::Item(Incoming::Message(content)) => {
                     // What cannot be settled any more is given out again by the broker.
-                    if port.no_ack || self.shared().is_open() {
-                        return Ok(self.shared().take(content, port.no_ack));
+                    if shared.no_ack || self.inner().is_open() {
+                        return Ok(self.inner().take(content, shared.no_ack));
                     }
                 }
                 Popped::Item(Incoming::Ended(_)) => {}
@@ -240,22 +240,22 @@ impl Consumer {
 
     /// Whether this program has ended the consumer, or is about to.
     fn is_cancelled_here(&self) -> bool {
-        let port = &self.handle.port;
-        match port.cancelled_by_broker() {
+        let shared = &self.handle.shared;
+        match shared.cancelled_by_broker() {
             Some(by_broker) => !by_broker,
             None => {
-                // (The port is asked, for the channel would take the reason for told.)
-                let end = self.shared().port.end();
-                port.inbox().is_stopped() && !end.is_some_and(|error| error.is_of_others())
+                // (The shared state is asked, for the channel would take the reason for told.)
+                let end = self.inner().shared.end();
+                shared.inbox().is_stopped() && !end.is_some_and(|error| error.is_of_others())
             }
         }
     }
 
     /// Why nothing comes any more.
     fn end(&self) -> Error {
-        match self.handle.port.cancelled_by_broker() {
-            None if !self.is_cancelled_here() => self.shared().closed_error(),
-            _ => Error::ConsumerCancelled(self.handle.port.tag.clone()),
+        match self.handle.shared.cancelled_by_broker() {
+            None if !self.is_cancelled_here() => self.inner().closed_error(),
+            _ => Error::ConsumerCancelled(self.handle.shared.tag.clone()),
         }
     }
 }
@@ -269,17 +269,17 @@ struct Unfinished<'a> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if !self.consumer.handle.port.is_returnable() {
+        if !self.consumer.handle.shared.is_returnable() {
             return;
         }
-        let shared = self.consumer.shared();
-        if !shared.port.settlements.lock().has_transactions() {
+        let inner = self.consumer.inner();
+        if !inner.shared.settlements.lock().has_transactions() {
             let nack = Settle::Nack {
                 multiple: false,
                 requeue: true,
             };
             // It may be settled already, and a dead channel gives it back anyway.
-            let _ = shared.settle(self.delivery_tag, nack);
+            let _ = inner.settle(self.delivery_tag, nack);
         }
     }
 }
@@ -338,23 +338,23 @@ impl IntoIterator for Consumer {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let channel = self.channel.shared();
-        if self.port.cancelled_by_broker().is_some() || !channel.is_open() {
+        let channel = self.channel.inner();
+        if self.shared.cancelled_by_broker().is_some() || !channel.is_open() {
             // It has ended before, and not all of what it had was taken.
-            let left = self.port.take_left();
+            let left = self.shared.take_left();
             match left.len() {
                 0 => {}
-                _ if !self.port.no_ack => channel.give_back(&self.port, left),
+                _ if !self.shared.no_ack => channel.give_back(&self.shared, left),
                 count => log::warn!(
                     "consumer {} was dropped with {count} messages that needed no \
                      acknowledgement; they are lost",
-                    self.port.tag
+                    self.shared.tag
                 ),
             }
         } else {
-            channel.port.connection.send(Command::Discard {
-                channel: channel.port.id,
-                consumer: Arc::clone(&self.port),
+            channel.shared.connection.send(Command::Discard {
+                channel: channel.shared.id,
+                consumer: Arc::clone(&self.shared),
             });
         }
     }

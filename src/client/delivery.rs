@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::client::channel::Shared;
+use crate::client::channel::ChannelInner;
 use crate::error::{Error, Result};
 use crate::protocol::arguments::milliseconds;
 use crate::protocol::content::{Content, ContentMethod};
@@ -50,11 +50,11 @@ pub struct Delivery {
     /// The body.
     pub body: Bytes,
     properties: ReceivedProperties,
-    channel: Arc<Shared>,
+    channel: Arc<ChannelInner>,
 }
 
 impl Delivery {
-    pub(crate) fn new(content: Content, channel: Arc<Shared>) -> Option<Self> {
+    pub(crate) fn new(content: Content, channel: Arc<ChannelInner>) -> Option<Self> {
         let Content {
             method,
             properties,

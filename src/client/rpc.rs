@@ -17,7 +17,7 @@ use crate::client::confirm::Confirm;
 use crate::client::connection::BlockingConnection;
 use crate::client::delivery::{Delivery, Message};
 use crate::error::{Error, Result};
-use crate::io::to_program::rpc_replies::{Answers, Heard};
+use crate::io::to_program::rpc_replies::{Heard, RpcReplies};
 
 /// RabbitMQ's name for the way back to the very channel that publishes ("Direct Reply-to").
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -91,7 +91,7 @@ enum Current {
 /// A channel for requests and their answers.
 struct Session {
     channel: BlockingChannel,
-    answers: Arc<Answers>,
+    rpc_replies: Arc<RpcReplies>,
 }
 
 /// How many sessions in a row may end before a request is on its way.
@@ -209,20 +209,23 @@ impl Session {
     fn open(connection: &BlockingConnection) -> Result<Self> {
         let channel = connection.channel()?;
         channel.confirm_delivery()?;
-        let answers = Arc::default();
-        channel.consume_answers(REPLY_TO, &answers)?;
-        Ok(Self { channel, answers })
+        let rpc_replies = Arc::default();
+        channel.consume_answers(REPLY_TO, &rpc_replies)?;
+        Ok(Self {
+            channel,
+            rpc_replies,
+        })
     }
 
     fn is_alive(&self) -> bool {
-        self.channel.shared().is_open() && !self.answers.has_ended()
+        self.channel.inner().is_open() && !self.rpc_replies.has_ended()
     }
 
     fn pending(&self, id: u64) -> Pending<'_> {
         Pending {
             session: self,
             id,
-            heard: self.answers.expect(id),
+            heard: self.rpc_replies.expect(id),
         }
     }
 }
@@ -237,19 +240,22 @@ struct Pending<'a> {
 impl Pending<'_> {
     /// Waits for the answer, or that the request is not taken.
     fn answer(&self, confirm: &Confirm, timeout: Duration) -> Result<Delivery> {
-        let Session { channel, answers } = self.session;
-        let shared = channel.shared();
+        let Session {
+            channel,
+            rpc_replies,
+        } = self.session;
+        let channel_inner = channel.inner();
         if let Some(number) = confirm.number() {
-            answers.note_publish(self.id, number);
+            rpc_replies.note_publish(self.id, number);
         }
         if let Some(failure) = confirm.failure() {
             return Err(failure);
         }
-        let connection = &shared.port.connection;
+        let connection = &channel_inner.shared.connection;
         let deadline = Instant::now().checked_add(timeout);
         let _waiting = connection.waiting_for_confirm();
         let found = connection
-            .answer_spin
+            .rpc_busy_wait
             .look_for(|| self.heard.try_recv().ok());
         let heard = match (found, deadline) {
             (Some(heard), _) => Ok(heard),
@@ -257,24 +263,26 @@ impl Pending<'_> {
             (None, None) => self.heard.recv().map_err(RecvTimeoutError::from),
         };
         match heard {
-            Ok(Heard::Answer(answer)) => shared
+            Ok(Heard::Answer(answer)) => channel_inner
                 .take(answer, true)
-                .ok_or_else(|| shared.closed_error()),
-            Ok(Heard::NotTaken) => Err(confirm.failure().unwrap_or_else(|| shared.closed_error())),
+                .ok_or_else(|| channel_inner.closed_error()),
+            Ok(Heard::NotTaken) => Err(confirm
+                .failure()
+                .unwrap_or_else(|| channel_inner.closed_error())),
             Err(RecvTimeoutError::Timeout) => {
                 Err(connection.timeout(OPERATION, Some(channel.number()), timeout))
             }
-            Err(RecvTimeoutError::Disconnected) if shared.is_open() => {
+            Err(RecvTimeoutError::Disconnected) if channel_inner.is_open() => {
                 Err(Error::ConsumerCancelled(REPLY_TO.into()))
             }
-            Err(RecvTimeoutError::Disconnected) => Err(shared.closed_error()),
+            Err(RecvTimeoutError::Disconnected) => Err(channel_inner.closed_error()),
         }
     }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        self.session.answers.forget(self.id);
+        self.session.rpc_replies.forget(self.id);
     }
 }
 
@@ -287,7 +295,10 @@ impl fmt::Debug for RpcClient {
         };
         f.debug_struct("RpcClient")
             .field("channel", &session.map(|session| session.channel.number()))
-            .field("waiting", &session.map(|session| session.answers.waiting()))
+            .field(
+                "waiting",
+                &session.map(|session| session.rpc_replies.waiting()),
+            )
             .field("ended", &session.is_none_or(|session| !session.is_alive()))
             .finish_non_exhaustive()
     }

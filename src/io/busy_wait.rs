@@ -11,11 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How many waits in a row go by without a look, at most: two to the power of this.
-const PATIENCE: u32 = 8;
+const SKIPPED_WAITS_MAX_LOG2: u32 = 8;
 
 /// Whether it pays to look, learnt from how it went.
 #[derive(Debug)]
-pub(crate) struct Spin {
+pub(crate) struct BusyWait {
     limit: Duration,
     /// How many times in a row were in vain.
     failures: AtomicU32,
@@ -23,7 +23,7 @@ pub(crate) struct Spin {
     skip: AtomicU32,
 }
 
-impl Spin {
+impl BusyWait {
     /// Looks for at most `limit`; zero is never.
     pub(crate) fn new(limit: Duration) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Spin {
             }
             thread::yield_now();
         }
-        let failures = (self.failures.load(Ordering::Relaxed) + 1).min(PATIENCE);
+        let failures = (self.failures.load(Ordering::Relaxed) + 1).min(SKIPPED_WAITS_MAX_LOG2);
         self.failures.store(failures, Ordering::Relaxed);
         self.skip.store((1 << failures) - 1, Ordering::Relaxed);
         None
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     /// How often it looks at all in so many waits, all in vain.
-    fn looks(spin: &Spin, waits: usize) -> usize {
+    fn looks(spin: &BusyWait, waits: usize) -> usize {
         let looked_in = |_: &usize| {
             let mut looked = false;
             let found = spin.look_for(|| {
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn what_does_not_pay_is_done_less_and_less() {
-        let spin = Spin::new(Duration::from_nanos(1));
+        let spin = BusyWait::new(Duration::from_nanos(1));
         // After 1, 2, 4 … waits.
         assert_eq!(looks(&spin, 1 + 2 + 4 + 8 + 16), 5);
         looks(&spin, 1000);
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_found_makes_it_hope_again() {
-        let spin = Spin::new(Duration::from_secs(60));
+        let spin = BusyWait::new(Duration::from_secs(60));
         let mut count = 0;
         let found = spin.look_for(|| {
             count += 1;
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn zero_is_off() {
-        let spin = Spin::new(Duration::ZERO);
+        let spin = BusyWait::new(Duration::ZERO);
         assert_eq!(spin.look_for(|| Some(1)), None);
     }
 }

@@ -14,14 +14,14 @@ use parking_lot::{Condvar, MutexGuard};
 
 /// Why a wait was in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoRoom {
+pub(crate) enum WaitError {
     TimedOut,
-    Pointless,
+    Closed,
 }
 
 /// Those who wait, in the order in which they are served. Lives under a lock.
 #[derive(Debug)]
-pub(crate) struct Line<W>(VecDeque<Arc<Waiter<W>>>);
+pub(crate) struct WaitingLine<W>(VecDeque<Arc<Waiter<W>>>);
 
 /// A thread in the line.
 #[derive(Debug)]
@@ -32,13 +32,13 @@ pub(crate) struct Waiter<W> {
     moved: Condvar,
 }
 
-impl<W> Default for Line<W> {
+impl<W> Default for WaitingLine<W> {
     fn default() -> Self {
         Self(VecDeque::new())
     }
 }
 
-impl<W> Line<W> {
+impl<W> WaitingLine<W> {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -94,7 +94,7 @@ impl<W> Line<W> {
     }
 }
 
-impl<W: Ord> Line<W> {
+impl<W: Ord> WaitingLine<W> {
     /// Joins the line before those who want more.
     pub(crate) fn join_in_order(&mut self, wants: W) -> Arc<Waiter<W>> {
         let index = self.0.partition_point(|other| other.wants <= wants);
@@ -118,7 +118,7 @@ impl<W> Waiter<W> {
         guard: &mut MutexGuard<'_, S>,
         deadline: Option<Instant>,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         wait_until(&self.moved, guard, deadline, is_pointless, || {
             self.is_served()
         })
@@ -132,19 +132,19 @@ pub(crate) fn wait_until<S>(
     deadline: Option<Instant>,
     is_pointless: impl Fn() -> bool,
     is_done: impl Fn() -> bool,
-) -> Result<(), NoRoom> {
+) -> Result<(), WaitError> {
     loop {
         if is_done() {
             return Ok(());
         }
         if is_pointless() {
-            return Err(NoRoom::Pointless);
+            return Err(WaitError::Closed);
         }
         match deadline {
             None => moved.wait(guard),
             Some(deadline) => {
                 if moved.wait_until(guard, deadline).timed_out() && !is_done() {
-                    return Err(NoRoom::TimedOut);
+                    return Err(WaitError::TimedOut);
                 }
             }
         }

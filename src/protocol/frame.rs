@@ -29,7 +29,7 @@ const HEARTBEAT: u8 = 8;
 const UNSPLIT_MAX: u32 = 1024 * 1024;
 
 /// How much one read may bring. Grows only for a larger negotiated frame.
-const BUFFER_SIZE: usize = 128 * 1024;
+const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 /// With less room than this behind a partial frame, the frame moves to the front.
 const ROOM_MIN: usize = 16 * 1024;
@@ -82,7 +82,7 @@ pub(crate) struct FrameDecoder {
 impl FrameDecoder {
     pub(crate) fn new(frame_max: u32) -> Self {
         Self {
-            buffer: vec![0; BUFFER_SIZE],
+            buffer: vec![0; BUFFER_BYTES_MAX],
             start: 0,
             end: 0,
             skipped: 0,
@@ -110,7 +110,7 @@ impl FrameDecoder {
             .pending_frame_size()
             .unwrap_or(0)
             .min(2 * (self.end - self.start))
-            .max(BUFFER_SIZE);
+            .max(BUFFER_BYTES_MAX);
         if wanted > self.buffer.len() {
             self.buffer.resize(wanted, 0);
         }
@@ -849,7 +849,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_frame_larger_than_the_buffer_grows_it() {
-        let size = 3 * BUFFER_SIZE;
+        let size = 3 * BUFFER_BYTES_MAX;
         let mut decoder = FrameDecoder::new(u32::try_from(size + 8).unwrap());
         let mut bytes = vec![BODY, 0, 1];
         bytes.extend(u32::try_from(size).unwrap().to_be_bytes());

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mio::{Events, Poll, Token, Waker};
 
-use crate::io::driver::buffer_pool::Chunks;
+use crate::io::driver::buffer_pool::BufferPool;
 use crate::io::driver::outbox::Outbox;
 use crate::io::shared::connection::Command;
-use crate::io::to_io::command_queue::{Commands, Frames, Queued};
+use crate::io::to_io::command_queue::{CommandQueue, Frames, Queued};
 use crate::io::to_io::wake::Wake;
-use crate::io::to_program::publisher::{Entered, Publishing};
-use crate::io::to_program::retained::Total;
+use crate::io::to_program::publisher::{Entered, Publisher};
+use crate::io::to_program::retained::RetainedBytes;
 use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Tokens};
@@ -197,7 +197,7 @@ impl Tokens for NoTokens {
     type Channel = ();
     type Consumer = ();
     type Opener = ();
-    type Memory = Chunks;
+    type Memory = BufferPool;
 
     fn has_waiting((): &()) -> bool {
         false
@@ -306,7 +306,7 @@ fn decode_a_delivery() {
 #[test]
 #[ignore = "a benchmark"]
 fn enter_a_publish() {
-    let commands = Commands::new(4 << 20);
+    let commands = CommandQueue::new(4 << 20);
     let id = ChannelId {
         number: 1,
         generation: 1,
@@ -336,14 +336,14 @@ fn enter_a_publish() {
             }
         }
     });
-    let plain = Publishing::new(1000, &Total::default());
+    let plain = Publisher::new(1000, &RetainedBytes::default());
     measure("enter a publish, no confirms", 1, || {
         assert!(matches!(
             plain.enter(None, &mut false, || Queued::Done),
             Entered::Plain
         ));
     });
-    let confirming = Publishing::new(1000, &Total::default());
+    let confirming = Publisher::new(1000, &RetainedBytes::default());
     assert!(confirming.select(|| ()));
     confirming.select_done(true);
     measure("enter and confirm a publish, 100 at once", 100, || {
@@ -409,8 +409,8 @@ fn answering(commands: Receiver<Sender<u64>>, poll: Poll, wake: Arc<Wake>) {
 #[ignore = "a benchmark"]
 fn cross_the_thread_and_back() {
     let poll = Poll::new().unwrap();
-    let alarm = Arc::new(Waker::new(poll.registry(), Token(1)).unwrap());
-    let wake = Arc::new(Wake::with(&alarm));
+    let waker = Arc::new(Waker::new(poll.registry(), Token(1)).unwrap());
+    let wake = Arc::new(Wake::with(&waker));
     let (sender, commands) = unbounded();
     let thread = thread::spawn({
         let wake = Arc::clone(&wake);

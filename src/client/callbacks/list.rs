@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
-use crate::client::callbacks::lock::Held;
+use crate::client::callbacks::lock::DispatchGuard;
 use crate::error::Result;
 
 /// Callbacks of one kind, in the order in which they were added. Each gets the handle that
 /// it was added to, and what has happened.
-pub(crate) struct Listeners<H, A>(Mutex<State<H, A>>);
+pub(crate) struct CallbackList<H, A>(Mutex<State<H, A>>);
 
 struct State<H, A> {
     listeners: VecDeque<Listener<H, A>>,
@@ -19,7 +19,7 @@ struct State<H, A> {
 
 type Listener<H, A> = Box<dyn FnMut(&H, &A) -> Result<()> + Send>;
 
-impl<H, A> Default for Listeners<H, A> {
+impl<H, A> Default for CallbackList<H, A> {
     fn default() -> Self {
         Self(Mutex::new(State {
             listeners: VecDeque::new(),
@@ -28,7 +28,7 @@ impl<H, A> Default for Listeners<H, A> {
     }
 }
 
-impl<H, A> Listeners<H, A> {
+impl<H, A> CallbackList<H, A> {
     pub(crate) fn add(&self, listener: impl FnMut(&H, &A) -> Result<()> + Send + 'static) {
         let listener: Listener<H, A> = Box::new(listener);
         let mut state = self.0.lock();
@@ -56,7 +56,7 @@ impl<H, A> Listeners<H, A> {
 
     /// Calls each, outside the lock, until one fails. What is added meanwhile comes in
     /// behind them.
-    pub(crate) fn tell(&self, held: &Held<'_>, handle: &H, what: &A) -> Result<()> {
+    pub(crate) fn tell(&self, held: &DispatchGuard<'_>, handle: &H, what: &A) -> Result<()> {
         let mut loan = Loan {
             listeners: self,
             taken: std::mem::take(&mut self.0.lock().listeners),
@@ -68,7 +68,7 @@ impl<H, A> Listeners<H, A> {
 
     /// Calls each for the last time, and tells the first error. A panic leaves those that
     /// come behind it for the next call.
-    pub(crate) fn tell_last(&self, held: &Held<'_>, handle: &H, what: &A) -> Result<()> {
+    pub(crate) fn tell_last(&self, held: &DispatchGuard<'_>, handle: &H, what: &A) -> Result<()> {
         let mut outcome = Ok(());
         let count = self.0.lock().listeners.len();
         for _ in 0..count {
@@ -82,9 +82,9 @@ impl<H, A> Listeners<H, A> {
     }
 }
 
-/// Listeners on loan: put back when they have run, also when one has panicked.
+/// Callbacks on loan: put back when they have run, also when one has panicked.
 struct Loan<'a, H, A> {
-    listeners: &'a Listeners<H, A>,
+    listeners: &'a CallbackList<H, A>,
     taken: VecDeque<Listener<H, A>>,
 }
 
@@ -104,15 +104,15 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::client::callbacks::lock::Source;
+    use crate::client::callbacks::lock::DispatchLock;
     use crate::error::Error;
 
     fn nobody() {}
 
     #[test]
     fn what_ends_while_it_is_told_is_dropped_after_it() {
-        let (source, captured) = (Source::default(), Arc::new(()));
-        let listeners: Listeners<Listeners<(), ()>, ()> = Listeners::default();
+        let (source, captured) = (DispatchLock::default(), Arc::new(()));
+        let listeners: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
         let own = Arc::new(listeners);
         let (itself, kept) = (Arc::downgrade(&own), Arc::clone(&captured));
         own.add(move |_, ()| {
@@ -121,7 +121,7 @@ mod tests {
             Ok(())
         });
         let held = source.hold(&nobody).unwrap();
-        own.tell(&held, &Listeners::default(), &()).unwrap();
+        own.tell(&held, &CallbackList::default(), &()).unwrap();
         assert_eq!(Arc::strong_count(&captured), 1);
         let kept = Arc::clone(&captured);
         own.add(move |_, ()| {
@@ -133,8 +133,8 @@ mod tests {
 
     #[test]
     fn a_panic_at_the_end_leaves_the_rest_to_be_told() {
-        let (source, told) = (Source::default(), Arc::new(Mutex::new(Vec::new())));
-        let listeners: Listeners<(), ()> = Listeners::default();
+        let (source, told) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
+        let listeners: CallbackList<(), ()> = CallbackList::default();
         for number in 0..3 {
             let told = Arc::clone(&told);
             listeners.add(move |(), ()| {
@@ -153,8 +153,8 @@ mod tests {
 
     #[test]
     fn those_that_are_added_while_others_are_told_come_behind_them() {
-        let (source, told) = (Source::default(), Arc::new(Mutex::new(Vec::new())));
-        let listeners: Listeners<Listeners<(), ()>, ()> = Listeners::default();
+        let (source, told) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
+        let listeners: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
         let own = Arc::new(listeners);
         let (itself, order) = (Arc::downgrade(&own), Arc::clone(&told));
         own.add(move |_, ()| {
@@ -170,15 +170,15 @@ mod tests {
         });
         let held = source.hold(&nobody).unwrap();
         for _ in 0..2 {
-            own.tell(&held, &Listeners::default(), &()).unwrap();
+            own.tell(&held, &CallbackList::default(), &()).unwrap();
         }
         assert_eq!(*told.lock(), ["first", "first", "second"]);
     }
 
     #[test]
     fn all_hear_of_the_end_and_the_first_error_is_told() {
-        let (source, told) = (Source::default(), Arc::new(Mutex::new(Vec::new())));
-        let listeners: Listeners<(), ()> = Listeners::default();
+        let (source, told) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
+        let listeners: CallbackList<(), ()> = CallbackList::default();
         for number in 0..4 {
             let told = Arc::clone(&told);
             listeners.add(move |(), ()| {

@@ -9,7 +9,7 @@ use crate::client::connection::InCallback;
 
 /// A source of events, with what calls back for them.
 #[derive(Debug, Default)]
-pub(crate) struct Source(Mutex<State>);
+pub(crate) struct DispatchLock(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -25,7 +25,7 @@ struct Holder {
     running: bool,
 }
 
-impl Source {
+impl DispatchLock {
     /// Takes the source, unless another thread has it, or this one runs one of its
     /// callbacks right now. A thread that has it already may take it again, from inside a
     /// callback of another source.
@@ -33,7 +33,7 @@ impl Source {
     /// Whoever asks in vain leaves to the holder what there is to do. So when it lets go,
     /// `call_others` is called if somebody has, and after a panic, which may have left
     /// something undone as well.
-    pub(crate) fn hold<'a>(&'a self, call_others: &'a dyn Fn()) -> Option<Held<'a>> {
+    pub(crate) fn hold<'a>(&'a self, call_others: &'a dyn Fn()) -> Option<DispatchGuard<'a>> {
         let mut state = self.0.lock();
         let former = state.holder;
         let own = Holder {
@@ -45,7 +45,7 @@ impl Source {
             return None;
         }
         state.holder = Some(own);
-        Some(Held {
+        Some(DispatchGuard {
             source: self,
             former,
             call_others,
@@ -66,13 +66,13 @@ impl Source {
 }
 
 /// A source that this thread has, for as long as this lives.
-pub(crate) struct Held<'a> {
-    source: &'a Source,
+pub(crate) struct DispatchGuard<'a> {
+    source: &'a DispatchLock,
     former: Option<Holder>,
     call_others: &'a dyn Fn(),
 }
 
-impl Held<'_> {
+impl DispatchGuard<'_> {
     /// Runs a callback of the source.
     pub(crate) fn call<R>(&self, callback: impl FnOnce() -> R) -> R {
         let _running = Running::begin(self.source);
@@ -81,7 +81,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for DispatchGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.source.0.lock();
         state.holder = self.former;
@@ -94,15 +94,15 @@ impl Drop for Held<'_> {
 }
 
 /// Says that a callback runs; taken back also when it panics.
-struct Running<'a>(&'a Source);
+struct Running<'a>(&'a DispatchLock);
 
 impl<'a> Running<'a> {
-    fn begin(source: &'a Source) -> Self {
+    fn begin(source: &'a DispatchLock) -> Self {
         Self::set(source, true);
         Self(source)
     }
 
-    fn set(source: &Source, running: bool) {
+    fn set(source: &DispatchLock, running: bool) {
         if let Some(holder) = source.0.lock().holder.as_mut() {
             holder.running = running;
         }
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn one_thread_has_it_at_a_time() {
-        let source = Source::default();
+        let source = DispatchLock::default();
         let held = source.hold(&nobody);
         thread::scope(|scope| {
             let other = scope.spawn(|| source.hold(&nobody).is_some());
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn its_own_thread_may_take_it_again_but_not_from_its_callback() {
-        let source = Source::default();
+        let source = DispatchLock::default();
         let held = source.hold(&nobody).unwrap();
         drop(source.hold(&nobody).unwrap());
         held.call(|| assert!(source.hold(&nobody).is_none()));
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn who_asks_in_vain_is_called_when_it_is_free() {
-        let source = Source::default();
+        let source = DispatchLock::default();
         let calls = AtomicUsize::new(0);
         let call = || {
             calls.fetch_add(1, Ordering::Relaxed);

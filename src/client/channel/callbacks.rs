@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{BlockingChannel, Shared};
-use crate::client::callbacks::lock::Held;
+use super::{BlockingChannel, ChannelInner};
+use crate::client::callbacks::lock::DispatchGuard;
 use crate::client::confirm::{Confirmation, Returned};
 use crate::error::{Error, Result};
 use crate::io::shared::channel::Notice;
@@ -30,10 +30,10 @@ impl BlockingChannel {
         &self,
         mut callback: impl FnMut(&BlockingChannel, Returned) -> Result<()> + Send + 'static,
     ) {
-        self.shared()
+        self.inner()
             .on_return
             .add(move |channel, returned: &Returned| callback(channel, returned.clone()));
-        self.shared().port.announce();
+        self.inner().shared.announce();
     }
 
     /// The next message that came back, if there is one. The last thousand are kept,
@@ -52,7 +52,7 @@ impl BlockingChannel {
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn try_next_return(&self) -> Option<Returned> {
-        self.shared().port.take_return().map(Returned::new)
+        self.inner().shared.take_return().map(Returned::new)
     }
 
     /// Calls `callback` with the tag of each consumer that the broker cancels, because its
@@ -65,10 +65,10 @@ impl BlockingChannel {
         &self,
         mut callback: impl FnMut(&BlockingChannel, ShortString) -> Result<()> + Send + 'static,
     ) {
-        self.shared()
+        self.inner()
             .on_cancel
             .add(move |channel, tag: &ShortString| callback(channel, tag.clone()));
-        self.shared().port.announce();
+        self.inner().shared.announce();
     }
 
     /// Calls `callback` with what becomes of each message that is published in
@@ -97,12 +97,12 @@ impl BlockingChannel {
         &self,
         mut callback: impl FnMut(&BlockingChannel, Confirmation) -> Result<()> + Send + 'static,
     ) {
-        self.shared()
+        self.inner()
             .on_confirm
             .add(move |channel, confirmation: &Confirmation| {
                 callback(channel, confirmation.clone())
             });
-        self.shared().port.publishing.keep_news();
+        self.inner().shared.publisher.keep_news();
     }
 
     /// Calls `callback` when the broker asks to stop or resume publishing: with whether
@@ -112,10 +112,10 @@ impl BlockingChannel {
         &self,
         mut callback: impl FnMut(&BlockingChannel, bool) -> Result<()> + Send + 'static,
     ) {
-        self.shared()
+        self.inner()
             .on_flow
             .add(move |channel, active: &bool| callback(channel, *active));
-        self.shared().port.announce();
+        self.inner().shared.announce();
     }
 
     /// Calls `callback` once when the channel is over, with the reason: after a
@@ -125,44 +125,43 @@ impl BlockingChannel {
         &self,
         mut callback: impl FnMut(&BlockingChannel, Error) -> Result<()> + Send + 'static,
     ) {
-        self.shared()
+        self.inner()
             .on_close
             .add(move |channel, reason: &Error| callback(channel, reason.clone()));
-        self.shared().port.announce();
+        self.inner().shared.announce();
     }
 
     /// Calls back for what is no delivery, up to `limit` events, and tells how many there
     /// were.
     pub(super) fn tell_notices(
         &self,
-        held: &Held<'_>,
+        held: &DispatchGuard<'_>,
         limit: usize,
         is_over: &dyn Fn() -> bool,
     ) -> Result<usize> {
-        let shared: &Arc<Shared> = self.shared();
+        let inner: &Arc<ChannelInner> = self.inner();
         let mut told = 0;
         while told < limit && !is_over() {
-            let Some(notice) = shared.next_notice() else {
+            let Some(notice) = inner.next_notice() else {
                 break;
             };
             told += 1;
             match notice {
                 Notice::Returned(message) => {
                     let returned = Returned::new(message);
-                    shared.on_return.tell(held, self, &returned)?;
+                    inner.on_return.tell(held, self, &returned)?;
                 }
-                Notice::Cancelled(tag) => shared.on_cancel.tell(held, self, &tag)?,
-                Notice::Flow(active) => shared.on_flow.tell(held, self, &active)?,
+                Notice::Cancelled(tag) => inner.on_cancel.tell(held, self, &tag)?,
+                Notice::Flow(active) => inner.on_flow.tell(held, self, &active)?,
             }
         }
         while told < limit && !is_over() {
-            let Some((number, settled)) = shared.port.publishing.take_news() else {
+            let Some((number, settled)) = inner.shared.publisher.take_news() else {
                 break;
             };
             told += 1;
-            let confirmation =
-                Confirmation::new(number, settled.as_ref(), || shared.closed_error());
-            shared.on_confirm.tell(held, self, &confirmation)?;
+            let confirmation = Confirmation::new(number, settled.as_ref(), || inner.closed_error());
+            inner.on_confirm.tell(held, self, &confirmation)?;
         }
         Ok(told)
     }
@@ -170,50 +169,50 @@ impl BlockingChannel {
     /// Tells those who want to know that the channel is over, if it is, unless another thread
     /// is about to.
     pub(super) fn tell_closed(&self) -> Result<()> {
-        let shared = self.shared();
-        if shared.end_to_tell().is_none() {
+        let inner = self.inner();
+        if inner.end_to_tell().is_none() {
             return Ok(());
         }
-        let announce = || shared.port.announce();
-        match shared.source.hold(&announce) {
+        let announce = || inner.shared.announce();
+        match inner.source.hold(&announce) {
             Some(held) => self.tell_closed_if(&held),
             None => Ok(()),
         }
     }
 
     /// The same for whoever has the source. What came before the end is told before it.
-    pub(super) fn tell_closed_if(&self, held: &Held<'_>) -> Result<()> {
-        let shared = self.shared();
-        let Some(reason) = shared.end_to_tell() else {
+    pub(super) fn tell_closed_if(&self, held: &DispatchGuard<'_>) -> Result<()> {
+        let inner = self.inner();
+        let Some(reason) = inner.end_to_tell() else {
             return Ok(());
         };
         let rest = self.tell_notices(held, usize::MAX, &|| false).map(drop);
         if rest.is_ok() {
-            shared.clear_listeners();
+            inner.clear_listeners();
         }
-        if !shared.on_close.is_empty() {
+        if !inner.on_close.is_empty() {
             // Whoever listens knows.
-            let _ = shared.ended_by_others();
+            let _ = inner.ended_by_others();
         }
-        let told = shared.on_close.tell_last(held, self, &reason);
+        let told = inner.on_close.tell_last(held, self, &reason);
         rest.and(told)
     }
 }
 
-impl Shared {
+impl ChannelInner {
     /// Why the channel is over, when everything that belongs to the end has come.
     fn end_to_tell(&self) -> Option<Error> {
-        let port = &self.port;
-        match port.inbox.has_ended() && !port.is_closing() {
-            true => port.end(),
+        let shared = &self.shared;
+        match shared.inbox.has_ended() && !shared.is_closing() {
+            true => shared.end(),
             false => None,
         }
     }
 
     fn next_notice(&self) -> Option<Notice> {
-        let port = &self.port;
-        match port.has_notices() {
-            true => port.take_notice(
+        let shared = &self.shared;
+        match shared.has_notices() {
+            true => shared.take_notice(
                 !self.on_return.is_empty(),
                 !self.on_cancel.is_empty(),
                 !self.on_flow.is_empty(),

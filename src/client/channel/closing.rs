@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::{BlockingChannel, Shared, cut};
+use super::{BlockingChannel, ChannelInner, cut};
 use crate::client::confirm::PublishFailure;
 use crate::error::{Error, Result};
-use crate::io::to_io::write_budget::NoRoom;
+use crate::io::to_io::write_budget::WaitError;
 use crate::protocol::event::{CallFailure, Reply};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 
@@ -89,82 +89,82 @@ impl BlockingChannel {
     ///
     /// As [`close`](Self::close).
     pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
-        let shared = self.shared();
-        let after = shared.limits.close_timeout;
+        let inner = self.inner();
+        let after = inner.limits.close_timeout;
         let start = Instant::now();
-        if let Some(error) = shared.ended_by_others() {
+        if let Some(error) = inner.ended_by_others() {
             return Err(error);
         }
-        let is_first = shared.is_open();
-        let interrupted = shared.await_confirms(start + confirms_share(after));
+        let is_first = inner.is_open();
+        let interrupted = inner.await_confirms(start + confirms_share(after));
         let (reply, outcome) = bounded(1);
         let waiter = (reply, start + after);
-        shared
-            .port
+        inner
+            .shared
             .send_close(code.into(), cut(text).into(), Some(waiter));
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
         let end = match outcome {
             Ok(reply) => {
                 if let Reply::Closed(Some(reason)) = reply {
-                    shared.port.cross(reason);
+                    inner.shared.cross(reason);
                 }
-                shared.port.finish_close();
-                shared.ended_by_others()
+                inner.shared.finish_close();
+                inner.ended_by_others()
             }
             Err(CallFailure::TimedOut) => {
-                shared.port.finish_close();
+                inner.shared.finish_close();
                 Some(
-                    shared
-                        .port
+                    inner
+                        .shared
                         .connection
                         .timeout("channel.close", Some(self.number()), after),
                 )
             }
-            Err(_) => shared.ended_by_others(),
+            Err(_) => inner.ended_by_others(),
         };
         let unheard = || {
             is_first
-                .then(|| shared.unheard(interrupted))
+                .then(|| inner.unheard(interrupted))
                 .and_then(Unheard::into_error)
         };
         let failure = match end {
             Some(error) if !error.is_timeout() => Some(error),
             end => unheard().or(end),
         };
-        shared.clear_deliveries();
+        inner.clear_deliveries();
         let told = self.tell_closed();
         failure.map_or(told, Err)
     }
 }
 
-impl Shared {
+impl ChannelInner {
     /// Waits until everything published is settled, as long as that makes sense. The end that
     /// has come before, if one has.
     pub(crate) fn await_confirms(&self, deadline: Instant) -> Option<Error> {
         // Whoever has sent a request waits for its answer only.
-        if !self.is_open() || self.port.serves_requests() {
+        if !self.is_open() || self.shared.serves_requests() {
             return None;
         }
-        let _waiting = self.port.connection.waiting();
-        let publishing = &self.port.publishing;
-        match publishing.wait_for_last(deadline, || !self.is_open()) {
+        let _waiting = self.shared.connection.waiting();
+        let publisher = &self.shared.publisher;
+        match publisher.wait_for_last(deadline, || !self.is_open()) {
             // (`check_open` would note that the program is told of it.)
-            Err(NoRoom::Pointless) => self.port.end(),
-            Err(NoRoom::TimedOut) | Ok(()) => None,
+            Err(WaitError::Closed) => self.shared.end(),
+            Err(WaitError::TimedOut) | Ok(()) => None,
         }
     }
 
     /// What nobody was told of this channel, which has ended or ends now; once. `interrupted`
     /// is the end that has come before all confirms.
     pub(crate) fn unheard(&self, interrupted: Option<Error>) -> Unheard {
-        let number = self.port.id.number;
-        let reason = self.port.closed();
+        let number = self.shared.id.number;
+        let reason = self.shared.closed();
         let reason = reason.filter(|reason| reason.by != ClosedBy::Application);
-        let is_wanted = reason.is_some() && !self.port.serves_requests();
+        let is_wanted = reason.is_some() && !self.shared.serves_requests();
         let is_news = is_wanted && !self.end_is_told.swap(true, Ordering::AcqRel);
-        let (taken, is_unsettled) = self.port.publishing.take_unheard();
+        let (taken, is_unsettled) = self.shared.publisher.take_unheard();
         let unconfirmed = || {
-            let confirms = self.port.connection.timeout(
+            let confirms = self.shared.connection.timeout(
                 LAST_PUBLISHES,
                 Some(number),
                 confirms_share(self.limits.close_timeout),
@@ -186,18 +186,18 @@ impl Shared {
 
     /// Says in the log what a program has missed that drops its last handle.
     pub(super) fn note_unheard(self: &Arc<Self>) {
-        let failures = self.port.abandon();
-        let name = &self.port.connection.name;
-        let number = self.port.id.number;
+        let failures = self.shared.abandon();
+        let name = &self.shared.connection.name;
+        let number = self.shared.id.number;
         if failures > 0 {
             log::warn!(
                 "{name}: channel {number} was dropped, and nobody has asked for {failures} messages \
                  that were not taken"
             );
         }
-        if let Some(reason) = self.port.closed() {
+        if let Some(reason) = self.shared.closed() {
             let is_told = self.end_is_told.load(Ordering::Acquire);
-            let is_missed = !is_told && !self.port.serves_requests();
+            let is_missed = !is_told && !self.shared.serves_requests();
             if is_missed && reason.by != ClosedBy::Application {
                 log::warn!("{name}: channel {number} was over, and nobody is told: {reason}");
             }

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use super::BlockingChannel;
 use crate::client::confirm::PublishFailure;
 use crate::error::{Error, Result};
-use crate::io::to_io::write_budget::NoRoom;
+use crate::io::to_io::write_budget::WaitError;
 use crate::protocol::event::Reply;
 use crate::protocol::methods::confirm;
 
-/// # Publisher confirms
+/// # Publishing confirms
 impl BlockingChannel {
     /// Asks the broker to confirm every message that is published on this channel from
     /// now on. (RabbitMQ's extension.)
@@ -36,50 +36,50 @@ impl BlockingChannel {
     }
 
     fn select_confirms(&self, select: confirm::Select) -> Result<()> {
-        let shared = self.shared();
+        let inner = self.inner();
         let mut call = None;
-        if !shared
-            .port
-            .publishing
-            .select(|| call = Some(shared.begin(select.into(), None)))
+        if !inner
+            .shared
+            .publisher
+            .select(|| call = Some(inner.begin(select.into(), None)))
         {
             return self.await_confirm_mode();
         }
         let outcome = match call {
-            Some(begun) => begun.and_then(|call| shared.finish(&call)),
+            Some(begun) => begun.and_then(|call| inner.finish(&call)),
             None => Ok(Reply::Sent),
         };
         if matches!(outcome, Err(Error::Timeout { .. })) {
             let text = "confirm.select was not answered in time";
-            shared.port.give_up(text.into());
+            inner.shared.give_up(text.into());
         }
-        shared.port.publishing.select_done(outcome.is_ok());
+        inner.shared.publisher.select_done(outcome.is_ok());
         outcome.map(drop)
     }
 
     /// Waits for another thread's `confirm.select`, if it is not done already.
     fn await_confirm_mode(&self) -> Result<()> {
-        let shared = self.shared();
-        let after = shared.limits.rpc_timeout;
-        let _waiting = shared.port.connection.waiting();
-        let publishing = &shared.port.publishing;
-        let waited = publishing.wait_selected(Instant::now() + after, || !shared.is_open());
+        let inner = self.inner();
+        let after = inner.limits.rpc_timeout;
+        let _waiting = inner.shared.connection.waiting();
+        let publisher = &inner.shared.publisher;
+        let waited = publisher.wait_selected(Instant::now() + after, || !inner.is_open());
         match waited {
-            Err(NoRoom::TimedOut) => {
-                Err(shared
-                    .port
+            Err(WaitError::TimedOut) => {
+                Err(inner
+                    .shared
                     .connection
                     .timeout("confirm.select", Some(self.number()), after))
             }
             // It fails only with its channel.
-            Ok(()) if !publishing.is_confirming() => Err(shared.closed_error()),
-            _ => shared.check_open(),
+            Ok(()) if !publisher.is_confirming() => Err(inner.closed_error()),
+            _ => inner.check_open(),
         }
     }
 
     /// Whether the channel is in confirm mode.
     pub fn is_confirming(&self) -> bool {
-        self.shared().port.publishing.is_confirming()
+        self.inner().shared.publisher.is_confirming()
     }
 
     /// Waits until everything that was published before is settled, and reports what
@@ -104,32 +104,32 @@ impl BlockingChannel {
     /// [`Error::Timeout`], and then one may wait again; [`Error::Unconfirmed`] if the
     /// channel ended first; [`Error::NotConfirming`] without confirm mode.
     pub fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {
-        let shared = self.shared();
-        let publishing = &shared.port.publishing;
-        if !publishing.is_confirming() {
-            shared.check_open()?;
+        let inner = self.inner();
+        let publisher = &inner.shared.publisher;
+        if !publisher.is_confirming() {
+            inner.check_open()?;
             return Err(Error::NotConfirming);
         }
-        let _waiting = shared.port.connection.waiting();
-        let waited = publishing.wait_settled(
-            publishing.last_number(),
+        let _waiting = inner.shared.connection.waiting();
+        let waited = publisher.wait_settled(
+            publisher.last_number(),
             Instant::now().checked_add(timeout),
-            || !shared.is_open(),
+            || !inner.is_open(),
         );
         match waited {
             Ok(()) => {}
-            Err(NoRoom::TimedOut) => {
-                return Err(shared.port.connection.timeout(
+            Err(WaitError::TimedOut) => {
+                return Err(inner.shared.connection.timeout(
                     "confirms",
                     Some(self.number()),
                     timeout,
                 ));
             }
-            Err(NoRoom::Pointless) => {
-                return Err(Error::Unconfirmed(Box::new(shared.closed_error())));
+            Err(WaitError::Closed) => {
+                return Err(Error::Unconfirmed(Box::new(inner.closed_error())));
             }
         }
-        let failures = publishing.take_failures();
+        let failures = publisher.take_failures();
         if failures.kept.is_empty() && failures.more == 0 {
             return Ok(());
         }

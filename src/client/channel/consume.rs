@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{BlockingChannel, Call, Shared};
+use super::{BlockingChannel, Call, ChannelInner};
 use crate::client::channel::start_consuming::Callback;
 use crate::client::consumer::Consumer;
 use crate::client::delivery::Delivery;
 use crate::error::Result;
-use crate::io::shared::consumer::{ConsumerPort, Route};
+use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_program::inbox::Extracted;
-use crate::io::to_program::rpc_replies::Answers;
+use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::content::Content;
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
@@ -41,9 +41,9 @@ impl BlockingChannel {
     pub fn basic_get(&self, get: impl Into<basic::Get>) -> Result<Option<Delivery>> {
         let get = get.into();
         let no_ack = get.no_ack;
-        let shared = self.shared();
-        match shared.round_trip(get.into(), None)? {
-            Reply::Message(content) => Ok(shared.take(*content, no_ack)),
+        let inner = self.inner();
+        match inner.round_trip(get.into(), None)? {
+            Reply::Message(content) => Ok(inner.take(*content, no_ack)),
             _ => Ok(None),
         }
     }
@@ -64,7 +64,7 @@ impl BlockingChannel {
     /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection (540) if `prefetch_size`
     /// is not 0.
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
-        self.shared().set_prefetch(qos.into(), false)
+        self.inner().set_prefetch(qos.into(), false)
     }
 
     /// Starts a consumer whose deliveries go to `callback`, and returns its tag.
@@ -125,18 +125,18 @@ impl BlockingChannel {
         consume: basic::Consume,
         callback: Callback,
     ) -> Result<ShortString> {
-        let shared = self.shared();
+        let inner = self.inner();
         let consume = self.prepare(consume)?;
         let tag = consume.consumer_tag.clone();
-        let port = Arc::clone(&shared.port);
-        let consumer = ConsumerPort::with_callback(&consume, port);
+        let shared = Arc::clone(&inner.shared);
+        let consumer = ConsumerShared::with_callback(&consume, shared);
         // Deliveries may come before the reply does.
-        shared.callbacks.insert(callback, &consumer)?;
+        inner.callbacks.insert(callback, &consumer)?;
         let route = Arc::new(Route {
             consumer: Arc::clone(&consumer),
         });
-        if let Err(error) = shared.round_trip(consume.into(), Some(route)) {
-            shared.abandon_callback(&consumer);
+        if let Err(error) = inner.round_trip(consume.into(), Some(route)) {
+            inner.abandon_callback(&consumer);
             return Err(error);
         }
         Ok(tag)
@@ -163,50 +163,50 @@ impl BlockingChannel {
     ///
     /// As [`basic_consume`](Self::basic_consume).
     pub fn consume(&self, consume: impl Into<basic::Consume>) -> Result<Consumer> {
-        let shared = self.shared();
+        let inner = self.inner();
         let consume = self.prepare(consume.into().nowait(false))?;
-        let port = ConsumerPort::with_inbox(&consume, Arc::clone(&shared.port));
+        let shared = ConsumerShared::with_inbox(&consume, Arc::clone(&inner.shared));
         let route = Arc::new(Route {
-            consumer: Arc::clone(&port),
+            consumer: Arc::clone(&shared),
         });
-        if let Err(error) = shared.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
+        if let Err(error) = inner.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
             // Deliveries may have come before the deadline that the reply has missed.
-            shared.keep_or_give_back(port.take_left(), &port);
+            inner.keep_or_give_back(shared.take_left(), &shared);
             return Err(error);
         }
-        shared.add_iterated(&port);
-        Ok(Consumer::new(port, self.clone()))
+        inner.add_iterated(&shared);
+        Ok(Consumer::new(shared, self.clone()))
     }
 
     /// Starts a consumer of answers to requests, which is all that the channel is for.
-    pub(crate) fn consume_answers(&self, queue: &str, answers: &Arc<Answers>) -> Result<()> {
-        let shared = self.shared();
+    pub(crate) fn consume_answers(&self, queue: &str, rpc_replies: &Arc<RpcReplies>) -> Result<()> {
+        let inner = self.inner();
         let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
-        let port = Arc::clone(&shared.port);
-        port.serve_requests(answers);
+        let shared = Arc::clone(&inner.shared);
+        shared.serve_requests(rpc_replies);
         let route = Arc::new(Route {
-            consumer: ConsumerPort::of_answers(&consume, port, Arc::clone(answers)),
+            consumer: ConsumerShared::of_answers(&consume, shared, Arc::clone(rpc_replies)),
         });
-        let started: Result<basic::ConsumeOk> = shared.call(consume.into(), Some(route));
+        let started: Result<basic::ConsumeOk> = inner.call(consume.into(), Some(route));
         started.map(drop)
     }
 
     /// A tag for a consumer that has none, and a prefetch for a channel without one: a
     /// naive worker on a deep queue must live.
     fn prepare(&self, mut consume: basic::Consume) -> Result<basic::Consume> {
-        let shared = self.shared();
-        shared.check_open()?;
+        let inner = self.inner();
+        inner.check_open()?;
         if consume.consumer_tag.is_empty() {
             // The program may have chosen such a tag itself.
             let taken = self.consumer_tags();
             while consume.consumer_tag.is_empty() || taken.contains(&consume.consumer_tag) {
-                let number = shared.consumer_tags.fetch_add(1, Ordering::Relaxed) + 1;
+                let number = inner.consumer_tags.fetch_add(1, Ordering::Relaxed) + 1;
                 consume.consumer_tag = format!("cony-{}.{number}", self.number()).into();
             }
         }
         if !consume.no_ack {
-            let default = basic::Qos::new(shared.limits.default_prefetch);
-            shared.set_prefetch(default, true)?;
+            let default = basic::Qos::new(inner.limits.default_prefetch);
+            inner.set_prefetch(default, true)?;
         }
         Ok(consume)
     }
@@ -214,9 +214,9 @@ impl BlockingChannel {
     /// The tags of this channel's consumers: those with a callback, in no order, then those
     /// that are read like an iterator.
     pub fn consumer_tags(&self) -> Vec<ShortString> {
-        let shared = self.shared();
-        let mut tags = shared.callbacks.tags();
-        shared.iterated(|consumer| tags.push(consumer.tag.clone()));
+        let inner = self.inner();
+        let mut tags = inner.callbacks.tags();
+        inner.iterated(|consumer| tags.push(consumer.tag.clone()));
         tags
     }
 
@@ -252,19 +252,19 @@ impl BlockingChannel {
 
     fn cancel(&self, cancel: basic::Cancel) -> Result<Vec<Delivery>> {
         let tag = cancel.consumer_tag.clone();
-        let shared = self.shared();
+        let inner = self.inner();
         // The one that has the tag now is meant, and none that has it later.
-        let Some(consumer) = shared.consumer(&tag) else {
-            shared.round_trip(cancel.into(), None)?;
+        let Some(consumer) = inner.consumer(&tag) else {
+            inner.round_trip(cancel.into(), None)?;
             return Ok(Vec::new());
         };
-        shared.callbacks.set_cancelling(&consumer, true);
-        if let Err(error) = shared.cancel(&consumer, cancel.nowait) {
-            shared.callbacks.set_cancelling(&consumer, false);
+        inner.callbacks.set_cancelling(&consumer, true);
+        if let Err(error) = inner.cancel(&consumer, cancel.nowait) {
+            inner.callbacks.set_cancelling(&consumer, false);
             return Err(error);
         }
-        let left = shared.remove_callback(&consumer);
-        Ok(left.map_or_else(Vec::new, |left| shared.keep_or_give_back(left, &consumer)))
+        let left = inner.remove_callback(&consumer);
+        Ok(left.map_or_else(Vec::new, |left| inner.keep_or_give_back(left, &consumer)))
     }
 
     /// Has everything that is unsettled on this channel delivered again, to whomever the
@@ -296,7 +296,7 @@ impl BlockingChannel {
     /// [`Error::AlreadySettled`](crate::Error::AlreadySettled) and [`Error::UnknownDeliveryTag`](crate::Error::UnknownDeliveryTag), and then nothing is
     /// sent; the reason if channel or connection are closed.
     pub fn basic_ack(&self, delivery_tag: u64) -> Result<()> {
-        self.shared()
+        self.inner()
             .settle(delivery_tag, Settle::Ack { multiple: false })
     }
 
@@ -307,7 +307,7 @@ impl BlockingChannel {
     ///
     /// As [`basic_ack`](Self::basic_ack).
     pub fn basic_ack_multiple(&self, delivery_tag: u64) -> Result<()> {
-        self.shared()
+        self.inner()
             .settle(delivery_tag, Settle::Ack { multiple: true })
     }
 
@@ -337,7 +337,7 @@ impl BlockingChannel {
             multiple: nack.multiple,
             requeue: nack.requeue,
         };
-        self.shared().settle(nack.delivery_tag, settle)
+        self.inner().settle(nack.delivery_tag, settle)
     }
 
     /// Refuses a delivery, with the specification's own method.
@@ -350,20 +350,20 @@ impl BlockingChannel {
         let settle = Settle::Reject {
             requeue: reject.requeue,
         };
-        self.shared().settle(reject.delivery_tag, settle)
+        self.inner().settle(reject.delivery_tag, settle)
     }
 }
 
-impl Shared {
+impl ChannelInner {
     /// Notes a consumer that is read like an iterator, and forgets those that have ended.
-    fn add_iterated(&self, consumer: &Arc<ConsumerPort>) {
+    fn add_iterated(&self, consumer: &Arc<ConsumerShared>) {
         let mut iterated = self.iterated.lock();
         iterated.retain(|known| known.upgrade().is_some_and(|known| known.is_alive()));
         iterated.push(Arc::downgrade(consumer));
     }
 
     /// Those that have not ended.
-    fn iterated(&self, mut act: impl FnMut(&Arc<ConsumerPort>)) {
+    fn iterated(&self, mut act: impl FnMut(&Arc<ConsumerShared>)) {
         let iterated = self.iterated.lock().clone();
         let alive = iterated.iter().filter_map(std::sync::Weak::upgrade);
         alive
@@ -372,9 +372,12 @@ impl Shared {
     }
 
     /// The consumer that has this tag, if one is known: rather one that has not ended.
-    fn consumer(&self, tag: &ShortString) -> Option<Arc<ConsumerPort>> {
-        let with_callback = self.callbacks.port(tag);
-        if with_callback.as_ref().is_some_and(|port| port.is_alive()) {
+    fn consumer(&self, tag: &ShortString) -> Option<Arc<ConsumerShared>> {
+        let with_callback = self.callbacks.shared(tag);
+        if with_callback
+            .as_ref()
+            .is_some_and(|shared| shared.is_alive())
+        {
             return with_callback;
         }
         let mut found = None;
@@ -387,14 +390,14 @@ impl Shared {
     }
 
     /// Cancels `consumer`, and no other one of its name.
-    pub(crate) fn cancel(&self, consumer: &Arc<ConsumerPort>, nowait: bool) -> Result<()> {
+    pub(crate) fn cancel(&self, consumer: &Arc<ConsumerShared>, nowait: bool) -> Result<()> {
         self.check_open()?;
         let deadline = self.limits.call_deadline();
         let call = Call {
             id: basic::Cancel::ID,
             after: self.limits.rpc_timeout,
             consumer_tag: Some(consumer.tag.clone()),
-            outcome: self.port.begin_cancel(consumer, nowait, deadline),
+            outcome: self.shared.begin_cancel(consumer, nowait, deadline),
         };
         self.finish(&call).map(drop)
     }
@@ -403,7 +406,7 @@ impl Shared {
     pub(crate) fn keep_or_give_back(
         self: &Arc<Self>,
         left: Extracted,
-        consumer: &ConsumerPort,
+        consumer: &ConsumerShared,
     ) -> Vec<Delivery> {
         if !consumer.no_ack {
             self.give_back(consumer, left);
@@ -416,7 +419,7 @@ impl Shared {
     /// Makes a delivery of what the program gets now.
     pub(crate) fn take(self: &Arc<Self>, content: Content, no_ack: bool) -> Option<Delivery> {
         if !no_ack {
-            self.port.hand_out();
+            self.shared.hand_out();
         }
         Delivery::new(content, Arc::clone(self))
     }

@@ -22,16 +22,16 @@ use parking_lot::Mutex;
 
 pub(crate) use self::closing::{Unheard, confirms_share};
 use self::start_consuming::Callbacks;
-pub(crate) use self::start_consuming::SHARE;
-use crate::client::callbacks::list::Listeners;
-use crate::client::callbacks::lock::Source;
+pub(crate) use self::start_consuming::EVENTS_PER_TURN_MAX;
+use crate::client::callbacks::list::CallbackList;
+use crate::client::callbacks::lock::DispatchLock;
 pub use crate::client::confirm::Confirmation;
 use crate::client::confirm::Returned;
-use crate::client::connection::{BlockingConnection, Inner, Limits};
+use crate::client::connection::{BlockingConnection, ConnectionInner, Limits};
 use crate::error::{Error, Result};
-use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::connection::{Command, OpenFailure, Opener, Outcome};
-use crate::io::shared::consumer::{ConsumerPort, Route};
+use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
 use crate::protocol::failure::ReplyCode;
@@ -71,26 +71,26 @@ pub struct BlockingChannel {
 
 /// Keeps the channel open, and the connection alive.
 struct Handle {
-    shared: Arc<Shared>,
-    connection: Arc<Inner>,
+    inner: Arc<ChannelInner>,
+    connection: Arc<ConnectionInner>,
 }
 
 /// What also outlives the handles: deliveries hold it.
-pub(crate) struct Shared {
-    pub(crate) port: Arc<ChannelPort>,
+pub(crate) struct ChannelInner {
+    pub(crate) shared: Arc<ChannelShared>,
     limits: Limits,
     /// How many calls are under way that set the prefetch.
     prefetching: Mutex<usize>,
     /// Who runs the callbacks.
-    source: Source,
+    source: DispatchLock,
     callbacks: Callbacks,
-    on_return: Listeners<BlockingChannel, Returned>,
-    on_cancel: Listeners<BlockingChannel, ShortString>,
-    on_flow: Listeners<BlockingChannel, bool>,
-    on_confirm: Listeners<BlockingChannel, Confirmation>,
-    on_close: Listeners<BlockingChannel, Error>,
+    on_return: CallbackList<BlockingChannel, Returned>,
+    on_cancel: CallbackList<BlockingChannel, ShortString>,
+    on_flow: CallbackList<BlockingChannel, bool>,
+    on_confirm: CallbackList<BlockingChannel, Confirmation>,
+    on_close: CallbackList<BlockingChannel, Error>,
     /// The consumers without a callback.
-    iterated: Mutex<Vec<Weak<ConsumerPort>>>,
+    iterated: Mutex<Vec<Weak<ConsumerShared>>>,
     consumer_tags: AtomicU64,
     /// Whether the program knows that others have ended the channel.
     end_is_told: AtomicBool,
@@ -116,22 +116,22 @@ struct Call {
 }
 
 impl BlockingChannel {
-    pub(crate) fn open(connection: &Arc<Inner>, number: Option<u16>) -> Result<Self> {
+    pub(crate) fn open(connection: &Arc<ConnectionInner>, number: Option<u16>) -> Result<Self> {
         let limits = connection.limits.clone();
         let (reply, outcome) = bounded(1);
         connection.check_open()?;
-        connection.port.send(Command::OpenChannel(Opener {
+        connection.shared.send(Command::OpenChannel(Opener {
             number,
             window: limits.confirm_window,
             deadline: limits.call_deadline(),
             reply,
         }));
-        let max = connection.port.negotiated.channel_max;
-        let port = outcome
+        let max = connection.shared.negotiated.channel_max;
+        let shared = outcome
             .recv()
             .map_err(|_| connection.closed_error())?
             .map_err(|failure| match failure {
-                OpenFailure::Call(CallFailure::TimedOut, channel) => connection.port.timeout(
+                OpenFailure::Call(CallFailure::TimedOut, channel) => connection.shared.timeout(
                     "channel.open",
                     Some(channel.id.number),
                     limits.rpc_timeout,
@@ -141,7 +141,7 @@ impl BlockingChannel {
                     None => connection.closed_error(),
                 },
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
-                OpenFailure::Number(NumberError::Closing(number)) => connection.port.timeout(
+                OpenFailure::Number(NumberError::Closing(number)) => connection.shared.timeout(
                     "channel.close before channel.open",
                     Some(number),
                     limits.rpc_timeout,
@@ -151,25 +151,25 @@ impl BlockingChannel {
                     (_, number) => Error::InvalidChannelNumber { number, max },
                 },
             })?;
-        let shared = Shared::new(port, limits);
-        let id = shared.port.id;
+        let inner = ChannelInner::new(shared, limits);
+        let id = inner.shared.id;
         let handle = Arc::new(Handle {
-            shared: Arc::new(shared),
+            inner: Arc::new(inner),
             connection: Arc::clone(connection),
         });
         connection.add_channel(id, WeakChannel(Arc::downgrade(&handle)));
-        let port = &handle.shared.port;
-        if port.inbox.has_ended() {
+        let shared = &handle.inner.shared;
+        if shared.inbox.has_ended() {
             // Whoever dispatches may have looked for it in vain, and not looks again.
-            port.unlist();
-            port.announce();
+            shared.unlist();
+            shared.announce();
         }
         Ok(Self { handle })
     }
 
     /// The channel's number on its connection.
     pub fn number(&self) -> u16 {
-        self.shared().port.id.number
+        self.inner().shared.id.number
     }
 
     /// The connection that this channel is on.
@@ -179,13 +179,13 @@ impl BlockingChannel {
 
     /// Whether the channel can be used.
     pub fn is_open(&self) -> bool {
-        self.shared().check_open().is_ok()
+        self.inner().check_open().is_ok()
     }
 
     /// Whether this program has begun to close the channel, and the broker has not
     /// answered yet.
     pub fn is_closing(&self) -> bool {
-        self.shared().port.is_closing()
+        self.inner().shared.is_closing()
     }
 
     /// Whether the channel is over.
@@ -196,7 +196,7 @@ impl BlockingChannel {
     /// Why the channel is closed, if it is; its connection's reason, if that took the
     /// channel along.
     pub fn close_reason(&self) -> Option<Error> {
-        self.shared().check_open().err()
+        self.inner().check_open().err()
     }
 
     /// Asks the broker to stop or resume what it delivers.
@@ -213,7 +213,7 @@ impl BlockingChannel {
     /// Whether the broker lets publishes pass; they wait while it does not. (RabbitMQ never
     /// asks for that.)
     pub fn is_flow_active(&self) -> bool {
-        self.shared().port.publishing.is_flow_active()
+        self.inner().shared.publisher.is_flow_active()
     }
 
     /// Asks for an access ticket, as other brokers of old wanted it. RabbitMQ answers,
@@ -227,31 +227,31 @@ impl BlockingChannel {
         Ok(granted.ticket)
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.handle.shared
+    pub(crate) fn inner(&self) -> &Arc<ChannelInner> {
+        &self.handle.inner
     }
 
     /// Sends `method` and waits for its reply.
     fn call<R: TryFrom<Method>>(&self, method: impl Into<Method>) -> Result<R> {
-        self.shared().call(method.into(), None)
+        self.inner().call(method.into(), None)
     }
 
     /// Sends a method without reply, in its turn.
     fn call_nowait(&self, method: impl Into<Method>) -> Result<()> {
-        self.shared().round_trip(method.into(), None).map(drop)
+        self.inner().round_trip(method.into(), None).map(drop)
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.connection.forget_channel(self.shared.port.id);
-        self.shared.note_unheard();
-        self.shared.clear_deliveries();
-        self.shared.clear_listeners();
-        self.shared.on_close.clear();
-        if self.shared.is_open() {
+        self.connection.forget_channel(self.inner.shared.id);
+        self.inner.note_unheard();
+        self.inner.clear_deliveries();
+        self.inner.clear_listeners();
+        self.inner.on_close.clear();
+        if self.inner.is_open() {
             let code = ReplyCode::REPLY_SUCCESS;
-            self.shared.port.send_close(code, "dropped".into(), None);
+            self.inner.shared.send_close(code, "dropped".into(), None);
         }
     }
 }
@@ -265,19 +265,19 @@ impl fmt::Debug for BlockingChannel {
     }
 }
 
-impl Shared {
-    fn new(port: Arc<ChannelPort>, limits: Limits) -> Self {
+impl ChannelInner {
+    fn new(shared: Arc<ChannelShared>, limits: Limits) -> Self {
         Self {
-            port,
+            shared,
             limits,
             prefetching: Mutex::default(),
-            source: Source::default(),
+            source: DispatchLock::default(),
             callbacks: Callbacks::default(),
-            on_return: Listeners::default(),
-            on_cancel: Listeners::default(),
-            on_flow: Listeners::default(),
-            on_confirm: Listeners::default(),
-            on_close: Listeners::default(),
+            on_return: CallbackList::default(),
+            on_cancel: CallbackList::default(),
+            on_flow: CallbackList::default(),
+            on_confirm: CallbackList::default(),
+            on_close: CallbackList::default(),
             iterated: Mutex::default(),
             consumer_tags: AtomicU64::new(0),
             end_is_told: AtomicBool::new(false),
@@ -286,7 +286,7 @@ impl Shared {
 
     /// Whether the channel can be used.
     pub(crate) fn is_open(&self) -> bool {
-        self.port.is_open()
+        self.shared.is_open()
     }
 
     /// Tells the program the reason, if channel or connection are closed.
@@ -310,7 +310,7 @@ impl Shared {
 
     /// Why the channel is closed, for the program, which knows it then.
     fn tell_end(&self) -> Option<Error> {
-        let end = self.port.end()?;
+        let end = self.shared.end()?;
         if matches!(end, Error::ChannelClosed(_)) && end.is_of_others() {
             self.end_is_told.store(true, Ordering::Release);
         }
@@ -338,20 +338,20 @@ impl Shared {
             after: self.limits.rpc_timeout,
             consumer_tag: consumer.as_ref().map(|route| route.consumer.tag.clone()),
             outcome: self
-                .port
+                .shared
                 .begin(method, consumer, self.limits.call_deadline()),
         })
     }
 
     /// Waits for what becomes of `call`.
     fn finish(&self, call: &Call) -> Result<Reply> {
-        self.port
+        self.shared
             .connection
             .finish(&call.outcome)
             .map_err(|failure| match failure {
-                CallFailure::TimedOut => self.port.connection.timeout(
+                CallFailure::TimedOut => self.shared.connection.timeout(
                     call.id.name().unwrap_or("a call"),
-                    Some(self.port.id.number),
+                    Some(self.shared.id.number),
                     call.after,
                 ),
                 CallFailure::Encode(error) => error.into(),
@@ -366,7 +366,7 @@ impl Shared {
     /// `is_default`, only if nobody has set one and nobody is about to.
     fn set_prefetch(&self, qos: basic::Qos, is_default: bool) -> Result<()> {
         let mut prefetching = self.prefetching.lock();
-        let is_set = || *prefetching > 0 || self.port.prefetch().is_some();
+        let is_set = || *prefetching > 0 || self.shared.prefetch().is_some();
         if is_default && (qos.prefetch_count == 0 || is_set()) {
             return Ok(());
         }
@@ -381,7 +381,7 @@ impl Shared {
     /// Drops the callbacks for deliveries, and what waits for them.
     fn clear_deliveries(&self) {
         self.callbacks.clear();
-        self.port.inbox.discard(|_| true);
+        self.shared.inbox.discard(|_| true);
     }
 
     /// Drops the callbacks for all else but the end.
@@ -395,7 +395,7 @@ impl Shared {
     /// Settles a delivery, once.
     pub(crate) fn settle(&self, tag: u64, settle: Settle) -> Result<()> {
         self.check_open()?;
-        let last = self.port.last_delivery_tag();
+        let last = self.shared.last_delivery_tag();
         let multiple = match settle {
             Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
             Settle::Reject { .. } => false,
@@ -408,12 +408,12 @@ impl Shared {
         let all = multiple && tag == 0;
         let tag = if all { last } else { tag };
         // Sent under the lock, so that the order on the wire is that of the bookkeeping.
-        let mut settlements = self.port.settlements.lock();
+        let mut settlements = self.shared.settlements.lock();
         if !multiple {
             if !settlements.settle(tag) {
                 return Err(Error::AlreadySettled(tag));
             }
-            self.port.settle(tag, settle);
+            self.shared.settle(tag, settle);
             return Ok(());
         }
         let covered = settlements.settle_up_to(tag);
@@ -422,10 +422,10 @@ impl Shared {
             return Err(Error::AlreadySettled(tag));
         }
         if let Some(tag) = covered.up_to {
-            self.port.settle(tag, settle);
+            self.shared.settle(tag, settle);
         }
         for tag in covered.singly {
-            self.port.settle(tag, settle.of_one());
+            self.shared.settle(tag, settle.of_one());
         }
         Ok(())
     }
@@ -437,10 +437,10 @@ impl Shared {
     /// Gives back messages that have come for `consumer` and that nobody will take.
     pub(crate) fn give_back(
         &self,
-        consumer: &ConsumerPort,
+        consumer: &ConsumerShared,
         messages: impl Iterator<Item = Content>,
     ) {
-        consumer.give_back(messages, |command| self.port.connection.send(command));
+        consumer.give_back(messages, |command| self.shared.connection.send(command));
     }
 }
 
@@ -460,31 +460,31 @@ mod tests {
 
     use super::*;
     use crate::client::connection::tests::limits;
-    use crate::io::shared::connection::tests::port;
+    use crate::io::shared::connection::tests::shared;
     use crate::protocol::event::ChannelId;
     use crate::protocol::methods::queue;
 
     /// A channel of a connection without an IO thread.
-    pub(super) fn channel(window: usize, publish_timeout: Duration) -> Shared {
+    pub(super) fn channel(window: usize, publish_timeout: Duration) -> ChannelInner {
         let id = ChannelId {
             number: 1,
             generation: 1,
         };
-        let port = ChannelPort::new(id, port(1 << 20), window);
+        let shared = ChannelShared::new(id, shared(1 << 20), window);
         let limits = Limits {
             publish_timeout,
             ..limits()
         };
-        Shared::new(Arc::new(port), limits)
+        ChannelInner::new(Arc::new(shared), limits)
     }
 
     #[test]
     fn a_call_has_as_much_time_as_it_is_given_and_no_more() {
         let second = Duration::from_secs(1);
-        let shared = channel(1, second);
-        let connection = &shared.port.connection;
+        let inner = channel(1, second);
+        let connection = &inner.shared.connection;
         let before = Instant::now();
-        let call = shared.begin(queue::Declare::new("q").into(), None).unwrap();
+        let call = inner.begin(queue::Declare::new("q").into(), None).unwrap();
         let after = Instant::now();
         assert_eq!(call.after, second * 7, "which the error tells");
         let mut commands = VecDeque::new();

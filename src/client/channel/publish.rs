@@ -4,13 +4,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{BlockingChannel, Shared};
+use super::{BlockingChannel, ChannelInner};
 use crate::client::confirm::Confirm;
 use crate::client::delivery::Message;
 use crate::error::{Error, Result};
-use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::channel::ChannelShared;
 use crate::io::to_io::command_queue::Queued;
-use crate::io::to_io::write_budget::NoRoom;
+use crate::io::to_io::write_budget::WaitError;
 use crate::io::to_program::publisher::Entered;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::confirms::Mandatory;
@@ -51,9 +51,9 @@ impl BlockingChannel {
         routing_key: impl AsRef<str>,
         message: impl Into<Message<'a>>,
     ) -> Result<Confirm> {
-        let shared = self.shared();
-        let port = &shared.port;
-        shared.check_open()?;
+        let inner = self.inner();
+        let shared = &inner.shared;
+        inner.check_open()?;
         let message = message.into();
         let publish = Publish {
             exchange: exchange.as_ref(),
@@ -61,17 +61,17 @@ impl BlockingChannel {
             mandatory: message.mandatory,
             immediate: message.immediate,
             properties: message.said(),
-            body: message.body.to_publish(port.connection.shares_bodies),
+            body: message.body.to_publish(shared.connection.shares_bodies),
         };
-        let frame_max = port.connection.negotiated.frame_max as usize;
+        let frame_max = shared.connection.negotiated.frame_max as usize;
         with_scratch(|scratch| {
-            let encoded = EncodedPublish::new(port.id.number, publish, frame_max, scratch)?;
+            let encoded = EncodedPublish::new(shared.id.number, publish, frame_max, scratch)?;
             // Before any lock, for it looks at the whole body.
             let mandatory = publish.mandatory.then(|| Mandatory {
                 fingerprint: publish.fingerprint(),
                 properties: encoded.properties(),
             });
-            shared.publish(&encoded, mandatory)
+            inner.publish(&encoded, mandatory)
         })
     }
 }
@@ -91,30 +91,30 @@ fn with_scratch<R>(publish: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     outcome
 }
 
-impl Shared {
+impl ChannelInner {
     /// Queues a publish, when there is room for it.
     fn publish(
         self: &Arc<Self>,
         encoded: &EncodedPublish<'_>,
         mandatory: Option<Mandatory<'_>>,
     ) -> Result<Confirm> {
-        let ChannelPort {
-            publishing,
+        let ChannelShared {
+            publisher,
             connection,
             id,
             ..
-        } = &*self.port;
+        } = &*self.shared;
         let send = |reserved, is_plain: bool| {
             connection.publish(*id, encoded, reserved, || {
                 // Once it is gated the broker may count what follows.
-                !(self.port.has_begun_to_close() || is_plain && publishing.is_gated())
+                !(self.shared.has_begun_to_close() || is_plain && publisher.is_gated())
             })
         };
-        if !publishing.is_gated() && send(false, true) == Queued::Done {
+        if !publisher.is_gated() && send(false, true) == Queued::Done {
             return Ok(Confirm::none());
         }
         let mut room = Room {
-            shared: self,
+            inner: self,
             size: encoded.size(),
             reserved: false,
             has_place: false,
@@ -122,7 +122,7 @@ impl Shared {
         };
         loop {
             let reserved = room.reserved;
-            match publishing.enter(mandatory, &mut room.has_place, || send(reserved, false)) {
+            match publisher.enter(mandatory, &mut room.has_place, || send(reserved, false)) {
                 Entered::Plain => {
                     room.reserved = false;
                     return Ok(Confirm::none());
@@ -141,7 +141,7 @@ impl Shared {
 
 /// What a publish waits for, and has.
 struct Room<'a> {
-    shared: &'a Shared,
+    inner: &'a ChannelInner,
     size: usize,
     /// Whether it has room in the write budget.
     reserved: bool,
@@ -156,47 +156,47 @@ impl Room<'_> {
         // Others may use it meanwhile.
         self.give_back();
         let deadline = self.deadline();
-        let is_pointless = || !self.shared.is_open();
-        let publishing = &self.shared.port.publishing;
-        let waited = publishing.wait_for_room(deadline, is_pointless);
-        waited.map_err(|no_room| self.in_vain(no_room))?;
+        let is_pointless = || !self.inner.is_open();
+        let publisher = &self.inner.shared.publisher;
+        let waited = publisher.wait_for_room(deadline, is_pointless);
+        waited.map_err(|no_room| self.wait_failed(no_room))?;
         self.has_place = true;
         Ok(())
     }
 
     fn wait_for_budget(&mut self) -> Result<()> {
         let deadline = self.deadline();
-        let is_pointless = || !self.shared.is_open();
-        let commands = self.shared.port.connection.commands();
+        let is_pointless = || !self.inner.is_open();
+        let commands = self.inner.shared.connection.commands();
         let waited = commands.reserve(self.size, deadline, is_pointless);
-        waited.map_err(|no_room| self.in_vain(no_room))?;
+        waited.map_err(|no_room| self.wait_failed(no_room))?;
         self.reserved = true;
         Ok(())
     }
 
     fn deadline(&mut self) -> Instant {
-        let shared = self.shared;
+        let inner = self.inner;
         let begin = || {
-            let deadline = Instant::now() + shared.limits.publish_timeout;
-            (shared.port.connection.waiting(), deadline)
+            let deadline = Instant::now() + inner.limits.publish_timeout;
+            (inner.shared.connection.waiting(), deadline)
         };
         self.waiting.get_or_insert_with(begin).1
     }
 
-    fn in_vain(&self, no_room: NoRoom) -> Error {
+    fn wait_failed(&self, no_room: WaitError) -> Error {
         match no_room {
-            NoRoom::Pointless => self.shared.closed_error(),
-            NoRoom::TimedOut => Error::PublishTimeout {
-                after: self.shared.limits.publish_timeout,
-                blocked: self.shared.port.connection.blocked(),
-                paused: self.shared.port.connection.pause(),
+            WaitError::Closed => self.inner.closed_error(),
+            WaitError::TimedOut => Error::PublishTimeout {
+                after: self.inner.limits.publish_timeout,
+                blocked: self.inner.shared.connection.blocked(),
+                paused: self.inner.shared.connection.pause(),
             },
         }
     }
 
     fn give_back(&mut self) {
         if std::mem::take(&mut self.reserved) {
-            self.shared.port.connection.commands().give_back(self.size);
+            self.inner.shared.connection.commands().give_back(self.size);
         }
     }
 }
@@ -206,7 +206,7 @@ impl Drop for Room<'_> {
     fn drop(&mut self) {
         self.give_back();
         if self.has_place {
-            self.shared.port.publishing.give_back();
+            self.inner.shared.publisher.give_back();
         }
     }
 }
@@ -222,9 +222,9 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn room(shared: &Shared, size: usize) -> Room<'_> {
+    fn room(inner: &ChannelInner, size: usize) -> Room<'_> {
         Room {
-            shared,
+            inner,
             size,
             reserved: false,
             has_place: false,
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    fn publish(shared: &Arc<Shared>) -> Result<Confirm> {
+    fn publish(inner: &Arc<ChannelInner>) -> Result<Confirm> {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -243,59 +243,59 @@ mod tests {
         };
         let mut scratch = Vec::new();
         let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch)?;
-        shared.publish(&encoded, None)
+        inner.publish(&encoded, None)
     }
 
-    fn waiting_bytes(shared: &Shared) -> usize {
-        shared.port.connection.commands().waiting_bytes()
+    fn waiting_bytes(inner: &ChannelInner) -> usize {
+        inner.shared.connection.commands().waiting_bytes()
     }
 
     #[test]
     fn a_publish_that_fails_gives_back_its_place_in_the_window() {
-        let shared = Arc::new(channel(1, Duration::ZERO));
-        let publishing = &shared.port.publishing;
-        assert!(publishing.select(|| {}));
-        publishing.select_done(true);
-        let mut failing = room(&shared, 1);
+        let inner = Arc::new(channel(1, Duration::ZERO));
+        let publisher = &inner.shared.publisher;
+        assert!(publisher.select(|| {}));
+        publisher.select_done(true);
+        let mut failing = room(&inner, 1);
         failing.wait_for_window().unwrap();
-        let full = publish(&shared);
+        let full = publish(&inner);
         assert!(matches!(full, Err(Error::PublishTimeout { .. })));
         drop(failing);
-        assert_eq!(publish(&shared).unwrap().number(), Some(1));
+        assert_eq!(publish(&inner).unwrap().number(), Some(1));
     }
 
     #[test]
     fn a_publish_gives_back_the_room_that_it_does_not_use() {
-        let shared = Arc::new(channel(1, SECOND));
-        let mut failing = room(&shared, 100);
+        let inner = Arc::new(channel(1, SECOND));
+        let mut failing = room(&inner, 100);
         failing.wait_for_budget().unwrap();
-        assert_eq!(waiting_bytes(&shared), 100);
+        assert_eq!(waiting_bytes(&inner), 100);
         drop(failing);
-        assert_eq!(waiting_bytes(&shared), 0);
+        assert_eq!(waiting_bytes(&inner), 0);
         // Nor does it keep any while it waits for the window.
-        let mut waiting = room(&shared, 100);
+        let mut waiting = room(&inner, 100);
         waiting.wait_for_budget().unwrap();
         waiting.wait_for_window().unwrap();
-        assert_eq!(waiting_bytes(&shared), 0);
+        assert_eq!(waiting_bytes(&inner), 0);
         drop(waiting);
-        assert_eq!(waiting_bytes(&shared), 0);
+        assert_eq!(waiting_bytes(&inner), 0);
     }
 
     #[test]
     fn what_was_published_in_room_that_was_waited_for_takes_it() {
-        let shared = Arc::new(channel(1, SECOND * 30));
-        publish(&shared).unwrap();
-        let size = waiting_bytes(&shared);
-        let budget = shared.port.connection.budget();
+        let inner = Arc::new(channel(1, SECOND * 30));
+        publish(&inner).unwrap();
+        let size = waiting_bytes(&inner);
+        let budget = inner.shared.connection.budget();
         budget.take(1 << 20);
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| publish(&shared));
+            let waiting = scope.spawn(|| publish(&inner));
             while !budget.is_awaited() {
                 thread::yield_now();
             }
-            shared.port.connection.commands().release(1 << 20);
+            inner.shared.connection.commands().release(1 << 20);
             waiting.join().unwrap().unwrap();
         });
-        assert_eq!(waiting_bytes(&shared), 2 * size);
+        assert_eq!(waiting_bytes(&inner), 2 * size);
     }
 }

@@ -16,11 +16,11 @@ enum Way {
 impl BlockingChannel {
     /// Sends any method but a publish, in the way that keeps the books right.
     pub(crate) fn send_method(&self, method: Method) -> Result<Option<Method>> {
-        let shared = self.shared();
+        let inner = self.inner();
         match method {
             Method::BasicAck(ack) => {
                 let multiple = ack.multiple;
-                sent(shared.settle(ack.delivery_tag, Settle::Ack { multiple }))
+                sent(inner.settle(ack.delivery_tag, Settle::Ack { multiple }))
             }
             Method::BasicNack(nack) => sent(self.basic_nack(nack)),
             Method::BasicReject(reject) => sent(self.basic_reject(reject)),
@@ -34,7 +34,7 @@ impl BlockingChannel {
                     method: method.id(),
                     instead,
                 }),
-                Way::Call => match shared.round_trip(method, None)? {
+                Way::Call => match inner.round_trip(method, None)? {
                     Reply::Method(reply) => Ok(Some(reply)),
                     _ => Ok(None),
                 },

@@ -5,12 +5,12 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::{BlockingChannel, Shared};
-use crate::client::callbacks::lock::Held;
+use super::{BlockingChannel, ChannelInner};
+use crate::client::callbacks::lock::DispatchGuard;
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::io::shared::consumer::ConsumerPort;
-use crate::io::to_program::dispatch_signal::Bell;
+use crate::io::shared::consumer::ConsumerShared;
+use crate::io::to_program::dispatch_signal::Signal;
 use crate::io::to_program::inbox::{Extracted, Incoming, Popped};
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::failure::ClosedBy;
@@ -25,7 +25,7 @@ pub(super) struct Callbacks(Mutex<HashMap<ShortString, Entry>>);
 pub(super) struct Entry {
     /// Taken out while it runs.
     callback: Option<Callback>,
-    pub(super) port: Arc<ConsumerPort>,
+    pub(super) shared: Arc<ConsumerShared>,
     /// `stop_consuming` has cancelled it; what it has received is still to be handled.
     stopping: bool,
     /// A cancel of it awaits its answer. The callback gets nothing more that can go back.
@@ -34,18 +34,21 @@ pub(super) struct Entry {
 
 impl Callbacks {
     /// Adds a consumer, unless there is one of its name.
-    pub(super) fn insert(&self, callback: Callback, port: &Arc<ConsumerPort>) -> Result<()> {
+    pub(super) fn insert(&self, callback: Callback, shared: &Arc<ConsumerShared>) -> Result<()> {
         let mut entries = self.0.lock();
-        if entries.get(&port.tag).is_some_and(|entry| !entry.stopping) {
-            return Err(Error::DuplicateConsumerTag(port.tag.clone()));
+        if entries
+            .get(&shared.tag)
+            .is_some_and(|entry| !entry.stopping)
+        {
+            return Err(Error::DuplicateConsumerTag(shared.tag.clone()));
         }
         let entry = Entry {
             callback: Some(callback),
-            port: Arc::clone(port),
+            shared: Arc::clone(shared),
             stopping: false,
             cancelling: false,
         };
-        let former = entries.insert(port.tag.clone(), entry);
+        let former = entries.insert(shared.tag.clone(), entry);
         drop(entries);
         drop(former);
         Ok(())
@@ -63,31 +66,31 @@ impl Callbacks {
     }
 
     /// The consumer of that tag, if it has a callback.
-    pub(super) fn port(&self, tag: &ShortString) -> Option<Arc<ConsumerPort>> {
+    pub(super) fn shared(&self, tag: &ShortString) -> Option<Arc<ConsumerShared>> {
         let entries = self.0.lock();
-        entries.get(tag).map(|entry| Arc::clone(&entry.port))
+        entries.get(tag).map(|entry| Arc::clone(&entry.shared))
     }
 
     /// Those that `stop_consuming` has not cancelled.
-    fn running(&self) -> Vec<Arc<ConsumerPort>> {
+    fn running(&self) -> Vec<Arc<ConsumerShared>> {
         let entries = self.0.lock();
         let running = entries.values().filter(|entry| !entry.stopping);
-        running.map(|entry| Arc::clone(&entry.port)).collect()
+        running.map(|entry| Arc::clone(&entry.shared)).collect()
     }
 
-    fn set_stopping(&self, port: &Arc<ConsumerPort>, stopping: bool) {
-        self.change(port, |entry| entry.stopping = stopping);
+    fn set_stopping(&self, shared: &Arc<ConsumerShared>, stopping: bool) {
+        self.change(shared, |entry| entry.stopping = stopping);
     }
 
     /// Notes that a cancel of this very consumer begins, or has failed.
-    pub(super) fn set_cancelling(&self, port: &Arc<ConsumerPort>, cancelling: bool) {
-        self.change(port, |entry| entry.cancelling = cancelling);
+    pub(super) fn set_cancelling(&self, shared: &Arc<ConsumerShared>, cancelling: bool) {
+        self.change(shared, |entry| entry.cancelling = cancelling);
     }
 
-    fn change(&self, port: &Arc<ConsumerPort>, change: impl FnOnce(&mut Entry)) {
+    fn change(&self, shared: &Arc<ConsumerShared>, change: impl FnOnce(&mut Entry)) {
         let mut entries = self.0.lock();
-        let entry = entries.get_mut(&port.tag);
-        if let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.port, port)) {
+        let entry = entries.get_mut(&shared.tag);
+        if let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.shared, shared)) {
             change(entry);
         }
     }
@@ -102,10 +105,10 @@ impl Callbacks {
 /// Removes this very consumer, and not another one of the same name.
 fn remove_exactly(
     entries: &mut HashMap<ShortString, Entry>,
-    port: &Arc<ConsumerPort>,
+    shared: &Arc<ConsumerShared>,
 ) -> Option<Entry> {
-    match entries.get(&port.tag) {
-        Some(entry) if Arc::ptr_eq(&entry.port, port) => entries.remove(&port.tag),
+    match entries.get(&shared.tag) {
+        Some(entry) if Arc::ptr_eq(&entry.shared, shared) => entries.remove(&shared.tag),
         _ => None,
     }
 }
@@ -133,14 +136,14 @@ impl Drop for Loan<'_> {
 }
 
 /// How many events of one channel are dispatched before it is another's turn.
-pub(crate) const SHARE: usize = 64;
+pub(crate) const EVENTS_PER_TURN_MAX: usize = 64;
 
 /// What the dispatching thread finds.
 enum Next<'a> {
     NoConsumers,
     Call { content: Content, loan: Loan<'a> },
-    GiveBack(Content, Arc<ConsumerPort>),
-    ConsumerEnded(Weak<ConsumerPort>),
+    GiveBack(Content, Arc<ConsumerShared>),
+    ConsumerEnded(Weak<ConsumerShared>),
     LookAgain,
     Nothing,
     ChannelEnded,
@@ -184,9 +187,9 @@ impl BlockingChannel {
     /// [`Error::AlreadyConsuming`] if another thread runs this channel's callbacks, or the
     /// caller is one of them.
     pub fn start_consuming(&self) -> Result<()> {
-        let shared = self.shared();
-        let announce = || shared.port.announce();
-        let held = shared
+        let inner = self.inner();
+        let announce = || inner.shared.announce();
+        let held = inner
             .source
             .hold(&announce)
             .ok_or(Error::AlreadyConsuming)?;
@@ -194,44 +197,44 @@ impl BlockingChannel {
         let told = self.tell_closed_if(&held);
         drop(held);
         // Others may see to what is left.
-        shared.port.announce();
+        inner.shared.announce();
         // A close that was done while this had the source has left that to it.
         outcome.and(told).and_then(|()| self.tell_closed())
     }
 
-    fn consume_all(&self, held: &Held<'_>) -> Result<()> {
-        let shared = self.shared();
+    fn consume_all(&self, held: &DispatchGuard<'_>) -> Result<()> {
+        let inner = self.inner();
         let connection = self.connection();
-        let bell = Bell::of_this_thread();
-        let _watch = shared.port.inbox.watchers().watch(&bell);
-        let _watch_connection = shared.port.connection.own_events.watch(&bell);
+        let signal = Signal::of_this_thread();
+        let _watch = inner.shared.inbox.subscribers().watch(&signal);
+        let _watch_connection = inner.shared.connection.own_events.watch(&signal);
         let mut consuming = Consuming::default();
-        if !shared.callbacks.has_some() {
+        if !inner.callbacks.has_some() {
             // Those that there were have ended with the channel.
-            if let Some(error) = shared.ended_by_others() {
+            if let Some(error) = inner.ended_by_others() {
                 return Err(error);
             }
         }
         loop {
-            let told =
-                connection.dispatch_own(&|| false)? + self.tell_notices(held, SHARE, &|| false)?;
+            let told = connection.dispatch_own(&|| false)?
+                + self.tell_notices(held, EVENTS_PER_TURN_MAX, &|| false)?;
             match self.step(held, &mut consuming)? {
                 // Of others that go on, this one is not the end.
-                Step::Handled if shared.callbacks.has_some() => consuming.cancelled = None,
+                Step::Handled if inner.callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
                 // More may have come for those behind which this was.
                 Step::Idle if told > 0 => {}
                 Step::Idle => {
-                    shared.warn_if_stalled(&mut consuming.warned);
-                    let _waiting = shared.port.connection.waiting_for_delivery();
-                    bell.wait(connection.next_turn());
+                    inner.warn_if_stalled(&mut consuming.warned);
+                    let _waiting = inner.shared.connection.waiting_for_delivery();
+                    signal.wait(connection.next_turn());
                 }
                 Step::NoConsumers => break,
                 Step::Ended => {
-                    shared.callbacks.clear();
+                    inner.callbacks.clear();
                     // The connection may have taken the channel along.
                     connection.dispatch_own(&|| false)?;
-                    return shared.ended_by_others().map_or(Ok(()), Err);
+                    return inner.ended_by_others().map_or(Ok(()), Err);
                 }
             }
         }
@@ -244,17 +247,17 @@ impl BlockingChannel {
     /// Calls back for `share` events at most, unless another thread does; tells how many
     /// there were.
     pub(crate) fn dispatch_some(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        let shared = self.shared();
-        shared.port.unlist();
-        let announce = || shared.port.announce();
-        let Some(held) = shared.source.hold(&announce) else {
+        let inner = self.inner();
+        inner.shared.unlist();
+        let announce = || inner.shared.announce();
+        let Some(held) = inner.source.hold(&announce) else {
             return Ok(0);
         };
         let outcome = self.dispatch_share(&held, share, is_over);
         drop(held);
         let is_done = outcome.as_ref().is_ok_and(|&done| done < share) && !is_over();
-        if !is_done || shared.has_more() {
-            shared.port.announce();
+        if !is_done || inner.has_more() {
+            inner.shared.announce();
         }
         // A close that was done while this had the source has left that to it.
         let told = self.tell_closed();
@@ -263,14 +266,14 @@ impl BlockingChannel {
 
     fn dispatch_share(
         &self,
-        held: &Held<'_>,
+        held: &DispatchGuard<'_>,
         share: usize,
         is_over: &dyn Fn() -> bool,
     ) -> Result<usize> {
-        let shared = self.shared();
+        let inner = self.inner();
         let mut consuming = Consuming::default();
         let mut done = self.tell_notices(held, share, is_over)?;
-        for _ in 0..shared.port.inbox.len().min(share) {
+        for _ in 0..inner.shared.inbox.len().min(share) {
             if is_over() {
                 return Ok(done);
             }
@@ -282,11 +285,11 @@ impl BlockingChannel {
                 return Err(Error::ConsumerCancelled(tag));
             }
         }
-        if shared.port.inbox.is_over() {
-            let unheard = shared.on_close.is_empty() && shared.callbacks.has_some();
-            shared.callbacks.clear();
+        if inner.shared.inbox.is_over() {
+            let unheard = inner.on_close.is_empty() && inner.callbacks.has_some();
+            inner.callbacks.clear();
             self.tell_closed_if(held)?;
-            match shared.port.closed() {
+            match inner.shared.closed() {
                 // With the connection, its reason is told by that.
                 Some(reason) if unheard && reason.by != ClosedBy::Application => {
                     return Err(Error::ChannelClosed(reason.clone()));
@@ -298,19 +301,19 @@ impl BlockingChannel {
     }
 
     /// Does what is next.
-    fn step(&self, held: &Held<'_>, consuming: &mut Consuming) -> Result<Step> {
-        let shared = self.shared();
-        match shared.next_event() {
+    fn step(&self, held: &DispatchGuard<'_>, consuming: &mut Consuming) -> Result<Step> {
+        let inner = self.inner();
+        match inner.next_event() {
             Next::NoConsumers => return Ok(Step::NoConsumers),
             Next::Nothing => return Ok(Step::Idle),
             Next::ChannelEnded => return Ok(Step::Ended),
             Next::LookAgain => {}
             Next::Call { content, loan } => self.run_callback(held, content, loan)?,
             Next::GiveBack(content, consumer) => {
-                shared.give_back(&consumer, std::iter::once(content));
+                inner.give_back(&consumer, std::iter::once(content));
             }
             Next::ConsumerEnded(consumer) => {
-                if let Some(tag) = shared.end_callback(&consumer) {
+                if let Some(tag) = inner.end_callback(&consumer) {
                     self.tell_cancelled(held, tag, consuming)?;
                 }
             }
@@ -322,31 +325,36 @@ impl BlockingChannel {
     /// call will.
     fn tell_cancelled(
         &self,
-        held: &Held<'_>,
+        held: &DispatchGuard<'_>,
         tag: ShortString,
         consuming: &mut Consuming,
     ) -> Result<()> {
-        let shared = self.shared();
-        if shared.on_cancel.is_empty() {
+        let inner = self.inner();
+        if inner.on_cancel.is_empty() {
             consuming.cancelled = Some(tag);
             return Ok(());
         }
-        shared.on_cancel.tell(held, self, &tag)
+        inner.on_cancel.tell(held, self, &tag)
     }
 
     /// Runs the callback that `content` is for.
-    fn run_callback(&self, held: &Held<'_>, content: Content, mut loan: Loan<'_>) -> Result<()> {
-        let shared = self.shared();
-        if !loan.no_ack && !shared.is_open() {
+    fn run_callback(
+        &self,
+        held: &DispatchGuard<'_>,
+        content: Content,
+        mut loan: Loan<'_>,
+    ) -> Result<()> {
+        let inner = self.inner();
+        if !loan.no_ack && !inner.is_open() {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }
-        match (loan.callback.as_mut(), shared.take(content, loan.no_ack)) {
+        match (loan.callback.as_mut(), inner.take(content, loan.no_ack)) {
             (Some(callback), Some(delivery)) => {
                 let outcome = held.call(|| callback(self, delivery));
                 // A close by this program, from another thread, is no failure of the callback
                 // that it interrupts.
-                match (outcome, shared.port.end()) {
+                match (outcome, inner.shared.end()) {
                     (Err(error), Some(end)) if !error.is_of_others() && !end.is_of_others() => {
                         Ok(())
                     }
@@ -369,20 +377,20 @@ impl BlockingChannel {
     ///
     /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn stop_consuming(&self) -> Result<()> {
-        let shared = self.shared();
-        for consumer in shared.callbacks.running() {
-            shared.callbacks.set_stopping(&consumer, true);
-            if let Err(error) = shared.cancel(&consumer, false) {
-                shared.callbacks.set_stopping(&consumer, false);
+        let inner = self.inner();
+        for consumer in inner.callbacks.running() {
+            inner.callbacks.set_stopping(&consumer, true);
+            if let Err(error) = inner.cancel(&consumer, false) {
+                inner.callbacks.set_stopping(&consumer, false);
                 return Err(error);
             }
-            shared.requeue_for(&consumer);
+            inner.requeue_for(&consumer);
         }
         Ok(())
     }
 }
 
-impl Shared {
+impl ChannelInner {
     /// What the dispatching thread is to do next.
     ///
     /// Taken from the inbox under the lock of the callbacks, as a cancel takes what it
@@ -392,7 +400,7 @@ impl Shared {
         if entries.is_empty() {
             return Next::NoConsumers;
         }
-        let content = match self.port.inbox.try_pop() {
+        let content = match self.shared.inbox.try_pop() {
             Popped::Item(Incoming::Message(content)) => content,
             Popped::Item(Incoming::Ended(consumer)) => return Next::ConsumerEnded(consumer),
             Popped::Empty => return Next::Nothing,
@@ -404,14 +412,14 @@ impl Shared {
         match entries.get_mut(&deliver.consumer_tag) {
             // What needs acknowledgement and nobody has seen goes back; the rest is here
             // for good and must be handed out.
-            Some(entry) if (entry.stopping || entry.cancelling) && !entry.port.no_ack => {
-                Next::GiveBack(content, Arc::clone(&entry.port))
+            Some(entry) if (entry.stopping || entry.cancelling) && !entry.shared.no_ack => {
+                Next::GiveBack(content, Arc::clone(&entry.shared))
             }
             Some(entry) => Next::Call {
                 loan: Loan {
                     callbacks: &self.callbacks,
                     tag: deliver.consumer_tag.clone(),
-                    no_ack: entry.port.no_ack,
+                    no_ack: entry.shared.no_ack,
                     callback: entry.callback.take(),
                 },
                 content,
@@ -425,7 +433,7 @@ impl Shared {
 
     /// Forgets a callback whose consumer did not start in time, and gives back what has
     /// come for it all the same.
-    pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerPort>) {
+    pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerShared>) {
         let mut entries = self.callbacks.0.lock();
         let entry = remove_exactly(&mut entries, consumer);
         let left = match entry {
@@ -436,22 +444,22 @@ impl Shared {
         drop(entry);
         self.keep_or_give_back(left, consumer);
         // Whoever waits for this consumer only has nothing to wait for any more.
-        self.port.announce();
+        self.shared.announce();
     }
 
     /// Takes out what has come for the callback of this tag.
     fn extract_for(&self, tag: &ShortString) -> Extracted {
-        self.port.inbox.extract(|known| known == tag)
+        self.shared.inbox.extract(|known| known == tag)
     }
 
     /// Whether dispatching would find something to do.
     fn has_more(&self) -> bool {
-        self.callbacks.has_some() && !self.port.inbox.is_empty()
+        self.callbacks.has_some() && !self.shared.inbox.is_empty()
     }
 
     /// Ends what a callback has of a consumer that was cancelled, and takes out what it
     /// has received and not handled.
-    pub(super) fn remove_callback(&self, consumer: &Arc<ConsumerPort>) -> Option<Extracted> {
+    pub(super) fn remove_callback(&self, consumer: &Arc<ConsumerShared>) -> Option<Extracted> {
         let mut entries = self.callbacks.0.lock();
         let entry = remove_exactly(&mut entries, consumer)?;
         let left = self.extract_for(&consumer.tag);
@@ -461,7 +469,7 @@ impl Shared {
     }
 
     /// Forgets a callback whose consumer has ended; its tag, if the broker did that.
-    fn end_callback(&self, consumer: &Weak<ConsumerPort>) -> Option<ShortString> {
+    fn end_callback(&self, consumer: &Weak<ConsumerShared>) -> Option<ShortString> {
         // Nothing holds a consumer that was cancelled by its tag before.
         let consumer = consumer.upgrade()?;
         let entry = remove_exactly(&mut self.callbacks.0.lock(), &consumer);
@@ -475,11 +483,11 @@ impl Shared {
     }
 
     /// Gives back what waits for a consumer that was stopped, if that can be done.
-    fn requeue_for(&self, consumer: &Arc<ConsumerPort>) {
+    fn requeue_for(&self, consumer: &Arc<ConsumerShared>) {
         let entries = self.callbacks.0.lock();
         let entry = entries.get(&consumer.tag);
         // Not what has come for a later one of its name.
-        if consumer.no_ack || entry.is_none_or(|entry| !Arc::ptr_eq(&entry.port, consumer)) {
+        if consumer.no_ack || entry.is_none_or(|entry| !Arc::ptr_eq(&entry.shared, consumer)) {
             return;
         }
         let left = self.extract_for(&consumer.tag);
@@ -490,17 +498,17 @@ impl Shared {
     /// Says once why nothing comes any more: everything the prefetch allows is out and
     /// unsettled.
     pub(crate) fn warn_if_stalled(&self, warned: &mut bool) {
-        let prefetch = match self.port.prefetch() {
+        let prefetch = match self.shared.prefetch() {
             Some(prefetch) if prefetch > 0 && !*warned => u64::from(prefetch),
             _ => return,
         };
-        if self.port.in_hand() >= prefetch {
+        if self.shared.in_hand() >= prefetch {
             *warned = true;
             log::warn!(
                 "{}: channel {} waits for deliveries, but all {prefetch} that its prefetch allows \
                  are out and unsettled; does the program acknowledge them?",
-                self.port.connection.name,
-                self.port.id.number
+                self.shared.connection.name,
+                self.shared.id.number
             );
         }
     }
@@ -509,8 +517,8 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::shared::channel::ChannelPort;
-    use crate::io::shared::connection::tests::port;
+    use crate::io::shared::channel::ChannelShared;
+    use crate::io::shared::connection::tests::shared;
     use crate::protocol::event::ChannelId;
     use crate::protocol::methods::basic;
 
@@ -520,9 +528,9 @@ mod tests {
             number: 1,
             generation: 1,
         };
-        let channel = Arc::new(ChannelPort::new(id, port(1 << 20), 1));
+        let channel = Arc::new(ChannelShared::new(id, shared(1 << 20), 1));
         let consume = basic::Consume::new("q").consumer_tag("me");
-        let consumer = || ConsumerPort::with_callback(&consume, Arc::clone(&channel));
+        let consumer = || ConsumerShared::with_callback(&consume, Arc::clone(&channel));
         let (former, latter) = (consumer(), consumer());
         let callbacks = Callbacks::default();
         let callback = || Box::new(|_: &BlockingChannel, _| Ok(()));

@@ -8,25 +8,25 @@ use parking_lot::Mutex;
 
 use super::BlockingConnection;
 use super::timers::{Round, TimeoutId, Timers};
-use crate::client::callbacks::list::Listeners;
-use crate::client::callbacks::lock::{Held, Source};
+use crate::client::callbacks::list::CallbackList;
+use crate::client::callbacks::lock::{DispatchGuard, DispatchLock};
 use crate::error::{Error, Result};
-use crate::io::to_program::dispatch_signal::Bell;
+use crate::io::to_program::dispatch_signal::Signal;
 use crate::protocol::wire::ShortString;
 
 /// What a connection calls back for.
 #[derive(Default)]
 pub(crate) struct Events {
-    source: Source,
-    on_close: Listeners<BlockingConnection, Error>,
-    on_blocked: Listeners<BlockingConnection, ShortString>,
-    on_unblocked: Listeners<BlockingConnection, ()>,
-    on_backpressure: Listeners<BlockingConnection, usize>,
+    source: DispatchLock,
+    on_close: CallbackList<BlockingConnection, Error>,
+    on_blocked: CallbackList<BlockingConnection, ShortString>,
+    on_unblocked: CallbackList<BlockingConnection, ()>,
+    on_backpressure: CallbackList<BlockingConnection, usize>,
     told: Mutex<Told>,
     timers: Mutex<Timers<Timer>>,
     /// How many timers there are, so that nobody pays for a lock to find none.
     timer_count: AtomicU64,
-    pub(super) ready: OnceLock<Arc<Bell>>,
+    pub(super) ready: OnceLock<Arc<Signal>>,
 }
 
 /// What the callbacks know.
@@ -39,7 +39,7 @@ struct Told {
 type Timer = Box<dyn FnOnce(&BlockingConnection) -> Result<()> + Send>;
 
 /// As good as never, and the clock can still reckon with it.
-const FAR: Duration = Duration::from_secs(100 * 365 * 86_400);
+const FARTHEST_TIMER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// # Callbacks and timers
 ///
@@ -73,7 +73,7 @@ impl BlockingConnection {
         self.events()
             .on_close
             .add(move |connection, reason: &Error| callback(connection, reason.clone()));
-        self.inner.port.ring();
+        self.inner.shared.ring();
     }
 
     /// Calls `callback` with the reason when the broker takes no publishes any more, for lack
@@ -88,7 +88,7 @@ impl BlockingConnection {
         self.events()
             .on_blocked
             .add(move |connection, reason: &ShortString| callback(connection, reason.clone()));
-        self.inner.port.ring();
+        self.inner.shared.ring();
     }
 
     /// Calls `callback` when the broker takes publishes again.
@@ -115,12 +115,12 @@ impl BlockingConnection {
         self.events()
             .on_backpressure
             .add(move |connection, waiting: &usize| callback(connection, *waiting));
-        self.inner.port.ring();
+        self.inner.shared.ring();
     }
 
     /// How many frames of mean size may wait before that counts as backpressure. Default: 10.
     pub fn set_backpressure_multiplier(&self, multiplier: usize) {
-        self.inner.port.backpressure.set_multiplier(multiplier);
+        self.inner.shared.backpressure.set_multiplier(multiplier);
     }
 
     /// Calls `callback` once after `delay`, in a thread that dispatches. It may be late by as
@@ -147,14 +147,16 @@ impl BlockingConnection {
         callback: impl FnOnce(&BlockingConnection) -> Result<()> + Send + 'static,
     ) -> TimeoutId {
         let now = Instant::now();
-        let when = now.checked_add(delay).unwrap_or_else(|| now + FAR);
+        let when = now
+            .checked_add(delay)
+            .unwrap_or_else(|| now + FARTHEST_TIMER);
         let events = self.events();
         let mut timers = events.timers.lock();
         let id = timers.add(when, Box::new(callback));
         events.note_count(&timers);
         drop(timers);
-        self.set_alarm();
-        self.inner.port.ring();
+        self.set_timer_deadline();
+        self.inner.shared.ring();
         id
     }
 
@@ -181,7 +183,7 @@ impl BlockingConnection {
         events.timers.lock().next()
     }
 
-    /// Until when a dispatching thread may wait for its bell. Timers that another thread
+    /// Until when a dispatching thread may wait for its signal. Timers that another thread
     /// sees to, or one further out, are no reason to wake up.
     pub(crate) fn next_turn(&self) -> Option<Instant> {
         let when = self.next_timeout()?;
@@ -190,26 +192,26 @@ impl BlockingConnection {
 
     /// Has the IO thread ring when the next timer is due, for those who wait with `select!`
     /// and do not look at the clock.
-    pub(super) fn set_alarm(&self) {
+    pub(super) fn set_timer_deadline(&self) {
         if self.events().ready.get().is_some() {
-            self.inner.port.set_alarm(self.next_timeout());
+            self.inner.shared.set_timer_deadline(self.next_timeout());
         }
     }
 
     /// Calls back for what has happened to the connection itself, and for the timers that are
     /// due; tells how many of them.
     pub(crate) fn dispatch_own(&self, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        let port = &self.inner.port;
+        let shared = &self.inner.shared;
         let is_due = || {
             self.next_timeout()
                 .is_some_and(|when| when <= Instant::now())
         };
-        if !port.has_own_news() && !is_due() {
+        if !shared.has_own_news() && !is_due() {
             return Ok(0);
         }
         let events = self.events();
         // Whoever has it sees to it.
-        let call_others = || port.call_watchers();
+        let call_others = || shared.call_watchers();
         let Some(held) = events.source.hold(&call_others) else {
             return Ok(0);
         };
@@ -217,24 +219,27 @@ impl BlockingConnection {
         drop(held);
         if outcome.is_err() {
             // There may be more.
-            port.ring();
+            shared.ring();
         }
         // A close that was done while this had the source has left that to it.
         let told = self.tell_closed();
         outcome.and_then(|dispatched| told.map(|()| dispatched))
     }
 
-    fn dispatch_held(&self, held: &Held<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        self.inner.port.take_own_news();
+    fn dispatch_held(&self, held: &DispatchGuard<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
+        self.inner.shared.take_own_news();
         let told = self.tell_states(held)?;
         let fired = self.fire_timers(held, is_over)?;
         self.tell_closed_if(held)?;
         Ok(told + fired)
     }
 
-    fn tell_states(&self, held: &Held<'_>) -> Result<usize> {
+    fn tell_states(&self, held: &DispatchGuard<'_>) -> Result<usize> {
         let events = self.events();
-        let (blocked, backpressure) = (self.blocked_reason(), self.inner.port.backpressure.is_on());
+        let (blocked, backpressure) = (
+            self.blocked_reason(),
+            self.inner.shared.backpressure.is_on(),
+        );
         let mut told = events.told.lock();
         let was_blocked = std::mem::replace(&mut told.blocked, blocked.is_some());
         let had_backpressure = std::mem::replace(&mut told.backpressure, backpressure);
@@ -252,14 +257,14 @@ impl BlockingConnection {
             _ => {}
         }
         if backpressure && !had_backpressure {
-            let waiting = self.inner.port.commands().waiting_bytes();
+            let waiting = self.inner.shared.commands().waiting_bytes();
             events.on_backpressure.tell(held, self, &waiting)?;
             changes += 1;
         }
         Ok(changes)
     }
 
-    fn fire_timers(&self, held: &Held<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
+    fn fire_timers(&self, held: &DispatchGuard<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let events = self.events();
         let round = events.timers.lock().round(Instant::now());
         let mut fired = 0;
@@ -270,7 +275,7 @@ impl BlockingConnection {
             fired += 1;
             held.call(|| timer(self))?;
         }
-        self.set_alarm();
+        self.set_timer_deadline();
         Ok(fired)
     }
 
@@ -280,14 +285,14 @@ impl BlockingConnection {
         if !self.is_closed() {
             return Ok(());
         }
-        let call_others = || self.inner.port.call_watchers();
+        let call_others = || self.inner.shared.call_watchers();
         match self.events().source.hold(&call_others) {
             Some(held) => self.tell_closed_if(&held),
             None => Ok(()),
         }
     }
 
-    fn tell_closed_if(&self, held: &Held<'_>) -> Result<()> {
+    fn tell_closed_if(&self, held: &DispatchGuard<'_>) -> Result<()> {
         let Some(reason) = self.close_reason() else {
             return Ok(());
         };

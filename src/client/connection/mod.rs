@@ -27,7 +27,7 @@ use crate::client::channel::{BlockingChannel, Unheard, WeakChannel, confirms_sha
 use crate::config::parameters::ConnectionParameters;
 use crate::error::{Error, Result};
 use crate::io;
-use crate::io::shared::connection::{Command, ConnectionPort};
+use crate::io::shared::connection::{Command, ConnectionShared};
 use crate::protocol::event::{ChannelId, Termination};
 use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::table::FieldTable;
@@ -60,12 +60,12 @@ use crate::protocol::wire::ShortString;
 /// ```
 #[derive(Clone)]
 pub struct BlockingConnection {
-    inner: Arc<Inner>,
+    inner: Arc<ConnectionInner>,
 }
 
 /// What the handles share; the last one closes.
-pub(crate) struct Inner {
-    pub(crate) port: Arc<ConnectionPort>,
+pub(crate) struct ConnectionInner {
+    pub(crate) shared: Arc<ConnectionShared>,
     pub(crate) limits: Limits,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The channels that have handles, by their generation.
@@ -93,7 +93,7 @@ impl Limits {
 }
 
 /// What to wait beyond the IO thread's own deadline before it counts as gone.
-const GRACE: Duration = Duration::from_secs(2);
+const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
 impl BlockingConnection {
     /// Opens a connection, to where a URL or [`ConnectionParameters`] say.
@@ -182,13 +182,13 @@ impl BlockingConnection {
 
     fn try_open(parameters: &ConnectionParameters) -> Result<Self> {
         let target = open::target(parameters)?;
-        let (port, thread) = io::open::open(&target, || parameters.offer())
+        let (shared, thread) = io::open::open(&target, || parameters.offer())
             .map_err(|error| open::refused(error, parameters))?;
         parameters.credentials.connected();
-        log::info!("{}: connected", port.name);
+        log::info!("{}: connected", shared.name);
         Ok(Self {
-            inner: Arc::new(Inner {
-                port,
+            inner: Arc::new(ConnectionInner {
+                shared,
                 limits: Limits {
                     rpc_timeout: parameters.rpc_timeout,
                     publish_timeout: parameters.publish_timeout,
@@ -205,7 +205,7 @@ impl BlockingConnection {
         })
     }
 
-    pub(crate) fn from_inner(inner: Arc<Inner>) -> Self {
+    pub(crate) fn from_inner(inner: Arc<ConnectionInner>) -> Self {
         Self { inner }
     }
 
@@ -269,18 +269,18 @@ impl BlockingConnection {
         let deadline = start + confirms_share(timeout);
         let interrupted: Vec<_> = channels
             .iter()
-            .map(|channel| channel.shared().await_confirms(deadline))
+            .map(|channel| channel.inner().await_confirms(deadline))
             .collect();
         self.inner.close(code.into(), text, start + timeout);
         let told = self.tell_closed();
-        match self.inner.port.termination() {
+        match self.inner.shared.termination() {
             Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => {
                 let ends = channels.iter().zip(interrupted).filter(|_| is_first);
-                let unheard = ends.map(|(channel, end)| channel.shared().unheard(end));
+                let unheard = ends.map(|(channel, end)| channel.inner().unheard(end));
                 Unheard::sum(unheard).map_or(told, Err)
             }
             Some(termination) => Err(termination.into()),
-            None => Err(self.inner.port.timeout("connection.close", None, timeout)),
+            None => Err(self.inner.shared.timeout("connection.close", None, timeout)),
         }
     }
 
@@ -289,8 +289,8 @@ impl BlockingConnection {
     /// What calls back [when the connection is over](Self::add_on_close_callback) is left to
     /// whoever dispatches.
     pub fn disconnect(&self) {
-        self.inner.port.send(Command::Disconnect);
-        self.inner.wait_ended(Instant::now() + GRACE);
+        self.inner.shared.send(Command::Disconnect);
+        self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
     }
 
     /// Whether the connection can be used.
@@ -300,28 +300,28 @@ impl BlockingConnection {
 
     /// Whether this program has begun to close the connection.
     pub fn is_closing(&self) -> bool {
-        self.inner.port.is_closing() && !self.is_closed()
+        self.inner.shared.is_closing() && !self.is_closed()
     }
 
     /// Whether the connection is over.
     pub fn is_closed(&self) -> bool {
-        self.inner.port.termination().is_some()
+        self.inner.shared.termination().is_some()
     }
 
     /// Why the connection is over, if it is.
     pub fn close_reason(&self) -> Option<Error> {
-        self.inner.port.termination().map(Error::from)
+        self.inner.shared.termination().map(Error::from)
     }
 
     /// Waits until the connection is over, and tells why.
     pub fn wait_closed(&self) -> Error {
-        self.inner.port.wait_ended(None);
+        self.inner.shared.wait_ended(None);
         self.inner.closed_error()
     }
 
     /// What the broker says of itself: product, version, capabilities and more.
     pub fn server_properties(&self) -> &FieldTable {
-        &self.inner.port.negotiated.server_properties
+        &self.inner.shared.negotiated.server_properties
     }
 
     /// Whether the broker knows `basic.nack`.
@@ -353,17 +353,17 @@ impl BlockingConnection {
 
     /// The highest channel number that was negotiated.
     pub fn channel_max(&self) -> u16 {
-        self.inner.port.negotiated.channel_max
+        self.inner.shared.negotiated.channel_max
     }
 
     /// The largest frame that was negotiated, in bytes.
     pub fn frame_max(&self) -> u32 {
-        self.inner.port.negotiated.frame_max
+        self.inner.shared.negotiated.frame_max
     }
 
     /// The heartbeat interval that was negotiated; zero means off.
     pub fn heartbeat(&self) -> Duration {
-        Duration::from_secs(self.inner.port.negotiated.heartbeat.into())
+        Duration::from_secs(self.inner.shared.negotiated.heartbeat.into())
     }
 
     /// Whether the broker takes no publishes for now, for lack of memory or disk.
@@ -373,14 +373,14 @@ impl BlockingConnection {
 
     /// Why the broker takes no publishes, if it does not.
     pub fn blocked_reason(&self) -> Option<ShortString> {
-        self.inner.port.blocked()
+        self.inner.shared.blocked()
     }
 }
 
 impl fmt::Debug for BlockingConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlockingConnection")
-            .field("name", &self.inner.port.name)
+            .field("name", &self.inner.shared.name)
             .field("close_reason", &self.close_reason())
             .finish_non_exhaustive()
     }
@@ -406,10 +406,10 @@ impl Drop for InCallback {
     }
 }
 
-impl Inner {
+impl ConnectionInner {
     /// The reason, if the connection is over or about to be.
     pub(crate) fn check_open(&self) -> Result<()> {
-        match self.port.end() {
+        match self.shared.end() {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -417,17 +417,17 @@ impl Inner {
 
     /// Why the connection is over, now that something has failed for it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.port.end().unwrap_or_else(Error::being_closed)
+        self.shared.end().unwrap_or_else(Error::being_closed)
     }
 
     fn close(&self, code: ReplyCode, text: &str, deadline: Instant) {
-        self.port.send(Command::Close {
+        self.shared.send(Command::Close {
             code,
             text: cut(text).into(),
             deadline,
         });
         // The IO thread keeps the deadline; a little more, and it must be gone.
-        self.wait_ended(deadline + GRACE);
+        self.wait_ended(deadline + DEADLINE_GRACE);
     }
 
     /// Notes a channel, until [`forget_channel`](Self::forget_channel).
@@ -455,7 +455,7 @@ impl Inner {
 
     /// Waits for the end of the IO thread, unless it is late.
     fn wait_ended(&self, deadline: Instant) {
-        if self.port.wait_ended(Some(deadline)) {
+        if self.shared.wait_ended(Some(deadline)) {
             if let Some(thread) = self.thread.lock().take() {
                 // Its panic is reported as the connection's end.
                 let _ = thread.join();
@@ -464,25 +464,25 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl Drop for ConnectionInner {
     /// Closes, and waits for it a little: a script that ends here must not take its last
     /// publishes with it. Not while panicking, not in a callback, whose loop waits for
     /// it, and not when the broker has said that it takes nothing.
     fn drop(&mut self) {
-        self.port.abandon();
+        self.shared.abandon();
         let patient = !thread::panicking()
             && IN_CALLBACK.get() == 0
-            && self.port.blocked().is_none()
-            && self.port.termination().is_none();
+            && self.shared.blocked().is_none()
+            && self.shared.termination().is_none();
         let now = Instant::now();
         let deadline = now + self.limits.drop_timeout;
         // What this does not wait for goes on in the background.
-        self.port.send(Command::Close {
+        self.shared.send(Command::Close {
             code: ReplyCode::REPLY_SUCCESS,
             text: "dropped".into(),
             deadline: deadline.max(now + self.limits.close_timeout),
         });
-        if patient || self.port.termination().is_some() {
+        if patient || self.shared.termination().is_some() {
             self.wait_ended(deadline);
         }
     }
@@ -491,7 +491,7 @@ impl Drop for Inner {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::io::shared::connection::tests::port;
+    use crate::io::shared::connection::tests::shared;
 
     pub(crate) fn limits() -> Limits {
         let second = Duration::from_secs(1);
@@ -507,8 +507,8 @@ pub(crate) mod tests {
 
     /// A connection without an IO thread.
     pub(super) fn connection() -> BlockingConnection {
-        BlockingConnection::from_inner(Arc::new(Inner {
-            port: port(1 << 20),
+        BlockingConnection::from_inner(Arc::new(ConnectionInner {
+            shared: shared(1 << 20),
             limits: limits(),
             thread: Mutex::default(),
             channels: Mutex::default(),

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
-use super::{BlockingConnection, GRACE};
-use crate::client::channel::SHARE;
+use super::{BlockingConnection, DEADLINE_GRACE};
+use crate::client::channel::EVENTS_PER_TURN_MAX;
 use crate::error::Result;
-use crate::io::to_program::dispatch_signal::Bell;
+use crate::io::to_program::dispatch_signal::Signal;
 
 /// As good as all that one channel has. Not quite, for it may have more all the time.
-const ALL: usize = 100_000;
+const EVENTS_PER_CHANNEL_MAX: usize = 100_000;
 
 /// Who runs, and who is to stop.
 #[derive(Debug, Default)]
@@ -104,19 +104,19 @@ impl BlockingConnection {
         let Some(running) = self.inner.stops.enter() else {
             return Ok(());
         };
-        let bell = Bell::of_this_thread();
-        let _watch = self.inner.port.anything.watch(&bell);
+        let signal = Signal::of_this_thread();
+        let _watch = self.inner.shared.anything.watch(&signal);
         let is_over = || running.is_over();
         while !is_over() {
             // What came before the end is dispatched after it.
             let reason = self.close_reason();
-            let dispatched = self.dispatch_round(SHARE, &is_over)?;
+            let dispatched = self.dispatch_round(EVENTS_PER_TURN_MAX, &is_over)?;
             match reason {
                 _ if dispatched > 0 => {}
                 Some(reason) if reason.is_of_others() => return Err(reason),
                 Some(_) => return Ok(()),
                 None if is_over() || self.is_closed() => {}
-                None => self.wait(&bell, None),
+                None => self.wait(&signal, None),
             }
         }
         Ok(())
@@ -126,7 +126,7 @@ impl BlockingConnection {
     /// from any thread. Before a `run`, it makes that one return at once.
     pub fn stop(&self) {
         self.inner.stops.stop();
-        self.inner.port.anything.ring();
+        self.inner.shared.anything.ring();
     }
 
     /// Runs the callbacks for all that has come. If nothing has, waits for something, at most
@@ -147,11 +147,11 @@ impl BlockingConnection {
     /// connection.
     pub fn process_data_events(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(limit);
-        let bell = Bell::of_this_thread();
-        let _watch = self.inner.port.anything.watch(&bell);
+        let signal = Signal::of_this_thread();
+        let _watch = self.inner.shared.anything.watch(&signal);
         loop {
             let over = self.inner.check_open();
-            let dispatched = self.dispatch_round(ALL, &|| false)?;
+            let dispatched = self.dispatch_round(EVENTS_PER_CHANNEL_MAX, &|| false)?;
             over?;
             if self.inner.check_open().is_err() {
                 // It has ended meanwhile, and what was dispatched may have been just that.
@@ -160,7 +160,7 @@ impl BlockingConnection {
             if dispatched > 0 || is_past(deadline) {
                 return Ok(());
             }
-            self.wait(&bell, deadline);
+            self.wait(&signal, deadline);
         }
     }
 
@@ -172,25 +172,25 @@ impl BlockingConnection {
     /// As [`process_data_events`](Self::process_data_events).
     pub fn sleep(&self, duration: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(duration);
-        let bell = Bell::of_this_thread();
-        let _watch = self.inner.port.anything.watch(&bell);
+        let signal = Signal::of_this_thread();
+        let _watch = self.inner.shared.anything.watch(&signal);
         loop {
             let over = self.inner.check_open();
-            let dispatched = self.dispatch_round(SHARE, &|| is_past(deadline))?;
+            let dispatched = self.dispatch_round(EVENTS_PER_TURN_MAX, &|| is_past(deadline))?;
             over?;
             if is_past(deadline) {
                 return Ok(());
             }
             if dispatched == 0 {
-                self.wait(&bell, deadline);
+                self.wait(&signal, deadline);
             }
         }
     }
 
     /// Waits for something to dispatch, or for a timer that is due.
-    fn wait(&self, bell: &Bell, deadline: Option<Instant>) {
-        let _waiting = self.inner.port.waiting_for_delivery();
-        bell.wait(earlier(deadline, self.next_turn()));
+    fn wait(&self, signal: &Signal, deadline: Option<Instant>) {
+        let _waiting = self.inner.shared.waiting_for_delivery();
+        signal.wait(earlier(deadline, self.next_turn()));
     }
 
     /// Becomes ready when there is something for
@@ -211,32 +211,32 @@ impl BlockingConnection {
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn ready(&self) -> &Receiver<()> {
-        let port = &self.inner.port;
-        let bell = self.events().ready.get_or_init(|| {
-            let bell = Arc::new(Bell::new());
-            port.anything.add(&bell);
+        let shared = &self.inner.shared;
+        let signal = self.events().ready.get_or_init(|| {
+            let signal = Arc::new(Signal::new());
+            shared.anything.add(&signal);
             // What had come before.
-            bell.ring();
-            bell
+            signal.ring();
+            signal
         });
-        self.set_alarm();
-        bell.receiver()
+        self.set_timer_deadline();
+        signal.receiver()
     }
 
     /// Calls back once for all that there is, of each channel `share` events at most. Tells
     /// how many there were.
     fn dispatch_round(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        let port = &self.inner.port;
-        if port.termination().is_some() {
+        let shared = &self.inner.shared;
+        if shared.termination().is_some() {
             return self.dispatch_last(share, is_over);
         }
         let mut dispatched = self.dispatch_own(is_over)?;
         // Those that are listed meanwhile have their turn in the next round.
-        for _ in 0..port.listed() {
+        for _ in 0..shared.listed() {
             if is_over() {
                 break;
             }
-            let Some(id) = port.take_listed() else {
+            let Some(id) = shared.take_listed() else {
                 break;
             };
             if let Some(channel) = self.inner.channel(id) {
@@ -249,7 +249,7 @@ impl BlockingConnection {
     /// The same after the end of the connection, with which every channel ends.
     fn dispatch_last(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         // By then the IO thread has told the channels as well.
-        self.inner.wait_ended(Instant::now() + GRACE);
+        self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
         let mut dispatched = 0;
         for channel in self.inner.open_channels() {
             dispatched += channel.dispatch_some(share, is_over)?;

@@ -50,12 +50,12 @@ impl BlockingConnection {
     /// What the connection has carried so far, and what waits in it. The figures are read one
     /// after the other, so on a busy connection they may not fit each other exactly.
     pub fn stats(&self) -> Stats {
-        let port = &self.inner.port;
-        let counters = &port.counters;
+        let shared = &self.inner.shared;
+        let counters = &shared.counters;
         let channels = self.inner.open_channels();
         let unconfirmed = channels
             .iter()
-            .map(|channel| channel.shared().port.publishing.outstanding())
+            .map(|channel| channel.inner().shared.publisher.outstanding())
             .sum();
         Stats {
             bytes_sent: counters.bytes_sent.get(),
@@ -68,8 +68,8 @@ impl BlockingConnection {
             deliveries_held_back: counters.deliveries_held_back.get(),
             messages_oversized: counters.messages_oversized.get(),
             unconfirmed,
-            bytes_to_write: port.commands().waiting_bytes(),
-            bytes_to_take: port.backlog.bytes(),
+            bytes_to_write: shared.commands().waiting_bytes(),
+            bytes_to_take: shared.read_budget.bytes(),
             channels: channels.len(),
         }
     }

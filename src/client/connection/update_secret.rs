@@ -37,18 +37,18 @@ impl BlockingConnection {
         self.inner.check_open()?;
         let after = self.inner.limits.rpc_timeout;
         let (reply, outcome) = bounded(1);
-        self.inner.port.send(Command::UpdateSecret {
+        self.inner.shared.send(Command::UpdateSecret {
             secret: new_secret.into(),
             reason: cut(reason).into(),
             deadline: self.inner.limits.call_deadline(),
             reply,
         });
-        match self.inner.port.finish(&outcome) {
+        match self.inner.shared.finish(&outcome) {
             Ok(_) => Ok(()),
             Err(CallFailure::TimedOut) => {
                 Err(self
                     .inner
-                    .port
+                    .shared
                     .timeout("connection.update-secret", None, after))
             }
             Err(CallFailure::Encode(error)) => Err(error.into()),

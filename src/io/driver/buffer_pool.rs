@@ -10,18 +10,18 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::protocol::memory::Memory;
 
 /// The largest chunk for many messages.
-const SHARED_MAX: usize = 32 * 1024;
+const SHARED_BYTES_MAX: usize = 32 * 1024;
 
 /// How many of those are kept for later.
-const SHARED_KEPT: usize = 64;
+const SHARED_COUNT_MAX: usize = 64;
 
 /// The largest chunk for a single message that is kept, and how many of them.
-const SINGLE_MAX: usize = 256 * 1024;
-const SINGLE_KEPT: usize = 8;
+const SINGLE_BYTES_MAX: usize = 256 * 1024;
+const SINGLE_COUNT_MAX: usize = 8;
 
 /// Where chunks come from and return to.
 #[derive(Debug)]
-pub(crate) struct Chunks {
+pub(crate) struct BufferPool {
     shared: Shelf,
     single: Shelf,
 }
@@ -39,16 +39,16 @@ impl Shelf {
     }
 }
 
-impl Default for Chunks {
+impl Default for BufferPool {
     fn default() -> Self {
         Self {
-            shared: Shelf::new(SHARED_KEPT),
-            single: Shelf::new(SINGLE_KEPT),
+            shared: Shelf::new(SHARED_COUNT_MAX),
+            single: Shelf::new(SINGLE_COUNT_MAX),
         }
     }
 }
 
-impl Memory for Chunks {
+impl Memory for BufferPool {
     fn take(&self, size: usize) -> Vec<u8> {
         let spare = self.shelf(size).spare.try_recv().ok();
         // What does not fit goes, so that sizes that are no longer asked for die out.
@@ -59,7 +59,7 @@ impl Memory for Chunks {
     }
 
     fn share(&self, chunk: Vec<u8>) -> Bytes {
-        if chunk.capacity() > SINGLE_MAX {
+        if chunk.capacity() > SINGLE_BYTES_MAX {
             return chunk.into();
         }
         let home = self.shelf(chunk.capacity()).home.clone();
@@ -72,10 +72,10 @@ impl Memory for Chunks {
     }
 }
 
-impl Chunks {
+impl BufferPool {
     fn shelf(&self, size: usize) -> &Shelf {
         match size {
-            0..=SHARED_MAX => &self.shared,
+            0..=SHARED_BYTES_MAX => &self.shared,
             _ => &self.single,
         }
     }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn memory_comes_back_empty_when_the_last_part_is_gone() {
-        let chunks = Chunks::default();
+        let chunks = BufferPool::default();
         let mut chunk = chunks.take(1000);
         chunk.extend_from_slice(b"one two");
         let address = chunk.as_ptr();
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_not_used_and_goes() {
-        let chunks = Chunks::default();
+        let chunks = BufferPool::default();
         for other in [100, 2000] {
             let former = Vec::with_capacity(1000);
             let address = former.as_ptr();
@@ -138,22 +138,22 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_the_shelves_hold() {
-        let chunks = Chunks::default();
+        let chunks = BufferPool::default();
         for size in [1000, 100_000, 1_000_000] {
             let borrowed: Vec<_> = (0..100)
                 .map(|_| chunks.share(Vec::with_capacity(size)))
                 .collect();
             drop(borrowed);
         }
-        assert_eq!(chunks.shared.spare.len(), SHARED_KEPT);
-        assert_eq!(chunks.single.spare.len(), SINGLE_KEPT);
+        assert_eq!(chunks.shared.spare.len(), SHARED_COUNT_MAX);
+        assert_eq!(chunks.single.spare.len(), SINGLE_COUNT_MAX);
         chunks.release();
         assert!(chunks.shared.spare.is_empty() && chunks.single.spare.is_empty());
     }
 
     #[test]
     fn what_is_read_outlives_the_connection() {
-        let chunks = Chunks::default();
+        let chunks = BufferPool::default();
         let bytes = chunks.share(b"still here".to_vec());
         drop(chunks);
         assert_eq!(bytes, b"still here"[..]);

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::connection::{
-    CallToken, Command, ConnectionPort, DriverTokens, OpenFailure, Outcome,
+    CallToken, Command, ConnectionShared, DriverTokens, OpenFailure, Outcome,
 };
-use crate::io::shared::consumer::{ConsumerPort, Route, Taker};
+use crate::io::shared::consumer::{ConsumerShared, Route, Taker};
 use crate::io::to_program::inbox::Inbox;
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
@@ -35,12 +35,12 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
     }
     channel.delivered(last);
     match &consumer.taker {
-        Taker::Answers(answers) => answers.deliver(runs),
+        Taker::RpcReplies(rpc_replies) => rpc_replies.deliver(runs),
         Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),
     }
 }
 
-fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
+fn put(consumer: &ConsumerShared, put: impl FnOnce(&Inbox)) {
     put(consumer.inbox());
     if consumer.own_inbox().is_none() {
         consumer.channel.announce();
@@ -51,7 +51,7 @@ fn put(consumer: &ConsumerPort, put: impl FnOnce(&Inbox)) {
 /// back, to be used again. Nothing in here waits for anybody. The log comes last, for its backend is the
 /// program's, and may fail.
 pub(crate) fn tell(
-    port: &ConnectionPort,
+    shared: &ConnectionShared,
     event: Event<DriverTokens>,
     obey: impl FnOnce(Command),
 ) -> Option<VecDeque<Run>> {
@@ -83,7 +83,7 @@ pub(crate) fn tell(
             // Before anybody can settle all that came.
             channel.settlements.lock().hold(delivery_tag);
             channel.delivered(delivery_tag);
-            port.counters.deliveries_held_back.add(1);
+            shared.counters.deliveries_held_back.add(1);
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
         Event::Failed { call, failure } => answer(call, Err(failure)),
@@ -113,7 +113,7 @@ pub(crate) fn tell(
             drop(settlements);
             channel.delivered(delivery_tag);
         }
-        Event::PassedOver(passed_over) => pass_over(port, &passed_over),
+        Event::PassedOver(passed_over) => pass_over(shared, &passed_over),
         Event::GivenBack {
             channel,
             delivery_tags,
@@ -137,7 +137,7 @@ pub(crate) fn tell(
             consumers,
         } => {
             channel.close(reason.clone());
-            port.budget().look_again();
+            shared.budget().look_again();
             forget_unsettled(&channel, &consumers);
             if let Some(reason) = reason {
                 note_channel_end(&channel, &reason);
@@ -153,38 +153,38 @@ pub(crate) fn tell(
             multiple,
             ack,
         } => {
-            if channel.publishing.confirmed(number, multiple, ack) {
+            if channel.publisher.confirmed(number, multiple, ack) {
                 channel.announce();
             }
         }
         Event::Returned { channel, content } => {
-            port.counters.messages_returned.add(1);
+            shared.counters.messages_returned.add(1);
             return_message(&channel, *content);
         }
         Event::Flow { channel, active } => {
             let number = channel.id.number;
-            channel.publishing.set_flow(active);
+            channel.publisher.set_flow(active);
             channel.keep_flow(active);
-            log::info!("{}: channel {number}: flow {active}", port.name);
+            log::info!("{}: channel {number}: flow {active}", shared.name);
         }
         Event::Blocked(reason) => {
-            port.set_blocked(Some(reason.clone()));
-            log::warn!("{}: blocked by the broker: {reason}", port.name);
+            shared.set_blocked(Some(reason.clone()));
+            log::warn!("{}: blocked by the broker: {reason}", shared.name);
         }
         Event::Unblocked => {
-            port.set_blocked(None);
-            log::info!("{}: unblocked by the broker", port.name);
+            shared.set_blocked(None);
+            log::info!("{}: unblocked by the broker", shared.name);
         }
         Event::Closed(termination) => {
-            port.terminate(termination.clone());
-            note_end(port, &termination);
+            shared.terminate(termination.clone());
+            note_end(shared, &termination);
         }
     }
     None
 }
 
 /// Notes a message that was too large for the program, and says so.
-fn pass_over(port: &ConnectionPort, passed_over: &PassedOver<DriverTokens>) {
+fn pass_over(shared: &ConnectionShared, passed_over: &PassedOver<DriverTokens>) {
     let channel = &passed_over.channel;
     let tag = passed_over.delivery_tag;
     let mut settlements = channel.settlements.lock();
@@ -194,7 +194,7 @@ fn pass_over(port: &ConnectionPort, passed_over: &PassedOver<DriverTokens>) {
     }
     drop(settlements);
     channel.delivered(tag);
-    port.counters.messages_oversized.add(1);
+    shared.counters.messages_oversized.add(1);
     let consumer = passed_over.consumer.as_ref();
     let consumer = consumer.map(|route| &route.consumer);
     let queue = consumer.map(|consumer| &consumer.queue);
@@ -202,7 +202,7 @@ fn pass_over(port: &ConnectionPort, passed_over: &PassedOver<DriverTokens>) {
     log::warn!(
         "{}: channel {}: a message of {} bytes exceeds max_message_size ({}) and is {} (queue \
          '{}', exchange '{}', routing key '{}')",
-        port.name,
+        shared.name,
         channel.id.number,
         passed_over.size,
         passed_over.limit,
@@ -219,16 +219,19 @@ fn pass_over(port: &ConnectionPort, passed_over: &PassedOver<DriverTokens>) {
 
 /// Says how the connection has ended: loudly if a program that has dropped its last handle
 /// would have been told of an error.
-fn note_end(port: &ConnectionPort, termination: &Termination) {
+fn note_end(shared: &ConnectionShared, termination: &Termination) {
     let error = Error::from(termination);
-    match port.is_abandoned() && error.is_of_others() {
-        true => log::warn!("{}: nobody is told, for it was dropped: {error}", port.name),
-        false => log::debug!("{}: {termination:?}", port.name),
+    match shared.is_abandoned() && error.is_of_others() {
+        true => log::warn!(
+            "{}: nobody is told, for it was dropped: {error}",
+            shared.name
+        ),
+        false => log::debug!("{}: {termination:?}", shared.name),
     }
 }
 
 /// Says how a channel has ended, in the same way.
-fn note_channel_end(channel: &ChannelPort, reason: &CloseReason) {
+fn note_channel_end(channel: &ChannelShared, reason: &CloseReason) {
     let (name, number) = (&channel.connection.name, channel.id.number);
     let is_missed = channel.is_abandoned() && !channel.serves_requests();
     match is_missed && reason.by != ClosedBy::Application {
@@ -240,11 +243,11 @@ fn note_channel_end(channel: &ChannelPort, reason: &CloseReason) {
 }
 
 /// A message came back: for its confirm, or for whoever takes such messages.
-fn return_message(channel: &ChannelPort, content: Content) {
+fn return_message(channel: &ChannelShared, content: Content) {
     let Some(fingerprint) = fingerprint_of(&content) else {
         return;
     };
-    let unclaimed = channel.publishing.returned(fingerprint, content);
+    let unclaimed = channel.publisher.returned(fingerprint, content);
     let lost = unclaimed.map(|message| channel.keep_return(message));
     for lost in lost.into_iter().flatten() {
         if let ContentMethod::Return(returned) = &lost.method {
@@ -276,7 +279,7 @@ fn fingerprint_of(content: &Content) -> Option<u64> {
 
 /// Drops what waits to be taken and needs acknowledgement: that can no longer be given,
 /// and the broker gives it out again. It would count against the other channels.
-fn forget_unsettled(channel: &ChannelPort, consumers: &[Arc<Route>]) {
+fn forget_unsettled(channel: &ChannelShared, consumers: &[Arc<Route>]) {
     let is_for_good = |tag: &ShortString| {
         consumers
             .iter()
@@ -295,7 +298,7 @@ fn end_consumer(route: &Route, by_broker: bool) {
     consumer.cancel(by_broker);
     match &consumer.taker {
         Taker::Callback => put(consumer, |inbox| inbox.push_end(consumer)),
-        Taker::Answers(answers) => answers.end(),
+        Taker::RpcReplies(rpc_replies) => rpc_replies.end(),
         Taker::Inbox(inbox) => {
             inbox.end();
             if by_broker {

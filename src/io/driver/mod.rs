@@ -33,15 +33,15 @@ use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token, Waker};
 use parking_lot::MutexGuard;
 
-use crate::io::busy_wait::{self, Spin};
+use crate::io::busy_wait::{self, BusyWait};
 use crate::io::driver::outbox::{Outbox, Untaken};
-use crate::io::driver::read_pauses::{Holdups, Pauses};
+use crate::io::driver::read_pauses::{HeldBackWarnings, ReadPauses};
 use crate::io::driver::transport::Transport;
-use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::connection::{
-    CallToken, Command, ConnectionPort, DriverTokens, Opener, Settings,
+    CallToken, Command, ConnectionShared, DriverTokens, Opener, Settings,
 };
-use crate::io::shared::consumer::{ConsumerPort, Route};
+use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_io::command_queue::Frames;
 use crate::io::to_io::wake::Wake;
 use crate::protocol::connection::{Connection, Limits};
@@ -57,28 +57,28 @@ pub(crate) const WAKE: Token = Token(1);
 
 /// Which part of the time that a reply is looked for the next call is: a program may do
 /// something else between two calls, while a broker answers at once.
-const CALL_SPIN_SHARE: u32 = 5;
+const CALL_BUSY_WAIT_SHARE: u32 = 5;
 
-/// Starts the IO thread of an open connection; `alarm` ends a wait in `poll`.
+/// Starts the IO thread of an open connection; `waker` ends a wait in `poll`.
 pub(crate) fn spawn(
     poll: Poll,
-    alarm: Arc<Waker>,
+    waker: Arc<Waker>,
     transport: Transport,
     decoder: FrameDecoder,
     negotiated: Negotiated,
     settings: Settings,
-) -> io::Result<(Arc<ConnectionPort>, JoinHandle<()>)> {
-    let driver = prepare(poll, alarm, transport, decoder, negotiated, settings)?;
-    let port = Arc::clone(&driver.port);
+) -> io::Result<(Arc<ConnectionShared>, JoinHandle<()>)> {
+    let driver = prepare(poll, waker, transport, decoder, negotiated, settings)?;
+    let shared = Arc::clone(&driver.shared);
     let thread = thread::Builder::new()
         .name("cony-io".into())
         .spawn(move || driver.run())?;
-    Ok((port, thread))
+    Ok((shared, thread))
 }
 
 fn prepare(
     poll: Poll,
-    alarm: Arc<Waker>,
+    waker: Arc<Waker>,
     transport: Transport,
     decoder: FrameDecoder,
     negotiated: Negotiated,
@@ -94,15 +94,15 @@ fn prepare(
         },
         Instant::now(),
     );
-    let wake = Wake::with(&alarm);
+    let wake = Wake::with(&waker);
     let (alive, ended) = bounded(0);
-    let spin_limit = busy_wait::limit_here(settings.busy_wait);
-    let port = Arc::new(ConnectionPort::new(
+    let busy_wait_limit = busy_wait::limit_here(settings.busy_wait);
+    let shared = Arc::new(ConnectionShared::new(
         wake,
         ended,
         negotiated,
         &settings,
-        spin_limit,
+        busy_wait_limit,
         transport.is_tls(),
     ));
     Ok(Driver {
@@ -111,24 +111,24 @@ fn prepare(
         transport,
         core,
         commands: VecDeque::new(),
-        port,
+        shared,
         held: Vec::new(),
         // Whatever the socket can do already is announced by no further event.
         readable: true,
         writable: true,
-        pauses: Pauses::default(),
+        read_pauses: ReadPauses::default(),
         breath_due: None,
         catching_breath: false,
         gives_back: false,
         hung_up: false,
         in_talk: false,
-        reply_spin: Spin::new(spin_limit),
-        call_spin: Spin::new(spin_limit / CALL_SPIN_SHARE),
+        reply_busy_wait: BusyWait::new(busy_wait_limit),
+        call_busy_wait: BusyWait::new(busy_wait_limit / CALL_BUSY_WAIT_SHARE),
         streamed: 0,
         untaken: Untaken::default(),
-        holdups: Holdups::default(),
+        held_back_warnings: HeldBackWarnings::default(),
         abandoned: false,
-        _alarm: alarm,
+        _waker: waker,
         _alive: alive,
     })
 }
@@ -137,9 +137,9 @@ struct Driver {
     poll: Poll,
     transport: Transport,
     core: Connection<DriverTokens>,
-    /// What was taken from the port, until it is obeyed.
+    /// What was taken from the queue, until it is obeyed.
     commands: VecDeque<Command>,
-    port: Arc<ConnectionPort>,
+    shared: Arc<ConnectionShared>,
     outbox: Outbox,
     /// Publishes and settlements of channels whose commit awaits its reply.
     held: Vec<Frames>,
@@ -148,7 +148,7 @@ struct Driver {
     /// The socket may take bytes; cleared when it says that it takes none.
     writable: bool,
     /// Nothing is read while too much is not handed out yet.
-    pauses: Pauses,
+    read_pauses: ReadPauses,
     /// When a pause that others could do without has lasted long enough.
     breath_due: Option<Instant>,
     /// It was long enough: everything is read that is there, before the next one.
@@ -160,17 +160,17 @@ struct Driver {
     /// A call has just gone out, or its reply has come.
     in_talk: bool,
     /// How it went to look for the reply to a call, and for the next call.
-    reply_spin: Spin,
-    call_spin: Spin,
+    reply_busy_wait: BusyWait,
+    call_busy_wait: BusyWait,
     /// How many publishes the last commands had.
     streamed: u64,
     /// How much of what the core had to say the peer has not taken.
     untaken: Untaken,
-    holdups: Holdups,
+    held_back_warnings: HeldBackWarnings,
     /// The socket is to be dropped as it is.
     abandoned: bool,
     /// What ends the wait of this thread.
-    _alarm: Arc<Waker>,
+    _waker: Arc<Waker>,
     /// Dropped last, which tells those who wait for the end of this thread.
     _alive: Sender<()>,
 }
@@ -188,7 +188,7 @@ impl Driver {
                 self.catch_up(&mut events);
                 self.core.handle_timeout(now);
             }
-            self.sound_alarm(now);
+            self.signal_due_timer(now);
             self.give_back_held(now);
             self.dispatch();
             self.write(now);
@@ -230,7 +230,7 @@ impl Driver {
         let mut commands = std::mem::take(&mut self.commands);
         let written = self.outbox.written();
         let lock = lock();
-        self.port.commands().take(&mut commands, written);
+        self.shared.commands().take(&mut commands, written);
         drop(lock);
         for command in commands.drain(..) {
             self.obey(command, now);
@@ -242,9 +242,9 @@ impl Driver {
     /// Holds back what is said while the channel's commit awaits its reply. It leaves the room
     /// that all channels share, and what the channel publishes further waits in its thread.
     fn hold(&mut self, frames: Frames) {
-        self.port.commands().release(frames.len());
+        self.shared.commands().release(frames.len());
         if let Some(channel) = self.core.channel(frames.channel) {
-            channel.publishing.set_committing(true);
+            channel.publisher.set_committing(true);
         }
         self.held.push(frames);
     }
@@ -257,17 +257,17 @@ impl Driver {
                 continue;
             }
             if let Some(channel) = self.core.channel(frames.channel) {
-                channel.publishing.set_committing(false);
+                channel.publisher.set_committing(false);
             }
-            self.port.budget().take(frames.len());
+            self.shared.budget().take(frames.len());
             self.obey(Command::Frames(frames), now);
         }
     }
 
     /// A timer of the program's is due.
-    fn sound_alarm(&self, now: Instant) {
-        if self.port.take_due_alarm(now) {
-            self.port.ring();
+    fn signal_due_timer(&self, now: Instant) {
+        if self.shared.take_due_timer(now) {
+            self.shared.ring();
         }
     }
 
@@ -277,13 +277,13 @@ impl Driver {
                 Gate::Open => {
                     self.collect_output();
                     self.streamed += frames.messages;
-                    self.port.counters.messages_published.add(frames.messages);
-                    self.port.counters.frames_sent.add(frames.frames);
+                    self.shared.counters.messages_published.add(frames.messages);
+                    self.shared.counters.frames_sent.add(frames.frames);
                     self.outbox.push(frames);
                 }
                 Gate::Committing => self.hold(frames),
                 Gate::Closed => {
-                    self.port.commands().release(frames.len());
+                    self.shared.commands().release(frames.len());
                     self.outbox.keep(frames.bytes);
                 }
             },
@@ -361,8 +361,8 @@ impl Driver {
     fn open_channel(&mut self, opener: Opener) {
         match self.core.reserve_channel(opener.number) {
             Ok(id) => {
-                let port = Arc::clone(&self.port);
-                let channel = Arc::new(ChannelPort::new(id, port, opener.window));
+                let shared = Arc::clone(&self.shared);
+                let channel = Arc::new(ChannelShared::new(id, shared, opener.window));
                 let token = CallToken::Opener {
                     channel: Arc::clone(&channel),
                     reply: opener.reply,
@@ -378,14 +378,14 @@ impl Driver {
     }
 
     /// Gives back what a consumer has that nobody will take.
-    fn requeue(&mut self, consumer: &ConsumerPort, now: Instant) {
+    fn requeue(&mut self, consumer: &ConsumerShared, now: Instant) {
         let left = consumer.take_left();
         if consumer.no_ack {
             if left.len() > 0 {
                 log::warn!(
                     "{}: consumer {} was dropped with {} messages that needed no acknowledgement; \
                      they are lost",
-                    self.port.name,
+                    self.shared.name,
                     consumer.tag,
                     left.len()
                 );
@@ -404,7 +404,7 @@ impl Driver {
     fn give_back_held(&mut self, now: Instant) {
         if self.core.is_holding() {
             self.dispatch();
-            self.core.set_waiting(self.port.backlog.bytes());
+            self.core.set_waiting(self.shared.read_budget.bytes());
             self.core.give_back_held(now);
         }
     }
@@ -412,17 +412,17 @@ impl Driver {
     /// Moves what the core has to say into the outbox, in order with everything else.
     fn collect_output(&mut self) {
         if let Some(secret) = self.core.take_secret_output() {
-            self.port.budget().take(secret.as_bytes().len());
+            self.shared.budget().take(secret.as_bytes().len());
             self.outbox.push_secret(secret);
         }
         let output = self.core.output();
         if !output.is_empty() {
-            self.port.budget().take(output.len());
+            self.shared.budget().take(output.len());
             self.outbox.push_copy(output);
             self.untaken.push(output.len(), self.outbox.len());
             output.clear();
             let frames = self.core.take_frames_sent();
-            self.port.counters.frames_sent.add(frames);
+            self.shared.counters.frames_sent.add(frames);
         }
     }
 
@@ -431,11 +431,12 @@ impl Driver {
         while let Some(event) = self.core.poll_event() {
             if let Event::HeldBack { consumer, cost, .. } = &event {
                 let consumer = &consumer.consumer;
-                self.holdups.note(consumer, *cost, &self.core, &self.port);
+                self.held_back_warnings
+                    .note(consumer, *cost, &self.core, &self.shared);
             }
             self.in_talk |= matches!(event, Event::Reply { .. });
             let mut command = None;
-            if let Some(runs) = events::tell(&self.port, event, |it| command = Some(it)) {
+            if let Some(runs) = events::tell(&self.shared, event, |it| command = Some(it)) {
                 self.core.reuse(runs);
             }
             if let Some(command) = command {
@@ -450,9 +451,9 @@ impl Driver {
             match self.outbox.write_to(&mut self.transport) {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.port.commands().release(count);
+                    self.shared.commands().release(count);
                     self.untaken.written(count);
-                    self.port.counters.bytes_sent.add(count as u64);
+                    self.shared.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
                 }
                 Err(error) => match error.kind() {
@@ -463,9 +464,9 @@ impl Driver {
             }
         }
         if self.outbox.is_empty() {
-            self.port.commands().all_released();
+            self.shared.commands().all_released();
         }
-        self.port.detect_backpressure(self.outbox.len());
+        self.shared.detect_backpressure(self.outbox.len());
     }
 }
 
@@ -481,7 +482,7 @@ impl Driver {
             // What panics is gone, so this comes to an end.
             let tell = AssertUnwindSafe(|| match self.core.poll_event() {
                 // Nothing goes out any more.
-                Some(event) => drop(events::tell(&self.port, event, drop)),
+                Some(event) => drop(events::tell(&self.shared, event, drop)),
                 None => is_done = true,
             });
             let _ = catch_unwind(tell);
@@ -495,13 +496,13 @@ impl Driver {
 impl Drop for Driver {
     /// Whatever ends this thread, nobody waits on for a reason.
     fn drop(&mut self) {
-        if self.port.termination().is_none() {
+        if self.shared.termination().is_none() {
             let kind = io::ErrorKind::Other;
             let termination = Termination::Io(kind, "the IO thread has panicked".into());
-            self.port.terminate(termination.clone());
+            self.shared.terminate(termination.clone());
             self.speak_last_words(termination);
         }
         // With what waits in there, those wake who wait for an answer to it.
-        self.port.commands().close();
+        self.shared.commands().close();
     }
 }

@@ -8,20 +8,20 @@ use std::io::{self, IoSlice, Write};
 
 use bytes::Bytes;
 
-use crate::io::to_io::command_queue::{BUFFER_SIZE, Frames};
+use crate::io::to_io::command_queue::{BUFFER_BYTES_MAX, Frames};
 use crate::protocol::secret::Secret;
 
 /// Chunks below this size are gathered into shared ones, so that one write takes many.
-const GATHER_MAX: usize = 4 * 1024;
+const GATHERED_CHUNK_BYTES_MAX: usize = 4 * 1024;
 
 /// How many chunks one write takes.
-const SLICES_MAX: usize = 32;
+const SLICES_PER_WRITE_MAX: usize = 32;
 
 /// How many bytes of them: more falls out of the processor's cache.
-const WRITE_MAX: usize = 256 * 1024;
+const BYTES_PER_WRITE_MAX: usize = 256 * 1024;
 
 /// How many written buffers are kept to be used again.
-const WRITTEN_MAX: usize = 8;
+const SPARE_BUFFERS_MAX: usize = 8;
 
 /// Bytes that go out together.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Outbox {
             }
             _ => {
                 let unused = self.written.pop();
-                let mut chunk = unused.unwrap_or_else(|| Vec::with_capacity(BUFFER_SIZE));
+                let mut chunk = unused.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MAX));
                 chunk.extend_from_slice(bytes);
                 self.chunks.push_back(Chunk::Plain(chunk));
             }
@@ -113,7 +113,7 @@ impl Outbox {
     }
 
     fn push_chunk(&mut self, chunk: Vec<u8>) {
-        if chunk.len() < GATHER_MAX {
+        if chunk.len() < GATHERED_CHUNK_BYTES_MAX {
             self.push_copy(&chunk);
             return self.keep(chunk);
         }
@@ -123,7 +123,7 @@ impl Outbox {
 
     /// Keeps a buffer that was not needed.
     pub(crate) fn keep(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() == BUFFER_SIZE && self.written.len() < WRITTEN_MAX {
+        if buffer.capacity() == BUFFER_BYTES_MAX && self.written.len() < SPARE_BUFFERS_MAX {
             buffer.clear();
             self.written.push(buffer);
         }
@@ -136,14 +136,14 @@ impl Outbox {
 
     /// Writes once; returns how much was taken.
     pub(crate) fn write_to(&mut self, stream: &mut impl Write) -> io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE_MAX];
         let (mut count, mut bytes, mut start) = (0, 0, self.start);
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
             *slice = IoSlice::new(chunk.bytes().get(start..).unwrap_or_default());
             bytes += slice.len();
             count += 1;
             start = 0;
-            if bytes >= WRITE_MAX {
+            if bytes >= BYTES_PER_WRITE_MAX {
                 break;
             }
         }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::io::shared::connection::{ConnectionPort, DriverTokens};
-use crate::io::shared::consumer::{ConsumerPort, Route};
+use crate::io::shared::connection::{ConnectionShared, DriverTokens};
+use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_program::inbox::Inbox;
 use crate::protocol::connection::Connection;
 use crate::protocol::event::Termination;
@@ -12,18 +12,18 @@ use crate::protocol::wire::ShortString;
 
 /// After a word about a pause, the next one waits at least this long, so that the log is
 /// not flooded.
-const SILENCE: Duration = Duration::from_secs(60);
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A pause of this length may cost the connection. (RabbitMQ drops a client that has read
 /// nothing for half a minute or so, and says nothing.)
-const LONG: Duration = Duration::from_secs(5);
+const LONG_PAUSE_MIN: Duration = Duration::from_secs(5);
 
 /// For so long after the end of such a pause it is told with the end of the connection:
 /// what the broker had sent before it gave up is read first.
-const MEMORY: Duration = Duration::from_secs(60);
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-pub(crate) struct Pauses {
+pub(crate) struct ReadPauses {
     current: Option<Pause>,
     /// The last long one.
     last: Option<Past>,
@@ -45,7 +45,7 @@ struct Past {
     ended: Instant,
 }
 
-impl Pauses {
+impl ReadPauses {
     /// Whether reading is paused now.
     pub(crate) fn is_on(&self) -> bool {
         self.current.is_some()
@@ -60,7 +60,7 @@ impl Pauses {
             bytes,
         }) = &slowest
         {
-            if self.told.is_none_or(|told| now - told > SILENCE) {
+            if self.told.is_none_or(|told| now - told > WARNING_INTERVAL) {
                 log::warn!(
                     "{connection}: reading has stopped, because too many deliveries wait to be \
                      taken that cannot be given back, {bytes} bytes of them for consumer \
@@ -92,7 +92,7 @@ impl Pauses {
             Some(long) => self.last = Some(long),
             None => {
                 if let Some(last) = &mut self.last {
-                    if pause.since - last.ended <= MEMORY {
+                    if pause.since - last.ended <= REMEMBERED_FOR {
                         last.ended = now;
                     }
                 }
@@ -108,7 +108,7 @@ impl Pauses {
             _ => return termination,
         };
         let current = self.current.as_ref().and_then(|pause| pause.long(now));
-        let fresh = |last: &Past| self.is_on() || now - last.ended <= MEMORY;
+        let fresh = |last: &Past| self.is_on() || now - last.ended <= REMEMBERED_FOR;
         match current.or_else(|| self.last.clone().filter(fresh)) {
             Some(pause) => Termination::NotRead {
                 paused: pause.length,
@@ -127,7 +127,7 @@ impl Pause {
     fn long(&self, now: Instant) -> Option<Past> {
         let length = now - self.since;
         Some(Past {
-            length: (length >= LONG).then_some(length)?,
+            length: (length >= LONG_PAUSE_MIN).then_some(length)?,
             slowest: self.slowest.clone()?,
             ended: now,
         })
@@ -167,21 +167,21 @@ pub(crate) fn slowest(core: &Connection<DriverTokens>) -> Option<Slowest> {
 
 /// Says now and then that deliveries are held back.
 #[derive(Debug, Default)]
-pub(crate) struct Holdups {
+pub(crate) struct HeldBackWarnings {
     told: Option<Instant>,
 }
 
-impl Holdups {
+impl HeldBackWarnings {
     /// A delivery that would have taken `cost` bytes is held back.
     pub(crate) fn note(
         &mut self,
-        consumer: &ConsumerPort,
+        consumer: &ConsumerShared,
         cost: usize,
         core: &Connection<DriverTokens>,
-        port: &ConnectionPort,
+        shared: &ConnectionShared,
     ) {
         let now = Instant::now();
-        if self.told.is_some_and(|told| now - told <= SILENCE) {
+        if self.told.is_some_and(|told| now - told <= WARNING_INTERVAL) {
             return;
         }
         self.told = Some(now);
@@ -189,14 +189,15 @@ impl Holdups {
         let consumers = core
             .channels()
             .map(|(_, consumers)| consumers.filter(acknowledging).count());
-        let fitting = port.backlog.soft_limit() / cost.max(1) / consumers.sum::<usize>().max(1);
+        let fitting =
+            shared.read_budget.soft_limit() / cost.max(1) / consumers.sum::<usize>().max(1);
         log::warn!(
             "{}: channel {}: deliveries are held back and go to their queue and come again later, \
              because {} bytes wait to be taken already; with deliveries of {cost} bytes as this one \
              of consumer {} a prefetch (basic_qos) of {} would fit",
-            port.name,
+            shared.name,
             consumer.channel.id.number,
-            port.backlog.bytes(),
+            shared.read_budget.bytes(),
             consumer.tag,
             fitting.clamp(1, usize::from(u16::MAX)),
         );
@@ -226,7 +227,7 @@ mod tests {
         })
     }
 
-    fn blamed(pauses: &Pauses, now: Instant) -> Option<(u64, u16)> {
+    fn blamed(pauses: &ReadPauses, now: Instant) -> Option<(u64, u16)> {
         match pauses.explain(now, Termination::EndOfStream) {
             Termination::NotRead {
                 paused, channel, ..
@@ -238,7 +239,7 @@ mod tests {
     #[test]
     fn a_long_pause_is_told_while_it_lasts_and_for_a_minute() {
         let t0 = Instant::now();
-        let mut pauses = Pauses::default();
+        let mut pauses = ReadPauses::default();
         assert_eq!(blamed(&pauses, t0), None);
         pauses.begin(t0, of(3), "test");
         assert_eq!(blamed(&pauses, t0 + SECOND), None);
@@ -251,7 +252,7 @@ mod tests {
     #[test]
     fn short_pauses_behind_a_long_one_prolong_its_memory() {
         let t0 = Instant::now();
-        let mut pauses = Pauses::default();
+        let mut pauses = ReadPauses::default();
         pauses.begin(t0, of(3), "test");
         pauses.end(t0 + SECOND * 40);
         pauses.begin(t0 + SECOND * 90, of(4), "test");
@@ -263,7 +264,7 @@ mod tests {
     #[test]
     fn a_pause_that_no_channel_has_caused_is_no_explanation() {
         let t0 = Instant::now();
-        let mut pauses = Pauses::default();
+        let mut pauses = ReadPauses::default();
         pauses.begin(t0, None, "test");
         assert!(pauses.is_on());
         assert_eq!(blamed(&pauses, t0 + SECOND * 40), None);
@@ -272,7 +273,7 @@ mod tests {
     #[test]
     fn what_the_broker_or_the_program_says_needs_no_explanation() {
         let t0 = Instant::now();
-        let mut pauses = Pauses::default();
+        let mut pauses = ReadPauses::default();
         pauses.begin(t0, of(3), "test");
         let said = Termination::CloseTimedOut;
         assert_eq!(pauses.explain(t0 + SECOND * 40, said.clone()), said);

@@ -11,33 +11,33 @@ use crate::io::to_program::read_budget::Stop;
 use crate::protocol::event::Termination;
 
 /// How many bytes one turn reads at most, so that deliveries cannot starve the rest.
-const READ_BUDGET: usize = 256 * 1024;
+const BYTES_PER_TURN_MAX: usize = 256 * 1024;
 
 /// With more than this in answers that the peer does not take, nothing of it is read.
-const UNTAKEN_MAX: usize = 16 * 1024 * 1024;
+const UNTAKEN_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How long nothing is read in one piece while deliveries wait that others could be held back
 /// behind. (RabbitMQ drops a client that reads nothing for half a minute.)
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_LENGTH_MAX: Duration = Duration::from_secs(5);
 
 /// How many reads follow a write that has failed, to learn why.
-const LAST_READS: usize = 256;
+const LAST_READS_MAX: usize = 256;
 
 impl Driver {
     /// The peer takes nothing any more. Perhaps it has said why.
     pub(super) fn fail_to_write(&mut self, error: &io::Error) {
         self.dispatch();
-        self.core.set_waiting(self.port.backlog.bytes());
-        for _ in 0..LAST_READS {
+        self.core.set_waiting(self.shared.read_budget.bytes());
+        for _ in 0..LAST_READS_MAX {
             match self.transport.read(self.core.space()) {
                 Ok(count) if count > 0 => self.core.received(count, Instant::now()),
                 _ => break,
             }
             self.dispatch();
-            if self.port.backlog.must_stop(false, true, 0).is_some() {
+            if self.shared.read_budget.must_stop(false, true, 0).is_some() {
                 break;
             }
-            self.core.set_waiting(self.port.backlog.bytes());
+            self.core.set_waiting(self.shared.read_budget.bytes());
         }
         self.fail(error);
     }
@@ -57,11 +57,11 @@ impl Driver {
     }
 
     pub(super) fn read(&mut self) {
-        let mut left = READ_BUDGET;
-        self.core.set_waiting(self.port.backlog.bytes());
-        while self.readable && !self.pauses.is_on() && left > 0 && !self.core.is_closed() {
+        let mut left = BYTES_PER_TURN_MAX;
+        self.core.set_waiting(self.shared.read_budget.bytes());
+        while self.readable && !self.read_pauses.is_on() && left > 0 && !self.core.is_closed() {
             // Small messages take more memory than they have bytes, so a look at each read.
-            if self.core.is_full() && left < READ_BUDGET {
+            if self.core.is_full() && left < BYTES_PER_TURN_MAX {
                 return;
             }
             let space = self.core.space();
@@ -75,7 +75,7 @@ impl Driver {
                     left = left.saturating_sub(count);
                     self.readable = self.may_have_more(count, room);
                     self.core.received(count, Instant::now());
-                    let counters = &self.port.counters;
+                    let counters = &self.shared.counters;
                     counters.bytes_received.add(count as u64);
                     counters
                         .frames_received
@@ -126,13 +126,13 @@ impl Driver {
         // All confirms are told by then: the core takes none behind our close.
         let channels = self.core.channels().map(|(channel, _)| channel);
         let open = channels.filter(|channel| !channel.inbox.has_ended());
-        let settled: u64 = open.map(|channel| channel.publishing.settled()).sum();
-        let counters = &self.port.counters;
+        let settled: u64 = open.map(|channel| channel.publisher.settled()).sum();
+        let counters = &self.shared.counters;
         counters.messages_published.get() == settled + counters.messages_settled.get()
     }
 
     pub(super) fn lose(&mut self, termination: Termination) {
-        let explained = self.pauses.explain(Instant::now(), termination);
+        let explained = self.read_pauses.explain(Instant::now(), termination);
         self.core.terminate(explained);
     }
 
@@ -143,15 +143,15 @@ impl Driver {
         let now = Instant::now();
         self.catching_breath &= self.readable;
         self.gives_back = false;
-        let is_paused = self.pauses.is_on();
+        let is_paused = self.read_pauses.is_on();
         let gives_back_below = self.core.gives_back_below();
         // What comes while the connection closes is dropped, whatever it is.
-        let is_stuck = self.untaken.bytes() > UNTAKEN_MAX && !self.core.is_closing();
+        let is_stuck = self.untaken.bytes() > UNTAKEN_BYTES_MAX && !self.core.is_closing();
         let stop = self.must_stop(now);
         let below = stop.map_or(0, |(_, below)| below).max(gives_back_below);
         if self
-            .port
-            .backlog
+            .shared
+            .read_budget
             .wait_for(below, is_stuck || stop.is_some())
         {
             report_taken(&self.core);
@@ -160,11 +160,11 @@ impl Driver {
         // takes something.
         let stop = stop.and_then(|_| self.must_stop(now));
         let pause = is_stuck || stop.is_some();
-        if !pause && self.port.backlog.is_paused() {
-            self.port.backlog.wait_for(gives_back_below, false);
+        if !pause && self.shared.read_budget.is_paused() {
+            self.shared.read_budget.wait_for(gives_back_below, false);
         }
         if gives_back_below > 0 {
-            self.core.set_waiting(self.port.backlog.bytes());
+            self.core.set_waiting(self.shared.read_budget.bytes());
             self.gives_back = self.core.can_give_back();
         }
         if !pause {
@@ -177,12 +177,12 @@ impl Driver {
         match (pause, stop) {
             (true, Some((Stop::Fixed, _))) => {
                 let slowest = slowest(&self.core);
-                self.pauses.begin(now, slowest, &self.port.name);
+                self.read_pauses.begin(now, slowest, &self.shared.name);
             }
-            (true, _) => self.pauses.begin(now, None, &self.port.name),
-            (false, _) => self.pauses.end(now),
+            (true, _) => self.read_pauses.begin(now, None, &self.shared.name),
+            (false, _) => self.read_pauses.end(now),
         }
-        self.port.set_paused(self.pauses.current());
+        self.shared.set_paused(self.read_pauses.current());
     }
 
     fn must_stop(&mut self, now: Instant) -> Option<(Stop, usize)> {
@@ -192,12 +192,15 @@ impl Driver {
         // A delivery that was given back is awaited as well: it comes again, and others find room
         // then.
         let awaited =
-            self.core.is_awaited() || self.core.is_expecting() || self.port.needs_reading();
+            self.core.is_awaited() || self.core.is_expecting() || self.shared.needs_reading();
         let announced = self.core.announced();
-        let is_paused = self.pauses.is_on();
-        let stop = self.port.backlog.must_stop(is_paused, awaited, announced)?;
+        let is_paused = self.read_pauses.is_on();
+        let stop = self
+            .shared
+            .read_budget
+            .must_stop(is_paused, awaited, announced)?;
         if stop.0 == Stop::Soft {
-            let end = *self.breath_due.get_or_insert(now + PAUSE_MAX);
+            let end = *self.breath_due.get_or_insert(now + PAUSE_LENGTH_MAX);
             self.catching_breath |= now >= end;
             if self.catching_breath {
                 return None;

@@ -89,7 +89,7 @@ fn delivery(consumer_tag: &str, delivery_tag: u64, body: &[u8]) -> Vec<u8> {
 
 /// An IO thread, and its peer.
 struct Play {
-    port: Arc<ConnectionPort>,
+    shared: Arc<ConnectionShared>,
     thread: JoinHandle<()>,
     peer: Peer,
 }
@@ -106,10 +106,10 @@ fn connected(settings: Settings) -> (Driver, Peer) {
     let poll = Poll::new().unwrap();
     let both = Interest::READABLE | Interest::WRITABLE;
     poll.registry().register(&mut client, SOCKET, both).unwrap();
-    let alarm = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
+    let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
     let decoder = FrameDecoder::new(FRAME_MAX);
     let transport = Transport::Plain(client);
-    let driver = prepare(poll, alarm, transport, decoder, negotiated(), settings).unwrap();
+    let driver = prepare(poll, waker, transport, decoder, negotiated(), settings).unwrap();
     let peer = Peer {
         socket,
         decoder: FrameDecoder::new(FRAME_MAX),
@@ -121,15 +121,15 @@ impl Play {
     fn begin(settings: Settings) -> Self {
         let (driver, peer) = connected(settings);
         Self {
-            port: Arc::clone(&driver.port),
+            shared: Arc::clone(&driver.shared),
             thread: thread::spawn(move || driver.run()),
             peer,
         }
     }
 
-    fn open_channel(&mut self) -> Arc<ChannelPort> {
+    fn open_channel(&mut self) -> Arc<ChannelShared> {
         let (reply, opened) = bounded(1);
-        self.port.send(Command::OpenChannel(Opener {
+        self.shared.send(Command::OpenChannel(Opener {
             number: None,
             window: 10,
             deadline: soon(),
@@ -141,7 +141,7 @@ impl Play {
     }
 
     /// A consumer of that name; `no_ack`, so that its deliveries cannot be held back.
-    fn consume(&mut self, channel: &Arc<ChannelPort>, tag: &str) -> Arc<ConsumerPort> {
+    fn consume(&mut self, channel: &Arc<ChannelShared>, tag: &str) -> Arc<ConsumerShared> {
         let (consumer, outcome) = ask_for_consumer(channel, tag);
         self.peer.expect(basic::Consume::ID);
         self.peer
@@ -153,18 +153,18 @@ impl Play {
 
 /// One that needs no acknowledgements, so that its deliveries cannot be held back.
 fn ask_for_consumer(
-    channel: &Arc<ChannelPort>,
+    channel: &Arc<ChannelShared>,
     tag: &str,
-) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
+) -> (Arc<ConsumerShared>, Receiver<Outcome>) {
     let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
     begin_consume(channel, consume)
 }
 
 fn begin_consume(
-    channel: &Arc<ChannelPort>,
+    channel: &Arc<ChannelShared>,
     consume: basic::Consume,
-) -> (Arc<ConsumerPort>, Receiver<Outcome>) {
-    let consumer = ConsumerPort::with_inbox(&consume, Arc::clone(channel));
+) -> (Arc<ConsumerShared>, Receiver<Outcome>) {
+    let consumer = ConsumerShared::with_inbox(&consume, Arc::clone(channel));
     let route = Arc::new(Route {
         consumer: Arc::clone(&consumer),
     });
@@ -184,8 +184,8 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
     let consumer = play.consume(&channel, "me");
     // The broker had cancelled it, which its owner did not know yet when it was dropped.
     let consume = basic::Consume::new("q").consumer_tag("me").no_ack(true);
-    let former = ConsumerPort::with_inbox(&consume, Arc::clone(&channel));
-    play.port.send(Command::Discard {
+    let former = ConsumerShared::with_inbox(&consume, Arc::clone(&channel));
+    play.shared.send(Command::Discard {
         channel: channel.id,
         consumer: former,
     });
@@ -198,7 +198,7 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
         panic!("its delivery has gone back");
     };
     assert_eq!(content.delivery_tag(), Some(1));
-    play.port.send(Command::Disconnect);
+    play.shared.send(Command::Disconnect);
     play.thread.join().unwrap();
 }
 
@@ -214,7 +214,7 @@ fn a_cancel_that_comes_too_late_is_for_no_later_consumer_of_its_name() {
     assert!(matches!(outcome, Err(CallFailure::TimedOut)), "{outcome:?}");
     let (later, started) = ask_for_consumer(&channel, "me");
     let again = channel.begin_cancel(&former, false, soon());
-    play.port.send(Command::Discard {
+    play.shared.send(Command::Discard {
         channel: channel.id,
         consumer: former,
     });
@@ -232,7 +232,7 @@ fn a_cancel_that_comes_too_late_is_for_no_later_consumer_of_its_name() {
     answered(&outcome);
     assert_eq!(later.inbox().len(), 1);
     assert!(later.is_alive());
-    play.port.send(Command::Disconnect);
+    play.shared.send(Command::Disconnect);
     play.thread.join().unwrap();
 }
 
@@ -253,9 +253,9 @@ fn read_until(driver: &mut Driver, is_so: impl Fn() -> bool) {
     }
 }
 
-fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelPort> {
+fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelShared> {
     let (reply, opened) = bounded(1);
-    driver.port.send(Command::OpenChannel(Opener {
+    driver.shared.send(Command::OpenChannel(Opener {
         number: None,
         window: 10,
         deadline: soon(),
@@ -268,18 +268,18 @@ fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelPort> {
     opened.recv().unwrap().unwrap()
 }
 
-fn consume(driver: &mut Driver, peer: &mut Peer, tag: &str) -> Arc<ConsumerPort> {
+fn consume(driver: &mut Driver, peer: &mut Peer, tag: &str) -> Arc<ConsumerShared> {
     let channel = open_channel(driver, peer);
     let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
     consume_on(&channel, driver, peer, consume)
 }
 
 fn consume_on(
-    channel: &Arc<ChannelPort>,
+    channel: &Arc<ChannelShared>,
     driver: &mut Driver,
     peer: &mut Peer,
     consume: basic::Consume,
-) -> Arc<ConsumerPort> {
+) -> Arc<ConsumerShared> {
     let (consumer, outcome) = begin_consume(channel, consume);
     turn(driver);
     peer.expect(basic::Consume::ID);
@@ -313,14 +313,14 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
 }
 
 /// An IO thread that does not read, because more than the soft limit waits to be taken.
-fn paused() -> (Driver, Peer, Arc<ConsumerPort>) {
+fn paused() -> (Driver, Peer, Arc<ConsumerShared>) {
     const READ_LIMIT: usize = 40_000;
     let (mut driver, mut peer) = connected(settings(READ_LIMIT));
     let consumer = consume(&mut driver, &mut peer, "slow");
     peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
     read_until(&mut driver, || consumer.inbox().len() == 1);
     driver.pause_or_resume();
-    assert!(driver.pauses.is_on());
+    assert!(driver.read_pauses.is_on());
     (driver, peer, consumer)
 }
 
@@ -332,13 +332,13 @@ fn a_pause_lasts_for_five_seconds_and_then_all_is_read_that_is_there() {
     let until_end = |driver: &Driver| end(driver).saturating_duration_since(Instant::now());
     assert!(until_end(&driver) <= Duration::from_secs(5));
     driver.pause_or_resume();
-    assert!(driver.pauses.is_on());
+    assert!(driver.read_pauses.is_on());
     driver.breath_due = Some(Instant::now());
     for readable in [true, true, false] {
-        assert_eq!(driver.breath_due.is_some(), driver.pauses.is_on());
+        assert_eq!(driver.breath_due.is_some(), driver.read_pauses.is_on());
         driver.readable = readable;
         driver.pause_or_resume();
-        assert_eq!(driver.pauses.is_on(), !readable);
+        assert_eq!(driver.read_pauses.is_on(), !readable);
     }
     assert!(end(&driver) > Instant::now() + least, "another one");
 }
@@ -368,19 +368,19 @@ fn one_turn_reads_a_bounded_number_of_bytes() {
     const COUNT: u64 = 40;
     let (mut driver, mut peer) = connected(settings(8 << 20));
     let consumer = consume(&mut driver, &mut peer, "busy");
-    let port = Arc::clone(&driver.port);
+    let shared = Arc::clone(&driver.shared);
     let deadline = soon();
     thread::scope(|scope| {
         scope.spawn(|| (1..=COUNT).for_each(|tag| peer.deliver("busy", tag, &[b'x'; 100_000])));
         while (consumer.inbox().len() as u64) < COUNT {
             assert!(Instant::now() < deadline, "it never comes");
-            let before = port.counters.bytes_received.get();
+            let before = shared.counters.bytes_received.get();
             driver.readable = true;
             // Else a read that has not filled its memory is the last one anyway.
             driver.hung_up = true;
             driver.read();
             driver.dispatch();
-            let received = port.counters.bytes_received.get() - before;
+            let received = shared.counters.bytes_received.get() - before;
             // The last read may go beyond it.
             assert!(received < (256 + 128) * 1024, "{received} bytes at once");
         }
@@ -399,9 +399,9 @@ fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
     for tag in 1..=3 {
         peer.deliver("acking", tag, &[b'x'; 30_000]);
     }
-    let port = Arc::clone(&driver.port);
+    let shared = Arc::clone(&driver.shared);
     read_until(&mut driver, || {
-        port.counters.deliveries_held_back.get() == 1
+        shared.counters.deliveries_held_back.get() == 1
     });
     while !acking.inbox().is_empty() {
         drop(acking.inbox().try_pop());
@@ -411,13 +411,13 @@ fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
     peer.deliver("other", 4, &[b'x'; READ_LIMIT + 1000]);
     read_until(&mut driver, || other.inbox().len() == 1);
     driver.pause_or_resume();
-    assert!(!driver.pauses.is_on());
+    assert!(!driver.read_pauses.is_on());
     // By then another consumer may have it.
     let later = Instant::now() + Duration::from_secs(2);
     driver.core.handle_timeout(later);
     assert!(!driver.core.is_expecting());
     driver.pause_or_resume();
-    assert!(driver.pauses.is_on());
+    assert!(driver.read_pauses.is_on());
 }
 
 #[test]
@@ -428,15 +428,15 @@ fn a_close_lifts_a_pause_that_nothing_else_does() {
     peer.deliver("slow", 1, &[b'x'; 2 * READ_LIMIT]);
     read_until(&mut driver, || consumer.inbox().len() == 1);
     driver.pause_or_resume();
-    assert!(driver.pauses.current().is_some(), "for the slow one");
-    driver.port.send(Command::Close {
+    assert!(driver.read_pauses.current().is_some(), "for the slow one");
+    driver.shared.send(Command::Close {
         code: ReplyCode::REPLY_SUCCESS,
         text: "done".into(),
         deadline: soon(),
     });
     turn(&mut driver);
     driver.pause_or_resume();
-    assert!(!driver.pauses.is_on());
+    assert!(!driver.read_pauses.is_on());
 }
 
 #[test]
@@ -484,11 +484,11 @@ fn nothing_is_read_of_a_peer_that_takes_no_answers() {
         let waiting = driver.untaken.bytes() + more;
         driver.untaken.push(more, waiting);
         driver.pause_or_resume();
-        assert_eq!(driver.pauses.is_on(), is_on);
+        assert_eq!(driver.read_pauses.is_on(), is_on);
     }
     driver.untaken.written(MAX + 1);
     driver.pause_or_resume();
-    assert!(!driver.pauses.is_on());
+    assert!(!driver.read_pauses.is_on());
 }
 
 #[test]
@@ -497,7 +497,7 @@ fn the_io_thread_wakes_at_the_end_of_a_pause() {
     let start = Instant::now();
     driver.breath_due = Some(start + Duration::from_millis(100));
     // Else nothing would wake it.
-    driver.port.set_alarm(Some(start + PATIENCE));
+    driver.shared.set_timer_deadline(Some(start + PATIENCE));
     let mut events = Events::with_capacity(16);
     while driver.breath_due.is_some_and(|due| Instant::now() < due) {
         driver.wait(&mut events).unwrap();
@@ -513,7 +513,7 @@ fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
     let _consumer = play.consume(&channel, "slow");
     // More than may wait, so that nothing is read; but not so much that nothing ever is.
     play.peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
-    until(|| play.port.backlog.is_paused());
+    until(|| play.shared.read_budget.is_paused());
     let close = connection::Close::default()
         .reply_code(320)
         .reply_text("going down");
@@ -521,9 +521,9 @@ fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
     play.peer.reset();
     until(|| {
         channel.settle(1, Settle::Ack { multiple: false });
-        play.port.termination().is_some()
+        play.shared.termination().is_some()
     });
-    match play.port.termination() {
+    match play.shared.termination() {
         Some(Termination::Closed(reason)) => assert_eq!(reason.code, ReplyCode::from(320)),
         other => panic!("{other:?}"),
     }
@@ -552,7 +552,7 @@ fn what_is_queued_for_a_channel_that_is_gone_takes_no_room() {
     for tag in 1..=100 {
         channel.settle(tag, Settle::Ack { multiple: false });
     }
-    until(|| play.port.commands().waiting_bytes() == 0);
-    play.port.send(Command::Disconnect);
+    until(|| play.shared.commands().waiting_bytes() == 0);
+    play.shared.send(Command::Disconnect);
     play.thread.join().unwrap();
 }

@@ -35,25 +35,29 @@ impl Driver {
             return Ok(());
         }
         self.gather();
-        let port = Arc::clone(&self.port);
-        let wake = port.wake();
+        let shared = Arc::clone(&self.shared);
+        let wake = shared.wake();
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
-        if self.is_busy() && self.may_rest() && port.backlog.begin_rest() {
+        if self.is_busy() && self.may_rest() && shared.read_budget.begin_rest() {
             // Who has begun to wait before that could not know.
-            let rested = match port.is_awaited() {
+            let rested = match shared.is_awaited() {
                 true => Ok(()),
                 false => self.rest(events),
             };
-            port.backlog.end_rest();
+            shared.read_budget.end_rest();
             wake.awake();
             return rested;
         }
         let timeout = match self.is_busy() {
             true => Some(Duration::ZERO),
             false => {
-                let deadlines = [self.core.poll_timeout(), port.alarm(), self.breath_due];
+                let deadlines = [
+                    self.core.poll_timeout(),
+                    shared.timer_deadline(),
+                    self.breath_due,
+                ];
                 until_first(deadlines, Instant::now())
             }
         };
@@ -70,12 +74,16 @@ impl Driver {
     /// While publishes stream, lets some gather before they are taken, unless somebody waits
     /// for anything.
     fn gather(&self) {
-        if self.streamed < gather::STREAM_MIN || !self.outbox.is_empty() || self.core.is_awaited() {
+        if self.streamed < gather::STREAM_PUBLISHES_MIN
+            || !self.outbox.is_empty()
+            || self.core.is_awaited()
+        {
             return;
         }
-        let port = &self.port;
-        port.nap
-            .take(|| port.is_awaited() || !port.commands().may_gather(gather::ENOUGH));
+        let shared = &self.shared;
+        shared.gather_pause.take(|| {
+            shared.is_awaited() || !shared.commands().may_gather(gather::GATHERED_BYTES_MAX)
+        });
     }
 
     /// Whether to let those catch up for a moment who take deliveries: there is nothing to do
@@ -103,32 +111,32 @@ impl Driver {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        let reads = self.readable && !self.pauses.is_on();
+        let reads = self.readable && !self.read_pauses.is_on();
         reads || self.gives_back || self.is_wanted()
     }
 
     /// Whether the next turn has something to say.
     fn is_wanted(&self) -> bool {
-        !self.port.commands().is_empty() || self.core.has_paused()
+        !self.shared.commands().is_empty() || self.core.has_paused()
     }
 
     /// Right after a call has gone out, or its reply to whoever waits for it, the next thing
     /// is close: looks for it for a moment, instead of going to sleep. Tells whether there
     /// is something.
     pub(super) fn look_out(&mut self, events: &mut Events) -> io::Result<bool> {
-        let in_talk = std::mem::take(&mut self.in_talk) || self.port.is_confirm_awaited();
+        let in_talk = std::mem::take(&mut self.in_talk) || self.shared.is_confirm_awaited();
         if !in_talk || self.is_busy() {
             return Ok(false);
         }
-        let spin = match self.core.is_awaited() || self.port.is_confirm_awaited() {
-            true => &self.reply_spin,
-            false => &self.call_spin,
+        let spin = match self.core.is_awaited() || self.shared.is_confirm_awaited() {
+            true => &self.reply_busy_wait,
+            false => &self.call_busy_wait,
         };
-        let (port, poll) = (&self.port, &mut self.poll);
+        let (shared, poll) = (&self.shared, &mut self.poll);
         // What the last wait brought is noted already, and this may not look at all.
         events.clear();
         let found = spin.look_for(|| {
-            if !port.commands().is_empty() {
+            if !shared.commands().is_empty() {
                 return Some(Ok(()));
             }
             match poll.poll(events, Some(Duration::ZERO)) {
@@ -158,7 +166,7 @@ impl Driver {
     /// Lets the last bytes leave, after everyone has been answered.
     pub(super) fn linger(&mut self, events: &mut Events) {
         let owed = matches!(
-            self.port.termination(),
+            self.shared.termination(),
             Some(Termination::Closed(_) | Termination::Protocol(_))
         );
         if !owed || self.abandoned {

@@ -17,9 +17,9 @@ use loom::sync::{Arc, Condvar, Mutex as Lock};
 use loom::thread;
 
 use super::sync::Mutex;
-use crate::io::to_io::wake::{Alarm, Wake};
-use crate::io::to_program::dispatch_signal::{Ring, Watchers};
-use crate::io::to_program::ready_list::Listing;
+use crate::io::to_io::wake::{Wake, Waker};
+use crate::io::to_program::dispatch_signal::{Ring, Subscribers};
+use crate::io::to_program::ready_list::ReadyFlag;
 
 /// One slot, as the kernel's. A wait that nothing ends is a deadlock, which loom reports.
 struct Slot {
@@ -48,8 +48,8 @@ impl Slot {
     }
 }
 
-impl Alarm for Arc<Slot> {
-    fn sound(&self) -> std::io::Result<()> {
+impl Waker for Arc<Slot> {
+    fn wake(&self) -> std::io::Result<()> {
         self.fill();
         Ok(())
     }
@@ -66,8 +66,8 @@ fn nothing_is_left_in_the_queue_of_a_sleeping_thread() {
     const CALLERS: usize = 2;
     model(|| {
         let slot = Arc::new(Slot::new());
-        let alarm = std::sync::Arc::new(Arc::clone(&slot));
-        let wake = Arc::new(Wake::with(&alarm));
+        let waker = std::sync::Arc::new(Arc::clone(&slot));
+        let wake = Arc::new(Wake::with(&waker));
         let queue = Arc::new(Counter::new(0));
         for _ in 0..CALLERS {
             let (wake, queue) = (Arc::clone(&wake), Arc::clone(&queue));
@@ -97,8 +97,8 @@ fn the_last_command_of_a_thread_is_seen_before_the_end() {
     // is refused by the queue. Whoever was not refused must have been seen.
     model(|| {
         let slot = Arc::new(Slot::new());
-        let alarm = std::sync::Arc::new(Arc::clone(&slot));
-        let wake = Arc::new(Wake::with(&alarm));
+        let waker = std::sync::Arc::new(Arc::clone(&slot));
+        let wake = Arc::new(Wake::with(&waker));
         // `None` when the driver is gone.
         let queue = Arc::new(Mutex::new(Some(Vec::new())));
         let callers: Vec<_> = ["close", "call"]
@@ -133,19 +133,19 @@ fn the_last_command_of_a_thread_is_seen_before_the_end() {
 #[test]
 fn a_watcher_hears_the_ring_or_sees_what_it_was_for() {
     model(|| {
-        let watchers = Arc::new(Watchers::default());
+        let subscribers = Arc::new(Subscribers::default());
         let news = Arc::new(Counter::new(0));
-        let bell = std::sync::Arc::new(Slot::new());
+        let signal = std::sync::Arc::new(Slot::new());
         let ringer = {
-            let (watchers, news) = (Arc::clone(&watchers), Arc::clone(&news));
+            let (subscribers, news) = (Arc::clone(&subscribers), Arc::clone(&news));
             thread::spawn(move || {
                 news.store(1, Relaxed);
-                watchers.ring();
+                subscribers.ring();
             })
         };
-        let watch = watchers.watch(&bell);
+        let watch = subscribers.watch(&signal);
         if news.load(Relaxed) == 0 {
-            bell.wait();
+            signal.wait();
         }
         drop(watch);
         ringer.join().unwrap();
@@ -156,16 +156,19 @@ fn a_watcher_hears_the_ring_or_sees_what_it_was_for() {
 fn news_of_a_channel_are_seen_or_the_channel_is_listed() {
     const BRINGERS: usize = 2;
     model(|| {
-        let listing = Arc::new(Listing::new());
+        let ready_flag = Arc::new(ReadyFlag::new());
         let list = Arc::new(Mutex::new(0));
         let news = Arc::new(Counter::new(0));
         let bringers: Vec<_> = (0..BRINGERS)
             .map(|_| {
-                let (listing, list, news) =
-                    (Arc::clone(&listing), Arc::clone(&list), Arc::clone(&news));
+                let (ready_flag, list, news) = (
+                    Arc::clone(&ready_flag),
+                    Arc::clone(&list),
+                    Arc::clone(&news),
+                );
                 thread::spawn(move || {
                     news.fetch_add(1, Relaxed);
-                    if listing.enter() {
+                    if ready_flag.enter() {
                         *list.lock() += 1;
                     }
                 })
@@ -175,7 +178,7 @@ fn news_of_a_channel_are_seen_or_the_channel_is_listed() {
         for _ in 0..BRINGERS {
             let listed = std::mem::take(&mut *list.lock()) > 0;
             if listed {
-                listing.leave();
+                ready_flag.leave();
                 seen = news.load(Relaxed);
             }
         }

@@ -31,7 +31,7 @@ use self::negotiate::{Progress, Served, Talk};
 use super::cancellation::{CancellationToken, Watch, wake};
 use super::driver::{self, SOCKET, WAKE};
 use crate::io::driver::transport::{self, SocketOptions};
-use crate::io::shared::connection::{ConnectionPort, Settings};
+use crate::io::shared::connection::{ConnectionShared, Settings};
 use crate::protocol::addresses::{Addresses, Bounds, Pace, Step};
 use crate::protocol::handshake::{HandshakeFailure, Offer, Stage};
 
@@ -156,7 +156,7 @@ impl Cause {
 }
 
 /// An open connection, and the thread that serves it.
-pub(crate) type Opened = (Arc<ConnectionPort>, JoinHandle<()>);
+pub(crate) type Opened = (Arc<ConnectionShared>, JoinHandle<()>);
 
 /// Opens a connection; `offer` is made anew for each address.
 pub(crate) fn open(target: &Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {

@@ -13,7 +13,7 @@ use crate::protocol::handshake::{Handshake, Negotiated, Offer, Stage};
 use crate::protocol::secret::Secret;
 
 /// How many reads follow a write that has failed, to learn why.
-const LAST_READS: usize = 16;
+const LAST_READS_MAX: usize = 16;
 
 /// Where the handshake with an address stands.
 pub(super) enum Talk {
@@ -208,7 +208,7 @@ impl Amqp {
 
     /// Why the peer takes nothing any more, if it has said so before it hung up.
     fn last_words(&mut self) -> Option<Cause> {
-        for _ in 0..LAST_READS {
+        for _ in 0..LAST_READS_MAX {
             match self.transport.read(self.handshake.space()) {
                 Ok(0) => return None,
                 Ok(count) => match self.handshake.received(count) {

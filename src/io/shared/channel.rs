@@ -8,14 +8,14 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::error::Error;
-use crate::io::shared::connection::{Command, ConnectionPort, Outcome};
-use crate::io::shared::consumer::{ConsumerPort, Route};
+use crate::io::shared::connection::{Command, ConnectionShared, Outcome};
+use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_program::inbox::Inbox;
-use crate::io::to_program::publisher::Publishing;
-use crate::io::to_program::read_budget::Backlog;
-use crate::io::to_program::ready_list::Listing;
-use crate::io::to_program::retained::{Kept, Total};
-use crate::io::to_program::rpc_replies::Answers;
+use crate::io::to_program::publisher::Publisher;
+use crate::io::to_program::read_budget::ReadBudget;
+use crate::io::to_program::ready_list::ReadyFlag;
+use crate::io::to_program::retained::{Retained, RetainedBytes};
+use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::content::Content;
 use crate::protocol::event::ChannelId;
 use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
@@ -26,9 +26,9 @@ use crate::protocol::wire::ShortString;
 
 /// The shared state of one channel.
 #[derive(Debug)]
-pub(crate) struct ChannelPort {
+pub(crate) struct ChannelShared {
     pub(crate) id: ChannelId,
-    pub(crate) connection: Arc<ConnectionPort>,
+    pub(crate) connection: Arc<ConnectionShared>,
     /// Why the channel ended. Written once, before anything is disconnected; by a close of
     /// this program when it begins.
     closed: OnceLock<CloseReason>,
@@ -48,11 +48,11 @@ pub(crate) struct ChannelPort {
     prefetch: AtomicU32,
     /// The deliveries of all consumers with a callback, in the order of the wire.
     pub(crate) inbox: Inbox,
-    pub(crate) publishing: Publishing,
+    pub(crate) publisher: Publisher,
     notices: Mutex<Notices>,
     /// Whether there may be notices, so that nobody pays for a lock to find none.
     has_notices: AtomicBool,
-    listing: Listing,
+    ready_flag: ReadyFlag,
     /// Whether the program has no handle of it any more.
     abandoned: AtomicBool,
     /// Whether nobody can ask for what is no answer: it serves requests only.
@@ -70,9 +70,9 @@ const NOTICES_MAX: usize = 1000;
 #[derive(Debug)]
 struct Notices {
     /// Messages that came back and belong to no confirm.
-    returns: Kept<Arc<Content>>,
+    returns: Retained<Arc<Content>>,
     /// Consumers without a callback that the broker has cancelled.
-    cancelled: Kept<ShortString>,
+    cancelled: Retained<ShortString>,
     /// What the broker has said last of the flow of content.
     flow: Option<bool>,
 }
@@ -85,9 +85,9 @@ pub(crate) enum Notice {
     Flow(bool),
 }
 
-impl ChannelPort {
-    pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionPort>, window: usize) -> Self {
-        let total = connection.kept.clone();
+impl ChannelShared {
+    pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionShared>, window: usize) -> Self {
+        let total = connection.retained.clone();
         Self {
             id,
             inbox: Inbox::new(Arc::clone(&connection)),
@@ -100,10 +100,10 @@ impl ChannelPort {
             settlements: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: AtomicU32::new(NO_PREFETCH),
-            publishing: Publishing::new(window, &total),
+            publisher: Publisher::new(window, &total),
             notices: Mutex::new(Notices::new(&total)),
             has_notices: AtomicBool::new(false),
-            listing: Listing::new(),
+            ready_flag: ReadyFlag::new(),
             abandoned: AtomicBool::new(false),
             serves_requests: AtomicBool::new(false),
         }
@@ -169,10 +169,10 @@ impl ChannelPort {
             let _ = self.closed.set(reason);
         }
         if !self.inbox.has_ended() {
-            let settled = self.publishing.settled();
+            let settled = self.publisher.settled();
             self.connection.counters.messages_settled.add(settled);
         }
-        self.publishing.channel_ended();
+        self.publisher.channel_ended();
         self.inbox.end();
         self.announce();
     }
@@ -223,7 +223,7 @@ impl ChannelPort {
         self.prefetch.store(count.into(), Ordering::Release);
     }
 
-    /// Sends `method`, to be followed by [`finish`](ConnectionPort::finish). What is begun first goes first.
+    /// Sends `method`, to be followed by [`finish`](ConnectionShared::finish). What is begun first goes first.
     pub(crate) fn begin(
         &self,
         method: Method,
@@ -242,10 +242,10 @@ impl ChannelPort {
     }
 
     /// Cancels `consumer`, and no other one of its name; to be followed by
-    /// [`finish`](ConnectionPort::finish).
+    /// [`finish`](ConnectionShared::finish).
     pub(crate) fn begin_cancel(
         &self,
-        consumer: &Arc<ConsumerPort>,
+        consumer: &Arc<ConsumerShared>,
         nowait: bool,
         deadline: Instant,
     ) -> Receiver<Outcome> {
@@ -262,11 +262,11 @@ impl ChannelPort {
 
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
-        if self.listing.enter() {
+        if self.ready_flag.enter() {
             let is_wanted = || !self.is_abandoned();
             self.connection.list(self.id, is_wanted);
         }
-        self.inbox.watchers().ring();
+        self.inbox.subscribers().ring();
         self.connection.anything.ring();
     }
 
@@ -275,21 +275,21 @@ impl ChannelPort {
     pub(crate) fn abandon(&self) -> u64 {
         self.abandoned.store(true, Ordering::SeqCst);
         // Whoever still holds a delivery or a confirm keeps this, but cannot ask for them.
-        let total = &self.connection.kept;
+        let total = &self.connection.retained;
         let notices = std::mem::replace(&mut *self.notices.lock(), Notices::new(total));
         drop(notices);
-        let unheard = self.publishing.abandon();
-        if self.listing.is_entered() {
+        let unheard = self.publisher.abandon();
+        if self.ready_flag.is_entered() {
             self.connection.unlist(self.id);
         }
         unheard
     }
 
     /// From now on serves requests only: nobody can ask for anything but their `answers`.
-    pub(crate) fn serve_requests(&self, answers: &Arc<Answers>) {
+    pub(crate) fn serve_requests(&self, rpc_replies: &Arc<RpcReplies>) {
         self.serves_requests.store(true, Ordering::SeqCst);
-        self.publishing.abandon();
-        self.publishing.tell_of_failures(answers);
+        self.publisher.abandon();
+        self.publisher.tell_of_failures(rpc_replies);
     }
 
     pub(crate) fn serves_requests(&self) -> bool {
@@ -303,12 +303,12 @@ impl ChannelPort {
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
     pub(crate) fn unlist(&self) {
-        self.listing.leave();
+        self.ready_flag.leave();
     }
 
     /// Keeps a message that came back; those that have to go for it.
     pub(crate) fn keep_return(&self, message: Arc<Content>) -> Vec<Arc<Content>> {
-        let cost = Backlog::cost(&message);
+        let cost = ReadBudget::cost(&message);
         self.notice(|notices| notices.returns.push(cost, message))
             .unwrap_or_default()
     }
@@ -436,10 +436,10 @@ impl ChannelPort {
 }
 
 impl Notices {
-    fn new(total: &Total) -> Self {
+    fn new(total: &RetainedBytes) -> Self {
         Self {
-            returns: Kept::new(NOTICES_MAX, total),
-            cancelled: Kept::new(NOTICES_MAX, total),
+            returns: Retained::new(NOTICES_MAX, total),
+            cancelled: Retained::new(NOTICES_MAX, total),
             flow: None,
         }
     }

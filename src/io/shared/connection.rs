@@ -11,19 +11,19 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, ReadingPause};
 use crate::io::backpressure::Backpressure;
-use crate::io::busy_wait::Spin;
+use crate::io::busy_wait::BusyWait;
 use crate::io::counters::Counters;
-use crate::io::driver::buffer_pool::Chunks;
+use crate::io::driver::buffer_pool::BufferPool;
 use crate::io::driver::read_pauses::Slowest;
-use crate::io::shared::channel::ChannelPort;
-use crate::io::shared::consumer::{ConsumerPort, Route};
-use crate::io::to_io::command_queue::{Commands, Frames, Queued};
-use crate::io::to_io::gather::Nap;
+use crate::io::shared::channel::ChannelShared;
+use crate::io::shared::consumer::{ConsumerShared, Route};
+use crate::io::to_io::command_queue::{CommandQueue, Frames, Queued};
+use crate::io::to_io::gather::GatherPause;
 use crate::io::to_io::wake::Wake;
 use crate::io::to_io::write_budget::WriteBudget;
-use crate::io::to_program::dispatch_signal::Watchers;
-use crate::io::to_program::read_budget::Backlog;
-use crate::io::to_program::retained::Total;
+use crate::io::to_program::dispatch_signal::Subscribers;
+use crate::io::to_program::read_budget::ReadBudget;
+use crate::io::to_program::retained::RetainedBytes;
 use crate::io::to_program::waiting_threads::{Waiters, Waiting};
 use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
@@ -41,7 +41,7 @@ pub(crate) type Outcome = Result<Reply, CallFailure>;
 pub(crate) enum OpenFailure {
     Number(NumberError),
     /// The channel, for it may know why.
-    Call(CallFailure, Arc<ChannelPort>),
+    Call(CallFailure, Arc<ChannelShared>),
 }
 
 /// Who wants a channel.
@@ -52,7 +52,7 @@ pub(crate) struct Opener {
     /// How many publishes may be unconfirmed.
     pub(crate) window: usize,
     pub(crate) deadline: Instant,
-    pub(crate) reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
+    pub(crate) reply: Sender<Result<Arc<ChannelShared>, OpenFailure>>,
 }
 
 impl Opener {
@@ -77,7 +77,7 @@ pub(crate) enum Command {
     /// Cancels this consumer, and no other one of its name.
     Cancel {
         channel: ChannelId,
-        consumer: Arc<ConsumerPort>,
+        consumer: Arc<ConsumerShared>,
         nowait: bool,
         deadline: Instant,
         reply: Sender<Outcome>,
@@ -87,7 +87,7 @@ pub(crate) enum Command {
     /// Nobody listens to this consumer any more: cancel it, requeue what it has.
     Discard {
         channel: ChannelId,
-        consumer: Arc<ConsumerPort>,
+        consumer: Arc<ConsumerShared>,
     },
     /// Nobody takes these deliveries: back into their queue with them.
     GiveBack {
@@ -122,10 +122,10 @@ pub(crate) struct DriverTokens;
 
 impl Tokens for DriverTokens {
     type Call = CallToken;
-    type Channel = Arc<ChannelPort>;
+    type Channel = Arc<ChannelShared>;
     type Consumer = Arc<Route>;
     type Opener = Opener;
-    type Memory = Chunks;
+    type Memory = BufferPool;
 
     fn has_waiting(consumer: &Arc<Route>) -> bool {
         !consumer.consumer.inbox().is_empty()
@@ -137,8 +137,8 @@ impl Tokens for DriverTokens {
 pub(crate) enum CallToken {
     Caller(Sender<Outcome>),
     Opener {
-        channel: Arc<ChannelPort>,
-        reply: Sender<Result<Arc<ChannelPort>, OpenFailure>>,
+        channel: Arc<ChannelShared>,
+        reply: Sender<Result<Arc<ChannelShared>, OpenFailure>>,
     },
 }
 
@@ -159,16 +159,16 @@ pub(crate) struct Settings {
 
 /// The shared state of one connection.
 #[derive(Debug)]
-pub(crate) struct ConnectionPort {
-    commands: Commands,
+pub(crate) struct ConnectionShared {
+    commands: CommandQueue,
     wake: Wake,
-    pub(crate) nap: Nap,
+    pub(crate) gather_pause: GatherPause,
     /// Whether large bodies are passed on as they are: TLS copies them anyway, and makes a
     /// record of each piece.
     pub(crate) shares_bodies: bool,
     /// What all channels keep for a program that may never ask for it.
-    pub(crate) kept: Total,
-    pub(crate) backlog: Backlog,
+    pub(crate) retained: RetainedBytes,
+    pub(crate) read_budget: ReadBudget,
     pub(crate) negotiated: Negotiated,
     /// The connection's name, for the log.
     pub(crate) name: String,
@@ -186,39 +186,39 @@ pub(crate) struct ConnectionPort {
     /// Whether something has come for the connection itself, or a timer is new or due.
     own_news: AtomicBool,
     /// Who is told of that.
-    pub(crate) own_events: Watchers,
+    pub(crate) own_events: Subscribers,
     /// Who is told of events of the connection and of all its channels.
-    pub(crate) anything: Watchers,
+    pub(crate) anything: Subscribers,
     /// The channels with something to dispatch.
     news: Mutex<VecDeque<ChannelId>>,
-    /// When to tell the watchers that a timer is due, for those who do not watch the clock.
-    alarm: Mutex<Option<Instant>>,
+    /// When to tell the subscribers that a timer is due, for those who do not watch the clock.
+    timer_deadline: Mutex<Option<Instant>>,
     waiters: Waiters,
     /// How it went to look for replies, and for confirms.
-    reply_spin: Spin,
-    pub(crate) confirm_spin: Spin,
+    reply_busy_wait: BusyWait,
+    pub(crate) confirm_busy_wait: BusyWait,
     /// The same for answers to RPC requests.
-    pub(crate) answer_spin: Spin,
+    pub(crate) rpc_busy_wait: BusyWait,
     /// Disconnected when the IO thread has ended.
     ended: Receiver<()>,
 }
 
-impl ConnectionPort {
+impl ConnectionShared {
     pub(crate) fn new(
         wake: Wake,
         ended: Receiver<()>,
         negotiated: Negotiated,
         settings: &Settings,
-        spin_limit: Duration,
+        busy_wait_limit: Duration,
         is_tls: bool,
     ) -> Self {
         Self {
-            commands: Commands::new(settings.write_limit),
+            commands: CommandQueue::new(settings.write_limit),
             wake,
-            nap: Nap::default(),
+            gather_pause: GatherPause::default(),
             shares_bodies: !is_tls,
-            kept: Total::default(),
-            backlog: Backlog::new(settings.read_limit),
+            retained: RetainedBytes::default(),
+            read_budget: ReadBudget::new(settings.read_limit),
             negotiated,
             name: settings.name.clone(),
             closed: OnceLock::new(),
@@ -229,14 +229,14 @@ impl ConnectionPort {
             backpressure: Backpressure::new(settings.backpressure_detection),
             counters: Counters::default(),
             own_news: AtomicBool::new(false),
-            own_events: Watchers::default(),
-            anything: Watchers::default(),
+            own_events: Subscribers::default(),
+            anything: Subscribers::default(),
             news: Mutex::default(),
-            alarm: Mutex::default(),
+            timer_deadline: Mutex::default(),
             waiters: Waiters::default(),
-            reply_spin: Spin::new(spin_limit),
-            confirm_spin: Spin::new(spin_limit),
-            answer_spin: Spin::new(spin_limit),
+            reply_busy_wait: BusyWait::new(busy_wait_limit),
+            confirm_busy_wait: BusyWait::new(busy_wait_limit),
+            rpc_busy_wait: BusyWait::new(busy_wait_limit),
             ended,
         }
     }
@@ -255,12 +255,12 @@ impl ConnectionPort {
     /// The same; what `note` notes, those who queue something behind it see.
     pub(crate) fn send_and(&self, command: Command, note: impl FnOnce()) {
         if self.commands.send(command, note) {
-            self.nap.end();
+            self.gather_pause.end();
             self.wake.notify();
         }
     }
 
-    /// Queues a publish that `admit` lets pass; see [`Commands::publish`].
+    /// Queues a publish that `admit` lets pass; see [`CommandQueue::publish`].
     pub(crate) fn publish(
         &self,
         channel: ChannelId,
@@ -282,7 +282,7 @@ impl ConnectionPort {
         self.wake.notify();
     }
 
-    pub(crate) fn commands(&self) -> &Commands {
+    pub(crate) fn commands(&self) -> &CommandQueue {
         &self.commands
     }
 
@@ -379,23 +379,23 @@ impl ConnectionPort {
     }
 
     /// When a timer is due.
-    pub(crate) fn alarm(&self) -> Option<Instant> {
-        *self.alarm.lock()
+    pub(crate) fn timer_deadline(&self) -> Option<Instant> {
+        *self.timer_deadline.lock()
     }
 
-    /// Has the watchers told at `when`.
-    pub(crate) fn set_alarm(&self, when: Option<Instant>) {
-        *self.alarm.lock() = when;
+    /// Has the subscribers told at `when`.
+    pub(crate) fn set_timer_deadline(&self, when: Option<Instant>) {
+        *self.timer_deadline.lock() = when;
         self.wake.notify();
     }
 
     /// Whether that is so now. It is said once: an alarm that stayed would let the IO thread
     /// wait no more.
-    pub(crate) fn take_due_alarm(&self, now: Instant) -> bool {
-        let mut alarm = self.alarm.lock();
-        let is_due = alarm.is_some_and(|when| when <= now);
+    pub(crate) fn take_due_timer(&self, now: Instant) -> bool {
+        let mut deadline = self.timer_deadline.lock();
+        let is_due = deadline.is_some_and(|when| when <= now);
         if is_due {
-            *alarm = None;
+            *deadline = None;
         }
         is_due
     }
@@ -421,7 +421,7 @@ impl ConnectionPort {
     /// thread has taken what waits for that one.
     pub(crate) fn waiting_for_delivery(&self) -> Waiting<'_> {
         let waiting = self.waiters.wait_for_delivery();
-        if self.backlog.is_paused() {
+        if self.read_budget.is_paused() {
             self.wake.notify();
         }
         waiting
@@ -441,8 +441,8 @@ impl ConnectionPort {
 
     /// Somebody waits from now on for something that the IO thread has to read.
     fn end_pause(&self) {
-        self.nap.end();
-        if self.backlog.is_paused() || self.backlog.is_resting() {
+        self.gather_pause.end();
+        if self.read_budget.is_paused() || self.read_budget.is_resting() {
             self.wake.notify();
         }
     }
@@ -455,7 +455,7 @@ impl ConnectionPort {
     /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
     /// ends; so this always returns.
     pub(crate) fn finish(&self, outcome: &Receiver<Outcome>) -> Outcome {
-        let found = self.reply_spin.look_for(|| match outcome.try_recv() {
+        let found = self.reply_busy_wait.look_for(|| match outcome.try_recv() {
             Ok(outcome) => Some(outcome),
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => Some(Err(CallFailure::Closed)),
@@ -520,7 +520,7 @@ impl ConnectionPort {
 
     /// Deliveries of this cost were handed to the program; so much of it could not be held back.
     pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {
-        if self.backlog.remove(cost, fixed) {
+        if self.read_budget.remove(cost, fixed) {
             self.wake.notify();
         }
     }
@@ -558,36 +558,38 @@ pub(crate) mod tests {
         }
     }
 
-    /// The port of a connection without an IO thread.
-    pub(crate) fn port(read_limit: usize) -> Arc<ConnectionPort> {
+    /// The shared state of a connection without an IO thread.
+    pub(crate) fn shared(read_limit: usize) -> Arc<ConnectionShared> {
         let poll = Poll::new().unwrap();
-        let alarm = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        let wake = Wake::with(&alarm);
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let wake = Wake::with(&waker);
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(read_limit);
-        let spin_limit = Duration::ZERO;
-        let port = ConnectionPort::new(wake, ended, negotiated(), &settings, spin_limit, false);
-        Arc::new(port)
+        let busy_wait_limit = Duration::ZERO;
+        let shared =
+            ConnectionShared::new(wake, ended, negotiated(), &settings, busy_wait_limit, false);
+        Arc::new(shared)
     }
 
     #[test]
     fn who_begins_to_wait_wakes_an_io_thread_that_does_not_read_and_no_other() {
         let mut poll = Poll::new().unwrap();
-        let alarm = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        let wake = Wake::with(&alarm);
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let wake = Wake::with(&waker);
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(1 << 20);
-        let port = ConnectionPort::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
+        let shared =
+            ConnectionShared::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
         let mut events = mio::Events::with_capacity(1);
-        let waits: [fn(&ConnectionPort); 3] = [
-            |port| drop(port.waiting()),
-            |port| drop(port.waiting_for_confirm()),
-            |port| drop(port.waiting_for_delivery()),
+        let waits: [fn(&ConnectionShared); 3] = [
+            |shared| drop(shared.waiting()),
+            |shared| drop(shared.waiting_for_confirm()),
+            |shared| drop(shared.waiting_for_delivery()),
         ];
         for (wait, is_paused) in waits.iter().flat_map(|it| [(it, false), (it, true)]) {
-            port.backlog.wait_for(1, is_paused);
-            port.wake().announce();
-            wait(&port);
+            shared.read_budget.wait_for(1, is_paused);
+            shared.wake().announce();
+            wait(&shared);
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
             assert_eq!(!events.is_empty(), is_paused);
         }
@@ -595,15 +597,15 @@ pub(crate) mod tests {
 
     #[test]
     fn an_alarm_is_due_at_its_time_and_once() {
-        let (port, t0) = (port(1 << 20), Instant::now());
+        let (shared, t0) = (shared(1 << 20), Instant::now());
         let when = t0 + Duration::from_secs(5);
-        assert!(!port.take_due_alarm(when), "there is none");
-        port.set_alarm(Some(when));
-        assert!(!port.take_due_alarm(when - Duration::from_nanos(1)));
-        assert_eq!(port.alarm(), Some(when));
-        assert!(port.take_due_alarm(when));
-        assert_eq!(port.alarm(), None);
-        assert!(!port.take_due_alarm(when));
+        assert!(!shared.take_due_timer(when), "there is none");
+        shared.set_timer_deadline(Some(when));
+        assert!(!shared.take_due_timer(when - Duration::from_nanos(1)));
+        assert_eq!(shared.timer_deadline(), Some(when));
+        assert!(shared.take_due_timer(when));
+        assert_eq!(shared.timer_deadline(), None);
+        assert!(!shared.take_due_timer(when));
     }
 
     #[test]

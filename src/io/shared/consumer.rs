@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::io::shared::channel::ChannelPort;
+use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::connection::Command;
 use crate::io::to_program::inbox::{Extracted, Inbox};
-use crate::io::to_program::rpc_replies::Answers;
+use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::content::Content;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
@@ -14,14 +14,14 @@ use crate::protocol::wire::ShortString;
 /// What the IO thread's side holds of a consumer, and drops at the consumer's end.
 #[derive(Debug)]
 pub(crate) struct Route {
-    pub(crate) consumer: Arc<ConsumerPort>,
+    pub(crate) consumer: Arc<ConsumerShared>,
 }
 
 impl Drop for Route {
     fn drop(&mut self) {
         match &self.consumer.taker {
             Taker::Inbox(inbox) => inbox.end(),
-            Taker::Answers(answers) => answers.end(),
+            Taker::RpcReplies(rpc_replies) => rpc_replies.end(),
             Taker::Callback => {}
         }
     }
@@ -35,17 +35,17 @@ pub(crate) enum Taker {
     /// Into an inbox of its own.
     Inbox(Inbox),
     /// To those who wait for one of them.
-    Answers(Arc<Answers>),
+    RpcReplies(Arc<RpcReplies>),
 }
 
 /// The shared state of one consumer.
 #[derive(Debug)]
-pub(crate) struct ConsumerPort {
+pub(crate) struct ConsumerShared {
     pub(crate) tag: ShortString,
     /// As the program has named it.
     pub(crate) queue: ShortString,
     pub(crate) no_ack: bool,
-    pub(crate) channel: Arc<ChannelPort>,
+    pub(crate) channel: Arc<ChannelShared>,
     pub(crate) taker: Taker,
     /// Set when it was cancelled, by the broker or not.
     cancelled: OnceLock<bool>,
@@ -54,14 +54,17 @@ pub(crate) struct ConsumerPort {
     is_of_queue: AtomicBool,
 }
 
-impl ConsumerPort {
+impl ConsumerShared {
     /// A consumer whose deliveries go to a callback.
-    pub(crate) fn with_callback(consume: &basic::Consume, channel: Arc<ChannelPort>) -> Arc<Self> {
+    pub(crate) fn with_callback(
+        consume: &basic::Consume,
+        channel: Arc<ChannelShared>,
+    ) -> Arc<Self> {
         Self::new(consume, channel, Taker::Callback)
     }
 
     /// A consumer whose deliveries are taken one by one.
-    pub(crate) fn with_inbox(consume: &basic::Consume, channel: Arc<ChannelPort>) -> Arc<Self> {
+    pub(crate) fn with_inbox(consume: &basic::Consume, channel: Arc<ChannelShared>) -> Arc<Self> {
         let inbox = Inbox::new(Arc::clone(&channel.connection));
         Self::new(consume, channel, Taker::Inbox(inbox))
     }
@@ -69,13 +72,13 @@ impl ConsumerPort {
     /// A consumer of answers.
     pub(crate) fn of_answers(
         consume: &basic::Consume,
-        channel: Arc<ChannelPort>,
-        answers: Arc<Answers>,
+        channel: Arc<ChannelShared>,
+        rpc_replies: Arc<RpcReplies>,
     ) -> Arc<Self> {
-        Self::new(consume, channel, Taker::Answers(answers))
+        Self::new(consume, channel, Taker::RpcReplies(rpc_replies))
     }
 
-    fn new(consume: &basic::Consume, channel: Arc<ChannelPort>, taker: Taker) -> Arc<Self> {
+    fn new(consume: &basic::Consume, channel: Arc<ChannelShared>, taker: Taker) -> Arc<Self> {
         Arc::new(Self {
             tag: consume.consumer_tag.clone(),
             queue: consume.queue.clone(),
@@ -91,7 +94,7 @@ impl ConsumerPort {
     pub(crate) fn own_inbox(&self) -> Option<&Inbox> {
         match &self.taker {
             Taker::Inbox(inbox) => Some(inbox),
-            Taker::Callback | Taker::Answers(_) => None,
+            Taker::Callback | Taker::RpcReplies(_) => None,
         }
     }
 

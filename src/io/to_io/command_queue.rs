@@ -13,19 +13,19 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::write_budget::{NoRoom, WriteBudget};
+use super::write_budget::{WaitError, WriteBudget};
 use crate::io::shared::connection::Command;
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::{EncodedPublish, SETTLE_SIZE, Settle, encode_settle};
 
 /// How large a buffer grows that gathers messages of one channel.
-pub(crate) const BUFFER_SIZE: usize = 64 * 1024;
+pub(crate) const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// With how little it begins: channels that take turns must not have a large one each.
-const BUFFER_SIZE_MIN: usize = 256;
+const BUFFER_BYTES_MIN: usize = 256;
 
 /// How many written buffers are kept to be used again.
-const SPARE_MAX: usize = 4;
+const SPARE_BUFFERS_MAX: usize = 4;
 
 /// Publishes and settlements of one channel that follow each other, encoded.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Frames {
 
 /// The queue, and the room in it.
 #[derive(Debug)]
-pub(crate) struct Commands {
+pub(crate) struct CommandQueue {
     queue: Mutex<Queue>,
     /// Whether there is anything, so that the IO thread need not stand in the way of those who
     /// publish to learn that. Changed under the lock.
@@ -92,7 +92,7 @@ pub(crate) enum Queued {
     Refused,
 }
 
-impl Commands {
+impl CommandQueue {
     pub(crate) fn new(write_limit: usize) -> Self {
         Self {
             queue: Mutex::new(Queue {
@@ -170,7 +170,7 @@ impl Commands {
         bytes: usize,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let try_take = |bytes, beside| self.take_if_room(bytes, beside);
         self.budget
             .queue_for(bytes, try_take, deadline, is_pointless)
@@ -231,7 +231,7 @@ impl Commands {
         self.is_empty.store(true, Ordering::Release);
         self.budget.take(std::mem::take(&mut queue.bytes));
         std::mem::swap(&mut queue.commands, commands);
-        while queue.spare.len() < SPARE_MAX {
+        while queue.spare.len() < SPARE_BUFFERS_MAX {
             match written.pop() {
                 Some(buffer) => queue.spare.push(buffer),
                 None => break,
@@ -285,12 +285,12 @@ fn new_buffer(
     size: usize,
 ) -> Vec<u8> {
     let capacity = match grown {
-        Some((known, capacity)) if *known == channel => (*capacity * 4).min(BUFFER_SIZE),
-        _ => BUFFER_SIZE_MIN,
+        Some((known, capacity)) if *known == channel => (*capacity * 4).min(BUFFER_BYTES_MAX),
+        _ => BUFFER_BYTES_MIN,
     };
     *grown = Some((channel, capacity));
     match spare.pop() {
-        Some(buffer) if capacity == BUFFER_SIZE && size <= BUFFER_SIZE => buffer,
+        Some(buffer) if capacity == BUFFER_BYTES_MAX && size <= BUFFER_BYTES_MAX => buffer,
         unfit => {
             spare.extend(unfit);
             Vec::with_capacity(capacity.max(size))
@@ -311,11 +311,11 @@ mod tests {
         generation: 1,
     };
 
-    fn publish(commands: &Commands) -> Queued {
+    fn publish(commands: &CommandQueue) -> Queued {
         publish_with(commands, false)
     }
 
-    fn publish_with(commands: &Commands, reserved: bool) -> Queued {
+    fn publish_with(commands: &CommandQueue, reserved: bool) -> Queued {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn what_is_queued_behind_the_end_is_refused_and_what_was_before_it_is_dropped() {
-        let commands = Commands::new(1000);
+        let commands = CommandQueue::new(1000);
         let (reply, opened) = bounded(1);
         let open = |reply| {
             Command::OpenChannel(Opener {
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn what_has_waited_for_its_room_takes_it_once() {
-        let commands = Commands::new(1000);
+        let commands = CommandQueue::new(1000);
         publish(&commands);
         let size = commands.waiting_bytes();
         let reserved = commands.reserve(size, Instant::now(), || false);
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn who_takes_gets_all_in_order_and_leaves_nothing() {
-        let commands = Commands::new(1000);
+        let commands = CommandQueue::new(1000);
         publish(&commands);
         commands.settle(ID, 1, Settle::Ack { multiple: false });
         assert!(commands.may_gather(1000) && !commands.may_gather(10));

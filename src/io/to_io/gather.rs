@@ -12,22 +12,22 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 /// How long it is. The system's timers add to that, some 50 µs with Linux.
-const LENGTH: Duration = Duration::from_micros(20);
+const PAUSE_LENGTH: Duration = Duration::from_micros(20);
 
 /// How many publishes that came together are a stream.
-pub(crate) const STREAM_MIN: u64 = 16;
+pub(crate) const STREAM_PUBLISHES_MIN: u64 = 16;
 
 /// With so many bytes there, more would not make the write cheaper.
-pub(crate) const ENOUGH: usize = 64 * 1024;
+pub(crate) const GATHERED_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
-pub(crate) struct Nap {
+pub(crate) struct GatherPause {
     is_on: AtomicBool,
     /// Who takes it.
     thread: OnceLock<Thread>,
 }
 
-impl Nap {
+impl GatherPause {
     /// Lets this thread sleep for a moment, unless it `is_pointless` by now.
     pub(crate) fn take(&self, is_pointless: impl FnOnce() -> bool) {
         // With Windows a nap can be a hundred times as long.
@@ -38,7 +38,7 @@ impl Nap {
         // Said first and looked then: who wants an answer says so first, and looks then.
         self.is_on.store(true, Ordering::SeqCst);
         if !is_pointless() {
-            thread::park_timeout(LENGTH);
+            thread::park_timeout(PAUSE_LENGTH);
         }
         self.is_on.store(false, Ordering::SeqCst);
     }
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_nap_that_nobody_ends_ends_and_one_that_is_pointless_does_not_begin() {
-        let nap = Nap::default();
+        let nap = GatherPause::default();
         nap.end();
         nap.take(|| false);
         // What would end a nap lets the next `park` return.

@@ -9,35 +9,33 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
-use mio::Waker;
-
 use crate::io::loom::sync::{AtomicBool, Ordering, fence};
 
 /// What ends the wait of a thread, or its next one.
-pub(crate) trait Alarm {
-    fn sound(&self) -> io::Result<()>;
+pub(crate) trait Waker {
+    fn wake(&self) -> io::Result<()>;
 }
 
-impl Alarm for Waker {
-    fn sound(&self) -> io::Result<()> {
-        self.wake()
+impl Waker for mio::Waker {
+    fn wake(&self) -> io::Result<()> {
+        Self::wake(self)
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct Wake<A = Waker> {
+pub(crate) struct Wake<A = mio::Waker> {
     waiting: AtomicBool,
     /// The IO thread has it, so that it goes with the thread: a delivery may keep the rest of a
-    /// dead connection for long, and an alarm is a descriptor of the system.
-    alarm: Weak<A>,
+    /// dead connection for long, and a waker is a descriptor of the system.
+    waker: Weak<A>,
 }
 
-impl<A: Alarm> Wake<A> {
-    /// Wakes a thread by its alarm, for as long as somebody keeps that.
-    pub(crate) fn with(alarm: &Arc<A>) -> Self {
+impl<A: Waker> Wake<A> {
+    /// Wakes a thread by its waker, for as long as somebody keeps that.
+    pub(crate) fn with(waker: &Arc<A>) -> Self {
         Self {
             waiting: AtomicBool::new(false),
-            alarm: Arc::downgrade(alarm),
+            waker: Arc::downgrade(waker),
         }
     }
 
@@ -45,16 +43,16 @@ impl<A: Alarm> Wake<A> {
     pub(crate) fn notify(&self) {
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) && self.is_first() {
-            self.sound();
+            self.wake();
         }
     }
 
-    fn sound(&self) {
-        // Without an alarm there is no thread any more.
-        let Some(alarm) = self.alarm.upgrade() else {
+    fn wake(&self) {
+        // Without a waker there is no thread any more.
+        let Some(waker) = self.waker.upgrade() else {
             return;
         };
-        if let Err(error) = alarm.sound() {
+        if let Err(error) = waker.wake() {
             log::error!("the IO thread cannot be woken: {error}");
         }
     }

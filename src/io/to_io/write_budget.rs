@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::io::waiting_line::Line;
-pub(crate) use crate::io::waiting_line::NoRoom;
+pub(crate) use crate::io::waiting_line::WaitError;
+use crate::io::waiting_line::WaitingLine;
 
 /// Room for bytes that wait to be written. Publishers wait for it, first come first
 /// served; everything else takes it without asking, so that acknowledgements and
@@ -33,7 +33,7 @@ pub(crate) struct WriteBudget {
     /// In which round shares were given that are still good. No other budget has one of this
     /// number.
     round: AtomicU64,
-    line: Mutex<Line<Claim>>,
+    line: Mutex<WaitingLine<Claim>>,
 }
 
 /// What a publisher waits for.
@@ -168,7 +168,7 @@ impl WriteBudget {
         }
     }
 
-    fn serve_line(&self, line: &mut Line<Claim>, try_take: impl Fn(usize, usize) -> bool) {
+    fn serve_line(&self, line: &mut WaitingLine<Claim>, try_take: impl Fn(usize, usize) -> bool) {
         line.serve_while(|claim| {
             let shares = self.shares.load(Ordering::SeqCst);
             let more = self.share_of(claim.bytes) - claim.bytes;
@@ -199,7 +199,7 @@ impl WriteBudget {
         try_take: impl Fn(usize, usize) -> bool,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let mut line = self.line.lock();
         let left = own_share();
         if left.round == self.round.load(Ordering::SeqCst) {
@@ -224,7 +224,7 @@ impl WriteBudget {
         let Err(no_room) = waited else {
             return Ok(());
         };
-        if no_room == NoRoom::TimedOut {
+        if no_room == WaitError::TimedOut {
             // There may be room that was not worth a word, or that nobody has used.
             self.begin_round();
             self.serve_line(&mut line, &try_take);
@@ -264,7 +264,7 @@ mod tests {
         false
     }
 
-    fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), NoRoom> {
+    fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), WaitError> {
         let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         budget.queue_for(bytes, try_take, deadline, never)
     }
@@ -287,7 +287,7 @@ mod tests {
         assert!(budget.has_room(40, 0) && !budget.has_room(40, 1));
         assert_eq!(reserve(&budget, 40, soon()), Ok(()));
         let now = Instant::now();
-        assert_eq!(reserve(&budget, 1, now), Err(NoRoom::TimedOut));
+        assert_eq!(reserve(&budget, 1, now), Err(WaitError::TimedOut));
         release(&budget, 50);
         assert_eq!(reserve(&budget, 50, soon()), Ok(()));
     }
@@ -297,12 +297,12 @@ mod tests {
         let budget = WriteBudget::new(100);
         budget.take(1);
         let now = Instant::now();
-        assert_eq!(reserve(&budget, 500, now), Err(NoRoom::TimedOut));
+        assert_eq!(reserve(&budget, 500, now), Err(WaitError::TimedOut));
         release(&budget, 1);
         assert!(!budget.has_room(1, 500));
         assert!(budget.has_room(0, 500));
         assert_eq!(reserve(&budget, 500, soon()), Ok(()));
-        assert_eq!(reserve(&budget, 1, now), Err(NoRoom::TimedOut));
+        assert_eq!(reserve(&budget, 1, now), Err(WaitError::TimedOut));
     }
 
     #[test]
@@ -335,7 +335,7 @@ mod tests {
             assert!(!small.is_finished());
             over.store(true, Ordering::SeqCst);
             budget.look_again();
-            assert_eq!(small.join().unwrap(), Err(NoRoom::Pointless));
+            assert_eq!(small.join().unwrap(), Err(WaitError::Closed));
         });
     }
 
@@ -367,7 +367,10 @@ mod tests {
         release(&budget, 10);
         // 85 are taken; a wait that is over at once is one at its deadline.
         assert_eq!(reserve(&budget, 15, Instant::now()), Ok(()));
-        assert_eq!(reserve(&budget, 1, Instant::now()), Err(NoRoom::TimedOut));
+        assert_eq!(
+            reserve(&budget, 1, Instant::now()),
+            Err(WaitError::TimedOut)
+        );
     }
 
     /// Waits until so many are in line.
@@ -477,7 +480,7 @@ mod tests {
         let budget = WriteBudget::new(1600);
         let in_line = |bytes| reserve(&budget, bytes, Instant::now());
         budget.take(1600);
-        assert_eq!(in_line(10), Err(NoRoom::TimedOut));
+        assert_eq!(in_line(10), Err(WaitError::TimedOut));
         thread::scope(|scope| {
             let large = scope.spawn(|| reserve(&budget, 5000, soon()));
             await_line(&budget, 1);
@@ -488,7 +491,7 @@ mod tests {
             budget.taken.store(1500, Ordering::SeqCst);
             assert!(budget.has_room(0, 60) && !budget.has_room(0, 60));
             assert_eq!(budget.shares.load(Ordering::SeqCst), 30);
-            assert_eq!(in_line(60), Err(NoRoom::TimedOut));
+            assert_eq!(in_line(60), Err(WaitError::TimedOut));
             assert_eq!(budget.shares.load(Ordering::SeqCst), 0);
             assert!(!budget.has_room(0, 10), "it has none any more");
             release(&budget, 1500);
@@ -540,7 +543,7 @@ mod tests {
             assert!(!budget.has_room(0, 10), "another round has begun");
             over.store(true, Ordering::SeqCst);
             budget.look_again();
-            assert_eq!(large.join().unwrap(), Err(NoRoom::Pointless));
+            assert_eq!(large.join().unwrap(), Err(WaitError::Closed));
         });
     }
 
@@ -558,7 +561,7 @@ mod tests {
             await_line(&budget, 2);
             over.store(true, Ordering::SeqCst);
             budget.look_again();
-            assert_eq!(large.join().unwrap(), Err(NoRoom::Pointless));
+            assert_eq!(large.join().unwrap(), Err(WaitError::Closed));
             assert_eq!(small.join().unwrap(), Ok(()));
         });
         // The same when its time is up.
@@ -567,7 +570,7 @@ mod tests {
             let large = scope.spawn(|| budget.queue_for(1000, try_take, soon_over, never));
             await_line(&budget, 1);
             let small = scope.spawn(|| budget.queue_for(0, try_take, soon(), never));
-            assert_eq!(large.join().unwrap(), Err(NoRoom::TimedOut));
+            assert_eq!(large.join().unwrap(), Err(WaitError::TimedOut));
             assert_eq!(small.join().unwrap(), Ok(()));
         });
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, MutexGuard};
 
-use crate::io::waiting_line::{NoRoom, wait_until};
+use crate::io::waiting_line::{WaitError, wait_until};
 use crate::protocol::confirms::Settled;
 use crate::protocol::content::Content;
 
@@ -39,7 +39,7 @@ impl Slot {
         guard: &mut MutexGuard<'_, S>,
         deadline: Option<Instant>,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let is_filled = || self.get().is_some();
         wait_until(&self.moved, guard, deadline, is_pointless, is_filled)
     }

@@ -10,22 +10,22 @@ use crate::io::loom::sync::{AtomicUsize, Mutex, Ordering, fence};
 
 /// A slot for one unit: full from the first ring until somebody has heard it.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct Signal {
     ring: Sender<()>,
     heard: Receiver<()>,
 }
 
 thread_local! {
-    static BELL: Arc<Bell> = Arc::new(Bell::new());
+    static BELL: Arc<Signal> = Arc::new(Signal::new());
 }
 
-impl Bell {
+impl Signal {
     pub(crate) fn new() -> Self {
         let (ring, heard) = bounded(1);
         Self { ring, heard }
     }
 
-    /// The bell of the calling thread, for all that it ever waits for. It may have been rung
+    /// The signal of the calling thread, for all that it ever waits for. It may have been rung
     /// for something that the thread has seen since.
     pub(crate) fn of_this_thread() -> Arc<Self> {
         BELL.with(Arc::clone)
@@ -56,7 +56,7 @@ pub(crate) trait Ring {
     fn ring(&self);
 }
 
-impl Ring for Bell {
+impl Ring for Signal {
     fn ring(&self) {
         self.ring();
     }
@@ -64,13 +64,13 @@ impl Ring for Bell {
 
 /// The bells to ring when something comes.
 #[derive(Debug)]
-pub(crate) struct Watchers<B = Bell> {
+pub(crate) struct Subscribers<B = Signal> {
     bells: Mutex<Vec<Arc<B>>>,
     /// How many there are, so that nobody pays for a lock to find none.
     count: AtomicUsize,
 }
 
-impl<B> Default for Watchers<B> {
+impl<B> Default for Subscribers<B> {
     fn default() -> Self {
         Self {
             bells: Mutex::new(Vec::new()),
@@ -79,58 +79,58 @@ impl<B> Default for Watchers<B> {
     }
 }
 
-impl<B: Ring> Watchers<B> {
-    /// Rings `bell` from now on, as long as the guard lives. What had come before is the
+impl<B: Ring> Subscribers<B> {
+    /// Rings `signal` from now on, as long as the guard lives. What had come before is the
     /// caller's to look for, after this.
     #[must_use]
-    pub(crate) fn watch(&self, bell: &Arc<B>) -> Watch<'_, B> {
-        self.add(bell);
-        Watch {
-            watchers: self,
-            bell: Arc::clone(bell),
+    pub(crate) fn watch(&self, signal: &Arc<B>) -> Subscription<'_, B> {
+        self.add(signal);
+        Subscription {
+            subscribers: self,
+            signal: Arc::clone(signal),
         }
     }
 
-    /// Rings `bell` from now on.
-    pub(crate) fn add(&self, bell: &Arc<B>) {
+    /// Rings `signal` from now on.
+    pub(crate) fn add(&self, signal: &Arc<B>) {
         let mut bells = self.bells.lock();
-        bells.push(Arc::clone(bell));
+        bells.push(Arc::clone(signal));
         self.count.store(bells.len(), Ordering::SeqCst);
         drop(bells);
         // Between this and the look, as there is one in `ring`.
         fence(Ordering::SeqCst);
     }
 
-    /// To be called after something was put where the watchers look. The number of
-    /// watchers is read in one order with that, so that either this sees a new one, or that
+    /// To be called after something was put where the subscribers look. The number of
+    /// subscribers is read in one order with that, so that either this sees a new one, or that
     /// one sees what was put.
     pub(crate) fn ring(&self) {
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::SeqCst) > 0 {
-            self.bells.lock().iter().for_each(|bell| bell.ring());
+            self.bells.lock().iter().for_each(|signal| signal.ring());
         }
     }
 
-    fn remove(&self, bell: &Arc<B>) {
+    fn remove(&self, signal: &Arc<B>) {
         let mut bells = self.bells.lock();
-        if let Some(index) = bells.iter().position(|other| Arc::ptr_eq(other, bell)) {
+        if let Some(index) = bells.iter().position(|other| Arc::ptr_eq(other, signal)) {
             bells.swap_remove(index);
         }
         self.count.store(bells.len(), Ordering::SeqCst);
     }
 }
 
-/// Keeps a bell among the watchers for as long as it lives. Rings it at the end: what it was
+/// Keeps a signal among the subscribers for as long as it lives. Rings it at the end: what it was
 /// rung for may concern whoever waits further out in the same thread, around a callback.
-pub(crate) struct Watch<'a, B: Ring = Bell> {
-    watchers: &'a Watchers<B>,
-    bell: Arc<B>,
+pub(crate) struct Subscription<'a, B: Ring = Signal> {
+    subscribers: &'a Subscribers<B>,
+    signal: Arc<B>,
 }
 
-impl<B: Ring> Drop for Watch<'_, B> {
+impl<B: Ring> Drop for Subscription<'_, B> {
     fn drop(&mut self) {
-        self.watchers.remove(&self.bell);
-        self.bell.ring();
+        self.subscribers.remove(&self.signal);
+        self.signal.ring();
     }
 }
 
@@ -140,28 +140,28 @@ mod tests {
 
     #[test]
     fn rings_before_the_wait_count_and_together_as_one() {
-        let bell = Bell::new();
-        bell.ring();
-        bell.ring();
-        bell.wait(None);
-        assert!(bell.receiver().is_empty());
+        let signal = Signal::new();
+        signal.ring();
+        signal.ring();
+        signal.wait(None);
+        assert!(signal.receiver().is_empty());
     }
 
     #[test]
     fn a_watcher_hears_as_long_as_it_watches() {
-        let watchers = Watchers::default();
-        let bell = Arc::new(Bell::new());
-        let watch = watchers.watch(&bell);
-        let again = watchers.watch(&bell);
+        let subscribers = Subscribers::default();
+        let signal = Arc::new(Signal::new());
+        let watch = subscribers.watch(&signal);
+        let again = subscribers.watch(&signal);
         drop(again);
-        watchers.ring();
-        assert!(bell.receiver().try_recv().is_ok());
+        subscribers.ring();
+        assert!(signal.receiver().try_recv().is_ok());
         drop(watch);
         assert!(
-            bell.receiver().try_recv().is_ok(),
+            signal.receiver().try_recv().is_ok(),
             "for who waits around it"
         );
-        watchers.ring();
-        assert!(bell.receiver().is_empty());
+        subscribers.ring();
+        assert!(signal.receiver().is_empty());
     }
 }

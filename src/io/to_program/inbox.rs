@@ -7,9 +7,9 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::io::shared::connection::ConnectionPort;
-use crate::io::shared::consumer::ConsumerPort;
-use crate::io::to_program::dispatch_signal::{Bell, Watchers};
+use crate::io::shared::connection::ConnectionShared;
+use crate::io::shared::consumer::ConsumerShared;
+use crate::io::to_program::dispatch_signal::{Signal, Subscribers};
 use crate::protocol::content::Content;
 use crate::protocol::run::{Packed, Run};
 use crate::protocol::wire::ShortString;
@@ -20,7 +20,7 @@ pub(crate) enum Incoming {
     Message(Content),
     /// The last thing from a callback's consumer. (Weak, for the consumer keeps its
     /// channel, and that the inbox with this in it.)
-    Ended(Weak<ConsumerPort>),
+    Ended(Weak<ConsumerShared>),
 }
 
 /// What waits for it.
@@ -28,7 +28,7 @@ pub(crate) enum Incoming {
 enum Entry {
     /// With `true`, of deliveries that cannot be held back.
     Run(Run, bool),
-    Ended(Weak<ConsumerPort>),
+    Ended(Weak<ConsumerShared>),
 }
 
 impl Entry {
@@ -43,7 +43,7 @@ impl Entry {
 /// What was taken, and is made ready once the lock is free.
 enum Taken {
     Message(Packed),
-    Ended(Weak<ConsumerPort>),
+    Ended(Weak<ConsumerShared>),
     Nothing,
     End,
 }
@@ -81,10 +81,10 @@ pub(crate) enum Popped {
 pub(crate) struct Inbox {
     state: Mutex<State>,
     moved: Condvar,
-    connection: Arc<ConnectionPort>,
+    connection: Arc<ConnectionShared>,
     /// Who is told beside those that wait in [`pop`](Self::pop).
-    watchers: Watchers,
-    ready: OnceLock<Arc<Bell>>,
+    subscribers: Subscribers,
+    ready: OnceLock<Arc<Signal>>,
 }
 
 #[derive(Debug, Default)]
@@ -114,15 +114,15 @@ struct Taking {
 }
 
 /// How much may be taken before it is reported.
-const UNREPORTED_MAX: usize = 16 * 1024;
+const UNREPORTED_BYTES_MAX: usize = 16 * 1024;
 
 impl Inbox {
-    pub(crate) fn new(connection: Arc<ConnectionPort>) -> Self {
+    pub(crate) fn new(connection: Arc<ConnectionShared>) -> Self {
         Self {
             state: Mutex::default(),
             moved: Condvar::new(),
             connection,
-            watchers: Watchers::default(),
+            subscribers: Subscribers::default(),
             ready: OnceLock::new(),
         }
     }
@@ -137,7 +137,7 @@ impl Inbox {
     }
 
     /// Puts in the end of a callback's consumer.
-    pub(crate) fn push_end(&self, consumer: &Arc<ConsumerPort>) {
+    pub(crate) fn push_end(&self, consumer: &Arc<ConsumerShared>) {
         let end = Entry::Ended(Arc::downgrade(consumer));
         self.put(1, 0, 0, std::iter::once(end));
     }
@@ -156,10 +156,10 @@ impl Inbox {
         state.count += count;
         state.bytes += cost;
         let fixed = if stopped { 0 } else { fixed };
-        self.connection.backlog.add(cost, fixed);
+        self.connection.read_budget.add(cost, fixed);
         self.wake_one(&mut state);
         drop(state);
-        self.watchers.ring();
+        self.subscribers.ring();
     }
 
     /// Nothing is to be taken any more: for those who take, this is the end. What is there, and
@@ -179,13 +179,13 @@ impl Inbox {
         self.wake_all(&mut state);
         drop(state);
         self.report(&taken);
-        self.watchers.ring();
+        self.subscribers.ring();
     }
 
     /// What has come can be taken after all.
     pub(crate) fn resume(&self) {
         self.state.lock().stopped = false;
-        self.watchers.ring();
+        self.subscribers.ring();
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -198,7 +198,7 @@ impl Inbox {
         state.ended = true;
         self.wake_all(&mut state);
         drop(state);
-        self.watchers.ring();
+        self.subscribers.ring();
     }
 
     /// Wakes all who sleep, for none of them will find anything more.
@@ -302,9 +302,9 @@ impl Inbox {
         };
         self.wake_one(state);
         // Whoever waits with `select!` hears again of what is left, and all of the end.
-        if let Some(bell) = self.ready.get() {
+        if let Some(signal) = self.ready.get() {
             if state.ended || state.stopped || !state.queue.is_empty() {
-                bell.ring();
+                signal.ring();
             }
         }
         found
@@ -314,9 +314,9 @@ impl Inbox {
     /// it with, and when the IO thread waits for it.
     #[inline]
     fn to_report(&self, state: &mut State) -> Option<Taking> {
-        let is_due = state.taken.cost > UNREPORTED_MAX
+        let is_due = state.taken.cost > UNREPORTED_BYTES_MAX
             || state.queue.is_empty()
-            || self.connection.backlog.is_watched();
+            || self.connection.read_budget.is_watched();
         is_due.then(|| std::mem::take(&mut state.taken))
     }
 
@@ -358,23 +358,23 @@ impl Inbox {
     }
 
     /// Who is told when something comes.
-    pub(crate) fn watchers(&self) -> &Watchers {
-        &self.watchers
+    pub(crate) fn subscribers(&self) -> &Subscribers {
+        &self.subscribers
     }
 
     /// A slot that is full when there is something to take, or an end to learn of; it may
     /// be full without.
     pub(crate) fn ready(&self) -> &Receiver<()> {
-        let bell = self.ready.get_or_init(|| {
-            let bell = Arc::new(Bell::new());
-            self.watchers.add(&bell);
-            bell
+        let signal = self.ready.get_or_init(|| {
+            let signal = Arc::new(Signal::new());
+            self.subscribers.add(&signal);
+            signal
         });
         let state = self.state.lock();
         if state.ended || state.stopped || !state.queue.is_empty() {
-            bell.ring();
+            signal.ring();
         }
-        bell.receiver()
+        signal.receiver()
     }
 
     /// Drops the messages of every consumer that `wanted` picks by its tag.
@@ -454,13 +454,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::io::shared::connection::tests::port;
+    use crate::io::shared::connection::tests::shared;
     use crate::protocol::run::tests::packed;
 
     const SIZE: usize = 100;
 
     fn inbox() -> Inbox {
-        Inbox::new(port(1 << 20))
+        Inbox::new(shared(1 << 20))
     }
 
     /// Puts in so many messages at once, which cannot be held back.
@@ -470,7 +470,7 @@ mod tests {
 
     /// How much is counted as waiting to be taken.
     fn waiting(inbox: &Inbox) -> usize {
-        inbox.connection.backlog.bytes()
+        inbox.connection.read_budget.bytes()
     }
 
     #[test]
@@ -579,7 +579,7 @@ mod tests {
         assert!(all >= 10 * SIZE);
         assert!(matches!(inbox.try_pop(), Popped::Item(_)));
         assert_eq!(waiting(&inbox), all, "it is not worth a report");
-        assert!(inbox.connection.backlog.wait_for(1, true));
+        assert!(inbox.connection.read_budget.wait_for(1, true));
         assert!(matches!(inbox.pop(None), Popped::Item(_)));
         let left = waiting(&inbox);
         assert!(left <= all - 2 * SIZE, "{left} of {all}");
@@ -590,7 +590,7 @@ mod tests {
     #[test]
     fn much_that_is_taken_is_reported_and_so_is_the_last() {
         let inbox = inbox();
-        let count = 2 * UNREPORTED_MAX / SIZE;
+        let count = 2 * UNREPORTED_BYTES_MAX / SIZE;
         push(&inbox, count);
         let all = waiting(&inbox);
         let mut taken = 0;
@@ -598,7 +598,7 @@ mod tests {
             assert!(matches!(inbox.try_pop(), Popped::Item(_)));
             taken += SIZE;
         }
-        assert!(taken <= UNREPORTED_MAX, "{taken} bytes and more");
+        assert!(taken <= UNREPORTED_BYTES_MAX, "{taken} bytes and more");
         while let Popped::Item(_) = inbox.try_pop() {}
         assert_eq!(waiting(&inbox), 0);
         assert_eq!(inbox.bytes(), 0);
@@ -607,7 +607,7 @@ mod tests {
     #[test]
     fn what_is_taken_out_or_dropped_with_the_inbox_waits_no_more() {
         let inbox = inbox();
-        let port = Arc::clone(&inbox.connection);
+        let shared = Arc::clone(&inbox.connection);
         push(&inbox, 3);
         assert_eq!(inbox.len(), 3);
         // What was taken before and is not reported yet counts as well.
@@ -621,7 +621,7 @@ mod tests {
         push(&inbox, 3);
         assert!(matches!(inbox.try_pop(), Popped::Item(_)));
         drop(inbox);
-        assert_eq!(port.backlog.bytes(), 0);
-        assert_eq!(port.backlog.must_stop(false, false, 0), None);
+        assert_eq!(shared.read_budget.bytes(), 0);
+        assert_eq!(shared.read_budget.must_stop(false, false, 0), None);
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::io::to_program::confirm_slot::Slot;
-use crate::io::to_program::read_budget::Backlog;
-use crate::io::to_program::retained::{Kept, Total};
+use crate::io::to_program::read_budget::ReadBudget;
+use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::protocol::confirms::Settled;
 use crate::protocol::content::Content;
 
@@ -23,8 +23,8 @@ pub(crate) struct Failure {
 /// The failures since they were last asked for.
 #[derive(Debug)]
 pub(crate) struct Failures {
-    total: Total,
-    kept: Kept<Failure>,
+    total: RetainedBytes,
+    kept: Retained<Failure>,
     /// How many more there were.
     dropped: u64,
     /// How many of all of them nobody was told of.
@@ -42,10 +42,10 @@ pub(crate) struct Taken {
 }
 
 impl Failures {
-    pub(crate) fn new(total: &Total) -> Self {
+    pub(crate) fn new(total: &RetainedBytes) -> Self {
         Self {
             total: total.clone(),
-            kept: Kept::new(FAILURES_MAX, total),
+            kept: Retained::new(FAILURES_MAX, total),
             dropped: 0,
             unheard: 0,
             count: 1,
@@ -107,17 +107,17 @@ impl Failures {
     }
 
     /// Begins another count; what was kept of the last one.
-    pub(crate) fn empty(&mut self) -> Kept<Failure> {
+    pub(crate) fn empty(&mut self) -> Retained<Failure> {
         self.unheard = 0;
         self.count += 1;
-        std::mem::replace(&mut self.kept, Kept::new(FAILURES_MAX, &self.total))
+        std::mem::replace(&mut self.kept, Retained::new(FAILURES_MAX, &self.total))
     }
 }
 
 /// What the message takes that came back, if one did.
 pub(crate) fn cost(settled: &Settled<Arc<Content>>) -> usize {
     match settled {
-        Settled::Returned(message) | Settled::Unclear(message) => Backlog::cost(message),
+        Settled::Returned(message) | Settled::Unclear(message) => ReadBudget::cost(message),
         Settled::Acked | Settled::Nacked => 0,
     }
 }

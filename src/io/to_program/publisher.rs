@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use crate::io::to_io::command_queue::Queued;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::{Failures, Taken, cost};
-use crate::io::to_program::retained::{Kept, Total};
-use crate::io::to_program::rpc_replies::Answers;
-use crate::io::waiting_line::{Line, NoRoom};
+use crate::io::to_program::retained::{Retained, RetainedBytes};
+use crate::io::to_program::rpc_replies::RpcReplies;
+use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{Ledger, Mandatory, Settled};
 use crate::protocol::content::Content;
 
@@ -28,9 +28,9 @@ enum Mode {
 /// The publishing side of one channel. Its lock is held for moments only, and never
 /// while anybody waits.
 #[derive(Debug)]
-pub(crate) struct Publishing {
+pub(crate) struct Publisher {
     window: usize,
-    total: Total,
+    total: RetainedBytes,
     /// Whether publishes have to look at more than the write budget.
     gated: AtomicBool,
     state: Mutex<State>,
@@ -50,19 +50,19 @@ struct State {
     /// Whether nobody will ever ask for failures or news.
     abandoned: bool,
     /// Who is told at once of publishes that were not taken.
-    answers: Option<Arc<Answers>>,
+    rpc_replies: Option<Arc<RpcReplies>>,
     /// The last publish that a close has waited for.
     closing_at: u64,
     /// Those who wait for room. Newcomers find none as long as there are any, for all that there
     /// is is promised to these.
-    for_room: Line<()>,
+    for_room: WaitingLine<()>,
     /// How many places in the window are kept for those of them who are served, and have not
     /// published yet.
     promised: usize,
     /// Those who wait until everything up to a number is settled.
-    for_settled: Line<u64>,
+    for_settled: WaitingLine<u64>,
     /// Those who wait for the end of `confirm.select`.
-    for_select: Line<()>,
+    for_select: WaitingLine<()>,
     /// Slots that nobody holds any more, to be used again: no more than a window takes.
     slots: Vec<Arc<Slot>>,
 }
@@ -70,7 +70,7 @@ struct State {
 /// What became of publishes, in the order in which it was learnt.
 #[derive(Debug)]
 struct News {
-    kept: Kept<Outcomes>,
+    kept: Retained<Outcomes>,
     /// How many were dropped, because nobody took them.
     dropped: u64,
 }
@@ -85,7 +85,7 @@ struct Outcomes {
 }
 
 /// How many entries of that kind are kept; runs of acknowledged ones are one.
-const NEWS_MAX: usize = 10_000;
+const CONFIRM_NEWS_MAX: usize = 10_000;
 
 /// A publish that is on its way.
 pub(crate) enum Entered {
@@ -98,9 +98,9 @@ pub(crate) enum Entered {
     Full,
 }
 
-impl Publishing {
+impl Publisher {
     /// What is kept for a program that may ask for it counts against `total`.
-    pub(crate) fn new(window: usize, total: &Total) -> Self {
+    pub(crate) fn new(window: usize, total: &RetainedBytes) -> Self {
         Self {
             window: window.max(1),
             total: total.clone(),
@@ -113,12 +113,12 @@ impl Publishing {
                 failures: Failures::new(total),
                 news: None,
                 abandoned: false,
-                answers: None,
+                rpc_replies: None,
                 closing_at: 0,
-                for_room: Line::default(),
+                for_room: WaitingLine::default(),
                 promised: 0,
-                for_settled: Line::default(),
-                for_select: Line::default(),
+                for_settled: WaitingLine::default(),
+                for_select: WaitingLine::default(),
                 slots: Vec::new(),
             }),
         }
@@ -130,7 +130,7 @@ impl Publishing {
         &self,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
         let waiter = state.for_room.join(());
         // There may be some by now.
@@ -215,7 +215,7 @@ impl Publishing {
         &self,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
         if state.mode != Mode::Selecting {
             return Ok(());
@@ -243,7 +243,7 @@ impl Publishing {
         number: u64,
         deadline: Option<Instant>,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
         if state.ledger.is_settled_up_to(number) {
             return Ok(());
@@ -262,7 +262,7 @@ impl Publishing {
         slot: &Slot,
         deadline: Option<Instant>,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         slot.wait(&mut self.state.lock(), deadline, is_pointless)
     }
 
@@ -276,7 +276,7 @@ impl Publishing {
         &self,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
         let last = state.ledger.last();
         state.closing_at = last;
@@ -317,8 +317,8 @@ impl Publishing {
     }
 
     /// Who is told at once of each publish that is not taken.
-    pub(crate) fn tell_of_failures(&self, answers: &Arc<Answers>) {
-        self.state.lock().answers = Some(Arc::clone(answers));
+    pub(crate) fn tell_of_failures(&self, rpc_replies: &Arc<RpcReplies>) {
+        self.state.lock().rpc_replies = Some(Arc::clone(rpc_replies));
     }
 
     /// A confirm came. `true`: a callback is to be told.
@@ -329,7 +329,7 @@ impl Publishing {
             failures,
             news,
             abandoned,
-            answers,
+            rpc_replies,
             slots,
             ..
         } = &mut *state;
@@ -348,8 +348,8 @@ impl Publishing {
                 Some(_) => {}
                 None => slot.fill(settled),
             }
-            if let (false, Some(answers)) = (is_taken, &answers) {
-                answers.not_taken(number);
+            if let (false, Some(rpc_replies)) = (is_taken, &rpc_replies) {
+                rpc_replies.not_taken(number);
             }
         });
         let dropped = news.as_ref().map_or(0, |news| news.dropped);
@@ -467,9 +467,9 @@ impl State {
 }
 
 impl News {
-    fn new(total: &Total) -> Self {
+    fn new(total: &RetainedBytes) -> Self {
         Self {
-            kept: Kept::new(NEWS_MAX, total),
+            kept: Retained::new(CONFIRM_NEWS_MAX, total),
             dropped: 0,
         }
     }
@@ -526,36 +526,36 @@ mod tests {
     use crate::protocol::content::ContentMethod;
     use crate::protocol::methods::basic;
 
-    fn confirming(window: usize, total: &Total) -> Publishing {
-        let publishing = Publishing::new(window, total);
-        assert!(publishing.select(|| {}));
-        publishing.select_done(true);
-        publishing
+    fn confirming(window: usize, total: &RetainedBytes) -> Publisher {
+        let publisher = Publisher::new(window, total);
+        assert!(publisher.select(|| {}));
+        publisher.select_done(true);
+        publisher
     }
 
     /// The number that a publish gets, if there is room for it.
-    fn number(publishing: &Publishing) -> Option<u64> {
-        match enter(publishing) {
+    fn number(publisher: &Publisher) -> Option<u64> {
+        match enter(publisher) {
             Entered::Numbered(number, _) => Some(number),
             Entered::Full => None,
             Entered::Plain | Entered::Not(_) => panic!("not confirming"),
         }
     }
 
-    fn enter(publishing: &Publishing) -> Entered {
-        publishing.enter(None, &mut false, || Queued::Done)
+    fn enter(publisher: &Publisher) -> Entered {
+        publisher.enter(None, &mut false, || Queued::Done)
     }
 
     /// The same for one for which a place is kept.
-    fn enter_with_place(publishing: &Publishing) -> Entered {
+    fn enter_with_place(publisher: &Publisher) -> Entered {
         let mut has_place = true;
-        let entered = publishing.enter(None, &mut has_place, || Queued::Done);
+        let entered = publisher.enter(None, &mut has_place, || Queued::Done);
         assert!(!has_place);
         entered
     }
 
-    fn slot(publishing: &Publishing) -> Arc<Slot> {
-        match enter(publishing) {
+    fn slot(publisher: &Publisher) -> Arc<Slot> {
+        match enter(publisher) {
             Entered::Numbered(_, slot) => slot,
             _ => panic!("no room, or not confirming"),
         }
@@ -563,29 +563,29 @@ mod tests {
 
     #[test]
     fn no_more_are_unconfirmed_than_the_window_has() {
-        let publishing = confirming(2, &Total::default());
-        let numbers = [(); 3].map(|()| number(&publishing));
+        let publisher = confirming(2, &RetainedBytes::default());
+        let numbers = [(); 3].map(|()| number(&publisher));
         assert_eq!(numbers, [Some(1), Some(2), None]);
-        publishing.confirmed(2, false, true);
-        assert_eq!(number(&publishing), Some(3));
-        assert_eq!(number(&publishing), None);
-        publishing.confirmed(3, true, true);
-        assert_eq!(number(&publishing), Some(4));
+        publisher.confirmed(2, false, true);
+        assert_eq!(number(&publisher), Some(3));
+        assert_eq!(number(&publisher), None);
+        publisher.confirmed(3, true, true);
+        assert_eq!(number(&publisher), Some(4));
     }
 
-    fn in_line(publishing: &Publishing) -> usize {
-        let state = publishing.state.lock();
+    fn in_line(publisher: &Publisher) -> usize {
+        let state = publisher.state.lock();
         state.for_room.len() + state.for_settled.len() + state.for_select.len()
     }
 
-    type Wait<'a> = &'a (dyn Fn(Instant) -> Result<(), NoRoom> + Sync);
+    type Wait<'a> = &'a (dyn Fn(Instant) -> Result<(), WaitError> + Sync);
 
     /// What `wait` ends with after `change`, which comes while it waits.
     fn woken_by(
-        publishing: &Publishing,
-        wait: impl FnOnce(Instant) -> Result<(), NoRoom> + Send,
+        publisher: &Publisher,
+        wait: impl FnOnce(Instant) -> Result<(), WaitError> + Send,
         change: impl FnOnce(),
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), WaitError> {
         let deadline = Instant::now() + Duration::from_secs(10);
         thread::scope(|scope| {
             let waiter = scope.spawn(|| {
@@ -594,7 +594,7 @@ mod tests {
                 assert!(Instant::now() < deadline);
                 outcome
             });
-            while in_line(publishing) == 0 {
+            while in_line(publisher) == 0 {
                 thread::yield_now();
             }
             change();
@@ -604,53 +604,53 @@ mod tests {
 
     #[test]
     fn those_who_wait_are_woken_by_whatever_changes_it() {
-        let publishing = Publishing::new(1, &Total::default());
-        let room = |deadline| publishing.wait_for_room(deadline, || false);
-        let selected = |deadline| publishing.wait_selected(deadline, || false);
+        let publisher = Publisher::new(1, &RetainedBytes::default());
+        let room = |deadline| publisher.wait_for_room(deadline, || false);
+        let selected = |deadline| publisher.wait_selected(deadline, || false);
         for (wait, succeeds) in [(&room as Wait<'_>, false), (&selected, true)] {
-            assert!(publishing.select(|| {}));
-            let done = || publishing.select_done(succeeds);
-            assert_eq!(woken_by(&publishing, wait, done), Ok(()));
+            assert!(publisher.select(|| {}));
+            let done = || publisher.select_done(succeeds);
+            assert_eq!(woken_by(&publisher, wait, done), Ok(()));
         }
-        publishing.give_back();
-        assert_eq!(number(&publishing), Some(1));
-        let confirm = || assert!(!publishing.confirmed(1, false, true), "nobody listens");
-        assert_eq!(woken_by(&publishing, room, confirm), Ok(()));
-        publishing.give_back();
-        publishing.set_flow(false);
-        let flow = || publishing.set_flow(true);
-        assert_eq!(woken_by(&publishing, room, flow), Ok(()));
-        publishing.give_back();
-        publishing.set_committing(true);
-        let commit = || publishing.set_committing(false);
-        assert_eq!(woken_by(&publishing, room, commit), Ok(()));
-        publishing.give_back();
-        assert_eq!(number(&publishing), Some(2));
+        publisher.give_back();
+        assert_eq!(number(&publisher), Some(1));
+        let confirm = || assert!(!publisher.confirmed(1, false, true), "nobody listens");
+        assert_eq!(woken_by(&publisher, room, confirm), Ok(()));
+        publisher.give_back();
+        publisher.set_flow(false);
+        let flow = || publisher.set_flow(true);
+        assert_eq!(woken_by(&publisher, room, flow), Ok(()));
+        publisher.give_back();
+        publisher.set_committing(true);
+        let commit = || publisher.set_committing(false);
+        assert_eq!(woken_by(&publisher, room, commit), Ok(()));
+        publisher.give_back();
+        assert_eq!(number(&publisher), Some(2));
         let is_over = AtomicBool::new(false);
         let settled = |deadline| {
             let is_pointless = || is_over.load(Ordering::SeqCst);
-            publishing.wait_settled(2, Some(deadline), is_pointless)
+            publisher.wait_settled(2, Some(deadline), is_pointless)
         };
         let end = || {
             is_over.store(true, Ordering::SeqCst);
-            publishing.channel_ended();
+            publisher.channel_ended();
         };
-        assert_eq!(woken_by(&publishing, settled, end), Err(NoRoom::Pointless));
-        assert_eq!(in_line(&publishing), 0);
+        assert_eq!(woken_by(&publisher, settled, end), Err(WaitError::Closed));
+        assert_eq!(in_line(&publisher), 0);
     }
 
     /// A thread that waits, and how often it has asked whether that has a point: before its
     /// first sleep, and each time when it was woken and was not served.
     struct Sleeper<'scope> {
         asked: Arc<AtomicUsize>,
-        thread: thread::ScopedJoinHandle<'scope, Result<(), NoRoom>>,
+        thread: thread::ScopedJoinHandle<'scope, Result<(), WaitError>>,
     }
 
     impl<'scope> Sleeper<'scope> {
         /// Begins `wait`, and sees it asleep, or about to be and with the lock until then.
         fn start<'env>(
             scope: &'scope thread::Scope<'scope, 'env>,
-            wait: impl FnOnce(&dyn Fn() -> bool) -> Result<(), NoRoom> + Send + 'scope,
+            wait: impl FnOnce(&dyn Fn() -> bool) -> Result<(), WaitError> + Send + 'scope,
         ) -> Self {
             let asked = Arc::new(AtomicUsize::new(0));
             let counter = Arc::clone(&asked);
@@ -687,91 +687,91 @@ mod tests {
     #[test]
     fn a_confirm_wakes_as_many_as_it_makes_room_for_in_their_order() {
         const WINDOW: usize = 4;
-        let publishing = confirming(WINDOW, &Total::default());
-        (1..=WINDOW as u64).for_each(|next| assert_eq!(number(&publishing), Some(next)));
+        let publisher = confirming(WINDOW, &RetainedBytes::default());
+        (1..=WINDOW as u64).for_each(|next| assert_eq!(number(&publisher), Some(next)));
         thread::scope(|scope| {
             let wait =
-                |is_pointless: &dyn Fn() -> bool| publishing.wait_for_room(soon(), is_pointless);
+                |is_pointless: &dyn Fn() -> bool| publisher.wait_for_room(soon(), is_pointless);
             let mut sleepers: Vec<_> = (0..16).map(|_| Sleeper::start(scope, wait)).collect();
             for (up_to, multiple, places) in [(3, false, 1), (3, true, 2), (4, true, 1)] {
-                publishing.confirmed(up_to, multiple, true);
+                publisher.confirmed(up_to, multiple, true);
                 let served: Vec<_> = sleepers.drain(..places).collect();
                 served.into_iter().for_each(Sleeper::assert_served);
-                assert_eq!(publishing.state.lock().for_room.len(), sleepers.len());
+                assert_eq!(publisher.state.lock().for_room.len(), sleepers.len());
                 assert_asleep(&sleepers);
                 // What they have got is theirs.
-                assert_eq!(number(&publishing), None);
+                assert_eq!(number(&publisher), None);
             }
             for next in 5..=8 {
-                let entered = enter_with_place(&publishing);
+                let entered = enter_with_place(&publisher);
                 assert!(matches!(entered, Entered::Numbered(number, _) if number == next));
             }
             // Who gives up makes room for the next.
-            publishing.confirmed(8, false, true);
+            publisher.confirmed(8, false, true);
             sleepers.remove(0).assert_served();
-            publishing.give_back();
+            publisher.give_back();
             sleepers.remove(0).assert_served();
             assert_asleep(&sleepers);
             for number in 5..=7 {
-                publishing.confirmed(number, false, true);
+                publisher.confirmed(number, false, true);
                 sleepers.remove(0).assert_served();
             }
             assert_asleep(&sleepers);
             // Each that is served publishes, and its confirm serves the next.
             for number in 9.. {
-                let entered = enter_with_place(&publishing);
+                let entered = enter_with_place(&publisher);
                 assert!(matches!(entered, Entered::Numbered(given, _) if given == number));
                 if sleepers.is_empty() {
                     break;
                 }
-                publishing.confirmed(number, true, true);
+                publisher.confirmed(number, true, true);
                 sleepers.remove(0).assert_served();
             }
         });
-        assert_eq!(in_line(&publishing), 0);
+        assert_eq!(in_line(&publisher), 0);
     }
 
     #[test]
     fn a_place_that_is_kept_survives_a_wait_for_the_queue_and_goes_with_a_hold() {
-        let publishing = confirming(1, &Total::default());
-        let room = || publishing.wait_for_room(Instant::now(), || false);
+        let publisher = confirming(1, &RetainedBytes::default());
+        let room = || publisher.wait_for_room(Instant::now(), || false);
         assert_eq!(room(), Ok(()));
-        assert_eq!(room(), Err(NoRoom::TimedOut));
+        assert_eq!(room(), Err(WaitError::TimedOut));
         let mut has_place = true;
-        let not = publishing.enter(None, &mut has_place, || Queued::NoRoom);
+        let not = publisher.enter(None, &mut has_place, || Queued::NoRoom);
         assert!(matches!(not, Entered::Not(Queued::NoRoom)) && has_place);
-        assert_eq!(number(&publishing), None);
-        publishing.set_flow(false);
-        assert!(matches!(enter_with_place(&publishing), Entered::Full));
-        publishing.set_flow(true);
-        assert_eq!(number(&publishing), Some(1));
+        assert_eq!(number(&publisher), None);
+        publisher.set_flow(false);
+        assert!(matches!(enter_with_place(&publisher), Entered::Full));
+        publisher.set_flow(true);
+        assert_eq!(number(&publisher), Some(1));
     }
 
     #[test]
     fn a_confirm_wakes_those_who_wait_for_it_and_nobody_else() {
-        let publishing = confirming(10, &Total::default());
-        let slots: Vec<_> = (0..8).map(|_| slot(&publishing)).collect();
+        let publisher = confirming(10, &RetainedBytes::default());
+        let slots: Vec<_> = (0..8).map(|_| slot(&publisher)).collect();
         thread::scope(|scope| {
-            let publishing = &publishing;
+            let publisher = &publisher;
             let mut sleepers: Vec<_> = slots
                 .iter()
                 .map(|slot| {
                     Sleeper::start(scope, |is_pointless| {
-                        publishing.wait_slot(slot, Some(soon()), is_pointless)
+                        publisher.wait_slot(slot, Some(soon()), is_pointless)
                     })
                 })
                 .collect();
             let last = Sleeper::start(scope, |is_pointless| {
-                publishing.wait_slot(&slots[7], None, is_pointless)
+                publisher.wait_slot(&slots[7], None, is_pointless)
             });
-            publishing.confirmed(6, false, true);
+            publisher.confirmed(6, false, true);
             sleepers.remove(5).assert_served();
             assert_asleep(&sleepers);
-            publishing.confirmed(3, true, false);
+            publisher.confirmed(3, true, false);
             let served: Vec<_> = sleepers.drain(..3).collect();
             served.into_iter().for_each(Sleeper::assert_served);
             assert_asleep(&sleepers);
-            publishing.confirmed(8, true, true);
+            publisher.confirmed(8, true, true);
             sleepers.into_iter().for_each(Sleeper::assert_served);
             last.assert_served();
         });
@@ -779,34 +779,34 @@ mod tests {
 
     #[test]
     fn who_waits_until_all_is_settled_is_woken_when_it_is() {
-        let publishing = confirming(10, &Total::default());
-        (1..=4).for_each(|next| assert_eq!(number(&publishing), Some(next)));
+        let publisher = confirming(10, &RetainedBytes::default());
+        (1..=4).for_each(|next| assert_eq!(number(&publisher), Some(next)));
         thread::scope(|scope| {
-            let publishing = &publishing;
+            let publisher = &publisher;
             // In another order than they are served.
             let [third, first, second] = [4, 2, 3].map(|number| {
                 Sleeper::start(scope, move |is_pointless| {
-                    publishing.wait_settled(number, Some(soon()), is_pointless)
+                    publisher.wait_settled(number, Some(soon()), is_pointless)
                 })
             });
-            publishing.confirmed(2, false, true);
-            publishing.confirmed(3, false, true);
+            publisher.confirmed(2, false, true);
+            publisher.confirmed(3, false, true);
             let sleepers = [first, second, third];
             assert_asleep(&sleepers);
-            publishing.confirmed(1, false, true);
+            publisher.confirmed(1, false, true);
             let [first, second, third] = sleepers;
             first.assert_served();
             second.assert_served();
             assert_asleep(std::slice::from_ref(&third));
-            publishing.confirmed(4, false, true);
+            publisher.confirmed(4, false, true);
             third.assert_served();
         });
     }
 
     #[test]
     fn the_end_of_the_channel_wakes_all_who_wait() {
-        let publishing = confirming(2, &Total::default());
-        let slots = [(); 2].map(|()| slot(&publishing));
+        let publisher = confirming(2, &RetainedBytes::default());
+        let slots = [(); 2].map(|()| slot(&publisher));
         let is_over = AtomicBool::new(false);
         let asked = AtomicUsize::new(0);
         let is_pointless = || {
@@ -815,69 +815,69 @@ mod tests {
         };
         thread::scope(|scope| {
             let waits = [
-                scope.spawn(|| publishing.wait_slot(&slots[1], None, is_pointless)),
-                scope.spawn(|| publishing.wait_settled(1, None, is_pointless)),
-                scope.spawn(|| publishing.wait_for_room(soon(), is_pointless)),
+                scope.spawn(|| publisher.wait_slot(&slots[1], None, is_pointless)),
+                scope.spawn(|| publisher.wait_settled(1, None, is_pointless)),
+                scope.spawn(|| publisher.wait_for_room(soon(), is_pointless)),
             ];
             while asked.load(Ordering::SeqCst) < waits.len() {
                 thread::yield_now();
             }
             is_over.store(true, Ordering::SeqCst);
-            publishing.channel_ended();
+            publisher.channel_ended();
             for wait in waits {
-                assert_eq!(wait.join().unwrap(), Err(NoRoom::Pointless));
+                assert_eq!(wait.join().unwrap(), Err(WaitError::Closed));
             }
         });
-        assert_eq!(in_line(&publishing), 0);
+        assert_eq!(in_line(&publisher), 0);
     }
 
     #[test]
     fn what_holds_publishes_back_survives_a_confirm_select_that_fails() {
-        let publishing = Publishing::new(2, &Total::default());
-        publishing.set_flow(false);
-        assert!(publishing.select(|| {}));
-        publishing.select_done(false);
-        assert!(publishing.is_gated());
-        assert!(matches!(enter(&publishing), Entered::Full));
-        publishing.set_flow(true);
-        assert!(!publishing.is_gated());
+        let publisher = Publisher::new(2, &RetainedBytes::default());
+        publisher.set_flow(false);
+        assert!(publisher.select(|| {}));
+        publisher.select_done(false);
+        assert!(publisher.is_gated());
+        assert!(matches!(enter(&publisher), Entered::Full));
+        publisher.set_flow(true);
+        assert!(!publisher.is_gated());
     }
 
     #[test]
     fn a_failure_that_finds_no_room_is_counted() {
-        let total = Total::default();
+        let total = RetainedBytes::default();
         let others: Vec<_> = (0..4)
             .map(|_| {
-                let mut kept = Kept::new(10, &total);
+                let mut kept = Retained::new(10, &total);
                 kept.push((16 << 20) - 64, ());
                 kept
             })
             .collect();
-        let publishing = confirming(10, &total);
+        let publisher = confirming(10, &total);
         let mandatory = Mandatory {
             fingerprint: 7,
             properties: &[0, 0],
         };
-        let slot = publishing.enter(Some(mandatory), &mut false, || Queued::Done);
+        let slot = publisher.enter(Some(mandatory), &mut false, || Queued::Done);
         drop(slot);
         let returned = Content {
             method: ContentMethod::Return(basic::Return::default()),
             properties: Default::default(),
             body: Bytes::from(vec![0; 1 << 20]),
         };
-        assert_eq!(publishing.returned(7, returned), None);
-        publishing.confirmed(1, false, true);
-        let failures = publishing.take_failures();
+        assert_eq!(publisher.returned(7, returned), None);
+        publisher.confirmed(1, false, true);
+        let failures = publisher.take_failures();
         assert!(failures.kept.is_empty());
         assert_eq!(failures.more, 1);
         drop(others);
     }
 
     /// Publishes of which the broker takes none.
-    fn nacked(publishing: &Publishing, count: u64) -> Vec<Arc<Slot>> {
-        let slots = (0..count).map(|_| match enter(publishing) {
+    fn nacked(publisher: &Publisher, count: u64) -> Vec<Arc<Slot>> {
+        let slots = (0..count).map(|_| match enter(publisher) {
             Entered::Numbered(number, slot) => {
-                publishing.confirmed(number, false, false);
+                publisher.confirmed(number, false, false);
                 slot
             }
             _ => panic!("not confirming"),
@@ -887,59 +887,59 @@ mod tests {
 
     #[test]
     fn a_failure_is_unheard_until_somebody_is_told_however_many_there_are() {
-        let publishing = confirming(10, &Total::default());
-        let slots = nacked(&publishing, 1200);
+        let publisher = confirming(10, &RetainedBytes::default());
+        let slots = nacked(&publisher, 1200);
         // Of those that are kept, and of those that are only counted.
         for slot in [&slots[0], &slots[1], &slots[1100], &slots[0]] {
-            publishing.hear(slot);
+            publisher.hear(slot);
         }
-        let (unheard, unsettled) = publishing.take_unheard();
+        let (unheard, unsettled) = publisher.take_unheard();
         assert_eq!((unheard.kept.len(), unheard.more), (998, 199));
         assert_eq!(unheard.kept[0].number, 3);
         assert!(!unsettled);
         // What belongs to an earlier count says nothing of a later one.
-        let later = nacked(&publishing, 2);
-        slots.iter().for_each(|slot| publishing.hear(slot));
-        publishing.hear(&later[0]);
-        let (unheard, _) = publishing.take_unheard();
+        let later = nacked(&publisher, 2);
+        slots.iter().for_each(|slot| publisher.hear(slot));
+        publisher.hear(&later[0]);
+        let (unheard, _) = publisher.take_unheard();
         assert_eq!((unheard.kept.len(), unheard.more), (1, 0));
-        nacked(&publishing, 3);
-        assert_eq!(publishing.take_failures().kept.len(), 3);
-        let (unheard, _) = publishing.take_unheard();
+        nacked(&publisher, 3);
+        assert_eq!(publisher.take_failures().kept.len(), 3);
+        let (unheard, _) = publisher.take_unheard();
         assert_eq!((unheard.kept.len(), unheard.more), (0, 0));
     }
 
     #[test]
     fn what_a_close_has_waited_for_in_vain_is_told_once() {
-        let publishing = confirming(10, &Total::default());
-        number(&publishing);
-        assert!(!publishing.take_unheard().1, "no close has waited");
+        let publisher = confirming(10, &RetainedBytes::default());
+        number(&publisher);
+        assert!(!publisher.take_unheard().1, "no close has waited");
         let now = Instant::now();
-        assert!(publishing.wait_for_last(now, || false).is_err());
-        assert_eq!([(); 2].map(|()| publishing.take_unheard().1), [true, false]);
-        assert!(publishing.wait_for_last(now, || false).is_err());
+        assert!(publisher.wait_for_last(now, || false).is_err());
+        assert_eq!([(); 2].map(|()| publisher.take_unheard().1), [true, false]);
+        assert!(publisher.wait_for_last(now, || false).is_err());
         // What comes in meanwhile is the business of those who publish.
-        number(&publishing);
-        publishing.confirmed(1, false, true);
-        assert!(!publishing.take_unheard().1);
+        number(&publisher);
+        publisher.confirmed(1, false, true);
+        assert!(!publisher.take_unheard().1);
     }
 
     #[test]
     fn failures_that_nobody_can_ask_for_are_not_kept() {
-        let (total, answers) = (Total::default(), Arc::default());
-        let publishing = confirming(10, &total);
-        publishing.abandon();
-        publishing.tell_of_failures(&answers);
-        let heard = answers.expect(7);
-        answers.note_publish(7, 2);
-        let slots = nacked(&publishing, 2);
+        let (total, rpc_replies) = (RetainedBytes::default(), Arc::default());
+        let publisher = confirming(10, &total);
+        publisher.abandon();
+        publisher.tell_of_failures(&rpc_replies);
+        let heard = rpc_replies.expect(7);
+        rpc_replies.note_publish(7, 2);
+        let slots = nacked(&publisher, 2);
         assert!(matches!(slots[1].get(), Some(Settled::Nacked)));
         assert!(matches!(heard.try_recv(), Ok(Heard::NotTaken)));
         assert!(
             heard.try_recv().is_err(),
             "the other one is not its request"
         );
-        assert!(publishing.take_failures().kept.is_empty());
-        assert!(publishing.take_unheard().0.kept.is_empty());
+        assert!(publisher.take_failures().kept.is_empty());
+        assert!(publisher.take_unheard().0.kept.is_empty());
     }
 }

@@ -16,7 +16,7 @@ use crate::protocol::room::{MESSAGE_OVERHEAD, fixed_share};
 /// make them whole, so a quarter of the room stays for what was received: else a few
 /// deliveries that one thread leaves lying would end large messages for all others.
 #[derive(Debug)]
-pub(crate) struct Backlog {
+pub(crate) struct ReadBudget {
     soft_limit: usize,
     bytes: AtomicUsize,
     /// How much of that is fixed.
@@ -42,9 +42,9 @@ pub(crate) enum Stop {
 /// With more bytes than this the IO thread rests for a moment, if it may: what lies long in memory
 /// has left the caches of the processors, and a thread that takes may want the one that this
 /// runs on.
-const REST_ABOVE: usize = 2 * 1024 * 1024;
+const REST_ABOVE_BYTES: usize = 2 * 1024 * 1024;
 
-impl Backlog {
+impl ReadBudget {
     pub(crate) fn new(soft_limit: usize) -> Self {
         Self {
             soft_limit,
@@ -93,13 +93,13 @@ impl Backlog {
             |flag: &AtomicBool| flag.load(Ordering::SeqCst) && flag.swap(false, Ordering::SeqCst);
         left < self.wake_below.load(Ordering::SeqCst)
             && self.wake_below.swap(0, Ordering::SeqCst) > 0
-            || left <= REST_ABOVE / 2 && is_first(&self.resting)
+            || left <= REST_ABOVE_BYTES / 2 && is_first(&self.resting)
     }
 
     /// Whether so much waits that the IO thread should rest for a moment. From now on it is
     /// woken when half is taken, and by who begins to wait.
     pub(crate) fn begin_rest(&self) -> bool {
-        let rests = self.bytes() > REST_ABOVE;
+        let rests = self.bytes() > REST_ABOVE_BYTES;
         if rests {
             self.resting.store(true, Ordering::SeqCst);
         }
@@ -176,69 +176,72 @@ mod tests {
 
     #[test]
     fn a_pause_lasts_until_a_quarter_of_the_soft_limit_is_free_or_somebody_waits() {
-        let backlog = Backlog::new(1000);
-        backlog.add(1000, 0);
-        assert_eq!(backlog.must_stop(false, false, 0), None);
-        backlog.add(1, 0);
-        assert_eq!(backlog.must_stop(false, true, 0), None);
-        assert_eq!(backlog.must_stop(false, false, 0), Some((Stop::Soft, 751)));
-        assert!(backlog.wait_for(751, true) && backlog.is_paused());
-        assert!(!backlog.remove(250, 0), "751 are left");
-        assert!(backlog.must_stop(true, false, 0).is_some());
-        assert!(backlog.remove(1, 0));
-        assert!(!backlog.remove(1, 0), "told once");
-        assert_eq!(backlog.must_stop(true, false, 0), None);
+        let read_budget = ReadBudget::new(1000);
+        read_budget.add(1000, 0);
+        assert_eq!(read_budget.must_stop(false, false, 0), None);
+        read_budget.add(1, 0);
+        assert_eq!(read_budget.must_stop(false, true, 0), None);
+        assert_eq!(
+            read_budget.must_stop(false, false, 0),
+            Some((Stop::Soft, 751))
+        );
+        assert!(read_budget.wait_for(751, true) && read_budget.is_paused());
+        assert!(!read_budget.remove(250, 0), "751 are left");
+        assert!(read_budget.must_stop(true, false, 0).is_some());
+        assert!(read_budget.remove(1, 0));
+        assert!(!read_budget.remove(1, 0), "told once");
+        assert_eq!(read_budget.must_stop(true, false, 0), None);
     }
 
     #[test]
     fn only_what_cannot_be_held_back_stops_reading_in_any_case() {
-        let backlog = Backlog::new(1000);
-        backlog.add(2500, 125);
-        assert_eq!(backlog.must_stop(false, true, 0), None);
-        backlog.add(1, 1);
+        let read_budget = ReadBudget::new(1000);
+        read_budget.add(2500, 125);
+        assert_eq!(read_budget.must_stop(false, true, 0), None);
+        read_budget.add(1, 1);
         let stop = Some((Stop::Fixed, usize::MAX));
-        assert_eq!(backlog.must_stop(false, true, 0), stop);
-        assert!(backlog.wait_for(usize::MAX, true));
-        assert!(backlog.remove(500, 0));
-        assert_eq!(backlog.must_stop(false, true, 0), stop);
-        backlog.wait_for(usize::MAX, true);
-        assert!(backlog.remove(1, 1));
-        assert_eq!(backlog.must_stop(false, true, 0), None);
+        assert_eq!(read_budget.must_stop(false, true, 0), stop);
+        assert!(read_budget.wait_for(usize::MAX, true));
+        assert!(read_budget.remove(500, 0));
+        assert_eq!(read_budget.must_stop(false, true, 0), stop);
+        read_budget.wait_for(usize::MAX, true);
+        assert!(read_budget.remove(1, 1));
+        assert_eq!(read_budget.must_stop(false, true, 0), None);
     }
 
     #[test]
     fn a_rest_begins_above_a_bound_and_ends_when_half_of_that_is_left() {
-        let backlog = Backlog::new(4 * REST_ABOVE);
-        backlog.add(REST_ABOVE, 0);
-        assert!(!backlog.begin_rest() && !backlog.is_resting());
-        backlog.add(1, 0);
-        assert!(backlog.begin_rest() && backlog.is_resting());
+        let read_budget = ReadBudget::new(4 * REST_ABOVE_BYTES);
+        read_budget.add(REST_ABOVE_BYTES, 0);
+        assert!(!read_budget.begin_rest() && !read_budget.is_resting());
+        read_budget.add(1, 0);
+        assert!(read_budget.begin_rest() && read_budget.is_resting());
         assert!(
-            !backlog.remove(REST_ABOVE / 2, 0),
+            !read_budget.remove(REST_ABOVE_BYTES / 2, 0),
             "a byte too many is left"
         );
-        assert!(backlog.remove(1, 0));
-        assert!(!backlog.remove(1, 0), "told once");
-        backlog.add(REST_ABOVE, 0);
-        assert!(backlog.begin_rest());
-        backlog.end_rest();
-        assert!(!backlog.remove(REST_ABOVE, 0), "it is over");
+        assert!(read_budget.remove(1, 0));
+        assert!(!read_budget.remove(1, 0), "told once");
+        read_budget.add(REST_ABOVE_BYTES, 0);
+        assert!(read_budget.begin_rest());
+        read_budget.end_rest();
+        assert!(!read_budget.remove(REST_ABOVE_BYTES, 0), "it is over");
     }
 
     #[test]
     fn half_messages_take_room_but_not_the_last_quarter() {
-        let backlog = Backlog::new(1000);
-        backlog.add(400, 0);
-        assert_eq!(backlog.must_stop(false, false, 600), None);
+        let read_budget = ReadBudget::new(1000);
+        read_budget.add(400, 0);
+        assert_eq!(read_budget.must_stop(false, false, 600), None);
         let stop = Some((Stop::Soft, 188));
         assert_eq!(
-            backlog.must_stop(false, false, 601),
+            read_budget.must_stop(false, false, 601),
             Some((Stop::Soft, 188))
         );
-        assert!(backlog.must_stop(true, false, 561).is_some());
-        assert!(!backlog.remove(150, 0));
+        assert!(read_budget.must_stop(true, false, 561).is_some());
+        assert!(!read_budget.remove(150, 0));
         assert_eq!(
-            backlog.must_stop(false, false, usize::MAX),
+            read_budget.must_stop(false, false, usize::MAX),
             None,
             "{stop:?}"
         );

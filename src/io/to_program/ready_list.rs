@@ -3,9 +3,9 @@
 use crate::io::loom::sync::{AtomicBool, Ordering};
 
 #[derive(Debug)]
-pub(crate) struct Listing(AtomicBool);
+pub(crate) struct ReadyFlag(AtomicBool);
 
-impl Listing {
+impl ReadyFlag {
     pub(crate) fn new() -> Self {
         Self(AtomicBool::new(false))
     }

@@ -9,41 +9,41 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How many bytes are kept for all channels of a connection.
-const TOTAL_MAX: usize = 64 * 1024 * 1024;
+const TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How many bytes of each kind a channel may keep whatever the others keep.
-const SHARE: usize = 16 * 1024;
+const GUARANTEED_BYTES: usize = 16 * 1024;
 
 /// What an item takes beside its cost.
-const ITEM_OVERHEAD: usize = 64;
+const ITEM_OVERHEAD_BYTES: usize = 64;
 
 /// What all channels of a connection keep, in bytes. Only the IO thread adds to it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Total(Arc<AtomicUsize>);
+pub(crate) struct RetainedBytes(Arc<AtomicUsize>);
 
-impl Total {
+impl RetainedBytes {
     fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
     fn has_room(&self, cost: usize) -> bool {
         let total = self.bytes();
-        total == 0 || total.saturating_add(cost) <= TOTAL_MAX
+        total == 0 || total.saturating_add(cost) <= TOTAL_BYTES_MAX
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct Kept<T> {
+pub(crate) struct Retained<T> {
     /// Each with its cost in bytes.
     items: VecDeque<(usize, T)>,
     bytes: usize,
     max: usize,
-    total: Total,
+    total: RetainedBytes,
 }
 
-impl<T> Kept<T> {
+impl<T> Retained<T> {
     /// Room for so many items.
-    pub(crate) fn new(max: usize, total: &Total) -> Self {
+    pub(crate) fn new(max: usize, total: &RetainedBytes) -> Self {
         Self {
             items: VecDeque::new(),
             bytes: 0,
@@ -59,13 +59,13 @@ impl<T> Kept<T> {
     fn has_room(&self, cost: usize) -> bool {
         let bytes = self.bytes.saturating_add(cost);
         let fits = self.items.len() < self.max && bytes <= BYTES_MAX;
-        (self.is_empty() || fits) && (bytes <= SHARE || self.total.has_room(cost))
+        (self.is_empty() || fits) && (bytes <= GUARANTEED_BYTES || self.total.has_room(cost))
     }
 
     /// Whether it would be enough if all items went.
     fn could_have_room(&self, cost: usize) -> bool {
         let others = self.total.bytes().saturating_sub(self.bytes);
-        cost <= SHARE || others == 0 || others.saturating_add(cost) <= TOTAL_MAX
+        cost <= GUARANTEED_BYTES || others == 0 || others.saturating_add(cost) <= TOTAL_BYTES_MAX
     }
 
     fn add(&mut self, cost: usize, item: T) {
@@ -81,7 +81,7 @@ impl<T> Kept<T> {
 
     /// Adds `item` if there is room; whether there was.
     pub(crate) fn try_push(&mut self, cost: usize, item: T) -> bool {
-        let cost = cost.saturating_add(ITEM_OVERHEAD);
+        let cost = cost.saturating_add(ITEM_OVERHEAD_BYTES);
         let has_room = self.has_room(cost);
         if has_room {
             self.add(cost, item);
@@ -92,7 +92,7 @@ impl<T> Kept<T> {
     /// Adds `item`; the oldest ones, that have to go for it. It goes itself if the other
     /// channels leave no room.
     pub(crate) fn push(&mut self, cost: usize, item: T) -> Vec<T> {
-        let cost = cost.saturating_add(ITEM_OVERHEAD);
+        let cost = cost.saturating_add(ITEM_OVERHEAD_BYTES);
         if !self.could_have_room(cost) {
             return vec![item];
         }
@@ -129,7 +129,7 @@ impl<T> Kept<T> {
     }
 }
 
-impl<T> Drop for Kept<T> {
+impl<T> Drop for Retained<T> {
     fn drop(&mut self) {
         self.release(self.bytes);
     }
@@ -140,13 +140,13 @@ mod tests {
     use super::*;
 
     /// Adds `item`; what goes for it.
-    fn gone(kept: &mut Kept<char>, cost: usize, item: char) -> String {
+    fn gone(kept: &mut Retained<char>, cost: usize, item: char) -> String {
         kept.push(cost, item).into_iter().collect()
     }
 
     #[test]
     fn the_oldest_go_when_there_are_too_many() {
-        let mut kept = Kept::new(2, &Total::default());
+        let mut kept = Retained::new(2, &RetainedBytes::default());
         assert_eq!(gone(&mut kept, 1, 'a'), "");
         assert_eq!(gone(&mut kept, 1, 'b'), "");
         assert_eq!(gone(&mut kept, 1, 'c'), "a");
@@ -157,18 +157,24 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_they_are_too_large() {
-        let mut kept = Kept::new(1000, &Total::default());
+        let mut kept = Retained::new(1000, &RetainedBytes::default());
         for item in ['a', 'b', 'c', 'd'] {
-            assert_eq!(gone(&mut kept, BYTES_MAX / 4 - ITEM_OVERHEAD, item), "");
+            assert_eq!(
+                gone(&mut kept, BYTES_MAX / 4 - ITEM_OVERHEAD_BYTES, item),
+                ""
+            );
         }
-        assert_eq!(gone(&mut kept, BYTES_MAX / 2 - ITEM_OVERHEAD, 'e'), "ab");
+        assert_eq!(
+            gone(&mut kept, BYTES_MAX / 2 - ITEM_OVERHEAD_BYTES, 'e'),
+            "ab"
+        );
         assert_eq!(gone(&mut kept, BYTES_MAX * 2, 'f'), "cde");
         assert_eq!(gone(&mut kept, 1, 'g'), "f");
     }
 
     #[test]
     fn without_room_the_newest_may_be_the_one_to_go() {
-        let mut kept = Kept::new(2, &Total::default());
+        let mut kept = Retained::new(2, &RetainedBytes::default());
         assert!(kept.try_push(BYTES_MAX * 2, 'a'));
         assert!(!kept.try_push(1, 'b'));
         assert_eq!(kept.pop(), Some('a'));
@@ -180,17 +186,17 @@ mod tests {
 
     #[test]
     fn all_channels_together_keep_no_more_than_a_connection_may() {
-        const QUARTER: usize = BYTES_MAX / 4 - ITEM_OVERHEAD;
-        let total = Total::default();
-        let mut channels: Vec<_> = (0..10).map(|_| Kept::new(1000, &total)).collect();
+        const QUARTER: usize = BYTES_MAX / 4 - ITEM_OVERHEAD_BYTES;
+        let total = RetainedBytes::default();
+        let mut channels: Vec<_> = (0..10).map(|_| Retained::new(1000, &total)).collect();
         for kept in &mut channels {
             for item in ['a', 'b', 'c'] {
                 kept.push(QUARTER, item);
             }
         }
         let kept =
-            |channels: &[Kept<char>]| channels.iter().map(|it| it.items.len()).sum::<usize>();
-        assert_eq!(kept(&channels), 4 * TOTAL_MAX / BYTES_MAX);
+            |channels: &[Retained<char>]| channels.iter().map(|it| it.items.len()).sum::<usize>();
+        assert_eq!(kept(&channels), 4 * TOTAL_BYTES_MAX / BYTES_MAX);
         let (first, last) = (0, channels.len() - 1);
         assert!(!channels[last].try_push(QUARTER, 'd'));
         assert_eq!(gone(&mut channels[last], QUARTER, 'd'), "d", "itself");
@@ -199,10 +205,14 @@ mod tests {
             "a",
             "its own oldest"
         );
-        assert_eq!(gone(&mut channels[last], SHARE / 2, 'e'), "", "its share");
+        assert_eq!(
+            gone(&mut channels[last], GUARANTEED_BYTES / 2, 'e'),
+            "",
+            "its share"
+        );
         let large = BYTES_MAX / 2;
         assert_eq!(gone(&mut channels[last], large, 'x'), "x", "nothing for it");
-        assert_eq!(gone(&mut channels[last], SHARE / 2, 'f'), "e");
+        assert_eq!(gone(&mut channels[last], GUARANTEED_BYTES / 2, 'f'), "e");
         // What one has and drops, others may have.
         drop(channels.remove(first));
         assert_eq!(gone(&mut channels[last - 1], QUARTER, 'e'), "");
@@ -212,11 +222,11 @@ mod tests {
 
     #[test]
     fn what_is_taken_counts_until_it_is_gone() {
-        let total = Total::default();
-        let mut kept = Kept::new(10, &total);
+        let total = RetainedBytes::default();
+        let mut kept = Retained::new(10, &total);
         kept.push(100, 'a');
-        let taken = std::mem::replace(&mut kept, Kept::new(10, &total));
-        assert_eq!(total.0.load(Ordering::Relaxed), 100 + ITEM_OVERHEAD);
+        let taken = std::mem::replace(&mut kept, Retained::new(10, &total));
+        assert_eq!(total.0.load(Ordering::Relaxed), 100 + ITEM_OVERHEAD_BYTES);
         assert_eq!(taken.into_items().collect::<String>(), "a");
         assert_eq!(total.0.load(Ordering::Relaxed), 0);
     }

@@ -22,7 +22,7 @@ pub(crate) enum Heard {
 
 /// Who waits for an answer.
 #[derive(Debug, Default)]
-pub(crate) struct Answers(Mutex<State>);
+pub(crate) struct RpcReplies(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -39,7 +39,7 @@ struct Waiting {
     publish: Option<u64>,
 }
 
-impl Answers {
+impl RpcReplies {
     /// What comes for the request `id`, until [`forget`](Self::forget).
     pub(crate) fn expect(&self, id: u64) -> Receiver<Heard> {
         // For the answer, and for what becomes of the publish.
@@ -121,16 +121,16 @@ mod tests {
 
     #[test]
     fn those_who_wait_hear_of_the_end_and_those_who_come_later_as_well() {
-        let answers = Answers::default();
-        let before = answers.expect(1);
+        let rpc_replies = RpcReplies::default();
+        let before = rpc_replies.expect(1);
         assert_eq!(before.try_recv().unwrap_err(), TryRecvError::Empty);
-        assert!(!answers.has_ended());
-        answers.end();
-        assert!(answers.has_ended());
-        let later = answers.expect(2);
+        assert!(!rpc_replies.has_ended());
+        rpc_replies.end();
+        assert!(rpc_replies.has_ended());
+        let later = rpc_replies.expect(2);
         for heard in [before, later] {
             assert_eq!(heard.try_recv().unwrap_err(), TryRecvError::Disconnected);
         }
-        assert_eq!(answers.waiting(), 0);
+        assert_eq!(rpc_replies.waiting(), 0);
     }
 }
