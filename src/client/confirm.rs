@@ -13,9 +13,9 @@ use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::Failure;
 use crate::protocol::confirms::Settled;
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::failure::ReplyCode;
 use crate::protocol::methods::basic;
 use crate::protocol::properties::BasicProperties;
+use crate::protocol::reply_code::ReplyCode;
 
 /// What becomes of one published message: what
 /// [`basic_publish`](crate::BlockingChannel::basic_publish) returns.

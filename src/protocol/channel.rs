@@ -36,12 +36,13 @@ use self::ending::Ending;
 use self::transactions::Transaction;
 use super::consumers::Consumers;
 use super::content::{Assembly, Head, Progress, SizeLimit};
+use super::errors::ProtocolError;
 use super::event::{Call, CallFailure, ChannelId, Event, Gate, Out, Reply, Tokens};
-use super::failure::{CloseReason, ClosedBy, ProtocolError, ReplyCode};
 use super::handshake::{decode_method, split_method};
 use super::holding::Holdings;
 use super::methods::{Method, MethodId, basic, channel};
 use super::names::Names;
+use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use super::settlements::Change;
 use super::wire::ShortString;
 

@@ -44,11 +44,11 @@ use super::content::SizeLimit;
 use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
 };
-use super::failure::{CloseReason, ClosedBy, ReplyCode};
 use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, basic, channel, connection};
+use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use super::room::Room;
 use super::run::Run;
 use super::settlements::Change;

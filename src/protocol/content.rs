@@ -4,7 +4,7 @@
 
 use bytes::{Buf, Bytes};
 
-use super::failure::{DecodeError, ProtocolError};
+use super::errors::{DecodeError, ProtocolError};
 use super::memory::{Memory, unpinned};
 use super::methods::{MethodId, basic};
 use super::properties::ReceivedProperties;

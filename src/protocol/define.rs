@@ -29,7 +29,7 @@ macro_rules! define_methods {
                 use super::super::secret::Secret;
                 #[allow(unused_imports)]
                 use super::super::wire::{Field, LongString, Reader, ShortString, Writer};
-                use super::super::failure::{DecodeError, EncodeError};
+                use super::super::errors::{DecodeError, EncodeError};
                 use super::{Method, MethodId};
 
                 $(

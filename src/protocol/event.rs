@@ -5,10 +5,11 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::content::Content;
-use super::failure::{CloseReason, EncodeError, ProtocolError};
+use super::errors::{EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
 use super::memory::Memory;
 use super::methods::Method;
+use super::reply_code::CloseReason;
 use super::room::Room;
 use super::run::{Delivery, Packer, Run};
 use super::wire::ShortString;

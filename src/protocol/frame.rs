@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::confirms::fingerprint;
-use super::failure::{EncodeError, ProtocolError};
+use super::errors::{EncodeError, ProtocolError};
 use super::methods::{Method, MethodId, basic};
 use super::properties::BasicProperties;
 use super::wire::Writer;

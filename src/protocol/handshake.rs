@@ -17,9 +17,10 @@
 
 use std::fmt;
 
-use super::failure::{CloseReason, EncodeError, ProtocolError};
+use super::errors::{EncodeError, ProtocolError};
 use super::frame::{FRAME_MIN_SIZE, Frame, FrameDecoder, PROTOCOL_HEADER, encode_method};
 use super::methods::{Method, MethodId, connection};
+use super::reply_code::CloseReason;
 use super::secret::{Secret, encode_secret};
 use super::table::FieldTable;
 use super::wire::{Reader, ShortString};
@@ -480,7 +481,7 @@ fn respond(
 
 #[cfg(test)]
 mod tests {
-    use super::super::failure::Flaw;
+    use super::super::errors::Flaw;
     use super::super::frame::tests::feed;
     use super::*;
 
@@ -680,7 +681,7 @@ mod tests {
         }
     }
 
-    use super::super::failure::ReplyCode as ReplyCodeOf;
+    use super::super::reply_code::ReplyCode as ReplyCodeOf;
 
     #[test]
     fn what_is_no_amqp_is_shown() {

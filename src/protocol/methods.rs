@@ -15,7 +15,7 @@
 
 use std::fmt;
 
-use super::failure::{DecodeError, EncodeError};
+use super::errors::{DecodeError, EncodeError};
 use super::wire::{Reader, Writer};
 
 /// Class and method number: what names a method on the wire.
@@ -639,7 +639,7 @@ define_methods! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::failure::Flaw;
+    use super::super::errors::Flaw;
     use super::super::wire::{Reader, Writer};
     use super::*;
 

@@ -6,8 +6,8 @@
 //! [`addresses`] decides which address of a broker is tried, [`handshake`] opens a connection,
 //! [`connection`] routes what comes to [`channel`]s and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
 //! keeps the books of publishes ([`likeness`] tells which one came back), [`settlements`] those
-//! of deliveries (as [`ranges`] of numbers), [`secret`] leaves no copies. [`failure`] says what
-//! can be wrong.
+//! of deliveries (as [`ranges`] of numbers), [`secret`] leaves no copies. [`errors`] are violations
+//! of the protocol, [`reply_code`] has the codes and reasons of a close.
 //!
 //! Nothing in here knows anything of the rest of the crate.
 
@@ -21,8 +21,8 @@ pub(crate) mod confirms;
 pub(crate) mod connection;
 pub(crate) mod consumers;
 pub(crate) mod content;
+pub(crate) mod errors;
 pub(crate) mod event;
-pub(crate) mod failure;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
@@ -34,6 +34,7 @@ pub mod methods;
 mod names;
 pub(crate) mod properties;
 mod ranges;
+pub(crate) mod reply_code;
 pub(crate) mod room;
 pub(crate) mod run;
 pub(crate) mod secret;

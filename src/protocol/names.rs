@@ -3,7 +3,7 @@
 //! They are compared as bytes, two comparisons for all three, and read only when they
 //! differ. Versions tell others whether anything has changed.
 
-use super::failure::DecodeError;
+use super::errors::DecodeError;
 use super::wire::{Reader, ShortString};
 
 /// Where a message was published to.

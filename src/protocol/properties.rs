@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use super::failure::{DecodeError, EncodeError};
+use super::errors::{DecodeError, EncodeError};
 use super::table::FieldTable;
 use super::wire::{Field, Reader, ShortString, Writer};
 

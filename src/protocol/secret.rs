@@ -5,7 +5,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::failure::{DecodeError, EncodeError};
+use super::errors::{DecodeError, EncodeError};
 use super::frame::encode_method;
 use super::methods::Method;
 use super::wire::{Field, Reader, Writer};
@@ -107,7 +107,7 @@ pub(crate) fn encode_secret<M: Clone + Into<Method>>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::failure::Flaw;
+    use super::super::errors::Flaw;
     use super::super::methods::connection;
     use super::*;
 

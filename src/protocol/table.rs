@@ -7,7 +7,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::failure::{DecodeError, EncodeError};
+use super::errors::{DecodeError, EncodeError};
 use super::wire::{LongString, Reader, ShortString, Writer};
 
 /// How deep tables and arrays may nest, so that no peer can exhaust the stack.

@@ -11,7 +11,7 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
-use super::failure::{DecodeError, EncodeError};
+use super::errors::{DecodeError, EncodeError};
 use super::inline::InlineStr;
 use super::table::FieldTable;
 

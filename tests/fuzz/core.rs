@@ -8,10 +8,10 @@ use super::input::Input;
 use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
-use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::{Negotiated, decode_method};
 use crate::protocol::methods::basic;
+use crate::protocol::reply_code::{ClosedBy, ReplyCode};
 use crate::protocol::table::FieldTable;
 
 const CHANNEL_MAX: u16 = 5;

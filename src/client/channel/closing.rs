@@ -11,7 +11,7 @@ use crate::client::confirm::PublishFailure;
 use crate::error::{Error, Result};
 use crate::io::to_io::write_budget::WaitError;
 use crate::protocol::event::{CallFailure, Reply};
-use crate::protocol::failure::{ClosedBy, ReplyCode};
+use crate::protocol::reply_code::{ClosedBy, ReplyCode};
 
 /// What a close was waiting for, in words.
 const LAST_PUBLISHES: &str = "the last publishes";

@@ -34,9 +34,9 @@ use crate::io::shared::connection::{Command, OpenFailure, Opener, Outcome};
 use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
-use crate::protocol::failure::ReplyCode;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::{Method, MethodId, access, basic, channel};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::wire::ShortString;
 
 /// A channel: it carries everything except what concerns the connection itself.

@@ -13,7 +13,7 @@ use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::dispatch_signal::Signal;
 use crate::io::to_program::inbox::{Extracted, Incoming, Popped};
 use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::failure::ClosedBy;
+use crate::protocol::reply_code::ClosedBy;
 use crate::protocol::wire::ShortString;
 
 pub(super) type Callback = Box<dyn FnMut(&BlockingChannel, Delivery) -> Result<()> + Send>;

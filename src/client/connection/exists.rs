@@ -2,8 +2,8 @@
 
 use super::BlockingConnection;
 use crate::error::{Error, Result};
-use crate::protocol::failure::ReplyCode;
 use crate::protocol::methods::{exchange, queue};
+use crate::protocol::reply_code::ReplyCode;
 
 /// # What exists
 ///

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::io;
 use crate::io::shared::connection::{Command, ConnectionShared};
 use crate::protocol::event::{ChannelId, Termination};
-use crate::protocol::failure::{ClosedBy, ReplyCode};
+use crate::protocol::reply_code::{ClosedBy, ReplyCode};
 use crate::protocol::table::FieldTable;
 use crate::protocol::wire::ShortString;
 

@@ -13,8 +13,8 @@ use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::shared::connection::Settings;
 use crate::protocol::addresses::Pace;
 use crate::protocol::content::SizeLimit;
-use crate::protocol::failure::{CloseReason, ReplyCode};
 use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE, Stage};
+use crate::protocol::reply_code::{CloseReason, ReplyCode};
 
 /// Whether another attempt may succeed where this one has failed.
 pub(super) fn may_pass(error: &Error) -> bool {

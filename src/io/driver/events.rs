@@ -14,7 +14,7 @@ use crate::io::to_program::inbox::Inbox;
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::event::{Disposal, Event, PassedOver, Termination};
-use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::run::Run;
 use crate::protocol::wire::ShortString;
 

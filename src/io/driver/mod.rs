@@ -46,10 +46,10 @@ use crate::io::to_io::command_queue::Frames;
 use crate::io::to_io::wake::Wake;
 use crate::protocol::connection::{Connection, Limits};
 use crate::protocol::event::{Event, Gate, NumberError, Termination};
-use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::basic;
+use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::settlements::Settlements;
 
 pub(crate) const SOCKET: Token = Token(0);

@@ -18,9 +18,9 @@ use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::content::Content;
 use crate::protocol::event::ChannelId;
-use crate::protocol::failure::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
+use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::settlements::Settlements;
 use crate::protocol::wire::ShortString;
 

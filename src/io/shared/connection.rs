@@ -27,10 +27,10 @@ use crate::io::to_program::retained::RetainedBytes;
 use crate::io::to_program::waiting_threads::{Waiters, Waiting};
 use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
-use crate::protocol::failure::{ClosedBy, ReplyCode};
 use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::Method;
+use crate::protocol::reply_code::{ClosedBy, ReplyCode};
 use crate::protocol::secret::Secret;
 use crate::protocol::wire::ShortString;
 

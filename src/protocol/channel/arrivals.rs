@@ -2,9 +2,10 @@
 
 use super::super::consumers::{Consumers, Taker};
 use super::super::content::{Content, ContentMethod, Head, Parts, is_of_stream, may_be_of_stream};
+use super::super::errors::ProtocolError;
 use super::super::event::{Event, Out, Tokens};
-use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
 use super::super::names::Names;
+use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::super::run::Delivery;
 use super::Channel;
 

@@ -2,9 +2,10 @@
 
 use super::super::consumers::Consumer;
 use super::super::content::ContentMethod;
+use super::super::errors::ProtocolError;
 use super::super::event::{Call, CallFailure, Event, Out, Reply, Tokens};
-use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
 use super::super::methods::{Method, MethodId, basic};
+use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::super::room::Queue;
 use super::super::settlements::Change;
 use super::{Channel, Pause};

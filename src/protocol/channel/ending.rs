@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use super::super::errors::ProtocolError;
 use super::super::event::{CallFailure, Out, Reply, Tokens};
-use super::super::failure::{CloseReason, ProtocolError};
 use super::super::handshake::decode_method;
 use super::super::methods::{Method, MethodId, channel};
+use super::super::reply_code::CloseReason;
 use super::Fate;
 
 #[derive(Debug)]

@@ -5,10 +5,11 @@
 
 use super::super::consumers::Taker;
 use super::super::content::{Head, SizeLimit, announced, is_of_stream};
+use super::super::errors::ProtocolError;
 use super::super::event::{Disposal, Event, Out, PassedOver, Tokens};
-use super::super::failure::{ClosedBy, ProtocolError, ReplyCode};
 use super::super::frame::Settle;
 use super::super::methods::{Method, basic};
+use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::Channel;
 
 impl<T: Tokens> Channel<T> {

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::super::channel::{Channel, Fate};
 use super::super::content::SizeLimit;
+use super::super::errors::ProtocolError;
 use super::super::event::{ChannelId, Event, NumberError, Out, Termination, Tokens};
-use super::super::failure::{CloseReason, ProtocolError};
 use super::super::frame::Frame;
 use super::super::handshake::{decode_method, split_method};
 use super::super::heartbeat::Heartbeat;
 use super::super::methods::{Method, MethodId, channel, connection};
+use super::super::reply_code::CloseReason;
 use super::super::wire::ShortString;
 use super::openers::Openers;
 use super::secret_updates::SecretUpdates;

@@ -3,7 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::failure::ProtocolError;
+use super::super::errors::ProtocolError;
 use super::super::frame::Settle;
 use super::super::methods::{every_method, queue};
 use super::*;

@@ -1,6 +1,6 @@
 //! Calls: one on the wire per channel, the others in their turn.
 
-use super::super::failure::{EncodeError, Flaw};
+use super::super::errors::{EncodeError, Flaw};
 use super::super::frame::Settle;
 use super::super::methods::{basic, exchange, queue};
 use super::*;

@@ -1,6 +1,6 @@
 //! What the peer must not do, and what it is told when it does.
 
-use super::super::failure::{DecodeError, ProtocolError};
+use super::super::errors::{DecodeError, ProtocolError};
 use super::super::methods::queue;
 use super::*;
 

@@ -1,6 +1,6 @@
 //! connection.update-secret: answered, late, silent, in turn.
 
-use super::super::failure::Flaw;
+use super::super::errors::Flaw;
 use super::super::secret::Secret;
 use super::*;
 
