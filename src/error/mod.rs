@@ -11,11 +11,11 @@ use std::time::Duration;
 
 pub use self::tls::TlsFailure;
 use crate::client::confirm::{PublishFailure, Returned};
-use crate::protocol::event::Termination;
 use crate::protocol::errors::{EncodeError, Flaw, ProtocolError};
-use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::event::Termination;
 use crate::protocol::handshake::Stage;
 use crate::protocol::methods::MethodId;
+use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::wire::ShortString;
 
 /// The result of almost everything here.

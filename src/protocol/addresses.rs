@@ -65,7 +65,7 @@ pub(crate) enum Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum AddressState {
     Untried,
     Connecting {
         since: Instant,
@@ -86,7 +86,7 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Addresses {
     bounds: Bounds,
-    states: Vec<State>,
+    states: Vec<AddressState>,
     /// When the next connect may start.
     next_start: Instant,
 }
@@ -96,33 +96,33 @@ impl Addresses {
     pub(crate) fn new(count: usize, bounds: Bounds) -> Self {
         Self {
             bounds,
-            states: vec![State::Untried; count],
+            states: vec![AddressState::Untried; count],
             next_start: bounds.start,
         }
     }
 
     /// TCP is connected.
     pub(crate) fn connected(&mut self, index: usize) {
-        self.set(index, State::Connected);
+        self.set(index, AddressState::Connected);
     }
 
     /// It has introduced itself: it has all the time that is left.
     pub(crate) fn introduced(&mut self, index: usize) {
-        if let Some(State::Talking { since, .. }) = self.states.get(index).copied() {
-            self.set(index, State::Introduced { since });
+        if let Some(AddressState::Talking { since, .. }) = self.states.get(index).copied() {
+            self.set(index, AddressState::Introduced { since });
         }
     }
 
     /// It has failed; the next one need not wait.
     pub(crate) fn failed(&mut self, index: usize, now: Instant) {
-        self.set(index, State::Over);
+        self.set(index, AddressState::Over);
         self.next_start = now;
     }
 
     /// Whether it was neither talked to, nor tried in vain.
     pub(crate) fn is_untried(&self, index: usize) -> bool {
         let state = self.states.get(index);
-        matches!(state, Some(State::Untried | State::Connected))
+        matches!(state, Some(AddressState::Untried | AddressState::Connected))
     }
 
     /// Returns the next thing to do at `now`. The caller asks again until it is to wait.
@@ -134,25 +134,25 @@ impl Addresses {
         if now >= self.bounds.deadline || self.left() == 0 {
             return Step::Exhausted;
         }
-        if self.has(|state| matches!(state, State::Introduced { .. })) {
+        if self.has(|state| matches!(state, AddressState::Introduced { .. })) {
             return match self.position(is_in_the_race) {
                 Some(index) => {
-                    self.set(index, State::Untried);
+                    self.set(index, AddressState::Untried);
                     Step::Close(index)
                 }
                 None => Step::Wait(self.bounds.deadline),
             };
         }
-        if !self.has(|state| matches!(state, State::Talking { .. })) {
-            if let Some(index) = self.position(|state| state == State::Connected) {
+        if !self.has(|state| matches!(state, AddressState::Talking { .. })) {
+            if let Some(index) = self.position(|state| state == AddressState::Connected) {
                 let until = now + self.share(now);
-                self.set(index, State::Talking { since: now, until });
+                self.set(index, AddressState::Talking { since: now, until });
                 return Step::Talk(index);
             }
             if now >= self.next_start || !self.has(is_connecting) {
-                if let Some(index) = self.position(|state| state == State::Untried) {
+                if let Some(index) = self.position(|state| state == AddressState::Untried) {
                     self.next_start = now + self.bounds.pace.stagger;
-                    self.set(index, State::Connecting { since: now });
+                    self.set(index, AddressState::Connecting { since: now });
                     return Step::Connect(index);
                 }
             }
@@ -170,15 +170,15 @@ impl Addresses {
     }
 
     /// When the time of an address is up.
-    fn end(&self, state: State) -> Option<Instant> {
+    fn end(&self, state: AddressState) -> Option<Instant> {
         let deadline = self.bounds.deadline;
         match state {
-            State::Connecting { since } => {
+            AddressState::Connecting { since } => {
                 Some((since + self.bounds.connect_timeout).min(deadline))
             }
-            State::Talking { until, .. } if self.left() > 1 => Some(until.min(deadline)),
-            State::Talking { .. } | State::Introduced { .. } => Some(deadline),
-            State::Untried | State::Connected | State::Over => None,
+            AddressState::Talking { until, .. } if self.left() > 1 => Some(until.min(deadline)),
+            AddressState::Talking { .. } | AddressState::Introduced { .. } => Some(deadline),
+            AddressState::Untried | AddressState::Connected | AddressState::Over => None,
         }
     }
 
@@ -201,8 +201,8 @@ impl Addresses {
     /// When there is something to do, if nothing happens before.
     fn next_event(&self) -> Instant {
         let ends = self.states.iter().filter_map(|state| self.end(*state));
-        let may_start = !self.has(|state| matches!(state, State::Talking { .. }))
-            && self.has(|state| state == State::Untried);
+        let may_start = !self.has(|state| matches!(state, AddressState::Talking { .. }))
+            && self.has(|state| state == AddressState::Untried);
         let start = may_start.then_some(self.next_start);
         ends.chain(start).fold(self.bounds.deadline, Instant::min)
     }
@@ -210,25 +210,25 @@ impl Addresses {
     /// How many may still succeed.
     fn left(&self) -> usize {
         let states = self.states.iter();
-        states.filter(|state| **state != State::Over).count()
+        states.filter(|state| **state != AddressState::Over).count()
     }
 
-    fn has(&self, what: impl Fn(State) -> bool) -> bool {
+    fn has(&self, what: impl Fn(AddressState) -> bool) -> bool {
         self.position(what).is_some()
     }
 
-    fn position(&self, what: impl Fn(State) -> bool) -> Option<usize> {
+    fn position(&self, what: impl Fn(AddressState) -> bool) -> Option<usize> {
         self.states.iter().position(|state| what(*state))
     }
 
-    fn set(&mut self, index: usize, state: State) {
+    fn set(&mut self, index: usize, state: AddressState) {
         if let Some(slot) = self.states.get_mut(index) {
             *slot = state;
         }
     }
 }
 
-impl State {
+impl AddressState {
     fn since(self) -> Option<Instant> {
         match self {
             Self::Connecting { since }
@@ -239,13 +239,13 @@ impl State {
     }
 }
 
-fn is_connecting(state: State) -> bool {
-    matches!(state, State::Connecting { .. })
+fn is_connecting(state: AddressState) -> bool {
+    matches!(state, AddressState::Connecting { .. })
 }
 
 /// Whether it has a socket without being talked to.
-fn is_in_the_race(state: State) -> bool {
-    is_connecting(state) || state == State::Connected
+fn is_in_the_race(state: AddressState) -> bool {
+    is_connecting(state) || state == AddressState::Connected
 }
 
 /// For a message that somebody reads.

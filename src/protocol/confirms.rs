@@ -11,16 +11,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::likeness::{Likeness, Pattern};
 use super::properties::ReceivedProperties;
+use super::property_match::{PropertyMatch, ReturnedProperties};
 
 /// Publishes in the order of their numbers, each with what the caller hangs on it.
 #[derive(Debug)]
-pub(crate) struct Ledger<T, R> {
+pub(crate) struct ConfirmLedger<T, R> {
     /// The number of the first entry of `pending`.
     first: u64,
     /// `None` is confirmed already, out of order.
-    pending: VecDeque<Option<Entry<T, R>>>,
+    pending: VecDeque<Option<PendingPublish<T, R>>>,
     outstanding: usize,
     /// Mandatory ones, by their fingerprint: these can come back.
     mandatory: Candidates,
@@ -37,7 +37,7 @@ struct Candidate {
 }
 
 #[derive(Debug)]
-struct Entry<T, R> {
+struct PendingPublish<T, R> {
     token: T,
     /// Few may come back, and what is needed for these would make all entries larger.
     returnable: Option<Box<Returnable<R>>>,
@@ -86,7 +86,7 @@ pub(crate) fn fingerprint(exchange: &str, routing_key: &str, body: &[u8]) -> u64
     hasher.finish()
 }
 
-impl<T, R> Ledger<T, R> {
+impl<T, R> ConfirmLedger<T, R> {
     pub(crate) fn new() -> Self {
         Self {
             first: 1,
@@ -113,7 +113,7 @@ impl<T, R> Ledger<T, R> {
 
     /// Enters the next publish and returns its number.
     pub(crate) fn publish(&mut self, token: T, mandatory: Option<Mandatory<'_>>) -> u64 {
-        self.pending.push_back(Some(Entry {
+        self.pending.push_back(Some(PendingPublish {
             token,
             returnable: mandatory.map(|mandatory| {
                 Box::new(Returnable {
@@ -174,7 +174,7 @@ impl<T, R> Ledger<T, R> {
     }
 
     /// Where the publish of this number is, unless it was settled long ago.
-    fn entry(&mut self, number: u64) -> Option<&mut Option<Entry<T, R>>> {
+    fn entry(&mut self, number: u64) -> Option<&mut Option<PendingPublish<T, R>>> {
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
         self.pending.get_mut(index)
     }
@@ -220,7 +220,7 @@ impl<T, R> Ledger<T, R> {
     }
 }
 
-impl<T, R> Entry<T, R> {
+impl<T, R> PendingPublish<T, R> {
     /// What becomes of it with a confirm of its number.
     fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, Settled<R>) {
         let settled = match self.returnable {
@@ -264,15 +264,15 @@ fn forget_mandatory(mandatory: &mut Candidates, fingerprint: u64, number: u64) {
 /// The earliest publish whose properties are those of a message that came back; if there is
 /// none, the earliest to which something was only added on the way.
 fn most_alike(candidates: &VecDeque<Candidate>, properties: &ReceivedProperties) -> Option<u64> {
-    let pattern = Pattern::new(properties);
+    let pattern = ReturnedProperties::new(properties);
     let mut similar = None;
     for candidate in candidates {
         match pattern.likeness(&candidate.properties) {
-            Likeness::Equal => return Some(candidate.number),
-            Likeness::Extended => {
+            PropertyMatch::Equal => return Some(candidate.number),
+            PropertyMatch::Extended => {
                 similar.get_or_insert(candidate.number);
             }
-            Likeness::Different => {}
+            PropertyMatch::Different => {}
         }
     }
     similar
@@ -290,7 +290,7 @@ mod tests {
     type Told = Vec<(u64, &'static str, Settled<&'static str>)>;
 
     fn settle(
-        ledger: &mut Ledger<&'static str, &'static str>,
+        ledger: &mut ConfirmLedger<&'static str, &'static str>,
         number: u64,
         multiple: bool,
         ack: bool,
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn single_confirms_settle_in_any_order_and_once() {
-        let mut ledger = Ledger::new();
+        let mut ledger = ConfirmLedger::new();
         for token in ["a", "b", "c"] {
             ledger.publish(token, None);
         }
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn multiple_settles_what_is_left_up_to_it() {
-        let mut ledger = Ledger::new();
+        let mut ledger = ConfirmLedger::new();
         for token in ["a", "b", "c", "d"] {
             ledger.publish(token, None);
         }
@@ -356,7 +356,7 @@ mod tests {
     }
 
     fn returned(
-        ledger: &mut Ledger<&'static str, &'static str>,
+        ledger: &mut ConfirmLedger<&'static str, &'static str>,
         fingerprint: u64,
         properties: &[u8],
         message: &'static str,
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_returned_message_is_told_by_what_it_says_whatever_comes_between() {
-        let mut ledger = Ledger::new();
+        let mut ledger = ConfirmLedger::new();
         ledger.publish("plain", None);
         ledger.publish("other", mandatory(7, &[0, 0]));
         ledger.publish("lost", mandatory(9, &[0, 0]));
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn of_messages_with_the_same_body_the_one_with_its_properties_came_back() {
-        let mut ledger = Ledger::new();
+        let mut ledger = ConfirmLedger::new();
         for token in ["a", "b", "c"] {
             ledger.publish(token, mandatory(9, &named(token)));
         }
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn equal_properties_count_more_than_some_that_others_were_added_to() {
-        let mut ledger = Ledger::new();
+        let mut ledger = ConfirmLedger::new();
         let headers = |names: &[&'static str]| {
             let table: FieldTable = names.iter().map(|name| (*name, 1)).collect();
             let mut out = Vec::new();
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn a_message_that_became_another_one_leaves_all_that_it_may_have_been_unclear() {
-        let mut ledger = Ledger::new();
+        let mut ledger = ConfirmLedger::new();
         ledger.publish("a", mandatory(9, &named("a")));
         ledger.publish("other", mandatory(7, &named("a")));
         ledger.publish("b", mandatory(9, &named("b")));
@@ -465,7 +465,7 @@ mod tests {
         fn each_publish_settles_exactly_once(
             acts in proptest::collection::vec((0u64..60, any::<bool>(), any::<bool>()), 0..80),
         ) {
-            let mut ledger: Ledger<u64, ()> = Ledger::new();
+            let mut ledger: ConfirmLedger<u64, ()> = ConfirmLedger::new();
             for number in 1..=50 {
                 prop_assert_eq!(ledger.publish(number, None), number);
             }

@@ -2,20 +2,20 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::room::Queue;
+use super::read_room::QueueId;
 use super::wire::ShortString;
 
 /// How many consumers are remembered that were cancelled without asking for a reply.
-const GHOSTS_MAX: usize = 256;
+const CANCELLED_CONSUMERS_MAX: usize = 256;
 
 /// What a channel knows of a consumer.
 #[derive(Debug, Clone)]
-pub(crate) struct Consumer<C> {
+pub(crate) struct ConsumerRecord<C> {
     pub(crate) token: C,
     /// That of the call which asked for it: no other of its name has it.
     pub(crate) number: u64,
     pub(crate) no_ack: bool,
-    pub(crate) queue: Queue,
+    pub(crate) queue: QueueId,
     /// Nobody wants its deliveries any more; a cancel is under way.
     pub(crate) discard: bool,
     /// Whether it consumes a queue that takes deliveries back: one of them came without the
@@ -29,9 +29,9 @@ pub(crate) struct Consumer<C> {
     pub(crate) prefetch: u16,
 }
 
-impl<C> Consumer<C> {
+impl<C> ConsumerRecord<C> {
     /// Whether nothing that comes for it now can be held back, wherever it comes from.
-    pub(crate) fn is_fixed(&self) -> bool {
+    pub(crate) fn never_held_back(&self) -> bool {
         self.no_ack || self.is_full
     }
 }
@@ -39,20 +39,20 @@ impl<C> Consumer<C> {
 /// Consumers by their tag.
 #[derive(Debug)]
 pub(crate) struct Consumers<C> {
-    alive: HashMap<ShortString, Consumer<C>>,
+    alive: HashMap<ShortString, ConsumerRecord<C>>,
     /// The one that had the last delivery, which mostly has the next one too, and the version
     /// of its tag.
-    last: Option<(u64, Consumer<C>)>,
+    last: Option<(u64, ConsumerRecord<C>)>,
     /// Those that were cancelled without asking for a reply, the newest last: the broker may
     /// still send something for them.
-    ghosts: VecDeque<Ghost>,
-    /// The tag of one that has not started yet, and has it from a ghost.
+    cancelled: VecDeque<Cancelled>,
+    /// The tag of one that has not started yet, and has it from a cancelled.
     starting: Option<ShortString>,
 }
 
 /// A consumer that was cancelled without asking for a reply.
 #[derive(Debug)]
-struct Ghost {
+struct Cancelled {
     tag: ShortString,
     no_ack: bool,
     is_of_queue: bool,
@@ -60,14 +60,14 @@ struct Ghost {
 
 /// Who a delivery is for.
 #[derive(Debug)]
-pub(crate) enum Taker<'a, C> {
-    Consumer(&'a Consumer<C>),
+pub(crate) enum Recipient<'a, C> {
+    Consumer(&'a ConsumerRecord<C>),
     /// One that was cancelled without asking for a reply.
-    Ghost {
+    Cancelled {
         no_ack: bool,
         is_of_queue: bool,
     },
-    Nobody,
+    Unknown,
 }
 
 impl<C: Clone> Consumers<C> {
@@ -75,7 +75,7 @@ impl<C: Clone> Consumers<C> {
         Self {
             alive: HashMap::new(),
             last: None,
-            ghosts: VecDeque::new(),
+            cancelled: VecDeque::new(),
             starting: None,
         }
     }
@@ -85,9 +85,9 @@ impl<C: Clone> Consumers<C> {
     }
 
     /// Adds a consumer, whose start the broker is yet to confirm if that is `awaited`.
-    pub(crate) fn insert(&mut self, tag: ShortString, consumer: Consumer<C>, awaited: bool) {
+    pub(crate) fn insert(&mut self, tag: ShortString, consumer: ConsumerRecord<C>, awaited: bool) {
         self.last = None;
-        if awaited && self.ghost(&tag).is_some() {
+        if awaited && self.find_cancelled(&tag).is_some() {
             self.starting = Some(tag.clone());
         }
         self.alive.insert(tag, consumer);
@@ -97,15 +97,17 @@ impl<C: Clone> Consumers<C> {
     pub(crate) fn started(&mut self, tag: &ShortString) {
         if self.starting.take().is_some() {
             self.last = None;
-            self.ghosts.retain(|ghost| ghost.tag != *tag);
+            self.cancelled.retain(|cancelled| cancelled.tag != *tag);
         }
     }
 
-    fn ghost(&self, tag: &ShortString) -> Option<&Ghost> {
-        self.ghosts.iter().rfind(|ghost| ghost.tag == *tag)
+    fn find_cancelled(&self, tag: &ShortString) -> Option<&Cancelled> {
+        self.cancelled
+            .iter()
+            .rfind(|cancelled| cancelled.tag == *tag)
     }
 
-    pub(crate) fn get_mut(&mut self, tag: &ShortString) -> Option<&mut Consumer<C>> {
+    pub(crate) fn get_mut(&mut self, tag: &ShortString) -> Option<&mut ConsumerRecord<C>> {
         self.last = None;
         self.alive.get_mut(tag)
     }
@@ -116,9 +118,9 @@ impl<C: Clone> Consumers<C> {
         match self.get_mut(tag).filter(|_| has_started) {
             Some(consumer) => consumer.is_of_queue = true,
             None => {
-                let mut ghosts = self.ghosts.iter_mut();
-                if let Some(ghost) = ghosts.rfind(|ghost| ghost.tag == *tag) {
-                    ghost.is_of_queue = true;
+                let mut cancelled = self.cancelled.iter_mut();
+                if let Some(cancelled) = cancelled.rfind(|cancelled| cancelled.tag == *tag) {
+                    cancelled.is_of_queue = true;
                 }
             }
         }
@@ -140,7 +142,7 @@ impl<C: Clone> Consumers<C> {
 
     /// Who a delivery is for. `version` is another one with each tag but the last.
     #[inline]
-    pub(crate) fn taker(&mut self, tag: &ShortString, version: u64) -> Taker<'_, C> {
+    pub(crate) fn recipient(&mut self, tag: &ShortString, version: u64) -> Recipient<'_, C> {
         let is_last = matches!(&self.last, Some((last, _)) if *last == version);
         if !is_last {
             let has_started = self.starting.as_ref() != Some(tag);
@@ -148,18 +150,18 @@ impl<C: Clone> Consumers<C> {
             self.last = consumer.map(|consumer| (version, consumer));
         }
         if let Some((_, consumer)) = &self.last {
-            return Taker::Consumer(consumer);
+            return Recipient::Consumer(consumer);
         }
-        match self.ghost(tag) {
-            Some(ghost) => Taker::Ghost {
-                no_ack: ghost.no_ack,
-                is_of_queue: ghost.is_of_queue,
+        match self.find_cancelled(tag) {
+            Some(cancelled) => Recipient::Cancelled {
+                no_ack: cancelled.no_ack,
+                is_of_queue: cancelled.is_of_queue,
             },
-            None => Taker::Nobody,
+            None => Recipient::Unknown,
         }
     }
 
-    pub(crate) fn get(&self, tag: &ShortString) -> Option<&Consumer<C>> {
+    pub(crate) fn get(&self, tag: &ShortString) -> Option<&ConsumerRecord<C>> {
         self.alive.get(tag)
     }
 
@@ -173,12 +175,12 @@ impl<C: Clone> Consumers<C> {
     }
 
     /// Remembers that a consumer is about to leave without a reply.
-    pub(crate) fn remember_ghost(&mut self, tag: &ShortString) {
+    pub(crate) fn remember_cancelled(&mut self, tag: &ShortString) {
         if let Some(consumer) = self.alive.get(tag) {
-            if self.ghosts.len() >= GHOSTS_MAX {
-                self.ghosts.pop_front();
+            if self.cancelled.len() >= CANCELLED_CONSUMERS_MAX {
+                self.cancelled.pop_front();
             }
-            self.ghosts.push_back(Ghost {
+            self.cancelled.push_back(Cancelled {
                 tag: tag.clone(),
                 no_ack: consumer.no_ack,
                 is_of_queue: consumer.is_of_queue,
@@ -188,7 +190,7 @@ impl<C: Clone> Consumers<C> {
 
     /// All of them, who leave with the channel.
     pub(crate) fn drain(&mut self) -> Vec<C> {
-        self.ghosts.clear();
+        self.cancelled.clear();
         self.starting = None;
         self.last = None;
         let alive = self.alive.drain();
@@ -201,12 +203,12 @@ mod tests {
     use super::*;
 
     /// The consumer of that number, which needs no acknowledgement if it is even.
-    fn consumer(number: u64) -> Consumer<()> {
-        Consumer {
+    fn consumer(number: u64) -> ConsumerRecord<()> {
+        ConsumerRecord {
             token: (),
             number,
             no_ack: number % 2 == 0,
-            queue: Queue::new(1, "q"),
+            queue: QueueId::new(1, "q"),
             discard: false,
             is_of_queue: false,
             takes_any: false,
@@ -224,44 +226,53 @@ mod tests {
         consumers.started(&tag);
         consumers.insert(other.clone(), consumer(3), true);
         consumers.started(&other);
-        consumers.remember_ghost(&tag);
+        consumers.remember_cancelled(&tag);
         consumers.remove(&tag);
         consumers.insert(tag.clone(), consumer(2), true);
         for version in [1, 1, 2] {
             assert!(matches!(
-                consumers.taker(&tag, version),
-                Taker::Ghost { no_ack: false, .. }
+                consumers.recipient(&tag, version),
+                Recipient::Cancelled { no_ack: false, .. }
             ));
         }
-        assert!(matches!(consumers.taker(&other, 3), Taker::Consumer(_)));
+        assert!(matches!(
+            consumers.recipient(&other, 3),
+            Recipient::Consumer(_)
+        ));
         consumers.started(&tag);
-        let Taker::Consumer(taker) = consumers.taker(&tag, 2) else {
+        let Recipient::Consumer(taker) = consumers.recipient(&tag, 2) else {
             panic!("it has started");
         };
         assert_eq!(taker.number, 2);
         consumers.remove(&tag);
-        assert!(matches!(consumers.taker(&tag, 4), Taker::Nobody));
+        assert!(matches!(consumers.recipient(&tag, 4), Recipient::Unknown));
     }
 
     #[test]
     fn those_who_left_are_known_for_a_while() {
         let mut consumers = Consumers::new();
-        for number in 0..=GHOSTS_MAX {
+        for number in 0..=CANCELLED_CONSUMERS_MAX {
             let tag = ShortString::from(number.to_string());
             consumers.insert(tag.clone(), consumer(number as u64), true);
             assert!(matches!(
-                consumers.taker(&tag, number as u64),
-                Taker::Consumer(_)
+                consumers.recipient(&tag, number as u64),
+                Recipient::Consumer(_)
             ));
-            consumers.remember_ghost(&tag);
+            consumers.remember_cancelled(&tag);
             consumers.remove(&tag);
         }
-        assert!(matches!(consumers.taker(&"0".into(), 1000), Taker::Nobody));
         assert!(matches!(
-            consumers.taker(&"1".into(), 1001),
-            Taker::Ghost { no_ack: false, .. }
+            consumers.recipient(&"0".into(), 1000),
+            Recipient::Unknown
+        ));
+        assert!(matches!(
+            consumers.recipient(&"1".into(), 1001),
+            Recipient::Cancelled { no_ack: false, .. }
         ));
         consumers.drain();
-        assert!(matches!(consumers.taker(&"1".into(), 1001), Taker::Nobody));
+        assert!(matches!(
+            consumers.recipient(&"1".into(), 1001),
+            Recipient::Unknown
+        ));
     }
 }

@@ -4,8 +4,8 @@
 
 use bytes::{Buf, Bytes};
 
+use super::buffers::{Buffers, unpinned};
 use super::errors::{DecodeError, ProtocolError};
-use super::memory::{Memory, unpinned};
 use super::methods::{MethodId, basic};
 use super::properties::ReceivedProperties;
 use super::wire::Reader;
@@ -154,7 +154,7 @@ impl Parts<'_> {
     }
 
     /// Both in one piece, in memory from `memory` if they are not.
-    pub(crate) fn join(self, memory: &impl Memory) -> Bytes {
+    pub(crate) fn join(self, memory: &impl Buffers) -> Bytes {
         if let Self::Joined { bytes, .. } = self {
             return to_size(bytes);
         }
@@ -226,14 +226,14 @@ pub(crate) struct SizeLimit {
 /// A body that nobody wants is skipped: then the header leads to `Skipped` instead of `Body`.
 #[derive(Debug, Default)]
 pub(crate) struct Assembly {
-    stage: Stage,
+    state: AssemblyState,
     /// The properties, and behind them what is here of a body that comes in several frames.
     packed: Vec<u8>,
     properties: usize,
 }
 
 #[derive(Debug, Default)]
-enum Stage {
+enum AssemblyState {
     #[default]
     Idle,
     Header(Head),
@@ -251,7 +251,7 @@ impl Assembly {
     /// Begins a message.
     #[inline]
     pub(crate) fn begin(&mut self, head: Head) {
-        self.stage = Stage::Header(head);
+        self.state = AssemblyState::Header(head);
     }
 
     /// Ends whatever is under way.
@@ -261,16 +261,18 @@ impl Assembly {
 
     /// The method whose header is due.
     pub(crate) fn begun(&self) -> Option<MethodId> {
-        match &self.stage {
-            Stage::Header(head) => Some(head.id()),
-            Stage::Idle | Stage::Body { .. } | Stage::Skipped { .. } => None,
+        match &self.state {
+            AssemblyState::Header(head) => Some(head.id()),
+            AssemblyState::Idle | AssemblyState::Body { .. } | AssemblyState::Skipped { .. } => {
+                None
+            }
         }
     }
 
     /// Number and mark of the delivery whose header is due.
     pub(crate) fn begun_delivery(&self) -> Option<(u64, bool)> {
-        match self.stage {
-            Stage::Header(Head::Deliver {
+        match self.state {
+            AssemblyState::Header(Head::Deliver {
                 delivery_tag,
                 redelivered,
             }) => Some((delivery_tag, redelivered)),
@@ -280,22 +282,22 @@ impl Assembly {
 
     /// Lets the body of this size pass that the message is to have whose header is due.
     pub(crate) fn skip(&mut self, size: u64) {
-        self.stage = match size {
-            0 => Stage::Idle,
-            left => Stage::Skipped { left },
+        self.state = match size {
+            0 => AssemblyState::Idle,
+            left => AssemblyState::Skipped { left },
         };
     }
 
     /// Whether a message is under way, so that no method may come.
     pub(crate) fn is_under_way(&self) -> bool {
-        !matches!(self.stage, Stage::Idle)
+        !matches!(self.state, AssemblyState::Idle)
     }
 
     /// What the message will take, in bytes, of whose body a part is here.
     #[inline]
     pub(crate) fn announced(&self) -> usize {
-        match &self.stage {
-            Stage::Body { size, .. } if self.packed.len() > self.properties => {
+        match &self.state {
+            AssemblyState::Body { size, .. } if self.packed.len() > self.properties => {
                 self.properties + size
             }
             _ => 0,
@@ -309,7 +311,7 @@ impl Assembly {
         payload: &[u8],
         max: u64,
     ) -> Result<Progress<'_>, ProtocolError> {
-        let Stage::Header(head) = std::mem::take(&mut self.stage) else {
+        let AssemblyState::Header(head) = std::mem::take(&mut self.state) else {
             return Err(ProtocolError::UnexpectedContent(
                 "a content header came where none was due",
             ));
@@ -340,7 +342,7 @@ impl Assembly {
         if size == 0 {
             return Ok(Progress::Complete(head, self.parts(&[])));
         }
-        self.stage = Stage::Body { head, size };
+        self.state = AssemblyState::Body { head, size };
         Ok(Progress::Pending)
     }
 
@@ -373,16 +375,16 @@ impl Assembly {
 
     #[inline]
     pub(crate) fn body<'a>(&'a mut self, payload: &'a [u8]) -> Result<Progress<'a>, ProtocolError> {
-        if let Stage::Skipped { left } = &mut self.stage {
+        if let AssemblyState::Skipped { left } = &mut self.state {
             *left = left
                 .checked_sub(payload.len() as u64)
                 .ok_or(ProtocolError::BodyTooLong)?;
             if *left == 0 {
-                self.stage = Stage::Idle;
+                self.state = AssemblyState::Idle;
             }
             return Ok(Progress::Pending);
         }
-        let Stage::Body { size, .. } = &self.stage else {
+        let AssemblyState::Body { size, .. } = &self.state else {
             return Err(ProtocolError::UnexpectedContent(
                 "a content body came where none was due",
             ));
@@ -397,8 +399,8 @@ impl Assembly {
             self.packed.extend_from_slice(payload);
             return Ok(Progress::Pending);
         }
-        match std::mem::take(&mut self.stage) {
-            Stage::Body { head, .. } => Ok(Progress::Complete(head, self.parts(payload))),
+        match std::mem::take(&mut self.state) {
+            AssemblyState::Body { head, .. } => Ok(Progress::Complete(head, self.parts(payload))),
             _ => Ok(Progress::Pending),
         }
     }

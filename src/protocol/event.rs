@@ -4,14 +4,14 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::buffers::Buffers;
 use super::content::Content;
+use super::delivery_batch::{Batch, BatchWriter, Delivery};
 use super::errors::{EncodeError, ProtocolError};
 use super::frame::{Settle, encode_method, encode_settle};
-use super::memory::Memory;
 use super::methods::Method;
+use super::read_room::ReadRoom;
 use super::reply_code::CloseReason;
-use super::room::Room;
-use super::run::{Delivery, Packer, Run};
 use super::wire::ShortString;
 
 /// What the driver hangs on calls, channels and consumers, to get it back with
@@ -23,7 +23,7 @@ pub(crate) trait Tokens {
     /// Who waits for a channel number.
     type Opener: fmt::Debug;
     /// What deliveries wait in.
-    type Memory: Memory;
+    type Buffers: Buffers;
 
     /// Whether deliveries wait to be taken that came for a consumer.
     fn has_waiting(consumer: &Self::Consumer) -> bool;
@@ -138,9 +138,9 @@ pub(crate) enum Event<T: Tokens> {
     /// Deliveries that came one behind the other, with successive numbers.
     Deliveries {
         consumer: T::Consumer,
-        runs: VecDeque<Run>,
+        batches: VecDeque<Batch>,
         /// Whether such deliveries cannot be held back.
-        is_fixed: bool,
+        never_held_back: bool,
     },
     /// A delivery that found no room. It is unsettled, and nobody has it.
     HeldBack {
@@ -263,37 +263,37 @@ pub(crate) enum Disposal {
 
 /// What a channel needs of its connection to speak.
 #[derive(Debug)]
-pub(crate) struct Out<T: Tokens> {
+pub(crate) struct Output<T: Tokens> {
     pub(crate) bytes: Vec<u8>,
     /// How many frames were put into `bytes` since somebody asked.
     pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
     /// How much may wait to be taken.
-    pub(crate) room: Room,
+    pub(crate) room: ReadRoom,
     /// The channels with deliveries that are held back or expected.
     pub(crate) holding: BTreeSet<u16>,
-    packer: Packer<T::Memory>,
+    writer: BatchWriter<T::Buffers>,
     /// Channels whose commit is done, and whose next call waits for what was held back.
     pub(crate) committed: Vec<ChannelId>,
     /// Channels whose next call waits for what was settled before.
     pub(crate) changing: Vec<ChannelId>,
-    /// An empty list of runs, to be used again.
-    spare: VecDeque<Run>,
+    /// An empty list of batches, to be used again.
+    spare: VecDeque<Batch>,
     /// Deadlines of calls: when, which channel, which call.
     deadlines: BTreeSet<(Instant, u16, u64)>,
     frame_max: usize,
     calls: u64,
 }
 
-impl<T: Tokens> Out<T> {
-    pub(crate) fn new(frame_max: usize, room: Room) -> Self {
+impl<T: Tokens> Output<T> {
+    pub(crate) fn new(frame_max: usize, room: ReadRoom) -> Self {
         Self {
             bytes: Vec::new(),
             frames: 0,
             events: VecDeque::new(),
             room,
             holding: BTreeSet::new(),
-            packer: Packer::default(),
+            writer: BatchWriter::default(),
             committed: Vec::new(),
             changing: Vec::new(),
             spare: VecDeque::new(),
@@ -311,26 +311,28 @@ impl<T: Tokens> Out<T> {
         &mut self,
         channel: u16,
         consumer: impl FnOnce() -> T::Consumer,
-        is_fixed: bool,
+        never_held_back: bool,
         delivery: Delivery<'_>,
     ) {
         let (tag, names) = (delivery.tag, delivery.names);
         let cost = match self.events.back_mut() {
             Some(Event::Deliveries {
-                runs,
-                is_fixed: so_far,
+                batches,
+                never_held_back: so_far,
                 ..
-            }) if *so_far == is_fixed && self.packer.continues(runs, channel, tag, names) => {
-                self.packer.add(runs, channel, delivery)
+            }) if *so_far == never_held_back
+                && self.writer.continues(batches, channel, tag, names) =>
+            {
+                self.writer.add(batches, channel, delivery)
             }
             _ => {
                 self.seal();
-                let mut runs = std::mem::take(&mut self.spare);
-                let cost = self.packer.add(&mut runs, channel, delivery);
+                let mut batches = std::mem::take(&mut self.spare);
+                let cost = self.writer.add(&mut batches, channel, delivery);
                 self.events.push_back(Event::Deliveries {
                     consumer: consumer(),
-                    runs,
-                    is_fixed,
+                    batches,
+                    never_held_back,
                 });
                 cost
             }
@@ -340,14 +342,14 @@ impl<T: Tokens> Out<T> {
 
     /// Lets the last run of deliveries grow no more.
     fn seal(&mut self) {
-        if self.packer.is_open() {
+        if self.writer.is_open() {
             let mut latest = self.events.iter_mut().rev();
-            let runs = latest.find_map(|event| match event {
-                Event::Deliveries { runs, .. } => Some(runs),
+            let batches = latest.find_map(|event| match event {
+                Event::Deliveries { batches, .. } => Some(batches),
                 _ => None,
             });
-            if let Some(runs) = runs {
-                self.packer.seal(runs);
+            if let Some(batches) = batches {
+                self.writer.seal(batches);
             }
         }
     }
@@ -359,13 +361,13 @@ impl<T: Tokens> Out<T> {
 
     /// Lets go of memory that is not needed while nothing happens.
     pub(crate) fn release_memory(&mut self) {
-        self.packer.release_memory();
+        self.writer.release_memory();
     }
 
-    /// Takes back the memory of a list of runs.
-    pub(crate) fn reuse(&mut self, runs: VecDeque<Run>) {
-        if runs.is_empty() && runs.capacity() > self.spare.capacity() {
-            self.spare = runs;
+    /// Takes back the memory of a list of batches.
+    pub(crate) fn reuse(&mut self, batches: VecDeque<Batch>) {
+        if batches.is_empty() && batches.capacity() > self.spare.capacity() {
+            self.spare = batches;
         }
     }
 

@@ -168,7 +168,7 @@ pub(crate) enum HandshakeFailure {
 }
 
 /// Where the handshake stands.
-enum State {
+enum HandshakeState {
     Header,
     Start { mechanism: Box<dyn Mechanism> },
     Open,
@@ -184,7 +184,7 @@ pub(crate) struct Handshake {
     negotiated: Negotiated,
     /// How large the last start-ok or secure-ok was, as a frame.
     answer_size: usize,
-    state: State,
+    state: HandshakeState,
 }
 
 impl Handshake {
@@ -200,7 +200,7 @@ impl Handshake {
                 server_properties: FieldTable::new(),
             },
             answer_size: 0,
-            state: State::Header,
+            state: HandshakeState::Header,
         }
     }
 
@@ -211,7 +211,7 @@ impl Handshake {
     /// Takes in `count` bytes. `Ok(true)`: the connection is open.
     pub(crate) fn received(&mut self, count: usize) -> Result<bool, HandshakeFailure> {
         self.decoder.filled(count);
-        while !matches!(self.state, State::Done) {
+        while !matches!(self.state, HandshakeState::Done) {
             let Some(method) = self.next_method()? else {
                 return Ok(false);
             };
@@ -227,16 +227,16 @@ impl Handshake {
 
     pub(crate) fn stage(&self) -> Stage {
         match self.state {
-            State::Header => Stage::Header,
-            State::Start { .. } => Stage::Start,
-            State::Open | State::Done => Stage::Open,
+            HandshakeState::Header => Stage::Header,
+            HandshakeState::Start { .. } => Stage::Start,
+            HandshakeState::Open | HandshakeState::Done => Stage::Open,
         }
     }
 
     /// The name of the mechanism in use.
     pub(crate) fn mechanism(&self) -> Option<&str> {
         match &self.state {
-            State::Start { mechanism } => Some(mechanism.name()),
+            HandshakeState::Start { mechanism } => Some(mechanism.name()),
             _ => None,
         }
     }
@@ -252,7 +252,7 @@ impl Handshake {
     }
 
     fn next_method(&mut self) -> Result<Option<Method>, HandshakeFailure> {
-        let first_frame = matches!(self.state, State::Header);
+        let first_frame = matches!(self.state, HandshakeState::Header);
         let start: Vec<u8> = match first_frame {
             true => self.decoder.pending().iter().take(16).copied().collect(),
             false => Vec::new(),
@@ -285,18 +285,21 @@ impl Handshake {
     }
 
     fn step(&mut self, method: Method) -> Result<(), HandshakeFailure> {
-        match (std::mem::replace(&mut self.state, State::Done), method) {
+        match (
+            std::mem::replace(&mut self.state, HandshakeState::Done),
+            method,
+        ) {
             (state, Method::ConnectionClose(close)) => {
                 self.state = state;
                 self.send(connection::CloseOk::default())?;
                 Err(HandshakeFailure::Closed(CloseReason::of_connection(&close)))
             }
-            (State::Header, Method::ConnectionStart(start)) => self.start(start),
-            (State::Start { mechanism }, Method::ConnectionSecure(secure)) => {
+            (HandshakeState::Header, Method::ConnectionStart(start)) => self.start(start),
+            (HandshakeState::Start { mechanism }, Method::ConnectionSecure(secure)) => {
                 self.secure(mechanism, &secure)
             }
-            (State::Start { .. }, Method::ConnectionTune(tune)) => self.tune(&tune),
-            (State::Open, Method::ConnectionOpenOk(_)) => Ok(()),
+            (HandshakeState::Start { .. }, Method::ConnectionTune(tune)) => self.tune(&tune),
+            (HandshakeState::Open, Method::ConnectionOpenOk(_)) => Ok(()),
             (state, method) => {
                 self.state = state;
                 Err(HandshakeFailure::Protocol(
@@ -310,7 +313,7 @@ impl Handshake {
     }
 
     fn start(&mut self, start: connection::Start) -> Result<(), HandshakeFailure> {
-        self.state = State::Header;
+        self.state = HandshakeState::Header;
         // Credentials are for a peer that speaks this protocol.
         let (major, minor) = (start.version_major, start.version_minor);
         if (major, minor) != VERSION {
@@ -336,7 +339,7 @@ impl Handshake {
             .mechanism(mechanism.name())
             .locale(self.offer.locale.clone());
         self.send_secret(start_ok, response, connection::StartOk::response)?;
-        self.state = State::Start { mechanism };
+        self.state = HandshakeState::Start { mechanism };
         Ok(())
     }
 
@@ -346,7 +349,7 @@ impl Handshake {
         secure: &connection::Secure,
     ) -> Result<(), HandshakeFailure> {
         let response = respond(&mut *mechanism, Some(&secure.challenge));
-        self.state = State::Start { mechanism };
+        self.state = HandshakeState::Start { mechanism };
         let secure_ok = connection::SecureOk::default();
         self.send_secret(secure_ok, response?, connection::SecureOk::response)
     }
@@ -379,7 +382,7 @@ impl Handshake {
         self.send(tune_ok)?;
         let open = connection::Open::new(self.offer.virtual_host.clone());
         self.send(open)?;
-        self.state = State::Open;
+        self.state = HandshakeState::Open;
         Ok(())
     }
 

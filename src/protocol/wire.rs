@@ -12,7 +12,7 @@ use std::ops::Deref;
 use bytes::Bytes;
 
 use super::errors::{DecodeError, EncodeError};
-use super::inline::InlineStr;
+use super::small_str::SmallStr;
 use super::table::FieldTable;
 
 /// The longest short string, in bytes.
@@ -246,7 +246,7 @@ impl Field for FieldTable {
 /// assert!(name.starts_with("ta"));
 /// ```
 #[derive(Clone)]
-pub struct ShortString(InlineStr);
+pub struct ShortString(SmallStr);
 
 impl ShortString {
     /// The string itself.
@@ -260,13 +260,13 @@ impl ShortString {
     }
 
     pub(crate) fn from_wire(bytes: &[u8]) -> Self {
-        Self(InlineStr::new(&String::from_utf8_lossy(bytes)))
+        Self(SmallStr::new(&String::from_utf8_lossy(bytes)))
     }
 }
 
 impl Default for ShortString {
     fn default() -> Self {
-        Self(InlineStr::EMPTY)
+        Self(SmallStr::EMPTY)
     }
 }
 
@@ -357,7 +357,7 @@ macro_rules! short_string_from {
     ($($ty:ty)*) => { $(
         impl From<$ty> for ShortString {
             fn from(text: $ty) -> Self {
-                Self(InlineStr::new(AsRef::<str>::as_ref(&text)))
+                Self(SmallStr::new(AsRef::<str>::as_ref(&text)))
             }
         }
     )* };
@@ -373,7 +373,7 @@ impl From<&ShortString> for ShortString {
 
 impl From<char> for ShortString {
     fn from(text: char) -> Self {
-        Self(InlineStr::new(text.encode_utf8(&mut [0; 4])))
+        Self(SmallStr::new(text.encode_utf8(&mut [0; 4])))
     }
 }
 

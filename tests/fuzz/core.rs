@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::FRAME_MAX;
 use super::input::Input;
-use crate::protocol::connection::{Connection, Limits};
+use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
@@ -28,7 +28,7 @@ impl Tokens for Numbers {
     type Channel = u16;
     type Consumer = u8;
     type Opener = ();
-    type Memory = ();
+    type Buffers = ();
 
     fn has_waiting(_: &u8) -> bool {
         false
@@ -73,7 +73,7 @@ impl Subject {
         };
         let now = Instant::now();
         let decoder = FrameDecoder::new(FRAME_MAX);
-        let limits = Limits {
+        let limits = ConnectionLimits {
             message_size: SizeLimit {
                 bytes: MAX_MESSAGE_SIZE,
                 rejects: true,

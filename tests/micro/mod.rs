@@ -23,7 +23,7 @@ use crate::io::to_io::command_queue::{CommandQueue, Frames, Queued};
 use crate::io::to_io::wake::Wake;
 use crate::io::to_program::publisher::{Entered, Publisher};
 use crate::io::to_program::retained::RetainedBytes;
-use crate::protocol::connection::{Connection, Limits};
+use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Tokens};
 use crate::protocol::frame::tests::encode_content;
@@ -197,7 +197,7 @@ impl Tokens for NoTokens {
     type Channel = ();
     type Consumer = ();
     type Opener = ();
-    type Memory = BufferPool;
+    type Buffers = BufferPool;
 
     fn has_waiting((): &()) -> bool {
         false
@@ -214,7 +214,7 @@ fn consuming() -> Connection<NoTokens> {
     };
     let now = Instant::now();
     let decoder = FrameDecoder::new(FRAME_MAX);
-    let limits = Limits {
+    let limits = ConnectionLimits {
         message_size: SizeLimit {
             bytes: 1 << 27,
             rejects: false,
@@ -288,9 +288,9 @@ fn decode_a_delivery() {
                 || {
                     receive(&mut core, &bytes, now);
                     while let Some(event) = core.poll_event() {
-                        if let Event::Deliveries { mut runs, .. } = event {
-                            seen += runs.drain(..).map(|run| run.len()).sum::<usize>();
-                            core.reuse(runs);
+                        if let Event::Deliveries { mut batches, .. } = event {
+                            seen += batches.drain(..).map(|run| run.len()).sum::<usize>();
+                            core.reuse(batches);
                         }
                     }
                 },

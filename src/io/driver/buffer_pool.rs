@@ -1,4 +1,4 @@
-//! Memory for what is received, which comes back when nobody has it any more.
+//! Buffers for what is received, which comes back when nobody has it any more.
 //!
 //! It is taken in one thread and given up in another. Between two threads an allocator is
 //! slow: they meet at its locks, and it returns to the system what it is asked for again a
@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::protocol::memory::Memory;
+use crate::protocol::buffers::Buffers;
 
 /// The largest chunk for many messages.
 const SHARED_BYTES_MAX: usize = 32 * 1024;
@@ -48,7 +48,7 @@ impl Default for BufferPool {
     }
 }
 
-impl Memory for BufferPool {
+impl Buffers for BufferPool {
     fn take(&self, size: usize) -> Vec<u8> {
         let spare = self.shelf(size).spare.try_recv().ok();
         // What does not fit goes, so that sizes that are no longer asked for die out.

@@ -13,20 +13,22 @@ use crate::io::shared::consumer::{ConsumerShared, Route, Taker};
 use crate::io::to_program::inbox::Inbox;
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::delivery_batch::Batch;
 use crate::protocol::event::{Disposal, Event, PassedOver, Termination};
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::run::Run;
 use crate::protocol::wire::ShortString;
 
 /// Puts deliveries of one consumer, that came one behind the other, into its inbox.
-fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
+fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) {
     let consumer = &route.consumer;
     let channel = &consumer.channel;
-    let (Some(first), Some(last)) = (runs.front().map(Run::first), runs.back().map(Run::last))
-    else {
+    let (Some(first), Some(last)) = (
+        batches.front().map(Batch::first),
+        batches.back().map(Batch::last),
+    ) else {
         return;
     };
-    let count = runs.iter().map(|run| run.len() as u64).sum();
+    let count = batches.iter().map(|run| run.len() as u64).sum();
     channel.connection.counters.messages_received.add(count);
     // Before its number is known here, and with it can be settled.
     if consumer.no_ack {
@@ -35,8 +37,10 @@ fn deliver(route: &Route, runs: &mut VecDeque<Run>, is_fixed: bool) {
     }
     channel.delivered(last);
     match &consumer.taker {
-        Taker::RpcReplies(rpc_replies) => rpc_replies.deliver(runs),
-        Taker::Inbox(_) | Taker::Callback => put(consumer, |inbox| inbox.push(runs, is_fixed)),
+        Taker::RpcReplies(rpc_replies) => rpc_replies.deliver(batches),
+        Taker::Inbox(_) | Taker::Callback => {
+            put(consumer, |inbox| inbox.push(batches, never_held_back))
+        }
     }
 }
 
@@ -54,15 +58,15 @@ pub(crate) fn tell(
     shared: &ConnectionShared,
     event: Event<DriverTokens>,
     obey: impl FnOnce(Command),
-) -> Option<VecDeque<Run>> {
+) -> Option<VecDeque<Batch>> {
     match event {
         Event::Deliveries {
             consumer,
-            mut runs,
-            is_fixed,
+            mut batches,
+            never_held_back,
         } => {
-            deliver(&consumer, &mut runs, is_fixed);
-            return Some(runs);
+            deliver(&consumer, &mut batches, never_held_back);
+            return Some(batches);
         }
         Event::GiveBack {
             channel,

@@ -44,7 +44,7 @@ use crate::io::shared::connection::{
 use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_io::command_queue::Frames;
 use crate::io::to_io::wake::Wake;
-use crate::protocol::connection::{Connection, Limits};
+use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{Event, Gate, NumberError, Termination};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
@@ -87,7 +87,7 @@ fn prepare(
     let core = Connection::new(
         decoder,
         &negotiated,
-        Limits {
+        ConnectionLimits {
             message_size: settings.message_size,
             read_budget: settings.read_limit,
             blocked_timeout: settings.blocked_timeout,

@@ -125,7 +125,7 @@ impl Tokens for DriverTokens {
     type Channel = Arc<ChannelShared>;
     type Consumer = Arc<Route>;
     type Opener = Opener;
-    type Memory = BufferPool;
+    type Buffers = BufferPool;
 
     fn has_waiting(consumer: &Arc<Route>) -> bool {
         !consumer.consumer.inbox().is_empty()

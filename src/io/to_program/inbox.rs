@@ -11,7 +11,7 @@ use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::dispatch_signal::{Signal, Subscribers};
 use crate::protocol::content::Content;
-use crate::protocol::run::{Packed, Run};
+use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 use crate::protocol::wire::ShortString;
 
 /// What comes to a consuming thread.
@@ -27,14 +27,14 @@ pub(crate) enum Incoming {
 #[derive(Debug)]
 enum Entry {
     /// With `true`, of deliveries that cannot be held back.
-    Run(Run, bool),
+    Batch(Batch, bool),
     Ended(Weak<ConsumerShared>),
 }
 
 impl Entry {
     fn len(&self) -> usize {
         match self {
-            Self::Run(run, _) => run.len(),
+            Self::Batch(run, _) => run.len(),
             Self::Ended(_) => 1,
         }
     }
@@ -42,7 +42,7 @@ impl Entry {
 
 /// What was taken, and is made ready once the lock is free.
 enum Taken {
-    Message(Packed),
+    Message(PackedDelivery),
     Ended(Weak<ConsumerShared>),
     Nothing,
     End,
@@ -128,11 +128,11 @@ impl Inbox {
     }
 
     /// Puts in messages, in order. What comes after the end is dropped.
-    pub(crate) fn push(&self, runs: &mut VecDeque<Run>, is_fixed: bool) {
-        let count = runs.iter().map(Run::len).sum();
-        let cost = runs.iter().map(Run::cost).sum();
+    pub(crate) fn push(&self, runs: &mut VecDeque<Batch>, is_fixed: bool) {
+        let count = runs.iter().map(Batch::len).sum();
+        let cost = runs.iter().map(Batch::cost).sum();
         let fixed = if is_fixed { cost } else { 0 };
-        let entries = runs.drain(..).map(|run| Entry::Run(run, is_fixed));
+        let entries = runs.drain(..).map(|run| Entry::Batch(run, is_fixed));
         self.put(count, cost, fixed, entries);
     }
 
@@ -150,7 +150,7 @@ impl Inbox {
         }
         let stopped = state.stopped;
         state.queue.extend(entries.map(|entry| match entry {
-            Entry::Run(run, is_fixed) => Entry::Run(run, is_fixed && !stopped),
+            Entry::Batch(run, is_fixed) => Entry::Batch(run, is_fixed && !stopped),
             ended => ended,
         }));
         state.count += count;
@@ -170,7 +170,7 @@ impl Inbox {
         state.stopped = true;
         let mut taken = std::mem::take(&mut state.taken);
         for entry in &mut state.queue {
-            if let Entry::Run(run, is_fixed) = entry {
+            if let Entry::Batch(run, is_fixed) = entry {
                 if std::mem::take(is_fixed) {
                     taken.fixed += run.cost();
                 }
@@ -275,7 +275,7 @@ impl Inbox {
     fn take(&self, state: &mut State) -> Taken {
         let found = match state.queue.front_mut() {
             _ if state.stopped => Taken::End,
-            Some(Entry::Run(run, is_fixed)) => {
+            Some(Entry::Batch(run, is_fixed)) => {
                 let message = run.pop();
                 let cost = message.as_ref().map_or(0, |message| run.cost_of(message));
                 if *is_fixed {
@@ -391,7 +391,7 @@ impl Inbox {
         let mut cost = 0;
         for entry in state.queue.drain(..) {
             match entry {
-                Entry::Run(run, is_fixed) if wanted(run.consumer_tag()) => {
+                Entry::Batch(run, is_fixed) if wanted(run.consumer_tag()) => {
                     cost += run.cost();
                     taken.fixed += if is_fixed { run.cost() } else { 0 };
                     extracted.push_back(run);
@@ -407,7 +407,7 @@ impl Inbox {
         drop(state);
         self.report(&taken);
         Extracted {
-            len: extracted.iter().map(Run::len).sum(),
+            len: extracted.iter().map(Batch::len).sum(),
             runs: extracted,
         }
     }
@@ -417,7 +417,7 @@ impl Inbox {
 /// turn of each.
 #[derive(Debug, Default)]
 pub(crate) struct Extracted {
-    runs: VecDeque<Run>,
+    runs: VecDeque<Batch>,
     len: usize,
 }
 
@@ -431,7 +431,7 @@ impl Iterator for Extracted {
             self.runs.pop_front();
         }
         self.len = self.len.saturating_sub(1);
-        message.map(Packed::unpack)
+        message.map(PackedDelivery::unpack)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -455,7 +455,7 @@ mod tests {
 
     use super::*;
     use crate::io::shared::connection::tests::shared;
-    use crate::protocol::run::tests::packed;
+    use crate::protocol::delivery_batch::tests::packed;
 
     const SIZE: usize = 100;
 

@@ -11,8 +11,8 @@ use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::{Failures, Taken, cost};
 use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::io::to_program::rpc_replies::RpcReplies;
-use crate::io::waiting_line::{WaitError, WaitingLine};
-use crate::protocol::confirms::{Ledger, Mandatory, Settled};
+use crate::io::waiting_line::{Line, NoRoom};
+use crate::protocol::confirms::{ConfirmLedger, Mandatory, Settled};
 use crate::protocol::content::Content;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ struct State {
     held: bool,
     /// Something waits already for a commit that is under way.
     committing: bool,
-    ledger: Ledger<Arc<Slot>, Arc<Content>>,
+    ledger: ConfirmLedger<Arc<Slot>, Arc<Content>>,
     failures: Failures,
     /// What callbacks are to be told of confirms; `None` as long as there are none.
     news: Option<News>,
@@ -109,7 +109,7 @@ impl Publisher {
                 mode: Mode::Plain,
                 held: false,
                 committing: false,
-                ledger: Ledger::new(),
+                ledger: ConfirmLedger::new(),
                 failures: Failures::new(total),
                 news: None,
                 abandoned: false,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::protocol::content::Content;
-use crate::protocol::room::{MESSAGE_OVERHEAD, fixed_share};
+use crate::protocol::read_room::{MESSAGE_OVERHEAD, reserved_share};
 
 /// What was received and not yet handed out.
 ///
@@ -156,7 +156,7 @@ impl ReadBudget {
         }
         let hard = self.soft_limit.saturating_mul(2);
         if bytes > Self::room(hard, announced)
-            && self.fixed.load(Ordering::SeqCst) > fixed_share(self.soft_limit)
+            && self.fixed.load(Ordering::SeqCst) > reserved_share(self.soft_limit)
         {
             // Taking anything may be enough.
             return Some((Stop::Fixed, usize::MAX));

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::protocol::content::Content;
-use crate::protocol::run::{Packed, Run};
+use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 
 /// What comes to a thread that waits for an answer. If nothing will come any more, its channel
 /// is disconnected.
@@ -75,7 +75,7 @@ impl RpcReplies {
     }
 
     /// Hands over what has come.
-    pub(crate) fn deliver(&self, runs: &mut VecDeque<Run>) {
+    pub(crate) fn deliver(&self, runs: &mut VecDeque<Batch>) {
         for mut run in runs.drain(..) {
             while let Some(answer) = run.pop() {
                 self.hand_over(answer);
@@ -83,7 +83,7 @@ impl RpcReplies {
         }
     }
 
-    fn hand_over(&self, answer: Packed) {
+    fn hand_over(&self, answer: PackedDelivery) {
         let answer = answer.unpack();
         let id = answer.properties.read().correlation_id;
         let id = id.and_then(|id| id.parse().ok());

@@ -1,12 +1,12 @@
 //! The calls of a channel: they take turns on the wire, and their replies change things here.
 
-use super::super::consumers::Consumer;
+use super::super::consumers::ConsumerRecord;
 use super::super::content::ContentMethod;
 use super::super::errors::ProtocolError;
-use super::super::event::{Call, CallFailure, Event, Out, Reply, Tokens};
+use super::super::event::{Call, CallFailure, Event, Output, Reply, Tokens};
 use super::super::methods::{Method, MethodId, basic};
+use super::super::read_room::QueueId;
 use super::super::reply_code::{ClosedBy, ReplyCode};
-use super::super::room::Queue;
 use super::super::settlements::Change;
 use super::{Channel, Pause};
 
@@ -15,7 +15,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         id: MethodId,
         reply: Reply,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<(), ProtocolError> {
         let due = |call: &mut Call<T>| call.method.replies().contains(&id);
         let Some(call) = self.active.take_if(due) else {
@@ -58,11 +58,11 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// What a reply changes here.
-    fn apply_reply(&mut self, method: &Method, out: &mut Out<T>) {
+    fn apply_reply(&mut self, method: &Method, out: &mut Output<T>) {
         match method {
             Method::BasicCancel(cancel) => {
                 if cancel.nowait {
-                    self.consumers.remember_ghost(&cancel.consumer_tag);
+                    self.consumers.remember_cancelled(&cancel.consumer_tag);
                 }
                 self.end_consumer(&cancel.consumer_tag, false, out);
             }
@@ -87,7 +87,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Reverts what the late reply to `method` says has happened.
-    fn undo(&mut self, method: &Method, reply: &Reply, out: &mut Out<T>) {
+    fn undo(&mut self, method: &Method, reply: &Reply, out: &mut Output<T>) {
         match (method, reply) {
             (Method::BasicGet(get), Reply::Message(content)) => {
                 if let ContentMethod::GetOk(get_ok) = &content.method {
@@ -110,7 +110,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// A call whose outcome nobody waits for.
-    pub(super) fn quiet_call(&self, method: Method, out: &mut Out<T>) -> Call<T> {
+    pub(super) fn quiet_call(&self, method: Method, out: &mut Output<T>) -> Call<T> {
         Call {
             number: out.next_call(),
             token: None,
@@ -126,7 +126,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         mut call: Call<T>,
         is_meant: impl Fn(&T::Consumer) -> bool,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         let Method::BasicCancel(cancel) = &call.method else {
             return self.call(call, out);
@@ -158,7 +158,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// A cancel has nothing to do.
-    fn answer_cancel(&self, mut call: Call<T>, out: &mut Out<T>) {
+    fn answer_cancel(&self, mut call: Call<T>, out: &mut Output<T>) {
         let Some(token) = call.token.take() else {
             return;
         };
@@ -173,7 +173,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Puts waiting calls on the wire for as long as none expects a reply.
-    pub(super) fn advance(&mut self, out: &mut Out<T>) {
+    pub(super) fn advance(&mut self, out: &mut Output<T>) {
         while self.active.is_none() && self.is_open() && self.pause.is_none() {
             let next = self.waiting.front();
             if next.is_some_and(|call| Change::by(&call.method).is_some()) {
@@ -195,7 +195,7 @@ impl<T: Tokens> Channel<T> {
         active.is_some_and(|call| matches!(call.method, Method::BasicRecover(_)))
     }
 
-    pub(super) fn transmit(&mut self, mut call: Call<T>, out: &mut Out<T>) {
+    pub(super) fn transmit(&mut self, mut call: Call<T>, out: &mut Output<T>) {
         if self.is_too_late(&call) {
             out.unwatch(self.id.number, &call);
             self.answer_cancel(call, out);
@@ -213,7 +213,7 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    fn try_transmit(&mut self, call: &mut Call<T>, out: &mut Out<T>) -> Result<(), CallFailure> {
+    fn try_transmit(&mut self, call: &mut Call<T>, out: &mut Output<T>) -> Result<(), CallFailure> {
         if let Method::BasicConsume(consume) = &call.method {
             if self.consumers.contains(&consume.consumer_tag) {
                 return Err(CallFailure::DuplicateConsumerTag);
@@ -230,11 +230,11 @@ impl<T: Tokens> Channel<T> {
         self.transaction.sent(&call.method);
         // Registered before the reply, which the first delivery may follow at once.
         if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
-            let consumer = Consumer {
+            let consumer = ConsumerRecord {
                 token,
                 number: call.number,
                 no_ack: consume.no_ack,
-                queue: Queue::new(self.id.number, &consume.queue),
+                queue: QueueId::new(self.id.number, &consume.queue),
                 discard: false,
                 is_of_queue: false,
                 takes_any: false,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::super::errors::ProtocolError;
-use super::super::event::{CallFailure, Out, Reply, Tokens};
+use super::super::event::{CallFailure, Output, Reply, Tokens};
 use super::super::handshake::decode_method;
 use super::super::methods::{Method, MethodId, channel};
 use super::super::reply_code::CloseReason;
@@ -44,7 +44,7 @@ impl<T: Tokens> Ending<T> {
         number: u64,
         deadline: Instant,
         token: T::Call,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         out.watch_until(self.channel, number, Some(deadline));
         self.waiters.push(Waiter {
@@ -55,7 +55,7 @@ impl<T: Tokens> Ending<T> {
     }
 
     /// The deadline of call `number` has passed, which may be one of those who wait.
-    pub(super) fn time_out(&mut self, number: u64, out: &mut Out<T>) {
+    pub(super) fn time_out(&mut self, number: u64, out: &mut Output<T>) {
         let mut waiters = self.waiters.iter();
         if let Some(index) = waiters.position(|waiter| waiter.number == number) {
             let waiter = self.waiters.swap_remove(index);
@@ -69,7 +69,7 @@ impl<T: Tokens> Ending<T> {
         &mut self,
         id: MethodId,
         payload: &[u8],
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<Fate, ProtocolError> {
         if !matches!(id, channel::Close::ID | channel::CloseOk::ID) {
             return Ok(Fate::Lives);
@@ -91,7 +91,7 @@ impl<T: Tokens> Ending<T> {
         self.crossing.get_or_insert(reason);
     }
 
-    fn finish(&mut self, out: &mut Out<T>) {
+    fn finish(&mut self, out: &mut Output<T>) {
         if self.crossing.is_some() {
             out.send(self.channel, &channel::CloseOk::default().into());
         }
@@ -99,11 +99,11 @@ impl<T: Tokens> Ending<T> {
     }
 
     /// The connection is gone.
-    pub(super) fn lose(mut self, out: &mut Out<T>) {
+    pub(super) fn lose(mut self, out: &mut Output<T>) {
         self.answer(out, || Err(CallFailure::Closed));
     }
 
-    fn answer(&mut self, out: &mut Out<T>, otherwise: impl Fn() -> Result<Reply, CallFailure>) {
+    fn answer(&mut self, out: &mut Output<T>, otherwise: impl Fn() -> Result<Reply, CallFailure>) {
         for waiter in std::mem::take(&mut self.waiters) {
             out.unwatch_until(self.channel, waiter.number, Some(waiter.deadline));
             let outcome = self.outcome(otherwise());

@@ -3,10 +3,10 @@
 //! They close their channel, or are passed over: the body is skipped as it comes, the delivery is
 //! rejected, and the program never has it.
 
-use super::super::consumers::Taker;
+use super::super::consumers::Recipient;
 use super::super::content::{Head, SizeLimit, announced, is_of_stream};
 use super::super::errors::ProtocolError;
-use super::super::event::{Disposal, Event, Out, PassedOver, Tokens};
+use super::super::event::{Disposal, Event, Output, PassedOver, Tokens};
 use super::super::frame::Settle;
 use super::super::methods::{Method, basic};
 use super::super::reply_code::{ClosedBy, ReplyCode};
@@ -20,7 +20,7 @@ impl<T: Tokens> Channel<T> {
         size: u64,
         header: &[u8],
         limit: SizeLimit,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<(), ProtocolError> {
         let method = head.id();
         match head {
@@ -55,20 +55,20 @@ impl<T: Tokens> Channel<T> {
         delivery_tag: u64,
         may_go_back: bool,
         (size, limit): (u64, u64),
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         let tag = self.names.consumer_tag();
         let version = self.names.tag_version();
-        let (consumer, no_ack, is_of_queue) = match self.consumers.taker(tag, version) {
-            Taker::Consumer(consumer) => {
+        let (consumer, no_ack, is_of_queue) = match self.consumers.recipient(tag, version) {
+            Recipient::Consumer(consumer) => {
                 let token = (!consumer.discard).then(|| consumer.token.clone());
                 (token, consumer.no_ack, consumer.is_of_queue)
             }
-            Taker::Ghost {
+            Recipient::Cancelled {
                 no_ack,
                 is_of_queue,
             } => (None, no_ack, is_of_queue),
-            Taker::Nobody => return,
+            Recipient::Unknown => return,
         };
         let is_of_queue = is_of_queue || may_go_back;
         // Another consumer may take larger ones.
@@ -101,7 +101,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         get_ok: &basic::GetOk,
         (size, limit): (u64, u64),
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<(), ProtocolError> {
         let active = self.active.as_ref();
         let get = active.and_then(|call| match &call.method {
@@ -146,7 +146,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         passed_over: PassedOver<T>,
         settle: Option<Settle>,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         let delivery_tag = passed_over.delivery_tag;
         let event = Event::PassedOver(Box::new(passed_over));

@@ -4,7 +4,7 @@
 //! be out of reach until the channel ends. So it goes out right in front of a `tx.commit`:
 //! the program's next one, or one of the library's own as soon as the transaction is empty.
 
-use super::super::event::{Call, Event, Out, Tokens};
+use super::super::event::{Call, Event, Output, Tokens};
 use super::super::frame::Settle;
 use super::super::methods::{Method, tx};
 use super::Channel;
@@ -47,7 +47,7 @@ impl Transaction {
 
 impl<T: Tokens> Channel<T> {
     /// Gives deliveries back to their queue that nobody takes.
-    pub(crate) fn give_back(&mut self, delivery_tags: Vec<u64>, out: &mut Out<T>) {
+    pub(crate) fn give_back(&mut self, delivery_tags: Vec<u64>, out: &mut Output<T>) {
         // Other than a reject, it does not count for the delivery limit of RabbitMQ 4.
         let nack = Settle::Nack {
             multiple: false,
@@ -60,7 +60,7 @@ impl<T: Tokens> Channel<T> {
     pub(super) fn settle_here(
         &mut self,
         settlements: impl IntoIterator<Item = (u64, Settle)>,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         if !self.is_open() {
             return;
@@ -73,7 +73,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// A commit for what goes back, if nothing else would be part of it.
-    pub(super) fn commit_given_back(&mut self, out: &mut Out<T>) -> Option<Call<T>> {
+    pub(super) fn commit_given_back(&mut self, out: &mut Output<T>) -> Option<Call<T>> {
         let Transaction {
             is_selected,
             has_begun,
@@ -83,7 +83,7 @@ impl<T: Tokens> Channel<T> {
         is_due.then(|| self.quiet_call(tx::Commit::default().into(), out))
     }
 
-    pub(super) fn send_given_back(&mut self, out: &mut Out<T>) {
+    pub(super) fn send_given_back(&mut self, out: &mut Output<T>) {
         let given_back = std::mem::take(&mut self.transaction.given_back);
         for (delivery_tag, settle) in &given_back {
             out.settle(self.id.number, *delivery_tag, *settle);

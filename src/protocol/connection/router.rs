@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use super::super::channel::{Channel, Fate};
 use super::super::content::SizeLimit;
 use super::super::errors::ProtocolError;
-use super::super::event::{ChannelId, Event, NumberError, Out, Termination, Tokens};
+use super::super::event::{ChannelId, Event, NumberError, Output, Termination, Tokens};
 use super::super::frame::Frame;
 use super::super::handshake::{decode_method, split_method};
 use super::super::heartbeat::Heartbeat;
 use super::super::methods::{Method, MethodId, channel, connection};
 use super::super::reply_code::CloseReason;
 use super::super::wire::ShortString;
-use super::openers::Openers;
+use super::number_queue::NumberQueue;
 use super::secret_updates::SecretUpdates;
 
 #[derive(Debug)]
-pub(super) enum State {
+pub(super) enum ConnectionState {
     Open,
     Closing {
         reason: CloseReason,
@@ -29,7 +29,7 @@ pub(super) enum State {
 /// All but the decoder, whose frames borrow from it.
 #[derive(Debug)]
 pub(super) struct Router<T: Tokens> {
-    pub(super) out: Out<T>,
+    pub(super) out: Output<T>,
     pub(super) channel_max: u16,
     pub(super) message_size: SizeLimit,
     /// By number; 0 is the connection itself and stays empty.
@@ -41,8 +41,8 @@ pub(super) struct Router<T: Tokens> {
     pub(super) blocked: Blocked,
     pub(super) frames_received: u64,
     pub(super) secret_updates: SecretUpdates<T>,
-    pub(super) openers: Openers<T>,
-    pub(super) state: State,
+    pub(super) number_queue: NumberQueue<T>,
+    pub(super) state: ConnectionState,
 }
 
 /// Whether the broker takes no publishes, and how long that may last.
@@ -75,7 +75,7 @@ impl<T: Tokens> Router<T> {
     pub(super) fn route(&mut self, frame: Frame<'_>, now: Instant) -> Result<(), ProtocolError> {
         self.frames_received += 1;
         // After our close only the end counts (specification, connection.close).
-        if !matches!(self.state, State::Open) && !is_end(frame) {
+        if !matches!(self.state, ConnectionState::Open) && !is_end(frame) {
             self.receive_late_close(frame);
             return Ok(());
         }
@@ -154,7 +154,7 @@ impl<T: Tokens> Router<T> {
                 // Also if it crosses ours: what went out before that may be lost.
                 self.terminate(Termination::Closed(CloseReason::of_connection(&close)));
             }
-            (State::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
+            (ConnectionState::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
                 let reason = reason.clone();
                 self.terminate(Termination::Closed(reason));
             }
@@ -191,16 +191,16 @@ impl<T: Tokens> Router<T> {
     }
 
     pub(super) fn terminate(&mut self, termination: Termination) {
-        if matches!(self.state, State::Closed) {
+        if matches!(self.state, ConnectionState::Closed) {
             return;
         }
-        self.state = State::Closed;
+        self.state = ConnectionState::Closed;
         self.out.events.push_back(Event::Closed(termination));
         for channel in self.channels.drain(..).flatten() {
             channel.lose(&mut self.out);
         }
         self.secret_updates.lose(&mut self.out);
-        self.openers.lose(&mut self.out);
+        self.number_queue.lose(&mut self.out);
         self.out.forget_deadlines();
     }
 
@@ -290,7 +290,7 @@ impl<T: Tokens> Router<T> {
     pub(super) fn with_number(
         &mut self,
         number: u16,
-        act: impl FnOnce(&mut Channel<T>, &mut Out<T>),
+        act: impl FnOnce(&mut Channel<T>, &mut Output<T>),
     ) {
         if let Some(Some(channel)) = self.channels.get_mut(usize::from(number)) {
             act(channel, &mut self.out);
@@ -305,7 +305,7 @@ impl<T: Tokens> Router<T> {
     pub(super) fn with_channel(
         &mut self,
         id: ChannelId,
-        act: impl FnOnce(&mut Channel<T>, &mut Out<T>),
+        act: impl FnOnce(&mut Channel<T>, &mut Output<T>),
     ) {
         if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.number)) {
             if channel.id() == id {

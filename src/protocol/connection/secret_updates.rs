@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::super::event::{CallFailure, Out, Reply, Tokens};
+use super::super::event::{CallFailure, Output, Reply, Tokens};
 use super::super::methods::connection;
 use super::super::secret::{Secret, encode_secret};
 use super::super::wire::ShortString;
-use super::{Connection, Router, State};
+use super::{Connection, ConnectionState, Router};
 
 impl<T: Tokens> Connection<T> {
     /// Hands in a fresh secret, when those before it are answered.
@@ -28,7 +28,7 @@ impl<T: Tokens> Connection<T> {
             secret_updates,
             ..
         } = &mut self.router;
-        if !matches!(state, State::Open) {
+        if !matches!(state, ConnectionState::Open) {
             return out.fail(Some(call), CallFailure::Closed);
         }
         let bare = connection::UpdateSecret::default().reason(reason);
@@ -72,7 +72,7 @@ impl<T: Tokens> SecretUpdates<T> {
         }
     }
 
-    fn call(&mut self, frame: Secret, token: T::Call, deadline: Instant, out: &mut Out<T>) {
+    fn call(&mut self, frame: Secret, token: T::Call, deadline: Instant, out: &mut Output<T>) {
         let number = out.next_call();
         out.watch_until(0, number, Some(deadline));
         self.updates.push_back(Update {
@@ -94,7 +94,7 @@ impl<T: Tokens> SecretUpdates<T> {
     }
 
     /// An update-secret-ok came. `false`: nobody has asked for it.
-    pub(super) fn receive_ok(&mut self, out: &mut Out<T>) -> bool {
+    pub(super) fn receive_ok(&mut self, out: &mut Output<T>) -> bool {
         let Some(update) = self.updates.pop_front() else {
             return false;
         };
@@ -107,7 +107,7 @@ impl<T: Tokens> SecretUpdates<T> {
         true
     }
 
-    pub(super) fn time_out(&mut self, number: u64, out: &mut Out<T>) {
+    pub(super) fn time_out(&mut self, number: u64, out: &mut Output<T>) {
         let position = self
             .updates
             .iter()
@@ -132,7 +132,7 @@ impl<T: Tokens> SecretUpdates<T> {
     }
 
     /// The connection is over.
-    pub(super) fn lose(&mut self, out: &mut Out<T>) {
+    pub(super) fn lose(&mut self, out: &mut Output<T>) {
         self.output = None;
         for update in self.updates.drain(..) {
             out.fail(update.token, CallFailure::Closed);

@@ -4,9 +4,9 @@ use super::super::super::super::methods::tx;
 use super::*;
 
 /// A consumer that has something waiting, with a prefetch that nothing here reaches.
-fn busy() -> State {
-    State {
-        queue: Queue::new(1, "q"),
+fn busy() -> ConsumerState {
+    ConsumerState {
+        queue: QueueId::new(1, "q"),
         is_idle: false,
         takes_any: false,
         prefetch: 100,
@@ -15,21 +15,21 @@ fn busy() -> State {
 }
 
 /// Some are held back, and there is room for all of them.
-fn held_back(count: u64) -> (Holding, Room) {
+fn held_back(count: u64) -> (HeldBack, ReadRoom) {
     let now = Instant::now();
-    let mut holding = Holding::new(now);
+    let mut holding = HeldBack::new(now);
     for tag in 1..=count {
         holding.hold(tag, 1000, None);
     }
-    (holding, Room::new(1 << 20, now))
+    (holding, ReadRoom::new(1 << 20, now))
 }
 
-fn arrives(holding: &mut Holding, room: &mut Room, redelivered: bool) -> Verdict {
+fn arrives(holding: &mut HeldBack, room: &mut ReadRoom, redelivered: bool) -> Verdict {
     let cost = 1000;
     holding.judge(Arrival { redelivered, cost }, busy(), room)
 }
 
-fn lapses_after_a_while(holding: &mut Holding, room: &mut Room) -> bool {
+fn lapses_after_a_while(holding: &mut HeldBack, room: &mut ReadRoom) -> bool {
     room.set_now(room.now() + SECOND);
     holding.lapse(busy(), room)
 }
@@ -91,7 +91,7 @@ fn one_that_is_not_marked_ends_the_care_for_those_that_are() {
 #[test]
 fn without_a_prefetch_no_delivery_is_one_too_many() {
     let (mut holding, mut room) = held_back(1);
-    let state = State {
+    let state = ConsumerState {
         prefetch: 0,
         ..busy()
     };
@@ -123,7 +123,7 @@ fn one_that_is_larger_than_all_the_room_waits_until_little_else_does() {
     table.deliver("a", 1, false, 100);
     table.deliver("a", 2, false, 20_000);
     assert_eq!(table.held(), [2]);
-    let little = fixed_share(1000);
+    let little = reserved_share(1000);
     assert_eq!(table.core.gives_back_below(), little + 1);
     table.take("a", 1);
     assert_eq!(table.give_back(), [2]);

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::super::holding::{Arrival, Holding, State, Verdict};
-use super::super::room::{Queue, Room, fixed_share};
+use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
+use super::super::read_room::{QueueId, ReadRoom, reserved_share};
 use super::*;
 
 /// What the program sees: messages that wait, by their place in the queue, and what they cost.
@@ -28,7 +28,7 @@ impl Tokens for Model {
     type Channel = Shared;
     type Consumer = Shared;
     type Opener = ();
-    type Memory = ();
+    type Buffers = ();
 
     fn has_waiting(consumer: &Shared) -> bool {
         !consumer.borrow().waiting.is_empty()
@@ -43,7 +43,7 @@ enum Requeue {
 }
 
 fn core(soft: usize, now: Instant) -> Connection<Model> {
-    let limits = Limits {
+    let limits = ConnectionLimits {
         message_size: SizeLimit {
             bytes: 1 << 30,
             rejects: false,
@@ -149,10 +149,10 @@ impl World {
         while let Some(event) = self.core.poll_event() {
             let mut taker = self.taker.borrow_mut();
             match event {
-                Event::Deliveries { runs, .. } => {
-                    for mut run in runs {
-                        while let Some(packed) = run.pop() {
-                            let cost = run.cost_of(&packed);
+                Event::Deliveries { batches, .. } => {
+                    for mut batch in batches {
+                        while let Some(packed) = batch.pop() {
+                            let cost = batch.cost_of(&packed);
                             let content = packed.unpack();
                             let tag = delivery_tag(&content);
                             let place = self.unsettled[&tag];
@@ -178,7 +178,7 @@ impl World {
         self.most = self.most.max(waiting);
         let largest = self.taker.borrow().waiting.iter().map(|it| it.2).max();
         let beside = waiting - largest.unwrap_or_default();
-        let is_nearly_alone = beside <= fixed_share(self.soft);
+        let is_nearly_alone = beside <= reserved_share(self.soft);
         assert!(
             waiting <= 2 * self.soft || is_nearly_alone,
             "{waiting} wait"
@@ -506,12 +506,12 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
 fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
     for late in [false, true] {
         let now = Instant::now();
-        let mut room = Room::new(4000, now);
-        let mut holding = Holding::new(now);
+        let mut room = ReadRoom::new(4000, now);
+        let mut holding = HeldBack::new(now);
         holding.hold(1, 1000, None);
         holding.hold(2, 1000, None);
-        let state = State {
-            queue: Queue::new(1, "q"),
+        let state = ConsumerState {
+            queue: QueueId::new(1, "q"),
             is_idle: true,
             takes_any: false,
             prefetch: 10,
@@ -528,7 +528,7 @@ fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
             cost: 1000,
         };
         let is_idle = false;
-        let verdict = holding.judge(arrival, State { is_idle, ..state }, &mut room);
+        let verdict = holding.judge(arrival, ConsumerState { is_idle, ..state }, &mut room);
         let Verdict::HeldBack(Some(place)) = verdict else {
             panic!("{verdict:?}");
         };

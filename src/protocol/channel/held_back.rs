@@ -1,13 +1,13 @@
 //! Which deliveries of a channel are held back, and when they go back to their queue: see
-//! the module [`holding`](super::super::holding).
+//! the module [`held_back`](super::super::holding).
 
 use std::time::Instant;
 
-use super::super::consumers::{Consumer, Consumers, Taker};
+use super::super::consumers::{ConsumerRecord, Consumers, Recipient};
 use super::super::content::{announced, may_be_of_stream};
-use super::super::event::{Event, Out, Tokens};
-use super::super::holding::{Arrival, Holding, State, Verdict};
-use super::super::room::{MESSAGE_OVERHEAD, Queue};
+use super::super::event::{Event, Output, Tokens};
+use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
+use super::super::read_room::{MESSAGE_OVERHEAD, QueueId};
 use super::super::wire::ShortString;
 use super::Channel;
 
@@ -16,7 +16,7 @@ impl<T: Tokens> Channel<T> {
     /// go before it. `true` if so.
     // For each message, and nearly always the answer is the short one.
     #[inline]
-    pub(super) fn hold_back(&mut self, header: &[u8], max_size: u64, out: &mut Out<T>) -> bool {
+    pub(super) fn hold_back(&mut self, header: &[u8], max_size: u64, out: &mut Output<T>) -> bool {
         let (size, properties) = announced(header);
         let taken = usize::try_from(size).unwrap_or(usize::MAX);
         if self.holdings.is_empty() && out.room.fits_anyone(taken.saturating_add(header.len())) {
@@ -26,17 +26,20 @@ impl<T: Tokens> Channel<T> {
         size <= max_size && self.try_hold_back(size, properties, out)
     }
 
-    fn try_hold_back(&mut self, size: u64, properties: &[u8], out: &mut Out<T>) -> bool {
+    fn try_hold_back(&mut self, size: u64, properties: &[u8], out: &mut Output<T>) -> bool {
         let Some((delivery_tag, redelivered)) = self.assembly.begun_delivery() else {
             return false;
         };
         let tag = self.names.consumer_tag();
         let version = self.names.tag_version();
-        let Taker::Consumer(consumer) = self.consumers.taker(tag, version) else {
+        let Recipient::Consumer(consumer) = self.consumers.recipient(tag, version) else {
             return false;
         };
         let is_of_queue = consumer.is_of_queue || !may_be_of_stream(properties);
-        if consumer.is_fixed() || consumer.discard || self.transaction.is_selected() || !is_of_queue
+        if consumer.never_held_back()
+            || consumer.discard
+            || self.transaction.is_selected()
+            || !is_of_queue
         {
             return false;
         }
@@ -54,7 +57,7 @@ impl<T: Tokens> Channel<T> {
         let shows_queue = !consumer.is_of_queue;
         let arrival = Arrival { redelivered, cost };
         let now = out.room.now();
-        let mut fresh = Holding::new(now);
+        let mut fresh = HeldBack::new(now);
         let holding = self.holdings.get_mut(tag).unwrap_or(&mut fresh);
         let mut verdict = holding.judge(arrival, state, &mut out.room);
         if verdict == Verdict::OutOfOrder {
@@ -96,7 +99,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Gives the oldest of each consumer back, if it fits now. Whether any was.
-    pub(crate) fn give_back_some(&mut self, out: &mut Out<T>) -> bool {
+    pub(crate) fn give_back_some(&mut self, out: &mut Output<T>) -> bool {
         if self.is_recovering() {
             return false;
         }
@@ -123,7 +126,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Whether [`give_back_some`](Self::give_back_some) would give something back.
-    pub(crate) fn can_give_back(&self, out: &Out<T>) -> bool {
+    pub(crate) fn can_give_back(&self, out: &Output<T>) -> bool {
         !self.is_recovering()
             && self.holdings.iter().any(|(tag, holding)| {
                 let consumer = self.consumers.get(tag);
@@ -138,7 +141,7 @@ impl<T: Tokens> Channel<T> {
     /// A message of this queue and cost has come for another consumer than the one that gave it
     /// back.
     /// Whether one of these seems to be that one.
-    pub(crate) fn give_up(&mut self, queue: Queue, cost: usize, out: &mut Out<T>) -> bool {
+    pub(crate) fn give_up(&mut self, queue: QueueId, cost: usize, out: &mut Output<T>) -> bool {
         let mut holdings = self.holdings.iter_mut();
         let given_up = holdings.any(|(tag, holding)| {
             let consumer = self.consumers.get(tag);
@@ -151,7 +154,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Expects nothing any more that has been expected for long.
-    pub(crate) fn lapse(&mut self, out: &mut Out<T>) {
+    pub(crate) fn lapse(&mut self, out: &mut Output<T>) {
         for (tag, holding) in &mut self.holdings {
             let Some(consumer) = self.consumers.get(tag) else {
                 continue;
@@ -165,7 +168,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Below how many waiting bytes something can be given back.
-    pub(crate) fn fits_below(&self, out: &Out<T>) -> Option<usize> {
+    pub(crate) fn fits_below(&self, out: &Output<T>) -> Option<usize> {
         let holdings = self.holdings.values();
         holdings
             .filter_map(|holding| holding.fits_below(&out.room))
@@ -173,7 +176,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// When something is expected no more.
-    pub(crate) fn holding_deadline(&self, out: &Out<T>) -> Option<Instant> {
+    pub(crate) fn holding_deadline(&self, out: &Output<T>) -> Option<Instant> {
         let holdings = self.holdings.iter();
         holdings
             .filter_map(|(tag, holding)| {
@@ -184,7 +187,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// A consumer is over: nothing of what is held back for it goes to anybody here.
-    pub(super) fn give_all_back(&mut self, tag: &ShortString, out: &mut Out<T>) {
+    pub(super) fn give_all_back(&mut self, tag: &ShortString, out: &mut Output<T>) {
         let is_recovering = self.is_recovering();
         if let Some(holding) = self.holdings.remove(tag) {
             for delivery_tag in holding.end(&mut out.room).filter(|_| !is_recovering) {
@@ -198,7 +201,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// The same for all of them.
-    pub(super) fn give_everything_back(&mut self, out: &mut Out<T>) {
+    pub(super) fn give_everything_back(&mut self, out: &mut Output<T>) {
         let tags: Vec<_> = self.holdings.keys().cloned().collect();
         for tag in tags {
             self.give_all_back(&tag, out);
@@ -206,7 +209,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// The broker takes back all that is unsettled.
-    pub(super) fn forget_held(&mut self, out: &mut Out<T>) {
+    pub(super) fn forget_held(&mut self, out: &mut Output<T>) {
         for (tag, holding) in self.holdings.drain() {
             holding.end(&mut out.room).for_each(drop);
             self.consumers.set_full(&tag, false);
@@ -214,7 +217,7 @@ impl<T: Tokens> Channel<T> {
         self.note_holdings(out);
     }
 
-    fn note_holdings(&self, out: &mut Out<T>) {
+    fn note_holdings(&self, out: &mut Output<T>) {
         if self.holdings.is_empty() {
             out.holding.remove(&self.id.number);
         }
@@ -222,11 +225,11 @@ impl<T: Tokens> Channel<T> {
 }
 
 fn state_of<T: Tokens>(
-    consumer: &Consumer<T::Consumer>,
+    consumer: &ConsumerRecord<T::Consumer>,
     last_part: Option<Instant>,
-    out: &Out<T>,
-) -> State {
-    State {
+    out: &Output<T>,
+) -> ConsumerState {
+    ConsumerState {
         queue: consumer.queue,
         is_idle: !out.room.has_emitted() && !T::has_waiting(&consumer.token),
         takes_any: consumer.takes_any || out.room.is_shared(consumer.queue),

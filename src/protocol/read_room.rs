@@ -12,15 +12,15 @@ pub(crate) const MESSAGE_OVERHEAD: usize = 256;
 const NAMES_MAX: usize = 2 * 255;
 
 /// How much of a budget of this size is left for deliveries that cannot be held back.
-pub(crate) fn fixed_share(soft_limit: usize) -> usize {
+pub(crate) fn reserved_share(soft_limit: usize) -> usize {
     soft_limit / 8
 }
 
 /// Tells queues from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Queue(u64);
+pub(crate) struct QueueId(u64);
 
-impl Queue {
+impl QueueId {
     /// The queue that a consumer of this channel has named.
     pub(crate) fn new(channel: u16, name: &str) -> Self {
         let mut hasher = DefaultHasher::new();
@@ -36,14 +36,14 @@ pub(crate) type ConsumerId = (u16, u64);
 
 /// The consumers that have had deliveries of a queue while some were held back.
 #[derive(Debug)]
-struct Takers {
+struct QueueConsumers {
     first: ConsumerId,
     are_several: bool,
 }
 
 /// The bounds of what waits to be taken, and how much of them is used. All numbers are bytes.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct ReadRoom {
     soft: usize,
     /// The bytes that wait to be taken, as the driver of the core has said last.
     waiting: usize,
@@ -54,13 +54,13 @@ pub(crate) struct Room {
     /// The bytes that were given back and are to come again.
     expected: usize,
     /// The costs of deliveries that come again, but not for the consumer that gave them back.
-    strays: Vec<(Queue, usize)>,
-    takers: HashMap<Queue, Takers>,
+    strays: Vec<(QueueId, usize)>,
+    takers: HashMap<QueueId, QueueConsumers>,
     /// When the bytes came that are being worked off.
     now: Instant,
 }
 
-impl Room {
+impl ReadRoom {
     pub(crate) fn new(soft: usize, now: Instant) -> Self {
         Self {
             soft,
@@ -82,7 +82,7 @@ impl Room {
     /// The most that may wait when a delivery comes that could be held back. The rest is for
     /// those that cannot: a few of them stop nobody from reading.
     fn hard_for_held(&self) -> usize {
-        self.hard() - fixed_share(self.soft)
+        self.hard() - reserved_share(self.soft)
     }
 
     /// The same for a consumer that has some waiting already. The difference is for those who have
@@ -131,7 +131,7 @@ impl Room {
     /// With no more than this a large delivery is nearly alone: it need not wait until other
     /// consumers, which may always have something, have nothing.
     pub(super) fn little(&self) -> usize {
-        fixed_share(self.soft)
+        reserved_share(self.soft)
     }
 
     pub(super) fn limit_again(&self, is_starving: bool) -> usize {
@@ -185,20 +185,20 @@ impl Room {
     }
 
     /// The deliveries that have gone to other consumers since this was asked last.
-    pub(crate) fn take_strays(&mut self) -> Vec<(Queue, usize)> {
+    pub(crate) fn take_strays(&mut self) -> Vec<(QueueId, usize)> {
         std::mem::take(&mut self.strays)
     }
 
     /// A delivery has come again for a consumer that expects none.
-    pub(super) fn note_stray(&mut self, queue: Queue, cost: usize) {
+    pub(super) fn note_stray(&mut self, queue: QueueId, cost: usize) {
         if self.expected > 0 {
             self.strays.push((queue, cost));
         }
     }
 
     /// A delivery of this queue is for this consumer.
-    pub(crate) fn note_taker(&mut self, queue: Queue, consumer: ConsumerId) {
-        let takers = self.takers.entry(queue).or_insert(Takers {
+    pub(crate) fn note_taker(&mut self, queue: QueueId, consumer: ConsumerId) {
+        let takers = self.takers.entry(queue).or_insert(QueueConsumers {
             first: consumer,
             are_several: false,
         });
@@ -206,7 +206,7 @@ impl Room {
     }
 
     /// Whether several consumers of this connection have had deliveries of it.
-    pub(crate) fn is_shared(&self, queue: Queue) -> bool {
+    pub(crate) fn is_shared(&self, queue: QueueId) -> bool {
         let takers = self.takers.get(&queue);
         takers.is_some_and(|takers| takers.are_several)
     }

@@ -23,7 +23,7 @@ pub(super) fn unpinned(part: Bytes, held: usize) -> Bytes {
 
 /// Gives memory, and may get it back: it is taken by whoever drives the core, and given up in
 /// other threads.
-pub(crate) trait Memory: fmt::Debug + Default {
+pub(crate) trait Buffers: fmt::Debug + Default {
     /// An empty buffer with room for `size` bytes, and not for much more.
     fn take(&self, size: usize) -> Vec<u8>;
 
@@ -35,7 +35,7 @@ pub(crate) trait Memory: fmt::Debug + Default {
 }
 
 /// Straight from the allocator.
-impl Memory for () {
+impl Buffers for () {
     fn take(&self, size: usize) -> Vec<u8> {
         Vec::with_capacity(size)
     }

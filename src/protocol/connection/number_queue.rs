@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
-use super::super::event::{Event, NumberError, Out, Tokens};
-use super::{Connection, Router, State};
+use super::super::event::{Event, NumberError, Output, Tokens};
+use super::{Connection, ConnectionState, Router};
 
 /// One who waits.
 #[derive(Debug)]
-struct Waiting<T: Tokens> {
+struct QueuedOpener<T: Tokens> {
     /// By this its deadline is found.
     call: u64,
     /// The number that it wants; any, if none.
@@ -19,11 +19,11 @@ struct Waiting<T: Tokens> {
 
 /// Those who wait, in the order in which they asked.
 #[derive(Debug)]
-pub(super) struct Openers<T: Tokens> {
-    waiting: Vec<Waiting<T>>,
+pub(super) struct NumberQueue<T: Tokens> {
+    waiting: Vec<QueuedOpener<T>>,
 }
 
-impl<T: Tokens> Openers<T> {
+impl<T: Tokens> NumberQueue<T> {
     pub(super) fn new() -> Self {
         Self {
             waiting: Vec::new(),
@@ -31,10 +31,10 @@ impl<T: Tokens> Openers<T> {
     }
 
     /// The connection is over.
-    pub(super) fn lose(&mut self, out: &mut Out<T>) {
-        let openers = self.waiting.drain(..).map(|waiting| waiting.opener);
+    pub(super) fn lose(&mut self, out: &mut Output<T>) {
+        let number_queue = self.waiting.drain(..).map(|waiting| waiting.opener);
         out.events
-            .extend(openers.map(|opener| Event::OpenerLost { opener }));
+            .extend(number_queue.map(|opener| Event::OpenerLost { opener }));
     }
 }
 
@@ -51,15 +51,15 @@ impl<T: Tokens> Connection<T> {
         let Router {
             out,
             state,
-            openers,
+            number_queue,
             ..
         } = &mut self.router;
-        if !matches!(state, State::Open) {
+        if !matches!(state, ConnectionState::Open) {
             return out.events.push_back(Event::OpenerLost { opener });
         }
         let call = out.next_call();
         out.watch_until(0, call, Some(deadline));
-        openers.waiting.push(Waiting {
+        number_queue.waiting.push(QueuedOpener {
             call,
             number,
             deadline,
@@ -73,7 +73,7 @@ impl<T: Tokens> Router<T> {
     /// could have, that one need not wait either.
     pub(super) fn serve_openers(&mut self, number: u16) {
         let mut is_taken = false;
-        for waiting in std::mem::take(&mut self.openers.waiting) {
+        for waiting in std::mem::take(&mut self.number_queue.waiting) {
             let fits = waiting.number.is_none_or(|wanted| wanted == number);
             let is_served = fits && !std::mem::replace(&mut is_taken, true);
             if is_served || self.closing(waiting.number).is_none() {
@@ -82,16 +82,16 @@ impl<T: Tokens> Router<T> {
                 let opener = waiting.opener;
                 out.events.push_back(Event::NumberFree { opener });
             } else {
-                self.openers.waiting.push(waiting);
+                self.number_queue.waiting.push(waiting);
             }
         }
     }
 
     /// The deadline of `call` has passed.
     pub(super) fn time_out_opener(&mut self, call: u64) {
-        let waiting = &mut self.openers.waiting;
+        let waiting = &mut self.number_queue.waiting;
         if let Some(index) = waiting.iter().position(|waiting| waiting.call == call) {
-            let Waiting { number, opener, .. } = waiting.remove(index);
+            let QueuedOpener { number, opener, .. } = waiting.remove(index);
             // With nothing that closes it would have been served.
             let error = match self.closing(number) {
                 Some(number) => NumberError::Closing(number),

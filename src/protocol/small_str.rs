@@ -11,12 +11,12 @@ use std::sync::Arc;
 const INLINE_MAX: usize = 22;
 
 #[derive(Clone)]
-pub(crate) enum InlineStr {
+pub(crate) enum SmallStr {
     Inline { length: u8, bytes: [u8; INLINE_MAX] },
     Shared(Arc<str>),
 }
 
-impl InlineStr {
+impl SmallStr {
     pub(crate) const EMPTY: Self = Self::Inline {
         length: 0,
         bytes: [0; INLINE_MAX],
@@ -57,17 +57,17 @@ mod tests {
     fn it_holds_what_was_put_in_whatever_its_length() {
         for length in [0, 1, INLINE_MAX - 1, INLINE_MAX, INLINE_MAX + 1, 255, 300] {
             let text = "é".repeat(length / 2) + &"x".repeat(length % 2);
-            let string = InlineStr::new(&text);
+            let string = SmallStr::new(&text);
             assert_eq!(string.as_str(), text);
             assert_eq!(string.clone().as_bytes(), text.as_bytes());
-            let is_inline = matches!(string, InlineStr::Inline { .. });
+            let is_inline = matches!(string, SmallStr::Inline { .. });
             assert_eq!(is_inline, length <= INLINE_MAX);
         }
-        assert_eq!(InlineStr::EMPTY.as_str(), "");
+        assert_eq!(SmallStr::EMPTY.as_str(), "");
     }
 
     #[test]
     fn it_is_no_larger_than_it_says() {
-        assert_eq!(size_of::<InlineStr>(), 3 * size_of::<usize>());
+        assert_eq!(size_of::<SmallStr>(), 3 * size_of::<usize>());
     }
 }

@@ -33,7 +33,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::room::{Queue, Room};
+use super::read_room::{QueueId, ReadRoom};
 use super::wire::ShortString;
 
 /// How many deliveries are held back for one consumer. RabbitMQ's prefetch cannot be larger.
@@ -48,38 +48,38 @@ const ADDED_MAX: usize = 64;
 
 /// A delivery that is held back. (There may be many, so this takes 16 bytes.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Held {
+struct HeldDelivery {
     delivery_tag: u64,
-    message: Message,
+    message: HeldMessage,
 }
 
 /// The part of a message that stays the same when it is delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Message {
+struct HeldMessage {
     /// The bytes that it would take; a message of RabbitMQ has at most 512 MiB.
     cost: u32,
     /// Its place among those held back for the consumer.
     place: u32,
 }
 
-impl Message {
+impl HeldMessage {
     fn cost(self) -> usize {
         usize::try_from(self.cost).unwrap_or(usize::MAX)
     }
 }
 
 /// The consumers of one channel for which deliveries are held back or expected.
-pub(crate) type Holdings = HashMap<ShortString, Holding>;
+pub(crate) type HeldBackByTag = HashMap<ShortString, HeldBack>;
 
 /// The deliveries that are held back for one consumer, and those that are expected.
 #[derive(Debug)]
-pub(crate) struct Holding {
+pub(crate) struct HeldBack {
     /// By their places.
-    held: VecDeque<Held>,
+    held: VecDeque<HeldDelivery>,
     /// The place of the next one.
     next_place: u32,
     /// Those given back, the one that is due first in front.
-    expected: VecDeque<Message>,
+    expected: VecDeque<HeldMessage>,
     /// The places of those that were expected in vain, and may come all the same.
     overdue: VecDeque<u32>,
     /// Whether the last new delivery looked like one that comes again.
@@ -100,8 +100,8 @@ pub(crate) struct Holding {
 
 /// A consumer when something of it comes or may go back.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct State {
-    pub(crate) queue: Queue,
+pub(crate) struct ConsumerState {
+    pub(crate) queue: QueueId,
     /// Whether nothing waits to be taken for it.
     pub(crate) is_idle: bool,
     /// Whether it takes what fits, whatever the order.
@@ -130,7 +130,7 @@ pub(crate) enum Verdict {
     OutOfOrder,
 }
 
-impl Holding {
+impl HeldBack {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             held: VecDeque::new(),
@@ -158,7 +158,12 @@ impl Holding {
     }
 
     /// Judges a delivery, and notes it if it was expected.
-    pub(crate) fn judge(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
+    pub(crate) fn judge(
+        &mut self,
+        arrival: Arrival,
+        state: ConsumerState,
+        room: &mut ReadRoom,
+    ) -> Verdict {
         self.last_arrival = room.now();
         if state.takes_any {
             return self.judge_any(arrival, state, room);
@@ -181,7 +186,12 @@ impl Holding {
     }
 
     /// The same for a consumer that takes what fits.
-    fn judge_any(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
+    fn judge_any(
+        &mut self,
+        arrival: Arrival,
+        state: ConsumerState,
+        room: &mut ReadRoom,
+    ) -> Verdict {
         // For each that goes back another one comes.
         match self.expected.pop_front() {
             Some(message) => {
@@ -205,7 +215,12 @@ impl Holding {
         }
     }
 
-    fn judge_new(&mut self, arrival: Arrival, state: State, room: &mut Room) -> Verdict {
+    fn judge_new(
+        &mut self,
+        arrival: Arrival,
+        state: ConsumerState,
+        room: &mut ReadRoom,
+    ) -> Verdict {
         // A queue has those in front that were delivered before, so another consumer had this one.
         if arrival.redelivered && (self.has_seen_unmarked || self.is_drained) {
             return Verdict::OutOfOrder;
@@ -229,7 +244,7 @@ impl Holding {
     }
 
     /// The place of the one that comes again now. An overdue one is older than one that is due.
-    fn take_expected(&mut self, room: &mut Room) -> Option<u32> {
+    fn take_expected(&mut self, room: &mut ReadRoom) -> Option<u32> {
         let due = self.expected.pop_front();
         if let Some(message) = due {
             room.end_expected(message.cost());
@@ -267,16 +282,16 @@ impl Holding {
             self.next_place
         });
         let cost = u32::try_from(cost).unwrap_or(u32::MAX);
-        let held = Held {
+        let held = HeldDelivery {
             delivery_tag,
-            message: Message { cost, place },
+            message: HeldMessage { cost, place },
         };
         let index = self.held.partition_point(|it| it.message.place <= place);
         self.held.insert(index, held);
     }
 
     /// The oldest one, if it would fit.
-    pub(crate) fn give_back(&mut self, state: State, room: &mut Room) -> Option<u64> {
+    pub(crate) fn give_back(&mut self, state: ConsumerState, room: &mut ReadRoom) -> Option<u64> {
         if !self.can_give_back(state, room) {
             return None;
         }
@@ -294,38 +309,38 @@ impl Holding {
     }
 
     /// Whether [`give_back`](Self::give_back) would give one back now.
-    pub(crate) fn can_give_back(&self, state: State, room: &Room) -> bool {
+    pub(crate) fn can_give_back(&self, state: ConsumerState, room: &ReadRoom) -> bool {
         let may_be_confused = self.new_are_marked && !state.takes_any;
         self.first_fits(state.is_idle, room)
             && (!may_be_confused || self.all_has_come(state, room.now()))
     }
 
-    fn first_fits(&self, is_idle: bool, room: &Room) -> bool {
+    fn first_fits(&self, is_idle: bool, room: &ReadRoom) -> bool {
         let is_starving = is_idle && self.expected.is_empty();
         let first = self.held.front();
         first.is_some_and(|first| room.fits_again(first.message.cost(), is_starving))
     }
 
     /// Whether what comes next can only be what is given back now.
-    fn all_has_come(&self, state: State, now: Instant) -> bool {
+    fn all_has_come(&self, state: ConsumerState, now: Instant) -> bool {
         let is_filled = state.prefetch > 0 && self.held.len() >= state.prefetch.into();
         // Each delivery that the program has yet to acknowledge makes room for a new one.
         let is_quiet = self.is_drained || state.is_idle && self.is_quiet(state, now);
         self.expected.is_empty() && (is_filled || is_quiet)
     }
 
-    fn is_quiet(&self, state: State, now: Instant) -> bool {
+    fn is_quiet(&self, state: ConsumerState, now: Instant) -> bool {
         self.last_progress(state) + QUIET <= now
     }
 
     /// When the wire brought something last behind which there may be more for this consumer.
-    fn last_progress(&self, state: State) -> Instant {
+    fn last_progress(&self, state: ConsumerState) -> Instant {
         let part = state.last_part.unwrap_or(self.last_arrival);
         part.max(self.last_arrival)
     }
 
     /// Below how many waiting bytes the oldest one may fit.
-    pub(crate) fn fits_below(&self, room: &Room) -> Option<usize> {
+    pub(crate) fn fits_below(&self, room: &ReadRoom) -> Option<usize> {
         let first = self.held.front()?;
         let limit = room.limit_again(self.expected.is_empty());
         let other = room.announced() + room.expected();
@@ -337,14 +352,14 @@ impl Holding {
     }
 
     /// When nothing is expected any more, or nothing new is on its way.
-    pub(crate) fn deadline(&self, state: State, room: &Room) -> Option<Instant> {
+    pub(crate) fn deadline(&self, state: ConsumerState, room: &ReadRoom) -> Option<Instant> {
         let expected = (!self.expected.is_empty()).then(|| self.lapses_at(state));
         let quiet = self.last_progress(state) + QUIET;
         let quiet = (self.new_are_marked && quiet > room.now()).then_some(quiet);
         expected.into_iter().chain(quiet).min()
     }
 
-    fn lapses_at(&self, state: State) -> Instant {
+    fn lapses_at(&self, state: ConsumerState) -> Instant {
         // Deliveries that were given back come behind all that the broker had sent before. Without
         // a prefetch there may be no end of that.
         let is_endless = state.takes_any || state.prefetch == 0;
@@ -356,8 +371,8 @@ impl Holding {
 
     /// Another consumer of the queue seems to have got what this one gave back: a message of this
     /// cost. Whether something like that was expected.
-    pub(crate) fn give_up(&mut self, cost: usize, room: &mut Room) -> bool {
-        let is_alike = |message: &Message| message.cost().abs_diff(cost) <= ADDED_MAX;
+    pub(crate) fn give_up(&mut self, cost: usize, room: &mut ReadRoom) -> bool {
+        let is_alike = |message: &HeldMessage| message.cost().abs_diff(cost) <= ADDED_MAX;
         let Some(index) = self.expected.iter().position(is_alike) else {
             return false;
         };
@@ -372,7 +387,7 @@ impl Holding {
     /// Expects nothing any more, if it is time. Whether this consumer should take what fits from
     /// now on, for again and again new ones come instead, or nothing does.
     #[must_use]
-    pub(crate) fn lapse(&mut self, state: State, room: &mut Room) -> bool {
+    pub(crate) fn lapse(&mut self, state: ConsumerState, room: &mut ReadRoom) -> bool {
         if self.expected.is_empty() || self.lapses_at(state) > room.now() {
             return false;
         }
@@ -386,7 +401,7 @@ impl Holding {
     }
 
     /// Ends it; the numbers of what is held back.
-    pub(crate) fn end(self, room: &mut Room) -> impl Iterator<Item = u64> + use<> {
+    pub(crate) fn end(self, room: &mut ReadRoom) -> impl Iterator<Item = u64> + use<> {
         for message in self.expected {
             room.end_expected(message.cost());
         }

@@ -28,35 +28,35 @@
 //!  +-- close (the broker's): answered, end of stream, protocol error, silence --> closed
 //! ```
 
-mod openers;
-mod room;
+mod held_back;
+mod number_queue;
 mod router;
 mod secret_updates;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use self::openers::Openers;
-use self::router::{Blocked, Router, State};
+use self::number_queue::NumberQueue;
+use self::router::{Blocked, ConnectionState, Router};
 use self::secret_updates::SecretUpdates;
 use super::channel::Channel;
 use super::content::SizeLimit;
+use super::delivery_batch::Batch;
 use super::event::{
-    Call, CallFailure, ChannelId, Event, Gate, NumberError, Out, Reply, Termination, Tokens,
+    Call, CallFailure, ChannelId, Event, Gate, NumberError, Output, Reply, Termination, Tokens,
 };
 use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, basic, channel, connection};
+use super::read_room::ReadRoom;
 use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use super::room::Room;
-use super::run::Run;
 use super::settlements::Change;
 use super::wire::ShortString;
 
 /// The bounds of a connection, beside those that were negotiated.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct ConnectionLimits {
     pub(crate) message_size: SizeLimit,
     /// How many bytes of deliveries may wait to be taken before reading pauses; twice that is the
     /// most that waits.
@@ -77,15 +77,15 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn new(
         decoder: FrameDecoder,
         negotiated: &Negotiated,
-        limits: Limits,
+        limits: ConnectionLimits,
         now: Instant,
     ) -> Self {
-        let room = Room::new(limits.read_budget, now);
+        let room = ReadRoom::new(limits.read_budget, now);
         let interval = Duration::from_secs(negotiated.heartbeat.into());
         let mut connection = Self {
             decoder,
             router: Router {
-                out: Out::new(negotiated.frame_max as usize, room),
+                out: Output::new(negotiated.frame_max as usize, room),
                 channel_max: negotiated.channel_max,
                 message_size: limits.message_size,
                 channels: vec![None],
@@ -98,8 +98,8 @@ impl<T: Tokens> Connection<T> {
                 },
                 frames_received: 0,
                 secret_updates: SecretUpdates::new(),
-                openers: Openers::new(),
-                state: State::Open,
+                number_queue: NumberQueue::new(),
+                state: ConnectionState::Open,
             },
         };
         connection.received(0, now);
@@ -131,7 +131,7 @@ impl<T: Tokens> Connection<T> {
     /// The stream has ended. After our close this is as good as a close-ok.
     pub(crate) fn ended(&mut self) {
         match &self.router.state {
-            State::Closing { reason, .. } => {
+            ConnectionState::Closing { reason, .. } => {
                 let reason = reason.clone();
                 self.terminate(Termination::Closed(reason));
             }
@@ -145,21 +145,21 @@ impl<T: Tokens> Connection<T> {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        matches!(self.router.state, State::Closed)
+        matches!(self.router.state, ConnectionState::Closed)
     }
 
     /// Whether our close waits for its answer.
     pub(crate) fn is_closing(&self) -> bool {
-        matches!(self.router.state, State::Closing { .. })
+        matches!(self.router.state, ConnectionState::Closing { .. })
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<Event<T>> {
         self.router.out.poll_event()
     }
 
-    /// Takes back the memory of a list of runs, which is empty by now.
-    pub(crate) fn reuse(&mut self, runs: VecDeque<Run>) {
-        self.router.out.reuse(runs);
+    /// Takes back the memory of a list of batches, which is empty by now.
+    pub(crate) fn reuse(&mut self, batches: VecDeque<Batch>) {
+        self.router.out.reuse(batches);
     }
 
     /// Bytes for the peer, in order.
@@ -198,7 +198,7 @@ impl<T: Tokens> Connection<T> {
     /// Whether anybody waits for something that only reading can bring.
     pub(crate) fn is_awaited(&self) -> bool {
         self.router.out.first_deadline().is_some()
-            || matches!(self.router.state, State::Closing { .. })
+            || matches!(self.router.state, ConnectionState::Closing { .. })
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due; never after the end.
@@ -209,7 +209,7 @@ impl<T: Tokens> Connection<T> {
         let router = &self.router;
         let call = router.out.first_deadline();
         let close = match router.state {
-            State::Closing { deadline, .. } => Some(deadline),
+            ConnectionState::Closing { deadline, .. } => Some(deadline),
             _ => None,
         };
         let heartbeat = router.heartbeat.deadline();
@@ -234,10 +234,10 @@ impl<T: Tokens> Connection<T> {
             }
         }
         match &router.state {
-            State::Closing { deadline, .. } if *deadline <= now => {
+            ConnectionState::Closing { deadline, .. } if *deadline <= now => {
                 return router.terminate(Termination::CloseTimedOut);
             }
-            State::Closed => return,
+            ConnectionState::Closed => return,
             _ => {}
         }
         router.out.room.set_now(now);
@@ -278,7 +278,7 @@ impl<T: Tokens> Connection<T> {
         deadline: Instant,
     ) {
         let router = &mut self.router;
-        if !matches!(router.state, State::Open) {
+        if !matches!(router.state, ConnectionState::Open) {
             return router.out.fail(Some(call), CallFailure::Closed);
         }
         let call = Call {
@@ -299,7 +299,7 @@ impl<T: Tokens> Connection<T> {
 
     /// Whether a channel may still be spoken on.
     pub(crate) fn is_open(&self, id: ChannelId) -> bool {
-        matches!(self.router.state, State::Open)
+        matches!(self.router.state, ConnectionState::Open)
             && self
                 .router
                 .find(id)
@@ -309,11 +309,11 @@ impl<T: Tokens> Connection<T> {
     /// Whether a publish or a settlement may go out on a channel now. If so, it has to.
     pub(crate) fn gate(&mut self, id: ChannelId) -> Gate {
         match self.router.state {
-            State::Open => {
+            ConnectionState::Open => {
                 let channel = self.router.find_mut(id);
                 channel.map_or(Gate::Closed, Channel::gate)
             }
-            State::Closing { .. } | State::Closed => Gate::Closed,
+            ConnectionState::Closing { .. } | ConnectionState::Closed => Gate::Closed,
         }
     }
 
@@ -463,7 +463,7 @@ impl<T: Tokens> Connection<T> {
     /// the connection, or at its own deadline.
     pub(crate) fn close(&mut self, code: ReplyCode, text: ShortString, deadline: Instant) {
         let router = &mut self.router;
-        if !matches!(router.state, State::Open) {
+        if !matches!(router.state, ConnectionState::Open) {
             return;
         }
         let close = connection::Close::default()
@@ -473,6 +473,6 @@ impl<T: Tokens> Connection<T> {
         // This has a deadline of its own, and does not hear of an end of that.
         router.blocked.since = None;
         let reason = CloseReason::new(ClosedBy::Application, code, text, None);
-        router.state = State::Closing { reason, deadline };
+        router.state = ConnectionState::Closing { reason, deadline };
     }
 }

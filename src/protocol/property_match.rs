@@ -19,7 +19,7 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// How much the properties that came back are those that were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Likeness {
+pub(super) enum PropertyMatch {
     Equal,
     /// All that was sent is there, and something else with it.
     Extended,
@@ -27,13 +27,13 @@ pub(super) enum Likeness {
 }
 
 /// The properties that came back, to be compared with many.
-pub(super) struct Pattern<'a> {
+pub(super) struct ReturnedProperties<'a> {
     received: &'a ReceivedProperties,
     /// Read when they are needed: mostly the bytes are the same.
-    read: OnceCell<Parts>,
+    read: OnceCell<ComparableProperties>,
 }
 
-impl<'a> Pattern<'a> {
+impl<'a> ReturnedProperties<'a> {
     pub(super) fn new(received: &'a ReceivedProperties) -> Self {
         Self {
             received,
@@ -42,24 +42,26 @@ impl<'a> Pattern<'a> {
     }
 
     /// Compares them with `sent`, flags and fields as they went out.
-    pub(super) fn likeness(&self, sent: &[u8]) -> Likeness {
+    pub(super) fn likeness(&self, sent: &[u8]) -> PropertyMatch {
         if self.received.are(sent) {
-            return Likeness::Equal;
+            return PropertyMatch::Equal;
         }
-        let received = self.read.get_or_init(|| Parts::new(self.received.read()));
-        Parts::new(BasicProperties::read(sent)).likeness(received)
+        let received = self
+            .read
+            .get_or_init(|| ComparableProperties::new(self.received.read()));
+        ComparableProperties::new(BasicProperties::read(sent)).likeness(received)
     }
 }
 
 /// Properties apart from what may be added to them.
-struct Parts {
+struct ComparableProperties {
     headers: FieldTable,
     timestamp: Option<u64>,
     reply_to: Option<ShortString>,
     rest: BasicProperties,
 }
 
-impl Parts {
+impl ComparableProperties {
     fn new(mut properties: BasicProperties) -> Self {
         Self {
             headers: properties.headers.take().unwrap_or_default(),
@@ -69,7 +71,7 @@ impl Parts {
         }
     }
 
-    fn likeness(&self, received: &Self) -> Likeness {
+    fn likeness(&self, received: &Self) -> PropertyMatch {
         // What cannot be read can only be compared as bytes.
         let are_read = [self, received].map(|parts| parts.rest.undecoded().is_none());
         let is_kept = are_read == [true; 2]
@@ -77,9 +79,9 @@ impl Parts {
             && self.has_reply_to_of(received)
             && (self.timestamp.is_none() || self.timestamp == received.timestamp);
         match is_kept.then(|| self.are_headers_equal(received)).flatten() {
-            None => Likeness::Different,
-            Some(true) if self.timestamp == received.timestamp => Likeness::Equal,
-            Some(_) => Likeness::Extended,
+            None => PropertyMatch::Different,
+            Some(true) if self.timestamp == received.timestamp => PropertyMatch::Equal,
+            Some(_) => PropertyMatch::Extended,
         }
     }
 
@@ -126,9 +128,9 @@ mod tests {
         out
     }
 
-    fn likeness(sent: &BasicProperties, received: &BasicProperties) -> Likeness {
+    fn likeness(sent: &BasicProperties, received: &BasicProperties) -> PropertyMatch {
         let received = ReceivedProperties::new(&encoded(received));
-        Pattern::new(&received).likeness(&encoded(sent))
+        ReturnedProperties::new(&received).likeness(&encoded(sent))
     }
 
     fn with(headers: FieldTable) -> BasicProperties {
@@ -139,19 +141,19 @@ mod tests {
     fn headers_may_come_back_in_another_order_and_with_others() {
         let sent = with(FieldTable::from([("b", 1), ("a", 2)]));
         let sorted = with(FieldTable::from([("a", 2), ("b", 1)]));
-        assert_eq!(likeness(&sent, &sorted), Likeness::Equal);
+        assert_eq!(likeness(&sent, &sorted), PropertyMatch::Equal);
         let more = with(FieldTable::from([("a", 2), ("b", 1), ("added", 3)]));
-        assert_eq!(likeness(&sent, &more), Likeness::Extended);
-        assert_eq!(likeness(&more, &sent), Likeness::Different);
+        assert_eq!(likeness(&sent, &more), PropertyMatch::Extended);
+        assert_eq!(likeness(&more, &sent), PropertyMatch::Different);
         let other = with(FieldTable::from([("a", 2), ("b", 2)]));
-        assert_eq!(likeness(&sent, &other), Likeness::Different);
+        assert_eq!(likeness(&sent, &other), PropertyMatch::Different);
         let renamed = with(FieldTable::from([("a", 2), ("c", 1)]));
-        assert_eq!(likeness(&sent, &renamed), Likeness::Different);
+        assert_eq!(likeness(&sent, &renamed), PropertyMatch::Different);
         let mut reversed: Vec<_> = one_of_each().iter().map(own).collect();
         reversed.reverse();
         let all = with(one_of_each());
         let reversed = with(reversed.into_iter().collect());
-        assert_eq!(likeness(&all, &reversed), Likeness::Equal);
+        assert_eq!(likeness(&all, &reversed), PropertyMatch::Equal);
     }
 
     fn own((name, value): (&str, &FieldValue)) -> (String, FieldValue) {
@@ -163,15 +165,15 @@ mod tests {
         for name in ["BCC", "x-resent"] {
             let sent = with(FieldTable::from([(name, "q"), ("CC", "r")]));
             let received = with(FieldTable::from([("CC", "r")]));
-            assert_eq!(likeness(&sent, &received), Likeness::Equal);
-            assert_eq!(likeness(&sent, &sent), Likeness::Equal);
+            assert_eq!(likeness(&sent, &received), PropertyMatch::Equal);
+            assert_eq!(likeness(&sent, &sent), PropertyMatch::Equal);
             let none = BasicProperties::new().message_id("m");
             let blind_only = with(FieldTable::from([(name, "q")]));
-            assert_eq!(likeness(&blind_only, &none), Likeness::Equal);
+            assert_eq!(likeness(&blind_only, &none), PropertyMatch::Equal);
         }
         let copied = with(FieldTable::from([("CC", "r")]));
         let none = BasicProperties::new().message_id("m");
-        assert_eq!(likeness(&copied, &none), Likeness::Different);
+        assert_eq!(likeness(&copied, &none), PropertyMatch::Different);
     }
 
     #[test]
@@ -192,9 +194,9 @@ mod tests {
         for say in says {
             let [one, other] = ["a", "bb"].map(|text| say(none.clone(), text));
             for (sent, received) in [(&one, &other), (&one, &none), (&none, &one)] {
-                assert_eq!(likeness(sent, received), Likeness::Different);
+                assert_eq!(likeness(sent, received), PropertyMatch::Different);
             }
-            assert_eq!(likeness(&one, &one), Likeness::Equal);
+            assert_eq!(likeness(&one, &one), PropertyMatch::Equal);
         }
     }
 
@@ -203,7 +205,7 @@ mod tests {
         let to = |name: &str| BasicProperties::new().reply_to(name).message_id("1");
         let (ours, answers) = (to(DIRECT_REPLY_TO), to("answers"));
         let filled = to("amq.rabbitmq.reply-to.g1h2AA5yZXBs.==");
-        assert_eq!(likeness(&ours, &filled), Likeness::Equal);
+        assert_eq!(likeness(&ours, &filled), PropertyMatch::Equal);
         let none = BasicProperties::new().message_id("1");
         for (sent, received) in [
             (&ours, &filled.clone().message_id("2")),
@@ -212,7 +214,7 @@ mod tests {
             (&answers, &to("answers.2")),
             (&ours, &none),
         ] {
-            assert_eq!(likeness(sent, received), Likeness::Different);
+            assert_eq!(likeness(sent, received), PropertyMatch::Different);
         }
     }
 
@@ -225,24 +227,27 @@ mod tests {
                 None => properties,
             }
         });
-        assert_eq!(likeness(&none, &one), Likeness::Extended);
-        assert_eq!(likeness(&one, &none), Likeness::Different);
-        assert_eq!(likeness(&one, &other), Likeness::Different);
+        assert_eq!(likeness(&none, &one), PropertyMatch::Extended);
+        assert_eq!(likeness(&one, &none), PropertyMatch::Different);
+        assert_eq!(likeness(&one, &other), PropertyMatch::Different);
     }
 
     #[test]
     fn what_cannot_be_read_is_compared_as_bytes() {
         let strange = b"\xa0\0\x01x\0\0\0\x03\x01a?";
         let received = ReceivedProperties::new(strange);
-        let pattern = Pattern::new(&received);
-        assert_eq!(pattern.likeness(strange), Likeness::Equal);
+        let pattern = ReturnedProperties::new(&received);
+        assert_eq!(pattern.likeness(strange), PropertyMatch::Equal);
         let plain = encoded(&BasicProperties::new().content_type("x"));
-        assert_eq!(pattern.likeness(&plain), Likeness::Different);
+        assert_eq!(pattern.likeness(&plain), PropertyMatch::Different);
     }
 
     #[test]
     fn no_properties_are_none_however_they_are_said() {
         let received = ReceivedProperties::new(&[]);
-        assert_eq!(Pattern::new(&received).likeness(&[0, 0]), Likeness::Equal);
+        assert_eq!(
+            ReturnedProperties::new(&received).likeness(&[0, 0]),
+            PropertyMatch::Equal
+        );
     }
 }

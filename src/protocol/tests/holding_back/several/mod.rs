@@ -1,6 +1,6 @@
 //! Deliveries that are held back for one of several consumers. The test is the broker.
 
-use super::super::super::holding::HELD_MAX;
+use super::super::super::held_back::HELD_MAX;
 use super::*;
 
 mod rules;
@@ -120,16 +120,16 @@ impl Table {
             match event {
                 Event::Deliveries {
                     consumer,
-                    runs,
-                    is_fixed,
+                    batches,
+                    never_held_back,
                 } => {
                     let mut eaters = self.eaters.iter();
                     let eater = eaters.find(|it| Rc::ptr_eq(&it.token, &consumer)).unwrap();
-                    for mut run in runs {
-                        while let Some(packed) = run.pop() {
-                            let cost = run.cost_of(&packed);
+                    for mut batch in batches {
+                        while let Some(packed) = batch.pop() {
+                            let cost = batch.cost_of(&packed);
                             let delivery = delivery_tag(&packed.unpack());
-                            let taken_in = Log::TakenIn(eater.tag, delivery, is_fixed);
+                            let taken_in = Log::TakenIn(eater.tag, delivery, never_held_back);
                             self.log.push(taken_in);
                             let mut taker = consumer.borrow_mut();
                             taker.waiting.push_back((delivery, 0, cost));
@@ -337,8 +337,8 @@ fn a_recover_makes_room_to_hold_back_again() {
     for tag in 70_001..=71_000 {
         table.deliver("a", tag, true, 1000);
     }
-    let is_fixed = |it: &Log| matches!(it, Log::TakenIn(.., true));
-    assert!(!table.log[before..].iter().any(is_fixed));
+    let never_held_back = |it: &Log| matches!(it, Log::TakenIn(.., true));
+    assert!(!table.log[before..].iter().any(never_held_back));
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! What becomes of a content that is whole.
 
-use super::super::consumers::{Consumers, Taker};
+use super::super::consumers::{Consumers, Recipient};
 use super::super::content::{Content, ContentMethod, Head, Parts, is_of_stream, may_be_of_stream};
+use super::super::delivery_batch::Delivery;
 use super::super::errors::ProtocolError;
-use super::super::event::{Event, Out, Tokens};
-use super::super::names::Names;
+use super::super::event::{Event, Output, Tokens};
+use super::super::last_names::LastNames;
 use super::super::reply_code::{ClosedBy, ReplyCode};
-use super::super::run::Delivery;
 use super::Channel;
 
 /// A content that no consumer takes.
-pub(super) enum Left {
+pub(super) enum Undelivered {
     Got(Content),
     Returned(Content),
     Unwanted {
@@ -25,12 +25,12 @@ pub(super) enum Left {
 pub(super) fn deliver<T: Tokens>(
     channel: u16,
     consumers: &mut Consumers<T::Consumer>,
-    names: &Names,
+    names: &LastNames,
     is_transactional: bool,
     head: Head,
     parts: Parts<'_>,
-    out: &mut Out<T>,
-) -> Option<Left> {
+    out: &mut Output<T>,
+) -> Option<Undelivered> {
     let content = |method, parts: Parts<'_>| {
         let (properties, body) = parts.unpack();
         Content {
@@ -45,19 +45,22 @@ pub(super) fn deliver<T: Tokens>(
             redelivered,
         } => (delivery_tag, redelivered),
         Head::GetOk(get_ok) => {
-            return Some(Left::Got(content(ContentMethod::GetOk(*get_ok), parts)));
+            return Some(Undelivered::Got(content(
+                ContentMethod::GetOk(*get_ok),
+                parts,
+            )));
         }
         Head::Return(returned) => {
             let method = ContentMethod::Return(*returned);
-            return Some(Left::Returned(content(method, parts)));
+            return Some(Undelivered::Returned(content(method, parts)));
         }
     };
     let tag = names.consumer_tag();
-    let (no_ack, is_of_queue) = match consumers.taker(tag, names.tag_version()) {
-        Taker::Consumer(consumer) if !consumer.discard => {
+    let (no_ack, is_of_queue) = match consumers.recipient(tag, names.tag_version()) {
+        Recipient::Consumer(consumer) if !consumer.discard => {
             let shows_queue = !consumer.is_of_queue && !may_be_of_stream(parts.properties());
             let is_of_queue = consumer.is_of_queue || shows_queue;
-            let is_fixed = consumer.is_fixed() || is_transactional || !is_of_queue;
+            let never_held_back = consumer.never_held_back() || is_transactional || !is_of_queue;
             if shows_queue {
                 // First, for whoever has the delivery may have to give it back.
                 let consumer = consumer.token.clone();
@@ -69,18 +72,23 @@ pub(super) fn deliver<T: Tokens>(
                 names,
                 parts,
             };
-            out.deliver(channel, || consumer.token.clone(), is_fixed, delivery);
+            out.deliver(
+                channel,
+                || consumer.token.clone(),
+                never_held_back,
+                delivery,
+            );
             if shows_queue {
                 consumers.note_queue(tag);
             }
             return None;
         }
-        Taker::Consumer(consumer) => (consumer.no_ack, consumer.is_of_queue),
-        Taker::Ghost {
+        Recipient::Consumer(consumer) => (consumer.no_ack, consumer.is_of_queue),
+        Recipient::Cancelled {
             no_ack,
             is_of_queue,
         } => (no_ack, is_of_queue),
-        Taker::Nobody => {
+        Recipient::Unknown => {
             log::debug!("a delivery came for the unknown consumer {tag}");
             return None;
         }
@@ -90,7 +98,7 @@ pub(super) fn deliver<T: Tokens>(
         consumers.note_queue(tag);
     }
     let is_of_queue = is_of_queue || shows_queue;
-    Some(Left::Unwanted {
+    Some(Undelivered::Unwanted {
         delivery_tag,
         no_ack,
         is_of_queue,
@@ -103,7 +111,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         size: u32,
         limit: u32,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<(), ProtocolError> {
         if self.closing {
             return Ok(());

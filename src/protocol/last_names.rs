@@ -21,7 +21,7 @@ impl Origin {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Names {
+pub(crate) struct LastNames {
     consumer_tag: ShortString,
     origin: Origin,
     /// The same as it came, lengths included.
@@ -31,7 +31,7 @@ pub(crate) struct Names {
     origin_version: u64,
 }
 
-impl Names {
+impl LastNames {
     pub(crate) fn consumer_tag(&self) -> &ShortString {
         &self.consumer_tag
     }
@@ -95,7 +95,7 @@ impl Names {
 }
 
 #[cfg(test)]
-impl Names {
+impl LastNames {
     /// Sets all of them, as a delivery does.
     pub(super) fn set(&mut self, consumer_tag: &str, exchange: &str, routing_key: &str) {
         let deliver = super::methods::basic::Deliver::default()
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_delivery_reads_as_the_table_does_whatever_came_before() {
-        let mut names = Names::default();
+        let mut names = LastNames::default();
         let mut versions = (0, 0);
         for (tag, redelivered, consumer_tag, exchange, routing_key) in [
             (1, false, "tag", "exchange", "key"),
@@ -160,7 +160,7 @@ mod tests {
     fn what_follows_the_names_is_not_kept() {
         let mut whole = arguments(&basic::Deliver::default().routing_key("key"));
         whole.extend([0; 1000]);
-        let mut names = Names::default();
+        let mut names = LastNames::default();
         for _ in 0..2 {
             names.read_deliver(&whole).unwrap();
             assert_eq!(names.origin().routing_key, "key");
@@ -177,7 +177,7 @@ mod tests {
         let whole = arguments(&deliver);
         for known in [false, true] {
             for length in 0..whole.len() {
-                let mut names = Names::default();
+                let mut names = LastNames::default();
                 if known {
                     names.read_deliver(&whole).unwrap();
                 }

@@ -13,11 +13,11 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
+use super::buffers::{Buffers, NEIGHBOURS, SHARED_MIN};
 use super::content::{Content, ContentMethod, Parts, unpack};
-use super::memory::{Memory, NEIGHBOURS, SHARED_MIN};
+use super::last_names::{LastNames, Origin};
 use super::methods::basic;
-use super::names::{Names, Origin};
-use super::room::MESSAGE_OVERHEAD;
+use super::read_room::MESSAGE_OVERHEAD;
 use super::wire::ShortString;
 
 /// The largest message that shares memory.
@@ -25,7 +25,7 @@ const SHARED_MAX: usize = 2 * 1024;
 
 /// Messages for one consumer with successive numbers.
 #[derive(Debug)]
-pub(crate) struct Run {
+pub(crate) struct Batch {
     consumer_tag: ShortString,
     /// The number of the first message that is left.
     first: u64,
@@ -80,8 +80,8 @@ impl Extent {
     }
 }
 
-impl Run {
-    fn new(first: u64, names: &Names) -> Self {
+impl Batch {
+    fn new(first: u64, names: &LastNames) -> Self {
         Self {
             consumer_tag: names.consumer_tag().clone(),
             first,
@@ -124,7 +124,7 @@ impl Run {
 
     /// What a message costs that was just taken out: as the last one, also what all of them
     /// had in common.
-    pub(crate) fn cost_of(&self, message: &Packed) -> usize {
+    pub(crate) fn cost_of(&self, message: &PackedDelivery) -> usize {
         let shared = match self.is_empty() {
             true => MESSAGE_OVERHEAD + self.origins_size,
             false => 0,
@@ -147,7 +147,7 @@ impl Run {
     }
 
     /// Takes the first message.
-    pub(crate) fn pop(&mut self) -> Option<Packed> {
+    pub(crate) fn pop(&mut self) -> Option<PackedDelivery> {
         let extent = match self.extent.take() {
             Some(extent) => extent,
             None => Extent::read(&mut self.bytes)?,
@@ -163,7 +163,7 @@ impl Run {
             true => std::mem::take(&mut self.bytes),
             false => self.bytes.split_to(extent.size()),
         };
-        Some(Packed {
+        Some(PackedDelivery {
             deliver: basic::Deliver {
                 consumer_tag: self.consumer_tag.clone(),
                 delivery_tag,
@@ -188,7 +188,7 @@ fn pop_front_if<T>(queue: &mut VecDeque<T>, so: impl FnOnce(&mut T) -> bool) -> 
 
 /// A message that was taken, with properties as they came.
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub(crate) struct PackedDelivery {
     deliver: basic::Deliver,
     properties: usize,
     bytes: Bytes,
@@ -196,7 +196,7 @@ pub(crate) struct Packed {
     held: usize,
 }
 
-impl Packed {
+impl PackedDelivery {
     /// What its body and properties take on the wire.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
@@ -212,14 +212,14 @@ impl Packed {
     }
 }
 
-/// What makes runs of the deliveries of a connection.
+/// What makes batches of the deliveries of a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Packer<M> {
+pub(crate) struct BatchWriter<M> {
     /// Whose the last delivery was.
     last: Option<Last>,
     /// Whether its run may grow: then its bytes are still in the chunk.
     is_open: bool,
-    /// The bytes of that run, with room behind them.
+    /// The bytes of that batch, with room behind them.
     chunk: Vec<u8>,
     memory: M,
 }
@@ -232,35 +232,35 @@ struct Last {
     origin: u64,
 }
 
-impl<M: Memory> Packer<M> {
+impl<M: Buffers> BatchWriter<M> {
     pub(crate) fn is_open(&self) -> bool {
         self.is_open
     }
 
-    /// Whether a delivery goes to the consumer of the last run in `runs`, which is the last
+    /// Whether a delivery goes to the consumer of the last run in `batches`, which is the last
     /// one made, and is the next one there.
     // For each delivery.
     #[inline]
     pub(crate) fn continues(
         &self,
-        runs: &VecDeque<Run>,
+        batches: &VecDeque<Batch>,
         channel: u16,
         delivery_tag: u64,
-        names: &Names,
+        names: &LastNames,
     ) -> bool {
         let is_of_same = |last: &Last| last.channel == channel && last.tag == names.tag_version();
         self.last.as_ref().is_some_and(is_of_same)
-            && runs
+            && batches
                 .back()
-                .is_some_and(|run| run.last().checked_add(1) == Some(delivery_tag))
+                .is_some_and(|batch| batch.last().checked_add(1) == Some(delivery_tag))
     }
 
-    /// Adds a delivery: to the last run in `runs`, or as a new one. That one has to be sealed
-    /// if it is not in `runs`; with others in there, this delivery continues them. Gives what
+    /// Adds a delivery: to the last run in `batches`, or as a new one. That one has to be sealed
+    /// if it is not in `batches`; with others in there, this delivery continues them. Gives what
     /// that costs.
     pub(crate) fn add(
         &mut self,
-        runs: &mut VecDeque<Run>,
+        batches: &mut VecDeque<Batch>,
         channel: u16,
         delivery: Delivery<'_>,
     ) -> usize {
@@ -275,8 +275,8 @@ impl<M: Memory> Packer<M> {
         let grows = self.is_open && size <= SHARED_MAX && room >= size + EXTENT_SIZE;
         let mut cost = size + EXTENT_OVERHEAD;
         if !grows {
-            self.seal(runs);
-            runs.push_back(Run::new(delivery.tag, names));
+            self.seal(batches);
+            batches.push_back(Batch::new(delivery.tag, names));
             cost += MESSAGE_OVERHEAD + names.origin().size();
             self.last = Some(Last {
                 channel,
@@ -284,20 +284,21 @@ impl<M: Memory> Packer<M> {
                 origin: names.origin_version(),
             });
         }
-        let (Some(run), Some(last)) = (runs.back_mut(), &mut self.last) else {
+        let (Some(batch), Some(last)) = (batches.back_mut(), &mut self.last) else {
             return cost;
         };
         if last.origin != names.origin_version() {
             last.origin = names.origin_version();
             cost += names.origin().size();
-            run.origins_size += names.origin().size();
-            run.origins
+            batch.origins_size += names.origin().size();
+            batch
+                .origins
                 .push_back((delivery.tag, names.origin().clone()));
         }
-        run.count += 1;
+        batch.count += 1;
         if size > SHARED_MAX {
-            run.extent = Some(extent);
-            run.set_bytes(parts.join(&self.memory), size);
+            batch.extent = Some(extent);
+            batch.set_bytes(parts.join(&self.memory), size);
             return cost;
         }
         if !grows {
@@ -309,8 +310,8 @@ impl<M: Memory> Packer<M> {
         cost
     }
 
-    /// Lets the last run in `runs` grow no more, and gives it its bytes.
-    pub(crate) fn seal(&mut self, runs: &mut VecDeque<Run>) {
+    /// Lets the last run in `batches` grow no more, and gives it its bytes.
+    pub(crate) fn seal(&mut self, batches: &mut VecDeque<Batch>) {
         if !std::mem::take(&mut self.is_open) {
             return;
         }
@@ -323,8 +324,8 @@ impl<M: Memory> Packer<M> {
         } else {
             (self.memory.share(std::mem::take(&mut self.chunk)), room)
         };
-        if let Some(run) = runs.back_mut() {
-            run.set_bytes(bytes, held);
+        if let Some(batch) = batches.back_mut() {
+            batch.set_bytes(bytes, held);
         }
     }
 
@@ -351,7 +352,7 @@ impl<M: Memory> Packer<M> {
 pub(crate) struct Delivery<'a> {
     pub(crate) tag: u64,
     pub(crate) redelivered: bool,
-    pub(crate) names: &'a Names,
+    pub(crate) names: &'a LastNames,
     pub(crate) parts: Parts<'a>,
 }
 
@@ -359,10 +360,10 @@ pub(crate) struct Delivery<'a> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Makes runs of deliveries to one consumer, of these sizes and routing keys.
-    pub(crate) fn packed(deliveries: &[(usize, &str)]) -> VecDeque<Run> {
-        let (mut packer, mut runs) = (Packer::<()>::default(), VecDeque::new());
-        let mut names = Names::default();
+    /// Makes batches of deliveries to one consumer, of these sizes and routing keys.
+    pub(crate) fn packed(deliveries: &[(usize, &str)]) -> VecDeque<Batch> {
+        let (mut writer, mut batches) = (BatchWriter::<()>::default(), VecDeque::new());
+        let mut names = LastNames::default();
         for (tag, (size, routing_key)) in (1u64..).zip(deliveries) {
             names.set("tag", "", routing_key);
             let body = body(tag, *size);
@@ -375,20 +376,21 @@ pub(crate) mod tests {
                     body: &body,
                 },
             };
-            assert_eq!(packer.continues(&runs, 1, tag, &names), tag > 1);
-            packer.add(&mut runs, 1, delivery);
+            assert_eq!(writer.continues(&batches, 1, tag, &names), tag > 1);
+            writer.add(&mut batches, 1, delivery);
         }
-        packer.seal(&mut runs);
-        runs
+        writer.seal(&mut batches);
+        batches
     }
 
     fn body(tag: u64, size: usize) -> Vec<u8> {
         vec![u8::try_from(tag % 251).unwrap(); size]
     }
 
-    fn messages(runs: VecDeque<Run>) -> Vec<Content> {
-        let pop = |mut run: Run| std::iter::from_fn(move || run.pop()).map(Packed::unpack);
-        runs.into_iter().flat_map(pop).collect()
+    fn messages(batches: VecDeque<Batch>) -> Vec<Content> {
+        let pop =
+            |mut batch: Batch| std::iter::from_fn(move || batch.pop()).map(PackedDelivery::unpack);
+        batches.into_iter().flat_map(pop).collect()
     }
 
     #[test]
@@ -416,28 +418,32 @@ pub(crate) mod tests {
     #[test]
     fn messages_of_one_size_lie_side_by_side_and_share_no_more_than_they_may() {
         for (size, expected) in [(16, 48), (64, 14), (1024, 15), (2048, 15), (2049, 1)] {
-            let runs = packed(&vec![(size, "key"); 1000]);
-            for run in runs.iter().rev().skip(1) {
-                assert_eq!(run.len(), expected, "{size}");
+            let batches = packed(&vec![(size, "key"); 1000]);
+            for batch in batches.iter().rev().skip(1) {
+                assert_eq!(batch.len(), expected, "{size}");
             }
-            assert!(runs.iter().all(|run| run.size() == run.len() * size));
+            assert!(
+                batches
+                    .iter()
+                    .all(|batch| batch.size() == batch.len() * size)
+            );
         }
     }
 
     #[test]
     fn a_small_message_takes_no_share_of_what_was_meant_for_large_ones() {
-        let mut packer = Packer::<()>::default();
-        packer.make_room(2048);
-        packer.make_room(16);
-        assert!(packer.chunk.capacity() <= SHARED_MIN);
+        let mut writer = BatchWriter::<()>::default();
+        writer.make_room(2048);
+        writer.make_room(16);
+        assert!(writer.chunk.capacity() <= SHARED_MIN);
     }
 
     #[test]
     fn a_small_message_between_large_ones_keeps_none_of_them() {
-        let mut runs = packed(&[(2048, "key"), (16, "key"), (2048, "key")]);
-        let run = runs.front_mut().unwrap();
-        let place = run.bytes.as_ptr_range();
-        let [large, small, _] = [(); 3].map(|()| run.pop().unwrap().unpack().body);
+        let mut batches = packed(&[(2048, "key"), (16, "key"), (2048, "key")]);
+        let batch = batches.front_mut().unwrap();
+        let place = batch.bytes.as_ptr_range();
+        let [large, small, _] = [(); 3].map(|()| batch.pop().unwrap().unpack().body);
         assert!(place.contains(&large.as_ptr()));
         assert!(!place.contains(&small.as_ptr()));
         assert_eq!(small, body(2, 16));
@@ -445,8 +451,8 @@ pub(crate) mod tests {
 
     #[test]
     fn another_consumer_or_a_gap_in_the_numbers_begins_anew() {
-        let (mut packer, mut runs) = (Packer::<()>::default(), VecDeque::new());
-        let mut names = Names::default();
+        let (mut writer, mut batches) = (BatchWriter::<()>::default(), VecDeque::new());
+        let mut names = LastNames::default();
         names.set("tag", "", "key");
         let delivery = |names| Delivery {
             tag: 1,
@@ -457,13 +463,16 @@ pub(crate) mod tests {
                 body: b"body",
             },
         };
-        packer.add(&mut runs, 1, delivery(&names));
-        assert!(packer.continues(&runs, 1, 2, &names));
-        assert!(!packer.continues(&runs, 1, 3, &names), "a gap");
-        assert!(!packer.continues(&runs, 2, 2, &names), "another channel");
-        assert!(!packer.continues(&VecDeque::new(), 1, 2, &names), "taken");
+        writer.add(&mut batches, 1, delivery(&names));
+        assert!(writer.continues(&batches, 1, 2, &names));
+        assert!(!writer.continues(&batches, 1, 3, &names), "a gap");
+        assert!(!writer.continues(&batches, 2, 2, &names), "another channel");
+        assert!(!writer.continues(&VecDeque::new(), 1, 2, &names), "taken");
         names.set("other", "", "key");
-        assert!(!packer.continues(&runs, 1, 2, &names), "another consumer");
+        assert!(
+            !writer.continues(&batches, 1, 2, &names),
+            "another consumer"
+        );
     }
 
     #[test]
@@ -476,14 +485,14 @@ pub(crate) mod tests {
             (10, 100_000, ["key", "other"]),
         ] {
             let deliveries: Vec<_> = (0..count).map(|index| (size, keys[index % 2])).collect();
-            let mut runs = packed(&deliveries);
-            let cost: usize = runs.iter().map(Run::cost).sum();
+            let mut batches = packed(&deliveries);
+            let cost: usize = batches.iter().map(Batch::cost).sum();
             let names = if keys[0] == keys[1] { 0 } else { keys[0].len() };
             assert!(cost >= MESSAGE_OVERHEAD + count * (size + names), "{cost}");
             let mut left = cost;
-            for run in &mut runs {
-                while let Some(message) = run.pop() {
-                    left -= run.cost_of(&message);
+            for batch in &mut batches {
+                while let Some(message) = batch.pop() {
+                    left -= batch.cost_of(&message);
                 }
             }
             assert_eq!(left, 0, "{count} of {size}");

@@ -10,8 +10,8 @@ mod broker;
 mod calls;
 mod channels;
 mod closing_channels;
+mod closing_connections;
 mod consumers;
-mod ending;
 mod heartbeats;
 mod holding_back;
 mod late_replies;
@@ -26,8 +26,9 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::Config as ProptestConfig;
 
-use super::connection::{Connection, Limits};
+use super::connection::{Connection, ConnectionLimits};
 use super::content::{Content, ContentMethod, SizeLimit};
+use super::delivery_batch::{Batch, PackedDelivery};
 use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
 use super::frame::tests::encode_content;
 use super::frame::{Frame, FrameDecoder, Settle, encode_method, encode_settle};
@@ -35,7 +36,6 @@ use super::handshake::{Negotiated, decode_method};
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
 use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use super::run::{Packed, Run};
 use super::settlements::Settlements;
 use super::table::FieldTable;
 
@@ -59,7 +59,7 @@ impl Tokens for Script {
     type Channel = &'static str;
     type Consumer = &'static str;
     type Opener = u32;
-    type Memory = ();
+    type Buffers = ();
 
     fn has_waiting(_: &&'static str) -> bool {
         false
@@ -67,8 +67,8 @@ impl Tokens for Script {
 }
 
 /// The bounds where a test says nothing else: much may wait to be taken.
-fn limits(blocked_timeout: Option<Duration>) -> Limits {
-    Limits {
+fn limits(blocked_timeout: Option<Duration>) -> ConnectionLimits {
+    ConnectionLimits {
         message_size: SizeLimit {
             bytes: MAX_MESSAGE_SIZE,
             rejects: false,
@@ -391,10 +391,16 @@ impl Scenario {
                         .into_iter()
                         .for_each(|tag| settlements.given_back(tag));
                 }
-                Event::Deliveries { consumer, runs, .. } => {
-                    let pop = |mut run: Run| std::iter::from_fn(move || run.pop());
+                Event::Deliveries {
+                    consumer, batches, ..
+                } => {
+                    let pop = |mut batch: Batch| std::iter::from_fn(move || batch.pop());
                     let (channel, no_ack) = self.consumers[consumer];
-                    for content in runs.into_iter().flat_map(pop).map(Packed::unpack) {
+                    for content in batches
+                        .into_iter()
+                        .flat_map(pop)
+                        .map(PackedDelivery::unpack)
+                    {
                         let (tag, body) = (delivery_tag(&content), content.body.to_vec());
                         self.books(channel).note(tag, no_ack);
                         self.happened.push(Seen::Delivery(consumer, tag, body));

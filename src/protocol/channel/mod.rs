@@ -21,27 +21,27 @@
 //! otherwise the reply would be taken for that of the next call, a message would stay
 //! checked out, a consumer would swallow messages for nobody.
 
-mod arrivals;
 mod calls;
+mod deliver;
 mod ending;
-mod holding;
+mod held_back;
 mod oversized;
 mod transactions;
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use self::arrivals::{Left, deliver};
+use self::deliver::{Undelivered, deliver};
 use self::ending::Ending;
 use self::transactions::Transaction;
 use super::consumers::Consumers;
 use super::content::{Assembly, Head, Progress, SizeLimit};
 use super::errors::ProtocolError;
-use super::event::{Call, CallFailure, ChannelId, Event, Gate, Out, Reply, Tokens};
+use super::event::{Call, CallFailure, ChannelId, Event, Gate, Output, Reply, Tokens};
 use super::handshake::{decode_method, split_method};
-use super::holding::Holdings;
+use super::held_back::HeldBackByTag;
+use super::last_names::LastNames;
 use super::methods::{Method, MethodId, basic, channel};
-use super::names::Names;
 use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use super::settlements::Change;
 use super::wire::ShortString;
@@ -60,9 +60,9 @@ pub(crate) struct Channel<T: Tokens> {
     transaction: Transaction,
     consumers: Consumers<T::Consumer>,
     assembly: Assembly,
-    names: Names,
+    names: LastNames,
     /// What is held back, by consumer.
-    holdings: Holdings,
+    holdings: HeldBackByTag,
     /// When a part of a message came last that was not the last part.
     last_part: Option<Instant>,
     /// The prefetch of consumers that start from now on; 0 is none.
@@ -88,7 +88,12 @@ pub(crate) enum Fate {
 
 impl<T: Tokens> Channel<T> {
     /// A channel that asks to be opened.
-    pub(crate) fn open(id: ChannelId, token: T::Channel, call: Call<T>, out: &mut Out<T>) -> Self {
+    pub(crate) fn open(
+        id: ChannelId,
+        token: T::Channel,
+        call: Call<T>,
+        out: &mut Output<T>,
+    ) -> Self {
         let mut channel = Self {
             id,
             token,
@@ -100,8 +105,8 @@ impl<T: Tokens> Channel<T> {
             transaction: Transaction::default(),
             consumers: Consumers::new(),
             assembly: Assembly::default(),
-            names: Names::default(),
-            holdings: Holdings::new(),
+            names: LastNames::default(),
+            holdings: HeldBackByTag::new(),
             last_part: None,
             prefetch: 0,
         };
@@ -141,13 +146,13 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// What a commit has held back is out.
-    pub(crate) fn end_commit(&mut self, out: &mut Out<T>) {
+    pub(crate) fn end_commit(&mut self, out: &mut Output<T>) {
         self.pause = None;
         self.advance(out);
     }
 
     /// What the next call changes, if it waits for what was settled before.
-    pub(crate) fn next_change(&mut self, out: &mut Out<T>) -> Option<Change> {
+    pub(crate) fn next_change(&mut self, out: &mut Output<T>) -> Option<Change> {
         let next = self.waiting.front();
         let change = next.and_then(|call| Change::by(&call.method));
         if self.pause == Some(Pause::Change) && change.is_none() {
@@ -159,7 +164,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Sends the call that waited for what was settled before.
-    pub(crate) fn make_change(&mut self, out: &mut Out<T>) {
+    pub(crate) fn make_change(&mut self, out: &mut Output<T>) {
         self.pause = None;
         if let Some(call) = self.waiting.pop_front() {
             self.transmit(call, out);
@@ -168,7 +173,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Sends `call`, or lets it wait for its turn.
-    pub(crate) fn call(&mut self, call: Call<T>, out: &mut Out<T>) {
+    pub(crate) fn call(&mut self, call: Call<T>, out: &mut Output<T>) {
         out.watch(self.id.number, &call);
         self.waiting.push_back(call);
         self.advance(out);
@@ -182,7 +187,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         consumer_tag: &ShortString,
         is_meant: impl FnOnce(&T::Consumer) -> bool,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         let consumer = self.consumers.get_mut(consumer_tag);
         let Some(consumer) = consumer.filter(|consumer| is_meant(&consumer.token)) else {
@@ -205,7 +210,7 @@ impl<T: Tokens> Channel<T> {
         text: ShortString,
         by: ClosedBy,
         culprit: Option<MethodId>,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         let (class_id, method_id) = culprit.map_or((0, 0), |id| (id.class, id.method));
         let close = channel::Close::default()
@@ -224,13 +229,13 @@ impl<T: Tokens> Channel<T> {
         number: u64,
         deadline: Instant,
         token: T::Call,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) {
         self.ending.wait(number, deadline, token, out);
     }
 
     /// The broker has closed the channel, on a connection that we have closed meanwhile.
-    pub(crate) fn receive_late_close(&mut self, reason: CloseReason, out: &mut Out<T>) {
+    pub(crate) fn receive_late_close(&mut self, reason: CloseReason, out: &mut Output<T>) {
         if !std::mem::replace(&mut self.closing, true) {
             return self.end(Some(reason), out);
         }
@@ -238,7 +243,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// The connection is gone, and this channel with it.
-    pub(crate) fn lose(mut self, out: &mut Out<T>) {
+    pub(crate) fn lose(mut self, out: &mut Output<T>) {
         if !self.closing {
             self.end(None, out);
         }
@@ -246,7 +251,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// The deadline of call `number` has passed.
-    pub(crate) fn time_out(&mut self, number: u64, out: &mut Out<T>) {
+    pub(crate) fn time_out(&mut self, number: u64, out: &mut Output<T>) {
         if let Some(active) = self.active.as_mut().filter(|call| call.number == number) {
             // The consumer may be there already, but its owner gives up now.
             if let Method::BasicConsume(consume) = &active.method {
@@ -266,7 +271,7 @@ impl<T: Tokens> Channel<T> {
     pub(crate) fn receive_method(
         &mut self,
         payload: &[u8],
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<Fate, ProtocolError> {
         let (id, arguments) = split_method(payload)?;
         if self.closing {
@@ -296,7 +301,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         payload: &[u8],
         limit: SizeLimit,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<(), ProtocolError> {
         if self.closing {
             return Ok(());
@@ -326,7 +331,7 @@ impl<T: Tokens> Channel<T> {
     pub(crate) fn receive_body(
         &mut self,
         payload: &[u8],
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> Result<(), ProtocolError> {
         if self.closing {
             return Ok(());
@@ -359,7 +364,7 @@ impl<T: Tokens> Channel<T> {
         left.map_or(Ok(()), |left| self.receive_left(left, out))
     }
 
-    fn receive(&mut self, method: Method, out: &mut Out<T>) -> Result<Fate, ProtocolError> {
+    fn receive(&mut self, method: Method, out: &mut Output<T>) -> Result<Fate, ProtocolError> {
         match method {
             Method::ChannelClose(close) => {
                 out.send(self.id.number, &channel::CloseOk::default().into());
@@ -391,7 +396,7 @@ impl<T: Tokens> Channel<T> {
         Ok(Fate::Lives)
     }
 
-    fn receive_confirm(&self, number: u64, multiple: bool, ack: bool, out: &mut Out<T>) {
+    fn receive_confirm(&self, number: u64, multiple: bool, ack: bool, out: &mut Output<T>) {
         out.events.push_back(Event::Confirmed {
             channel: self.token.clone(),
             number,
@@ -401,16 +406,20 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Sees to a content that no consumer takes.
-    fn receive_left(&mut self, left: Left, out: &mut Out<T>) -> Result<(), ProtocolError> {
+    fn receive_left(
+        &mut self,
+        left: Undelivered,
+        out: &mut Output<T>,
+    ) -> Result<(), ProtocolError> {
         match left {
-            Left::Got(content) => {
+            Undelivered::Got(content) => {
                 self.receive_reply(basic::GetOk::ID, Reply::Message(Box::new(content)), out)?;
             }
-            Left::Returned(content) => out.events.push_back(Event::Returned {
+            Undelivered::Returned(content) => out.events.push_back(Event::Returned {
                 channel: self.token.clone(),
                 content: Box::new(content),
             }),
-            Left::Unwanted {
+            Undelivered::Unwanted {
                 delivery_tag,
                 no_ack,
                 is_of_queue,
@@ -420,7 +429,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Nobody here takes this message.
-    fn refuse(&mut self, delivery_tag: u64, no_ack: bool, is_of_queue: bool, out: &mut Out<T>) {
+    fn refuse(&mut self, delivery_tag: u64, no_ack: bool, is_of_queue: bool, out: &mut Output<T>) {
         let goes_back = !no_ack && is_of_queue && !self.is_recovering();
         out.events.push_back(Event::Unwanted {
             channel: self.token.clone(),
@@ -440,7 +449,7 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Out<T>) {
+    fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Output<T>) {
         let tag = &cancel.consumer_tag;
         if !cancel.nowait {
             let cancel_ok = basic::CancelOk::default().consumer_tag(tag);
@@ -471,7 +480,7 @@ impl<T: Tokens> Channel<T> {
         &mut self,
         consumer_tag: &ShortString,
         by_broker: bool,
-        out: &mut Out<T>,
+        out: &mut Output<T>,
     ) -> bool {
         let Some(consumer) = self.consumers.remove(consumer_tag) else {
             return false;
@@ -485,7 +494,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Ends everything that goes on here; `None` if the connection ends with it.
-    fn end(&mut self, reason: Option<CloseReason>, out: &mut Out<T>) {
+    fn end(&mut self, reason: Option<CloseReason>, out: &mut Output<T>) {
         out.room.end_announced(self.assembly.announced());
         self.assembly.abort();
         self.forget_held(out);
