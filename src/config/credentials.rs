@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::protocol::handshake::Mechanism;
+use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
 
 /// User and password, or another way to say who one is; or several of them, in order.

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::ErrorKind;
 
 use super::{ConnectFailure, ConnectionLoss, Error, ReadingPause, TlsFailure};
-use crate::protocol::handshake::Stage;
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::stage::Stage;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -13,9 +13,9 @@ pub use self::tls::TlsFailure;
 use crate::client::confirm::{PublishFailure, Returned};
 use crate::protocol::errors::{EncodeError, Flaw, ProtocolError};
 use crate::protocol::event::Termination;
-use crate::protocol::handshake::Stage;
 use crate::protocol::methods::MethodId;
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::stage::Stage;
 use crate::protocol::wire::ShortString;
 
 /// The result of almost everything here.

@@ -31,14 +31,17 @@ pub(crate) mod heartbeat;
 pub(crate) mod held_back;
 mod last_names;
 pub mod methods;
+pub(crate) mod output;
 pub(crate) mod properties;
 mod property_match;
 mod ranges;
 pub(crate) mod read_room;
 pub(crate) mod reply_code;
+pub(crate) mod sasl;
 pub(crate) mod secret;
 pub(crate) mod settlements;
 mod small_str;
+pub(crate) mod stage;
 pub(crate) mod table;
 pub(crate) mod wire;
 

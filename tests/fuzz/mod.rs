@@ -15,9 +15,11 @@ pub use self::core::core;
 
 use self::input::Input;
 use crate::ConnectionParameters;
+use crate::protocol::frame::decode_method;
 use crate::protocol::frame::{FrameDecoder, encode_method};
-use crate::protocol::handshake::{Handshake, Mechanism, Offer, decode_method};
+use crate::protocol::handshake::{Handshake, Offer};
 use crate::protocol::properties::BasicProperties;
+use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
 use crate::protocol::table::{FieldTable, FieldValue};
 use crate::protocol::wire::{Reader, ShortString, Writer};

@@ -13,8 +13,9 @@ use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::shared::connection::Settings;
 use crate::protocol::addresses::Pace;
 use crate::protocol::content::SizeLimit;
-use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE, Stage};
+use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE};
 use crate::protocol::reply_code::{CloseReason, ReplyCode};
+use crate::protocol::stage::Stage;
 
 /// Whether another attempt may succeed where this one has failed.
 pub(super) fn may_pass(error: &Error) -> bool {

@@ -15,9 +15,9 @@ use crate::io::shared::connection::{Opener, Outcome};
 use crate::io::shared::consumer::Route;
 use crate::io::to_program::inbox::{Incoming, Popped};
 use crate::protocol::event::CallFailure;
+use crate::protocol::frame::decode_method;
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{Frame, Settle, encode_method};
-use crate::protocol::handshake::decode_method;
 use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
 
 /// How long anything may take.

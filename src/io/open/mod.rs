@@ -33,7 +33,8 @@ use super::driver::{self, SOCKET, WAKE};
 use crate::io::driver::transport::{self, SocketOptions};
 use crate::io::shared::connection::{ConnectionShared, Settings};
 use crate::protocol::addresses::{Addresses, Bounds, Pace, Step};
-use crate::protocol::handshake::{HandshakeFailure, Offer, Stage};
+use crate::protocol::handshake::{HandshakeFailure, Offer};
+use crate::protocol::stage::Stage;
 
 /// Where to connect to, and within what bounds.
 pub(crate) struct Target {

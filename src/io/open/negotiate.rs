@@ -9,8 +9,9 @@ use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsStream};
 use super::{Cause, Failure, Target};
 use crate::io::driver::transport::Transport;
 use crate::protocol::frame::FrameDecoder;
-use crate::protocol::handshake::{Handshake, Negotiated, Offer, Stage};
+use crate::protocol::handshake::{Handshake, Negotiated, Offer};
 use crate::protocol::secret::Secret;
+use crate::protocol::stage::Stage;
 
 /// How many reads follow a write that has failed, to learn why.
 const LAST_READS_MAX: usize = 16;

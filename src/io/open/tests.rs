@@ -9,9 +9,9 @@ use super::*;
 use crate::io::cancellation::tests::{HOUR, cancelled};
 use crate::io::shared::connection::Command;
 use crate::io::shared::connection::tests::settings;
-use crate::protocol::frame::{Frame, FrameDecoder, PROTOCOL_HEADER, encode_method};
-use crate::protocol::handshake::{Mechanism, decode_method};
+use crate::protocol::frame::{Frame, FrameDecoder, PROTOCOL_HEADER, decode_method, encode_method};
 use crate::protocol::methods::{Method, MethodId, connection};
+use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
 use crate::protocol::table::FieldTable;
 

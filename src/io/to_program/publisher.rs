@@ -11,7 +11,7 @@ use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::{Failures, Taken, cost};
 use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::io::to_program::rpc_replies::RpcReplies;
-use crate::io::waiting_line::{Line, NoRoom};
+use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{ConfirmLedger, Mandatory, Settled};
 use crate::protocol::content::Content;
 

@@ -3,8 +3,9 @@
 use super::super::consumers::ConsumerRecord;
 use super::super::content::ContentMethod;
 use super::super::errors::ProtocolError;
-use super::super::event::{Call, CallFailure, Event, Output, Reply, Tokens};
+use super::super::event::{Call, CallFailure, Event, Reply, Tokens};
 use super::super::methods::{Method, MethodId, basic};
+use super::super::output::Output;
 use super::super::read_room::QueueId;
 use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::super::settlements::Change;

@@ -4,8 +4,9 @@ use super::super::consumers::{Consumers, Recipient};
 use super::super::content::{Content, ContentMethod, Head, Parts, is_of_stream, may_be_of_stream};
 use super::super::delivery_batch::Delivery;
 use super::super::errors::ProtocolError;
-use super::super::event::{Event, Output, Tokens};
+use super::super::event::{Event, Tokens};
 use super::super::last_names::LastNames;
+use super::super::output::Output;
 use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::Channel;
 

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::super::errors::ProtocolError;
-use super::super::event::{CallFailure, Output, Reply, Tokens};
-use super::super::handshake::decode_method;
+use super::super::event::{CallFailure, Reply, Tokens};
+use super::super::frame::decode_method;
 use super::super::methods::{Method, MethodId, channel};
+use super::super::output::Output;
 use super::super::reply_code::CloseReason;
 use super::Fate;
 

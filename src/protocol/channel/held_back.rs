@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use super::super::consumers::{ConsumerRecord, Consumers, Recipient};
 use super::super::content::{announced, may_be_of_stream};
-use super::super::event::{Event, Output, Tokens};
+use super::super::event::{Event, Tokens};
 use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
+use super::super::output::Output;
 use super::super::read_room::{MESSAGE_OVERHEAD, QueueId};
 use super::super::wire::ShortString;
 use super::Channel;

@@ -6,9 +6,10 @@
 use super::super::consumers::Recipient;
 use super::super::content::{Head, SizeLimit, announced, is_of_stream};
 use super::super::errors::ProtocolError;
-use super::super::event::{Disposal, Event, Output, PassedOver, Tokens};
+use super::super::event::{Disposal, Event, PassedOver, Tokens};
 use super::super::frame::Settle;
 use super::super::methods::{Method, basic};
+use super::super::output::Output;
 use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::Channel;
 

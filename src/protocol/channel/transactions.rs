@@ -4,9 +4,10 @@
 //! be out of reach until the channel ends. So it goes out right in front of a `tx.commit`:
 //! the program's next one, or one of the library's own as soon as the transaction is empty.
 
-use super::super::event::{Call, Event, Output, Tokens};
+use super::super::event::{Call, Event, Tokens};
 use super::super::frame::Settle;
 use super::super::methods::{Method, tx};
+use super::super::output::Output;
 use super::Channel;
 
 #[derive(Debug, Default)]

@@ -43,12 +43,13 @@ use super::channel::Channel;
 use super::content::SizeLimit;
 use super::delivery_batch::Batch;
 use super::event::{
-    Call, CallFailure, ChannelId, Event, Gate, NumberError, Output, Reply, Termination, Tokens,
+    Call, CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens,
 };
 use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
 use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, basic, channel, connection};
+use super::output::Output;
 use super::read_room::ReadRoom;
 use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use super::settlements::Change;

@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use super::super::event::{Event, NumberError, Output, Tokens};
+use super::super::event::{Event, NumberError, Tokens};
+use super::super::output::Output;
 use super::{Connection, ConnectionState, Router};
 
 /// One who waits.

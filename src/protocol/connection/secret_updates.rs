@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::super::event::{CallFailure, Output, Reply, Tokens};
+use super::super::event::{CallFailure, Reply, Tokens};
 use super::super::methods::connection;
+use super::super::output::Output;
 use super::super::secret::{Secret, encode_secret};
 use super::super::wire::ShortString;
 use super::{Connection, ConnectionState, Router};

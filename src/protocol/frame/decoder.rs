@@ -1,0 +1,194 @@
+//! The decoder: cuts the bytes from the broker into frames.
+
+use super::super::errors::ProtocolError;
+use super::{BODY, FRAME_END, FRAME_OVERHEAD, HEADER, HEADER_SIZE, HEARTBEAT, METHOD};
+
+/// How large a method or header frame that comes in may be, whatever was agreed: RabbitMQ splits
+/// bodies only, and headers grow behind the publisher's back (`x-death`).
+pub(super) const UNSPLIT_MAX: u32 = 1024 * 1024;
+
+/// How much one read may bring. Grows only for a larger negotiated frame.
+pub(super) const BUFFER_SIZE: usize = 128 * 1024;
+
+/// With less room than this behind a partial frame, the frame moves to the front.
+const ROOM_MIN: usize = 16 * 1024;
+
+/// One frame, borrowed from the decoder's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Frame<'a> {
+    Method {
+        channel: u16,
+        payload: &'a [u8],
+    },
+    Header {
+        channel: u16,
+        payload: &'a [u8],
+    },
+    Body {
+        channel: u16,
+        payload: &'a [u8],
+    },
+    /// A header frame beyond its bound, whose bytes are passed by as they come.
+    Oversized {
+        channel: u16,
+        size: u32,
+        limit: u32,
+    },
+    Heartbeat,
+}
+
+/// Cuts a stream of bytes into frames, however the bytes are chunked.
+///
+/// Read into [`space`](Self::space), say how much came with [`filled`](Self::filled),
+/// then call [`next`](Self::next) until it has no more.
+#[derive(Debug)]
+pub(crate) struct FrameDecoder {
+    buffer: Vec<u8>,
+    /// What is not decoded yet is `buffer[start..end]`.
+    start: usize,
+    end: usize,
+    /// So many bytes that are still to come belong to nobody.
+    skipped: usize,
+    frame_max: u32,
+}
+
+impl FrameDecoder {
+    pub(crate) fn new(frame_max: u32) -> Self {
+        Self {
+            buffer: vec![0; BUFFER_SIZE],
+            start: 0,
+            end: 0,
+            skipped: 0,
+            frame_max,
+        }
+    }
+
+    pub(crate) fn set_frame_max(&mut self, frame_max: u32) {
+        self.frame_max = frame_max;
+    }
+
+    /// What came and is not decoded yet.
+    pub(crate) fn pending(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Where the next bytes belong; never empty.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+        // A size that is only claimed takes no memory: the buffer grows as bytes come.
+        let wanted = self
+            .pending_frame_size()
+            .unwrap_or(0)
+            .min(2 * (self.end - self.start))
+            .max(BUFFER_SIZE);
+        if wanted > self.buffer.len() {
+            self.buffer.resize(wanted, 0);
+        }
+        if self.start > 0 && self.buffer.len() - self.end < ROOM_MIN {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        &mut self.buffer[self.end..]
+    }
+
+    /// Says that `count` bytes were written to the front of [`space`](Self::space).
+    pub(crate) fn filled(&mut self, count: usize) {
+        self.end = (self.end + count).min(self.buffer.len());
+        if self.skipped > 0 {
+            self.skip();
+        }
+    }
+
+    fn skip(&mut self) {
+        let here = self.skipped.min(self.end - self.start);
+        self.start += here;
+        self.skipped -= here;
+    }
+
+    /// Lets a header beyond its bound pass by, which costs its channel only.
+    #[cold]
+    fn pass_by(&mut self, error: ProtocolError) -> Result<Option<Frame<'_>>, ProtocolError> {
+        let (ProtocolError::FrameTooLarge { size, limit }, Some(&[HEADER, c1, c0])) =
+            (&error, self.pending().first_chunk())
+        else {
+            return Err(error);
+        };
+        let (size, limit, channel) = (*size, *limit, u16::from_be_bytes([c1, c0]));
+        self.skipped = (size as usize).saturating_add(FRAME_OVERHEAD);
+        self.skip();
+        Ok(Some(Frame::Oversized {
+            channel,
+            size,
+            limit,
+        }))
+    }
+
+    /// The next complete frame. An error is final.
+    pub(crate) fn next(&mut self) -> Result<Option<Frame<'_>>, ProtocolError> {
+        let (kind, channel, size) = match self.header() {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(None),
+            Err(error) => return self.pass_by(error),
+        };
+        let total = size + FRAME_OVERHEAD;
+        let frame = &self.buffer[self.start..self.end];
+        let Some(&end) = frame.get(total - 1) else {
+            return Ok(None);
+        };
+        if end != FRAME_END {
+            return Err(ProtocolError::FrameEnd(end));
+        }
+        let payload = &frame[HEADER_SIZE..total - 1];
+        self.start += total;
+        Ok(Some(match kind {
+            METHOD => Frame::Method { channel, payload },
+            HEADER => Frame::Header { channel, payload },
+            BODY => Frame::Body { channel, payload },
+            _ if channel == 0 => Frame::Heartbeat,
+            _ => {
+                return Err(ProtocolError::Channel {
+                    channel,
+                    what: "a heartbeat",
+                });
+            }
+        }))
+    }
+
+    /// Type, channel and payload size of the first frame, checked as soon as their
+    /// bytes are there.
+    fn header(&self) -> Result<Option<(u8, u16, usize)>, ProtocolError> {
+        let pending = self.pending();
+        match pending.first() {
+            None => return Ok(None),
+            Some(&(METHOD | HEADER | BODY | HEARTBEAT)) => {}
+            Some(b'A') => {
+                return match pending.first_chunk::<8>() {
+                    Some(header) => Err(ProtocolError::ProtocolHeader(*header)),
+                    None => Ok(None),
+                };
+            }
+            Some(&other) => return Err(ProtocolError::FrameType(other)),
+        }
+        let Some(&[kind, c1, c0, s3, s2, s1, s0]) = pending.first_chunk::<HEADER_SIZE>() else {
+            return Ok(None);
+        };
+        let size = u32::from_be_bytes([s3, s2, s1, s0]);
+        let limit = match kind {
+            METHOD | HEADER => self.frame_max.max(UNSPLIT_MAX),
+            _ => self.frame_max,
+        } - 8;
+        if size > limit {
+            return Err(ProtocolError::FrameTooLarge { size, limit });
+        }
+        Ok(Some((kind, u16::from_be_bytes([c1, c0]), size as usize)))
+    }
+
+    fn pending_frame_size(&self) -> Option<usize> {
+        let (_, _, size) = self.header().ok()??;
+        Some(size + FRAME_OVERHEAD)
+    }
+}

@@ -1,0 +1,119 @@
+//! Method frames: any method, and the short way for acknowledgements.
+
+use super::super::errors::{EncodeError, ProtocolError};
+use super::super::methods::{Method, MethodId, basic};
+use super::super::wire::{Reader, Writer};
+use super::{FRAME_END, FRAME_OVERHEAD, METHOD};
+
+/// Appends a frame whose payload is what `payload` writes. On an error, and when the
+/// frame would exceed `frame_max`, `out` is as before.
+fn encode_frame(
+    out: &mut Vec<u8>,
+    kind: u8,
+    channel: u16,
+    frame_max: usize,
+    payload: impl FnOnce(&mut Writer<'_>) -> Result<(), EncodeError>,
+) -> Result<(), EncodeError> {
+    let start = out.len();
+    let [c1, c0] = channel.to_be_bytes();
+    out.extend_from_slice(&[kind, c1, c0]);
+    let written = Writer::new(out).length_prefixed(payload);
+    out.push(FRAME_END);
+    let size = out.len() - start;
+    let result = match written {
+        Ok(()) if size > frame_max => Err(EncodeError::beyond("frame", size, frame_max)),
+        other => other,
+    };
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
+}
+
+fn write_method_id(writer: &mut Writer<'_>, id: MethodId) {
+    writer.put(&id.class.to_be_bytes());
+    writer.put(&id.method.to_be_bytes());
+}
+
+/// Appends a method frame.
+pub(crate) fn encode_method(
+    out: &mut Vec<u8>,
+    channel: u16,
+    method: &Method,
+    frame_max: usize,
+) -> Result<(), EncodeError> {
+    encode_frame(out, METHOD, channel, frame_max, |writer| {
+        write_method_id(writer, method.id());
+        method.write(writer)
+    })
+    .map_err(|error| match error.what.as_str() {
+        "frame" => error.in_field(&method.id().to_string()),
+        _ => error,
+    })
+}
+
+/// How a delivery is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settle {
+    Ack { multiple: bool },
+    Nack { multiple: bool, requeue: bool },
+    Reject { requeue: bool },
+}
+
+impl Settle {
+    /// The same of one delivery alone.
+    pub(crate) fn of_one(self) -> Self {
+        match self {
+            Self::Ack { .. } => Self::Ack { multiple: false },
+            Self::Nack { requeue, .. } => Self::Nack {
+                multiple: false,
+                requeue,
+            },
+            Self::Reject { .. } => self,
+        }
+    }
+}
+
+/// The size of an ack, nack or reject.
+pub(crate) const SETTLE_SIZE: usize = FRAME_OVERHEAD + 4 + 8 + 1;
+
+/// Appends an ack, nack or reject: always small, so it cannot fail.
+pub(crate) fn encode_settle(out: &mut Vec<u8>, channel: u16, delivery_tag: u64, settle: Settle) {
+    let (id, bits) = match settle {
+        Settle::Ack { multiple } => (basic::Ack::ID, u8::from(multiple)),
+        Settle::Nack { multiple, requeue } => {
+            (basic::Nack::ID, u8::from(multiple) | u8::from(requeue) << 1)
+        }
+        Settle::Reject { requeue } => (basic::Reject::ID, u8::from(requeue)),
+    };
+    let [c1, c0] = channel.to_be_bytes();
+    let [i1, i0] = id.class.to_be_bytes();
+    let [m1, m0] = id.method.to_be_bytes();
+    out.extend_from_slice(&[METHOD, c1, c0, 0, 0, 0, 13, i1, i0, m1, m0]);
+    out.extend_from_slice(&delivery_tag.to_be_bytes());
+    out.extend_from_slice(&[bits, FRAME_END]);
+}
+
+/// The method in the payload of a method frame.
+pub(crate) fn decode_method(payload: &[u8]) -> Result<Method, ProtocolError> {
+    let (id, mut arguments) = split_method(payload)?;
+    match Method::read(id, &mut arguments) {
+        None => Err(ProtocolError::UnknownMethod(id)),
+        Some(result) => result.map_err(|error| ProtocolError::Malformed { method: id, error }),
+    }
+}
+
+/// Which method a payload holds, and a reader at its arguments.
+pub(crate) fn split_method(payload: &[u8]) -> Result<(MethodId, Reader<'_>), ProtocolError> {
+    let mut reader = Reader::new(payload);
+    let mut number = || {
+        reader.u16().map_err(|_| {
+            ProtocolError::UnexpectedContent("a method frame is too short for a method")
+        })
+    };
+    let id = MethodId {
+        class: number()?,
+        method: number()?,
+    };
+    Ok((id, reader))
+}

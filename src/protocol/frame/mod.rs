@@ -1,0 +1,35 @@
+//! Frames: an incremental decoder, and the encoders of what a client sends.
+//!
+//! Rules: AMQP 0-9-1 specification, section 4.2.3 (general frame format).
+
+mod decoder;
+mod method;
+mod publish;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub(crate) use self::decoder::{Frame, FrameDecoder};
+pub(crate) use self::method::{
+    SETTLE_SIZE, Settle, decode_method, encode_method, encode_settle, split_method,
+};
+pub(crate) use self::publish::{EncodedPublish, Publish, PublishBody};
+
+/// What every frame adds to its payload: type, channel, size and frame end.
+/// The negotiated `frame_max` counts these octets.
+pub(crate) const FRAME_OVERHEAD: usize = HEADER_SIZE + 1;
+
+/// The smallest `frame_max` that the specification allows. (RabbitMQ 4.1: 8192.)
+pub(crate) const FRAME_MIN_SIZE: u32 = 4096;
+
+const HEADER_SIZE: usize = 7;
+const FRAME_END: u8 = 0xce;
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+
+/// A heartbeat, ready to send.
+pub(crate) const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
+
+/// The first bytes of a connection.
+pub(crate) const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
