@@ -16,9 +16,7 @@
     reason = "in a test, what fails should panic"
 )]
 
-#[path = "scripted/peer.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod peer;
+mod support;
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -29,8 +27,8 @@ use std::time::{Duration, Instant};
 
 use cony::{BlockingConnection, ConnectionParameters, Delivery};
 
-use crate::peer::methods::*;
-use crate::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, declare_ok, parameters};
+use crate::support::peer::methods::*;
+use crate::support::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, declare_ok, parameters};
 
 /// Names the test that a child process is to run.
 const TEST: &str = "CONY_TEST_CHURN";

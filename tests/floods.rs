@@ -6,17 +6,15 @@
 // In a test, what fails should panic, and nobody reads its documentation elsewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-#[path = "scripted/peer.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod peer;
+mod support;
 
 use std::fs;
 use std::thread;
 
 use cony::{BlockingConnection, basic};
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     Args, Method, Tune, args, body, close, deliver, get_ok, header, header_with, heartbeat, method,
     play, signal,
 };

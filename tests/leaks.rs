@@ -10,9 +10,7 @@
 #[path = "scripted/matrix.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod matrix;
-#[path = "scripted/peer.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod peer;
+mod support;
 
 use std::fs;
 use std::thread;
@@ -22,8 +20,8 @@ use cony::BlockingConnection;
 use parking_lot::Mutex;
 
 use crate::matrix::{CALLS, Fault, applies, meet};
-use crate::peer::methods::*;
-use crate::peer::{Below, CURTAIN, Tune, connected, method, play_over, signal};
+use crate::support::peer::methods::*;
+use crate::support::peer::{self, Below, CURTAIN, Tune, connected, method, play_over, signal};
 
 /// How many threads of this name the process has.
 fn threads(name: &str) -> usize {

@@ -50,10 +50,6 @@ mod messages;
 mod opening;
 #[path = "live/oversized.rs"]
 mod oversized;
-#[cfg(feature = "tls")]
-#[path = "scripted/peer.rs"]
-#[allow(dead_code, reason = "the scripted tests use more of it")]
-mod peer;
 #[path = "live/publishing.rs"]
 mod publishing;
 #[path = "live/queues.rs"]

@@ -15,9 +15,6 @@
     reason = "in a test, what fails should panic"
 )]
 
-#[path = "scripted/peer.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod peer;
 mod support;
 
 use std::process::Command;
@@ -30,8 +27,10 @@ use cony::{
     ReplyCode, basic, queue,
 };
 
-use crate::peer::methods::*;
-use crate::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, body, header, method, play, signal};
+use crate::support::peer::methods::*;
+use crate::support::peer::{
+    self, CURTAIN, Frame, Listener, Tune, Wire, args, body, header, method, play, signal,
+};
 use crate::support::{unique, until, url};
 
 const MIB: usize = 1 << 20;

@@ -18,8 +18,8 @@ use cony::{
     ConnectionParameters, Credentials, Error, Message, Result, basic, queue,
 };
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     Listener, Tune, Wire, args, body, close, deliver, frame, header, header_with, method, play,
     start,
 };

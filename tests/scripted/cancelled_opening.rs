@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use cony::{BlockingConnection, CancellationToken, ConnectionParameters, Error, Stage};
 
 use crate::matrix::Saboteur;
-use crate::peer::{
+use crate::support::peer::{
     Below, CURTAIN, Tune, Wire, connected, heartbeat, parameters, play, play_over, signal,
 };
 

@@ -12,10 +12,10 @@ use cony::{
 };
 
 use crate::matrix::Saboteur;
-use crate::peer::methods::*;
+use crate::support::peer::methods::*;
 #[cfg(feature = "tls")]
-use crate::peer::{Below, play_over};
-use crate::peer::{
+use crate::support::peer::{Below, play_over};
+use crate::support::peer::{
     CURTAIN, Tune, args, close, connected, declare_ok, method, signal, with_channel,
     with_channel_and,
 };
@@ -354,7 +354,7 @@ fn everything_but_the_end_is_ignored_on_a_channel_that_closes() {
             wire.expect(1, CHANNEL_CLOSE);
             wire.deliver(1, &tag, 1, "late");
             wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
-            wire.raw(&crate::peer::body(1, b"half of something"));
+            wire.raw(&crate::support::peer::body(1, b"half of something"));
             wire.send(1, BASIC_CANCEL, args().short(&tag).u8(0));
             wire.send(1, CHANNEL_CLOSE_OK, args());
         },
@@ -409,13 +409,13 @@ fn what_a_channel_has_kept_for_its_callbacks_goes_with_its_last_handle() {
             for _ in 0..ROUNDS {
                 wire.open_channel(1);
                 wire.expect(1, BASIC_GET);
-                wire.send_content(1, BASIC_GET_OK, crate::peer::get_ok(1), "x");
+                wire.send_content(1, BASIC_GET_OK, crate::support::peer::get_ok(1), "x");
                 wire.expect(1, QUEUE_DECLARE);
                 let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
                 wire.send(1, BASIC_RETURN, arguments);
-                wire.raw(&crate::peer::header(1, SIZE as u64));
+                wire.raw(&crate::support::peer::header(1, SIZE as u64));
                 for chunk in body.chunks(100_000) {
-                    wire.raw(&crate::peer::body(1, chunk));
+                    wire.raw(&crate::support::peer::body(1, chunk));
                 }
                 wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
                 wire.expect(1, CHANNEL_CLOSE);
@@ -656,7 +656,7 @@ fn what_comes_behind_a_close_changes_nothing() {
     with_channel(
         |wire| {
             let mut bytes = method(0, CONNECTION_CLOSE, close(320, "CONNECTION_FORCED", (0, 0)));
-            bytes.extend(crate::peer::frame(77, 7, b"garbage"));
+            bytes.extend(crate::support::peer::frame(77, 7, b"garbage"));
             wire.raw(&bytes);
             wire.expect(0, CONNECTION_CLOSE_OK);
         },
@@ -762,7 +762,7 @@ fn many_threads_may_close_at_the_same_time() {
 
 #[test]
 fn a_peer_that_throws_the_connection_away_instead_of_an_answer_ends_a_close_well() {
-    crate::peer::play(
+    crate::support::peer::play(
         |listener| {
             let mut wire = listener.accept();
             wire.handshake(Tune::default());
@@ -794,7 +794,7 @@ fn a_stream_that_ends_instead_of_an_answer_is_told_unless_all_is_confirmed() {
         (true, true, false),
         (true, false, false),
     ] {
-        crate::peer::play(
+        crate::support::peer::play(
             move |listener| {
                 let mut wire = listener.accept();
                 wire.handshake(Tune::default());

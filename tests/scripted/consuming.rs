@@ -8,9 +8,9 @@ use std::time::Duration;
 use cony::{BlockingChannel, ConnectionParameters, Consumer, Delivery, Error, Oversized, basic};
 
 use crate::matrix::Saboteur;
-use crate::peer;
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer;
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     CURTAIN, Frame, Wire, args, get_ok, heartbeat, method, signal, with_channel, with_channel_and,
 };
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Error, Message, ReplyCode};
 
 use crate::matrix::{Saboteur, WORDY};
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     PATIENCE, Tune, args, close, connected, deliver, header, method, play, signal, with_channel,
     with_channel_and,
 };
@@ -107,7 +107,7 @@ fn a_blocked_connection_goes_on_to_acknowledge_and_to_show_that_it_lives() {
             assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, 0));
             for _ in 0..4 {
                 wire.expect_heartbeat();
-                wire.raw(&crate::peer::heartbeat());
+                wire.raw(&crate::support::peer::heartbeat());
             }
             seen.send(()).unwrap();
             wire.accept_cancel(1, &tag);
@@ -319,7 +319,7 @@ fn deliveries_behind_a_cancel_without_reply_go_back() {
             wire.expect(1, QUEUE_DECLARE);
             wire.deliver(1, &tag, 1, "late");
             assert_eq!(wire.expect_settled(1, BASIC_NACK), (1, 2));
-            wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, crate::support::peer::declare_ok("q"));
             // A new consumer of that name gets its own.
             assert_eq!(wire.accept_consumer(1), tag);
             wire.deliver(1, &tag, 2, "for the new one");

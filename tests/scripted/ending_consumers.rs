@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, Delivery, Error, basic};
 
-use crate::peer::methods::*;
-use crate::peer::{self, CURTAIN, Wire, args, signal, with_channel, with_channel_and};
+use crate::support::peer::methods::*;
+use crate::support::peer::{self, CURTAIN, Wire, args, signal, with_channel, with_channel_and};
 
 const KIB: usize = 1024;
 

@@ -8,8 +8,8 @@ use cony::{
     Credentials, Error, Mechanism, ReplyCode, Secret, Stage,
 };
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     Args, Tune, args, body, close, connected, declare_ok, deliver, frame, get_ok, header,
     header_with, heartbeat, method, play, signal, start, with_channel, with_channel_and,
 };

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, Delivery, Error, Message};
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     PATIENCE, Wire, args, body, deliver, header, method, signal, with_channel, with_channel_and,
 };
 

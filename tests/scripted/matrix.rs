@@ -14,8 +14,8 @@ use cony::{
 
 use parking_lot::Mutex;
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     Below, CURTAIN, Signal, Tune, Wire, args, body, close, declare_ok, deliver, get_ok,
     header_with, method, play_over, signal,
 };

@@ -13,8 +13,8 @@ use cony::{TlsOptions, TlsVersion};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     CURTAIN, Listener, Tune, Wire, args, close, frame, heartbeat, method, parameters, play, start,
 };
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use cony::{BasicProperties, BlockingChannel, BlockingConnection, Error, FieldTable, Message};
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     Below, CURTAIN, Frame, Tune, args, body, close, header_with, method, play, play_over, signal,
     with_channel, with_channel_and,
 };
@@ -367,7 +367,7 @@ fn acks_and_calls_pass_publishers_that_wait_for_room() {
                         BASIC_PUBLISH
                     }
                     Frame::Method(1, id @ QUEUE_DECLARE, _) => {
-                        wire.send(1, QUEUE_DECLARE_OK, crate::peer::declare_ok("q"));
+                        wire.send(1, QUEUE_DECLARE_OK, crate::support::peer::declare_ok("q"));
                         id
                     }
                     Frame::Method(1, id, _) => id,

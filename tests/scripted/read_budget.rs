@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, ConnectionParameters, Error, basic};
 
-use crate::peer;
-use crate::peer::methods::*;
-use crate::peer::{Frame, Wire, args, connected, signal, with_channel_and};
+use crate::support::peer;
+use crate::support::peer::methods::*;
+use crate::support::peer::{Frame, Wire, args, connected, signal, with_channel_and};
 
 fn no_ack() -> basic::Consume {
     basic::Consume::new("q").no_ack(true)

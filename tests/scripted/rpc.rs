@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use cony::{Error, ReplyCode, RpcClient};
 
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     CURTAIN, Wire, args, body, close, connected, deliver, header_with, method, signal,
 };
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cony::{BlockingConnection, ConnectionLoss, ConnectionParameters, Error, ReplyCode};
 
-use crate::peer::methods::*;
-use crate::peer::{Tune, Wire, args, close, connected, play, signal};
+use crate::support::peer::methods::*;
+use crate::support::peer::{Tune, Wire, args, close, connected, play, signal};
 
 fn expect_secret(wire: &mut Wire) -> Vec<u8> {
     let mut update = wire.expect(0, CONNECTION_UPDATE_SECRET);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Delivery, Error};
 
 use crate::matrix::{CALLS, Call, Fault, SLUGGISH, STALLS, Saboteur, applies, meet};
-use crate::peer::methods::*;
-use crate::peer::{
+use crate::support::peer::methods::*;
+use crate::support::peer::{
     Below, CURTAIN, Tune, Wire, args, close, connected, heartbeat, method, play, signal,
     with_channel_and,
 };
@@ -336,8 +336,8 @@ fn a_peer_that_vanishes_while_nothing_is_read_is_missed_when_reading_goes_on() {
             wire.open_channel(1);
             let tag = wire.accept_consumer(1);
             let message = [
-                method(1, BASIC_DELIVER, crate::peer::deliver(&tag, 1)),
-                crate::peer::header(1, 0),
+                method(1, BASIC_DELIVER, crate::support::peer::deliver(&tag, 1)),
+                crate::support::peer::header(1, 0),
             ];
             let flood = message.concat().repeat(1000);
             wire.flood_until_stuck(&flood, Duration::from_secs(1));
@@ -389,8 +389,10 @@ fn single_bytes_of_a_frame_are_signs_of_life() {
 
 #[test]
 fn a_flood_keeps_no_call_from_its_deadline_and_no_close_from_its_end() {
-    let unwanted = method(1, BASIC_DELIVER, crate::peer::deliver("nobody", 1));
-    let unwanted = [unwanted, crate::peer::header(1, 0)].concat().repeat(1000);
+    let unwanted = method(1, BASIC_DELIVER, crate::support::peer::deliver("nobody", 1));
+    let unwanted = [unwanted, crate::support::peer::header(1, 0)]
+        .concat()
+        .repeat(1000);
     for flood in [heartbeat().repeat(1000), unwanted] {
         with_channel_and(
             |parameters| {
@@ -478,8 +480,8 @@ fn a_timeout_says_that_reading_is_paused_and_for_whom() {
             wire.expect_publish(1);
             let tag = wire.accept_consumer(1);
             let message = [
-                method(1, BASIC_DELIVER, crate::peer::deliver(&tag, 1)),
-                crate::peer::header(1, 0),
+                method(1, BASIC_DELIVER, crate::support::peer::deliver(&tag, 1)),
+                crate::support::peer::header(1, 0),
             ];
             let flood = message.concat().repeat(1000);
             wire.flood_until_stuck(&flood, Duration::from_millis(500));

@@ -1,8 +1,14 @@
-//! What the tests against a real RabbitMQ share.
+//! What the test programs share.
 
-#![allow(dead_code, reason = "each test crate uses its own part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each test program uses its own part of this"
+)]
 
 pub(crate) mod node;
+pub(crate) mod peer;
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +18,21 @@ use cony::{BlockingChannel, BlockingConnection, basic, queue};
 
 /// How long something that must happen may take before it counts as hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asserts that `outcome` is `Err` with an error that matches `pattern`, and returns the error.
+/// Otherwise panics with the outcome.
+macro_rules! expect_error {
+    ($outcome:expr, $pattern:pat $(if $guard:expr)? $(,)?) => {
+        match $outcome {
+            Err(error) if matches!(error, $pattern $(if $guard)?) => error,
+            outcome => panic!(
+                "expected Err({}), got {outcome:?}",
+                stringify!($pattern $(if $guard)?)
+            ),
+        }
+    };
+}
+pub(crate) use expect_error;
 
 /// An environment variable of `tests/with-broker`. A test that needs it fails without.
 pub(crate) fn variable(name: &str) -> String {
