@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Draws docs/performance.svg from docs/performance.json, and prints the tables.
+"""Draws docs/performance.svg from docs/performance.json, and prints two tables: the one with all
+figures for docs/benchmarks.md, and the short one for docs/performance.md.
 
     tests/performance.py                 # draw and print
     tests/performance.py take RAW.json   # make docs/performance.json from raw results
 
-Raw results have one line for each scenario and size, with the rounds, in each of which
-all clients ran in turn. Ratios are taken within a round; their median is what is shown.
+Raw results have one line for each scenario and size. A line has several rounds, and in each round
+all clients ran in turn. Ratios are taken within a round; tables and plot show their median.
 """
 import json
 import math
@@ -19,8 +20,13 @@ REFERENCE = "librabbitmq"
 SIZES = {16: "16 bytes", 1024: "1 KiB", 65536: "64 KiB"}
 SCENARIOS = ["publish", "publish-confirm-window", "publish-confirm-each", "consume-noack",
              "consume-ack", "get", "rpc"]
-# Rounds in which other processes, or the host, took more of the machine are left out, if
-# there are others.
+TITLES = {"publish-confirm-window": "publish, with a window of confirms",
+          "publish-confirm-each": "publish, wait for each confirm",
+          "consume-noack": "consume without acknowledgements",
+          "consume-ack": "consume and acknowledge each",
+          "get": "`basic_get`", "rpc": "RPC"}
+# Rounds in which other processes, or the host, took a larger part of the machine are left out, if
+# there are better ones.
 DISTURBED = 0.15
 FLOOR, PEER, OURS = "floor", "amiquip", "cony"
 LEAST, MOST = 0.1, 100.0
@@ -28,7 +34,8 @@ PANEL, LEFT, TOP, ROW = 230, 192, 104, 30
 
 
 def take(paths):
-    """Of each run: messages a second, microseconds of CPU a message, peak KiB."""
+    """Writes docs/performance.json: for each run the messages a second, the microseconds of CPU
+    time a message, and the peak memory in KiB."""
     points = {}
     for path in paths:
         for line in Path(path).read_text().splitlines():
@@ -79,6 +86,26 @@ def ranged(values):
     return f"{rounded(statistics.median(values))} ({rounded(min(values))} to {rounded(max(values))})"
 
 
+def briefly(rate):
+    """A rate with three digits that count."""
+    if rate >= 1e6:
+        return f"{rate / 1e6:#.3g} million"
+    return f"{float(f'{rate:.3g}'):,.0f}"
+
+
+def print_summary(points):
+    print("| scenario | " + " | ".join(SIZES.values()) + " |\n|" + "---|" * (1 + len(SIZES)))
+    for scenario in SCENARIOS:
+        cells = dict.fromkeys(SIZES, "–")
+        for point in points:
+            if point["scenario"] == scenario:
+                times = statistics.median(ratios(point, OURS, 0))
+                # A scenario without a body stands in the first column.
+                size = point["size"] or min(SIZES)
+                cells[size] = f"{briefly(median(point, OURS, 0))} ({float(f'{times:.3g}'):.1f}×)"
+        print("| " + " | ".join([TITLES.get(scenario, scenario), *cells.values()]) + " |")
+
+
 def print_table(points):
     head = ["scenario", "bytes", "rounds", "messages/s", "x librabbitmq", "x amiquip", "x floor",
             "CPU µs", "x CPU of librabbitmq", "peak MiB"]
@@ -110,7 +137,7 @@ text{font:13px sans-serif}.small{font-size:11px}.bold{font-weight:bold}
 
 
 def place(value):
-    """Where in its panel: a logarithmic axis."""
+    """Returns the position of a value in its panel, on a logarithmic axis."""
     inside = min(max(value, LEAST), MOST)
     return math.log(inside / LEAST) / math.log(MOST / LEAST) * (PANEL - 44)
 
@@ -173,7 +200,7 @@ def draw(points):
         y = TOP + ROW * number + ROW / 2
         parts.append(text(16, y + 4, scenario))
         for point in points:
-            # Without a body there is but one size.
+            # A scenario without a body has only one size.
             size = point["size"] or min(SIZES)
             if point["scenario"] == scenario and size in SIZES:
                 parts += row(point, LEFT + PANEL * list(SIZES).index(size), y)
@@ -188,6 +215,8 @@ def main(arguments):
     points = json.loads(DATA.read_text())
     draw(points)
     print_table(points)
+    print()
+    print_summary(points)
 
 
 if __name__ == "__main__":
