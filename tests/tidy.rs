@@ -236,3 +236,277 @@ fn licences() -> Vec<(String, String)> {
     assert!(pairs.len() > 10, "{lines}");
     pairs
 }
+
+/// Files and folders whose prose is plain English already. The others are only counted.
+const PLAIN_PROSE: &[&str] = &[
+    "README.md",
+    "CHANGELOG.md",
+    "docs/benchmarks.md",
+    "docs/contributing.md",
+    "docs/decisions.md",
+    "docs/performance.md",
+    "docs/security.md",
+];
+
+/// All files and folders that have prose, for the count.
+const ALL_PROSE: &[&str] = &[
+    "README.md",
+    "CHANGELOG.md",
+    "docs",
+    "examples",
+    "src/client",
+    "src/config",
+    "src/error",
+    "src/io",
+    "src/protocol",
+    "src",
+    "tests",
+];
+
+/// Words that stand for a noun which the reader then has to guess.
+const VAGUE_WORDS: [&str; 10] = [
+    "what",
+    "whatever",
+    "who",
+    "whoever",
+    "whom",
+    "nobody",
+    "somebody",
+    "everybody",
+    "everyone",
+    "anybody",
+];
+
+/// How many of them 1000 words may contain.
+const VAGUE_WORDS_MAX: usize = 3;
+
+const PROSE_COLUMNS: usize = 100;
+
+#[derive(Default)]
+struct ProseCount {
+    words: usize,
+    vague: usize,
+    /// Lines with a sentence that begins with a vague word.
+    starts: Vec<String>,
+    /// Lines of prose that are too long.
+    long: Vec<String>,
+}
+
+impl ProseCount {
+    fn of(path: &Path) -> Self {
+        let mut count = Self::default();
+        let Ok(text) = fs::read_to_string(path) else {
+            return count;
+        };
+        let is_markdown = path.extension().is_some_and(|extension| extension == "md");
+        for prose in prose_of(&text, is_markdown) {
+            let place = || format!("{}:{}", path.display(), prose.number);
+            let is_heading = is_markdown && prose.text.starts_with('#');
+            let text = without_code_and_links(prose.text);
+            for word in text.split(|c: char| !c.is_alphabetic()) {
+                let is_vague = VAGUE_WORDS.contains(&word.to_lowercase().as_str());
+                count.words += usize::from(!word.is_empty());
+                count.vague += usize::from(is_vague);
+                if is_vague && word.starts_with(char::is_uppercase) && !is_heading {
+                    count.starts.push(place());
+                }
+            }
+            if prose.is_too_long() {
+                count.long.push(place());
+            }
+        }
+        count
+    }
+
+    fn add(&mut self, mut other: Self) {
+        self.words += other.words;
+        self.vague += other.vague;
+        self.starts.append(&mut other.starts);
+        self.long.append(&mut other.long);
+    }
+
+    fn is_plain(&self) -> bool {
+        self.vague * 1000 <= self.words * VAGUE_WORDS_MAX
+            && self.starts.is_empty()
+            && self.long.is_empty()
+    }
+
+    fn summary(&self) -> String {
+        let in_thousand = self.vague * 1000 / self.words.max(1);
+        format!(
+            "{in_thousand} vague words in 1000 ({} of {}), {} at the beginning of a sentence, {} long lines",
+            self.vague,
+            self.words,
+            self.starts.len(),
+            self.long.len()
+        )
+    }
+}
+
+/// A line of a document or of a comment.
+struct Prose<'a> {
+    number: usize,
+    text: &'a str,
+    /// The line with its indentation and comment marker; none for a comment in an example.
+    whole: Option<&'a str>,
+}
+
+impl Prose<'_> {
+    fn is_too_long(&self) -> bool {
+        let text = self.text.trim();
+        let is_link = text.starts_with('[') && text.contains("]: ");
+        let is_table = text.starts_with('|');
+        let can_be_wrapped = text.split_whitespace().all(|word| word.len() <= 60);
+        self.whole
+            .is_some_and(|line| line.chars().count() > PROSE_COLUMNS)
+            && !is_link
+            && !is_table
+            && can_be_wrapped
+    }
+}
+
+/// The comments of a source file, or the text of a document, and the comments in examples of both.
+fn prose_of(text: &str, is_markdown: bool) -> Vec<Prose<'_>> {
+    let mut found = Vec::new();
+    let mut fence: Option<&str> = None;
+    for (index, line) in text.lines().enumerate() {
+        let trimmed = line.trim();
+        let is_comment = trimmed.starts_with("//");
+        let inner = match is_markdown {
+            true => line,
+            false => trimmed.trim_start_matches(['/', '!']),
+        };
+        if !is_markdown && !is_comment {
+            fence = None;
+        }
+        let is_prose = is_markdown || is_comment;
+        let (text, whole) = match (is_prose, inner.trim().strip_prefix("```"), fence) {
+            (true, Some(language), None) => {
+                fence = Some(language);
+                continue;
+            }
+            (true, Some(_), Some(_)) => {
+                fence = None;
+                continue;
+            }
+            (true, None, None) => (Some(inner), Some(line)),
+            (true, None, Some("text" | "sh" | "toml")) => continue,
+            (true, None, Some(_)) => (comment_behind(inner), None),
+            (false, ..) => (comment_behind(line), Some(line)),
+        };
+        found.extend(text.map(|text| Prose {
+            number: index + 1,
+            text,
+            whole,
+        }));
+    }
+    found
+}
+
+/// The comment at the end of a line of code. The slashes of a URL are no comment.
+fn comment_behind(line: &str) -> Option<&str> {
+    line.match_indices("//").find_map(|(at, _)| {
+        let (code, comment) = line.split_at(at);
+        let quotes = code.replace("\\\"", "").replace("'\"'", "");
+        let is_outside_text = quotes.matches('"').count() % 2 == 0;
+        let is_separate = code.is_empty() || code.ends_with(char::is_whitespace);
+        (is_outside_text && is_separate).then(|| comment.trim_start_matches('/'))
+    })
+}
+
+/// The line without code, and without the targets of links.
+fn without_code_and_links(line: &str) -> String {
+    let outside: Vec<&str> = line.split('`').step_by(2).collect();
+    let mut text = outside.join(" ");
+    while let Some(start) = text.find("](") {
+        let end = text[start..]
+            .find(')')
+            .map_or(text.len(), |end| start + end + 1);
+        text.replace_range(start..end, " ");
+    }
+    text.split_whitespace()
+        .filter(|word| !word.contains("://"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The file, or all documents and source files below the folder, in order.
+fn prose_files(path: &Path) -> Vec<PathBuf> {
+    if !path.is_dir() {
+        return vec![path.to_owned()];
+    }
+    let mut entries: Vec<PathBuf> = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    entries.sort();
+    entries
+        .iter()
+        .flat_map(|path| prose_files(path))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "md" || extension == "rs")
+        })
+        .collect()
+}
+
+/// The count of a file or folder of the tree, which prints the count of each file in it.
+fn count_prose(area: &str) -> ProseCount {
+    let mut sum = ProseCount::default();
+    for path in prose_files(&root().join(area)) {
+        let count = ProseCount::of(&path);
+        let name = path.strip_prefix(root()).unwrap().display();
+        if !count.is_plain() {
+            println!("  {name}: {}", count.summary());
+        }
+        sum.add(count);
+    }
+    println!("{area}: {}", sum.summary());
+    sum
+}
+
+#[test]
+fn prose_is_plain_english() {
+    for area in ALL_PROSE {
+        count_prose(area);
+    }
+    let mut faults = Vec::new();
+    for area in PLAIN_PROSE {
+        let count = count_prose(area);
+        assert!(count.words > 0, "{area} has no prose");
+        if !count.is_plain() {
+            faults.push(format!(
+                "{area}: {}\n  sentences: {:?}\n  lines: {:?}",
+                count.summary(),
+                count.starts,
+                count.long
+            ));
+        }
+    }
+    assert!(
+        faults.is_empty(),
+        "see \"Names and prose\" in docs/contributing.md:\n{}",
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn vague_words_and_long_lines_are_found_in_prose_only() {
+    let long = "word ".repeat(25);
+    let source = format!(
+        "/// Returns what comes. Who waits?\n/// ```\n/// let what = 1; // nobody\n/// ```\n\
+         let url = \"amqp://who\"; // `what`\n// {long}\nlet x = \"{long}\";\n"
+    );
+    let found: Vec<(usize, &str, bool)> = prose_of(&source, false)
+        .iter()
+        .map(|prose| (prose.number, prose.text.trim(), prose.is_too_long()))
+        .collect();
+    let expected = [
+        (1, "Returns what comes. Who waits?", false),
+        (3, "nobody", false),
+        (5, "`what`", false),
+        (6, long.trim(), true),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(without_code_and_links("`who` [asks](what)"), "[asks");
+}
