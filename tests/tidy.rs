@@ -1,4 +1,4 @@
-//! What the tree promises of itself.
+//! Tests of the tree itself: layers, length of files, prose, dependencies.
 
 #![allow(
     clippy::unwrap_used,
