@@ -10,9 +10,9 @@ use crossbeam_channel::Receiver;
 use crate::client::channel::BlockingChannel;
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::io::shared::connection::Command;
+use crate::io::shared::command::Command;
 use crate::io::shared::consumer::ConsumerShared;
-use crate::io::to_program::inbox::{Incoming, Popped};
+use crate::io::to_program::inbox::Next;
 use crate::protocol::frame::Settle;
 use crate::protocol::wire::ShortString;
 
@@ -216,7 +216,7 @@ impl Consumer {
         let inbox = shared.inbox();
         loop {
             let popped = match inbox.try_pop() {
-                Popped::Empty => {
+                Next::Empty => {
                     let mut warned = self.warned.load(Ordering::Relaxed);
                     self.inner().warn_if_stalled(&mut warned);
                     self.warned.store(warned, Ordering::Relaxed);
@@ -225,15 +225,15 @@ impl Consumer {
                 popped => popped,
             };
             match popped {
-                Popped::Item(Incoming::Message(content)) => {
+                Next::Message(content) => {
                     // What cannot be settled any more is given out again by the broker.
                     if shared.no_ack || self.inner().is_open() {
                         return Ok(self.inner().take(content, shared.no_ack));
                     }
                 }
-                Popped::Item(Incoming::Ended(_)) => {}
-                Popped::Empty => return Ok(None),
-                Popped::Ended => return Err(self.end()),
+                Next::ConsumerEnded(_) => {}
+                Next::Empty => return Ok(None),
+                Next::Ended => return Err(self.end()),
             }
         }
     }

@@ -18,8 +18,9 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::io::driver::buffer_pool::BufferPool;
 use crate::io::driver::outbox::Outbox;
-use crate::io::shared::connection::Command;
-use crate::io::to_io::command_queue::{CommandQueue, Frames, Queued};
+use crate::io::shared::command::Command;
+use crate::io::to_io::command_queue::{CommandQueue, Entry};
+use crate::io::to_io::frames::{Frames, Queued};
 use crate::io::to_io::wake::Wake;
 use crate::io::to_program::publisher::{Entered, Publisher};
 use crate::io::to_program::retained::RetainedBytes;
@@ -306,7 +307,7 @@ fn decode_a_delivery() {
 #[test]
 #[ignore = "a benchmark"]
 fn enter_a_publish() {
-    let commands = CommandQueue::new(4 << 20);
+    let commands = CommandQueue::<Command>::new(4 << 20);
     let id = ChannelId {
         number: 1,
         generation: 1,
@@ -328,8 +329,8 @@ fn enter_a_publish() {
             assert_eq!(queued, Queued::Done);
         }
         commands.take(&mut taken, &mut written);
-        for command in taken.drain(..) {
-            if let Command::Frames(mut frames) = command {
+        for entry in taken.drain(..) {
+            if let Entry::Frames(mut frames) = entry {
                 commands.release(frames.bytes.len());
                 frames.bytes.clear();
                 written.push(frames.bytes);

@@ -30,7 +30,7 @@ use crate::client::confirm::Returned;
 use crate::client::connection::{BlockingConnection, ConnectionInner, Limits};
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::connection::{Command, OpenFailure, Opener, Outcome};
+use crate::io::shared::command::{Command, OpenFailure, Opener, Outcome};
 use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::protocol::content::Content;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
@@ -461,6 +461,7 @@ mod tests {
     use super::*;
     use crate::client::connection::tests::limits;
     use crate::io::shared::connection::tests::shared;
+    use crate::io::to_io::command_queue::Entry;
     use crate::protocol::event::ChannelId;
     use crate::protocol::methods::queue;
 
@@ -489,7 +490,7 @@ mod tests {
         assert_eq!(call.after, second * 7, "which the error tells");
         let mut commands = VecDeque::new();
         connection.commands().take(&mut commands, &mut Vec::new());
-        let Some(Command::Call { deadline, .. }) = commands.pop_front() else {
+        let Some(Entry::Command(Command::Call { deadline, .. })) = commands.pop_front() else {
             panic!("no call is queued");
         };
         assert!(before + second * 7 <= deadline && deadline <= after + second * 7);

@@ -9,7 +9,7 @@ use crate::client::confirm::Confirm;
 use crate::client::delivery::Message;
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
-use crate::io::to_io::command_queue::Queued;
+use crate::io::to_io::frames::Queued;
 use crate::io::to_io::write_budget::WaitError;
 use crate::io::to_program::publisher::Entered;
 use crate::io::to_program::waiting_threads::Waiting;

@@ -11,7 +11,7 @@ use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::dispatch_signal::Signal;
-use crate::io::to_program::inbox::{Extracted, Incoming, Popped};
+use crate::io::to_program::inbox::{self, Extracted};
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::reply_code::ClosedBy;
 use crate::protocol::wire::ShortString;
@@ -226,7 +226,7 @@ impl BlockingChannel {
                 Step::Idle if told > 0 => {}
                 Step::Idle => {
                     inner.warn_if_stalled(&mut consuming.warned);
-                    let _waiting = inner.shared.connection.waiting_for_delivery();
+                    let _waiting = inner.shared.connection.read_control.wait_for_delivery();
                     signal.wait(connection.next_turn());
                 }
                 Step::NoConsumers => break,
@@ -401,10 +401,10 @@ impl ChannelInner {
             return Next::NoConsumers;
         }
         let content = match self.shared.inbox.try_pop() {
-            Popped::Item(Incoming::Message(content)) => content,
-            Popped::Item(Incoming::Ended(consumer)) => return Next::ConsumerEnded(consumer),
-            Popped::Empty => return Next::Nothing,
-            Popped::Ended => return Next::ChannelEnded,
+            inbox::Next::Message(content) => content,
+            inbox::Next::ConsumerEnded(consumer) => return Next::ConsumerEnded(consumer),
+            inbox::Next::Empty => return Next::Nothing,
+            inbox::Next::Ended => return Next::ChannelEnded,
         };
         let ContentMethod::Deliver(deliver) = &content.method else {
             return Next::LookAgain;

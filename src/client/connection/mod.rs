@@ -27,7 +27,8 @@ use crate::client::channel::{BlockingChannel, Unheard, WeakChannel, confirms_sha
 use crate::config::parameters::ConnectionParameters;
 use crate::error::{Error, Result};
 use crate::io;
-use crate::io::shared::connection::{Command, ConnectionShared};
+use crate::io::shared::command::Command;
+use crate::io::shared::connection::ConnectionShared;
 use crate::protocol::event::{ChannelId, Termination};
 use crate::protocol::reply_code::{ClosedBy, ReplyCode};
 use crate::protocol::table::FieldTable;

@@ -189,7 +189,7 @@ impl BlockingConnection {
 
     /// Waits for something to dispatch, or for a timer that is due.
     fn wait(&self, signal: &Signal, deadline: Option<Instant>) {
-        let _waiting = self.inner.shared.waiting_for_delivery();
+        let _waiting = self.inner.shared.read_control.wait_for_delivery();
         signal.wait(earlier(deadline, self.next_turn()));
     }
 

@@ -69,7 +69,7 @@ impl BlockingConnection {
             messages_oversized: counters.messages_oversized.get(),
             unconfirmed,
             bytes_to_write: shared.commands().waiting_bytes(),
-            bytes_to_take: shared.read_budget.bytes(),
+            bytes_to_take: shared.read_budget().bytes(),
             channels: channels.len(),
         }
     }

@@ -5,7 +5,7 @@ use crossbeam_channel::bounded;
 use super::BlockingConnection;
 use crate::client::channel::cut;
 use crate::error::Result;
-use crate::io::shared::connection::Command;
+use crate::io::shared::command::Command;
 use crate::protocol::event::CallFailure;
 use crate::protocol::secret::Secret;
 

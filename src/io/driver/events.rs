@@ -5,12 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::connection::{
-    CallToken, Command, ConnectionShared, DriverTokens, OpenFailure, Outcome,
-};
-use crate::io::shared::consumer::{ConsumerShared, Route, Taker};
-use crate::io::to_program::inbox::Inbox;
+use crate::io::shared::command::{Command, OpenFailure, Outcome};
+use crate::io::shared::connection::ConnectionShared;
+use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route, Taker};
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::delivery_batch::Batch;
@@ -44,7 +43,7 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
     }
 }
 
-fn put(consumer: &ConsumerShared, put: impl FnOnce(&Inbox)) {
+fn put(consumer: &ConsumerShared, put: impl FnOnce(&ConsumerInbox)) {
     put(consumer.inbox());
     if consumer.own_inbox().is_none() {
         consumer.channel.announce();
@@ -301,7 +300,7 @@ fn end_consumer(route: &Route, by_broker: bool) {
     let consumer = &route.consumer;
     consumer.cancel(by_broker);
     match &consumer.taker {
-        Taker::Callback => put(consumer, |inbox| inbox.push_end(consumer)),
+        Taker::Callback => put(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer))),
         Taker::RpcReplies(rpc_replies) => rpc_replies.end(),
         Taker::Inbox(inbox) => {
             inbox.end();

@@ -19,6 +19,7 @@ pub(crate) mod read_pauses;
 mod reading;
 #[cfg(test)]
 mod tests;
+mod tokens;
 pub(crate) mod transport;
 mod waiting;
 
@@ -36,13 +37,14 @@ use parking_lot::MutexGuard;
 use crate::io::busy_wait::{self, BusyWait};
 use crate::io::driver::outbox::{Outbox, Untaken};
 use crate::io::driver::read_pauses::{HeldBackWarnings, ReadPauses};
+use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::driver::transport::Transport;
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::connection::{
-    CallToken, Command, ConnectionShared, DriverTokens, Opener, Settings,
-};
+use crate::io::shared::command::{Command, Opener};
+use crate::io::shared::connection::{ConnectionShared, Settings};
 use crate::io::shared::consumer::{ConsumerShared, Route};
-use crate::io::to_io::command_queue::Frames;
+use crate::io::to_io::command_queue::Entry;
+use crate::io::to_io::frames::Frames;
 use crate::io::to_io::wake::Wake;
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{Event, Gate, NumberError, Termination};
@@ -94,7 +96,7 @@ fn prepare(
         },
         Instant::now(),
     );
-    let wake = Wake::with(&waker);
+    let wake = Arc::new(Wake::with(&waker));
     let (alive, ended) = bounded(0);
     let busy_wait_limit = busy_wait::limit_here(settings.busy_wait);
     let shared = Arc::new(ConnectionShared::new(
@@ -138,7 +140,7 @@ struct Driver {
     transport: Transport,
     core: Connection<DriverTokens>,
     /// What was taken from the queue, until it is obeyed.
-    commands: VecDeque<Command>,
+    commands: VecDeque<Entry<Command>>,
     shared: Arc<ConnectionShared>,
     outbox: Outbox,
     /// Publishes and settlements of channels whose commit awaits its reply.
@@ -208,7 +210,7 @@ impl Driver {
 
     fn take_commands(&mut self, now: Instant) {
         self.streamed = 0;
-        self.let_go(now);
+        self.let_go();
         self.core.end_commits();
         self.obey_all(now, || None);
         while let Some((id, channel, change)) = self.core.next_change() {
@@ -232,8 +234,11 @@ impl Driver {
         let lock = lock();
         self.shared.commands().take(&mut commands, written);
         drop(lock);
-        for command in commands.drain(..) {
-            self.obey(command, now);
+        for entry in commands.drain(..) {
+            match entry {
+                Entry::Frames(frames) => self.push_frames(frames),
+                Entry::Command(command) => self.obey(command, now),
+            }
         }
         // Its memory serves again.
         self.commands = commands;
@@ -250,7 +255,7 @@ impl Driver {
     }
 
     /// Sends what was held back behind commits that are done, in order.
-    fn let_go(&mut self, now: Instant) {
+    fn let_go(&mut self) {
         for frames in std::mem::take(&mut self.held) {
             if self.core.gate(frames.channel) == Gate::Committing {
                 self.held.push(frames);
@@ -260,7 +265,7 @@ impl Driver {
                 channel.publisher.set_committing(false);
             }
             self.shared.budget().take(frames.len());
-            self.obey(Command::Frames(frames), now);
+            self.push_frames(frames);
         }
     }
 
@@ -271,22 +276,26 @@ impl Driver {
         }
     }
 
+    /// Moves encoded publishes and settlements into the outbox, if their channel is open.
+    fn push_frames(&mut self, frames: Frames) {
+        match self.core.gate(frames.channel) {
+            Gate::Open => {
+                self.collect_output();
+                self.streamed += frames.messages;
+                self.shared.counters.messages_published.add(frames.messages);
+                self.shared.counters.frames_sent.add(frames.frames);
+                self.outbox.push(frames);
+            }
+            Gate::Committing => self.hold(frames),
+            Gate::Closed => {
+                self.shared.commands().release(frames.len());
+                self.outbox.keep(frames.bytes);
+            }
+        }
+    }
+
     fn obey(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Frames(frames) => match self.core.gate(frames.channel) {
-                Gate::Open => {
-                    self.collect_output();
-                    self.streamed += frames.messages;
-                    self.shared.counters.messages_published.add(frames.messages);
-                    self.shared.counters.frames_sent.add(frames.frames);
-                    self.outbox.push(frames);
-                }
-                Gate::Committing => self.hold(frames),
-                Gate::Closed => {
-                    self.shared.commands().release(frames.len());
-                    self.outbox.keep(frames.bytes);
-                }
-            },
             Command::Call {
                 channel,
                 method,
@@ -404,7 +413,7 @@ impl Driver {
     fn give_back_held(&mut self, now: Instant) {
         if self.core.is_holding() {
             self.dispatch();
-            self.core.set_waiting(self.shared.read_budget.bytes());
+            self.core.set_waiting(self.shared.read_budget().bytes());
             self.core.give_back_held(now);
         }
     }

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, Write};
 
 use bytes::Bytes;
 
-use crate::io::to_io::command_queue::{BUFFER_BYTES_MAX, Frames};
+use crate::io::to_io::frames::{BUFFER_BYTES_MAX, Frames};
 use crate::protocol::secret::Secret;
 
 /// Chunks below this size are gathered into shared ones, so that one write takes many.

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::io::shared::connection::{ConnectionShared, DriverTokens};
+use crate::io::driver::tokens::DriverTokens;
+use crate::io::shared::connection::{ConnectionShared, SlowestConsumer};
 use crate::io::shared::consumer::{ConsumerShared, Route};
-use crate::io::to_program::inbox::Inbox;
 use crate::protocol::connection::Connection;
 use crate::protocol::event::Termination;
-use crate::protocol::wire::ShortString;
 
 /// After a word about a pause, the next one waits at least this long, so that the log is
 /// not flooded.
@@ -34,13 +33,13 @@ pub(crate) struct ReadPauses {
 struct Pause {
     since: Instant,
     /// The consumer with the most that nobody takes, if only that can end the pause.
-    slowest: Option<Slowest>,
+    slowest: Option<SlowestConsumer>,
 }
 
 #[derive(Debug, Clone)]
 struct Past {
     length: Duration,
-    slowest: Slowest,
+    slowest: SlowestConsumer,
     /// When reading began again last.
     ended: Instant,
 }
@@ -53,8 +52,13 @@ impl ReadPauses {
 
     /// Nothing is read from now on. `slowest` is the consumer with the most that nobody takes,
     /// if reading goes on only when that has changed.
-    pub(crate) fn begin(&mut self, now: Instant, slowest: Option<Slowest>, connection: &str) {
-        if let Some(Slowest {
+    pub(crate) fn begin(
+        &mut self,
+        now: Instant,
+        slowest: Option<SlowestConsumer>,
+        connection: &str,
+    ) {
+        if let Some(SlowestConsumer {
             channel,
             consumer,
             bytes,
@@ -78,7 +82,7 @@ impl ReadPauses {
     }
 
     /// Since when nothing is read, and for whose deliveries.
-    pub(crate) fn current(&self) -> Option<(Instant, Slowest)> {
+    pub(crate) fn current(&self) -> Option<(Instant, SlowestConsumer)> {
         let pause = self.current.as_ref()?;
         Some((pause.since, pause.slowest.clone()?))
     }
@@ -134,37 +138,6 @@ impl Pause {
     }
 }
 
-/// The consumer that has the most waiting.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Slowest {
-    pub(crate) channel: u16,
-    pub(crate) consumer: ShortString,
-    pub(crate) bytes: usize,
-}
-
-/// Who it is, if anything waits. Consumers with a callback share what waits on their channel, so
-/// that one is named which needs no acknowledgement: only such a one can be the reason for a
-/// pause.
-pub(crate) fn slowest(core: &Connection<DriverTokens>) -> Option<Slowest> {
-    let mut slowest: Option<Slowest> = None;
-    for (channel, consumers) in core.channels() {
-        let shared = channel.inbox.bytes();
-        for route in consumers {
-            let consumer = &route.consumer;
-            let bytes = consumer.own_inbox().map_or(shared, Inbox::bytes);
-            let known = slowest.as_ref().map_or(0, |slowest| slowest.bytes);
-            if bytes > known || bytes == known && bytes > 0 && consumer.no_ack {
-                slowest = Some(Slowest {
-                    channel: channel.id.number,
-                    consumer: consumer.tag.clone(),
-                    bytes,
-                });
-            }
-        }
-    }
-    slowest
-}
-
 /// Says now and then that deliveries are held back.
 #[derive(Debug, Default)]
 pub(crate) struct HeldBackWarnings {
@@ -190,26 +163,17 @@ impl HeldBackWarnings {
             .channels()
             .map(|(_, consumers)| consumers.filter(acknowledging).count());
         let fitting =
-            shared.read_budget.soft_limit() / cost.max(1) / consumers.sum::<usize>().max(1);
+            shared.read_budget().soft_limit() / cost.max(1) / consumers.sum::<usize>().max(1);
         log::warn!(
             "{}: channel {}: deliveries are held back and go to their queue and come again later, \
              because {} bytes wait to be taken already; with deliveries of {cost} bytes as this one \
              of consumer {} a prefetch (basic_qos) of {} would fit",
             shared.name,
             consumer.channel.id.number,
-            shared.read_budget.bytes(),
+            shared.read_budget().bytes(),
             consumer.tag,
             fitting.clamp(1, usize::from(u16::MAX)),
         );
-    }
-}
-
-/// Has every inbox report what was taken out of it.
-pub(crate) fn report_taken(core: &Connection<DriverTokens>) {
-    for (channel, consumers) in core.channels() {
-        channel.inbox.report_taken();
-        let own = consumers.filter_map(|route| route.consumer.own_inbox());
-        own.for_each(Inbox::report_taken);
     }
 }
 
@@ -219,8 +183,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn of(channel: u16) -> Option<Slowest> {
-        Some(Slowest {
+    fn of(channel: u16) -> Option<SlowestConsumer> {
+        Some(SlowestConsumer {
             channel,
             consumer: "tag".into(),
             bytes: 1000,

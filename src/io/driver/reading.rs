@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use mio::Events;
 
 use super::Driver;
-use crate::io::driver::read_pauses::{report_taken, slowest};
+use super::tokens::DriverTokens;
+use crate::io::shared::connection::SlowestConsumer;
+use crate::io::to_program::inbox::Inbox;
 use crate::io::to_program::read_budget::Stop;
+use crate::protocol::connection::Connection;
 use crate::protocol::event::Termination;
 
 /// How many bytes one turn reads at most, so that deliveries cannot starve the rest.
@@ -27,17 +30,22 @@ impl Driver {
     /// The peer takes nothing any more. Perhaps it has said why.
     pub(super) fn fail_to_write(&mut self, error: &io::Error) {
         self.dispatch();
-        self.core.set_waiting(self.shared.read_budget.bytes());
+        self.core.set_waiting(self.shared.read_budget().bytes());
         for _ in 0..LAST_READS_MAX {
             match self.transport.read(self.core.space()) {
                 Ok(count) if count > 0 => self.core.received(count, Instant::now()),
                 _ => break,
             }
             self.dispatch();
-            if self.shared.read_budget.must_stop(false, true, 0).is_some() {
+            if self
+                .shared
+                .read_budget()
+                .must_stop(false, true, 0)
+                .is_some()
+            {
                 break;
             }
-            self.core.set_waiting(self.shared.read_budget.bytes());
+            self.core.set_waiting(self.shared.read_budget().bytes());
         }
         self.fail(error);
     }
@@ -58,7 +66,7 @@ impl Driver {
 
     pub(super) fn read(&mut self) {
         let mut left = BYTES_PER_TURN_MAX;
-        self.core.set_waiting(self.shared.read_budget.bytes());
+        self.core.set_waiting(self.shared.read_budget().bytes());
         while self.readable && !self.read_pauses.is_on() && left > 0 && !self.core.is_closed() {
             // Small messages take more memory than they have bytes, so a look at each read.
             if self.core.is_full() && left < BYTES_PER_TURN_MAX {
@@ -151,7 +159,7 @@ impl Driver {
         let below = stop.map_or(0, |(_, below)| below).max(gives_back_below);
         if self
             .shared
-            .read_budget
+            .read_budget()
             .wait_for(below, is_stuck || stop.is_some())
         {
             report_taken(&self.core);
@@ -160,11 +168,11 @@ impl Driver {
         // takes something.
         let stop = stop.and_then(|_| self.must_stop(now));
         let pause = is_stuck || stop.is_some();
-        if !pause && self.shared.read_budget.is_paused() {
-            self.shared.read_budget.wait_for(gives_back_below, false);
+        if !pause && self.shared.read_budget().is_paused() {
+            self.shared.read_budget().wait_for(gives_back_below, false);
         }
         if gives_back_below > 0 {
-            self.core.set_waiting(self.shared.read_budget.bytes());
+            self.core.set_waiting(self.shared.read_budget().bytes());
             self.gives_back = self.core.can_give_back();
         }
         if !pause {
@@ -197,7 +205,7 @@ impl Driver {
         let is_paused = self.read_pauses.is_on();
         let stop = self
             .shared
-            .read_budget
+            .read_budget()
             .must_stop(is_paused, awaited, announced)?;
         if stop.0 == Stop::Soft {
             let end = *self.breath_due.get_or_insert(now + PAUSE_LENGTH_MAX);
@@ -207,5 +215,37 @@ impl Driver {
             }
         }
         Some(stop)
+    }
+}
+
+/// Who it is, if anything waits. Consumers with a callback share what waits on their channel, so
+/// that one is named which needs no acknowledgement: only such a one can be the reason for a
+/// pause.
+fn slowest(core: &Connection<DriverTokens>) -> Option<SlowestConsumer> {
+    let mut slowest: Option<SlowestConsumer> = None;
+    for (channel, consumers) in core.channels() {
+        let shared = channel.inbox.bytes();
+        for route in consumers {
+            let consumer = &route.consumer;
+            let bytes = consumer.own_inbox().map_or(shared, Inbox::bytes);
+            let known = slowest.as_ref().map_or(0, |slowest| slowest.bytes);
+            if bytes > known || bytes == known && bytes > 0 && consumer.no_ack {
+                slowest = Some(SlowestConsumer {
+                    channel: channel.id.number,
+                    consumer: consumer.tag.clone(),
+                    bytes,
+                });
+            }
+        }
+    }
+    slowest
+}
+
+/// Has every inbox report what was taken out of it.
+fn report_taken(core: &Connection<DriverTokens>) {
+    for (channel, consumers) in core.channels() {
+        channel.inbox.report_taken();
+        let own = consumers.filter_map(|route| route.consumer.own_inbox());
+        own.for_each(Inbox::report_taken);
     }
 }

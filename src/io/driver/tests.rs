@@ -10,10 +10,10 @@ use mio::Interest;
 use socket2::SockRef;
 
 use super::*;
+use crate::io::shared::command::{Opener, Outcome};
 use crate::io::shared::connection::tests::{negotiated, settings};
-use crate::io::shared::connection::{Opener, Outcome};
 use crate::io::shared::consumer::Route;
-use crate::io::to_program::inbox::{Incoming, Popped};
+use crate::io::to_program::inbox::Next;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::tests::encode_content;
@@ -194,7 +194,7 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
     play.peer.deliver("me", 1, b"x");
     play.peer.send(1, queue::DeclareOk::default());
     answered(&outcome);
-    let Popped::Item(Incoming::Message(content)) = consumer.inbox().try_pop() else {
+    let Next::Message(content) = consumer.inbox().try_pop() else {
         panic!("its delivery has gone back");
     };
     assert_eq!(content.delivery_tag(), Some(1));
@@ -513,7 +513,7 @@ fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
     let _consumer = play.consume(&channel, "slow");
     // More than may wait, so that nothing is read; but not so much that nothing ever is.
     play.peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
-    until(|| play.shared.read_budget.is_paused());
+    until(|| play.shared.read_budget().is_paused());
     let close = connection::Close::default()
         .reply_code(320)
         .reply_text("going down");

@@ -40,13 +40,13 @@ impl Driver {
         wake.announce();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
-        if self.is_busy() && self.may_rest() && shared.read_budget.begin_rest() {
+        if self.is_busy() && self.may_rest() && shared.read_budget().begin_rest() {
             // Who has begun to wait before that could not know.
             let rested = match shared.is_awaited() {
                 true => Ok(()),
                 false => self.rest(events),
             };
-            shared.read_budget.end_rest();
+            shared.read_budget().end_rest();
             wake.awake();
             return rested;
         }

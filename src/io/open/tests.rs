@@ -7,7 +7,7 @@ use std::thread;
 use super::*;
 #[cfg(target_os = "linux")]
 use crate::io::cancellation::tests::{HOUR, cancelled};
-use crate::io::shared::connection::Command;
+use crate::io::shared::command::Command;
 use crate::io::shared::connection::tests::settings;
 use crate::protocol::frame::{Frame, FrameDecoder, PROTOCOL_HEADER, decode_method, encode_method};
 use crate::protocol::methods::{Method, MethodId, connection};

@@ -8,9 +8,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::error::Error;
-use crate::io::shared::connection::{Command, ConnectionShared, Outcome};
-use crate::io::shared::consumer::{ConsumerShared, Route};
-use crate::io::to_program::inbox::Inbox;
+use crate::io::shared::command::{Command, Outcome};
+use crate::io::shared::connection::ConnectionShared;
+use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route};
 use crate::io::to_program::publisher::Publisher;
 use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::ready_list::ReadyFlag;
@@ -47,7 +47,7 @@ pub(crate) struct ChannelShared {
     /// The prefetch in force, or [`NO_PREFETCH`].
     prefetch: AtomicU32,
     /// The deliveries of all consumers with a callback, in the order of the wire.
-    pub(crate) inbox: Inbox,
+    pub(crate) inbox: ConsumerInbox,
     pub(crate) publisher: Publisher,
     notices: Mutex<Notices>,
     /// Whether there may be notices, so that nobody pays for a lock to find none.
@@ -90,7 +90,7 @@ impl ChannelShared {
         let total = connection.retained.clone();
         Self {
             id,
-            inbox: Inbox::new(Arc::clone(&connection)),
+            inbox: ConsumerInbox::new(Arc::clone(&connection.read_control)),
             connection,
             closed: OnceLock::new(),
             crossed: OnceLock::new(),

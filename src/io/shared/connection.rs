@@ -6,141 +6,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, TryRecvError};
 use parking_lot::Mutex;
 
 use crate::error::{Error, ReadingPause};
 use crate::io::backpressure::Backpressure;
 use crate::io::busy_wait::BusyWait;
 use crate::io::counters::Counters;
-use crate::io::driver::buffer_pool::BufferPool;
-use crate::io::driver::read_pauses::Slowest;
-use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::consumer::{ConsumerShared, Route};
-use crate::io::to_io::command_queue::{CommandQueue, Frames, Queued};
+use crate::io::shared::command::{Command, Outcome};
+use crate::io::to_io::command_queue::CommandQueue;
+use crate::io::to_io::frames::Queued;
 use crate::io::to_io::gather::GatherPause;
 use crate::io::to_io::wake::Wake;
 use crate::io::to_io::write_budget::WriteBudget;
 use crate::io::to_program::dispatch_signal::Subscribers;
 use crate::io::to_program::read_budget::ReadBudget;
+use crate::io::to_program::read_control::ReadControl;
 use crate::io::to_program::retained::RetainedBytes;
-use crate::io::to_program::waiting_threads::{Waiters, Waiting};
+use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::content::SizeLimit;
-use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply, Termination, Tokens};
+use crate::protocol::event::{CallFailure, ChannelId, Termination};
 use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;
-use crate::protocol::methods::Method;
-use crate::protocol::reply_code::{ClosedBy, ReplyCode};
-use crate::protocol::secret::Secret;
 use crate::protocol::wire::ShortString;
-
-pub(crate) type Outcome = Result<Reply, CallFailure>;
-
-/// Why no channel was opened.
-#[derive(Debug)]
-pub(crate) enum OpenFailure {
-    Number(NumberError),
-    /// The channel, for it may know why.
-    Call(CallFailure, Arc<ChannelShared>),
-}
-
-/// Who wants a channel.
-#[derive(Debug)]
-pub(crate) struct Opener {
-    /// The lowest free one, if none.
-    pub(crate) number: Option<u16>,
-    /// How many publishes may be unconfirmed.
-    pub(crate) window: usize,
-    pub(crate) deadline: Instant,
-    pub(crate) reply: Sender<Result<Arc<ChannelShared>, OpenFailure>>,
-}
-
-impl Opener {
-    /// Says that there is none.
-    pub(crate) fn refuse(&self, error: NumberError) {
-        // Whoever asked may have gone since.
-        let _ = self.reply.try_send(Err(OpenFailure::Number(error)));
-    }
-}
-
-/// What a program's thread asks of the IO thread.
-#[derive(Debug)]
-pub(crate) enum Command {
-    OpenChannel(Opener),
-    Call {
-        channel: ChannelId,
-        method: Box<Method>,
-        consumer: Option<Arc<Route>>,
-        deadline: Instant,
-        reply: Sender<Outcome>,
-    },
-    /// Cancels this consumer, and no other one of its name.
-    Cancel {
-        channel: ChannelId,
-        consumer: Arc<ConsumerShared>,
-        nowait: bool,
-        deadline: Instant,
-        reply: Sender<Outcome>,
-    },
-    /// Publishes and settlements; their bytes count in the write budget.
-    Frames(Frames),
-    /// Nobody listens to this consumer any more: cancel it, requeue what it has.
-    Discard {
-        channel: ChannelId,
-        consumer: Arc<ConsumerShared>,
-    },
-    /// Nobody takes these deliveries: back into their queue with them.
-    GiveBack {
-        channel: ChannelId,
-        delivery_tags: Vec<u64>,
-    },
-    CloseChannel {
-        channel: ChannelId,
-        by: ClosedBy,
-        code: ReplyCode,
-        text: ShortString,
-        reply: Option<(Sender<Outcome>, Instant)>,
-    },
-    UpdateSecret {
-        secret: Secret,
-        reason: ShortString,
-        deadline: Instant,
-        reply: Sender<Outcome>,
-    },
-    Close {
-        code: ReplyCode,
-        text: ShortString,
-        deadline: Instant,
-    },
-    /// Drop the socket now.
-    Disconnect,
-}
-
-/// What the core hands back to the driver.
-#[derive(Debug)]
-pub(crate) struct DriverTokens;
-
-impl Tokens for DriverTokens {
-    type Call = CallToken;
-    type Channel = Arc<ChannelShared>;
-    type Consumer = Arc<Route>;
-    type Opener = Opener;
-    type Buffers = BufferPool;
-
-    fn has_waiting(consumer: &Arc<Route>) -> bool {
-        !consumer.consumer.inbox().is_empty()
-    }
-}
-
-/// Who gets the outcome of a call.
-#[derive(Debug)]
-pub(crate) enum CallToken {
-    Caller(Sender<Outcome>),
-    Opener {
-        channel: Arc<ChannelShared>,
-        reply: Sender<Result<Arc<ChannelShared>, OpenFailure>>,
-    },
-}
 
 /// What a connection is run with.
 #[derive(Debug, Clone)]
@@ -157,18 +45,26 @@ pub(crate) struct Settings {
     pub(crate) busy_wait: Duration,
 }
 
+/// The consumer that has the most waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SlowestConsumer {
+    pub(crate) channel: u16,
+    pub(crate) consumer: ShortString,
+    pub(crate) bytes: usize,
+}
+
 /// The shared state of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionShared {
-    commands: CommandQueue,
-    wake: Wake,
+    commands: CommandQueue<Command>,
+    wake: Arc<Wake>,
     pub(crate) gather_pause: GatherPause,
     /// Whether large bodies are passed on as they are: TLS copies them anyway, and makes a
     /// record of each piece.
     pub(crate) shares_bodies: bool,
     /// What all channels keep for a program that may never ask for it.
     pub(crate) retained: RetainedBytes,
-    pub(crate) read_budget: ReadBudget,
+    pub(crate) read_control: Arc<ReadControl>,
     pub(crate) negotiated: Negotiated,
     /// The connection's name, for the log.
     pub(crate) name: String,
@@ -180,7 +76,7 @@ pub(crate) struct ConnectionShared {
     /// Why the broker takes no publishes, while it does not.
     blocked: Mutex<Option<ShortString>>,
     /// Since when nothing is read, and for whose deliveries.
-    paused: Mutex<Option<(Instant, Slowest)>>,
+    paused: Mutex<Option<(Instant, SlowestConsumer)>>,
     pub(crate) backpressure: Backpressure,
     pub(crate) counters: Counters,
     /// Whether something has come for the connection itself, or a timer is new or due.
@@ -193,7 +89,6 @@ pub(crate) struct ConnectionShared {
     news: Mutex<VecDeque<ChannelId>>,
     /// When to tell the subscribers that a timer is due, for those who do not watch the clock.
     timer_deadline: Mutex<Option<Instant>>,
-    waiters: Waiters,
     /// How it went to look for replies, and for confirms.
     reply_busy_wait: BusyWait,
     pub(crate) confirm_busy_wait: BusyWait,
@@ -205,20 +100,21 @@ pub(crate) struct ConnectionShared {
 
 impl ConnectionShared {
     pub(crate) fn new(
-        wake: Wake,
+        wake: Arc<Wake>,
         ended: Receiver<()>,
         negotiated: Negotiated,
         settings: &Settings,
         busy_wait_limit: Duration,
         is_tls: bool,
     ) -> Self {
+        let read_control = Arc::new(ReadControl::new(settings.read_limit, Arc::clone(&wake)));
         Self {
             commands: CommandQueue::new(settings.write_limit),
             wake,
             gather_pause: GatherPause::default(),
             shares_bodies: !is_tls,
             retained: RetainedBytes::default(),
-            read_budget: ReadBudget::new(settings.read_limit),
+            read_control,
             negotiated,
             name: settings.name.clone(),
             closed: OnceLock::new(),
@@ -233,7 +129,6 @@ impl ConnectionShared {
             anything: Subscribers::default(),
             news: Mutex::default(),
             timer_deadline: Mutex::default(),
-            waiters: Waiters::default(),
             reply_busy_wait: BusyWait::new(busy_wait_limit),
             confirm_busy_wait: BusyWait::new(busy_wait_limit),
             rpc_busy_wait: BusyWait::new(busy_wait_limit),
@@ -282,12 +177,16 @@ impl ConnectionShared {
         self.wake.notify();
     }
 
-    pub(crate) fn commands(&self) -> &CommandQueue {
+    pub(crate) fn commands(&self) -> &CommandQueue<Command> {
         &self.commands
     }
 
     pub(crate) fn budget(&self) -> &WriteBudget {
         &self.commands.budget
+    }
+
+    pub(crate) fn read_budget(&self) -> &ReadBudget {
+        &self.read_control.budget
     }
 
     pub(crate) fn wake(&self) -> &Wake {
@@ -412,29 +311,19 @@ impl ConnectionShared {
     /// To be held while waiting for confirms or for room: the IO thread then reads on
     /// where it would pause.
     pub(crate) fn waiting(&self) -> Waiting<'_> {
-        let waiting = self.waiters.wait();
+        let waiting = self.read_control.threads.wait();
         self.end_pause();
-        waiting
-    }
-
-    /// To be held while waiting for a delivery where none is: a pause would last until another
-    /// thread has taken what waits for that one.
-    pub(crate) fn waiting_for_delivery(&self) -> Waiting<'_> {
-        let waiting = self.waiters.wait_for_delivery();
-        if self.read_budget.is_paused() {
-            self.wake.notify();
-        }
         waiting
     }
 
     /// Whether anybody waits for something that only reading can bring.
     pub(crate) fn needs_reading(&self) -> bool {
-        self.is_awaited() || self.waiters.is_delivery_awaited()
+        self.is_awaited() || self.read_control.threads.is_delivery_awaited()
     }
 
     /// To be held while waiting for the confirm of one message.
     pub(crate) fn waiting_for_confirm(&self) -> [Waiting<'_>; 2] {
-        let waiting = self.waiters.wait_for_confirm();
+        let waiting = self.read_control.threads.wait_for_confirm();
         self.end_pause();
         waiting
     }
@@ -442,14 +331,14 @@ impl ConnectionShared {
     /// Somebody waits from now on for something that the IO thread has to read.
     fn end_pause(&self) {
         self.gather_pause.end();
-        if self.read_budget.is_paused() || self.read_budget.is_resting() {
+        if self.read_budget().is_paused() || self.read_budget().is_resting() {
             self.wake.notify();
         }
     }
 
     /// Whether anybody waits for the confirm of one message.
     pub(crate) fn is_confirm_awaited(&self) -> bool {
-        self.waiters.is_confirm_awaited()
+        self.read_control.threads.is_confirm_awaited()
     }
 
     /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
@@ -465,7 +354,7 @@ impl ConnectionShared {
 
     /// Whether anybody waits for confirms or for room.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.waiters.is_promised()
+        self.read_control.threads.is_promised()
     }
 
     /// Why the broker takes no publishes now.
@@ -474,7 +363,7 @@ impl ConnectionShared {
     }
 
     /// Notes that nothing is read for the deliveries of a consumer, or that this is over.
-    pub(crate) fn set_paused(&self, paused: Option<(Instant, Slowest)>) {
+    pub(crate) fn set_paused(&self, paused: Option<(Instant, SlowestConsumer)>) {
         *self.paused.lock() = paused;
     }
 
@@ -517,17 +406,12 @@ impl ConnectionShared {
             self.ring();
         }
     }
-
-    /// Deliveries of this cost were handed to the program; so much of it could not be held back.
-    pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {
-        if self.read_budget.remove(cost, fixed) {
-            self.wake.notify();
-        }
-    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use mio::{Poll, Token, Waker};
 
     use super::*;
@@ -562,7 +446,7 @@ pub(crate) mod tests {
     pub(crate) fn shared(read_limit: usize) -> Arc<ConnectionShared> {
         let poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        let wake = Wake::with(&waker);
+        let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(read_limit);
         let busy_wait_limit = Duration::ZERO;
@@ -575,7 +459,7 @@ pub(crate) mod tests {
     fn who_begins_to_wait_wakes_an_io_thread_that_does_not_read_and_no_other() {
         let mut poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        let wake = Wake::with(&waker);
+        let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(1 << 20);
         let shared =
@@ -584,10 +468,10 @@ pub(crate) mod tests {
         let waits: [fn(&ConnectionShared); 3] = [
             |shared| drop(shared.waiting()),
             |shared| drop(shared.waiting_for_confirm()),
-            |shared| drop(shared.waiting_for_delivery()),
+            |shared| drop(shared.read_control.wait_for_delivery()),
         ];
         for (wait, is_paused) in waits.iter().flat_map(|it| [(it, false), (it, true)]) {
-            shared.read_budget.wait_for(1, is_paused);
+            shared.read_budget().wait_for(1, is_paused);
             shared.wake().announce();
             wait(&shared);
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();

@@ -1,15 +1,27 @@
 //! What the program's threads and the IO thread share of one consumer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::connection::Command;
-use crate::io::to_program::inbox::{Extracted, Inbox};
+use crate::io::shared::command::Command;
+use crate::io::to_program::inbox::{EndMark, Extracted, Inbox};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::content::Content;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
+
+/// The deliveries of one consumer, or of all consumers of a channel that have a callback.
+///
+/// The mark of a consumer's end is weak: the consumer keeps its channel alive, and the channel this
+/// inbox with the mark in it.
+pub(crate) type ConsumerInbox = Inbox<Weak<ConsumerShared>>;
+
+impl EndMark for Weak<ConsumerShared> {
+    fn is_stale(&self) -> bool {
+        self.strong_count() == 0
+    }
+}
 
 /// What the IO thread's side holds of a consumer, and drops at the consumer's end.
 #[derive(Debug)]
@@ -33,7 +45,7 @@ pub(crate) enum Taker {
     /// Into the inbox of its channel, to be taken by a callback.
     Callback,
     /// Into an inbox of its own.
-    Inbox(Inbox),
+    Inbox(ConsumerInbox),
     /// To those who wait for one of them.
     RpcReplies(Arc<RpcReplies>),
 }
@@ -65,7 +77,7 @@ impl ConsumerShared {
 
     /// A consumer whose deliveries are taken one by one.
     pub(crate) fn with_inbox(consume: &basic::Consume, channel: Arc<ChannelShared>) -> Arc<Self> {
-        let inbox = Inbox::new(Arc::clone(&channel.connection));
+        let inbox = Inbox::new(Arc::clone(&channel.connection.read_control));
         Self::new(consume, channel, Taker::Inbox(inbox))
     }
 
@@ -91,7 +103,7 @@ impl ConsumerShared {
     }
 
     /// The inbox that is its alone.
-    pub(crate) fn own_inbox(&self) -> Option<&Inbox> {
+    pub(crate) fn own_inbox(&self) -> Option<&ConsumerInbox> {
         match &self.taker {
             Taker::Inbox(inbox) => Some(inbox),
             Taker::Callback | Taker::RpcReplies(_) => None,
@@ -135,7 +147,7 @@ impl ConsumerShared {
     }
 
     /// Where its deliveries wait.
-    pub(crate) fn inbox(&self) -> &Inbox {
+    pub(crate) fn inbox(&self) -> &ConsumerInbox {
         self.own_inbox().unwrap_or(&self.channel.inbox)
     }
 

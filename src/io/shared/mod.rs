@@ -2,5 +2,6 @@
 //! channel and consumer.
 
 pub(crate) mod channel;
+pub(crate) mod command;
 pub(crate) mod connection;
 pub(crate) mod consumer;

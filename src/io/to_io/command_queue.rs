@@ -10,16 +10,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::frames::{BUFFER_BYTES_MAX, Frames, Queued};
 use super::write_budget::{WaitError, WriteBudget};
-use crate::io::shared::connection::Command;
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::{EncodedPublish, SETTLE_SIZE, Settle, encode_settle};
-
-/// How large a buffer grows that gathers messages of one channel.
-pub(crate) const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// With how little it begins: channels that take turns must not have a large one each.
 const BUFFER_BYTES_MIN: usize = 256;
@@ -27,49 +23,27 @@ const BUFFER_BYTES_MIN: usize = 256;
 /// How many written buffers are kept to be used again.
 const SPARE_BUFFERS_MAX: usize = 4;
 
-/// Publishes and settlements of one channel that follow each other, encoded.
-#[derive(Debug)]
-pub(crate) struct Frames {
-    pub(crate) channel: ChannelId,
-    pub(crate) bytes: Vec<u8>,
-    /// Large bodies that are not copied, each with its place in `bytes`.
-    pub(crate) shared: Vec<(usize, Bytes)>,
-    /// How many frames these are, and how many publishes.
-    pub(crate) frames: u64,
-    pub(crate) messages: u64,
-}
-
-impl Frames {
-    pub(crate) fn new(channel: ChannelId, bytes: Vec<u8>) -> Self {
-        Self {
-            channel,
-            bytes,
-            shared: Vec::new(),
-            frames: 0,
-            messages: 0,
-        }
-    }
-
-    /// How many bytes there are, shared ones included.
-    pub(crate) fn len(&self) -> usize {
-        let shared = self.shared.iter().map(|(_, bytes)| bytes.len());
-        self.bytes.len() + shared.sum::<usize>()
-    }
-}
-
 /// The queue, and the room in it.
 #[derive(Debug)]
-pub(crate) struct CommandQueue {
-    queue: Mutex<Queue>,
+pub(crate) struct CommandQueue<C> {
+    queue: Mutex<Queue<C>>,
     /// Whether there is anything, so that the IO thread need not stand in the way of those who
     /// publish to learn that. Changed under the lock.
     is_empty: AtomicBool,
     pub(crate) budget: WriteBudget,
 }
 
+/// An entry of the queue.
 #[derive(Debug)]
-struct Queue {
-    commands: VecDeque<Command>,
+pub(crate) enum Entry<C> {
+    /// Publishes and settlements; their bytes count in the write budget.
+    Frames(Frames),
+    Command(C),
+}
+
+#[derive(Debug)]
+struct Queue<C> {
+    entries: VecDeque<Entry<C>>,
     /// What comes behind all of them, and may still grow.
     last: Option<Frames>,
     /// How many bytes all frames in here have.
@@ -82,21 +56,11 @@ struct Queue {
     closed: bool,
 }
 
-/// What became of a publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Queued {
-    Done,
-    /// It has to wait for room.
-    NoRoom,
-    /// It was not admitted, or nobody is there any more to send it.
-    Refused,
-}
-
-impl CommandQueue {
+impl<C> CommandQueue<C> {
     pub(crate) fn new(write_limit: usize) -> Self {
         Self {
             queue: Mutex::new(Queue {
-                commands: VecDeque::new(),
+                entries: VecDeque::new(),
                 last: None,
                 bytes: 0,
                 spare: Vec::new(),
@@ -111,14 +75,14 @@ impl CommandQueue {
     /// Queues `command`, and calls `note` in the same step: who queues something behind it
     /// sees what that has noted. `false` if the IO thread has ended; then the command
     /// vanishes, and with it whatever it would be answered on.
-    pub(crate) fn send(&self, command: Command, note: impl FnOnce()) -> bool {
+    pub(crate) fn send(&self, command: C, note: impl FnOnce()) -> bool {
         let mut queue = self.queue.lock();
         note();
         if queue.closed {
             return false;
         }
         queue.seal();
-        queue.commands.push_back(command);
+        queue.entries.push_back(Entry::Command(command));
         self.is_empty.store(false, Ordering::Release);
         true
     }
@@ -217,12 +181,12 @@ impl CommandQueue {
     /// bytes.
     pub(crate) fn may_gather(&self, enough: usize) -> bool {
         let queue = self.queue.lock();
-        let are_frames = |command| matches!(command, &Command::Frames(_));
-        queue.bytes < enough && queue.commands.iter().all(are_frames)
+        let are_frames = |entry| matches!(entry, &Entry::Frames(_));
+        queue.bytes < enough && queue.entries.iter().all(are_frames)
     }
 
     /// Takes everything, into an empty queue, and gives written buffers back for it.
-    pub(crate) fn take(&self, commands: &mut VecDeque<Command>, written: &mut Vec<Vec<u8>>) {
+    pub(crate) fn take(&self, entries: &mut VecDeque<Entry<C>>, written: &mut Vec<Vec<u8>>) {
         if self.is_empty() {
             return;
         }
@@ -230,7 +194,7 @@ impl CommandQueue {
         queue.seal();
         self.is_empty.store(true, Ordering::Release);
         self.budget.take(std::mem::take(&mut queue.bytes));
-        std::mem::swap(&mut queue.commands, commands);
+        std::mem::swap(&mut queue.entries, entries);
         while queue.spare.len() < SPARE_BUFFERS_MAX {
             match written.pop() {
                 Some(buffer) => queue.spare.push(buffer),
@@ -246,14 +210,14 @@ impl CommandQueue {
     pub(crate) fn close(&self) {
         let mut queue = self.queue.lock();
         queue.closed = true;
-        let left = (queue.last.take(), std::mem::take(&mut queue.commands));
+        let left = (queue.last.take(), std::mem::take(&mut queue.entries));
         drop(queue);
         // Bodies are the program's, and may run code of its own when they go.
         drop(left);
     }
 }
 
-impl Queue {
+impl<C> Queue<C> {
     /// Where frames of this channel and size belong.
     fn frames(&mut self, channel: ChannelId, size: usize) -> &mut Frames {
         let has_room = |frames: &Frames| {
@@ -271,7 +235,7 @@ impl Queue {
     /// Lets nothing more grow.
     fn seal(&mut self) {
         if let Some(frames) = self.last.take() {
-            self.commands.push_back(Command::Frames(frames));
+            self.entries.push_back(Entry::Frames(frames));
         }
     }
 }
@@ -300,10 +264,9 @@ fn new_buffer(
 
 #[cfg(test)]
 mod tests {
-    use crossbeam_channel::bounded;
+    use crossbeam_channel::{Sender, bounded};
 
     use super::*;
-    use crate::io::shared::connection::Opener;
     use crate::protocol::frame::{Publish, PublishBody};
 
     const ID: ChannelId = ChannelId {
@@ -311,11 +274,11 @@ mod tests {
         generation: 1,
     };
 
-    fn publish(commands: &CommandQueue) -> Queued {
+    fn publish(commands: &CommandQueue<Sender<()>>) -> Queued {
         publish_with(commands, false)
     }
 
-    fn publish_with(commands: &CommandQueue, reserved: bool) -> Queued {
+    fn publish_with(commands: &CommandQueue<Sender<()>>, reserved: bool) -> Queued {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -333,21 +296,13 @@ mod tests {
     fn what_is_queued_behind_the_end_is_refused_and_what_was_before_it_is_dropped() {
         let commands = CommandQueue::new(1000);
         let (reply, opened) = bounded(1);
-        let open = |reply| {
-            Command::OpenChannel(Opener {
-                number: None,
-                window: 1,
-                deadline: Instant::now(),
-                reply,
-            })
-        };
-        assert!(commands.send(open(reply.clone()), || {}));
+        assert!(commands.send(reply.clone(), || {}));
         assert_eq!(publish(&commands), Queued::Done);
         assert!(!commands.is_empty());
         commands.close();
         assert_eq!(publish(&commands), Queued::Refused);
         commands.settle(ID, 1, Settle::Ack { multiple: false });
-        assert!(!commands.send(open(reply), || {}));
+        assert!(!commands.send(reply, || {}));
         assert!(opened.recv().is_err(), "nobody will answer");
     }
 
@@ -373,7 +328,7 @@ mod tests {
         publish(&commands);
         commands.settle(ID, 1, Settle::Ack { multiple: false });
         assert!(commands.may_gather(1000) && !commands.may_gather(10));
-        commands.send(Command::Disconnect, || {});
+        commands.send(bounded(1).0, || {});
         assert!(!commands.may_gather(1000), "somebody wants something");
         publish(&commands);
         let (mut taken, mut written) = (VecDeque::new(), Vec::new());
@@ -381,8 +336,8 @@ mod tests {
         let kinds: Vec<_> = taken
             .iter()
             .map(|command| match command {
-                Command::Frames(frames) => (frames.messages, frames.frames),
-                _ => (0, 0),
+                Entry::Frames(frames) => (frames.messages, frames.frames),
+                Entry::Command(_) => (0, 0),
             })
             .collect();
         assert_eq!(kinds, [(1, 4), (0, 0), (1, 3)]);

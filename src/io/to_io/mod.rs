@@ -1,6 +1,7 @@
 //! From the program's threads to the IO thread: the command queue, its bounds, and the wake-up.
 
 pub(crate) mod command_queue;
+pub(crate) mod frames;
 pub(crate) mod gather;
 pub(crate) mod wake;
 pub(crate) mod write_budget;

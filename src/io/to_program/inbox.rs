@@ -1,37 +1,33 @@
 //! Where deliveries wait for the threads that take them.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::io::shared::connection::ConnectionShared;
-use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::dispatch_signal::{Signal, Subscribers};
+use crate::io::to_program::read_control::ReadControl;
 use crate::protocol::content::Content;
 use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 use crate::protocol::wire::ShortString;
 
-/// What comes to a consuming thread.
-#[derive(Debug)]
-pub(crate) enum Incoming {
-    Message(Content),
-    /// The last thing from a callback's consumer. (Weak, for the consumer keeps its
-    /// channel, and that the inbox with this in it.)
-    Ended(Weak<ConsumerShared>),
+/// The end of a consumer in an inbox that several consumers share: the last entry of that one.
+pub(crate) trait EndMark: Default {
+    /// Whether the consumer is gone, so that its end concerns no thread any more.
+    fn is_stale(&self) -> bool;
 }
 
-/// What waits for it.
+/// An entry of the queue.
 #[derive(Debug)]
-enum Entry {
+enum Entry<E> {
     /// With `true`, of deliveries that cannot be held back.
     Batch(Batch, bool),
-    Ended(Weak<ConsumerShared>),
+    Ended(E),
 }
 
-impl Entry {
+impl<E> Entry<E> {
     fn len(&self) -> usize {
         match self {
             Self::Batch(run, _) => run.len(),
@@ -40,32 +36,28 @@ impl Entry {
     }
 }
 
-/// What was taken, and is made ready once the lock is free.
-enum Taken {
-    Message(PackedDelivery),
-    Ended(Weak<ConsumerShared>),
-    Nothing,
-    End,
-}
-
-impl Taken {
-    fn unpack(self) -> Popped {
-        match self {
-            Self::Message(packed) => Popped::Item(Incoming::Message(packed.unpack())),
-            Self::Ended(consumer) => Popped::Item(Incoming::Ended(consumer)),
-            Self::Nothing => Popped::Empty,
-            Self::End => Popped::Ended,
-        }
-    }
-}
-
-/// What a look into an inbox found.
+/// The outcome of a look into an inbox.
 #[derive(Debug)]
-pub(crate) enum Popped {
-    Item(Incoming),
+pub(crate) enum Next<E, M = Content> {
+    Message(M),
+    /// The last entry of a consumer whose callback has had all its deliveries.
+    ConsumerEnded(E),
     Empty,
     /// Empty, and nothing will come any more.
     Ended,
+}
+
+impl<E> Next<E, PackedDelivery> {
+    /// Copies the message out of its batch. Done without the lock, for it is the largest part of
+    /// the work.
+    fn unpack(self) -> Next<E> {
+        match self {
+            Self::Message(packed) => Next::Message(packed.unpack()),
+            Self::ConsumerEnded(end) => Next::ConsumerEnded(end),
+            Self::Empty => Next::Empty,
+            Self::Ended => Next::Ended,
+        }
+    }
 }
 
 /// A queue of deliveries, for any number of threads.
@@ -78,18 +70,18 @@ pub(crate) enum Popped {
 /// message, or even all, would wake many in vain, for those who are awake take most of what
 /// comes.
 #[derive(Debug)]
-pub(crate) struct Inbox {
-    state: Mutex<State>,
+pub(crate) struct Inbox<E: EndMark> {
+    state: Mutex<State<E>>,
     moved: Condvar,
-    connection: Arc<ConnectionShared>,
+    read_control: Arc<ReadControl>,
     /// Who is told beside those that wait in [`pop`](Self::pop).
     subscribers: Subscribers,
     ready: OnceLock<Arc<Signal>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    queue: VecDeque<Entry>,
+struct State<E> {
+    queue: VecDeque<Entry<E>>,
     /// How many items that are.
     count: usize,
     /// What the queue costs.
@@ -116,12 +108,12 @@ struct Taking {
 /// How much may be taken before it is reported.
 const UNREPORTED_BYTES_MAX: usize = 16 * 1024;
 
-impl Inbox {
-    pub(crate) fn new(connection: Arc<ConnectionShared>) -> Self {
+impl<E: EndMark> Inbox<E> {
+    pub(crate) fn new(read_control: Arc<ReadControl>) -> Self {
         Self {
             state: Mutex::default(),
             moved: Condvar::new(),
-            connection,
+            read_control,
             subscribers: Subscribers::default(),
             ready: OnceLock::new(),
         }
@@ -137,12 +129,17 @@ impl Inbox {
     }
 
     /// Puts in the end of a callback's consumer.
-    pub(crate) fn push_end(&self, consumer: &Arc<ConsumerShared>) {
-        let end = Entry::Ended(Arc::downgrade(consumer));
-        self.put(1, 0, 0, std::iter::once(end));
+    pub(crate) fn push_end(&self, consumer: E) {
+        self.put(1, 0, 0, std::iter::once(Entry::Ended(consumer)));
     }
 
-    fn put(&self, count: usize, cost: usize, fixed: usize, entries: impl Iterator<Item = Entry>) {
+    fn put(
+        &self,
+        count: usize,
+        cost: usize,
+        fixed: usize,
+        entries: impl Iterator<Item = Entry<E>>,
+    ) {
         let mut state = self.state.lock();
         if state.ended {
             drop(state);
@@ -156,7 +153,7 @@ impl Inbox {
         state.count += count;
         state.bytes += cost;
         let fixed = if stopped { 0 } else { fixed };
-        self.connection.read_budget.add(cost, fixed);
+        self.read_control.budget.add(cost, fixed);
         self.wake_one(&mut state);
         drop(state);
         self.subscribers.ring();
@@ -202,7 +199,7 @@ impl Inbox {
     }
 
     /// Wakes all who sleep, for none of them will find anything more.
-    fn wake_all(&self, state: &mut State) {
+    fn wake_all(&self, state: &mut State<E>) {
         let woken = self.moved.notify_all();
         state.asleep -= woken;
         state.woken += woken;
@@ -210,7 +207,7 @@ impl Inbox {
 
     /// Wakes one of those who sleep, if there is something to take and nobody is on the way.
     #[inline]
-    fn wake_one(&self, state: &mut State) {
+    fn wake_one(&self, state: &mut State<E>) {
         if state.asleep > 0 && state.woken == 0 && !state.queue.is_empty() {
             // Not one whose deadline has just passed: it has left, and looks once more.
             if self.moved.notify_one() {
@@ -223,9 +220,9 @@ impl Inbox {
     /// Sleeps until it is woken; `false` at the deadline.
     // Apart, so that those who find something at once do not pay for it.
     #[cold]
-    fn sleep(&self, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>) -> bool {
+    fn sleep(&self, state: &mut MutexGuard<'_, State<E>>, deadline: Option<Instant>) -> bool {
         state.asleep += 1;
-        let _waiting = self.connection.waiting_for_delivery();
+        let _waiting = self.read_control.wait_for_delivery();
         let is_woken = match deadline {
             Some(deadline) => !self.moved.wait_until(state, deadline).timed_out(),
             None => {
@@ -241,7 +238,7 @@ impl Inbox {
     }
 
     /// The next item, if there is one.
-    pub(crate) fn try_pop(&self) -> Popped {
+    pub(crate) fn try_pop(&self) -> Next<E> {
         let mut state = self.state.lock();
         let found = self.take(&mut state);
         let taken = self.to_report(&mut state);
@@ -253,11 +250,11 @@ impl Inbox {
     }
 
     /// The next item, waiting for it; `Empty` after the deadline.
-    pub(crate) fn pop(&self, deadline: Option<Instant>) -> Popped {
+    pub(crate) fn pop(&self, deadline: Option<Instant>) -> Next<E> {
         let mut state = self.state.lock();
         let found = loop {
             match self.take(&mut state) {
-                Taken::Nothing => {}
+                Next::Empty => {}
                 found => break found,
             }
             if !self.sleep(&mut state, deadline) {
@@ -272,9 +269,9 @@ impl Inbox {
         found.unpack()
     }
 
-    fn take(&self, state: &mut State) -> Taken {
+    fn take(&self, state: &mut State<E>) -> Next<E, PackedDelivery> {
         let found = match state.queue.front_mut() {
-            _ if state.stopped => Taken::End,
+            _ if state.stopped => Next::Ended,
             Some(Entry::Batch(run, is_fixed)) => {
                 let message = run.pop();
                 let cost = message.as_ref().map_or(0, |message| run.cost_of(message));
@@ -286,19 +283,19 @@ impl Inbox {
                 }
                 state.bytes -= cost;
                 state.taken.cost += cost;
-                message.map_or(Taken::Nothing, |message| {
+                message.map_or(Next::Empty, |message| {
                     state.count -= 1;
-                    Taken::Message(message)
+                    Next::Message(message)
                 })
             }
             Some(Entry::Ended(consumer)) => {
                 let consumer = std::mem::take(consumer);
                 state.queue.pop_front();
                 state.count -= 1;
-                Taken::Ended(consumer)
+                Next::ConsumerEnded(consumer)
             }
-            None if state.ended => Taken::End,
-            None => Taken::Nothing,
+            None if state.ended => Next::Ended,
+            None => Next::Empty,
         };
         self.wake_one(state);
         // Whoever waits with `select!` hears again of what is left, and all of the end.
@@ -313,10 +310,10 @@ impl Inbox {
     /// What is to be reported now: when it has become much, when nothing is left to report
     /// it with, and when the IO thread waits for it.
     #[inline]
-    fn to_report(&self, state: &mut State) -> Option<Taking> {
+    fn to_report(&self, state: &mut State<E>) -> Option<Taking> {
         let is_due = state.taken.cost > UNREPORTED_BYTES_MAX
             || state.queue.is_empty()
-            || self.connection.read_budget.is_watched();
+            || self.read_control.budget.is_watched();
         is_due.then(|| std::mem::take(&mut state.taken))
     }
 
@@ -328,7 +325,7 @@ impl Inbox {
 
     fn report(&self, taken: &Taking) {
         if taken.cost > 0 || taken.fixed > 0 {
-            self.connection.handed_out(taken.cost, taken.fixed);
+            self.read_control.handed_out(taken.cost, taken.fixed);
         }
     }
 
@@ -396,7 +393,7 @@ impl Inbox {
                     taken.fixed += if is_fixed { run.cost() } else { 0 };
                     extracted.push_back(run);
                 }
-                Entry::Ended(consumer) if consumer.strong_count() == 0 => {}
+                Entry::Ended(consumer) if consumer.is_stale() => {}
                 other => kept.push_back(other),
             }
         }
@@ -441,7 +438,7 @@ impl Iterator for Extracted {
 
 impl ExactSizeIterator for Extracted {}
 
-impl Drop for Inbox {
+impl<E: EndMark> Drop for Inbox<E> {
     fn drop(&mut self) {
         self.discard(|_| true);
     }
@@ -454,23 +451,29 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::io::shared::connection::tests::shared;
+    use crate::io::to_program::read_control::tests::read_control;
     use crate::protocol::delivery_batch::tests::packed;
 
     const SIZE: usize = 100;
 
-    fn inbox() -> Inbox {
-        Inbox::new(shared(1 << 20))
+    impl EndMark for () {
+        fn is_stale(&self) -> bool {
+            false
+        }
+    }
+
+    fn inbox() -> Inbox<()> {
+        Inbox::new(read_control(1 << 20))
     }
 
     /// Puts in so many messages at once, which cannot be held back.
-    fn push(inbox: &Inbox, count: usize) {
+    fn push(inbox: &Inbox<()>, count: usize) {
         inbox.push(&mut packed(&vec![(SIZE, "key"); count]), true);
     }
 
     /// How much is counted as waiting to be taken.
-    fn waiting(inbox: &Inbox) -> usize {
-        inbox.connection.read_budget.bytes()
+    fn waiting(inbox: &Inbox<()>) -> usize {
+        inbox.read_control.budget.bytes()
     }
 
     #[test]
@@ -481,7 +484,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         let take = || {
             let popped = inbox.pop(Some(deadline));
-            let has_one = matches!(popped, Popped::Item(_));
+            let has_one = matches!(popped, Next::Message(_));
             // Who has one takes no other before everybody has.
             all_have_one.wait();
             has_one && Instant::now() < deadline
@@ -500,7 +503,7 @@ mod tests {
 
     #[test]
     fn those_who_wait_with_select_hear_of_messages_and_of_every_end() {
-        let changes: [fn(&Inbox); 4] = [
+        let changes: [fn(&Inbox<()>); 4] = [
             |inbox| push(inbox, 1),
             |inbox| inbox.stop(),
             |inbox| inbox.resume(),
@@ -521,17 +524,17 @@ mod tests {
     #[test]
     fn reading_goes_on_while_a_thread_waits_for_a_delivery() {
         let inbox = inbox();
-        let connection = &inbox.connection;
+        let threads = &inbox.read_control.threads;
         let deadline = Instant::now() + Duration::from_secs(10);
         thread::scope(|scope| {
             scope.spawn(|| inbox.pop(Some(deadline)));
-            while !connection.needs_reading() {
+            while !threads.is_delivery_awaited() {
                 assert!(Instant::now() < deadline);
                 thread::yield_now();
             }
             push(&inbox, 1);
         });
-        assert!(!connection.needs_reading());
+        assert!(!threads.is_delivery_awaited());
     }
 
     #[test]
@@ -552,7 +555,7 @@ mod tests {
             let state = inbox.state.lock();
             (state.asleep, state.woken)
         };
-        assert!(matches!(inbox.pop(Some(Instant::now())), Popped::Empty));
+        assert!(matches!(inbox.pop(Some(Instant::now())), Next::Empty));
         assert_eq!(counts(), (0, 0));
         thread::scope(|scope| {
             let takers = [(); 2].map(|()| scope.spawn(|| inbox.pop(None)));
@@ -565,7 +568,7 @@ mod tests {
             }
             assert_eq!(counts(), (1, 0));
             inbox.end();
-            let ends = takers.map(|taker| matches!(taker.join().unwrap(), Popped::Ended));
+            let ends = takers.map(|taker| matches!(taker.join().unwrap(), Next::Ended));
             assert_eq!(ends.iter().filter(|&&ended| ended).count(), 1);
         });
         assert_eq!(counts(), (0, 0));
@@ -577,13 +580,13 @@ mod tests {
         push(&inbox, 10);
         let all = waiting(&inbox);
         assert!(all >= 10 * SIZE);
-        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert!(matches!(inbox.try_pop(), Next::Message(_)));
         assert_eq!(waiting(&inbox), all, "it is not worth a report");
-        assert!(inbox.connection.read_budget.wait_for(1, true));
-        assert!(matches!(inbox.pop(None), Popped::Item(_)));
+        assert!(inbox.read_control.budget.wait_for(1, true));
+        assert!(matches!(inbox.pop(None), Next::Message(_)));
         let left = waiting(&inbox);
         assert!(left <= all - 2 * SIZE, "{left} of {all}");
-        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert!(matches!(inbox.try_pop(), Next::Message(_)));
         assert!(waiting(&inbox) <= left - SIZE);
     }
 
@@ -595,11 +598,11 @@ mod tests {
         let all = waiting(&inbox);
         let mut taken = 0;
         while waiting(&inbox) == all {
-            assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+            assert!(matches!(inbox.try_pop(), Next::Message(_)));
             taken += SIZE;
         }
         assert!(taken <= UNREPORTED_BYTES_MAX, "{taken} bytes and more");
-        while let Popped::Item(_) = inbox.try_pop() {}
+        while let Next::Message(_) = inbox.try_pop() {}
         assert_eq!(waiting(&inbox), 0);
         assert_eq!(inbox.bytes(), 0);
     }
@@ -607,21 +610,21 @@ mod tests {
     #[test]
     fn what_is_taken_out_or_dropped_with_the_inbox_waits_no_more() {
         let inbox = inbox();
-        let shared = Arc::clone(&inbox.connection);
+        let budget = Arc::clone(&inbox.read_control);
         push(&inbox, 3);
         assert_eq!(inbox.len(), 3);
         // What was taken before and is not reported yet counts as well.
-        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert!(matches!(inbox.try_pop(), Next::Message(_)));
         assert_eq!(inbox.extract(|tag| *tag == "other").count(), 0);
         assert_eq!(inbox.len(), 2);
         assert_eq!(waiting(&inbox), inbox.bytes());
-        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert!(matches!(inbox.try_pop(), Next::Message(_)));
         assert_eq!(inbox.extract(|tag| *tag == "tag").count(), 1);
         assert_eq!((inbox.len(), waiting(&inbox)), (0, 0));
         push(&inbox, 3);
-        assert!(matches!(inbox.try_pop(), Popped::Item(_)));
+        assert!(matches!(inbox.try_pop(), Next::Message(_)));
         drop(inbox);
-        assert_eq!(shared.read_budget.bytes(), 0);
-        assert_eq!(shared.read_budget.must_stop(false, false, 0), None);
+        assert_eq!(budget.budget.bytes(), 0);
+        assert_eq!(budget.budget.must_stop(false, false, 0), None);
     }
 }

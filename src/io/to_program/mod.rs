@@ -7,6 +7,7 @@ pub(crate) mod inbox;
 pub(crate) mod publish_failures;
 pub(crate) mod publisher;
 pub(crate) mod read_budget;
+pub(crate) mod read_control;
 pub(crate) mod ready_list;
 pub(crate) mod retained;
 pub(crate) mod rpc_replies;

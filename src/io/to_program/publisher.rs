@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::io::to_io::command_queue::Queued;
+use crate::io::to_io::frames::Queued;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::{Failures, Taken, cost};
 use crate::io::to_program::retained::{Retained, RetainedBytes};

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[derive(Debug, Default)]
-pub(crate) struct Waiters {
+pub(crate) struct WaitingThreads {
     /// For confirms, or for room.
     promised: AtomicUsize,
     /// For the confirm of one message; they are among the promised as well.
@@ -28,7 +28,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Waiters {
+impl WaitingThreads {
     pub(crate) fn wait(&self) -> Waiting<'_> {
         Waiting::new(&self.promised)
     }
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn each_wait_says_what_it_is_for_until_it_is_over() {
-        let waiters = Waiters::default();
+        let waiters = WaitingThreads::default();
         let awaited = || {
             [
                 waiters.is_promised(),

@@ -1,0 +1,57 @@
+//! Decides together with the program's threads whether the IO thread reads.
+
+use std::sync::Arc;
+
+use crate::io::to_io::wake::Wake;
+use crate::io::to_program::read_budget::ReadBudget;
+use crate::io::to_program::waiting_threads::{Waiting, WaitingThreads};
+
+/// The read budget, the threads that wait for something only reading can bring, and the wake-up
+/// of the IO thread for both. Each inbox of a connection has a handle of it.
+#[derive(Debug)]
+pub(crate) struct ReadControl {
+    pub(crate) budget: ReadBudget,
+    pub(crate) threads: WaitingThreads,
+    wake: Arc<Wake>,
+}
+
+impl ReadControl {
+    pub(crate) fn new(soft_limit: usize, wake: Arc<Wake>) -> Self {
+        Self {
+            budget: ReadBudget::new(soft_limit),
+            threads: WaitingThreads::default(),
+            wake,
+        }
+    }
+
+    /// Counts the calling thread among those that wait for a delivery, until the guard is dropped.
+    /// The thread has found an empty inbox: a reading pause would last until another thread has
+    /// taken the deliveries that wait for that one.
+    pub(crate) fn wait_for_delivery(&self) -> Waiting<'_> {
+        let waiting = self.threads.wait_for_delivery();
+        if self.budget.is_paused() {
+            self.wake.notify();
+        }
+        waiting
+    }
+
+    /// Gives room back: deliveries of this cost were handed to the program, and `fixed` bytes of
+    /// it could not be held back.
+    pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {
+        if self.budget.remove(cost, fixed) {
+            self.wake.notify();
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The read control of a connection whose IO thread has ended.
+    pub(crate) fn read_control(soft_limit: usize) -> Arc<ReadControl> {
+        let poll = mio::Poll::new().unwrap();
+        let waker = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        Arc::new(ReadControl::new(soft_limit, Arc::new(Wake::with(&waker))))
+    }
+}
