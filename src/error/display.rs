@@ -305,7 +305,7 @@ fn patience(operation: &str) -> &'static str {
         }
         "an RPC request" => "; is a server running, and fast enough?",
         "channel.close before channel.open" => {
-            "; until the broker rpc_replies, the number of that channel cannot be used again: try again, \
+            "; until the broker answers, the number of that channel cannot be used again: try again, \
              or raise rpc_timeout"
         }
         "channel.close" | "connection.close" => "; close_timeout says how long to wait",

@@ -6,7 +6,7 @@ use super::{BlockingChannel, ChannelInner};
 use crate::client::callbacks::lock::DispatchGuard;
 use crate::client::confirm::{Confirmation, Returned};
 use crate::error::{Error, Result};
-use crate::io::shared::channel::Notice;
+use crate::io::shared::notices::{Notice, Wanted};
 use crate::protocol::wire::ShortString;
 
 /// # Returned messages, cancelled consumers, confirms, flow and the end
@@ -52,7 +52,7 @@ impl BlockingChannel {
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn try_next_return(&self) -> Option<Returned> {
-        self.inner().shared.take_return().map(Returned::new)
+        self.inner().shared.notices.pop_return().map(Returned::new)
     }
 
     /// Calls `callback` with the tag of each consumer that the broker cancels, because its
@@ -211,12 +211,12 @@ impl ChannelInner {
 
     fn next_notice(&self) -> Option<Notice> {
         let shared = &self.shared;
-        match shared.has_notices() {
-            true => shared.take_notice(
-                !self.on_return.is_empty(),
-                !self.on_cancel.is_empty(),
-                !self.on_flow.is_empty(),
-            ),
+        match shared.notices.has_some() {
+            true => shared.notices.pop(Wanted {
+                returns: !self.on_return.is_empty(),
+                cancelled: !self.on_cancel.is_empty(),
+                flow: !self.on_flow.is_empty(),
+            }),
             false => None,
         }
     }

@@ -173,10 +173,8 @@ impl ChannelInner {
         };
         let failures = taken.kept.into_iter();
         Unheard {
-            end: reason
-                .filter(|_| is_news)
-                .map(|reason| Error::ChannelClosed(reason.clone())),
             unconfirmed: (is_unsettled && reason.is_none()).then(unconfirmed),
+            end: reason.filter(|_| is_news).map(Error::ChannelClosed),
             failures: failures
                 .filter_map(|failure| PublishFailure::new(number, failure))
                 .collect(),

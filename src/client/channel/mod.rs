@@ -137,7 +137,7 @@ impl BlockingChannel {
                     limits.rpc_timeout,
                 ),
                 OpenFailure::Call(_, channel) => match channel.closed() {
-                    Some(reason) => Error::ChannelClosed(reason.clone()),
+                    Some(reason) => Error::ChannelClosed(reason),
                     None => connection.closed_error(),
                 },
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },

@@ -107,7 +107,7 @@ impl ChannelInner {
         let send = |reserved, is_plain: bool| {
             connection.publish(*id, encoded, reserved, || {
                 // Once it is gated the broker may count what follows.
-                !(self.shared.has_begun_to_close() || is_plain && publisher.is_gated())
+                self.shared.takes_publishes() && !(is_plain && publisher.is_gated())
             })
         };
         if !publisher.is_gated() && send(false, true) == Queued::Done {

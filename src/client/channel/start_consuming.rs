@@ -292,7 +292,7 @@ impl BlockingChannel {
             match inner.shared.closed() {
                 // With the connection, its reason is told by that.
                 Some(reason) if unheard && reason.by != ClosedBy::Application => {
-                    return Err(Error::ChannelClosed(reason.clone()));
+                    return Err(Error::ChannelClosed(reason));
                 }
                 _ => {}
             }

@@ -232,11 +232,11 @@ impl BlockingConnection {
         }
         let mut dispatched = self.dispatch_own(is_over)?;
         // Those that are listed meanwhile have their turn in the next round.
-        for _ in 0..shared.listed() {
+        for _ in 0..shared.ready_list.len() {
             if is_over() {
                 break;
             }
-            let Some(id) = shared.take_listed() else {
+            let Some(id) = shared.ready_list.pop() else {
                 break;
             };
             if let Some(channel) = self.inner.channel(id) {

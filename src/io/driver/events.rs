@@ -10,6 +10,7 @@ use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, OpenFailure, Outcome};
 use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route, Taker};
+use crate::io::shared::notices::Notice;
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::{Content, ContentMethod};
 use crate::protocol::delivery_batch::Batch;
@@ -38,7 +39,7 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
     match &consumer.taker {
         Taker::RpcReplies(rpc_replies) => rpc_replies.deliver(batches),
         Taker::Inbox(_) | Taker::Callback => {
-            put(consumer, |inbox| inbox.push(batches, never_held_back))
+            put(consumer, |inbox| inbox.push(batches, never_held_back));
         }
     }
 }
@@ -167,7 +168,7 @@ pub(crate) fn tell(
         Event::Flow { channel, active } => {
             let number = channel.id.number;
             channel.publisher.set_flow(active);
-            channel.keep_flow(active);
+            keep_notice(&channel, Notice::Flow(active));
             log::info!("{}: channel {number}: flow {active}", shared.name);
         }
         Event::Blocked(reason) => {
@@ -251,19 +252,34 @@ fn return_message(channel: &ChannelShared, content: Content) {
         return;
     };
     let unclaimed = channel.publisher.returned(fingerprint, content);
-    let lost = unclaimed.map(|message| channel.keep_return(message));
-    for lost in lost.into_iter().flatten() {
-        if let ContentMethod::Return(returned) = &lost.method {
-            log::warn!(
-                "{}: channel {}: a message that came back is dropped, for nobody takes them: {} \
-                 {} (exchange '{}', routing key '{}')",
-                channel.connection.name,
-                channel.id.number,
-                ReplyCode::from(returned.reply_code),
-                returned.reply_text,
-                returned.exchange,
-                returned.routing_key
-            );
+    if let Some(message) = unclaimed {
+        keep_notice(channel, Notice::Returned(message));
+    }
+}
+
+/// Keeps a notice for a callback, and logs the notices that had to be dropped for it.
+fn keep_notice(channel: &ChannelShared, notice: Notice) {
+    let name = &channel.connection.name;
+    let number = channel.id.number;
+    for dropped in channel.keep_notice(notice).into_iter().flatten() {
+        match dropped {
+            Notice::Returned(message) => {
+                if let ContentMethod::Return(returned) = &message.method {
+                    log::warn!(
+                        "{name}: channel {number}: a returned message is dropped, because no \
+                         callback takes them: {} {} (exchange '{}', routing key '{}')",
+                        ReplyCode::from(returned.reply_code),
+                        returned.reply_text,
+                        returned.exchange,
+                        returned.routing_key
+                    );
+                }
+            }
+            Notice::Cancelled(tag) => log::warn!(
+                "{name}: channel {number}: the broker has cancelled consumer {tag}, and no \
+                 callback was called for it"
+            ),
+            Notice::Flow(_) => {}
         }
     }
 }
@@ -305,7 +321,7 @@ fn end_consumer(route: &Route, by_broker: bool) {
         Taker::Inbox(inbox) => {
             inbox.end();
             if by_broker {
-                consumer.channel.keep_cancelled(consumer.tag.clone());
+                keep_notice(&consumer.channel, Notice::Cancelled(consumer.tag.clone()));
             }
         }
     }

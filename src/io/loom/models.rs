@@ -168,7 +168,7 @@ fn news_of_a_channel_are_seen_or_the_channel_is_listed() {
                 );
                 thread::spawn(move || {
                     news.fetch_add(1, Relaxed);
-                    if ready_flag.enter() {
+                    if ready_flag.set() {
                         *list.lock() += 1;
                     }
                 })
@@ -178,7 +178,7 @@ fn news_of_a_channel_are_seen_or_the_channel_is_listed() {
         for _ in 0..BRINGERS {
             let listed = std::mem::take(&mut *list.lock()) > 0;
             if listed {
-                ready_flag.leave();
+                ready_flag.clear();
                 seen = news.load(Relaxed);
             }
         }

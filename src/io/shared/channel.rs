@@ -1,22 +1,21 @@
 //! What the program's threads and the IO thread share of one channel.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::error::Error;
+use crate::io::shared::channel_end::{ChannelEnd, Ending};
 use crate::io::shared::command::{Command, Outcome};
 use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route};
+use crate::io::shared::notices::{Notice, Notices};
 use crate::io::to_program::publisher::Publisher;
-use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::ready_list::ReadyFlag;
-use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::io::to_program::rpc_replies::RpcReplies;
-use crate::protocol::content::Content;
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
@@ -29,15 +28,8 @@ use crate::protocol::wire::ShortString;
 pub(crate) struct ChannelShared {
     pub(crate) id: ChannelId,
     pub(crate) connection: Arc<ConnectionShared>,
-    /// Why the channel ended. Written once, before anything is disconnected; by a close of
-    /// this program when it begins.
-    closed: OnceLock<CloseReason>,
-    /// Why the broker had closed it when this program did.
-    crossed: OnceLock<CloseReason>,
-    /// Whether this program's close is queued.
-    closing: AtomicBool,
-    /// Whether the broker has confirmed this program's close, or took too long.
-    close_finished: AtomicBool,
+    /// How far the channel is from its end.
+    end: ChannelEnd,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
     /// Which deliveries are settled. Held for moments only.
@@ -49,9 +41,7 @@ pub(crate) struct ChannelShared {
     /// The deliveries of all consumers with a callback, in the order of the wire.
     pub(crate) inbox: ConsumerInbox,
     pub(crate) publisher: Publisher,
-    notices: Mutex<Notices>,
-    /// Whether there may be notices, so that nobody pays for a lock to find none.
-    has_notices: AtomicBool,
+    pub(crate) notices: Notices,
     ready_flag: ReadyFlag,
     /// Whether the program has no handle of it any more.
     abandoned: AtomicBool,
@@ -62,29 +52,6 @@ pub(crate) struct ChannelShared {
 /// Nobody has set a prefetch.
 const NO_PREFETCH: u32 = u32::MAX;
 
-/// How many things that nobody takes are kept of each kind; then the oldest goes. So it
-/// does when they take too much memory.
-const NOTICES_MAX: usize = 1000;
-
-/// What callbacks are told beside deliveries, until a thread dispatches it.
-#[derive(Debug)]
-struct Notices {
-    /// Messages that came back and belong to no confirm.
-    returns: Retained<Arc<Content>>,
-    /// Consumers without a callback that the broker has cancelled.
-    cancelled: Retained<ShortString>,
-    /// What the broker has said last of the flow of content.
-    flow: Option<bool>,
-}
-
-/// One of them.
-#[derive(Debug)]
-pub(crate) enum Notice {
-    Returned(Arc<Content>),
-    Cancelled(ShortString),
-    Flow(bool),
-}
-
 impl ChannelShared {
     pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionShared>, window: usize) -> Self {
         let total = connection.retained.clone();
@@ -92,81 +59,71 @@ impl ChannelShared {
             id,
             inbox: ConsumerInbox::new(Arc::clone(&connection.read_control)),
             connection,
-            closed: OnceLock::new(),
-            crossed: OnceLock::new(),
-            closing: AtomicBool::new(false),
-            close_finished: AtomicBool::new(false),
+            end: ChannelEnd::default(),
             last_delivery_tag: AtomicU64::new(0),
             settlements: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: AtomicU32::new(NO_PREFETCH),
             publisher: Publisher::new(window, &total),
-            notices: Mutex::new(Notices::new(&total)),
-            has_notices: AtomicBool::new(false),
+            notices: Notices::new(&total),
             ready_flag: ReadyFlag::new(),
             abandoned: AtomicBool::new(false),
             serves_requests: AtomicBool::new(false),
         }
     }
 
-    /// Why the channel itself is closed, if it is.
-    pub(crate) fn closed(&self) -> Option<&CloseReason> {
-        let closed = self.closed.get()?;
-        match closed.by {
-            ClosedBy::Application => self.crossed.get().or(Some(closed)),
-            ClosedBy::Broker | ClosedBy::Library => Some(closed),
-        }
+    /// Returns why the channel itself is closed, if it is.
+    pub(crate) fn closed(&self) -> Option<CloseReason> {
+        self.end.reason()
     }
 
-    /// Why nothing can be done on the channel, if so.
+    /// Returns why the channel cannot be used, if so; the connection's reason, if that ended first.
     pub(crate) fn end(&self) -> Option<Error> {
         let lost = || self.connection.end();
-        match self.closed() {
-            None => lost().or_else(|| self.has_begun_to_close().then(being_closed)),
-            Some(reason) => Some(
-                // A close that the end of the connection overtook has not come about.
-                lost()
-                    .filter(|error| self.is_being_closed(reason) && error.is_of_others())
-                    .unwrap_or_else(|| Error::ChannelClosed(reason.clone())),
-            ),
+        match self.end.get() {
+            None => lost(),
+            Some(Ending::Closing(None)) => lost().or_else(|| Some(being_closed())),
+            // If the connection ended before the answer to our close came, its reason counts.
+            Some(Ending::Closing(Some(reason))) => lost()
+                .filter(Error::is_of_others)
+                .or(Some(Error::ChannelClosed(reason))),
+            Some(Ending::Closed(reason)) => Some(Error::ChannelClosed(reason)),
         }
     }
 
     /// Whether the channel can be used. This is [`end`](Self::end) without making the error, for
-    /// it is asked for each message.
+    /// it is called for each message.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
-        self.closed.get().is_none() && !self.has_begun_to_close() && self.connection.is_open()
+        self.end.is_open() && self.connection.is_open()
+    }
+
+    /// Whether neither side has begun to close the channel itself.
+    #[inline]
+    pub(crate) fn takes_publishes(&self) -> bool {
+        self.end.is_open()
     }
 
     /// Whether this program's close awaits its answer.
     pub(crate) fn is_closing(&self) -> bool {
-        let begun = match self.closed() {
-            Some(reason) => self.is_being_closed(reason),
-            None => self.has_begun_to_close(),
-        };
+        let begun = matches!(self.end.get(), Some(Ending::Closing(_)));
         begun && self.connection.termination().is_none()
     }
 
-    fn is_being_closed(&self, reason: &CloseReason) -> bool {
-        reason.by == ClosedBy::Application && !self.close_finished.load(Ordering::Acquire)
-    }
-
-    /// Says that the broker has confirmed this program's close, or that nobody waits for
-    /// that any more.
+    /// Notes that the broker has confirmed this program's close, or that it took too long.
     pub(crate) fn finish_close(&self) {
-        self.close_finished.store(true, Ordering::Release);
+        self.end.finish_close();
     }
 
     /// Records that the broker had closed the channel before this program did.
     pub(crate) fn cross(&self, reason: CloseReason) {
-        let _ = self.crossed.set(reason);
+        self.end.cross(reason);
     }
 
     /// Records the end; `None` if the channel goes with its connection.
     pub(crate) fn close(&self, reason: Option<CloseReason>) {
         if let Some(reason) = reason {
-            let _ = self.closed.set(reason);
+            self.end.record(reason);
         }
         if !self.inbox.has_ended() {
             let settled = self.publisher.settled();
@@ -262,9 +219,9 @@ impl ChannelShared {
 
     /// Puts the channel on the list of those with news, and tells whoever dispatches.
     pub(crate) fn announce(&self) {
-        if self.ready_flag.enter() {
+        if self.ready_flag.set() {
             let is_wanted = || !self.is_abandoned();
-            self.connection.list(self.id, is_wanted);
+            self.connection.ready_list.push(self.id, is_wanted);
         }
         self.inbox.subscribers().ring();
         self.connection.anything.ring();
@@ -275,12 +232,10 @@ impl ChannelShared {
     pub(crate) fn abandon(&self) -> u64 {
         self.abandoned.store(true, Ordering::SeqCst);
         // Whoever still holds a delivery or a confirm keeps this, but cannot ask for them.
-        let total = &self.connection.retained;
-        let notices = std::mem::replace(&mut *self.notices.lock(), Notices::new(total));
-        drop(notices);
+        self.notices.clear(&self.connection.retained);
         let unheard = self.publisher.abandon();
-        if self.ready_flag.is_entered() {
-            self.connection.unlist(self.id);
+        if self.ready_flag.is_set() {
+            self.connection.ready_list.remove(self.id);
         }
         unheard
     }
@@ -303,72 +258,16 @@ impl ChannelShared {
 
     /// Takes the channel off that list: whoever does looks at all there is after this.
     pub(crate) fn unlist(&self) {
-        self.ready_flag.leave();
+        self.ready_flag.clear();
     }
 
-    /// Keeps a message that came back; those that have to go for it.
-    pub(crate) fn keep_return(&self, message: Arc<Content>) -> Vec<Arc<Content>> {
-        let cost = ReadBudget::cost(&message);
-        self.notice(|notices| notices.returns.push(cost, message))
-            .unwrap_or_default()
-    }
-
-    /// Keeps the tag of a consumer that the broker has cancelled.
-    pub(crate) fn keep_cancelled(&self, tag: ShortString) {
-        let gone = self.notice(|notices| notices.cancelled.push(tag.len(), tag));
-        for tag in gone.into_iter().flatten() {
-            log::warn!(
-                "{}: channel {}: nobody is told that the broker has cancelled consumer {tag}",
-                self.connection.name,
-                self.id.number
-            );
-        }
-    }
-
-    pub(crate) fn keep_flow(&self, active: bool) {
-        self.notice(|notices| notices.flow = Some(active));
-    }
-
-    /// `None`: nobody will ever ask.
-    fn notice<R>(&self, note: impl FnOnce(&mut Notices) -> R) -> Option<R> {
-        let mut notices = self.notices.lock();
-        if self.is_abandoned() || self.serves_requests() {
-            return None;
-        }
-        let noted = note(&mut notices);
-        self.has_notices.store(true, Ordering::Release);
-        drop(notices);
+    /// Keeps a notice for a callback, and announces it. Returns the notices that had to be dropped
+    /// for it; `None` if no thread will ever ask for it.
+    pub(crate) fn keep_notice(&self, notice: Notice) -> Option<Vec<Notice>> {
+        let is_wanted = || !self.is_abandoned() && !self.serves_requests();
+        let dropped = self.notices.push(notice, is_wanted)?;
         self.announce();
-        Some(noted)
-    }
-
-    /// The next message that came back.
-    pub(crate) fn take_return(&self) -> Option<Arc<Content>> {
-        self.notices.lock().returns.pop()
-    }
-
-    /// Whether there may be notices.
-    pub(crate) fn has_notices(&self) -> bool {
-        self.has_notices.load(Ordering::Acquire)
-    }
-
-    /// The next notice of those kinds that somebody wants to know of.
-    pub(crate) fn take_notice(&self, returns: bool, cancelled: bool, flow: bool) -> Option<Notice> {
-        let mut notices = self.notices.lock();
-        let flow = flow.then(|| notices.flow.take()).flatten();
-        let notice = flow.map(Notice::Flow);
-        let notice = notice.or_else(|| {
-            let tag = cancelled.then(|| notices.cancelled.pop()).flatten();
-            tag.map(Notice::Cancelled)
-        });
-        let notice = notice.or_else(|| {
-            let message = returns.then(|| notices.returns.pop()).flatten();
-            message.map(Notice::Returned)
-        });
-        if notices.is_empty() {
-            self.has_notices.store(false, Ordering::Release);
-        }
-        notice
+        Some(dropped)
     }
 
     /// Queues the settlement of a delivery.
@@ -425,27 +324,7 @@ impl ChannelShared {
             text,
             reply,
         };
-        let note = || self.closing.store(true, Ordering::Release);
-        self.connection.send_and(close, note);
-    }
-
-    /// Whether this program has begun to close the channel.
-    pub(crate) fn has_begun_to_close(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
-    }
-}
-
-impl Notices {
-    fn new(total: &RetainedBytes) -> Self {
-        Self {
-            returns: Retained::new(NOTICES_MAX, total),
-            cancelled: Retained::new(NOTICES_MAX, total),
-            flow: None,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.returns.is_empty() && self.cancelled.is_empty() && self.flow.is_none()
+        self.connection.send_and(close, || self.end.begin_close());
     }
 }
 

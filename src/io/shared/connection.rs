@@ -1,7 +1,6 @@
 //! What the program's threads hold of the IO thread: the queue of commands, the
 //! wake-up, the bounds, and why things ended.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -22,6 +21,7 @@ use crate::io::to_io::write_budget::WriteBudget;
 use crate::io::to_program::dispatch_signal::Subscribers;
 use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::read_control::ReadControl;
+use crate::io::to_program::ready_list::ReadyList;
 use crate::io::to_program::retained::RetainedBytes;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::content::SizeLimit;
@@ -86,7 +86,7 @@ pub(crate) struct ConnectionShared {
     /// Who is told of events of the connection and of all its channels.
     pub(crate) anything: Subscribers,
     /// The channels with something to dispatch.
-    news: Mutex<VecDeque<ChannelId>>,
+    pub(crate) ready_list: ReadyList,
     /// When to tell the subscribers that a timer is due, for those who do not watch the clock.
     timer_deadline: Mutex<Option<Instant>>,
     /// How it went to look for replies, and for confirms.
@@ -127,7 +127,7 @@ impl ConnectionShared {
             own_news: AtomicBool::new(false),
             own_events: Subscribers::default(),
             anything: Subscribers::default(),
-            news: Mutex::default(),
+            ready_list: ReadyList::default(),
             timer_deadline: Mutex::default(),
             reply_busy_wait: BusyWait::new(busy_wait_limit),
             confirm_busy_wait: BusyWait::new(busy_wait_limit),
@@ -252,29 +252,6 @@ impl ConnectionShared {
     /// Whoever does this looks at all there is after it.
     pub(crate) fn take_own_news(&self) {
         self.own_news.store(false, Ordering::SeqCst);
-    }
-
-    /// Notes a channel that has something to dispatch, if anybody wants to know.
-    pub(crate) fn list(&self, channel: ChannelId, is_wanted: impl FnOnce() -> bool) {
-        let mut news = self.news.lock();
-        if is_wanted() {
-            news.push_back(channel);
-        }
-    }
-
-    /// Forgets that it has.
-    pub(crate) fn unlist(&self, channel: ChannelId) {
-        self.news.lock().retain(|listed| *listed != channel);
-    }
-
-    /// How many channels have something to dispatch.
-    pub(crate) fn listed(&self) -> usize {
-        self.news.lock().len()
-    }
-
-    /// The next channel that has something to dispatch.
-    pub(crate) fn take_listed(&self) -> Option<ChannelId> {
-        self.news.lock().pop_front()
     }
 
     /// When a timer is due.

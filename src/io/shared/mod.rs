@@ -2,6 +2,8 @@
 //! channel and consumer.
 
 pub(crate) mod channel;
+mod channel_end;
 pub(crate) mod command;
 pub(crate) mod connection;
 pub(crate) mod consumer;
+pub(crate) mod notices;

@@ -1,33 +1,66 @@
-//! Whether a channel stands in the connection's list of those with news.
+//! The channels of a connection that have something to dispatch.
+//!
+//! A channel is on the list at most once. Its flag says whether it is there, so that a thread with
+//! more news for the channel needs no lock to find it listed.
 
-use crate::io::loom::sync::{AtomicBool, Ordering};
+use std::collections::VecDeque;
 
+use crate::io::loom::sync::{AtomicBool, Mutex, Ordering};
+use crate::protocol::event::ChannelId;
+
+/// Whether a channel is on the ready list.
 #[derive(Debug)]
 pub(crate) struct ReadyFlag(AtomicBool);
+
+/// The list itself, in the order in which the channels became ready.
+#[derive(Debug, Default)]
+pub(crate) struct ReadyList(Mutex<VecDeque<ChannelId>>);
 
 impl ReadyFlag {
     pub(crate) fn new() -> Self {
         Self(AtomicBool::new(false))
     }
 
-    /// To be called after something was put where whoever dispatches looks. `true`: the
-    /// channel is to be put on the list.
+    /// Sets the flag, after something was stored for the dispatching thread. Returns `true` if the
+    /// channel has to be put on the list.
     #[must_use]
-    pub(crate) fn enter(&self) -> bool {
+    pub(crate) fn set(&self) -> bool {
         !self.0.swap(true, Ordering::SeqCst)
     }
 
     /// Whether the channel is on the list, or about to be.
-    pub(crate) fn is_entered(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// The channel was taken off the list: whoever does looks at all there is after this.
+    /// Clears the flag, before the dispatching thread looks for everything that the channel has.
     ///
-    /// It swaps, so that it reads what the last `enter` has written and sees whatever was put
-    /// before that. After a plain store it might look at old news, and that `enter` has
-    /// listed nothing.
-    pub(crate) fn leave(&self) {
+    /// It swaps, so that it reads the value that the last [`set`](Self::set) has written, and sees
+    /// everything stored before that. After a plain store the thread might look at an older state,
+    /// while that `set` has put nothing on the list.
+    pub(crate) fn clear(&self) {
         self.0.swap(false, Ordering::SeqCst);
+    }
+}
+
+impl ReadyList {
+    /// Appends a channel, if `is_wanted`, which is asked under the lock.
+    pub(crate) fn push(&self, channel: ChannelId, is_wanted: impl FnOnce() -> bool) {
+        let mut list = self.0.lock();
+        if is_wanted() {
+            list.push_back(channel);
+        }
+    }
+
+    pub(crate) fn remove(&self, channel: ChannelId) {
+        self.0.lock().retain(|listed| *listed != channel);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    pub(crate) fn pop(&self) -> Option<ChannelId> {
+        self.0.lock().pop_front()
     }
 }

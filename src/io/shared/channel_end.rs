@@ -1,0 +1,205 @@
+//! How far a channel is from its end, and why it ended.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::protocol::reply_code::{CloseReason, ClosedBy};
+
+/// The end of a channel, in the order in which it comes about.
+///
+/// ```text
+///        begin_close            record             finish
+/// Open ---------------> Closing ------> Closing ----------> Closed
+///   |                      |  (by this program, recorded)      ^
+///   |  record (by others)  |  record (by others), cross        |
+///   +----------------------+-----------------------------------+
+/// ```
+#[derive(Debug)]
+enum Stage {
+    Open,
+    /// The close of this program is queued, and the broker has not confirmed it.
+    Closing {
+        /// Set when the IO thread has sent the close.
+        recorded: Option<CloseReason>,
+        /// Whether the close is over, confirmed or timed out, before it was recorded.
+        finished: bool,
+    },
+    Closed(CloseReason),
+}
+
+/// The answer to whether a channel can be used, and why not.
+#[derive(Debug)]
+pub(crate) struct ChannelEnd {
+    /// Whether the stage is `Open`, read for each message without the lock. Written under it.
+    is_open: AtomicBool,
+    stage: Mutex<Stage>,
+}
+
+/// The state of a channel that is not open any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// This program is closing it. The reason is known once the close has been sent.
+    Closing(Option<CloseReason>),
+    Closed(CloseReason),
+}
+
+impl Default for ChannelEnd {
+    fn default() -> Self {
+        Self {
+            is_open: AtomicBool::new(true),
+            stage: Mutex::new(Stage::Open),
+        }
+    }
+}
+
+impl ChannelEnd {
+    /// Whether neither side has begun to close the channel.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
+    }
+
+    /// Returns the end of the channel as far as it has come; `None` while the channel is open.
+    pub(crate) fn get(&self) -> Option<Ending> {
+        match &*self.stage.lock() {
+            Stage::Open => None,
+            Stage::Closing { recorded, .. } => Some(Ending::Closing(recorded.clone())),
+            Stage::Closed(reason) => Some(Ending::Closed(reason.clone())),
+        }
+    }
+
+    /// Returns the reason, once there is one.
+    pub(crate) fn reason(&self) -> Option<CloseReason> {
+        match self.get()? {
+            Ending::Closing(recorded) => recorded,
+            Ending::Closed(reason) => Some(reason),
+        }
+    }
+
+    /// Notes that the close of this program is queued.
+    pub(crate) fn begin_close(&self) {
+        let mut stage = self.stage.lock();
+        if matches!(*stage, Stage::Open) {
+            *stage = Stage::Closing {
+                recorded: None,
+                finished: false,
+            };
+            self.is_open.store(false, Ordering::Release);
+        }
+    }
+
+    /// Records the reason that the core reports. The first reason counts.
+    pub(crate) fn record(&self, reason: CloseReason) {
+        let mut stage = self.stage.lock();
+        let finished = match &*stage {
+            Stage::Open => false,
+            Stage::Closing {
+                recorded: None,
+                finished,
+            } => *finished,
+            Stage::Closing { .. } | Stage::Closed(_) => return,
+        };
+        *stage = match reason.by {
+            ClosedBy::Application if !finished => Stage::Closing {
+                recorded: Some(reason),
+                finished,
+            },
+            _ => Stage::Closed(reason),
+        };
+        self.is_open.store(false, Ordering::Release);
+    }
+
+    /// Notes that the broker has confirmed the close of this program, or took too long.
+    pub(crate) fn finish_close(&self) {
+        let mut stage = self.stage.lock();
+        if let Stage::Closing { recorded, finished } = &mut *stage {
+            *finished = true;
+            if let Some(reason) = recorded.take() {
+                *stage = Stage::Closed(reason);
+            }
+        }
+    }
+
+    /// Replaces the reason of this program by that of the broker, whose close crossed with it: the
+    /// broker had closed the channel first.
+    pub(crate) fn cross(&self, reason: CloseReason) {
+        let mut stage = self.stage.lock();
+        match &*stage {
+            Stage::Closed(known) if known.by != ClosedBy::Application => {}
+            _ => *stage = Stage::Closed(reason),
+        }
+        self.is_open.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::reply_code::ReplyCode;
+
+    fn reason(by: ClosedBy) -> CloseReason {
+        CloseReason::new(by, ReplyCode::REPLY_SUCCESS, "text", None)
+    }
+
+    #[test]
+    fn a_close_of_this_program_is_closing_until_it_is_finished() {
+        let end = ChannelEnd::default();
+        assert!(end.is_open() && end.get().is_none());
+        end.begin_close();
+        assert!(!end.is_open());
+        assert_eq!(end.get(), Some(Ending::Closing(None)));
+        let ours = reason(ClosedBy::Application);
+        end.record(ours.clone());
+        assert_eq!(end.get(), Some(Ending::Closing(Some(ours.clone()))));
+        end.finish_close();
+        assert_eq!(end.get(), Some(Ending::Closed(ours)));
+    }
+
+    #[test]
+    fn a_close_that_is_finished_before_it_is_recorded_ends_with_the_record() {
+        let end = ChannelEnd::default();
+        end.begin_close();
+        end.finish_close();
+        assert_eq!(end.get(), Some(Ending::Closing(None)));
+        end.record(reason(ClosedBy::Application));
+        assert_eq!(
+            end.get(),
+            Some(Ending::Closed(reason(ClosedBy::Application)))
+        );
+    }
+
+    #[test]
+    fn the_first_reason_of_others_counts() {
+        let (broker, library) = (reason(ClosedBy::Broker), reason(ClosedBy::Library));
+        for begins in [false, true] {
+            let end = ChannelEnd::default();
+            if begins {
+                end.begin_close();
+            }
+            end.record(broker.clone());
+            end.record(library.clone());
+            end.begin_close();
+            end.finish_close();
+            end.cross(library.clone());
+            assert_eq!(end.get(), Some(Ending::Closed(broker.clone())));
+            assert!(!end.is_open());
+        }
+    }
+
+    #[test]
+    fn a_crossing_close_of_the_broker_replaces_the_reason_of_this_program() {
+        let (ours, theirs) = (reason(ClosedBy::Application), reason(ClosedBy::Broker));
+        for finishes in [false, true] {
+            let end = ChannelEnd::default();
+            end.begin_close();
+            end.record(ours.clone());
+            if finishes {
+                end.finish_close();
+            }
+            end.cross(theirs.clone());
+            end.finish_close();
+            assert_eq!(end.get(), Some(Ending::Closed(theirs.clone())));
+        }
+    }
+}
