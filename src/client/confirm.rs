@@ -12,8 +12,7 @@ use crate::io::to_io::write_budget::WaitError;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::Failure;
 use crate::protocol::confirms::Settled;
-use crate::protocol::content::{Content, ContentMethod};
-use crate::protocol::methods::basic;
+use crate::protocol::content::ReturnedContent;
 use crate::protocol::properties::BasicProperties;
 use crate::protocol::reply_code::ReplyCode;
 
@@ -129,7 +128,7 @@ impl Confirm {
 
 impl Numbered {
     /// Tells the program what became of the publish.
-    fn tell(&self, settled: &Settled<Arc<Content>>) -> Result<()> {
+    fn tell(&self, settled: &Settled<Arc<ReturnedContent>>) -> Result<()> {
         let outcome = outcome(settled);
         if outcome.is_err() {
             self.channel.shared.publisher.hear(&self.slot);
@@ -138,7 +137,7 @@ impl Numbered {
     }
 }
 
-fn outcome(settled: &Settled<Arc<Content>>) -> Result<()> {
+fn outcome(settled: &Settled<Arc<ReturnedContent>>) -> Result<()> {
     match settled {
         Settled::Acked => Ok(()),
         Settled::Nacked => Err(Error::Nacked),
@@ -164,13 +163,13 @@ impl fmt::Debug for Confirm {
 /// A mandatory message that reached no queue, as it came back.
 #[derive(Clone)]
 pub struct Returned {
-    message: Arc<Content>,
+    message: Arc<ReturnedContent>,
     /// Not with the message, which others keep as small as it came.
     properties: OnceLock<Box<BasicProperties>>,
 }
 
 impl Returned {
-    pub(crate) fn new(message: Arc<Content>) -> Self {
+    pub(crate) fn new(message: Arc<ReturnedContent>) -> Self {
         Self {
             message,
             properties: OnceLock::new(),
@@ -179,22 +178,22 @@ impl Returned {
 
     /// Why it came back; [`ReplyCode::NO_ROUTE`] from RabbitMQ.
     pub fn reply_code(&self) -> ReplyCode {
-        self.method().map_or(0, |method| method.reply_code).into()
+        self.message.method.reply_code.into()
     }
 
     /// The same in words.
     pub fn reply_text(&self) -> &str {
-        self.method().map_or("", |method| &method.reply_text)
+        &self.message.method.reply_text
     }
 
     /// The exchange that it was published to.
     pub fn exchange(&self) -> &str {
-        self.method().map_or("", |method| &method.exchange)
+        &self.message.method.exchange
     }
 
     /// The routing key that it was published with.
     pub fn routing_key(&self) -> &str {
-        self.method().map_or("", |method| &method.routing_key)
+        &self.message.method.routing_key
     }
 
     /// Its properties.
@@ -206,13 +205,6 @@ impl Returned {
     /// Its body.
     pub fn body(&self) -> &Bytes {
         &self.message.body
-    }
-
-    fn method(&self) -> Option<&basic::Return> {
-        match &self.message.method {
-            ContentMethod::Return(method) => Some(method),
-            _ => None,
-        }
     }
 }
 
@@ -267,7 +259,7 @@ impl Confirmation {
     /// `settled` is `None` if the channel ended first, for the reason `why`.
     pub(crate) fn new(
         number: u64,
-        settled: Option<&Settled<Arc<Content>>>,
+        settled: Option<&Settled<Arc<ReturnedContent>>>,
         why: impl FnOnce() -> Error,
     ) -> Self {
         let outcome = match settled {

@@ -228,7 +228,7 @@ impl Consumer {
                 Next::Message(content) => {
                     // What cannot be settled any more is given out again by the broker.
                     if shared.no_ack || self.inner().is_open() {
-                        return Ok(self.inner().take(content, shared.no_ack));
+                        return Ok(Some(self.inner().take(content, shared.no_ack)));
                     }
                 }
                 Next::ConsumerEnded(_) => {}

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::client::channel::ChannelInner;
 use crate::error::{Error, Result};
 use crate::protocol::arguments::milliseconds;
-use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::content::{DeliveredContent, GotContent};
 use crate::protocol::frame::{PublishBody, Settle};
 use crate::protocol::properties::{BasicProperties, DeliveryMode, ReceivedProperties};
 use crate::protocol::table::{FieldTable, FieldValue};
@@ -54,37 +54,36 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub(crate) fn new(content: Content, channel: Arc<ChannelInner>) -> Option<Self> {
-        let Content {
-            method,
-            properties,
-            body,
-        } = content;
-        Some(match method {
-            ContentMethod::Deliver(deliver) => Self {
-                delivery_tag: deliver.delivery_tag,
-                redelivered: deliver.redelivered,
-                exchange: deliver.exchange,
-                routing_key: deliver.routing_key,
-                consumer_tag: Some(deliver.consumer_tag),
-                message_count: None,
-                body,
-                properties,
-                channel,
-            },
-            ContentMethod::GetOk(get_ok) => Self {
-                delivery_tag: get_ok.delivery_tag,
-                redelivered: get_ok.redelivered,
-                exchange: get_ok.exchange,
-                routing_key: get_ok.routing_key,
-                consumer_tag: None,
-                message_count: Some(get_ok.message_count),
-                body,
-                properties,
-                channel,
-            },
-            ContentMethod::Return(_) => return None,
-        })
+    /// A delivery to a consumer.
+    pub(crate) fn of_consumer(content: DeliveredContent, channel: Arc<ChannelInner>) -> Self {
+        let deliver = content.method;
+        Self {
+            delivery_tag: deliver.delivery_tag,
+            redelivered: deliver.redelivered,
+            exchange: deliver.exchange,
+            routing_key: deliver.routing_key,
+            consumer_tag: Some(deliver.consumer_tag),
+            message_count: None,
+            body: content.body,
+            properties: content.properties,
+            channel,
+        }
+    }
+
+    /// The message of a `basic.get-ok`.
+    pub(crate) fn of_get(content: GotContent, channel: Arc<ChannelInner>) -> Self {
+        let get_ok = content.method;
+        Self {
+            delivery_tag: get_ok.delivery_tag,
+            redelivered: get_ok.redelivered,
+            exchange: get_ok.exchange,
+            routing_key: get_ok.routing_key,
+            consumer_tag: None,
+            message_count: Some(get_ok.message_count),
+            body: content.body,
+            properties: content.properties,
+            channel,
+        }
     }
 
     /// The properties; all unset if the message has none.

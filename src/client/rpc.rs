@@ -263,9 +263,7 @@ impl Pending<'_> {
             (None, None) => self.heard.recv().map_err(RecvTimeoutError::from),
         };
         match heard {
-            Ok(Heard::Answer(answer)) => channel_inner
-                .take(answer, true)
-                .ok_or_else(|| channel_inner.closed_error()),
+            Ok(Heard::Answer(answer)) => Ok(channel_inner.take(answer, true)),
             Ok(Heard::NotTaken) => Err(confirm
                 .failure()
                 .unwrap_or_else(|| channel_inner.closed_error())),

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::buffers::{Buffers, NEIGHBOURS, SHARED_MIN};
-use super::content::{Content, ContentMethod, Parts, unpack};
+use super::content::{Content, DeliveredContent, Parts, unpack};
 use super::last_names::{LastNames, Origin};
 use super::methods::basic;
 use super::read_room::MESSAGE_OVERHEAD;
@@ -202,13 +202,9 @@ impl PackedDelivery {
         self.bytes.len()
     }
 
-    pub(crate) fn unpack(self) -> Content {
-        let (properties, body) = unpack(self.bytes, self.properties, self.held);
-        Content {
-            method: ContentMethod::Deliver(self.deliver),
-            properties,
-            body,
-        }
+    pub(crate) fn unpack(self) -> DeliveredContent {
+        let unpacked = unpack(self.bytes, self.properties, self.held);
+        Content::new(self.deliver, unpacked)
     }
 }
 
@@ -387,7 +383,7 @@ pub(crate) mod tests {
         vec![u8::try_from(tag % 251).unwrap(); size]
     }
 
-    fn messages(batches: VecDeque<Batch>) -> Vec<Content> {
+    fn messages(batches: VecDeque<Batch>) -> Vec<DeliveredContent> {
         let pop =
             |mut batch: Batch| std::iter::from_fn(move || batch.pop()).map(PackedDelivery::unpack);
         batches.into_iter().flat_map(pop).collect()
@@ -403,9 +399,7 @@ pub(crate) mod tests {
         let messages = messages(packed(&deliveries));
         assert_eq!(messages.len(), deliveries.len());
         for ((tag, message), (size, key)) in (1u64..).zip(&messages).zip(deliveries) {
-            let ContentMethod::Deliver(deliver) = &message.method else {
-                panic!("{message:?}");
-            };
+            let deliver = &message.method;
             assert_eq!(
                 (deliver.delivery_tag, deliver.redelivered),
                 (tag, tag % 2 == 0)

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
-use super::content::Content;
+use super::content::{GotContent, ReturnedContent};
 use super::delivery_batch::Batch;
 use super::errors::{EncodeError, ProtocolError};
 use super::methods::Method;
@@ -54,7 +54,7 @@ pub(crate) struct Call<T: Tokens> {
 pub(crate) enum Reply {
     Method(Method),
     /// The message that `basic.get` asked for.
-    Message(Box<Content>),
+    Message(Box<GotContent>),
     /// A method without reply is on its way, in order.
     Sent,
     /// The channel is closed; with the broker's reason if that closed it first.
@@ -193,7 +193,7 @@ pub(crate) enum Event<T: Tokens> {
     },
     Returned {
         channel: T::Channel,
-        content: Box<Content>,
+        content: Box<ReturnedContent>,
     },
     /// A confirm of a publish, or with `multiple` of all up to it.
     Confirmed {

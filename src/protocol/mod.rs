@@ -16,6 +16,7 @@ mod define;
 
 pub(crate) mod addresses;
 pub(crate) mod arguments;
+pub(crate) mod assembly;
 pub(crate) mod buffers;
 pub(crate) mod channel;
 pub(crate) mod confirms;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::FRAME_MAX;
 use super::input::Input;
+use crate::protocol::assembly::SizeLimit;
 use crate::protocol::connection::{Connection, ConnectionLimits};
-use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};

@@ -24,8 +24,8 @@ use crate::io::to_io::frames::{Frames, Queued};
 use crate::io::to_io::wake::Wake;
 use crate::io::to_program::publisher::{Entered, Publisher};
 use crate::io::to_program::retained::RetainedBytes;
+use crate::protocol::assembly::SizeLimit;
 use crate::protocol::connection::{Connection, ConnectionLimits};
-use crate::protocol::content::SizeLimit;
 use crate::protocol::event::{ChannelId, Event, Tokens};
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{

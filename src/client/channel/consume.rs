@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_program::inbox::Extracted;
 use crate::io::to_program::rpc_replies::RpcReplies;
-use crate::protocol::content::Content;
+use crate::protocol::content::{DeliveredContent, GotContent};
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::basic;
@@ -43,7 +43,7 @@ impl BlockingChannel {
         let no_ack = get.no_ack;
         let inner = self.inner();
         match inner.round_trip(get.into(), None)? {
-            Reply::Message(content) => Ok(inner.take(*content, no_ack)),
+            Reply::Message(content) => Ok(Some(inner.take_got(*content, no_ack))),
             _ => Ok(None),
         }
     }
@@ -412,15 +412,23 @@ impl ChannelInner {
             self.give_back(consumer, left);
             return Vec::new();
         }
-        left.filter_map(|content| self.take(content, consumer.no_ack))
+        left.map(|content| self.take(content, consumer.no_ack))
             .collect()
     }
 
     /// Makes a delivery of what the program gets now.
-    pub(crate) fn take(self: &Arc<Self>, content: Content, no_ack: bool) -> Option<Delivery> {
+    pub(crate) fn take(self: &Arc<Self>, content: DeliveredContent, no_ack: bool) -> Delivery {
         if !no_ack {
             self.shared.hand_out();
         }
-        Delivery::new(content, Arc::clone(self))
+        Delivery::of_consumer(content, Arc::clone(self))
+    }
+
+    /// The same of the message that a `basic.get` has fetched.
+    fn take_got(self: &Arc<Self>, content: GotContent, no_ack: bool) -> Delivery {
+        if !no_ack {
+            self.shared.hand_out();
+        }
+        Delivery::of_get(content, Arc::clone(self))
     }
 }

@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, OpenFailure, Opener, Outcome};
 use crate::io::shared::consumer::{ConsumerShared, Route};
-use crate::protocol::content::Content;
+use crate::protocol::content::DeliveredContent;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::{Method, MethodId, access, basic, channel};
@@ -438,7 +438,7 @@ impl ChannelInner {
     pub(crate) fn give_back(
         &self,
         consumer: &ConsumerShared,
-        messages: impl Iterator<Item = Content>,
+        messages: impl Iterator<Item = DeliveredContent>,
     ) {
         consumer.give_back(messages, |command| self.shared.connection.send(command));
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::dispatch_signal::Signal;
 use crate::io::to_program::inbox::{self, Extracted};
-use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::content::DeliveredContent;
 use crate::protocol::reply_code::ClosedBy;
 use crate::protocol::wire::ShortString;
 
@@ -141,8 +141,11 @@ pub(crate) const EVENTS_PER_TURN_MAX: usize = 64;
 /// What the dispatching thread finds.
 enum Next<'a> {
     NoConsumers,
-    Call { content: Content, loan: Loan<'a> },
-    GiveBack(Content, Arc<ConsumerShared>),
+    Call {
+        content: DeliveredContent,
+        loan: Loan<'a>,
+    },
+    GiveBack(DeliveredContent, Arc<ConsumerShared>),
     ConsumerEnded(Weak<ConsumerShared>),
     LookAgain,
     Nothing,
@@ -341,7 +344,7 @@ impl BlockingChannel {
     fn run_callback(
         &self,
         held: &DispatchGuard<'_>,
-        content: Content,
+        content: DeliveredContent,
         mut loan: Loan<'_>,
     ) -> Result<()> {
         let inner = self.inner();
@@ -349,19 +352,16 @@ impl BlockingChannel {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }
-        match (loan.callback.as_mut(), inner.take(content, loan.no_ack)) {
-            (Some(callback), Some(delivery)) => {
-                let outcome = held.call(|| callback(self, delivery));
-                // A close by this program, from another thread, is no failure of the callback
-                // that it interrupts.
-                match (outcome, inner.shared.end()) {
-                    (Err(error), Some(end)) if !error.is_of_others() && !end.is_of_others() => {
-                        Ok(())
-                    }
-                    (outcome, _) => outcome,
-                }
-            }
-            _ => Ok(()),
+        let delivery = inner.take(content, loan.no_ack);
+        let Some(callback) = loan.callback.as_mut() else {
+            return Ok(());
+        };
+        let outcome = held.call(|| callback(self, delivery));
+        // A close by this program, from another thread, is no failure of the callback that it
+        // interrupts.
+        match (outcome, inner.shared.end()) {
+            (Err(error), Some(end)) if !error.is_of_others() && !end.is_of_others() => Ok(()),
+            (outcome, _) => outcome,
         }
     }
 
@@ -406,9 +406,7 @@ impl ChannelInner {
             inbox::Next::Empty => return Next::Nothing,
             inbox::Next::Ended => return Next::ChannelEnded,
         };
-        let ContentMethod::Deliver(deliver) = &content.method else {
-            return Next::LookAgain;
-        };
+        let deliver = &content.method;
         match entries.get_mut(&deliver.consumer_tag) {
             // What needs acknowledgement and nobody has seen goes back; the rest is here
             // for good and must be handed out.

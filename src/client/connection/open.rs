@@ -12,7 +12,7 @@ use crate::io::open::Tls;
 use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::shared::connection::Settings;
 use crate::protocol::addresses::Pace;
-use crate::protocol::content::SizeLimit;
+use crate::protocol::assembly::SizeLimit;
 use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE};
 use crate::protocol::reply_code::{CloseReason, ReplyCode};
 use crate::protocol::stage::Stage;

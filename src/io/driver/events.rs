@@ -12,7 +12,7 @@ use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route, Taker};
 use crate::io::shared::notices::Notice;
 use crate::protocol::confirms::fingerprint;
-use crate::protocol::content::{Content, ContentMethod};
+use crate::protocol::content::ReturnedContent;
 use crate::protocol::delivery_batch::Batch;
 use crate::protocol::event::{Disposal, Event, PassedOver, Termination};
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
@@ -247,10 +247,9 @@ fn note_channel_end(channel: &ChannelShared, reason: &CloseReason) {
 }
 
 /// A message came back: for its confirm, or for whoever takes such messages.
-fn return_message(channel: &ChannelShared, content: Content) {
-    let Some(fingerprint) = fingerprint_of(&content) else {
-        return;
-    };
+fn return_message(channel: &ChannelShared, content: ReturnedContent) {
+    let returned = &content.method;
+    let fingerprint = fingerprint(&returned.exchange, &returned.routing_key, &content.body);
     let unclaimed = channel.publisher.returned(fingerprint, content);
     if let Some(message) = unclaimed {
         keep_notice(channel, Notice::Returned(message));
@@ -263,36 +262,20 @@ fn keep_notice(channel: &ChannelShared, notice: Notice) {
     let number = channel.id.number;
     for dropped in channel.keep_notice(notice).into_iter().flatten() {
         match dropped {
-            Notice::Returned(message) => {
-                if let ContentMethod::Return(returned) = &message.method {
-                    log::warn!(
-                        "{name}: channel {number}: a returned message is dropped, because no \
-                         callback takes them: {} {} (exchange '{}', routing key '{}')",
-                        ReplyCode::from(returned.reply_code),
-                        returned.reply_text,
-                        returned.exchange,
-                        returned.routing_key
-                    );
-                }
-            }
+            Notice::Returned(message) => log::warn!(
+                "{name}: channel {number}: a returned message is dropped, because no callback takes \
+                 them: {} {} (exchange '{}', routing key '{}')",
+                ReplyCode::from(message.method.reply_code),
+                message.method.reply_text,
+                message.method.exchange,
+                message.method.routing_key
+            ),
             Notice::Cancelled(tag) => log::warn!(
                 "{name}: channel {number}: the broker has cancelled consumer {tag}, and no \
                  callback was called for it"
             ),
             Notice::Flow(_) => {}
         }
-    }
-}
-
-/// What tells a returned message from others.
-fn fingerprint_of(content: &Content) -> Option<u64> {
-    match &content.method {
-        ContentMethod::Return(returned) => Some(fingerprint(
-            &returned.exchange,
-            &returned.routing_key,
-            &content.body,
-        )),
-        _ => None,
     }
 }
 

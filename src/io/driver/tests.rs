@@ -197,7 +197,7 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
     let Next::Message(content) = consumer.inbox().try_pop() else {
         panic!("its delivery has gone back");
     };
-    assert_eq!(content.delivery_tag(), Some(1));
+    assert_eq!(content.method.delivery_tag, 1);
     play.shared.send(Command::Disconnect);
     play.thread.join().unwrap();
 }

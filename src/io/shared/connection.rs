@@ -24,7 +24,7 @@ use crate::io::to_program::read_control::ReadControl;
 use crate::io::to_program::ready_list::ReadyList;
 use crate::io::to_program::retained::RetainedBytes;
 use crate::io::to_program::waiting_threads::Waiting;
-use crate::protocol::content::SizeLimit;
+use crate::protocol::assembly::SizeLimit;
 use crate::protocol::event::{CallFailure, ChannelId, Termination};
 use crate::protocol::frame::{EncodedPublish, Settle};
 use crate::protocol::handshake::Negotiated;

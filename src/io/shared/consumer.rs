@@ -7,7 +7,7 @@ use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::Command;
 use crate::io::to_program::inbox::{EndMark, Extracted, Inbox};
 use crate::io::to_program::rpc_replies::RpcReplies;
-use crate::protocol::content::Content;
+use crate::protocol::content::DeliveredContent;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 
@@ -129,15 +129,15 @@ impl ConsumerShared {
     /// A message that was copied out of a stream has the header of one.
     pub(crate) fn give_back(
         &self,
-        messages: impl Iterator<Item = Content>,
+        messages: impl Iterator<Item = DeliveredContent>,
         send: impl FnOnce(Command),
     ) {
         let is_of_queue = self.is_of_queue();
         let (mut returned, mut of_streams) = (Vec::new(), Vec::new());
         for message in messages {
             match is_of_queue || !message.is_of_stream() {
-                true => returned.extend(message.delivery_tag()),
-                false => of_streams.extend(message.delivery_tag()),
+                true => returned.push(message.method.delivery_tag),
+                false => of_streams.push(message.method.delivery_tag),
             }
         }
         for tag in of_streams {

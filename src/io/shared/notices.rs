@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::retained::{Retained, RetainedBytes};
-use crate::protocol::content::Content;
+use crate::protocol::content::ReturnedContent;
 use crate::protocol::wire::ShortString;
 
 /// How many notices of each kind are kept for a program that does not dispatch them; then the
@@ -17,7 +17,7 @@ const NOTICES_MAX: usize = 1000;
 /// Something that a callback may be called for, other than a delivery or a confirm.
 #[derive(Debug)]
 pub(crate) enum Notice {
-    Returned(Arc<Content>),
+    Returned(Arc<ReturnedContent>),
     Cancelled(ShortString),
     Flow(bool),
 }
@@ -41,7 +41,7 @@ pub(crate) struct Notices {
 #[derive(Debug)]
 struct Kept {
     /// Returned messages that belong to no confirm.
-    returns: Retained<Arc<Content>>,
+    returns: Retained<Arc<ReturnedContent>>,
     /// Consumers without a callback that the broker has cancelled.
     cancelled: Retained<ShortString>,
     /// The last state of `channel.flow`.
@@ -89,7 +89,7 @@ impl Notices {
     }
 
     /// Takes the next returned message.
-    pub(crate) fn pop_return(&self) -> Option<Arc<Content>> {
+    pub(crate) fn pop_return(&self) -> Option<Arc<ReturnedContent>> {
         self.kept.lock().returns.pop()
     }
 

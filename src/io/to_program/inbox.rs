@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::io::to_program::dispatch_signal::{Signal, Subscribers};
 use crate::io::to_program::read_control::ReadControl;
-use crate::protocol::content::Content;
+use crate::protocol::content::DeliveredContent;
 use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 use crate::protocol::wire::ShortString;
 
@@ -38,7 +38,7 @@ impl<E> Entry<E> {
 
 /// The outcome of a look into an inbox.
 #[derive(Debug)]
-pub(crate) enum Next<E, M = Content> {
+pub(crate) enum Next<E, M = DeliveredContent> {
     Message(M),
     /// The last entry of a consumer whose callback has had all its deliveries.
     ConsumerEnded(E),
@@ -419,9 +419,9 @@ pub(crate) struct Extracted {
 }
 
 impl Iterator for Extracted {
-    type Item = Content;
+    type Item = DeliveredContent;
 
-    fn next(&mut self) -> Option<Content> {
+    fn next(&mut self) -> Option<DeliveredContent> {
         let run = self.runs.front_mut()?;
         let message = run.pop();
         if run.is_empty() {

@@ -13,7 +13,7 @@ use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{ConfirmLedger, Mandatory, Settled};
-use crate::protocol::content::Content;
+use crate::protocol::content::ReturnedContent;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Mode {
@@ -43,7 +43,7 @@ struct State {
     held: bool,
     /// Something waits already for a commit that is under way.
     committing: bool,
-    ledger: ConfirmLedger<Arc<Slot>, Arc<Content>>,
+    ledger: ConfirmLedger<Arc<Slot>, Arc<ReturnedContent>>,
     failures: Failures,
     /// What callbacks are to be told of confirms; `None` as long as there are none.
     news: Option<News>,
@@ -81,7 +81,7 @@ struct Outcomes {
     first: u64,
     last: u64,
     /// `None`: the channel ended before the broker has said anything.
-    settled: Option<Settled<Arc<Content>>>,
+    settled: Option<Settled<Arc<ReturnedContent>>>,
 }
 
 /// How many entries of that kind are kept; runs of acknowledged ones are one.
@@ -376,7 +376,7 @@ impl Publisher {
     }
 
     /// What became of one more publish, and which; `None` inside: nobody will ever know.
-    pub(crate) fn take_news(&self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+    pub(crate) fn take_news(&self) -> Option<(u64, Option<Settled<Arc<ReturnedContent>>>)> {
         self.state.lock().news.as_mut()?.take()
     }
 
@@ -430,7 +430,11 @@ impl Publisher {
     }
 
     /// A message came back. Gives it back if it is not one that is to be confirmed.
-    pub(crate) fn returned(&self, fingerprint: u64, message: Content) -> Option<Arc<Content>> {
+    pub(crate) fn returned(
+        &self,
+        fingerprint: u64,
+        message: ReturnedContent,
+    ) -> Option<Arc<ReturnedContent>> {
         let message = Arc::new(message);
         let mut state = self.state.lock();
         let ledger = &mut state.ledger;
@@ -474,7 +478,7 @@ impl News {
         }
     }
 
-    fn take(&mut self) -> Option<(u64, Option<Settled<Arc<Content>>>)> {
+    fn take(&mut self) -> Option<(u64, Option<Settled<Arc<ReturnedContent>>>)> {
         let run = self.kept.first_mut()?;
         let number = run.first;
         if number < run.last {
@@ -485,7 +489,7 @@ impl News {
         Some((number, run.settled))
     }
 
-    fn add(&mut self, number: u64, settled: Option<Settled<Arc<Content>>>) {
+    fn add(&mut self, number: u64, settled: Option<Settled<Arc<ReturnedContent>>>) {
         // Mostly one entry for a whole run.
         if let Some(last) = self.kept.last_mut() {
             if last.last + 1 == number && is_one_run(&last.settled, &settled) {
@@ -523,7 +527,6 @@ mod tests {
 
     use super::*;
     use crate::io::to_program::rpc_replies::Heard;
-    use crate::protocol::content::ContentMethod;
     use crate::protocol::methods::basic;
 
     fn confirming(window: usize, total: &RetainedBytes) -> Publisher {
@@ -860,8 +863,8 @@ mod tests {
         };
         let slot = publisher.enter(Some(mandatory), &mut false, || Queued::Done);
         drop(slot);
-        let returned = Content {
-            method: ContentMethod::Return(basic::Return::default()),
+        let returned = ReturnedContent {
+            method: basic::Return::default(),
             properties: Default::default(),
             body: Bytes::from(vec![0; 1 << 20]),
         };

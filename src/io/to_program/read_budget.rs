@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::protocol::content::Content;
+use crate::protocol::content::ReturnedContent;
 use crate::protocol::read_room::{MESSAGE_OVERHEAD, reserved_share};
 
 /// What was received and not yet handed out.
@@ -62,7 +62,7 @@ impl ReadBudget {
     }
 
     /// What a message takes that stands for itself.
-    pub(crate) fn cost(content: &Content) -> usize {
+    pub(crate) fn cost(content: &ReturnedContent) -> usize {
         // They may still be in front of the body as well.
         let properties = 2 * content.properties.len();
         content.body.len() + properties + MESSAGE_OVERHEAD

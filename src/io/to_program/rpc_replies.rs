@@ -8,14 +8,14 @@ use std::collections::{HashMap, VecDeque};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use crate::protocol::content::Content;
+use crate::protocol::content::DeliveredContent;
 use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 
 /// What comes to a thread that waits for an answer. If nothing will come any more, its channel
 /// is disconnected.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    Answer(Content),
+    Answer(DeliveredContent),
     /// Its request was not taken; why, is in the confirm.
     NotTaken,
 }

@@ -1,7 +1,6 @@
 //! The calls of a channel: they take turns on the wire, and their replies change things here.
 
 use super::super::consumers::ConsumerRecord;
-use super::super::content::ContentMethod;
 use super::super::errors::ProtocolError;
 use super::super::event::{Call, CallFailure, Event, Reply, Tokens};
 use super::super::methods::{Method, MethodId, basic};
@@ -30,12 +29,11 @@ impl<T: Tokens> Channel<T> {
         if let (Some(_), Reply::Message(content), Method::BasicGet(get)) =
             (&call.token, &reply, &call.method)
         {
-            let got = content.delivery_tag().map(|delivery_tag| Event::Got {
+            out.events.push_back(Event::Got {
                 channel: self.token.clone(),
-                delivery_tag,
+                delivery_tag: content.method.delivery_tag,
                 no_ack: get.no_ack,
             });
-            out.events.extend(got);
         }
         if let Method::BasicConsume(consume) = &call.method {
             self.consumers.started(&consume.consumer_tag);
@@ -91,10 +89,8 @@ impl<T: Tokens> Channel<T> {
     fn undo(&mut self, method: &Method, reply: &Reply, out: &mut Output<T>) {
         match (method, reply) {
             (Method::BasicGet(get), Reply::Message(content)) => {
-                if let ContentMethod::GetOk(get_ok) = &content.method {
-                    // (No stream answers a get.)
-                    self.refuse(get_ok.delivery_tag, get.no_ack, true, out);
-                }
+                // (No stream answers a get.)
+                self.refuse(content.method.delivery_tag, get.no_ack, true, out);
             }
             (Method::BasicConsume(consume), _) => {
                 let cancel = basic::Cancel::new(&consume.consumer_tag);

@@ -1,7 +1,10 @@
 //! What becomes of a content that is whole.
 
+use super::super::assembly::Head;
 use super::super::consumers::{Consumers, Recipient};
-use super::super::content::{Content, ContentMethod, Head, Parts, is_of_stream, may_be_of_stream};
+use super::super::content::{
+    Content, GotContent, Parts, ReturnedContent, is_of_stream, may_be_of_stream,
+};
 use super::super::delivery_batch::Delivery;
 use super::super::errors::ProtocolError;
 use super::super::event::{Event, Tokens};
@@ -9,11 +12,12 @@ use super::super::last_names::LastNames;
 use super::super::output::Output;
 use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::Channel;
+use super::transactions::Transaction;
 
-/// A content that no consumer takes.
+/// A content that goes to no consumer.
 pub(super) enum Undelivered {
-    Got(Content),
-    Returned(Content),
+    Got(GotContent),
+    Returned(ReturnedContent),
     Unwanted {
         delivery_tag: u64,
         no_ack: bool,
@@ -22,38 +26,39 @@ pub(super) enum Undelivered {
     },
 }
 
+/// The parts of a channel that find the consumer of a delivery.
+pub(super) struct Destination<'a, C> {
+    pub(super) channel: u16,
+    pub(super) consumers: &'a mut Consumers<C>,
+    pub(super) names: &'a LastNames,
+    pub(super) transaction: &'a Transaction,
+}
+
 /// Hands a delivery to its consumer; what is something else is left.
 pub(super) fn deliver<T: Tokens>(
-    channel: u16,
-    consumers: &mut Consumers<T::Consumer>,
-    names: &LastNames,
-    is_transactional: bool,
+    to: Destination<'_, T::Consumer>,
     head: Head,
     parts: Parts<'_>,
     out: &mut Output<T>,
 ) -> Option<Undelivered> {
-    let content = |method, parts: Parts<'_>| {
-        let (properties, body) = parts.unpack();
-        Content {
-            method,
-            properties,
-            body,
-        }
-    };
+    let Destination {
+        channel,
+        consumers,
+        names,
+        transaction,
+    } = to;
     let (delivery_tag, redelivered) = match head {
         Head::Deliver {
             delivery_tag,
             redelivered,
         } => (delivery_tag, redelivered),
         Head::GetOk(get_ok) => {
-            return Some(Undelivered::Got(content(
-                ContentMethod::GetOk(*get_ok),
-                parts,
-            )));
+            let content = Content::new(*get_ok, parts.unpack());
+            return Some(Undelivered::Got(content));
         }
         Head::Return(returned) => {
-            let method = ContentMethod::Return(*returned);
-            return Some(Undelivered::Returned(content(method, parts)));
+            let content = Content::new(*returned, parts.unpack());
+            return Some(Undelivered::Returned(content));
         }
     };
     let tag = names.consumer_tag();
@@ -61,7 +66,8 @@ pub(super) fn deliver<T: Tokens>(
         Recipient::Consumer(consumer) if !consumer.discard => {
             let shows_queue = !consumer.is_of_queue && !may_be_of_stream(parts.properties());
             let is_of_queue = consumer.is_of_queue || shows_queue;
-            let never_held_back = consumer.never_held_back() || is_transactional || !is_of_queue;
+            let never_held_back =
+                consumer.never_held_back() || transaction.is_selected() || !is_of_queue;
             if shows_queue {
                 // First, for whoever has the delivery may have to give it back.
                 let consumer = consumer.token.clone();

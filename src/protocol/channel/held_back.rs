@@ -3,8 +3,9 @@
 
 use std::time::Instant;
 
+use super::super::assembly::announced;
 use super::super::consumers::{ConsumerRecord, Consumers, Recipient};
-use super::super::content::{announced, may_be_of_stream};
+use super::super::content::may_be_of_stream;
 use super::super::event::{Event, Tokens};
 use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
 use super::super::output::Output;

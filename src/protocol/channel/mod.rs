@@ -31,11 +31,11 @@ mod transactions;
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use self::deliver::{Undelivered, deliver};
+use self::deliver::{Destination, Undelivered, deliver};
 use self::ending::Ending;
 use self::transactions::Transaction;
+use super::assembly::{Assembly, Head, Progress, SizeLimit};
 use super::consumers::Consumers;
-use super::content::{Assembly, Head, Progress, SizeLimit};
 use super::errors::ProtocolError;
 use super::event::{Call, CallFailure, ChannelId, Event, Gate, Reply, Tokens};
 use super::frame::{decode_method, split_method};
@@ -297,6 +297,18 @@ impl<T: Tokens> Channel<T> {
         self.receive(decode_method(payload)?, out)
     }
 
+    /// The assembly of the content that is on its way, and the place where it goes when it is whole.
+    #[inline]
+    fn receiving(&mut self) -> (&mut Assembly, Destination<'_, T::Consumer>) {
+        let destination = Destination {
+            channel: self.id.number,
+            consumers: &mut self.consumers,
+            names: &self.names,
+            transaction: &self.transaction,
+        };
+        (&mut self.assembly, destination)
+    }
+
     #[inline]
     pub(crate) fn receive_header(
         &mut self,
@@ -310,17 +322,10 @@ impl<T: Tokens> Channel<T> {
         if self.hold_back(payload, limit.bytes, out) {
             return Ok(());
         }
-        let left = match self.assembly.header(payload, limit.bytes)? {
+        let (assembly, destination) = self.receiving();
+        let left = match assembly.header(payload, limit.bytes)? {
             Progress::Pending => None,
-            Progress::Complete(head, parts) => deliver(
-                self.id.number,
-                &mut self.consumers,
-                &self.names,
-                self.transaction.is_selected(),
-                head,
-                parts,
-                out,
-            ),
+            Progress::Complete(head, parts) => deliver(destination, head, parts, out),
             Progress::TooLarge { head, size } => {
                 return self.receive_too_large(head, size, payload, limit, out);
             }
@@ -338,20 +343,13 @@ impl<T: Tokens> Channel<T> {
             return Ok(());
         }
         let announced = self.assembly.announced();
-        let left = match self.assembly.body(payload)? {
+        let (assembly, destination) = self.receiving();
+        let left = match assembly.body(payload)? {
             Progress::Complete(head, parts) => {
                 if announced > 0 {
                     out.room.end_announced(announced);
                 }
-                deliver(
-                    self.id.number,
-                    &mut self.consumers,
-                    &self.names,
-                    self.transaction.is_selected(),
-                    head,
-                    parts,
-                    out,
-                )
+                deliver(destination, head, parts, out)
             }
             Progress::Pending | Progress::TooLarge { .. } => {
                 if announced == 0 {

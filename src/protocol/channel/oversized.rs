@@ -3,8 +3,9 @@
 //! They close their channel, or are passed over: the body is skipped as it comes, the delivery is
 //! rejected, and the program never has it.
 
+use super::super::assembly::{Head, SizeLimit, announced};
 use super::super::consumers::Recipient;
-use super::super::content::{Head, SizeLimit, announced, is_of_stream};
+use super::super::content::is_of_stream;
 use super::super::errors::ProtocolError;
 use super::super::event::{Disposal, Event, PassedOver, Tokens};
 use super::super::frame::Settle;

@@ -39,8 +39,8 @@ use std::time::{Duration, Instant};
 use self::number_queue::NumberQueue;
 use self::router::{Blocked, ConnectionState, Router};
 use self::secret_updates::SecretUpdates;
+use super::assembly::SizeLimit;
 use super::channel::Channel;
-use super::content::SizeLimit;
 use super::delivery_batch::Batch;
 use super::event::{
     Call, CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens,

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::assembly::SizeLimit;
 use super::super::channel::{Channel, Fate};
-use super::super::content::SizeLimit;
 use super::super::errors::ProtocolError;
 use super::super::event::{ChannelId, Event, NumberError, Termination, Tokens};
 use super::super::frame::Frame;

@@ -8,7 +8,7 @@ use super::{BODY, FRAME_END, FRAME_OVERHEAD, HEADER, HEADER_SIZE, HEARTBEAT, MET
 pub(super) const UNSPLIT_MAX: u32 = 1024 * 1024;
 
 /// How much one read may bring. Grows only for a larger negotiated frame.
-pub(super) const BUFFER_SIZE: usize = 128 * 1024;
+pub(super) const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 /// With less room than this behind a partial frame, the frame moves to the front.
 const ROOM_MIN: usize = 16 * 1024;
@@ -55,7 +55,7 @@ pub(crate) struct FrameDecoder {
 impl FrameDecoder {
     pub(crate) fn new(frame_max: u32) -> Self {
         Self {
-            buffer: vec![0; BUFFER_SIZE],
+            buffer: vec![0; BUFFER_BYTES_MAX],
             start: 0,
             end: 0,
             skipped: 0,
@@ -83,7 +83,7 @@ impl FrameDecoder {
             .pending_frame_size()
             .unwrap_or(0)
             .min(2 * (self.end - self.start))
-            .max(BUFFER_SIZE);
+            .max(BUFFER_BYTES_MAX);
         if wanted > self.buffer.len() {
             self.buffer.resize(wanted, 0);
         }

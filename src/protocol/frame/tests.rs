@@ -5,7 +5,7 @@ use super::super::errors::{EncodeError, ProtocolError};
 use super::super::methods::{Method, basic};
 use super::super::properties::BasicProperties;
 use super::super::wire::Writer;
-use super::decoder::{BUFFER_SIZE, UNSPLIT_MAX};
+use super::decoder::{BUFFER_BYTES_MAX, UNSPLIT_MAX};
 use super::publish::{SHARED_MIN, encode_body, frame_size, put_content_header};
 use super::*;
 
@@ -341,7 +341,7 @@ fn methods_and_headers_that_no_peer_can_split_have_a_bound_of_their_own() {
 
 #[test]
 fn a_frame_larger_than_the_buffer_grows_it() {
-    let size = 3 * BUFFER_SIZE;
+    let size = 3 * BUFFER_BYTES_MAX;
     let mut decoder = FrameDecoder::new(u32::try_from(size + 8).unwrap());
     let mut bytes = vec![BODY, 0, 1];
     bytes.extend(u32::try_from(size).unwrap().to_be_bytes());

@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::Config as ProptestConfig;
 
+use super::assembly::SizeLimit;
 use super::connection::{Connection, ConnectionLimits};
-use super::content::{Content, ContentMethod, SizeLimit};
 use super::delivery_batch::{Batch, PackedDelivery};
 use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
 use super::frame::decode_method;
@@ -122,7 +122,7 @@ impl From<Event<Script>> for Seen {
             Event::Reply { call, reply } => match reply {
                 Reply::Method(method) => Self::Reply(call, method),
                 Reply::Message(content) => {
-                    Self::Message(call, delivery_tag(&content), content.body.to_vec())
+                    Self::Message(call, content.method.delivery_tag, content.body.to_vec())
                 }
                 Reply::Sent => Self::Sent(call),
                 Reply::Closed(None) => Self::IsClosed(call),
@@ -176,14 +176,6 @@ impl From<Event<Script>> for Seen {
             Event::Unblocked => Self::Unblocked,
             Event::Closed(termination) => Self::Closed(termination),
         }
-    }
-}
-
-fn delivery_tag(content: &Content) -> u64 {
-    match &content.method {
-        ContentMethod::Deliver(deliver) => deliver.delivery_tag,
-        ContentMethod::GetOk(get_ok) => get_ok.delivery_tag,
-        ContentMethod::Return(_) => 0,
     }
 }
 
@@ -402,7 +394,7 @@ impl Scenario {
                         .flat_map(pop)
                         .map(PackedDelivery::unpack)
                     {
-                        let (tag, body) = (delivery_tag(&content), content.body.to_vec());
+                        let (tag, body) = (content.method.delivery_tag, content.body.to_vec());
                         self.books(channel).note(tag, no_ack);
                         self.happened.push(Seen::Delivery(consumer, tag, body));
                     }

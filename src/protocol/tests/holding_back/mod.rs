@@ -154,7 +154,7 @@ impl World {
                         while let Some(packed) = batch.pop() {
                             let cost = batch.cost_of(&packed);
                             let content = packed.unpack();
-                            let tag = delivery_tag(&content);
+                            let tag = content.method.delivery_tag;
                             let place = self.unsettled[&tag];
                             assert_eq!(content.body.len(), self.sizes[place]);
                             taker.waiting.push_back((tag, place, cost));

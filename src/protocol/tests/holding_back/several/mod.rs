@@ -128,7 +128,7 @@ impl Table {
                     for mut batch in batches {
                         while let Some(packed) = batch.pop() {
                             let cost = batch.cost_of(&packed);
-                            let delivery = delivery_tag(&packed.unpack());
+                            let delivery = packed.unpack().method.delivery_tag;
                             let taken_in = Log::TakenIn(eater.tag, delivery, never_held_back);
                             self.log.push(taken_in);
                             let mut taker = consumer.borrow_mut();

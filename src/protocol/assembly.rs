@@ -1,0 +1,449 @@
+//! Method, header and body frames joined to one message.
+//!
+//! Rules: AMQP 0-9-1 specification, section 4.2.6 (content framing).
+
+use super::content::Parts;
+use super::errors::{DecodeError, ProtocolError};
+use super::methods::{MethodId, basic};
+use super::wire::Reader;
+
+/// The first memory taken for a body that comes in several frames: what a header
+/// claims is believed only as its bytes arrive.
+const FIRST_RESERVATION: usize = 128 * 1024;
+
+/// How much memory for properties a channel keeps for the next message.
+const KEPT_MAX: usize = 4 * 1024;
+
+/// The size of the body that a content header announces, and the properties, in so far as it
+/// has them.
+#[inline]
+pub(crate) fn announced(header: &[u8]) -> (u64, &[u8]) {
+    let rest = header.get(4..).unwrap_or_default();
+    match rest.split_first_chunk() {
+        Some((size, properties)) => (u64::from_be_bytes(*size), properties),
+        None => (0, &[]),
+    }
+}
+
+/// The method of a content that is under way. That of a delivery has its names with the
+/// channel's.
+#[derive(Debug)]
+pub(crate) enum Head {
+    Deliver {
+        delivery_tag: u64,
+        redelivered: bool,
+    },
+    GetOk(Box<basic::GetOk>),
+    Return(Box<basic::Return>),
+}
+
+impl Head {
+    pub(crate) fn id(&self) -> MethodId {
+        match self {
+            Self::Deliver { .. } => basic::Deliver::ID,
+            Self::GetOk(_) => basic::GetOk::ID,
+            Self::Return(_) => basic::Return::ID,
+        }
+    }
+}
+
+/// What a header or body frame led to.
+#[derive(Debug)]
+pub(crate) enum Progress<'a> {
+    /// More frames are due.
+    Pending,
+    Complete(Head, Parts<'a>),
+    /// The header announces a body beyond the limit.
+    TooLarge {
+        head: Head,
+        size: u64,
+    },
+}
+
+/// The largest body that is taken in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SizeLimit {
+    pub(crate) bytes: u64,
+    /// Whether a larger message is rejected; else it costs its channel.
+    pub(crate) rejects: bool,
+}
+
+/// Puts the messages of one channel together.
+///
+/// ```text
+/// Idle --method--> Header --header--> Body --last body frame--> Idle
+///                    |                  ^ |
+///                    +--empty body--> Idle +--(more)
+/// ```
+///
+/// A body that nobody wants is skipped: then the header leads to `Skipped` instead of `Body`.
+#[derive(Debug, Default)]
+pub(crate) struct Assembly {
+    state: AssemblyState,
+    /// The properties, and behind them what is here of a body that comes in several frames.
+    packed: Vec<u8>,
+    properties: usize,
+}
+
+#[derive(Debug, Default)]
+enum AssemblyState {
+    #[default]
+    Idle,
+    Header(Head),
+    Body {
+        head: Head,
+        size: usize,
+    },
+    /// So much of the body is still to come.
+    Skipped {
+        left: u64,
+    },
+}
+
+impl Assembly {
+    /// Begins a message.
+    #[inline]
+    pub(crate) fn begin(&mut self, head: Head) {
+        self.state = AssemblyState::Header(head);
+    }
+
+    /// Ends whatever is under way.
+    pub(crate) fn abort(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The method whose header is due.
+    pub(crate) fn begun(&self) -> Option<MethodId> {
+        match &self.state {
+            AssemblyState::Header(head) => Some(head.id()),
+            AssemblyState::Idle | AssemblyState::Body { .. } | AssemblyState::Skipped { .. } => {
+                None
+            }
+        }
+    }
+
+    /// Number and mark of the delivery whose header is due.
+    pub(crate) fn begun_delivery(&self) -> Option<(u64, bool)> {
+        match self.state {
+            AssemblyState::Header(Head::Deliver {
+                delivery_tag,
+                redelivered,
+            }) => Some((delivery_tag, redelivered)),
+            _ => None,
+        }
+    }
+
+    /// Lets the body of this size pass that the message is to have whose header is due.
+    pub(crate) fn skip(&mut self, size: u64) {
+        self.state = match size {
+            0 => AssemblyState::Idle,
+            left => AssemblyState::Skipped { left },
+        };
+    }
+
+    /// Whether a message is under way, so that no method may come.
+    pub(crate) fn is_under_way(&self) -> bool {
+        !matches!(self.state, AssemblyState::Idle)
+    }
+
+    /// What the message will take, in bytes, of whose body a part is here.
+    #[inline]
+    pub(crate) fn announced(&self) -> usize {
+        match &self.state {
+            AssemblyState::Body { size, .. } if self.packed.len() > self.properties => {
+                self.properties + size
+            }
+            _ => 0,
+        }
+    }
+
+    // For each message, and called in one place; so are the next ones.
+    #[inline]
+    pub(crate) fn header(
+        &mut self,
+        payload: &[u8],
+        max: u64,
+    ) -> Result<Progress<'_>, ProtocolError> {
+        let AssemblyState::Header(head) = std::mem::take(&mut self.state) else {
+            return Err(ProtocolError::UnexpectedContent(
+                "a content header came where none was due",
+            ));
+        };
+        let malformed = |error| ProtocolError::Malformed {
+            method: head.id(),
+            error,
+        };
+        let mut reader = Reader::new(payload);
+        let class = reader.u16().map_err(malformed)?;
+        let _weight = reader.u16().map_err(malformed)?;
+        let size = reader.u64().map_err(malformed)?;
+        if class != head.id().class {
+            return Err(ProtocolError::UnexpectedContent(
+                "a content header is of another class than its method",
+            ));
+        }
+        if size > max {
+            return Ok(Progress::TooLarge { head, size });
+        }
+        let size = usize::try_from(size).map_err(|_| malformed(DecodeError::Truncated))?;
+        let properties = match reader.rest() {
+            // No flag is set: there are none, which is frequent.
+            [0, 0, ..] => &[],
+            properties => properties,
+        };
+        self.keep_properties(properties);
+        if size == 0 {
+            return Ok(Progress::Complete(head, self.parts(&[])));
+        }
+        self.state = AssemblyState::Body { head, size };
+        Ok(Progress::Pending)
+    }
+
+    #[inline]
+    fn keep_properties(&mut self, properties: &[u8]) {
+        self.packed.clear();
+        self.packed.reserve_exact(properties.len());
+        self.packed.extend_from_slice(properties);
+        self.properties = properties.len();
+    }
+
+    /// The message that `body` is the last of.
+    #[inline]
+    fn parts<'a>(&'a mut self, body: &'a [u8]) -> Parts<'a> {
+        let is_begun = self.packed.len() > self.properties;
+        // A channel may live long, so it keeps only what is small.
+        if !is_begun && self.packed.capacity() <= KEPT_MAX {
+            return Parts::Apart {
+                properties: &self.packed,
+                body,
+            };
+        }
+        self.packed.reserve_exact(body.len());
+        self.packed.extend_from_slice(body);
+        Parts::Joined {
+            bytes: std::mem::take(&mut self.packed),
+            properties: self.properties,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn body<'a>(&'a mut self, payload: &'a [u8]) -> Result<Progress<'a>, ProtocolError> {
+        if let AssemblyState::Skipped { left } = &mut self.state {
+            *left = left
+                .checked_sub(payload.len() as u64)
+                .ok_or(ProtocolError::BodyTooLong)?;
+            if *left == 0 {
+                self.state = AssemblyState::Idle;
+            }
+            return Ok(Progress::Pending);
+        }
+        let AssemblyState::Body { size, .. } = &self.state else {
+            return Err(ProtocolError::UnexpectedContent(
+                "a content body came where none was due",
+            ));
+        };
+        let here = self.packed.len() - self.properties;
+        let missing = *size - here;
+        if payload.len() > missing {
+            return Err(ProtocolError::BodyTooLong);
+        }
+        if payload.len() < missing {
+            reserve(&mut self.packed, payload.len(), missing);
+            self.packed.extend_from_slice(payload);
+            return Ok(Progress::Pending);
+        }
+        match std::mem::take(&mut self.state) {
+            AssemblyState::Body { head, .. } => Ok(Progress::Complete(head, self.parts(payload))),
+            _ => Ok(Progress::Pending),
+        }
+    }
+}
+
+/// Makes room for `next` more bytes: doubling, but never beyond what is `missing`.
+fn reserve(body: &mut Vec<u8>, next: usize, missing: usize) {
+    if body.capacity() - body.len() < next {
+        let step = body.len().max(FIRST_RESERVATION).max(next);
+        body.reserve_exact(step.min(missing));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::properties::{BasicProperties, DeliveryMode};
+    use super::super::wire::{Field, Writer};
+    use super::*;
+
+    fn header(class: u16, size: u64, properties: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut writer = Writer::new(&mut out);
+        class.write(&mut writer).unwrap();
+        0u16.write(&mut writer).unwrap();
+        size.write(&mut writer).unwrap();
+        out.extend_from_slice(properties);
+        out
+    }
+
+    /// A priority of 7.
+    const PRIORITY: [u8; 3] = [8, 0, 7];
+    const NONE: [u8; 2] = [0, 0];
+
+    fn begun() -> Assembly {
+        let mut assembly = Assembly::default();
+        assembly.begin(Head::Deliver {
+            delivery_tag: 1,
+            redelivered: false,
+        });
+        assembly
+    }
+
+    #[track_caller]
+    fn complete(progress: Result<Progress<'_>, ProtocolError>) -> (Option<u8>, Bytes) {
+        match progress {
+            Ok(Progress::Complete(Head::Deliver { .. }, parts)) => {
+                let (properties, body) = parts.unpack();
+                (properties.get().priority, body)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn pending(progress: Result<Progress<'_>, ProtocolError>) {
+        assert!(matches!(progress, Ok(Progress::Pending)), "{progress:?}");
+    }
+
+    #[test]
+    fn an_empty_body_is_complete_with_its_header() {
+        let mut assembly = begun();
+        let content = complete(assembly.header(&header(60, 0, &PRIORITY), 100));
+        assert_eq!(content, (Some(7), Bytes::new()));
+        assert!(!assembly.is_under_way());
+    }
+
+    /// Some have their flag in the second byte of the word, and the first one is 0 then.
+    #[test]
+    fn a_property_alone_comes_with_its_message() {
+        let none = BasicProperties::new;
+        for properties in [
+            none().content_type("x"),
+            none().content_encoding("x"),
+            none().headers([("x", 1)]),
+            none().delivery_mode(DeliveryMode::Transient),
+            none().priority(1),
+            none().correlation_id("x"),
+            none().reply_to("x"),
+            none().expiration("1"),
+            none().message_id("x"),
+            none().timestamp(1),
+            none().message_type("x"),
+            none().user_id("x"),
+            none().app_id("x"),
+            none().cluster_id("x"),
+        ] {
+            let mut encoded = Vec::new();
+            properties.write(&mut Writer::new(&mut encoded)).unwrap();
+            for size in [0, 1] {
+                let mut assembly = begun();
+                let header = header(60, size, &encoded);
+                let progress = match size {
+                    0 => assembly.header(&header, 100),
+                    _ => {
+                        pending(assembly.header(&header, 100));
+                        assembly.body(b"x")
+                    }
+                };
+                let Ok(Progress::Complete(_, parts)) = progress else {
+                    panic!("{progress:?}");
+                };
+                assert_eq!(*parts.unpack().0.get(), properties);
+            }
+        }
+    }
+
+    #[test]
+    fn bodies_join_however_they_are_cut() {
+        let whole: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let size = whole.len() as u64;
+        for cut in [1, 7, 999, 1000] {
+            // The second message finds what the first has left.
+            let mut assembly = Assembly::default();
+            for (properties, priority) in [(&PRIORITY[..], Some(7)), (&NONE, None)] {
+                assembly.begin(Head::Deliver {
+                    delivery_tag: 1,
+                    redelivered: false,
+                });
+                pending(assembly.header(&header(60, size, properties), size));
+                let mut chunks = whole.chunks(cut).peekable();
+                while let Some(chunk) = chunks.next() {
+                    // The broker sends no empty body frames, but they are allowed.
+                    pending(assembly.body(&[]));
+                    let progress = assembly.body(chunk);
+                    match chunks.peek() {
+                        Some(_) => pending(progress),
+                        None => assert_eq!(complete(progress), (priority, whole.clone().into())),
+                    }
+                }
+                assert!(!assembly.is_under_way());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_order_is_an_error() {
+        let mut idle = Assembly::default();
+        assert!(idle.header(&header(60, 1, &NONE), 100).is_err());
+        assert!(idle.body(b"x").is_err());
+        assert!(begun().body(b"x").is_err());
+        assert!(begun().header(&header(50, 1, &NONE), 100).is_err());
+        let mut body = begun();
+        pending(body.header(&header(60, 1, &NONE), 100));
+        assert!(body.header(&header(60, 1, &NONE), 100).is_err());
+        let mut body = begun();
+        pending(body.header(&header(60, 1, &NONE), 100));
+        let outcome = body.body(b"xy");
+        assert!(matches!(outcome, Err(ProtocolError::BodyTooLong)));
+    }
+
+    #[test]
+    fn a_claimed_size_reserves_no_memory() {
+        let mut assembly = begun();
+        let size = u64::from(u32::MAX);
+        pending(assembly.header(&header(60, size, &NONE), u64::MAX));
+        pending(assembly.body(b"x"));
+        assert!(assembly.packed.capacity() > 0);
+        assert!(assembly.packed.capacity() <= FIRST_RESERVATION);
+    }
+
+    #[test]
+    fn memory_for_large_properties_is_not_kept() {
+        let mut assembly = begun();
+        let large = [&PRIORITY[..], &[0; 2 * KEPT_MAX]].concat();
+        complete(assembly.header(&header(60, 0, &large), 100));
+        assert!(assembly.packed.capacity() <= KEPT_MAX);
+        let mut assembly = begun();
+        pending(assembly.header(&header(60, 3, &large), 100));
+        let (priority, body) = complete(assembly.body(b"abc"));
+        assert_eq!((priority, &*body), (Some(7), &b"abc"[..]));
+        assert!(assembly.packed.capacity() <= KEPT_MAX);
+    }
+
+    #[test]
+    fn a_size_beyond_the_limit_is_told_before_a_byte_is_taken() {
+        let mut assembly = begun();
+        let progress = assembly.header(&header(60, u64::MAX, &NONE), 100);
+        assert!(matches!(
+            progress,
+            Ok(Progress::TooLarge { size: u64::MAX, .. })
+        ));
+    }
+
+    #[test]
+    fn every_proper_prefix_of_a_header_is_an_error_or_lacks_properties() {
+        let whole = header(60, 5, &NONE);
+        for length in 0..12 {
+            assert!(begun().header(&whole[..length], 100).is_err(), "{length}");
+        }
+    }
+}
