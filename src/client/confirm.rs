@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::io::to_io::write_budget::WaitError;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::Failure;
-use crate::protocol::confirms::Settled;
+use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::properties::BasicProperties;
 use crate::protocol::reply_code::ReplyCode;
@@ -128,7 +128,7 @@ impl Confirm {
 
 impl Numbered {
     /// Tells the program what became of the publish.
-    fn tell(&self, settled: &Settled<Arc<ReturnedContent>>) -> Result<()> {
+    fn tell(&self, settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
         let outcome = outcome(settled);
         if outcome.is_err() {
             self.channel.shared.publisher.hear(&self.slot);
@@ -137,12 +137,14 @@ impl Numbered {
     }
 }
 
-fn outcome(settled: &Settled<Arc<ReturnedContent>>) -> Result<()> {
+fn outcome(settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
     match settled {
-        Settled::Acked => Ok(()),
-        Settled::Nacked => Err(Error::Nacked),
-        Settled::Returned(message) => Err(Error::Unroutable(Returned::new(Arc::clone(message)))),
-        Settled::Unclear(message) => {
+        PublishOutcome::Acked => Ok(()),
+        PublishOutcome::Nacked => Err(Error::Nacked),
+        PublishOutcome::Returned(message) => {
+            Err(Error::Unroutable(Returned::new(Arc::clone(message))))
+        }
+        PublishOutcome::Ambiguous(message) => {
             let returned = Returned::new(Arc::clone(message));
             Err(Error::Unconfirmed(Box::new(Error::AmbiguousReturn(
                 returned,
@@ -259,7 +261,7 @@ impl Confirmation {
     /// `settled` is `None` if the channel ended first, for the reason `why`.
     pub(crate) fn new(
         number: u64,
-        settled: Option<&Settled<Arc<ReturnedContent>>>,
+        settled: Option<&PublishOutcome<Arc<ReturnedContent>>>,
         why: impl FnOnce() -> Error,
     ) -> Self {
         let outcome = match settled {

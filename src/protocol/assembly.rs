@@ -9,10 +9,10 @@ use super::wire::Reader;
 
 /// The first memory taken for a body that comes in several frames: what a header
 /// claims is believed only as its bytes arrive.
-const FIRST_RESERVATION: usize = 128 * 1024;
+const FIRST_RESERVATION_BYTES: usize = 128 * 1024;
 
 /// How much memory for properties a channel keeps for the next message.
-const KEPT_MAX: usize = 4 * 1024;
+const KEPT_PROPERTIES_BYTES_MAX: usize = 4 * 1024;
 
 /// The size of the body that a content header announces, and the properties, in so far as it
 /// has them.
@@ -212,7 +212,7 @@ impl Assembly {
     fn parts<'a>(&'a mut self, body: &'a [u8]) -> Parts<'a> {
         let is_begun = self.packed.len() > self.properties;
         // A channel may live long, so it keeps only what is small.
-        if !is_begun && self.packed.capacity() <= KEPT_MAX {
+        if !is_begun && self.packed.capacity() <= KEPT_PROPERTIES_BYTES_MAX {
             return Parts::Apart {
                 properties: &self.packed,
                 body,
@@ -262,7 +262,7 @@ impl Assembly {
 /// Makes room for `next` more bytes: doubling, but never beyond what is `missing`.
 fn reserve(body: &mut Vec<u8>, next: usize, missing: usize) {
     if body.capacity() - body.len() < next {
-        let step = body.len().max(FIRST_RESERVATION).max(next);
+        let step = body.len().max(FIRST_RESERVATION_BYTES).max(next);
         body.reserve_exact(step.min(missing));
     }
 }
@@ -413,20 +413,20 @@ mod tests {
         pending(assembly.header(&header(60, size, &NONE), u64::MAX));
         pending(assembly.body(b"x"));
         assert!(assembly.packed.capacity() > 0);
-        assert!(assembly.packed.capacity() <= FIRST_RESERVATION);
+        assert!(assembly.packed.capacity() <= FIRST_RESERVATION_BYTES);
     }
 
     #[test]
     fn memory_for_large_properties_is_not_kept() {
         let mut assembly = begun();
-        let large = [&PRIORITY[..], &[0; 2 * KEPT_MAX]].concat();
+        let large = [&PRIORITY[..], &[0; 2 * KEPT_PROPERTIES_BYTES_MAX]].concat();
         complete(assembly.header(&header(60, 0, &large), 100));
-        assert!(assembly.packed.capacity() <= KEPT_MAX);
+        assert!(assembly.packed.capacity() <= KEPT_PROPERTIES_BYTES_MAX);
         let mut assembly = begun();
         pending(assembly.header(&header(60, 3, &large), 100));
         let (priority, body) = complete(assembly.body(b"abc"));
         assert_eq!((priority, &*body), (Some(7), &b"abc"[..]));
-        assert!(assembly.packed.capacity() <= KEPT_MAX);
+        assert!(assembly.packed.capacity() <= KEPT_PROPERTIES_BYTES_MAX);
     }
 
     #[test]

@@ -5,17 +5,19 @@ use std::fmt;
 use bytes::Bytes;
 
 /// How many messages of one size share memory.
-pub(super) const NEIGHBOURS: usize = 16;
+pub(super) const SHARED_BUFFER_MESSAGES: usize = 16;
 
 /// The least memory that is shared.
-pub(super) const SHARED_MIN: usize = 1024;
+pub(super) const SHARED_BUFFER_BYTES_MIN: usize = 1024;
 
 /// `part`, which keeps `held` bytes of memory, in memory of its own if that is far more than its
 /// size: more than sixteen times that and two kibibytes.
 pub(super) fn unpinned(part: Bytes, held: usize) -> Bytes {
     // What a program needs for a message beside its bytes is of this size.
-    const SMALL: usize = 64;
-    match held > (part.len() + SMALL) * NEIGHBOURS + SHARED_MIN {
+    const SMALL_MESSAGE_BYTES: usize = 64;
+    match held
+        > (part.len() + SMALL_MESSAGE_BYTES) * SHARED_BUFFER_MESSAGES + SHARED_BUFFER_BYTES_MIN
+    {
         true => Bytes::copy_from_slice(&part),
         false => part,
     }

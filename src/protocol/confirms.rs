@@ -21,7 +21,7 @@ pub(crate) struct ConfirmLedger<T, R> {
     first: u64,
     /// `None` is confirmed already, out of order.
     pending: VecDeque<Option<PendingPublish<T, R>>>,
-    outstanding: usize,
+    unconfirmed: usize,
     /// Mandatory ones, by their fingerprint: these can come back.
     mandatory: Candidates,
 }
@@ -61,13 +61,13 @@ enum Back<R> {
 
 /// What became of a publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Settled<R> {
+pub(crate) enum PublishOutcome<R> {
     Acked,
     Nacked,
     /// It came back, and the broker has taken note of that.
     Returned(R),
     /// A message came back that may have been this one: nobody knows.
-    Unclear(R),
+    Ambiguous(R),
 }
 
 /// What tells a mandatory message from others when it comes back.
@@ -91,14 +91,14 @@ impl<T, R> ConfirmLedger<T, R> {
         Self {
             first: 1,
             pending: VecDeque::new(),
-            outstanding: 0,
+            unconfirmed: 0,
             mandatory: HashMap::new(),
         }
     }
 
     /// How many publishes are not settled.
-    pub(crate) fn outstanding(&self) -> usize {
-        self.outstanding
+    pub(crate) fn unconfirmed(&self) -> usize {
+        self.unconfirmed
     }
 
     /// The number of the last publish; 0 if there was none.
@@ -107,7 +107,7 @@ impl<T, R> ConfirmLedger<T, R> {
     }
 
     /// Whether every publish up to `number` is settled.
-    pub(crate) fn is_settled_up_to(&self, number: u64) -> bool {
+    pub(crate) fn is_confirmed_up_to(&self, number: u64) -> bool {
         self.first > number
     }
 
@@ -122,7 +122,7 @@ impl<T, R> ConfirmLedger<T, R> {
                 })
             }),
         }));
-        self.outstanding += 1;
+        self.unconfirmed += 1;
         let number = self.last();
         if let Some(mandatory) = mandatory {
             self.mandatory
@@ -181,12 +181,12 @@ impl<T, R> ConfirmLedger<T, R> {
 
     /// Settles `number`, or with `multiple` everything up to it, and tells of each. A
     /// number that is not outstanding is nothing.
-    pub(crate) fn settle(
+    pub(crate) fn confirm(
         &mut self,
         number: u64,
         multiple: bool,
         ack: bool,
-        mut tell: impl FnMut(u64, T, Settled<R>),
+        mut tell: impl FnMut(u64, T, PublishOutcome<R>),
     ) {
         if multiple {
             let (start, last) = (self.first, number.min(self.last()));
@@ -194,13 +194,13 @@ impl<T, R> ConfirmLedger<T, R> {
             let count = usize::try_from(self.first - start).unwrap_or(usize::MAX);
             for (number, entry) in (start..).zip(self.pending.drain(..count)) {
                 if let Some(entry) = entry {
-                    self.outstanding -= 1;
+                    self.unconfirmed -= 1;
                     let (token, settled) = entry.settle(&mut self.mandatory, number, ack);
                     tell(number, token, settled);
                 }
             }
         } else if let Some(entry) = self.entry(number).and_then(Option::take) {
-            self.outstanding -= 1;
+            self.unconfirmed -= 1;
             let (token, settled) = entry.settle(&mut self.mandatory, number, ack);
             tell(number, token, settled);
         }
@@ -211,7 +211,7 @@ impl<T, R> ConfirmLedger<T, R> {
     }
 
     /// Tells of every publish that is not settled.
-    pub(crate) fn outstanding_ones(&self, mut tell: impl FnMut(u64, &T)) {
+    pub(crate) fn each_unconfirmed(&self, mut tell: impl FnMut(u64, &T)) {
         for (number, entry) in (self.first..).zip(&self.pending) {
             if let Some(entry) = entry {
                 tell(number, &entry.token);
@@ -222,11 +222,11 @@ impl<T, R> ConfirmLedger<T, R> {
 
 impl<T, R> PendingPublish<T, R> {
     /// What becomes of it with a confirm of its number.
-    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, Settled<R>) {
+    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, PublishOutcome<R>) {
         let settled = match self.returnable {
             Some(returnable) => returnable.settle(mandatory, number, ack),
-            None if ack => Settled::Acked,
-            None => Settled::Nacked,
+            None if ack => PublishOutcome::Acked,
+            None => PublishOutcome::Nacked,
         };
         (self.token, settled)
     }
@@ -235,15 +235,15 @@ impl<T, R> PendingPublish<T, R> {
 impl<R> Returnable<R> {
     // Out of the way of those that cannot come back.
     #[inline(never)]
-    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> Settled<R> {
+    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> PublishOutcome<R> {
         if !matches!(self.returned, Back::Yes(_)) {
             forget_mandatory(mandatory, self.fingerprint, number);
         }
         match self.returned {
-            Back::Yes(message) => Settled::Returned(message),
-            Back::Perhaps(message) if ack => Settled::Unclear(message),
-            Back::No if ack => Settled::Acked,
-            Back::No | Back::Perhaps(_) => Settled::Nacked,
+            Back::Yes(message) => PublishOutcome::Returned(message),
+            Back::Perhaps(message) if ack => PublishOutcome::Ambiguous(message),
+            Back::No if ack => PublishOutcome::Acked,
+            Back::No | Back::Perhaps(_) => PublishOutcome::Nacked,
         }
     }
 }
@@ -287,7 +287,7 @@ mod tests {
     use super::super::wire::Writer;
     use super::*;
 
-    type Told = Vec<(u64, &'static str, Settled<&'static str>)>;
+    type Told = Vec<(u64, &'static str, PublishOutcome<&'static str>)>;
 
     fn settle(
         ledger: &mut ConfirmLedger<&'static str, &'static str>,
@@ -296,7 +296,7 @@ mod tests {
         ack: bool,
     ) -> Told {
         let mut told = Vec::new();
-        ledger.settle(number, multiple, ack, |number, token, settled| {
+        ledger.confirm(number, multiple, ack, |number, token, settled| {
             told.push((number, token, settled));
         });
         told
@@ -310,16 +310,16 @@ mod tests {
         }
         assert_eq!(
             settle(&mut ledger, 2, false, true),
-            [(2, "b", Settled::Acked)]
+            [(2, "b", PublishOutcome::Acked)]
         );
-        assert!(!ledger.is_settled_up_to(1));
+        assert!(!ledger.is_confirmed_up_to(1));
         assert_eq!(
             settle(&mut ledger, 1, false, false),
-            [(1, "a", Settled::Nacked)]
+            [(1, "a", PublishOutcome::Nacked)]
         );
-        assert!(ledger.is_settled_up_to(2));
+        assert!(ledger.is_confirmed_up_to(2));
         assert!(settle(&mut ledger, 1, false, true).is_empty());
-        assert_eq!(ledger.outstanding(), 1);
+        assert_eq!(ledger.unconfirmed(), 1);
     }
 
     #[test]
@@ -331,11 +331,14 @@ mod tests {
         settle(&mut ledger, 2, false, true);
         assert_eq!(
             settle(&mut ledger, 3, true, true),
-            [(1, "a", Settled::Acked), (3, "c", Settled::Acked)]
+            [
+                (1, "a", PublishOutcome::Acked),
+                (3, "c", PublishOutcome::Acked)
+            ]
         );
         assert_eq!(ledger.publish("e", None), 5);
         assert_eq!(settle(&mut ledger, u64::MAX, true, true).len(), 2);
-        assert!(ledger.is_settled_up_to(5));
+        assert!(ledger.is_confirmed_up_to(5));
         assert!(settle(&mut ledger, u64::MAX, false, true).is_empty());
         assert!(settle(&mut ledger, 0, true, true).is_empty());
     }
@@ -376,8 +379,8 @@ mod tests {
         assert_eq!(
             settle(&mut ledger, 4, true, true),
             [
-                (3, "lost", Settled::Returned("back")),
-                (4, "equal", Settled::Acked)
+                (3, "lost", PublishOutcome::Returned("back")),
+                (4, "equal", PublishOutcome::Acked)
             ]
         );
         let again = returned(&mut ledger, 9, &[], "again");
@@ -395,9 +398,9 @@ mod tests {
         assert_eq!(
             settle(&mut ledger, 3, true, true),
             [
-                (1, "a", Settled::Acked),
-                (2, "b", Settled::Returned("back")),
-                (3, "c", Settled::Acked)
+                (1, "a", PublishOutcome::Acked),
+                (2, "b", PublishOutcome::Returned("back")),
+                (3, "c", PublishOutcome::Acked)
             ]
         );
         assert!(ledger.mandatory.is_empty());
@@ -421,8 +424,8 @@ mod tests {
         assert_eq!(
             settle(&mut ledger, 2, true, true),
             [
-                (1, "few", Settled::Returned("few back")),
-                (2, "more", Settled::Returned("more back"))
+                (1, "few", PublishOutcome::Returned("few back")),
+                (2, "more", PublishOutcome::Returned("more back"))
             ]
         );
     }
@@ -441,17 +444,17 @@ mod tests {
         assert_eq!(returned(&mut ledger, 9, &named("b"), "b back"), None);
         assert_eq!(
             settle(&mut ledger, 4, false, false),
-            [(4, "c", Settled::Nacked)],
+            [(4, "c", PublishOutcome::Nacked)],
             "that is known"
         );
         assert_eq!(
             settle(&mut ledger, 6, true, true),
             [
-                (1, "a", Settled::Unclear("back")),
-                (2, "other", Settled::Acked),
-                (3, "b", Settled::Returned("b back")),
-                (5, "plain", Settled::Acked),
-                (6, "later", Settled::Acked)
+                (1, "a", PublishOutcome::Ambiguous("back")),
+                (2, "other", PublishOutcome::Acked),
+                (3, "b", PublishOutcome::Returned("b back")),
+                (5, "plain", PublishOutcome::Acked),
+                (6, "later", PublishOutcome::Acked)
             ]
         );
         assert!(ledger.mandatory.is_empty());
@@ -472,12 +475,12 @@ mod tests {
             let mut seen = std::collections::BTreeSet::new();
             let mut twice = false;
             for (number, multiple, ack) in acts {
-                ledger.settle(number, multiple, ack, |number, token, _| {
+                ledger.confirm(number, multiple, ack, |number, token, _| {
                     twice |= number != token || !seen.insert(number);
                 });
-                prop_assert_eq!(ledger.outstanding(), 50 - seen.len());
+                prop_assert_eq!(ledger.unconfirmed(), 50 - seen.len());
                 let floor = (1..=50).take_while(|number| seen.contains(number)).count();
-                prop_assert!(ledger.is_settled_up_to(floor as u64));
+                prop_assert!(ledger.is_confirmed_up_to(floor as u64));
             }
             prop_assert!(!twice);
         }

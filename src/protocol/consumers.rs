@@ -20,7 +20,7 @@ pub(crate) struct ConsumerRecord<C> {
     pub(crate) discard: bool,
     /// Whether it consumes a queue that takes deliveries back: one of them came without the
     /// header that a stream adds to each.
-    pub(crate) is_of_queue: bool,
+    pub(crate) is_requeueable: bool,
     /// Whether it takes what fits while deliveries are held back for it: see `holding`.
     pub(crate) takes_any: bool,
     /// Whether as many deliveries are held back for it as can be.
@@ -55,7 +55,7 @@ pub(crate) struct Consumers<C> {
 struct Cancelled {
     tag: ShortString,
     no_ack: bool,
-    is_of_queue: bool,
+    is_requeueable: bool,
 }
 
 /// Who a delivery is for.
@@ -65,7 +65,7 @@ pub(crate) enum Recipient<'a, C> {
     /// One that was cancelled without asking for a reply.
     Cancelled {
         no_ack: bool,
-        is_of_queue: bool,
+        is_requeueable: bool,
     },
     Unknown,
 }
@@ -113,14 +113,14 @@ impl<C: Clone> Consumers<C> {
     }
 
     /// A delivery has shown that a consumer's queue is no stream.
-    pub(crate) fn note_queue(&mut self, tag: &ShortString) {
+    pub(crate) fn note_requeueable(&mut self, tag: &ShortString) {
         let has_started = self.starting.as_ref() != Some(tag);
         match self.get_mut(tag).filter(|_| has_started) {
-            Some(consumer) => consumer.is_of_queue = true,
+            Some(consumer) => consumer.is_requeueable = true,
             None => {
                 let mut cancelled = self.cancelled.iter_mut();
                 if let Some(cancelled) = cancelled.rfind(|cancelled| cancelled.tag == *tag) {
-                    cancelled.is_of_queue = true;
+                    cancelled.is_requeueable = true;
                 }
             }
         }
@@ -155,7 +155,7 @@ impl<C: Clone> Consumers<C> {
         match self.find_cancelled(tag) {
             Some(cancelled) => Recipient::Cancelled {
                 no_ack: cancelled.no_ack,
-                is_of_queue: cancelled.is_of_queue,
+                is_requeueable: cancelled.is_requeueable,
             },
             None => Recipient::Unknown,
         }
@@ -183,7 +183,7 @@ impl<C: Clone> Consumers<C> {
             self.cancelled.push_back(Cancelled {
                 tag: tag.clone(),
                 no_ack: consumer.no_ack,
-                is_of_queue: consumer.is_of_queue,
+                is_requeueable: consumer.is_requeueable,
             });
         }
     }
@@ -210,7 +210,7 @@ mod tests {
             no_ack: number % 2 == 0,
             queue: QueueId::new(1, "q"),
             discard: false,
-            is_of_queue: false,
+            is_requeueable: false,
             takes_any: false,
             is_full: false,
             prefetch: 0,

@@ -13,15 +13,15 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-use super::buffers::{Buffers, NEIGHBOURS, SHARED_MIN};
+use super::buffers::{Buffers, SHARED_BUFFER_BYTES_MIN, SHARED_BUFFER_MESSAGES};
 use super::content::{Content, DeliveredContent, Parts, unpack};
 use super::last_names::{LastNames, Origin};
 use super::methods::basic;
-use super::read_room::MESSAGE_OVERHEAD;
+use super::read_room::MESSAGE_OVERHEAD_BYTES;
 use super::wire::ShortString;
 
 /// The largest message that shares memory.
-const SHARED_MAX: usize = 2 * 1024;
+const SHARED_MESSAGE_BYTES_MAX: usize = 2 * 1024;
 
 /// Messages for one consumer with successive numbers.
 #[derive(Debug)]
@@ -52,11 +52,11 @@ struct Extent {
 }
 
 /// What a message costs that waits together with others, beside its bytes.
-const EXTENT_OVERHEAD: usize = 8;
+const BATCHED_OVERHEAD_BYTES: usize = 8;
 
 /// What this takes in front of a message that shares memory. (Then no size has more than two
 /// bytes.)
-const EXTENT_SIZE: usize = 5;
+const EXTENT_BYTES: usize = 5;
 
 impl Extent {
     fn size(&self) -> usize {
@@ -70,8 +70,8 @@ impl Extent {
     }
 
     fn read(bytes: &mut Bytes) -> Option<Self> {
-        let [redelivered, p1, p0, b1, b0] = *bytes.first_chunk::<EXTENT_SIZE>()?;
-        bytes.advance(EXTENT_SIZE);
+        let [redelivered, p1, p0, b1, b0] = *bytes.first_chunk::<EXTENT_BYTES>()?;
+        bytes.advance(EXTENT_BYTES);
         Some(Self {
             redelivered: redelivered != 0,
             properties: usize::from(u16::from_be_bytes([p1, p0])),
@@ -113,23 +113,26 @@ impl Batch {
     pub(crate) fn size(&self) -> usize {
         match self.extent {
             Some(_) => self.bytes.len(),
-            None => self.bytes.len() - self.count * EXTENT_SIZE,
+            None => self.bytes.len() - self.count * EXTENT_BYTES,
         }
     }
 
     /// What the messages cost that are left.
     pub(crate) fn cost(&self) -> usize {
-        MESSAGE_OVERHEAD + self.origins_size + self.size() + self.count * EXTENT_OVERHEAD
+        MESSAGE_OVERHEAD_BYTES
+            + self.origins_size
+            + self.size()
+            + self.count * BATCHED_OVERHEAD_BYTES
     }
 
     /// What a message costs that was just taken out: as the last one, also what all of them
     /// had in common.
     pub(crate) fn cost_of(&self, message: &PackedDelivery) -> usize {
         let shared = match self.is_empty() {
-            true => MESSAGE_OVERHEAD + self.origins_size,
+            true => MESSAGE_OVERHEAD_BYTES + self.origins_size,
             false => 0,
         };
-        message.size() + EXTENT_OVERHEAD + shared
+        message.size() + BATCHED_OVERHEAD_BYTES + shared
     }
 
     pub(crate) fn consumer_tag(&self) -> &ShortString {
@@ -268,12 +271,12 @@ impl<M: Buffers> BatchWriter<M> {
             body: size - parts.properties_len(),
         };
         let room = self.chunk.capacity() - self.chunk.len();
-        let grows = self.is_open && size <= SHARED_MAX && room >= size + EXTENT_SIZE;
-        let mut cost = size + EXTENT_OVERHEAD;
+        let grows = self.is_open && size <= SHARED_MESSAGE_BYTES_MAX && room >= size + EXTENT_BYTES;
+        let mut cost = size + BATCHED_OVERHEAD_BYTES;
         if !grows {
             self.seal(batches);
             batches.push_back(Batch::new(delivery.tag, names));
-            cost += MESSAGE_OVERHEAD + names.origin().size();
+            cost += MESSAGE_OVERHEAD_BYTES + names.origin().size();
             self.last = Some(Last {
                 channel,
                 tag: names.tag_version(),
@@ -292,13 +295,13 @@ impl<M: Buffers> BatchWriter<M> {
                 .push_back((delivery.tag, names.origin().clone()));
         }
         batch.count += 1;
-        if size > SHARED_MAX {
+        if size > SHARED_MESSAGE_BYTES_MAX {
             batch.extent = Some(extent);
             batch.set_bytes(parts.join(&self.memory), size);
             return cost;
         }
         if !grows {
-            self.make_room(size + EXTENT_SIZE);
+            self.make_room(size + EXTENT_BYTES);
             self.is_open = true;
         }
         extent.write(&mut self.chunk);
@@ -328,7 +331,7 @@ impl<M: Buffers> BatchWriter<M> {
     /// Memory for messages of about this size, none of which is to keep much more than its
     /// share.
     fn make_room(&mut self, size: usize) {
-        let share = (size * NEIGHBOURS).max(SHARED_MIN);
+        let share = (size * SHARED_BUFFER_MESSAGES).max(SHARED_BUFFER_BYTES_MIN);
         let room = self.chunk.capacity();
         if room < size || room > share {
             // The power of two below, so that what comes back mostly fits again.
@@ -429,7 +432,7 @@ pub(crate) mod tests {
         let mut writer = BatchWriter::<()>::default();
         writer.make_room(2048);
         writer.make_room(16);
-        assert!(writer.chunk.capacity() <= SHARED_MIN);
+        assert!(writer.chunk.capacity() <= SHARED_BUFFER_BYTES_MIN);
     }
 
     #[test]
@@ -482,7 +485,10 @@ pub(crate) mod tests {
             let mut batches = packed(&deliveries);
             let cost: usize = batches.iter().map(Batch::cost).sum();
             let names = if keys[0] == keys[1] { 0 } else { keys[0].len() };
-            assert!(cost >= MESSAGE_OVERHEAD + count * (size + names), "{cost}");
+            assert!(
+                cost >= MESSAGE_OVERHEAD_BYTES + count * (size + names),
+                "{cost}"
+            );
             let mut left = cost;
             for batch in &mut batches {
                 while let Some(message) = batch.pop() {

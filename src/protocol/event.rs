@@ -36,7 +36,7 @@ pub(crate) struct ChannelId {
 
 /// A method that waits for its reply, or for its turn on the wire.
 #[derive(Debug)]
-pub(crate) struct Call<T: Tokens> {
+pub(crate) struct PendingCall<T: Tokens> {
     pub(crate) number: u64,
     /// Who waits for the outcome; nobody any more after a timeout.
     pub(crate) token: Option<T::Call>,
@@ -148,7 +148,7 @@ pub(crate) enum Event<T: Tokens> {
         cost: usize,
     },
     /// A delivery that was held back has to go back to its queue.
-    GiveBack {
+    Requeue {
         channel: T::Channel,
         delivery_tag: u64,
     },
@@ -165,7 +165,7 @@ pub(crate) enum Event<T: Tokens> {
     },
     /// A delivery without the header that a stream adds to each comes next for a consumer, for the
     /// first time.
-    OfQueue {
+    Requeueable {
         consumer: T::Consumer,
     },
     /// A delivery came that nobody takes.
@@ -173,12 +173,12 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         delivery_tag: u64,
         /// Whether it goes back to its queue; else it needs no settlement.
-        goes_back: bool,
+        is_requeued: bool,
     },
     /// A message came that is larger than the program takes, and it does not get it.
     PassedOver(Box<PassedOver<T>>),
     /// On a channel with transactions, what was to go back is on its way.
-    GivenBack {
+    Requeued {
         channel: T::Channel,
         delivery_tags: Vec<u64>,
     },

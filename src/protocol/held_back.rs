@@ -37,14 +37,14 @@ use super::read_room::{QueueId, ReadRoom};
 use super::wire::ShortString;
 
 /// How many deliveries are held back for one consumer. RabbitMQ's prefetch cannot be larger.
-pub(crate) const HELD_MAX: usize = 65_535;
+pub(crate) const HELD_DELIVERIES_MAX: usize = 65_535;
 
 /// After so long without a delivery nothing is expected any more: a consumer of another connection
 /// may have it. Nor is anything on its way that the broker sent before.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET_TIME: Duration = Duration::from_secs(1);
 
 /// How much a queue adds to a message that it delivers again, such as `x-delivery-count`.
-const ADDED_MAX: usize = 64;
+const ADDED_BYTES_MAX: usize = 64;
 
 /// A delivery that is held back. (There may be many, so this takes 16 bytes.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ impl HeldBack {
 
     /// Whether no more can be held back.
     pub(crate) fn is_full(&self) -> bool {
-        self.held.len() >= HELD_MAX
+        self.held.len() >= HELD_DELIVERIES_MAX
     }
 
     /// Judges a delivery, and notes it if it was expected.
@@ -262,7 +262,7 @@ impl HeldBack {
     }
 
     fn note_overdue(&mut self, place: u32) {
-        if self.overdue.len() >= HELD_MAX {
+        if self.overdue.len() >= HELD_DELIVERIES_MAX {
             self.overdue.pop_front();
         }
         let index = self.overdue.partition_point(|it| *it <= place);
@@ -291,8 +291,8 @@ impl HeldBack {
     }
 
     /// The oldest one, if it would fit.
-    pub(crate) fn give_back(&mut self, state: ConsumerState, room: &mut ReadRoom) -> Option<u64> {
-        if !self.can_give_back(state, room) {
+    pub(crate) fn requeue(&mut self, state: ConsumerState, room: &mut ReadRoom) -> Option<u64> {
+        if !self.can_requeue(state, room) {
             return None;
         }
         // With much of the prefetch left, and nothing to acknowledge that could be that much.
@@ -308,8 +308,8 @@ impl HeldBack {
         Some(first.delivery_tag)
     }
 
-    /// Whether [`give_back`](Self::give_back) would give one back now.
-    pub(crate) fn can_give_back(&self, state: ConsumerState, room: &ReadRoom) -> bool {
+    /// Whether [`requeue`](Self::requeue) would give one back now.
+    pub(crate) fn can_requeue(&self, state: ConsumerState, room: &ReadRoom) -> bool {
         let may_be_confused = self.new_are_marked && !state.takes_any;
         self.first_fits(state.is_idle, room)
             && (!may_be_confused || self.all_has_come(state, room.now()))
@@ -330,7 +330,7 @@ impl HeldBack {
     }
 
     fn is_quiet(&self, state: ConsumerState, now: Instant) -> bool {
-        self.last_progress(state) + QUIET <= now
+        self.last_progress(state) + QUIET_TIME <= now
     }
 
     /// When the wire brought something last behind which there may be more for this consumer.
@@ -354,7 +354,7 @@ impl HeldBack {
     /// When nothing is expected any more, or nothing new is on its way.
     pub(crate) fn deadline(&self, state: ConsumerState, room: &ReadRoom) -> Option<Instant> {
         let expected = (!self.expected.is_empty()).then(|| self.lapses_at(state));
-        let quiet = self.last_progress(state) + QUIET;
+        let quiet = self.last_progress(state) + QUIET_TIME;
         let quiet = (self.new_are_marked && quiet > room.now()).then_some(quiet);
         expected.into_iter().chain(quiet).min()
     }
@@ -364,15 +364,15 @@ impl HeldBack {
         // a prefetch there may be no end of that.
         let is_endless = state.takes_any || state.prefetch == 0;
         match is_endless {
-            true => self.since + QUIET,
-            false => self.since.max(self.last_progress(state)) + QUIET,
+            true => self.since + QUIET_TIME,
+            false => self.since.max(self.last_progress(state)) + QUIET_TIME,
         }
     }
 
     /// Another consumer of the queue seems to have got what this one gave back: a message of this
     /// cost. Whether something like that was expected.
     pub(crate) fn give_up(&mut self, cost: usize, room: &mut ReadRoom) -> bool {
-        let is_alike = |message: &HeldMessage| message.cost().abs_diff(cost) <= ADDED_MAX;
+        let is_alike = |message: &HeldMessage| message.cost().abs_diff(cost) <= ADDED_BYTES_MAX;
         let Some(index) = self.expected.iter().position(is_alike) else {
             return false;
         };

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::delivery_batch::{Batch, BatchWriter, Delivery};
 use super::errors::EncodeError;
-use super::event::{Call, CallFailure, ChannelId, Event, Reply, Tokens};
+use super::event::{CallFailure, ChannelId, Event, PendingCall, Reply, Tokens};
 use super::frame::{Settle, encode_method, encode_settle};
 use super::methods::Method;
 use super::read_room::ReadRoom;
@@ -179,11 +179,11 @@ impl<T: Tokens> Output<T> {
         }
     }
 
-    pub(crate) fn watch(&mut self, channel: u16, call: &Call<T>) {
+    pub(crate) fn watch(&mut self, channel: u16, call: &PendingCall<T>) {
         self.watch_until(channel, call.number, call.deadline);
     }
 
-    pub(crate) fn unwatch(&mut self, channel: u16, call: &Call<T>) {
+    pub(crate) fn unwatch(&mut self, channel: u16, call: &PendingCall<T>) {
         self.unwatch_until(channel, call.number, call.deadline);
     }
 

@@ -11,7 +11,7 @@ use super::table::{FieldTable, FieldValue};
 use super::wire::ShortString;
 
 /// Headers of ours that need not come back.
-const LEFT_OUT: [&str; 2] = ["BCC", "x-resent"];
+const HEADERS_LEFT_OUT: [&str; 2] = ["BCC", "x-resent"];
 
 /// RabbitMQ's name for the way back to the very channel that publishes ("Direct Reply-to"). In a
 /// message that it passes on, something with this prefix stands in its place.
@@ -102,7 +102,7 @@ impl ComparableProperties {
             let mut same_name = same.by_ref().take_while(|(known, _)| *known == name);
             match same_name.any(|(_, known)| *known == value) {
                 true => count += 1,
-                false if LEFT_OUT.contains(&name) => {}
+                false if HEADERS_LEFT_OUT.contains(&name) => {}
                 false => return None,
             }
         }

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 /// The cost of a message that stands for itself, beside its body and properties; also a run of
 /// messages beside these: its place, and its names.
-pub(crate) const MESSAGE_OVERHEAD: usize = 256;
+pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 256;
 
 /// The most that the names of an exchange and a routing key take.
-const NAMES_MAX: usize = 2 * 255;
+const NAMES_BYTES_MAX: usize = 2 * 255;
 
 /// How much of a budget of this size is left for deliveries that cannot be held back.
 pub(crate) fn reserved_share(soft_limit: usize) -> usize {
@@ -107,7 +107,7 @@ impl ReadRoom {
             && self
                 .used()
                 .saturating_add(size)
-                .saturating_add(MESSAGE_OVERHEAD + NAMES_MAX)
+                .saturating_add(MESSAGE_OVERHEAD_BYTES + NAMES_BYTES_MAX)
                 <= self.hard_for_more()
     }
 

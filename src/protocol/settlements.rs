@@ -6,7 +6,7 @@ use super::ranges::Ranges;
 
 /// What is settled of the deliveries of a channel, which count from 1.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Settlements {
+pub(crate) struct SettlementLedger {
     /// What the program can no longer settle.
     settled: Ranges,
     /// Of these, what is unsettled at the broker all the same, and goes back to its queue
@@ -22,7 +22,7 @@ pub(crate) struct Settlements {
 /// What a call of ours does to the deliveries of its channel. It is noted when that goes out:
 /// what was settled before has gone out before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum SettlementChange {
     /// From now on, settlements are part of a transaction.
     SelectTransactions,
     Commit,
@@ -32,7 +32,7 @@ pub(crate) enum Change {
     Recover,
 }
 
-impl Change {
+impl SettlementChange {
     /// What `method` changes.
     pub(crate) fn by(method: &Method) -> Option<Self> {
         match method {
@@ -63,9 +63,9 @@ impl Covered {
 
 /// How many are named one by one at most. (A broker that leaves gaps in its numbers must not
 /// cost more memory than its deliveries.)
-const SINGLY_MAX: usize = 1 << 20;
+const SINGLE_TAGS_MAX: usize = 1 << 20;
 
-impl Settlements {
+impl SettlementLedger {
     /// Marks `tag`; `false` if it was settled before.
     pub(crate) fn settle(&mut self, tag: u64) -> bool {
         let is_new = self.settled.insert(tag);
@@ -94,7 +94,7 @@ impl Settlements {
                 let behind = behind.flat_map(|(first, last)| first..=last);
                 Covered {
                     up_to: self.settled.highest_missing(held),
-                    singly: behind.take(SINGLY_MAX).collect(),
+                    singly: behind.take(SINGLE_TAGS_MAX).collect(),
                 }
             }
         };
@@ -120,8 +120,8 @@ impl Settlements {
 
     /// Marks `tag`, which goes back to its queue because nobody takes it; `false` if it was
     /// settled before. It does not count, and no transaction can change it. On a channel with
-    /// transactions it is [`given_back`](Self::given_back) later.
-    pub(crate) fn give_back(&mut self, tag: u64) -> bool {
+    /// transactions it is [`requeued`](Self::requeued) later.
+    pub(crate) fn requeue(&mut self, tag: u64) -> bool {
         let is_new = self.settled.insert(tag);
         if is_new && self.transaction.is_some() {
             self.held.insert(tag);
@@ -130,22 +130,22 @@ impl Settlements {
     }
 
     /// Marks `tag`, which is held back: the program does not have it, and the broker has it
-    /// unsettled until it is [let go](Self::let_go).
+    /// unsettled until it is [let go](Self::requeue_held_back).
     pub(crate) fn hold(&mut self, tag: u64) {
         self.settled.insert(tag);
         self.held.insert(tag);
     }
 
     /// Says that `tag`, which was held back, goes back to its queue. On a channel with
-    /// transactions it is [`given_back`](Self::given_back) later.
-    pub(crate) fn let_go(&mut self, tag: u64) {
+    /// transactions it is [`requeued`](Self::requeued) later.
+    pub(crate) fn requeue_held_back(&mut self, tag: u64) {
         if self.transaction.is_none() {
-            self.given_back(tag);
+            self.requeued(tag);
         }
     }
 
     /// Notes that `tag` is on its way back.
-    pub(crate) fn given_back(&mut self, tag: u64) {
+    pub(crate) fn requeued(&mut self, tag: u64) {
         self.held.remove_all(tag, tag);
     }
 
@@ -154,12 +154,12 @@ impl Settlements {
     }
 
     /// Notes that this goes out now.
-    pub(crate) fn change(&mut self, change: Change) {
+    pub(crate) fn change(&mut self, change: SettlementChange) {
         match change {
-            Change::SelectTransactions => drop(self.transaction.get_or_insert_default()),
-            Change::Commit => drop(self.end_transaction()),
-            Change::RollBack => self.roll_back(),
-            Change::Recover => {
+            SettlementChange::SelectTransactions => drop(self.transaction.get_or_insert_default()),
+            SettlementChange::Commit => drop(self.end_transaction()),
+            SettlementChange::RollBack => self.roll_back(),
+            SettlementChange::Recover => {
                 self.held = Ranges::default();
                 // Also of what comes before the broker has heard of it.
                 self.settled.fill(u64::MAX);
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn each_tag_settles_once_and_the_highest_open_one_stands_for_all_below() {
-        let mut settlements = Settlements::default();
+        let mut settlements = SettlementLedger::default();
         assert!(settlements.settle(3));
         assert!(!settlements.settle(3));
         assert!(settlements.settle(1));
@@ -230,19 +230,19 @@ mod tests {
 
     #[test]
     fn a_transaction_may_be_rolled_back_again_and_again() {
-        let mut settlements = Settlements::default();
+        let mut settlements = SettlementLedger::default();
         settlements.settle(1);
-        settlements.change(Change::RollBack);
+        settlements.change(SettlementChange::RollBack);
         assert!(!settlements.settle(1), "there was none");
-        settlements.change(Change::SelectTransactions);
+        settlements.change(SettlementChange::SelectTransactions);
         for _ in 0..2 {
             assert!(settlements.settle(3));
             assert_eq!(settlements.settle_up_to(2), multiple(2));
-            settlements.change(Change::SelectTransactions);
-            settlements.change(Change::RollBack);
+            settlements.change(SettlementChange::SelectTransactions);
+            settlements.change(SettlementChange::RollBack);
         }
         settlements.settle_for_good(2, 2);
-        settlements.change(Change::RollBack);
+        settlements.change(SettlementChange::RollBack);
         assert_eq!(
             settlements.count(),
             1,
@@ -250,64 +250,64 @@ mod tests {
         );
         assert!(!settlements.settle(1) && !settlements.settle(2));
         settlements.settle(4);
-        settlements.change(Change::Commit);
+        settlements.change(SettlementChange::Commit);
         settlements.settle(5);
-        settlements.change(Change::RollBack);
+        settlements.change(SettlementChange::RollBack);
         assert!(!settlements.settle(4));
         assert!(settlements.settle(5));
     }
 
     #[test]
     fn what_was_recovered_cannot_be_settled_whatever_becomes_of_the_transaction() {
-        let mut settlements = Settlements::default();
-        settlements.change(Change::SelectTransactions);
-        assert!(settlements.settle(2) && settlements.give_back(4));
-        settlements.change(Change::Recover);
+        let mut settlements = SettlementLedger::default();
+        settlements.change(SettlementChange::SelectTransactions);
+        assert!(settlements.settle(2) && settlements.requeue(4));
+        settlements.change(SettlementChange::Recover);
         assert!(!settlements.settle(3) && !settlements.settle(6));
-        assert!(!settlements.give_back(6), "it goes back anyway");
+        assert!(!settlements.requeue(6), "it goes back anyway");
         settlements.settle_for_good(6, 6);
         settlements.recovered(6);
         assert!(!settlements.settle(3) && !settlements.settle(6));
         assert!(settlements.settle(8));
         assert_eq!(settlements.settle_up_to(8), multiple(7));
-        settlements.change(Change::RollBack);
+        settlements.change(SettlementChange::RollBack);
         assert_eq!(settlements.count(), 0);
         assert!(settlements.settle(2), "it was no part of that");
         assert!(!settlements.settle(1));
         assert_eq!(settlements.settle_up_to(8), multiple(8));
-        settlements.change(Change::Recover);
+        settlements.change(SettlementChange::Recover);
         settlements.recovered(u64::MAX);
         assert!(!settlements.settle(u64::MAX));
     }
 
     #[test]
     fn what_goes_back_with_a_commit_is_covered_by_nothing_else() {
-        let mut settlements = Settlements::default();
-        assert!(settlements.give_back(1) && !settlements.give_back(1));
+        let mut settlements = SettlementLedger::default();
+        assert!(settlements.requeue(1) && !settlements.requeue(1));
         assert_eq!(settlements.settle_up_to(2), multiple(2), "it is gone");
-        settlements.change(Change::SelectTransactions);
-        assert!(settlements.give_back(5) && settlements.give_back(7));
+        settlements.change(SettlementChange::SelectTransactions);
+        assert!(settlements.requeue(5) && settlements.requeue(7));
         let covered = Covered {
             up_to: Some(4),
             singly: vec![6, 8],
         };
         assert_eq!(settlements.settle_up_to(8), covered);
-        settlements.change(Change::RollBack);
+        settlements.change(SettlementChange::RollBack);
         assert!(!settlements.settle(5), "it is not the program's");
-        settlements.given_back(5);
+        settlements.requeued(5);
         let covered = Covered {
             up_to: Some(6),
             singly: vec![8],
         };
         assert_eq!(settlements.settle_up_to(8), covered);
-        settlements.given_back(7);
+        settlements.requeued(7);
         assert_eq!(settlements.settle_up_to(9), multiple(9));
         assert_eq!(settlements.count(), 6, "what goes back does not count");
     }
 
     #[test]
     fn what_is_held_back_is_covered_by_nothing_until_it_is_let_go() {
-        let mut settlements = Settlements::default();
+        let mut settlements = SettlementLedger::default();
         settlements.settle(2);
         settlements.hold(3);
         settlements.hold(7);
@@ -318,10 +318,10 @@ mod tests {
         };
         assert_eq!(settlements.settle_up_to(5), covered);
         let count = settlements.count();
-        settlements.let_go(3);
+        settlements.requeue_held_back(3);
         assert_eq!(settlements.settle_up_to(6), multiple(6));
         assert_eq!(settlements.count(), count + 1);
-        settlements.change(Change::Recover);
+        settlements.change(SettlementChange::Recover);
         settlements.hold(8);
         settlements.recovered(8);
         assert_eq!(settlements.settle_up_to(9), multiple(9));
@@ -329,21 +329,21 @@ mod tests {
 
     #[test]
     fn enormous_tags_cost_nothing() {
-        let mut settlements = Settlements::default();
+        let mut settlements = SettlementLedger::default();
         assert!(settlements.settle(u64::MAX));
         assert!(settlements.settle(u64::MAX - 1000));
         assert!(!settlements.settle_up_to(u64::MAX - 500).is_nothing());
         assert!(!settlements.settle_up_to(u64::MAX).is_nothing());
         assert!(!settlements.settle(u64::MAX));
         assert_eq!(settlements.count(), u64::MAX);
-        settlements.change(Change::SelectTransactions);
-        settlements.change(Change::RollBack);
+        settlements.change(SettlementChange::SelectTransactions);
+        settlements.change(SettlementChange::RollBack);
         assert_eq!(settlements.count(), u64::MAX);
-        let mut settlements = Settlements::default();
-        settlements.change(Change::SelectTransactions);
-        settlements.give_back(1);
+        let mut settlements = SettlementLedger::default();
+        settlements.change(SettlementChange::SelectTransactions);
+        settlements.requeue(1);
         let covered = settlements.settle_up_to(u64::MAX);
-        assert_eq!(covered.singly.len(), SINGLY_MAX);
+        assert_eq!(covered.singly.len(), SINGLE_TAGS_MAX);
     }
 
     proptest! {
@@ -352,7 +352,7 @@ mod tests {
 
         #[test]
         fn it_is_a_set(acts in proptest::collection::vec((1u64..300, any::<bool>()), 0..200)) {
-            let mut settlements = Settlements::default();
+            let mut settlements = SettlementLedger::default();
             let mut model = BTreeSet::new();
             for (tag, multiple) in acts {
                 if multiple {

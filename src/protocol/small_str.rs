@@ -8,22 +8,25 @@ use std::sync::Arc;
 
 /// The longest text that is kept in place: together with its length as large as what it
 /// would take to point to it, and one word more.
-const INLINE_MAX: usize = 22;
+const INLINE_BYTES_MAX: usize = 22;
 
 #[derive(Clone)]
 pub(crate) enum SmallStr {
-    Inline { length: u8, bytes: [u8; INLINE_MAX] },
+    Inline {
+        length: u8,
+        bytes: [u8; INLINE_BYTES_MAX],
+    },
     Shared(Arc<str>),
 }
 
 impl SmallStr {
     pub(crate) const EMPTY: Self = Self::Inline {
         length: 0,
-        bytes: [0; INLINE_MAX],
+        bytes: [0; INLINE_BYTES_MAX],
     };
 
     pub(crate) fn new(text: &str) -> Self {
-        let mut bytes = [0; INLINE_MAX];
+        let mut bytes = [0; INLINE_BYTES_MAX];
         match (u8::try_from(text.len()), bytes.get_mut(..text.len())) {
             (Ok(length), Some(place)) => {
                 place.copy_from_slice(text.as_bytes());
@@ -55,13 +58,21 @@ mod tests {
 
     #[test]
     fn it_holds_what_was_put_in_whatever_its_length() {
-        for length in [0, 1, INLINE_MAX - 1, INLINE_MAX, INLINE_MAX + 1, 255, 300] {
+        for length in [
+            0,
+            1,
+            INLINE_BYTES_MAX - 1,
+            INLINE_BYTES_MAX,
+            INLINE_BYTES_MAX + 1,
+            255,
+            300,
+        ] {
             let text = "é".repeat(length / 2) + &"x".repeat(length % 2);
             let string = SmallStr::new(&text);
             assert_eq!(string.as_str(), text);
             assert_eq!(string.clone().as_bytes(), text.as_bytes());
             let is_inline = matches!(string, SmallStr::Inline { .. });
-            assert_eq!(is_inline, length <= INLINE_MAX);
+            assert_eq!(is_inline, length <= INLINE_BYTES_MAX);
         }
         assert_eq!(SmallStr::EMPTY.as_str(), "");
     }

@@ -34,7 +34,7 @@ use crate::protocol::frame::{
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::{Method, basic, channel};
 use crate::protocol::properties::{BasicProperties, DeliveryMode};
-use crate::protocol::settlements::Settlements;
+use crate::protocol::settlements::SettlementLedger;
 use crate::protocol::table::{FieldTable, FieldValue};
 use crate::protocol::wire::{Reader, Writer};
 
@@ -134,7 +134,7 @@ fn encode_an_ack() {
 #[test]
 #[ignore = "a benchmark"]
 fn note_a_settlement() {
-    let mut settlements = Settlements::default();
+    let mut settlements = SettlementLedger::default();
     let mut tag = 0;
     measure("note a settlement, in order", 1, || {
         tag += 1;

@@ -13,7 +13,7 @@ use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::shared::connection::Settings;
 use crate::protocol::addresses::Pace;
 use crate::protocol::assembly::SizeLimit;
-use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE};
+use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE_BYTES};
 use crate::protocol::reply_code::{CloseReason, ReplyCode};
 use crate::protocol::stage::Stage;
 
@@ -209,7 +209,7 @@ fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters
             HandshakeFailure::Encode(error) => return error.into(),
             HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
         },
-        _ if hung_up && stage == Stage::Start && answer_size > INITIAL_FRAME_SAFE => {
+        _ if hung_up && stage == Stage::Start && answer_size > INITIAL_FRAME_SAFE_BYTES => {
             ConnectFailure::TooLargeBeforeTune { size: answer_size }
         }
         _ if hung_up && stage == Stage::Start => {

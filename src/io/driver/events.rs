@@ -68,11 +68,11 @@ pub(crate) fn tell(
             deliver(&consumer, &mut batches, never_held_back);
             return Some(batches);
         }
-        Event::GiveBack {
+        Event::Requeue {
             channel,
             delivery_tag,
         } => {
-            channel.settlements.lock().let_go(delivery_tag);
+            channel.settlements.lock().requeue_held_back(delivery_tag);
             obey(Command::GiveBack {
                 channel: channel.id,
                 delivery_tags: vec![delivery_tag],
@@ -103,28 +103,28 @@ pub(crate) fn tell(
             channel.delivered(delivery_tag);
         }
         Event::Prefetch { channel, count } => channel.set_prefetch(count),
-        Event::OfQueue { consumer } => consumer.consumer.note_queue(),
+        Event::Requeueable { consumer } => consumer.consumer.note_queue(),
         Event::Unwanted {
             channel,
             delivery_tag,
-            goes_back,
+            is_requeued,
         } => {
             let mut settlements = channel.settlements.lock();
-            match goes_back {
-                true => drop(settlements.give_back(delivery_tag)),
+            match is_requeued {
+                true => drop(settlements.requeue(delivery_tag)),
                 false => settlements.settle_for_good(delivery_tag, delivery_tag),
             }
             drop(settlements);
             channel.delivered(delivery_tag);
         }
         Event::PassedOver(passed_over) => pass_over(shared, &passed_over),
-        Event::GivenBack {
+        Event::Requeued {
             channel,
             delivery_tags,
         } => {
             let mut settlements = channel.settlements.lock();
             for tag in delivery_tags {
-                settlements.given_back(tag);
+                settlements.requeued(tag);
             }
         }
         Event::ConsumerEnded {
@@ -194,7 +194,7 @@ fn pass_over(shared: &ConnectionShared, passed_over: &PassedOver<DriverTokens>) 
     let mut settlements = channel.settlements.lock();
     match passed_over.disposal {
         Disposal::Lost => settlements.settle_for_good(tag, tag),
-        Disposal::Rejected | Disposal::Skipped => drop(settlements.give_back(tag)),
+        Disposal::Rejected | Disposal::Skipped => drop(settlements.requeue(tag)),
     }
     drop(settlements);
     channel.delivered(tag);

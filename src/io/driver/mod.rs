@@ -52,7 +52,7 @@ use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::basic;
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::settlements::Settlements;
+use crate::protocol::settlements::SettlementLedger;
 
 pub(crate) const SOCKET: Token = Token(0);
 pub(crate) const WAKE: Token = Token(1);
@@ -178,7 +178,7 @@ struct Driver {
 }
 
 /// A lock on the settlements of a channel, if one is needed.
-type Lock<'a> = Option<MutexGuard<'a, Settlements>>;
+type Lock<'a> = Option<MutexGuard<'a, SettlementLedger>>;
 
 impl Driver {
     fn run(mut self) {
@@ -333,7 +333,7 @@ impl Driver {
             Command::GiveBack {
                 channel,
                 delivery_tags,
-            } => self.core.give_back(channel, delivery_tags),
+            } => self.core.requeue(channel, delivery_tags),
             Command::CloseChannel {
                 channel,
                 by,
@@ -414,7 +414,7 @@ impl Driver {
         if self.core.is_holding() {
             self.dispatch();
             self.core.set_waiting(self.shared.read_budget().bytes());
-            self.core.give_back_held(now);
+            self.core.requeue_held(now);
         }
     }
 

@@ -152,11 +152,11 @@ impl Driver {
         self.catching_breath &= self.readable;
         self.gives_back = false;
         let is_paused = self.read_pauses.is_on();
-        let gives_back_below = self.core.gives_back_below();
+        let requeues_below = self.core.requeues_below();
         // What comes while the connection closes is dropped, whatever it is.
         let is_stuck = self.untaken.bytes() > UNTAKEN_BYTES_MAX && !self.core.is_closing();
         let stop = self.must_stop(now);
-        let below = stop.map_or(0, |(_, below)| below).max(gives_back_below);
+        let below = stop.map_or(0, |(_, below)| below).max(requeues_below);
         if self
             .shared
             .read_budget()
@@ -169,11 +169,11 @@ impl Driver {
         let stop = stop.and_then(|_| self.must_stop(now));
         let pause = is_stuck || stop.is_some();
         if !pause && self.shared.read_budget().is_paused() {
-            self.shared.read_budget().wait_for(gives_back_below, false);
+            self.shared.read_budget().wait_for(requeues_below, false);
         }
-        if gives_back_below > 0 {
+        if requeues_below > 0 {
             self.core.set_waiting(self.shared.read_budget().bytes());
-            self.gives_back = self.core.can_give_back();
+            self.gives_back = self.core.can_requeue();
         }
         if !pause {
             self.breath_due = None;

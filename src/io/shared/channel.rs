@@ -20,7 +20,7 @@ use crate::protocol::event::ChannelId;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::settlements::Settlements;
+use crate::protocol::settlements::SettlementLedger;
 use crate::protocol::wire::ShortString;
 
 /// The shared state of one channel.
@@ -33,7 +33,7 @@ pub(crate) struct ChannelShared {
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
     /// Which deliveries are settled. Held for moments only.
-    pub(crate) settlements: Mutex<Settlements>,
+    pub(crate) settlements: Mutex<SettlementLedger>,
     /// How many deliveries that want to be settled were handed out.
     handed_out: AtomicU64,
     /// The prefetch in force, or [`NO_PREFETCH`].
@@ -285,7 +285,7 @@ impl ChannelShared {
         send: impl FnOnce(Command),
     ) {
         let mut settlements = self.settlements.lock();
-        let is_open = |tag: &u64| settlements.give_back(*tag);
+        let is_open = |tag: &u64| settlements.requeue(*tag);
         let delivery_tags: Vec<_> = delivery_tags.into_iter().filter(is_open).collect();
         if !delivery_tags.is_empty() {
             send(Command::GiveBack {

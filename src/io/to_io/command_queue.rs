@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::frames::{BUFFER_BYTES_MAX, Frames, Queued};
 use super::write_budget::{WaitError, WriteBudget};
 use crate::protocol::event::ChannelId;
-use crate::protocol::frame::{EncodedPublish, SETTLE_SIZE, Settle, encode_settle};
+use crate::protocol::frame::{EncodedPublish, SETTLE_FRAME_BYTES, Settle, encode_settle};
 
 /// With how little it begins: channels that take turns must not have a large one each.
 const BUFFER_BYTES_MIN: usize = 256;
@@ -120,8 +120,8 @@ impl<C> CommandQueue<C> {
     pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
         let mut queue = self.queue.lock();
         if !queue.closed {
-            queue.bytes += SETTLE_SIZE;
-            let frames = queue.frames(channel, SETTLE_SIZE);
+            queue.bytes += SETTLE_FRAME_BYTES;
+            let frames = queue.frames(channel, SETTLE_FRAME_BYTES);
             encode_settle(&mut frames.bytes, channel.number, delivery_tag, settle);
             frames.frames += 1;
             self.is_empty.store(false, Ordering::Release);

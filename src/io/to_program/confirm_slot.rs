@@ -7,13 +7,13 @@ use std::time::Instant;
 use parking_lot::{Condvar, MutexGuard};
 
 use crate::io::waiting_line::{WaitError, wait_until};
-use crate::protocol::confirms::Settled;
+use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 
 /// What became of one publish.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    settled: OnceLock<Settled<Arc<ReturnedContent>>>,
+    settled: OnceLock<PublishOutcome<Arc<ReturnedContent>>>,
     /// The count of failures that this one is part of, as long as nobody has been told of it;
     /// else 0.
     unheard: AtomicU64,
@@ -22,13 +22,13 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn get(&self) -> Option<&Settled<Arc<ReturnedContent>>> {
+    pub(crate) fn get(&self) -> Option<&PublishOutcome<Arc<ReturnedContent>>> {
         self.settled.get()
     }
 
     /// Fills it, and wakes whoever waits for that. Each publish settles once, so it is empty
     /// before. Done under the lock of those who wait.
-    pub(crate) fn fill(&self, settled: Settled<Arc<ReturnedContent>>) {
+    pub(crate) fn fill(&self, settled: PublishOutcome<Arc<ReturnedContent>>) {
         let _ = self.settled.set(settled);
         self.moved.notify_all();
     }

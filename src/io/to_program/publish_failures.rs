@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::retained::{Retained, RetainedBytes};
-use crate::protocol::confirms::Settled;
+use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 
 /// How many are kept; beyond this they are only counted. So they are when they take too much
@@ -16,7 +16,7 @@ const FAILURES_MAX: usize = 1000;
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) number: u64,
-    pub(crate) settled: Settled<Arc<ReturnedContent>>,
+    pub(crate) settled: PublishOutcome<Arc<ReturnedContent>>,
     slot: Arc<Slot>,
 }
 
@@ -56,7 +56,7 @@ impl Failures {
     pub(crate) fn add(
         &mut self,
         number: u64,
-        settled: Settled<Arc<ReturnedContent>>,
+        settled: PublishOutcome<Arc<ReturnedContent>>,
         slot: &Arc<Slot>,
         is_told: bool,
     ) {
@@ -115,9 +115,11 @@ impl Failures {
 }
 
 /// What the message takes that came back, if one did.
-pub(crate) fn cost(settled: &Settled<Arc<ReturnedContent>>) -> usize {
+pub(crate) fn cost(settled: &PublishOutcome<Arc<ReturnedContent>>) -> usize {
     match settled {
-        Settled::Returned(message) | Settled::Unclear(message) => ReadBudget::cost(message),
-        Settled::Acked | Settled::Nacked => 0,
+        PublishOutcome::Returned(message) | PublishOutcome::Ambiguous(message) => {
+            ReadBudget::cost(message)
+        }
+        PublishOutcome::Acked | PublishOutcome::Nacked => 0,
     }
 }

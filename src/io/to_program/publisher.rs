@@ -12,7 +12,7 @@ use crate::io::to_program::publish_failures::{Failures, Taken, cost};
 use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::io::waiting_line::{WaitError, WaitingLine};
-use crate::protocol::confirms::{ConfirmLedger, Mandatory, Settled};
+use crate::protocol::confirms::{ConfirmLedger, Mandatory, PublishOutcome};
 use crate::protocol::content::ReturnedContent;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -81,7 +81,7 @@ struct Outcomes {
     first: u64,
     last: u64,
     /// `None`: the channel ended before the broker has said anything.
-    settled: Option<Settled<Arc<ReturnedContent>>>,
+    settled: Option<PublishOutcome<Arc<ReturnedContent>>>,
 }
 
 /// How many entries of that kind are kept; runs of acknowledged ones are one.
@@ -245,7 +245,7 @@ impl Publisher {
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
-        if state.ledger.is_settled_up_to(number) {
+        if state.ledger.is_confirmed_up_to(number) {
             return Ok(());
         }
         let waiter = state.for_settled.join_in_order(number);
@@ -290,7 +290,7 @@ impl Publisher {
     pub(crate) fn take_unheard(&self) -> (Taken, bool) {
         let mut state = self.state.lock();
         let last = std::mem::take(&mut state.closing_at);
-        let is_settled = state.ledger.is_settled_up_to(last);
+        let is_settled = state.ledger.is_confirmed_up_to(last);
         (state.failures.take_unheard(), !is_settled)
     }
 
@@ -334,8 +334,8 @@ impl Publisher {
             ..
         } = &mut *state;
         let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
-        ledger.settle(number, multiple, ack, |number, mut slot, settled| {
-            let is_taken = matches!(settled, Settled::Acked);
+        ledger.confirm(number, multiple, ack, |number, mut slot, settled| {
+            let is_taken = matches!(settled, PublishOutcome::Acked);
             if !is_taken && !*abandoned {
                 failures.add(number, settled.clone(), &slot, news.is_some());
             }
@@ -360,7 +360,7 @@ impl Publisher {
             for_settled,
             ..
         } = &mut *state;
-        for_settled.serve_while(|number| ledger.is_settled_up_to(*number));
+        for_settled.serve_while(|number| ledger.is_confirmed_up_to(*number));
         drop(state);
         // Outside the lock, for the program's logger may publish.
         if dropped > 0 && dropped_before == 0 {
@@ -376,19 +376,19 @@ impl Publisher {
     }
 
     /// What became of one more publish, and which; `None` inside: nobody will ever know.
-    pub(crate) fn take_news(&self) -> Option<(u64, Option<Settled<Arc<ReturnedContent>>>)> {
+    pub(crate) fn take_news(&self) -> Option<(u64, Option<PublishOutcome<Arc<ReturnedContent>>>)> {
         self.state.lock().news.as_mut()?.take()
     }
 
     /// How many publishes the broker has confirmed or refused.
     pub(crate) fn settled(&self) -> u64 {
         let ledger = &self.state.lock().ledger;
-        ledger.last() - ledger.outstanding() as u64
+        ledger.last() - ledger.unconfirmed() as u64
     }
 
     /// How many publishes the broker has said nothing of yet.
     pub(crate) fn outstanding(&self) -> usize {
-        self.state.lock().ledger.outstanding()
+        self.state.lock().ledger.unconfirmed()
     }
 
     /// The broker asks to hold publishes back, or to go on.
@@ -418,7 +418,7 @@ impl Publisher {
     pub(crate) fn channel_ended(&self) {
         let mut state = self.state.lock();
         let State { ledger, news, .. } = &mut *state;
-        ledger.outstanding_ones(|number, slot| {
+        ledger.each_unconfirmed(|number, slot| {
             if let Some(news) = news {
                 news.add(number, None);
             }
@@ -456,7 +456,7 @@ impl State {
             _ if self.held || self.committing => false,
             Mode::Plain => true,
             Mode::Selecting => false,
-            Mode::Confirming => self.ledger.outstanding() + self.promised < window,
+            Mode::Confirming => self.ledger.unconfirmed() + self.promised < window,
         }
     }
 
@@ -478,7 +478,7 @@ impl News {
         }
     }
 
-    fn take(&mut self) -> Option<(u64, Option<Settled<Arc<ReturnedContent>>>)> {
+    fn take(&mut self) -> Option<(u64, Option<PublishOutcome<Arc<ReturnedContent>>>)> {
         let run = self.kept.first_mut()?;
         let number = run.first;
         if number < run.last {
@@ -489,7 +489,7 @@ impl News {
         Some((number, run.settled))
     }
 
-    fn add(&mut self, number: u64, settled: Option<Settled<Arc<ReturnedContent>>>) {
+    fn add(&mut self, number: u64, settled: Option<PublishOutcome<Arc<ReturnedContent>>>) {
         // Mostly one entry for a whole run.
         if let Some(last) = self.kept.last_mut() {
             if last.last + 1 == number && is_one_run(&last.settled, &settled) {
@@ -508,12 +508,12 @@ impl News {
     }
 }
 
-fn is_one_run<R>(one: &Option<Settled<R>>, other: &Option<Settled<R>>) -> bool {
+fn is_one_run<R>(one: &Option<PublishOutcome<R>>, other: &Option<PublishOutcome<R>>) -> bool {
     matches!(
         (one, other),
         (None, None)
-            | (Some(Settled::Acked), Some(Settled::Acked))
-            | (Some(Settled::Nacked), Some(Settled::Nacked))
+            | (Some(PublishOutcome::Acked), Some(PublishOutcome::Acked))
+            | (Some(PublishOutcome::Nacked), Some(PublishOutcome::Nacked))
     )
 }
 
@@ -936,7 +936,7 @@ mod tests {
         let heard = rpc_replies.expect(7);
         rpc_replies.note_publish(7, 2);
         let slots = nacked(&publisher, 2);
-        assert!(matches!(slots[1].get(), Some(Settled::Nacked)));
+        assert!(matches!(slots[1].get(), Some(PublishOutcome::Nacked)));
         assert!(matches!(heard.try_recv(), Ok(Heard::NotTaken)));
         assert!(
             heard.try_recv().is_err(),

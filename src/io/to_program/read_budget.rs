@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::protocol::content::ReturnedContent;
-use crate::protocol::read_room::{MESSAGE_OVERHEAD, reserved_share};
+use crate::protocol::read_room::{MESSAGE_OVERHEAD_BYTES, reserved_share};
 
 /// What was received and not yet handed out.
 ///
@@ -65,7 +65,7 @@ impl ReadBudget {
     pub(crate) fn cost(content: &ReturnedContent) -> usize {
         // They may still be in front of the body as well.
         let properties = 2 * content.properties.len();
-        content.body.len() + properties + MESSAGE_OVERHEAD
+        content.body.len() + properties + MESSAGE_OVERHEAD_BYTES
     }
 
     /// Adds deliveries, of which so much is `fixed`.

@@ -2,12 +2,12 @@
 
 use super::super::consumers::ConsumerRecord;
 use super::super::errors::ProtocolError;
-use super::super::event::{Call, CallFailure, Event, Reply, Tokens};
+use super::super::event::{CallFailure, Event, PendingCall, Reply, Tokens};
 use super::super::methods::{Method, MethodId, basic};
 use super::super::output::Output;
 use super::super::read_room::QueueId;
 use super::super::reply_code::{ClosedBy, ReplyCode};
-use super::super::settlements::Change;
+use super::super::settlements::SettlementChange;
 use super::{Channel, Pause};
 
 impl<T: Tokens> Channel<T> {
@@ -17,7 +17,7 @@ impl<T: Tokens> Channel<T> {
         reply: Reply,
         out: &mut Output<T>,
     ) -> Result<(), ProtocolError> {
-        let due = |call: &mut Call<T>| call.method.replies().contains(&id);
+        let due = |call: &mut PendingCall<T>| call.method.replies().contains(&id);
         let Some(call) = self.active.take_if(due) else {
             return Err(ProtocolError::UnexpectedMethod {
                 method: id,
@@ -48,7 +48,7 @@ impl<T: Tokens> Channel<T> {
         match is_commit {
             // First goes what was held back meanwhile: it was said before what waits here.
             true => {
-                self.pause = Some(Pause::HeldBack);
+                self.pause = Some(Pause::AfterCommit);
                 out.committed.push(self.id);
             }
             false => self.advance(out),
@@ -107,8 +107,8 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// A call whose outcome nobody waits for.
-    pub(super) fn quiet_call(&self, method: Method, out: &mut Output<T>) -> Call<T> {
-        Call {
+    pub(super) fn quiet_call(&self, method: Method, out: &mut Output<T>) -> PendingCall<T> {
+        PendingCall {
             number: out.next_call(),
             token: None,
             method,
@@ -121,7 +121,7 @@ impl<T: Tokens> Channel<T> {
     /// A cancel of one consumer: of no other of its name, whenever its turn comes.
     pub(crate) fn cancel_consumer(
         &mut self,
-        mut call: Call<T>,
+        mut call: PendingCall<T>,
         is_meant: impl Fn(&T::Consumer) -> bool,
         out: &mut Output<T>,
     ) {
@@ -144,7 +144,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Whether `call` is a cancel of a consumer that is over by now. Another may have its tag.
-    fn is_too_late(&self, call: &Call<T>) -> bool {
+    fn is_too_late(&self, call: &PendingCall<T>) -> bool {
         match (&call.method, call.cancels) {
             (Method::BasicCancel(cancel), Some(number)) => {
                 let consumer = self.consumers.get(&cancel.consumer_tag);
@@ -155,7 +155,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// A cancel has nothing to do.
-    fn answer_cancel(&self, mut call: Call<T>, out: &mut Output<T>) {
+    fn answer_cancel(&self, mut call: PendingCall<T>, out: &mut Output<T>) {
         let Some(token) = call.token.take() else {
             return;
         };
@@ -173,12 +173,12 @@ impl<T: Tokens> Channel<T> {
     pub(super) fn advance(&mut self, out: &mut Output<T>) {
         while self.active.is_none() && self.is_open() && self.pause.is_none() {
             let next = self.waiting.front();
-            if next.is_some_and(|call| Change::by(&call.method).is_some()) {
-                self.pause = Some(Pause::Change);
+            if next.is_some_and(|call| SettlementChange::by(&call.method).is_some()) {
+                self.pause = Some(Pause::BeforeSettlementChange);
                 return out.changing.push(self.id);
             }
             let next = self.waiting.pop_front();
-            let Some(call) = next.or_else(|| self.commit_given_back(out)) else {
+            let Some(call) = next.or_else(|| self.commit_deferred(out)) else {
                 return;
             };
             self.transmit(call, out);
@@ -192,7 +192,7 @@ impl<T: Tokens> Channel<T> {
         active.is_some_and(|call| matches!(call.method, Method::BasicRecover(_)))
     }
 
-    pub(super) fn transmit(&mut self, mut call: Call<T>, out: &mut Output<T>) {
+    pub(super) fn transmit(&mut self, mut call: PendingCall<T>, out: &mut Output<T>) {
         if self.is_too_late(&call) {
             out.unwatch(self.id.number, &call);
             self.answer_cancel(call, out);
@@ -210,15 +210,19 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    fn try_transmit(&mut self, call: &mut Call<T>, out: &mut Output<T>) -> Result<(), CallFailure> {
+    fn try_transmit(
+        &mut self,
+        call: &mut PendingCall<T>,
+        out: &mut Output<T>,
+    ) -> Result<(), CallFailure> {
         if let Method::BasicConsume(consume) = &call.method {
             if self.consumers.contains(&consume.consumer_tag) {
                 return Err(CallFailure::DuplicateConsumerTag);
             }
         }
         match &call.method {
-            Method::TxSelect(_) => self.give_everything_back(out),
-            Method::TxCommit(_) => self.send_given_back(out),
+            Method::TxSelect(_) => self.requeue_all(out),
+            Method::TxCommit(_) => self.send_deferred(out),
             Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => self.forget_held(out),
             _ => {}
         }
@@ -233,7 +237,7 @@ impl<T: Tokens> Channel<T> {
                 no_ack: consume.no_ack,
                 queue: QueueId::new(self.id.number, &consume.queue),
                 discard: false,
-                is_of_queue: false,
+                is_requeueable: false,
                 takes_any: false,
                 is_full: false,
                 prefetch: self.prefetch,

@@ -22,7 +22,7 @@ pub(super) enum Undelivered {
         delivery_tag: u64,
         no_ack: bool,
         /// Whether there is a way back for it.
-        is_of_queue: bool,
+        is_requeueable: bool,
     },
 }
 
@@ -62,16 +62,16 @@ pub(super) fn deliver<T: Tokens>(
         }
     };
     let tag = names.consumer_tag();
-    let (no_ack, is_of_queue) = match consumers.recipient(tag, names.tag_version()) {
+    let (no_ack, is_requeueable) = match consumers.recipient(tag, names.tag_version()) {
         Recipient::Consumer(consumer) if !consumer.discard => {
-            let shows_queue = !consumer.is_of_queue && !may_be_of_stream(parts.properties());
-            let is_of_queue = consumer.is_of_queue || shows_queue;
+            let shows_queue = !consumer.is_requeueable && !may_be_of_stream(parts.properties());
+            let is_requeueable = consumer.is_requeueable || shows_queue;
             let never_held_back =
-                consumer.never_held_back() || transaction.is_selected() || !is_of_queue;
+                consumer.never_held_back() || transaction.is_selected() || !is_requeueable;
             if shows_queue {
                 // First, for whoever has the delivery may have to give it back.
                 let consumer = consumer.token.clone();
-                out.events.push_back(Event::OfQueue { consumer });
+                out.events.push_back(Event::Requeueable { consumer });
             }
             let delivery = Delivery {
                 tag: delivery_tag,
@@ -86,29 +86,29 @@ pub(super) fn deliver<T: Tokens>(
                 delivery,
             );
             if shows_queue {
-                consumers.note_queue(tag);
+                consumers.note_requeueable(tag);
             }
             return None;
         }
-        Recipient::Consumer(consumer) => (consumer.no_ack, consumer.is_of_queue),
+        Recipient::Consumer(consumer) => (consumer.no_ack, consumer.is_requeueable),
         Recipient::Cancelled {
             no_ack,
-            is_of_queue,
-        } => (no_ack, is_of_queue),
+            is_requeueable,
+        } => (no_ack, is_requeueable),
         Recipient::Unknown => {
             log::debug!("a delivery came for the unknown consumer {tag}");
             return None;
         }
     };
-    let shows_queue = !is_of_queue && !is_of_stream(parts.properties());
+    let shows_queue = !is_requeueable && !is_of_stream(parts.properties());
     if shows_queue {
-        consumers.note_queue(tag);
+        consumers.note_requeueable(tag);
     }
-    let is_of_queue = is_of_queue || shows_queue;
+    let is_requeueable = is_requeueable || shows_queue;
     Some(Undelivered::Unwanted {
         delivery_tag,
         no_ack,
-        is_of_queue,
+        is_requeueable,
     })
 }
 

@@ -9,7 +9,7 @@ use super::super::content::may_be_of_stream;
 use super::super::event::{Event, Tokens};
 use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
 use super::super::output::Output;
-use super::super::read_room::{MESSAGE_OVERHEAD, QueueId};
+use super::super::read_room::{MESSAGE_OVERHEAD_BYTES, QueueId};
 use super::super::wire::ShortString;
 use super::Channel;
 
@@ -37,18 +37,18 @@ impl<T: Tokens> Channel<T> {
         let Recipient::Consumer(consumer) = self.consumers.recipient(tag, version) else {
             return false;
         };
-        let is_of_queue = consumer.is_of_queue || !may_be_of_stream(properties);
+        let is_requeueable = consumer.is_requeueable || !may_be_of_stream(properties);
         if consumer.never_held_back()
             || consumer.discard
             || self.transaction.is_selected()
-            || !is_of_queue
+            || !is_requeueable
         {
             return false;
         }
         let own = usize::try_from(size).unwrap_or(usize::MAX);
         let cost = own
             .saturating_add(properties.len() + self.names.origin().size())
-            .saturating_add(MESSAGE_OVERHEAD);
+            .saturating_add(MESSAGE_OVERHEAD_BYTES);
         if out.holding.is_empty() {
             out.room.forget_takers();
         }
@@ -56,7 +56,7 @@ impl<T: Tokens> Channel<T> {
         out.room.note_taker(consumer.queue, id);
         let mut state = state_of(consumer, self.last_part, out);
         let token = consumer.token.clone();
-        let shows_queue = !consumer.is_of_queue;
+        let shows_queue = !consumer.is_requeueable;
         let arrival = Arrival { redelivered, cost };
         let now = out.room.now();
         let mut fresh = HeldBack::new(now);
@@ -88,9 +88,9 @@ impl<T: Tokens> Channel<T> {
         self.assembly.skip(size);
         out.holding.insert(self.id.number);
         if shows_queue {
-            self.consumers.note_queue(tag);
+            self.consumers.note_requeueable(tag);
             let consumer = token.clone();
-            out.events.push_back(Event::OfQueue { consumer });
+            out.events.push_back(Event::Requeueable { consumer });
         }
         out.events.push_back(Event::HeldBack {
             consumer: token,
@@ -101,7 +101,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Gives the oldest of each consumer back, if it fits now. Whether any was.
-    pub(crate) fn give_back_some(&mut self, out: &mut Output<T>) -> bool {
+    pub(crate) fn requeue_some(&mut self, out: &mut Output<T>) -> bool {
         if self.is_recovering() {
             return false;
         }
@@ -113,12 +113,12 @@ impl<T: Tokens> Channel<T> {
                 continue;
             };
             let (state, is_full) = (state_of(consumer, self.last_part, out), consumer.is_full);
-            if let Some(delivery_tag) = holding.give_back(state, &mut out.room) {
+            if let Some(delivery_tag) = holding.requeue(state, &mut out.room) {
                 any = true;
                 if is_full {
                     self.consumers.set_full(tag, false);
                 }
-                out.events.push_back(Event::GiveBack {
+                out.events.push_back(Event::Requeue {
                     channel: self.token.clone(),
                     delivery_tag,
                 });
@@ -127,15 +127,15 @@ impl<T: Tokens> Channel<T> {
         any
     }
 
-    /// Whether [`give_back_some`](Self::give_back_some) would give something back.
-    pub(crate) fn can_give_back(&self, out: &Output<T>) -> bool {
+    /// Whether [`requeue_some`](Self::requeue_some) would give something back.
+    pub(crate) fn can_requeue(&self, out: &Output<T>) -> bool {
         !self.is_recovering()
             && self.holdings.iter().any(|(tag, holding)| {
                 let consumer = self.consumers.get(tag);
                 consumer
                     .filter(|consumer| !consumer.discard)
                     .is_some_and(|consumer| {
-                        holding.can_give_back(state_of(consumer, self.last_part, out), &out.room)
+                        holding.can_requeue(state_of(consumer, self.last_part, out), &out.room)
                     })
             })
     }
@@ -189,11 +189,11 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// A consumer is over: nothing of what is held back for it goes to anybody here.
-    pub(super) fn give_all_back(&mut self, tag: &ShortString, out: &mut Output<T>) {
+    pub(super) fn requeue_all_of(&mut self, tag: &ShortString, out: &mut Output<T>) {
         let is_recovering = self.is_recovering();
         if let Some(holding) = self.holdings.remove(tag) {
             for delivery_tag in holding.end(&mut out.room).filter(|_| !is_recovering) {
-                out.events.push_back(Event::GiveBack {
+                out.events.push_back(Event::Requeue {
                     channel: self.token.clone(),
                     delivery_tag,
                 });
@@ -203,10 +203,10 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// The same for all of them.
-    pub(super) fn give_everything_back(&mut self, out: &mut Output<T>) {
+    pub(super) fn requeue_all(&mut self, out: &mut Output<T>) {
         let tags: Vec<_> = self.holdings.keys().cloned().collect();
         for tag in tags {
-            self.give_all_back(&tag, out);
+            self.requeue_all_of(&tag, out);
         }
     }
 

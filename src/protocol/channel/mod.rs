@@ -37,14 +37,14 @@ use self::transactions::Transaction;
 use super::assembly::{Assembly, Head, Progress, SizeLimit};
 use super::consumers::Consumers;
 use super::errors::ProtocolError;
-use super::event::{Call, CallFailure, ChannelId, Event, Gate, Reply, Tokens};
+use super::event::{CallFailure, ChannelId, Event, Gate, PendingCall, Reply, Tokens};
 use super::frame::{decode_method, split_method};
 use super::held_back::HeldBackByTag;
 use super::last_names::LastNames;
 use super::methods::{Method, MethodId, basic, channel};
 use super::output::Output;
 use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use super::settlements::Change;
+use super::settlements::SettlementChange;
 use super::wire::ShortString;
 
 #[derive(Debug)]
@@ -54,8 +54,8 @@ pub(crate) struct Channel<T: Tokens> {
     closing: bool,
     ending: Ending<T>,
     /// The call whose reply is due.
-    active: Option<Call<T>>,
-    waiting: VecDeque<Call<T>>,
+    active: Option<PendingCall<T>>,
+    waiting: VecDeque<PendingCall<T>>,
     /// Something else goes first.
     pause: Option<Pause>,
     transaction: Transaction,
@@ -74,9 +74,9 @@ pub(crate) struct Channel<T: Tokens> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pause {
     /// A commit is done, and what was held back for it goes first.
-    HeldBack,
+    AfterCommit,
     /// The call changes what is settled, and what was settled before goes first.
-    Change,
+    BeforeSettlementChange,
 }
 
 /// What became of a channel.
@@ -92,7 +92,7 @@ impl<T: Tokens> Channel<T> {
     pub(crate) fn open(
         id: ChannelId,
         token: T::Channel,
-        call: Call<T>,
+        call: PendingCall<T>,
         out: &mut Output<T>,
     ) -> Self {
         let mut channel = Self {
@@ -153,10 +153,10 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// What the next call changes, if it waits for what was settled before.
-    pub(crate) fn next_change(&mut self, out: &mut Output<T>) -> Option<Change> {
+    pub(crate) fn next_change(&mut self, out: &mut Output<T>) -> Option<SettlementChange> {
         let next = self.waiting.front();
-        let change = next.and_then(|call| Change::by(&call.method));
-        if self.pause == Some(Pause::Change) && change.is_none() {
+        let change = next.and_then(|call| SettlementChange::by(&call.method));
+        if self.pause == Some(Pause::BeforeSettlementChange) && change.is_none() {
             // It has timed out meanwhile.
             self.pause = None;
             self.advance(out);
@@ -174,7 +174,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Sends `call`, or lets it wait for its turn.
-    pub(crate) fn call(&mut self, call: Call<T>, out: &mut Output<T>) {
+    pub(crate) fn call(&mut self, call: PendingCall<T>, out: &mut Output<T>) {
         out.watch(self.id.number, &call);
         self.waiting.push_back(call);
         self.advance(out);
@@ -330,7 +330,7 @@ impl<T: Tokens> Channel<T> {
                 return self.receive_too_large(head, size, payload, limit, out);
             }
         };
-        left.map_or(Ok(()), |left| self.receive_left(left, out))
+        left.map_or(Ok(()), |left| self.receive_undelivered(left, out))
     }
 
     #[inline]
@@ -360,7 +360,7 @@ impl<T: Tokens> Channel<T> {
                 return Ok(());
             }
         };
-        left.map_or(Ok(()), |left| self.receive_left(left, out))
+        left.map_or(Ok(()), |left| self.receive_undelivered(left, out))
     }
 
     fn receive(&mut self, method: Method, out: &mut Output<T>) -> Result<Fate, ProtocolError> {
@@ -405,7 +405,7 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Sees to a content that no consumer takes.
-    fn receive_left(
+    fn receive_undelivered(
         &mut self,
         left: Undelivered,
         out: &mut Output<T>,
@@ -421,23 +421,29 @@ impl<T: Tokens> Channel<T> {
             Undelivered::Unwanted {
                 delivery_tag,
                 no_ack,
-                is_of_queue,
-            } => self.refuse(delivery_tag, no_ack, is_of_queue, out),
+                is_requeueable,
+            } => self.refuse(delivery_tag, no_ack, is_requeueable, out),
         }
         Ok(())
     }
 
     /// Nobody here takes this message.
-    fn refuse(&mut self, delivery_tag: u64, no_ack: bool, is_of_queue: bool, out: &mut Output<T>) {
-        let goes_back = !no_ack && is_of_queue && !self.is_recovering();
+    fn refuse(
+        &mut self,
+        delivery_tag: u64,
+        no_ack: bool,
+        is_requeueable: bool,
+        out: &mut Output<T>,
+    ) {
+        let is_requeued = !no_ack && is_requeueable && !self.is_recovering();
         out.events.push_back(Event::Unwanted {
             channel: self.token.clone(),
             delivery_tag,
-            goes_back,
+            is_requeued,
         });
-        if goes_back {
+        if is_requeued {
             // At once, for the next call may look for it in its queue.
-            self.give_back(vec![delivery_tag], out);
+            self.requeue(vec![delivery_tag], out);
         }
         if no_ack {
             log::warn!(
@@ -484,7 +490,7 @@ impl<T: Tokens> Channel<T> {
         let Some(consumer) = self.consumers.remove(consumer_tag) else {
             return false;
         };
-        self.give_all_back(consumer_tag, out);
+        self.requeue_all_of(consumer_tag, out);
         out.events.push_back(Event::ConsumerEnded {
             consumer,
             by_broker,

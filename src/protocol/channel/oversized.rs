@@ -61,24 +61,24 @@ impl<T: Tokens> Channel<T> {
     ) {
         let tag = self.names.consumer_tag();
         let version = self.names.tag_version();
-        let (consumer, no_ack, is_of_queue) = match self.consumers.recipient(tag, version) {
+        let (consumer, no_ack, is_requeueable) = match self.consumers.recipient(tag, version) {
             Recipient::Consumer(consumer) => {
                 let token = (!consumer.discard).then(|| consumer.token.clone());
-                (token, consumer.no_ack, consumer.is_of_queue)
+                (token, consumer.no_ack, consumer.is_requeueable)
             }
             Recipient::Cancelled {
                 no_ack,
-                is_of_queue,
-            } => (None, no_ack, is_of_queue),
+                is_requeueable,
+            } => (None, no_ack, is_requeueable),
             Recipient::Unknown => return,
         };
-        let is_of_queue = is_of_queue || may_go_back;
+        let is_requeueable = is_requeueable || may_go_back;
         // Another consumer may take larger ones.
         let Some(consumer) = consumer else {
-            return self.refuse(delivery_tag, no_ack, is_of_queue, out);
+            return self.refuse(delivery_tag, no_ack, is_requeueable, out);
         };
         let origin = self.names.origin();
-        let (disposal, settle) = match (no_ack, is_of_queue) {
+        let (disposal, settle) = match (no_ack, is_requeueable) {
             (true, _) => (Disposal::Lost, None),
             (false, true) => (Disposal::Rejected, Some(Settle::Reject { requeue: false })),
             // RabbitMQ would close the connection (540) for a reject, and the stream has it still.

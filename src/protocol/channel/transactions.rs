@@ -4,7 +4,7 @@
 //! be out of reach until the channel ends. So it goes out right in front of a `tx.commit`:
 //! the program's next one, or one of the library's own as soon as the transaction is empty.
 
-use super::super::event::{Call, Event, Tokens};
+use super::super::event::{Event, PendingCall, Tokens};
 use super::super::frame::Settle;
 use super::super::methods::{Method, tx};
 use super::super::output::Output;
@@ -17,7 +17,7 @@ pub(super) struct Transaction {
     /// Whether something was published or settled in the one that is under way.
     has_begun: bool,
     /// What goes back with the next commit, or is settled otherwise for the program.
-    given_back: Vec<(u64, Settle)>,
+    deferred: Vec<(u64, Settle)>,
 }
 
 impl Transaction {
@@ -40,7 +40,7 @@ impl Transaction {
             }
             Method::TxCommit(_) | Method::TxRollback(_) => self.has_begun = false,
             // That gives them back as well.
-            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => self.given_back.clear(),
+            Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => self.deferred.clear(),
             _ => {}
         }
     }
@@ -48,7 +48,7 @@ impl Transaction {
 
 impl<T: Tokens> Channel<T> {
     /// Gives deliveries back to their queue that nobody takes.
-    pub(crate) fn give_back(&mut self, delivery_tags: Vec<u64>, out: &mut Output<T>) {
+    pub(crate) fn requeue(&mut self, delivery_tags: Vec<u64>, out: &mut Output<T>) {
         // Other than a reject, it does not count for the delivery limit of RabbitMQ 4.
         let nack = Settle::Nack {
             multiple: false,
@@ -66,32 +66,32 @@ impl<T: Tokens> Channel<T> {
         if !self.is_open() {
             return;
         }
-        self.transaction.given_back.extend(settlements);
+        self.transaction.deferred.extend(settlements);
         match self.transaction.is_selected || self.is_committing() {
             true => self.advance(out),
-            false => self.send_given_back(out),
+            false => self.send_deferred(out),
         }
     }
 
     /// A commit for what goes back, if nothing else would be part of it.
-    pub(super) fn commit_given_back(&mut self, out: &mut Output<T>) -> Option<Call<T>> {
+    pub(super) fn commit_deferred(&mut self, out: &mut Output<T>) -> Option<PendingCall<T>> {
         let Transaction {
             is_selected,
             has_begun,
-            given_back,
+            deferred,
         } = &self.transaction;
-        let is_due = *is_selected && !has_begun && !given_back.is_empty();
+        let is_due = *is_selected && !has_begun && !deferred.is_empty();
         is_due.then(|| self.quiet_call(tx::Commit::default().into(), out))
     }
 
-    pub(super) fn send_given_back(&mut self, out: &mut Output<T>) {
-        let given_back = std::mem::take(&mut self.transaction.given_back);
-        for (delivery_tag, settle) in &given_back {
+    pub(super) fn send_deferred(&mut self, out: &mut Output<T>) {
+        let deferred = std::mem::take(&mut self.transaction.deferred);
+        for (delivery_tag, settle) in &deferred {
             out.settle(self.id.number, *delivery_tag, *settle);
         }
-        if self.transaction.is_selected && !given_back.is_empty() {
-            let delivery_tags = given_back.into_iter().map(|(tag, _)| tag).collect();
-            out.events.push_back(Event::GivenBack {
+        if self.transaction.is_selected && !deferred.is_empty() {
+            let delivery_tags = deferred.into_iter().map(|(tag, _)| tag).collect();
+            out.events.push_back(Event::Requeued {
                 channel: self.token.clone(),
                 delivery_tags,
             });

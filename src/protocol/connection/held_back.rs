@@ -36,14 +36,14 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Gives back what was held back, as far as there is room for it again.
-    pub(crate) fn give_back_held(&mut self, now: Instant) {
+    pub(crate) fn requeue_held(&mut self, now: Instant) {
         self.router.out.room.set_now(now);
-        self.router.give_strays_up();
+        self.router.give_up_strays();
         while self.is_holding() {
             let mut any = false;
             for number in self.router.holding() {
                 self.router.with_number(number, |channel, out| {
-                    any |= channel.give_back_some(out);
+                    any |= channel.requeue_some(out);
                 });
             }
             if !any {
@@ -52,19 +52,19 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Whether [`give_back_held`](Self::give_back_held) would do something.
-    pub(crate) fn can_give_back(&self) -> bool {
+    /// Whether [`requeue_held`](Self::requeue_held) would do something.
+    pub(crate) fn can_requeue(&self) -> bool {
         let router = &self.router;
         let mut holding = router.out.holding.iter();
         holding.any(|number| {
             let channel = router.channel(*number);
-            channel.is_some_and(|channel| channel.can_give_back(&router.out))
+            channel.is_some_and(|channel| channel.can_requeue(&router.out))
         })
     }
 
-    /// With fewer bytes than this that wait to be taken, [`give_back_held`](Self::give_back_held) may
+    /// With fewer bytes than this that wait to be taken, [`requeue_held`](Self::requeue_held) may
     /// have something to do; 0 if nothing is held back.
-    pub(crate) fn gives_back_below(&self) -> usize {
+    pub(crate) fn requeues_below(&self) -> usize {
         let router = &self.router;
         let holding = router.out.holding.iter();
         let channels = holding.filter_map(|number| router.channel(*number));

@@ -6,7 +6,7 @@
 //! - put what came from the peer into [`space`](Connection::space), then say
 //!   [`received`](Connection::received);
 //! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
-//!   [`give_back`](Connection::give_back), [`close_channel`](Connection::close_channel),
+//!   [`requeue`](Connection::requeue), [`close_channel`](Connection::close_channel),
 //!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
 //! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
 //!   [`handle_timeout`](Connection::handle_timeout);
@@ -43,7 +43,7 @@ use super::assembly::SizeLimit;
 use super::channel::Channel;
 use super::delivery_batch::Batch;
 use super::event::{
-    Call, CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens,
+    CallFailure, ChannelId, Event, Gate, NumberError, PendingCall, Reply, Termination, Tokens,
 };
 use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
@@ -52,7 +52,7 @@ use super::methods::{Method, basic, channel, connection};
 use super::output::Output;
 use super::read_room::ReadRoom;
 use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use super::settlements::Change;
+use super::settlements::SettlementChange;
 use super::wire::ShortString;
 
 /// The bounds of a connection, beside those that were negotiated.
@@ -282,7 +282,7 @@ impl<T: Tokens> Connection<T> {
         if !matches!(router.state, ConnectionState::Open) {
             return router.out.fail(Some(call), CallFailure::Closed);
         }
-        let call = Call {
+        let call = PendingCall {
             number: router.out.next_call(),
             token: Some(call),
             method: channel::Open::default().into(),
@@ -320,10 +320,10 @@ impl<T: Tokens> Connection<T> {
 
     /// Gives deliveries back to their queue that nobody takes; on a channel with transactions
     /// so that it cannot be rolled back.
-    pub(crate) fn give_back(&mut self, id: ChannelId, delivery_tags: Vec<u64>) {
+    pub(crate) fn requeue(&mut self, id: ChannelId, delivery_tags: Vec<u64>) {
         if self.is_open(id) {
             self.router.with_channel(id, |channel, out| {
-                channel.give_back(delivery_tags, out);
+                channel.requeue(delivery_tags, out);
             });
         }
     }
@@ -345,7 +345,7 @@ impl<T: Tokens> Connection<T> {
 
     /// A call that changes what is settled on its channel, whose turn it is: it goes out with
     /// [`make_change`](Self::make_change), behind whatever was settled before.
-    pub(crate) fn next_change(&mut self) -> Option<(ChannelId, T::Channel, Change)> {
+    pub(crate) fn next_change(&mut self) -> Option<(ChannelId, T::Channel, SettlementChange)> {
         while let Some(id) = self.router.out.changing.pop() {
             let mut next = None;
             self.router.with_channel(id, |channel, out| {
@@ -383,7 +383,7 @@ impl<T: Tokens> Connection<T> {
         if !self.is_open(id) {
             return self.router.out.fail(Some(call), CallFailure::Closed);
         }
-        let call = Call {
+        let call = PendingCall {
             number: self.router.out.next_call(),
             token: Some(call),
             method,
@@ -408,7 +408,7 @@ impl<T: Tokens> Connection<T> {
         if !self.is_open(id) {
             return self.router.out.fail(Some(call), CallFailure::Closed);
         }
-        let call = Call {
+        let call = PendingCall {
             number: self.router.out.next_call(),
             token: Some(call),
             method: cancel.into(),

@@ -274,7 +274,7 @@ impl<T: Tokens> Router<T> {
     }
 
     /// Expects no more what has gone to other consumers.
-    pub(super) fn give_strays_up(&mut self) {
+    pub(super) fn give_up_strays(&mut self) {
         for (queue, cost) in self.out.room.take_strays() {
             for number in self.holding() {
                 let mut given_up = false;

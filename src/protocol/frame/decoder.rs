@@ -1,17 +1,17 @@
 //! The decoder: cuts the bytes from the broker into frames.
 
 use super::super::errors::ProtocolError;
-use super::{BODY, FRAME_END, FRAME_OVERHEAD, HEADER, HEADER_SIZE, HEARTBEAT, METHOD};
+use super::{BODY, FRAME_END, FRAME_HEADER_BYTES, FRAME_OVERHEAD, HEADER, HEARTBEAT, METHOD};
 
 /// How large a method or header frame that comes in may be, whatever was agreed: RabbitMQ splits
 /// bodies only, and headers grow behind the publisher's back (`x-death`).
-pub(super) const UNSPLIT_MAX: u32 = 1024 * 1024;
+pub(super) const UNSPLIT_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
 /// How much one read may bring. Grows only for a larger negotiated frame.
-pub(super) const BUFFER_BYTES_MAX: usize = 128 * 1024;
+pub(super) const READ_BUFFER_BYTES: usize = 128 * 1024;
 
 /// With less room than this behind a partial frame, the frame moves to the front.
-const ROOM_MIN: usize = 16 * 1024;
+const READ_SPACE_BYTES_MIN: usize = 16 * 1024;
 
 /// One frame, borrowed from the decoder's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub(crate) struct FrameDecoder {
 impl FrameDecoder {
     pub(crate) fn new(frame_max: u32) -> Self {
         Self {
-            buffer: vec![0; BUFFER_BYTES_MAX],
+            buffer: vec![0; READ_BUFFER_BYTES],
             start: 0,
             end: 0,
             skipped: 0,
@@ -83,11 +83,11 @@ impl FrameDecoder {
             .pending_frame_size()
             .unwrap_or(0)
             .min(2 * (self.end - self.start))
-            .max(BUFFER_BYTES_MAX);
+            .max(READ_BUFFER_BYTES);
         if wanted > self.buffer.len() {
             self.buffer.resize(wanted, 0);
         }
-        if self.start > 0 && self.buffer.len() - self.end < ROOM_MIN {
+        if self.start > 0 && self.buffer.len() - self.end < READ_SPACE_BYTES_MIN {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
@@ -142,7 +142,7 @@ impl FrameDecoder {
         if end != FRAME_END {
             return Err(ProtocolError::FrameEnd(end));
         }
-        let payload = &frame[HEADER_SIZE..total - 1];
+        let payload = &frame[FRAME_HEADER_BYTES..total - 1];
         self.start += total;
         Ok(Some(match kind {
             METHOD => Frame::Method { channel, payload },
@@ -173,12 +173,13 @@ impl FrameDecoder {
             }
             Some(&other) => return Err(ProtocolError::FrameType(other)),
         }
-        let Some(&[kind, c1, c0, s3, s2, s1, s0]) = pending.first_chunk::<HEADER_SIZE>() else {
+        let Some(&[kind, c1, c0, s3, s2, s1, s0]) = pending.first_chunk::<FRAME_HEADER_BYTES>()
+        else {
             return Ok(None);
         };
         let size = u32::from_be_bytes([s3, s2, s1, s0]);
         let limit = match kind {
-            METHOD | HEADER => self.frame_max.max(UNSPLIT_MAX),
+            METHOD | HEADER => self.frame_max.max(UNSPLIT_FRAME_BYTES_MAX),
             _ => self.frame_max,
         } - 8;
         if size > limit {

@@ -75,7 +75,7 @@ impl Settle {
 }
 
 /// The size of an ack, nack or reject.
-pub(crate) const SETTLE_SIZE: usize = FRAME_OVERHEAD + 4 + 8 + 1;
+pub(crate) const SETTLE_FRAME_BYTES: usize = FRAME_OVERHEAD + 4 + 8 + 1;
 
 /// Appends an ack, nack or reject: always small, so it cannot fail.
 pub(crate) fn encode_settle(out: &mut Vec<u8>, channel: u16, delivery_tag: u64, settle: Settle) {

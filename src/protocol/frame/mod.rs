@@ -10,18 +10,18 @@ pub(crate) mod tests;
 
 pub(crate) use self::decoder::{Frame, FrameDecoder};
 pub(crate) use self::method::{
-    SETTLE_SIZE, Settle, decode_method, encode_method, encode_settle, split_method,
+    SETTLE_FRAME_BYTES, Settle, decode_method, encode_method, encode_settle, split_method,
 };
 pub(crate) use self::publish::{EncodedPublish, Publish, PublishBody};
 
 /// What every frame adds to its payload: type, channel, size and frame end.
 /// The negotiated `frame_max` counts these octets.
-pub(crate) const FRAME_OVERHEAD: usize = HEADER_SIZE + 1;
+pub(crate) const FRAME_OVERHEAD: usize = FRAME_HEADER_BYTES + 1;
 
 /// The smallest `frame_max` that the specification allows. (RabbitMQ 4.1: 8192.)
 pub(crate) const FRAME_MIN_SIZE: u32 = 4096;
 
-const HEADER_SIZE: usize = 7;
+const FRAME_HEADER_BYTES: usize = 7;
 const FRAME_END: u8 = 0xce;
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;

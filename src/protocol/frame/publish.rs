@@ -36,7 +36,7 @@ pub(crate) enum PublishBody<'a> {
 }
 
 /// From this size on it costs less to share a body than to copy it.
-pub(super) const SHARED_MIN: usize = 16 * 1024;
+pub(super) const SHARED_BODY_BYTES_MIN: usize = 16 * 1024;
 
 impl<'a> PublishBody<'a> {
     fn as_slice(self) -> &'a [u8] {
@@ -49,7 +49,7 @@ impl<'a> PublishBody<'a> {
     /// The body, if it is to be shared.
     fn shared(self) -> Option<&'a Bytes> {
         match self {
-            Self::Shared(bytes) if bytes.len() >= SHARED_MIN => Some(bytes),
+            Self::Shared(bytes) if bytes.len() >= SHARED_BODY_BYTES_MIN => Some(bytes),
             _ => None,
         }
     }
@@ -121,7 +121,7 @@ impl<'a> EncodedPublish<'a> {
     }
 
     fn header_size(&self) -> usize {
-        CONTENT_HEADER_SIZE + self.properties.len()
+        CONTENT_HEADER_BYTES + self.properties.len()
     }
 
     fn body_frames(&self) -> usize {
@@ -179,7 +179,7 @@ impl<'a> EncodedPublish<'a> {
 }
 
 /// What a content header has before its properties.
-const CONTENT_HEADER_SIZE: usize = 12;
+const CONTENT_HEADER_BYTES: usize = 12;
 
 /// The size of a payload on the wire: it fits four octets, as the negotiated maximum does.
 pub(super) fn frame_size(size: usize) -> [u8; 4] {
@@ -199,7 +199,12 @@ pub(super) fn put_content_header(
     properties: &[u8],
     body_size: usize,
 ) {
-    put_frame_header(out, HEADER, channel, CONTENT_HEADER_SIZE + properties.len());
+    put_frame_header(
+        out,
+        HEADER,
+        channel,
+        CONTENT_HEADER_BYTES + properties.len(),
+    );
     let [i1, i0] = basic::Publish::ID.class.to_be_bytes();
     out.extend_from_slice(&[i1, i0, 0, 0]);
     out.extend_from_slice(&(body_size as u64).to_be_bytes());

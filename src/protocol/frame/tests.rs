@@ -5,8 +5,8 @@ use super::super::errors::{EncodeError, ProtocolError};
 use super::super::methods::{Method, basic};
 use super::super::properties::BasicProperties;
 use super::super::wire::Writer;
-use super::decoder::{BUFFER_BYTES_MAX, UNSPLIT_MAX};
-use super::publish::{SHARED_MIN, encode_body, frame_size, put_content_header};
+use super::decoder::{READ_BUFFER_BYTES, UNSPLIT_FRAME_BYTES_MAX};
+use super::publish::{SHARED_BODY_BYTES_MIN, encode_body, frame_size, put_content_header};
 use super::*;
 
 /// One publish as one buffer.
@@ -221,7 +221,7 @@ fn properties_may_fill_a_frame_and_no_more() {
 
 #[test]
 fn large_bodies_are_shared_and_small_ones_copied() {
-    let large = Bytes::from(vec![0; SHARED_MIN]);
+    let large = Bytes::from(vec![0; SHARED_BODY_BYTES_MIN]);
     let small = large.slice(1..);
     for (body, body_size, copied) in [
         (PublishBody::Shared(&large), large.len(), 0),
@@ -249,7 +249,7 @@ fn a_frame_may_be_as_large_as_was_agreed_and_no_larger() {
         let mut decoder = decoder();
         let mut bytes = vec![BODY, 0, 1];
         bytes.extend_from_slice(&frame_size(size));
-        bytes.resize(HEADER_SIZE + size, 0);
+        bytes.resize(FRAME_HEADER_BYTES + size, 0);
         bytes.push(FRAME_END);
         feed(&mut decoder, &bytes);
         assert_eq!(decoder.next().is_ok(), fits, "{size}");
@@ -314,9 +314,13 @@ fn a_frame_of_exactly_frame_max_passes() {
 fn methods_and_headers_that_no_peer_can_split_have_a_bound_of_their_own() {
     let begin = |kind, size: u32| [&[kind, 0, 1][..], &size.to_be_bytes()].concat();
     for (kind, frame_max, limit) in [
-        (METHOD, 4096, UNSPLIT_MAX),
-        (HEADER, 131_072, UNSPLIT_MAX),
-        (HEADER, 2 * UNSPLIT_MAX, 2 * UNSPLIT_MAX),
+        (METHOD, 4096, UNSPLIT_FRAME_BYTES_MAX),
+        (HEADER, 131_072, UNSPLIT_FRAME_BYTES_MAX),
+        (
+            HEADER,
+            2 * UNSPLIT_FRAME_BYTES_MAX,
+            2 * UNSPLIT_FRAME_BYTES_MAX,
+        ),
         (BODY, 131_072, 131_072),
         (HEARTBEAT, 4096, 4096),
     ] {
@@ -341,7 +345,7 @@ fn methods_and_headers_that_no_peer_can_split_have_a_bound_of_their_own() {
 
 #[test]
 fn a_frame_larger_than_the_buffer_grows_it() {
-    let size = 3 * BUFFER_BYTES_MAX;
+    let size = 3 * READ_BUFFER_BYTES;
     let mut decoder = FrameDecoder::new(u32::try_from(size + 8).unwrap());
     let mut bytes = vec![BODY, 0, 1];
     bytes.extend(u32::try_from(size).unwrap().to_be_bytes());

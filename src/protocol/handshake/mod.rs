@@ -38,13 +38,13 @@ const INITIAL_FRAME_MAX: u32 = 128 * 1024;
 /// The largest one that every broker takes. What RabbitMQ takes is configured
 /// (`initial_frame_max`, 8192 by default, before 4.1 this), and it hangs up on a longer one
 /// without a word.
-pub(crate) const INITIAL_FRAME_SAFE: usize = 4096;
+pub(crate) const INITIAL_FRAME_SAFE_BYTES: usize = 4096;
 
 /// The version of the protocol, as brokers introduce it: 0-9-1 is the revision 1 of 0-9.
-const VERSION: (u8, u8) = (0, 9);
+const PROTOCOL_VERSION: (u8, u8) = (0, 9);
 
 /// The language that every broker has to have (specification, connection.start).
-const LOCALE: &str = "en_US";
+const REQUIRED_LOCALE: &str = "en_US";
 
 /// What is used where neither side names a limit.
 const FRAME_MAX_UNLIMITED: u32 = 128 * 1024;
@@ -243,13 +243,13 @@ impl Handshake {
         self.state = HandshakeState::Header;
         // Credentials are for a peer that speaks this protocol.
         let (major, minor) = (start.version_major, start.version_minor);
-        if (major, minor) != VERSION {
+        if (major, minor) != PROTOCOL_VERSION {
             return Err(HandshakeFailure::Version([
                 b'A', b'M', b'Q', b'P', 0, major, minor, 0,
             ]));
         }
         let offered = start.locales.to_string();
-        if !lists(&offered, LOCALE) && !lists(&offered, &self.offer.locale) {
+        if !lists(&offered, REQUIRED_LOCALE) && !lists(&offered, &self.offer.locale) {
             return Err(HandshakeFailure::NoLocale { offered });
         }
         let offered = start.mechanisms.to_string();

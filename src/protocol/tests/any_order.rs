@@ -20,7 +20,7 @@ enum Step {
     Cancel(usize, usize, bool),
     Discard(usize, usize),
     Settle(usize, usize),
-    Change(usize, usize),
+    SettlementChange(usize, usize),
     CloseChannel(usize),
     Pass(u32),
     ClientReads(usize),
@@ -45,7 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(handle, tag, nowait)| Step::Cancel(handle, tag, nowait)),
         3 => (handle(), tag()).prop_map(|(handle, tag)| Step::Discard(handle, tag)),
         5 => (0usize..10, 0usize..5).prop_map(|(index, kind)| Step::Settle(index, kind)),
-        3 => (handle(), 0usize..4).prop_map(|(handle, kind)| Step::Change(handle, kind)),
+        3 => (handle(), 0usize..4).prop_map(|(handle, kind)| Step::SettlementChange(handle, kind)),
         2 => handle().prop_map(Step::CloseChannel),
         2 => (1u32..40).prop_map(Step::Pass),
         12 => (1usize..200).prop_map(Step::ClientReads),
@@ -116,7 +116,7 @@ impl World {
                 }
             }
             Step::Settle(index, kind) => self.settle(index, kind),
-            Step::Change(handle, kind) => self.change(handle, kind),
+            Step::SettlementChange(handle, kind) => self.change(handle, kind),
             Step::CloseChannel(handle) => {
                 if let Some(id) = self.id(handle) {
                     let call = self.next_call();

@@ -124,8 +124,8 @@ proptest! {
         prop_assert_eq!(events, whole.0);
         // Only what goes back does so when the driver looks, which is between two pieces.
         let order = |output: &[u8]| -> (Vec<_>, Vec<_>) {
-            let goes_back = |(_, method): &(u16, Method)| method.id() == basic::Nack::ID;
-            methods(output).into_iter().partition(goes_back)
+            let is_requeued = |(_, method): &(u16, Method)| method.id() == basic::Nack::ID;
+            methods(output).into_iter().partition(is_requeued)
         };
         prop_assert_eq!(order(&output), order(&whole.1));
     }

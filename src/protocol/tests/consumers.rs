@@ -398,7 +398,7 @@ fn a_discarded_consumer_is_cancelled_and_what_still_comes_is_given_back() {
     peer_delivers(&mut scenario, "b", 2);
     assert_eq!(scenario.sent(), [on(1, requeue(1))]);
     assert_eq!(scenario.events(), [delivery("b", 2)]);
-    assert_eq!(scenario.given_back, [("one", 1)]);
+    assert_eq!(scenario.requeued, [("one", 1)]);
     scenario.peer_sends(1, cancel_ok("a"));
     assert_eq!(scenario.events(), [Seen::ConsumerEnded("a", EndedBy::Us)]);
 }
@@ -456,11 +456,11 @@ fn a_copy_of_a_message_of_a_stream_goes_back_to_its_queue() {
                 cancel(&mut scenario);
             }
             scenario.sent();
-            scenario.given_back.clear();
+            scenario.requeued.clear();
             scenario.peer_sends_content(1, deliver("a", 2), Some(&copied), b"x");
             scenario.peer_sends_content(1, deliver("b", 3), Some(&copied), b"x");
             assert_eq!(scenario.sent(), [on(1, requeue(2))]);
-            assert_eq!(scenario.given_back, [("one", 2)]);
+            assert_eq!(scenario.requeued, [("one", 2)]);
         }
     }
 }

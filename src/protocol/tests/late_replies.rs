@@ -140,7 +140,7 @@ fn a_message_that_comes_too_late_for_its_get_is_given_back() {
     scenario.peer_sends_content(1, get_ok, None, b"late");
     assert_eq!(scenario.sent(), [on(1, requeue(4))]);
     assert_eq!(scenario.events(), []);
-    assert_eq!(scenario.given_back, [("one", 4)]);
+    assert_eq!(scenario.requeued, [("one", 4)]);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_late_message_that_needs_no_ack_cannot_be_given_back() {
     scenario.peer_sends_content(1, get_ok, None, b"late");
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events(), []);
-    assert_eq!(scenario.given_back, [("one", 4)]);
+    assert_eq!(scenario.requeued, [("one", 4)]);
 }
 
 #[test]

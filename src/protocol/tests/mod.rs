@@ -37,7 +37,7 @@ use super::handshake::Negotiated;
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
 use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use super::settlements::Settlements;
+use super::settlements::SettlementLedger;
 use super::table::FieldTable;
 
 const FRAME_MAX: u32 = 4096;
@@ -130,17 +130,17 @@ impl From<Event<Script>> for Seen {
             },
             Event::Failed { call, failure } => Self::Failed(call, failure),
             Event::Deliveries { .. } => unreachable!("taken apart by `look`"),
-            Event::HeldBack { .. } | Event::GiveBack { .. } => {
+            Event::HeldBack { .. } | Event::Requeue { .. } => {
                 unreachable!("there is room for everything")
             }
             Event::PassedOver(passed_over) => {
                 Self::PassedOver(passed_over.consumer, passed_over.delivery_tag)
             }
-            Event::OfQueue { .. }
+            Event::Requeueable { .. }
             | Event::Got { .. }
             | Event::Prefetch { .. }
             | Event::Unwanted { .. }
-            | Event::GivenBack { .. } => unreachable!("filtered by `look`"),
+            | Event::Requeued { .. } => unreachable!("filtered by `look`"),
             Event::ConsumerEnded {
                 consumer,
                 by_broker: true,
@@ -202,13 +202,13 @@ struct Scenario {
     /// What happened since the last look.
     happened: Vec<Seen>,
     /// Deliveries that nobody took; see [`look`](Self::look).
-    given_back: Vec<(&'static str, u64)>,
+    requeued: Vec<(&'static str, u64)>,
 }
 
 /// What a driver knows of the deliveries of a channel.
 struct Books {
     id: ChannelId,
-    settlements: Settlements,
+    settlements: SettlementLedger,
     /// The number of the last delivery.
     last: u64,
     /// The prefetch in force.
@@ -281,7 +281,7 @@ impl Scenario {
             consumers: BTreeMap::new(),
             held: Vec::new(),
             happened: Vec::new(),
-            given_back: Vec::new(),
+            requeued: Vec::new(),
         }
     }
 
@@ -359,30 +359,30 @@ impl Scenario {
                     delivery_tag,
                     no_ack,
                 } => self.books(channel).note(delivery_tag, no_ack),
-                Event::OfQueue { .. } => {}
+                Event::Requeueable { .. } => {}
                 Event::Prefetch { channel, count } => self.books(channel).prefetch = Some(count),
                 Event::Unwanted {
                     channel,
                     delivery_tag,
-                    goes_back,
+                    is_requeued,
                 } => {
                     let settlements = &mut self.books(channel).settlements;
-                    match goes_back {
-                        true => drop(settlements.give_back(delivery_tag)),
+                    match is_requeued {
+                        true => drop(settlements.requeue(delivery_tag)),
                         false => settlements.settle_for_good(delivery_tag, delivery_tag),
                     }
                     let last = &mut self.books(channel).last;
                     *last = delivery_tag.max(*last);
-                    self.given_back.push((channel, delivery_tag));
+                    self.requeued.push((channel, delivery_tag));
                 }
-                Event::GivenBack {
+                Event::Requeued {
                     channel,
                     delivery_tags,
                 } => {
                     let settlements = &mut self.books(channel).settlements;
                     delivery_tags
                         .into_iter()
-                        .for_each(|tag| settlements.given_back(tag));
+                        .for_each(|tag| settlements.requeued(tag));
                 }
                 Event::Deliveries {
                     consumer, batches, ..
@@ -429,7 +429,7 @@ impl Scenario {
         self.core.open_channel(id, name, call, deadline);
         let books = Books {
             id,
-            settlements: Settlements::default(),
+            settlements: SettlementLedger::default(),
             last: 0,
             prefetch: None,
         };

@@ -211,7 +211,7 @@ fn what_comes_for_a_consumer_that_is_cancelled_goes_back_whatever_its_size() {
         scenario.sent();
         peer_delivers(&mut scenario, 1, &TOO_LARGE);
         assert_eq!(scenario.sent(), [on(1, requeue(1))]);
-        assert_eq!(scenario.given_back, [("one", 1)]);
+        assert_eq!(scenario.requeued, [("one", 1)]);
         scenario.peer_sends_content(1, deliver("nobody", 2), None, &TOO_LARGE);
         assert_eq!(scenario.sent(), []);
         assert!(!scenario.core.is_closed());

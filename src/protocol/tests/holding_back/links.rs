@@ -37,7 +37,7 @@ impl Link {
     fn run(&mut self) {
         while self.world.handled.len() < self.world.sizes.len() {
             self.send();
-            self.world.give_back();
+            self.world.requeue();
             while !self.world.to_broker.is_empty() {
                 self.world.settle_one();
                 self.send();

@@ -134,15 +134,15 @@ impl World {
         }
     }
 
-    fn give_back(&mut self) {
+    fn requeue(&mut self) {
         let waiting = self.waiting();
         self.core.set_waiting(waiting);
-        let would = self.core.can_give_back();
-        self.core.give_back_held(self.now);
+        let would = self.core.can_requeue();
+        self.core.requeue_held(self.now);
         let before = self.to_broker.len();
         self.events();
         assert_eq!(would, self.to_broker.len() > before);
-        assert!(!self.core.can_give_back());
+        assert!(!self.core.can_requeue());
     }
 
     fn events(&mut self) {
@@ -164,7 +164,7 @@ impl World {
                 Event::HeldBack { delivery_tag, .. } => {
                     assert!(taker.held.insert(delivery_tag));
                 }
-                Event::GiveBack { delivery_tag, .. } => {
+                Event::Requeue { delivery_tag, .. } => {
                     assert!(taker.held.remove(&delivery_tag), "twice, or never held");
                     self.to_broker.push_back((delivery_tag, false));
                 }
@@ -239,14 +239,14 @@ impl World {
 
     /// Lets everything happen, up to the handling of one message. Whether there was one.
     fn turn(&mut self) -> bool {
-        self.give_back();
+        self.requeue();
         self.deliver(usize::MAX);
         while !self.to_broker.is_empty() {
             self.settle_one();
             self.deliver(usize::MAX);
         }
         let handles = self.handle_one();
-        if !handles && !self.core.can_give_back() {
+        if !handles && !self.core.can_requeue() {
             // A delivery that is expected in vain is expected for a while.
             self.now += SECOND;
             if self.core.poll_timeout().is_some_and(|due| due <= self.now) {
@@ -345,7 +345,7 @@ fn messages_that_were_delivered_before_keep_their_order() {
     for _ in 0..3 {
         world.handle_one();
     }
-    world.give_back();
+    world.requeue();
     while !world.to_broker.is_empty() {
         world.settle_one();
         world.deliver(usize::MAX);
@@ -362,13 +362,13 @@ fn marked_deliveries_are_given_back_when_all_is_here_that_the_broker_may_have_se
     world.deliver(usize::MAX);
     while world.handle_one() {}
     world.to_broker.clear();
-    world.give_back();
+    world.requeue();
     assert!(world.to_broker.is_empty(), "more may be on its way");
     // It has been quiet for a while, which the core asks to be told.
     assert_eq!(world.core.poll_timeout(), Some(world.now + SECOND));
     world.now += SECOND;
     world.core.handle_timeout(world.now);
-    world.give_back();
+    world.requeue();
     assert!(!world.to_broker.is_empty());
 }
 
@@ -382,7 +382,7 @@ fn marked_deliveries_are_given_back_at_once_when_they_fill_the_prefetch() {
         world.deliver(usize::MAX);
     }
     assert_eq!(world.taker.borrow().held.len(), 10);
-    world.give_back();
+    world.requeue();
     assert!(!world.to_broker.is_empty());
     assert!(world.core.poll_timeout().is_some(), "something is expected");
 }
@@ -392,7 +392,7 @@ fn what_another_consumer_has_got_is_not_waited_for() {
     let mut world = world(&[1000; 20], 10, 4000);
     world.deliver(usize::MAX);
     while world.handle_one() {}
-    world.give_back();
+    world.requeue();
     while !world.to_broker.is_empty() {
         world.settle_one();
     }
@@ -417,7 +417,7 @@ fn what_another_consumer_of_the_connection_gets_is_expected_no_more() {
     world.bytes(&frame(1, basic::ConsumeOk::default().consumer_tag("other")));
     world.deliver(usize::MAX);
     while world.handle_one() {}
-    world.give_back();
+    world.requeue();
     assert!(world.core.poll_timeout().is_some(), "something is expected");
     while let Some((tag, is_ack)) = world.to_broker.pop_front() {
         let place = world.unsettled.remove(&tag).unwrap();
@@ -429,7 +429,7 @@ fn what_another_consumer_of_the_connection_gets_is_expected_no_more() {
         let method = deliver("other", world.tag).redelivered(true);
         let bytes = content(1, method, None, &[0; 1000]);
         world.bytes(&bytes);
-        world.core.give_back_held(world.now);
+        world.core.requeue_held(world.now);
         world.events();
     }
     assert!(
@@ -447,8 +447,8 @@ fn the_end_of_a_consumer_gives_back_what_is_held_for_it() {
     let cancel = basic::Cancel::new("tag");
     world.core.call(id, cancel.into(), None, (), deadline);
     world.bytes(&frame(1, basic::CancelOk::default().consumer_tag("tag")));
-    let given_back: BTreeSet<_> = world.to_broker.iter().map(|(tag, _)| *tag).collect();
-    assert_eq!(given_back, held);
+    let requeued: BTreeSet<_> = world.to_broker.iter().map(|(tag, _)| *tag).collect();
+    assert_eq!(requeued, held);
     assert!(!world.core.is_holding());
 }
 
@@ -493,7 +493,7 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
         }
         // There would be room for all of it.
         assert_eq!(world.waiting(), 0);
-        world.give_back();
+        world.requeue();
         assert!(world.to_broker.is_empty());
         world.bytes(&frame(1, basic::RecoverOk::default()));
         assert!(!world.core.is_holding());
@@ -517,7 +517,7 @@ fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
             prefetch: 10,
             last_part: None,
         };
-        assert_eq!(holding.give_back(state, &mut room), Some(1));
+        assert_eq!(holding.requeue(state, &mut room), Some(1));
         if late {
             room.set_now(now + Duration::from_secs(1));
             assert!(!holding.lapse(state, &mut room));
@@ -534,7 +534,7 @@ fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
         };
         holding.hold(3, 1000, Some(place));
         room.set_waiting(0, true);
-        assert_eq!(holding.give_back(state, &mut room), Some(3));
+        assert_eq!(holding.requeue(state, &mut room), Some(3));
     }
 }
 
@@ -558,7 +558,7 @@ proptest! {
                 0 => world.deliver(1),
                 1 => world.deliver(5),
                 2 => drop(world.handle_one()),
-                3 => world.give_back(),
+                3 => world.requeue(),
                 4 => world.settle_one(),
                 _ => world.now += Duration::from_millis(10),
             }

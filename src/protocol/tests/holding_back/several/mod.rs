@@ -1,6 +1,6 @@
 //! Deliveries that are held back for one of several consumers. The test is the broker.
 
-use super::super::super::held_back::HELD_MAX;
+use super::super::super::held_back::HELD_DELIVERIES_MAX;
 use super::*;
 
 mod rules;
@@ -10,7 +10,7 @@ enum Log {
     /// Consumer, delivery tag, and whether it counts as fixed.
     TakenIn(&'static str, u64, bool),
     Held(u64),
-    GivenBack(u64),
+    Requeued(u64),
 }
 
 struct Eater {
@@ -137,7 +137,7 @@ impl Table {
                     }
                 }
                 Event::HeldBack { delivery_tag, .. } => self.log.push(Log::Held(delivery_tag)),
-                Event::GiveBack { delivery_tag, .. } => self.log.push(Log::GivenBack(delivery_tag)),
+                Event::Requeue { delivery_tag, .. } => self.log.push(Log::Requeued(delivery_tag)),
                 _ => {}
             }
         }
@@ -150,16 +150,16 @@ impl Table {
         taker.waiting.drain(..taken);
     }
 
-    fn give_back(&mut self) -> Vec<u64> {
+    fn requeue(&mut self) -> Vec<u64> {
         self.core.set_waiting(self.waiting());
         let before = self.log.len();
-        self.core.give_back_held(self.now);
+        self.core.requeue_held(self.now);
         self.events();
-        let given_back = self.log[before..].iter().filter_map(|it| match it {
-            Log::GivenBack(tag) => Some(*tag),
+        let requeued = self.log[before..].iter().filter_map(|it| match it {
+            Log::Requeued(tag) => Some(*tag),
             _ => None,
         });
-        given_back.collect()
+        requeued.collect()
     }
 
     fn held(&self) -> Vec<u64> {
@@ -186,7 +186,7 @@ fn overfull() -> Table {
 #[test]
 fn beyond_the_most_that_is_held_back_deliveries_count_as_fixed() {
     let mut table = overfull();
-    assert_eq!(table.held().len(), HELD_MAX);
+    assert_eq!(table.held().len(), HELD_DELIVERIES_MAX);
     let becomes_fixed = |it: &Log| matches!(it, Log::TakenIn(.., true));
     let last_held = table.log.iter().rposition(|it| matches!(it, Log::Held(_)));
     let first_fixed = table.log.iter().position(becomes_fixed);
@@ -200,8 +200,8 @@ fn beyond_the_most_that_is_held_back_deliveries_count_as_fixed() {
     );
     // With one less of them, the next one has room among them.
     table.take("a", usize::MAX);
-    let given_back = table.give_back().len();
-    assert!(given_back > 0);
+    let requeued = table.requeue().len();
+    assert!(requeued > 0);
     table.deliver("a", 70_001, false, 1000);
     assert_eq!(table.log.last(), Some(&Log::Held(70_001)));
 }
@@ -214,16 +214,16 @@ fn a_redelivered_message_of_another_queue_costs_no_place() {
     table.deliver_new("a", 1..=10);
     assert_eq!(table.held(), [6, 7, 8, 9, 10]);
     table.take("a", 3);
-    assert_eq!(table.give_back(), [6]);
+    assert_eq!(table.requeue(), [6]);
     // One of another queue, of the same size.
     table.deliver("b", 1, true, 1000);
-    table.give_back();
+    table.requeue();
     // The other one fills the room, so that nothing fits when 6 comes again, as 11.
     table.deliver_new("b", 2..=5);
     table.deliver("a", 11, true, 1000);
     table.take("b", 10);
     table.take("a", 10);
-    assert_eq!(table.give_back().first(), Some(&11), "6 is the oldest one");
+    assert_eq!(table.requeue().first(), Some(&11), "6 is the oldest one");
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn a_small_delivery_that_comes_again_does_not_overtake_a_large_one() {
     table.deliver("a", 16, false, 10);
     assert_eq!(table.held(), [14, 15, 16]);
     table.take("a", 12);
-    assert_eq!(table.give_back(), [14, 15, 16]);
+    assert_eq!(table.requeue(), [14, 15, 16]);
     table.deliver_new("b", 1..=13);
     let before = table.log.len();
     table.deliver("a", 17, true, 1000);
@@ -256,10 +256,10 @@ fn a_delivery_that_is_overdue_goes_before_those_that_are_expected() {
     table.deliver_new("a", 1..=16);
     assert_eq!(table.held(), [14, 15, 16]);
     table.take("a", 8);
-    assert_eq!(table.give_back(), [14, 15]);
+    assert_eq!(table.requeue(), [14, 15]);
     table.now += SECOND;
     table.core.handle_timeout(table.now);
-    assert_eq!(table.give_back(), [16]);
+    assert_eq!(table.requeue(), [16]);
     // Now all of it comes, while other messages have the room.
     table.deliver_new("b", 1..=8);
     for tag in 17..=19 {
@@ -267,7 +267,7 @@ fn a_delivery_that_is_overdue_goes_before_those_that_are_expected() {
     }
     table.take("a", 20);
     table.take("b", 20);
-    assert_eq!(table.give_back(), [17, 18, 19]);
+    assert_eq!(table.requeue(), [17, 18, 19]);
 }
 
 #[test]
@@ -282,11 +282,11 @@ fn the_wake_up_comes_when_the_oldest_just_fits() {
         table.deliver("a", tag, false, 1000);
     }
     table.take("a", 10);
-    let below = table.core.gives_back_below();
+    let below = table.core.requeues_below();
     table.core.set_waiting(below - 1);
-    assert!(table.core.can_give_back());
+    assert!(table.core.can_requeue());
     table.core.set_waiting(below);
-    assert!(!table.core.can_give_back());
+    assert!(!table.core.can_requeue());
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn an_enormous_delivery_tag_breaks_nothing() {
     table.consume(1, "b", 10);
     table.deliver_new("a", 1..=10);
     table.take("a", 3);
-    assert!(!table.give_back().is_empty());
+    assert!(!table.requeue().is_empty());
     table.deliver("b", u64::MAX, false, 1);
     table.deliver("a", 11, false, 1000);
     assert!(!table.core.is_closed());
@@ -324,7 +324,7 @@ fn a_consumer_with_nothing_to_do_hides_no_queue_that_requeues_at_its_end() {
 #[test]
 fn a_recover_makes_room_to_hold_back_again() {
     let mut table = overfull();
-    assert_eq!(table.held().len(), HELD_MAX);
+    assert_eq!(table.held().len(), HELD_DELIVERIES_MAX);
     table.take("a", usize::MAX);
     let (id, deadline) = (table.channels[&1], table.now + RPC_TIMEOUT);
     let recover = basic::Recover::default().into();
@@ -348,9 +348,9 @@ fn a_redelivered_message_of_another_queue_takes_no_place_of_one_that_is_expected
     table.consume(2, "b", 10);
     table.deliver_new("a", 1..=6);
     table.take("a", 3);
-    assert_eq!(table.give_back(), [6]);
+    assert_eq!(table.requeue(), [6]);
     table.deliver("b", 1, true, 1000);
-    table.give_back();
+    table.requeue();
     // An acknowledgement has let this one pass before the nack.
     table.deliver("a", 7, false, 1000);
     assert_eq!(table.log.last(), Some(&Log::Held(7)));
@@ -390,7 +390,7 @@ fn consumers_of_one_queue_wait_for_nothing_to_keep_an_order() {
     table.deliver("b", 9, true, 1000);
     table.take("a", 10);
     table.take("b", 10);
-    assert!(table.give_back().len() > 1);
+    assert!(table.requeue().len() > 1);
 }
 
 #[test]

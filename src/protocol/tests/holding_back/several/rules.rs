@@ -38,14 +38,14 @@ fn lapses_after_a_while(holding: &mut HeldBack, room: &mut ReadRoom) -> bool {
 fn a_queue_is_found_out_when_twice_in_a_row_others_came_instead_of_what_was_given_back() {
     for comes_between in [false, true] {
         let (mut holding, mut room) = held_back(3);
-        assert_eq!(holding.give_back(busy(), &mut room), Some(1));
+        assert_eq!(holding.requeue(busy(), &mut room), Some(1));
         let verdict = arrives(&mut holding, &mut room, false);
         assert_eq!(verdict, Verdict::HeldBack(None));
         assert!(!lapses_after_a_while(&mut holding, &mut room), "once");
-        assert_eq!(holding.give_back(busy(), &mut room), Some(2));
+        assert_eq!(holding.requeue(busy(), &mut room), Some(2));
         if comes_between {
             arrives(&mut holding, &mut room, true);
-            assert_eq!(holding.give_back(busy(), &mut room), Some(3));
+            assert_eq!(holding.requeue(busy(), &mut room), Some(3));
         }
         arrives(&mut holding, &mut room, false);
         let is_found_out = lapses_after_a_while(&mut holding, &mut room);
@@ -56,11 +56,11 @@ fn a_queue_is_found_out_when_twice_in_a_row_others_came_instead_of_what_was_give
 #[test]
 fn what_came_while_another_one_was_expected_says_nothing_of_the_next() {
     let (mut holding, mut room) = held_back(3);
-    assert_eq!(holding.give_back(busy(), &mut room), Some(1));
+    assert_eq!(holding.requeue(busy(), &mut room), Some(1));
     arrives(&mut holding, &mut room, false);
     assert_eq!(arrives(&mut holding, &mut room, true), Verdict::TakenIn);
     for tag in 2..=3 {
-        assert_eq!(holding.give_back(busy(), &mut room), Some(tag));
+        assert_eq!(holding.requeue(busy(), &mut room), Some(tag));
         // Another consumer may have got it.
         assert!(!lapses_after_a_while(&mut holding, &mut room));
     }
@@ -70,8 +70,8 @@ fn what_came_while_another_one_was_expected_says_nothing_of_the_next() {
 fn what_is_expected_has_its_time_from_the_last_that_came() {
     let (mut holding, mut room) = held_back(2);
     let part = Duration::from_millis(900);
-    assert_eq!(holding.give_back(busy(), &mut room), Some(1));
-    assert_eq!(holding.give_back(busy(), &mut room), Some(2));
+    assert_eq!(holding.requeue(busy(), &mut room), Some(1));
+    assert_eq!(holding.requeue(busy(), &mut room), Some(2));
     let start = room.now();
     assert_eq!(holding.deadline(busy(), &room), Some(start + SECOND));
     room.set_now(start + part);
@@ -83,9 +83,9 @@ fn what_is_expected_has_its_time_from_the_last_that_came() {
 fn one_that_is_not_marked_ends_the_care_for_those_that_are() {
     let (mut holding, mut room) = held_back(1);
     arrives(&mut holding, &mut room, true);
-    assert!(!holding.can_give_back(busy(), &room));
+    assert!(!holding.can_requeue(busy(), &room));
     arrives(&mut holding, &mut room, false);
-    assert!(holding.can_give_back(busy(), &room));
+    assert!(holding.can_requeue(busy(), &room));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn without_a_prefetch_no_delivery_is_one_too_many() {
         prefetch: 0,
         ..busy()
     };
-    assert_eq!(holding.give_back(state, &mut room), Some(1));
+    assert_eq!(holding.requeue(state, &mut room), Some(1));
     let (redelivered, cost) = (false, 1000);
     let verdict = holding.judge(Arrival { redelivered, cost }, state, &mut room);
     assert_eq!(verdict, Verdict::HeldBack(None));
@@ -109,9 +109,9 @@ fn what_another_consumer_gets_may_have_grown_a_little() {
         table.consume_from("q", 2, "b", 10);
         table.deliver_new("a", 1..=10);
         table.take("a", 3);
-        assert_eq!(table.give_back(), [6]);
+        assert_eq!(table.requeue(), [6]);
         table.deliver("b", 1, true, 1000 + grown);
-        assert!(table.give_back().is_empty());
+        assert!(table.requeue().is_empty());
         assert_eq!(table.core.poll_timeout().is_none(), is_the_one);
     }
 }
@@ -124,9 +124,9 @@ fn one_that_is_larger_than_all_the_room_waits_until_little_else_does() {
     table.deliver("a", 2, false, 20_000);
     assert_eq!(table.held(), [2]);
     let little = reserved_share(1000);
-    assert_eq!(table.core.gives_back_below(), little + 1);
+    assert_eq!(table.core.requeues_below(), little + 1);
     table.take("a", 1);
-    assert_eq!(table.give_back(), [2]);
+    assert_eq!(table.requeue(), [2]);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn what_was_expected_takes_no_room_when_its_consumer_is_over() {
     table.consume(2, "b", 10);
     table.deliver_new("a", 1..=10);
     table.take("a", 3);
-    assert_eq!(table.give_back(), [6]);
+    assert_eq!(table.requeue(), [6]);
     let (id, deadline) = (table.channels[&1], table.now + RPC_TIMEOUT);
     table
         .core
@@ -171,7 +171,7 @@ fn what_was_expected_takes_no_room_when_its_consumer_is_over() {
     table.take("a", 10);
     table.deliver_new("b", 1..=10);
     table.take("b", 3);
-    assert_eq!(table.give_back(), [6], "as it was with the other one");
+    assert_eq!(table.requeue(), [6], "as it was with the other one");
 }
 
 #[test]
@@ -201,8 +201,8 @@ fn for_a_consumer_that_nobody_wants_nothing_is_held_back_or_given_back_to_come_a
     table.core.discard_consumer(id, &"a".into(), |_| true);
     table.events();
     table.take("a", 10);
-    assert!(table.give_back().is_empty());
-    assert!(!table.core.can_give_back());
+    assert!(table.requeue().is_empty());
+    assert!(!table.core.can_requeue());
     table.deliver_new("a", 9..=10);
     assert_eq!(table.held(), [6, 7, 8]);
 }
