@@ -1,4 +1,4 @@
-//! Method, header and body frames joined to one message.
+//! Assembles a content from its method, header and body frames.
 //!
 //! Rules: AMQP 0-9-1 specification, section 4.2.6 (content framing).
 
@@ -7,15 +7,15 @@ use super::errors::{DecodeError, ProtocolError};
 use super::methods::{MethodId, basic};
 use super::wire::Reader;
 
-/// The first memory taken for a body that comes in several frames: what a header
-/// claims is believed only as its bytes arrive.
+/// The first memory reserved for a body of several frames, in bytes. More is reserved only as bytes
+/// arrive, because the announced size may be wrong.
 const FIRST_RESERVATION_BYTES: usize = 128 * 1024;
 
-/// How much memory for properties a channel keeps for the next message.
+/// The most memory for properties that a channel keeps for its next message, in bytes.
 const KEPT_PROPERTIES_BYTES_MAX: usize = 4 * 1024;
 
-/// The size of the body that a content header announces, and the properties, in so far as it
-/// has them.
+/// Splits a content header into the announced size of the body and the encoded properties. The
+/// properties may be cut off.
 #[inline]
 pub(crate) fn announced(header: &[u8]) -> (u64, &[u8]) {
     let rest = header.get(4..).unwrap_or_default();
@@ -25,8 +25,7 @@ pub(crate) fn announced(header: &[u8]) -> (u64, &[u8]) {
     }
 }
 
-/// The method of a content that is under way. That of a delivery has its names with the
-/// channel's.
+/// The method that begins a content. The names of a delivery are in the channel's `LastNames`.
 #[derive(Debug)]
 pub(crate) enum Head {
     Deliver {
@@ -47,40 +46,40 @@ impl Head {
     }
 }
 
-/// What a header or body frame led to.
+/// The result of a content header or body frame.
 #[derive(Debug)]
 pub(crate) enum Progress<'a> {
-    /// More frames are due.
+    /// More frames must follow.
     Pending,
     Complete(Head, Parts<'a>),
-    /// The header announces a body beyond the limit.
+    /// The announced body exceeds the limit.
     TooLarge {
         head: Head,
         size: u64,
     },
 }
 
-/// The largest body that is taken in.
+/// The limit for the body of a message that is received.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SizeLimit {
     pub(crate) bytes: u64,
-    /// Whether a larger message is rejected; else it costs its channel.
+    /// Whether a message beyond the limit is rejected. If not, the channel is closed.
     pub(crate) rejects: bool,
 }
 
-/// Puts the messages of one channel together.
+/// Assembles the contents of one channel, one after the other.
 ///
 /// ```text
 /// Idle --method--> Header --header--> Body --last body frame--> Idle
-///                    |                  ^ |
-///                    +--empty body--> Idle +--(more)
+///                    |
+///                    +--header of an empty body--> Idle
 /// ```
 ///
-/// A body that nobody wants is skipped: then the header leads to `Skipped` instead of `Body`.
+/// The body of a dropped message is skipped: then `Skipped` takes the place of `Body`.
 #[derive(Debug, Default)]
 pub(crate) struct Assembly {
     state: AssemblyState,
-    /// The properties, and behind them what is here of a body that comes in several frames.
+    /// The encoded properties, followed by the received part of a body that has several frames.
     packed: Vec<u8>,
     properties: usize,
 }
@@ -94,25 +93,25 @@ enum AssemblyState {
         head: Head,
         size: usize,
     },
-    /// So much of the body is still to come.
+    /// The number of bytes of the body that have not arrived yet.
     Skipped {
         left: u64,
     },
 }
 
 impl Assembly {
-    /// Begins a message.
+    /// Begins a content with its method.
     #[inline]
     pub(crate) fn begin(&mut self, head: Head) {
         self.state = AssemblyState::Header(head);
     }
 
-    /// Ends whatever is under way.
+    /// Drops the unfinished content.
     pub(crate) fn abort(&mut self) {
         *self = Self::default();
     }
 
-    /// The method whose header is due.
+    /// Returns the method whose content header is expected.
     pub(crate) fn begun(&self) -> Option<MethodId> {
         match &self.state {
             AssemblyState::Header(head) => Some(head.id()),
@@ -122,7 +121,7 @@ impl Assembly {
         }
     }
 
-    /// Number and mark of the delivery whose header is due.
+    /// Returns delivery tag and redelivered flag of the delivery whose content header is expected.
     pub(crate) fn begun_delivery(&self) -> Option<(u64, bool)> {
         match self.state {
             AssemblyState::Header(Head::Deliver {
@@ -133,7 +132,7 @@ impl Assembly {
         }
     }
 
-    /// Lets the body of this size pass that the message is to have whose header is due.
+    /// Skips the body, of `size` bytes, of the content whose header is expected.
     pub(crate) fn skip(&mut self, size: u64) {
         self.state = match size {
             0 => AssemblyState::Idle,
@@ -141,12 +140,13 @@ impl Assembly {
         };
     }
 
-    /// Whether a message is under way, so that no method may come.
+    /// Returns whether a content is unfinished. No method may arrive then.
     pub(crate) fn is_under_way(&self) -> bool {
         !matches!(self.state, AssemblyState::Idle)
     }
 
-    /// What the message will take, in bytes, of whose body a part is here.
+    /// Returns the whole size, in bytes, of the content of which a part of the body has arrived; 0
+    /// if there is none.
     #[inline]
     pub(crate) fn announced(&self) -> usize {
         match &self.state {
@@ -157,7 +157,8 @@ impl Assembly {
         }
     }
 
-    // For each message, and called in one place; so are the next ones.
+    // This function and the next ones are inlined into their only caller, because they run for each
+    // message.
     #[inline]
     pub(crate) fn header(
         &mut self,
@@ -166,7 +167,7 @@ impl Assembly {
     ) -> Result<Progress<'_>, ProtocolError> {
         let AssemblyState::Header(head) = std::mem::take(&mut self.state) else {
             return Err(ProtocolError::UnexpectedContent(
-                "a content header came where none was due",
+                "a content header arrived where none was expected",
             ));
         };
         let malformed = |error| ProtocolError::Malformed {
@@ -179,7 +180,7 @@ impl Assembly {
         let size = reader.u64().map_err(malformed)?;
         if class != head.id().class {
             return Err(ProtocolError::UnexpectedContent(
-                "a content header is of another class than its method",
+                "the class of a content header differs from that of its method",
             ));
         }
         if size > max {
@@ -187,7 +188,7 @@ impl Assembly {
         }
         let size = usize::try_from(size).map_err(|_| malformed(DecodeError::Truncated))?;
         let properties = match reader.rest() {
-            // No flag is set: there are none, which is frequent.
+            // No flag is set, so the message has no properties. This is frequent.
             [0, 0, ..] => &[],
             properties => properties,
         };
@@ -207,11 +208,11 @@ impl Assembly {
         self.properties = properties.len();
     }
 
-    /// The message that `body` is the last of.
+    /// Returns the content that `body` completes.
     #[inline]
     fn parts<'a>(&'a mut self, body: &'a [u8]) -> Parts<'a> {
         let is_begun = self.packed.len() > self.properties;
-        // A channel may live long, so it keeps only what is small.
+        // A channel may live long, so it keeps only a small buffer.
         if !is_begun && self.packed.capacity() <= KEPT_PROPERTIES_BYTES_MAX {
             return Parts::Apart {
                 properties: &self.packed,
@@ -239,7 +240,7 @@ impl Assembly {
         }
         let AssemblyState::Body { size, .. } = &self.state else {
             return Err(ProtocolError::UnexpectedContent(
-                "a content body came where none was due",
+                "a content body arrived where none was expected",
             ));
         };
         let here = self.packed.len() - self.properties;
@@ -259,7 +260,8 @@ impl Assembly {
     }
 }
 
-/// Makes room for `next` more bytes: doubling, but never beyond what is `missing`.
+/// Reserves memory for `next` more bytes. The capacity doubles, but never exceeds the `missing`
+/// bytes of the body.
 fn reserve(body: &mut Vec<u8>, next: usize, missing: usize) {
     if body.capacity() - body.len() < next {
         let step = body.len().max(FIRST_RESERVATION_BYTES).max(next);
@@ -322,7 +324,8 @@ mod tests {
         assert!(!assembly.is_under_way());
     }
 
-    /// Some have their flag in the second byte of the word, and the first one is 0 then.
+    /// The flags of some properties are in the second octet of the flags, and then the first octet
+    /// is 0.
     #[test]
     fn a_property_alone_comes_with_its_message() {
         let none = BasicProperties::new;
@@ -367,7 +370,7 @@ mod tests {
         let whole: Vec<u8> = (0..=255).cycle().take(1000).collect();
         let size = whole.len() as u64;
         for cut in [1, 7, 999, 1000] {
-            // The second message finds what the first has left.
+            // The second message uses the buffer that the first one left.
             let mut assembly = Assembly::default();
             for (properties, priority) in [(&PRIORITY[..], Some(7)), (&NONE, None)] {
                 assembly.begin(Head::Deliver {
@@ -377,7 +380,7 @@ mod tests {
                 pending(assembly.header(&header(60, size, properties), size));
                 let mut chunks = whole.chunks(cut).peekable();
                 while let Some(chunk) = chunks.next() {
-                    // The broker sends no empty body frames, but they are allowed.
+                    // RabbitMQ sends no empty body frames, but the specification allows them.
                     pending(assembly.body(&[]));
                     let progress = assembly.body(chunk);
                     match chunks.peek() {

@@ -1,42 +1,42 @@
-//! Where memory for what is received comes from.
+//! The source of the buffers in which deliveries wait.
 
 use std::fmt;
 
 use bytes::Bytes;
 
-/// How many messages of one size share memory.
+/// The number of messages of one size that share a buffer.
 pub(super) const SHARED_BUFFER_MESSAGES: usize = 16;
 
-/// The least memory that is shared.
+/// The smallest buffer that messages share, in bytes.
 pub(super) const SHARED_BUFFER_BYTES_MIN: usize = 1024;
 
-/// `part`, which keeps `held` bytes of memory, in memory of its own if that is far more than its
-/// size: more than sixteen times that and two kibibytes.
+/// Copies `part` if the buffer that it keeps is much larger. `held` is the size of that buffer. A
+/// copy is made if it exceeds sixteen times the size of `part` plus two KiB.
 pub(super) fn unpinned(part: Bytes, held: usize) -> Bytes {
-    // What a program needs for a message beside its bytes is of this size.
-    const SMALL_MESSAGE_BYTES: usize = 64;
+    // About the memory that a program uses for a message beside its bytes.
+    const PROGRAM_OVERHEAD_BYTES: usize = 64;
     match held
-        > (part.len() + SMALL_MESSAGE_BYTES) * SHARED_BUFFER_MESSAGES + SHARED_BUFFER_BYTES_MIN
+        > (part.len() + PROGRAM_OVERHEAD_BYTES) * SHARED_BUFFER_MESSAGES + SHARED_BUFFER_BYTES_MIN
     {
         true => Bytes::copy_from_slice(&part),
         false => part,
     }
 }
 
-/// Gives memory, and may get it back: it is taken by whoever drives the core, and given up in
-/// other threads.
+/// Provides buffers and may reuse them. The IO thread takes buffers; threads of the program free
+/// them.
 pub(crate) trait Buffers: fmt::Debug + Default {
-    /// An empty buffer with room for `size` bytes, and not for much more.
+    /// Returns an empty buffer with a capacity of `size` bytes or a little more.
     fn take(&self, size: usize) -> Vec<u8>;
 
-    /// What is in `buffer`, to be shared by many.
+    /// Turns the content of `buffer` into shared bytes.
     fn share(&self, buffer: Vec<u8>) -> Bytes;
 
-    /// Lets go of what is kept to be taken again.
+    /// Frees the buffers that are kept for reuse.
     fn release(&self);
 }
 
-/// Straight from the allocator.
+/// Uses the allocator directly, without reuse.
 impl Buffers for () {
     fn take(&self, size: usize) -> Vec<u8> {
         Vec::with_capacity(size)

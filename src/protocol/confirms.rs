@@ -1,12 +1,12 @@
-//! The unconfirmed publishes of a channel: which number is whose, and what a confirm or
-//! a returned message says of which.
+//! The confirm ledger: the unconfirmed publishes of a channel by number, and their returned
+//! messages.
 //!
-//! Rules: RabbitMQ, "Publisher Confirms". Numbers count from 1 with the first publish
-//! after `confirm.select`; a confirm with `multiple` settles all up to its number; a
-//! message that comes back does so before its own confirm, but carries no number, and
-//! confirms of other messages may come between. So it is told by all that it says:
-//! exchange, routing key, body and properties. Where a message has become another one on its
-//! way, several publishes may be meant, and then nobody knows of any of these.
+//! Rules: RabbitMQ, "Publisher Confirms". Sequence numbers count from 1 with the first publish
+//! after `confirm.select`. A confirm with `multiple` is for all publishes up to its number. A
+//! returned message arrives before the confirm of its publish, but has no number, and confirms of
+//! other publishes may arrive between the two. So it is found by exchange, routing key, body and
+//! properties. If the broker has changed the message on its way, several publishes may match, and
+//! the outcome of each of these is ambiguous.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,72 +14,72 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::properties::ReceivedProperties;
 use super::property_match::{PropertyMatch, ReturnedProperties};
 
-/// Publishes in the order of their numbers, each with what the caller hangs on it.
+/// The publishes in the order of their sequence numbers, each with a token of the caller.
 #[derive(Debug)]
 pub(crate) struct ConfirmLedger<T, R> {
-    /// The number of the first entry of `pending`.
+    /// The sequence number of the first entry of `pending`.
     first: u64,
-    /// `None` is confirmed already, out of order.
+    /// `None`: this publish was confirmed before an earlier one.
     pending: VecDeque<Option<PendingPublish<T, R>>>,
     unconfirmed: usize,
-    /// Mandatory ones, by their fingerprint: these can come back.
+    /// The mandatory publishes by their fingerprints. Only these can be returned.
     mandatory: Candidates,
 }
 
 type Candidates = HashMap<u64, VecDeque<Candidate>>;
 
-/// A mandatory publish, that may come back.
+/// A mandatory publish that may be returned.
 #[derive(Debug)]
 struct Candidate {
     number: u64,
-    /// Its properties as they were sent.
+    /// The encoded properties, as they were sent.
     properties: Box<[u8]>,
 }
 
 #[derive(Debug)]
 struct PendingPublish<T, R> {
     token: T,
-    /// Few may come back, and what is needed for these would make all entries larger.
+    /// In a box, because few publishes are mandatory, and the fields would make all entries larger.
     returnable: Option<Box<Returnable<R>>>,
 }
 
-/// A mandatory publish.
+/// The state of a mandatory publish.
 #[derive(Debug)]
 struct Returnable<R> {
     fingerprint: u64,
     returned: Back<R>,
 }
 
-/// Whether a publish has come back.
+/// Whether a publish was returned.
 #[derive(Debug)]
 enum Back<R> {
     No,
     Yes(R),
-    /// This message may have been it, or another one.
+    /// A message was returned that may belong to this publish, or to another one.
     Perhaps(R),
 }
 
-/// What became of a publish.
+/// The outcome of a publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PublishOutcome<R> {
     Acked,
     Nacked,
-    /// It came back, and the broker has taken note of that.
+    /// The broker returned the message and then confirmed the publish.
     Returned(R),
-    /// A message came back that may have been this one: nobody knows.
+    /// A message was returned that may belong to this publish, so its outcome is unknown.
     Ambiguous(R),
 }
 
-/// What tells a mandatory message from others when it comes back.
+/// The values by which a returned message is found.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mandatory<'a> {
     /// Stands for exchange, routing key and body.
     pub(crate) fingerprint: u64,
-    /// Flags and fields, as they are sent.
+    /// The encoded properties, as they are sent.
     pub(crate) properties: &'a [u8],
 }
 
-/// Exchange, routing key and body as one number.
+/// Returns a hash of exchange, routing key and body.
 pub(crate) fn fingerprint(exchange: &str, routing_key: &str, body: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (exchange, routing_key, body).hash(&mut hasher);
@@ -96,22 +96,22 @@ impl<T, R> ConfirmLedger<T, R> {
         }
     }
 
-    /// How many publishes are not settled.
+    /// Returns the number of unconfirmed publishes.
     pub(crate) fn unconfirmed(&self) -> usize {
         self.unconfirmed
     }
 
-    /// The number of the last publish; 0 if there was none.
+    /// Returns the sequence number of the last publish; 0 if there was none.
     pub(crate) fn last(&self) -> u64 {
         self.first + self.pending.len() as u64 - 1
     }
 
-    /// Whether every publish up to `number` is settled.
+    /// Returns whether every publish up to `number` is confirmed.
     pub(crate) fn is_confirmed_up_to(&self, number: u64) -> bool {
         self.first > number
     }
 
-    /// Enters the next publish and returns its number.
+    /// Adds the next publish and returns its sequence number.
     pub(crate) fn publish(&mut self, token: T, mandatory: Option<Mandatory<'_>>) -> u64 {
         self.pending.push_back(Some(PendingPublish {
             token,
@@ -136,8 +136,8 @@ impl<T, R> ConfirmLedger<T, R> {
         number
     }
 
-    /// Notes that a message came back, with these properties. Gives it back if it is none of
-    /// these.
+    /// Notes a returned message with these properties. Returns `message` if it belongs to no
+    /// publish of the ledger.
     pub(crate) fn returned(
         &mut self,
         fingerprint: u64,
@@ -155,7 +155,7 @@ impl<T, R> ConfirmLedger<T, R> {
                 forget_mandatory(&mut self.mandatory, fingerprint, number);
                 self.note_returned(number, Back::Yes(message));
             }
-            // It is one of them, for none of them is settled.
+            // It belongs to one of the candidates, because none of them is confirmed yet.
             None => {
                 let numbers: Vec<_> = candidates.iter().map(|it| it.number).collect();
                 for number in numbers {
@@ -173,14 +173,15 @@ impl<T, R> ConfirmLedger<T, R> {
         }
     }
 
-    /// Where the publish of this number is, unless it was settled long ago.
+    /// Returns the entry of the publish with this number, unless all publishes up to it are
+    /// confirmed.
     fn entry(&mut self, number: u64) -> Option<&mut Option<PendingPublish<T, R>>> {
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
         self.pending.get_mut(index)
     }
 
-    /// Settles `number`, or with `multiple` everything up to it, and tells of each. A
-    /// number that is not outstanding is nothing.
+    /// Confirms the publish `number`, or with `multiple` all publishes up to it, and calls `tell`
+    /// for each. A number that is not unconfirmed has no effect.
     pub(crate) fn confirm(
         &mut self,
         number: u64,
@@ -210,7 +211,7 @@ impl<T, R> ConfirmLedger<T, R> {
         }
     }
 
-    /// Tells of every publish that is not settled.
+    /// Calls `tell` for every unconfirmed publish.
     pub(crate) fn each_unconfirmed(&self, mut tell: impl FnMut(u64, &T)) {
         for (number, entry) in (self.first..).zip(&self.pending) {
             if let Some(entry) = entry {
@@ -221,7 +222,7 @@ impl<T, R> ConfirmLedger<T, R> {
 }
 
 impl<T, R> PendingPublish<T, R> {
-    /// What becomes of it with a confirm of its number.
+    /// Returns token and outcome of the publish after the confirm of its number.
     fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, PublishOutcome<R>) {
         let settled = match self.returnable {
             Some(returnable) => returnable.settle(mandatory, number, ack),
@@ -233,7 +234,7 @@ impl<T, R> PendingPublish<T, R> {
 }
 
 impl<R> Returnable<R> {
-    // Out of the way of those that cannot come back.
+    // Not inlined, to keep the code short for publishes that are not mandatory.
     #[inline(never)]
     fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> PublishOutcome<R> {
         if !matches!(self.returned, Back::Yes(_)) {
@@ -248,7 +249,7 @@ impl<R> Returnable<R> {
     }
 }
 
-/// Takes `number` out of the mandatory ones with this fingerprint.
+/// Removes the mandatory publish `number` with this fingerprint.
 fn forget_mandatory(mandatory: &mut Candidates, fingerprint: u64, number: u64) {
     let Some(candidates) = mandatory.get_mut(&fingerprint) else {
         return;
@@ -261,13 +262,13 @@ fn forget_mandatory(mandatory: &mut Candidates, fingerprint: u64, number: u64) {
     }
 }
 
-/// The earliest publish whose properties are those of a message that came back; if there is
-/// none, the earliest to which something was only added on the way.
+/// Returns the earliest candidate with the same properties as a returned message. If there is none,
+/// returns the earliest one to which the broker may have added properties.
 fn most_alike(candidates: &VecDeque<Candidate>, properties: &ReceivedProperties) -> Option<u64> {
-    let pattern = ReturnedProperties::new(properties);
+    let returned = ReturnedProperties::new(properties);
     let mut similar = None;
     for candidate in candidates {
-        match pattern.likeness(&candidate.properties) {
+        match returned.compare(&candidate.properties) {
             PropertyMatch::Equal => return Some(candidate.number),
             PropertyMatch::Extended => {
                 similar.get_or_insert(candidate.number);
@@ -343,7 +344,7 @@ mod tests {
         assert!(settle(&mut ledger, 0, true, true).is_empty());
     }
 
-    /// Properties with nothing but a message id.
+    /// Returns encoded properties with only a message id.
     fn named(id: &str) -> Vec<u8> {
         let mut out = Vec::new();
         let properties = BasicProperties::new().message_id(id);
@@ -440,7 +441,7 @@ mod tests {
         ledger.publish("plain", None);
         assert_eq!(returned(&mut ledger, 9, &named("x"), "back"), None);
         assert_eq!(ledger.publish("later", mandatory(9, &named("d"))), 6);
-        // One of them is known after all.
+        // The second message belongs to one of them for certain.
         assert_eq!(returned(&mut ledger, 9, &named("b"), "b back"), None);
         assert_eq!(
             settle(&mut ledger, 4, false, false),
@@ -461,7 +462,8 @@ mod tests {
     }
 
     proptest! {
-        // A failing case is printed; a file of its own would litter the tree.
+        // proptest prints a failing case. Without this it would also write a file into the source
+        // tree.
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]

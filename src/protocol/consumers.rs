@@ -1,56 +1,58 @@
-//! The consumers of one channel, and those that have just left.
+//! The consumers of one channel, and those that were cancelled recently.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::read_room::QueueId;
 use super::wire::ShortString;
 
-/// How many consumers are remembered that were cancelled without asking for a reply.
+/// The number of consumers that are remembered after a cancel with nowait.
 const CANCELLED_CONSUMERS_MAX: usize = 256;
 
-/// What a channel knows of a consumer.
+/// The state of a consumer in its channel.
 #[derive(Debug, Clone)]
 pub(crate) struct ConsumerRecord<C> {
     pub(crate) token: C,
-    /// That of the call which asked for it: no other of its name has it.
+    /// The number of the call that started the consumer. It tells apart consumers with the same
+    /// tag.
     pub(crate) number: u64,
     pub(crate) no_ack: bool,
     pub(crate) queue: QueueId,
-    /// Nobody wants its deliveries any more; a cancel is under way.
+    /// Whether the consumer has no owner any more, and a cancel was sent or queued.
     pub(crate) discard: bool,
-    /// Whether it consumes a queue that takes deliveries back: one of them came without the
-    /// header that a stream adds to each.
+    /// Whether its deliveries can be requeued. That is known after one delivery without the header
+    /// that a stream adds to each.
     pub(crate) is_requeueable: bool,
-    /// Whether it takes what fits while deliveries are held back for it: see `holding`.
-    pub(crate) takes_any: bool,
-    /// Whether as many deliveries are held back for it as can be.
+    /// Whether deliveries are accepted in any order while some are held back; see the module
+    /// [`held_back`](super::held_back).
+    pub(crate) takes_out_of_order: bool,
+    /// Whether the largest possible number of deliveries is held back.
     pub(crate) is_full: bool,
-    /// How many unsettled deliveries the broker lets it have; 0 is any number.
+    /// The largest number of unsettled deliveries; 0 means no limit.
     pub(crate) prefetch: u16,
 }
 
 impl<C> ConsumerRecord<C> {
-    /// Whether nothing that comes for it now can be held back, wherever it comes from.
+    /// Returns whether deliveries to this consumer are never held back now.
     pub(crate) fn never_held_back(&self) -> bool {
         self.no_ack || self.is_full
     }
 }
 
-/// Consumers by their tag.
+/// The consumers of a channel by their tags.
 #[derive(Debug)]
 pub(crate) struct Consumers<C> {
     alive: HashMap<ShortString, ConsumerRecord<C>>,
-    /// The one that had the last delivery, which mostly has the next one too, and the version
-    /// of its tag.
+    /// The consumer of the last delivery, with the version of its tag. Mostly the next delivery is
+    /// for it as well.
     last: Option<(u64, ConsumerRecord<C>)>,
-    /// Those that were cancelled without asking for a reply, the newest last: the broker may
-    /// still send something for them.
+    /// The consumers that were cancelled with nowait, the newest last. Deliveries for them may
+    /// still arrive.
     cancelled: VecDeque<Cancelled>,
-    /// The tag of one that has not started yet, and has it from a cancelled.
+    /// The tag of a consumer that has not started yet, and that a cancelled consumer had before.
     starting: Option<ShortString>,
 }
 
-/// A consumer that was cancelled without asking for a reply.
+/// A consumer that was cancelled with nowait.
 #[derive(Debug)]
 struct Cancelled {
     tag: ShortString,
@@ -58,11 +60,11 @@ struct Cancelled {
     is_requeueable: bool,
 }
 
-/// Who a delivery is for.
+/// The consumer to which a delivery belongs.
 #[derive(Debug)]
 pub(crate) enum Recipient<'a, C> {
     Consumer(&'a ConsumerRecord<C>),
-    /// One that was cancelled without asking for a reply.
+    /// A consumer that was cancelled with nowait.
     Cancelled {
         no_ack: bool,
         is_requeueable: bool,
@@ -84,7 +86,7 @@ impl<C: Clone> Consumers<C> {
         self.alive.contains_key(tag)
     }
 
-    /// Adds a consumer, whose start the broker is yet to confirm if that is `awaited`.
+    /// Adds a consumer. `awaited`: the broker has yet to confirm its start.
     pub(crate) fn insert(&mut self, tag: ShortString, consumer: ConsumerRecord<C>, awaited: bool) {
         self.last = None;
         if awaited && self.find_cancelled(&tag).is_some() {
@@ -93,7 +95,8 @@ impl<C: Clone> Consumers<C> {
         self.alive.insert(tag, consumer);
     }
 
-    /// The broker has confirmed the start of a consumer. Nothing more comes for those before it.
+    /// Notes that the broker has confirmed the start of a consumer. No more deliveries arrive for
+    /// earlier consumers with this tag.
     pub(crate) fn started(&mut self, tag: &ShortString) {
         if self.starting.take().is_some() {
             self.last = None;
@@ -112,7 +115,7 @@ impl<C: Clone> Consumers<C> {
         self.alive.get_mut(tag)
     }
 
-    /// A delivery has shown that a consumer's queue is no stream.
+    /// Notes that the deliveries of a consumer can be requeued.
     pub(crate) fn note_requeueable(&mut self, tag: &ShortString) {
         let has_started = self.starting.as_ref() != Some(tag);
         match self.get_mut(tag).filter(|_| has_started) {
@@ -126,21 +129,22 @@ impl<C: Clone> Consumers<C> {
         }
     }
 
-    /// From now on a consumer takes what fits, whatever the order.
-    pub(crate) fn take_any(&mut self, tag: &ShortString) {
+    /// Lets a consumer accept deliveries in any order.
+    pub(crate) fn take_out_of_order(&mut self, tag: &ShortString) {
         if let Some(consumer) = self.get_mut(tag) {
-            consumer.takes_any = true;
+            consumer.takes_out_of_order = true;
         }
     }
 
-    /// As many deliveries are held back for a consumer as can be, or one less again.
+    /// Notes whether the largest possible number of deliveries is held back for a consumer.
     pub(crate) fn set_full(&mut self, tag: &ShortString, is_full: bool) {
         if let Some(consumer) = self.get_mut(tag) {
             consumer.is_full = is_full;
         }
     }
 
-    /// Who a delivery is for. `version` is another one with each tag but the last.
+    /// Returns the consumer to which a delivery belongs. `version` changes with each change of the
+    /// tag between two deliveries.
     #[inline]
     pub(crate) fn recipient(&mut self, tag: &ShortString, version: u64) -> Recipient<'_, C> {
         let is_last = matches!(&self.last, Some((last, _)) if *last == version);
@@ -174,7 +178,7 @@ impl<C: Clone> Consumers<C> {
         self.alive.remove(tag).map(|consumer| consumer.token)
     }
 
-    /// Remembers that a consumer is about to leave without a reply.
+    /// Remembers a consumer that is cancelled with nowait.
     pub(crate) fn remember_cancelled(&mut self, tag: &ShortString) {
         if let Some(consumer) = self.alive.get(tag) {
             if self.cancelled.len() >= CANCELLED_CONSUMERS_MAX {
@@ -188,7 +192,7 @@ impl<C: Clone> Consumers<C> {
         }
     }
 
-    /// All of them, who leave with the channel.
+    /// Removes all consumers and returns their tokens.
     pub(crate) fn drain(&mut self) -> Vec<C> {
         self.cancelled.clear();
         self.starting = None;
@@ -202,7 +206,8 @@ impl<C: Clone> Consumers<C> {
 mod tests {
     use super::*;
 
-    /// The consumer of that number, which needs no acknowledgement if it is even.
+    /// Returns a consumer with this number. Its deliveries need no acknowledgement if the number is
+    /// even.
     fn consumer(number: u64) -> ConsumerRecord<()> {
         ConsumerRecord {
             token: (),
@@ -211,7 +216,7 @@ mod tests {
             queue: QueueId::new(1, "q"),
             discard: false,
             is_requeueable: false,
-            takes_any: false,
+            takes_out_of_order: false,
             is_full: false,
             prefetch: 0,
         }

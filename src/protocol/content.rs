@@ -1,4 +1,4 @@
-//! A content: properties and body, encoded as they came, or unpacked with their method.
+//! A content: encoded as it arrived, or unpacked and with its method.
 
 use bytes::{Buf, Bytes};
 
@@ -6,7 +6,7 @@ use super::buffers::{Buffers, unpinned};
 use super::methods::basic;
 use super::properties::ReceivedProperties;
 
-/// A whole content with the method that began it.
+/// A complete content and the method that began it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Content<M> {
     pub(crate) method: M,
@@ -17,7 +17,7 @@ pub(crate) struct Content<M> {
 /// A delivery to a consumer.
 pub(crate) type DeliveredContent = Content<basic::Deliver>;
 
-/// The message that a `basic.get` has fetched.
+/// The message of a `basic.get`.
 pub(crate) type GotContent = Content<basic::GetOk>;
 
 /// A returned message.
@@ -34,46 +34,46 @@ impl<M> Content<M> {
 }
 
 impl DeliveredContent {
-    /// Whether it seems to come from a stream, by the header that RabbitMQ adds there. (A copy of
-    /// such a message in a queue has it as well.)
+    /// Returns whether the message came from a stream, by the header that RabbitMQ adds there. A
+    /// message that was moved from a stream to a queue still has the header.
     ///
-    /// A stream keeps its messages, so there is no way back into it: RabbitMQ closes the
-    /// connection (540) for a nack.
+    /// A stream keeps its messages, so they cannot be requeued: RabbitMQ closes the connection
+    /// (540) for a nack.
     pub(crate) fn is_of_stream(&self) -> bool {
         has_offset(&self.properties)
     }
 }
 
-/// Whether a message with these encoded properties comes from a stream.
+/// Returns whether a message with these encoded properties came from a stream.
 pub(crate) fn is_of_stream(properties: &[u8]) -> bool {
     may_be_of_stream(properties) && has_offset(&ReceivedProperties::new(properties))
 }
 
 fn has_offset(properties: &ReceivedProperties) -> bool {
-    // Most can be told without reading them.
+    // A search in the bytes excludes most messages without decoding their headers.
     properties.may_have(STREAM_OFFSET) && {
         let headers = properties.read().headers;
         headers.is_some_and(|headers| headers.contains_key(STREAM_OFFSET))
     }
 }
 
-/// The header that RabbitMQ adds to each delivery of a stream.
+/// The header that RabbitMQ adds to each delivery from a stream.
 const STREAM_OFFSET: &str = "x-stream-offset";
 
-/// Whether encoded properties have the bytes of that name anywhere.
+/// Returns whether the bytes of the header's name occur in the encoded properties.
 pub(crate) fn may_be_of_stream(properties: &[u8]) -> bool {
     let name = STREAM_OFFSET.as_bytes();
     properties.windows(name.len()).any(|part| part == name)
 }
 
-/// The properties and the body of a content, as they came.
+/// The encoded properties and the body of a content.
 #[derive(Debug)]
 pub(crate) enum Parts<'a> {
     Apart {
         properties: &'a [u8],
         body: &'a [u8],
     },
-    /// The properties are first.
+    /// The body follows the properties, which have `properties` bytes.
     Joined { bytes: Vec<u8>, properties: usize },
 }
 
@@ -99,7 +99,7 @@ impl Parts<'_> {
         }
     }
 
-    /// Appends them.
+    /// Appends properties and body to `chunk`.
     #[inline]
     pub(crate) fn put_into(self, chunk: &mut Vec<u8>) {
         match self {
@@ -111,7 +111,8 @@ impl Parts<'_> {
         }
     }
 
-    /// Both in one piece, in memory from `memory` if they are not.
+    /// Returns properties and body in one buffer, copied into a buffer of `memory` if they are
+    /// apart.
     pub(crate) fn join(self, memory: &impl Buffers) -> Bytes {
         if let Self::Joined { bytes, .. } = self {
             return to_size(bytes);
@@ -135,13 +136,15 @@ impl Parts<'_> {
     }
 }
 
-/// In no more memory than it needs: it may have more, from a message before.
+/// Frees the unused capacity. There may be some, since the channel keeps the buffer for its next
+/// message.
 fn to_size(mut bytes: Vec<u8>) -> Bytes {
     bytes.shrink_to_fit();
     bytes.into()
 }
 
-/// The properties, and the body behind them. `held` is the memory that `bytes` keep.
+/// Separates the properties from the body behind them. `held` is the size of the buffer that
+/// `bytes` keeps.
 pub(super) fn unpack(
     mut bytes: Bytes,
     properties: usize,
@@ -163,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_body_that_is_kept_keeps_not_much_more_than_its_own_size() {
-        /// Whether a body of `body` bytes behind `properties` bytes is given its own memory.
+        /// Returns whether a body of `body` bytes behind `properties` bytes is copied to memory of
+        /// its own.
         fn is_moved(properties: usize, body: usize, held: usize) -> bool {
             let bytes = Bytes::from(vec![0; properties + body]);
             let place = bytes.get(properties..).unwrap().as_ptr();

@@ -1,13 +1,11 @@
-//! Deliveries of one consumer that came one behind the other, packed.
+//! Consecutive deliveries to one consumer, packed into one buffer.
 //!
-//! What they have in common is there once, and the messages lie side by side in memory. So
-//! the IO thread does no more for a message than to append its bytes, and all of them cost
-//! it a handful of allocations; whoever takes a message makes of it what the program sees, in
-//! a thread of its own.
+//! A batch stores the common parts of its deliveries once, and their messages behind each other. So
+//! the IO thread only appends the bytes of a message, and a whole batch needs a handful of
+//! allocations. The thread that takes a delivery unpacks it.
 //!
-//! A body that is kept for long keeps the memory of some neighbours, sixteen times its own
-//! size and two kibibytes at most, and never a whole read buffer. Large messages share with
-//! nobody.
+//! A body that the program keeps also keeps the buffer of its batch: at most sixteen times its own
+//! size and two KiB, and never a whole read buffer. A large message has a buffer of its own.
 
 use std::collections::VecDeque;
 
@@ -20,30 +18,31 @@ use super::methods::basic;
 use super::read_room::MESSAGE_OVERHEAD_BYTES;
 use super::wire::ShortString;
 
-/// The largest message that shares memory.
+/// The largest message that shares a buffer with others, in bytes.
 const SHARED_MESSAGE_BYTES_MAX: usize = 2 * 1024;
 
-/// Messages for one consumer with successive numbers.
+/// Deliveries to one consumer with successive delivery tags.
 #[derive(Debug)]
 pub(crate) struct Batch {
     consumer_tag: ShortString,
-    /// The number of the first message that is left.
+    /// The delivery tag of the first remaining delivery.
     first: u64,
     origin: Origin,
-    /// The origins of later messages, each with the number from which it holds.
+    /// Changes of the origin: the delivery tag of the first delivery that has it, and the origin.
     origins: VecDeque<(u64, Origin)>,
-    /// What all origins took or take, in bytes.
+    /// The size of all origins, used ones included, in bytes.
     origins_size: usize,
-    /// How many are left.
+    /// The number of remaining deliveries.
     count: usize,
-    /// Of a message that has its memory for itself; others begin with theirs.
+    /// The extent of a message that has a buffer of its own. In a shared buffer, each message
+    /// follows its extent.
     extent: Option<Extent>,
     bytes: Bytes,
-    /// How much memory every part of those bytes keeps.
+    /// The size of the buffer that each part of `bytes` keeps.
     held: usize,
 }
 
-/// How a message lies in memory: its properties, then its body.
+/// The lengths of a message in the buffer: first the properties, then the body.
 #[derive(Debug)]
 struct Extent {
     redelivered: bool,
@@ -51,11 +50,11 @@ struct Extent {
     body: usize,
 }
 
-/// What a message costs that waits together with others, beside its bytes.
+/// The cost of a message in a shared buffer, beside its bytes.
 const BATCHED_OVERHEAD_BYTES: usize = 8;
 
-/// What this takes in front of a message that shares memory. (Then no size has more than two
-/// bytes.)
+/// The encoded size of an extent. Two octets are enough for each length, since only messages up to
+/// [`SHARED_MESSAGE_BYTES_MAX`] share a buffer.
 const EXTENT_BYTES: usize = 5;
 
 impl Extent {
@@ -100,7 +99,7 @@ impl Batch {
         self.bytes = bytes;
     }
 
-    /// How many messages are left.
+    /// Returns the number of remaining deliveries.
     pub(crate) fn len(&self) -> usize {
         self.count
     }
@@ -109,7 +108,7 @@ impl Batch {
         self.count == 0
     }
 
-    /// What their bodies and properties take on the wire.
+    /// Returns the size of the remaining bodies and properties, in bytes.
     pub(crate) fn size(&self) -> usize {
         match self.extent {
             Some(_) => self.bytes.len(),
@@ -117,7 +116,7 @@ impl Batch {
         }
     }
 
-    /// What the messages cost that are left.
+    /// Returns the cost of the remaining deliveries in the read budget.
     pub(crate) fn cost(&self) -> usize {
         MESSAGE_OVERHEAD_BYTES
             + self.origins_size
@@ -125,8 +124,8 @@ impl Batch {
             + self.count * BATCHED_OVERHEAD_BYTES
     }
 
-    /// What a message costs that was just taken out: as the last one, also what all of them
-    /// had in common.
+    /// Returns the part of the cost that ends with `message`, which was just taken. The last
+    /// message also ends the cost of the batch itself.
     pub(crate) fn cost_of(&self, message: &PackedDelivery) -> usize {
         let shared = match self.is_empty() {
             true => MESSAGE_OVERHEAD_BYTES + self.origins_size,
@@ -139,17 +138,17 @@ impl Batch {
         &self.consumer_tag
     }
 
-    /// The number of the first message that is left.
+    /// Returns the delivery tag of the first remaining delivery.
     pub(crate) fn first(&self) -> u64 {
         self.first
     }
 
-    /// The number of the last one.
+    /// Returns the delivery tag of the last delivery.
     pub(crate) fn last(&self) -> u64 {
         self.first + (self.count as u64).saturating_sub(1)
     }
 
-    /// Takes the first message.
+    /// Removes and returns the first remaining delivery.
     pub(crate) fn pop(&mut self) -> Option<PackedDelivery> {
         let extent = match self.extent.take() {
             Some(extent) => extent,
@@ -181,7 +180,7 @@ impl Batch {
     }
 }
 
-/// (`VecDeque::pop_front_if` needs a newer Rust than ours.)
+/// Does the same as `VecDeque::pop_front_if`, which needs a newer Rust than 1.85.
 fn pop_front_if<T>(queue: &mut VecDeque<T>, so: impl FnOnce(&mut T) -> bool) -> Option<T> {
     queue
         .front_mut()
@@ -189,18 +188,18 @@ fn pop_front_if<T>(queue: &mut VecDeque<T>, so: impl FnOnce(&mut T) -> bool) -> 
         .then(|| queue.pop_front())?
 }
 
-/// A message that was taken, with properties as they came.
+/// A delivery taken from a batch. Its properties are still encoded.
 #[derive(Debug)]
 pub(crate) struct PackedDelivery {
     deliver: basic::Deliver,
     properties: usize,
     bytes: Bytes,
-    /// How much memory they keep.
+    /// The size of the buffer that `bytes` keeps.
     held: usize,
 }
 
 impl PackedDelivery {
-    /// What its body and properties take on the wire.
+    /// Returns the size of body and properties, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
@@ -211,19 +210,19 @@ impl PackedDelivery {
     }
 }
 
-/// What makes batches of the deliveries of a connection.
+/// Writes the deliveries of a connection into batches.
 #[derive(Debug, Default)]
 pub(crate) struct BatchWriter<M> {
-    /// Whose the last delivery was.
+    /// The channel and names of the last delivery.
     last: Option<Last>,
-    /// Whether its run may grow: then its bytes are still in the chunk.
+    /// Whether the last batch may grow. Its bytes are then still in `chunk`.
     is_open: bool,
-    /// The bytes of that batch, with room behind them.
+    /// The bytes of the last batch, with free capacity behind them.
     chunk: Vec<u8>,
     memory: M,
 }
 
-/// A channel, and versions of its names.
+/// A channel, and the versions of its last names.
 #[derive(Debug)]
 struct Last {
     channel: u16,
@@ -236,9 +235,9 @@ impl<M: Buffers> BatchWriter<M> {
         self.is_open
     }
 
-    /// Whether a delivery goes to the consumer of the last run in `batches`, which is the last
-    /// one made, and is the next one there.
-    // For each delivery.
+    /// Returns whether a delivery goes to the consumer of the last batch in `batches` and has the
+    /// next delivery tag there. The last batch in `batches` must be the last one that was written.
+    // Inlined, because it runs for each delivery.
     #[inline]
     pub(crate) fn continues(
         &self,
@@ -254,9 +253,9 @@ impl<M: Buffers> BatchWriter<M> {
                 .is_some_and(|batch| batch.last().checked_add(1) == Some(delivery_tag))
     }
 
-    /// Adds a delivery: to the last run in `batches`, or as a new one. That one has to be sealed
-    /// if it is not in `batches`; with others in there, this delivery continues them. Gives what
-    /// that costs.
+    /// Adds a delivery to the last batch in `batches`, or as a new batch, and returns its cost. The
+    /// open batch must be sealed first if it is not in `batches`. If `batches` is not empty, the
+    /// delivery must [continue](Self::continues) it.
     pub(crate) fn add(
         &mut self,
         batches: &mut VecDeque<Batch>,
@@ -309,12 +308,12 @@ impl<M: Buffers> BatchWriter<M> {
         cost
     }
 
-    /// Lets the last run in `batches` grow no more, and gives it its bytes.
+    /// Completes the last batch in `batches` with the bytes of `chunk`.
     pub(crate) fn seal(&mut self, batches: &mut VecDeque<Batch>) {
         if !std::mem::take(&mut self.is_open) {
             return;
         }
-        // Little in a large chunk would cost more than the read budget knows.
+        // A large buffer with few bytes would use more memory than the read budget counts.
         let (size, room) = (self.chunk.len(), self.chunk.capacity());
         let (bytes, held) = if size < room / 2 {
             let bytes = Bytes::copy_from_slice(&self.chunk);
@@ -328,25 +327,25 @@ impl<M: Buffers> BatchWriter<M> {
         }
     }
 
-    /// Memory for messages of about this size, none of which is to keep much more than its
-    /// share.
+    /// Provides a buffer for messages of about `size` bytes. It is small enough that none of them
+    /// keeps much more memory than its share.
     fn make_room(&mut self, size: usize) {
         let share = (size * SHARED_BUFFER_MESSAGES).max(SHARED_BUFFER_BYTES_MIN);
         let room = self.chunk.capacity();
         if room < size || room > share {
-            // The power of two below, so that what comes back mostly fits again.
+            // Rounded down to a power of two, so that a returned buffer mostly fits again.
             let wanted = share.checked_ilog2().map_or(share, |power| 1 << power);
             self.chunk = self.memory.take(wanted);
         }
     }
 
-    /// Lets go of memory that waits to be used again.
+    /// Frees the buffers that are kept for reuse.
     pub(crate) fn release_memory(&mut self) {
         self.memory.release();
     }
 }
 
-/// A delivery that has just come.
+/// A delivery whose content is complete.
 #[derive(Debug)]
 pub(crate) struct Delivery<'a> {
     pub(crate) tag: u64,
@@ -359,7 +358,7 @@ pub(crate) struct Delivery<'a> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Makes batches of deliveries to one consumer, of these sizes and routing keys.
+    /// Packs deliveries of these sizes and routing keys to one consumer.
     pub(crate) fn packed(deliveries: &[(usize, &str)]) -> VecDeque<Batch> {
         let (mut writer, mut batches) = (BatchWriter::<()>::default(), VecDeque::new());
         let mut names = LastNames::default();

@@ -5,20 +5,20 @@ use std::fmt;
 use super::methods::MethodId;
 use super::reply_code::ReplyCode;
 
-/// Why a method, table or content cannot be put on the wire. Nothing was sent.
+/// A method, table or content that cannot be encoded. Nothing of it was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EncodeError {
-    /// What is wrong, in words.
+    /// The value that cannot be encoded, named for an error text.
     pub(crate) what: String,
     pub(crate) flaw: Flaw,
 }
 
-/// What is wrong with it.
+/// The reason why a value cannot be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// Its size exceeds the limit; both in bytes.
+    /// The value exceeds its limit; both numbers are bytes.
     TooLong { size: usize, limit: usize },
-    /// A float that is no finite number.
+    /// The value is an infinite float, or not a number.
     NotFinite,
 }
 
@@ -45,88 +45,99 @@ impl EncodeError {
         }
     }
 
-    /// The same, said of `field`.
+    /// Names the field in which the value stands.
     pub(crate) fn in_field(mut self, field: &str) -> Self {
         self.what = format!("{field} ({})", self.what);
         self
     }
 }
 
-/// What is wrong with bytes that the peer sent.
+/// An error in bytes that the broker sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// A length points behind the end of what encloses it.
+    /// A length exceeds the bytes of the value that contains it.
     Truncated,
-    /// A table holds a value of a type that neither the specification nor RabbitMQ knows.
+    /// A table contains a value of a type that neither the specification nor RabbitMQ defines.
     UnknownFieldType(u8),
-    /// A table nests deeper, or holds more values, than any sane one.
+    /// A table is nested more than 32 levels deep, or contains more than 32,768 values.
     TableTooLarge,
 }
+
+impl std::error::Error for DecodeError {}
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Truncated => f.write_str("a length points behind the end of its frame"),
+            Self::Truncated => f.write_str("a length exceeds the bytes of its frame"),
             Self::UnknownFieldType(letter) => write!(
                 f,
-                "a table holds a value of the unknown type '{}' (octet {letter})",
+                "a table contains a value of the unknown type '{}' (octet {letter})",
                 letter.escape_ascii()
             ),
-            Self::TableTooLarge => f.write_str("a table nests too deep or holds too many values"),
+            Self::TableTooLarge => {
+                f.write_str("a table is nested too deep or contains too many values")
+            }
         }
     }
 }
 
-/// How the peer broke the protocol. The connection ends with it.
+/// A violation of the protocol by the broker. It ends the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProtocolError {
-    /// A protocol header came instead of a frame: the peer speaks another version.
+    /// The broker sent a protocol header instead of a frame, because it speaks another version of
+    /// AMQP.
     ProtocolHeader([u8; 8]),
-    /// The frame type is none of AMQP's.
+    /// AMQP does not define this frame type.
     FrameType(u8),
-    /// A frame is larger than what was negotiated, or a method than 1 MiB if that is more; both
-    /// in bytes of payload.
+    /// A frame exceeds its limit. The limit is the negotiated `frame_max`; for a method or content
+    /// header it is at least 1 MiB. Both numbers are bytes of payload.
+    #[non_exhaustive]
     FrameTooLarge {
-        /// The size that the frame claims.
+        /// The size in the header of the frame.
         size: u32,
-        /// The largest that may come.
+        /// The largest size that is allowed.
         limit: u32,
     },
-    /// The octet behind a frame is not the frame end (0xCE).
+    /// This octet ends a frame, where the frame end (0xCE) is required.
     FrameEnd(u8),
-    /// A frame came on a channel that cannot have one.
+    /// A frame arrived on a channel on which it is not allowed.
+    #[non_exhaustive]
     Channel {
-        /// The channel's number.
+        /// The number of the channel.
         channel: u16,
-        /// What came.
+        /// The kind of frame, in words.
         what: &'static str,
     },
-    /// No such method.
+    /// AMQP does not define this method.
     UnknownMethod(MethodId),
-    /// The method cannot come from a broker, or not at this moment.
+    /// A broker never sends this method, or not in this state.
+    #[non_exhaustive]
     UnexpectedMethod {
-        /// What came.
+        /// The method.
         method: MethodId,
-        /// What was awaited or going on.
+        /// The state in which it arrived, in words.
         state: &'static str,
     },
-    /// A content header or body came where none was due, or a method inside a content.
+    /// A content header or body arrived where none was expected, or a method between the frames of
+    /// a content.
     UnexpectedContent(&'static str),
-    /// A method or content header does not decode.
+    /// A method or content header cannot be decoded.
+    #[non_exhaustive]
     Malformed {
-        /// Which one.
+        /// The method, or the method to which the content header belongs.
         method: MethodId,
-        /// What is wrong with it.
+        /// The reason.
         error: DecodeError,
     },
-    /// The body frames hold more than the header announced.
+    /// The body frames contain more bytes than the content header announced.
     BodyTooLong,
 }
 
 impl ProtocolError {
-    /// The code for the Close that tells the peer (specification, section 2.2.4 and 1.7).
+    /// Returns the code for the close that reports the error to the broker (specification, sections
+    /// 2.2.4 and 1.7).
     pub(crate) fn reply_code(&self) -> ReplyCode {
         match self {
             Self::ProtocolHeader(_)
@@ -141,27 +152,29 @@ impl ProtocolError {
     }
 }
 
+impl std::error::Error for ProtocolError {}
+
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ProtocolHeader(header) => write!(
                 f,
-                "a protocol header (\"{}\") came instead of a frame",
+                "the broker sent a protocol header (\"{}\") instead of a frame",
                 header.escape_ascii()
             ),
-            Self::FrameType(octet) => write!(f, "there is no frame type {octet}"),
+            Self::FrameType(octet) => write!(f, "unknown frame type {octet}"),
             Self::FrameTooLarge { size, limit } => {
                 write!(f, "a frame of {size} bytes exceeds the limit of {limit}")
             }
             Self::FrameEnd(octet) => {
-                write!(f, "a frame ends with {octet:#04x} and not with 0xce")
+                write!(f, "a frame ends with {octet:#04x} instead of 0xce")
             }
-            Self::Channel { channel, what } => write!(f, "{what} came on channel {channel}"),
-            Self::UnknownMethod(method) => write!(f, "there is no method {method}"),
-            Self::UnexpectedMethod { method, state } => write!(f, "{method} came {state}"),
+            Self::Channel { channel, what } => write!(f, "{what} arrived on channel {channel}"),
+            Self::UnknownMethod(method) => write!(f, "unknown method {method}"),
+            Self::UnexpectedMethod { method, state } => write!(f, "{method} arrived {state}"),
             Self::UnexpectedContent(what) => f.write_str(what),
-            Self::Malformed { method, error } => write!(f, "{method} does not decode: {error}"),
-            Self::BodyTooLong => f.write_str("a body is longer than its header said"),
+            Self::Malformed { method, error } => write!(f, "{method} cannot be decoded: {error}"),
+            Self::BodyTooLong => f.write_str("a body is longer than its header announced"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What comes out of the core, and what it hands back with it.
+//! The events of the core, and the tokens that it returns with them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,66 +12,67 @@ use super::methods::Method;
 use super::reply_code::CloseReason;
 use super::wire::ShortString;
 
-/// What the driver hangs on calls, channels and consumers, to get it back with
-/// whatever happens to them.
+/// Values of the IO thread that the core keeps with calls, channels and consumers. Each event
+/// contains the values of the call, channel or consumer that it is about.
 pub(crate) trait Tokens {
     type Call: fmt::Debug;
     type Channel: Clone + fmt::Debug;
     type Consumer: Clone + fmt::Debug;
-    /// Who waits for a channel number.
+    /// A caller that opens a channel and waits for a channel number.
     type Opener: fmt::Debug;
-    /// What deliveries wait in.
+    /// The buffers for deliveries.
     type Buffers: Buffers;
 
-    /// Whether deliveries wait to be taken that came for a consumer.
+    /// Returns whether deliveries to `consumer` wait in its inbox.
     fn has_waiting(consumer: &Self::Consumer) -> bool;
 }
 
-/// A channel of this connection. The number alone would not do: numbers are used again.
+/// Identifies a channel of this connection. The generation tells apart channels that had the same
+/// number one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ChannelId {
     pub(crate) number: u16,
     pub(crate) generation: u64,
 }
 
-/// A method that waits for its reply, or for its turn on the wire.
+/// A call that waits for its reply, or for its turn on the wire.
 #[derive(Debug)]
 pub(crate) struct PendingCall<T: Tokens> {
     pub(crate) number: u64,
-    /// Who waits for the outcome; nobody any more after a timeout.
+    /// The caller. `None` after its deadline, and for calls of the core itself.
     pub(crate) token: Option<T::Call>,
     pub(crate) method: Method,
     pub(crate) deadline: Option<Instant>,
-    /// Who gets the deliveries, for a `basic.consume`.
+    /// The consumer that a `basic.consume` starts.
     pub(crate) consumer: Option<T::Consumer>,
-    /// For a `basic.cancel`, the number of the one consumer that it is for. Without one it is
-    /// for whichever has the tag when it goes out.
+    /// The number of the one consumer that a `basic.cancel` is for. `None`: the cancel is for the
+    /// consumer that has the tag when the cancel is sent.
     pub(crate) cancels: Option<u64>,
 }
 
-/// The good outcome of a call.
+/// The successful outcome of a call.
 #[derive(Debug)]
 pub(crate) enum Reply {
     Method(Method),
-    /// The message that `basic.get` asked for.
+    /// The message of a `basic.get`.
     Message(Box<GotContent>),
-    /// A method without reply is on its way, in order.
+    /// The method has no reply and was put into the output.
     Sent,
-    /// The channel is closed; with the broker's reason if that closed it first.
+    /// The channel is closed. `Some`: the broker had closed it first, for this reason.
     Closed(Option<CloseReason>),
 }
 
-/// The bad outcome of a call.
+/// The failed outcome of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CallFailure {
     TimedOut,
     Encode(EncodeError),
     DuplicateConsumerTag,
-    /// Its channel or connection is closed, for a reason told before.
+    /// The channel or connection is closed. An earlier event has the reason.
     Closed,
 }
 
-/// Whether something may be said on a channel that is no call.
+/// Whether a publish or a settlement may be sent on a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gate {
     Open,
@@ -80,49 +81,49 @@ pub(crate) enum Gate {
     Closed,
 }
 
-/// Why there is no channel with that number.
+/// The reason why a channel number cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NumberError {
     OutOfRange,
     InUse,
     NoneFree,
-    /// This channel is closing; its number will be free with the broker's answer.
+    /// This channel is closing. Its number becomes free with the close-ok of the broker.
     Closing(u16),
 }
 
-/// Why a connection ended.
+/// The reason why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Termination {
     Closed(CloseReason),
-    /// The peer broke the protocol.
+    /// The broker violated the protocol.
     Protocol(ProtocolError),
-    /// Not a byte came for twice the heartbeat interval.
+    /// Not a byte arrived for twice the heartbeat interval; the time since the last one.
     Silence(Duration),
-    /// The stream ended without a word.
+    /// The stream ended without a close.
     EndOfStream,
-    /// Our close was not answered in time.
+    /// The broker did not answer our close in time.
     CloseTimedOut,
-    /// The broker has blocked our publishes for longer than the program wants to wait.
+    /// The broker has blocked publishes for longer than `blocked_connection_timeout`.
     BlockedTooLong {
         after: Duration,
         reason: ShortString,
     },
     /// The socket failed.
     Io(std::io::ErrorKind, String),
-    /// The stream ended or the socket failed, after nothing had been read for long.
+    /// The stream ended or the socket failed after a long reading pause.
     NotRead {
         paused: Duration,
-        /// The channel whose deliveries were not taken.
+        /// The number of the channel with the most waiting deliveries.
         channel: u16,
-        /// The consumer that they were for.
+        /// The tag of the consumer to which they were sent.
         consumer: ShortString,
-        /// How many bytes of them waited.
+        /// The size of these deliveries, in bytes.
         bytes: usize,
         cause: String,
     },
 }
 
-/// What happened.
+/// A report of the core to the IO thread.
 #[derive(Debug)]
 pub(crate) enum Event<T: Tokens> {
     Reply {
@@ -133,51 +134,52 @@ pub(crate) enum Event<T: Tokens> {
         call: T::Call,
         failure: CallFailure,
     },
-    /// Deliveries that came one behind the other, with successive numbers.
+    /// Consecutive deliveries to one consumer, with successive delivery tags.
     Deliveries {
         consumer: T::Consumer,
         batches: VecDeque<Batch>,
-        /// Whether such deliveries cannot be held back.
+        /// Whether deliveries to this consumer are never held back.
         never_held_back: bool,
     },
-    /// A delivery that found no room. It is unsettled, and nobody has it.
+    /// A delivery found no room in the read budget and was dropped. It is unsettled.
     HeldBack {
         consumer: T::Consumer,
         delivery_tag: u64,
-        /// What it would have taken, in bytes.
+        /// The size that the delivery would have had in the read budget, in bytes.
         cost: usize,
     },
-    /// A delivery that was held back has to go back to its queue.
+    /// A held-back delivery is to be requeued.
     Requeue {
         channel: T::Channel,
         delivery_tag: u64,
     },
-    /// A `basic.get` has brought a message. Its reply follows.
+    /// A `basic.get` was answered with a message. The reply to the call follows as its own event.
     Got {
         channel: T::Channel,
         delivery_tag: u64,
         no_ack: bool,
     },
-    /// A prefetch is in force.
+    /// The channel has this prefetch from now on.
     Prefetch {
         channel: T::Channel,
         count: u16,
     },
-    /// A delivery without the header that a stream adds to each comes next for a consumer, for the
-    /// first time.
+    /// The next delivery to the consumer is the first one without the header that a stream adds to
+    /// each message, so the deliveries of this consumer can be requeued.
     Requeueable {
         consumer: T::Consumer,
     },
-    /// A delivery came that nobody takes.
+    /// A delivery was dropped because its consumer was cancelled.
     Unwanted {
         channel: T::Channel,
         delivery_tag: u64,
-        /// Whether it goes back to its queue; else it needs no settlement.
+        /// Whether the delivery is requeued. If not, it needs no settlement.
         is_requeued: bool,
     },
-    /// A message came that is larger than the program takes, and it does not get it.
+    /// A message exceeds `max_message_size` and was dropped.
     PassedOver(Box<PassedOver<T>>),
-    /// On a channel with transactions, what was to go back is on its way.
+    /// On a channel with transactions: the settlements of these dropped deliveries were put into
+    /// the output.
     Requeued {
         channel: T::Channel,
         delivery_tags: Vec<u64>,
@@ -186,7 +188,7 @@ pub(crate) enum Event<T: Tokens> {
         consumer: T::Consumer,
         by_broker: bool,
     },
-    /// The broker has taken back whatever was unsettled, and delivers it anew.
+    /// The broker has requeued all unsettled deliveries of the channel and delivers them again.
     Recovered {
         channel: T::Channel,
         consumers: Vec<T::Consumer>,
@@ -195,7 +197,7 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         content: Box<ReturnedContent>,
     },
-    /// A confirm of a publish, or with `multiple` of all up to it.
+    /// A confirm of the publish with this number; with `multiple`, of all publishes up to it.
     Confirmed {
         channel: T::Channel,
         number: u64,
@@ -206,39 +208,40 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         active: bool,
     },
-    /// Who has waited for a channel number may ask for it again.
+    /// A channel number has become free, and `opener` may reserve it.
     NumberFree {
         opener: T::Opener,
     },
-    /// Nobody waits for a channel number any longer.
+    /// No channel number has become free before the deadline of `opener`.
     NoNumber {
         opener: T::Opener,
         error: NumberError,
     },
-    /// The connection has ended while somebody waited for a channel number.
+    /// The connection has ended while `opener` waited for a channel number.
     OpenerLost {
         opener: T::Opener,
     },
-    /// Comes before the failures of the channel's calls.
+    /// A channel has ended. This event precedes the failures of the channel's calls.
     ChannelClosed {
         channel: T::Channel,
-        /// `None`: it went with the connection.
+        /// `None`: the channel ended with the connection.
         reason: Option<CloseReason>,
         consumers: Vec<T::Consumer>,
     },
     Blocked(ShortString),
     Unblocked,
-    /// Comes before everything that ends with the connection.
+    /// The connection has ended. This event precedes all others that the end of the connection
+    /// causes.
     Closed(Termination),
 }
 
-/// A message that is larger than the program takes.
+/// A message that exceeds `max_message_size`.
 #[derive(Debug)]
 pub(crate) struct PassedOver<T: Tokens> {
     pub(crate) channel: T::Channel,
-    /// The consumer that it came for.
+    /// The consumer to which it was delivered; `None` for a `basic.get`.
     pub(crate) consumer: Option<T::Consumer>,
-    /// The queue that it was asked from.
+    /// The queue of the `basic.get`; `None` for a delivery to a consumer.
     pub(crate) queue: Option<ShortString>,
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
@@ -248,13 +251,13 @@ pub(crate) struct PassedOver<T: Tokens> {
     pub(crate) disposal: Disposal,
 }
 
-/// What becomes of a message that is passed over.
+/// The way in which a message that is too large leaves the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disposal {
-    /// The broker drops it, or moves it to the dead letters.
+    /// It was rejected: the broker drops it or routes it to the dead letter exchange.
     Rejected,
-    /// A stream has it still.
+    /// It was acknowledged. It came from a stream, which still contains it.
     Skipped,
-    /// It needed no acknowledgement.
+    /// It was delivered without acknowledgement, so it is lost.
     Lost,
 }

@@ -1,8 +1,8 @@
-//! Heartbeats: two deadlines from one negotiated interval.
+//! Heartbeats: two deadlines that follow from the negotiated interval.
 //!
-//! Rules: RabbitMQ, "Detecting Dead TCP Connections with Heartbeats". A frame goes
-//! out when nothing was written for half the interval; the peer is dead when not a
-//! byte came for twice the interval. Any byte counts, not only heartbeat frames.
+//! Rules: RabbitMQ, "Detecting Dead TCP Connections with Heartbeats". A heartbeat is sent if
+//! nothing was written for half the interval. The broker counts as dead if not a byte arrived for
+//! twice the interval. Any byte counts, not only heartbeat frames.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ pub(crate) struct Heartbeat {
     interval: Option<Duration>,
     sent: Instant,
     received: Instant,
-    /// Whether bytes could be seen if they came.
+    /// Whether the driver reads from the stream.
     reading: bool,
 }
 
-/// What is due.
+/// The action that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     Nothing,
@@ -42,8 +42,8 @@ impl Heartbeat {
         self.received = now;
     }
 
-    /// While nothing is read, silence proves nothing; when reading resumes, the peer
-    /// gets its full time again.
+    /// Notes whether the driver reads. Without reading, silence is no sign of a dead broker. When
+    /// reading resumes, the full time begins again.
     pub(crate) fn set_reading(&mut self, reading: bool, now: Instant) {
         if reading && !self.reading {
             self.received = now;

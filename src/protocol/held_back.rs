@@ -1,34 +1,36 @@
-//! Deliveries that are held back, because too much waits to be taken already.
+//! Deliveries that are held back because the read budget is used up.
 //!
-//! A broker sends what the prefetch allows, and that may be far more bytes than the program wants
-//! in memory. To stop reading would stop all that comes behind it as well: replies and confirms,
-//! perhaps the very one that the consuming thread waits for. So reading goes on, and a
-//! delivery that finds no room is *held back*: its body is skipped as it comes, and only
-//! its number and size are kept. The broker counts it as unsettled, so it fills the
-//! prefetch, and that stops the broker. When the program has taken enough, the oldest
-//! held-back delivery is *given back* to its queue, and from there it is *expected* again.
+//! The broker sends as many deliveries as the prefetch allows, and these may need far more memory
+//! than the read budget. Without reading, everything behind them would wait as well: replies and
+//! confirms, perhaps the very one for which the consuming thread waits. So reading continues, and a
+//! delivery that finds no room is *held back*: its body is skipped as it arrives, and only its
+//! delivery tag and size are kept. For the broker it is unsettled. So held-back deliveries fill the
+//! prefetch, and the broker stops sending. When the program has taken enough deliveries, the oldest
+//! held-back delivery is *requeued*, and from then on it is *expected* again.
 //!
 //! ```text
-//!                  +-- room -----------------------------> waits to be taken
-//! header comes ----+                                              ^
-//!                  +-- none --> held back --> given back --> expected
+//!                         +-- room -----------------------------> inbox
+//! content header ---------+                                         ^
+//!                         +-- no room --> held back --> requeued --> expected
 //! ```
 //!
-//! To keep the order of the queue, a new delivery is held back behind those that are held
-//! back or expected. RabbitMQ puts what is given back into its old place and marks it as
-//! redelivered. Only a quorum queue before 4.0 without a delivery limit puts it at its end:
-//! then new ones fill the places in the prefetch that the broker should have kept for it.
-//! From there on that consumer takes anything that fits. So do several consumers of one queue,
-//! which share its messages in whatever order.
+//! To keep the order of the queue, a new delivery is held back behind those that are held back or
+//! expected. RabbitMQ puts a requeued message into its old place and sets the redelivered flag.
+//! Only a quorum queue before RabbitMQ 4.0 without a delivery limit puts the message at its end.
+//! Then new deliveries use the places in the prefetch that the expected ones should have. From then
+//! on the consumer accepts deliveries *out of order*, which means each delivery that has room. The
+//! same applies to several consumers of one queue, which share its messages in any order.
 //!
-//! The mark alone tells a delivery that comes again from a new one. After the death of another
-//! consumer, or of the broker, all messages have it. Then nothing is given back before all that
-//! the broker may have sent is here: the prefetch is full of what is held back, or it has been
-//! quiet for a while. And one goes back at a time: RabbitMQ's queues see to acknowledgements first,
-//! so that one may bring something new before what was given back earlier.
+//! Only the redelivered flag tells an expected delivery apart from a new one. After another
+//! consumer or the broker has died, new deliveries have the flag as well. Then nothing is requeued
+//! until all deliveries that the broker may have sent have arrived: the held-back deliveries fill
+//! the prefetch, or nothing has arrived for a while. They are then requeued one at a time:
+//! RabbitMQ's queues handle acknowledgements first, so an acknowledgement may bring a new delivery
+//! before one that was requeued earlier.
 //!
-//! In a queue those that were delivered before come first. So one that comes behind new ones, or
-//! behind all of them, was another consumer's a moment ago. Then there is no order to keep either.
+//! A queue delivers messages that were delivered before in front of all others. So a redelivered
+//! message that arrives after a new one, or after the queue was empty, was just requeued by another
+//! consumer. Then there is no order to keep either.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -36,29 +38,32 @@ use std::time::{Duration, Instant};
 use super::read_room::{QueueId, ReadRoom};
 use super::wire::ShortString;
 
-/// How many deliveries are held back for one consumer. RabbitMQ's prefetch cannot be larger.
+/// The largest number of deliveries that are held back for one consumer. RabbitMQ's prefetch cannot
+/// be larger.
 pub(crate) const HELD_DELIVERIES_MAX: usize = 65_535;
 
-/// After so long without a delivery nothing is expected any more: a consumer of another connection
-/// may have it. Nor is anything on its way that the broker sent before.
+/// After this time without a delivery, no requeued delivery is expected any more, since a consumer
+/// of another connection may have received it. Deliveries that the broker sent earlier have arrived
+/// by then.
 const QUIET_TIME: Duration = Duration::from_secs(1);
 
-/// How much a queue adds to a message that it delivers again, such as `x-delivery-count`.
+/// The bytes that a queue may add to a message that it delivers again, for example
+/// `x-delivery-count`.
 const ADDED_BYTES_MAX: usize = 64;
 
-/// A delivery that is held back. (There may be many, so this takes 16 bytes.)
+/// A held-back delivery. There may be many, so it has only 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct HeldDelivery {
     delivery_tag: u64,
     message: HeldMessage,
 }
 
-/// The part of a message that stays the same when it is delivered again.
+/// The parts of a message that remain the same when it is delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct HeldMessage {
-    /// The bytes that it would take; a message of RabbitMQ has at most 512 MiB.
+    /// The cost in the read budget. A message of RabbitMQ has at most 512 MiB.
     cost: u32,
-    /// Its place among those held back for the consumer.
+    /// The position among the deliveries that were held back for the consumer.
     place: u32,
 }
 
@@ -68,65 +73,65 @@ impl HeldMessage {
     }
 }
 
-/// The consumers of one channel for which deliveries are held back or expected.
+/// The consumers of a channel that have held-back or expected deliveries.
 pub(crate) type HeldBackByTag = HashMap<ShortString, HeldBack>;
 
-/// The deliveries that are held back for one consumer, and those that are expected.
+/// The held-back and the expected deliveries of one consumer.
 #[derive(Debug)]
 pub(crate) struct HeldBack {
-    /// By their places.
+    /// The held-back deliveries, in the order of their places.
     held: VecDeque<HeldDelivery>,
-    /// The place of the next one.
+    /// The place of the last delivery that was held back for the first time.
     next_place: u32,
-    /// Those given back, the one that is due first in front.
+    /// The requeued deliveries in the order in which they are expected.
     expected: VecDeque<HeldMessage>,
-    /// The places of those that were expected in vain, and may come all the same.
+    /// The places of expected deliveries that were given up. They may still arrive.
     overdue: VecDeque<u32>,
-    /// Whether the last new delivery looked like one that comes again.
-    new_are_marked: bool,
-    /// Whether one came that did not.
-    has_seen_unmarked: bool,
-    /// Whether the queue was empty, and nothing new has come since.
+    /// Whether the last new delivery had the redelivered flag.
+    new_are_redelivered: bool,
+    /// Whether a delivery without the redelivered flag has arrived.
+    has_seen_first_delivery: bool,
+    /// Whether the queue was empty, and no new delivery has arrived since.
     is_drained: bool,
-    /// How many new ones have come since the first one that is expected was given back.
-    newer: usize,
-    /// How often in a row something was expected in vain.
-    in_vain: u8,
-    /// When one of those expected was given back or came last.
-    since: Instant,
-    /// When a delivery came last.
+    /// The number of new deliveries since the first expected delivery was requeued.
+    new_since_requeue: usize,
+    /// How often in a row expected deliveries were given up.
+    expected_in_vain: u8,
+    /// The instant at which an expected delivery was requeued or arrived last.
+    expected_since: Instant,
+    /// The arrival of the last delivery.
     last_arrival: Instant,
 }
 
-/// A consumer when something of it comes or may go back.
+/// The state of a consumer, for a decision about one of its deliveries.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConsumerState {
     pub(crate) queue: QueueId,
-    /// Whether nothing waits to be taken for it.
+    /// Whether none of its deliveries waits.
     pub(crate) is_idle: bool,
-    /// Whether it takes what fits, whatever the order.
-    pub(crate) takes_any: bool,
-    /// How many unsettled deliveries it may have; 0 is any number.
+    /// Whether it accepts deliveries in any order.
+    pub(crate) takes_out_of_order: bool,
+    /// The largest number of unsettled deliveries; 0 means no limit.
     pub(crate) prefetch: u16,
-    /// When a part of a message came last on its channel, one that was not the last part.
+    /// The arrival of the last body frame on its channel that did not complete a content.
     pub(crate) last_part: Option<Instant>,
 }
 
-/// A delivery when its header has come.
+/// A delivery whose content header has arrived.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
     pub(crate) redelivered: bool,
     pub(crate) cost: usize,
 }
 
-/// The fate of a delivery.
+/// The decision about a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     TakenIn,
-    /// In this place, if it was held back before.
+    /// The delivery is held back; in this place, if it was held back before.
     HeldBack(Option<u32>),
-    /// It comes before deliveries that were given back, in a place that should be theirs; or it was
-    /// another consumer's. There is no order to keep.
+    /// The order of the queue is lost: the delivery takes the place of a requeued one, or was
+    /// requeued by another consumer.
     OutOfOrder,
 }
 
@@ -137,27 +142,27 @@ impl HeldBack {
             next_place: 0,
             expected: VecDeque::new(),
             overdue: VecDeque::new(),
-            new_are_marked: false,
-            has_seen_unmarked: false,
+            new_are_redelivered: false,
+            has_seen_first_delivery: false,
             is_drained: false,
-            newer: 0,
-            in_vain: 0,
-            since: now,
+            new_since_requeue: 0,
+            expected_in_vain: 0,
+            expected_since: now,
             last_arrival: now,
         }
     }
 
-    /// Nothing is held back or expected any more.
+    /// Returns whether no delivery is held back or expected.
     pub(crate) fn is_over(&self) -> bool {
         self.held.is_empty() && self.expected.is_empty()
     }
 
-    /// Whether no more can be held back.
+    /// Returns whether no further delivery can be held back.
     pub(crate) fn is_full(&self) -> bool {
         self.held.len() >= HELD_DELIVERIES_MAX
     }
 
-    /// Judges a delivery, and notes it if it was expected.
+    /// Decides about a delivery, which is no longer expected then.
     pub(crate) fn judge(
         &mut self,
         arrival: Arrival,
@@ -165,8 +170,8 @@ impl HeldBack {
         room: &mut ReadRoom,
     ) -> Verdict {
         self.last_arrival = room.now();
-        if state.takes_any {
-            return self.judge_any(arrival, state, room);
+        if state.takes_out_of_order {
+            return self.judge_out_of_order(arrival, state, room);
         }
         let place = match arrival.redelivered {
             true => self.take_expected(room),
@@ -175,9 +180,9 @@ impl HeldBack {
         let Some(place) = place else {
             return self.judge_new(arrival, state, room);
         };
-        self.since = room.now();
-        self.in_vain = 0;
-        // One that goes before it has come again as well, and found no room.
+        self.expected_since = room.now();
+        self.expected_in_vain = 0;
+        // An older delivery has arrived again as well, and found no room.
         let is_behind = self.held.front().is_some_and(|it| it.message.place < place);
         match room.fits(arrival.cost, state.is_idle) && !is_behind {
             true => Verdict::TakenIn,
@@ -185,24 +190,25 @@ impl HeldBack {
         }
     }
 
-    /// The same for a consumer that takes what fits.
-    fn judge_any(
+    /// Decides about a delivery to a consumer that accepts any order.
+    fn judge_out_of_order(
         &mut self,
         arrival: Arrival,
         state: ConsumerState,
         room: &mut ReadRoom,
     ) -> Verdict {
-        // For each that goes back another one comes.
+        // Each requeued delivery brings a delivery, though perhaps another one.
         match self.expected.pop_front() {
             Some(message) => {
                 room.end_expected(message.cost());
-                self.since = room.now();
+                self.expected_since = room.now();
             }
             None if arrival.redelivered => room.note_stray(state.queue, arrival.cost),
             None => {}
         }
         let fits = match self.held.front() {
-            // Room is left for the oldest one, which else might never find any.
+            // Room for the oldest held-back delivery is kept free. Otherwise smaller deliveries
+            // might use all the room again and again.
             Some(first) if !state.is_idle => {
                 let both = arrival.cost.saturating_add(first.message.cost());
                 room.fits_again(both, false)
@@ -221,12 +227,13 @@ impl HeldBack {
         state: ConsumerState,
         room: &mut ReadRoom,
     ) -> Verdict {
-        // A queue has those in front that were delivered before, so another consumer had this one.
-        if arrival.redelivered && (self.has_seen_unmarked || self.is_drained) {
+        // A queue delivers messages that were delivered before in front of all others. So another
+        // consumer has just requeued this one.
+        if arrival.redelivered && (self.has_seen_first_delivery || self.is_drained) {
             return Verdict::OutOfOrder;
         }
-        self.new_are_marked = arrival.redelivered;
-        self.has_seen_unmarked |= !arrival.redelivered;
+        self.new_are_redelivered = arrival.redelivered;
+        self.has_seen_first_delivery |= !arrival.redelivered;
         self.is_drained = false;
         if arrival.redelivered {
             room.note_stray(state.queue, arrival.cost);
@@ -235,7 +242,7 @@ impl HeldBack {
             if self.has_lost_its_place(state.prefetch) {
                 return Verdict::OutOfOrder;
             }
-            self.newer += 1;
+            self.new_since_requeue += 1;
         }
         match self.is_over() && room.fits(arrival.cost, state.is_idle) {
             true => Verdict::TakenIn,
@@ -243,7 +250,8 @@ impl HeldBack {
         }
     }
 
-    /// The place of the one that comes again now. An overdue one is older than one that is due.
+    /// Returns the place of the redelivered message that arrives now. An overdue delivery is older
+    /// than the next expected one.
     fn take_expected(&mut self, room: &mut ReadRoom) -> Option<u32> {
         let due = self.expected.pop_front();
         if let Some(message) = due {
@@ -269,13 +277,14 @@ impl HeldBack {
         self.overdue.insert(index, place);
     }
 
-    /// Whether the broker has put what was given back behind newer messages: it keeps to the
-    /// prefetch, so with all that is held back or expected a new delivery would be one too many.
+    /// Returns whether the broker has put the requeued deliveries behind newer messages. It
+    /// observes the prefetch, and together with the held-back and expected deliveries a new one
+    /// would exceed that.
     fn has_lost_its_place(&self, prefetch: u16) -> bool {
         prefetch > 0 && self.held.len() + self.expected.len() >= usize::from(prefetch)
     }
 
-    /// Keeps number and cost of a delivery that has this place, or is the last one.
+    /// Holds back a delivery: in `place`, or behind all others.
     pub(crate) fn hold(&mut self, delivery_tag: u64, cost: usize, place: Option<u32>) {
         let place = place.unwrap_or_else(|| {
             self.next_place = self.next_place.saturating_add(1);
@@ -290,29 +299,29 @@ impl HeldBack {
         self.held.insert(index, held);
     }
 
-    /// The oldest one, if it would fit.
+    /// Removes the oldest held-back delivery if it has room now, and returns its delivery tag.
     pub(crate) fn requeue(&mut self, state: ConsumerState, room: &mut ReadRoom) -> Option<u64> {
         if !self.can_requeue(state, room) {
             return None;
         }
-        // With much of the prefetch left, and nothing to acknowledge that could be that much.
+        // A large part of the prefetch is free, and unacknowledged deliveries cannot be the reason.
         let is_wide = state.prefetch == 0 || self.held.len() < usize::from(state.prefetch) / 4 * 3;
         self.is_drained |= is_wide && state.is_idle && self.is_quiet(state, room.now());
         let first = self.held.pop_front()?;
         if self.expected.is_empty() {
-            self.newer = 0;
+            self.new_since_requeue = 0;
         }
         self.expected.push_back(first.message);
         room.expect(first.message.cost());
-        self.since = room.now();
+        self.expected_since = room.now();
         Some(first.delivery_tag)
     }
 
-    /// Whether [`requeue`](Self::requeue) would give one back now.
+    /// Returns whether [`requeue`](Self::requeue) would return a delivery.
     pub(crate) fn can_requeue(&self, state: ConsumerState, room: &ReadRoom) -> bool {
-        let may_be_confused = self.new_are_marked && !state.takes_any;
+        let may_be_confused = self.new_are_redelivered && !state.takes_out_of_order;
         self.first_fits(state.is_idle, room)
-            && (!may_be_confused || self.all_has_come(state, room.now()))
+            && (!may_be_confused || self.has_received_all(state, room.now()))
     }
 
     fn first_fits(&self, is_idle: bool, room: &ReadRoom) -> bool {
@@ -321,10 +330,11 @@ impl HeldBack {
         first.is_some_and(|first| room.fits_again(first.message.cost(), is_starving))
     }
 
-    /// Whether what comes next can only be what is given back now.
-    fn all_has_come(&self, state: ConsumerState, now: Instant) -> bool {
+    /// Returns whether the next delivery can only be the one that is requeued now.
+    fn has_received_all(&self, state: ConsumerState, now: Instant) -> bool {
         let is_filled = state.prefetch > 0 && self.held.len() >= state.prefetch.into();
-        // Each delivery that the program has yet to acknowledge makes room for a new one.
+        // Only if the consumer is idle: each acknowledgement of the program may bring a new
+        // delivery.
         let is_quiet = self.is_drained || state.is_idle && self.is_quiet(state, now);
         self.expected.is_empty() && (is_filled || is_quiet)
     }
@@ -333,44 +343,44 @@ impl HeldBack {
         self.last_progress(state) + QUIET_TIME <= now
     }
 
-    /// When the wire brought something last behind which there may be more for this consumer.
+    /// Returns the last arrival behind which another delivery to this consumer may follow.
     fn last_progress(&self, state: ConsumerState) -> Instant {
         let part = state.last_part.unwrap_or(self.last_arrival);
         part.max(self.last_arrival)
     }
 
-    /// Below how many waiting bytes the oldest one may fit.
+    /// Returns the number of waiting bytes below which the oldest held-back delivery may have room.
     pub(crate) fn fits_below(&self, room: &ReadRoom) -> Option<usize> {
         let first = self.held.front()?;
         let limit = room.limit_again(self.expected.is_empty());
         let other = room.announced() + room.expected();
         let others = other.saturating_add(first.message.cost());
-        // With so much waiting the limit is just reached. One that is too large for all the room fits
-        // when little else waits.
-        let alone = (room.little() + 1).saturating_sub(other).max(1);
+        // A delivery that exceeds the whole budget has room only if almost nothing else waits.
+        let alone = (room.near_empty_bytes() + 1).saturating_sub(other).max(1);
         Some(limit.saturating_add(1).saturating_sub(others).max(alone))
     }
 
-    /// When nothing is expected any more, or nothing new is on its way.
+    /// Returns the instant at which an expected delivery is overdue, or at which deliveries that
+    /// were sent earlier have arrived.
     pub(crate) fn deadline(&self, state: ConsumerState, room: &ReadRoom) -> Option<Instant> {
-        let expected = (!self.expected.is_empty()).then(|| self.lapses_at(state));
+        let expected = (!self.expected.is_empty()).then(|| self.overdue_at(state));
         let quiet = self.last_progress(state) + QUIET_TIME;
-        let quiet = (self.new_are_marked && quiet > room.now()).then_some(quiet);
+        let quiet = (self.new_are_redelivered && quiet > room.now()).then_some(quiet);
         expected.into_iter().chain(quiet).min()
     }
 
-    fn lapses_at(&self, state: ConsumerState) -> Instant {
-        // Deliveries that were given back come behind all that the broker had sent before. Without
-        // a prefetch there may be no end of that.
-        let is_endless = state.takes_any || state.prefetch == 0;
+    fn overdue_at(&self, state: ConsumerState) -> Instant {
+        // Requeued deliveries arrive behind all that the broker sent before. Without a prefetch
+        // these may never end, so their arrival does not extend the time.
+        let is_endless = state.takes_out_of_order || state.prefetch == 0;
         match is_endless {
-            true => self.since + QUIET_TIME,
-            false => self.since.max(self.last_progress(state)) + QUIET_TIME,
+            true => self.expected_since + QUIET_TIME,
+            false => self.expected_since.max(self.last_progress(state)) + QUIET_TIME,
         }
     }
 
-    /// Another consumer of the queue seems to have got what this one gave back: a message of this
-    /// cost. Whether something like that was expected.
+    /// Removes an expected delivery of about this cost, which another consumer of the queue seems
+    /// to have received. Returns whether there was one.
     pub(crate) fn give_up(&mut self, cost: usize, room: &mut ReadRoom) -> bool {
         let is_alike = |message: &HeldMessage| message.cost().abs_diff(cost) <= ADDED_BYTES_MAX;
         let Some(index) = self.expected.iter().position(is_alike) else {
@@ -378,29 +388,29 @@ impl HeldBack {
         };
         if let Some(message) = self.expected.remove(index) {
             room.end_expected(message.cost());
-            // Perhaps that was another message of the queue.
+            // It may have been another message of the queue, so the expected one may still arrive.
             self.note_overdue(message.place);
         }
         true
     }
 
-    /// Expects nothing any more, if it is time. Whether this consumer should take what fits from
-    /// now on, for again and again new ones come instead, or nothing does.
+    /// Gives up the expected deliveries if they are overdue. Returns whether the consumer should
+    /// accept any order from now on, because this happens repeatedly.
     #[must_use]
-    pub(crate) fn lapse(&mut self, state: ConsumerState, room: &mut ReadRoom) -> bool {
-        if self.expected.is_empty() || self.lapses_at(state) > room.now() {
+    pub(crate) fn give_up_overdue(&mut self, state: ConsumerState, room: &mut ReadRoom) -> bool {
+        if self.expected.is_empty() || self.overdue_at(state) > room.now() {
             return false;
         }
-        let is_passed = self.new_are_marked || self.newer >= self.expected.len();
+        let is_passed = self.new_are_redelivered || self.new_since_requeue >= self.expected.len();
         for message in std::mem::take(&mut self.expected) {
             room.end_expected(message.cost());
             self.note_overdue(message.place);
         }
-        self.in_vain = self.in_vain.saturating_add(1);
-        self.in_vain >= if is_passed { 2 } else { 3 }
+        self.expected_in_vain = self.expected_in_vain.saturating_add(1);
+        self.expected_in_vain >= if is_passed { 2 } else { 3 }
     }
 
-    /// Ends it; the numbers of what is held back.
+    /// Ends the holding back, and returns the delivery tags of the held-back deliveries.
     pub(crate) fn end(self, room: &mut ReadRoom) -> impl Iterator<Item = u64> + use<> {
         for message in self.expected {
             room.end_expected(message.cost());

@@ -1,12 +1,13 @@
-//! The names of the last delivery of a channel, which the next one mostly has as well.
+//! The consumer tag, exchange and routing key of the last delivery of a channel.
 //!
-//! They are compared as bytes, two comparisons for all three, and read only when they
-//! differ. Versions tell others whether anything has changed.
+//! The next delivery mostly has the same names. They are compared as bytes, with two comparisons
+//! for all three, and decoded only if they differ. Version numbers show callers whether a name has
+//! changed.
 
 use super::errors::DecodeError;
 use super::wire::{Reader, ShortString};
 
-/// Where a message was published to.
+/// The exchange and routing key with which a message was published.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origin {
     pub(crate) exchange: ShortString,
@@ -14,7 +15,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// About what it takes in memory.
+    /// Returns about the size in memory, in bytes.
     pub(crate) fn size(&self) -> usize {
         size_of::<(u64, Self)>() + self.exchange.len() + self.routing_key.len()
     }
@@ -24,7 +25,7 @@ impl Origin {
 pub(crate) struct LastNames {
     consumer_tag: ShortString,
     origin: Origin,
-    /// The same as it came, lengths included.
+    /// The names in their encoded form, with their lengths.
     raw_tag: Vec<u8>,
     raw_origin: Vec<u8>,
     tag_version: u64,
@@ -40,19 +41,19 @@ impl LastNames {
         &self.origin
     }
 
-    /// Another one with every change of the consumer tag.
+    /// Returns a number that increases with every change of the consumer tag.
     pub(crate) fn tag_version(&self) -> u64 {
         self.tag_version
     }
 
-    /// Another one with every change of the origin.
+    /// Returns a number that increases with every change of exchange or routing key.
     pub(crate) fn origin_version(&self) -> u64 {
         self.origin_version
     }
 
-    /// Reads the arguments of a `basic.deliver`: its number, and whether it may have been
-    /// delivered before.
-    // For each delivery.
+    /// Reads the arguments of a `basic.deliver` and returns the delivery tag and the redelivered
+    /// flag.
+    // Inlined, because it runs for each delivery.
     #[inline]
     pub(crate) fn read_deliver(&mut self, arguments: &[u8]) -> Result<(u64, bool), DecodeError> {
         let mut reader = match arguments.strip_prefix(&*self.raw_tag) {
@@ -87,7 +88,8 @@ impl LastNames {
         };
         self.origin_version += 1;
         self.raw_origin.clear();
-        // Without what may follow: it would be kept as long as the channel lives.
+        // Bytes behind the routing key are left out: they would be kept as long as the channel
+        // exists.
         let length = origin.len() - reader.rest().len();
         self.raw_origin.extend(origin.iter().take(length));
         Ok(())
@@ -96,7 +98,7 @@ impl LastNames {
 
 #[cfg(test)]
 impl LastNames {
-    /// Sets all of them, as a delivery does.
+    /// Sets all three names, as a delivery does.
     pub(super) fn set(&mut self, consumer_tag: &str, exchange: &str, routing_key: &str) {
         let deliver = super::methods::basic::Deliver::default()
             .consumer_tag(consumer_tag)

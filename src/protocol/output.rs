@@ -10,25 +10,27 @@ use super::frame::{Settle, encode_method, encode_settle};
 use super::methods::Method;
 use super::read_room::ReadRoom;
 
-/// What a channel needs of its connection to speak.
+/// The parts of a connection that its channels write to and read from.
 #[derive(Debug)]
 pub(crate) struct Output<T: Tokens> {
     pub(crate) bytes: Vec<u8>,
-    /// How many frames were put into `bytes` since somebody asked.
+    /// The number of frames put into `bytes` since the last
+    /// [`take_frames_sent`](super::connection::Connection::take_frames_sent).
     pub(crate) frames: u64,
     pub(crate) events: VecDeque<Event<T>>,
-    /// How much may wait to be taken.
+    /// The rest of the read budget.
     pub(crate) room: ReadRoom,
-    /// The channels with deliveries that are held back or expected.
-    pub(crate) holding: BTreeSet<u16>,
+    /// The numbers of the channels with deliveries that are held back or expected again.
+    pub(crate) held_back_channels: BTreeSet<u16>,
     writer: BatchWriter<T::Buffers>,
-    /// Channels whose commit is done, and whose next call waits for what was held back.
+    /// The channels that have received a commit-ok. Their next call is sent after the publishes and
+    /// settlements that waited for the commit.
     pub(crate) committed: Vec<ChannelId>,
-    /// Channels whose next call waits for what was settled before.
+    /// The channels whose next call is sent after the settlements that the program made before it.
     pub(crate) changing: Vec<ChannelId>,
-    /// An empty list of batches, to be used again.
+    /// An empty list of batches, kept for its memory.
     spare: VecDeque<Batch>,
-    /// Deadlines of calls: when, which channel, which call.
+    /// The deadlines of calls: instant, number of the channel, number of the call.
     deadlines: BTreeSet<(Instant, u16, u64)>,
     frame_max: usize,
     calls: u64,
@@ -41,7 +43,7 @@ impl<T: Tokens> Output<T> {
             frames: 0,
             events: VecDeque::new(),
             room,
-            holding: BTreeSet::new(),
+            held_back_channels: BTreeSet::new(),
             writer: BatchWriter::default(),
             committed: Vec::new(),
             changing: Vec::new(),
@@ -52,9 +54,9 @@ impl<T: Tokens> Output<T> {
         }
     }
 
-    /// Tells of a delivery: together with the last one, if it goes to the same consumer and
-    /// nothing has happened between the two.
-    // For each delivery, and called in one place.
+    /// Adds a delivery to the last event, if that has deliveries to the same consumer. Otherwise
+    /// adds an event.
+    // Inlined into its only caller, because it runs for each delivery.
     #[inline]
     pub(crate) fn deliver(
         &mut self,
@@ -89,7 +91,7 @@ impl<T: Tokens> Output<T> {
         self.room.emit(cost);
     }
 
-    /// Lets the last run of deliveries grow no more.
+    /// Completes the last batch of deliveries.
     fn seal(&mut self) {
         if self.writer.is_open() {
             let mut latest = self.events.iter_mut().rev();
@@ -108,12 +110,12 @@ impl<T: Tokens> Output<T> {
         self.events.pop_front()
     }
 
-    /// Lets go of memory that is not needed while nothing happens.
+    /// Frees memory that is not needed while the connection is idle.
     pub(crate) fn release_memory(&mut self) {
         self.writer.release_memory();
     }
 
-    /// Takes back the memory of a list of batches.
+    /// Takes back an empty list of batches, for its memory.
     pub(crate) fn reuse(&mut self, batches: VecDeque<Batch>) {
         if batches.is_empty() && batches.capacity() > self.spare.capacity() {
             self.spare = batches;
@@ -124,7 +126,7 @@ impl<T: Tokens> Output<T> {
         self.deadlines.first().map(|(when, ..)| *when)
     }
 
-    /// Channel and call of a deadline that has passed.
+    /// Removes the first deadline that has passed, and returns the numbers of its channel and call.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(u16, u64)> {
         let (when, channel, number) = *self.deadlines.first()?;
         if when > now {
@@ -147,10 +149,10 @@ impl<T: Tokens> Output<T> {
         self.calls
     }
 
-    /// Sends a method of ours that is known to fit.
+    /// Sends a method of the client that is known to fit into a frame.
     pub(crate) fn send(&mut self, channel: u16, method: &Method) {
         if let Err(error) = self.try_send(channel, method) {
-            log::error!("{} is not sent: {}", method.id(), error.what);
+            log::error!("{} cannot be sent: {}", method.id(), error.what);
         }
     }
 
@@ -160,7 +162,7 @@ impl<T: Tokens> Output<T> {
         Ok(())
     }
 
-    /// Settles a delivery.
+    /// Sends the settlement of a delivery.
     pub(crate) fn settle(&mut self, channel: u16, delivery_tag: u64, settle: Settle) {
         self.frames += 1;
         encode_settle(&mut self.bytes, channel, delivery_tag, settle);

@@ -1,8 +1,8 @@
-//! Whether a message that came back may be one that was sent, told from their properties.
+//! Compares the properties of a returned message with those of a publish.
 //!
-//! RabbitMQ gives back what it has made of a message: it takes the header `BCC` out, its
-//! interceptors add headers and a timestamp, and from 4.0 on it sorts the headers. What asks for
-//! an answer over direct reply-to comes back with the address of its channel.
+//! RabbitMQ returns the message as it has changed it: it removes the header `BCC`, its interceptors
+//! add headers and a timestamp, and from 4.0 on it sorts the headers. A message with the direct
+//! reply-to address is returned with the address of its channel.
 
 use std::cell::OnceCell;
 
@@ -10,26 +10,26 @@ use super::properties::{BasicProperties, ReceivedProperties};
 use super::table::{FieldTable, FieldValue};
 use super::wire::ShortString;
 
-/// Headers of ours that need not come back.
+/// Headers that RabbitMQ may remove.
 const HEADERS_LEFT_OUT: [&str; 2] = ["BCC", "x-resent"];
 
-/// RabbitMQ's name for the way back to the very channel that publishes ("Direct Reply-to"). In a
-/// message that it passes on, something with this prefix stands in its place.
+/// The address of RabbitMQ's "Direct Reply-to" in a publish. RabbitMQ replaces it by a longer one
+/// with this prefix.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// How much the properties that came back are those that were sent.
+/// The result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PropertyMatch {
     Equal,
-    /// All that was sent is there, and something else with it.
+    /// All sent properties were returned, and others with them.
     Extended,
     Different,
 }
 
-/// The properties that came back, to be compared with many.
+/// The properties of a returned message, for comparison with several publishes.
 pub(super) struct ReturnedProperties<'a> {
     received: &'a ReceivedProperties,
-    /// Read when they are needed: mostly the bytes are the same.
+    /// Decoded only when they are needed, because the bytes are mostly equal.
     read: OnceCell<ComparableProperties>,
 }
 
@@ -41,19 +41,19 @@ impl<'a> ReturnedProperties<'a> {
         }
     }
 
-    /// Compares them with `sent`, flags and fields as they went out.
-    pub(super) fn likeness(&self, sent: &[u8]) -> PropertyMatch {
+    /// Compares the returned properties with the encoded properties `sent`.
+    pub(super) fn compare(&self, sent: &[u8]) -> PropertyMatch {
         if self.received.are(sent) {
             return PropertyMatch::Equal;
         }
         let received = self
             .read
             .get_or_init(|| ComparableProperties::new(self.received.read()));
-        ComparableProperties::new(BasicProperties::read(sent)).likeness(received)
+        ComparableProperties::new(BasicProperties::read(sent)).compare(received)
     }
 }
 
-/// Properties apart from what may be added to them.
+/// Properties, apart from those to which RabbitMQ may add.
 struct ComparableProperties {
     headers: FieldTable,
     timestamp: Option<u64>,
@@ -71,8 +71,8 @@ impl ComparableProperties {
         }
     }
 
-    fn likeness(&self, received: &Self) -> PropertyMatch {
-        // What cannot be read can only be compared as bytes.
+    fn compare(&self, received: &Self) -> PropertyMatch {
+        // Properties that cannot be decoded can only be compared as bytes.
         let are_read = [self, received].map(|parts| parts.rest.undecoded().is_none());
         let is_kept = are_read == [true; 2]
             && self.rest == received.rest
@@ -92,7 +92,7 @@ impl ComparableProperties {
         }
     }
 
-    /// Whether the headers are the same, or `None` if one of ours is not there.
+    /// Returns whether the headers are equal, or `None` if a sent one was not returned.
     fn are_headers_equal(&self, received: &Self) -> Option<bool> {
         let theirs = sorted(&received.headers);
         let mut count = 0;
@@ -128,9 +128,9 @@ mod tests {
         out
     }
 
-    fn likeness(sent: &BasicProperties, received: &BasicProperties) -> PropertyMatch {
+    fn compare(sent: &BasicProperties, received: &BasicProperties) -> PropertyMatch {
         let received = ReceivedProperties::new(&encoded(received));
-        ReturnedProperties::new(&received).likeness(&encoded(sent))
+        ReturnedProperties::new(&received).compare(&encoded(sent))
     }
 
     fn with(headers: FieldTable) -> BasicProperties {
@@ -141,19 +141,19 @@ mod tests {
     fn headers_may_come_back_in_another_order_and_with_others() {
         let sent = with(FieldTable::from([("b", 1), ("a", 2)]));
         let sorted = with(FieldTable::from([("a", 2), ("b", 1)]));
-        assert_eq!(likeness(&sent, &sorted), PropertyMatch::Equal);
+        assert_eq!(compare(&sent, &sorted), PropertyMatch::Equal);
         let more = with(FieldTable::from([("a", 2), ("b", 1), ("added", 3)]));
-        assert_eq!(likeness(&sent, &more), PropertyMatch::Extended);
-        assert_eq!(likeness(&more, &sent), PropertyMatch::Different);
+        assert_eq!(compare(&sent, &more), PropertyMatch::Extended);
+        assert_eq!(compare(&more, &sent), PropertyMatch::Different);
         let other = with(FieldTable::from([("a", 2), ("b", 2)]));
-        assert_eq!(likeness(&sent, &other), PropertyMatch::Different);
+        assert_eq!(compare(&sent, &other), PropertyMatch::Different);
         let renamed = with(FieldTable::from([("a", 2), ("c", 1)]));
-        assert_eq!(likeness(&sent, &renamed), PropertyMatch::Different);
+        assert_eq!(compare(&sent, &renamed), PropertyMatch::Different);
         let mut reversed: Vec<_> = one_of_each().iter().map(own).collect();
         reversed.reverse();
         let all = with(one_of_each());
         let reversed = with(reversed.into_iter().collect());
-        assert_eq!(likeness(&all, &reversed), PropertyMatch::Equal);
+        assert_eq!(compare(&all, &reversed), PropertyMatch::Equal);
     }
 
     fn own((name, value): (&str, &FieldValue)) -> (String, FieldValue) {
@@ -165,15 +165,15 @@ mod tests {
         for name in ["BCC", "x-resent"] {
             let sent = with(FieldTable::from([(name, "q"), ("CC", "r")]));
             let received = with(FieldTable::from([("CC", "r")]));
-            assert_eq!(likeness(&sent, &received), PropertyMatch::Equal);
-            assert_eq!(likeness(&sent, &sent), PropertyMatch::Equal);
+            assert_eq!(compare(&sent, &received), PropertyMatch::Equal);
+            assert_eq!(compare(&sent, &sent), PropertyMatch::Equal);
             let none = BasicProperties::new().message_id("m");
             let blind_only = with(FieldTable::from([(name, "q")]));
-            assert_eq!(likeness(&blind_only, &none), PropertyMatch::Equal);
+            assert_eq!(compare(&blind_only, &none), PropertyMatch::Equal);
         }
         let copied = with(FieldTable::from([("CC", "r")]));
         let none = BasicProperties::new().message_id("m");
-        assert_eq!(likeness(&copied, &none), PropertyMatch::Different);
+        assert_eq!(compare(&copied, &none), PropertyMatch::Different);
     }
 
     #[test]
@@ -194,9 +194,9 @@ mod tests {
         for say in says {
             let [one, other] = ["a", "bb"].map(|text| say(none.clone(), text));
             for (sent, received) in [(&one, &other), (&one, &none), (&none, &one)] {
-                assert_eq!(likeness(sent, received), PropertyMatch::Different);
+                assert_eq!(compare(sent, received), PropertyMatch::Different);
             }
-            assert_eq!(likeness(&one, &one), PropertyMatch::Equal);
+            assert_eq!(compare(&one, &one), PropertyMatch::Equal);
         }
     }
 
@@ -205,7 +205,7 @@ mod tests {
         let to = |name: &str| BasicProperties::new().reply_to(name).message_id("1");
         let (ours, answers) = (to(DIRECT_REPLY_TO), to("answers"));
         let filled = to("amq.rabbitmq.reply-to.g1h2AA5yZXBs.==");
-        assert_eq!(likeness(&ours, &filled), PropertyMatch::Equal);
+        assert_eq!(compare(&ours, &filled), PropertyMatch::Equal);
         let none = BasicProperties::new().message_id("1");
         for (sent, received) in [
             (&ours, &filled.clone().message_id("2")),
@@ -214,7 +214,7 @@ mod tests {
             (&answers, &to("answers.2")),
             (&ours, &none),
         ] {
-            assert_eq!(likeness(sent, received), PropertyMatch::Different);
+            assert_eq!(compare(sent, received), PropertyMatch::Different);
         }
     }
 
@@ -227,26 +227,26 @@ mod tests {
                 None => properties,
             }
         });
-        assert_eq!(likeness(&none, &one), PropertyMatch::Extended);
-        assert_eq!(likeness(&one, &none), PropertyMatch::Different);
-        assert_eq!(likeness(&one, &other), PropertyMatch::Different);
+        assert_eq!(compare(&none, &one), PropertyMatch::Extended);
+        assert_eq!(compare(&one, &none), PropertyMatch::Different);
+        assert_eq!(compare(&one, &other), PropertyMatch::Different);
     }
 
     #[test]
     fn what_cannot_be_read_is_compared_as_bytes() {
         let strange = b"\xa0\0\x01x\0\0\0\x03\x01a?";
         let received = ReceivedProperties::new(strange);
-        let pattern = ReturnedProperties::new(&received);
-        assert_eq!(pattern.likeness(strange), PropertyMatch::Equal);
+        let returned = ReturnedProperties::new(&received);
+        assert_eq!(returned.compare(strange), PropertyMatch::Equal);
         let plain = encoded(&BasicProperties::new().content_type("x"));
-        assert_eq!(pattern.likeness(&plain), PropertyMatch::Different);
+        assert_eq!(returned.compare(&plain), PropertyMatch::Different);
     }
 
     #[test]
     fn no_properties_are_none_however_they_are_said() {
         let received = ReceivedProperties::new(&[]);
         assert_eq!(
-            ReturnedProperties::new(&received).likeness(&[0, 0]),
+            ReturnedProperties::new(&received).compare(&[0, 0]),
             PropertyMatch::Equal
         );
     }

@@ -1,20 +1,19 @@
-//! A set of numbers that mostly follow each other.
+//! A set of numbers that are mostly consecutive.
 
 use std::collections::BTreeMap;
 
-/// Numbers from 1, kept as ranges: one after the other they take no memory, and so does one
-/// that is enormous.
+/// A set of numbers from 1, stored as ranges. So consecutive numbers need almost no memory, and
+/// neither does a single large number.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ranges {
-    /// Everything up to here is in it.
+    /// All numbers up to this one are in the set.
     floor: u64,
-    /// What is in it above the floor, by the first number: the last one. There is a gap in
-    /// front of each.
+    /// The ranges above `floor`: first number and last number. There is a gap before each.
     above: BTreeMap<u64, u64>,
 }
 
 impl Ranges {
-    /// Adds `number`; `false` if it was there.
+    /// Adds `number`. Returns `false` if it was in the set.
     pub(crate) fn insert(&mut self, number: u64) -> bool {
         if self.above.is_empty() && self.floor.checked_add(1) == Some(number) {
             self.floor = number;
@@ -23,7 +22,7 @@ impl Ranges {
         self.insert_out_of_order(number)
     }
 
-    // Mostly they come in order.
+    // Cold, because numbers are mostly inserted in order.
     #[cold]
     fn insert_out_of_order(&mut self, number: u64) -> bool {
         let is_new = !self.contains(number);
@@ -33,13 +32,13 @@ impl Ranges {
         is_new
     }
 
-    /// Adds `first` to `last`.
+    /// Adds the numbers from `first` to `last`.
     pub(crate) fn insert_all(&mut self, first: u64, last: u64) {
         let (mut first, mut last) = (first.max(1), last);
         if first > last {
             return;
         }
-        // Whatever it touches becomes part of it.
+        // Merges all ranges that overlap or adjoin the new one.
         let reach = last.saturating_add(1);
         while let Some((&start, &end)) = self.above.range(..=reach).next_back() {
             if end.saturating_add(1) < first {
@@ -55,7 +54,7 @@ impl Ranges {
         }
     }
 
-    /// Adds everything up to `last`, and tells how much of it is new.
+    /// Adds all numbers up to `last`, and returns how many were not in the set.
     pub(crate) fn fill(&mut self, last: u64) -> u64 {
         let mut new = 0;
         while let Some(lowest) = self.above.first_entry() {
@@ -71,7 +70,7 @@ impl Ranges {
         new
     }
 
-    /// Takes out `first` to `last`.
+    /// Removes the numbers from `first` to `last`.
     pub(crate) fn remove_all(&mut self, first: u64, last: u64) {
         let first = first.max(1);
         if first > last {
@@ -99,13 +98,13 @@ impl Ranges {
         number <= self.floor || self.around(number).is_some()
     }
 
-    /// The range above the floor that `number` is in.
+    /// Returns the range above `floor` that contains `number`.
     fn around(&self, number: u64) -> Option<(u64, u64)> {
         let (&start, &end) = self.above.range(..=number).next_back()?;
         (end >= number).then_some((start, end))
     }
 
-    /// The lowest number from `from` on.
+    /// Returns the lowest number that is at least `from`.
     pub(crate) fn lowest_from(&self, from: u64) -> Option<u64> {
         let from = from.max(1);
         if from <= self.floor {
@@ -117,7 +116,7 @@ impl Ranges {
         self.above.range(from..).next().map(|(&start, _)| start)
     }
 
-    /// The highest number up to `number` that is missing.
+    /// Returns the highest number up to `number` that is not in the set.
     pub(crate) fn highest_missing(&self, number: u64) -> Option<u64> {
         let missing = match self.around(number) {
             Some((start, _)) => start - 1,
@@ -126,7 +125,7 @@ impl Ranges {
         (missing > self.floor).then_some(missing)
     }
 
-    /// The numbers from `first` to `last` that are missing, as ranges.
+    /// Returns the numbers from `first` to `last` that are not in the set, as ranges.
     pub(crate) fn missing(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
         let mut missing = Vec::new();
         let mut next = first.max(self.floor.saturating_add(1));
@@ -152,7 +151,7 @@ impl Ranges {
         floor.into_iter().chain(above)
     }
 
-    /// How many numbers there are.
+    /// Returns how many numbers are in the set.
     pub(crate) fn len(&self) -> u64 {
         self.iter().map(|(start, end)| end - start + 1).sum()
     }
@@ -194,7 +193,8 @@ mod tests {
     }
 
     proptest! {
-        // A failing case is printed; a file of its own would litter the tree.
+        // proptest prints a failing case. Without this it would also write a file into the source
+        // tree.
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]

@@ -1,94 +1,96 @@
-//! How much may wait to be taken, and what is known of who takes it.
+//! The room for deliveries in the read budget, and the consumers that share a queue.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
-/// The cost of a message that stands for itself, beside its body and properties; also a run of
-/// messages beside these: its place, and its names.
+/// The cost of a message that is stored alone, or of a batch, beside bodies and properties: its
+/// place in the queue, and its names.
 pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 256;
 
-/// The most that the names of an exchange and a routing key take.
+/// The most bytes that the names of exchange and routing key can have.
 const NAMES_BYTES_MAX: usize = 2 * 255;
 
-/// How much of a budget of this size is left for deliveries that cannot be held back.
+/// Returns the part of a read budget that is reserved for deliveries that are never held back.
 pub(crate) fn reserved_share(soft_limit: usize) -> usize {
     soft_limit / 8
 }
 
-/// Tells queues from each other.
+/// Identifies a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct QueueId(u64);
 
 impl QueueId {
-    /// The queue that a consumer of this channel has named.
+    /// Returns the queue with the name that a consumer of this channel gave.
     pub(crate) fn new(channel: u16, name: &str) -> Self {
         let mut hasher = DefaultHasher::new();
-        // Without a name it is the one that the channel has declared last.
+        // The empty name stands for the queue that the channel declared last.
         let declarer = name.is_empty().then_some(channel);
         (declarer, name).hash(&mut hasher);
         Self(hasher.finish())
     }
 }
 
-/// The number of a channel, and of a consumer of it.
+/// The number of a channel, and of a consumer of that channel.
 pub(crate) type ConsumerId = (u16, u64);
 
-/// The consumers that have had deliveries of a queue while some were held back.
+/// The consumers that have received deliveries of a queue while others were held back.
 #[derive(Debug)]
 struct QueueConsumers {
     first: ConsumerId,
     are_several: bool,
 }
 
-/// The bounds of what waits to be taken, and how much of them is used. All numbers are bytes.
+/// The limits for waiting deliveries and their use. All numbers are bytes.
 #[derive(Debug)]
 pub(crate) struct ReadRoom {
-    soft: usize,
-    /// The bytes that wait to be taken, as the driver of the core has said last.
+    soft_limit: usize,
+    /// The deliveries that wait in inboxes, as the driver reported last.
     waiting: usize,
-    /// The bytes that have become events since then.
+    /// The deliveries that have become events since that report.
     emitted: usize,
-    /// The bytes of the messages of which a part is here.
+    /// The contents of which a part has arrived.
     announced: usize,
-    /// The bytes that were given back and are to come again.
+    /// The requeued deliveries that are expected again.
     expected: usize,
-    /// The costs of deliveries that come again, but not for the consumer that gave them back.
+    /// Redelivered messages that have arrived for a consumer that did not expect them, with their
+    /// costs.
     strays: Vec<(QueueId, usize)>,
-    takers: HashMap<QueueId, QueueConsumers>,
-    /// When the bytes came that are being worked off.
+    queue_consumers: HashMap<QueueId, QueueConsumers>,
+    /// The instant at which the current bytes arrived.
     now: Instant,
 }
 
 impl ReadRoom {
-    pub(crate) fn new(soft: usize, now: Instant) -> Self {
+    pub(crate) fn new(soft_limit: usize, now: Instant) -> Self {
         Self {
-            soft,
+            soft_limit,
             waiting: 0,
             emitted: 0,
             announced: 0,
             expected: 0,
             strays: Vec::new(),
-            takers: HashMap::new(),
+            queue_consumers: HashMap::new(),
             now,
         }
     }
 
-    /// The most that may wait.
-    fn hard(&self) -> usize {
-        self.soft.saturating_mul(2)
+    /// Returns the most that may wait.
+    fn hard_limit(&self) -> usize {
+        self.soft_limit.saturating_mul(2)
     }
 
-    /// The most that may wait when a delivery comes that could be held back. The rest is for
-    /// those that cannot: a few of them stop nobody from reading.
-    fn hard_for_held(&self) -> usize {
-        self.hard() - reserved_share(self.soft)
+    /// Returns the limit for a delivery that can be held back, to a consumer of which none waits.
+    /// The rest is reserved for deliveries that cannot be held back, so that a few of them do not
+    /// stop the reading.
+    fn limit_if_idle(&self) -> usize {
+        self.hard_limit() - reserved_share(self.soft_limit)
     }
 
-    /// The same for a consumer that has some waiting already. The difference is for those who have
-    /// none.
-    fn hard_for_more(&self) -> usize {
-        self.hard() - self.soft / 4
+    /// Returns the limit for a delivery to a consumer of which some wait already. The rest is
+    /// reserved for idle consumers.
+    fn limit_if_waiting(&self) -> usize {
+        self.hard_limit() - self.soft_limit / 4
     }
 
     fn used(&self) -> usize {
@@ -96,48 +98,49 @@ impl ReadRoom {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.used() > self.hard()
+        self.used() > self.hard_limit()
     }
 
-    /// Whether a delivery of this size fits whoever it is for.
+    /// Returns whether a delivery of this size has room, whichever consumer it is for.
     #[inline]
     pub(crate) fn fits_anyone(&self, size: usize) -> bool {
-        // While something is expected, whoever gets it has to be noticed.
+        // While deliveries are expected, each arrival must be compared with them.
         self.expected == 0
             && self
                 .used()
                 .saturating_add(size)
                 .saturating_add(MESSAGE_OVERHEAD_BYTES + NAMES_BYTES_MAX)
-                <= self.hard_for_more()
+                <= self.limit_if_waiting()
     }
 
-    /// Whether a delivery of this cost fits. One that is larger than all the room fits when it
-    /// is nearly alone.
+    /// Returns whether a delivery of this cost has room. One that exceeds the whole budget has room
+    /// if almost nothing else waits.
     pub(super) fn fits(&self, cost: usize, is_idle: bool) -> bool {
         let limit = match is_idle {
-            true => self.hard_for_held(),
-            false => self.hard_for_more(),
+            true => self.limit_if_idle(),
+            false => self.limit_if_waiting(),
         };
         let used = self.used();
-        used <= self.little() || used.saturating_add(cost) <= limit
+        used <= self.near_empty_bytes() || used.saturating_add(cost) <= limit
     }
 
-    /// Whether a delivery of this cost fits if it is sent again.
+    /// Returns whether a delivery of this cost would have room if it were requeued now.
     pub(super) fn fits_again(&self, cost: usize, is_starving: bool) -> bool {
         let used = self.used() + self.expected;
-        used <= self.little() || used.saturating_add(cost) <= self.limit_again(is_starving)
+        used <= self.near_empty_bytes()
+            || used.saturating_add(cost) <= self.limit_again(is_starving)
     }
 
-    /// With no more than this a large delivery is nearly alone: it need not wait until other
-    /// consumers, which may always have something, have nothing.
-    pub(super) fn little(&self) -> usize {
-        reserved_share(self.soft)
+    /// Returns the use up to which the budget counts as almost empty. A very large delivery need
+    /// not wait until it is quite empty, because other consumers may always have deliveries.
+    pub(super) fn near_empty_bytes(&self) -> usize {
+        reserved_share(self.soft_limit)
     }
 
     pub(super) fn limit_again(&self, is_starving: bool) -> usize {
         match is_starving {
-            true => self.hard_for_held(),
-            false => self.soft,
+            true => self.limit_if_idle(),
+            false => self.soft_limit,
         }
     }
 
@@ -156,7 +159,7 @@ impl ReadRoom {
         self.now = now;
     }
 
-    /// Whether a delivery has become an event since the driver has said what waits.
+    /// Returns whether a delivery has become an event since the driver's last report.
     pub(crate) fn has_emitted(&self) -> bool {
         self.emitted > 0
     }
@@ -165,12 +168,12 @@ impl ReadRoom {
         self.emitted += cost;
     }
 
-    /// A message has begun to come.
+    /// Adds a content of which the first part has arrived.
     pub(crate) fn announce(&mut self, size: usize) {
         self.announced += size;
     }
 
-    /// It is whole, or will never be.
+    /// Removes a content that is complete, or was dropped.
     pub(crate) fn end_announced(&mut self, size: usize) {
         self.announced = self.announced.saturating_sub(size);
     }
@@ -179,41 +182,41 @@ impl ReadRoom {
         self.announced
     }
 
-    /// How much was given back and is to come again.
+    /// Returns the size of the requeued deliveries that are expected again.
     pub(super) fn expected(&self) -> usize {
         self.expected
     }
 
-    /// The deliveries that have gone to other consumers since this was asked last.
+    /// Returns the deliveries that have gone to other consumers since the last call.
     pub(crate) fn take_strays(&mut self) -> Vec<(QueueId, usize)> {
         std::mem::take(&mut self.strays)
     }
 
-    /// A delivery has come again for a consumer that expects none.
+    /// Notes a redelivered message for a consumer that did not expect it.
     pub(super) fn note_stray(&mut self, queue: QueueId, cost: usize) {
         if self.expected > 0 {
             self.strays.push((queue, cost));
         }
     }
 
-    /// A delivery of this queue is for this consumer.
-    pub(crate) fn note_taker(&mut self, queue: QueueId, consumer: ConsumerId) {
-        let takers = self.takers.entry(queue).or_insert(QueueConsumers {
+    /// Notes that a consumer has received a delivery of a queue.
+    pub(crate) fn note_consumer(&mut self, queue: QueueId, consumer: ConsumerId) {
+        let consumers = self.queue_consumers.entry(queue).or_insert(QueueConsumers {
             first: consumer,
             are_several: false,
         });
-        takers.are_several |= takers.first != consumer;
+        consumers.are_several |= consumers.first != consumer;
     }
 
-    /// Whether several consumers of this connection have had deliveries of it.
+    /// Returns whether several consumers of this connection have received deliveries of the queue.
     pub(crate) fn is_shared(&self, queue: QueueId) -> bool {
-        let takers = self.takers.get(&queue);
-        takers.is_some_and(|takers| takers.are_several)
+        let consumers = self.queue_consumers.get(&queue);
+        consumers.is_some_and(|consumers| consumers.are_several)
     }
 
-    /// Nothing is held back any more.
-    pub(crate) fn forget_takers(&mut self) {
-        self.takers.clear();
+    /// Forgets the consumers of each queue, since no delivery is held back any more.
+    pub(crate) fn forget_consumers(&mut self) {
+        self.queue_consumers.clear();
     }
 
     pub(super) fn expect(&mut self, cost: usize) {

@@ -1,39 +1,39 @@
-//! Which deliveries of a channel are settled, so that none is settled twice, and none in the
-//! name of another that is settled: the broker would close the channel for it.
+//! The settlement ledger: the settled deliveries of a channel. The broker would close the channel
+//! if a delivery was settled twice.
 
 use super::methods::Method;
 use super::ranges::Ranges;
 
-/// What is settled of the deliveries of a channel, which count from 1.
+/// The settled deliveries of a channel by delivery tag. Tags count from 1.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SettlementLedger {
-    /// What the program can no longer settle.
+    /// The deliveries that the program can no longer settle.
     settled: Ranges,
-    /// Of these, what is unsettled at the broker all the same, and goes back to its queue
-    /// later: nothing else may cover it.
+    /// Those of them that the broker still has as unsettled, because they are requeued later. No
+    /// settlement with `multiple` may include them.
     held: Ranges,
-    /// On a channel with transactions, what the program has settled in the one that is under
-    /// way.
+    /// On a channel with transactions, the deliveries that the program has settled in the current
+    /// one.
     transaction: Option<Ranges>,
-    /// How many deliveries the program has settled, one by one or together.
+    /// The number of deliveries that the program has settled.
     count: u64,
 }
 
-/// What a call of ours does to the deliveries of its channel. It is noted when that goes out:
-/// what was settled before has gone out before it.
+/// The effect of a call on the deliveries of its channel. It is noted when the call is sent, after
+/// all earlier settlements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SettlementChange {
     /// From now on, settlements are part of a transaction.
     SelectTransactions,
     Commit,
     RollBack,
-    /// The broker takes back whatever is unsettled. It is [`recovered`](Settlements::recovered)
-    /// later.
+    /// The broker requeues all unsettled deliveries. [`recovered`](SettlementLedger::recovered)
+    /// follows.
     Recover,
 }
 
 impl SettlementChange {
-    /// What `method` changes.
+    /// Returns the change that `method` makes.
     pub(crate) fn by(method: &Method) -> Option<Self> {
         match method {
             Method::TxSelect(_) => Some(Self::SelectTransactions),
@@ -45,13 +45,13 @@ impl SettlementChange {
     }
 }
 
-/// What settles everything up to a tag. RabbitMQ wants each tag that is named to be
-/// unsettled.
+/// The settlements that together cover all deliveries up to a tag. RabbitMQ requires that each
+/// named tag is unsettled.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Covered {
-    /// The tag to be named with `multiple`.
+    /// The tag for a settlement with `multiple`.
     pub(crate) up_to: Option<u64>,
-    /// The tags to be named one by one.
+    /// The tags for single settlements.
     pub(crate) singly: Vec<u64>,
 }
 
@@ -61,12 +61,12 @@ impl Covered {
     }
 }
 
-/// How many are named one by one at most. (A broker that leaves gaps in its numbers must not
-/// cost more memory than its deliveries.)
+/// The largest number of single settlements. A broker that leaves gaps between its delivery tags
+/// must not use up more memory than its deliveries do.
 const SINGLE_TAGS_MAX: usize = 1 << 20;
 
 impl SettlementLedger {
-    /// Marks `tag`; `false` if it was settled before.
+    /// Marks `tag` as settled. Returns `false` if it was settled before.
     pub(crate) fn settle(&mut self, tag: u64) -> bool {
         let is_new = self.settled.insert(tag);
         if is_new {
@@ -78,7 +78,7 @@ impl SettlementLedger {
         is_new
     }
 
-    /// Marks everything up to `tag` that was not settled before.
+    /// Marks all unsettled deliveries up to `tag` as settled.
     pub(crate) fn settle_up_to(&mut self, tag: u64) -> Covered {
         let Some(highest) = self.settled.highest_missing(tag) else {
             return Covered::default();
@@ -112,15 +112,15 @@ impl SettlementLedger {
         covered
     }
 
-    /// Marks `first` to `last`, which need no settlement, so that no transaction can change
-    /// it; they do not count.
+    /// Marks `first` to `last`, which need no settlement. They do not count, and no transaction
+    /// affects them.
     pub(crate) fn settle_for_good(&mut self, first: u64, last: u64) {
         self.settled.insert_all(first, last);
     }
 
-    /// Marks `tag`, which goes back to its queue because nobody takes it; `false` if it was
-    /// settled before. It does not count, and no transaction can change it. On a channel with
-    /// transactions it is [`requeued`](Self::requeued) later.
+    /// Marks `tag`, which the core requeues. Returns `false` if it was settled before. It does not
+    /// count, and no transaction affects it. On a channel with transactions,
+    /// [`requeued`](Self::requeued) follows.
     pub(crate) fn requeue(&mut self, tag: u64) -> bool {
         let is_new = self.settled.insert(tag);
         if is_new && self.transaction.is_some() {
@@ -129,22 +129,22 @@ impl SettlementLedger {
         is_new
     }
 
-    /// Marks `tag`, which is held back: the program does not have it, and the broker has it
-    /// unsettled until it is [let go](Self::requeue_held_back).
+    /// Marks `tag`, which is held back. The program cannot settle it, and it stays unsettled at the
+    /// broker until [`requeue_held_back`](Self::requeue_held_back).
     pub(crate) fn hold(&mut self, tag: u64) {
         self.settled.insert(tag);
         self.held.insert(tag);
     }
 
-    /// Says that `tag`, which was held back, goes back to its queue. On a channel with
-    /// transactions it is [`requeued`](Self::requeued) later.
+    /// Notes that the held-back delivery `tag` is requeued. On a channel with transactions,
+    /// [`requeued`](Self::requeued) follows.
     pub(crate) fn requeue_held_back(&mut self, tag: u64) {
         if self.transaction.is_none() {
             self.requeued(tag);
         }
     }
 
-    /// Notes that `tag` is on its way back.
+    /// Notes that the requeue of `tag` was sent.
     pub(crate) fn requeued(&mut self, tag: u64) {
         self.held.remove_all(tag, tag);
     }
@@ -153,7 +153,7 @@ impl SettlementLedger {
         self.transaction.is_some()
     }
 
-    /// Notes that this goes out now.
+    /// Notes a change that is sent now.
     pub(crate) fn change(&mut self, change: SettlementChange) {
         match change {
             SettlementChange::SelectTransactions => drop(self.transaction.get_or_insert_default()),
@@ -161,13 +161,13 @@ impl SettlementLedger {
             SettlementChange::RollBack => self.roll_back(),
             SettlementChange::Recover => {
                 self.held = Ranges::default();
-                // Also of what comes before the broker has heard of it.
+                // Also the deliveries that the broker sends before it receives the recover.
                 self.settled.fill(u64::MAX);
             }
         }
     }
 
-    /// Forgets what was settled in the transaction that is under way.
+    /// Forgets the settlements of the current transaction.
     fn roll_back(&mut self) {
         let undone = self.end_transaction();
         self.count -= undone.len();
@@ -176,14 +176,14 @@ impl SettlementLedger {
         }
     }
 
-    /// Ends a transaction, if there is one, and begins the next.
+    /// Ends the current transaction, if the channel has transactions, and begins the next one.
     fn end_transaction(&mut self) -> Ranges {
         let transaction = self.transaction.as_mut();
         transaction.map(std::mem::take).unwrap_or_default()
     }
 
-    /// Notes that the broker has taken back what was unsettled, `last` at last. What the
-    /// transaction under way has settled is no part of that.
+    /// Notes that the broker has requeued its unsettled deliveries, of which `last` is the last
+    /// one. The settlements of the current transaction are not affected.
     pub(crate) fn recovered(&mut self, last: u64) {
         self.held.remove_all(1, last);
         if let Some(next) = last.checked_add(1) {
@@ -191,7 +191,7 @@ impl SettlementLedger {
         }
     }
 
-    /// How many the program has settled.
+    /// Returns the number of deliveries that the program has settled.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
@@ -347,7 +347,8 @@ mod tests {
     }
 
     proptest! {
-        // A failing case is printed; a file of its own would litter the tree.
+        // proptest prints a failing case. Without this it would also write a file into the source
+        // tree.
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]

@@ -1,13 +1,13 @@
-//! A string that is kept in place if it is short, and shared if it is not.
+//! A string that is stored in place if it is short, and shared otherwise.
 //!
-//! A delivery has three names, which the IO thread reads and the program's thread drops.
-//! Shared ones would cost six steps on counters that move between two processors; most
-//! names are short enough to be copied.
+//! A delivery has three names: consumer tag, exchange and routing key. The IO thread reads them and
+//! a thread of the program drops them. Shared strings would need six updates of reference counts
+//! that move between two processors. Most names are short enough to be copied instead.
 
 use std::sync::Arc;
 
-/// The longest text that is kept in place: together with its length as large as what it
-/// would take to point to it, and one word more.
+/// The longest text that is stored in place. With its length and the tag of the variant it takes
+/// three words, one more than a shared string.
 const INLINE_BYTES_MAX: usize = 22;
 
 #[derive(Clone)]
@@ -45,7 +45,8 @@ impl SmallStr {
 
     pub(crate) fn as_str(&self) -> &str {
         match self {
-            // Made from text, so it is text: but only a look can tell the compiler.
+            // The bytes are valid UTF-8, because they come from a `&str`. Without `unsafe` they
+            // must be checked again.
             Self::Inline { .. } => std::str::from_utf8(self.as_bytes()).unwrap_or_default(),
             Self::Shared(text) => text,
         }

@@ -56,7 +56,7 @@ fn offences() -> Vec<Offence> {
     let mut unended = heartbeat();
     *unended.last_mut().unwrap() = 0xcd;
     vec![
-        offence("a wrong frame end", unended, "0xcd and not with 0xce", 501),
+        offence("a wrong frame end", unended, "0xcd instead of 0xce", 501),
         offence(
             "an unknown frame type",
             frame(4, 1, b""),
@@ -84,19 +84,19 @@ fn offences() -> Vec<Offence> {
         offence(
             "an unknown method",
             method(1, (60, 99), args()),
-            "there is no method 60.99",
+            "unknown method 60.99",
             503,
         ),
         offence(
             "an unknown class",
             method(1, (99, 10), args()),
-            "there is no method 99.10",
+            "unknown method 99.10",
             503,
         ),
         offence(
             "an unknown method of the connection",
             method(0, (10, 99), args()),
-            "there is no method 10.99",
+            "unknown method 10.99",
             503,
         ),
         offence(
@@ -108,43 +108,43 @@ fn offences() -> Vec<Offence> {
         offence(
             "a method that is cut off",
             method(1, BASIC_CANCEL, args().u8(200).raw(b"short")),
-            "basic.cancel does not decode",
+            "basic.cancel cannot be decoded",
             502,
         ),
         offence(
             "a delivery that is cut off",
             method(1, BASIC_DELIVER, args().short("c").u32(0)),
-            "basic.deliver does not decode",
+            "basic.deliver cannot be decoded",
             502,
         ),
         offence(
             "a header without method",
             header(1, 5),
-            "a content header came where none was due",
+            "a content header arrived where none was expected",
             505,
         ),
         offence(
             "a body without method",
             body(1, b"x"),
-            "a content body came where none was due",
+            "a content body arrived where none was expected",
             505,
         ),
         offence(
             "a body without header",
             joined(&[delivered(), body(1, b"x")]),
-            "a content body came where none was due",
+            "a content body arrived where none was expected",
             505,
         ),
         offence(
             "two headers",
             joined(&[delivered(), header(1, 5), header(1, 5)]),
-            "a content header came where none was due",
+            "a content header arrived where none was expected",
             505,
         ),
         offence(
             "a header that is cut off",
             joined(&[delivered(), frame(2, 1, &[0, 60, 0])]),
-            "basic.deliver does not decode",
+            "basic.deliver cannot be decoded",
             502,
         ),
         offence(
@@ -159,7 +159,7 @@ fn offences() -> Vec<Offence> {
         offence(
             "a method in place of a header",
             joined(&[delivered(), delivered()]),
-            "a method came inside a content",
+            "a method arrived between the frames of a content",
             505,
         ),
         offence(
@@ -170,61 +170,61 @@ fn offences() -> Vec<Offence> {
                 body(1, b"abc"),
                 method(1, BASIC_CANCEL, args().short("c").u8(1)),
             ]),
-            "a method came inside a content",
+            "a method arrived between the frames of a content",
             505,
         ),
         offence(
             "a body longer than its header said",
             joined(&[delivered(), header(1, 5), body(1, b"123456")]),
-            "a body is longer than its header said",
+            "a body is longer than its header announced",
             502,
         ),
         offence(
             "a body behind an empty one",
             joined(&[delivered(), header(1, 0), body(1, b"1")]),
-            "a content body came where none was due",
+            "a content body arrived where none was expected",
             505,
         ),
         offence(
             "a method beyond channel_max",
             method(CHANNEL_MAX + 1, CHANNEL_OPEN_OK, args().long("")),
-            "a method came on channel 11",
+            "a method arrived on channel 11",
             504,
         ),
         offence(
             "a header on the last channel number of all",
             header(u16::MAX, 1),
-            "a content header came on channel 65535",
+            "a content header arrived on channel 65535",
             504,
         ),
         offence(
             "a body on channel 0",
             body(0, b"x"),
-            "a content body came on channel 0",
+            "a content body arrived on channel 0",
             504,
         ),
         offence(
             "a heartbeat on a channel",
             frame(8, 1, b""),
-            "a heartbeat came on channel 1",
+            "a heartbeat arrived on channel 1",
             504,
         ),
         offence(
             "a reply that nobody asked for",
             method(1, QUEUE_DECLARE_OK, declare_ok("q")),
-            "queue.declare-ok came though nothing asked for it",
+            "queue.declare-ok arrived without a call that expects it",
             503,
         ),
         offence(
             "a message that nobody asked for",
             joined(&[method(1, BASIC_GET_OK, get_ok(1)), header(1, 0)]),
-            "basic.get-ok came though nothing asked for it",
+            "basic.get-ok arrived without a call that expects it",
             503,
         ),
         offence(
             "a close-ok that nobody asked for, of the channel",
             method(1, CHANNEL_CLOSE_OK, args()),
-            "channel.close-ok came though nothing asked for it",
+            "channel.close-ok arrived without a call that expects it",
             503,
         ),
         offence(
@@ -248,19 +248,19 @@ fn offences() -> Vec<Offence> {
         offence(
             "a start of tables in tables without end",
             method(0, CONNECTION_START, start(&nested_tables(100), "PLAIN")),
-            "connection.start does not decode: a table nests too deep",
+            "connection.start cannot be decoded: a table is nested too deep",
             502,
         ),
         offence(
             "a start of more values than anybody has",
             method(0, CONNECTION_START, start(&many_values(40_000), "PLAIN")),
-            "connection.start does not decode: a table nests too deep or holds too many",
+            "connection.start cannot be decoded: a table is nested too deep or contains too many",
             502,
         ),
         offence(
             "a table longer than its method",
             method(0, CONNECTION_START, args().u16(9).u32(u32::MAX)),
-            "connection.start does not decode",
+            "connection.start cannot be decoded",
             502,
         ),
         offence(
@@ -284,13 +284,13 @@ fn offences() -> Vec<Offence> {
         offence(
             "a reason for blocking that is cut off",
             method(0, CONNECTION_BLOCKED, args().u8(200).raw(b"low on")),
-            "connection.blocked does not decode",
+            "connection.blocked cannot be decoded",
             502,
         ),
         offence(
             "a close that is cut off",
             method(1, CHANNEL_CLOSE, args().u16(404)),
-            "channel.close does not decode",
+            "channel.close cannot be decoded",
             502,
         ),
         offence(
@@ -302,7 +302,7 @@ fn offences() -> Vec<Offence> {
         offence(
             "an end of a consumer that nobody asked for",
             method(1, BASIC_CANCEL_OK, args().short("c")),
-            "basic.cancel-ok came though nothing asked for it",
+            "basic.cancel-ok arrived without a call that expects it",
             503,
         ),
         offence(
@@ -312,7 +312,7 @@ fn offences() -> Vec<Offence> {
                 header(1, u64::from(u16::MAX)),
                 method(1, CHANNEL_FLOW, args().u8(1)),
             ]),
-            "a method came inside a content",
+            "a method arrived between the frames of a content",
             505,
         ),
         offence(
@@ -567,8 +567,14 @@ fn a_start_of_tables_in_tables_ends_the_handshake_and_says_so() {
             |parameters| {
                 let error = BlockingConnection::open(parameters).unwrap_err();
                 let text = error.to_string();
-                assert!(text.contains("connection.start does not decode"), "{text}");
-                assert!(text.contains("nests too deep or holds too many"), "{text}");
+                assert!(
+                    text.contains("connection.start cannot be decoded"),
+                    "{text}"
+                );
+                assert!(
+                    text.contains("is nested too deep or contains too many"),
+                    "{text}"
+                );
             },
         );
     }

@@ -411,7 +411,7 @@ impl Driver {
 
     /// Gives back what was held back, as far as there is room for it again.
     fn give_back_held(&mut self, now: Instant) {
-        if self.core.is_holding() {
+        if self.core.is_holding_back() {
             self.dispatch();
             self.core.set_waiting(self.shared.read_budget().bytes());
             self.core.requeue_held(now);

@@ -1,4 +1,5 @@
-//! The calls of a channel: they take turns on the wire, and their replies change things here.
+//! The calls of a channel: one at a time is on the wire, and its reply changes the state of the
+//! channel.
 
 use super::super::consumers::ConsumerRecord;
 use super::super::errors::ProtocolError;
@@ -21,7 +22,7 @@ impl<T: Tokens> Channel<T> {
         let Some(call) = self.active.take_if(due) else {
             return Err(ProtocolError::UnexpectedMethod {
                 method: id,
-                state: "though nothing asked for it",
+                state: "without a call that expects it",
             });
         };
         out.unwatch(self.id.number, &call);
@@ -46,7 +47,8 @@ impl<T: Tokens> Channel<T> {
             None => self.undo(&call.method, &reply, out),
         }
         match is_commit {
-            // First goes what was held back meanwhile: it was said before what waits here.
+            // The publishes and settlements that waited for the commit are sent before the next
+            // call, because the program made them before it.
             true => {
                 self.pause = Some(Pause::AfterCommit);
                 out.committed.push(self.id);
@@ -56,7 +58,7 @@ impl<T: Tokens> Channel<T> {
         Ok(())
     }
 
-    /// What a reply changes here.
+    /// Applies the effect that a successful call has on the channel.
     fn apply_reply(&mut self, method: &Method, out: &mut Output<T>) {
         match method {
             Method::BasicCancel(cancel) => {
@@ -85,20 +87,20 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// Reverts what the late reply to `method` says has happened.
+    /// Reverts the effect that a late reply to `method` reports.
     fn undo(&mut self, method: &Method, reply: &Reply, out: &mut Output<T>) {
         match (method, reply) {
             (Method::BasicGet(get), Reply::Message(content)) => {
-                // (No stream answers a get.)
+                // A `basic.get` from a stream is not possible, so the message can be requeued.
                 self.refuse(content.method.delivery_tag, get.no_ack, true, out);
             }
             (Method::BasicConsume(consume), _) => {
                 let cancel = basic::Cancel::new(&consume.consumer_tag);
-                let call = self.quiet_call(cancel.into(), out);
+                let call = self.internal_call(cancel.into(), out);
                 self.waiting.push_front(call);
             }
             (Method::ChannelOpen(_), _) => {
-                let text = "nobody waits for this channel any more";
+                let text = "channel opened after its deadline";
                 let code = ReplyCode::REPLY_SUCCESS;
                 self.close(code, text.into(), ClosedBy::Library, None, out);
             }
@@ -106,8 +108,8 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// A call whose outcome nobody waits for.
-    pub(super) fn quiet_call(&self, method: Method, out: &mut Output<T>) -> PendingCall<T> {
+    /// Returns a call of the core itself, with no caller and no deadline.
+    pub(super) fn internal_call(&self, method: Method, out: &mut Output<T>) -> PendingCall<T> {
         PendingCall {
             number: out.next_call(),
             token: None,
@@ -118,7 +120,8 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// A cancel of one consumer: of no other of its name, whenever its turn comes.
+    /// Sends or queues a cancel for one consumer. Another consumer that has the same tag when the
+    /// cancel is sent is not affected.
     pub(crate) fn cancel_consumer(
         &mut self,
         mut call: PendingCall<T>,
@@ -130,7 +133,8 @@ impl<T: Tokens> Channel<T> {
         };
         let alive = self.consumers.get(&cancel.consumer_tag);
         let alive = alive.filter(|consumer| is_meant(&consumer.token));
-        // Else its own request may still wait for its turn.
+        // The consumer may not have started yet: then its `basic.consume` is among the waiting
+        // calls.
         let mut waiting = self.waiting.iter();
         let waiting = waiting.find(|call| call.consumer.as_ref().is_some_and(&is_meant));
         let number = alive.map(|consumer| consumer.number);
@@ -143,7 +147,8 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// Whether `call` is a cancel of a consumer that is over by now. Another may have its tag.
+    /// Returns whether `call` cancels a consumer that has ended. Another consumer may have its tag
+    /// now.
     fn is_too_late(&self, call: &PendingCall<T>) -> bool {
         match (&call.method, call.cancels) {
             (Method::BasicCancel(cancel), Some(number)) => {
@@ -154,7 +159,7 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// A cancel has nothing to do.
+    /// Answers a cancel that has nothing to do, without sending it.
     fn answer_cancel(&self, mut call: PendingCall<T>, out: &mut Output<T>) {
         let Some(token) = call.token.take() else {
             return;
@@ -169,7 +174,7 @@ impl<T: Tokens> Channel<T> {
         out.answer(token, Ok(reply));
     }
 
-    /// Puts waiting calls on the wire for as long as none expects a reply.
+    /// Sends waiting calls until one of them expects a reply.
     pub(super) fn advance(&mut self, out: &mut Output<T>) {
         while self.active.is_none() && self.is_open() && self.pause.is_none() {
             let next = self.waiting.front();
@@ -185,8 +190,8 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// Whether the broker is about to take back whatever is unsettled: nothing is to be settled
-    /// any more of what comes before its reply.
+    /// Returns whether a `basic.recover` waits for its reply. The broker requeues all unsettled
+    /// deliveries then, so none that arrive before the reply may be settled.
     pub(super) fn is_recovering(&self) -> bool {
         let active = self.active.as_ref();
         active.is_some_and(|call| matches!(call.method, Method::BasicRecover(_)))
@@ -229,7 +234,8 @@ impl<T: Tokens> Channel<T> {
         out.try_send(self.id.number, &call.method)
             .map_err(CallFailure::Encode)?;
         self.transaction.sent(&call.method);
-        // Registered before the reply, which the first delivery may follow at once.
+        // The consumer is registered before the reply, since the first delivery may follow the
+        // reply at once.
         if let (Method::BasicConsume(consume), Some(token)) = (&call.method, call.consumer.take()) {
             let consumer = ConsumerRecord {
                 token,
@@ -238,7 +244,7 @@ impl<T: Tokens> Channel<T> {
                 queue: QueueId::new(self.id.number, &consume.queue),
                 discard: false,
                 is_requeueable: false,
-                takes_any: false,
+                takes_out_of_order: false,
                 is_full: false,
                 prefetch: self.prefetch,
             };

@@ -1,4 +1,4 @@
-//! What becomes of a content that is whole.
+//! Passes on each content when it is complete.
 
 use super::super::assembly::Head;
 use super::super::consumers::{Consumers, Recipient};
@@ -14,19 +14,19 @@ use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::Channel;
 use super::transactions::Transaction;
 
-/// A content that goes to no consumer.
+/// A content that does not go to a consumer.
 pub(super) enum Undelivered {
     Got(GotContent),
     Returned(ReturnedContent),
     Unwanted {
         delivery_tag: u64,
         no_ack: bool,
-        /// Whether there is a way back for it.
+        /// Whether the broker accepts a requeue of it.
         is_requeueable: bool,
     },
 }
 
-/// The parts of a channel that find the consumer of a delivery.
+/// The parts of a channel that are needed to find the consumer of a delivery.
 pub(super) struct Destination<'a, C> {
     pub(super) channel: u16,
     pub(super) consumers: &'a mut Consumers<C>,
@@ -34,7 +34,7 @@ pub(super) struct Destination<'a, C> {
     pub(super) transaction: &'a Transaction,
 }
 
-/// Hands a delivery to its consumer; what is something else is left.
+/// Adds a delivery for its consumer to the output. Returns any other content.
 pub(super) fn deliver<T: Tokens>(
     to: Destination<'_, T::Consumer>,
     head: Head,
@@ -69,7 +69,8 @@ pub(super) fn deliver<T: Tokens>(
             let never_held_back =
                 consumer.never_held_back() || transaction.is_selected() || !is_requeueable;
             if shows_queue {
-                // First, for whoever has the delivery may have to give it back.
+                // This event comes first, because the consumer's thread may have to requeue the
+                // delivery at once.
                 let consumer = consumer.token.clone();
                 out.events.push_back(Event::Requeueable { consumer });
             }
@@ -96,7 +97,7 @@ pub(super) fn deliver<T: Tokens>(
             is_requeueable,
         } => (no_ack, is_requeueable),
         Recipient::Unknown => {
-            log::debug!("a delivery came for the unknown consumer {tag}");
+            log::debug!("delivery for unknown consumer {tag} dropped");
             return None;
         }
     };
@@ -113,7 +114,7 @@ pub(super) fn deliver<T: Tokens>(
 }
 
 impl<T: Tokens> Channel<T> {
-    /// A content header came that is too large to be kept.
+    /// Closes the channel after a content header that exceeds the decoder's limit.
     pub(crate) fn refuse_header(
         &mut self,
         size: u32,
@@ -125,7 +126,7 @@ impl<T: Tokens> Channel<T> {
         }
         let Some(method) = self.assembly.begun() else {
             return Err(ProtocolError::UnexpectedContent(
-                "a content header came where none was due",
+                "a content header arrived where none was expected",
             ));
         };
         let text = format!("a content header of {size} bytes exceeds the limit of {limit}");

@@ -1,5 +1,5 @@
-//! Which deliveries of a channel are held back, and when they go back to their queue: see
-//! the module [`held_back`](super::super::holding).
+//! The held-back deliveries of a channel and their requeuing. The rules are in the module
+//! [`held_back`](super::super::held_back).
 
 use std::time::Instant;
 
@@ -14,17 +14,18 @@ use super::super::wire::ShortString;
 use super::Channel;
 
 impl<T: Tokens> Channel<T> {
-    /// Holds back the delivery with this content header if there is no room for it, or others
-    /// go before it. `true` if so.
-    // For each message, and nearly always the answer is the short one.
+    /// Holds back the delivery with this content header if it has no room, or if older deliveries
+    /// must precede it. Returns whether it is held back.
+    // Inlined, because it runs for each message and mostly ends at the first branch.
     #[inline]
     pub(super) fn hold_back(&mut self, header: &[u8], max_size: u64, out: &mut Output<T>) -> bool {
         let (size, properties) = announced(header);
         let taken = usize::try_from(size).unwrap_or(usize::MAX);
-        if self.holdings.is_empty() && out.room.fits_anyone(taken.saturating_add(header.len())) {
+        if self.held_back.is_empty() && out.room.fits_anyone(taken.saturating_add(header.len())) {
             return false;
         }
-        // A message that is too large for this program has to come to its end.
+        // A message beyond `max_message_size` is never held back: it is rejected or closes the
+        // channel.
         size <= max_size && self.try_hold_back(size, properties, out)
     }
 
@@ -49,28 +50,28 @@ impl<T: Tokens> Channel<T> {
         let cost = own
             .saturating_add(properties.len() + self.names.origin().size())
             .saturating_add(MESSAGE_OVERHEAD_BYTES);
-        if out.holding.is_empty() {
-            out.room.forget_takers();
+        if out.held_back_channels.is_empty() {
+            out.room.forget_consumers();
         }
         let id = (self.id.number, consumer.number);
-        out.room.note_taker(consumer.queue, id);
+        out.room.note_consumer(consumer.queue, id);
         let mut state = state_of(consumer, self.last_part, out);
         let token = consumer.token.clone();
         let shows_queue = !consumer.is_requeueable;
         let arrival = Arrival { redelivered, cost };
         let now = out.room.now();
         let mut fresh = HeldBack::new(now);
-        let holding = self.holdings.get_mut(tag).unwrap_or(&mut fresh);
+        let holding = self.held_back.get_mut(tag).unwrap_or(&mut fresh);
         let mut verdict = holding.judge(arrival, state, &mut out.room);
         if verdict == Verdict::OutOfOrder {
-            state.takes_any = true;
+            state.takes_out_of_order = true;
             verdict = holding.judge(arrival, state, &mut out.room);
-            take_any(&mut self.consumers, tag, self.id.number);
+            take_out_of_order(&mut self.consumers, tag, self.id.number);
         }
         let Verdict::HeldBack(place) = verdict else {
             if holding.is_over() {
-                self.holdings.remove(tag);
-                self.note_holdings(out);
+                self.held_back.remove(tag);
+                self.note_if_none_held_back(out);
             }
             return false;
         };
@@ -78,15 +79,15 @@ impl<T: Tokens> Channel<T> {
             self.consumers.set_full(tag, true);
             return false;
         }
-        match self.holdings.get_mut(tag) {
+        match self.held_back.get_mut(tag) {
             Some(holding) => holding.hold(delivery_tag, cost, place),
             None => {
                 fresh.hold(delivery_tag, cost, place);
-                self.holdings.insert(tag.clone(), fresh);
+                self.held_back.insert(tag.clone(), fresh);
             }
         }
         self.assembly.skip(size);
-        out.holding.insert(self.id.number);
+        out.held_back_channels.insert(self.id.number);
         if shows_queue {
             self.consumers.note_requeueable(tag);
             let consumer = token.clone();
@@ -100,14 +101,15 @@ impl<T: Tokens> Channel<T> {
         true
     }
 
-    /// Gives the oldest of each consumer back, if it fits now. Whether any was.
+    /// Requeues the oldest held-back delivery of each consumer if it has room now. Returns whether
+    /// there was one.
     pub(crate) fn requeue_some(&mut self, out: &mut Output<T>) -> bool {
         if self.is_recovering() {
             return false;
         }
         let mut any = false;
-        for (tag, holding) in &mut self.holdings {
-            // To one that is being cancelled it would come in vain.
+        for (tag, holding) in &mut self.held_back {
+            // A consumer that is being cancelled would not receive the delivery again.
             let consumer = self.consumers.get(tag);
             let Some(consumer) = consumer.filter(|consumer| !consumer.discard) else {
                 continue;
@@ -127,10 +129,10 @@ impl<T: Tokens> Channel<T> {
         any
     }
 
-    /// Whether [`requeue_some`](Self::requeue_some) would give something back.
+    /// Returns whether [`requeue_some`](Self::requeue_some) would requeue a delivery.
     pub(crate) fn can_requeue(&self, out: &Output<T>) -> bool {
         !self.is_recovering()
-            && self.holdings.iter().any(|(tag, holding)| {
+            && self.held_back.iter().any(|(tag, holding)| {
                 let consumer = self.consumers.get(tag);
                 consumer
                     .filter(|consumer| !consumer.discard)
@@ -140,46 +142,46 @@ impl<T: Tokens> Channel<T> {
             })
     }
 
-    /// A message of this queue and cost has come for another consumer than the one that gave it
-    /// back.
-    /// Whether one of these seems to be that one.
+    /// Handles a requeued delivery of this queue and cost that has gone to another consumer.
+    /// Returns whether a consumer of this channel expected such a delivery; that consumer expects
+    /// it no longer.
     pub(crate) fn give_up(&mut self, queue: QueueId, cost: usize, out: &mut Output<T>) -> bool {
-        let mut holdings = self.holdings.iter_mut();
+        let mut holdings = self.held_back.iter_mut();
         let given_up = holdings.any(|(tag, holding)| {
             let consumer = self.consumers.get(tag);
             consumer.is_some_and(|consumer| consumer.queue == queue)
                 && holding.give_up(cost, &mut out.room)
         });
-        self.holdings.retain(|_, holding| !holding.is_over());
-        self.note_holdings(out);
+        self.held_back.retain(|_, holding| !holding.is_over());
+        self.note_if_none_held_back(out);
         given_up
     }
 
-    /// Expects nothing any more that has been expected for long.
-    pub(crate) fn lapse(&mut self, out: &mut Output<T>) {
-        for (tag, holding) in &mut self.holdings {
+    /// Gives up the expected deliveries that are overdue.
+    pub(crate) fn give_up_overdue(&mut self, out: &mut Output<T>) {
+        for (tag, holding) in &mut self.held_back {
             let Some(consumer) = self.consumers.get(tag) else {
                 continue;
             };
-            if holding.lapse(state_of(consumer, self.last_part, out), &mut out.room) {
-                take_any(&mut self.consumers, tag, self.id.number);
+            if holding.give_up_overdue(state_of(consumer, self.last_part, out), &mut out.room) {
+                take_out_of_order(&mut self.consumers, tag, self.id.number);
             }
         }
-        self.holdings.retain(|_, holding| !holding.is_over());
-        self.note_holdings(out);
+        self.held_back.retain(|_, holding| !holding.is_over());
+        self.note_if_none_held_back(out);
     }
 
-    /// Below how many waiting bytes something can be given back.
+    /// Returns the number of waiting bytes below which a delivery can be requeued.
     pub(crate) fn fits_below(&self, out: &Output<T>) -> Option<usize> {
-        let holdings = self.holdings.values();
+        let holdings = self.held_back.values();
         holdings
             .filter_map(|holding| holding.fits_below(&out.room))
             .max()
     }
 
-    /// When something is expected no more.
-    pub(crate) fn holding_deadline(&self, out: &Output<T>) -> Option<Instant> {
-        let holdings = self.holdings.iter();
+    /// Returns the instant at which the first expected delivery is overdue.
+    pub(crate) fn held_back_deadline(&self, out: &Output<T>) -> Option<Instant> {
+        let holdings = self.held_back.iter();
         holdings
             .filter_map(|(tag, holding)| {
                 let consumer = self.consumers.get(tag)?;
@@ -188,40 +190,40 @@ impl<T: Tokens> Channel<T> {
             .min()
     }
 
-    /// A consumer is over: nothing of what is held back for it goes to anybody here.
+    /// Requeues all held-back deliveries of a consumer that has ended.
     pub(super) fn requeue_all_of(&mut self, tag: &ShortString, out: &mut Output<T>) {
         let is_recovering = self.is_recovering();
-        if let Some(holding) = self.holdings.remove(tag) {
+        if let Some(holding) = self.held_back.remove(tag) {
             for delivery_tag in holding.end(&mut out.room).filter(|_| !is_recovering) {
                 out.events.push_back(Event::Requeue {
                     channel: self.token.clone(),
                     delivery_tag,
                 });
             }
-            self.note_holdings(out);
+            self.note_if_none_held_back(out);
         }
     }
 
-    /// The same for all of them.
+    /// Requeues all held-back deliveries of the channel.
     pub(super) fn requeue_all(&mut self, out: &mut Output<T>) {
-        let tags: Vec<_> = self.holdings.keys().cloned().collect();
+        let tags: Vec<_> = self.held_back.keys().cloned().collect();
         for tag in tags {
             self.requeue_all_of(&tag, out);
         }
     }
 
-    /// The broker takes back all that is unsettled.
+    /// Forgets all held-back deliveries, because the broker requeues them itself.
     pub(super) fn forget_held(&mut self, out: &mut Output<T>) {
-        for (tag, holding) in self.holdings.drain() {
+        for (tag, holding) in self.held_back.drain() {
             holding.end(&mut out.room).for_each(drop);
             self.consumers.set_full(&tag, false);
         }
-        self.note_holdings(out);
+        self.note_if_none_held_back(out);
     }
 
-    fn note_holdings(&self, out: &mut Output<T>) {
-        if self.holdings.is_empty() {
-            out.holding.remove(&self.id.number);
+    fn note_if_none_held_back(&self, out: &mut Output<T>) {
+        if self.held_back.is_empty() {
+            out.held_back_channels.remove(&self.id.number);
         }
     }
 }
@@ -234,17 +236,17 @@ fn state_of<T: Tokens>(
     ConsumerState {
         queue: consumer.queue,
         is_idle: !out.room.has_emitted() && !T::has_waiting(&consumer.token),
-        takes_any: consumer.takes_any || out.room.is_shared(consumer.queue),
+        takes_out_of_order: consumer.takes_out_of_order || out.room.is_shared(consumer.queue),
         prefetch: consumer.prefetch,
         last_part,
     }
 }
 
-/// The consumer takes what fits from now on, whatever the order.
-fn take_any<C: Clone>(consumers: &mut Consumers<C>, tag: &ShortString, channel: u16) {
+/// Lets a consumer accept deliveries in any order from now on.
+fn take_out_of_order<C: Clone>(consumers: &mut Consumers<C>, tag: &ShortString, channel: u16) {
     log::debug!(
-        "channel {channel}: the queue of consumer {tag} does not keep the place of what is given \
-         back, or has other consumers; from now on it takes what fits"
+        "channel {channel}: the queue of consumer {tag} does not keep the places of requeued \
+         deliveries, or has other consumers; from now on they are accepted in any order"
     );
-    consumers.take_any(tag);
+    consumers.take_out_of_order(tag);
 }

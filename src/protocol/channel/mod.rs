@@ -1,29 +1,29 @@
-//! One channel: its states, its one call on the wire and those that wait.
+//! One channel: its states, its call on the wire, and the calls that wait.
 //!
 //! ```text
-//!            open-ok                 close (ours)            close-ok
+//!            open-ok               close (client)             close-ok
 //! opening ------------> open ---------------------> closing ----------> gone
-//!                        |                             |                 ^
-//!                        |                             | close           | close-ok;
-//!                        |                             v (the broker's)  | ours follows
-//!                        |                          crossing ------------+
-//!                        |
-//!                        +--- close (the broker's) --------------------> gone
-//!                             we answer close-ok
+//!                         |                             |                 ^
+//!                         |                             | close           | close-ok;
+//!                         |                             v (broker)        | we answer close-ok
+//!                         |                          crossing ------------+
+//!                         |
+//!                         +--- close (broker) --------------------------> gone
+//!                              we answer close-ok
 //! ```
 //!
-//! *Opening* is an open channel whose one call is `channel.open`: nobody has a handle
-//! yet, so nothing else can be asked of it.
+//! *Opening* is an open channel whose call on the wire is `channel.open`. The program has no handle
+//! of it yet, so there are no other calls.
 //!
-//! At most one method that expects a reply is on the wire; RabbitMQ answers pipelined
-//! calls out of order, and replies carry nothing to tell them apart by. A call that
-//! timed out keeps its place until its reply comes, and what the reply did is undone:
-//! otherwise the reply would be taken for that of the next call, a message would stay
-//! checked out, a consumer would swallow messages for nobody.
+//! At most one method that expects a reply is on the wire. RabbitMQ may answer pipelined calls out
+//! of order, and replies have nothing that names their call. A call keeps its place after its
+//! deadline, until its reply arrives, and the effect of the late reply is undone. Otherwise the
+//! reply would be taken for that of the next call, the message of a `basic.get` would stay
+//! unsettled, and a consumer without an owner would receive messages.
 
 mod calls;
+mod close_exchange;
 mod deliver;
-mod ending;
 mod held_back;
 mod oversized;
 mod transactions;
@@ -31,8 +31,8 @@ mod transactions;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use self::close_exchange::CloseExchange;
 use self::deliver::{Destination, Undelivered, deliver};
-use self::ending::Ending;
 use self::transactions::Transaction;
 use super::assembly::{Assembly, Head, Progress, SizeLimit};
 use super::consumers::Consumers;
@@ -52,43 +52,44 @@ pub(crate) struct Channel<T: Tokens> {
     id: ChannelId,
     token: T::Channel,
     closing: bool,
-    ending: Ending<T>,
-    /// The call whose reply is due.
+    close_exchange: CloseExchange<T>,
+    /// The call whose reply is expected.
     active: Option<PendingCall<T>>,
     waiting: VecDeque<PendingCall<T>>,
-    /// Something else goes first.
+    /// The reason why the next call is not sent yet.
     pause: Option<Pause>,
     transaction: Transaction,
     consumers: Consumers<T::Consumer>,
     assembly: Assembly,
     names: LastNames,
-    /// What is held back, by consumer.
-    holdings: HeldBackByTag,
-    /// When a part of a message came last that was not the last part.
+    /// The held-back deliveries of each consumer.
+    held_back: HeldBackByTag,
+    /// The arrival of the last body frame that did not complete its content.
     last_part: Option<Instant>,
-    /// The prefetch of consumers that start from now on; 0 is none.
+    /// The prefetch of consumers that start from now on; 0 means no limit.
     prefetch: u16,
 }
 
-/// Why the next call waits though none is on the wire.
+/// The reason why the next call waits although no call is on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pause {
-    /// A commit is done, and what was held back for it goes first.
+    /// A commit is answered. The publishes and settlements that waited for it are sent first.
     AfterCommit,
-    /// The call changes what is settled, and what was settled before goes first.
+    /// The call changes the settlement ledger. The settlements that the program made before it are
+    /// sent first.
     BeforeSettlementChange,
 }
 
-/// What became of a channel.
+/// The state of a channel after a received method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Lives,
-    /// Its number is free again.
+    /// The number of the channel is free.
     Gone,
 }
 
 impl<T: Tokens> Channel<T> {
-    /// A channel that asks to be opened.
+    /// Returns a channel and sends its `channel.open`.
     pub(crate) fn open(
         id: ChannelId,
         token: T::Channel,
@@ -99,7 +100,7 @@ impl<T: Tokens> Channel<T> {
             id,
             token,
             closing: false,
-            ending: Ending::new(id.number),
+            close_exchange: CloseExchange::new(id.number),
             active: None,
             waiting: VecDeque::new(),
             pause: None,
@@ -107,7 +108,7 @@ impl<T: Tokens> Channel<T> {
             consumers: Consumers::new(),
             assembly: Assembly::default(),
             names: LastNames::default(),
-            holdings: HeldBackByTag::new(),
+            held_back: HeldBackByTag::new(),
             last_part: None,
             prefetch: 0,
         };
@@ -119,7 +120,7 @@ impl<T: Tokens> Channel<T> {
         self.id
     }
 
-    /// What stands for the channel, and for its consumers.
+    /// Returns the token of the channel, and those of its consumers.
     pub(crate) fn tokens(&self) -> (&T::Channel, impl Iterator<Item = &T::Consumer>) {
         (&self.token, self.consumers.tokens())
     }
@@ -128,13 +129,13 @@ impl<T: Tokens> Channel<T> {
         !self.closing
     }
 
-    /// Whether a commit awaits its reply, before which nothing else may be said.
+    /// Returns whether a commit waits for its reply. Until then the client may send nothing else.
     fn is_committing(&self) -> bool {
         let method = self.active.as_ref().map(|call| &call.method);
         matches!(method, Some(Method::TxCommit(_)))
     }
 
-    /// Whether a publish or a settlement may go out; then it is part of the transaction.
+    /// Returns whether a publish or a settlement may be sent, and adds it to the transaction.
     pub(crate) fn gate(&mut self) -> Gate {
         if self.closing {
             return Gate::Closed;
@@ -146,25 +147,26 @@ impl<T: Tokens> Channel<T> {
         Gate::Open
     }
 
-    /// What a commit has held back is out.
+    /// Continues with the next call after the publishes and settlements that waited for a commit.
     pub(crate) fn end_commit(&mut self, out: &mut Output<T>) {
         self.pause = None;
         self.advance(out);
     }
 
-    /// What the next call changes, if it waits for what was settled before.
+    /// Returns the change of the settlement ledger that the next call makes, if the call waits for
+    /// earlier settlements.
     pub(crate) fn next_change(&mut self, out: &mut Output<T>) -> Option<SettlementChange> {
         let next = self.waiting.front();
         let change = next.and_then(|call| SettlementChange::by(&call.method));
         if self.pause == Some(Pause::BeforeSettlementChange) && change.is_none() {
-            // It has timed out meanwhile.
+            // The call has reached its deadline in the meantime.
             self.pause = None;
             self.advance(out);
         }
         change
     }
 
-    /// Sends the call that waited for what was settled before.
+    /// Sends the call that waited for earlier settlements.
     pub(crate) fn make_change(&mut self, out: &mut Output<T>) {
         self.pause = None;
         if let Some(call) = self.waiting.pop_front() {
@@ -173,17 +175,17 @@ impl<T: Tokens> Channel<T> {
         self.advance(out);
     }
 
-    /// Sends `call`, or lets it wait for its turn.
+    /// Sends `call`, or queues it behind the calls before it.
     pub(crate) fn call(&mut self, call: PendingCall<T>, out: &mut Output<T>) {
         out.watch(self.id.number, &call);
         self.waiting.push_back(call);
         self.advance(out);
     }
 
-    /// Nobody wants the deliveries of `consumer_tag` any more: cancels it, and gives
-    /// back what still comes.
+    /// Cancels a consumer that has no owner any more, and requeues the deliveries that still
+    /// arrive.
     ///
-    /// `is_meant` tells it from a later consumer of the same name.
+    /// `is_meant` tells the consumer apart from a later one with the same tag.
     pub(crate) fn discard_consumer(
         &mut self,
         consumer_tag: &ShortString,
@@ -197,14 +199,14 @@ impl<T: Tokens> Channel<T> {
         if !std::mem::replace(&mut consumer.discard, true) {
             let number = consumer.number;
             let cancel = basic::Cancel::new(consumer_tag);
-            let mut call = self.quiet_call(cancel.into(), out);
+            let mut call = self.internal_call(cancel.into(), out);
             call.cancels = Some(number);
             self.waiting.push_back(call);
             self.advance(out);
         }
     }
 
-    /// Begins to close. Whatever still comes for this channel is dropped.
+    /// Sends a close. Frames that arrive for the channel afterwards are dropped.
     pub(crate) fn close(
         &mut self,
         code: ReplyCode,
@@ -224,7 +226,7 @@ impl<T: Tokens> Channel<T> {
         self.end(Some(CloseReason::new(by, code, text, culprit)), out);
     }
 
-    /// Tells `token` when the close that is under way is done.
+    /// Registers a caller that waits until the close is complete.
     pub(crate) fn await_close(
         &mut self,
         number: u64,
@@ -232,29 +234,29 @@ impl<T: Tokens> Channel<T> {
         token: T::Call,
         out: &mut Output<T>,
     ) {
-        self.ending.wait(number, deadline, token, out);
+        self.close_exchange.wait(number, deadline, token, out);
     }
 
-    /// The broker has closed the channel, on a connection that we have closed meanwhile.
+    /// Handles a close of the channel by the broker that crossed our close of the connection.
     pub(crate) fn receive_late_close(&mut self, reason: CloseReason, out: &mut Output<T>) {
         if !std::mem::replace(&mut self.closing, true) {
             return self.end(Some(reason), out);
         }
-        self.ending.cross(reason);
+        self.close_exchange.cross(reason);
     }
 
-    /// The connection is gone, and this channel with it.
-    pub(crate) fn lose(mut self, out: &mut Output<T>) {
+    /// Ends the channel with the connection.
+    pub(crate) fn end_with_connection(mut self, out: &mut Output<T>) {
         if !self.closing {
             self.end(None, out);
         }
-        self.ending.lose(out);
+        self.close_exchange.end_with_connection(out);
     }
 
-    /// The deadline of call `number` has passed.
+    /// Fails call `number` after its deadline.
     pub(crate) fn time_out(&mut self, number: u64, out: &mut Output<T>) {
         if let Some(active) = self.active.as_mut().filter(|call| call.number == number) {
-            // The consumer may be there already, but its owner gives up now.
+            // The consumer may exist already, but its owner receives a timeout now.
             if let Method::BasicConsume(consume) = &active.method {
                 if let Some(consumer) = self.consumers.get_mut(&consume.consumer_tag) {
                     consumer.discard = true;
@@ -265,7 +267,7 @@ impl<T: Tokens> Channel<T> {
             let call = self.waiting.remove(index);
             out.fail(call.and_then(|call| call.token), CallFailure::TimedOut);
         } else {
-            self.ending.time_out(number, out);
+            self.close_exchange.time_out(number, out);
         }
     }
 
@@ -276,11 +278,11 @@ impl<T: Tokens> Channel<T> {
     ) -> Result<Fate, ProtocolError> {
         let (id, arguments) = split_method(payload)?;
         if self.closing {
-            return self.ending.receive_method(id, payload, out);
+            return self.close_exchange.receive_method(id, payload, out);
         }
         if self.assembly.is_under_way() {
             return Err(ProtocolError::UnexpectedContent(
-                "a method came inside a content",
+                "a method arrived between the frames of a content",
             ));
         }
         if id == basic::Deliver::ID {
@@ -297,7 +299,8 @@ impl<T: Tokens> Channel<T> {
         self.receive(decode_method(payload)?, out)
     }
 
-    /// The assembly of the content that is on its way, and the place where it goes when it is whole.
+    /// Returns the assembly of the content that arrives, and the place to which the complete
+    /// content goes.
     #[inline]
     fn receiving(&mut self) -> (&mut Assembly, Destination<'_, T::Consumer>) {
         let destination = Destination {
@@ -353,7 +356,7 @@ impl<T: Tokens> Channel<T> {
             }
             Progress::Pending | Progress::TooLarge { .. } => {
                 if announced == 0 {
-                    // The first part of it has come.
+                    // This was the first body frame of the content.
                     out.room.announce(self.assembly.announced());
                 }
                 self.last_part = Some(out.room.now());
@@ -404,7 +407,7 @@ impl<T: Tokens> Channel<T> {
         });
     }
 
-    /// Sees to a content that no consumer takes.
+    /// Passes on a content that does not go to a consumer.
     fn receive_undelivered(
         &mut self,
         left: Undelivered,
@@ -427,7 +430,7 @@ impl<T: Tokens> Channel<T> {
         Ok(())
     }
 
-    /// Nobody here takes this message.
+    /// Drops a delivery without a consumer, and requeues it if possible.
     fn refuse(
         &mut self,
         delivery_tag: u64,
@@ -442,13 +445,13 @@ impl<T: Tokens> Channel<T> {
             is_requeued,
         });
         if is_requeued {
-            // At once, for the next call may look for it in its queue.
+            // Without delay, because the next call may get the message from its queue.
             self.requeue(vec![delivery_tag], out);
         }
         if no_ack {
             log::warn!(
-                "a message that needed no acknowledgement came too late for its taker and is lost \
-                 (channel {}, delivery tag {delivery_tag})",
+                "channel {}: delivery {delivery_tag} without acknowledgement arrived after its \
+                 consumer was cancelled, and is lost",
                 self.id.number
             );
         }
@@ -465,22 +468,23 @@ impl<T: Tokens> Channel<T> {
             Some(Method::BasicCancel(ours)) => (false, ours.consumer_tag == *tag),
             _ => (false, false),
         };
-        // It has crossed a cancel of ours that asked for no reply. The next consumer of that name
-        // has not started yet.
+        // The broker's cancel has crossed our `basic.cancel` with nowait, which was for an earlier
+        // consumer with this tag. The consumer that is starting is not affected.
         if is_starting {
             return;
         }
         if self.end_consumer(tag, true, out) && !is_cancelling {
-            // RabbitMQ 4.3 keeps the tag of a consumer that was too slow until it hears of a
-            // cancel, and would end the connection for a next consumer of that name.
+            // RabbitMQ 4.3 keeps the tag of a consumer that it cancelled for slowness until it
+            // receives a cancel. It would close the connection if a new consumer used the tag
+            // before.
             let cancel = basic::Cancel::new(tag).nowait(true);
-            let call = self.quiet_call(cancel.into(), out);
+            let call = self.internal_call(cancel.into(), out);
             self.waiting.push_front(call);
             self.advance(out);
         }
     }
 
-    /// Whether there was such a consumer.
+    /// Ends a consumer. Returns whether there was one with this tag.
     fn end_consumer(
         &mut self,
         consumer_tag: &ShortString,
@@ -498,7 +502,7 @@ impl<T: Tokens> Channel<T> {
         true
     }
 
-    /// Ends everything that goes on here; `None` if the connection ends with it.
+    /// Ends the channel and all its calls. `reason` is `None` if the connection ends.
     fn end(&mut self, reason: Option<CloseReason>, out: &mut Output<T>) {
         out.room.end_announced(self.assembly.announced());
         self.assembly.abort();

@@ -1,7 +1,7 @@
-//! Messages that are larger than the program takes.
+//! Messages that exceed `max_message_size`.
 //!
-//! They close their channel, or are passed over: the body is skipped as it comes, the delivery is
-//! rejected, and the program never has it.
+//! By default such a message closes its channel. With the option to reject it, the body is skipped
+//! as it arrives, the delivery is rejected, and the program does not receive it.
 
 use super::super::assembly::{Head, SizeLimit, announced};
 use super::super::consumers::Recipient;
@@ -15,7 +15,7 @@ use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::Channel;
 
 impl<T: Tokens> Channel<T> {
-    /// The message of `head`, with this content header, is larger than `limit`.
+    /// Handles the message of `head` with this content header, whose body exceeds `limit`.
     pub(super) fn receive_too_large(
         &mut self,
         head: Head,
@@ -40,7 +40,8 @@ impl<T: Tokens> Channel<T> {
                 self.assembly.skip(size);
                 self.get_another(&get_ok, (size, limit.bytes), out)
             }
-            // What has come back belongs to a publish, which must not count as taken.
+            // A returned message belongs to a publish. If it were dropped, the publish would count
+            // as confirmed.
             Head::Deliver { .. } | Head::GetOk(_) | Head::Return(_) => {
                 let limit = limit.bytes;
                 let text = format!("a message of {size} bytes exceeds max_message_size ({limit})");
@@ -51,7 +52,8 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// Passes over a delivery. `may_go_back`: this one shows that it is of no stream.
+    /// Drops a delivery that is too large. `may_go_back`: this delivery itself shows that it does
+    /// not come from a stream.
     fn pass_over(
         &mut self,
         delivery_tag: u64,
@@ -73,7 +75,8 @@ impl<T: Tokens> Channel<T> {
             Recipient::Unknown => return,
         };
         let is_requeueable = is_requeueable || may_go_back;
-        // Another consumer may take larger ones.
+        // The consumer was cancelled. Another consumer may accept larger messages, so the delivery
+        // is requeued.
         let Some(consumer) = consumer else {
             return self.refuse(delivery_tag, no_ack, is_requeueable, out);
         };
@@ -81,7 +84,8 @@ impl<T: Tokens> Channel<T> {
         let (disposal, settle) = match (no_ack, is_requeueable) {
             (true, _) => (Disposal::Lost, None),
             (false, true) => (Disposal::Rejected, Some(Settle::Reject { requeue: false })),
-            // RabbitMQ would close the connection (540) for a reject, and the stream has it still.
+            // RabbitMQ would close the connection (540) for a reject, and the stream keeps the
+            // message.
             (false, false) => (Disposal::Skipped, Some(Settle::Ack { multiple: false })),
         };
         let passed_over = PassedOver {
@@ -98,7 +102,7 @@ impl<T: Tokens> Channel<T> {
         self.settle_passed_over(passed_over, settle, out);
     }
 
-    /// Passes over the message that a `basic.get` has brought, and asks for the next one.
+    /// Drops the message of a `basic.get` and sends the `basic.get` again.
     fn get_another(
         &mut self,
         get_ok: &basic::GetOk,
@@ -113,7 +117,7 @@ impl<T: Tokens> Channel<T> {
         let Some((is_awaited, get)) = get else {
             return Err(ProtocolError::UnexpectedMethod {
                 method: basic::GetOk::ID,
-                state: "though nothing asked for it",
+                state: "without a call that expects it",
             });
         };
         let (disposal, settle) = match get.no_ack {
@@ -135,7 +139,7 @@ impl<T: Tokens> Channel<T> {
         self.settle_passed_over(passed_over, settle, out);
         match again {
             Some(get) => out.send(self.id.number, &get.into()),
-            // Its deadline has passed.
+            // The call has reached its deadline, so its caller does not wait for another message.
             None => {
                 self.active = None;
                 self.advance(out);
@@ -153,7 +157,7 @@ impl<T: Tokens> Channel<T> {
         let delivery_tag = passed_over.delivery_tag;
         let event = Event::PassedOver(Box::new(passed_over));
         out.events.push_back(event);
-        // What the broker takes back itself comes again.
+        // During a `basic.recover` the broker requeues the delivery itself.
         if let Some(settle) = settle.filter(|_| !self.is_recovering()) {
             self.settle_here([(delivery_tag, settle)], out);
         }

@@ -1,8 +1,9 @@
-//! The transaction of a channel, and what goes back to its queue on such a channel.
+//! The transaction of a channel, and the settlements that the core makes on such a channel.
 //!
-//! What nobody takes must not be part of a transaction that the program rolls back: it would
-//! be out of reach until the channel ends. So it goes out right in front of a `tx.commit`:
-//! the program's next one, or one of the library's own as soon as the transaction is empty.
+//! A dropped delivery is requeued by the core. That must not be part of a transaction that the
+//! program rolls back: the delivery would stay unsettled until the channel ends. So these
+//! settlements are sent directly before a `tx.commit`: the program's next one, or one of the core's
+//! own as soon as the transaction is empty.
 
 use super::super::event::{Event, PendingCall, Tokens};
 use super::super::frame::Settle;
@@ -14,24 +15,24 @@ use super::Channel;
 pub(super) struct Transaction {
     /// Whether the channel has transactions.
     is_selected: bool,
-    /// Whether something was published or settled in the one that is under way.
+    /// Whether the current transaction contains a publish or a settlement.
     has_begun: bool,
-    /// What goes back with the next commit, or is settled otherwise for the program.
+    /// The settlements of the core that are sent before the next commit.
     deferred: Vec<(u64, Settle)>,
 }
 
 impl Transaction {
-    /// Whether what is settled is part of one.
+    /// Returns whether settlements are part of a transaction.
     pub(super) fn is_selected(&self) -> bool {
         self.is_selected
     }
 
-    /// Notes that something is published or settled.
+    /// Notes that the transaction contains a publish or a settlement.
     pub(super) fn begin(&mut self) {
         self.has_begun = true;
     }
 
-    /// Notes what has just been sent.
+    /// Notes a method that was just sent.
     pub(super) fn sent(&mut self, method: &Method) {
         match method {
             Method::TxSelect(_) if !self.is_selected => {
@@ -39,7 +40,7 @@ impl Transaction {
                 self.has_begun = false;
             }
             Method::TxCommit(_) | Method::TxRollback(_) => self.has_begun = false,
-            // That gives them back as well.
+            // A recover requeues these deliveries as well.
             Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => self.deferred.clear(),
             _ => {}
         }
@@ -47,9 +48,9 @@ impl Transaction {
 }
 
 impl<T: Tokens> Channel<T> {
-    /// Gives deliveries back to their queue that nobody takes.
+    /// Requeues deliveries that the program does not have.
     pub(crate) fn requeue(&mut self, delivery_tags: Vec<u64>, out: &mut Output<T>) {
-        // Other than a reject, it does not count for the delivery limit of RabbitMQ 4.
+        // A nack, unlike a reject, does not count for the delivery limit of RabbitMQ 4.
         let nack = Settle::Nack {
             multiple: false,
             requeue: true,
@@ -73,7 +74,7 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// A commit for what goes back, if nothing else would be part of it.
+    /// Returns a commit for the deferred settlements, if the transaction contains nothing else.
     pub(super) fn commit_deferred(&mut self, out: &mut Output<T>) -> Option<PendingCall<T>> {
         let Transaction {
             is_selected,
@@ -81,7 +82,7 @@ impl<T: Tokens> Channel<T> {
             deferred,
         } = &self.transaction;
         let is_due = *is_selected && !has_begun && !deferred.is_empty();
-        is_due.then(|| self.quiet_call(tx::Commit::default().into(), out))
+        is_due.then(|| self.internal_call(tx::Commit::default().into(), out))
     }
 
     pub(super) fn send_deferred(&mut self, out: &mut Output<T>) {

@@ -1,31 +1,36 @@
-//! The connection as a value: bytes, commands and `now` go in; bytes, events and a
-//! deadline come out. It owns no socket, thread, lock or clock.
+//! An open connection: bytes, commands and `now` go in; bytes, events and a deadline come out. It
+//! owns no socket, thread, lock or clock.
 //!
-//! How to drive it, in any order and as often as you like:
+//! The driver does this, in any order and as often as necessary:
 //!
-//! - put what came from the peer into [`space`](Connection::space), then say
-//!   [`received`](Connection::received);
-//! - give commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
-//!   [`requeue`](Connection::requeue), [`close_channel`](Connection::close_channel),
-//!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
-//! - when [`poll_timeout`](Connection::poll_timeout) has passed, call
-//!   [`handle_timeout`](Connection::handle_timeout);
+//! - puts bytes from the broker into [`space`](Connection::space), then calls
+//! [`received`](Connection::received);
+//! - gives commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
+//! [`requeue`](Connection::requeue), [`close_channel`](Connection::close_channel),
+//! [`update_secret`](Connection::update_secret), [`close`](Connection::close);
+//! - calls [`handle_timeout`](Connection::handle_timeout) when
+//!   [`poll_timeout`](Connection::poll_timeout)
+//! has passed.
 //!
-//! and after each of these drain [`poll_event`](Connection::poll_event) and
-//! [`take_secret_output`](Connection::take_secret_output) and
-//! [`output`](Connection::output). Publishes and settlements are encoded by the caller and
-//! pass the [`gate`](Connection::gate), the last one: bytes for a channel that is no
-//! longer open would make the broker close the connection (504). What it holds back is
-//! offered again after whatever comes from the peer, and then
-//! [`end_commits`](Connection::end_commits) is called. A call that changes what is settled is
-//! told by [`next_change`](Connection::next_change): note that, give what was settled before,
-//! and [`make_change`](Connection::make_change). An [`Event::Closed`] comes once and is final.
+//! After each of these it drains [`poll_event`](Connection::poll_event),
+//! [`take_secret_output`](Connection::take_secret_output) and [`output`](Connection::output).
+//!
+//! The driver encodes publishes and settlements itself, and asks [`gate`](Connection::gate)
+//! directly before it sends one: on a channel that is no longer open, the broker would close the
+//! connection (504). If the gate is [`Committing`](Gate::Committing), the driver tries again after
+//! the next received bytes, and then calls [`end_commits`](Connection::end_commits).
+//!
+//! [`next_change`](Connection::next_change) returns a call that changes the settlement ledger. The
+//! driver notes the change, sends the settlements that the program made before, and calls
+//! [`make_change`](Connection::make_change).
+//!
+//! [`Event::Closed`] comes once and is final.
 //!
 //! ```text
-//! open --- close (ours) ---> closing --- close-ok, or the end of the stream ---> closed
+//! open --- close (client) ---> closing --- close-ok, or end of stream -------------> closed
 //!  |                            |
-//!  |                            +-- close (the broker's, crossing): answered -->  closed
-//!  +-- close (the broker's): answered, end of stream, protocol error, silence --> closed
+//!  |                            +-- close (broker, crossing): answered ------------> closed
+//!  +-- close (broker): answered; end of stream, protocol error, silence -----------> closed
 //! ```
 
 mod held_back;
@@ -55,18 +60,18 @@ use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use super::settlements::SettlementChange;
 use super::wire::ShortString;
 
-/// The bounds of a connection, beside those that were negotiated.
+/// The limits of a connection that are not negotiated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
     pub(crate) message_size: SizeLimit,
-    /// How many bytes of deliveries may wait to be taken before reading pauses; twice that is the
-    /// most that waits.
+    /// The size of the deliveries that may wait before reading pauses, in bytes. At most twice as
+    /// much waits.
     pub(crate) read_budget: usize,
-    /// For how long the broker may take no publishes.
+    /// How long the broker may block publishes.
     pub(crate) blocked_timeout: Option<Duration>,
 }
 
-/// One AMQP connection after its handshake. See the module for how to drive it.
+/// An AMQP connection after its handshake. The module describes how to drive it.
 #[derive(Debug)]
 pub(crate) struct Connection<T: Tokens> {
     decoder: FrameDecoder,
@@ -74,7 +79,8 @@ pub(crate) struct Connection<T: Tokens> {
 }
 
 impl<T: Tokens> Connection<T> {
-    /// What the decoder holds already, from behind the handshake, counts as received.
+    /// Returns a connection. Bytes that are left in `decoder` after the handshake count as
+    /// received.
     pub(crate) fn new(
         decoder: FrameDecoder,
         negotiated: &Negotiated,
@@ -107,12 +113,12 @@ impl<T: Tokens> Connection<T> {
         connection
     }
 
-    /// Where bytes from the peer belong.
+    /// Returns the space for bytes from the broker.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         self.decoder.space()
     }
 
-    /// Takes in the `count` bytes that were put into [`space`](Self::space).
+    /// Handles the `count` bytes that were put into [`space`](Self::space).
     pub(crate) fn received(&mut self, count: usize, now: Instant) {
         self.decoder.filled(count);
         self.router.heartbeat.received(now);
@@ -124,12 +130,12 @@ impl<T: Tokens> Connection<T> {
                 Err(error) => Err(error),
             };
             if let Err(error) = outcome {
-                self.router.give_up(error);
+                self.router.fail(error);
             }
         }
     }
 
-    /// The stream has ended. After our close this is as good as a close-ok.
+    /// Handles the end of the stream. After our close it counts as the close-ok.
     pub(crate) fn ended(&mut self) {
         match &self.router.state {
             ConnectionState::Closing { reason, .. } => {
@@ -140,7 +146,7 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Ends everything at once, for a reason outside the protocol.
+    /// Ends the connection at once, for a reason outside the protocol.
     pub(crate) fn terminate(&mut self, termination: Termination) {
         self.router.terminate(termination);
     }
@@ -149,7 +155,7 @@ impl<T: Tokens> Connection<T> {
         matches!(self.router.state, ConnectionState::Closed)
     }
 
-    /// Whether our close waits for its answer.
+    /// Returns whether our close waits for its close-ok.
     pub(crate) fn is_closing(&self) -> bool {
         matches!(self.router.state, ConnectionState::Closing { .. })
     }
@@ -158,37 +164,37 @@ impl<T: Tokens> Connection<T> {
         self.router.out.poll_event()
     }
 
-    /// Takes back the memory of a list of batches, which is empty by now.
+    /// Takes back an empty list of batches, for its memory.
     pub(crate) fn reuse(&mut self, batches: VecDeque<Batch>) {
         self.router.out.reuse(batches);
     }
 
-    /// Bytes for the peer, in order.
+    /// Returns the bytes for the broker.
     pub(crate) fn output(&mut self) -> &mut Vec<u8> {
         &mut self.router.out.bytes
     }
 
-    /// How many frames were put out since this was asked last.
+    /// Returns the number of frames put into the output since the last call.
     pub(crate) fn take_frames_sent(&mut self) -> u64 {
         std::mem::take(&mut self.router.out.frames)
     }
 
-    /// How many frames came since this was asked last.
+    /// Returns the number of frames received since the last call.
     pub(crate) fn take_frames_received(&mut self) -> u64 {
         std::mem::take(&mut self.router.frames_received)
     }
 
-    /// Says that bytes went out.
+    /// Notes that bytes were written to the stream.
     pub(crate) fn sent(&mut self, now: Instant) {
         self.router.heartbeat.sent(now);
     }
 
-    /// Says whether bytes are being read.
+    /// Notes whether the driver reads from the stream.
     pub(crate) fn set_reading(&mut self, reading: bool, now: Instant) {
         self.router.heartbeat.set_reading(reading, now);
     }
 
-    /// Every channel, with its consumers.
+    /// Returns the tokens of each channel and of its consumers.
     pub(crate) fn channels(
         &self,
     ) -> impl Iterator<Item = (&T::Channel, impl Iterator<Item = &T::Consumer>)> {
@@ -196,13 +202,14 @@ impl<T: Tokens> Connection<T> {
         channels.map(|channel| channel.tokens())
     }
 
-    /// Whether anybody waits for something that only reading can bring.
+    /// Returns whether a caller waits for a reply.
     pub(crate) fn is_awaited(&self) -> bool {
         self.router.out.first_deadline().is_some()
             || matches!(self.router.state, ConnectionState::Closing { .. })
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is due; never after the end.
+    /// Returns the instant at which [`handle_timeout`](Self::handle_timeout) is due; `None` after
+    /// the end.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         if self.is_closed() {
             return None;
@@ -215,7 +222,7 @@ impl<T: Tokens> Connection<T> {
         };
         let heartbeat = router.heartbeat.deadline();
         let blocked = router.blocked.deadline();
-        let holding = router.holding_deadline();
+        let holding = router.held_back_deadline();
         [call, close, heartbeat, blocked, holding]
             .into_iter()
             .flatten()
@@ -242,8 +249,8 @@ impl<T: Tokens> Connection<T> {
             _ => {}
         }
         router.out.room.set_now(now);
-        for number in router.holding() {
-            router.with_number(number, |channel, out| channel.lapse(out));
+        for number in router.channels_holding_back() {
+            router.with_number(number, |channel, out| channel.give_up_overdue(out));
         }
         if let Some(termination) = router.blocked.is_over(now) {
             return router.terminate(termination);
@@ -254,15 +261,15 @@ impl<T: Tokens> Connection<T> {
                 router.out.bytes.extend_from_slice(&HEARTBEAT_FRAME);
                 router.out.frames += 1;
                 router.heartbeat.sent(now);
-                // It has been quiet for a while, and may be for long.
+                // The connection was idle for a while and may stay so.
                 router.out.release_memory();
             }
             Due::PeerIsDead { silent } => router.terminate(Termination::Silence(silent)),
         }
     }
 
-    /// Takes `number`, or the lowest free one, for a channel to be opened. If it is
-    /// [`Closing`](NumberError::Closing), [`await_number`](Self::await_number) waits for it.
+    /// Reserves `number`, or the lowest free number, for a new channel. After
+    /// [`Closing`](NumberError::Closing), [`await_number`](Self::await_number) waits for a number.
     pub(crate) fn reserve_channel(
         &mut self,
         number: Option<u16>,
@@ -270,7 +277,7 @@ impl<T: Tokens> Connection<T> {
         self.router.reserve(number)
     }
 
-    /// Opens the channel that [`reserve_channel`](Self::reserve_channel) gave.
+    /// Opens the channel that [`reserve_channel`](Self::reserve_channel) returned.
     pub(crate) fn open_channel(
         &mut self,
         id: ChannelId,
@@ -298,7 +305,7 @@ impl<T: Tokens> Connection<T> {
         router.channels[index] = Some(Box::new(channel));
     }
 
-    /// Whether a channel may still be spoken on.
+    /// Returns whether the client may send methods on a channel.
     pub(crate) fn is_open(&self, id: ChannelId) -> bool {
         matches!(self.router.state, ConnectionState::Open)
             && self
@@ -307,7 +314,8 @@ impl<T: Tokens> Connection<T> {
                 .is_some_and(|channel| channel.is_open())
     }
 
-    /// Whether a publish or a settlement may go out on a channel now. If so, it has to.
+    /// Returns whether a publish or a settlement may be sent on a channel now. After [`Gate::Open`]
+    /// it must be sent, since it counts as part of the transaction.
     pub(crate) fn gate(&mut self, id: ChannelId) -> Gate {
         match self.router.state {
             ConnectionState::Open => {
@@ -318,8 +326,8 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Gives deliveries back to their queue that nobody takes; on a channel with transactions
-    /// so that it cannot be rolled back.
+    /// Requeues deliveries that the program does not have. On a channel with transactions, a
+    /// rollback does not affect this.
     pub(crate) fn requeue(&mut self, id: ChannelId, delivery_tags: Vec<u64>) {
         if self.is_open(id) {
             self.router.with_channel(id, |channel, out| {
@@ -328,14 +336,14 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// What stands for a channel, if it is there.
+    /// Returns the token of a channel, if the channel exists.
     pub(crate) fn channel(&self, id: ChannelId) -> Option<&T::Channel> {
         let (token, _) = self.router.find(id)?.tokens();
         Some(token)
     }
 
-    /// Lets the calls go out that waited for a commit which is done: behind what the gate
-    /// has held back, which was said before them.
+    /// Continues with the calls that waited for a commit. To be called after the publishes and
+    /// settlements that waited for it, because the program made these first.
     pub(crate) fn end_commits(&mut self) {
         for id in std::mem::take(&mut self.router.out.committed) {
             self.router
@@ -343,8 +351,8 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// A call that changes what is settled on its channel, whose turn it is: it goes out with
-    /// [`make_change`](Self::make_change), behind whatever was settled before.
+    /// Returns the next call that changes the settlement ledger of its channel. It is sent with
+    /// [`make_change`](Self::make_change), after the settlements that the program made before it.
     pub(crate) fn next_change(&mut self) -> Option<(ChannelId, T::Channel, SettlementChange)> {
         while let Some(id) = self.router.out.changing.pop() {
             let mut next = None;
@@ -359,19 +367,19 @@ impl<T: Tokens> Connection<T> {
         None
     }
 
-    /// Sends a call that [`next_change`](Self::next_change) has told of.
+    /// Sends a call that [`next_change`](Self::next_change) returned.
     pub(crate) fn make_change(&mut self, id: ChannelId) {
         self.router
             .with_channel(id, |channel, out| channel.make_change(out));
     }
 
-    /// Whether a call waits only for what was said before it.
+    /// Returns whether a call waits only for earlier publishes or settlements.
     pub(crate) fn has_paused(&self) -> bool {
         let out = &self.router.out;
         !out.committed.is_empty() || !out.changing.is_empty()
     }
 
-    /// Sends `method` in its turn; its outcome comes as an event for `call`.
+    /// Sends `method` after the earlier calls of its channel. An event for `call` has the outcome.
     pub(crate) fn call(
         &mut self,
         id: ChannelId,
@@ -395,8 +403,8 @@ impl<T: Tokens> Connection<T> {
             .with_channel(id, |channel, out| channel.call(call, out));
     }
 
-    /// Cancels a consumer in its turn; the outcome comes as an event for `call`. `is_meant` tells
-    /// it from others of the same name, before and after it.
+    /// Cancels a consumer after the earlier calls of its channel. An event for `call` has the
+    /// outcome. `is_meant` tells the consumer apart from earlier and later ones with the same tag.
     pub(crate) fn cancel_consumer(
         &mut self,
         id: ChannelId,
@@ -421,7 +429,7 @@ impl<T: Tokens> Connection<T> {
         });
     }
 
-    /// Cancels a consumer that nobody listens to any more.
+    /// Cancels a consumer that has no owner any more.
     pub(crate) fn discard_consumer(
         &mut self,
         id: ChannelId,
@@ -435,7 +443,7 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Closes a channel; whoever wants to know gives `call`.
+    /// Closes a channel. If `call` is given, an event for it has the outcome.
     pub(crate) fn close_channel(
         &mut self,
         id: ChannelId,
@@ -460,8 +468,8 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Begins to close the connection. From now on nothing is sent; what goes on ends with
-    /// the connection, or at its own deadline.
+    /// Sends a close of the connection, and nothing after it. Pending calls end with the
+    /// connection, or at their own deadlines.
     pub(crate) fn close(&mut self, code: ReplyCode, text: ShortString, deadline: Instant) {
         let router = &mut self.router;
         if !matches!(router.state, ConnectionState::Open) {
@@ -471,7 +479,8 @@ impl<T: Tokens> Connection<T> {
             .reply_code(code.into())
             .reply_text(&text);
         router.out.send(0, &close.into());
-        // This has a deadline of its own, and does not hear of an end of that.
+        // The close has its own deadline, and `connection.unblocked` is ignored from now on. So the
+        // timeout of a blocked connection must not run any longer.
         router.blocked.since = None;
         let reason = CloseReason::new(ClosedBy::Application, code, text, None);
         router.state = ConnectionState::Closing { reason, deadline };

@@ -1,5 +1,5 @@
-//! Who waits for a channel number: none is free, but one of them is only closing, and its
-//! close-ok is on its way.
+//! The callers that wait for a channel number: none is free, but a channel is closing, and its
+//! number becomes free with the close-ok.
 
 use std::time::Instant;
 
@@ -7,18 +7,18 @@ use super::super::event::{Event, NumberError, Tokens};
 use super::super::output::Output;
 use super::{Connection, ConnectionState, Router};
 
-/// One who waits.
+/// A caller that waits for a channel number.
 #[derive(Debug)]
 struct QueuedOpener<T: Tokens> {
-    /// By this its deadline is found.
+    /// The number of the call, by which its deadline is found.
     call: u64,
-    /// The number that it wants; any, if none.
+    /// The required number; `None` accepts any.
     number: Option<u16>,
     deadline: Instant,
     opener: T::Opener,
 }
 
-/// Those who wait, in the order in which they asked.
+/// The waiting callers, in the order of their calls.
 #[derive(Debug)]
 pub(super) struct NumberQueue<T: Tokens> {
     waiting: Vec<QueuedOpener<T>>,
@@ -31,8 +31,8 @@ impl<T: Tokens> NumberQueue<T> {
         }
     }
 
-    /// The connection is over.
-    pub(super) fn lose(&mut self, out: &mut Output<T>) {
+    /// Ends the waiting after the end of the connection.
+    pub(super) fn end_with_connection(&mut self, out: &mut Output<T>) {
         let number_queue = self.waiting.drain(..).map(|waiting| waiting.opener);
         out.events
             .extend(number_queue.map(|opener| Event::OpenerLost { opener }));
@@ -40,9 +40,8 @@ impl<T: Tokens> NumberQueue<T> {
 }
 
 impl<T: Tokens> Connection<T> {
-    /// Has `opener` come back as soon as it is worth while to
-    /// [`reserve_channel`](Self::reserve_channel) again, which has said
-    /// [`Closing`](NumberError::Closing).
+    /// Queues a caller for which [`reserve_channel`](Self::reserve_channel) failed with
+    /// [`Closing`](NumberError::Closing). An event reports when it is worthwhile to try again.
     pub(crate) fn await_number(
         &mut self,
         number: Option<u16>,
@@ -70,8 +69,8 @@ impl<T: Tokens> Connection<T> {
 }
 
 impl<T: Tokens> Router<T> {
-    /// `number` is free: for the first who wants it. If nothing closes any more that another
-    /// could have, that one need not wait either.
+    /// Gives `number`, which has become free, to the first caller that accepts it. Callers for
+    /// which no other number can become free do not wait any longer either.
     pub(super) fn serve_openers(&mut self, number: u16) {
         let mut is_taken = false;
         for waiting in std::mem::take(&mut self.number_queue.waiting) {
@@ -88,12 +87,13 @@ impl<T: Tokens> Router<T> {
         }
     }
 
-    /// The deadline of `call` has passed.
+    /// Ends the waiting of `call` after its deadline.
     pub(super) fn time_out_opener(&mut self, call: u64) {
         let waiting = &mut self.number_queue.waiting;
         if let Some(index) = waiting.iter().position(|waiting| waiting.call == call) {
             let QueuedOpener { number, opener, .. } = waiting.remove(index);
-            // With nothing that closes it would have been served.
+            // `None` cannot occur: without a closing channel, `serve_openers` would have ended the
+            // waiting.
             let error = match self.closing(number) {
                 Some(number) => NumberError::Closing(number),
                 None => NumberError::NoneFree,
@@ -103,7 +103,7 @@ impl<T: Tokens> Router<T> {
         }
     }
 
-    /// The first channel that closes and has this number, or any.
+    /// Returns the number of a channel that is closing: `number`, or any.
     pub(super) fn closing(&self, number: Option<u16>) -> Option<u16> {
         match number {
             Some(number) => self.channel(number).filter(|it| !it.is_open()),

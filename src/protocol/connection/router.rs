@@ -1,5 +1,5 @@
-//! What comes to an open connection, and what goes on in it: channels by their numbers,
-//! methods of the connection itself, and its states.
+//! The router: passes received frames to their channels, and handles the methods of the connection
+//! itself.
 
 use std::time::{Duration, Instant};
 
@@ -27,15 +27,15 @@ pub(super) enum ConnectionState {
     Closed,
 }
 
-/// All but the decoder, whose frames borrow from it.
+/// The connection without its decoder. The two are apart because frames borrow from the decoder.
 #[derive(Debug)]
 pub(super) struct Router<T: Tokens> {
     pub(super) out: Output<T>,
     pub(super) channel_max: u16,
     pub(super) message_size: SizeLimit,
-    /// By number; 0 is the connection itself and stays empty.
+    /// The channels by number. Index 0 stays empty, since channel 0 is the connection itself.
     pub(super) channels: Vec<Option<Box<Channel<T>>>>,
-    /// Every number below is taken.
+    /// All numbers below this one are in use.
     pub(super) lowest_free: u16,
     pub(super) generations: u64,
     pub(super) heartbeat: Heartbeat,
@@ -46,7 +46,7 @@ pub(super) struct Router<T: Tokens> {
     pub(super) state: ConnectionState,
 }
 
-/// Whether the broker takes no publishes, and how long that may last.
+/// The time since which the broker blocks publishes, and its limit.
 #[derive(Debug)]
 pub(super) struct Blocked {
     pub(super) timeout: Option<Duration>,
@@ -59,7 +59,7 @@ impl Blocked {
         Some(*since + self.timeout?)
     }
 
-    /// What to end with, if it has lasted too long.
+    /// Returns the termination if the broker has blocked publishes for too long.
     pub(super) fn is_over(&self, now: Instant) -> Option<Termination> {
         let after = self.timeout?;
         let (since, reason) = self.since.as_ref()?;
@@ -71,11 +71,11 @@ impl Blocked {
 }
 
 impl<T: Tokens> Router<T> {
-    // For each frame, and called in one place.
+    // Inlined into its only caller, because it runs for each frame.
     #[inline]
     pub(super) fn route(&mut self, frame: Frame<'_>, now: Instant) -> Result<(), ProtocolError> {
         self.frames_received += 1;
-        // After our close only the end counts (specification, connection.close).
+        // After our close only close and close-ok count (specification, connection.close).
         if !matches!(self.state, ConnectionState::Open) && !is_end(frame) {
             self.receive_late_close(frame);
             return Ok(());
@@ -119,17 +119,17 @@ impl<T: Tokens> Router<T> {
         }
     }
 
-    /// Late frames for a channel that is gone are no error. But a close that crossed
-    /// ours and came behind the close-ok is owed an answer: until the broker has it,
-    /// it ignores what comes on that number, so the next open would hang.
+    /// Handles a frame for a channel that has ended. Such frames are not an error, but a close must
+    /// be answered: if it crossed ours, the broker ignores all methods on this number until the
+    /// close-ok arrives, so the next `channel.open` would get no reply.
     fn receive_late(&mut self, number: u16, frame: Frame<'_>) {
         if method_id(frame) == Some(channel::Close::ID) {
             self.out.send(number, &channel::CloseOk::default().into());
         }
     }
 
-    /// The broker has closed a channel before it has heard of our close of the connection.
-    /// That is told with the end; an answer would come too late.
+    /// Handles a close of a channel by the broker after our close of the connection. The reason is
+    /// reported with the end of the connection. A close-ok would come too late.
     fn receive_late_close(&mut self, frame: Frame<'_>) {
         let Frame::Method { channel, payload } = frame else {
             return;
@@ -152,7 +152,8 @@ impl<T: Tokens> Router<T> {
         match (&self.state, method) {
             (_, Method::ConnectionClose(close)) => {
                 self.out.send(0, &connection::CloseOk::default().into());
-                // Also if it crosses ours: what went out before that may be lost.
+                // Also if this close crosses ours: the broker may have dropped methods that we sent
+                // before ours, so the program must get its reason.
                 self.terminate(Termination::Closed(CloseReason::of_connection(&close)));
             }
             (ConnectionState::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
@@ -160,7 +161,7 @@ impl<T: Tokens> Router<T> {
                 self.terminate(Termination::Closed(reason));
             }
             (_, Method::ConnectionBlocked(blocked)) => {
-                // Said again, it goes on from when it began.
+                // A repeated `connection.blocked` does not restart the timeout.
                 let since = self.blocked.since.take().map_or(now, |(since, _)| since);
                 self.blocked.since = Some((since, blocked.reason.clone()));
                 self.out.events.push_back(Event::Blocked(blocked.reason));
@@ -174,15 +175,15 @@ impl<T: Tokens> Router<T> {
             (_, method) => {
                 return Err(ProtocolError::UnexpectedMethod {
                     method: method.id(),
-                    state: "on an open connection, where it has no place",
+                    state: "on an open connection, where it is not allowed",
                 });
             }
         }
         Ok(())
     }
 
-    /// Tells a peer that broke the protocol, and ends.
-    pub(super) fn give_up(&mut self, error: ProtocolError) {
+    /// Ends the connection after a violation of the protocol, and reports it to the broker.
+    pub(super) fn fail(&mut self, error: ProtocolError) {
         let text: String = error.to_string().chars().take(60).collect();
         let close = connection::Close::default()
             .reply_code(error.reply_code().into())
@@ -198,10 +199,10 @@ impl<T: Tokens> Router<T> {
         self.state = ConnectionState::Closed;
         self.out.events.push_back(Event::Closed(termination));
         for channel in self.channels.drain(..).flatten() {
-            channel.lose(&mut self.out);
+            channel.end_with_connection(&mut self.out);
         }
-        self.secret_updates.lose(&mut self.out);
-        self.number_queue.lose(&mut self.out);
+        self.secret_updates.end_with_connection(&mut self.out);
+        self.number_queue.end_with_connection(&mut self.out);
         self.out.forget_deadlines();
     }
 
@@ -259,24 +260,24 @@ impl<T: Tokens> Router<T> {
         self.channels.get(usize::from(number))?.as_deref()
     }
 
-    /// The numbers of the channels that hold deliveries back or expect some.
-    pub(super) fn holding(&self) -> Vec<u16> {
-        self.out.holding.iter().copied().collect()
+    /// Returns the numbers of the channels with deliveries that are held back or expected again.
+    pub(super) fn channels_holding_back(&self) -> Vec<u16> {
+        self.out.held_back_channels.iter().copied().collect()
     }
 
-    /// When the first of them expects something no more.
-    pub(super) fn holding_deadline(&self) -> Option<Instant> {
-        let channels = self.out.holding.iter();
+    /// Returns the first instant at which an expected delivery is overdue.
+    pub(super) fn held_back_deadline(&self) -> Option<Instant> {
+        let channels = self.out.held_back_channels.iter();
         let channels = channels.filter_map(|number| self.channel(*number));
         channels
-            .filter_map(|channel| channel.holding_deadline(&self.out))
+            .filter_map(|channel| channel.held_back_deadline(&self.out))
             .min()
     }
 
-    /// Expects no more what has gone to other consumers.
+    /// Gives up the expected deliveries that have gone to other consumers.
     pub(super) fn give_up_strays(&mut self) {
         for (queue, cost) in self.out.room.take_strays() {
-            for number in self.holding() {
+            for number in self.channels_holding_back() {
                 let mut given_up = false;
                 self.with_number(number, |channel, out| {
                     given_up = channel.give_up(queue, cost, out);
@@ -323,7 +324,7 @@ fn method_id(frame: Frame<'_>) -> Option<MethodId> {
     }
 }
 
-/// Whether a frame is the connection's close or close-ok.
+/// Returns whether a frame is the close or close-ok of the connection.
 fn is_end(frame: Frame<'_>) -> bool {
     matches!(frame, Frame::Method { channel: 0, .. })
         && matches!(

@@ -1,8 +1,7 @@
-//! `connection.update-secret`: calls of the connection itself, of which at most one is
-//! on the wire.
+//! `connection.update-secret`: calls of the connection itself, of which at most one is on the wire.
 //!
-//! One that timed out keeps its place until its reply comes, or that reply would be taken
-//! for the next one's.
+//! A call keeps its place after its deadline, until its reply arrives. Otherwise the reply would be
+//! taken for that of the next call.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -15,7 +14,7 @@ use super::super::wire::ShortString;
 use super::{Connection, ConnectionState, Router};
 
 impl<T: Tokens> Connection<T> {
-    /// Hands in a fresh secret, when those before it are answered.
+    /// Sends a new secret after the earlier updates are answered.
     pub(crate) fn update_secret(
         &mut self,
         secret: Secret,
@@ -40,7 +39,7 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// A frame for the peer that is to be wiped behind the wire; it goes before
+    /// Returns a frame that must be wiped from memory after it is written. It precedes
     /// [`output`](Self::output).
     pub(crate) fn take_secret_output(&mut self) -> Option<Secret> {
         self.router.secret_updates.output.take()
@@ -50,18 +49,19 @@ impl<T: Tokens> Connection<T> {
 #[derive(Debug)]
 struct Update<T: Tokens> {
     number: u64,
-    /// Who waits for the outcome; nobody any more after a timeout.
+    /// The caller; `None` after its deadline.
     token: Option<T::Call>,
     deadline: Instant,
-    /// Empty once it went out.
+    /// The encoded frame; empty after it was sent.
     frame: Secret,
 }
 
-/// The updates that have no answer yet, the one on the wire first.
+/// The updates without a reply. The first one is on the wire.
 #[derive(Debug)]
 pub(super) struct SecretUpdates<T: Tokens> {
     updates: VecDeque<Update<T>>,
-    /// A frame to be sent: apart from the others, since it is wiped behind the wire.
+    /// The frame to be sent. It is apart from the other output because it is wiped after it is
+    /// written.
     output: Option<Secret>,
 }
 
@@ -94,7 +94,7 @@ impl<T: Tokens> SecretUpdates<T> {
             .map(|update| std::mem::take(&mut update.frame));
     }
 
-    /// An update-secret-ok came. `false`: nobody has asked for it.
+    /// Handles an update-secret-ok. Returns `false` if no update was sent.
     pub(super) fn receive_ok(&mut self, out: &mut Output<T>) -> bool {
         let Some(update) = self.updates.pop_front() else {
             return false;
@@ -132,8 +132,8 @@ impl<T: Tokens> SecretUpdates<T> {
         }
     }
 
-    /// The connection is over.
-    pub(super) fn lose(&mut self, out: &mut Output<T>) {
+    /// Fails all updates after the end of the connection.
+    pub(super) fn end_with_connection(&mut self, out: &mut Output<T>) {
         self.output = None;
         for update in self.updates.drain(..) {
             out.fail(update.token, CallFailure::Closed);

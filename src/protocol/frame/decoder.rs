@@ -1,19 +1,20 @@
-//! The decoder: cuts the bytes from the broker into frames.
+//! The decoder: divides the bytes from the broker into frames.
 
 use super::super::errors::ProtocolError;
 use super::{BODY, FRAME_END, FRAME_HEADER_BYTES, FRAME_OVERHEAD, HEADER, HEARTBEAT, METHOD};
 
-/// How large a method or header frame that comes in may be, whatever was agreed: RabbitMQ splits
-/// bodies only, and headers grow behind the publisher's back (`x-death`).
+/// The largest method or content header frame that is accepted, even if the negotiated `frame_max`
+/// is smaller. RabbitMQ splits only bodies, and the broker may add headers (`x-death`).
 pub(super) const UNSPLIT_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
-/// How much one read may bring. Grows only for a larger negotiated frame.
+/// The size of the read buffer, and so of one read. It grows only for a larger negotiated
+/// `frame_max`.
 pub(super) const READ_BUFFER_BYTES: usize = 128 * 1024;
 
-/// With less room than this behind a partial frame, the frame moves to the front.
+/// The unfinished frame moves to the front of the buffer if less space than this follows it.
 const READ_SPACE_BYTES_MIN: usize = 16 * 1024;
 
-/// One frame, borrowed from the decoder's buffer.
+/// A frame, borrowed from the decoder's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frame<'a> {
     Method {
@@ -28,7 +29,7 @@ pub(crate) enum Frame<'a> {
         channel: u16,
         payload: &'a [u8],
     },
-    /// A header frame beyond its bound, whose bytes are passed by as they come.
+    /// A content header frame beyond the limit. Its bytes are skipped.
     Oversized {
         channel: u16,
         size: u32,
@@ -37,17 +38,17 @@ pub(crate) enum Frame<'a> {
     Heartbeat,
 }
 
-/// Cuts a stream of bytes into frames, however the bytes are chunked.
+/// Divides a stream of bytes into frames, independent of the sizes of the reads.
 ///
-/// Read into [`space`](Self::space), say how much came with [`filled`](Self::filled),
-/// then call [`next`](Self::next) until it has no more.
+/// Read bytes into [`space`](Self::space), report their number with [`filled`](Self::filled), then
+/// call [`next`](Self::next) until it returns `None`.
 #[derive(Debug)]
 pub(crate) struct FrameDecoder {
     buffer: Vec<u8>,
-    /// What is not decoded yet is `buffer[start..end]`.
+    /// The bytes that are not decoded yet are `buffer[start..end]`.
     start: usize,
     end: usize,
-    /// So many bytes that are still to come belong to nobody.
+    /// The number of bytes that are still to be skipped.
     skipped: usize,
     frame_max: u32,
 }
@@ -67,18 +68,18 @@ impl FrameDecoder {
         self.frame_max = frame_max;
     }
 
-    /// What came and is not decoded yet.
+    /// Returns the bytes that are not decoded yet.
     pub(crate) fn pending(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    /// Where the next bytes belong; never empty.
+    /// Returns the space for the next bytes, which is never empty.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
         }
-        // A size that is only claimed takes no memory: the buffer grows as bytes come.
+        // The buffer grows as bytes arrive. An announced size alone reserves no memory.
         let wanted = self
             .pending_frame_size()
             .unwrap_or(0)
@@ -95,7 +96,7 @@ impl FrameDecoder {
         &mut self.buffer[self.end..]
     }
 
-    /// Says that `count` bytes were written to the front of [`space`](Self::space).
+    /// Adds the `count` bytes that were written to the front of [`space`](Self::space).
     pub(crate) fn filled(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
         if self.skipped > 0 {
@@ -109,7 +110,8 @@ impl FrameDecoder {
         self.skipped -= here;
     }
 
-    /// Lets a header beyond its bound pass by, which costs its channel only.
+    /// Skips a content header beyond the limit, so that it costs only its channel. Other frames
+    /// fail with `error`.
     #[cold]
     fn pass_by(&mut self, error: ProtocolError) -> Result<Option<Frame<'_>>, ProtocolError> {
         let (ProtocolError::FrameTooLarge { size, limit }, Some(&[HEADER, c1, c0])) =
@@ -127,7 +129,7 @@ impl FrameDecoder {
         }))
     }
 
-    /// The next complete frame. An error is final.
+    /// Returns the next complete frame. An error is final.
     pub(crate) fn next(&mut self) -> Result<Option<Frame<'_>>, ProtocolError> {
         let (kind, channel, size) = match self.header() {
             Ok(Some(header)) => header,
@@ -158,7 +160,7 @@ impl FrameDecoder {
         }))
     }
 
-    /// Type, channel and payload size of the first frame, checked as soon as their
+    /// Returns type, channel and payload size of the first frame. Each is checked as soon as its
     /// bytes are there.
     fn header(&self) -> Result<Option<(u8, u16, usize)>, ProtocolError> {
         let pending = self.pending();

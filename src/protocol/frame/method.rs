@@ -1,12 +1,12 @@
-//! Method frames: any method, and the short way for acknowledgements.
+//! Method frames, with a faster encoder for settlements.
 
 use super::super::errors::{EncodeError, ProtocolError};
 use super::super::methods::{Method, MethodId, basic};
 use super::super::wire::{Reader, Writer};
 use super::{FRAME_END, FRAME_OVERHEAD, METHOD};
 
-/// Appends a frame whose payload is what `payload` writes. On an error, and when the
-/// frame would exceed `frame_max`, `out` is as before.
+/// Appends a frame with the payload that `payload` writes. `out` is unchanged after an error, and
+/// if the frame would exceed `frame_max`.
 fn encode_frame(
     out: &mut Vec<u8>,
     kind: u8,
@@ -52,7 +52,7 @@ pub(crate) fn encode_method(
     })
 }
 
-/// How a delivery is settled.
+/// A settlement of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settle {
     Ack { multiple: bool },
@@ -61,7 +61,7 @@ pub(crate) enum Settle {
 }
 
 impl Settle {
-    /// The same of one delivery alone.
+    /// Returns the same settlement for a single delivery.
     pub(crate) fn of_one(self) -> Self {
         match self {
             Self::Ack { .. } => Self::Ack { multiple: false },
@@ -74,10 +74,10 @@ impl Settle {
     }
 }
 
-/// The size of an ack, nack or reject.
+/// The size of the frame of a settlement, in bytes.
 pub(crate) const SETTLE_FRAME_BYTES: usize = FRAME_OVERHEAD + 4 + 8 + 1;
 
-/// Appends an ack, nack or reject: always small, so it cannot fail.
+/// Appends the frame of a settlement. It fits into the smallest `frame_max`, so this cannot fail.
 pub(crate) fn encode_settle(out: &mut Vec<u8>, channel: u16, delivery_tag: u64, settle: Settle) {
     let (id, bits) = match settle {
         Settle::Ack { multiple } => (basic::Ack::ID, u8::from(multiple)),
@@ -94,7 +94,7 @@ pub(crate) fn encode_settle(out: &mut Vec<u8>, channel: u16, delivery_tag: u64, 
     out.extend_from_slice(&[bits, FRAME_END]);
 }
 
-/// The method in the payload of a method frame.
+/// Decodes the payload of a method frame.
 pub(crate) fn decode_method(payload: &[u8]) -> Result<Method, ProtocolError> {
     let (id, mut arguments) = split_method(payload)?;
     match Method::read(id, &mut arguments) {
@@ -103,12 +103,14 @@ pub(crate) fn decode_method(payload: &[u8]) -> Result<Method, ProtocolError> {
     }
 }
 
-/// Which method a payload holds, and a reader at its arguments.
+/// Returns the number of the method in a payload, and a reader of its arguments.
 pub(crate) fn split_method(payload: &[u8]) -> Result<(MethodId, Reader<'_>), ProtocolError> {
     let mut reader = Reader::new(payload);
     let mut number = || {
         reader.u16().map_err(|_| {
-            ProtocolError::UnexpectedContent("a method frame is too short for a method")
+            ProtocolError::UnexpectedContent(
+                "a method frame is too short for the number of a method",
+            )
         })
     };
     let id = MethodId {

@@ -1,4 +1,4 @@
-//! Frames: an incremental decoder, and the encoders of what a client sends.
+//! Frames: an incremental decoder, and encoders for the frames of a client.
 //!
 //! Rules: AMQP 0-9-1 specification, section 4.2.3 (general frame format).
 
@@ -14,11 +14,11 @@ pub(crate) use self::method::{
 };
 pub(crate) use self::publish::{EncodedPublish, Publish, PublishBody};
 
-/// What every frame adds to its payload: type, channel, size and frame end.
-/// The negotiated `frame_max` counts these octets.
+/// The bytes that a frame adds to its payload: type, channel, size and frame end. The negotiated
+/// `frame_max` includes them.
 pub(crate) const FRAME_OVERHEAD: usize = FRAME_HEADER_BYTES + 1;
 
-/// The smallest `frame_max` that the specification allows. (RabbitMQ 4.1: 8192.)
+/// The smallest `frame_max` that the specification allows. (RabbitMQ 4.1 requires 8192.)
 pub(crate) const FRAME_MIN_SIZE: u32 = 4096;
 
 const FRAME_HEADER_BYTES: usize = 7;
@@ -28,8 +28,8 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
-/// A heartbeat, ready to send.
+/// An encoded heartbeat frame.
 pub(crate) const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
 
-/// The first bytes of a connection.
+/// The first bytes that a client sends on a connection.
 pub(crate) const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";

@@ -9,7 +9,7 @@ use super::super::properties::BasicProperties;
 use super::super::wire::Writer;
 use super::{BODY, FRAME_END, FRAME_OVERHEAD, HEADER, METHOD};
 
-/// What is published, and how.
+/// The arguments of a publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Publish<'a> {
     pub(crate) exchange: &'a str,
@@ -21,21 +21,21 @@ pub(crate) struct Publish<'a> {
 }
 
 impl Publish<'_> {
-    /// What tells the message from others when it comes back.
+    /// Returns the fingerprint by which a returned message is found again.
     pub(crate) fn fingerprint(&self) -> u64 {
         fingerprint(self.exchange, self.routing_key, self.body.as_slice())
     }
 }
 
-/// The body of what is published.
+/// The body of a publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PublishBody<'a> {
     Borrowed(&'a [u8]),
-    /// It can be kept without a copy.
+    /// Can be kept without a copy.
     Shared(&'a Bytes),
 }
 
-/// From this size on it costs less to share a body than to copy it.
+/// The smallest body, in bytes, for which sharing costs less than a copy.
 pub(super) const SHARED_BODY_BYTES_MIN: usize = 16 * 1024;
 
 impl<'a> PublishBody<'a> {
@@ -46,7 +46,7 @@ impl<'a> PublishBody<'a> {
         }
     }
 
-    /// The body, if it is to be shared.
+    /// Returns the body if it is to be shared.
     fn shared(self) -> Option<&'a Bytes> {
         match self {
             Self::Shared(bytes) if bytes.len() >= SHARED_BODY_BYTES_MIN => Some(bytes),
@@ -55,28 +55,30 @@ impl<'a> PublishBody<'a> {
     }
 }
 
-/// A publish that is known to fit, and how large it will be: whoever encodes it holds a lock.
+/// A checked publish with encoded properties. The caller holds the lock of the command queue while
+/// it is written, so all checks come before.
 ///
-/// Contiguous in the end, because nothing else may come between its frames on their channel.
+/// The frames are written without a gap, because nothing else may come between them on their
+/// channel.
 #[derive(Debug)]
 pub(crate) struct EncodedPublish<'a> {
     channel: u16,
     exchange: (u8, &'a [u8]),
     routing_key: (u8, &'a [u8]),
     bits: u8,
-    /// Flags and fields.
+    /// The encoded properties: flags and fields.
     properties: &'a [u8],
     body: PublishBody<'a>,
     chunk_max: usize,
 }
 
 impl<'a> EncodedPublish<'a> {
-    /// Flags and fields of its properties.
+    /// Returns the encoded properties: flags and fields.
     pub(crate) fn properties(&self) -> &'a [u8] {
         self.properties
     }
 
-    /// Encodes the properties into `scratch`, which is emptied first, and checks the rest.
+    /// Encodes the properties into `scratch`, which is cleared first, and checks all sizes.
     pub(crate) fn new(
         channel: u16,
         publish: Publish<'a>,
@@ -106,7 +108,7 @@ impl<'a> EncodedPublish<'a> {
             body: publish.body,
             chunk_max: frame_max - FRAME_OVERHEAD,
         };
-        // Names fit the smallest frame there is.
+        // The method frame needs no check: its two names fit into the smallest `frame_max`.
         match encoded.header_size() + FRAME_OVERHEAD {
             size if size > frame_max => {
                 let error = EncodeError::beyond("frame", size, frame_max);
@@ -127,29 +129,30 @@ impl<'a> EncodedPublish<'a> {
     fn body_frames(&self) -> usize {
         match self.body.as_slice().len() {
             0 => 0,
-            // A division would cost as much as all the rest.
+            // Avoids the division, which would cost as much as the rest of the function.
             size if size <= self.chunk_max => 1,
             size => size.div_ceil(self.chunk_max),
         }
     }
 
-    /// How many frames there are.
+    /// Returns the number of frames.
     pub(crate) fn frames(&self) -> u64 {
         2 + self.body_frames() as u64
     }
 
-    /// How many bytes they take.
+    /// Returns the size of all frames, in bytes.
     pub(crate) fn size(&self) -> usize {
         let payloads = self.method_size() + self.header_size() + self.body.as_slice().len();
         payloads + (2 + self.body_frames()) * FRAME_OVERHEAD
     }
 
-    /// How many of them are copied, while others are shared.
+    /// Returns the number of bytes that `write_to` copies. The others are shared.
     pub(crate) fn copied_size(&self) -> usize {
         self.size() - self.body.shared().map_or(0, Bytes::len)
     }
 
-    /// Appends them, except for what is shared: that belongs where `share` is told.
+    /// Appends the frames to `out`. Shared parts of the body are not copied: `share` receives each
+    /// with its position in `out`.
     pub(crate) fn write_to(&self, out: &mut Vec<u8>, mut share: impl FnMut(usize, Bytes)) {
         let [c1, c0] = self.channel.to_be_bytes();
         let [s3, s2, s1, s0] = frame_size(self.method_size());
@@ -178,10 +181,10 @@ impl<'a> EncodedPublish<'a> {
     }
 }
 
-/// What a content header has before its properties.
+/// The size of a content header before its properties, in bytes.
 const CONTENT_HEADER_BYTES: usize = 12;
 
-/// The size of a payload on the wire: it fits four octets, as the negotiated maximum does.
+/// Encodes the size of a payload. It fits into four octets, since the negotiated `frame_max` does.
 pub(super) fn frame_size(size: usize) -> [u8; 4] {
     u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes()
 }
@@ -192,7 +195,7 @@ fn put_frame_header(out: &mut Vec<u8>, kind: u8, channel: u16, size: usize) {
     out.extend_from_slice(&[kind, c1, c0, s3, s2, s1, s0]);
 }
 
-/// Appends the header frame of a content of class basic; `properties` are flags and fields.
+/// Appends the content header frame of a message with these encoded properties.
 pub(super) fn put_content_header(
     out: &mut Vec<u8>,
     channel: u16,

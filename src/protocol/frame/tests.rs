@@ -9,7 +9,7 @@ use super::decoder::{READ_BUFFER_BYTES, UNSPLIT_FRAME_BYTES_MAX};
 use super::publish::{SHARED_BODY_BYTES_MIN, encode_body, frame_size, put_content_header};
 use super::*;
 
-/// One publish as one buffer.
+/// Returns the frames of a publish in one buffer.
 pub(crate) fn encode_publish(
     channel: u16,
     publish: Publish<'_>,
@@ -62,7 +62,7 @@ pub(crate) fn feed(decoder: &mut FrameDecoder, bytes: &[u8]) {
     }
 }
 
-/// Frames as owned values: type, channel, payload.
+/// Returns all complete frames as owned values: type, channel, payload.
 fn drain(decoder: &mut FrameDecoder) -> Result<Vec<(u8, u16, Vec<u8>)>, ProtocolError> {
     let mut frames = Vec::new();
     while let Some(frame) = decoder.next()? {
@@ -201,8 +201,8 @@ fn a_publish_with_a_long_name_or_too_many_headers_is_refused() {
 
 #[test]
 fn properties_may_fill_a_frame_and_no_more() {
-    // Class and weight, size of the body, flags, the table's length, name and type of its
-    // one field, the field's length.
+    // Class and weight, size of the body, flags, length of the table, name and type of its one
+    // field, length of the field.
     let fixed = FRAME_OVERHEAD + 4 + 8 + 2 + 4 + 2 + 1 + 4;
     for (beyond, fits) in [(0, true), (1, false)] {
         let value = "x".repeat(FRAME_MAX - fixed + beyond);
@@ -356,7 +356,7 @@ fn a_frame_larger_than_the_buffer_grows_it() {
 }
 
 proptest! {
-    // A failing case is printed; a file of its own would litter the tree.
+    // proptest prints a failing case. Without this it would also write a file into the source tree.
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]

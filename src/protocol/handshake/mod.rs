@@ -200,7 +200,7 @@ impl Handshake {
                 Ok(Some(_)) => {
                     return Err(HandshakeFailure::Protocol(
                         ProtocolError::UnexpectedContent(
-                            "something else than a method of channel 0 came during the handshake",
+                            "a frame that is not a method of channel 0 arrived during the handshake",
                         ),
                     ));
                 }
@@ -232,7 +232,7 @@ impl Handshake {
                 Err(HandshakeFailure::Protocol(
                     ProtocolError::UnexpectedMethod {
                         method: method.id(),
-                        state: "during the handshake, out of order",
+                        state: "out of order during the handshake",
                     },
                 ))
             }

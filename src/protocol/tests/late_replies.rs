@@ -284,7 +284,7 @@ fn a_channel_that_opens_too_late_is_closed_and_its_number_is_free_after_that() {
     );
 
     scenario.peer_sends(1, channel::OpenOk::default());
-    let text = "nobody waits for this channel any more";
+    let text = "channel opened after its deadline";
     let close = channel::Close::default().reply_code(200).reply_text(text);
     assert_eq!(scenario.sent(), [on(1, close)]);
     let reason = reason(ClosedBy::Library, 200, text, None);

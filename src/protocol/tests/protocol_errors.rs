@@ -50,7 +50,7 @@ fn a_wrong_reply_ends_the_connection_and_then_fails_everyone() {
     scenario.peer_sends(1, basic::QosOk::default());
     let error = ProtocolError::UnexpectedMethod {
         method: basic::QosOk::ID,
-        state: "though nothing asked for it",
+        state: "without a call that expects it",
     };
     assert_eq!(
         scenario.sent(),

@@ -449,7 +449,7 @@ fn the_end_of_a_consumer_gives_back_what_is_held_for_it() {
     world.bytes(&frame(1, basic::CancelOk::default().consumer_tag("tag")));
     let requeued: BTreeSet<_> = world.to_broker.iter().map(|(tag, _)| *tag).collect();
     assert_eq!(requeued, held);
-    assert!(!world.core.is_holding());
+    assert!(!world.core.is_holding_back());
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn a_recover_and_the_end_of_a_channel_forget_what_is_held() {
     for recovers in [true, false] {
         let mut world = world(&[1000; 10], 10, 4000);
         world.deliver(usize::MAX);
-        assert!(world.core.is_holding());
+        assert!(world.core.is_holding_back());
         let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
         match recovers {
             true => {
@@ -468,7 +468,7 @@ fn a_recover_and_the_end_of_a_channel_forget_what_is_held() {
             }
             false => world.bytes(&frame(1, not_found().0)),
         }
-        assert!(!world.core.is_holding() && !world.core.is_closed());
+        assert!(!world.core.is_holding_back() && !world.core.is_closed());
         assert!(world.to_broker.is_empty());
     }
 }
@@ -484,7 +484,7 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
         world.events();
         // The broker has sent these before it hears of the recover.
         world.deliver(10);
-        assert!(world.core.is_holding());
+        assert!(world.core.is_holding_back());
         if cancels {
             world.bytes(&frame(1, basic::Cancel::new("tag").nowait(true)));
         }
@@ -496,7 +496,7 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
         world.requeue();
         assert!(world.to_broker.is_empty());
         world.bytes(&frame(1, basic::RecoverOk::default()));
-        assert!(!world.core.is_holding());
+        assert!(!world.core.is_holding_back());
         assert!(world.to_broker.is_empty());
     }
 }
@@ -513,14 +513,14 @@ fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
         let state = ConsumerState {
             queue: QueueId::new(1, "q"),
             is_idle: true,
-            takes_any: false,
+            takes_out_of_order: false,
             prefetch: 10,
             last_part: None,
         };
         assert_eq!(holding.requeue(state, &mut room), Some(1));
         if late {
             room.set_now(now + Duration::from_secs(1));
-            assert!(!holding.lapse(state, &mut room));
+            assert!(!holding.give_up_overdue(state, &mut room));
         }
         room.set_waiting(7500, true);
         let arrival = Arrival {

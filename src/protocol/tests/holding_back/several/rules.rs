@@ -8,7 +8,7 @@ fn busy() -> ConsumerState {
     ConsumerState {
         queue: QueueId::new(1, "q"),
         is_idle: false,
-        takes_any: false,
+        takes_out_of_order: false,
         prefetch: 100,
         last_part: None,
     }
@@ -31,7 +31,7 @@ fn arrives(holding: &mut HeldBack, room: &mut ReadRoom, redelivered: bool) -> Ve
 
 fn lapses_after_a_while(holding: &mut HeldBack, room: &mut ReadRoom) -> bool {
     room.set_now(room.now() + SECOND);
-    holding.lapse(busy(), room)
+    holding.give_up_overdue(busy(), room)
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn one_that_is_larger_than_all_the_room_waits_until_little_else_does() {
     table.deliver("a", 1, false, 100);
     table.deliver("a", 2, false, 20_000);
     assert_eq!(table.held(), [2]);
-    let little = reserved_share(1000);
-    assert_eq!(table.core.requeues_below(), little + 1);
+    let near_empty_bytes = reserved_share(1000);
+    assert_eq!(table.core.requeues_below(), near_empty_bytes + 1);
     table.take("a", 1);
     assert_eq!(table.requeue(), [2]);
 }

@@ -1,4 +1,5 @@
-//! How a channel ends that we close: who waits for that, and what the broker says to it.
+//! The exchange of close and close-ok after the client has closed a channel, and its waiting
+//! callers.
 
 use std::time::Instant;
 
@@ -11,15 +12,15 @@ use super::super::reply_code::CloseReason;
 use super::Fate;
 
 #[derive(Debug)]
-pub(super) struct Ending<T: Tokens> {
+pub(super) struct CloseExchange<T: Tokens> {
     channel: u16,
     waiters: Vec<Waiter<T>>,
-    /// The broker's close that crossed ours. It is answered behind the answer to ours:
-    /// RabbitMQ ends a channel with the close-ok, and may drop what it has not yet
-    /// written for it, which would be the answer that we wait for.
+    /// The broker's close, if it crossed ours. It is answered only after the broker's close-ok has
+    /// arrived: RabbitMQ ends the channel with our close-ok, and may then drop its own close-ok if
+    /// that is not written yet.
     crossing: Option<CloseReason>,
-    /// Whether somebody knows of that.
-    told: bool,
+    /// Whether a caller has received the reason of the broker's close.
+    is_reported: bool,
 }
 
 #[derive(Debug)]
@@ -29,17 +30,17 @@ struct Waiter<T: Tokens> {
     token: T::Call,
 }
 
-impl<T: Tokens> Ending<T> {
+impl<T: Tokens> CloseExchange<T> {
     pub(super) fn new(channel: u16) -> Self {
         Self {
             channel,
             waiters: Vec::new(),
             crossing: None,
-            told: false,
+            is_reported: false,
         }
     }
 
-    /// Tells `token` when the channel has ended, as call `number`.
+    /// Registers a caller that waits for the end of the channel, as call `number`.
     pub(super) fn wait(
         &mut self,
         number: u64,
@@ -55,7 +56,7 @@ impl<T: Tokens> Ending<T> {
         });
     }
 
-    /// The deadline of call `number` has passed, which may be one of those who wait.
+    /// Answers call `number`, if it is one of the waiting callers, after its deadline.
     pub(super) fn time_out(&mut self, number: u64, out: &mut Output<T>) {
         let mut waiters = self.waiters.iter();
         if let Some(index) = waiters.position(|waiter| waiter.number == number) {
@@ -65,7 +66,7 @@ impl<T: Tokens> Ending<T> {
         }
     }
 
-    /// After our close, nothing counts but the end.
+    /// Handles close and close-ok. All other methods are ignored after our close.
     pub(super) fn receive_method(
         &mut self,
         id: MethodId,
@@ -87,7 +88,7 @@ impl<T: Tokens> Ending<T> {
         }
     }
 
-    /// The broker had closed the channel before we did.
+    /// Notes that the broker had closed the channel before it received our close.
     pub(super) fn cross(&mut self, reason: CloseReason) {
         self.crossing.get_or_insert(reason);
     }
@@ -99,8 +100,8 @@ impl<T: Tokens> Ending<T> {
         self.answer(out, || Ok(Reply::Closed(None)));
     }
 
-    /// The connection is gone.
-    pub(super) fn lose(mut self, out: &mut Output<T>) {
+    /// Answers all callers after the end of the connection.
+    pub(super) fn end_with_connection(mut self, out: &mut Output<T>) {
         self.answer(out, || Err(CallFailure::Closed));
     }
 
@@ -110,19 +111,20 @@ impl<T: Tokens> Ending<T> {
             let outcome = self.outcome(otherwise());
             out.answer(waiter.token, outcome);
         }
-        if let Some(reason) = self.crossing.take().filter(|_| !self.told) {
+        if let Some(reason) = self.crossing.take().filter(|_| !self.is_reported) {
             log::warn!(
-                "channel {} was over before it was closed, and nobody is told: {reason}",
+                "channel {}: the broker closed it before the program did, and no call reports this: \
+                 {reason}",
                 self.channel
             );
         }
     }
 
-    /// The broker's reason, if it had closed the channel before we did.
+    /// Returns the broker's reason if it had closed the channel first, and otherwise `otherwise`.
     fn outcome(&mut self, otherwise: Result<Reply, CallFailure>) -> Result<Reply, CallFailure> {
         match self.crossing.clone() {
             Some(reason) => {
-                self.told = true;
+                self.is_reported = true;
                 Ok(Reply::Closed(Some(reason)))
             }
             None => otherwise,
