@@ -1,40 +1,40 @@
-//! Which address of a broker gets the time, while a connection to it is opened.
+//! The choice among the addresses of a broker while a connection is opened.
 //!
-//! A name may have several addresses, and some of them may be out of reach, or lead to
-//! something that never speaks. TCP connects start one after the other with a short distance,
-//! without a wait for those before (RFC 8305); one that fails has the next one start at once.
-//! The first that is connected is talked to, alone: the others may get no credentials
-//! meanwhile. If it has not introduced itself by the end of its share of the time, it is given
-//! up for the next. As soon as one has introduced itself the others are closed.
+//! A host name may have several addresses. Some of them may be unreachable, or lead to a peer that
+//! never answers. TCP connects start one after the other at short intervals, without waiting for
+//! the earlier ones (RFC 8305); after a failure the next one starts at once. TLS and AMQP are
+//! negotiated with one connected address at a time, because only one may receive the credentials.
+//! If it has not sent `connection.start` by the end of its share of the time, it is given up for
+//! the next one. As soon as one has sent it, the other connects are closed.
 //!
 //! ```text
-//! untried --> connecting --> connected --> talking --> introduced --> (open)
-//!    ^            |              |            |             |
-//!    |            +--- failed, or its time is up -----------+--> over
-//!    +--- another has introduced itself
+//! untried --> connecting --> connected --> negotiating --> answered --> (open)
+//!    ^            |              |              |              |
+//!    |            +--- failed, or its time is over -----------+--> over
+//!    +--- another one has answered
 //! ```
 //!
-//! No socket is in here and no clock: addresses are numbers, and `now` is given.
+//! This module has no sockets and no clock: addresses are numbers, and `now` is a parameter.
 
 use std::time::{Duration, Instant};
 
-/// The bounds of time.
+/// The limits of the time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) start: Instant,
-    /// The end of everything.
+    /// The end of the opening.
     pub(crate) deadline: Instant,
-    /// For TCP, with each address.
+    /// The longest time for the TCP connect to one address.
     pub(crate) connect_timeout: Duration,
     pub(crate) pace: Pace,
 }
 
-/// How long the next address waits for those before.
+/// The intervals between addresses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
-    /// From the start of one TCP connect to that of the next.
+    /// The time between the starts of two TCP connects.
     pub(crate) stagger: Duration,
-    /// The least time that an address has to introduce itself.
+    /// The least time in which an address must send `connection.start`.
     pub(crate) least_share: Duration,
 }
 
@@ -47,20 +47,20 @@ impl Default for Pace {
     }
 }
 
-/// The next thing to do.
+/// The next action of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Begin a TCP connect to this address.
+    /// Start a TCP connect to this address.
     Connect(usize),
-    /// Begin TLS and AMQP with this one, which is connected.
-    Talk(usize),
-    /// Close this one: another serves.
+    /// Start TLS and AMQP with this connected address.
+    Negotiate(usize),
+    /// Close this address, because another one has answered.
     Close(usize),
-    /// Close this one: it has had so long.
+    /// Close this address, because it has not answered in this time.
     GiveUp(usize, Duration),
-    /// Wait for something to happen, at most until then.
+    /// Wait for an event, at most until this instant.
     Wait(Instant),
-    /// Nothing is left to try, or no time.
+    /// No address is left to try, or no time.
     Exhausted,
 }
 
@@ -71,13 +71,13 @@ enum AddressState {
         since: Instant,
     },
     Connected,
-    Talking {
+    Negotiating {
         since: Instant,
-        /// The end of its share, if there is somebody to give it up for.
+        /// The end of its share, if another address is left.
         until: Instant,
     },
-    /// It has introduced itself.
-    Introduced {
+    /// The broker has sent `connection.start`.
+    Answered {
         since: Instant,
     },
     Over,
@@ -87,12 +87,12 @@ enum AddressState {
 pub(crate) struct Addresses {
     bounds: Bounds,
     states: Vec<AddressState>,
-    /// When the next connect may start.
+    /// The instant at which the next connect may start.
     next_start: Instant,
 }
 
 impl Addresses {
-    /// So many addresses, the best first.
+    /// Returns a choice among `count` addresses, the best one first.
     pub(crate) fn new(count: usize, bounds: Bounds) -> Self {
         Self {
             bounds,
@@ -101,31 +101,31 @@ impl Addresses {
         }
     }
 
-    /// TCP is connected.
+    /// Notes that the TCP connection to an address is established.
     pub(crate) fn connected(&mut self, index: usize) {
         self.set(index, AddressState::Connected);
     }
 
-    /// It has introduced itself: it has all the time that is left.
-    pub(crate) fn introduced(&mut self, index: usize) {
-        if let Some(AddressState::Talking { since, .. }) = self.states.get(index).copied() {
-            self.set(index, AddressState::Introduced { since });
+    /// Notes that an address has answered. It has all the remaining time now.
+    pub(crate) fn answered(&mut self, index: usize) {
+        if let Some(AddressState::Negotiating { since, .. }) = self.states.get(index).copied() {
+            self.set(index, AddressState::Answered { since });
         }
     }
 
-    /// It has failed; the next one need not wait.
+    /// Notes that an address has failed. The next connect may start at once.
     pub(crate) fn failed(&mut self, index: usize, now: Instant) {
         self.set(index, AddressState::Over);
         self.next_start = now;
     }
 
-    /// Whether it was neither talked to, nor tried in vain.
+    /// Returns whether an address was neither negotiated with nor has failed.
     pub(crate) fn is_untried(&self, index: usize) -> bool {
         let state = self.states.get(index);
         matches!(state, Some(AddressState::Untried | AddressState::Connected))
     }
 
-    /// Returns the next thing to do at `now`. The caller asks again until it is to wait.
+    /// Returns the next action. The caller repeats the call until the action is [`Step::Wait`].
     pub(crate) fn next(&mut self, now: Instant) -> Step {
         if let Some((index, after)) = self.expired(now) {
             self.failed(index, now);
@@ -134,7 +134,7 @@ impl Addresses {
         if now >= self.bounds.deadline || self.left() == 0 {
             return Step::Exhausted;
         }
-        if self.has(|state| matches!(state, AddressState::Introduced { .. })) {
+        if self.has(|state| matches!(state, AddressState::Answered { .. })) {
             return match self.position(is_in_the_race) {
                 Some(index) => {
                     self.set(index, AddressState::Untried);
@@ -143,11 +143,11 @@ impl Addresses {
                 None => Step::Wait(self.bounds.deadline),
             };
         }
-        if !self.has(|state| matches!(state, AddressState::Talking { .. })) {
+        if !self.has(|state| matches!(state, AddressState::Negotiating { .. })) {
             if let Some(index) = self.position(|state| state == AddressState::Connected) {
                 let until = now + self.share(now);
-                self.set(index, AddressState::Talking { since: now, until });
-                return Step::Talk(index);
+                self.set(index, AddressState::Negotiating { since: now, until });
+                return Step::Negotiate(index);
             }
             if now >= self.next_start || !self.has(is_connecting) {
                 if let Some(index) = self.position(|state| state == AddressState::Untried) {
@@ -160,7 +160,7 @@ impl Addresses {
         Step::Wait(self.next_event())
     }
 
-    /// An address whose time is up, and how long it had.
+    /// Returns an address whose time is over, and how long it had.
     fn expired(&self, now: Instant) -> Option<(usize, Duration)> {
         let mut states = self.states.iter().enumerate();
         states.find_map(|(index, state)| {
@@ -169,20 +169,20 @@ impl Addresses {
         })
     }
 
-    /// When the time of an address is up.
+    /// Returns the end of the time of an address.
     fn end(&self, state: AddressState) -> Option<Instant> {
         let deadline = self.bounds.deadline;
         match state {
             AddressState::Connecting { since } => {
                 Some((since + self.bounds.connect_timeout).min(deadline))
             }
-            AddressState::Talking { until, .. } if self.left() > 1 => Some(until.min(deadline)),
-            AddressState::Talking { .. } | AddressState::Introduced { .. } => Some(deadline),
+            AddressState::Negotiating { until, .. } if self.left() > 1 => Some(until.min(deadline)),
+            AddressState::Negotiating { .. } | AddressState::Answered { .. } => Some(deadline),
             AddressState::Untried | AddressState::Connected | AddressState::Over => None,
         }
     }
 
-    /// How long an address had, to be told: all the time, if it is the only one.
+    /// Returns how long an address had, for the error text: all the time, if it is the only one.
     fn time_from(&self, since: Instant, end: Instant) -> Duration {
         let is_only = self.states.len() == 1;
         match is_only && end == self.bounds.deadline {
@@ -191,23 +191,23 @@ impl Addresses {
         }
     }
 
-    /// The time of an address that is talked to from now on.
+    /// Returns the time of an address with which the negotiation starts now.
     fn share(&self, now: Instant) -> Duration {
         let time = self.bounds.deadline.saturating_duration_since(now);
         let left = u32::try_from(self.left()).unwrap_or(u32::MAX).max(1);
         whole_milliseconds(time / left).max(self.bounds.pace.least_share)
     }
 
-    /// When there is something to do, if nothing happens before.
+    /// Returns the instant of the next action if no event occurs before.
     fn next_event(&self) -> Instant {
         let ends = self.states.iter().filter_map(|state| self.end(*state));
-        let may_start = !self.has(|state| matches!(state, AddressState::Talking { .. }))
+        let may_start = !self.has(|state| matches!(state, AddressState::Negotiating { .. }))
             && self.has(|state| state == AddressState::Untried);
         let start = may_start.then_some(self.next_start);
         ends.chain(start).fold(self.bounds.deadline, Instant::min)
     }
 
-    /// How many may still succeed.
+    /// Returns the number of addresses that may still succeed.
     fn left(&self) -> usize {
         let states = self.states.iter();
         states.filter(|state| **state != AddressState::Over).count()
@@ -232,8 +232,8 @@ impl AddressState {
     fn since(self) -> Option<Instant> {
         match self {
             Self::Connecting { since }
-            | Self::Talking { since, .. }
-            | Self::Introduced { since } => Some(since),
+            | Self::Negotiating { since, .. }
+            | Self::Answered { since } => Some(since),
             Self::Untried | Self::Connected | Self::Over => None,
         }
     }
@@ -243,12 +243,12 @@ fn is_connecting(state: AddressState) -> bool {
     matches!(state, AddressState::Connecting { .. })
 }
 
-/// Whether it has a socket without being talked to.
+/// Returns whether an address has a socket and is not negotiated with.
 fn is_in_the_race(state: AddressState) -> bool {
     is_connecting(state) || state == AddressState::Connected
 }
 
-/// For a message that somebody reads.
+/// Rounds to milliseconds, since the duration is shown in an error text.
 fn whole_milliseconds(duration: Duration) -> Duration {
     duration - Duration::from_nanos((duration.subsec_nanos() % 1_000_000).into())
 }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     impl Scenario {
-        /// With the defaults of the parameters: 15 s for all, 10 s for each TCP connect.
+        /// Uses the defaults of the parameters: 15 s for all, 10 s for each TCP connect.
         fn new(count: usize) -> Self {
             Self::with(count, 15 * SECOND, 10 * SECOND)
         }
@@ -297,7 +297,7 @@ mod tests {
             assert!(matches!(self.step(), Step::Wait(_)), "more is to be done");
         }
 
-        /// Waits as it is told to, when nothing happens, and returns for how long.
+        /// Waits as the step requires, without an event, and returns for how long.
         #[track_caller]
         fn wait(&mut self) -> Duration {
             match self.step() {
@@ -325,7 +325,7 @@ mod tests {
         }
     }
 
-    use Step::{Close, Connect, Exhausted, GiveUp, Talk};
+    use Step::{Close, Connect, Exhausted, GiveUp, Negotiate};
 
     #[test]
     fn connects_start_at_a_distance_and_the_first_that_comes_about_is_talked_to() {
@@ -337,9 +337,9 @@ mod tests {
         scenario.expect(&[Connect(2)]);
         scenario.now += 10 * MS;
         scenario.connected(2);
-        scenario.expect(&[Talk(2)]);
-        scenario.addresses.introduced(2);
-        // The others have lost.
+        scenario.expect(&[Negotiate(2)]);
+        scenario.addresses.answered(2);
+        // The other connects are closed.
         scenario.expect(&[Close(0), Close(1)]);
         assert_eq!(scenario.wait(), 14_490 * MS, "all the time that is left");
     }
@@ -354,7 +354,7 @@ mod tests {
         scenario.expect(&[Connect(2)]);
         scenario.failed(2);
         assert_eq!(scenario.step(), Exhausted);
-        // Also while another one still connects.
+        // The same while another address is still connecting.
         let mut scenario = Scenario::new(3);
         scenario.expect(&[Connect(0)]);
         scenario.wait();
@@ -369,7 +369,7 @@ mod tests {
         let mut scenario = Scenario::new(3);
         scenario.expect(&[Connect(0)]);
         scenario.connected(0);
-        scenario.expect(&[Talk(0)]);
+        scenario.expect(&[Negotiate(0)]);
         assert_eq!(
             scenario.wait(),
             5 * SECOND,
@@ -377,11 +377,11 @@ mod tests {
         );
         scenario.expect(&[GiveUp(0, 5 * SECOND), Connect(1)]);
         scenario.connected(1);
-        scenario.expect(&[Talk(1)]);
+        scenario.expect(&[Negotiate(1)]);
         assert_eq!(scenario.wait(), 5 * SECOND);
         scenario.expect(&[GiveUp(1, 5 * SECOND), Connect(2)]);
         scenario.connected(2);
-        scenario.expect(&[Talk(2)]);
+        scenario.expect(&[Negotiate(2)]);
         assert_eq!(scenario.wait(), 5 * SECOND);
         assert_eq!(scenario.step(), GiveUp(2, 5 * SECOND));
         assert_eq!(scenario.step(), Exhausted);
@@ -393,13 +393,13 @@ mod tests {
         let mut scenario = Scenario::with(4, 5 * SECOND, 10 * SECOND);
         scenario.expect(&[Connect(0)]);
         scenario.connected(0);
-        scenario.expect(&[Talk(0)]);
+        scenario.expect(&[Negotiate(0)]);
         assert_eq!(scenario.wait(), 3 * SECOND);
         scenario.expect(&[GiveUp(0, 3 * SECOND), Connect(1)]);
         scenario.connected(1);
-        scenario.expect(&[Talk(1)]);
+        scenario.expect(&[Negotiate(1)]);
         assert_eq!(scenario.wait(), 2 * SECOND);
-        // Two have had the time, and two none.
+        // Two addresses were tried, and two were not.
         assert_eq!(scenario.step(), GiveUp(1, 2 * SECOND));
         assert_eq!(scenario.step(), Exhausted);
         assert_eq!(scenario.untried(), [2, 3]);
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(scenario.wait(), 250 * MS);
         scenario.expect(&[Connect(1)]);
         scenario.connected(1);
-        scenario.expect(&[Talk(1)]);
+        scenario.expect(&[Negotiate(1)]);
         assert_eq!(scenario.wait(), 7_375 * MS);
         scenario.failed(0);
         assert_eq!(scenario.wait(), 7_375 * MS);
@@ -426,7 +426,7 @@ mod tests {
         scenario.now += SECOND;
         scenario.expect(&[Connect(0)]);
         scenario.connected(0);
-        scenario.expect(&[Talk(0)]);
+        scenario.expect(&[Negotiate(0)]);
         assert_eq!(scenario.wait(), 14 * SECOND);
         assert_eq!(scenario.step(), GiveUp(0, 15 * SECOND));
         assert_eq!(scenario.step(), Exhausted);
@@ -452,11 +452,11 @@ mod tests {
         scenario.wait();
         scenario.expect(&[Connect(1)]);
         scenario.connected(1);
-        scenario.expect(&[Talk(1)]);
+        scenario.expect(&[Negotiate(1)]);
         scenario.connected(0);
         scenario.expect(&[]);
         scenario.failed(1);
-        scenario.expect(&[Talk(0)]);
+        scenario.expect(&[Negotiate(0)]);
         scenario.failed(0);
         scenario.expect(&[Connect(2)]);
     }
@@ -469,13 +469,13 @@ mod tests {
         scenario.expect(&[Connect(1)]);
         scenario.connected(0);
         scenario.connected(1);
-        scenario.expect(&[Talk(0)]);
-        scenario.addresses.introduced(0);
+        scenario.expect(&[Negotiate(0)]);
+        scenario.addresses.answered(0);
         scenario.expect(&[Close(1)]);
         scenario.failed(0);
         scenario.expect(&[Connect(1)]);
         scenario.connected(1);
-        scenario.expect(&[Talk(1)]);
+        scenario.expect(&[Negotiate(1)]);
     }
 
     #[test]
@@ -483,9 +483,9 @@ mod tests {
         let mut scenario = Scenario::new(2);
         scenario.expect(&[Connect(0)]);
         scenario.connected(0);
-        scenario.expect(&[Talk(0)]);
+        scenario.expect(&[Negotiate(0)]);
         scenario.now += SECOND;
-        scenario.addresses.introduced(0);
+        scenario.addresses.answered(0);
         assert_eq!(scenario.wait(), 14 * SECOND);
         assert_eq!(scenario.step(), GiveUp(0, 15 * SECOND));
         assert_eq!(scenario.step(), Exhausted);

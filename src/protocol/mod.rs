@@ -1,15 +1,21 @@
-//! The protocol as a value: no sockets, threads, locks or clocks.
+//! AMQP as a value: no sockets, threads, locks or clocks.
 //!
-//! Read in this order: [`wire`] and [`table`] are the types, [`methods`] the table of
-//! everything that can be said, [`arguments`] what RabbitMQ adds to it, [`frame`] and [`content`] how it is wrapped,
-//! [`delivery_batch`] how what was delivered waits, [`held_back`] what is held back;
-//! [`addresses`] decides which address of a broker is tried, [`handshake`] opens a connection,
-//! [`connection`] routes what comes to [`channel`]s and tells of it in [`event`]s, [`heartbeat`] watches over it, [`confirms`]
-//! keeps the books of publishes ([`property_match`] tells which one came back), [`settlements`] those
-//! of deliveries (as [`ranges`] of numbers), [`secret`] leaves no copies. [`errors`] are violations
-//! of the protocol, [`reply_code`] has the codes and reasons of a close.
+//! Read the modules in this order:
 //!
-//! Nothing in here knows anything of the rest of the crate.
+//! 1. [`wire`] and [`table`] are the types of the wire, [`methods`] is the table of all methods and
+//!    [`arguments`] are RabbitMQ's additions to it. [`frame`] has frames, [`assembly`] makes a
+//!    [`content`] of several frames.
+//! 2. [`addresses`] chooses the address of a broker, and [`handshake`] opens a connection.
+//! 3. [`connection`] passes received frames to each [`channel`]. The results are in [`output`] as
+//!    bytes and [`event`]s. [`heartbeat`] finds a dead broker.
+//! 4. [`delivery_batch`] stores deliveries, [`read_room`] limits their size, and [`held_back`]
+//!    decides about those that have no room.
+//! 5. [`confirms`] is the confirm ledger; [`property_match`] finds the publish of a returned message.
+//!    [`settlements`] is the settlement ledger, which consists of [`ranges`].
+//! 6. [`secret`] wipes passwords from memory. [`errors`] and [`reply_code`] have the reasons
+//!    for an end.
+//!
+//! Nothing in here uses the rest of the crate.
 
 #[macro_use]
 mod define;

@@ -1,16 +1,18 @@
-//! SASL mechanisms.
+//! The interface of SASL mechanisms.
 
 use super::secret::Secret;
 
-/// A way to prove who one is: a SASL mechanism (RFC 4422) of your own, for
+/// A SASL mechanism (RFC 4422) of your own, for
 /// [`Credentials::custom`](crate::Credentials::custom).
 ///
-/// The broker names its mechanisms. The one that is chosen speaks first; then it answers
-/// what the broker asks, if it asks something, until the broker is content or hangs up.
-/// All of this happens inside [`open`](crate::BlockingConnection::open), on its thread,
-/// and counts towards `handshake_timeout`, so do not wait for anything in here.
+/// The broker announces its mechanisms, and cony uses your first one that it supports. The mechanism
+/// sends an initial response. Then it answers each challenge of the broker, until the broker accepts
+/// the credentials or refuses them. All of this happens inside
+/// [`open`](crate::BlockingConnection::open), on the calling thread, and counts towards
+/// `handshake_timeout`. So a mechanism should not block.
 ///
-/// RabbitMQ has one that is there to try this out, if it is told to (`auth_mechanisms`):
+/// The following mechanism of RabbitMQ is meant for trying this out. The broker offers it if it is
+/// enabled (`auth_mechanisms`):
 ///
 /// ```
 /// use cony::{BlockingConnection, ConnectionParameters, Credentials, Mechanism, Secret};
@@ -42,11 +44,12 @@ use super::secret::Secret;
 /// # Ok::<(), cony::Error>(())
 /// ```
 pub trait Mechanism {
-    /// Its name, as brokers announce it.
+    /// Returns the name that brokers announce.
     fn name(&self) -> &str;
 
-    /// The answer to `challenge`, or the initial response if there is none yet.
-    /// `None`: there is no answer; the opening fails with
+    /// Returns the answer to `challenge`, or the initial response if `challenge` is `None`.
+    ///
+    /// If it returns `None`, the opening fails with
     /// [`ConnectFailure::NoAnswer`](crate::ConnectFailure::NoAnswer).
     fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret>;
 }

@@ -1,4 +1,4 @@
-//! Bytes that nobody else is to see, and their way to the wire without leaving copies.
+//! Secret bytes, and their encoding without copies that stay in memory.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,11 +10,11 @@ use super::frame::encode_method;
 use super::methods::Method;
 use super::wire::{Field, Reader, Writer};
 
-/// A password, a token, or what a mechanism answers with: bytes that are wiped from
-/// memory when this is dropped, and that `Debug` does not show.
+/// A password, a token, or the answer of a [`Mechanism`](crate::Mechanism). The bytes are wiped
+/// from memory when the secret is dropped, and `Debug` does not show them.
 ///
-/// A `String` or `Vec` is taken over as it is, so no copy of it stays behind; what is
-/// borrowed is copied, and the original is its owner's business.
+/// A `String` or `Vec<u8>` is moved into the secret, so no copy stays in memory. Borrowed bytes are
+/// copied, and you must wipe the original yourself.
 ///
 /// ```
 /// use cony::Secret;
@@ -27,17 +27,17 @@ use super::wire::{Field, Reader, Writer};
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// The bytes themselves.
+    /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// With room for this many bytes.
+    /// Returns an empty secret with this capacity, in bytes.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self(Zeroizing::new(Vec::with_capacity(capacity)))
     }
 
-    /// Adds bytes. A buffer that has to grow is wiped before it goes.
+    /// Appends bytes. If the buffer must grow, the old one is wiped.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         if self.0.capacity() - self.0.len() < bytes.len() {
             let mut larger = Self::with_capacity(self.0.len() + bytes.len());
@@ -89,8 +89,8 @@ impl Field for Secret {
     }
 }
 
-/// The frame of a method of channel 0 that carries `secret`, which `fill` puts into
-/// `bare`. The room for it is measured beforehand: a buffer that grows leaves copies.
+/// Returns the frame of a method of channel 0 with `secret`, which `fill` adds to `bare`. Its size is
+/// measured first, because a buffer that grows would leave copies in memory.
 pub(crate) fn encode_secret<M: Clone + Into<Method>>(
     bare: M,
     secret: Secret,

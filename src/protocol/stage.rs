@@ -2,21 +2,21 @@
 
 use std::fmt;
 
-/// How far the opening of a connection has come.
+/// A stage of the opening of a connection, in the order in which they follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Stage {
-    /// The host's name is being resolved.
+    /// The host name is being resolved.
     Resolve,
-    /// The TCP connection is being made.
+    /// The TCP connection is being established.
     Tcp,
-    /// TLS is being set up.
+    /// TLS is being established.
     Tls,
-    /// The protocol header is sent; the broker should introduce itself.
+    /// The protocol header is sent, and the broker has not answered yet.
     Header,
-    /// The client has introduced itself; the broker checks its credentials.
+    /// The credentials are sent, and the broker checks them.
     Start,
-    /// Limits are agreed and the virtual host is asked for.
+    /// The limits are negotiated, and the virtual host is being opened.
     Open,
 }
 

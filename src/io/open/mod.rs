@@ -301,7 +301,7 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
             }
             match self.turns.next(Instant::now()) {
                 Step::Connect(index) => self.connect(index),
-                Step::Talk(index) => self.begin_talk(index),
+                Step::Negotiate(index) => self.begin_talk(index),
                 Step::Close(index) => drop(self.take_socket(index)),
                 Step::GiveUp(index, after) => self.give_up(index, Cause::TimedOut(after)),
                 Step::Exhausted => return Err(self.error()),
@@ -386,7 +386,7 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
             }
         };
         if talk.is_introduced() {
-            self.turns.introduced(index);
+            self.turns.answered(index);
         }
         self.talk = Some((index, talk));
         if must_wait {

@@ -1,17 +1,17 @@
-//! From the protocol header to an open connection.
+//! The handshake: from the protocol header to an open connection.
 //!
 //! ```text
-//!  protocol header ->            Header: awaits connection.start
-//!  <- start    start-ok ->       Start:  awaits tune (or secure)
+//!  protocol header ->            Header: expects connection.start
+//!  <- start    start-ok ->       Start:  expects tune (or secure)
 //!  <- secure   secure-ok ->      Start
-//!  <- tune     tune-ok, open ->  Open:   awaits open-ok
+//!  <- tune     tune-ok, open ->  Open:   expects open-ok
 //!  <- open-ok                    done
 //! ```
 //!
-//! In every state the broker may answer with connection.close; RabbitMQ does so for
-//! wrong credentials (403), a wrong virtual host (530) and limits it does not like
-//! (530). It says nothing at all, and hangs up after some seconds, on an unknown
-//! mechanism or a frame over its limit.
+//! In every state the broker may send `connection.close`. RabbitMQ does so for wrong credentials
+//! (403), a wrong virtual host (530) and limits that it does not accept (530). After an unknown
+//! mechanism or a frame beyond its limit it closes the stream without an answer, after some
+//! seconds.
 //!
 //! Rules: AMQP 0-9-1 specification, sections 2.2.4 and 4.2.2.
 
@@ -32,69 +32,70 @@ use super::stage::Stage;
 use super::table::FieldTable;
 use super::wire::ShortString;
 
-/// The largest frame that goes out or comes in before limits are agreed.
+/// The largest frame before limits are negotiated, in both directions.
 const INITIAL_FRAME_MAX: u32 = 128 * 1024;
 
-/// The largest one that every broker takes. What RabbitMQ takes is configured
-/// (`initial_frame_max`, 8192 by default, before 4.1 this), and it hangs up on a longer one
-/// without a word.
+/// The largest frame that every broker accepts before limits are negotiated. RabbitMQ's limit is
+/// configured (`initial_frame_max`: 8192 by default, 4096 before 4.1), and it closes the stream
+/// without an answer after a longer frame.
 pub(crate) const INITIAL_FRAME_SAFE_BYTES: usize = 4096;
 
-/// The version of the protocol, as brokers introduce it: 0-9-1 is the revision 1 of 0-9.
+/// The version of the protocol in `connection.start`. 0-9-1 is revision 1 of 0-9.
 const PROTOCOL_VERSION: (u8, u8) = (0, 9);
 
-/// The language that every broker has to have (specification, connection.start).
+/// The locale that every broker must support (specification, connection.start).
 const REQUIRED_LOCALE: &str = "en_US";
 
-/// What is used where neither side names a limit.
+/// The `frame_max` if neither side has a limit.
 const FRAME_MAX_UNLIMITED: u32 = 128 * 1024;
 
-/// What the client asks for.
+/// The parameters of the client.
 pub(crate) struct Offer {
     pub(crate) client_properties: FieldTable,
     /// In order of preference.
     pub(crate) mechanisms: Vec<Box<dyn Mechanism>>,
     pub(crate) locale: ShortString,
     pub(crate) virtual_host: ShortString,
-    /// For these two, 0 means that the broker decides.
+    /// For `channel_max` and `frame_max`, 0 means that the broker decides.
     pub(crate) channel_max: u16,
     pub(crate) frame_max: u32,
-    /// In seconds. `None`: off whatever the broker says; 0: the broker decides.
+    /// In seconds. `None`: heartbeats are off, also if the broker wants them. 0: the broker
+    /// decides.
     pub(crate) heartbeat: Option<u16>,
 }
 
-/// What both sides agreed on.
+/// The negotiated parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Negotiated {
     pub(crate) channel_max: u16,
     pub(crate) frame_max: u32,
-    /// In seconds; 0: off.
+    /// In seconds; 0: heartbeats are off.
     pub(crate) heartbeat: u16,
     pub(crate) server_properties: FieldTable,
 }
 
-/// Why no connection came about.
+/// The reason why a handshake failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HandshakeFailure {
-    /// The peer speaks another version of AMQP.
+    /// The broker uses another version of AMQP.
     Version([u8; 8]),
-    /// What came is no AMQP at all; its first bytes.
+    /// The peer does not use AMQP. These are its first bytes.
     NotAmqp(Vec<u8>),
-    /// The broker refused.
+    /// The broker sent a close.
     Closed(CloseReason),
-    /// The broker has no language that we know.
+    /// The broker supports neither the client's locale nor `en_US`.
     NoLocale { offered: String },
-    /// The broker takes none of our mechanisms.
+    /// The broker supports none of the client's mechanisms.
     NoMechanism { offered: String },
-    /// The broker asked for more proof than the mechanism has.
+    /// The mechanism has no answer to a challenge of the broker.
     NoAnswer { mechanism: String },
-    /// What we would have to say cannot be sent.
+    /// A method of the handshake cannot be encoded.
     Encode(EncodeError),
-    /// The peer broke the protocol.
+    /// The broker violated the protocol.
     Protocol(ProtocolError),
 }
 
-/// Where the handshake stands.
+/// The state of a handshake.
 enum HandshakeState {
     Header,
     Start { mechanism: Box<dyn Mechanism> },
@@ -102,14 +103,14 @@ enum HandshakeState {
     Done,
 }
 
-/// The client's side of the handshake: bytes in, bytes out.
+/// The client's side of a handshake: bytes go in, bytes come out.
 pub(crate) struct Handshake {
     decoder: FrameDecoder,
-    /// Wiped, for it holds secrets.
+    /// A `Secret`, because it contains credentials and must be wiped from memory.
     output: Secret,
     offer: Offer,
     negotiated: Negotiated,
-    /// How large the last start-ok or secure-ok was, as a frame.
+    /// The size of the last start-ok or secure-ok, with its frame.
     answer_size: usize,
     state: HandshakeState,
 }
@@ -135,7 +136,7 @@ impl Handshake {
         self.decoder.space()
     }
 
-    /// Takes in `count` bytes. `Ok(true)`: the connection is open.
+    /// Handles `count` received bytes. Returns `true` if the connection is open.
     pub(crate) fn received(&mut self, count: usize) -> Result<bool, HandshakeFailure> {
         self.decoder.filled(count);
         while !matches!(self.state, HandshakeState::Done) {
@@ -147,7 +148,7 @@ impl Handshake {
         Ok(true)
     }
 
-    /// Bytes for the peer; also after a failure, when it is owed a close-ok.
+    /// Returns the bytes for the broker. After a failure these may be a close-ok.
     pub(crate) fn take_output(&mut self) -> Secret {
         std::mem::take(&mut self.output)
     }
@@ -160,7 +161,7 @@ impl Handshake {
         }
     }
 
-    /// The name of the mechanism in use.
+    /// Returns the name of the mechanism in use.
     pub(crate) fn mechanism(&self) -> Option<&str> {
         match &self.state {
             HandshakeState::Start { mechanism } => Some(mechanism.name()),
@@ -168,12 +169,13 @@ impl Handshake {
         }
     }
 
-    /// How large the last start-ok or secure-ok was, in bytes.
+    /// Returns the size of the last start-ok or secure-ok, in bytes.
     pub(crate) fn answer_size(&self) -> usize {
         self.answer_size
     }
 
-    /// The decoder, with what came behind open-ok still in it.
+    /// Returns the decoder, which may contain bytes that arrived after open-ok, and the negotiated
+    /// parameters.
     pub(crate) fn finish(self) -> (FrameDecoder, Negotiated) {
         (self.decoder, self.negotiated)
     }
@@ -241,7 +243,7 @@ impl Handshake {
 
     fn start(&mut self, start: connection::Start) -> Result<(), HandshakeFailure> {
         self.state = HandshakeState::Header;
-        // Credentials are for a peer that speaks this protocol.
+        // The version is checked before credentials are sent.
         let (major, minor) = (start.version_major, start.version_minor);
         if (major, minor) != PROTOCOL_VERSION {
             return Err(HandshakeFailure::Version([
@@ -335,7 +337,7 @@ impl Handshake {
 
 impl fmt::Debug for Handshake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither the output nor the mechanisms: they hold secrets.
+        // Without output and mechanisms, which contain secrets.
         f.debug_struct("Handshake")
             .field("stage", &self.stage())
             .finish_non_exhaustive()
@@ -344,7 +346,7 @@ impl fmt::Debug for Handshake {
 
 impl From<EncodeError> for HandshakeFailure {
     fn from(error: EncodeError) -> Self {
-        // The parts of a start-ok have no limit of their own.
+        // No part of a start-ok has a limit of its own, so the error names all of them.
         let what = match error.what.as_str() {
             "connection.start-ok (frame)" => {
                 "connection.start-ok (client properties, connection name and credentials)".into()
@@ -356,13 +358,13 @@ impl From<EncodeError> for HandshakeFailure {
     }
 }
 
-/// Whether a list of names, separated by spaces, has this one.
+/// Returns whether a list of names, separated by spaces, contains `name`.
 fn lists(names: &str, name: &str) -> bool {
     let mut names = names.split_ascii_whitespace();
     names.any(|listed| listed.eq_ignore_ascii_case(name))
 }
 
-/// The smaller of two limits, of which 0 means "the other side decides".
+/// Returns the smaller of two limits, of which 0 means that the other side decides.
 pub(crate) fn combine<T: Ord + Default>(a: T, b: T) -> T {
     let zero = T::default();
     if a == zero {

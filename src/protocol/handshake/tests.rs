@@ -61,7 +61,7 @@ fn tune(channel_max: u16, frame_max: u32, heartbeat: u16) -> connection::Tune {
         .heartbeat(heartbeat)
 }
 
-/// A handshake that waits for tune.
+/// Returns a handshake that expects tune.
 fn to_tune(offer: Offer) -> Handshake {
     let mut handshake = Handshake::new(offer);
     assert_eq!(handshake.take_output().as_bytes(), PROTOCOL_HEADER);
@@ -289,7 +289,7 @@ fn a_challenge_that_the_mechanism_cannot_answer_is_named() {
     );
 }
 
-/// Asks back as often as there are answers.
+/// A mechanism with these answers, which it returns one after the other.
 struct Chatty(Vec<&'static str>);
 
 impl Mechanism for Chatty {
