@@ -61,6 +61,6 @@ fn produce(connection: &BlockingConnection, channel: BlockingChannel, queue: Str
 }
 
 fn queue_of_its_own(channel: &BlockingChannel) -> cony::Result<String> {
-    let declare = queue::Declare::new("").exclusive(true);
+    let declare = queue::Declare::new_exclusive();
     Ok(channel.queue_declare(declare)?.queue.to_string())
 }

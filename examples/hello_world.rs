@@ -11,7 +11,7 @@ fn main() -> cony::Result<()> {
     let channel = connection.channel()?;
 
     // A queue for this connection only, under a name that the broker chooses.
-    let queue = channel.queue_declare(queue::Declare::new("").exclusive(true))?;
+    let queue = channel.queue_declare(queue::Declare::new_exclusive())?;
 
     // A publish does not wait until the message is in the queue; its confirm does.
     channel.confirm_delivery()?;

@@ -21,15 +21,13 @@ fn main() -> cony::Result<()> {
     // On the first one, a consumer that is read like an iterator.
     let channel = orders.channel()?;
     let order_queue = channel
-        .queue_declare(queue::Declare::new("").exclusive(true))?
+        .queue_declare(queue::Declare::new_exclusive())?
         .queue;
     let consumer = channel.consume(&order_queue)?;
 
     // On the second one, a callback.
     let trail = audit.channel()?;
-    let trail_queue = trail
-        .queue_declare(queue::Declare::new("").exclusive(true))?
-        .queue;
+    let trail_queue = trail.queue_declare(queue::Declare::new_exclusive())?.queue;
     let (note, audited) = bounded(10);
     trail.basic_consume(&trail_queue, move |_, delivery| {
         println!("audit: {}", delivery.text()?);

@@ -15,7 +15,7 @@ fn main() -> cony::Result<()> {
     let channel = connection.channel()?;
 
     // A fanout exchange gives every message to every queue that is bound to it.
-    let logs = exchange::Declare::new("tutorial.logs").exchange_type("fanout");
+    let logs = exchange::Declare::new_fanout("tutorial.logs");
     channel.exchange_declare(logs)?;
 
     // It does not look at the routing key. If no queue is bound, the message is gone.

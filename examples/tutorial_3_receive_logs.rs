@@ -11,7 +11,7 @@ use cony::{BlockingConnection, basic, exchange, queue};
 fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
-    let logs = exchange::Declare::new("tutorial.logs").exchange_type("fanout");
+    let logs = exchange::Declare::new_fanout("tutorial.logs");
     channel.exchange_declare(logs)?;
 
     // A queue for this listener only: the broker chooses its name, and it goes with the

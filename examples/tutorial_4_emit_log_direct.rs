@@ -17,7 +17,7 @@ fn main() -> cony::Result<()> {
     let channel = connection.channel()?;
 
     // A direct exchange gives a message to the queues that are bound with its very key.
-    let logs = exchange::Declare::new("tutorial.direct_logs").exchange_type("direct");
+    let logs = exchange::Declare::new_direct("tutorial.direct_logs");
     channel.exchange_declare(logs)?;
     channel.basic_publish("tutorial.direct_logs", &severity, &line)?;
     println!("sent {severity}: '{line}'");

@@ -17,7 +17,7 @@ fn main() -> cony::Result<()> {
 
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
-    let logs = exchange::Declare::new("tutorial.direct_logs").exchange_type("direct");
+    let logs = exchange::Declare::new_direct("tutorial.direct_logs");
     channel.exchange_declare(logs)?;
 
     // One queue, and a binding for every severity that it is to get.

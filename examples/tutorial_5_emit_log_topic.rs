@@ -18,7 +18,7 @@ fn main() -> cony::Result<()> {
 
     // A topic exchange takes the key for words with dots between them, and bindings for
     // patterns of such words.
-    let logs = exchange::Declare::new("tutorial.topic_logs").exchange_type("topic");
+    let logs = exchange::Declare::new_topic("tutorial.topic_logs");
     channel.exchange_declare(logs)?;
     channel.basic_publish("tutorial.topic_logs", &topic, &line)?;
     println!("sent {topic}: '{line}'");

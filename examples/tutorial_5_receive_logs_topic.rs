@@ -18,7 +18,7 @@ fn main() -> cony::Result<()> {
 
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
-    let logs = exchange::Declare::new("tutorial.topic_logs").exchange_type("topic");
+    let logs = exchange::Declare::new_topic("tutorial.topic_logs");
     channel.exchange_declare(logs)?;
 
     let queue = channel

@@ -50,7 +50,7 @@
 //! use cony::{basic, queue};
 //! # let connection = cony::BlockingConnection::open_default()?;
 //! # let channel = connection.channel()?;
-//! # let queue = channel.queue_declare(queue::Declare::new("").exclusive(true))?.queue;
+//! # let queue = channel.queue_declare(queue::Declare::new_exclusive())?.queue;
 //! # channel.basic_publish("", &queue, "one")?;
 //! # channel.basic_publish("", &queue, "two")?;
 //!
@@ -157,11 +157,13 @@ pub use config::tls::{TlsOptions, TlsVersion};
 pub use error::{ConnectFailure, ConnectionLoss, Error, ReadingPause, Result, TlsFailure};
 pub use io::cancellation::CancellationToken;
 pub use protocol::errors::{DecodeError, ProtocolError};
+pub use protocol::field_value::FieldValue;
 pub use protocol::methods::{self, Method, MethodId, access, basic, exchange, queue};
 pub use protocol::properties::{BasicProperties, DeliveryMode};
 pub use protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 pub use protocol::sasl::Mechanism;
 pub use protocol::secret::Secret;
 pub use protocol::stage::Stage;
-pub use protocol::table::{FieldTable, FieldValue};
+pub use protocol::table::FieldTable;
+pub use protocol::time::{Expiration, Timestamp};
 pub use protocol::wire::{LongString, ShortString};

@@ -329,10 +329,10 @@ fn the_methods_have_pikas_names_and_numbers() {
         };
         let index: u32 = index.parse().unwrap();
         let [class_high, class_low, high, low] = index.to_be_bytes();
-        let id = MethodId {
-            class: u16::from_be_bytes([class_high, class_low]),
-            method: u16::from_be_bytes([high, low]),
-        };
+        let id = MethodId::new(
+            u16::from_be_bytes([class_high, class_low]),
+            u16::from_be_bytes([high, low]),
+        );
         let expected = format!("{}.{}", in_lower_case(class), in_lower_case(method));
         assert_eq!(id.name(), Some(expected.as_str()), "{index}");
         count += 1;

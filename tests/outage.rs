@@ -130,7 +130,7 @@ fn whoever_is_at_work_learns_of_a_killed_broker() {
 }
 
 fn exclusive_queue_or_error(channel: &cony::BlockingChannel) -> cony::Result<()> {
-    let declare = cony::queue::Declare::new("").exclusive(true);
+    let declare = cony::queue::Declare::new_exclusive();
     let queue = channel.queue_declare(declare)?.queue;
     channel.queue_delete(&queue).map(drop)
 }

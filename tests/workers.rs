@@ -145,7 +145,7 @@ fn serve() -> (
     thread::JoinHandle<cony::Result<()>>,
 ) {
     let channel = connect().channel().unwrap();
-    let declare = queue::Declare::new("").exclusive(true);
+    let declare = queue::Declare::new_exclusive();
     let requests = channel.queue_declare(declare).unwrap().queue.to_string();
     channel
         .basic_consume(basic::Consume::new(&requests).no_ack(true), answer)
@@ -178,7 +178,7 @@ fn run(name: &str, cell: Cell) {
         .default_prefetch(cell.prefetch);
     let connection = BlockingConnection::open(parameters).unwrap();
     let publisher = connection.channel().unwrap();
-    let declare = queue::Declare::new("").exclusive(true);
+    let declare = queue::Declare::new_exclusive();
     let results = publisher.queue_declare(declare).unwrap().queue;
     publisher.confirm_delivery().unwrap();
     let client = RpcClient::new(&connection).unwrap();

@@ -200,8 +200,15 @@ impl Returned {
 
     /// Its properties.
     pub fn properties(&self) -> &BasicProperties {
-        let read = || Box::new(self.message.properties.read());
+        let read = || Box::new(self.message.properties.decode().properties);
         self.properties.get_or_init(read)
+    }
+
+    /// Returns the encoded properties if [`properties`](Self::properties) does not represent all
+    /// of them: see
+    /// [`Delivery::undecoded_properties`](crate::Delivery::undecoded_properties).
+    pub fn undecoded_properties(&self) -> Option<&[u8]> {
+        self.message.properties.undecoded()
     }
 
     /// Its body.

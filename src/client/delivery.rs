@@ -8,11 +8,10 @@ use bytes::Bytes;
 
 use crate::client::channel::ChannelInner;
 use crate::error::{Error, Result};
-use crate::protocol::arguments::milliseconds;
 use crate::protocol::content::{DeliveredContent, GotContent};
+use crate::protocol::field_value::FieldValue;
 use crate::protocol::frame::{PublishBody, Settle};
 use crate::protocol::properties::{BasicProperties, DeliveryMode, ReceivedProperties};
-use crate::protocol::table::{FieldTable, FieldValue};
 use crate::protocol::wire::ShortString;
 
 /// A message that the broker delivered to a consumer, or gave to a `basic_get`.
@@ -89,6 +88,17 @@ impl Delivery {
     /// The properties; all unset if the message has none.
     pub fn properties(&self) -> &BasicProperties {
         self.properties.get()
+    }
+
+    /// Returns the encoded properties if [`properties`](Self::properties) does not represent all
+    /// of them.
+    ///
+    /// RabbitMQ forwards properties unchecked, so other clients can send headers with values of
+    /// unknown types (then `headers` is `None`), strings that are not UTF-8 (then they contain
+    /// U+FFFD), or bytes that are no properties at all (then none is set). The bytes are those of
+    /// the content header from the flag words on (specification, section 4.2.6.1).
+    pub fn undecoded_properties(&self) -> Option<&[u8]> {
+        self.properties.undecoded()
     }
 
     /// The body as text.
@@ -261,16 +271,12 @@ impl<'a> Message<'a> {
 
     /// How long the message may wait in a queue, in whole milliseconds, rounded up.
     pub fn expiration(self, expiration: Duration) -> Self {
-        self.with(|properties| properties.expiration(milliseconds(expiration).to_string()))
+        self.with(|properties| properties.expiration(expiration))
     }
 
     /// Adds one header, or replaces it.
     pub fn header(self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
-        self.with(|mut properties| {
-            let headers = properties.headers.get_or_insert_with(FieldTable::new);
-            headers.insert(name, value);
-            properties
-        })
+        self.with(|properties| properties.header(name, value))
     }
 
     /// Says more, in properties of its own.

@@ -178,6 +178,11 @@ impl fmt::Display for Error {
                 "{what}: a float has to be finite, or RabbitMQ closes the connection; say it in \
                  another way, such as a string"
             ),
+            Self::OutOfRange { what } => write!(
+                f,
+                "{what}: RabbitMQ has no integer above 9223372036854775807 (i64::MAX); send it in \
+                 another form, such as a string"
+            ),
             Self::DuplicateConsumerTag(tag) => {
                 write!(
                     f,

@@ -28,7 +28,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// | variants | what is dead | retry |
 /// |---|---|---|
-/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
+/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `OutOfRange`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
 /// | `Timeout`, `PublishTimeout` | nothing | yes |
 /// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
 /// | `Nacked`, `Unroutable`, `PublishFailures` | nothing; the message was not taken | yes, if the cause is mended |
@@ -181,6 +181,13 @@ pub enum Error {
     /// connection (541) for it. Nothing was sent.
     NotFinite {
         /// What, and where it stands.
+        what: String,
+    },
+    /// An unsigned integer in headers or arguments is above `i64::MAX`. RabbitMQ has no unsigned
+    /// 64-bit integers and would read a negative number. Nothing was sent.
+    #[non_exhaustive]
+    OutOfRange {
+        /// The name of the header or argument, and the number.
         what: String,
     },
     /// The channel has a consumer of that name. (The broker would close the connection.)
@@ -455,6 +462,7 @@ impl From<EncodeError> for Error {
         match error.flaw {
             Flaw::TooLong { size, limit } => Self::TooLong { what, size, limit },
             Flaw::NotFinite => Self::NotFinite { what },
+            Flaw::OutOfRange => Self::OutOfRange { what },
         }
     }
 }

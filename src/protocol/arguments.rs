@@ -1,19 +1,20 @@
-//! Names for what RabbitMQ takes in the `arguments` of methods.
+//! Builder methods for the arguments that RabbitMQ adds to AMQP's methods.
 //!
-//! The names and types are those of RabbitMQ's documentation ("Queues", "Quorum Queues",
-//! "Streams", "Consumer Priorities", "Alternate Exchanges").
+//! Names and types of the arguments are those of RabbitMQ's documentation ("Queues", "Quorum
+//! Queues", "Streams", "Consumer Priorities", "Alternate Exchanges").
 
 use std::time::Duration;
 
+use super::field_value::FieldValue;
 use super::methods::{basic, exchange, queue};
-use super::table::FieldValue;
+use super::time::milliseconds;
 use super::wire::{LongString, ShortString};
 
-/// # Kinds of queues, and RabbitMQ's arguments
+/// # Types of queues, and RabbitMQ's arguments
 ///
-/// [`new`](Self::new) is a durable queue of the virtual host's default type, usually a
-/// classic one. Each setter adds to `arguments`; RabbitMQ closes the channel (406) for a
-/// value that it does not like, or an argument that the type of queue does not know.
+/// [`new`](Self::new) creates a durable queue of the virtual host's default type, usually a
+/// classic queue. Each of these methods sets one of the `arguments`. RabbitMQ closes the channel
+/// (406) if it refuses a value, or if the type of the queue does not support the argument.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -24,120 +25,120 @@ use super::wire::{LongString, ShortString};
 /// let mails = queue::Declare::new("mails.short")
 ///     .message_ttl(Duration::from_secs(60))
 ///     .max_length(1000)
+///     .overflow(queue::Overflow::RejectPublish)
 ///     .dead_letter_exchange("amq.fanout");
 /// channel.queue_declare(mails)?;
 /// # channel.queue_delete("mails.short")?;
 /// # Ok::<(), cony::Error>(())
 /// ```
 impl queue::Declare {
-    /// A quorum queue: replicated, for what must not be lost (`x-queue-type`).
+    /// Creates a quorum queue: replicated, for messages that must not be lost. The same as
+    /// [`queue_type`](Self::queue_type) with [`queue::Type::Quorum`].
     #[must_use]
     pub fn new_quorum(name: impl Into<ShortString>) -> Self {
-        Self::new(name).queue_type("quorum")
+        Self::new(name).queue_type(queue::Type::Quorum)
     }
 
-    /// A stream: a log that every consumer reads from where it likes (`x-queue-type`).
-    /// Consumers must acknowledge, and set a prefetch other than 0; see
+    /// Creates a stream: a log of messages that consumers read from any position. The same as
+    /// [`queue_type`](Self::queue_type) with [`queue::Type::Stream`].
+    ///
+    /// Its consumers must acknowledge, and need a prefetch other than 0. For their position see
     /// [`stream_offset`](basic::Consume::stream_offset).
     #[must_use]
     pub fn new_stream(name: impl Into<ShortString>) -> Self {
-        Self::new(name).queue_type("stream")
+        Self::new(name).queue_type(queue::Type::Stream)
     }
 
-    /// A queue for this connection only, gone with it, under a name that the broker
-    /// chooses.
+    /// Creates a queue for this connection only, which is deleted with the connection. The
+    /// broker chooses its name: see [`DeclareOk`](queue::DeclareOk). The same as
+    /// `new("").exclusive(true)`.
     #[must_use]
     pub fn new_exclusive() -> Self {
         Self::new("").exclusive(true)
     }
 
-    /// Adds one argument, or replaces it.
+    /// Sets the type of the queue (`x-queue-type`), as a [`queue::Type`] or as its name.
     #[must_use]
-    pub fn argument(mut self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
-        self.arguments.insert(name, value);
-        self
-    }
-
-    /// The type of queue: `classic`, `quorum` or `stream` (`x-queue-type`).
-    #[must_use]
-    pub fn queue_type(self, queue_type: impl Into<LongString>) -> Self {
+    pub fn queue_type(self, queue_type: impl Into<queue::Type>) -> Self {
         self.argument("x-queue-type", queue_type.into())
     }
 
-    /// How long a message may wait in the queue (`x-message-ttl`, in whole milliseconds,
-    /// rounded up).
+    /// Sets the time after which an unconsumed message is dropped or dead-lettered
+    /// (`x-message-ttl`). It is sent in whole milliseconds, rounded up.
     #[must_use]
     pub fn message_ttl(self, ttl: Duration) -> Self {
         self.argument("x-message-ttl", milliseconds(ttl))
     }
 
-    /// How long the queue may be unused before the broker deletes it (`x-expires`, in whole
-    /// milliseconds, rounded up). Not zero.
+    /// Sets the time after which the broker deletes the unused queue (`x-expires`). It is sent
+    /// in whole milliseconds, rounded up, and must not be zero.
     #[must_use]
     pub fn expires(self, after: Duration) -> Self {
         self.argument("x-expires", milliseconds(after))
     }
 
-    /// How many messages may be ready in the queue (`x-max-length`). See
-    /// [`overflow`](Self::overflow) for what happens then.
+    /// Sets the largest number of ready messages (`x-max-length`). [`overflow`](Self::overflow)
+    /// decides what a full queue does with further ones.
     #[must_use]
     pub fn max_length(self, messages: u32) -> Self {
         self.argument("x-max-length", i64::from(messages))
     }
 
-    /// How many bytes of bodies may be ready in the queue (`x-max-length-bytes`); of a
-    /// stream, how large it may be.
+    /// Sets the largest size of all ready messages together, in bytes of their bodies
+    /// (`x-max-length-bytes`). For a stream it is the size of the stream. More than `i64::MAX`
+    /// is sent as `i64::MAX`.
     #[must_use]
     pub fn max_length_bytes(self, bytes: u64) -> Self {
-        self.argument("x-max-length-bytes", signed(bytes))
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.argument("x-max-length-bytes", bytes)
     }
 
-    /// What a full queue does (`x-overflow`): `drop-head`, which is the default, drops the
-    /// oldest message; `reject-publish` refuses new ones, which a
-    /// [confirm](crate::Confirm) tells; `reject-publish-dlx` dead-letters them as well.
+    /// Sets the behaviour of the full queue (`x-overflow`), as a [`queue::Overflow`] or as its
+    /// name. Default: [`DropHead`](queue::Overflow::DropHead).
     #[must_use]
-    pub fn overflow(self, overflow: impl Into<LongString>) -> Self {
+    pub fn overflow(self, overflow: impl Into<queue::Overflow>) -> Self {
         self.argument("x-overflow", overflow.into())
     }
 
-    /// The exchange for messages that are refused, expire or are too many
-    /// (`x-dead-letter-exchange`). It need not exist yet; a message that is due while it does
-    /// not is lost.
+    /// Sets the exchange for dead letters (`x-dead-letter-exchange`): messages that are rejected,
+    /// expire or exceed the length of the queue. The exchange need not exist yet; dead letters
+    /// are lost as long as it does not.
     #[must_use]
     pub fn dead_letter_exchange(self, exchange: impl Into<LongString>) -> Self {
         self.argument("x-dead-letter-exchange", exchange.into())
     }
 
-    /// The routing key that dead letters get instead of their own
-    /// (`x-dead-letter-routing-key`). Needs a
+    /// Sets the routing key for dead letters (`x-dead-letter-routing-key`). Default: the one
+    /// with which the message was published. Requires a
     /// [`dead_letter_exchange`](Self::dead_letter_exchange).
     #[must_use]
     pub fn dead_letter_routing_key(self, key: impl Into<LongString>) -> Self {
         self.argument("x-dead-letter-routing-key", key.into())
     }
 
-    /// The highest priority that messages may have here (`x-max-priority`): a small number,
-    /// for each costs the broker. Classic queues only.
+    /// Sets the highest priority of messages (`x-max-priority`). Classic queues only. Choose a
+    /// small number, for each priority costs the broker memory.
     #[must_use]
     pub fn max_priority(self, priority: u8) -> Self {
         self.argument("x-max-priority", i64::from(priority))
     }
 
-    /// Whether only one consumer at a time gets messages (`x-single-active-consumer`).
+    /// Sets whether only one consumer at a time gets messages (`x-single-active-consumer`).
     #[must_use]
     pub fn single_active_consumer(self, single: bool) -> Self {
         self.argument("x-single-active-consumer", single)
     }
 
-    /// How often a message may come back before it is dropped or dead-lettered
-    /// (`x-delivery-limit`). Quorum queues only.
+    /// Sets how often a message may return to the queue (`x-delivery-limit`). At the next return
+    /// the message is dropped or dead-lettered: `delivery_limit(2)` means three deliveries.
+    /// Quorum queues only.
     #[must_use]
-    pub fn delivery_limit(self, deliveries: u32) -> Self {
-        self.argument("x-delivery-limit", i64::from(deliveries))
+    pub fn delivery_limit(self, returns: u32) -> Self {
+        self.argument("x-delivery-limit", i64::from(returns))
     }
 
-    /// How long a stream keeps messages at least (`x-max-age`, in whole seconds, rounded
-    /// up). Streams only.
+    /// Sets the age up to which the stream keeps its messages (`x-max-age`). It is sent in whole
+    /// seconds, rounded up. Streams only.
     #[must_use]
     pub fn max_age(self, age: Duration) -> Self {
         let seconds = age.as_nanos().div_ceil(1_000_000_000);
@@ -145,25 +146,45 @@ impl queue::Declare {
     }
 }
 
-/// # RabbitMQ's arguments
+/// # Types of exchanges, and RabbitMQ's arguments
+///
+/// ```
+/// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+/// use cony::exchange;
+///
+/// let logs = exchange::Declare::new_topic("orders.log").durable(true);
+/// channel.exchange_declare(logs.alternate_exchange("amq.fanout"))?;
+/// # channel.exchange_delete("orders.log")?;
+/// # Ok::<(), cony::Error>(())
+/// ```
 impl exchange::Declare {
-    /// Adds one argument, or replaces it.
+    /// Creates a direct exchange. The same as [`new`](Self::new), for
+    /// [`exchange::Type::Direct`] is the default.
     #[must_use]
-    pub fn argument(mut self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
-        self.arguments.insert(name, value);
-        self
+    pub fn new_direct(name: impl Into<ShortString>) -> Self {
+        Self::new(name).exchange_type(exchange::Type::Direct)
     }
 
-    /// The exchange for messages that reach no queue from here (`alternate-exchange`).
-    ///
-    /// ```
-    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// use cony::exchange;
-    ///
-    /// channel.exchange_declare(exchange::Declare::new("orders").alternate_exchange("amq.fanout"))?;
-    /// # channel.exchange_delete("orders")?;
-    /// # Ok::<(), cony::Error>(())
-    /// ```
+    /// Creates a fanout exchange: see [`exchange::Type::Fanout`].
+    #[must_use]
+    pub fn new_fanout(name: impl Into<ShortString>) -> Self {
+        Self::new(name).exchange_type(exchange::Type::Fanout)
+    }
+
+    /// Creates a topic exchange: see [`exchange::Type::Topic`].
+    #[must_use]
+    pub fn new_topic(name: impl Into<ShortString>) -> Self {
+        Self::new(name).exchange_type(exchange::Type::Topic)
+    }
+
+    /// Creates a headers exchange: see [`exchange::Type::Headers`].
+    #[must_use]
+    pub fn new_headers(name: impl Into<ShortString>) -> Self {
+        Self::new(name).exchange_type(exchange::Type::Headers)
+    }
+
+    /// Sets the exchange for messages that match no binding of this one
+    /// (`alternate-exchange`).
     #[must_use]
     pub fn alternate_exchange(self, exchange: impl Into<LongString>) -> Self {
         self.argument("alternate-exchange", exchange.into())
@@ -172,22 +193,16 @@ impl exchange::Declare {
 
 /// # RabbitMQ's arguments
 impl basic::Consume {
-    /// Adds one argument, or replaces it.
-    #[must_use]
-    pub fn argument(mut self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
-        self.arguments.insert(name, value);
-        self
-    }
-
-    /// Who comes first among several consumers of a queue: those with the highest number,
-    /// as long as they take what they get (`x-priority`). Default: 0.
+    /// Sets the priority of the consumer (`x-priority`). The broker delivers to the consumers
+    /// with the highest priority as long as their prefetch allows it. Default: 0.
     #[must_use]
     pub fn priority(self, priority: i32) -> Self {
         self.argument("x-priority", priority)
     }
 
-    /// Where in a stream to begin (`x-stream-offset`): `"first"`, `"last"`, `"next"` (the
-    /// default), the offset of a message (an `i64`), or a [`FieldValue::Timestamp`].
+    /// Sets the position in a stream at which the consumer begins (`x-stream-offset`):
+    /// `"first"`, `"last"`, `"next"` (the default: messages that are published later), the offset
+    /// of a message (an integer), or a time (a `SystemTime` or a [`Timestamp`](crate::Timestamp)).
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -211,22 +226,10 @@ impl basic::Consume {
     }
 }
 
-/// In whole milliseconds. Rounded up, for RabbitMQ takes zero for another thing than a
-/// little.
-pub(crate) fn milliseconds(duration: Duration) -> i64 {
-    let nanos = duration.as_nanos();
-    i64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(i64::MAX)
-}
-
-/// RabbitMQ reads no unsigned 64-bit integers; what is cut here is no limit anyway.
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::table::FieldTable;
     use super::*;
-    use crate::protocol::table::FieldTable;
 
     #[test]
     fn every_setter_has_its_name_on_the_wire() {
@@ -235,7 +238,7 @@ mod tests {
             .expires(Duration::from_secs(60))
             .max_length(7)
             .max_length_bytes(u64::MAX)
-            .overflow("reject-publish")
+            .overflow(queue::Overflow::RejectPublish)
             .dead_letter_exchange("x")
             .dead_letter_routing_key("k")
             .max_priority(5)
@@ -259,10 +262,28 @@ mod tests {
     }
 
     #[test]
-    fn a_little_time_is_not_none() {
-        assert_eq!(milliseconds(Duration::ZERO), 0);
-        assert_eq!(milliseconds(Duration::from_nanos(1)), 1);
-        assert_eq!(milliseconds(Duration::from_micros(1001)), 2);
-        assert_eq!(milliseconds(Duration::MAX), i64::MAX);
+    fn every_constructor_has_the_type_of_its_name() {
+        use super::exchange::Declare;
+        for (declare, name) in [
+            (Declare::new_direct("x"), "direct"),
+            (Declare::new("x"), "direct"),
+            (Declare::new_fanout("x"), "fanout"),
+            (Declare::new_topic("x"), "topic"),
+            (Declare::new_headers("x"), "headers"),
+        ] {
+            assert_eq!(declare, Declare::new("x").exchange_type(name));
+        }
+        let stream = queue::Declare::new_stream("s");
+        assert_eq!(stream, queue::Declare::new("s").queue_type("stream"));
+        let exclusive = queue::Declare::new("").exclusive(true);
+        assert_eq!(queue::Declare::new_exclusive(), exclusive);
+    }
+
+    #[test]
+    fn a_binding_takes_single_arguments() {
+        let bind = queue::Bind::new("q", "x", "").argument("x-match", "any");
+        let bind = bind.argument("size", "four".len());
+        let expected = FieldTable::new().with("x-match", "any").with("size", 4i64);
+        assert_eq!(bind.arguments, expected);
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn is_of_stream(properties: &[u8]) -> bool {
 fn has_offset(properties: &ReceivedProperties) -> bool {
     // A search in the bytes excludes most messages without decoding their headers.
     properties.may_have(STREAM_OFFSET) && {
-        let headers = properties.read().headers;
+        let headers = properties.decode().properties.headers;
         headers.is_some_and(|headers| headers.contains_key(STREAM_OFFSET))
     }
 }

@@ -1,11 +1,13 @@
-//! The macro behind [`methods`](super::methods): one row of the table becomes a
-//! struct with a builder, its codec, its ids and what replies it expects.
+//! The macro behind the table of [`methods`](super::methods).
+//!
+//! It expands each row to a struct with a builder, a codec, the method's id and the ids of its
+//! replies.
 
-/// Expands the table of methods. See `methods.rs` for how a row reads.
+/// Expands the table of methods. `methods.rs` describes the syntax of a row.
 macro_rules! define_methods {
     ($(
         $(#[$class_doc:meta])*
-        class $class:ident $class_id:literal {
+        class $class:ident $class_id:literal $(with $($kind:ident)|+)? {
             $(
                 $(#[$doc:meta])*
                 $variant:ident = $name:ident $id:literal $wire_name:literal
@@ -24,6 +26,8 @@ macro_rules! define_methods {
             $(#[$class_doc])*
             pub mod $class {
                 #[allow(unused_imports)]
+                use super::super::field_value::FieldValue;
+                #[allow(unused_imports)]
                 use super::super::table::FieldTable;
                 #[allow(unused_imports)]
                 use super::super::secret::Secret;
@@ -32,23 +36,34 @@ macro_rules! define_methods {
                 use super::super::errors::{DecodeError, EncodeError};
                 use super::{Method, MethodId};
 
+                $($(pub use super::super::kinds::$class::$kind;)+)?
+
                 $(
                     $(#[$doc])*
-                    #[doc = concat!("\n\nOn the wire: `", $wire_name, "`, class ",
+                    #[doc = concat!("\n\nThe method `", $wire_name, "` of AMQP: class ",
                         stringify!($class_id), ", method ", stringify!($id), ".")]
                     #[derive(Debug, Clone, PartialEq)]
                     #[non_exhaustive]
                     pub struct $name {
-                        $($(#[$field_doc])* pub $field: $ty,)*
+                        $(
+                            $(#[$field_doc])*
+                            $(#[doc = default_doc!($default)])?
+                            pub $field: $ty,
+                        )*
                     }
 
                     impl $name {
-                        /// Class and method number.
-                        pub const ID: MethodId = MethodId { class: $class_id, method: $id };
+                        /// The class and method number.
+                        pub const ID: MethodId = MethodId::new($class_id, $id);
 
                         $(constructor! { $($new)* })?
 
-                        $(setter! { $(#[$field_doc])* $field: $ty })*
+                        $(setter! {
+                            #[doc = concat!("Sets the field `", stringify!($field), "`.\n")]
+                            $(#[$field_doc])*
+                            $(#[doc = default_doc!($default)])?
+                            $field: $ty
+                        })*
 
                         #[allow(unused_variables)]
                         pub(crate) fn write(
@@ -76,7 +91,7 @@ macro_rules! define_methods {
                         }
                     }
 
-                    from_argument! { $name $($($new)*)? }
+                    from_arguments! { $name $($($new)*)? }
 
                     impl From<$name> for Method {
                         fn from(method: $name) -> Self {
@@ -98,29 +113,39 @@ macro_rules! define_methods {
             }
         )*
 
-        /// Any method of AMQP 0-9-1, or of RabbitMQ's extensions to it.
+        /// Any method of AMQP 0-9-1 or of RabbitMQ's extensions to it.
         ///
-        /// The calls of a channel take the structs themselves; this is for what has to
-        /// hold any of them.
+        /// The calls of a channel take the structs themselves. This enum is for programs that
+        /// treat methods as values: see
+        /// [`send_method`](crate::BlockingConnection::send_method).
+        ///
+        /// ```
+        /// use cony::{Method, queue};
+        ///
+        /// let method = Method::from(queue::Declare::new("tasks"));
+        /// assert_eq!(method.id().to_string(), "queue.declare");
+        /// let declare = queue::Declare::try_from(method);
+        /// assert_eq!(declare, Ok(queue::Declare::new("tasks")));
+        /// ```
         #[derive(Debug, Clone, PartialEq)]
         #[non_exhaustive]
         pub enum Method {
             $($(
-                #[doc = concat!("`", $wire_name, "`")]
+                #[doc = concat!("The method `", $wire_name, "`.")]
                 $variant($class::$name),
             )*)*
         }
 
         impl Method {
-            /// Class and method number.
+            /// Returns the class and method number.
             pub fn id(&self) -> MethodId {
                 match self {
                     $($(Self::$variant(_) => $class::$name::ID,)*)*
                 }
             }
 
-            /// The replies of which one will come; none for a method without reply,
-            /// or with its `nowait` set.
+            /// Returns the ids of the possible replies. The slice is empty for a method that
+            /// has no reply, or whose `nowait` is set.
             pub(crate) fn replies(&self) -> &'static [MethodId] {
                 match self {
                     $($($(
@@ -137,7 +162,7 @@ macro_rules! define_methods {
                 }
             }
 
-            /// Reads the arguments of method `id`; `None` if there is no such method.
+            /// Reads the arguments of the method `id`. Returns `None` if no method has this id.
             pub(crate) fn read(
                 id: MethodId,
                 reader: &mut Reader<'_>,
@@ -150,7 +175,8 @@ macro_rules! define_methods {
         }
 
         impl MethodId {
-            /// The name in the specification, such as `queue.declare`.
+            /// Returns the name in the specification, such as `queue.declare`, or `None` if
+            /// neither AMQP 0-9-1 nor RabbitMQ has such a method.
             pub fn name(self) -> Option<&'static str> {
                 match (self.class, self.method) {
                     $($(($class_id, $id) => Some($wire_name),)*)*
@@ -159,7 +185,7 @@ macro_rules! define_methods {
             }
         }
 
-        /// The default of every method, for tests that go through them all.
+        /// Returns every method with its defaults.
         #[cfg(test)]
         pub(crate) fn every_method() -> Vec<Method> {
             vec![$($($class::$name::default().into(),)*)*]
@@ -167,13 +193,14 @@ macro_rules! define_methods {
     };
 }
 
-/// A reply is a struct of the same class.
+/// Expands to the id of a reply, which belongs to the class of its method.
 macro_rules! reply_id {
     ($class:ident $reply:ident) => {
         $class::$reply::ID
     };
 }
 
+/// Expands to the default of a field.
 macro_rules! default_value {
     () => {
         Default::default()
@@ -183,7 +210,15 @@ macro_rules! default_value {
     };
 }
 
-/// A builder method; strings and tables take whatever converts into them.
+/// Expands to the sentence of the documentation that gives a field's default.
+macro_rules! default_doc {
+    ($default:expr) => {
+        concat!("\n\nDefault: `", stringify!($default), "`.")
+    };
+}
+
+/// Expands to the builder method of a field. Strings, tables and names of types are given as any
+/// value that converts into them.
 macro_rules! setter {
     (@into $(#[$doc:meta])* $field:ident: $ty:ident) => {
         $(#[$doc])*
@@ -202,6 +237,23 @@ macro_rules! setter {
     ($(#[$doc:meta])* $field:ident: Secret) => {
         setter! { @into $(#[$doc])* $field: Secret }
     };
+    ($(#[$doc:meta])* $field:ident: Type) => {
+        setter! { @into $(#[$doc])* $field: Type }
+    };
+    ($(#[$doc:meta])* arguments: FieldTable) => {
+        setter! { @into $(#[$doc])* arguments: FieldTable }
+
+        /// Adds one argument to `arguments`, or replaces it.
+        #[must_use]
+        pub fn argument(
+            mut self,
+            name: impl Into<ShortString>,
+            value: impl Into<FieldValue>,
+        ) -> Self {
+            self.arguments.insert(name, value);
+            self
+        }
+    };
     ($(#[$doc:meta])* $field:ident: FieldTable) => {
         setter! { @into $(#[$doc])* $field: FieldTable }
     };
@@ -215,17 +267,17 @@ macro_rules! setter {
     };
 }
 
-/// `new`, with the arguments that no sane call leaves out.
+/// Expands to `new`, which takes the arguments that nearly every call needs.
 macro_rules! constructor {
     ($($arg:ident: ShortString),+) => {
-        /// With everything else at its default.
+        /// Creates the method with these arguments. Every other field has its default.
         #[must_use]
         pub fn new($($arg: impl Into<ShortString>),+) -> Self {
             Self::default()$(.$arg($arg))+
         }
     };
     ($arg:ident: $ty:ident) => {
-        /// With everything else at its default.
+        /// Creates the method with this argument. Every other field has its default.
         #[must_use]
         pub fn new($arg: $ty) -> Self {
             Self::default().$arg($arg)
@@ -233,45 +285,34 @@ macro_rules! constructor {
     };
 }
 
-/// A method that needs just one value can be given as that value.
-macro_rules! from_argument {
+/// Expands to the conversions from the arguments of `new`: from the value itself where `new`
+/// takes one, from a tuple where it takes three.
+macro_rules! from_arguments {
     ($name:ident $arg:ident: ShortString) => {
-        impl From<&str> for $name {
-            fn from($arg: &str) -> Self {
-                Self::new($arg)
+        from_arguments! { @from $name &str, String, &String, ShortString, &ShortString }
+    };
+    (@from $name:ident $($ty:ty),+) => { $(
+        impl From<$ty> for $name {
+            fn from(argument: $ty) -> Self {
+                Self::new(argument)
             }
         }
-
-        impl From<String> for $name {
-            fn from($arg: String) -> Self {
-                Self::new($arg)
-            }
-        }
-
-        impl From<&String> for $name {
-            fn from($arg: &String) -> Self {
-                Self::new($arg)
-            }
-        }
-
-        impl From<ShortString> for $name {
-            fn from($arg: ShortString) -> Self {
-                Self::new($arg)
-            }
-        }
-
-        impl From<&ShortString> for $name {
-            fn from($arg: &ShortString) -> Self {
-                Self::new($arg)
+    )+ };
+    ($name:ident $a:ident: ShortString, $b:ident: ShortString, $c:ident: ShortString) => {
+        /// Creates the method from the arguments of [`new`](Self::new), in the same order.
+        impl<A, B, C> From<(A, B, C)> for $name
+        where
+            A: Into<ShortString>,
+            B: Into<ShortString>,
+            C: Into<ShortString>,
+        {
+            fn from(($a, $b, $c): (A, B, C)) -> Self {
+                Self::new($a, $b, $c)
             }
         }
     };
     ($name:ident $arg:ident: $ty:ident) => {
-        impl From<$ty> for $name {
-            fn from($arg: $ty) -> Self {
-                Self::new($arg)
-            }
-        }
+        from_arguments! { @from $name $ty }
     };
-    ($($other:tt)*) => {};
+    ($name:ident) => {};
 }

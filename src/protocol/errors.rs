@@ -20,6 +20,8 @@ pub(crate) enum Flaw {
     TooLong { size: usize, limit: usize },
     /// The value is an infinite float, or not a number.
     NotFinite,
+    /// An integer above `i64::MAX`.
+    OutOfRange,
 }
 
 impl EncodeError {
@@ -42,6 +44,13 @@ impl EncodeError {
         Self {
             what: value.to_string(),
             flaw: Flaw::NotFinite,
+        }
+    }
+
+    pub(crate) fn out_of_range(value: u64) -> Self {
+        Self {
+            what: value.to_string(),
+            flaw: Flaw::OutOfRange,
         }
     }
 
@@ -152,6 +161,8 @@ impl ProtocolError {
     }
 }
 
+/// Its `source` is always `None`: the text of [`ProtocolError::Malformed`] includes that of the
+/// [`DecodeError`].
 impl std::error::Error for ProtocolError {}
 
 impl fmt::Display for ProtocolError {

@@ -1,7 +1,7 @@
 //! Every method of AMQP 0-9-1 and of RabbitMQ's extensions, as one table.
 //!
-//! The order is that of the specification's XML, so the two can be read side by
-//! side. A row reads
+//! The order is that of the specification's XML, so that you can read the two side by side. A
+//! row has this form:
 //!
 //! ```text
 //! EnumVariant = Struct METHOD_ID "wire.name"
@@ -10,21 +10,45 @@
 //! { field: Type = default, ... }
 //! ```
 //!
-//! with the fields in wire order. Defaults are those of pika 0.9.6, except where
-//! today's RabbitMQ refuses them; such a row says so.
+//! Fields are in wire order. The documentation of a field is also that of its builder method.
+//! Defaults are those of pika 0.9.6, except where today's RabbitMQ refuses them; the row says so.
 
 use std::fmt;
 
 use super::errors::{DecodeError, EncodeError};
 use super::wire::{Reader, Writer};
 
-/// Class and method number: what names a method on the wire.
+/// The class and method number that identify a method on the wire.
+///
+/// ```
+/// use cony::{MethodId, queue};
+///
+/// assert_eq!(queue::Declare::ID, MethodId::new(50, 10));
+/// assert_eq!(queue::Declare::ID.to_string(), "queue.declare");
+/// assert_eq!(MethodId::new(50, 99).to_string(), "50.99");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MethodId {
-    /// The class, such as 50 for `queue`.
-    pub class: u16,
-    /// The method in its class, such as 10 for `declare`.
-    pub method: u16,
+    pub(crate) class: u16,
+    pub(crate) method: u16,
+}
+
+impl MethodId {
+    /// Creates an id from its two numbers. A method with this id need not exist.
+    #[must_use]
+    pub const fn new(class: u16, method: u16) -> Self {
+        Self { class, method }
+    }
+
+    /// Returns the number of the class, such as 50 for `queue`.
+    pub const fn class(self) -> u16 {
+        self.class
+    }
+
+    /// Returns the number of the method in its class, such as 10 for `declare`.
+    pub const fn method(self) -> u16 {
+        self.method
+    }
 }
 
 impl fmt::Display for MethodId {
@@ -43,596 +67,623 @@ impl fmt::Debug for MethodId {
 }
 
 define_methods! {
-    /// Opening, tuning and closing a connection. The library sends these itself.
+    /// Methods that open, tune and close a connection. cony sends them itself.
     class connection 10 {
-        /// The broker introduces itself.
+        /// Introduces the broker. It is the broker's first method.
         ConnectionStart = Start 10 "connection.start"
             replies [StartOk]
         {
-            /// The protocol's major version.
+            /// The major version of the protocol.
             version_major: u8 = 0,
-            /// The protocol's minor version.
+            /// The minor version of the protocol.
             version_minor: u8 = 9,
-            /// What the broker is and can do.
+            /// Product, version and capabilities of the broker.
             server_properties: FieldTable,
-            /// SASL mechanisms, separated by spaces.
+            /// The SASL mechanisms of the broker, separated by spaces.
             mechanisms: LongString = "PLAIN".into(),
-            /// Message locales, separated by spaces.
+            /// The locales for messages to people, separated by spaces.
             locales: LongString = "en_US".into(),
         }
-        /// The client introduces itself and begins to authenticate.
+        /// Introduces the client and begins the authentication.
         ConnectionStartOk = StartOk 11 "connection.start-ok" {
-            /// What the client is and can do.
+            /// Product, version and capabilities of the client.
             client_properties: FieldTable,
-            /// The chosen SASL mechanism.
+            /// The SASL mechanism that the client has chosen.
             mechanism: ShortString = "PLAIN".into(),
-            /// The mechanism's initial response.
+            /// The initial response of the mechanism.
             response: Secret,
-            /// The chosen message locale.
+            /// The locale that the client has chosen.
             locale: ShortString = "en_US".into(),
         }
-        /// The broker asks for more proof.
+        /// Demands a further step of the authentication.
         ConnectionSecure = Secure 20 "connection.secure"
             replies [SecureOk]
         {
-            /// The mechanism's challenge.
+            /// The challenge of the mechanism.
             challenge: LongString,
         }
-        /// The answer to the challenge.
+        /// Responds to the challenge.
         ConnectionSecureOk = SecureOk 21 "connection.secure-ok" {
-            /// The mechanism's response.
+            /// The response of the mechanism.
             response: Secret,
         }
-        /// The broker proposes limits.
+        /// Proposes limits to the client.
         ConnectionTune = Tune 30 "connection.tune"
             replies [TuneOk]
         {
             /// The highest channel number; 0 means no limit.
             channel_max: u16,
-            /// The largest frame in bytes, all its 8 octets of envelope included; 0 means no limit.
+            /// The size of the largest frame in bytes, including the 8 bytes that enclose its
+            /// payload; 0 means no limit.
             frame_max: u32,
-            /// The heartbeat timeout in seconds; 0 means none.
+            /// The heartbeat timeout in seconds; 0 means no heartbeats.
             heartbeat: u16,
         }
-        /// The client settles the limits.
+        /// Settles the limits of the connection.
         ConnectionTuneOk = TuneOk 31 "connection.tune-ok" {
             /// The highest channel number.
             channel_max: u16,
-            /// The largest frame in bytes.
+            /// The size of the largest frame in bytes.
             frame_max: u32,
             /// The heartbeat timeout in seconds.
             heartbeat: u16,
         }
-        /// Asks for a virtual host.
+        /// Opens a virtual host.
         ConnectionOpen = Open 40 "connection.open"
             new(virtual_host: ShortString)
             replies [OpenOk]
         {
-            /// The virtual host.
+            /// The name of the virtual host.
             virtual_host: ShortString = "/".into(),
-            /// Reserved.
+            /// Reserved by the specification.
             capabilities: ShortString,
-            /// Reserved.
+            /// Reserved by the specification.
             insist: bool = false,
         }
-        /// The connection is open.
+        /// Confirms that the connection is open.
         ConnectionOpenOk = OpenOk 41 "connection.open-ok" {
-            /// Reserved.
+            /// Reserved by the specification.
             known_hosts: ShortString,
         }
-        /// Ends the connection.
+        /// Closes the connection.
         ConnectionClose = Close 50 "connection.close"
             replies [CloseOk]
         {
-            /// Why, as a number.
+            /// The reason as a number: see [`ReplyCode`](crate::ReplyCode).
             reply_code: u16,
-            /// Why, in words.
+            /// The reason in words.
             reply_text: ShortString,
-            /// The class of the method that provoked it, or 0.
+            /// The class of the method that caused the close, or 0.
             class_id: u16,
-            /// The method that provoked it, or 0.
+            /// The number of the method that caused the close, or 0.
             method_id: u16,
         }
-        /// The end is agreed.
+        /// Confirms the close of the connection.
         ConnectionCloseOk = CloseOk 51 "connection.close-ok" {}
-        /// RabbitMQ: the broker lacks resources and takes no publishes for now.
+        /// Announces that the broker lacks resources and reads no more publishes. (An extension
+        /// of RabbitMQ.)
         ConnectionBlocked = Blocked 60 "connection.blocked" {
-            /// Which resource.
+            /// The resource that is short, such as `low on memory`.
             reason: ShortString,
         }
-        /// RabbitMQ: the broker takes publishes again.
+        /// Announces that the broker reads publishes again. (An extension of RabbitMQ.)
         ConnectionUnblocked = Unblocked 61 "connection.unblocked" {}
-        /// RabbitMQ: hands in a fresh secret, such as a new token.
+        /// Replaces the secret of the connection, such as a token that is about to expire. (An
+        /// extension of RabbitMQ.)
         ConnectionUpdateSecret = UpdateSecret 70 "connection.update-secret"
             replies [UpdateSecretOk]
         {
             /// The new secret.
             new_secret: Secret,
-            /// Why it changes, for the broker's log.
+            /// The reason for the change, for the broker's log.
             reason: ShortString,
         }
-        /// RabbitMQ: the fresh secret is taken.
+        /// Confirms the new secret. (An extension of RabbitMQ.)
         ConnectionUpdateSecretOk = UpdateSecretOk 71 "connection.update-secret-ok" {}
     }
 
-    /// Opening and closing channels, and the flow of content on them.
+    /// Methods that open and close a channel, and control the flow of its messages.
     class channel 20 {
         /// Opens a channel.
         ChannelOpen = Open 10 "channel.open"
             replies [OpenOk]
         {
-            /// Reserved.
+            /// Reserved by the specification.
             out_of_band: ShortString,
         }
-        /// The channel is open.
+        /// Confirms that the channel is open.
         ChannelOpenOk = OpenOk 11 "channel.open-ok" {
-            /// Reserved.
+            /// Reserved by the specification.
             channel_id: LongString,
         }
-        /// Stops or resumes the flow of content. RabbitMQ refuses `active` = false
-        /// from a client with 540 and closes the connection.
+        /// Stops or resumes the flow of messages. RabbitMQ refuses `active` = `false` from a
+        /// client with 540 and closes the connection.
         ChannelFlow = Flow 20 "channel.flow"
             new(active: bool)
             replies [FlowOk]
         {
-            /// Whether content may flow.
+            /// Whether messages may flow.
             active: bool = true,
         }
-        /// The flow is as asked.
+        /// Confirms the state of the flow.
         ChannelFlowOk = FlowOk 21 "channel.flow-ok" {
-            /// Whether content flows.
+            /// Whether messages flow.
             active: bool = true,
         }
-        /// Ends a channel.
+        /// Closes a channel.
         ChannelClose = Close 40 "channel.close"
             replies [CloseOk]
         {
-            /// Why, as a number.
+            /// The reason as a number: see [`ReplyCode`](crate::ReplyCode).
             reply_code: u16,
-            /// Why, in words.
+            /// The reason in words.
             reply_text: ShortString,
-            /// The class of the method that provoked it, or 0.
+            /// The class of the method that caused the close, or 0.
             class_id: u16,
-            /// The method that provoked it, or 0.
+            /// The number of the method that caused the close, or 0.
             method_id: u16,
         }
-        /// The end is agreed.
+        /// Confirms the close of a channel.
         ChannelCloseOk = CloseOk 41 "channel.close-ok" {}
     }
 
-    /// Access tickets, which RabbitMQ answers but does not use.
+    /// Methods that ask for access tickets. RabbitMQ answers them and ignores the tickets.
     class access 30 {
-        /// Asks for a ticket.
+        /// Asks for an access ticket.
         AccessRequest = Request 10 "access.request"
+            new(realm: ShortString)
             replies [RequestOk]
         {
-            /// The realm.
+            /// The name of the realm.
             realm: ShortString = "/data".into(),
-            /// Exclusive access.
+            /// Asks for exclusive access.
             exclusive: bool = false,
-            /// Passive access.
+            /// Asks for passive access.
             passive: bool = true,
-            /// Active access.
+            /// Asks for active access.
             active: bool = true,
-            /// Write access.
+            /// Asks for write access.
             write_access: bool = true,
-            /// Read access.
+            /// Asks for read access.
             read_access: bool = true,
         }
-        /// The ticket.
+        /// Grants an access ticket.
         AccessRequestOk = RequestOk 11 "access.request-ok" {
-            /// The ticket.
+            /// The number of the ticket.
             ticket: u16 = 1,
         }
     }
 
-    /// Exchanges: where messages are published to.
-    class exchange 40 {
-        /// Makes sure that an exchange exists.
+    /// Methods for exchanges, to which messages are published.
+    class exchange 40 with Type {
+        /// Declares an exchange: creates it if it does not exist.
         ExchangeDeclare = Declare 10 "exchange.declare"
             new(exchange: ShortString)
             replies [DeclareOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The name.
+            /// The name of the exchange.
             exchange: ShortString,
-            /// The type: `direct`, `fanout`, `topic`, `headers`, or a plugin's.
-            exchange_type: ShortString = "direct".into(),
-            /// Only check that it exists; the other fields are not looked at.
+            /// The type of the exchange, as a [`Type`] or as its name.
+            exchange_type: Type = Type::Direct,
+            /// Whether to check only that the exchange exists. The broker then ignores every
+            /// other field but the name, and refuses (404) if there is no such exchange.
             passive: bool = false,
-            /// Survives a restart of the broker; off by default, unlike for queues.
+            /// Whether the exchange survives a restart of the broker. (Queues are durable by
+            /// default, exchanges are not.)
             durable: bool = false,
-            /// Goes when its last binding goes.
+            /// Whether the broker deletes the exchange with its last binding.
             auto_delete: bool = false,
-            /// Takes messages from other exchanges only.
+            /// Whether the exchange takes messages from other exchanges only.
             internal: bool = false,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
-            /// Extras such as `alternate-exchange`.
+            /// Further arguments, such as `alternate-exchange`.
             arguments: FieldTable,
         }
-        /// The exchange exists.
+        /// Confirms that the exchange exists.
         ExchangeDeclareOk = DeclareOk 11 "exchange.declare-ok" {}
-        /// Deletes an exchange. One that does not exist is no error on RabbitMQ.
+        /// Deletes an exchange. For RabbitMQ it is no error if there is no such exchange.
         ExchangeDelete = Delete 20 "exchange.delete"
             new(exchange: ShortString)
             replies [DeleteOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The name.
+            /// The name of the exchange.
             exchange: ShortString,
-            /// Refuse (406) while something is bound to it.
+            /// Whether the broker refuses (406) while the exchange has bindings.
             if_unused: bool = false,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
         }
-        /// The exchange is gone.
+        /// Confirms that the exchange is deleted.
         ExchangeDeleteOk = DeleteOk 21 "exchange.delete-ok" {}
-        /// RabbitMQ: routes messages from one exchange to another.
+        /// Binds an exchange to another exchange, which routes messages to it. (An extension of
+        /// RabbitMQ.)
         ExchangeBind = Bind 30 "exchange.bind"
             new(destination: ShortString, source: ShortString, routing_key: ShortString)
             replies [BindOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The exchange that receives.
+            /// The exchange that receives the messages.
             destination: ShortString,
-            /// The exchange that gives.
+            /// The exchange that routes the messages.
             source: ShortString,
-            /// Which messages, in the terms of the source's type.
+            /// The routing key of the binding. The type of the source decides which messages
+            /// match.
             routing_key: ShortString,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
-            /// For exchange types that look at more than the key.
+            /// The arguments of the binding, for `headers` exchanges and those of plugins.
             arguments: FieldTable,
         }
-        /// The binding exists.
+        /// Confirms that the binding exists.
         ExchangeBindOk = BindOk 31 "exchange.bind-ok" {}
-        /// RabbitMQ: undoes a bind with the same arguments.
+        /// Removes the binding of two exchanges that has the same key and arguments. (An
+        /// extension of RabbitMQ.)
         ExchangeUnbind = Unbind 40 "exchange.unbind"
             new(destination: ShortString, source: ShortString, routing_key: ShortString)
             replies [UnbindOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The exchange that receives.
+            /// The exchange that receives the messages.
             destination: ShortString,
-            /// The exchange that gives.
+            /// The exchange that routes the messages.
             source: ShortString,
-            /// The key of the binding.
+            /// The routing key of the binding.
             routing_key: ShortString,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
             /// The arguments of the binding.
             arguments: FieldTable,
         }
-        /// The binding is gone. (51, not 41: the number is RabbitMQ's.)
+        /// Confirms that the binding is removed. (The number is 51 and not 41: RabbitMQ has
+        /// chosen it.)
         ExchangeUnbindOk = UnbindOk 51 "exchange.unbind-ok" {}
     }
 
-    /// Queues: where messages wait.
-    class queue 50 {
-        /// Makes sure that a queue exists.
+    /// Methods for queues, in which messages wait for consumers.
+    class queue 50 with Type | Overflow {
+        /// Declares a queue: creates it if it does not exist.
         ///
-        /// `durable` is on by default, unlike in pika: RabbitMQ 4.3 and later refuse a
-        /// queue that is neither durable nor exclusive, and close the connection (541).
+        /// `durable` is on by default, unlike in pika: RabbitMQ 4.3 and later refuse a queue
+        /// that is neither durable nor exclusive, and close the connection (541).
         QueueDeclare = Declare 10 "queue.declare"
             new(queue: ShortString)
             replies [DeclareOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The name; empty lets the broker choose one.
+            /// The name of the queue. If it is empty, the broker chooses one.
             queue: ShortString,
-            /// Only check that it exists; the other fields are not looked at.
+            /// Whether to check only that the queue exists. The broker then ignores every other
+            /// field but the name, and refuses (404) if there is no such queue.
             passive: bool = false,
-            /// Survives a restart of the broker.
+            /// Whether the queue survives a restart of the broker.
             durable: bool = true,
-            /// For this connection only, and gone with it.
+            /// Whether only this connection may use the queue, which is deleted with it.
             exclusive: bool = false,
-            /// Goes when its last consumer goes.
+            /// Whether the broker deletes the queue with its last consumer.
             auto_delete: bool = false,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
-            /// Extras such as `x-queue-type` or `x-message-ttl`.
+            /// Further arguments, such as `x-queue-type` or `x-message-ttl`.
             arguments: FieldTable,
         }
-        /// The queue exists.
+        /// Confirms that the queue exists.
         QueueDeclareOk = DeclareOk 11 "queue.declare-ok" {
-            /// Its name, as the broker knows it.
+            /// The name of the queue: the one that the broker has chosen if it was empty.
             queue: ShortString,
-            /// How many messages are ready in it.
+            /// The number of messages that are ready in the queue.
             message_count: u32,
-            /// How many consumers it has.
+            /// The number of consumers of the queue.
             consumer_count: u32,
         }
-        /// Routes messages from an exchange to a queue.
+        /// Binds a queue to an exchange, which routes messages to it.
         QueueBind = Bind 20 "queue.bind"
             new(queue: ShortString, exchange: ShortString, routing_key: ShortString)
             replies [BindOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The queue; empty means the last one declared on the channel.
+            /// The name of the queue. If it is empty, the queue last declared on the channel.
             queue: ShortString,
-            /// The exchange.
+            /// The name of the exchange.
             exchange: ShortString,
-            /// Which messages, in the terms of the exchange's type.
+            /// The routing key of the binding. The type of the exchange decides which messages
+            /// match.
             routing_key: ShortString,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
-            /// For exchange types that look at more than the key.
+            /// The arguments of the binding, for `headers` exchanges and those of plugins.
             arguments: FieldTable,
         }
-        /// The binding exists.
+        /// Confirms that the binding exists.
         QueueBindOk = BindOk 21 "queue.bind-ok" {}
         /// Drops the messages that are ready in a queue.
         QueuePurge = Purge 30 "queue.purge"
             new(queue: ShortString)
             replies [PurgeOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The queue; empty means the last one declared on the channel.
+            /// The name of the queue. If it is empty, the queue last declared on the channel.
             queue: ShortString,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
         }
-        /// The messages are dropped.
+        /// Confirms that the messages are dropped.
         QueuePurgeOk = PurgeOk 31 "queue.purge-ok" {
-            /// How many there were.
+            /// The number of messages that were dropped.
             message_count: u32,
         }
-        /// Deletes a queue. One that does not exist is no error on RabbitMQ.
+        /// Deletes a queue. For RabbitMQ it is no error if there is no such queue.
         QueueDelete = Delete 40 "queue.delete"
             new(queue: ShortString)
             replies [DeleteOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The queue; empty means the last one declared on the channel.
+            /// The name of the queue. If it is empty, the queue last declared on the channel.
             queue: ShortString,
-            /// Refuse (406) while it has consumers.
+            /// Whether the broker refuses (406) while the queue has consumers.
             if_unused: bool = false,
-            /// Refuse (406) while it has messages.
+            /// Whether the broker refuses (406) while the queue has messages.
             if_empty: bool = false,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
         }
-        /// The queue is gone.
+        /// Confirms that the queue is deleted.
         QueueDeleteOk = DeleteOk 41 "queue.delete-ok" {
-            /// How many messages went with it.
+            /// The number of messages that were deleted with the queue.
             message_count: u32,
         }
-        /// Undoes a bind with the same arguments. Has no nowait on the wire.
+        /// Removes the binding of a queue that has the same key and arguments. (The protocol has
+        /// no `nowait` for this method.)
         QueueUnbind = Unbind 50 "queue.unbind"
             new(queue: ShortString, exchange: ShortString, routing_key: ShortString)
             replies [UnbindOk]
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The queue.
+            /// The name of the queue. If it is empty, the queue last declared on the channel.
             queue: ShortString,
-            /// The exchange.
+            /// The name of the exchange.
             exchange: ShortString,
-            /// The key of the binding.
+            /// The routing key of the binding.
             routing_key: ShortString,
             /// The arguments of the binding.
             arguments: FieldTable,
         }
-        /// The binding is gone.
+        /// Confirms that the binding is removed.
         QueueUnbindOk = UnbindOk 51 "queue.unbind-ok" {}
     }
 
-    /// Messages: publishing, getting, consuming, settling.
+    /// Methods that publish, get, consume and settle messages.
     class basic 60 {
-        /// Limits how much is delivered ahead of its acknowledgement.
+        /// Limits the number of unsettled deliveries.
         BasicQos = Qos 10 "basic.qos"
             new(prefetch_count: u16)
             replies [QosOk]
         {
-            /// In bytes; RabbitMQ refuses anything but 0 with 540 and closes the connection.
+            /// The limit in bytes; 0 means no limit. RabbitMQ refuses any other value with 540
+            /// and closes the connection.
             prefetch_size: u32 = 0,
-            /// How many messages; 0 means no limit.
+            /// The number of unsettled deliveries; 0 means no limit.
             prefetch_count: u16 = 0,
-            /// On RabbitMQ: for all consumers of the channel together, instead of for
-            /// each one that starts later. RabbitMQ 4.3 no longer does that.
+            /// Whether the limit is for all consumers of the channel together. Otherwise it is
+            /// for each consumer that starts later. RabbitMQ 4.3 no longer supports it.
             global: bool = false,
         }
-        /// The limit is set.
+        /// Confirms the limit.
         BasicQosOk = QosOk 11 "basic.qos-ok" {}
         /// Starts a consumer.
         BasicConsume = Consume 20 "basic.consume"
             new(queue: ShortString)
             replies [ConsumeOk] unless nowait
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The queue; empty means the last one declared on the channel.
+            /// The name of the queue. If it is empty, the queue last declared on the channel.
             queue: ShortString,
-            /// The consumer's name; empty lets cony choose one.
+            /// The consumer tag. If it is empty, cony chooses one.
             consumer_tag: ShortString,
-            /// Not messages of this connection. RabbitMQ ignores it.
+            /// Whether the consumer gets no messages that this connection has published.
+            /// RabbitMQ ignores it.
             no_local: bool = false,
-            /// Messages count as settled when they leave the broker.
+            /// Whether the broker regards each message as acknowledged when it has sent it.
             no_ack: bool = false,
-            /// Nobody else may consume from the queue.
+            /// Whether the queue may have no other consumer.
             exclusive: bool = false,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
-            /// Extras such as `x-priority` or `x-stream-offset`.
+            /// Further arguments, such as `x-priority` or `x-stream-offset`.
             arguments: FieldTable,
         }
-        /// The consumer is there.
+        /// Confirms that the consumer has started.
         BasicConsumeOk = ConsumeOk 21 "basic.consume-ok" {
-            /// Its name.
+            /// The consumer tag.
             consumer_tag: ShortString,
         }
-        /// Ends a consumer.
+        /// Cancels a consumer.
         BasicCancel = Cancel 30 "basic.cancel"
             new(consumer_tag: ShortString)
             replies [CancelOk] unless nowait
         {
-            /// Its name.
+            /// The consumer tag.
             consumer_tag: ShortString,
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
         }
-        /// The consumer is gone.
+        /// Confirms that the consumer is cancelled.
         BasicCancelOk = CancelOk 31 "basic.cancel-ok" {
-            /// Its name.
+            /// The consumer tag.
             consumer_tag: ShortString,
         }
-        /// Publishes the message that follows.
+        /// Publishes a message. A content header and the body follow.
         BasicPublish = Publish 40 "basic.publish" {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The exchange; empty means the default one, which knows queues by name.
+            /// The name of the exchange. An empty name is the default exchange, whose routing
+            /// keys are the names of queues.
             exchange: ShortString,
-            /// Where to, in the terms of the exchange's type.
+            /// The routing key. The type of the exchange decides which queues match.
             routing_key: ShortString,
-            /// Give the message back if it reaches no queue.
+            /// Whether the broker returns the message if no queue matches.
             mandatory: bool = false,
+            /// Whether the broker returns the message if no consumer can take it at once.
             /// RabbitMQ refuses this with 540 and closes the connection.
             immediate: bool = false,
         }
-        /// A mandatory message that reached no queue, given back.
+        /// Returns a mandatory message that no queue matches. Content header and body follow.
         BasicReturn = Return 50 "basic.return" {
-            /// Why, as a number.
+            /// The reason as a number: see [`ReplyCode`](crate::ReplyCode).
             reply_code: u16,
-            /// Why, in words.
+            /// The reason in words.
             reply_text: ShortString,
-            /// The exchange that it was published to.
+            /// The exchange of the publish.
             exchange: ShortString,
-            /// The routing key that it was published with.
+            /// The routing key of the publish.
             routing_key: ShortString,
         }
-        /// A message for a consumer.
+        /// Delivers a message to a consumer. Content header and body follow.
         BasicDeliver = Deliver 60 "basic.deliver" {
-            /// Whom it is for.
+            /// The consumer tag.
             consumer_tag: ShortString,
-            /// Its number on this channel.
+            /// The number of the delivery on its channel.
             delivery_tag: u64,
-            /// Whether it may have been delivered before.
+            /// Whether the message may have been delivered before.
             redelivered: bool = false,
-            /// The exchange that it was published to.
+            /// The exchange of the publish.
             exchange: ShortString,
-            /// The routing key that it was published with.
+            /// The routing key of the publish.
             routing_key: ShortString,
         }
-        /// Asks for one message.
+        /// Gets one message.
         BasicGet = Get 70 "basic.get"
             new(queue: ShortString)
             replies [GetOk | GetEmpty]
         {
-            /// Reserved.
+            /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The queue; empty means the last one declared on the channel.
+            /// The name of the queue. If it is empty, the queue last declared on the channel.
             queue: ShortString,
-            /// The message counts as settled when it leaves the broker.
+            /// Whether the broker regards the message as acknowledged when it has sent it.
             no_ack: bool = false,
         }
-        /// One message.
+        /// Delivers the message of a get. Content header and body follow.
         BasicGetOk = GetOk 71 "basic.get-ok" {
-            /// Its number on this channel.
+            /// The number of the delivery on its channel.
             delivery_tag: u64,
-            /// Whether it may have been delivered before.
+            /// Whether the message may have been delivered before.
             redelivered: bool = false,
-            /// The exchange that it was published to.
+            /// The exchange of the publish.
             exchange: ShortString,
-            /// The routing key that it was published with.
+            /// The routing key of the publish.
             routing_key: ShortString,
-            /// How many more are ready in the queue.
+            /// The number of further messages that are ready in the queue.
             message_count: u32,
         }
-        /// The queue has no message ready.
+        /// Answers a get of a queue that has no message ready.
         BasicGetEmpty = GetEmpty 72 "basic.get-empty" {
-            /// Reserved.
+            /// Reserved by the specification.
             cluster_id: ShortString,
         }
-        /// Settles a delivery, or confirms a publish.
+        /// Acknowledges a delivery, or confirms a publish.
         BasicAck = Ack 80 "basic.ack"
             new(delivery_tag: u64)
         {
-            /// The message's number; with `multiple`, 0 means all so far.
+            /// The delivery tag or sequence number; with `multiple`, 0 means all so far.
             delivery_tag: u64 = 0,
-            /// All up to this number.
+            /// Whether all earlier unsettled deliveries (unconfirmed publishes) of the channel
+            /// are included.
             multiple: bool = false,
         }
-        /// Refuses a delivery.
+        /// Rejects a delivery.
         BasicReject = Reject 90 "basic.reject"
             new(delivery_tag: u64)
         {
-            /// The message's number.
+            /// The delivery tag.
             delivery_tag: u64,
-            /// Back into the queue, instead of away (or to the dead letters).
+            /// Whether the message returns to its queue. Otherwise the queue dead-letters or
+            /// drops it.
             requeue: bool = true,
         }
-        /// Redelivers what is unsettled, without a reply.
+        /// Redelivers the unsettled deliveries of the channel. It has no reply.
         ///
-        /// `requeue` is on by default, unlike in pika: RabbitMQ refuses the other with 540.
-        BasicRecoverAsync = RecoverAsync 100 "basic.recover-async" {
-            /// Back into the queue, instead of to the same consumer.
+        /// `requeue` is on by default, unlike in pika: RabbitMQ refuses `false` with 540.
+        BasicRecoverAsync = RecoverAsync 100 "basic.recover-async"
+            new(requeue: bool)
+        {
+            /// Whether the messages return to their queues. Otherwise the same consumers get
+            /// them again.
             requeue: bool = true,
         }
-        /// Redelivers what is unsettled.
+        /// Redelivers the unsettled deliveries of the channel.
         ///
-        /// `requeue` is on by default, unlike in pika: RabbitMQ refuses the other with 540.
+        /// `requeue` is on by default, unlike in pika: RabbitMQ refuses `false` with 540.
         BasicRecover = Recover 110 "basic.recover"
+            new(requeue: bool)
             replies [RecoverOk]
         {
-            /// Back into the queue, instead of to the same consumer.
+            /// Whether the messages return to their queues. Otherwise the same consumers get
+            /// them again.
             requeue: bool = true,
         }
-        /// What was unsettled is on its way again.
+        /// Confirms that the broker redelivers the unsettled deliveries.
         BasicRecoverOk = RecoverOk 111 "basic.recover-ok" {}
-        /// RabbitMQ: refuses one or several deliveries, or says that a publish was lost.
+        /// Rejects one or several deliveries, or reports that a publish has failed. (An extension
+        /// of RabbitMQ.)
         BasicNack = Nack 120 "basic.nack"
             new(delivery_tag: u64)
         {
-            /// The message's number; with `multiple`, 0 means all so far.
+            /// The delivery tag or sequence number; with `multiple`, 0 means all so far.
             delivery_tag: u64 = 0,
-            /// All up to this number.
+            /// Whether all earlier unsettled deliveries (unconfirmed publishes) of the channel
+            /// are included.
             multiple: bool = false,
-            /// Back into the queue, instead of away (or to the dead letters).
+            /// Whether the messages return to their queues. Otherwise the queues dead-letter or
+            /// drop them.
             requeue: bool = true,
         }
     }
 
-    /// RabbitMQ: publisher confirms.
+    /// Methods for publisher confirms. (An extension of RabbitMQ.)
     class confirm 85 {
-        /// Asks for a confirm of each publish from now on.
+        /// Begins confirm mode: the broker confirms each later publish.
         ConfirmSelect = Select 10 "confirm.select"
             replies [SelectOk] unless nowait
         {
-            /// Ask for no reply.
+            /// Whether the broker omits the reply.
             nowait: bool = false,
         }
-        /// Publishes will be confirmed.
+        /// Confirms that the channel is in confirm mode.
         ConfirmSelectOk = SelectOk 11 "confirm.select-ok" {}
     }
 
-    /// Transactions: publishes and settlements that take effect together.
+    /// Methods for transactions: publishes and settlements that take effect together.
     class tx 90 {
-        /// Begins to collect.
+        /// Makes the channel transactional.
         TxSelect = Select 10 "tx.select"
             replies [SelectOk]
         {}
-        /// The channel is transactional.
+        /// Confirms that the channel is transactional.
         TxSelectOk = SelectOk 11 "tx.select-ok" {}
-        /// Makes all since the last commit or rollback take effect.
+        /// Commits the publishes and settlements since the last commit or rollback.
         TxCommit = Commit 20 "tx.commit"
             replies [CommitOk]
         {}
-        /// It took effect.
+        /// Confirms the commit.
         TxCommitOk = CommitOk 21 "tx.commit-ok" {}
-        /// Forgets all since the last commit or rollback.
+        /// Discards the publishes and settlements since the last commit or rollback.
         TxRollback = Rollback 30 "tx.rollback"
             replies [RollbackOk]
         {}
-        /// It is forgotten.
+        /// Confirms the rollback.
         TxRollbackOk = RollbackOk 31 "tx.rollback-ok" {}
     }
 }
@@ -640,7 +691,7 @@ define_methods! {
 #[cfg(test)]
 mod tests {
     use super::super::errors::Flaw;
-    use super::super::wire::{Reader, Writer};
+    use super::super::wire::{Reader, ShortString, Writer};
     use super::*;
 
     fn arguments(method: &Method) -> Vec<u8> {
@@ -691,22 +742,9 @@ mod tests {
 
     #[test]
     fn ids_names_and_replies_are_those_of_the_specification() {
-        assert_eq!(
-            exchange::UnbindOk::ID,
-            MethodId {
-                class: 40,
-                method: 51
-            }
-        );
+        assert_eq!(exchange::UnbindOk::ID, MethodId::new(40, 51));
         assert_eq!(basic::GetEmpty::ID.to_string(), "basic.get-empty");
-        assert_eq!(
-            MethodId {
-                class: 60,
-                method: 99
-            }
-            .to_string(),
-            "60.99"
-        );
+        assert_eq!(MethodId::new(60, 99).to_string(), "60.99");
         let get = Method::from(basic::Get::new("q"));
         assert_eq!(get.replies(), [basic::GetOk::ID, basic::GetEmpty::ID]);
         let nowait = Method::from(queue::Declare::new("q").nowait(true));
@@ -725,16 +763,51 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_method_is_told_from_a_malformed_one() {
+    fn an_unknown_method_is_not_a_malformed_one() {
         assert_eq!(
-            Method::read(
-                MethodId {
-                    class: 60,
-                    method: 99
-                },
-                &mut Reader::new(&[])
-            ),
+            Method::read(MethodId::new(60, 99), &mut Reader::new(&[])),
             None
         );
+    }
+
+    #[test]
+    fn three_names_are_a_binding() {
+        let expected = queue::Bind::new("q", "x", "k");
+        assert_eq!(queue::Bind::from(("q", "x", "k")), expected);
+        let owned = ("q".to_owned(), ShortString::from("x"), 'k');
+        assert_eq!(queue::Bind::from(owned), expected);
+        let unbind = queue::Unbind::from(("q", "x", "k"));
+        assert_eq!(unbind, queue::Unbind::new("q", "x", "k"));
+        let bind = exchange::Bind::from(("to", "from", "k"));
+        assert_eq!((&*bind.destination, &*bind.source), ("to", "from"));
+        let unbind = exchange::Unbind::from(("to", "from", "k"));
+        assert_eq!(unbind, exchange::Unbind::new("to", "from", "k"));
+    }
+
+    #[test]
+    fn one_argument_is_enough_where_the_method_needs_one() {
+        assert_eq!(basic::Recover::from(true), basic::Recover::default());
+        assert_eq!(
+            basic::RecoverAsync::from(true),
+            basic::RecoverAsync::default()
+        );
+        assert!(!basic::Recover::from(false).requeue);
+        assert_eq!(basic::Qos::from(7).prefetch_count, 7);
+        assert_eq!(access::Request::from("/data"), access::Request::default());
+        assert_eq!(queue::Delete::from(&"q".to_owned()).queue, "q");
+    }
+
+    #[test]
+    fn the_exchange_type_goes_over_the_wire_by_its_name() {
+        let declare = exchange::Declare::new_topic("x");
+        let bytes = arguments(&declare.clone().into());
+        assert_eq!(bytes, b"\0\0\x01x\x05topic\0\0\0\0\0");
+        let read = exchange::Declare::read(&mut Reader::new(&bytes)).unwrap();
+        assert!(matches!(read.exchange_type, exchange::Type::Topic));
+        let too_long = exchange::Declare::new("x").exchange_type("t".repeat(256));
+        let error = Method::from(too_long)
+            .write(&mut Writer::new(&mut Vec::new()))
+            .unwrap_err();
+        assert_eq!(error.what, "exchange.declare exchange_type (short string)");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Read the modules in this order:
 //!
-//! 1. [`wire`] and [`table`] are the types of the wire, [`methods`] is the table of all methods and
+//! 1. [`wire`], [`time`], [`field_value`] and [`table`] are the types of the wire ([`table_codec`]
+//!    encodes tables), [`methods`] is the table of all methods and
 //!    [`arguments`] are RabbitMQ's additions to it. [`frame`] has frames, [`assembly`] makes a
 //!    [`content`] of several frames.
 //! 2. [`addresses`] chooses the address of a broker, and [`handshake`] opens a connection.
@@ -32,10 +33,12 @@ pub(crate) mod content;
 pub(crate) mod delivery_batch;
 pub(crate) mod errors;
 pub(crate) mod event;
+pub(crate) mod field_value;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
 pub(crate) mod held_back;
+pub(crate) mod kinds;
 mod last_names;
 pub mod methods;
 pub(crate) mod output;
@@ -50,6 +53,8 @@ pub(crate) mod settlements;
 mod small_str;
 pub(crate) mod stage;
 pub(crate) mod table;
+mod table_codec;
+pub(crate) mod time;
 pub(crate) mod wire;
 
 #[cfg(test)]

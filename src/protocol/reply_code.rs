@@ -1,18 +1,21 @@
-//! Reply codes, and the reason why a channel or connection was closed.
+//! The code and the reason with which a channel or connection was closed.
 
 use std::fmt;
 
 use super::methods::{MethodId, channel, connection};
 use super::wire::ShortString;
 
-/// The code with which one side tells the other how something ended.
+/// The code of a close or of a returned message.
 ///
-/// Codes that RabbitMQ uses have a constant; any other number survives as it is.
-/// The list is that of the AMQP 0-9-1 specification, section 1.7 ("reply-code").
+/// Each code that RabbitMQ uses has a constant; any other number is kept as it is. The list is
+/// that of the AMQP 0-9-1 specification, section 1.7 ("reply-code"). A code compares with a
+/// number as well.
 ///
 /// ```
 /// use cony::ReplyCode;
 ///
+/// assert_eq!(ReplyCode::NOT_FOUND, 404);
+/// assert_eq!(ReplyCode::NOT_FOUND, ReplyCode::new(404));
 /// assert_eq!(ReplyCode::NOT_FOUND.to_string(), "404 NOT_FOUND");
 /// assert!(ReplyCode::NOT_FOUND.is_channel_error());
 /// assert_eq!(ReplyCode::from(999).to_string(), "999");
@@ -25,7 +28,7 @@ macro_rules! reply_codes {
         impl ReplyCode {
             $($(#[$doc])* pub const $name: Self = Self($code);)*
 
-            /// The name of the specification, if it has one for this code.
+            /// Returns the name of the code in the specification, or `None` if it has no such code.
             pub fn name(self) -> Option<&'static str> {
                 match self.0 {
                     $($code => Some(stringify!($name)),)*
@@ -37,50 +40,75 @@ macro_rules! reply_codes {
 }
 
 reply_codes! {
-    /// 200: all went well.
+    /// 200: success. The code of a close without an error.
     REPLY_SUCCESS = 200
-    /// 311: the content was larger than the receiver accepts.
+    /// 311: the message is larger than the receiver accepts.
     CONTENT_TOO_LARGE = 311
-    /// 312: a mandatory message reached no queue.
+    /// 312: no queue matches a mandatory message.
     NO_ROUTE = 312
-    /// 313: an immediate message found no consumer.
+    /// 313: no consumer can take an immediate message.
     NO_CONSUMERS = 313
-    /// 320: an operator closed the connection, or the broker shuts down.
+    /// 320: an operator closes the connection, or the broker shuts down.
     CONNECTION_FORCED = 320
-    /// 402: the virtual host is unknown.
+    /// 402: there is no such virtual host.
     INVALID_PATH = 402
-    /// 403: the user lacks the permission, or an exclusive consumer is in the way.
+    /// 403: the user lacks the permission, or the queue has an exclusive consumer.
     ACCESS_REFUSED = 403
-    /// 404: no such queue, exchange or binding.
+    /// 404: there is no such queue, exchange or binding.
     NOT_FOUND = 404
     /// 405: the queue is exclusive to another connection.
     RESOURCE_LOCKED = 405
-    /// 406: the thing exists with other properties, or a delivery tag is unknown.
+    /// 406: the queue or exchange exists with other properties, or the broker refuses an
+    /// argument, a property or a delivery tag.
     PRECONDITION_FAILED = 406
-    /// 501: a frame was malformed.
+    /// 501: a frame is malformed.
     FRAME_ERROR = 501
-    /// 502: a field of a frame was malformed.
+    /// 502: a field of a frame is malformed.
     SYNTAX_ERROR = 502
-    /// 503: a method came in the wrong order.
+    /// 503: a method was sent at the wrong time.
     COMMAND_INVALID = 503
-    /// 504: a channel was used that is not open.
+    /// 504: the channel is not open.
     CHANNEL_ERROR = 504
-    /// 505: a frame came where it must not.
+    /// 505: a frame was sent at the wrong time.
     UNEXPECTED_FRAME = 505
     /// 506: the broker lacks resources.
     RESOURCE_ERROR = 506
-    /// 530: the broker does not allow this at all.
+    /// 530: the broker does not allow the operation.
     NOT_ALLOWED = 530
-    /// 540: the broker does not implement this.
+    /// 540: the broker does not implement the operation.
     NOT_IMPLEMENTED = 540
-    /// 541: something broke inside the broker.
+    /// 541: an internal error of the broker.
     INTERNAL_ERROR = 541
 }
 
 impl ReplyCode {
-    /// Whether this code, by the specification, closes only a channel.
+    /// Creates a code from its number.
+    #[must_use]
+    pub const fn new(code: u16) -> Self {
+        Self(code)
+    }
+
+    /// Returns the number.
+    pub const fn as_u16(self) -> u16 {
+        self.0
+    }
+
+    /// Returns whether the specification has this code for the close of a channel only. The other
+    /// codes of errors close the connection.
     pub fn is_channel_error(self) -> bool {
         matches!(self.0, 311..=313 | 403..=406)
+    }
+}
+
+impl PartialEq<u16> for ReplyCode {
+    fn eq(&self, other: &u16) -> bool {
+        self.0 == *other
+    }
+}
+
+impl PartialEq<ReplyCode> for u16 {
+    fn eq(&self, other: &ReplyCode) -> bool {
+        *self == other.0
     }
 }
 
@@ -111,15 +139,15 @@ impl fmt::Debug for ReplyCode {
     }
 }
 
-/// Who ended a channel or connection.
+/// The side that closed a channel or connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ClosedBy {
-    /// This program, by `close`, `disconnect` or by dropping the last handle.
+    /// This program: it called `close` or `disconnect`, or dropped the last handle.
     Application,
     /// The broker.
     Broker,
-    /// cony, because the broker broke the protocol or a limit.
+    /// cony, because the broker violated the protocol or a limit.
     Library,
 }
 
@@ -133,17 +161,20 @@ impl fmt::Display for ClosedBy {
     }
 }
 
-/// Why a channel or connection was closed: the contents of its Close method.
+/// The reason for the close of a channel or connection: the arguments of its close method.
+///
+/// Displays as a sentence, with the code and its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CloseReason {
-    /// Who closed it.
+    /// The side that closed the channel or connection.
     pub by: ClosedBy,
-    /// What kind of reason. Branch on this one: the text is not stable.
+    /// The kind of the reason. Test this code and not the text, which differs between versions
+    /// of RabbitMQ.
     pub code: ReplyCode,
-    /// The reason in words, as the broker gave it.
+    /// The reason in words, as the broker sent it.
     pub text: ShortString,
-    /// The method that provoked it, when the broker named one.
+    /// The method that caused the close, if the broker named one.
     pub method: Option<MethodId>,
 }
 
@@ -162,25 +193,25 @@ impl CloseReason {
         }
     }
 
-    /// What the broker said when it closed a channel.
+    /// The reason in the broker's `channel.close`.
     pub(crate) fn of_channel(close: &channel::Close) -> Self {
-        let culprit = (close.class_id, close.method_id);
-        Self::of_broker(close.reply_code, &close.reply_text, culprit)
+        let cause = (close.class_id, close.method_id);
+        Self::of_broker(close.reply_code, &close.reply_text, cause)
     }
 
-    /// What the broker said when it closed the connection.
+    /// The reason in the broker's `connection.close`.
     pub(crate) fn of_connection(close: &connection::Close) -> Self {
-        let culprit = (close.class_id, close.method_id);
-        Self::of_broker(close.reply_code, &close.reply_text, culprit)
+        let cause = (close.class_id, close.method_id);
+        Self::of_broker(close.reply_code, &close.reply_text, cause)
     }
 
-    /// The culprit is the method that the Close names; 0.0 means none.
-    fn of_broker(code: u16, text: &ShortString, (class, method): (u16, u16)) -> Self {
-        let method = (class != 0 || method != 0).then_some(MethodId { class, method });
+    /// `cause` is the class and method number that caused the close; 0 and 0 mean no method.
+    fn of_broker(code: u16, text: &ShortString, cause: (u16, u16)) -> Self {
+        let method = (cause != (0, 0)).then_some(MethodId::new(cause.0, cause.1));
         Self::new(ClosedBy::Broker, code, text, method)
     }
 
-    /// The text without the name of the code, with which RabbitMQ begins it.
+    /// Returns the text without the name of the code, with which RabbitMQ begins each text.
     pub(crate) fn words(&self) -> &str {
         let name = self.code.name().unwrap_or_default();
         let rest = self.text.strip_prefix(name);

@@ -1,30 +1,29 @@
-//! The primitive types of the wire: a cursor that reads them, a writer that
-//! appends them, and the two string types.
+//! The primitive types of the wire: a reader, a writer and the two string types.
 //!
-//! Rules: AMQP 0-9-1 specification, section 4.2.5 (data field encoding).
+//! The rules are those of the AMQP 0-9-1 specification, section 4.2.5 (data field encoding).
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
+use std::str::Utf8Error;
 
 use bytes::Bytes;
 
 use super::errors::{DecodeError, EncodeError};
 use super::small_str::SmallStr;
-use super::table::FieldTable;
 
-/// The longest short string, in bytes.
+/// The length limit of a short string, in bytes.
 pub(crate) const SHORT_STRING_MAX: usize = 255;
 
 /// Reads wire types from a slice, front to back.
 ///
-/// Every read checks that the bytes are there before it looks at them.
+/// Every function returns [`DecodeError::Truncated`] if the slice is too short.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
-    /// The octet that a run of bits is being read from, and how many are used.
+    /// The octet of the current run of bits, and the number of its bits that are read.
     bits: u8,
     bits_used: u32,
 }
@@ -42,7 +41,7 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    /// What is not read yet, but for the bits of a run that is under way.
+    /// Returns the unread bytes. They do not include the octet of a begun run of bits.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -78,7 +77,7 @@ impl<'a> Reader<'a> {
         self.take_array().map(u64::from_be_bytes)
     }
 
-    /// The next bit; a run of consecutive bits shares octets, low bit first.
+    /// Reads the next bit. Consecutive bits share an octet, low bit first.
     pub(crate) fn bit(&mut self) -> Result<bool, DecodeError> {
         if self.bits_used % 8 == 0 {
             self.bits = self.u8()?;
@@ -104,7 +103,7 @@ impl<'a> Reader<'a> {
 #[derive(Debug)]
 pub(crate) struct Writer<'a> {
     out: &'a mut Vec<u8>,
-    /// How many bits of the last octet are taken by the current run of bits.
+    /// The number of bits in the last octet that the current run of bits uses.
     bits_used: u32,
 }
 
@@ -144,9 +143,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes what `content` writes behind its own length.
+    /// Writes the length of the bytes that `content` writes, followed by these bytes.
     ///
-    /// The placeholder is all ones, so that a reader never takes it for a length.
+    /// Until the length is known, its place has all bits set: should `content` fail, the bytes
+    /// do not decode.
     pub(crate) fn length_prefixed(
         &mut self,
         content: impl FnOnce(&mut Writer<'_>) -> Result<(), EncodeError>,
@@ -162,7 +162,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A type that a method's argument can have.
+/// A type of a method's argument.
 pub(crate) trait Field: Sized {
     fn write(&self, writer: &mut Writer<'_>) -> Result<(), EncodeError>;
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError>;
@@ -218,25 +218,14 @@ impl Field for LongString {
     }
 }
 
-impl Field for FieldTable {
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), EncodeError> {
-        self.encode(writer)
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Self::decode(reader)
-    }
-}
-
-/// A string of at most 255 bytes: names, routing keys, tags, most properties.
+/// A string of at most 255 bytes: names, routing keys, consumer tags, most properties.
 ///
-/// Cheap to clone. The limit is checked where it matters, when a method that
-/// holds the string is sent: [`Error::TooLong`](crate::Error::TooLong), and
-/// nothing leaves.
+/// It is cheap to clone. The length is checked when a method that contains the string is sent:
+/// the call returns [`Error::TooLong`](crate::Error::TooLong), and nothing is sent.
 ///
-/// RabbitMQ insists on UTF-8 in the names of things, but passes properties on
-/// unseen; bytes of other clients that are not UTF-8 show as U+FFFD, and the
-/// original stays in [`BasicProperties::undecoded`](crate::BasicProperties::undecoded).
+/// The text is always UTF-8. RabbitMQ demands UTF-8 in names, but forwards the properties of
+/// messages unchecked: bytes of another client that are not UTF-8 are replaced by U+FFFD, and
+/// [`Delivery::undecoded_properties`](crate::Delivery::undecoded_properties) has the original.
 ///
 /// ```
 /// use cony::ShortString;
@@ -249,16 +238,17 @@ impl Field for FieldTable {
 pub struct ShortString(SmallStr);
 
 impl ShortString {
-    /// The string itself.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 
-    /// Its bytes, which costs less than to look whether they are text.
+    /// Returns the bytes. This is faster than `as_str`, which checks that they are UTF-8.
     pub(crate) fn raw(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
+    /// Creates a string from bytes of the wire. Bytes that are not UTF-8 become U+FFFD.
     pub(crate) fn from_wire(bytes: &[u8]) -> Self {
         Self(SmallStr::new(&String::from_utf8_lossy(bytes)))
     }
@@ -291,7 +281,7 @@ impl Ord for ShortString {
 }
 
 impl Hash for ShortString {
-    /// As a `str` does, which it can be looked up by.
+    /// The same hash as that of a `str`, because `Borrow<str>` demands it.
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.as_str().hash(state);
     }
@@ -383,21 +373,27 @@ impl From<ShortString> for String {
     }
 }
 
-/// A long string: up to 4 GiB of bytes, often text but not necessarily.
+/// A string of up to 4 GiB: mostly text, but any bytes are allowed.
 ///
 /// ```
 /// use cony::LongString;
 ///
-/// assert_eq!(LongString::from("en_US").as_str(), Some("en_US"));
-/// assert_eq!(LongString::from(&b"\xff"[..]).as_str(), None);
+/// let locale = LongString::from("en_US");
+/// assert_eq!(locale, "en_US");
+/// assert_eq!(locale.to_str(), Ok("en_US"));
+/// assert!(LongString::from(&b"\xff"[..]).to_str().is_err());
 /// ```
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LongString(pub(crate) Bytes);
 
 impl LongString {
-    /// The text, if it is UTF-8.
-    pub fn as_str(&self) -> Option<&str> {
-        std::str::from_utf8(&self.0).ok()
+    /// Returns the text.
+    ///
+    /// # Errors
+    ///
+    /// `Utf8Error` if the bytes are not UTF-8. `Display` replaces such bytes by U+FFFD instead.
+    pub fn to_str(&self) -> Result<&str, Utf8Error> {
+        std::str::from_utf8(&self.0)
     }
 }
 
@@ -417,9 +413,9 @@ impl AsRef<[u8]> for LongString {
 
 impl fmt::Debug for LongString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.as_str() {
-            Some(text) => fmt::Debug::fmt(text, f),
-            None => fmt::Debug::fmt(&self.0, f),
+        match self.to_str() {
+            Ok(text) => fmt::Debug::fmt(text, f),
+            Err(_) => fmt::Debug::fmt(&self.0, f),
         }
     }
 }
@@ -427,6 +423,18 @@ impl fmt::Debug for LongString {
 impl fmt::Display for LongString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl PartialEq<str> for LongString {
+    fn eq(&self, other: &str) -> bool {
+        **self == *other.as_bytes()
+    }
+}
+
+impl PartialEq<&str> for LongString {
+    fn eq(&self, other: &&str) -> bool {
+        *self == **other
     }
 }
 
@@ -439,6 +447,24 @@ impl From<&str> for LongString {
 impl From<String> for LongString {
     fn from(text: String) -> Self {
         Self(text.into())
+    }
+}
+
+impl From<&String> for LongString {
+    fn from(text: &String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<ShortString> for LongString {
+    fn from(text: ShortString) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<&ShortString> for LongString {
+    fn from(text: &ShortString) -> Self {
+        text.as_str().into()
     }
 }
 
@@ -526,7 +552,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_are_replaced_not_refused() {
+    fn bytes_that_are_not_utf8_are_replaced_and_not_refused() {
         assert_eq!(ShortString::from_wire(b"a\xff"), "a\u{fffd}");
+        let long = LongString::from(&b"a\xff"[..]);
+        assert_eq!(long.to_string(), "a\u{fffd}");
+        assert_eq!(long.to_str().unwrap_err().valid_up_to(), 1);
+        assert_ne!(long, "a\u{fffd}");
+        assert_eq!(&*long, b"a\xff");
     }
 }

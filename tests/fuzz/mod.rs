@@ -15,13 +15,14 @@ pub use self::core::core;
 
 use self::input::Input;
 use crate::ConnectionParameters;
+use crate::protocol::field_value::FieldValue;
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::{FrameDecoder, encode_method};
 use crate::protocol::handshake::{Handshake, Offer};
-use crate::protocol::properties::BasicProperties;
+use crate::protocol::properties::{BasicProperties, Decoded};
 use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
-use crate::protocol::table::{FieldTable, FieldValue};
+use crate::protocol::table::FieldTable;
 use crate::protocol::wire::{Reader, ShortString, Writer};
 
 const FRAME_MAX: u32 = 8192;
@@ -175,9 +176,10 @@ pub fn properties(data: &[u8]) {
         let written = properties.write(&mut Writer::new(&mut out));
         written.ok().map(|()| out)
     };
-    let properties = BasicProperties::read(data);
-    if let (None, Some(bytes)) = (properties.undecoded(), encode(&properties)) {
-        let again = BasicProperties::read(&bytes);
+    let decoded = Decoded::new(data);
+    let properties = decoded.properties;
+    if let (true, Some(bytes)) = (decoded.is_exact, encode(&properties)) {
+        let again = Decoded::new(&bytes).properties;
         assert_eq!(format!("{again:?}"), format!("{properties:?}"));
         assert_eq!(encode(&again), Some(bytes));
     }

@@ -515,7 +515,7 @@ fn a_callback_that_drops_its_captures_at_the_end_may_call_on_from_there() {
 
     impl Drop for CallsWhenDropped {
         fn drop(&mut self) {
-            let declare = queue::Declare::new("").exclusive(true);
+            let declare = queue::Declare::new_exclusive();
             let _ = self.1.send(self.0.queue_declare(declare).is_ok());
         }
     }

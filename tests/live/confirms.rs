@@ -141,8 +141,7 @@ fn each_return_finds_its_publish_among_many() {
 #[test]
 fn a_full_queue_nacks() {
     let channel = channel();
-    let full = queue::Declare::new("")
-        .exclusive(true)
+    let full = queue::Declare::new_exclusive()
         .arguments(FieldTable::from([("x-overflow", "reject-publish")]).with("x-max-length", 1));
     let queue = channel.queue_declare(full).unwrap().queue;
     channel.confirm_delivery().unwrap();
@@ -322,7 +321,10 @@ fn a_message_is_known_again_by_every_property() {
         .with("d", -0.25f64)
         .with("S", "text")
         .with("A", vec![FieldValue::from(1i32), "two".into()])
-        .with("T", FieldValue::Timestamp(1_700_000_000))
+        .with(
+            "T",
+            FieldValue::Timestamp(cony::Timestamp::from_secs(1_700_000_000)),
+        )
         .with("F", FieldTable::from([("z", 1), ("a", 2)]))
         .with("V", FieldValue::Void)
         .with("x", bytes::Bytes::from_static(b"\0\xff"));

@@ -138,7 +138,7 @@ fn a_callback_may_call_anything() {
     channel
         .basic_consume(&queue, move |channel, delivery| {
             let own = channel
-                .queue_declare(queue::Declare::new("").exclusive(true))?
+                .queue_declare(queue::Declare::new_exclusive())?
                 .queue;
             channel.basic_publish("", &own, "from inside")?;
             await_ready(channel, &own, 1);

@@ -701,7 +701,7 @@ fn methods_come_as_values_too() {
     let connection = connect();
     let channel = connection.channel().unwrap();
     let number = channel.number();
-    let declare = queue::Declare::new("").exclusive(true);
+    let declare = queue::Declare::new_exclusive();
     let Some(Method::QueueDeclareOk(declared)) =
         connection.send_method(number, declare, None).unwrap()
     else {

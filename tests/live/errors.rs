@@ -151,7 +151,7 @@ cases! {
         ["not in confirm mode", "call confirm_delivery"];
     Error::Nacked: || {
         let channel = channel();
-        let full = queue::Declare::new_exclusive().max_length(0).overflow("reject-publish");
+        let full = queue::Declare::new_exclusive().max_length(0).overflow(queue::Overflow::RejectPublish);
         let full = channel.queue_declare(full).unwrap().queue;
         channel.confirm_delivery().unwrap();
         // A queue of RabbitMQ takes one before it counts.

@@ -264,8 +264,7 @@ fn an_exchange_takes_every_parameter() {
     let connection = connect();
     let channel = connection.channel().unwrap();
     let (exchange, queue) = (unique("exchange"), exclusive_queue(&channel));
-    let declare = exchange::Declare::new(&exchange)
-        .exchange_type("topic")
+    let declare = exchange::Declare::new_topic(&exchange)
         .durable(true)
         .auto_delete(true)
         .internal(true)

@@ -88,7 +88,7 @@ fn every_preset_is_a_queue_that_the_broker_accepts() {
             .expires(Duration::from_secs(60))
             .max_length(10)
             .max_length_bytes(1000)
-            .overflow("reject-publish")
+            .overflow(queue::Overflow::RejectPublish)
             .dead_letter_exchange("amq.fanout")
             .dead_letter_routing_key("k")
             .max_priority(5)
@@ -117,7 +117,7 @@ fn a_full_queue_nacks_and_keeps_what_it_has() {
     let channel = channel();
     let full = queue::Declare::new_exclusive()
         .max_length(1)
-        .overflow("reject-publish");
+        .overflow(queue::Overflow::RejectPublish);
     let full = declared(&channel, full);
     channel.confirm_delivery().unwrap();
     channel

@@ -271,7 +271,7 @@ fn the_order_is_kept_beside_messages_of_another_queue_that_are_unsettled() {
 /// With a limit a quorum queue puts what it gets back into its old place, also that of 3.x.
 #[test]
 fn the_order_is_kept_of_a_quorum_queue_with_a_delivery_limit() {
-    let mut declare = queue::Declare::new(unique("limited")).queue_type("quorum");
+    let mut declare = queue::Declare::new_quorum(unique("limited"));
     // 3.x counts each time that something is given back.
     declare = declare.argument("x-delivery-limit", 1000);
     let stock = Stock::of(declare, 600, 16 * KIB);

@@ -205,7 +205,7 @@ fn negative() -> FieldValue {
     }
 }
 
-const TIME: FieldValue = FieldValue::Timestamp(1_700_000_000);
+const TIME: FieldValue = FieldValue::Timestamp(cony::Timestamp::from_secs(1_700_000_000));
 
 #[test]
 fn what_pika_publishes_comes_with_every_property_and_header() {

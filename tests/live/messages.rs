@@ -96,7 +96,10 @@ fn one_of_each() -> FieldTable {
             "array",
             vec![FieldValue::from(1i32), "two".into(), FieldValue::Void],
         )
-        .with("timestamp", FieldValue::Timestamp(1_700_000_000))
+        .with(
+            "timestamp",
+            FieldValue::Timestamp(cony::Timestamp::from_secs(1_700_000_000)),
+        )
         .with(
             "table",
             FieldTable::from([("inner", FieldTable::from([("deep", 1)]))]),
@@ -122,7 +125,7 @@ fn headers_survive_a_broker_that_rewrites_them() {
     let queue = exclusive_queue(&channel);
     let rejected = channel
         .queue_declare(
-            cony::queue::Declare::new("").exclusive(true).arguments(
+            cony::queue::Declare::new_exclusive().arguments(
                 FieldTable::from([("x-dead-letter-exchange", "")])
                     .with("x-dead-letter-routing-key", queue.as_str()),
             ),

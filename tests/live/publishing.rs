@@ -18,7 +18,7 @@ fn there_and_back(channel: &BlockingChannel, queue: &str, properties: &BasicProp
     let got = get(channel, queue);
     assert_eq!(got.properties(), properties);
     assert_eq!(got.body, "x");
-    assert!(got.properties().undecoded().is_none());
+    assert!(got.undecoded_properties().is_none());
 }
 
 #[test]
@@ -113,7 +113,10 @@ fn header_values_come_back_at_their_limits() {
             "decimal",
             vec![decimal(0, 0), decimal(2, i32::MIN), decimal(255, i32::MAX)],
         ),
-        ("time", vec![FieldValue::Timestamp(0)]),
+        (
+            "time",
+            vec![FieldValue::Timestamp(cony::Timestamp::from_secs(0))],
+        ),
         ("string", vec!["".into(), "ü".repeat(20_000).into()]),
         (
             "bytes",
@@ -197,9 +200,7 @@ fn names_of_255_bytes_can_be_published_to_and_256_stay_here() {
     let channel = channel();
     let longest = "ü".repeat(127) + "x";
     let queue = exclusive_queue(&channel);
-    let fanout = exchange::Declare::new(&longest)
-        .exchange_type("fanout")
-        .auto_delete(true);
+    let fanout = exchange::Declare::new_fanout(&longest).auto_delete(true);
     channel.exchange_declare(fanout).unwrap();
     channel
         .queue_bind(queue::Bind::new(&queue, &longest, &longest))
@@ -232,7 +233,7 @@ fn returns_nacks_and_acks_find_their_own_publish() {
     let channel = channel();
     let limited = FieldTable::from([("x-overflow", "reject-publish")]).with("x-max-length", 1);
     let full = channel
-        .queue_declare(queue::Declare::new("").exclusive(true).arguments(limited))
+        .queue_declare(queue::Declare::new_exclusive().arguments(limited))
         .unwrap()
         .queue;
     let open = exclusive_queue(&channel);

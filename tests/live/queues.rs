@@ -13,7 +13,7 @@ use crate::support::{
 
 /// An exclusive queue with these arguments, named by the broker.
 fn special_queue(channel: &BlockingChannel, arguments: FieldTable) -> String {
-    let declare = queue::Declare::new("").exclusive(true).arguments(arguments);
+    let declare = queue::Declare::new_exclusive().arguments(arguments);
     channel.queue_declare(declare).unwrap().queue.into()
 }
 

@@ -83,7 +83,7 @@ fn what_does_not_exist_is_not_found() {
     });
     costs_the_channel(code, "queue.purge", |channel| {
         channel.queue_purge_nowait(NOBODY)?;
-        channel.queue_declare(queue::Declare::new("").exclusive(true))
+        channel.queue_declare(queue::Declare::new_exclusive())
     });
 }
 
@@ -156,9 +156,7 @@ fn a_queue_is_declared_again_as_it_is_or_not_at_all() {
 fn an_exchange_is_declared_again_as_it_is_or_not_at_all() {
     let setup = channel();
     let name = unique("as-it-is");
-    let declare = exchange::Declare::new(&name)
-        .exchange_type("topic")
-        .durable(true);
+    let declare = exchange::Declare::new_topic(&name).durable(true);
     setup.exchange_declare(declare.clone()).unwrap();
     setup.exchange_declare(declare.clone()).unwrap();
     for other in [
@@ -213,14 +211,14 @@ fn what_rabbitmq_does_not_implement_costs_the_connection() {
     });
     costs_the_connection(code, "basic.recover-async", |channel| {
         channel.basic_recover_async(basic::RecoverAsync::default().requeue(false))?;
-        channel.queue_declare(queue::Declare::new("").exclusive(true))
+        channel.queue_declare(queue::Declare::new_exclusive())
     });
     costs_the_connection(code, "basic.qos", |channel| {
         channel.basic_qos(basic::Qos::new(1).prefetch_size(1))
     });
     costs_the_connection(code, "basic.publish", |channel| {
         channel.basic_publish("", NOBODY, Message::new("x").immediate(true))?;
-        channel.queue_declare(queue::Declare::new("").exclusive(true))
+        channel.queue_declare(queue::Declare::new_exclusive())
     });
 }
 
@@ -266,7 +264,7 @@ fn an_internal_exchange_takes_no_publishes() {
     setup.exchange_declare(declare).unwrap();
     costs_the_channel(ReplyCode::ACCESS_REFUSED, "basic.publish", |channel| {
         channel.basic_publish(&name, "", "x")?;
-        channel.queue_declare(queue::Declare::new("").exclusive(true))
+        channel.queue_declare(queue::Declare::new_exclusive())
     });
     setup.exchange_delete(&name).unwrap();
 }
@@ -307,7 +305,7 @@ fn arguments_that_make_no_sense_are_refused() {
             ReplyCode::PRECONDITION_FAILED,
             "queue.declare",
             move |channel| {
-                let declare = queue::Declare::new("").exclusive(true);
+                let declare = queue::Declare::new_exclusive();
                 channel.queue_declare(declare.arguments([(name, value)]))
             },
         );
@@ -329,7 +327,7 @@ fn properties_that_make_no_sense_are_refused() {
         costs_the_channel(ReplyCode::PRECONDITION_FAILED, "basic.publish", |channel| {
             let message = Message::new("x").properties(&properties);
             channel.basic_publish("amq.fanout", "", message)?;
-            channel.queue_declare(queue::Declare::new("").exclusive(true))
+            channel.queue_declare(queue::Declare::new_exclusive())
         });
     }
 }
@@ -350,7 +348,7 @@ fn floats_that_are_no_numbers_stay_here() {
         let properties = BasicProperties::new().headers([("outer", nested.clone())]);
         let message = Message::new("x").properties(&properties);
         let published = channel.basic_publish("amq.fanout", "", message);
-        let declare = queue::Declare::new("").exclusive(true).arguments(nested);
+        let declare = queue::Declare::new_exclusive().arguments(nested);
         for error in [
             published.unwrap_err(),
             channel.queue_declare(declare).unwrap_err(),
@@ -361,7 +359,7 @@ fn floats_that_are_no_numbers_stay_here() {
     }
     // Nothing of all that has left this place.
     channel
-        .queue_declare(queue::Declare::new("").exclusive(true))
+        .queue_declare(queue::Declare::new_exclusive())
         .unwrap();
 }
 

@@ -196,9 +196,7 @@ fn an_alternate_exchange_takes_what_finds_no_queue() {
 fn an_internal_exchange_takes_what_other_exchanges_give() {
     let channel = channel();
     let (inner, queue) = (unique("inner"), exclusive_queue(&channel));
-    let declare = exchange::Declare::new(&inner)
-        .exchange_type("topic")
-        .internal(true);
+    let declare = exchange::Declare::new_topic(&inner).internal(true);
     channel.exchange_declare(declare).unwrap();
     channel
         .exchange_bind(exchange::Bind::new(&inner, "amq.topic", "cony.#"))
@@ -219,7 +217,7 @@ fn exchanges_bound_in_a_circle_deliver_once() {
     let queue = exclusive_queue(&channel);
     for name in &names {
         channel
-            .exchange_declare(exchange::Declare::new(name).exchange_type("fanout"))
+            .exchange_declare(exchange::Declare::new_fanout(name))
             .unwrap();
         channel
             .queue_bind(queue::Bind::new(&queue, name, ""))

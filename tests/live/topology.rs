@@ -92,9 +92,7 @@ fn bindings_route_and_unbinding_stops_it() {
     let channel = channel();
     let exchange = unique("topic");
     let queue = exclusive_queue(&channel);
-    let topic = exchange::Declare::new(&exchange)
-        .exchange_type("topic")
-        .auto_delete(true);
+    let topic = exchange::Declare::new_topic(&exchange).auto_delete(true);
     channel.exchange_declare(topic).unwrap();
     channel
         .queue_bind(queue::Bind::new(&queue, &exchange, "a.*"))
@@ -133,7 +131,7 @@ fn exchanges_bind_to_exchanges() {
     let channel = channel();
     let (source, destination) = (unique("source"), unique("destination"));
     for name in [&source, &destination] {
-        let fanout = exchange::Declare::new(name).exchange_type("fanout");
+        let fanout = exchange::Declare::new_fanout(name);
         channel.exchange_declare(fanout).unwrap();
     }
     let queue = exclusive_queue(&channel);

@@ -27,6 +27,7 @@ use crate::io::to_program::retained::RetainedBytes;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{ChannelId, Event, Tokens};
+use crate::protocol::field_value::FieldValue;
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{
     EncodedPublish, FrameDecoder, Publish, PublishBody, Settle, encode_method, encode_settle,
@@ -35,7 +36,7 @@ use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::{Method, basic, channel};
 use crate::protocol::properties::{BasicProperties, DeliveryMode};
 use crate::protocol::settlements::SettlementLedger;
-use crate::protocol::table::{FieldTable, FieldValue};
+use crate::protocol::table::FieldTable;
 use crate::protocol::wire::{Reader, Writer};
 
 const FRAME_MAX: u32 = 131_072;

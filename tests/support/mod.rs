@@ -69,7 +69,7 @@ pub(crate) fn unique(what: &str) -> String {
 
 /// A queue that goes with the channel's connection.
 pub(crate) fn exclusive_queue(channel: &BlockingChannel) -> String {
-    let declare = queue::Declare::new("").exclusive(true);
+    let declare = queue::Declare::new_exclusive();
     channel.queue_declare(declare).unwrap().queue.into()
 }
 

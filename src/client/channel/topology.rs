@@ -25,7 +25,7 @@ impl BlockingChannel {
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::exchange;
     ///
-    /// channel.exchange_declare(exchange::Declare::new("logs").exchange_type("fanout"))?;
+    /// channel.exchange_declare(exchange::Declare::new_fanout("logs"))?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn exchange_declare(&self, declare: impl Into<exchange::Declare>) -> Result<()> {
@@ -56,7 +56,7 @@ impl BlockingChannel {
     /// use cony::exchange;
     ///
     /// # channel.exchange_declare(exchange::Declare::new("audit"))?;
-    /// # channel.exchange_declare(exchange::Declare::new("sales").exchange_type("topic"))?;
+    /// # channel.exchange_declare(exchange::Declare::new_topic("sales"))?;
     /// channel.exchange_bind(exchange::Bind::new("audit", "sales", "order.*"))?;
     /// # channel.exchange_delete("audit")?;
     /// # channel.exchange_delete("sales")?;
@@ -93,7 +93,7 @@ impl BlockingChannel {
     /// use cony::queue;
     ///
     /// channel.queue_declare("tasks")?;
-    /// let own = channel.queue_declare(queue::Declare::new("").exclusive(true))?;
+    /// let own = channel.queue_declare(queue::Declare::new_exclusive())?;
     /// println!("answers go to {}", own.queue);
     /// # Ok::<(), cony::Error>(())
     /// ```

@@ -85,7 +85,7 @@ impl RpcReplies {
 
     fn hand_over(&self, answer: PackedDelivery) {
         let answer = answer.unpack();
-        let id = answer.properties.read().correlation_id;
+        let id = answer.properties.decode().properties.correlation_id;
         let id = id.and_then(|id| id.parse().ok());
         match id.and_then(|id: u64| self.0.lock().waiting.remove(&id)) {
             // Whoever has given up meanwhile has dropped the other end.
