@@ -19,7 +19,7 @@ fn main() -> cony::Result<()> {
     let queue = channel
         .queue_declare(queue::Declare::new_exclusive())?
         .queue;
-    channel.queue_bind(queue::Bind::new(&queue, "tutorial.logs", ""))?;
+    channel.queue_bind(&queue, "tutorial.logs", "")?;
 
     let consume = basic::Consume::new(&queue).no_ack(true);
     channel.basic_consume(consume, |_, delivery| {

@@ -25,8 +25,7 @@ fn main() -> cony::Result<()> {
         .queue_declare(queue::Declare::new_exclusive())?
         .queue;
     for severity in &severities {
-        let bind = queue::Bind::new(&queue, "tutorial.direct_logs", severity);
-        channel.queue_bind(bind)?;
+        channel.queue_bind(&queue, "tutorial.direct_logs", severity)?;
     }
 
     let consume = basic::Consume::new(&queue).no_ack(true);

@@ -25,7 +25,7 @@ fn main() -> cony::Result<()> {
         .queue_declare(queue::Declare::new_exclusive())?
         .queue;
     for pattern in &patterns {
-        channel.queue_bind(queue::Bind::new(&queue, "tutorial.topic_logs", pattern))?;
+        channel.queue_bind(&queue, "tutorial.topic_logs", pattern)?;
     }
 
     // A line that fits several of the patterns comes once all the same.

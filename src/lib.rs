@@ -142,6 +142,20 @@ pub mod fuzz;
 #[path = "../tests/micro/mod.rs"]
 mod micro;
 
+/// The methods of AMQP that programs need rarely: those that cony sends itself, and those with a
+/// call that takes no arguments.
+///
+/// The methods that the calls of a channel take are in [`basic`], [`exchange`] and [`queue`].
+/// For methods as values see [`BlockingConnection::send_method`].
+pub mod methods {
+    pub use crate::protocol::methods::{access, channel, confirm, connection, tx};
+}
+
+/// The iterators over a [`FieldTable`].
+pub mod table {
+    pub use crate::protocol::table::{IntoIter, Iter};
+}
+
 pub use bytes::Bytes;
 
 pub use client::channel::{BlockingChannel, Confirmation};
@@ -158,7 +172,7 @@ pub use error::{ConnectFailure, ConnectionLoss, Error, ReadingPause, Result, Tls
 pub use io::cancellation::CancellationToken;
 pub use protocol::errors::{DecodeError, ProtocolError};
 pub use protocol::field_value::FieldValue;
-pub use protocol::methods::{self, Method, MethodId, access, basic, exchange, queue};
+pub use protocol::methods::{Method, MethodId, basic, exchange, queue};
 pub use protocol::properties::{BasicProperties, DeliveryMode};
 pub use protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 pub use protocol::sasl::Mechanism;

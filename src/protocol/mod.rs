@@ -40,7 +40,7 @@ pub(crate) mod heartbeat;
 pub(crate) mod held_back;
 pub(crate) mod kinds;
 mod last_names;
-pub mod methods;
+pub(crate) mod methods;
 pub(crate) mod output;
 pub(crate) mod properties;
 mod property_match;

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 
-use cony::{BlockingChannel, Error, Message, basic, exchange, queue};
+use cony::{BlockingChannel, Error, Message, basic, queue};
 
 use crate::support::{
     PATIENCE, await_ready, channel, connect, exclusive_queue, get, ready, unique,
@@ -40,14 +40,14 @@ fn a_callback_may_make_every_synchronous_call_of_its_channel() {
     within_a_callback(|channel| {
         let (exchange, queue) = (unique("inner"), unique("inner"));
         channel.exchange_declare(&exchange)?;
-        channel.exchange_bind(exchange::Bind::new(&exchange, "amq.direct", &queue))?;
+        channel.exchange_bind(&exchange, "amq.direct", &queue)?;
         channel.queue_declare(queue::Declare::new(&queue).exclusive(true))?;
-        channel.queue_bind(queue::Bind::new(&queue, &exchange, &queue))?;
+        channel.queue_bind(&queue, &exchange, &queue)?;
         channel.basic_publish("amq.direct", &queue, "x")?;
         await_ready(channel, &queue, 1);
         assert_eq!(channel.queue_purge(&queue)?, 1);
-        channel.queue_unbind(queue::Unbind::new(&queue, &exchange, &queue))?;
-        channel.exchange_unbind(exchange::Unbind::new(&exchange, "amq.direct", &queue))?;
+        channel.queue_unbind(&queue, &exchange, &queue)?;
+        channel.exchange_unbind(&exchange, "amq.direct", &queue)?;
         channel.exchange_delete(&exchange)?;
         assert!(channel.basic_get(&queue)?.is_none());
         channel.queue_delete(&queue)?;

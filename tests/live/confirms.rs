@@ -277,7 +277,7 @@ fn of_messages_that_differ_in_properties_only_the_lost_one_is_told_as_lost() {
     let kind = unique("kind");
     let arguments = FieldTable::from([("kind", kind.as_str())]);
     let bind = queue::Bind::new(&queue, "amq.headers", "").arguments(arguments);
-    channel.queue_bind(bind).unwrap();
+    channel.queue_bind_with(bind).unwrap();
     let none = BasicProperties::new();
     let of = |kind: &str| {
         none.clone()

@@ -123,6 +123,10 @@ cases! {
         let message = Message::new("x").header("ratio", f64::NAN);
         failed(channel().basic_publish("", "q", message))
     }, ["ratio", "NaN", "finite", "string"];
+    Error::OutOfRange: || {
+        let message = Message::new("x").header("size", u64::MAX);
+        failed(channel().basic_publish("", "q", message))
+    }, ["size", "18446744073709551615", "i64::MAX", "string"];
     Error::DuplicateConsumerTag: || {
         let channel = channel();
         let queue = exclusive_queue(&channel);

@@ -8,7 +8,7 @@ use std::sync::Once;
 use std::sync::mpsc::{Receiver, channel as lines};
 use std::thread;
 
-use cony::{BlockingChannel, DeliveryMode, queue};
+use cony::{BlockingChannel, DeliveryMode};
 
 use crate::support::{
     PATIENCE, await_ready, channel, exclusive_queue, get, ready, run, unique, until, url, variable,
@@ -255,14 +255,13 @@ fn connect_says_what_it_found() {
 fn properties_says_much_of_its_messages() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    let bind = queue::Bind::new(&queue, "amq.topic", &queue);
-    channel.queue_bind(bind).unwrap();
+    channel.queue_bind(&queue, "amq.topic", &queue).unwrap();
     output("properties", &["amq.topic", &queue]);
     let order = get(&channel, &queue);
     assert_eq!(order.text().unwrap(), "{\"item\": 7}");
     let said = order.properties();
     assert_eq!(said.delivery_mode, Some(DeliveryMode::Persistent));
-    assert_eq!(said.expiration.as_deref(), Some("60000"));
+    assert_eq!(said.expiration, Some("60000".into()));
     for text in ["fragile", "a present"] {
         let note = get(&channel, &queue);
         assert_eq!(note.text().unwrap(), text);

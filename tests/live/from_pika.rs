@@ -22,7 +22,7 @@ fn the_guides_example_of_publishing() {
         .exchange_declare(exchange::Declare::new(&exchange).auto_delete(true))
         .unwrap();
     channel
-        .queue_bind(queue::Bind::new(&queue, &exchange, "test_routing_key"))
+        .queue_bind(&queue, &exchange, "test_routing_key")
         .unwrap();
     let properties = BasicProperties::new()
         .content_type("text/plain")
@@ -288,12 +288,8 @@ fn an_exchange_takes_every_parameter() {
     }
     // It goes with its last binding.
     let key = "a.#";
-    channel
-        .queue_bind(queue::Bind::new(&queue, &exchange, key))
-        .unwrap();
-    channel
-        .queue_unbind(queue::Unbind::new(&queue, &exchange, key))
-        .unwrap();
+    channel.queue_bind(&queue, &exchange, key).unwrap();
+    channel.queue_unbind(&queue, &exchange, key).unwrap();
     let passive = exchange::Declare::new(&exchange).passive(true);
     let error = channel.exchange_declare(passive).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
@@ -310,16 +306,14 @@ fn bindings_of_exchanges_take_arguments() {
             .auto_delete(true);
         channel.exchange_declare(declare).unwrap();
     }
-    channel
-        .queue_bind(queue::Bind::new(&queue, &destination, ""))
-        .unwrap();
+    channel.queue_bind(&queue, &destination, "").unwrap();
     let colour = |colour| [("colour", colour)];
     for of in ["red", "blue"] {
         let bind = exchange::Bind::new(&destination, &source, "").arguments(colour(of));
-        channel.exchange_bind(bind).unwrap();
+        channel.exchange_bind_with(bind).unwrap();
     }
     let unbind = exchange::Unbind::new(&destination, &source, "").arguments(colour("blue"));
-    channel.exchange_unbind(unbind).unwrap();
+    channel.exchange_unbind_with(unbind).unwrap();
     for of in ["blue", "red"] {
         let properties = BasicProperties::new().headers(colour(of));
         let message = Message::new(of).properties(&properties);
@@ -365,9 +359,7 @@ fn a_consumer_takes_every_parameter() {
 fn a_delivery_tells_what_pikas_method_frames_tell() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    channel
-        .queue_bind(queue::Bind::new(&queue, "amq.direct", &queue))
-        .unwrap();
+    channel.queue_bind(&queue, "amq.direct", &queue).unwrap();
     for body in ["one", "two"] {
         channel.basic_publish("amq.direct", &queue, body).unwrap();
     }

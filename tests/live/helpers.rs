@@ -139,9 +139,7 @@ fn an_alternate_exchange_gets_what_finds_no_queue() {
         .auto_delete(true)
         .alternate_exchange("amq.direct");
     channel.exchange_declare(declare).unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&lost, "amq.direct", &lost))
-        .unwrap();
+    channel.queue_bind(&lost, "amq.direct", &lost).unwrap();
     channel.basic_publish(&exchange, &lost, "astray").unwrap();
     assert_eq!(get(&channel, &lost).text().unwrap(), "astray");
     channel.exchange_delete(&exchange).unwrap();

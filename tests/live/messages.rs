@@ -161,8 +161,7 @@ fn headers_survive_a_broker_that_rewrites_them() {
 fn a_got_message_tells_where_it_came_from() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    let bind = cony::queue::Bind::new(&queue, "amq.direct", &queue);
-    channel.queue_bind(bind).unwrap();
+    channel.queue_bind(&queue, "amq.direct", &queue).unwrap();
     channel.basic_publish("amq.direct", &queue, "one").unwrap();
     channel.basic_publish("amq.direct", &queue, "two").unwrap();
     await_ready(&channel, &queue, 2);

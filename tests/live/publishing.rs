@@ -202,9 +202,7 @@ fn names_of_255_bytes_can_be_published_to_and_256_stay_here() {
     let queue = exclusive_queue(&channel);
     let fanout = exchange::Declare::new_fanout(&longest).auto_delete(true);
     channel.exchange_declare(fanout).unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&queue, &longest, &longest))
-        .unwrap();
+    channel.queue_bind(&queue, &longest, &longest).unwrap();
     channel.basic_publish(&longest, &longest, "x").unwrap();
     let message = get(&channel, &queue);
     assert_eq!(message.exchange, longest);

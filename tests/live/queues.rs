@@ -93,9 +93,7 @@ fn a_queue_that_nobody_uses_expires() {
     channel
         .exchange_declare(exchange::Declare::new(&exchange).auto_delete(true))
         .unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&queue, &exchange, ""))
-        .unwrap();
+    channel.queue_bind(&queue, &exchange, "").unwrap();
     until("the queue to go", || {
         let passive = exchange::Declare::new(&exchange).passive(true);
         let connection = channel.connection();
@@ -282,18 +280,14 @@ fn an_empty_name_stands_for_the_queue_last_declared() {
     let first = exclusive_queue(&channel);
     let second = exclusive_queue(&channel);
     assert_ne!(first, second);
-    channel
-        .queue_bind(queue::Bind::new("", "amq.direct", &second))
-        .unwrap();
+    channel.queue_bind("", "amq.direct", &second).unwrap();
     channel.basic_publish("amq.direct", &second, "x").unwrap();
     await_ready(&channel, &second, 1);
     let message = channel.basic_get("").unwrap().unwrap();
     message.nack(true).unwrap();
     let consumer = channel.consume("").unwrap();
     consumer.next().unwrap().unwrap().ack().unwrap();
-    channel
-        .queue_unbind(queue::Unbind::new("", "amq.direct", &second))
-        .unwrap();
+    channel.queue_unbind("", "amq.direct", &second).unwrap();
     assert_eq!(channel.queue_delete("").unwrap(), 0);
     assert!(!exists(&second));
     assert!(exists(&first));

@@ -70,13 +70,13 @@ fn what_does_not_exist_is_not_found() {
     });
     costs_the_channel(code, "queue.purge", |channel| channel.queue_purge(NOBODY));
     costs_the_channel(code, "queue.bind", |channel| {
-        channel.queue_bind(queue::Bind::new(NOBODY, "amq.direct", ""))
+        channel.queue_bind(NOBODY, "amq.direct", "")
     });
     costs_the_channel(code, "exchange.bind", |channel| {
-        channel.exchange_bind(exchange::Bind::new(NOBODY, "amq.direct", ""))
+        channel.exchange_bind(NOBODY, "amq.direct", "")
     });
     costs_the_channel(code, "exchange.bind", |channel| {
-        channel.exchange_bind(exchange::Bind::new("amq.direct", NOBODY, ""))
+        channel.exchange_bind("amq.direct", NOBODY, "")
     });
     costs_the_channel(code, "basic.consume", |channel| {
         channel.basic_consume(NOBODY, |_, _| Ok(()))
@@ -100,10 +100,12 @@ fn what_does_not_exist_may_be_deleted_and_unbound() {
     assert_eq!(channel.queue_delete(NOBODY).unwrap(), 0);
     channel.exchange_delete(NOBODY).unwrap();
     let queue = exclusive_queue(&channel);
-    let unbind = queue::Unbind::new(&queue, "amq.direct", "was never bound");
-    channel.queue_unbind(unbind).unwrap();
-    let unbind = exchange::Unbind::new("amq.topic", "amq.direct", "was never bound");
-    channel.exchange_unbind(unbind).unwrap();
+    channel
+        .queue_unbind(&queue, "amq.direct", "was never bound")
+        .unwrap();
+    channel
+        .exchange_unbind("amq.topic", "amq.direct", "was never bound")
+        .unwrap();
 }
 
 #[test]
@@ -115,7 +117,7 @@ fn an_exclusive_queue_is_locked_for_other_connections() {
         channel.queue_declare(queue::Declare::new(&queue).passive(true))
     });
     costs_the_channel(code, "queue.bind", |channel| {
-        channel.queue_bind(queue::Bind::new(&queue, "amq.direct", "k"))
+        channel.queue_bind(&queue, "amq.direct", "k")
     });
     costs_the_channel(code, "queue.purge", |channel| channel.queue_purge(&queue));
     costs_the_channel(code, "queue.delete", |channel| channel.queue_delete(&queue));
@@ -248,11 +250,11 @@ fn names_of_the_brokers_own_are_refused() {
     });
     costs_the_channel(code, "queue.bind", |channel| {
         let queue = exclusive_queue(channel);
-        channel.queue_bind(queue::Bind::new(queue, "", "k"))
+        channel.queue_bind(queue, "", "k")
     });
     costs_the_channel(code, "queue.unbind", |channel| {
         let queue = exclusive_queue(channel);
-        channel.queue_unbind(queue::Unbind::new(&queue, "", &queue))
+        channel.queue_unbind(&queue, "", &queue)
     });
 }
 
@@ -275,17 +277,13 @@ fn an_exchange_in_use_is_not_deleted_if_unused_is_asked_for() {
     let name = unique("used");
     setup.exchange_declare(&name).unwrap();
     let queue = exclusive_queue(&setup);
-    setup
-        .queue_bind(queue::Bind::new(&queue, &name, "k"))
-        .unwrap();
+    setup.queue_bind(&queue, &name, "k").unwrap();
     costs_the_channel(
         ReplyCode::PRECONDITION_FAILED,
         "exchange.delete",
         |channel| channel.exchange_delete(exchange::Delete::new(&name).if_unused(true)),
     );
-    setup
-        .queue_unbind(queue::Unbind::new(&queue, &name, "k"))
-        .unwrap();
+    setup.queue_unbind(&queue, &name, "k").unwrap();
     let delete = exchange::Delete::new(&name).if_unused(true);
     setup.exchange_delete(delete).unwrap();
 }
@@ -313,7 +311,7 @@ fn arguments_that_make_no_sense_are_refused() {
     costs_the_channel(ReplyCode::PRECONDITION_FAILED, "queue.bind", |channel| {
         let queue = exclusive_queue(channel);
         let bind = queue::Bind::new(&queue, "amq.headers", "");
-        channel.queue_bind(bind.arguments([("x-match", "some")]))
+        channel.queue_bind_with(bind.arguments([("x-match", "some")]))
     });
 }
 

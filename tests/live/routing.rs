@@ -42,9 +42,9 @@ fn a_direct_exchange_looks_for_the_very_key() {
     let (one, two) = (exclusive_queue(&channel), exclusive_queue(&channel));
     for (queue, key) in [(&one, "a"), (&one, "b"), (&two, "b"), (&two, "")] {
         let bind = queue::Bind::new(queue, &exchange, key);
-        channel.queue_bind(bind.clone()).unwrap();
+        channel.queue_bind_with(bind.clone()).unwrap();
         // Twice is once.
-        channel.queue_bind(bind).unwrap();
+        channel.queue_bind_with(bind).unwrap();
     }
     for (key, expected) in [
         ("a", [true, false]),
@@ -65,8 +65,7 @@ fn a_fanout_exchange_looks_for_nothing() {
     let exchange = fleeting(&channel, "fanout");
     let queues = [(); 3].map(|()| exclusive_queue(&channel));
     for queue in &queues {
-        let bind = queue::Bind::new(queue, &exchange, "whatever");
-        channel.queue_bind(bind).unwrap();
+        channel.queue_bind(queue, &exchange, "whatever").unwrap();
     }
     publish(&channel, &exchange, "anything", None);
     assert!(queues.iter().all(|queue| reached(&channel, queue)));
@@ -88,11 +87,9 @@ fn a_topic_exchange_knows_stars_and_hashes() {
     ] {
         let other = exclusive_queue(&channel);
         channel
-            .queue_bind(queue::Bind::new(&other, &exchange, "keeps.the.exchange"))
+            .queue_bind(&other, &exchange, "keeps.the.exchange")
             .unwrap();
-        channel
-            .queue_bind(queue::Bind::new(&queue, &exchange, pattern))
-            .unwrap();
+        channel.queue_bind(&queue, &exchange, pattern).unwrap();
         for key in fitting {
             publish(&channel, &exchange, key, None);
             assert!(reached(&channel, &queue), "{pattern} fits {key}");
@@ -101,9 +98,7 @@ fn a_topic_exchange_knows_stars_and_hashes() {
             publish(&channel, &exchange, key, None);
             assert!(!reached(&channel, &queue), "{pattern} does not fit {key}");
         }
-        channel
-            .queue_unbind(queue::Unbind::new(&queue, &exchange, pattern))
-            .unwrap();
+        channel.queue_unbind(&queue, &exchange, pattern).unwrap();
     }
 }
 
@@ -119,7 +114,7 @@ fn a_headers_exchange_matches_any_or_all_by_value() {
             .with("size", 3)
             .with("exists", FieldValue::Void);
         channel
-            .queue_bind(queue::Bind::new(queue, &exchange, "").arguments(arguments))
+            .queue_bind_with(queue::Bind::new(queue, &exchange, "").arguments(arguments))
             .unwrap();
     }
     let table = FieldTable::new();
@@ -168,12 +163,8 @@ fn an_alternate_exchange_takes_what_finds_no_queue() {
             exchange::Declare::new(&main).arguments([("alternate-exchange", spare.as_str())]),
         )
         .unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&routed, &main, "known"))
-        .unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&unrouted, &spare, ""))
-        .unwrap();
+    channel.queue_bind(&routed, &main, "known").unwrap();
+    channel.queue_bind(&unrouted, &spare, "").unwrap();
     publish(&channel, &main, "known", None);
     assert!(reached(&channel, &routed) && !reached(&channel, &unrouted));
 
@@ -199,11 +190,9 @@ fn an_internal_exchange_takes_what_other_exchanges_give() {
     let declare = exchange::Declare::new_topic(&inner).internal(true);
     channel.exchange_declare(declare).unwrap();
     channel
-        .exchange_bind(exchange::Bind::new(&inner, "amq.topic", "cony.#"))
+        .exchange_bind(&inner, "amq.topic", "cony.#")
         .unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&queue, &inner, "#.internal"))
-        .unwrap();
+    channel.queue_bind(&queue, &inner, "#.internal").unwrap();
     publish(&channel, "amq.topic", "cony.internal", None);
     publish(&channel, "amq.topic", "cony.external", None);
     assert!(reached(&channel, &queue));
@@ -219,13 +208,11 @@ fn exchanges_bound_in_a_circle_deliver_once() {
         channel
             .exchange_declare(exchange::Declare::new_fanout(name))
             .unwrap();
-        channel
-            .queue_bind(queue::Bind::new(&queue, name, ""))
-            .unwrap();
+        channel.queue_bind(&queue, name, "").unwrap();
     }
     for (source, destination) in [(0, 1), (1, 2), (2, 0)] {
         channel
-            .exchange_bind(exchange::Bind::new(&names[destination], &names[source], ""))
+            .exchange_bind(&names[destination], &names[source], "")
             .unwrap();
     }
     publish(&channel, &names[1], "", None);
@@ -239,10 +226,8 @@ fn exchanges_bound_in_a_circle_deliver_once() {
 fn an_auto_delete_exchange_goes_with_its_last_exchange() {
     let channel = channel();
     let source = fleeting(&channel, "fanout");
-    let bind = exchange::Bind::new("amq.fanout", &source, "");
-    channel.exchange_bind(bind).unwrap();
-    let unbind = exchange::Unbind::new("amq.fanout", &source, "");
-    channel.exchange_unbind(unbind).unwrap();
+    channel.exchange_bind("amq.fanout", &source, "").unwrap();
+    channel.exchange_unbind("amq.fanout", &source, "").unwrap();
     let passive = exchange::Declare::new(&source).passive(true);
     assert!(channel.exchange_declare(passive).is_err());
 }
@@ -274,9 +259,7 @@ fn bindings_go_with_their_queue_and_come_back_with_nothing() {
     let name = unique("rebound");
     let declare = queue::Declare::new(&name).exclusive(true);
     channel.queue_declare(declare.clone()).unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&name, "amq.direct", &name))
-        .unwrap();
+    channel.queue_bind(&name, "amq.direct", &name).unwrap();
     publish(&channel, "amq.direct", &name, None);
     assert_eq!(channel.queue_delete(&name).unwrap(), 1);
     channel.queue_declare(declare).unwrap();

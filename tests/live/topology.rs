@@ -94,17 +94,14 @@ fn bindings_route_and_unbinding_stops_it() {
     let queue = exclusive_queue(&channel);
     let topic = exchange::Declare::new_topic(&exchange).auto_delete(true);
     channel.exchange_declare(topic).unwrap();
-    channel
-        .queue_bind(queue::Bind::new(&queue, &exchange, "a.*"))
-        .unwrap();
+    channel.queue_bind(&queue, &exchange, "a.*").unwrap();
     channel.basic_publish(&exchange, "a.b", "routed").unwrap();
     channel
         .basic_publish(&exchange, "b.b", "not routed")
         .unwrap();
     await_ready(&channel, &queue, 1);
 
-    let unbind = queue::Unbind::new(&queue, &exchange, "a.*");
-    channel.queue_unbind(unbind).unwrap();
+    channel.queue_unbind(&queue, &exchange, "a.*").unwrap();
     // Auto-delete: the exchange went with its last binding.
     let passive = exchange::Declare::new(&exchange).passive(true);
     assert_eq!(
@@ -119,7 +116,7 @@ fn headers_exchanges_match_arguments() {
     let queue = exclusive_queue(&channel);
     let bind = queue::Bind::new(&queue, "amq.headers", "")
         .arguments(cony::FieldTable::from([("x-match", "all")]).with("kind", 7));
-    channel.queue_bind(bind).unwrap();
+    channel.queue_bind_with(bind).unwrap();
     let properties = cony::BasicProperties::new().headers([("kind", 7)]);
     let message = cony::Message::new("x").properties(&properties);
     channel.basic_publish("amq.headers", "", message).unwrap();
@@ -135,18 +132,12 @@ fn exchanges_bind_to_exchanges() {
         channel.exchange_declare(fanout).unwrap();
     }
     let queue = exclusive_queue(&channel);
-    channel
-        .queue_bind(queue::Bind::new(&queue, &destination, ""))
-        .unwrap();
-    channel
-        .exchange_bind(exchange::Bind::new(&destination, &source, ""))
-        .unwrap();
+    channel.queue_bind(&queue, &destination, "").unwrap();
+    channel.exchange_bind(&destination, &source, "").unwrap();
     channel.basic_publish(&source, "", "through").unwrap();
     assert_eq!(&*get(&channel, &queue).body, b"through");
 
-    channel
-        .exchange_unbind(exchange::Unbind::new(&destination, &source, ""))
-        .unwrap();
+    channel.exchange_unbind(&destination, &source, "").unwrap();
     channel.basic_publish(&source, "", "nowhere").unwrap();
     await_ready(&channel, &queue, 0);
     channel.exchange_delete(&source).unwrap();
@@ -211,7 +202,7 @@ fn every_refusal_has_its_code_and_method() {
     );
     let result = channel().exchange_declare(exchange::Declare::new("amq.direct").durable(false));
     assert_eq!(refusal(result).0, ReplyCode::PRECONDITION_FAILED);
-    let result = channel().queue_bind(queue::Bind::new(&queue, "cony.no.such", ""));
+    let result = channel().queue_bind(&queue, "cony.no.such", "");
     assert_eq!(refusal(result), (ReplyCode::NOT_FOUND, "queue.bind".into()));
     let result = channel().basic_get("cony.no.such");
     assert_eq!(refusal(result), (ReplyCode::NOT_FOUND, "basic.get".into()));

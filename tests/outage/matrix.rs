@@ -22,7 +22,7 @@ const CALLS: &[Call] = &[
         channel.queue_declare(passive).map(drop)
     }),
     ("queue_bind", |channel, queue| {
-        channel.queue_bind(queue::Bind::new(queue, "amq.topic", "k"))
+        channel.queue_bind(queue, "amq.topic", "k")
     }),
     ("queue_purge", |channel, queue| {
         channel.queue_purge(queue).map(drop)

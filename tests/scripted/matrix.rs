@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cony::{
     BlockingChannel, BlockingConnection, Confirm, ConnectionLoss, ConnectionParameters, Error,
-    ReplyCode, RpcClient, TcpOptions, exchange, queue,
+    ReplyCode, RpcClient, TcpOptions, queue,
 };
 
 use parking_lot::Mutex;
@@ -286,13 +286,13 @@ pub(crate) const CALLS: &[Call] = &[
         "queue_bind",
         QUEUE_BIND,
         QUEUE_BIND_OK args(),
-        |channel| channel.queue_bind(queue::Bind::new("q", "x", "k"))
+        |channel| channel.queue_bind("q", "x", "k")
     ),
     plain!(
         "queue_unbind",
         QUEUE_UNBIND,
         QUEUE_UNBIND_OK args(),
-        |channel| channel.queue_unbind(queue::Unbind::new("q", "x", "k"))
+        |channel| channel.queue_unbind("q", "x", "k")
     ),
     plain!(
         "queue_purge",
@@ -322,13 +322,13 @@ pub(crate) const CALLS: &[Call] = &[
         "exchange_bind",
         EXCHANGE_BIND,
         EXCHANGE_BIND_OK args(),
-        |channel| channel.exchange_bind(exchange::Bind::new("x", "y", "k"))
+        |channel| channel.exchange_bind("x", "y", "k")
     ),
     plain!(
         "exchange_unbind",
         EXCHANGE_UNBIND,
         EXCHANGE_UNBIND_OK args(),
-        |channel| channel.exchange_unbind(exchange::Unbind::new("x", "y", "k"))
+        |channel| channel.exchange_unbind("x", "y", "k")
     ),
     plain!(
         "basic_qos",
@@ -606,7 +606,7 @@ pub(crate) const CALLS: &[Call] = &[
         "access_request",
         ACCESS_REQUEST,
         ACCESS_REQUEST_OK args().u16(1),
-        |channel| channel.access_request(cony::access::Request::default()).map(drop)
+        |channel| channel.access_request(cony::methods::access::Request::default()).map(drop)
     ),
     plain!(
         "send_method",

@@ -275,8 +275,8 @@ impl BlockingChannel {
     ///
     /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection (540) if `requeue` is off,
     /// which is why it is on here by default.
-    pub fn basic_recover(&self, recover: basic::Recover) -> Result<()> {
-        self.call::<basic::RecoverOk>(recover).map(drop)
+    pub fn basic_recover(&self, recover: impl Into<basic::Recover>) -> Result<()> {
+        self.call::<basic::RecoverOk>(recover.into()).map(drop)
     }
 
     /// The same without a reply, in its deprecated form. What the broker has sent before
@@ -285,8 +285,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// As [`basic_recover`](Self::basic_recover).
-    pub fn basic_recover_async(&self, recover: basic::RecoverAsync) -> Result<()> {
-        self.call_nowait(recover)
+    pub fn basic_recover_async(&self, recover: impl Into<basic::RecoverAsync>) -> Result<()> {
+        self.call_nowait(recover.into())
     }
 
     /// Acknowledges a delivery by its number.

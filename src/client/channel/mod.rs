@@ -222,8 +222,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
-    pub fn access_request(&self, request: access::Request) -> Result<u16> {
-        let granted: access::RequestOk = self.call(request)?;
+    pub fn access_request(&self, request: impl Into<access::Request>) -> Result<u16> {
+        let granted: access::RequestOk = self.call(request.into())?;
         Ok(granted.ticket)
     }
 
