@@ -292,7 +292,7 @@ fn consume(
         asked.push(name);
         if asked.len() == 10 {
             // The queue answers this behind the acknowledgements.
-            channel.queue_declare(queue::Declare::new(queue).passive(true))?;
+            channel.queue_declare_passive(queue)?;
             books.lock().acked.extend(asked.drain(..));
         }
     }

@@ -42,7 +42,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-/// match channel.queue_declare(cony::queue::Declare::new("tasks").passive(true)) {
+/// match channel.queue_declare_passive("tasks") {
 ///     Ok(queue) => println!("{} messages wait", queue.message_count),
 ///     Err(cony::Error::ChannelClosed(reason)) if reason.code == cony::ReplyCode::NOT_FOUND => {
 ///         println!("no such queue");

@@ -68,8 +68,8 @@ impl Field for Timestamp {
 /// The lifetime of a message in a queue. On the wire it is a text: a number of milliseconds.
 ///
 /// Converts from a `Duration`, rounded up to whole milliseconds, and from a text, which is sent
-/// as it is. RabbitMQ closes the channel (406) if the text is no number, and for more than
-/// 4,294,967,295 milliseconds, which are 49 days.
+/// as it is. RabbitMQ closes the channel (406) if the text is no number, or the lifetime is more
+/// than ten years (315,360,000,000 milliseconds).
 ///
 /// ```
 /// use std::time::Duration;

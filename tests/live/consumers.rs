@@ -227,7 +227,7 @@ fn a_cancel_ends_an_iterator_that_waits_in_another_thread() {
     });
     assert_eq!(
         channel
-            .queue_declare(queue::Declare::new(&queue).passive(true))
+            .queue_declare_passive(&queue)
             .unwrap()
             .consumer_count,
         0

@@ -327,7 +327,7 @@ fn a_cancel_and_a_drop_requeue_what_was_not_handed_out() {
     held.nack(true).unwrap();
     await_ready(&channel, &queue, 49);
     let consumers = channel
-        .queue_declare(queue::Declare::new(&queue).passive(true))
+        .queue_declare_passive(&queue)
         .unwrap()
         .consumer_count;
     assert_eq!(consumers, 0);

@@ -91,7 +91,7 @@ cases! {
     }),
         ["broke the protocol", "frame type 9", "report this"];
     Error::ChannelClosed: || {
-        failed(channel().queue_declare(queue::Declare::new("none").passive(true)))
+        failed(channel().queue_declare_passive("none"))
     }, ["the channel was closed by the broker", "404 NOT_FOUND (no queue 'none'",
         "caused by queue.declare", "has to be declared first"];
     Error::InvalidChannelNumber: || failed(connect().channel_with_number(0)),

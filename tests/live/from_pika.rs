@@ -242,9 +242,7 @@ fn a_queue_takes_every_parameter() {
     channel.queue_declare(declare.clone()).unwrap();
     // Declared again with everything the same is fine, and so is only asking for it.
     channel.queue_declare(declare.clone()).unwrap();
-    channel
-        .queue_declare(queue::Declare::new(&queue).passive(true))
-        .unwrap();
+    channel.queue_declare_passive(&queue).unwrap();
     for other in [
         declare.clone().auto_delete(false),
         declare.clone().exclusive(false),
@@ -271,9 +269,7 @@ fn an_exchange_takes_every_parameter() {
         .arguments([("alternate-exchange", "amq.fanout")]);
     channel.exchange_declare(declare.clone()).unwrap();
     channel.exchange_declare(declare.clone()).unwrap();
-    channel
-        .exchange_declare(exchange::Declare::new(&exchange).passive(true))
-        .unwrap();
+    channel.exchange_declare_passive(&exchange).unwrap();
     for other in [
         declare.clone().exchange_type("direct"),
         declare.clone().durable(false),

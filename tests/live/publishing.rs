@@ -1,6 +1,7 @@
 //! What is published, returned and confirmed, at its edges.
 
 use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
 
 use cony::{
     BasicProperties, BlockingChannel, BlockingConnection, Bytes, Confirm, ConnectionParameters,
@@ -48,6 +49,37 @@ fn each_property_alone_comes_back_alone() {
 }
 
 #[test]
+fn types_of_the_standard_library_come_back() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let minute = Duration::from_secs(60);
+    let second = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let time = second + Duration::from_millis(500);
+    let properties = BasicProperties {
+        correlation_id: Some("17".into()),
+        ..Default::default()
+    };
+    let properties = properties
+        .expiration(minute)
+        .timestamp(time)
+        .header("length", "body".len())
+        .header("number", i64::MAX as u64)
+        .header("created", time);
+    let message = Message::new("body").properties(&properties);
+    channel.basic_publish("", &queue, message).unwrap();
+    let got = get(&channel, &queue);
+    let got = got.properties();
+    assert_eq!(*got, properties);
+    assert_eq!(got.get_header("length"), Some(&FieldValue::I64(4)));
+    assert_eq!(got.get_header("number").unwrap().as_i64(), Some(i64::MAX));
+    assert_eq!(got.get_header("width"), None);
+    assert_eq!(got.expiration.as_ref().unwrap().to_duration(), Some(minute));
+    let created = got.get_header("created").unwrap();
+    assert_eq!(created.as_timestamp(), got.timestamp);
+    assert_eq!(got.timestamp.unwrap().to_system_time(), Some(second));
+}
+
+#[test]
 fn properties_come_back_at_their_limits() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
@@ -63,6 +95,7 @@ fn properties_come_back_at_their_limits() {
         none().message_id(&longest).app_id(&longest),
         none().correlation_id("\0\u{1F980}\n"),
         none().expiration("4294967295"),
+        none().expiration("315360000000"),
     ] {
         there_and_back(&channel, &queue, &properties);
     }

@@ -1,6 +1,7 @@
 //! What RabbitMQ refuses, and what that costs.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use cony::{
     BasicProperties, BlockingChannel, ClosedBy, Error, FieldTable, FieldValue, Message, ReplyCode,
@@ -66,7 +67,7 @@ const NOBODY: &str = "cony.no.such";
 fn what_does_not_exist_is_not_found() {
     let code = ReplyCode::NOT_FOUND;
     costs_the_channel(code, "exchange.declare", |channel| {
-        channel.exchange_declare(exchange::Declare::new(NOBODY).passive(true))
+        channel.exchange_declare_passive(NOBODY)
     });
     costs_the_channel(code, "queue.purge", |channel| channel.queue_purge(NOBODY));
     costs_the_channel(code, "queue.bind", |channel| {
@@ -114,7 +115,7 @@ fn an_exclusive_queue_is_locked_for_other_connections() {
     let queue = exclusive_queue(&owner);
     let code = ReplyCode::RESOURCE_LOCKED;
     costs_the_channel(code, "queue.declare", |channel| {
-        channel.queue_declare(queue::Declare::new(&queue).passive(true))
+        channel.queue_declare_passive(&queue)
     });
     costs_the_channel(code, "queue.bind", |channel| {
         channel.queue_bind(&queue, "amq.direct", "k")
@@ -315,11 +316,15 @@ fn arguments_that_make_no_sense_are_refused() {
     });
 }
 
+/// The longest lifetime of a message that RabbitMQ accepts.
+const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
 #[test]
 fn properties_that_make_no_sense_are_refused() {
     for properties in [
         BasicProperties::new().expiration("soon"),
         BasicProperties::new().expiration("-1"),
+        BasicProperties::new().expiration(TEN_YEARS + Duration::from_millis(1)),
         BasicProperties::new().user_id("somebody else"),
     ] {
         costs_the_channel(ReplyCode::PRECONDITION_FAILED, "basic.publish", |channel| {

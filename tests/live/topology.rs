@@ -173,7 +173,7 @@ fn nowait_twins_do_the_same_in_order() {
     channel.exchange_delete_nowait(&exchange).unwrap();
     channel.exchange_delete_nowait(&other).unwrap();
     channel.queue_delete_nowait(&queue).unwrap();
-    let gone = channel.queue_declare(queue::Declare::new(&queue).passive(true));
+    let gone = channel.queue_declare_passive(&queue);
     assert_eq!(refusal(gone).0, ReplyCode::NOT_FOUND);
 }
 
@@ -185,7 +185,7 @@ fn every_refusal_has_its_code_and_method() {
         .queue_declare(queue::Declare::new(&queue).exclusive(true))
         .unwrap();
 
-    let result = channel().queue_declare(queue::Declare::new("cony.no.such").passive(true));
+    let result = channel().queue_declare_passive("cony.no.such");
     assert_eq!(
         refusal(result),
         (ReplyCode::NOT_FOUND, "queue.declare".into())

@@ -28,7 +28,7 @@ const CALLS: &[Call] = &[
         channel.queue_purge(queue).map(drop)
     }),
     ("exchange_declare", |channel, _| {
-        channel.exchange_declare(cony::exchange::Declare::new("amq.topic").passive(true))
+        channel.exchange_declare_passive("amq.topic")
     }),
     ("basic_qos", |channel, _| channel.basic_qos(10)),
     ("basic_get", |channel, queue| {

@@ -75,10 +75,7 @@ pub(crate) fn exclusive_queue(channel: &BlockingChannel) -> String {
 
 /// How many messages are ready in `queue`.
 pub(crate) fn ready(channel: &BlockingChannel, queue: &str) -> u32 {
-    channel
-        .queue_declare(queue::Declare::new(queue).passive(true))
-        .unwrap()
-        .message_count
+    channel.queue_declare_passive(queue).unwrap().message_count
 }
 
 /// Asks until `queue` has `count` messages ready: what another connection requeues
