@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use cony::{
     BasicProperties, BlockingChannel, BlockingConnection, Confirm, DeliveryMode, Error, Message,
-    Result, basic, queue,
+    Result, basic,
 };
 use parking_lot::Mutex;
 
