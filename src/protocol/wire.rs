@@ -252,6 +252,15 @@ impl ShortString {
     pub(crate) fn from_wire(bytes: &[u8]) -> Self {
         Self(SmallStr::new(&String::from_utf8_lossy(bytes)))
     }
+
+    /// Returns the beginning of `text`: as many whole characters as fit into 255 bytes.
+    pub(crate) fn truncated(text: &str) -> Self {
+        let mut end = text.len().min(SHORT_STRING_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.get(..end).unwrap_or_default().into()
+    }
 }
 
 impl Default for ShortString {
@@ -489,6 +498,13 @@ impl From<Bytes> for LongString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn truncated_texts_end_between_characters() {
+        assert_eq!(ShortString::truncated("short"), "short");
+        assert_eq!(ShortString::truncated(&"x".repeat(300)).len(), 255);
+        assert_eq!(ShortString::truncated(&"é".repeat(200)).len(), 254);
+    }
 
     #[test]
     fn bits_pack_low_bit_first_and_a_run_ends_at_another_field() {

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
-use crate::client::callbacks::lock::DispatchGuard;
+use super::loan::{Lender, Loan};
+use super::lock::DispatchGuard;
 use crate::error::Result;
 
 /// Callbacks of one kind, in the order in which they were added. Each gets the handle that
@@ -57,13 +58,10 @@ impl<H, A> CallbackList<H, A> {
     /// Calls each, outside the lock, until one fails. What is added meanwhile comes in
     /// behind them.
     pub(crate) fn tell(&self, held: &DispatchGuard<'_>, handle: &H, what: &A) -> Result<()> {
-        let mut loan = Loan {
-            listeners: self,
-            taken: std::mem::take(&mut self.0.lock().listeners),
-        };
-        loan.taken
-            .iter_mut()
-            .try_for_each(|listener| held.call(|| listener(handle, what)))
+        let taken = std::mem::take(&mut self.0.lock().listeners);
+        let mut loan = Loan::new(self, Some(taken));
+        let mut listeners = loan.callbacks().into_iter().flatten();
+        listeners.try_for_each(|listener| held.call(|| listener(handle, what)))
     }
 
     /// Calls each for the last time, and tells the first error. A panic leaves those that
@@ -82,19 +80,20 @@ impl<H, A> CallbackList<H, A> {
     }
 }
 
-/// Callbacks on loan: put back when they have run, also when one has panicked.
-struct Loan<'a, H, A> {
-    listeners: &'a CallbackList<H, A>,
-    taken: VecDeque<Listener<H, A>>,
-}
+impl<H, A> Lender for &CallbackList<H, A> {
+    type Callbacks = VecDeque<Listener<H, A>>;
 
-impl<H, A> Drop for Loan<'_, H, A> {
-    fn drop(&mut self) {
-        let mut state = self.listeners.0.lock();
+    fn take_back(&self, mut listeners: Self::Callbacks) {
+        let mut state = self.0.lock();
         if !state.over {
-            self.taken.append(&mut state.listeners);
-            std::mem::swap(&mut self.taken, &mut state.listeners);
+            // Callbacks that were added meanwhile come behind.
+            listeners.append(&mut state.listeners);
+            state.listeners = listeners;
+            return;
         }
+        // Outside the lock: the values that a callback captured may call this when they drop.
+        drop(state);
+        drop(listeners);
     }
 }
 

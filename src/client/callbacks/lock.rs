@@ -1,11 +1,10 @@
 //! Who may run the callbacks of a channel, or of a connection: one thread at a time, and
 //! nobody from inside one of them.
 
+use std::cell::Cell;
 use std::thread::{self, ThreadId};
 
 use parking_lot::Mutex;
-
-use crate::client::connection::InCallback;
 
 /// A source of events, with what calls back for them.
 #[derive(Debug, Default)]
@@ -112,6 +111,32 @@ impl<'a> Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         Self::set(self.0, false);
+    }
+}
+
+thread_local! {
+    /// How many callbacks this thread is inside of.
+    static CALLBACK_DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether this thread runs a callback, of any channel or connection.
+pub(crate) fn is_in_callback() -> bool {
+    CALLBACK_DEPTH.get() > 0
+}
+
+/// Counts a callback that this thread runs, until it is dropped.
+struct InCallback(());
+
+impl InCallback {
+    fn enter() -> Self {
+        CALLBACK_DEPTH.set(CALLBACK_DEPTH.get() + 1);
+        Self(())
+    }
+}
+
+impl Drop for InCallback {
+    fn drop(&mut self) {
+        CALLBACK_DEPTH.set(CALLBACK_DEPTH.get() - 1);
     }
 }
 

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::{BlockingChannel, ChannelInner, cut};
+use super::{BlockingChannel, ChannelInner};
 use crate::client::confirm::PublishFailure;
 use crate::error::{Error, Result};
 use crate::io::to_io::write_budget::WaitError;
 use crate::protocol::event::{CallFailure, Reply};
 use crate::protocol::reply_code::{ClosedBy, ReplyCode};
+use crate::protocol::wire::ShortString;
 
 /// What a close was waiting for, in words.
 const LAST_PUBLISHES: &str = "the last publishes";
@@ -101,7 +102,7 @@ impl BlockingChannel {
         let waiter = (reply, start + after);
         inner
             .shared
-            .send_close(code.into(), cut(text).into(), Some(waiter));
+            .send_close(code.into(), ShortString::truncated(text), Some(waiter));
         let outcome = outcome.recv().unwrap_or(Err(CallFailure::Closed));
         let end = match outcome {
             Ok(reply) => {

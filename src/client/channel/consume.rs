@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{BlockingChannel, Call, ChannelInner};
-use crate::client::channel::start_consuming::Callback;
+use crate::client::callbacks::consumers::Callback;
 use crate::client::consumer::Consumer;
 use crate::client::delivery::Delivery;
 use crate::error::Result;
@@ -123,7 +123,7 @@ impl BlockingChannel {
     fn start_with_callback(
         &self,
         consume: basic::Consume,
-        callback: Callback,
+        callback: Callback<BlockingChannel, Delivery>,
     ) -> Result<ShortString> {
         let inner = self.inner();
         let consume = self.prepare(consume)?;

@@ -7,7 +7,6 @@ mod closing;
 mod confirms;
 mod consume;
 mod publish;
-mod send_method;
 mod start_consuming;
 mod topology;
 mod transactions;
@@ -21,13 +20,14 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
 pub(crate) use self::closing::{Unheard, confirms_share};
-use self::start_consuming::Callbacks;
 pub(crate) use self::start_consuming::EVENTS_PER_TURN_MAX;
+use crate::client::callbacks::consumers::ConsumerCallbacks;
 use crate::client::callbacks::list::CallbackList;
 use crate::client::callbacks::lock::DispatchLock;
 pub use crate::client::confirm::Confirmation;
 use crate::client::confirm::Returned;
 use crate::client::connection::{BlockingConnection, ConnectionInner, Limits};
+use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, OpenFailure, Opener, Outcome};
@@ -83,7 +83,7 @@ pub(crate) struct ChannelInner {
     prefetching: Mutex<usize>,
     /// Who runs the callbacks.
     source: DispatchLock,
-    callbacks: Callbacks,
+    callbacks: ConsumerCallbacks<BlockingChannel, Delivery>,
     on_return: CallbackList<BlockingChannel, Returned>,
     on_cancel: CallbackList<BlockingChannel, ShortString>,
     on_flow: CallbackList<BlockingChannel, bool>,
@@ -272,7 +272,7 @@ impl ChannelInner {
             limits,
             prefetching: Mutex::default(),
             source: DispatchLock::default(),
-            callbacks: Callbacks::default(),
+            callbacks: ConsumerCallbacks::default(),
             on_return: CallbackList::default(),
             on_cancel: CallbackList::default(),
             on_flow: CallbackList::default(),
@@ -325,7 +325,7 @@ impl ChannelInner {
     }
 
     /// Sends `method` in its turn and waits for what becomes of it.
-    fn round_trip(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
+    pub(crate) fn round_trip(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
         let call = self.begin(method, consumer)?;
         self.finish(&call)
     }
@@ -444,15 +444,6 @@ impl ChannelInner {
     }
 }
 
-/// `text` cut to what fits a short string, between characters.
-pub(crate) fn cut(text: &str) -> &str {
-    let mut end = text.len().min(crate::protocol::wire::SHORT_STRING_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -494,12 +485,5 @@ mod tests {
             panic!("no call is queued");
         };
         assert!(before + second * 7 <= deadline && deadline <= after + second * 7);
-    }
-
-    #[test]
-    fn texts_are_cut_between_characters() {
-        assert_eq!(cut("short"), "short");
-        assert_eq!(cut(&"x".repeat(300)).len(), 255);
-        assert_eq!(cut(&"é".repeat(200)).len(), 254);
     }
 }

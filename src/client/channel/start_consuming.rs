@@ -1,11 +1,9 @@
 //! Running callbacks: `start_consuming` and what ends it.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-
 use super::{BlockingChannel, ChannelInner};
+use crate::client::callbacks::consumers::ConsumerLoan;
 use crate::client::callbacks::lock::DispatchGuard;
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
@@ -16,124 +14,7 @@ use crate::protocol::content::DeliveredContent;
 use crate::protocol::reply_code::ClosedBy;
 use crate::protocol::wire::ShortString;
 
-pub(super) type Callback = Box<dyn FnMut(&BlockingChannel, Delivery) -> Result<()> + Send>;
-
-/// The consumers with a callback, by their tag.
-#[derive(Default)]
-pub(super) struct Callbacks(Mutex<HashMap<ShortString, Entry>>);
-
-pub(super) struct Entry {
-    /// Taken out while it runs.
-    callback: Option<Callback>,
-    pub(super) shared: Arc<ConsumerShared>,
-    /// `stop_consuming` has cancelled it; what it has received is still to be handled.
-    stopping: bool,
-    /// A cancel of it awaits its answer. The callback gets nothing more that can go back.
-    cancelling: bool,
-}
-
-impl Callbacks {
-    /// Adds a consumer, unless there is one of its name.
-    pub(super) fn insert(&self, callback: Callback, shared: &Arc<ConsumerShared>) -> Result<()> {
-        let mut entries = self.0.lock();
-        if entries
-            .get(&shared.tag)
-            .is_some_and(|entry| !entry.stopping)
-        {
-            return Err(Error::DuplicateConsumerTag(shared.tag.clone()));
-        }
-        let entry = Entry {
-            callback: Some(callback),
-            shared: Arc::clone(shared),
-            stopping: false,
-            cancelling: false,
-        };
-        let former = entries.insert(shared.tag.clone(), entry);
-        drop(entries);
-        drop(former);
-        Ok(())
-    }
-
-    pub(super) fn tags(&self) -> Vec<ShortString> {
-        let entries = self.0.lock();
-        let live = entries.iter().filter(|(_, entry)| !entry.stopping);
-        live.map(|(tag, _)| tag.clone()).collect()
-    }
-
-    /// Whether there are any, stopping ones included.
-    fn has_some(&self) -> bool {
-        !self.0.lock().is_empty()
-    }
-
-    /// The consumer of that tag, if it has a callback.
-    pub(super) fn shared(&self, tag: &ShortString) -> Option<Arc<ConsumerShared>> {
-        let entries = self.0.lock();
-        entries.get(tag).map(|entry| Arc::clone(&entry.shared))
-    }
-
-    /// Those that `stop_consuming` has not cancelled.
-    fn running(&self) -> Vec<Arc<ConsumerShared>> {
-        let entries = self.0.lock();
-        let running = entries.values().filter(|entry| !entry.stopping);
-        running.map(|entry| Arc::clone(&entry.shared)).collect()
-    }
-
-    fn set_stopping(&self, shared: &Arc<ConsumerShared>, stopping: bool) {
-        self.change(shared, |entry| entry.stopping = stopping);
-    }
-
-    /// Notes that a cancel of this very consumer begins, or has failed.
-    pub(super) fn set_cancelling(&self, shared: &Arc<ConsumerShared>, cancelling: bool) {
-        self.change(shared, |entry| entry.cancelling = cancelling);
-    }
-
-    fn change(&self, shared: &Arc<ConsumerShared>, change: impl FnOnce(&mut Entry)) {
-        let mut entries = self.0.lock();
-        let entry = entries.get_mut(&shared.tag);
-        if let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.shared, shared)) {
-            change(entry);
-        }
-    }
-
-    /// Drops all callbacks, outside the lock: what they captured may call anything.
-    pub(super) fn clear(&self) {
-        let entries = std::mem::take(&mut *self.0.lock());
-        drop(entries);
-    }
-}
-
-/// Removes this very consumer, and not another one of the same name.
-fn remove_exactly(
-    entries: &mut HashMap<ShortString, Entry>,
-    shared: &Arc<ConsumerShared>,
-) -> Option<Entry> {
-    match entries.get(&shared.tag) {
-        Some(entry) if Arc::ptr_eq(&entry.shared, shared) => entries.remove(&shared.tag),
-        _ => None,
-    }
-}
-
-/// A callback on loan: put back when it has run, also when it has panicked.
-struct Loan<'a> {
-    callbacks: &'a Callbacks,
-    tag: ShortString,
-    no_ack: bool,
-    callback: Option<Callback>,
-}
-
-impl Drop for Loan<'_> {
-    fn drop(&mut self) {
-        let unwanted = match self.callbacks.0.lock().get_mut(&self.tag) {
-            Some(entry) if entry.callback.is_none() => {
-                entry.callback = self.callback.take();
-                None
-            }
-            // Cancelled meanwhile, or even replaced by a new consumer of that name.
-            _ => self.callback.take(),
-        };
-        drop(unwanted);
-    }
-}
+type Loan<'a> = ConsumerLoan<'a, BlockingChannel, Delivery>;
 
 /// How many events of one channel are dispatched before it is another's turn.
 pub(crate) const EVENTS_PER_TURN_MAX: usize = 64;
@@ -143,6 +24,7 @@ enum Next<'a> {
     NoConsumers,
     Call {
         content: DeliveredContent,
+        no_ack: bool,
         loan: Loan<'a>,
     },
     GiveBack(DeliveredContent, Arc<ConsumerShared>),
@@ -311,7 +193,11 @@ impl BlockingChannel {
             Next::Nothing => return Ok(Step::Idle),
             Next::ChannelEnded => return Ok(Step::Ended),
             Next::LookAgain => {}
-            Next::Call { content, loan } => self.run_callback(held, content, loan)?,
+            Next::Call {
+                content,
+                no_ack,
+                loan,
+            } => self.run_callback(held, content, no_ack, loan)?,
             Next::GiveBack(content, consumer) => {
                 inner.give_back(&consumer, std::iter::once(content));
             }
@@ -345,15 +231,16 @@ impl BlockingChannel {
         &self,
         held: &DispatchGuard<'_>,
         content: DeliveredContent,
+        no_ack: bool,
         mut loan: Loan<'_>,
     ) -> Result<()> {
         let inner = self.inner();
-        if !loan.no_ack && !inner.is_open() {
+        if !no_ack && !inner.is_open() {
             // It cannot be settled any more; the broker gives it out again.
             return Ok(());
         }
-        let delivery = inner.take(content, loan.no_ack);
-        let Some(callback) = loan.callback.as_mut() else {
+        let delivery = inner.take(content, no_ack);
+        let Some(callback) = loan.callbacks() else {
             return Ok(());
         };
         let outcome = held.call(|| callback(self, delivery));
@@ -396,7 +283,7 @@ impl ChannelInner {
     /// Taken from the inbox under the lock of the callbacks, as a cancel takes what it
     /// hands back: so each message finds its consumer, or is handed back.
     fn next_event(&self) -> Next<'_> {
-        let mut entries = self.callbacks.0.lock();
+        let mut entries = self.callbacks.lock();
         if entries.is_empty() {
             return Next::NoConsumers;
         }
@@ -407,19 +294,15 @@ impl ChannelInner {
             inbox::Next::Ended => return Next::ChannelEnded,
         };
         let deliver = &content.method;
-        match entries.get_mut(&deliver.consumer_tag) {
-            // What needs acknowledgement and nobody has seen goes back; the rest is here
-            // for good and must be handed out.
-            Some(entry) if (entry.stopping || entry.cancelling) && !entry.shared.no_ack => {
+        match entries.with_tag(&deliver.consumer_tag) {
+            // A delivery that needs no acknowledgement cannot be requeued, so its callback still
+            // gets it.
+            Some(entry) if !entry.is_running() && !entry.shared.no_ack => {
                 Next::GiveBack(content, Arc::clone(&entry.shared))
             }
             Some(entry) => Next::Call {
-                loan: Loan {
-                    callbacks: &self.callbacks,
-                    tag: deliver.consumer_tag.clone(),
-                    no_ack: entry.shared.no_ack,
-                    callback: entry.callback.take(),
-                },
+                no_ack: entry.shared.no_ack,
+                loan: entry.lend(&self.callbacks),
                 content,
             },
             None => {
@@ -432,8 +315,8 @@ impl ChannelInner {
     /// Forgets a callback whose consumer did not start in time, and gives back what has
     /// come for it all the same.
     pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerShared>) {
-        let mut entries = self.callbacks.0.lock();
-        let entry = remove_exactly(&mut entries, consumer);
+        let mut entries = self.callbacks.lock();
+        let entry = entries.remove(consumer);
         let left = match entry {
             Some(_) => self.extract_for(&consumer.tag),
             None => Extracted::default(),
@@ -458,8 +341,8 @@ impl ChannelInner {
     /// Ends what a callback has of a consumer that was cancelled, and takes out what it
     /// has received and not handled.
     pub(super) fn remove_callback(&self, consumer: &Arc<ConsumerShared>) -> Option<Extracted> {
-        let mut entries = self.callbacks.0.lock();
-        let entry = remove_exactly(&mut entries, consumer)?;
+        let mut entries = self.callbacks.lock();
+        let entry = entries.remove(consumer)?;
         let left = self.extract_for(&consumer.tag);
         drop(entries);
         drop(entry);
@@ -470,7 +353,7 @@ impl ChannelInner {
     fn end_callback(&self, consumer: &Weak<ConsumerShared>) -> Option<ShortString> {
         // Nothing holds a consumer that was cancelled by its tag before.
         let consumer = consumer.upgrade()?;
-        let entry = remove_exactly(&mut self.callbacks.0.lock(), &consumer);
+        let entry = self.callbacks.lock().remove(&consumer);
         // Outside the lock, for the callback may call anything when it is dropped.
         drop(entry?);
         if consumer.cancelled_by_broker() != Some(true) {
@@ -482,10 +365,9 @@ impl ChannelInner {
 
     /// Gives back what waits for a consumer that was stopped, if that can be done.
     fn requeue_for(&self, consumer: &Arc<ConsumerShared>) {
-        let entries = self.callbacks.0.lock();
-        let entry = entries.get(&consumer.tag);
-        // Not what has come for a later one of its name.
-        if consumer.no_ack || entry.is_none_or(|entry| !Arc::ptr_eq(&entry.shared, consumer)) {
+        let entries = self.callbacks.lock();
+        // The deliveries of a later consumer with the same tag are left alone.
+        if consumer.no_ack || !entries.contains(consumer) {
             return;
         }
         let left = self.extract_for(&consumer.tag);
@@ -509,40 +391,5 @@ impl ChannelInner {
                 self.shared.id.number
             );
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::io::shared::channel::ChannelShared;
-    use crate::io::shared::connection::tests::shared;
-    use crate::protocol::event::ChannelId;
-    use crate::protocol::methods::basic;
-
-    #[test]
-    fn a_consumer_is_not_removed_in_place_of_a_former_one_of_its_name() {
-        let id = ChannelId {
-            number: 1,
-            generation: 1,
-        };
-        let channel = Arc::new(ChannelShared::new(id, shared(1 << 20), 1));
-        let consume = basic::Consume::new("q").consumer_tag("me");
-        let consumer = || ConsumerShared::with_callback(&consume, Arc::clone(&channel));
-        let (former, latter) = (consumer(), consumer());
-        let callbacks = Callbacks::default();
-        let callback = || Box::new(|_: &BlockingChannel, _| Ok(()));
-        callbacks.insert(callback(), &former).unwrap();
-        let refused = callbacks.insert(callback(), &latter);
-        assert!(matches!(refused, Err(Error::DuplicateConsumerTag(_))));
-        callbacks.set_stopping(&latter, true);
-        assert_eq!(callbacks.tags(), ["me"], "another one is meant");
-        callbacks.set_stopping(&former, true);
-        assert_eq!(callbacks.tags(), [] as [&str; 0]);
-        callbacks.insert(callback(), &latter).unwrap();
-        assert!(remove_exactly(&mut callbacks.0.lock(), &former).is_none());
-        assert_eq!(callbacks.tags(), ["me"]);
-        assert!(remove_exactly(&mut callbacks.0.lock(), &latter).is_some());
-        assert!(!callbacks.has_some());
     }
 }

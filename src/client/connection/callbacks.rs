@@ -1,61 +1,56 @@
-//! What a connection calls back for, and its timers.
+//! The callbacks of a connection, and the dispatching of its own callbacks.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::BlockingConnection;
-use super::timers::{Round, TimeoutId, Timers};
 use crate::client::callbacks::list::CallbackList;
 use crate::client::callbacks::lock::{DispatchGuard, DispatchLock};
 use crate::error::{Error, Result};
 use crate::io::to_program::dispatch_signal::Signal;
 use crate::protocol::wire::ShortString;
 
-/// What a connection calls back for.
+/// The callbacks of a connection.
 #[derive(Default)]
-pub(crate) struct Events {
-    source: DispatchLock,
+pub(super) struct ConnectionCallbacks {
+    /// Guards the dispatching of the callbacks and of the timers.
+    lock: DispatchLock,
     on_close: CallbackList<BlockingConnection, Error>,
     on_blocked: CallbackList<BlockingConnection, ShortString>,
     on_unblocked: CallbackList<BlockingConnection, ()>,
     on_backpressure: CallbackList<BlockingConnection, usize>,
-    told: Mutex<Told>,
-    timers: Mutex<Timers<Timer>>,
-    /// How many timers there are, so that nobody pays for a lock to find none.
-    timer_count: AtomicU64,
+    reported: Mutex<ReportedState>,
     pub(super) ready: OnceLock<Arc<Signal>>,
 }
 
-/// What the callbacks know.
+/// The state that the callbacks were last called with.
 #[derive(Default)]
-struct Told {
+struct ReportedState {
     blocked: bool,
     backpressure: bool,
 }
 
-type Timer = Box<dyn FnOnce(&BlockingConnection) -> Result<()> + Send>;
-
-/// As good as never, and the clock can still reckon with it.
-const FARTHEST_TIMER: Duration = Duration::from_secs(100 * 365 * 86_400);
-
-/// # Callbacks and timers
+/// # Callbacks
 ///
-/// All of them run in threads that dispatch, and nowhere else: in
+/// Callbacks run only in threads that dispatch, that is inside of
 /// [`run`](Self::run), [`sleep`](Self::sleep) and
-/// [`process_data_events`](Self::process_data_events), and in
+/// [`process_data_events`](Self::process_data_events), and inside of
 /// [`start_consuming`](crate::BlockingChannel::start_consuming) of a channel of this
-/// connection. With nobody dispatching nothing is called, and what would have been told
-/// is kept as a state: of a connection that was blocked and unblocked meanwhile, nothing is
-/// told. A callback may call whatever it likes; its error ends the dispatching call and
-/// comes out of it. It is dropped when the connection is closed, so it should not capture a
-/// handle of its own connection, which that would keep open.
+/// connection. While no thread dispatches, no callback runs, and only the last state is kept: if
+/// the connection was blocked and unblocked meanwhile, neither callback is called.
+///
+/// A callback may call every method of cony. If it returns an error, the dispatching call ends and
+/// returns that error.
+///
+/// Callbacks are dropped when the connection is closed. A callback that captures a handle of its
+/// own connection keeps that connection open, so use the handle that it is called with.
 impl BlockingConnection {
     /// Calls `callback` once, as soon as a thread dispatches.
     ///
-    /// (The connection is open by then; in pika this is how one learns of that.)
+    /// The connection is open already when [`open`](Self::open) returns. This method is there for
+    /// programs that come from pika, where the callback reports the opening.
     pub fn add_on_open_callback(
         &self,
         callback: impl FnOnce(&BlockingConnection) -> Result<()> + Send + 'static,
@@ -70,7 +65,7 @@ impl BlockingConnection {
         &self,
         mut callback: impl FnMut(&BlockingConnection, Error) -> Result<()> + Send + 'static,
     ) {
-        self.events()
+        self.callbacks()
             .on_close
             .add(move |connection, reason: &Error| callback(connection, reason.clone()));
         self.inner.shared.ring();
@@ -85,7 +80,7 @@ impl BlockingConnection {
         &self,
         mut callback: impl FnMut(&BlockingConnection, ShortString) -> Result<()> + Send + 'static,
     ) {
-        self.events()
+        self.callbacks()
             .on_blocked
             .add(move |connection, reason: &ShortString| callback(connection, reason.clone()));
         self.inner.shared.ring();
@@ -96,7 +91,7 @@ impl BlockingConnection {
         &self,
         mut callback: impl FnMut(&BlockingConnection) -> Result<()> + Send + 'static,
     ) {
-        self.events()
+        self.callbacks()
             .on_unblocked
             .add(move |connection, ()| callback(connection));
     }
@@ -112,7 +107,7 @@ impl BlockingConnection {
         &self,
         mut callback: impl FnMut(&BlockingConnection, usize) -> Result<()> + Send + 'static,
     ) {
-        self.events()
+        self.callbacks()
             .on_backpressure
             .add(move |connection, waiting: &usize| callback(connection, *waiting));
         self.inner.shared.ring();
@@ -123,79 +118,15 @@ impl BlockingConnection {
         self.inner.shared.backpressure.set_multiplier(multiplier);
     }
 
-    /// Calls `callback` once after `delay`, in a thread that dispatches. It may be late by as
-    /// long as that thread runs another callback.
-    ///
-    /// ```
-    /// # let connection = cony::BlockingConnection::open_default()?;
-    /// use std::time::Duration;
-    ///
-    /// fn tick(connection: &cony::BlockingConnection) -> cony::Result<()> {
-    ///     println!("still here");
-    ///     // Again, for as long as somebody dispatches.
-    ///     connection.add_timeout(Duration::from_secs(1), tick);
-    ///     Ok(())
-    /// }
-    ///
-    /// connection.add_timeout(Duration::ZERO, tick);
-    /// connection.process_data_events(Duration::from_millis(10))?;
-    /// # Ok::<(), cony::Error>(())
-    /// ```
-    pub fn add_timeout(
-        &self,
-        delay: Duration,
-        callback: impl FnOnce(&BlockingConnection) -> Result<()> + Send + 'static,
-    ) -> TimeoutId {
-        let now = Instant::now();
-        let when = now
-            .checked_add(delay)
-            .unwrap_or_else(|| now + FARTHEST_TIMER);
-        let events = self.events();
-        let mut timers = events.timers.lock();
-        let id = timers.add(when, Box::new(callback));
-        events.note_count(&timers);
-        drop(timers);
-        self.set_timer_deadline();
-        self.inner.shared.ring();
-        id
+    pub(super) fn callbacks(&self) -> &ConnectionCallbacks {
+        &self.inner.callbacks
     }
 
-    /// Forgets a timer; `false` if it has run already, runs now, or was forgotten before.
-    pub fn remove_timeout(&self, id: TimeoutId) -> bool {
-        let events = self.events();
-        let mut timers = events.timers.lock();
-        let removed = timers.remove(id);
-        events.note_count(&timers);
-        drop(timers);
-        removed.is_some()
-    }
-
-    pub(super) fn events(&self) -> &Events {
-        &self.inner.events
-    }
-
-    /// When the next timer is due.
-    pub(crate) fn next_timeout(&self) -> Option<Instant> {
-        let events = self.events();
-        if events.timer_count.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        events.timers.lock().next()
-    }
-
-    /// Until when a dispatching thread may wait for its signal. Timers that another thread
-    /// sees to, or one further out, are no reason to wake up.
+    /// Returns the time until which a dispatching thread may wait for its signal. `None` if no
+    /// timer is pending, or if another thread, or an outer call of this one, dispatches them.
     pub(crate) fn next_turn(&self) -> Option<Instant> {
         let when = self.next_timeout()?;
-        self.events().source.is_free().then_some(when)
-    }
-
-    /// Has the IO thread ring when the next timer is due, for those who wait with `select!`
-    /// and do not look at the clock.
-    pub(super) fn set_timer_deadline(&self) {
-        if self.events().ready.get().is_some() {
-            self.inner.shared.set_timer_deadline(self.next_timeout());
-        }
+        self.callbacks().lock.is_free().then_some(when)
     }
 
     /// Calls back for what has happened to the connection itself, and for the timers that are
@@ -209,10 +140,10 @@ impl BlockingConnection {
         if !shared.has_own_news() && !is_due() {
             return Ok(0);
         }
-        let events = self.events();
+        let callbacks = self.callbacks();
         // Whoever has it sees to it.
         let call_others = || shared.call_watchers();
-        let Some(held) = events.source.hold(&call_others) else {
+        let Some(held) = callbacks.lock.hold(&call_others) else {
             return Ok(0);
         };
         let outcome = self.dispatch_held(&held, is_over);
@@ -229,54 +160,39 @@ impl BlockingConnection {
     fn dispatch_held(&self, held: &DispatchGuard<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
         self.inner.shared.take_own_news();
         let told = self.tell_states(held)?;
-        let fired = self.fire_timers(held, is_over)?;
+        let fired = self.run_timers(held, is_over)?;
         self.tell_closed_if(held)?;
         Ok(told + fired)
     }
 
     fn tell_states(&self, held: &DispatchGuard<'_>) -> Result<usize> {
-        let events = self.events();
+        let callbacks = self.callbacks();
         let (blocked, backpressure) = (
             self.blocked_reason(),
             self.inner.shared.backpressure.is_on(),
         );
-        let mut told = events.told.lock();
-        let was_blocked = std::mem::replace(&mut told.blocked, blocked.is_some());
-        let had_backpressure = std::mem::replace(&mut told.backpressure, backpressure);
-        drop(told);
+        let mut reported = callbacks.reported.lock();
+        let was_blocked = std::mem::replace(&mut reported.blocked, blocked.is_some());
+        let had_backpressure = std::mem::replace(&mut reported.backpressure, backpressure);
+        drop(reported);
         let mut changes = 0;
         match blocked {
             Some(reason) if !was_blocked => {
-                events.on_blocked.tell(held, self, &reason)?;
+                callbacks.on_blocked.tell(held, self, &reason)?;
                 changes += 1;
             }
             None if was_blocked => {
-                events.on_unblocked.tell(held, self, &())?;
+                callbacks.on_unblocked.tell(held, self, &())?;
                 changes += 1;
             }
             _ => {}
         }
         if backpressure && !had_backpressure {
             let waiting = self.inner.shared.commands().waiting_bytes();
-            events.on_backpressure.tell(held, self, &waiting)?;
+            callbacks.on_backpressure.tell(held, self, &waiting)?;
             changes += 1;
         }
         Ok(changes)
-    }
-
-    fn fire_timers(&self, held: &DispatchGuard<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        let events = self.events();
-        let round = events.timers.lock().round(Instant::now());
-        let mut fired = 0;
-        while !is_over() {
-            let Some(timer) = events.take_due(&round) else {
-                break;
-            };
-            fired += 1;
-            held.call(|| timer(self))?;
-        }
-        self.set_timer_deadline();
-        Ok(fired)
     }
 
     /// Tells those who want to know that the connection is over, if it is, unless another
@@ -286,7 +202,7 @@ impl BlockingConnection {
             return Ok(());
         }
         let call_others = || self.inner.shared.call_watchers();
-        match self.events().source.hold(&call_others) {
+        match self.callbacks().lock.hold(&call_others) {
             Some(held) => self.tell_closed_if(&held),
             None => Ok(()),
         }
@@ -296,52 +212,18 @@ impl BlockingConnection {
         let Some(reason) = self.close_reason() else {
             return Ok(());
         };
-        let events = self.events();
-        events.clear();
-        events.on_close.tell_last(held, self, &reason)
+        let callbacks = self.callbacks();
+        callbacks.clear();
+        self.inner.timers.clear();
+        callbacks.on_close.tell_last(held, self, &reason)
     }
 }
 
-impl Events {
-    /// The next timer of `round`.
-    fn take_due(&self, round: &Round) -> Option<Timer> {
-        let mut timers = self.timers.lock();
-        let timer = timers.take(round)?;
-        self.note_count(&timers);
-        Some(timer)
-    }
-
-    fn note_count(&self, timers: &Timers<Timer>) {
-        let count = timers.len() as u64;
-        self.timer_count.store(count, Ordering::Release);
-    }
-
-    /// Drops the callbacks that will not be called any more, outside of locks.
+impl ConnectionCallbacks {
+    /// Drops the callbacks that cannot be called any more, that is all but those for the end.
     fn clear(&self) {
         self.on_blocked.clear();
         self.on_unblocked.clear();
         self.on_backpressure.clear();
-        let timers = self.timers.lock().clear();
-        self.timer_count.store(0, Ordering::Release);
-        drop(timers);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::client::connection::tests::connection;
-
-    #[test]
-    fn an_error_of_a_callback_leaves_the_rest_to_those_who_are_told_that_there_is_some() {
-        let connection = connection();
-        let ready = connection.ready();
-        connection.add_timeout(Duration::ZERO, |_| Err(Error::other("as a callback may")));
-        connection.add_timeout(Duration::ZERO, |_| Ok(()));
-        while ready.try_recv().is_ok() {}
-        connection.dispatch_own(&|| false).unwrap_err();
-        assert!(ready.try_recv().is_ok(), "there is another one");
-        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 1);
-        assert!(ready.try_recv().is_err(), "there is nothing more");
     }
 }

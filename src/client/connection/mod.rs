@@ -10,7 +10,6 @@ mod stats;
 mod timers;
 mod update_secret;
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -19,11 +18,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use self::callbacks::Events;
+use self::callbacks::ConnectionCallbacks;
 use self::run::Stops;
 pub use self::stats::Stats;
 pub use self::timers::TimeoutId;
-use crate::client::channel::{BlockingChannel, Unheard, WeakChannel, confirms_share, cut};
+use self::timers::Timers;
+use crate::client::callbacks::lock::is_in_callback;
+use crate::client::channel::{BlockingChannel, Unheard, WeakChannel, confirms_share};
 use crate::config::parameters::ConnectionParameters;
 use crate::error::{Error, Result};
 use crate::io;
@@ -71,7 +72,8 @@ pub(crate) struct ConnectionInner {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The channels that have handles, by their generation.
     channels: Mutex<HashMap<u64, WeakChannel>>,
-    events: Events,
+    callbacks: ConnectionCallbacks,
+    timers: Timers,
     stops: Stops,
 }
 
@@ -200,7 +202,8 @@ impl BlockingConnection {
                 },
                 thread: Mutex::new(Some(thread)),
                 channels: Mutex::default(),
-                events: Events::default(),
+                callbacks: ConnectionCallbacks::default(),
+                timers: Timers::default(),
                 stops: Stops::default(),
             }),
         })
@@ -387,26 +390,6 @@ impl fmt::Debug for BlockingConnection {
     }
 }
 
-thread_local! {
-    static IN_CALLBACK: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Says that this thread runs a callback, for as long as it lives.
-pub(crate) struct InCallback(());
-
-impl InCallback {
-    pub(crate) fn enter() -> Self {
-        IN_CALLBACK.set(IN_CALLBACK.get() + 1);
-        Self(())
-    }
-}
-
-impl Drop for InCallback {
-    fn drop(&mut self) {
-        IN_CALLBACK.set(IN_CALLBACK.get() - 1);
-    }
-}
-
 impl ConnectionInner {
     /// The reason, if the connection is over or about to be.
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -424,7 +407,7 @@ impl ConnectionInner {
     fn close(&self, code: ReplyCode, text: &str, deadline: Instant) {
         self.shared.send(Command::Close {
             code,
-            text: cut(text).into(),
+            text: ShortString::truncated(text),
             deadline,
         });
         // The IO thread keeps the deadline; a little more, and it must be gone.
@@ -472,7 +455,7 @@ impl Drop for ConnectionInner {
     fn drop(&mut self) {
         self.shared.abandon();
         let patient = !thread::panicking()
-            && IN_CALLBACK.get() == 0
+            && !is_in_callback()
             && self.shared.blocked().is_none()
             && self.shared.termination().is_none();
         let now = Instant::now();
@@ -513,7 +496,8 @@ pub(crate) mod tests {
             limits: limits(),
             thread: Mutex::default(),
             channels: Mutex::default(),
-            events: Events::default(),
+            callbacks: ConnectionCallbacks::default(),
+            timers: Timers::default(),
             stops: Stops::default(),
         }))
     }

@@ -212,7 +212,7 @@ impl BlockingConnection {
     /// ```
     pub fn ready(&self) -> &Receiver<()> {
         let shared = &self.inner.shared;
-        let signal = self.events().ready.get_or_init(|| {
+        let signal = self.callbacks().ready.get_or_init(|| {
             let signal = Arc::new(Signal::new());
             shared.anything.add(&signal);
             // What had come before.

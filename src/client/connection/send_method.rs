@@ -1,18 +1,20 @@
-//! Sending any method.
+//! `send_method`, which sends any method.
 
 use super::BlockingConnection;
 use crate::client::channel::BlockingChannel;
 use crate::client::delivery::Message;
 use crate::error::{Error, Result};
-use crate::protocol::methods::Method;
+use crate::protocol::event::Reply;
+use crate::protocol::frame::Settle;
+use crate::protocol::methods::{Method, basic, confirm};
 
 impl BlockingConnection {
-    /// Sends a method on the channel with this number, as the calls of [`BlockingChannel`]
-    /// do, and returns its reply if it has one. `content` is the message of a
-    /// `basic.publish`, which is mandatory if either says so.
+    /// Sends a method on the channel with this number, and returns the reply if the method has
+    /// one. `content` is the message of a `basic.publish`; it is mandatory if the message or the
+    /// method says so.
     ///
-    /// For programs that hold methods as values. Everything else is said more easily, and
-    /// with types, by the channel's own calls.
+    /// This is for programs that hold methods as values. The methods of [`BlockingChannel`] do
+    /// the same with types.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -29,10 +31,11 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidChannelNumber`] if the program has no such channel;
-    /// [`Error::MethodRefused`] for a method that only brokers send, that changes the state of
-    /// a channel or connection behind its handle, or whose outcome needs a taker; those of the
-    /// call that sends it otherwise.
+    /// [`Error::InvalidChannelNumber`] if the program has no open channel with this number.
+    /// [`Error::MethodRefused`] for a method that only brokers send, for a method that would change
+    /// the state of a channel or connection without its handle, and for a method that starts
+    /// deliveries or returns a message, because this call could not return these. Otherwise the
+    /// errors of the call that sends the method.
     pub fn send_method(
         &self,
         channel_number: u16,
@@ -52,7 +55,7 @@ impl BlockingConnection {
                 method: method.id(),
                 instead: "only basic.publish carries a message",
             }),
-            method => channel.send_method(method),
+            method => send(&channel, method),
         }
     }
 
@@ -64,5 +67,73 @@ impl BlockingConnection {
                 number,
                 max: self.channel_max(),
             })
+    }
+}
+
+/// Sends a method without content through the call of the channel that does the bookkeeping for it.
+fn send(channel: &BlockingChannel, method: Method) -> Result<Option<Method>> {
+    match method {
+        Method::BasicAck(ack) => {
+            let multiple = ack.multiple;
+            let settled = channel
+                .inner()
+                .settle(ack.delivery_tag, Settle::Ack { multiple });
+            settled.map(|()| None)
+        }
+        Method::BasicNack(nack) => channel.basic_nack(nack).map(|()| None),
+        Method::BasicReject(reject) => channel.basic_reject(reject).map(|()| None),
+        Method::BasicQos(qos) => {
+            channel.basic_qos(qos)?;
+            Ok(Some(basic::QosOk::default().into()))
+        }
+        Method::ConfirmSelect(select) if select.nowait => {
+            channel.confirm_delivery_nowait().map(|()| None)
+        }
+        Method::ConfirmSelect(_) => {
+            channel.confirm_delivery()?;
+            Ok(Some(confirm::SelectOk::default().into()))
+        }
+        method => match alternative(&method) {
+            Some(instead) => Err(Error::MethodRefused {
+                method: method.id(),
+                instead,
+            }),
+            None => match channel.inner().round_trip(method, None)? {
+                Reply::Method(reply) => Ok(Some(reply)),
+                _ => Ok(None),
+            },
+        },
+    }
+}
+
+/// Returns the call to use instead of `send_method`; `None` for a method without bookkeeping.
+fn alternative(method: &Method) -> Option<&'static str> {
+    match method {
+        Method::AccessRequest(_)
+        | Method::ChannelFlow(_)
+        | Method::ExchangeDeclare(_)
+        | Method::ExchangeDelete(_)
+        | Method::ExchangeBind(_)
+        | Method::ExchangeUnbind(_)
+        | Method::QueueDeclare(_)
+        | Method::QueueBind(_)
+        | Method::QueuePurge(_)
+        | Method::QueueDelete(_)
+        | Method::QueueUnbind(_)
+        | Method::BasicRecover(_)
+        | Method::BasicRecoverAsync(_)
+        | Method::TxSelect(_)
+        | Method::TxCommit(_)
+        | Method::TxRollback(_) => None,
+        Method::BasicConsume(_) => {
+            Some("use basic_consume or consume, which receive the deliveries")
+        }
+        Method::BasicCancel(_) => Some("use basic_cancel, which returns the remaining deliveries"),
+        Method::BasicGet(_) => Some("use basic_get, which returns the message"),
+        Method::ChannelOpen(_) => Some("use BlockingConnection::channel"),
+        Method::ChannelClose(_) => Some("use BlockingChannel::close_with"),
+        Method::ConnectionClose(_) => Some("use BlockingConnection::close_with"),
+        Method::ConnectionUpdateSecret(_) => Some("use BlockingConnection::update_secret"),
+        _ => Some("the library or the broker sends it at the right time"),
     }
 }

@@ -1,31 +1,159 @@
-//! The timers of a connection, by the time at which each is due. Whoever uses them says what
-//! time it is.
+//! The timers of a connection.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-/// Names a timer of [`add_timeout`](crate::BlockingConnection::add_timeout).
+use parking_lot::Mutex;
+
+use super::BlockingConnection;
+use crate::client::callbacks::lock::DispatchGuard;
+use crate::error::Result;
+
+/// Names a timer of [`add_timeout`](crate::BlockingConnection::add_timeout), so that
+/// [`remove_timeout`](crate::BlockingConnection::remove_timeout) can remove it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimeoutId {
     when: Instant,
     number: u64,
 }
 
+type Callback = Box<dyn FnOnce(&BlockingConnection) -> Result<()> + Send>;
+
+/// Stands for a delay that the clock cannot add to the present.
+const FARTHEST_TIMER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The timers of a connection.
+#[derive(Default)]
+pub(super) struct Timers {
+    queue: Mutex<TimerQueue<Callback>>,
+    /// How many timers are pending, to find out without the lock that there are none.
+    pending: AtomicU64,
+}
+
+/// # Timers
+///
+/// A timer is a callback that runs once at a time. Like the
+/// [other callbacks](#callbacks) it runs in a thread that dispatches.
+impl BlockingConnection {
+    /// Calls `callback` once after `delay`, in a thread that dispatches.
+    ///
+    /// The callback runs late if the dispatching thread is still inside another callback. To
+    /// repeat it, add it again from the callback:
+    ///
+    /// ```
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// use std::time::Duration;
+    ///
+    /// fn tick(connection: &cony::BlockingConnection) -> cony::Result<()> {
+    ///     println!("still here");
+    ///     connection.add_timeout(Duration::from_secs(1), tick);
+    ///     Ok(())
+    /// }
+    ///
+    /// connection.add_timeout(Duration::ZERO, tick);
+    /// connection.process_data_events(Duration::from_millis(10))?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// An error of the callback ends the dispatching call, which returns it.
+    pub fn add_timeout(
+        &self,
+        delay: Duration,
+        callback: impl FnOnce(&BlockingConnection) -> Result<()> + Send + 'static,
+    ) -> TimeoutId {
+        let now = Instant::now();
+        let when = now
+            .checked_add(delay)
+            .unwrap_or_else(|| now + FARTHEST_TIMER);
+        let id = self
+            .inner
+            .timers
+            .change(|queue| queue.add(when, Box::new(callback)));
+        self.set_timer_deadline();
+        self.inner.shared.ring();
+        id
+    }
+
+    /// Removes a timer. Returns `false` if it has run, is running, or was removed before.
+    pub fn remove_timeout(&self, id: TimeoutId) -> bool {
+        let removed = self.inner.timers.change(|queue| queue.remove(id));
+        removed.is_some()
+    }
+
+    /// Returns the time at which the next timer is due.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.inner.timers.next()
+    }
+
+    /// Has the IO thread signal [`ready`](Self::ready) when the next timer is due: a thread that
+    /// waits with `select!` does not look at the clock.
+    pub(super) fn set_timer_deadline(&self) {
+        if self.callbacks().ready.get().is_some() {
+            self.inner.shared.set_timer_deadline(self.next_timeout());
+        }
+    }
+
+    /// Runs the timers that are due, and returns their number.
+    pub(super) fn run_timers(
+        &self,
+        held: &DispatchGuard<'_>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<usize> {
+        let timers = &self.inner.timers;
+        let round = timers.queue.lock().round(Instant::now());
+        let mut run = 0;
+        while !is_over() {
+            let Some(callback) = timers.change(|queue| queue.take(&round)) else {
+                break;
+            };
+            run += 1;
+            held.call(|| callback(self))?;
+        }
+        self.set_timer_deadline();
+        Ok(run)
+    }
+}
+
+impl Timers {
+    fn next(&self) -> Option<Instant> {
+        if self.pending.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.queue.lock().next()
+    }
+
+    /// Drops all timers.
+    pub(super) fn clear(&self) {
+        // Outside the lock: the values that a callback captured may add a timer when they drop.
+        let timers = self.change(TimerQueue::clear);
+        drop(timers);
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut TimerQueue<Callback>) -> R) -> R {
+        let mut queue = self.queue.lock();
+        let changed = change(&mut queue);
+        self.pending.store(queue.len() as u64, Ordering::Release);
+        changed
+    }
+}
+
+/// Timers in the order of their times. The present is a parameter of each method.
 #[derive(Debug)]
-pub(super) struct Timers<T> {
-    /// How many there have been.
+struct TimerQueue<T> {
+    /// How many timers have been added.
     count: u64,
     pending: BTreeMap<TimeoutId, T>,
 }
 
-/// Those that are due at a moment, and were there by then.
+/// The timers that are due at a moment and were added before it.
 #[derive(Debug)]
-pub(super) struct Round {
+struct Round {
     now: Instant,
     count: u64,
 }
 
-impl<T> Default for Timers<T> {
+impl<T> Default for TimerQueue<T> {
     fn default() -> Self {
         Self {
             count: 0,
@@ -34,8 +162,8 @@ impl<T> Default for Timers<T> {
     }
 }
 
-impl<T> Timers<T> {
-    pub(super) fn add(&mut self, when: Instant, timer: T) -> TimeoutId {
+impl<T> TimerQueue<T> {
+    fn add(&mut self, when: Instant, timer: T) -> TimeoutId {
         let number = self.count;
         self.count += 1;
         let id = TimeoutId { when, number };
@@ -43,34 +171,34 @@ impl<T> Timers<T> {
         id
     }
 
-    pub(super) fn remove(&mut self, id: TimeoutId) -> Option<T> {
+    fn remove(&mut self, id: TimeoutId) -> Option<T> {
         self.pending.remove(&id)
     }
 
-    /// How many are pending.
-    pub(super) fn len(&self) -> usize {
+    /// Returns the number of timers that are pending.
+    fn len(&self) -> usize {
         self.pending.len()
     }
 
-    /// When the next one is due.
-    pub(super) fn next(&self) -> Option<Instant> {
+    /// Returns the time at which the next timer is due.
+    fn next(&self) -> Option<Instant> {
         self.pending.first_key_value().map(|(id, _)| id.when)
     }
 
-    /// Takes out all that are pending.
-    pub(super) fn clear(&mut self) -> impl Sized + use<T> {
+    /// Takes out all timers.
+    fn clear(&mut self) -> BTreeMap<TimeoutId, T> {
         std::mem::take(&mut self.pending)
     }
 
-    /// One that is added from now on, as a callback may do, has its turn in another round: else
-    /// one that adds itself again and again would end no round.
-    pub(super) fn round(&self, now: Instant) -> Round {
+    /// Begins a round. A timer that a callback adds belongs to a later round: otherwise a timer
+    /// that adds itself again without a delay would never let a round end.
+    fn round(&self, now: Instant) -> Round {
         let count = self.count;
         Round { now, count }
     }
 
-    /// The next one of `round`, which is pending no more.
-    pub(super) fn take(&mut self, round: &Round) -> Option<T> {
+    /// Takes out the next timer of `round`.
+    fn take(&mut self, round: &Round) -> Option<T> {
         let first = self.pending.first_entry()?;
         let is_due = first.key().when <= round.now && first.key().number < round.count;
         is_due.then(|| first.remove())
@@ -79,21 +207,21 @@ impl<T> Timers<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::client::connection::tests::connection;
+    use crate::error::Error;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn all_of<T>(timers: &mut Timers<T>, now: Instant) -> Vec<T> {
+    fn all_of<T>(timers: &mut TimerQueue<T>, now: Instant) -> Vec<T> {
         let round = timers.round(now);
         std::iter::from_fn(|| timers.take(&round)).collect()
     }
 
     #[test]
-    fn those_that_are_due_come_in_the_order_of_their_times() {
+    fn due_timers_run_in_the_order_of_their_times() {
         let t0 = Instant::now();
-        let mut timers = Timers::default();
+        let mut timers = TimerQueue::default();
         timers.add(t0 + SECOND * 2, "third");
         timers.add(t0 + SECOND, "first");
         timers.add(t0 + SECOND, "second");
@@ -109,9 +237,9 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_added_in_a_round_has_its_turn_in_the_next() {
+    fn a_timer_that_is_added_in_a_round_runs_in_the_next_one() {
         let t0 = Instant::now();
-        let mut timers = Timers::default();
+        let mut timers = TimerQueue::default();
         timers.add(t0, "adds another");
         let round = timers.round(t0);
         assert_eq!(timers.take(&round), Some("adds another"));
@@ -119,5 +247,18 @@ mod tests {
         timers.add(t0, "again");
         assert_eq!(timers.take(&round), None);
         assert_eq!(all_of(&mut timers, t0), ["again"]);
+    }
+
+    #[test]
+    fn an_error_of_a_timer_keeps_the_connection_ready_for_the_other_timers() {
+        let connection = connection();
+        let ready = connection.ready();
+        connection.add_timeout(Duration::ZERO, |_| Err(Error::other("as a callback may")));
+        connection.add_timeout(Duration::ZERO, |_| Ok(()));
+        while ready.try_recv().is_ok() {}
+        connection.dispatch_own(&|| false).unwrap_err();
+        assert!(ready.try_recv().is_ok(), "there is another one");
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 1);
+        assert!(ready.try_recv().is_err(), "there is nothing more");
     }
 }

@@ -3,11 +3,11 @@
 use crossbeam_channel::bounded;
 
 use super::BlockingConnection;
-use crate::client::channel::cut;
 use crate::error::Result;
 use crate::io::shared::command::Command;
 use crate::protocol::event::CallFailure;
 use crate::protocol::secret::Secret;
+use crate::protocol::wire::ShortString;
 
 impl BlockingConnection {
     /// Hands in a fresh secret before the old one expires, such as a new OAuth 2 token
@@ -39,7 +39,7 @@ impl BlockingConnection {
         let (reply, outcome) = bounded(1);
         self.inner.shared.send(Command::UpdateSecret {
             secret: new_secret.into(),
-            reason: cut(reason).into(),
+            reason: ShortString::truncated(reason),
             deadline: self.inner.limits.call_deadline(),
             reply,
         });
