@@ -34,6 +34,9 @@ fn main() -> cony::Result<()> {
     // Both sides have agreed on these.
     println!("heartbeat: {:?}", connection.heartbeat());
     println!("channels: {}", connection.channel_max());
-    println!("publisher confirms: {}", connection.publisher_confirms());
+    println!(
+        "publisher confirms: {}",
+        connection.supports_publisher_confirms()
+    );
     connection.close()
 }

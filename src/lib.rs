@@ -160,7 +160,7 @@ pub use bytes::Bytes;
 
 pub use client::channel::{BlockingChannel, Confirmation};
 pub use client::confirm::{Confirm, PublishFailure, Returned};
-pub use client::connection::{BlockingConnection, Stats, TimeoutId};
+pub use client::connection::{BlockingConnection, Stats, TimerId};
 pub use client::consumer::{Consumer, IntoIter, Iter};
 pub use client::delivery::{Delivery, Message};
 pub use client::rpc::RpcClient;
@@ -168,7 +168,7 @@ pub use config::credentials::Credentials;
 pub use config::parameters::{ConnectionParameters, Oversized, TcpOptions};
 #[cfg(feature = "tls")]
 pub use config::tls::{TlsOptions, TlsVersion};
-pub use error::{ConnectFailure, ConnectionLoss, Error, ReadingPause, Result, TlsFailure};
+pub use error::{ConnectError, ConnectionLostError, Error, ReadingPause, Result, TlsError};
 pub use io::cancellation::CancellationToken;
 pub use protocol::errors::{DecodeError, ProtocolError};
 pub use protocol::field_value::FieldValue;

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionLoss, ConnectionParameters, Error, Message,
+    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error, Message,
     ReplyCode, basic, queue,
 };
 
@@ -232,7 +232,7 @@ fn a_flood_ends(size: usize) {
         let Error::ConnectionLost(loss) = connection.wait_closed() else {
             panic!("{}", connection.wait_closed());
         };
-        let ConnectionLoss::NotRead {
+        let ConnectionLostError::NotRead {
             paused, channel, ..
         } = loss
         else {
@@ -750,7 +750,7 @@ fn a_flood_that_outlasts_the_brokers_patience_names_the_channel() {
             let (connection, consumer) = flooded(&unique("patience"));
             let error = connection.wait_closed();
             println!("{error}, {:?} after the beginning", began.elapsed());
-            let Error::ConnectionLost(ConnectionLoss::NotRead { channel, .. }) = error else {
+            let Error::ConnectionLost(ConnectionLostError::NotRead { channel, .. }) = error else {
                 panic!("{error}");
             };
             assert_eq!(channel, 2);

@@ -17,7 +17,7 @@ mod support;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use cony::{BlockingConnection, ConnectFailure, ConnectionParameters, Error, ReplyCode, basic};
+use cony::{BlockingConnection, ConnectError, ConnectionParameters, Error, ReplyCode, basic};
 
 use support::node::{Alarm, node};
 use support::{PATIENCE, exclusive_queue, unique};
@@ -173,7 +173,7 @@ fn a_broker_that_stands_still_is_noticed_by_its_missing_heartbeats() {
     assert!(
         matches!(
             error,
-            Error::ConnectionLost(cony::ConnectionLoss::MissedHeartbeats(_))
+            Error::ConnectionLost(cony::ConnectionLostError::MissedHeartbeats(_))
         ),
         "{error}"
     );
@@ -190,7 +190,7 @@ fn a_close_that_the_broker_does_not_answer_ends_at_its_deadline() {
     assert!(
         matches!(
             error,
-            Error::ConnectionLost(cony::ConnectionLoss::CloseTimedOut)
+            Error::ConnectionLost(cony::ConnectionLostError::CloseTimedOut)
         ),
         "{error}"
     );
@@ -335,7 +335,8 @@ fn who_does_not_want_to_wait_for_the_end_of_an_alarm_loses_the_connection() {
     let alarm = Alarm::raise(&node);
     let confirm = channel.basic_publish("amq.fanout", "", "x").unwrap();
     let error = publisher.run().unwrap_err();
-    let Error::ConnectionLost(cony::ConnectionLoss::BlockedTooLong { reason, .. }) = &error else {
+    let Error::ConnectionLost(cony::ConnectionLostError::BlockedTooLong { reason, .. }) = &error
+    else {
         panic!("{error}");
     };
     assert!(reason.contains("memory"), "{error}");
@@ -364,7 +365,7 @@ fn a_broker_that_was_told_to_takes_a_long_token_and_another_is_told_of_by_its_li
     open(3000).unwrap().close().unwrap();
     let error = open(5000).unwrap_err();
     let Error::Connect {
-        cause: ConnectFailure::TooLargeBeforeTune { size },
+        cause: ConnectError::TooLargeBeforeTune { size },
         ..
     } = error
     else {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::ErrorKind;
 
-use super::{ConnectFailure, ConnectionLoss, Error, ReadingPause, TlsFailure};
+use super::{ConnectError, ConnectionLostError, Error, ReadingPause, TlsError};
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::stage::Stage;
 
@@ -319,45 +319,43 @@ fn patience(operation: &str) -> &'static str {
 }
 
 /// What usually helps.
-fn advice(stage: Stage, tls: bool, cause: &ConnectFailure) -> &'static str {
+fn advice(stage: Stage, tls: bool, cause: &ConnectError) -> &'static str {
     match (stage, cause) {
-        (_, ConnectFailure::Tls(failure, _)) => failure.advice(),
-        (_, ConnectFailure::Closed(reason)) => remedy(reason),
-        (_, ConnectFailure::NoLocale { .. }) => "; the option locale may name one of these",
-        (_, ConnectFailure::NoMechanism { .. }) => {
+        (_, ConnectError::Tls(failure, _)) => failure.advice(),
+        (_, ConnectError::Closed(reason)) => remedy(reason),
+        (_, ConnectError::NoLocale { .. }) => "; the option locale may name one of these",
+        (_, ConnectError::NoMechanism { .. }) => {
             "; give Credentials that it takes, or the URL option auth_mechanism"
         }
-        (_, ConnectFailure::NoAnswer { .. }) => "; give credentials for another mechanism",
-        (_, ConnectFailure::TooLargeBeforeTune { .. }) => {
+        (_, ConnectError::NoAnswer { .. }) => "; give credentials for another mechanism",
+        (_, ConnectError::TooLargeBeforeTune { .. }) => {
             "; RabbitMQ takes 8192 there, before 4.1 only 4096: use a shorter token and fewer \
              client properties, or raise its initial_frame_max"
         }
-        (_, ConnectFailure::Protocol(_)) => "; is the port right? (AMQP usually has 5672)",
+        (_, ConnectError::Protocol(_)) => "; is the port right? (AMQP usually has 5672)",
         (Stage::Resolve, _) => "; is the name right, and is there a network?",
-        (Stage::Tcp, ConnectFailure::TimedOut(_)) => {
+        (Stage::Tcp, ConnectError::TimedOut(_)) => {
             "; is the address right, and does a firewall let this through?"
         }
-        (Stage::Tcp, ConnectFailure::Io(ErrorKind::ConnectionRefused, _)) => {
+        (Stage::Tcp, ConnectError::Io(ErrorKind::ConnectionRefused, _)) => {
             "; is the broker running, and is the port right?"
         }
-        (Stage::Tls, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) => {
-            TlsFailure::Other.advice()
-        }
+        (Stage::Tls, ConnectError::EndOfStream | ConnectError::Io(..)) => TlsError::Other.advice(),
         // With TLS 1.3 the client is done before the broker has looked at its certificate.
-        (Stage::Header, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) if tls => {
+        (Stage::Header, ConnectError::EndOfStream | ConnectError::Io(..)) if tls => {
             "; perhaps the broker demands another client certificate; its log says more"
         }
-        (Stage::Header, ConnectFailure::EndOfStream | ConnectFailure::Io(..)) => {
+        (Stage::Header, ConnectError::EndOfStream | ConnectError::Io(..)) => {
             "; a TLS port (usually 5671) needs amqps://"
         }
-        (Stage::Header, ConnectFailure::TimedOut(_)) => {
+        (Stage::Header, ConnectError::TimedOut(_)) => {
             "; whatever listens there does not speak AMQP, or is overloaded"
         }
         _ => "",
     }
 }
 
-impl fmt::Display for ConnectFailure {
+impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(_, text) => f.write_str(text),
@@ -401,7 +399,7 @@ impl fmt::Display for ReadingPause {
     }
 }
 
-impl fmt::Display for ConnectionLoss {
+impl fmt::Display for ConnectionLostError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EndOfStream => {

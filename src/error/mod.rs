@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::tls::TlsFailure;
+pub use self::tls::TlsError;
 use crate::client::confirm::{PublishFailure, Returned};
 use crate::protocol::errors::{EncodeError, Flaw, ProtocolError};
 use crate::protocol::event::Termination;
@@ -75,7 +75,7 @@ pub enum Error {
         /// Whether it was one with TLS.
         tls: bool,
         /// What stopped it.
-        cause: ConnectFailure,
+        cause: ConnectError,
         /// The outcome at the host's other addresses, each with the address in front; also that
         /// no time was left for one. Empty if the host has a single address.
         others: Vec<String>,
@@ -125,7 +125,7 @@ pub enum Error {
     /// The connection was closed with a reason, by the broker or by this program.
     ConnectionClosed(CloseReason),
     /// The connection broke without a word from the broker.
-    ConnectionLost(ConnectionLoss),
+    ConnectionLost(ConnectionLostError),
     /// The broker broke the protocol, so the connection was given up.
     Protocol(ProtocolError),
     /// The channel was closed with a reason, by the broker or by this program.
@@ -261,7 +261,7 @@ pub struct ReadingPause {
 /// What stopped a connection from coming about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum ConnectFailure {
+pub enum ConnectError {
     /// The system reported an error.
     Io(ErrorKind, String),
     /// The time for it was up.
@@ -270,7 +270,7 @@ pub enum ConnectFailure {
     EndOfStream,
     /// TLS could not be set up, or the broker gave it up: why, and the words of the TLS
     /// library.
-    Tls(TlsFailure, String),
+    Tls(TlsError, String),
     /// The broker closed the connection with a reason.
     Closed(CloseReason),
     /// The broker has neither `en_US` among its locales, as every broker must, nor the
@@ -304,7 +304,7 @@ pub enum ConnectFailure {
 /// How a connection broke.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum ConnectionLoss {
+pub enum ConnectionLostError {
     /// The peer hung up without a close.
     EndOfStream,
     /// The system reported an error.
@@ -359,7 +359,7 @@ impl Error {
             | Self::ChannelClosed(reason)
             | Self::AccessDenied { reason, .. }
             | Self::Connect {
-                cause: ConnectFailure::Closed(reason),
+                cause: ConnectError::Closed(reason),
                 ..
             } => Some(reason),
             Self::Unconfirmed(reason) => reason.close_reason(),
@@ -396,7 +396,7 @@ impl Error {
             Self::Timeout { .. }
             | Self::PublishTimeout { .. }
             | Self::Connect {
-                cause: ConnectFailure::TimedOut(_),
+                cause: ConnectError::TimedOut(_),
                 ..
             } => true,
             Self::Unconfirmed(reason) => reason.is_timeout(),
@@ -444,6 +444,17 @@ impl std::error::Error for Error {
     }
 }
 
+impl std::error::Error for ConnectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Protocol(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl std::error::Error for ConnectionLostError {}
+
 impl From<Infallible> for Error {
     fn from(never: Infallible) -> Self {
         match never {}
@@ -473,12 +484,12 @@ impl From<&Termination> for Error {
             Termination::Closed(reason) => Self::ConnectionClosed(reason.clone()),
             Termination::Protocol(error) => Self::Protocol(error.clone()),
             Termination::Silence(silent) => {
-                Self::ConnectionLost(ConnectionLoss::MissedHeartbeats(*silent))
+                Self::ConnectionLost(ConnectionLostError::MissedHeartbeats(*silent))
             }
-            Termination::EndOfStream => Self::ConnectionLost(ConnectionLoss::EndOfStream),
-            Termination::CloseTimedOut => Self::ConnectionLost(ConnectionLoss::CloseTimedOut),
+            Termination::EndOfStream => Self::ConnectionLost(ConnectionLostError::EndOfStream),
+            Termination::CloseTimedOut => Self::ConnectionLost(ConnectionLostError::CloseTimedOut),
             Termination::BlockedTooLong { after, reason } => {
-                Self::ConnectionLost(ConnectionLoss::BlockedTooLong {
+                Self::ConnectionLost(ConnectionLostError::BlockedTooLong {
                     after: *after,
                     reason: reason.clone(),
                 })
@@ -489,7 +500,7 @@ impl From<&Termination> for Error {
                 consumer,
                 bytes,
                 cause,
-            } => Self::ConnectionLost(ConnectionLoss::NotRead {
+            } => Self::ConnectionLost(ConnectionLostError::NotRead {
                 paused: *paused,
                 channel: *channel,
                 consumer: consumer.clone(),
@@ -497,7 +508,7 @@ impl From<&Termination> for Error {
                 cause: cause.clone(),
             }),
             Termination::Io(kind, text) => {
-                Self::ConnectionLost(ConnectionLoss::Io(*kind, text.clone()))
+                Self::ConnectionLost(ConnectionLostError::Io(*kind, text.clone()))
             }
         }
     }
@@ -511,7 +522,7 @@ mod tests {
         CloseReason::new(by, ReplyCode::CONNECTION_FORCED, "bye", None)
     }
 
-    fn connect(cause: ConnectFailure) -> Error {
+    fn connect(cause: ConnectError) -> Error {
         Error::Connect {
             address: "127.0.0.1:5672".into(),
             stage: Stage::Open,
@@ -525,7 +536,7 @@ mod tests {
     fn each_error_of_a_connection_says_that_it_is_one_and_the_others_do_not() {
         let reason = || closed_by(ClosedBy::Broker);
         for error in [
-            connect(ConnectFailure::EndOfStream),
+            connect(ConnectError::EndOfStream),
             Error::AuthenticationFailed {
                 mechanism: "PLAIN".into(),
                 text: "no".into(),
@@ -543,7 +554,7 @@ mod tests {
                 received: b"HTTP".to_vec(),
             },
             Error::ConnectionClosed(reason()),
-            Error::ConnectionLost(ConnectionLoss::CloseTimedOut),
+            Error::ConnectionLost(ConnectionLostError::CloseTimedOut),
             Error::Protocol(ProtocolError::BodyTooLong),
         ] {
             assert!(error.is_connection_error(), "{error}");
@@ -566,7 +577,7 @@ mod tests {
     fn each_error_of_a_deadline_says_that_it_is_one() {
         let after = Duration::from_secs(1);
         for (error, ends_connection) in [
-            (connect(ConnectFailure::TimedOut(after)), true),
+            (connect(ConnectError::TimedOut(after)), true),
             (
                 Error::PublishTimeout {
                     after,
@@ -595,7 +606,7 @@ mod tests {
     fn each_error_that_has_a_close_reason_tells_it() {
         for by in [ClosedBy::Broker, ClosedBy::Application] {
             for error in [
-                connect(ConnectFailure::Closed(closed_by(by))),
+                connect(ConnectError::Closed(closed_by(by))),
                 Error::AccessDenied {
                     virtual_host: "/".into(),
                     reason: closed_by(by),
@@ -608,7 +619,7 @@ mod tests {
                 assert_eq!(error.is_of_others(), by == ClosedBy::Broker, "{error}");
             }
         }
-        let lost = Error::ConnectionLost(ConnectionLoss::EndOfStream);
+        let lost = Error::ConnectionLost(ConnectionLostError::EndOfStream);
         assert_eq!(lost.reply_code(), None);
         assert!(lost.is_of_others());
     }
@@ -616,7 +627,7 @@ mod tests {
     #[test]
     fn unconfirmed_answers_by_the_reason_inside() {
         let unconfirmed = |reason: &Error| Error::Unconfirmed(Box::new(reason.clone()));
-        let lost = Error::ConnectionLost(ConnectionLoss::EndOfStream);
+        let lost = Error::ConnectionLost(ConnectionLostError::EndOfStream);
         let closed = Error::ConnectionClosed(closed_by(ClosedBy::Broker));
         let ended = Error::ChannelClosed(closed_by(ClosedBy::Application));
         let timeout = Error::Timeout {

@@ -8,7 +8,7 @@ use std::fmt;
 /// not OpenSSL, more may be [`Other`](Self::Other).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum TlsFailure {
+pub enum TlsError {
     /// Nobody who is trusted here vouches for the broker's certificate.
     UntrustedCertificate,
     /// The broker's certificate is for another name.
@@ -37,46 +37,40 @@ pub enum TlsFailure {
 /// Words of OpenSSL, in lower case, and what they mean; the first that fits counts. What
 /// an alert says is the peer's opinion of this side.
 #[cfg(feature = "tls")]
-const ALERTS: &[(&str, TlsFailure)] = &[
-    ("certificate required", TlsFailure::ClientCertificateMissing),
-    ("certificate expired", TlsFailure::ClientCertificateExpired),
-    ("bad certificate", TlsFailure::ClientCertificateRefused),
+const ALERTS: &[(&str, TlsError)] = &[
+    ("certificate required", TlsError::ClientCertificateMissing),
+    ("certificate expired", TlsError::ClientCertificateExpired),
+    ("bad certificate", TlsError::ClientCertificateRefused),
     (
         "unsupported certificate",
-        TlsFailure::ClientCertificateRefused,
+        TlsError::ClientCertificateRefused,
     ),
-    ("certificate revoked", TlsFailure::ClientCertificateRefused),
-    ("certificate unknown", TlsFailure::ClientCertificateRefused),
-    ("unknown ca", TlsFailure::ClientCertificateRefused),
-    ("access denied", TlsFailure::ClientCertificateRefused),
-    ("protocol version", TlsFailure::NoCommonVersion),
-    ("unrecognized name", TlsFailure::UnknownName),
+    ("certificate revoked", TlsError::ClientCertificateRefused),
+    ("certificate unknown", TlsError::ClientCertificateRefused),
+    ("unknown ca", TlsError::ClientCertificateRefused),
+    ("access denied", TlsError::ClientCertificateRefused),
+    ("protocol version", TlsError::NoCommonVersion),
+    ("unrecognized name", TlsError::UnknownName),
     // Whoever alerts speaks TLS.
-    ("alert", TlsFailure::Refused),
+    ("alert", TlsError::Refused),
 ];
 
 /// The same for what this side says itself.
 #[cfg(feature = "tls")]
-const FINDINGS: &[(&str, TlsFailure)] = &[
-    ("hostname mismatch", TlsFailure::WrongName),
-    ("ip address mismatch", TlsFailure::WrongName),
-    ("certificate has expired", TlsFailure::ExpiredCertificate),
-    (
-        "certificate is not yet valid",
-        TlsFailure::ExpiredCertificate,
-    ),
-    (
-        "certificate verify failed",
-        TlsFailure::UntrustedCertificate,
-    ),
-    ("wrong version number", TlsFailure::NotTls),
-    ("packet length too long", TlsFailure::NotTls),
-    ("http request", TlsFailure::NotTls),
-    ("record layer failure", TlsFailure::NotTls),
-    ("unsupported protocol", TlsFailure::NoCommonVersion),
+const FINDINGS: &[(&str, TlsError)] = &[
+    ("hostname mismatch", TlsError::WrongName),
+    ("ip address mismatch", TlsError::WrongName),
+    ("certificate has expired", TlsError::ExpiredCertificate),
+    ("certificate is not yet valid", TlsError::ExpiredCertificate),
+    ("certificate verify failed", TlsError::UntrustedCertificate),
+    ("wrong version number", TlsError::NotTls),
+    ("packet length too long", TlsError::NotTls),
+    ("http request", TlsError::NotTls),
+    ("record layer failure", TlsError::NotTls),
+    ("unsupported protocol", TlsError::NoCommonVersion),
 ];
 
-impl TlsFailure {
+impl TlsError {
     #[cfg(feature = "tls")]
     pub(crate) fn told_from(text: &str) -> Self {
         let text = text.to_ascii_lowercase();
@@ -130,7 +124,7 @@ impl TlsFailure {
     }
 }
 
-impl fmt::Display for TlsFailure {
+impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::UntrustedCertificate => {
@@ -150,6 +144,8 @@ impl fmt::Display for TlsFailure {
     }
 }
 
+impl std::error::Error for TlsError {}
+
 #[cfg(all(test, feature = "tls"))]
 mod tests {
     use super::*;
@@ -161,54 +157,51 @@ mod tests {
                 "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate \
                  verify failed:../ssl/statem/statem_clnt.c:1889: (unable to get local issuer \
                  certificate)",
-                TlsFailure::UntrustedCertificate,
+                TlsError::UntrustedCertificate,
             ),
             (
                 "certificate verify failed: (Hostname mismatch)",
-                TlsFailure::WrongName,
+                TlsError::WrongName,
             ),
             (
                 "certificate verify failed: (IP address mismatch)",
-                TlsFailure::WrongName,
+                TlsError::WrongName,
             ),
             (
                 "certificate verify failed: (certificate has expired)",
-                TlsFailure::ExpiredCertificate,
+                TlsError::ExpiredCertificate,
             ),
             (
                 "error:1409445C:SSL routines:ssl3_read_bytes:tlsv13 alert certificate required",
-                TlsFailure::ClientCertificateMissing,
+                TlsError::ClientCertificateMissing,
             ),
             (
                 "error:0A000415:SSL routines::sslv3 alert certificate expired",
-                TlsFailure::ClientCertificateExpired,
+                TlsError::ClientCertificateExpired,
             ),
             (
                 "ssl/tls alert bad certificate",
-                TlsFailure::ClientCertificateRefused,
+                TlsError::ClientCertificateRefused,
             ),
-            (
-                "tlsv1 alert unknown ca",
-                TlsFailure::ClientCertificateRefused,
-            ),
-            ("sslv3 alert handshake failure", TlsFailure::Refused),
+            ("tlsv1 alert unknown ca", TlsError::ClientCertificateRefused),
+            ("sslv3 alert handshake failure", TlsError::Refused),
             (
                 "error:0A000458:SSL routines:ssl3_read_bytes:tlsv1 unrecognized name:../ssl/record/\
                  rec_layer_s3.c:1605:SSL alert number 112",
-                TlsFailure::UnknownName,
+                TlsError::UnknownName,
             ),
-            ("tlsv1 alert insufficient security", TlsFailure::Refused),
-            ("tlsv1 alert internal error", TlsFailure::Refused),
+            ("tlsv1 alert insufficient security", TlsError::Refused),
+            ("tlsv1 alert internal error", TlsError::Refused),
             (
                 "tlsv1 alert access denied",
-                TlsFailure::ClientCertificateRefused,
+                TlsError::ClientCertificateRefused,
             ),
-            ("tlsv1 alert protocol version", TlsFailure::NoCommonVersion),
-            ("unsupported protocol", TlsFailure::NoCommonVersion),
-            ("wrong version number", TlsFailure::NotTls),
-            ("Connection reset by peer (os error 104)", TlsFailure::Other),
+            ("tlsv1 alert protocol version", TlsError::NoCommonVersion),
+            ("unsupported protocol", TlsError::NoCommonVersion),
+            ("wrong version number", TlsError::NotTls),
+            ("Connection reset by peer (os error 104)", TlsError::Other),
         ] {
-            assert_eq!(TlsFailure::told_from(words), failure, "{words}");
+            assert_eq!(TlsError::told_from(words), failure, "{words}");
         }
     }
 }

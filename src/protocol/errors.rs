@@ -189,3 +189,14 @@ impl fmt::Display for ProtocolError {
         }
     }
 }
+
+impl std::error::Error for ProtocolError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Malformed { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl std::error::Error for DecodeError {}

@@ -50,6 +50,6 @@ pub trait Mechanism {
     /// Returns the answer to `challenge`, or the initial response if `challenge` is `None`.
     ///
     /// If it returns `None`, the opening fails with
-    /// [`ConnectFailure::NoAnswer`](crate::ConnectFailure::NoAnswer).
+    /// [`ConnectError::NoAnswer`](crate::ConnectError::NoAnswer).
     fn respond(&mut self, challenge: Option<&[u8]>) -> Option<Secret>;
 }

@@ -1,7 +1,7 @@
 //! Who one is: every mechanism that the test broker has, and that no password stays.
 
 use cony::{
-    BlockingConnection, ConnectFailure, ConnectionParameters, Credentials, Error, Mechanism, Secret,
+    BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Mechanism, Secret,
 };
 
 use crate::support::{connect, url};
@@ -89,7 +89,7 @@ fn the_first_of_a_list_that_the_broker_has_is_used() {
     let none = matches!(
         &error,
         Error::Connect {
-            cause: ConnectFailure::NoMechanism { .. },
+            cause: ConnectError::NoMechanism { .. },
             ..
         }
     );

@@ -1,10 +1,10 @@
 //! Every error there is, provoked for real, and what it says to a stranger: what happened,
 //! where, and what to do. A new variant is one more entry in the table.
 //!
-//! What RabbitMQ does not do on request, a scripted peer does. [`TlsFailure`] has its own
+//! What RabbitMQ does not do on request, a scripted peer does. [`TlsError`] has its own
 //! tests, in `tls`.
 //!
-//! [`TlsFailure`]: cony::TlsFailure
+//! [`TlsError`]: cony::TlsError
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, CancellationToken, ConnectFailure, ConnectionLoss,
+    BlockingChannel, BlockingConnection, CancellationToken, ConnectError, ConnectionLostError,
     ConnectionParameters, Credentials, Error, Message, Result, basic, queue,
 };
 
@@ -47,11 +47,11 @@ macro_rules! cases {
     (@is Error $variant:ident) => {
         |error| matches!(error, Error::$variant { .. })
     };
-    (@is ConnectFailure $variant:ident) => {
-        |error| matches!(error, Error::Connect { cause: ConnectFailure::$variant { .. }, .. })
+    (@is ConnectError $variant:ident) => {
+        |error| matches!(error, Error::Connect { cause: ConnectError::$variant { .. }, .. })
     };
-    (@is ConnectionLoss $variant:ident) => {
-        |error| matches!(error, Error::ConnectionLost(ConnectionLoss::$variant { .. }))
+    (@is ConnectionLostError $variant:ident) => {
+        |error| matches!(error, Error::ConnectionLost(ConnectionLostError::$variant { .. }))
     };
 }
 
@@ -204,59 +204,59 @@ cases! {
     Error::NotUtf8: || failed(taken([0xff]).text()), ["not UTF-8", "Delivery::body"];
     Error::Other: || in_callback(|_| Err(Error::other("the disk is full"))), ["the disk is full"];
 
-    ConnectFailure::Io: || refused("amqp://127.0.0.1:1"), ["refused", "TCP", "is the port right?"];
-    ConnectFailure::TimedOut: || not_opened(Wire::drain),
+    ConnectError::Io: || refused("amqp://127.0.0.1:1"), ["refused", "TCP", "is the port right?"];
+    ConnectError::TimedOut: || not_opened(Wire::drain),
         ["nothing happened within", "after the protocol header", "does not speak AMQP"];
-    ConnectFailure::EndOfStream: || not_opened(|wire| {
+    ConnectError::EndOfStream: || not_opened(|wire| {
         wire.expect_protocol_header();
         wire.shut_down();
     }), ["127.0.0.1:", "hung up", "after the protocol header", "amqps://"];
-    ConnectFailure::Tls: || refused(variable("CONY_BROKER_TLS_URL")),
+    ConnectError::Tls: || refused(variable("CONY_BROKER_TLS_URL")),
         ["while TLS was being set up", "vouches", "TlsOptions::ca_file"];
-    ConnectFailure::Closed: || not_opened(|wire| {
+    ConnectError::Closed: || not_opened(|wire| {
         wire.introduce();
         wire.tune(TUNE);
         wire.send(0, CONNECTION_CLOSE, close(541, "INTERNAL_ERROR", (10, 40)));
         wire.drain();
     }), ["541 INTERNAL_ERROR", "log says more", "while the virtual host was being opened"];
-    ConnectFailure::NoLocale: || not_opened(|wire| {
+    ConnectError::NoLocale: || not_opened(|wire| {
         wire.expect_protocol_header();
         let introduction = args().u8(0).u8(9).long("").long("PLAIN").long("tlh");
         wire.send(0, CONNECTION_START, introduction);
         wire.drain();
     }), ["does not have the locale en_US", "but: tlh", "the option locale"];
-    ConnectFailure::NoMechanism: || not_opened(|wire| {
+    ConnectError::NoMechanism: || not_opened(|wire| {
         wire.expect_protocol_header();
         wire.send(0, CONNECTION_START, start(&[], "EXTERNAL"));
         wire.drain();
     }), ["none of the credentials' mechanisms, but: EXTERNAL", "auth_mechanism"];
-    ConnectFailure::NoAnswer: || not_opened(|wire| {
+    ConnectError::NoAnswer: || not_opened(|wire| {
         wire.introduce();
         wire.send(0, CONNECTION_SECURE, args().long("prove it"));
         wire.drain();
     }), ["more than PLAIN has to say", "another mechanism"];
-    ConnectFailure::TooLargeBeforeTune: || {
+    ConnectError::TooLargeBeforeTune: || {
         refused(broker().client_properties([("token", "x".repeat(100_000))]))
     }, ["hung up on the 100", "while the broker checked the credentials", "initial_frame_max"];
-    ConnectFailure::Protocol: || not_opened(|wire| {
+    ConnectError::Protocol: || not_opened(|wire| {
         wire.introduce();
         wire.raw(&frame(9, 0, b"?"));
         wire.drain();
     }), ["broke the protocol", "frame type 9", "is the port right?"];
 
-    ConnectionLoss::EndOfStream: || lost(hang_up),
+    ConnectionLostError::EndOfStream: || lost(hang_up),
         ["hung up without a word", "log may say why"];
-    ConnectionLoss::Io: || lost(Wire::reset), ["reset"];
-    ConnectionLoss::MissedHeartbeats: || lost(fall_silent),
+    ConnectionLostError::Io: || lost(Wire::reset), ["reset"];
+    ConnectionLostError::MissedHeartbeats: || lost(fall_silent),
         ["not a byte", "for 2s", "twice the heartbeat interval"];
-    ConnectionLoss::CloseTimedOut: || with_peer(Duration::from_secs(10), fall_silent, |channel| {
+    ConnectionLostError::CloseTimedOut: || with_peer(Duration::from_secs(10), fall_silent, |channel| {
         failed(channel.connection().close())
     }), ["did not answer the close", "close_timeout", "may be lost"];
-    ConnectionLoss::BlockedTooLong: || lost(|mut wire| {
+    ConnectionLostError::BlockedTooLong: || lost(|mut wire| {
         wire.send(0, CONNECTION_BLOCKED, args().short("low on disk"));
         wire.drain();
     }), ["took no messages for 500ms", "low on disk", "blocked_connection_timeout"];
-    ConnectionLoss::NotRead: || with_peer(Duration::from_secs(10), flood, |channel| {
+    ConnectionLostError::NotRead: || with_peer(Duration::from_secs(10), flood, |channel| {
         let consumer = channel.consume(basic::Consume::new("q").no_ack(true)).unwrap();
         let error = channel.connection().wait_closed();
         drop(consumer);
@@ -463,7 +463,7 @@ fn variants(of: &str) -> BTreeSet<String> {
 
 #[test]
 fn no_error_is_left_out() {
-    for of in ["Error", "ConnectFailure", "ConnectionLoss"] {
+    for of in ["Error", "ConnectError", "ConnectionLostError"] {
         let cases = CASES.iter().filter(|case| case.of == of);
         let provoked: BTreeSet<String> = cases.map(|case| case.variant.to_owned()).collect();
         assert!(provoked.len() > 5);

@@ -3,8 +3,8 @@
 use std::net::TcpListener;
 
 #[cfg(feature = "tls")]
-use cony::TlsFailure;
-use cony::{BlockingConnection, ConnectFailure, ConnectionParameters, Credentials, Error, Stage};
+use cony::TlsError;
+use cony::{BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Stage};
 
 use crate::support::{url, variable};
 
@@ -89,7 +89,7 @@ fn a_virtual_host_at_its_limit_may_be_tried_again() {
     control(&["delete_vhost", &host]);
     let missing = open().unwrap_err();
     let Error::Connect {
-        cause: ConnectFailure::Closed(reason),
+        cause: ConnectError::Closed(reason),
         ..
     } = &limited
     else {
@@ -129,7 +129,7 @@ fn a_wrong_port_is_told_as_such() {
             &error,
             Error::Connect {
                 stage: Stage::Tcp,
-                cause: ConnectFailure::Io(std::io::ErrorKind::ConnectionRefused, _),
+                cause: ConnectError::Io(std::io::ErrorKind::ConnectionRefused, _),
                 ..
             }
         ),
@@ -158,7 +158,7 @@ fn tls_on_the_plain_port_is_told_as_such() {
             &error,
             Error::Connect {
                 stage: Stage::Tls,
-                cause: ConnectFailure::Tls(TlsFailure::NotTls, _),
+                cause: ConnectError::Tls(TlsError::NotTls, _),
                 ..
             }
         ),
@@ -176,7 +176,7 @@ fn tls_does_not_trust_a_ca_that_the_system_does_not_know() {
             &error,
             Error::Connect {
                 stage: Stage::Tls,
-                cause: ConnectFailure::Tls(..),
+                cause: ConnectError::Tls(..),
                 ..
             }
         ),

@@ -10,8 +10,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use cony::{
-    BlockingConnection, ConnectFailure, ConnectionParameters, Credentials, Error, Stage,
-    TlsFailure, TlsOptions, TlsVersion,
+    BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Stage, TlsError,
+    TlsOptions, TlsVersion,
 };
 
 use crate::support::{run, unique, variable};
@@ -37,13 +37,13 @@ fn opens_with(options: TlsOptions) {
 
 /// That the opening fails for this reason, at this stage, with these words.
 #[track_caller]
-fn fails(parameters: ConnectionParameters, stage: Stage, failure: TlsFailure, words: &str) {
+fn fails(parameters: ConnectionParameters, stage: Stage, failure: TlsError, words: &str) {
     let error = BlockingConnection::open(parameters).unwrap_err();
     match &error {
         Error::Connect {
             stage: came,
             tls: true,
-            cause: ConnectFailure::Tls(failed, _),
+            cause: ConnectError::Tls(failed, _),
             ..
         } => assert_eq!((*came, *failed), (stage, failure), "{error}"),
         _ => panic!("{error}"),
@@ -189,7 +189,7 @@ fn an_authority_that_nobody_named_is_not_trusted() {
         TlsOptions::new().disable_built_in_roots(true),
         TlsOptions::new().ca_file(wrong),
     ] {
-        let failure = TlsFailure::UntrustedCertificate;
+        let failure = TlsError::UntrustedCertificate;
         let parameters = parameters().tls_options(options);
         fails(parameters, Stage::Tls, failure, "TlsOptions::ca_file");
     }
@@ -199,7 +199,7 @@ fn an_authority_that_nobody_named_is_not_trusted() {
 fn a_certificate_for_another_name_is_refused() {
     let options = trusting().server_name("rabbit.example");
     let parameters = || parameters().tls_options(options.clone());
-    let failure = TlsFailure::WrongName;
+    let failure = TlsError::WrongName;
     fails(parameters(), Stage::Tls, failure, "TlsOptions::server_name");
     // The address that the certificate is not for.
     let other = parameters().tls_options(trusting().server_name("127.0.0.2"));
@@ -226,12 +226,7 @@ fn without_sni_the_name_is_still_checked() {
         .server_name_indication(false)
         .server_name("rabbit.example");
     let parameters = parameters().tls_options(options);
-    fails(
-        parameters,
-        Stage::Tls,
-        TlsFailure::WrongName,
-        "another name",
-    );
+    fails(parameters, Stage::Tls, TlsError::WrongName, "another name");
 }
 
 #[test]
@@ -242,7 +237,7 @@ fn what_is_dangerous_is_possible() {
     opens_with(any_name.danger_accept_invalid_certificates(true));
     // A name is one thing, the authority is another.
     let options = TlsOptions::new().danger_accept_invalid_host_names(true);
-    let failure = TlsFailure::UntrustedCertificate;
+    let failure = TlsError::UntrustedCertificate;
     fails(
         parameters().tls_options(options),
         Stage::Tls,
@@ -256,7 +251,7 @@ fn a_server_certificate_out_of_date_is_refused() {
     let (certificate, key) = ("CONY_BROKER_OLD_SERVER_CERT", "CONY_BROKER_OLD_SERVER_KEY");
     // A second attempt, which would change nothing, would find nobody.
     let server = Server::start(certificate, key, &["-naccept", "1"]);
-    let failure = TlsFailure::ExpiredCertificate;
+    let failure = TlsError::ExpiredCertificate;
     let parameters = server.parameters(trusting()).connection_attempts(2);
     fails(parameters, Stage::Tls, failure, "out of date");
 }
@@ -276,7 +271,7 @@ fn a_name_that_the_broker_does_not_go_by_is_told_as_such() {
         &key,
     ]);
     let options = trusting().server_name("localhost");
-    let failure = TlsFailure::UnknownName;
+    let failure = TlsError::UnknownName;
     let words = "TlsOptions::server_name_indication";
     fails(server.parameters(options), Stage::Tls, failure, words);
 }
@@ -332,7 +327,7 @@ fn an_authority_in_the_middle_is_no_good_without_those_above_it() {
     let key = path("server.key");
     let server = Server::with_files(&server, &key, &[]);
     let alone = TlsOptions::new().ca_file(&middle);
-    let failure = TlsFailure::UntrustedCertificate;
+    let failure = TlsError::UntrustedCertificate;
     let words = "all authorities above it, up to the root";
     fails(server.parameters(alone.clone()), Stage::Tls, failure, words);
     let whole = server.parameters(alone.ca_file(&root));
@@ -354,7 +349,7 @@ fn a_version_below_the_minimum_is_refused() {
     let server = Server::good(&["-tls1_2"]);
     let options = trusting().min_protocol_version(TlsVersion::Tls13);
     let words = "TlsOptions::min_protocol_version";
-    let failure = TlsFailure::NoCommonVersion;
+    let failure = TlsError::NoCommonVersion;
     fails(server.parameters(options), Stage::Tls, failure, words);
     opens_with(trusting().min_protocol_version(TlsVersion::Tls13));
 }
@@ -429,7 +424,7 @@ fn a_client_certificate_out_of_date_is_told_as_such() {
         &error,
         Error::Connect {
             stage: Stage::Tls | Stage::Header,
-            cause: ConnectFailure::Tls(TlsFailure::ClientCertificateExpired, _),
+            cause: ConnectError::Tls(TlsError::ClientCertificateExpired, _),
             ..
         }
     );
@@ -446,7 +441,7 @@ fn a_client_certificate_of_a_stranger_is_told_as_such() {
     let expected = matches!(
         &error,
         Error::Connect {
-            cause: ConnectFailure::Tls(TlsFailure::ClientCertificateRefused, _),
+            cause: ConnectError::Tls(TlsError::ClientCertificateRefused, _),
             ..
         }
     );
@@ -461,7 +456,7 @@ fn a_client_certificate_of_a_stranger_is_told_as_such() {
 fn a_client_certificate_that_is_missing_is_told_as_such() {
     let demanding = ["-Verify", "1", "-verify_return_error"];
     let server = Server::good(&demanding);
-    let failure = TlsFailure::ClientCertificateMissing;
+    let failure = TlsError::ClientCertificateMissing;
     let words = "TlsOptions::identity_pem_files";
     // The alert comes when TLS is set up and the protocol header is sent.
     fails(server.parameters(trusting()), Stage::Header, failure, words);
@@ -470,7 +465,7 @@ fn a_client_certificate_that_is_missing_is_told_as_such() {
     fails(
         server.parameters(trusting()),
         Stage::Tls,
-        TlsFailure::Refused,
+        TlsError::Refused,
         words,
     );
 }
@@ -488,7 +483,7 @@ fn a_peer_that_dies_behind_tls_is_not_advised_to_use_tls() {
         Error::Connect {
             stage: Stage::Header,
             tls: true,
-            cause: ConnectFailure::EndOfStream | ConnectFailure::Io(..),
+            cause: ConnectError::EndOfStream | ConnectError::Io(..),
             ..
         }
     );

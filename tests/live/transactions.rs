@@ -104,10 +104,10 @@ fn flow_and_access_are_answered() {
 #[test]
 fn the_broker_tells_what_it_can() {
     let connection = connect();
-    assert!(connection.basic_nack());
-    assert!(connection.consumer_cancel_notify());
-    assert!(connection.exchange_exchange_bindings());
-    assert!(connection.publisher_confirms());
+    assert!(connection.supports_basic_nack());
+    assert!(connection.supports_consumer_cancel_notify());
+    assert!(connection.supports_exchange_exchange_bindings());
+    assert!(connection.supports_publisher_confirms());
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionLoss, ConnectionParameters, Error, ReplyCode,
-    basic, queue,
+    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error,
+    ReplyCode, basic, queue,
 };
 
 use crate::support::node::{Node, node};
@@ -81,7 +81,7 @@ struct Fault {
 fn is_lost(error: &Error) -> bool {
     matches!(
         error,
-        Error::ConnectionLost(ConnectionLoss::EndOfStream | ConnectionLoss::Io(..))
+        Error::ConnectionLost(ConnectionLostError::EndOfStream | ConnectionLostError::Io(..))
     )
 }
 
@@ -105,7 +105,7 @@ const PAUSED: Fault = Fault {
             error,
             Error::Timeout { .. }
                 | Error::PublishTimeout { .. }
-                | Error::ConnectionLost(ConnectionLoss::MissedHeartbeats(_))
+                | Error::ConnectionLost(ConnectionLostError::MissedHeartbeats(_))
         )
     },
 };
@@ -116,7 +116,7 @@ const OUT_OF_MEMORY: Fault = Fault {
     is_due: |error| {
         matches!(
             error,
-            Error::ConnectionLost(ConnectionLoss::BlockedTooLong { .. })
+            Error::ConnectionLost(ConnectionLostError::BlockedTooLong { .. })
         )
     },
 };

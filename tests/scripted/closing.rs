@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ClosedBy, Confirm, ConnectionLoss, Error, Message,
+    BlockingChannel, BlockingConnection, ClosedBy, Confirm, ConnectionLostError, Error, Message,
     ReplyCode,
 };
 
@@ -623,7 +623,10 @@ fn a_peer_that_hangs_up_without_a_word_to_tls_has_just_hung_up() {
             let connection = BlockingConnection::open(parameters).unwrap();
             let error = connection.wait_closed();
             assert!(
-                matches!(error, Error::ConnectionLost(ConnectionLoss::EndOfStream)),
+                matches!(
+                    error,
+                    Error::ConnectionLost(ConnectionLostError::EndOfStream)
+                ),
                 "{error:?}"
             );
         },
@@ -836,11 +839,11 @@ fn a_stream_that_ends_instead_of_an_answer_is_told_unless_all_is_confirmed() {
                     (true, _) => outcome.unwrap(),
                     (false, true) => assert!(matches!(
                         outcome,
-                        Err(Error::ConnectionLost(ConnectionLoss::Io(..)))
+                        Err(Error::ConnectionLost(ConnectionLostError::Io(..)))
                     )),
                     (false, false) => assert!(matches!(
                         outcome,
-                        Err(Error::ConnectionLost(ConnectionLoss::EndOfStream))
+                        Err(Error::ConnectionLost(ConnectionLostError::EndOfStream))
                     )),
                 }
             },
@@ -861,7 +864,10 @@ fn a_close_that_is_never_answered_is_told() {
         move |channel| {
             let connection = channel.connection();
             let error = connection.close().unwrap_err();
-            let loss = matches!(error, Error::ConnectionLost(ConnectionLoss::CloseTimedOut));
+            let loss = matches!(
+                error,
+                Error::ConnectionLost(ConnectionLostError::CloseTimedOut)
+            );
             assert!(loss, "{error:?}");
             assert!(
                 error

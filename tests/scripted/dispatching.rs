@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Error, Message, ReplyCode};
+use cony::{BlockingChannel, BlockingConnection, ConnectionLostError, Error, Message, ReplyCode};
 
 use crate::matrix::{Saboteur, WORDY};
 use crate::support::peer::methods::*;
@@ -137,7 +137,8 @@ fn a_connection_that_is_blocked_too_long_is_lost() {
             let connection =
                 BlockingConnection::open(parameters.blocked_connection_timeout(timeout)).unwrap();
             let error = connection.run().unwrap_err();
-            let Error::ConnectionLost(ConnectionLoss::BlockedTooLong { after, reason }) = &error
+            let Error::ConnectionLost(ConnectionLostError::BlockedTooLong { after, reason }) =
+                &error
             else {
                 panic!("{error}");
             };

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ClosedBy, ConnectFailure, ConnectionParameters,
-    Credentials, Error, Mechanism, ReplyCode, Secret, Stage,
+    BlockingChannel, BlockingConnection, ClosedBy, ConnectError, ConnectionParameters, Credentials,
+    Error, Mechanism, ReplyCode, Secret, Stage,
 };
 
 use crate::support::peer::methods::*;
@@ -549,7 +549,7 @@ fn challenges_without_end_cost_the_handshake_timeout() {
                 panic!("{error:?}");
             };
             assert_eq!(*stage, Stage::Start);
-            assert!(matches!(cause, ConnectFailure::TimedOut(_)), "{error}");
+            assert!(matches!(cause, ConnectError::TimedOut(_)), "{error}");
         },
     );
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cony::{
-    BlockingChannel, BlockingConnection, Confirm, ConnectionLoss, ConnectionParameters, Error,
+    BlockingChannel, BlockingConnection, Confirm, ConnectionLostError, ConnectionParameters, Error,
     ReplyCode, RpcClient, TcpOptions, queue,
 };
 
@@ -119,11 +119,11 @@ impl Ending {
                 ..
             }) if *reason == MEMORY => E::PublishBlocked,
             Err(Error::ConnectionLost(loss)) => match loss {
-                ConnectionLoss::EndOfStream => E::EndOfStream,
-                ConnectionLoss::Io(..) => E::Io,
-                ConnectionLoss::MissedHeartbeats(_) => E::MissedHeartbeats,
-                ConnectionLoss::CloseTimedOut => E::CloseTimedOut,
-                ConnectionLoss::BlockedTooLong { reason, .. } if *reason == DISK => {
+                ConnectionLostError::EndOfStream => E::EndOfStream,
+                ConnectionLostError::Io(..) => E::Io,
+                ConnectionLostError::MissedHeartbeats(_) => E::MissedHeartbeats,
+                ConnectionLostError::CloseTimedOut => E::CloseTimedOut,
+                ConnectionLostError::BlockedTooLong { reason, .. } if *reason == DISK => {
                     E::BlockedTooLong
                 }
                 _ => return None,

@@ -5,7 +5,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use cony::{
-    BlockingConnection, ClosedBy, ConnectFailure, ConnectionParameters, Credentials, Error,
+    BlockingConnection, ClosedBy, ConnectError, ConnectionParameters, Credentials, Error,
     Mechanism, ReplyCode, Secret, Stage,
 };
 #[cfg(feature = "tls")]
@@ -60,7 +60,7 @@ fn says(error: &Error, words: &str) {
 }
 
 /// The cause of an error that must be of this stage.
-fn cause(error: &Error, expected: Stage) -> &ConnectFailure {
+fn cause(error: &Error, expected: Stage) -> &ConnectError {
     match error {
         Error::Connect { stage, cause, .. } if *stage == expected => cause,
         other => panic!("{other:?}"),
@@ -71,7 +71,7 @@ fn cause(error: &Error, expected: Stage) -> &ConnectFailure {
 fn a_port_where_nobody_listens_refuses() {
     let port = Listener::bind().port();
     let error = BlockingConnection::open(parameters(port)).unwrap_err();
-    let ConnectFailure::Io(kind, _) = cause(&error, Stage::Tcp) else {
+    let ConnectError::Io(kind, _) = cause(&error, Stage::Tcp) else {
         panic!("{error:?}");
     };
     assert_eq!(*kind, std::io::ErrorKind::ConnectionRefused);
@@ -97,7 +97,7 @@ fn an_address_that_does_not_answer_costs_the_socket_timeout() {
     }
     let parameters = parameters(address.port()).socket_timeout(timeout);
     let error = BlockingConnection::open(parameters).unwrap_err();
-    let expected = ConnectFailure::TimedOut(timeout);
+    let expected = ConnectError::TimedOut(timeout);
     assert_eq!(*cause(&error, Stage::Tcp), expected);
     assert!(error.is_timeout());
     says(&error, "does a firewall let this through?");
@@ -108,7 +108,7 @@ fn a_host_name_that_does_not_resolve_is_named() {
     // No label of a name has more than 63 letters, so no server need be asked.
     let host = format!("{}.invalid", "x".repeat(64));
     let error = BlockingConnection::open(parameters(5672).host(&host)).unwrap_err();
-    let ConnectFailure::Io(..) = cause(&error, Stage::Resolve) else {
+    let ConnectError::Io(..) = cause(&error, Stage::Resolve) else {
         panic!("{error:?}");
     };
     says(&error, &host);
@@ -125,7 +125,7 @@ fn a_peer_that_says_nothing_costs_the_handshake_timeout() {
         },
         |error| {
             let timeout = Duration::from_millis(300);
-            let expected = ConnectFailure::TimedOut(timeout);
+            let expected = ConnectError::TimedOut(timeout);
             assert_eq!(*cause(&error, Stage::Header), expected);
             assert!(error.is_timeout());
             says(&error, "does not speak AMQP, or is overloaded");
@@ -183,7 +183,7 @@ fn a_peer_that_hangs_up_at_once_may_want_tls() {
         |error| {
             let expected = matches!(
                 cause(&error, Stage::Header),
-                ConnectFailure::EndOfStream | ConnectFailure::Io(..)
+                ConnectError::EndOfStream | ConnectError::Io(..)
             );
             assert!(expected, "{error:?}");
             says(&error, "amqps://");
@@ -197,7 +197,7 @@ fn a_peer_that_hangs_up_after_the_header_may_want_tls() {
         plainly,
         |wire| wire.expect_protocol_header(),
         |error| {
-            let expected = ConnectFailure::EndOfStream;
+            let expected = ConnectError::EndOfStream;
             assert_eq!(*cause(&error, Stage::Header), expected);
             says(&error, "hung up, after the protocol header was sent");
             says(&error, "amqps://");
@@ -253,7 +253,7 @@ fn a_peer_that_hangs_up_after_tune_ok_leaves_the_virtual_host_closed() {
             wire.tune(Tune::default());
         },
         |error| {
-            let expected = ConnectFailure::EndOfStream;
+            let expected = ConnectError::EndOfStream;
             assert_eq!(*cause(&error, Stage::Open), expected);
         },
     );
@@ -394,7 +394,7 @@ fn a_530_about_limits_does_not_blame_the_virtual_host() {
                 matches!(
                     &error,
                     Error::Connect {
-                        cause: ConnectFailure::Closed(_),
+                        cause: ConnectError::Closed(_),
                         ..
                     }
                 ),
@@ -483,7 +483,7 @@ fn a_close_in_place_of_start_is_told_and_answered() {
             wire.expect(0, CONNECTION_CLOSE_OK);
         },
         |error| {
-            let ConnectFailure::Closed(reason) = cause(&error, Stage::Header) else {
+            let ConnectError::Closed(reason) = cause(&error, Stage::Header) else {
                 panic!("{error:?}");
             };
             assert_eq!(reason.code, ReplyCode::CONNECTION_FORCED);
@@ -503,7 +503,7 @@ fn without_a_common_mechanism_those_of_the_broker_are_named() {
             wire.expect_end();
         },
         |error| {
-            let ConnectFailure::NoMechanism { offered } = cause(&error, Stage::Header) else {
+            let ConnectError::NoMechanism { offered } = cause(&error, Stage::Header) else {
                 panic!("{error:?}");
             };
             assert_eq!(offered, "EXTERNAL SCRAM-SHA-256");
@@ -522,7 +522,7 @@ fn a_challenge_is_more_than_plain_has_to_say() {
             wire.expect_end();
         },
         |error| {
-            let expected = ConnectFailure::NoAnswer {
+            let expected = ConnectError::NoAnswer {
                 mechanism: "PLAIN".into(),
             };
             assert_eq!(*cause(&error, Stage::Start), expected);
@@ -541,7 +541,7 @@ fn a_frame_over_the_limit_ends_the_handshake() {
             wire.expect_end();
         },
         |error| {
-            let ConnectFailure::Protocol(_) = cause(&error, Stage::Start) else {
+            let ConnectError::Protocol(_) = cause(&error, Stage::Start) else {
                 panic!("{error:?}");
             };
             says(&error, "4294967280 bytes exceeds the limit of");
@@ -561,7 +561,7 @@ fn limits_below_those_of_the_specification_end_the_handshake() {
         },
         |error| {
             let Error::Connect {
-                cause: ConnectFailure::Protocol(_),
+                cause: ConnectError::Protocol(_),
                 ..
             } = &error
             else {
@@ -582,7 +582,7 @@ fn methods_out_of_order_end_the_handshake() {
             wire.expect_end();
         },
         |error| {
-            let ConnectFailure::Protocol(_) = cause(&error, Stage::Start) else {
+            let ConnectError::Protocol(_) = cause(&error, Stage::Start) else {
                 panic!("{error:?}");
             };
             says(&error, "connection.open-ok");
@@ -622,8 +622,7 @@ fn a_hang_up_on_a_frame_that_not_every_broker_takes_blames_its_size_and_not_the_
             |parameters| parameters.client_properties([("fat", "x".repeat(5000))]),
             script,
             |error| {
-                let ConnectFailure::TooLargeBeforeTune { size } = cause(&error, Stage::Start)
-                else {
+                let ConnectError::TooLargeBeforeTune { size } = cause(&error, Stage::Start) else {
                     panic!("{error:?}");
                 };
                 assert!((5000..6000).contains(size), "{size}");
@@ -897,7 +896,7 @@ fn a_close_that_comes_before_the_credentials_could_be_sent_is_told() {
             assert!(
                 matches!(
                     cause(&error, Stage::Start),
-                    ConnectFailure::Closed(reason) if reason.code == ReplyCode::CONNECTION_FORCED
+                    ConnectError::Closed(reason) if reason.code == ReplyCode::CONNECTION_FORCED
                 ),
                 "{error:?}"
             );
@@ -969,7 +968,7 @@ fn amqps_to_a_plain_port_says_so() {
             wire.drain();
         },
         |error| {
-            let ConnectFailure::Tls(..) = cause(&error, Stage::Tls) else {
+            let ConnectError::Tls(..) = cause(&error, Stage::Tls) else {
                 panic!("{error:?}");
             };
             says(&error, "is this a TLS port (usually 5671)");
@@ -984,7 +983,7 @@ fn a_peer_that_says_nothing_to_tls_costs_the_handshake_timeout() {
         |parameters| hurriedly(parameters).tls(true),
         |wire| wire.drain(),
         |error| {
-            let ConnectFailure::TimedOut(_) = cause(&error, Stage::Tls) else {
+            let ConnectError::TimedOut(_) = cause(&error, Stage::Tls) else {
                 panic!("{error:?}");
             };
         },
@@ -1102,7 +1101,7 @@ fn a_content_during_the_handshake_ends_it() {
             wire.expect_end();
         },
         |error| {
-            let ConnectFailure::Protocol(_) = cause(&error, Stage::Start) else {
+            let ConnectError::Protocol(_) = cause(&error, Stage::Start) else {
                 panic!("{error:?}");
             };
         },

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cony::{BlockingConnection, ConnectionLoss, ConnectionParameters, Error, ReplyCode};
+use cony::{BlockingConnection, ConnectionLostError, ConnectionParameters, Error, ReplyCode};
 
 use crate::support::peer::methods::*;
 use crate::support::peer::{Tune, Wire, args, close, connected, play, signal};
@@ -68,7 +68,10 @@ fn a_broker_that_hangs_up_on_it_ends_the_wait() {
         |parameters| {
             let connection = BlockingConnection::open(parameters).unwrap();
             let error = connection.update_secret("hush", "it expires").unwrap_err();
-            let lost = matches!(error, Error::ConnectionLost(ConnectionLoss::EndOfStream));
+            let lost = matches!(
+                error,
+                Error::ConnectionLost(ConnectionLostError::EndOfStream)
+            );
             assert!(lost, "{error}");
         },
     );

@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cony::{BlockingChannel, BlockingConnection, ConnectionLoss, Delivery, Error};
+use cony::{BlockingChannel, BlockingConnection, ConnectionLostError, Delivery, Error};
 
 use crate::matrix::{CALLS, Call, Fault, SLUGGISH, STALLS, Saboteur, applies, meet};
 use crate::support::peer::methods::*;
@@ -153,7 +153,10 @@ fn all_who_wait_get_the_same_reason_when_the_peer_hangs_up() {
         },
         |connection| {
             for error in crowd(&connection) {
-                let expected = matches!(error, Error::ConnectionLost(ConnectionLoss::EndOfStream));
+                let expected = matches!(
+                    error,
+                    Error::ConnectionLost(ConnectionLostError::EndOfStream)
+                );
                 assert!(expected, "{error:?}");
             }
         },
@@ -287,7 +290,8 @@ fn a_peer_silent_for_two_intervals_is_dead() {
         move |_| silence.wait_dropped(),
         move |channel| {
             let error = channel.connection().wait_closed();
-            let Error::ConnectionLost(ConnectionLoss::MissedHeartbeats(silent)) = &error else {
+            let Error::ConnectionLost(ConnectionLostError::MissedHeartbeats(silent)) = &error
+            else {
                 panic!("{error:?}");
             };
             assert!(*silent >= Duration::from_secs(2));
@@ -356,7 +360,7 @@ fn a_peer_that_vanishes_while_nothing_is_read_is_missed_when_reading_goes_on() {
             let error = consumer.iter().find_map(Result::err).unwrap();
             let missed = matches!(
                 error,
-                Error::ConnectionLost(ConnectionLoss::MissedHeartbeats(_))
+                Error::ConnectionLost(ConnectionLostError::MissedHeartbeats(_))
             );
             assert!(missed, "{error}");
             drop(end);

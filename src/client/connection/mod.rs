@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use self::callbacks::ConnectionCallbacks;
 use self::run::Stops;
 pub use self::stats::Stats;
-pub use self::timers::TimeoutId;
+pub use self::timers::TimerId;
 use self::timers::Timers;
 use crate::client::callbacks::lock::is_in_callback;
 use crate::client::channel::{BlockingChannel, Unheard, WeakChannel, confirms_share};
@@ -329,22 +329,22 @@ impl BlockingConnection {
     }
 
     /// Whether the broker knows `basic.nack`.
-    pub fn basic_nack(&self) -> bool {
+    pub fn supports_basic_nack(&self) -> bool {
         self.has_capability("basic.nack")
     }
 
     /// Whether the broker tells when it cancels a consumer.
-    pub fn consumer_cancel_notify(&self) -> bool {
+    pub fn supports_consumer_cancel_notify(&self) -> bool {
         self.has_capability("consumer_cancel_notify")
     }
 
     /// Whether the broker can bind exchanges to exchanges.
-    pub fn exchange_exchange_bindings(&self) -> bool {
+    pub fn supports_exchange_exchange_bindings(&self) -> bool {
         self.has_capability("exchange_exchange_bindings")
     }
 
     /// Whether the broker can confirm publishes.
-    pub fn publisher_confirms(&self) -> bool {
+    pub fn supports_publisher_confirms(&self) -> bool {
         self.has_capability("publisher_confirms")
     }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use zeroize::Zeroizing;
 
 use crate::config::parameters::{ConnectionParameters, Oversized};
-use crate::error::{ConnectFailure, Error, Result, TlsFailure};
+use crate::error::{ConnectError, Error, Result, TlsError};
 use crate::io::driver::transport::SocketOptions;
 #[cfg(feature = "tls")]
 use crate::io::open::Tls;
@@ -21,11 +21,11 @@ use crate::protocol::stage::Stage;
 pub(super) fn may_pass(error: &Error) -> bool {
     match error {
         Error::Connect { cause, .. } => match cause {
-            ConnectFailure::NoLocale { .. }
-            | ConnectFailure::NoMechanism { .. }
-            | ConnectFailure::TooLargeBeforeTune { .. } => false,
-            ConnectFailure::Tls(failure, _) => {
-                matches!(failure, TlsFailure::Refused | TlsFailure::Other)
+            ConnectError::NoLocale { .. }
+            | ConnectError::NoMechanism { .. }
+            | ConnectError::TooLargeBeforeTune { .. } => false,
+            ConnectError::Tls(failure, _) => {
+                matches!(failure, TlsError::Refused | TlsError::Other)
             }
             _ => true,
         },
@@ -198,19 +198,19 @@ fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters
                     reason,
                 };
             }
-            HandshakeFailure::Closed(reason) => ConnectFailure::Closed(reason),
+            HandshakeFailure::Closed(reason) => ConnectError::Closed(reason),
             // Another thread was first, with a clone.
             HandshakeFailure::NoMechanism { .. } if parameters.credentials.are_erased() => {
                 return Error::CredentialsErased;
             }
-            HandshakeFailure::NoLocale { offered } => ConnectFailure::NoLocale { offered },
-            HandshakeFailure::NoMechanism { offered } => ConnectFailure::NoMechanism { offered },
-            HandshakeFailure::NoAnswer { mechanism } => ConnectFailure::NoAnswer { mechanism },
+            HandshakeFailure::NoLocale { offered } => ConnectError::NoLocale { offered },
+            HandshakeFailure::NoMechanism { offered } => ConnectError::NoMechanism { offered },
+            HandshakeFailure::NoAnswer { mechanism } => ConnectError::NoAnswer { mechanism },
             HandshakeFailure::Encode(error) => return error.into(),
-            HandshakeFailure::Protocol(error) => ConnectFailure::Protocol(error),
+            HandshakeFailure::Protocol(error) => ConnectError::Protocol(error),
         },
         _ if hung_up && stage == Stage::Start && answer_size > INITIAL_FRAME_SAFE_BYTES => {
-            ConnectFailure::TooLargeBeforeTune { size: answer_size }
+            ConnectError::TooLargeBeforeTune { size: answer_size }
         }
         _ if hung_up && stage == Stage::Start => {
             return Error::AuthenticationFailed {
@@ -225,11 +225,11 @@ fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters
                 stage: Some(stage),
             };
         }
-        Cause::EndOfStream => ConnectFailure::EndOfStream,
-        Cause::TimedOut(after) => ConnectFailure::TimedOut(after),
+        Cause::EndOfStream => ConnectError::EndOfStream,
+        Cause::TimedOut(after) => ConnectError::TimedOut(after),
         #[cfg(feature = "tls")]
-        Cause::Tls(text) => ConnectFailure::Tls(TlsFailure::told_from(&text), text),
-        Cause::Io(error) => ConnectFailure::Io(error.kind(), error.to_string()),
+        Cause::Tls(text) => ConnectError::Tls(TlsError::told_from(&text), text),
+        Cause::Io(error) => ConnectError::Io(error.kind(), error.to_string()),
     };
     Error::Connect {
         address,

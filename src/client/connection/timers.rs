@@ -13,7 +13,7 @@ use crate::error::Result;
 /// Names a timer of [`add_timeout`](crate::BlockingConnection::add_timeout), so that
 /// [`remove_timeout`](crate::BlockingConnection::remove_timeout) can remove it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TimeoutId {
+pub struct TimerId {
     when: Instant,
     number: u64,
 }
@@ -61,7 +61,7 @@ impl BlockingConnection {
         &self,
         delay: Duration,
         callback: impl FnOnce(&BlockingConnection) -> Result<()> + Send + 'static,
-    ) -> TimeoutId {
+    ) -> TimerId {
         let now = Instant::now();
         let when = now
             .checked_add(delay)
@@ -76,7 +76,7 @@ impl BlockingConnection {
     }
 
     /// Removes a timer. Returns `false` if it has run, is running, or was removed before.
-    pub fn remove_timeout(&self, id: TimeoutId) -> bool {
+    pub fn remove_timeout(&self, id: TimerId) -> bool {
         let removed = self.inner.timers.change(|queue| queue.remove(id));
         removed.is_some()
     }
@@ -143,7 +143,7 @@ impl Timers {
 struct TimerQueue<T> {
     /// How many timers have been added.
     count: u64,
-    pending: BTreeMap<TimeoutId, T>,
+    pending: BTreeMap<TimerId, T>,
 }
 
 /// The timers that are due at a moment and were added before it.
@@ -163,15 +163,15 @@ impl<T> Default for TimerQueue<T> {
 }
 
 impl<T> TimerQueue<T> {
-    fn add(&mut self, when: Instant, timer: T) -> TimeoutId {
+    fn add(&mut self, when: Instant, timer: T) -> TimerId {
         let number = self.count;
         self.count += 1;
-        let id = TimeoutId { when, number };
+        let id = TimerId { when, number };
         self.pending.insert(id, timer);
         id
     }
 
-    fn remove(&mut self, id: TimeoutId) -> Option<T> {
+    fn remove(&mut self, id: TimerId) -> Option<T> {
         self.pending.remove(&id)
     }
 
@@ -186,7 +186,7 @@ impl<T> TimerQueue<T> {
     }
 
     /// Takes out all timers.
-    fn clear(&mut self) -> BTreeMap<TimeoutId, T> {
+    fn clear(&mut self) -> BTreeMap<TimerId, T> {
         std::mem::take(&mut self.pending)
     }
 

@@ -271,7 +271,7 @@ impl ConnectionParameters {
         /// no room goes back to its queue and comes again later. Those that cannot go back
         /// (`no_ack`, streams, channels with transactions) stop reading, and RabbitMQ drops a
         /// client that reads nothing for half a minute or so
-        /// ([`ConnectionLoss::NotRead`](crate::ConnectionLoss::NotRead)). Messages of which a part
+        /// ([`ConnectionLostError::NotRead`](crate::ConnectionLostError::NotRead)). Messages of which a part
         /// is here count as whole ones. Default: 64 MiB.
         read_budget: usize,
     }
