@@ -42,7 +42,7 @@ fn main() -> cony::Result<()> {
     // Either the broker has every line, or this says which ones it does not have.
     match channel.wait_for_confirms(Duration::from_secs(60)) {
         Ok(()) => println!("{lines} lines are in {queue}"),
-        Err(Error::PublishFailures { failures, more }) => {
+        Err(Error::PublishFailures { failures, more, .. }) => {
             for failure in failures.iter() {
                 eprintln!("line {}: {}", failure.number, failure.error);
             }

@@ -513,7 +513,7 @@ fn unclaimed() {
                 channel.basic_publish("", "queue", message).unwrap();
             }
             let error = channel.wait_for_confirms(CURTAIN).unwrap_err();
-            let Error::PublishFailures { failures, more } = &error else {
+            let Error::PublishFailures { failures, more, .. } = &error else {
                 panic!("{error}");
             };
             assert_eq!(failures.len() as u64 + more, COUNT);

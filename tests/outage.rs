@@ -365,7 +365,7 @@ fn a_broker_that_was_told_to_takes_a_long_token_and_another_is_told_of_by_its_li
     open(3000).unwrap().close().unwrap();
     let error = open(5000).unwrap_err();
     let Error::Connect {
-        cause: ConnectError::TooLargeBeforeTune { size },
+        cause: ConnectError::TooLargeBeforeTune { size, .. },
         ..
     } = error
     else {

@@ -1,11 +1,9 @@
-//! The sentences that errors say to their readers.
+//! The texts of errors: one sentence with the reason and a hint.
 
 use std::fmt;
-use std::io::ErrorKind;
 
-use super::{ConnectError, ConnectionLostError, Error, ReadingPause, TlsError};
+use super::Error;
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
-use crate::protocol::stage::Stage;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -23,19 +21,19 @@ impl fmt::Display for Error {
                 others,
             } => {
                 write!(f, "no connection to {address}: {cause}, {stage}")?;
-                f.write_str(advice(*stage, *tls, cause))?;
+                f.write_str(cause.hint(*stage, *tls))?;
                 if !others.is_empty() {
-                    write!(f, " (the host has other addresses: {})", others.join("; "))?;
+                    write!(f, " (other addresses of the host: {})", others.join("; "))?;
                 }
                 Ok(())
             }
             Self::OpenCancelled { address, stage } => {
-                write!(f, "this program gave up connecting to {address}, ")?;
+                write!(f, "this program cancelled the opening to {address}, ")?;
                 match stage {
                     Some(stage) => stage.fmt(f)?,
                     None => f.write_str("while no attempt was under way")?,
                 }
-                f.write_str("; to connect after all, use parameters with a new CancellationToken")
+                f.write_str("; another opening needs parameters with a new CancellationToken")
             }
             Self::AuthenticationFailed {
                 mechanism,
@@ -48,44 +46,44 @@ impl fmt::Display for Error {
                 )?;
                 f.write_str(match mechanism.as_str() {
                     "EXTERNAL" => {
-                        "; is there a client certificate, and a user of the name in it \
-                         (ssl_cert_login_from)?"
+                        "; check that there is a client certificate, and a user with its name \
+                         (ssl_cert_login_from)"
                     }
                     _ => {
-                        "; are user and password right? Note that RabbitMQ lets 'guest' in from \
+                        "; check user and password, and note that RabbitMQ accepts 'guest' from \
                          localhost only"
                     }
                 })
             }
             Self::AuthenticationFailed { mechanism, .. } => write!(
                 f,
-                "the broker hung up while it checked the credentials ({mechanism}); probably user \
-                 or password are wrong"
+                "the broker closed the stream while it checked the credentials ({mechanism}); \
+                 probably user or password are wrong"
             ),
             Self::CredentialsErased => f.write_str(
-                "the passwords of these credentials are erased: make new ones for every \
-                 connection, or do not let them be erased",
+                "the passwords of these credentials are erased: create new credentials for every \
+                 connection, or do not have them erased",
             ),
             Self::AccessDenied {
                 virtual_host,
                 reason,
             } => write!(
                 f,
-                "the broker does not open the virtual host '{virtual_host}': {} ({}); does it \
-                 exist, and has the user permissions on it?",
+                "the broker denies access to the virtual host '{virtual_host}': {} ({}); check \
+                 that it exists and that the user has permissions for it",
                 reason.words(),
                 reason.code
             ),
             Self::UnsupportedProtocol { offered } => write!(
                 f,
-                "the peer does not speak AMQP 0-9-1; it offers \"{}\". Is there a listener for AMQP \
-                 0-9-1 on another port?",
+                "the peer does not speak AMQP 0-9-1, but offers \"{}\"; the listener for AMQP \
+                 0-9-1 may have another port",
                 offered.escape_ascii()
             ),
             Self::NotAmqp { address, received } => {
                 let hint = match received.as_slice() {
                     [0x15 | 0x16, 3, ..] => "; that is TLS: use amqps://",
-                    _ => "; is the port right? (AMQP usually has 5672)",
+                    _ => "; check the port (AMQP usually has 5672)",
                 };
                 write!(
                     f,
@@ -96,10 +94,10 @@ impl fmt::Display for Error {
             Self::ConnectionClosed(reason) => {
                 write!(f, "the connection was {reason}{}", remedy(reason))
             }
-            Self::ConnectionLost(loss) => write!(f, "the connection is lost: {loss}"),
+            Self::ConnectionLost(error) => write!(f, "the connection is lost: {error}"),
             Self::Protocol(error) => write!(
                 f,
-                "the broker broke the protocol: {error}; please report this, with the broker's \
+                "the broker violated the protocol: {error}; please report this, with the broker's \
                  name and version"
             ),
             Self::ChannelClosed(reason) => {
@@ -113,8 +111,8 @@ impl fmt::Display for Error {
             }
             Self::ChannelNumberInUse(number) => write!(
                 f,
-                "channel {number} is in use: close it first, or have a free number chosen \
-                 (channel)"
+                "channel {number} is in use: close it first, or call channel(), which chooses a \
+                 free number"
             ),
             Self::NoFreeChannels { max } => write!(
                 f,
@@ -137,11 +135,11 @@ impl fmt::Display for Error {
                     (Some(pause), _) => write!(f, "; {pause}"),
                     (None, Some(reason)) => write!(
                         f,
-                        "; the broker blocks this connection at the moment ({reason}), because that \
-                         has published, and reads nothing from it until it has room again: ask and \
-                         cancel on another connection than you publish on"
+                        "; the broker blocks this connection ({reason}), because it has published, \
+                         and reads nothing from it until the alarm ends: use another connection \
+                         for publishing than for other calls"
                     ),
-                    (None, None) => f.write_str(patience(operation)),
+                    (None, None) => f.write_str(timeout_hint(operation)),
                 }
             }
             Self::PublishTimeout {
@@ -164,8 +162,8 @@ impl fmt::Display for Error {
                 ..
             } => write!(
                 f,
-                "no room to publish within {after:?}: the broker takes no messages at the moment \
-                 ({reason}), until it has room again; its log says more"
+                "no room to publish within {after:?}: the broker blocks publishes ({reason}) until \
+                 the alarm ends; its log says more"
             ),
             Self::TooLong { what, size, limit } => {
                 write!(
@@ -175,8 +173,8 @@ impl fmt::Display for Error {
             }
             Self::NotFinite { what } => write!(
                 f,
-                "{what}: a float has to be finite, or RabbitMQ closes the connection; say it in \
-                 another way, such as a string"
+                "{what}: a float must be finite, or RabbitMQ closes the connection; use another \
+                 type, such as a string"
             ),
             Self::OutOfRange { what } => write!(
                 f,
@@ -192,26 +190,26 @@ impl fmt::Display for Error {
             Self::ConsumerCancelled(tag) => write!(
                 f,
                 "the consumer '{tag}' was cancelled, by the broker unless this program did: its \
-                 queue may be deleted, or out of reach"
+                 queue may be deleted, or its node down"
             ),
             Self::AlreadyConsuming => f.write_str(
-                "the callbacks of this channel are being run already, by another thread or by the \
-                 caller of this one: only one at a time can do that",
+                "the callbacks of this channel are being run already, by another thread or by an \
+                 outer call of this one: only one at a time can do that",
             ),
             Self::MethodRefused { method, instead } => {
-                write!(f, "{method} is not sent like this: {instead}")
+                write!(f, "send_method does not send {method}: {instead}")
             }
             Self::UnknownDeliveryTag(tag) => {
                 write!(
                     f,
-                    "this channel has delivered no message {tag}: a message is settled on the \
-                     channel that it came on"
+                    "the channel has no delivery {tag}: a delivery is settled on the channel that \
+                     received it"
                 )
             }
             Self::AlreadySettled(tag) => {
                 write!(
                     f,
-                    "message {tag} is settled already, or was taken with no_ack: each is settled \
+                    "delivery {tag} is settled already, or was taken with no_ack: each is settled \
                      once"
                 )
             }
@@ -224,8 +222,8 @@ impl fmt::Display for Error {
             ),
             Self::Unroutable(returned) => write!(
                 f,
-                "the message reached no queue: {} (exchange '{}', routing key '{}'); is a queue \
-                 bound there?",
+                "the message reached no queue: {} (exchange '{}', routing key '{}'); check that a \
+                 queue is bound there",
                 returned.reply_text(),
                 returned.exchange(),
                 returned.routing_key()
@@ -233,14 +231,14 @@ impl fmt::Display for Error {
             Self::AmbiguousReturn(returned) => write!(
                 f,
                 "one of several messages with the same body reached no queue, and came back with \
-                 other properties than all of them: {} (exchange '{}', routing key '{}'); does a \
-                 plugin of the broker change these?",
+                 other properties than any of them: {} (exchange '{}', routing key '{}'); a plugin \
+                 of the broker may have changed these",
                 returned.reply_text(),
                 returned.exchange(),
                 returned.routing_key()
             ),
             Self::Unconfirmed(reason) => {
-                write!(f, "nobody knows whether the message was taken: {reason}")
+                write!(f, "the outcome of the publish is unknown: {reason}")
             }
             Self::PublishFailures { failures, more } => {
                 let count = failures.len() as u64 + more;
@@ -257,185 +255,62 @@ impl fmt::Display for Error {
                     None => Ok(()),
                 }
             }
-            Self::NotUtf8(error) => write!(
-                f,
-                "the body is not UTF-8: {error}; its bytes are in Delivery::body"
-            ),
+            Self::NotUtf8(_) => {
+                f.write_str("the body is not UTF-8; its bytes are in Delivery::body")
+            }
             Self::Other(error) => error.fmt(f),
         }
     }
 }
 
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// What helps when the broker has closed something, told from its code, and where that has
-/// several meanings from the words that RabbitMQ has had for them since 3.0.
-fn remedy(reason: &CloseReason) -> &'static str {
+/// Returns a hint for a close by the broker. Where a code has several meanings, the text of
+/// RabbitMQ decides; these texts have not changed since 3.0.
+pub(super) fn remedy(reason: &CloseReason) -> &'static str {
     if reason.by != ClosedBy::Broker {
         return "";
     }
-    let says = |words| reason.text.contains(words);
+    let contains = |words| reason.text.contains(words);
     match reason.code {
         ReplyCode::CONNECTION_FORCED => "; an operator or a shutdown did that: connect again",
-        ReplyCode::ACCESS_REFUSED if says("refused for user") => {
+        ReplyCode::ACCESS_REFUSED if contains("refused for user") => {
             "; the user needs that permission (rabbitmqctl set_permissions)"
         }
+        ReplyCode::NOT_FOUND if is_node_down(reason) => "; try again when its node is back",
         ReplyCode::NOT_FOUND => "; it has to be declared first",
-        ReplyCode::RESOURCE_LOCKED => "; it is for the connection that has declared it",
-        ReplyCode::PRECONDITION_FAILED if says("inequivalent arg") => {
+        ReplyCode::RESOURCE_LOCKED => "; it is exclusive to the connection that declared it",
+        ReplyCode::PRECONDITION_FAILED if contains("inequivalent arg") => {
             "; it exists with other properties: declare it with those, or delete it first"
         }
-        ReplyCode::PRECONDITION_FAILED if says("delivery acknowledgement") => {
+        ReplyCode::PRECONDITION_FAILED if contains("delivery acknowledgement") => {
             "; acknowledge sooner, or raise the broker's consumer_timeout"
         }
-        ReplyCode::NOT_ALLOWED if says("connection limit (") => {
-            "; it passes when other connections end"
+        ReplyCode::NOT_ALLOWED if contains("connection limit (") => {
+            "; try again when other connections have ended"
         }
         ReplyCode::INTERNAL_ERROR => "; the broker's log says more",
         _ => "",
     }
 }
 
-/// What helps when an answer does not come.
-fn patience(operation: &str) -> &'static str {
+/// Whether a 404 is about a queue that exists on a node that is down.
+pub(super) fn is_node_down(reason: &CloseReason) -> bool {
+    reason.text.contains("is down or inaccessible")
+}
+
+/// Returns a hint for a call without a reply.
+fn timeout_hint(operation: &str) -> &'static str {
     match operation {
-        "a confirm" | "confirms" => "; one may wait for it again",
+        "a confirm" | "confirms" => "; you can wait for it again",
         "the last publishes" => {
-            "; they went out before the close, so publish them again where a second copy does no \
+            "; they were sent before the close, so publish them again where a duplicate does no \
              harm, or raise close_timeout"
         }
-        "an RPC request" => "; is a server running, and fast enough?",
+        "an RPC request" => "; check that a server is running and fast enough",
         "channel.close before channel.open" => {
-            "; until the broker answers, the number of that channel cannot be used again: try again, \
-             or raise rpc_timeout"
+            "; the number of that channel is in use until the broker answers: try again, or raise \
+             rpc_timeout"
         }
-        "channel.close" | "connection.close" => "; close_timeout says how long to wait",
-        _ => "; the broker is busy, or out of reach: try again, or raise rpc_timeout",
-    }
-}
-
-/// What usually helps.
-fn advice(stage: Stage, tls: bool, cause: &ConnectError) -> &'static str {
-    match (stage, cause) {
-        (_, ConnectError::Tls(failure, _)) => failure.advice(),
-        (_, ConnectError::Closed(reason)) => remedy(reason),
-        (_, ConnectError::NoLocale { .. }) => "; the option locale may name one of these",
-        (_, ConnectError::NoMechanism { .. }) => {
-            "; give Credentials that it takes, or the URL option auth_mechanism"
-        }
-        (_, ConnectError::NoAnswer { .. }) => "; give credentials for another mechanism",
-        (_, ConnectError::TooLargeBeforeTune { .. }) => {
-            "; RabbitMQ takes 8192 there, before 4.1 only 4096: use a shorter token and fewer \
-             client properties, or raise its initial_frame_max"
-        }
-        (_, ConnectError::Protocol(_)) => "; is the port right? (AMQP usually has 5672)",
-        (Stage::Resolve, _) => "; is the name right, and is there a network?",
-        (Stage::Tcp, ConnectError::TimedOut(_)) => {
-            "; is the address right, and does a firewall let this through?"
-        }
-        (Stage::Tcp, ConnectError::Io(ErrorKind::ConnectionRefused, _)) => {
-            "; is the broker running, and is the port right?"
-        }
-        (Stage::Tls, ConnectError::EndOfStream | ConnectError::Io(..)) => TlsError::Other.advice(),
-        // With TLS 1.3 the client is done before the broker has looked at its certificate.
-        (Stage::Header, ConnectError::EndOfStream | ConnectError::Io(..)) if tls => {
-            "; perhaps the broker demands another client certificate; its log says more"
-        }
-        (Stage::Header, ConnectError::EndOfStream | ConnectError::Io(..)) => {
-            "; a TLS port (usually 5671) needs amqps://"
-        }
-        (Stage::Header, ConnectError::TimedOut(_)) => {
-            "; whatever listens there does not speak AMQP, or is overloaded"
-        }
-        _ => "",
-    }
-}
-
-impl fmt::Display for ConnectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(_, text) => f.write_str(text),
-            Self::TimedOut(after) => write!(f, "nothing happened within {after:?}"),
-            Self::EndOfStream => f.write_str("the peer hung up"),
-            Self::Tls(failure, text) => write!(f, "{failure} ({text})"),
-            Self::Closed(reason) => reason.fmt(f),
-            Self::NoLocale { offered } => write!(
-                f,
-                "the broker does not have the locale en_US, as it must, nor the one asked for, \
-                 but: {offered}"
-            ),
-            Self::NoMechanism { offered } => write!(
-                f,
-                "the broker takes none of the credentials' mechanisms, but: {offered}"
-            ),
-            Self::NoAnswer { mechanism } => {
-                write!(f, "the broker asks for more than {mechanism} has to say")
-            }
-            Self::TooLargeBeforeTune { size } => write!(
-                f,
-                "the broker hung up on the {size} bytes with credentials and client properties"
-            ),
-            Self::Protocol(error) => write!(f, "the peer broke the protocol: {error}"),
-        }
-    }
-}
-
-impl fmt::Display for ReadingPause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "reading is paused for {:.1} s by now, because {} bytes of deliveries for consumer {} on \
-             channel {} were not taken, which cannot be given back; take them faster, let the \
-             consumer acknowledge with a prefetch (basic_qos), or raise read_budget",
-            self.length.as_secs_f64(),
-            self.bytes,
-            self.consumer,
-            self.channel
-        )
-    }
-}
-
-impl fmt::Display for ConnectionLostError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EndOfStream => {
-                f.write_str("the broker hung up without a word; its log may say why")
-            }
-            Self::Io(_, text) => f.write_str(text),
-            Self::MissedHeartbeats(silent) => {
-                write!(
-                    f,
-                    "not a byte came from the broker for {silent:.0?}, which is twice the heartbeat \
-                     interval; the broker or the network is down"
-                )
-            }
-            Self::CloseTimedOut => f.write_str(
-                "the broker did not answer the close within close_timeout; what was published \
-                 last may be lost",
-            ),
-            Self::BlockedTooLong { after, reason } => write!(
-                f,
-                "the broker took no messages for {after:?} ({reason}), which is as long as \
-                 blocked_connection_timeout allows"
-            ),
-            Self::NotRead {
-                paused,
-                channel,
-                consumer,
-                bytes,
-                cause,
-            } => write!(
-                f,
-                "{cause}, after reading was paused for {} s, because {bytes} bytes of deliveries \
-                 for consumer {consumer} on channel {channel} were not taken, which cannot be given \
-                 back; take them faster, let the consumer acknowledge with a prefetch (basic_qos), \
-                 or raise read_budget",
-                paused.as_secs()
-            ),
-        }
+        "channel.close" | "connection.close" => "; close_timeout is the limit for it",
+        _ => "; the broker is busy or cannot be reached: try again, or raise rpc_timeout",
     }
 }

@@ -1,14 +1,18 @@
-//! What can go wrong, and what to do about it. The sentences are in `text`.
+//! The error of every call. Its texts are in `display`, its structure in `structure`.
 
+mod connect;
+mod connection_lost;
 mod display;
+mod structure;
 mod tls;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::connect::ConnectError;
+pub use self::connection_lost::{ConnectionLostError, ReadingPause};
 pub use self::tls::TlsError;
 use crate::client::confirm::{PublishFailure, Returned};
 use crate::protocol::errors::{EncodeError, Flaw, ProtocolError};
@@ -18,27 +22,32 @@ use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
 use crate::protocol::stage::Stage;
 use crate::protocol::wire::ShortString;
 
-/// The result of almost everything here.
+/// The result of almost every call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
 ///
-/// Cheap to clone: whoever asks a dead connection or channel gets the same reason.
-/// What is dead, and whether a retry can help:
-///
-/// | variants | what is dead | retry |
+/// | variants | what has ended | [`is_retryable`](Self::is_retryable) |
 /// |---|---|---|
-/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `OutOfRange`, `InvalidChannelNumber`, … (the program's mistakes) | nothing, and nothing was sent | no |
-/// | `Timeout`, `PublishTimeout` | nothing | yes |
-/// | `ChannelClosed` | the channel | on a new channel, if the cause is mended |
-/// | `Nacked`, `Unroutable`, `PublishFailures` | nothing; the message was not taken | yes, if the cause is mended |
-/// | `Unconfirmed` | mostly the channel, or more: the reason inside says it | on a new channel; the message may come twice |
-/// | `ConsumerCancelled` | the consumer | if the queue still exists |
-/// | `Connect`, `ConnectionLost` | the connection | yes, after a while |
-/// | `OpenCancelled` | the connection that was being opened | no; the program gave it up |
-/// | `AuthenticationFailed`, `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | the connection | no |
-/// | `ConnectionClosed` | the connection | depends on its code |
+/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `OutOfRange`, `InvalidChannelNumber`, `ChannelNumberInUse`, `DuplicateConsumerTag`, `AlreadyConsuming`, `MethodRefused`, `UnknownDeliveryTag`, `AlreadySettled`, `NotConfirming` (mistakes of the program) | nothing, and nothing was sent | no |
+/// | `NoFreeChannels` | nothing | yes |
+/// | `Timeout`, `PublishTimeout` | nothing; but after a timeout of `confirm_delivery` or `close` use a new channel | yes |
+/// | `Nacked` | nothing; the broker did not take the message | yes |
+/// | `Unroutable` | nothing; the broker did not take the message | no |
+/// | `PublishFailures` | nothing; the broker did not take these messages | yes, if each failure is retryable |
+/// | `AmbiguousReturn` | nothing | no |
+/// | `Unconfirmed` | see the error inside | as the error inside; a second publish may create a duplicate |
+/// | `ConsumerCancelled` | the consumer | yes |
+/// | `ChannelClosed` by the broker | the channel | with code 405, 506, 541, and with 404 if the node of the queue is down |
+/// | `ConnectionClosed` by the broker | the connection | with code 320, 506, 541 |
+/// | `ChannelClosed`, `ConnectionClosed` by this program | the channel, the connection | no |
+/// | `ConnectionLost` | the connection | yes |
+/// | `Connect` | no connection was opened | yes, except for `NoLocale`, `NoMechanism`, `TooLargeBeforeTune`, and TLS errors that name a certificate, a name or a version |
+/// | `AuthenticationFailed` | no connection was opened | if the broker did not name the reason (`certain` is `false`) |
+/// | `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | no connection was opened | no |
+/// | `OpenCancelled` | no connection was opened | no |
 /// | `Protocol` | the connection | no; please report it |
+/// | `NotUtf8`, `Other` | nothing | no |
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -52,135 +61,165 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// # Ok::<(), cony::Error>(())
 /// ```
 ///
-/// `Debug` shows the same text as `Display`, so that a `fn main() -> cony::Result<()>`
-/// ends with a sentence for its user.
+/// # Formats
+///
+/// `{error}` and `{error:?}` are one sentence with the reason and a hint, so that
+/// `fn main() -> cony::Result<()>` ends with a sentence for the reader. `{error:#?}` is the
+/// structure: the variant and its fields.
+///
+/// The sentence contains the text of an error inside, such as a [`ConnectError`].
+/// [`source`](std::error::Error::source) therefore returns the next error that the sentence does
+/// not contain.
+///
+/// ```
+/// let error = cony::BlockingConnection::open("amqp://localhost?heartbeat=soon").unwrap_err();
+/// println!("{error}");
+/// println!("{error:#?}");
+/// # assert_eq!(format!("{error:?}"), error.to_string());
+/// # assert!(format!("{error:#?}").starts_with("InvalidOption {"));
+/// ```
+///
+/// An error is cheap to clone. Calls on a closed connection or channel all return the same reason.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Error {
-    /// A connection parameter, or an option of a URL, cannot be used.
+    /// A connection parameter, or an option of a URL, has a value that cannot be used.
+    #[non_exhaustive]
     InvalidOption {
-        /// Its name.
+        /// The name of the option.
         option: String,
-        /// What was given. Never a secret.
+        /// The value. A secret is replaced by `…`.
         value: String,
-        /// What would be right.
+        /// The rule that the value breaks.
         rule: String,
     },
-    /// The connection did not come about.
+    /// The connection was not opened.
+    #[non_exhaustive]
     Connect {
-        /// The address that was tried and came furthest, or the host's name.
+        /// The address whose attempt reached the latest stage, or the name of the host if none was
+        /// tried.
         address: String,
-        /// How far it came.
+        /// The stage that failed.
         stage: Stage,
-        /// Whether it was one with TLS.
+        /// Whether the connection was to use TLS.
         tls: bool,
-        /// What stopped it.
+        /// The reason.
         cause: ConnectError,
-        /// The outcome at the host's other addresses, each with the address in front; also that
-        /// no time was left for one. Empty if the host has a single address.
+        /// The outcome at the other addresses of the host, each with its address in front. An
+        /// address for which no time was left is named as well.
         others: Vec<String>,
     },
-    /// This program has given up the opening of the connection, by its
+    /// The program has cancelled the opening with its
     /// [`CancellationToken`](crate::CancellationToken).
+    #[non_exhaustive]
     OpenCancelled {
-        /// The address that was talked to, or the host's name if there was none yet.
+        /// The address of the attempt, or the name of the host before the first attempt.
         address: String,
-        /// How far it came; `None` before the first attempt, and in the pause between two.
+        /// The stage of the attempt; `None` before the first attempt and between two attempts.
         stage: Option<Stage>,
     },
-    /// The broker does not take the credentials.
+    /// The broker refused the credentials.
+    #[non_exhaustive]
     AuthenticationFailed {
-        /// The SASL mechanism that was used.
+        /// The SASL mechanism.
         mechanism: String,
-        /// What the broker said, if it said something.
+        /// The text of the broker; empty if it sent none.
         text: String,
-        /// Whether the broker said so (403), or only hung up at the moment at which
-        /// brokers hang up on wrong credentials.
+        /// Whether the broker named the reason (403). If not, it closed the stream while it checked
+        /// the credentials, which wrong credentials are the usual reason for.
         certain: bool,
     },
-    /// The passwords of the credentials are wiped:
-    /// [`erase_on_connect`](crate::Credentials::erase_on_connect), or
+    /// The passwords of the credentials are erased, by
+    /// [`erase_on_connect`](crate::Credentials::erase_on_connect) or
     /// [`erase`](crate::Credentials::erase). Nothing was sent.
     CredentialsErased,
-    /// The broker does not open the virtual host to this user.
+    /// The virtual host does not exist, or the user has no permission to use it.
+    #[non_exhaustive]
     AccessDenied {
         /// The virtual host.
         virtual_host: String,
-        /// What the broker said.
+        /// Code and text of the broker.
         reason: CloseReason,
     },
-    /// The peer speaks another version of AMQP; it named this one.
+    /// The peer speaks another version of AMQP.
+    #[non_exhaustive]
     UnsupportedProtocol {
-        /// The protocol header that it sent, or the one of the version that it introduced
-        /// itself with.
+        /// The protocol header of that version.
         offered: [u8; 8],
     },
     /// The peer is no AMQP broker.
+    #[non_exhaustive]
     NotAmqp {
         /// The address.
         address: String,
-        /// The first bytes that it sent.
+        /// The first bytes that the peer sent.
         received: Vec<u8>,
     },
-    /// The connection was closed with a reason, by the broker or by this program.
+    /// The broker or this program closed the connection.
     ConnectionClosed(CloseReason),
-    /// The connection broke without a word from the broker.
+    /// The connection ended without an AMQP close.
     ConnectionLost(ConnectionLostError),
-    /// The broker broke the protocol, so the connection was given up.
+    /// The broker violated the protocol, so this side ended the connection.
     Protocol(ProtocolError),
-    /// The channel was closed with a reason, by the broker or by this program.
+    /// The broker or this program closed the channel.
     ChannelClosed(CloseReason),
-    /// There is no such channel number on this connection.
+    /// The channel number is out of range.
+    #[non_exhaustive]
     InvalidChannelNumber {
-        /// What was asked for.
+        /// The number that was requested.
         number: u16,
-        /// The highest that was negotiated. The lowest is 1.
+        /// The highest number that was negotiated. The lowest is 1.
         max: u16,
     },
-    /// A channel with that number is open.
+    /// A channel with this number is open.
     ChannelNumberInUse(u16),
-    /// Every channel number is taken, and no channel is closing.
+    /// Every channel number is in use, and no channel is closing.
+    #[non_exhaustive]
     NoFreeChannels {
-        /// How many there are.
+        /// How many channels the connection may have.
         max: u16,
     },
-    /// The deadline of a call has passed.
+    /// A call had no reply at its deadline.
+    #[non_exhaustive]
     Timeout {
-        /// What was waited for, such as `queue.declare`.
+        /// The call, such as `queue.declare`.
         operation: &'static str,
-        /// The number of the channel; `None` if it was of the connection itself.
+        /// The number of the channel; `None` for a call of the connection.
         channel: Option<u16>,
-        /// How long.
+        /// How long the call waited.
         after: Duration,
-        /// Why the broker blocks this connection, if it does: then it reads nothing at all from
-        /// it, calls, acknowledgements and closes included.
+        /// The broker's reason if it blocks this connection. A blocking broker reads nothing from
+        /// the connection, including calls, acknowledgements and closes.
         blocked: Option<ShortString>,
-        /// The pause in reading behind which the answer may stand, if there is one.
+        /// The reading pause, if reading is paused. The reply may be among the unread bytes.
         paused: Option<Box<ReadingPause>>,
     },
-    /// A publish found no room in the write budget, or in the confirm window, in time. It was not
-    /// sent.
+    /// A publish had no room in the write budget or in the confirm window before its deadline. It
+    /// was not sent.
+    #[non_exhaustive]
     PublishTimeout {
-        /// How long it waited.
+        /// How long the publish waited.
         after: Duration,
-        /// Why the broker takes no publishes, if it has said so.
+        /// The broker's reason if it blocks this connection.
         blocked: Option<ShortString>,
-        /// The pause in reading behind which confirms may stand, if there is one.
+        /// The reading pause, if reading is paused. Confirms may be among the unread bytes.
         paused: Option<Box<ReadingPause>>,
     },
-    /// Something is too long for the protocol, or for what was negotiated. Nothing was sent.
+    /// A value is too long for the protocol, or for the negotiated limits. Nothing was sent.
+    #[non_exhaustive]
     TooLong {
-        /// What.
+        /// The name of the value.
         what: String,
-        /// Its size in bytes.
+        /// The size of the value in bytes.
         size: usize,
         /// The limit in bytes.
         limit: usize,
     },
     /// A float in headers or arguments is infinite or not a number. RabbitMQ would close the
-    /// connection (541) for it. Nothing was sent.
+    /// connection (541). Nothing was sent.
+    #[non_exhaustive]
     NotFinite {
-        /// What, and where it stands.
+        /// The value, and its place in the headers or arguments.
         what: String,
     },
     /// An unsigned integer in headers or arguments is above `i64::MAX`. RabbitMQ has no unsigned
@@ -190,158 +229,65 @@ pub enum Error {
         /// The name of the header or argument, and the number.
         what: String,
     },
-    /// The channel has a consumer of that name. (The broker would close the connection.)
+    /// The channel has a consumer with this tag. Nothing was sent: the broker would close the
+    /// connection (530).
     DuplicateConsumerTag(ShortString),
-    /// The consumer was cancelled, by the broker unless you did: its queue was deleted,
-    /// for instance, or its node went down.
+    /// The consumer with this tag was cancelled. If the program did not cancel it, the broker did,
+    /// for instance because its queue was deleted or the queue's node went down.
     ConsumerCancelled(ShortString),
-    /// Another thread, or a callback's caller, runs the callbacks of this channel.
+    /// The callbacks of this channel are being run, by another thread or by an outer call of this
+    /// one.
     AlreadyConsuming,
-    /// [`send_method`](crate::BlockingConnection::send_method) does not send this method:
-    /// it would change the state of a channel or connection behind its handle.
+    /// [`send_method`](crate::BlockingConnection::send_method) does not send this method: it would
+    /// change the state of a channel or connection without its handle.
+    #[non_exhaustive]
     MethodRefused {
         /// The method.
         method: MethodId,
-        /// What to call instead.
+        /// The call to use instead.
         instead: &'static str,
     },
-    /// The channel has delivered no message with that number. Nothing was sent: the
-    /// broker would close the channel (406).
+    /// The channel has no delivery with this delivery tag. Nothing was sent: the broker would close
+    /// the channel (406).
     UnknownDeliveryTag(u64),
-    /// That delivery was settled before, or needs none. Nothing was sent: the broker
-    /// would close the channel (406).
+    /// The delivery with this delivery tag is settled, or needs no acknowledgement. Nothing was
+    /// sent: the broker would close the channel (406).
     AlreadySettled(u64),
     /// The channel is not in confirm mode: call
     /// [`confirm_delivery`](crate::BlockingChannel::confirm_delivery) before publishing.
     NotConfirming,
-    /// The broker could not take the message: a queue had a problem, or is full and
-    /// refuses more (`x-overflow`).
+    /// The broker did not take the message: a queue had a problem, or is full and rejects publishes
+    /// (`x-overflow`).
     Nacked,
     /// The message was mandatory and reached no queue.
     Unroutable(Returned),
-    /// A mandatory message came back that may have been any of several: they have the same
-    /// exchange, key and body, and it has the properties of none of them, because something on
-    /// the way has changed these. Each is then [`Unconfirmed`](Self::Unconfirmed), for this
+    /// A mandatory message came back that cannot be matched to one publish: several publishes have
+    /// its exchange, routing key and body, and none has its properties, because a plugin of the
+    /// broker changed these. Each of these publishes is [`Unconfirmed`](Self::Unconfirmed) with this
     /// reason.
     AmbiguousReturn(Returned),
-    /// Nobody knows what became of the message: it may or may not have been taken. Mostly
-    /// channel or connection ended, for this reason, before the broker has said anything; or
-    /// the reason is an [`AmbiguousReturn`](Self::AmbiguousReturn).
+    /// The outcome of a publish is unknown: the broker may have taken the message or not. The error
+    /// inside is the reason, in most cases the end of the channel or connection before the confirm.
     Unconfirmed(Box<Error>),
-    /// Some of the messages that were waited for were not taken.
+    /// The broker did not take some of the messages.
+    #[non_exhaustive]
     PublishFailures {
-        /// Each of them, up to a thousand, or to 16 MiB of messages that came back, or less if
-        /// other channels of the connection keep much.
+        /// The failures, up to a thousand, or up to 16 MiB of returned messages, or fewer if other
+        /// channels of the connection keep many.
         failures: Arc<[PublishFailure]>,
-        /// How many more there were.
+        /// The number of failures that are not in the list.
         more: u64,
     },
     /// The body is not UTF-8.
     NotUtf8(std::str::Utf8Error),
-    /// An error of your own, from a callback. See [`Error::other`].
+    /// An error of the program, from a callback. See [`Error::other`].
     Other(Arc<dyn std::error::Error + Send + Sync>),
 }
 
-/// Nothing is read from the broker at the moment: deliveries were not taken that cannot be given
-/// back, because they need no acknowledgement (`no_ack`), come from a stream, or came in a
-/// transaction. Reading goes on when enough of them are taken. Others never stop it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ReadingPause {
-    /// For how long nothing was read.
-    pub length: Duration,
-    /// The number of the channel with the most that was not taken.
-    pub channel: u16,
-    /// The tag of the consumer with the most that was not taken.
-    pub consumer: ShortString,
-    /// How many bytes of deliveries waited for it.
-    pub bytes: usize,
-}
-
-/// What stopped a connection from coming about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The system reported an error.
-    Io(ErrorKind, String),
-    /// The time for it was up.
-    TimedOut(Duration),
-    /// The peer hung up.
-    EndOfStream,
-    /// TLS could not be set up, or the broker gave it up: why, and the words of the TLS
-    /// library.
-    Tls(TlsError, String),
-    /// The broker closed the connection with a reason.
-    Closed(CloseReason),
-    /// The broker has neither `en_US` among its locales, as every broker must, nor the
-    /// [`locale`](crate::ConnectionParameters::locale) that was asked for. It got no credentials.
-    NoLocale {
-        /// Those that it has.
-        offered: String,
-    },
-    /// The broker takes none of the mechanisms of the credentials.
-    NoMechanism {
-        /// What it takes.
-        offered: String,
-    },
-    /// The broker asked for more proof than the credentials have.
-    NoAnswer {
-        /// The SASL mechanism.
-        mechanism: String,
-    },
-    /// The broker hung up on the frame with the credentials and the client properties, and
-    /// that was larger than every broker takes before limits are negotiated: RabbitMQ takes
-    /// 8192 bytes, before 4.1 4096, unless its `initial_frame_max` says otherwise. A long token
-    /// for OAuth 2 is mostly what makes it so large.
-    TooLargeBeforeTune {
-        /// The size of that frame, in bytes.
-        size: usize,
-    },
-    /// The peer broke the protocol.
-    Protocol(ProtocolError),
-}
-
-/// How a connection broke.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ConnectionLostError {
-    /// The peer hung up without a close.
-    EndOfStream,
-    /// The system reported an error.
-    Io(ErrorKind, String),
-    /// Not a byte came for twice the heartbeat interval.
-    MissedHeartbeats(Duration),
-    /// The broker did not answer our close in time, so the socket was dropped.
-    CloseTimedOut,
-    /// The broker took no publishes for longer than `blocked_connection_timeout`, so the
-    /// socket was dropped.
-    BlockedTooLong {
-        /// That timeout.
-        after: Duration,
-        /// Why, as the broker gave it.
-        reason: ShortString,
-    },
-    /// The peer hung up, or the system reported an error, after nothing had been read for
-    /// long, because deliveries were not taken that cannot be given back (`no_ack`, a stream, a
-    /// channel with transactions): RabbitMQ drops a client that reads nothing for half a minute
-    /// or so. A consumer that acknowledges, and outside transactions, never stops reading.
-    NotRead {
-        /// For how long.
-        paused: Duration,
-        /// The number of the channel with the most that was not taken.
-        channel: u16,
-        /// The tag of the consumer with the most that was not taken.
-        consumer: ShortString,
-        /// How many bytes of deliveries waited for it.
-        bytes: usize,
-        /// How the end showed.
-        cause: String,
-    },
-}
-
 impl Error {
-    /// An error of your own, to come out of a callback and then of
-    /// [`start_consuming`](crate::BlockingChannel::start_consuming).
+    /// Wraps an error of the program. A callback returns it, and
+    /// [`start_consuming`](crate::BlockingChannel::start_consuming), or the other call that
+    /// dispatches, returns it to its caller.
     ///
     /// ```
     /// let error = cony::Error::other("disk full");
@@ -352,7 +298,8 @@ impl Error {
         Self::Other(error.into().into())
     }
 
-    /// What the broker, or this program, said when it closed a channel or connection.
+    /// Returns code and text of the close, if the broker or this program closed the channel or
+    /// connection. An [`Unconfirmed`](Self::Unconfirmed) returns those of the error inside.
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match self {
             Self::ConnectionClosed(reason)
@@ -367,14 +314,14 @@ impl Error {
         }
     }
 
-    /// The code of [`close_reason`](Self::close_reason).
+    /// Returns the code of [`close_reason`](Self::close_reason).
     pub fn reply_code(&self) -> Option<ReplyCode> {
         self.close_reason().map(|reason| reason.code)
     }
 
-    /// Whether the connection is gone, or did not come about. Not so for
-    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there. An
-    /// [`Unconfirmed`](Self::Unconfirmed) answers this and the rest by the reason inside.
+    /// Whether the connection has ended, or was not opened. `false` for
+    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there.
+    /// An [`Unconfirmed`](Self::Unconfirmed) answers for the error inside.
     pub fn is_connection_error(&self) -> bool {
         match self {
             Self::Connect { .. }
@@ -390,7 +337,8 @@ impl Error {
         }
     }
 
-    /// Whether a deadline has passed.
+    /// Whether a deadline has passed. An [`Unconfirmed`](Self::Unconfirmed) answers for the error
+    /// inside.
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::Timeout { .. }
@@ -404,8 +352,54 @@ impl Error {
         }
     }
 
-    /// Whether it is anything else than a close by this program. That a message is
-    /// unconfirmed is always more.
+    /// Whether the same work may succeed later, with neither the program nor the settings of the
+    /// broker changed. The [table above](Self#) has the answer for each variant.
+    ///
+    /// Wait before you retry. If [`is_connection_error`](Self::is_connection_error) is `true`, open
+    /// a new connection; after [`ChannelClosed`](Self::ChannelClosed), open a new channel.
+    /// [`connection_attempts`](crate::ConnectionParameters::connection_attempts) goes by this
+    /// method.
+    ///
+    /// ```
+    /// use std::{thread, time::Duration};
+    ///
+    /// fn work() -> cony::Result<()> {
+    ///     let channel = cony::BlockingConnection::open_default()?.channel()?;
+    ///     channel.queue_declare("tasks")?;
+    ///     // …
+    ///     Ok(())
+    /// }
+    ///
+    /// while let Err(error) = work() {
+    ///     if !error.is_retryable() {
+    ///         return Err(error);
+    ///     }
+    ///     eprintln!("{error}; trying again in 5 s");
+    ///     thread::sleep(Duration::from_secs(5));
+    /// }
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Connect { cause, .. } => cause.is_retryable(),
+            Self::AuthenticationFailed { certain, .. } => !certain,
+            Self::ConnectionLost(_)
+            | Self::NoFreeChannels { .. }
+            | Self::Timeout { .. }
+            | Self::PublishTimeout { .. }
+            | Self::Nacked
+            | Self::ConsumerCancelled(_) => true,
+            Self::ConnectionClosed(reason) | Self::ChannelClosed(reason) => passes(reason),
+            Self::Unconfirmed(reason) => reason.is_retryable(),
+            Self::PublishFailures { failures, .. } => {
+                failures.iter().all(|failure| failure.error.is_retryable())
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether this is anything but a close by this program. An `Unconfirmed` always is: a message
+    /// may be lost.
     pub(crate) fn is_of_others(&self) -> bool {
         match self {
             Self::Unconfirmed(_) => true,
@@ -413,7 +407,7 @@ impl Error {
         }
     }
 
-    /// What is said of a connection whose close this program has begun.
+    /// Returns the error of calls on a connection that this program is closing.
     pub(crate) fn being_closed() -> Self {
         let text = "the connection is being closed";
         let code = ReplyCode::REPLY_SUCCESS;
@@ -433,27 +427,34 @@ impl Error {
     }
 }
 
+/// Whether the reason of a close by the broker is a state of the broker that ends.
+fn passes(reason: &CloseReason) -> bool {
+    if reason.by != ClosedBy::Broker {
+        return false;
+    }
+    match reason.code {
+        ReplyCode::CONNECTION_FORCED
+        | ReplyCode::RESOURCE_ERROR
+        | ReplyCode::INTERNAL_ERROR
+        // The queue is exclusive to another connection. After a lost connection that may be the
+        // former one, which the broker has not noticed yet.
+        | ReplyCode::RESOURCE_LOCKED => true,
+        ReplyCode::NOT_FOUND => display::is_node_down(reason),
+        _ => false,
+    }
+}
+
 impl std::error::Error for Error {
+    /// Returns the first error that the sentence of `Display` does not contain.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::NotUtf8(error) => Some(error),
-            Self::Other(error) => Some(&**error),
-            Self::Unconfirmed(reason) => Some(&**reason),
+            Self::Other(error) => error.source(),
+            Self::Unconfirmed(reason) => reason.source(),
             _ => None,
         }
     }
 }
-
-impl std::error::Error for ConnectError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Protocol(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-impl std::error::Error for ConnectionLostError {}
 
 impl From<Infallible> for Error {
     fn from(never: Infallible) -> Self {
@@ -507,9 +508,10 @@ impl From<&Termination> for Error {
                 bytes: *bytes,
                 cause: cause.clone(),
             }),
-            Termination::Io(kind, text) => {
-                Self::ConnectionLost(ConnectionLostError::Io(*kind, text.clone()))
-            }
+            Termination::Io(kind, text) => Self::ConnectionLost(ConnectionLostError::Io {
+                kind: *kind,
+                text: text.clone(),
+            }),
         }
     }
 }
@@ -644,6 +646,132 @@ mod tests {
             assert_eq!(error.reply_code(), reason.reply_code());
             assert_eq!(error.close_reason(), reason.close_reason());
             assert!(error.is_of_others(), "a message may be lost");
+        }
+    }
+
+    #[test]
+    fn retryable_errors_are_those_of_the_table() {
+        let by_broker = |code, text: &str| CloseReason::new(ClosedBy::Broker, code, text, None);
+        let channel = |code, text: &str| Error::ChannelClosed(by_broker(code, text));
+        let tls = |error| {
+            connect(ConnectError::Tls {
+                error,
+                text: String::new(),
+            })
+        };
+        let refused = |certain| Error::AuthenticationFailed {
+            mechanism: "PLAIN".into(),
+            text: String::new(),
+            certain,
+        };
+        let lost = || Error::ConnectionLost(ConnectionLostError::EndOfStream);
+        let failures = |errors: Vec<Error>| Error::PublishFailures {
+            failures: errors
+                .into_iter()
+                .map(|error| PublishFailure {
+                    channel: 1,
+                    number: 1,
+                    error,
+                })
+                .collect(),
+            more: 0,
+        };
+        for error in [
+            connect(ConnectError::TimedOut(Duration::ZERO)),
+            connect(ConnectError::Closed(closed_by(ClosedBy::Broker))),
+            tls(TlsError::Refused),
+            refused(false),
+            lost(),
+            Error::ConnectionClosed(closed_by(ClosedBy::Broker)),
+            channel(ReplyCode::RESOURCE_LOCKED, "exclusive"),
+            channel(
+                ReplyCode::NOT_FOUND,
+                "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or \
+                 inaccessible",
+            ),
+            Error::NoFreeChannels { max: 1 },
+            Error::ConsumerCancelled("me".into()),
+            Error::Unconfirmed(Box::new(lost())),
+            failures(vec![Error::Nacked, Error::Nacked]),
+        ] {
+            assert!(error.is_retryable(), "{error}");
+        }
+        for error in [
+            connect(ConnectError::TooLargeBeforeTune { size: 5000 }),
+            tls(TlsError::WrongName),
+            refused(true),
+            Error::ConnectionClosed(closed_by(ClosedBy::Application)),
+            Error::ConnectionClosed(by_broker(ReplyCode::NOT_ALLOWED, "no")),
+            channel(
+                ReplyCode::NOT_FOUND,
+                "NOT_FOUND - no queue 'q' in vhost '/'",
+            ),
+            channel(ReplyCode::PRECONDITION_FAILED, "inequivalent arg"),
+            Error::CredentialsErased,
+            Error::AlreadySettled(1),
+            Error::other("own"),
+            Error::Unconfirmed(Box::new(Error::ChannelClosed(closed_by(
+                ClosedBy::Application,
+            )))),
+            failures(vec![Error::Nacked, Error::other("own")]),
+        ] {
+            assert!(!error.is_retryable(), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_text_and_the_sources_of_an_error_name_each_reason_once() {
+        #[derive(Debug)]
+        struct Own(std::io::Error);
+
+        impl fmt::Display for Own {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the file is lost")
+            }
+        }
+
+        impl std::error::Error for Own {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+
+        let own = Error::other(Own(std::io::Error::other("disk full")));
+        let not_utf8 = Error::from(String::from_utf8(vec![0xff]).unwrap_err().utf8_error());
+        let lost = || Error::ConnectionLost(ConnectionLostError::CloseTimedOut);
+        for (error, reasons) in [
+            (
+                connect(ConnectError::EndOfStream),
+                vec!["closed the stream"],
+            ),
+            (lost(), vec!["did not answer the close"]),
+            (
+                Error::Unconfirmed(Box::new(lost())),
+                vec![
+                    "the outcome of the publish is unknown",
+                    "did not answer the close",
+                ],
+            ),
+            (
+                Error::Protocol(ProtocolError::BodyTooLong),
+                vec!["longer than its header"],
+            ),
+            (own, vec!["the file is lost", "disk full"]),
+            (
+                not_utf8,
+                vec!["the body is not UTF-8", "invalid utf-8 sequence"],
+            ),
+        ] {
+            let mut texts = vec![error.to_string()];
+            let mut next = std::error::Error::source(&error);
+            while let Some(source) = next {
+                texts.push(source.to_string());
+                next = source.source();
+            }
+            let whole = texts.join(": ");
+            for reason in reasons {
+                assert_eq!(whole.matches(reason).count(), 1, "{whole}");
+            }
         }
     }
 }

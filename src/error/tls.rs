@@ -1,41 +1,41 @@
-//! What TLS libraries say, and what it means.
+//! The kinds of TLS errors, and the texts of TLS libraries that they are recognised by.
 
 use std::fmt;
 
-/// Why TLS did not come about, or was given up by the broker right behind it.
+/// Why TLS could not be set up, or was ended by the broker right afterwards.
 ///
-/// Told from the words of the TLS library, so it is as good as they are: where that is
-/// not OpenSSL, more may be [`Other`](Self::Other).
+/// The kind is derived from the text of the TLS library. The texts of OpenSSL are known; with
+/// another library more errors may be [`Other`](Self::Other). The text itself is in
+/// [`ConnectError::Tls`](crate::ConnectError::Tls).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// Nobody who is trusted here vouches for the broker's certificate.
+    /// No trusted authority has signed the broker's certificate.
     UntrustedCertificate,
     /// The broker's certificate is for another name.
     WrongName,
-    /// The broker's certificate is not valid any more, or not yet.
+    /// The broker's certificate has expired, or is not valid yet.
     ExpiredCertificate,
-    /// The broker demands a client certificate and got none.
+    /// The broker demands a client certificate, and none was sent.
     ClientCertificateMissing,
-    /// The client certificate is not valid any more.
+    /// The client certificate has expired.
     ClientCertificateExpired,
     /// The broker does not trust the client certificate.
     ClientCertificateRefused,
     /// There is no version of TLS that both sides accept.
     NoCommonVersion,
-    /// What answers does not speak TLS.
+    /// The peer does not speak TLS.
     NotTls,
-    /// The broker does not go by the name that it was asked for (SNI).
+    /// The broker has no certificate for the requested name (SNI).
     UnknownName,
-    /// The broker gave up without a clear word: no cipher in common, or, before TLS 1.3, a
-    /// client certificate that it demands and did not get.
+    /// The broker ended TLS without a clear reason: there is no common cipher, or, before TLS 1.3, a
+    /// client certificate that the broker demands is missing.
     Refused,
-    /// Something else, which the text says.
+    /// Another reason, which the text names.
     Other,
 }
 
-/// Words of OpenSSL, in lower case, and what they mean; the first that fits counts. What
-/// an alert says is the peer's opinion of this side.
+/// Texts of OpenSSL about an alert of the peer, in lower case. The first match counts.
 #[cfg(feature = "tls")]
 const ALERTS: &[(&str, TlsError)] = &[
     ("certificate required", TlsError::ClientCertificateMissing),
@@ -51,11 +51,11 @@ const ALERTS: &[(&str, TlsError)] = &[
     ("access denied", TlsError::ClientCertificateRefused),
     ("protocol version", TlsError::NoCommonVersion),
     ("unrecognized name", TlsError::UnknownName),
-    // Whoever alerts speaks TLS.
+    // An alert without another meaning still shows that the peer speaks TLS.
     ("alert", TlsError::Refused),
 ];
 
-/// The same for what this side says itself.
+/// The same for texts about findings of this side.
 #[cfg(feature = "tls")]
 const FINDINGS: &[(&str, TlsError)] = &[
     ("hostname mismatch", TlsError::WrongName),
@@ -71,8 +71,9 @@ const FINDINGS: &[(&str, TlsError)] = &[
 ];
 
 impl TlsError {
+    /// Derives the kind from the text of the TLS library.
     #[cfg(feature = "tls")]
-    pub(crate) fn told_from(text: &str) -> Self {
+    pub(crate) fn from_text(text: &str) -> Self {
         let text = text.to_ascii_lowercase();
         let table = match text.contains("alert") {
             true => ALERTS,
@@ -81,45 +82,47 @@ impl TlsError {
         table
             .iter()
             .find(|(words, _)| text.contains(words))
-            .map_or(Self::Other, |(_, failure)| *failure)
+            .map_or(Self::Other, |(_, error)| *error)
     }
 
-    /// What usually helps.
-    pub(super) fn advice(self) -> &'static str {
+    /// Returns a hint for the reader.
+    pub(super) fn hint(self) -> &'static str {
         match self {
             Self::UntrustedCertificate => {
-                "; a private authority has to be named, with TlsOptions::ca_file or the URL \
-                 option cacertfile, and with it all authorities above it, up to the root"
+                "; a private authority must be named with TlsOptions::ca_file or the URL option \
+                 cacertfile, together with all authorities above it, up to the root"
             }
             Self::WrongName => {
-                "; connect under a name that the certificate has, or say which one it has with \
+                "; connect with a name that is in the certificate, or set that name with \
                  TlsOptions::server_name or the URL option server_name_indication"
             }
             Self::ExpiredCertificate => {
-                "; the broker needs a new one, unless it is this machine's clock that is wrong"
+                "; the broker needs a new one, unless the clock of this machine is wrong"
             }
             Self::ClientCertificateMissing => {
-                "; hand one in, with TlsOptions::identity_pem_files or the URL options certfile \
-                 and keyfile"
+                "; set one with TlsOptions::identity_pem_files or the URL options certfile and \
+                 keyfile"
             }
-            Self::ClientCertificateExpired => "; have a new one made",
+            Self::ClientCertificateExpired => "; it has to be renewed",
             Self::ClientCertificateRefused => {
-                "; is it signed by an authority that the broker trusts (its \
-                 ssl_options.cacertfile)? The broker's log says more"
+                "; check that an authority has signed it which the broker trusts (its \
+                 ssl_options.cacertfile); the broker's log says more"
             }
             Self::NoCommonVersion => {
                 "; see TlsOptions::min_protocol_version, and the broker's ssl_options.versions"
             }
-            Self::NotTls => "; is this a TLS port (usually 5671)? Without TLS it is amqp://",
+            Self::NotTls => {
+                "; check that this is a TLS port (usually 5671); without TLS the scheme is amqp://"
+            }
             Self::UnknownName => {
-                "; ask for a name that it has, with TlsOptions::server_name, or for none, with \
-                 TlsOptions::server_name_indication; in a URL server_name_indication is for both"
+                "; request a name that it has with TlsOptions::server_name, or none with \
+                 TlsOptions::server_name_indication; the URL option server_name_indication does both"
             }
             Self::Refused => {
-                "; does the broker demand a client certificate (TlsOptions::identity_pem_files)? \
-                 Its log says more"
+                "; the broker may demand a client certificate (TlsOptions::identity_pem_files), \
+                 and its log says more"
             }
-            Self::Other => "; is this a TLS port (usually 5671)?",
+            Self::Other => "; check that this is a TLS port (usually 5671)",
         }
     }
 }
@@ -128,7 +131,7 @@ impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::UntrustedCertificate => {
-                "nobody who is trusted here vouches for the broker's certificate"
+                "no trusted authority has signed the broker's certificate"
             }
             Self::WrongName => "the broker's certificate is for another name",
             Self::ExpiredCertificate => "the broker's certificate is out of date",
@@ -136,9 +139,9 @@ impl fmt::Display for TlsError {
             Self::ClientCertificateExpired => "the client certificate is out of date",
             Self::ClientCertificateRefused => "the broker does not accept the client certificate",
             Self::NoCommonVersion => "there is no version of TLS that both sides accept",
-            Self::NotTls => "what answers does not speak TLS",
-            Self::UnknownName => "the broker does not know the name that it was asked for",
-            Self::Refused => "the broker gave TLS up",
+            Self::NotTls => "the peer does not speak TLS",
+            Self::UnknownName => "the broker does not know the requested name",
+            Self::Refused => "the broker ended TLS",
             Self::Other => "TLS failed",
         })
     }
@@ -151,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_of_openssl_3_and_of_older_ones_are_understood() {
+    fn texts_of_openssl_3_and_older_versions_are_recognised() {
         for (words, failure) in [
             (
                 "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate \
@@ -201,7 +204,7 @@ mod tests {
             ("wrong version number", TlsError::NotTls),
             ("Connection reset by peer (os error 104)", TlsError::Other),
         ] {
-            assert_eq!(TlsError::told_from(words), failure, "{words}");
+            assert_eq!(TlsError::from_text(words), failure, "{words}");
         }
     }
 }

@@ -73,8 +73,6 @@ pub enum DecodeError {
     TableTooLarge,
 }
 
-impl std::error::Error for DecodeError {}
-
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -161,10 +159,6 @@ impl ProtocolError {
     }
 }
 
-/// Its `source` is always `None`: the text of [`ProtocolError::Malformed`] includes that of the
-/// [`DecodeError`].
-impl std::error::Error for ProtocolError {}
-
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -190,13 +184,6 @@ impl fmt::Display for ProtocolError {
     }
 }
 
-impl std::error::Error for ProtocolError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Malformed { error, .. } => Some(error),
-            _ => None,
-        }
-    }
-}
-
 impl std::error::Error for DecodeError {}
+
+impl std::error::Error for ProtocolError {}

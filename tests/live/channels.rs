@@ -86,7 +86,7 @@ fn the_last_free_number_is_given_out_again_after_every_kind_of_end() {
         assert_eq!(second.number(), 2);
         assert!(matches!(
             connection.channel(),
-            Err(Error::NoFreeChannels { max: 2 })
+            Err(Error::NoFreeChannels { max: 2, .. })
         ));
         assert!(matches!(
             connection.channel_with_number(2),

@@ -125,7 +125,9 @@ fn each_return_finds_its_publish_among_many() {
             Err(error) => panic!("{error}"),
         }
     }
-    let Err(Error::PublishFailures { failures, more: 0 }) = channel.wait_for_confirms(PATIENCE)
+    let Err(Error::PublishFailures {
+        failures, more: 0, ..
+    }) = channel.wait_for_confirms(PATIENCE)
     else {
         panic!("failures are due");
     };
@@ -414,7 +416,10 @@ fn closing_tells_of_messages_that_nobody_took_if_nobody_has_asked() {
             true => connection.close(),
             false => channel.close(),
         };
-        let Err(Error::PublishFailures { failures, more: 0 }) = outcome else {
+        let Err(Error::PublishFailures {
+            failures, more: 0, ..
+        }) = outcome
+        else {
             panic!("{outcome:?}");
         };
         let told: Vec<_> = failures.iter().map(|it| (it.channel, it.number)).collect();

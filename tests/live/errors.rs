@@ -57,26 +57,26 @@ macro_rules! cases {
 
 cases! {
     Error::InvalidOption: || refused("amqp://localhost?heartbeat=soon"), ["heartbeat", "'soon'"];
-    Error::Connect: || refused("amqp://127.0.0.1:1"), ["127.0.0.1:1", "is the broker running"];
+    Error::Connect: || refused("amqp://127.0.0.1:1"), ["127.0.0.1:1", "the broker is running"];
     Error::OpenCancelled: || {
         let token = CancellationToken::new();
         token.cancel();
         refused(broker().cancellation_token(token))
-    }, ["this program gave up connecting to", "no attempt was under way", "a new CancellationToken"];
+    }, ["this program cancelled the opening to", "no attempt was under way", "a new CancellationToken"];
     Error::AuthenticationFailed: || {
         refused(broker().credentials(Credentials::plain("guest", "a secret")))
-    }, ["refused the credentials", "PLAIN", "are user and password right?", "localhost only"];
+    }, ["refused the credentials", "PLAIN", "check user and password", "localhost only"];
     Error::CredentialsErased: || {
         let credentials = Credentials::plain("guest", "guest");
         credentials.erase();
         refused(broker().credentials(credentials))
-    }, ["erased", "make new ones"];
+    }, ["erased", "create new credentials"];
     Error::AccessDenied: || refused(broker().virtual_host("none")),
-        ["'none'", "not found", "530", "has the user permissions"];
+        ["'none'", "not found", "530", "the user has permissions"];
     Error::UnsupportedProtocol: || banner(b"AMQP\0\x01\0\0"),
         ["does not speak AMQP 0-9-1", r"AMQP\x00\x01\x00\x00", "another port"];
     Error::NotAmqp: || banner(b"HTTP/1.1 400 Bad Request"),
-        ["127.0.0.1:", "no AMQP broker", "HTTP/1.1", "is the port right?", "5672"];
+        ["127.0.0.1:", "no AMQP broker", "HTTP/1.1", "check the port", "5672"];
     Error::ConnectionClosed: || {
         let channel = channel();
         let message = Message::new("x").immediate(true);
@@ -89,7 +89,7 @@ cases! {
         wire.raw(&frame(9, 0, b"?"));
         wire.drain();
     }),
-        ["broke the protocol", "frame type 9", "report this"];
+        ["violated the protocol", "frame type 9", "report this"];
     Error::ChannelClosed: || {
         failed(channel().queue_declare_passive("none"))
     }, ["the channel was closed by the broker", "404 NOT_FOUND (no queue 'none'",
@@ -147,10 +147,10 @@ cases! {
         let channel = channel();
         failed(channel.connection().send_method(1, basic::Get::new("q"), None))
     },
-        ["basic.get is not sent like this", "use basic_get"];
+        ["does not send basic.get", "use basic_get"];
     Error::UnknownDeliveryTag: || failed(channel().basic_ack(7)),
-        ["no message 7", "the channel that it came on"];
-    Error::AlreadySettled: || failed(taken("x").ack()), ["message 1", "no_ack", "once"];
+        ["no delivery 7", "the channel that received it"];
+    Error::AlreadySettled: || failed(taken("x").ack()), ["delivery 1", "no_ack", "once"];
     Error::NotConfirming: || failed(channel().basic_publish("", "q", "x").unwrap().wait()),
         ["not in confirm mode", "call confirm_delivery"];
     Error::Nacked: || {
@@ -167,7 +167,7 @@ cases! {
         channel.confirm_delivery().unwrap();
         let message = Message::new("x").mandatory(true);
         failed(channel.basic_publish("amq.direct", "none", message).unwrap().wait())
-    }, ["reached no queue", "NO_ROUTE", "'amq.direct'", "'none'", "is a queue bound"];
+    }, ["reached no queue", "NO_ROUTE", "'amq.direct'", "'none'", "a queue is bound"];
     Error::AmbiguousReturn: || with_peer(Duration::from_secs(10), |mut wire| {
         accept_confirms(&mut wire);
         let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
@@ -184,14 +184,14 @@ cases! {
             Error::Unconfirmed(reason) => *reason,
             other => other,
         }
-    }), ["reached no queue", "other properties", "NO_ROUTE", "does a plugin"];
+    }), ["reached no queue", "other properties", "NO_ROUTE", "a plugin"];
     Error::Unconfirmed: || with_peer(Duration::from_secs(10), |mut wire| {
         accept_confirms(&mut wire);
         hang_up(wire);
     }, |channel| {
         channel.confirm_delivery().unwrap();
         failed(channel.basic_publish("", "q", "x").unwrap().wait())
-    }), ["nobody knows whether the message was taken", "the connection is lost"];
+    }), ["the outcome of the publish is unknown", "the connection is lost"];
     Error::PublishFailures: || {
         let channel = channel();
         channel.confirm_delivery().unwrap();
@@ -204,15 +204,15 @@ cases! {
     Error::NotUtf8: || failed(taken([0xff]).text()), ["not UTF-8", "Delivery::body"];
     Error::Other: || in_callback(|_| Err(Error::other("the disk is full"))), ["the disk is full"];
 
-    ConnectError::Io: || refused("amqp://127.0.0.1:1"), ["refused", "TCP", "is the port right?"];
+    ConnectError::Io: || refused("amqp://127.0.0.1:1"), ["refused", "TCP", "the port is right"];
     ConnectError::TimedOut: || not_opened(Wire::drain),
-        ["nothing happened within", "after the protocol header", "does not speak AMQP"];
+        ["no answer within", "after the protocol header", "does not speak AMQP"];
     ConnectError::EndOfStream: || not_opened(|wire| {
         wire.expect_protocol_header();
         wire.shut_down();
-    }), ["127.0.0.1:", "hung up", "after the protocol header", "amqps://"];
+    }), ["127.0.0.1:", "closed the stream", "after the protocol header", "amqps://"];
     ConnectError::Tls: || refused(variable("CONY_BROKER_TLS_URL")),
-        ["while TLS was being set up", "vouches", "TlsOptions::ca_file"];
+        ["while TLS was being set up", "no trusted authority", "TlsOptions::ca_file"];
     ConnectError::Closed: || not_opened(|wire| {
         wire.introduce();
         wire.tune(TUNE);
@@ -224,7 +224,7 @@ cases! {
         let introduction = args().u8(0).u8(9).long("").long("PLAIN").long("tlh");
         wire.send(0, CONNECTION_START, introduction);
         wire.drain();
-    }), ["does not have the locale en_US", "but: tlh", "the option locale"];
+    }), ["neither the locale en_US", "but: tlh", "the option locale"];
     ConnectError::NoMechanism: || not_opened(|wire| {
         wire.expect_protocol_header();
         wire.send(0, CONNECTION_START, start(&[], "EXTERNAL"));
@@ -234,34 +234,34 @@ cases! {
         wire.introduce();
         wire.send(0, CONNECTION_SECURE, args().long("prove it"));
         wire.drain();
-    }), ["more than PLAIN has to say", "another mechanism"];
+    }), ["more than PLAIN can answer", "another mechanism"];
     ConnectError::TooLargeBeforeTune: || {
         refused(broker().client_properties([("token", "x".repeat(100_000))]))
-    }, ["hung up on the 100", "while the broker checked the credentials", "initial_frame_max"];
+    }, ["closed the stream after 100", "while the broker checked the credentials", "initial_frame_max"];
     ConnectError::Protocol: || not_opened(|wire| {
         wire.introduce();
         wire.raw(&frame(9, 0, b"?"));
         wire.drain();
-    }), ["broke the protocol", "frame type 9", "is the port right?"];
+    }), ["violated the protocol", "frame type 9", "check the port"];
 
     ConnectionLostError::EndOfStream: || lost(hang_up),
-        ["hung up without a word", "log may say why"];
+        ["closed the stream without an AMQP close", "log may name the reason"];
     ConnectionLostError::Io: || lost(Wire::reset), ["reset"];
     ConnectionLostError::MissedHeartbeats: || lost(fall_silent),
-        ["not a byte", "for 2s", "twice the heartbeat interval"];
+        ["nothing was received", "for 2s", "twice the heartbeat interval"];
     ConnectionLostError::CloseTimedOut: || with_peer(Duration::from_secs(10), fall_silent, |channel| {
         failed(channel.connection().close())
     }), ["did not answer the close", "close_timeout", "may be lost"];
     ConnectionLostError::BlockedTooLong: || lost(|mut wire| {
         wire.send(0, CONNECTION_BLOCKED, args().short("low on disk"));
         wire.drain();
-    }), ["took no messages for 500ms", "low on disk", "blocked_connection_timeout"];
+    }), ["blocked publishes for 500ms", "low on disk", "blocked_connection_timeout"];
     ConnectionLostError::NotRead: || with_peer(Duration::from_secs(10), flood, |channel| {
         let consumer = channel.consume(basic::Consume::new("q").no_ack(true)).unwrap();
         let error = channel.connection().wait_closed();
         drop(consumer);
         error
-    }), ["reading was paused", "channel 1", "basic_qos", "read_budget"];
+    }), ["after a reading pause", "channel 1", "basic_qos", "read_budget"];
 }
 
 // What provokes them.
@@ -451,7 +451,11 @@ fn every_error_says_what_happened_where_and_what_to_do() {
 
 /// The names of the variants, as the source has them.
 fn variants(of: &str) -> BTreeSet<String> {
-    let source = include_str!("../../src/error/mod.rs");
+    let source = concat!(
+        include_str!("../../src/error/mod.rs"),
+        include_str!("../../src/error/connect.rs"),
+        include_str!("../../src/error/connection_lost.rs"),
+    );
     let (_, rest) = source.split_once(&format!("pub enum {of} {{\n")).unwrap();
     let (body, _) = rest.split_once("\n}").unwrap();
     body.lines()

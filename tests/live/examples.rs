@@ -498,7 +498,7 @@ fn an_example_without_a_broker_says_what_is_wrong() {
         .unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("is the broker running"), "{said}");
+    assert!(said.contains("the broker is running"), "{said}");
 }
 
 /// Rather than go to this machine, where nobody has sent it.

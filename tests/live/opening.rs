@@ -38,7 +38,10 @@ fn limits_are_negotiated() {
     assert!(connection.heartbeat().is_zero());
     let channels: Vec<_> = (0..5).map(|_| connection.channel().unwrap()).collect();
     let error = connection.channel().unwrap_err();
-    assert!(matches!(error, Error::NoFreeChannels { max: 5 }), "{error}");
+    assert!(
+        matches!(error, Error::NoFreeChannels { max: 5, .. }),
+        "{error}"
+    );
     drop(channels);
 }
 
@@ -107,6 +110,7 @@ fn a_wrong_virtual_host_is_told_as_such() {
     let Error::AccessDenied {
         virtual_host,
         reason,
+        ..
     } = &error
     else {
         panic!("{error:?}");
@@ -129,14 +133,17 @@ fn a_wrong_port_is_told_as_such() {
             &error,
             Error::Connect {
                 stage: Stage::Tcp,
-                cause: ConnectError::Io(std::io::ErrorKind::ConnectionRefused, _),
+                cause: ConnectError::Io {
+                    kind: std::io::ErrorKind::ConnectionRefused,
+                    ..
+                },
                 ..
             }
         ),
         "{error:?}"
     );
     assert!(
-        error.to_string().contains("is the broker running"),
+        error.to_string().contains("the broker is running"),
         "{error}"
     );
 }
@@ -158,7 +165,10 @@ fn tls_on_the_plain_port_is_told_as_such() {
             &error,
             Error::Connect {
                 stage: Stage::Tls,
-                cause: ConnectError::Tls(TlsError::NotTls, _),
+                cause: ConnectError::Tls {
+                    error: TlsError::NotTls,
+                    ..
+                },
                 ..
             }
         ),
@@ -176,7 +186,7 @@ fn tls_does_not_trust_a_ca_that_the_system_does_not_know() {
             &error,
             Error::Connect {
                 stage: Stage::Tls,
-                cause: ConnectError::Tls(..),
+                cause: ConnectError::Tls { .. },
                 ..
             }
         ),

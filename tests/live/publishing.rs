@@ -103,7 +103,7 @@ fn properties_come_back_at_their_limits() {
     let message = Message::new("x").properties(&too_long);
     let error = channel.basic_publish("", &queue, message).unwrap_err();
     assert!(
-        matches!(&error, Error::TooLong { what, size: 256, limit: 255 } if what.contains("message_type")),
+        matches!(&error, Error::TooLong { what, size: 256, limit: 255, .. } if what.contains("message_type")),
         "{error}"
     );
     let too_long = none().headers([("k".repeat(256), 1)]);
@@ -292,7 +292,9 @@ fn returns_nacks_and_acks_find_their_own_publish() {
     }
     assert_eq!(ready(&channel, &full), before);
     assert_eq!(ready(&channel, &open), 30);
-    let Err(Error::PublishFailures { failures, more: 0 }) = channel.wait_for_confirms(PATIENCE)
+    let Err(Error::PublishFailures {
+        failures, more: 0, ..
+    }) = channel.wait_for_confirms(PATIENCE)
     else {
         panic!("failures are due");
     };

@@ -81,7 +81,7 @@ struct Fault {
 fn is_lost(error: &Error) -> bool {
     matches!(
         error,
-        Error::ConnectionLost(ConnectionLostError::EndOfStream | ConnectionLostError::Io(..))
+        Error::ConnectionLost(ConnectionLostError::EndOfStream | ConnectionLostError::Io { .. })
     )
 }
 

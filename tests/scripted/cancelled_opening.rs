@@ -27,7 +27,7 @@ fn with(token: &CancellationToken, parameters: ConnectionParameters) -> Connecti
 /// How the opening ends: the address and the stage that are told.
 fn outcome(parameters: ConnectionParameters) -> (String, Option<Stage>) {
     let error = BlockingConnection::open(parameters).unwrap_err();
-    let Error::OpenCancelled { address, stage } = error else {
+    let Error::OpenCancelled { address, stage, .. } = error else {
         panic!("{error:?}");
     };
     (address, stage)

@@ -839,7 +839,7 @@ fn a_stream_that_ends_instead_of_an_answer_is_told_unless_all_is_confirmed() {
                     (true, _) => outcome.unwrap(),
                     (false, true) => assert!(matches!(
                         outcome,
-                        Err(Error::ConnectionLost(ConnectionLostError::Io(..)))
+                        Err(Error::ConnectionLost(ConnectionLostError::Io { .. }))
                     )),
                     (false, false) => assert!(matches!(
                         outcome,
@@ -1024,7 +1024,9 @@ fn failures_that_nobody_has_asked_for_are_told_by_the_close() {
         }
     };
     let close_one: Ask = |channels, _| match channels[0].close() {
-        Err(Error::PublishFailures { failures, more: 0 }) => assert_eq!(failures.len(), 1),
+        Err(Error::PublishFailures {
+            failures, more: 0, ..
+        }) => assert_eq!(failures.len(), 1),
         other => panic!("{other:?}"),
     };
     let cases: [(Ask, &[u16]); 5] = [
@@ -1041,7 +1043,9 @@ fn failures_that_nobody_has_asked_for_are_told_by_the_close() {
                 ask(&channels, &confirms);
                 match connection.close() {
                     Ok(()) => assert!(untold.is_empty()),
-                    Err(Error::PublishFailures { failures, more: 0 }) => {
+                    Err(Error::PublishFailures {
+                        failures, more: 0, ..
+                    }) => {
                         let told: Vec<_> =
                             failures.iter().map(|it| (it.channel, it.number)).collect();
                         let untold: Vec<_> = untold.iter().map(|channel| (*channel, 1)).collect();
@@ -1153,7 +1157,7 @@ fn a_close_with_unconfirmed_publishes_says_so_and_has_time_of_its_own() {
                     }
                 ));
                 let text = error.to_string();
-                assert!(text.contains("nobody knows whether the message was taken"));
+                assert!(text.contains("the outcome of the publish is unknown"));
                 assert!(text.contains("close_timeout"), "{text}");
                 let error = confirm.wait().unwrap_err();
                 assert!(matches!(error, Error::Unconfirmed(_)), "{error:?}");

@@ -137,8 +137,9 @@ fn a_connection_that_is_blocked_too_long_is_lost() {
             let connection =
                 BlockingConnection::open(parameters.blocked_connection_timeout(timeout)).unwrap();
             let error = connection.run().unwrap_err();
-            let Error::ConnectionLost(ConnectionLostError::BlockedTooLong { after, reason }) =
-                &error
+            let Error::ConnectionLost(ConnectionLostError::BlockedTooLong {
+                after, reason, ..
+            }) = &error
             else {
                 panic!("{error}");
             };

@@ -120,7 +120,7 @@ impl Ending {
             }) if *reason == MEMORY => E::PublishBlocked,
             Err(Error::ConnectionLost(loss)) => match loss {
                 ConnectionLostError::EndOfStream => E::EndOfStream,
-                ConnectionLostError::Io(..) => E::Io,
+                ConnectionLostError::Io { .. } => E::Io,
                 ConnectionLostError::MissedHeartbeats(_) => E::MissedHeartbeats,
                 ConnectionLostError::CloseTimedOut => E::CloseTimedOut,
                 ConnectionLostError::BlockedTooLong { reason, .. } if *reason == DISK => {

@@ -71,12 +71,12 @@ fn cause(error: &Error, expected: Stage) -> &ConnectError {
 fn a_port_where_nobody_listens_refuses() {
     let port = Listener::bind().port();
     let error = BlockingConnection::open(parameters(port)).unwrap_err();
-    let ConnectError::Io(kind, _) = cause(&error, Stage::Tcp) else {
+    let ConnectError::Io { kind, .. } = cause(&error, Stage::Tcp) else {
         panic!("{error:?}");
     };
     assert_eq!(*kind, std::io::ErrorKind::ConnectionRefused);
     says(&error, &format!("127.0.0.1:{port}"));
-    says(&error, "is the broker running");
+    says(&error, "the broker is running");
     assert!(error.is_connection_error());
 }
 
@@ -100,7 +100,7 @@ fn an_address_that_does_not_answer_costs_the_socket_timeout() {
     let expected = ConnectError::TimedOut(timeout);
     assert_eq!(*cause(&error, Stage::Tcp), expected);
     assert!(error.is_timeout());
-    says(&error, "does a firewall let this through?");
+    says(&error, "no firewall drops the packets");
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_host_name_that_does_not_resolve_is_named() {
     // No label of a name has more than 63 letters, so no server need be asked.
     let host = format!("{}.invalid", "x".repeat(64));
     let error = BlockingConnection::open(parameters(5672).host(&host)).unwrap_err();
-    let ConnectError::Io(..) = cause(&error, Stage::Resolve) else {
+    let ConnectError::Io { .. } = cause(&error, Stage::Resolve) else {
         panic!("{error:?}");
     };
     says(&error, &host);
@@ -183,7 +183,7 @@ fn a_peer_that_hangs_up_at_once_may_want_tls() {
         |error| {
             let expected = matches!(
                 cause(&error, Stage::Header),
-                ConnectError::EndOfStream | ConnectError::Io(..)
+                ConnectError::EndOfStream | ConnectError::Io { .. }
             );
             assert!(expected, "{error:?}");
             says(&error, "amqps://");
@@ -199,7 +199,10 @@ fn a_peer_that_hangs_up_after_the_header_may_want_tls() {
         |error| {
             let expected = ConnectError::EndOfStream;
             assert_eq!(*cause(&error, Stage::Header), expected);
-            says(&error, "hung up, after the protocol header was sent");
+            says(
+                &error,
+                "closed the stream, after the protocol header was sent",
+            );
             says(&error, "amqps://");
         },
     );
@@ -277,7 +280,7 @@ fn what_is_no_broker_is_quoted() {
             move |error| {
                 assert!(matches!(error, Error::NotAmqp { .. }), "{error:?}");
                 says(&error, words);
-                says(&error, "is the port right?");
+                says(&error, "check the port");
                 says(&error, "127.0.0.1:");
             },
         );
@@ -311,7 +314,7 @@ fn another_version_of_amqp_is_told() {
                 wire.drain();
             },
             move |error| {
-                let Error::UnsupportedProtocol { offered } = error else {
+                let Error::UnsupportedProtocol { offered, .. } = error else {
                     panic!("{error:?}");
                 };
                 assert_eq!(offered, version);
@@ -337,6 +340,7 @@ fn a_close_403_refuses_the_credentials_for_certain_and_is_answered() {
                 mechanism,
                 text,
                 certain: true,
+                ..
             } = &error
             else {
                 panic!("{error:?}");
@@ -365,6 +369,7 @@ fn a_close_530_denies_the_virtual_host_and_is_answered() {
             let Error::AccessDenied {
                 virtual_host,
                 reason,
+                ..
             } = &error
             else {
                 panic!("{error:?}");
@@ -373,7 +378,7 @@ fn a_close_530_denies_the_virtual_host_and_is_answered() {
             assert_eq!(reason.code, ReplyCode::NOT_ALLOWED);
             assert_eq!(reason.by, ClosedBy::Broker);
             says(&error, "vhost nowhere not found");
-            says(&error, "does it exist");
+            says(&error, "check that it exists");
         },
     );
 }
@@ -503,7 +508,7 @@ fn without_a_common_mechanism_those_of_the_broker_are_named() {
             wire.expect_end();
         },
         |error| {
-            let ConnectError::NoMechanism { offered } = cause(&error, Stage::Header) else {
+            let ConnectError::NoMechanism { offered, .. } = cause(&error, Stage::Header) else {
                 panic!("{error:?}");
             };
             assert_eq!(offered, "EXTERNAL SCRAM-SHA-256");
@@ -522,11 +527,11 @@ fn a_challenge_is_more_than_plain_has_to_say() {
             wire.expect_end();
         },
         |error| {
-            let expected = ConnectError::NoAnswer {
-                mechanism: "PLAIN".into(),
+            let ConnectError::NoAnswer { mechanism, .. } = cause(&error, Stage::Start) else {
+                panic!("{error:?}");
             };
-            assert_eq!(*cause(&error, Stage::Start), expected);
-            says(&error, "more than PLAIN has to say");
+            assert_eq!(mechanism, "PLAIN");
+            says(&error, "more than PLAIN can answer");
         },
     );
 }
@@ -622,7 +627,8 @@ fn a_hang_up_on_a_frame_that_not_every_broker_takes_blames_its_size_and_not_the_
             |parameters| parameters.client_properties([("fat", "x".repeat(5000))]),
             script,
             |error| {
-                let ConnectError::TooLargeBeforeTune { size } = cause(&error, Stage::Start) else {
+                let ConnectError::TooLargeBeforeTune { size, .. } = cause(&error, Stage::Start)
+                else {
                     panic!("{error:?}");
                 };
                 assert!((5000..6000).contains(size), "{size}");
@@ -968,10 +974,10 @@ fn amqps_to_a_plain_port_says_so() {
             wire.drain();
         },
         |error| {
-            let ConnectError::Tls(..) = cause(&error, Stage::Tls) else {
+            let ConnectError::Tls { .. } = cause(&error, Stage::Tls) else {
                 panic!("{error:?}");
             };
-            says(&error, "is this a TLS port (usually 5671)");
+            says(&error, "this is a TLS port (usually 5671)");
         },
     );
 }
@@ -1002,7 +1008,7 @@ fn a_peer_that_hangs_up_on_tls_is_told() {
         },
         |error| {
             cause(&error, Stage::Tls);
-            says(&error, "is this a TLS port (usually 5671)");
+            says(&error, "this is a TLS port (usually 5671)");
         },
     );
 }

@@ -123,7 +123,7 @@ fn each_of_many_threads_on_a_confirming_channel_learns_what_became_of_its_own() 
                 }
             });
             let outcome = channel.wait_for_confirms(CURTAIN);
-            let Err(Error::PublishFailures { failures, more }) = outcome else {
+            let Err(Error::PublishFailures { failures, more, .. }) = outcome else {
                 panic!("{outcome:?}");
             };
             let nacked: usize = (0..THREADS)
@@ -631,8 +631,9 @@ fn a_message_that_came_back_as_another_one_leaves_all_unconfirmed_that_it_may_ha
                 assert_eq!(returned.properties().message_id.as_deref(), Some("x"));
                 assert!(error.to_string().contains("NO_ROUTE"), "{error}");
             }
-            let Err(Error::PublishFailures { failures, more: 0 }) =
-                channel.wait_for_confirms(CURTAIN)
+            let Err(Error::PublishFailures {
+                failures, more: 0, ..
+            }) = channel.wait_for_confirms(CURTAIN)
             else {
                 panic!("failures are due");
             };

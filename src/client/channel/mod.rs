@@ -177,24 +177,26 @@ impl BlockingChannel {
         BlockingConnection::from_inner(Arc::clone(&self.handle.connection))
     }
 
-    /// Whether the channel can be used.
+    /// Whether the channel is neither closing nor closed.
+    ///
+    /// This is the state that this side knows: `true` does not promise that the broker can be
+    /// reached, and the next call may still fail.
     pub fn is_open(&self) -> bool {
         self.inner().check_open().is_ok()
     }
 
-    /// Whether this program has begun to close the channel, and the broker has not
-    /// answered yet.
+    /// Whether this program has begun to close the channel, and the broker has not answered yet.
     pub fn is_closing(&self) -> bool {
         self.inner().shared.is_closing()
     }
 
-    /// Whether the channel is over.
+    /// Whether the channel has ended for good, with [`close_reason`](Self::close_reason).
     pub fn is_closed(&self) -> bool {
         !self.is_open() && !self.is_closing()
     }
 
-    /// Why the channel is closed, if it is; its connection's reason, if that took the
-    /// channel along.
+    /// Returns the reason of the end, if the channel has ended. If it ended with its connection,
+    /// this is the reason of the connection.
     pub fn close_reason(&self) -> Option<Error> {
         self.inner().check_open().err()
     }

@@ -126,7 +126,7 @@ impl BlockingConnection {
             match Self::try_open(&parameters) {
                 Ok(connection) => return Ok(connection),
                 Err(error)
-                    if attempt >= parameters.connection_attempts || !open::may_pass(&error) =>
+                    if attempt >= parameters.connection_attempts || !error.is_retryable() =>
                 {
                     return Err(error);
                 }
@@ -297,22 +297,25 @@ impl BlockingConnection {
         self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
     }
 
-    /// Whether the connection can be used.
+    /// Whether the connection is neither closing nor closed.
+    ///
+    /// This is the state that this side knows: `true` does not promise that the broker can be
+    /// reached, and the next call may still fail.
     pub fn is_open(&self) -> bool {
         !self.is_closing() && !self.is_closed()
     }
 
-    /// Whether this program has begun to close the connection.
+    /// Whether this program has begun to close the connection, and the close is not finished.
     pub fn is_closing(&self) -> bool {
         self.inner.shared.is_closing() && !self.is_closed()
     }
 
-    /// Whether the connection is over.
+    /// Whether the connection has ended for good, with [`close_reason`](Self::close_reason).
     pub fn is_closed(&self) -> bool {
         self.inner.shared.termination().is_some()
     }
 
-    /// Why the connection is over, if it is.
+    /// Returns the reason of the end, if the connection has ended.
     pub fn close_reason(&self) -> Option<Error> {
         self.inner.shared.termination().map(Error::from)
     }

@@ -17,23 +17,6 @@ use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE_BYTES};
 use crate::protocol::reply_code::{CloseReason, ReplyCode};
 use crate::protocol::stage::Stage;
 
-/// Whether another attempt may succeed where this one has failed.
-pub(super) fn may_pass(error: &Error) -> bool {
-    match error {
-        Error::Connect { cause, .. } => match cause {
-            ConnectError::NoLocale { .. }
-            | ConnectError::NoMechanism { .. }
-            | ConnectError::TooLargeBeforeTune { .. } => false,
-            ConnectError::Tls(failure, _) => {
-                matches!(failure, TlsError::Refused | TlsError::Other)
-            }
-            _ => true,
-        },
-        Error::AuthenticationFailed { certain, .. } => !certain,
-        _ => false,
-    }
-}
-
 /// Where to go without being told: where `variable` says, or else to this machine.
 pub(super) fn default_parameters(variable: Option<OsString>) -> Result<ConnectionParameters> {
     let Some(url) = variable.filter(|url| !url.is_empty()) else {
@@ -228,8 +211,14 @@ fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters
         Cause::EndOfStream => ConnectError::EndOfStream,
         Cause::TimedOut(after) => ConnectError::TimedOut(after),
         #[cfg(feature = "tls")]
-        Cause::Tls(text) => ConnectError::Tls(TlsError::told_from(&text), text),
-        Cause::Io(error) => ConnectError::Io(error.kind(), error.to_string()),
+        Cause::Tls(text) => ConnectError::Tls {
+            error: TlsError::from_text(&text),
+            text,
+        },
+        Cause::Io(error) => ConnectError::Io {
+            kind: error.kind(),
+            text: error.to_string(),
+        },
     };
     Error::Connect {
         address,

@@ -107,7 +107,7 @@ impl ReadPauses {
     /// What the connection has ended with, and the pause that probably led to it.
     pub(crate) fn explain(&self, now: Instant, termination: Termination) -> Termination {
         let cause = match &termination {
-            Termination::EndOfStream => "the broker hung up without a word",
+            Termination::EndOfStream => "the broker closed the stream without an AMQP close",
             Termination::Io(_, text) => text,
             _ => return termination,
         };
