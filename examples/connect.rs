@@ -1,4 +1,4 @@
-//! Two ways to say where the broker is and how to talk to it, and what comes of it.
+//! Connects with a URL or with parameters, and prints the limits that both sides have agreed on.
 //!
 //!     cargo run --example connect -- [URL]
 
@@ -10,7 +10,7 @@ fn main() -> cony::Result<()> {
     let connection = match std::env::args().nth(1) {
         // As a URL, with options in the query: amqp://user:password@host/vhost?heartbeat=30
         Some(url) => BlockingConnection::open(url)?,
-        // As parameters. What is not said has its default.
+        // As parameters. The other settings keep their defaults.
         None => {
             let parameters = ConnectionParameters::new()
                 .host("localhost")
@@ -18,20 +18,20 @@ fn main() -> cony::Result<()> {
                 .virtual_host("/")
                 .credentials(Credentials::plain("guest", "guest"))
                 .heartbeat(Duration::from_secs(30))
-                // Three attempts, two seconds apart, for a broker that is just starting.
+                // Three attempts, two seconds apart, in case the broker is just starting.
                 .connection_attempts(3)
                 .retry_delay(Duration::from_secs(2))
-                // Shown in the broker's list of connections.
+                // RabbitMQ's management pages show this name.
                 .connection_name("the example connect".to_owned());
             BlockingConnection::open(parameters)?
         }
     };
 
-    let said = |name| connection.server_properties().get(name);
-    if let Some(product) = said("product").and_then(|value| value.as_str()) {
+    let property = |name| connection.server_properties().get(name);
+    if let Some(product) = property("product").and_then(|value| value.as_str()) {
         println!("connected to {product}");
     }
-    // Both sides have agreed on these.
+    // Client and broker have agreed on these values.
     println!("heartbeat: {:?}", connection.heartbeat());
     println!("channels: {}", connection.channel_max());
     println!(

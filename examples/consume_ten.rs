@@ -8,10 +8,10 @@ fn main() -> cony::Result<()> {
     let queue = std::env::args().nth(1).unwrap_or_else(|| "tasks".into());
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
-    // The broker sends ahead, but no more than this.
+    // At most ten deliveries may be unacknowledged, so the broker sends no more in advance.
     channel.basic_qos(10)?;
 
-    // A consumer is an iterator that waits for each message.
+    // A consumer is an iterator that waits for each delivery.
     let consumer = channel.consume(&queue)?;
     for delivery in consumer.iter().take(10) {
         let delivery = delivery?;
@@ -21,7 +21,7 @@ fn main() -> cony::Result<()> {
         delivery.ack()?;
     }
 
-    // Whatever the broker has sent beyond the tenth goes back to the queue.
+    // Deliveries that the loop has not taken go back to the queue.
     consumer.cancel()?;
     connection.close()
 }

@@ -1,9 +1,9 @@
-//! One thread that serves a whole connection: callbacks of several channels, and timers.
+//! One thread runs the callbacks of several channels, and timers.
 //!
 //!     cargo run --example event_loop
 //!
-//! What pika has SelectConnection and its IOLoop for. A timer produces numbers, a consumer
-//! squares them, another one collects the squares and stops it all after five.
+//! pika has SelectConnection and its IOLoop for this. A timer publishes numbers, one consumer
+//! publishes their squares, and another consumer prints the squares and stops after five.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ const COUNT: u64 = 5;
 fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
 
-    // Each channel may have its consumers; one thread runs all their callbacks.
+    // Each channel has its own consumer; one thread runs the callbacks of both.
     let (numbers, squares) = (connection.channel()?, connection.channel()?);
-    let number_queue = queue_of_its_own(&numbers)?;
-    let square_queue = queue_of_its_own(&squares)?;
+    let number_queue = declare_queue(&numbers)?;
+    let square_queue = declare_queue(&squares)?;
 
-    let answer_to = square_queue.clone();
+    let target = square_queue.clone();
     numbers.basic_consume(&number_queue, move |channel, delivery| {
         let number: u64 = delivery.text()?.parse().map_err(cony::Error::other)?;
         channel.basic_publish(
             "",
-            &answer_to,
+            &target,
             format!("{number} x {number} = {}", number * number),
         )?;
         delivery.ack()
@@ -43,13 +43,13 @@ fn main() -> cony::Result<()> {
 
     produce(&connection, numbers.clone(), number_queue, 1);
 
-    // From here on this thread belongs to the callbacks, until one of them says stop.
+    // Runs callbacks and timers until a callback calls `stop`.
     connection.run()?;
     println!("done");
     connection.close()
 }
 
-/// A timer runs once; one that is to run again sets itself again.
+/// Publishes a number, then sets a timer for the next one: a timer fires only once.
 fn produce(connection: &BlockingConnection, channel: BlockingChannel, queue: String, number: u64) {
     connection.add_timeout(Duration::from_millis(20), move |connection| {
         channel.basic_publish("", &queue, number.to_string())?;
@@ -60,7 +60,7 @@ fn produce(connection: &BlockingConnection, channel: BlockingChannel, queue: Str
     });
 }
 
-fn queue_of_its_own(channel: &BlockingChannel) -> cony::Result<String> {
+fn declare_queue(channel: &BlockingChannel) -> cony::Result<String> {
     let declare = queue::Declare::new_exclusive();
     Ok(channel.queue_declare(declare)?.queue.to_string())
 }

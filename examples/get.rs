@@ -2,8 +2,8 @@
 //!
 //!     cargo run --example get -- QUEUE [URL]
 //!
-//! The exit status is 1 if there is none. Without a URL the broker is the one that
-//! `AMQP_URL` names, or else the one on this machine.
+//! The exit status is 1 if the queue is empty. Without a URL the example connects to the broker
+//! that `AMQP_URL` names, or to the one on this machine.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ fn main() -> cony::Result<ExitCode> {
     std::io::stdout()
         .write_all(&message.body)
         .map_err(Error::other)?;
-    // Only now: had printing failed, the message would go back to its queue.
+    // Acknowledges after printing: if printing fails, the message goes back to its queue.
     message.ack()?;
     connection.close()?;
     Ok(ExitCode::SUCCESS)

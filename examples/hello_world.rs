@@ -2,7 +2,7 @@
 //!
 //!     cargo run --example hello_world
 //!
-//! The broker is the one that `AMQP_URL` names, or else the one on this machine.
+//! Connects to the broker that `AMQP_URL` names, or to the one on this machine.
 
 use cony::{BlockingConnection, queue};
 
@@ -10,10 +10,10 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
 
-    // A queue for this connection only, under a name that the broker chooses.
+    // A queue for this connection only. The broker chooses its name.
     let queue = channel.queue_declare(queue::Declare::new_exclusive())?;
 
-    // A publish does not wait until the message is in the queue; its confirm does.
+    // The publish only sends the message. The confirm arrives when the message is in the queue.
     channel.confirm_delivery()?;
     channel
         .basic_publish("", &queue.queue, "Hello, world!")?

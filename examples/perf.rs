@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release --example perf -- SCENARIO [OPTION...]
 //!
-//! `--help` lists scenarios and options. Rates are shown once a second; the last line,
-//! on standard output, has the whole run as JSON.
+//! `--help` lists the scenarios and options. The example prints the rate once a second to standard
+//! error, and at the end the whole run as one line of JSON to standard output.
 
 use std::env::VarError;
 use std::fmt;
@@ -27,7 +27,7 @@ Scenarios:
   publish                 publish without confirms
   publish-confirm-window  publish with confirms, many outstanding at a time
   publish-confirm-each    wait for the confirm of each message before the next one
-  consume-noack           consume what needs no acknowledgement
+  consume-noack           consume without acknowledgements
   consume-ack             consume, and acknowledge each message
   get                     basic.get, one message after the other
   rpc                     passive queue.declare, one after the other: bare round trips
@@ -35,11 +35,11 @@ Scenarios:
 Options:
   --url URL          the broker; amqps:// for TLS. Default: AMQP_URL, or else
                      amqp://guest:guest@localhost:5672/%2f
-  --messages N       end after N messages on each channel; those to be consumed are
+  --messages N       end after N messages on each channel; messages to consume are
                      published before the clock starts
   --seconds S        without --messages: end after S seconds (10). Queues then keep the
-                     newest 64 MiB, and what is consumed is published meanwhile by
-                     connections of their own
+                     newest 64 MiB, and other connections publish the messages to
+                     consume in the meantime
   --size BYTES       the size of a body (16)
   --persistent       publish persistent messages
   --connections N    how many connections (1)
@@ -48,27 +48,27 @@ Options:
   --shared           all threads of a connection publish on one channel
   --prefetch N       how many unacknowledged messages a consumer gets (500)
   --window N         how many unconfirmed messages a channel may have (1000)
-  --read-budget MIB  how much may wait to be consumed on a connection (64)
-  --busy-wait US     how many microseconds a thread looks for an answer before it
+  --read-budget MIB  the read budget of each connection (64)
+  --busy-wait US     how many microseconds a thread spins for a reply before it
                      sleeps; 0 is off (100)
 
-The queues are exclusive, so they go with the connections. Processor time, context
-switches and memory are those of this whole process, and only known on Linux.
+The queues are exclusive, so the broker deletes them at the end. Processor time,
+context switches and memory are those of the whole process, and known only on Linux.
 ";
 
-/// The tag of every consumer; each has its own channel.
+/// The tag of every consumer. Each consumer has its own channel, so one tag is enough.
 const CONSUMER_TAG: &str = "perf";
 
-/// How large a queue grows when time ends the run.
+/// The limit of a queue in bytes, if the run ends after a time.
 const QUEUE_BYTES: i64 = 64 << 20;
 
-/// How many messages a queue is said to hold when time ends the run.
+/// The number of messages in the name of a queue, if the run ends after a time.
 const UNBOUNDED: u64 = u32::MAX as u64;
 
-/// The largest `--read-budget`, in MiB; more than that is rather a number of bytes.
+/// The largest `--read-budget` in MiB. A larger number is probably meant in bytes.
 const READ_BUDGET_MAX: usize = 2047;
 
-/// How long the last confirms may take.
+/// The deadline of the last confirms.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(problem) => {
-            eprintln!("perf: {problem}; --help says more");
+            eprintln!("perf: {problem}; see --help");
             return ExitCode::from(2);
         }
     };
@@ -142,7 +142,7 @@ impl Scenario {
         matches!(self, Self::ConsumeNoack | Self::ConsumeAck)
     }
 
-    /// Whether the queue has to hold messages.
+    /// Returns whether the scenario takes messages from the queue.
     fn takes_messages(self) -> bool {
         self.consumes() || self == Self::Get
     }
@@ -167,7 +167,7 @@ struct Options {
 }
 
 impl Options {
-    /// `None` if it is help that is asked for.
+    /// Parses the command line. `None` stands for `--help`.
     fn from_arguments(
         mut arguments: impl Iterator<Item = String>,
     ) -> std::result::Result<Option<Self>, String> {
@@ -238,7 +238,7 @@ impl Options {
         }
     }
 
-    /// How many messages the worker with this number has to handle, if that ends the run.
+    /// Returns how many messages the worker with this number handles, if `--messages` ends the run.
     fn goal(&self, number: usize) -> Option<u64> {
         let messages = self.messages?;
         let Some(threads) = self.threads else {
@@ -303,7 +303,7 @@ fn run(options: &Options) -> Result<Report<'_>> {
     })
 }
 
-/// How many seconds the fastest and the slowest worker have needed.
+/// Returns the seconds of the fastest and of the slowest worker.
 fn spread(workers: &[Worker<'_>]) -> (f64, f64) {
     let took = workers.iter().filter_map(|worker| worker.took.get());
     took.map(Duration::as_secs_f64)
@@ -312,11 +312,11 @@ fn spread(workers: &[Worker<'_>]) -> (f64, f64) {
         })
 }
 
-/// Lets all workers run, each in a thread of its own, and takes what they need.
+/// Runs all workers, each in a thread of its own, and measures the cost.
 fn measure(workers: &[Worker<'_>], options: &Options, stop: &AtomicBool) -> Result<Cost> {
     let (ended, outcomes) = mpsc::channel();
     let gate = Barrier::new(workers.len() + 1);
-    // Threads have to be there still when what they have used is read.
+    // Keeps the threads alive until `clock` has read their usage.
     let hold = Mutex::new(());
     thread::scope(|scope| {
         let held = hold.lock();
@@ -330,7 +330,7 @@ fn measure(workers: &[Worker<'_>], options: &Options, stop: &AtomicBool) -> Resu
             scope.spawn(move || {
                 gate.wait();
                 gate.wait();
-                // Whoever listened has seen another worker fail.
+                // Fails only if `watch` has already returned because of another worker.
                 let _ = ended.send(worker.run());
                 drop(ended);
                 drop(hold.lock());
@@ -347,7 +347,7 @@ fn measure(workers: &[Worker<'_>], options: &Options, stop: &AtomicBool) -> Resu
     })
 }
 
-/// Waits for the end of all workers, and shows once a second how far they are.
+/// Waits for the end of all workers, and prints the rate once a second.
 fn watch(
     workers: &[Worker<'_>],
     options: &Options,
@@ -399,18 +399,18 @@ fn stop_all(workers: &[Worker<'_>], stop: &AtomicBool) {
         return;
     }
     for worker in workers.iter().filter(|it| it.options.scenario.consumes()) {
-        // Those who wait for a delivery find the consumer's end. That a channel is dead
-        // is the worker's to tell.
+        // Wakes workers that wait for a delivery. If the channel has ended, the worker itself
+        // returns the error.
         let _ = worker.channel.basic_cancel(CONSUMER_TAG);
     }
 }
 
-/// One channel with a queue of its own, and how far it has come.
+/// One channel with its queue, and its progress.
 struct Worker<'a> {
     options: &'a Options,
     channel: BlockingChannel,
     queue: String,
-    /// Whether messages are published while they are consumed.
+    /// Whether another connection publishes the messages in the meantime.
     is_fed: bool,
     body: Bytes,
     properties: BasicProperties,
@@ -421,7 +421,7 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    /// Everything that comes before the clock starts.
+    /// Does everything that happens before the clock starts.
     fn prepare(
         options: &'a Options,
         channel: BlockingChannel,
@@ -432,7 +432,7 @@ impl<'a> Worker<'a> {
             true => BasicProperties::new().delivery_mode(DeliveryMode::Persistent),
             false => BasicProperties::new(),
         };
-        // The name tells a broker made for such measurements what the queue is to hold.
+        // A broker that is made for such measurements reads size and number from the name.
         let holds = options.goal(number).unwrap_or(UNBOUNDED);
         let (size, process) = (options.size, std::process::id());
         let mut worker = Self {
@@ -486,10 +486,10 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Publishes to the queue, on a connection of its own, until all is over.
+    /// Publishes to the queue, on a connection of its own, until the run ends.
     fn feed(&self) -> Result<()> {
         let channel = BlockingConnection::open(self.options.parameters()?)?.channel()?;
-        // The confirm window keeps this from running far ahead of the broker.
+        // The confirm window limits how far the publishes run ahead of the broker.
         channel.confirm_delivery()?;
         while !self.stop.load(Ordering::Relaxed) {
             channel.basic_publish("", &self.queue, self.message())?;
@@ -505,23 +505,23 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// How many messages the queue has ready: a bare round trip.
+    /// Returns how many messages are ready in the queue: one round trip without a message.
     fn ready(&self) -> Result<u64> {
         let passive = queue::Declare::new(&self.queue).passive(true);
         Ok(self.channel.queue_declare(passive)?.message_count.into())
     }
 
-    /// Notes how far it is; whether there is more to do.
+    /// Stores the progress, and returns whether there is more to do.
     fn goes_on(&self, done: u64) -> bool {
         self.done.store(done, Ordering::Relaxed);
         done < self.goal && !self.stop.load(Ordering::Relaxed)
     }
 
-    /// The part that is measured.
+    /// Runs the part that is measured.
     fn run(&self) -> Result<()> {
         let start = Instant::now();
         let outcome = self.run_scenario();
-        // It runs once.
+        // Cannot fail, because each worker runs once.
         let _ = self.took.set(start.elapsed());
         outcome
     }
@@ -545,14 +545,14 @@ impl<'a> Worker<'a> {
                 .basic_publish("", &self.queue, self.message())?;
             count += 1;
         }
-        // The answer proves that all of them have arrived.
+        // The reply proves that all messages have arrived.
         self.ready().map(drop)
     }
 
     fn publish_confirm_window(&self) -> Result<()> {
         let mut count = 0;
         while self.goes_on(count) {
-            // Waits while too many are unconfirmed.
+            // Waits while the confirm window is full.
             self.channel
                 .basic_publish("", &self.queue, self.message())?;
             count += 1;
@@ -600,7 +600,7 @@ impl<'a> Worker<'a> {
             delivery.ack()?;
             count += 1;
         }
-        // The answer proves that all acknowledgements have arrived.
+        // The reply proves that all acknowledgements have arrived.
         self.ready()?;
         self.check(count, bytes)
     }
@@ -615,7 +615,7 @@ impl<'a> Worker<'a> {
                     count += 1;
                 }
                 None if self.is_fed => {}
-                None => return Err(Error::other("the queue is empty before its time")),
+                None => return Err(Error::other("the queue is empty too early")),
             }
         }
         self.check(count, bytes)
@@ -630,7 +630,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Fails if what came is not what was published.
+    /// Fails if the received bodies do not have the published size.
     fn check(&self, messages: u64, bytes: u64) -> Result<()> {
         let expected = messages * self.options.size as u64;
         if bytes == expected {
@@ -641,18 +641,18 @@ impl<'a> Worker<'a> {
     }
 }
 
-// ------------------------------------------------------------------- what it cost --
+// ----------------------------------------------------------------------- the cost --
 
 struct Report<'a> {
     options: &'a Options,
     messages: u64,
-    /// How long the fastest and the slowest thread have needed, in seconds.
+    /// The seconds of the fastest and of the slowest thread.
     spread: (f64, f64),
     cost: Cost,
 }
 
 impl Report<'_> {
-    /// The line that a program reads.
+    /// Returns the line for programs.
     fn json(&self) -> String {
         let cost = &self.cost;
         format!(
@@ -674,7 +674,7 @@ impl Report<'_> {
     }
 }
 
-/// The line that a person reads.
+/// The line for people.
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (messages, seconds) = (self.messages as f64, self.cost.wall.as_secs_f64());
@@ -700,7 +700,7 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-/// What a run took; processor times in seconds.
+/// The cost of a run. Processor times are in seconds.
 struct Cost {
     wall: Duration,
     user: f64,
@@ -740,12 +740,12 @@ impl Clock {
     }
 }
 
-/// What the threads that are alive have used so far, as Linux tells it.
+/// The usage so far of all threads that are alive, from Linux.
 #[derive(Default)]
 struct Usage {
-    /// Exact, but user and system time in one.
+    /// Exact, but user and system time together.
     nanoseconds: u64,
-    /// Hundredths of a second: too coarse but for telling the one from the other.
+    /// Hundredths of a second. Too coarse to measure with, but good for the ratio of the two.
     user_ticks: u64,
     system_ticks: u64,
     voluntary: u64,
@@ -756,7 +756,7 @@ impl Usage {
     fn now() -> Self {
         let mut usage = Self::default();
         let stat = read("/proc/self/stat");
-        // Behind the name, which may contain anything: 12th and 13th.
+        // The 12th and 13th field after the name. The name itself may contain any character.
         let fields = stat.rsplit(')').next().unwrap_or_default();
         let mut ticks = fields.split_whitespace().skip(11);
         usage.user_ticks = number_or_zero(ticks.next());
@@ -776,11 +776,11 @@ impl Usage {
 }
 
 fn read(path: impl AsRef<std::path::Path>) -> String {
-    // A thread may have ended; other systems have none of these files.
+    // The file is missing if the thread has ended, and on other systems.
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// The number on the line that begins with `name`.
+/// Returns the number on the line that begins with `name`.
 fn after(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     number_or_zero(line.and_then(|line| line.split_whitespace().next()))

@@ -1,10 +1,10 @@
-//! Publishes messages that say something about themselves, to an exchange.
+//! Publishes messages with properties and headers.
 //!
 //!     cargo run --example properties -- [EXCHANGE [ROUTING_KEY]]
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cony::{BasicProperties, BlockingConnection, DeliveryMode, Message};
+use cony::{BasicProperties, BlockingConnection, DeliveryMode, FieldTable, Message};
 
 fn main() -> cony::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -13,7 +13,7 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
 
-    // What is said most often has a method of its own.
+    // The common properties are methods of the message.
     let order = Message::new(r#"{"item": 7}"#)
         .content_type("application/json")
         .persistent()
@@ -21,15 +21,15 @@ fn main() -> cony::Result<()> {
         .header("retries", 0);
     channel.basic_publish(&exchange, &key, order)?;
 
-    // Everything else is in BasicProperties, which many messages can share.
+    // `BasicProperties` has all of them. Many messages can share one value.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let properties = BasicProperties::new()
         .content_type("text/plain")
         .delivery_mode(DeliveryMode::Transient)
         .app_id("shop")
         .message_type("note")
-        .timestamp(SystemTime::now())
-        .header("version", 2)
-        .header("draft", false);
+        .timestamp(now.map_err(cony::Error::other)?.as_secs())
+        .headers(FieldTable::new().with("version", 2).with("draft", false));
     for note in ["fragile", "a present"] {
         let message = Message::new(note).properties(&properties);
         channel.basic_publish(&exchange, &key, message)?;

@@ -2,8 +2,8 @@
 //!
 //!     cargo run --example publish -- QUEUE [BODY] [URL]
 //!
-//! Without a body, or with `-`, the body is read from standard input. Without a URL the
-//! broker is the one that `AMQP_URL` names, or else the one on this machine.
+//! Without a body, or with `-`, the example reads the body from standard input. Without a URL it
+//! connects to the broker that `AMQP_URL` names, or to the one on this machine.
 
 use std::io::Read;
 
@@ -35,7 +35,7 @@ fn main() -> cony::Result<()> {
     channel.confirm_delivery()?;
     let persistent = BasicProperties::new().delivery_mode(DeliveryMode::Persistent);
     let message = Message::new(&body).properties(&persistent);
-    // The broker has the message, or this says why not.
+    // Waits until the broker has the message; the error has the reason if it has not.
     channel.basic_publish("", &queue, message)?.wait()?;
     connection.close()
 }

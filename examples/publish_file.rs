@@ -1,4 +1,4 @@
-//! Publishes a file line by line, shows how far it is, and makes sure that all arrived.
+//! Publishes a file line by line, shows the progress, and checks that every line has arrived.
 //!
 //!     cargo run --example publish_file -- QUEUE FILE
 
@@ -25,9 +25,8 @@ fn main() -> cony::Result<()> {
     let (mut lines, mut bytes, mut shown) = (0u64, 0, 0);
     for line in BufReader::new(file).lines() {
         let line = line.map_err(Error::other)?;
-        // Does not wait for the confirm, which comes in the background. If the broker is
-        // slower than the disk, this waits for it: memory stays small, however large the
-        // file is.
+        // Does not wait for the confirm of this line. But if the broker is slower than the disk,
+        // the publish waits for room, so that a large file does not fill the memory.
         channel.basic_publish("", queue, Message::new(&line).persistent())?;
         lines += 1;
         bytes += line.len() as u64 + 1;
@@ -39,7 +38,7 @@ fn main() -> cony::Result<()> {
     }
     eprintln!();
 
-    // Either the broker has every line, or this says which ones it does not have.
+    // Waits for the confirms of all lines. The error lists the lines that have failed.
     match channel.wait_for_confirms(Duration::from_secs(60)) {
         Ok(()) => println!("{lines} lines are in {queue}"),
         Err(Error::PublishFailures { failures, more, .. }) => {
@@ -54,7 +53,7 @@ fn main() -> cony::Result<()> {
     connection.close()
 }
 
-/// A mark for every two percent.
+/// Returns one mark for every two percent.
 fn bar(percent: u64) -> String {
     (0..percent / 2).map(|_| '#').collect()
 }

@@ -1,8 +1,8 @@
-//! Scheduled work beside consuming, in one thread: once, again and again, and not at all.
+//! Timers beside a consumer, in one thread: one fires once, one repeats, one is removed.
 //!
 //!     cargo run --example schedule
 //!
-//! Timers belong to the connection, and run between the callbacks of its consumers.
+//! Timers belong to the connection. They fire between the callbacks of its consumers.
 
 use std::time::Duration;
 
@@ -18,29 +18,29 @@ fn main() -> cony::Result<()> {
         .queue
         .to_string();
     channel.basic_consume(&queue, |channel, delivery| {
-        println!("heard: {}", delivery.text()?);
+        println!("received: {}", delivery.text()?);
         delivery.ack()?;
         if delivery.text()? == "good night" {
-            // Ends the loop, whatever else is scheduled.
+            // Ends `run`, even if timers are left.
             channel.connection().stop();
         }
         Ok(())
     })?;
 
-    // Once. The callback takes along what it needs.
+    // Fires once. The closure owns the values that it needs.
     let (reporting, target) = (channel.clone(), queue.clone());
     connection.add_timeout(BEAT, move |_| {
         reporting.basic_publish("", &target, "a report").map(drop)
     });
 
-    // Not at all.
+    // Never fires, because it is removed.
     let id = connection.add_timeout(BEAT, |_| {
-        println!("nobody sees this");
+        println!("never printed");
         Ok(())
     });
     connection.remove_timeout(id);
 
-    // Again and again. (`channel` stays here: with its last handle it would close.)
+    // Repeats. (This function keeps `channel`: a channel closes with its last handle.)
     tick(&connection, channel.clone(), queue, 1);
 
     connection.run()?;
@@ -48,7 +48,7 @@ fn main() -> cony::Result<()> {
     connection.close()
 }
 
-/// A timer runs once; this one sets itself again.
+/// Sets a timer that prints a tick and then sets the next timer.
 fn tick(connection: &BlockingConnection, channel: BlockingChannel, queue: String, number: u32) {
     connection.add_timeout(BEAT * 2, move |connection| {
         println!("tick {number}");

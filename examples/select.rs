@@ -1,9 +1,9 @@
-//! One thread that waits for several connections, consumers and channels of its own.
+//! One thread waits for two connections, and for channels of its own.
 //!
 //!     cargo run --example select
 //!
-//! What pika's users had the Tornado and asyncore adapters for: AMQP as one of the things
-//! that a program's own loop waits for.
+//! pika has its Tornado and asyncore adapters for this: the program has a loop of its own, and
+//! AMQP is one of several things that the loop waits for.
 
 use std::thread;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use cony::{BlockingConnection, queue};
 use crossbeam_channel::{bounded, never, select, tick};
 
 fn main() -> cony::Result<()> {
-    // Two connections: perhaps to two brokers.
+    // Two connections, perhaps to two brokers.
     let (orders, audit) = (
         BlockingConnection::open_default()?,
         BlockingConnection::open_default()?,
     );
 
-    // On the first one, a consumer that is read like an iterator.
+    // On the first connection a consumer without a callback.
     let channel = orders.channel()?;
     let order_queue = channel
         .queue_declare(queue::Declare::new_exclusive())?
         .queue;
     let consumer = channel.consume(&order_queue)?;
 
-    // On the second one, a callback.
+    // On the second connection a consumer with a callback.
     let trail = audit.channel()?;
     let trail_queue = trail.queue_declare(queue::Declare::new_exclusive())?.queue;
     let (note, audited) = bounded(10);
@@ -35,7 +35,7 @@ fn main() -> cony::Result<()> {
         delivery.ack()
     })?;
 
-    // And something that has nothing to do with AMQP.
+    // Input from another thread, and a clock: neither has to do with AMQP.
     let (input, mut lines) = bounded(1);
     thread::spawn(move || {
         ["a book", "a lamp"]
@@ -49,10 +49,10 @@ fn main() -> cony::Result<()> {
         select! {
             recv(lines) -> line => match line {
                 Ok(line) => channel.basic_publish("", &order_queue, line).map(drop)?,
-                // A channel whose other end is gone is always ready.
+                // A closed channel is always ready, so stop waiting for it.
                 Err(_) => lines = never(),
             },
-            // Ready means: look. Perhaps there is nothing.
+            // `ready` means that there may be a delivery, so do not wait for one.
             recv(consumer.ready()) -> _ => {
                 if let Some(order) = consumer.try_next()? {
                     println!("order: {}", order.text()?);

@@ -1,8 +1,8 @@
-//! Connects to the first broker of several that lets it.
+//! Connects to the first broker of a list that accepts the connection.
 //!
 //!     cargo run --example several_brokers -- amqp://rabbit1 amqp://rabbit2 amqp://rabbit3
 //!
-//! When the connection is lost it tries them all again.
+//! When the connection is lost, the example tries all of them again.
 
 use std::time::Duration;
 use std::{process, thread};
@@ -15,15 +15,15 @@ fn main() -> cony::Result<()> {
         eprintln!("usage: several_brokers URL...");
         process::exit(2);
     }
-    // Each process begins with another one, so that not all are at the first.
+    // Each process starts at another place of the list, so that the brokers share the load.
     let start = process::id() as usize % brokers.len();
     brokers.rotate_left(start);
 
     for attempt in 1.. {
         match work(&brokers) {
             Ok(()) => break,
-            // With a connection error the next attempt may do better; with any other the
-            // program has to be mended.
+            // Another attempt can cure a connection error. Other errors are errors of the
+            // program.
             Err(error) if error.is_connection_error() && attempt < 5 => {
                 eprintln!("attempt {attempt}: {error}");
                 thread::sleep(Duration::from_secs(attempt));

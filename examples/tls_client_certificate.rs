@@ -1,11 +1,11 @@
-//! Connects with TLS, and shows a certificate instead of a password.
+//! Connects with TLS, and authenticates with a certificate instead of a password.
 //!
 //!     cargo run --example tls_client_certificate -- HOST PORT CA CERTIFICATE KEY
 //!
-//! All three are PEM files: the authority that has signed the broker's certificate, one's
-//! own certificate, and the key to it (PKCS #8). The broker needs
-//! `ssl_options.verify = verify_peer` and the plugin rabbitmq_auth_mechanism_ssl, and a user
-//! of the name in the certificate.
+//! CA, CERTIFICATE and KEY are PEM files: the authority that has signed the broker's certificate,
+//! your own certificate, and its private key (PKCS #8). The broker needs the setting
+//! `ssl_options.verify = verify_peer`, the plugin rabbitmq_auth_mechanism_ssl, and a user with
+//! the name in the certificate.
 
 use cony::{BlockingConnection, ConnectionParameters, Credentials, TlsOptions};
 
@@ -16,8 +16,8 @@ fn main() -> cony::Result<()> {
         std::process::exit(2);
     };
 
-    // Without ca_file the system's authorities are trusted. The broker's name is checked in
-    // any case.
+    // Without `ca_file` cony trusts only the authorities of the system. It checks the name of the
+    // broker in any case.
     let options = TlsOptions::new()
         .ca_file(ca)
         .identity_pem_files(certificate, key);
@@ -25,8 +25,8 @@ fn main() -> cony::Result<()> {
         .host(host.as_str())
         .port(port.parse().map_err(cony::Error::other)?)
         .tls_options(options)
-        // The certificate says who this is. With a user and a password besides, leave the
-        // credentials out here.
+        // The certificate names the user. If the broker also expects a user and a password, use
+        // `Credentials::plain` instead.
         .credentials(Credentials::external());
 
     let connection = BlockingConnection::open(parameters)?;

@@ -1,4 +1,4 @@
-//! Tutorial 1, the receiver: prints what comes, until you press Enter.
+//! Tutorial 1, the receiver: prints each message until you press Enter.
 //!
 //!     cargo run --example tutorial_1_receive
 
@@ -11,16 +11,15 @@ fn main() -> cony::Result<()> {
     let channel = connection.channel()?;
     channel.queue_declare("tutorial.hello")?;
 
-    // With no_ack the broker forgets a message as soon as it has sent it. The next
-    // tutorial does better.
+    // With `no_ack` the broker deletes a message as soon as it has sent it. Tutorial 2 shows
+    // acknowledgements.
     let consume = basic::Consume::new("tutorial.hello").no_ack(true);
     channel.basic_consume(consume, |_, delivery| {
         println!("received '{}'", delivery.text()?);
         Ok(())
     })?;
 
-    // Any thread may stop the loop below; this one does so when the input has a line for
-    // it, or ends.
+    // Stops `start_consuming` below when you press Enter, or when the input ends.
     let stopping = channel.clone();
     thread::spawn(move || {
         let _ = std::io::stdin().read_line(&mut String::new());
@@ -28,7 +27,7 @@ fn main() -> cony::Result<()> {
     });
 
     println!("waiting for messages; press Enter to stop");
-    // Runs the callback for each message.
+    // Runs the callback for each message, in this thread.
     channel.start_consuming()?;
     connection.close()
 }

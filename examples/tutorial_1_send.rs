@@ -2,8 +2,8 @@
 //!
 //!     cargo run --example tutorial_1_send
 //!
-//! Run `tutorial_1_receive` in another terminal to see it arrive. The broker is the one
-//! that `AMQP_URL` names, or else the one on this machine; so in all the tutorials.
+//! Run `tutorial_1_receive` in another terminal to see the message arrive. All tutorials connect
+//! to the broker that `AMQP_URL` names, or to the one on this machine.
 
 use cony::BlockingConnection;
 
@@ -11,15 +11,15 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
 
-    // Makes the queue if there is none. Sender and receiver both say this, so that it does
-    // not matter who comes first.
+    // Declares the queue; does nothing if it exists. Sender and receiver both declare it, so
+    // you may start either of them first.
     channel.queue_declare("tutorial.hello")?;
 
-    // Nobody publishes to a queue: messages go to an exchange. The one without a name
-    // takes the routing key for the name of a queue.
+    // A message goes to an exchange, not to a queue. The exchange with the empty name takes the
+    // routing key as the name of a queue.
     channel.basic_publish("", "tutorial.hello", "Hello World!")?;
     println!("sent 'Hello World!'");
 
-    // Everything that was published is on its way before this returns.
+    // Writes all published messages to the socket before it returns.
     connection.close()
 }

@@ -1,4 +1,4 @@
-//! Tutorial 2, work queues: hands out a task that takes a second for every dot in it.
+//! Tutorial 2, work queues: publishes a task, which takes one second for each dot in it.
 //!
 //!     cargo run --example tutorial_2_new_task -- A long task...
 
@@ -14,10 +14,10 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
 
-    // A queue is durable unless one says otherwise: it survives a restart of the broker...
+    // Queues are durable by default: the queue survives a restart of the broker.
     channel.queue_declare("tutorial.tasks")?;
 
-    // ...and so do messages in it, if they are persistent.
+    // A persistent message in it survives as well.
     let message = Message::new(&task).persistent();
     channel.basic_publish("", "tutorial.tasks", message)?;
     println!("sent '{task}'");

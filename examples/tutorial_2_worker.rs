@@ -14,19 +14,18 @@ fn main() -> cony::Result<()> {
     let channel = connection.channel()?;
     channel.queue_declare("tutorial.tasks")?;
 
-    // One task at a time: the broker sends the next one when this one is acknowledged, so
-    // that nobody sits on tasks while others are idle.
+    // One task at a time: the broker sends the next task after the acknowledgement of this one.
+    // So no task waits at a busy worker while another worker is idle.
     channel.basic_qos(1)?;
 
     channel.basic_consume("tutorial.tasks", |_, delivery| {
         let task = delivery.text()?;
         println!("received '{task}'");
         let dots = task.matches('.').count() as u64;
-        // However long this takes, another thread keeps the connection alive.
+        // The work may take long: the IO thread keeps the connection alive.
         thread::sleep(Duration::from_secs(dots));
         println!("done");
-        // Only now does the broker forget the task. Had this worker died before, another
-        // one would get it.
+        // Now the broker deletes the task. If this worker crashes before, another one gets it.
         delivery.ack()
     })?;
 

@@ -1,4 +1,4 @@
-//! Tutorial 3, publish and subscribe: tells everybody who listens.
+//! Tutorial 3, publish and subscribe: sends a line to all receivers.
 //!
 //!     cargo run --example tutorial_3_emit_log -- Something happened
 
@@ -14,11 +14,11 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
 
-    // A fanout exchange gives every message to every queue that is bound to it.
+    // A fanout exchange copies each message to every queue that is bound to it.
     let logs = exchange::Declare::new_fanout("tutorial.logs");
     channel.exchange_declare(logs)?;
 
-    // It does not look at the routing key. If no queue is bound, the message is gone.
+    // It ignores the routing key. If no queue is bound, the message vanishes.
     channel.basic_publish("tutorial.logs", "", &line)?;
     println!("sent '{line}'");
     connection.close()

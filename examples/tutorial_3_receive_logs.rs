@@ -1,8 +1,8 @@
-//! Tutorial 3, publish and subscribe: prints every line from now on.
+//! Tutorial 3, publish and subscribe: prints every line that is sent from now on.
 //!
 //!     cargo run --example tutorial_3_receive_logs
 //!
-//! Start several; each gets every line. Press Enter to stop one.
+//! Start several: each of them gets every line. Press Enter to stop one.
 
 use std::thread;
 
@@ -14,8 +14,8 @@ fn main() -> cony::Result<()> {
     let logs = exchange::Declare::new_fanout("tutorial.logs");
     channel.exchange_declare(logs)?;
 
-    // A queue for this listener only: the broker chooses its name, and it goes with the
-    // connection.
+    // A queue for this program only. The broker chooses its name, and deletes it when the
+    // connection ends.
     let queue = channel
         .queue_declare(queue::Declare::new_exclusive())?
         .queue;

@@ -1,4 +1,4 @@
-//! Tutorial 4, routing: a line with a severity, for those who asked for that severity.
+//! Tutorial 4, routing: sends a line to the receivers of its severity.
 //!
 //!     cargo run --example tutorial_4_emit_log_direct -- error The disk is full
 
@@ -16,7 +16,7 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
 
-    // A direct exchange gives a message to the queues that are bound with its very key.
+    // A direct exchange copies a message to the queues that are bound with its routing key.
     let logs = exchange::Declare::new_direct("tutorial.direct_logs");
     channel.exchange_declare(logs)?;
     channel.basic_publish("tutorial.direct_logs", &severity, &line)?;

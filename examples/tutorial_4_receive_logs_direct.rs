@@ -1,4 +1,4 @@
-//! Tutorial 4, routing: prints the lines of the severities that it is told.
+//! Tutorial 4, routing: prints the lines of the given severities.
 //!
 //!     cargo run --example tutorial_4_receive_logs_direct -- warning error
 //!
@@ -20,7 +20,7 @@ fn main() -> cony::Result<()> {
     let logs = exchange::Declare::new_direct("tutorial.direct_logs");
     channel.exchange_declare(logs)?;
 
-    // One queue, and a binding for every severity that it is to get.
+    // One queue, with a binding for each severity.
     let queue = channel
         .queue_declare(queue::Declare::new_exclusive())?
         .queue;

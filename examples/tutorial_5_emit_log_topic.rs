@@ -1,4 +1,4 @@
-//! Tutorial 5, topics: a line with a facility and a severity.
+//! Tutorial 5, topics: sends a line with a facility and a severity.
 //!
 //!     cargo run --example tutorial_5_emit_log_topic -- kern.critical A kernel error
 
@@ -16,8 +16,8 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
 
-    // A topic exchange takes the key for words with dots between them, and bindings for
-    // patterns of such words.
+    // For a topic exchange the routing key is a list of words with dots between them, and a
+    // binding is a pattern of such words.
     let logs = exchange::Declare::new_topic("tutorial.topic_logs");
     channel.exchange_declare(logs)?;
     channel.basic_publish("tutorial.topic_logs", &topic, &line)?;

@@ -1,9 +1,9 @@
-//! Tutorial 5, topics: prints the lines whose topic fits one of its patterns.
+//! Tutorial 5, topics: prints the lines with a topic that fits one of the given patterns.
 //!
 //!     cargo run --example tutorial_5_receive_logs_topic -- 'kern.*' '*.critical'
 //!
-//! In a pattern `*` is one word and `#` any number of them, so `#` is everything. Press
-//! Enter to stop.
+//! In a pattern `*` stands for one word and `#` for any number of words; `#` alone fits every
+//! topic. Press Enter to stop.
 
 use std::thread;
 
@@ -28,7 +28,7 @@ fn main() -> cony::Result<()> {
         channel.queue_bind(&queue, "tutorial.topic_logs", pattern)?;
     }
 
-    // A line that fits several of the patterns comes once all the same.
+    // A line that fits several patterns arrives once.
     let consume = basic::Consume::new(&queue).no_ack(true);
     channel.basic_consume(consume, |_, delivery| {
         println!("{}: {}", delivery.routing_key, delivery.text()?);

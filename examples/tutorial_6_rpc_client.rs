@@ -1,4 +1,4 @@
-//! Tutorial 6, RPC: asks the server for a number, and waits for the answer.
+//! Tutorial 6, RPC: sends a number to the server, and waits for the reply.
 //!
 //!     cargo run --example tutorial_6_rpc_client -- 30
 
@@ -10,14 +10,14 @@ fn main() -> cony::Result<()> {
     let number = std::env::args().nth(1).unwrap_or_else(|| "30".into());
     let connection = BlockingConnection::open_default()?;
 
-    // RpcClient does what the tutorial does by hand: it names a queue for the answers
-    // (RabbitMQ's direct reply-to, which costs none) and keeps answers and questions
-    // together by their correlation ids.
+    // `RpcClient` does the work of RabbitMQ's tutorial: it names a queue for the replies (direct
+    // reply-to, which needs no real queue), and finds the reply to each request by its
+    // correlation id.
     let client = RpcClient::new(&connection)?;
     match client.call("tutorial.fibonacci", &number, Duration::from_secs(10)) {
-        Ok(answer) => println!("fibonacci({number}) is {}", answer.text()?),
-        Err(Error::Unroutable(_)) => println!("no server has ever run"),
-        Err(error) if error.is_timeout() => println!("no server answers"),
+        Ok(reply) => println!("fibonacci({number}) is {}", reply.text()?),
+        Err(Error::Unroutable(_)) => println!("no server has run yet"),
+        Err(error) if error.is_timeout() => println!("the server does not answer"),
         Err(error) => return Err(error),
     }
     connection.close()

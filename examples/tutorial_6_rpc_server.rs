@@ -1,8 +1,8 @@
-//! Tutorial 6, RPC: a server that knows Fibonacci's numbers.
+//! Tutorial 6, RPC: a server that computes Fibonacci numbers.
 //!
 //!     cargo run --example tutorial_6_rpc_server
 //!
-//! Ask it with `tutorial_6_rpc_client`. Press Enter to stop.
+//! Send requests with `tutorial_6_rpc_client`. Press Enter to stop.
 
 use std::thread;
 
@@ -12,23 +12,23 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
     channel.queue_declare("tutorial.fibonacci")?;
-    // With one request at a time for each server, several of them share the work.
+    // One request at a time for each server, so that several servers share the work.
     channel.basic_qos(1)?;
 
     channel.basic_consume("tutorial.fibonacci", |channel, request| {
-        // Whoever asks may send nonsense; that must not end the server.
-        let asked = request.text().unwrap_or("what is no text");
-        let answer = match asked.parse() {
+        // A malformed request must not end the server.
+        let input = request.text().unwrap_or("not UTF-8");
+        let answer = match input.parse() {
             Ok(number @ 0..=186) => fibonacci(number).to_string(),
             _ => "unknown".to_owned(),
         };
-        println!("fibonacci({asked}) is {answer}");
+        println!("fibonacci({input}) is {answer}");
 
-        // The answer goes to where the request says, and says which one it answers.
+        // The request names the queue for the reply, and has an id for the reply to repeat.
         let properties = request.properties();
         if let (Some(reply_to), Some(id)) = (&properties.reply_to, &properties.correlation_id) {
-            let answer = Message::new(&answer).correlation_id(id);
-            channel.basic_publish("", reply_to, answer)?;
+            let reply = Message::new(&answer).correlation_id(id);
+            channel.basic_publish("", reply_to, reply)?;
         }
         request.ack()
     })?;
@@ -43,7 +43,7 @@ fn main() -> cony::Result<()> {
     connection.close()
 }
 
-/// The 186th is the largest that fits.
+/// Returns a Fibonacci number. The 186th is the largest that fits.
 fn fibonacci(number: u8) -> u128 {
     let next = |(last, this): (u128, u128), _| (this, last.wrapping_add(this));
     (0..number).fold((0, 1), next).0

@@ -1,4 +1,4 @@
-//! Tutorial 7, publisher confirms: three ways to be sure that the broker has a message.
+//! Tutorial 7, publisher confirms: three ways to make sure that the broker has each message.
 //!
 //!     cargo run --release --example tutorial_7_publisher_confirms -- 10000
 
@@ -23,7 +23,7 @@ fn main() -> cony::Result<()> {
         let queue = channel
             .queue_declare(queue::Declare::new_exclusive())?
             .queue;
-        // From here on the broker says of each message that it has it.
+        // From here on the broker confirms each message.
         channel.confirm_delivery()?;
 
         let start = Instant::now();
@@ -36,7 +36,7 @@ fn main() -> cony::Result<()> {
     connection.close()
 }
 
-/// The simplest way, and the slowest: every message waits for the way there and back.
+/// Waits for each message: the simplest way, and the slowest, with a round trip for each.
 fn one_by_one(channel: &BlockingChannel, queue: &str, count: u32) -> cony::Result<()> {
     for number in 0..count {
         channel
@@ -46,7 +46,7 @@ fn one_by_one(channel: &BlockingChannel, queue: &str, count: u32) -> cony::Resul
     Ok(())
 }
 
-/// Much faster: a hundred messages wait together. Should one fail, the error says which.
+/// Waits for a hundred messages at a time, which is much faster. The error lists failed messages.
 fn in_batches(channel: &BlockingChannel, queue: &str, count: u32) -> cony::Result<()> {
     for number in 1..=count {
         channel.basic_publish("", queue, number.to_string())?;
@@ -57,12 +57,12 @@ fn in_batches(channel: &BlockingChannel, queue: &str, count: u32) -> cony::Resul
     channel.wait_for_confirms(Duration::from_secs(5))
 }
 
-/// The fastest: confirms come in the background while this thread goes on publishing. It
-/// waits by itself only if too many are unconfirmed.
+/// Waits at the end: the fastest way. The confirms arrive while this thread goes on publishing; it
+/// waits only if too many messages are unconfirmed.
 fn all_at_the_end(channel: &BlockingChannel, queue: &str, count: u32) -> cony::Result<()> {
     let confirms: Vec<_> = (0..count)
         .map(|number| channel.basic_publish("", queue, number.to_string()))
         .collect::<cony::Result<_>>()?;
-    // Each message has its own answer, for whoever wants to send it again.
+    // Each message has its own outcome, so the program could publish the failed ones again.
     confirms.iter().try_for_each(cony::Confirm::wait)
 }

@@ -1,9 +1,9 @@
-//! Works on the messages of a queue until one says `stop`.
+//! Works on the messages of a queue until one of them is `stop`.
 //!
 //!     cargo run --example worker -- QUEUE [URL]
 //!
-//! Without a URL the broker is the one that `AMQP_URL` names, or else the one on this
-//! machine. Send it work with the example `publish`.
+//! Without a URL the example connects to the broker that `AMQP_URL` names, or to the one on this
+//! machine. Send messages with the example `publish`.
 
 use cony::BlockingConnection;
 
@@ -17,12 +17,12 @@ fn main() -> cony::Result<()> {
 
     let channel = connection.channel()?;
     channel.queue_declare(&queue)?;
-    // At most ten messages are on their way to this worker and not yet done.
+    // At most ten messages may be unacknowledged.
     channel.basic_qos(10)?;
     channel.basic_consume(&queue, |channel, delivery| {
         let text = String::from_utf8_lossy(&delivery.body).into_owned();
         println!("working on: {text}");
-        // However long this takes, the connection stays alive.
+        // The work may take long: the IO thread keeps the connection alive.
         channel.basic_ack(delivery.delivery_tag)?;
         if text.trim() == "stop" {
             channel.stop_consuming()?;

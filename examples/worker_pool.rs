@@ -1,10 +1,9 @@
-//! Several threads work on one queue, until you press Enter; then each finishes what it
-//! has begun, and nothing is lost.
+//! Several threads work on one queue until you press Enter. Then each thread finishes its message,
+//! and no message is lost.
 //!
 //!     cargo run --example worker_pool -- QUEUE [THREADS]
 //!
-//! To stop at Ctrl-C instead, have a signal handler (from a crate such as `ctrlc`) call
-//! `cancel` on a clone of the consumer, as the end of the input does here.
+//! The example `reliable_worker` stops at Ctrl-C and SIGTERM instead.
 
 use std::thread;
 
@@ -19,11 +18,11 @@ fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
     let channel = connection.channel()?;
     channel.queue_declare(&queue)?;
-    // One message in work for each thread, and one in reserve.
+    // For each thread one message in work and one in reserve.
     channel.basic_qos(threads.saturating_mul(2))?;
     let consumer = channel.consume(&queue)?;
 
-    // The clones share one consumer: each message goes to one thread.
+    // The clones share one consumer: each delivery goes to one thread.
     let workers: Vec<_> = (1..=threads)
         .map(|number| {
             let consumer = consumer.clone();
@@ -31,7 +30,7 @@ fn main() -> cony::Result<()> {
                 let mut done = 0;
                 consumer.for_each(|delivery| {
                     println!("worker {number}: {}", delivery.text()?);
-                    // However long the work takes, the connection stays alive.
+                    // The work may take long: the IO thread keeps the connection alive.
                     delivery.ack()?;
                     done += 1;
                     Ok(())
@@ -44,7 +43,7 @@ fn main() -> cony::Result<()> {
     eprintln!("working on {queue}; press Enter to stop");
     let _ = std::io::stdin().read_line(&mut String::new());
 
-    // What nobody has begun goes back to the queue, and every `for_each` ends.
+    // Ends every `for_each`. Deliveries that no thread has taken go back to the queue.
     consumer.cancel()?;
     let mut total = 0;
     for worker in workers {

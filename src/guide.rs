@@ -1,4 +1,4 @@
-//! The guide: one page for each subject, each read in five minutes.
+//! The guide: one page for each subject. Each page takes five minutes.
 //!
 //! | | |
 //! |---|---|
@@ -7,25 +7,37 @@
 //! | [`publishing`] | properties, mandatory messages, confirms in three styles, backpressure |
 //! | [`consuming`] | callbacks, iterators, prefetch, acknowledgements, cancelling |
 //! | [`threads`] | which handle goes where, worker pools, shutting down |
-//! | [`errors`] | what is dead after which error, and what to do about it |
+//! | [`errors`] | what ends with which error, and how to react |
 //! | [`timeouts`] | every deadline, and heartbeats |
 //! | [`one_thread`] | several channels and connections in one thread |
-//! | [`rpc`] | questions and answers with direct reply-to |
+//! | [`rpc`] | requests and replies with direct reply-to |
 //! | [`queue_types`] | quorum queues, streams and other arguments |
-//! | [`testing`] | testing a program that uses cony |
+//! | [`testing`] | how to test a program that uses cony |
 //! | [`faq`] | short answers |
-//! | [`from_amiquip`], [`from_java`] | for those who know another client; pika has [a page of its own][from-pika] |
 //!
-//! The pages are the files in `docs/guide`, and their code runs in the tests.
+//! Programs that almost every user of RabbitMQ writes, each with a complete example:
 //!
-//! # The threads, and a message's way
+//! | | |
+//! |---|---|
+//! | [`worker`] | a worker for production: threads, signals, dead letters, panics, reconnecting |
+//! | [`retry`] | trying a failed message again after a delay |
+//! | [`pipeline`] | from queue to queue without loss |
+//! | [`certainty`] | a file, and which of its lines have arrived |
+//! | [`metrics`] | numbers to watch, once a second |
+//!
+//! If you know another client: [`from_amiquip`], [`from_java`]; pika has [a page of its
+//! own][from-pika].
+//!
+//! The pages are the files in `docs/guide`. Their code runs as tests, against a real RabbitMQ.
+//!
+//! # The threads, and the way of a message
 //!
 #![doc = include_str!("../docs/threads.svg")]
 //!
 //! [from-pika]: https://docs.rs/crate/cony/latest/source/docs/from-pika.md
 
-/// A module for each file. The links between files become links between modules: of two
-/// definitions of a link the first one counts.
+/// Makes a module for each file. The links between files become links between modules: if a link
+/// has two definitions, rustdoc takes the first one.
 macro_rules! pages {
     ($($name:ident: $file:literal,)*) => {
         $(
@@ -41,9 +53,20 @@ macro_rules! pages {
             /// [queue-types]: crate::guide::queue_types
             /// [testing]: crate::guide::testing
             /// [faq]: crate::guide::faq
+            /// [worker]: crate::guide::worker
+            /// [retry]: crate::guide::retry
+            /// [pipeline-page]: crate::guide::pipeline
+            /// [certainty]: crate::guide::certainty
+            /// [metrics-page]: crate::guide::metrics
             /// [from-pika]: https://docs.rs/crate/cony/latest/source/docs/from-pika.md
             /// [security]: https://docs.rs/crate/cony/latest/source/docs/security.md
             /// [performance]: https://docs.rs/crate/cony/latest/source/docs/performance.md
+            /// [reliable_worker]: https://docs.rs/crate/cony/latest/source/examples/reliable_worker.rs
+            /// [delayed_retry]: https://docs.rs/crate/cony/latest/source/examples/delayed_retry.rs
+            /// [pipeline]: https://docs.rs/crate/cony/latest/source/examples/pipeline.rs
+            /// [publish_lines]: https://docs.rs/crate/cony/latest/source/examples/publish_lines.rs
+            /// [publish_file]: https://docs.rs/crate/cony/latest/source/examples/publish_file.rs
+            /// [metrics]: https://docs.rs/crate/cony/latest/source/examples/metrics.rs
             ///
             #[doc = include_str!(concat!("../docs/guide/", $file))]
             pub mod $name {}
@@ -64,6 +87,11 @@ pages! {
     queue_types: "queue-types.md",
     testing: "testing.md",
     faq: "faq.md",
+    worker: "worker.md",
+    retry: "retry.md",
+    pipeline: "pipeline.md",
+    certainty: "certainty.md",
+    metrics: "metrics.md",
     from_amiquip: "from-amiquip.md",
     from_java: "from-java.md",
 }

@@ -130,14 +130,18 @@ pub mod guide;
 mod io;
 mod protocol;
 
-/// What fuzzers feed: not for programs, and not there without `--cfg fuzzing`.
+/// The targets of the fuzzers. They exist only in tests and with `--cfg fuzzing`.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[path = "../tests/fuzz/mod.rs"]
-#[allow(clippy::panic, missing_docs, reason = "what is wrong should panic")]
+#[allow(
+    clippy::panic,
+    missing_docs,
+    reason = "a target panics when it finds an error"
+)]
 pub mod fuzz;
 
-/// Benchmarks of what is not public, run by name.
+/// Benchmarks of private functions, run by name.
 #[cfg(test)]
 #[path = "../tests/micro/mod.rs"]
 mod micro;

@@ -1,9 +1,8 @@
-//! Connections and channels come and go, and handles are dropped in every order and place:
-//! memory, threads and descriptors stay what they were.
+//! No memory, thread or descriptor leaks when many connections and channels are opened and ended,
+//! and when handles are dropped in every order and place.
 //!
-//! Each test runs in a process of its own, which is this very binary. The broker is a peer
-//! that does the least. The long ones run by name, without the debugging code of a test
-//! build:
+//! Each test runs in a process of its own. The broker is a peer that serves only the methods of
+//! these tests. The long tests are ignored and run by name, in a release build:
 //!
 //!     cargo test --release --test churn -- --ignored
 
@@ -13,13 +12,12 @@
     clippy::expect_used,
     clippy::panic,
     missing_docs,
-    reason = "in a test, what fails should panic"
+    reason = "a test that fails should panic"
 )]
 
 mod support;
 
 use std::collections::HashMap;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -27,41 +25,22 @@ use std::time::{Duration, Instant};
 
 use cony::{BlockingConnection, ConnectionParameters, Delivery};
 
+use crate::support::child::in_child_process;
+use crate::support::panic_text;
 use crate::support::peer::methods::*;
-use crate::support::peer::{CURTAIN, Frame, Listener, Tune, Wire, args, declare_ok, parameters};
+use crate::support::peer::{
+    Frame, Listener, TEST_TIMEOUT, Tune, Wire, args, declare_ok, parameters,
+};
 
-/// Names the test that a child process is to run.
-const TEST: &str = "CONY_TEST_CHURN";
-
-/// Runs a test in a process of its own.
-fn in_child(name: &str, test: impl FnOnce()) {
-    if std::env::var(TEST).is_ok_and(|wanted| wanted == name) {
-        return test();
-    }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--include-ignored", "--nocapture"])
-        .env(TEST, name)
-        // The names of the places in a backtrace take memory, too.
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && told.contains("1 passed"),
-        "{told}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// What a process has.
+/// The resources of the process.
 #[derive(Debug, Clone, Copy)]
-struct Holdings {
+struct Resources {
     memory: usize,
     threads: usize,
     descriptors: usize,
 }
 
-impl Holdings {
+impl Resources {
     fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let figure = |name| {
@@ -78,8 +57,8 @@ impl Holdings {
         }
     }
 
-    /// Awaits that there are no more threads and descriptors than at the start, and not much
-    /// more memory.
+    /// Waits until the process has no more threads and descriptors than at the start, and checks
+    /// that it has little more memory.
     fn await_start(start: Self) {
         const SLACK: usize = 4 << 20;
         let now = Self::await_threads(start);
@@ -90,10 +69,10 @@ impl Holdings {
         );
     }
 
-    /// Awaits that there are no more threads and descriptors than at the start. What was dropped
-    /// ends in the background.
+    /// Waits until the process has no more threads and descriptors than at the start. Dropped
+    /// connections may end in the background.
     fn await_threads(start: Self) -> Self {
-        let deadline = Instant::now() + CURTAIN;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let now = Self::now();
             if now.threads <= start.threads && now.descriptors <= start.descriptors {
@@ -107,7 +86,7 @@ impl Holdings {
 
 const CONFIRMED: &str = "confirmed";
 
-/// A broker that does the least, for any number of clients, as long as it lives.
+/// A peer for any number of clients, until it is dropped.
 struct Broker {
     port: u16,
     over: Arc<AtomicBool>,
@@ -117,7 +96,7 @@ struct Broker {
 impl Broker {
     fn start() -> Self {
         let listener = Listener::bind();
-        // Some tests have one client for minutes.
+        // A test may have one client for minutes.
         listener.set_patience(Duration::from_secs(3600));
         let port = listener.port();
         let over = Arc::new(AtomicBool::new(false));
@@ -156,8 +135,8 @@ impl Drop for Broker {
     }
 }
 
-/// Answers what the tests ask, sends one message to each consumer, and confirms only what is
-/// published to the queue of that name. After a purge it goes silent, as a dead network does.
+/// Replies to the methods of these tests, sends one delivery to each consumer, and confirms only
+/// publishes to the queue `CONFIRMED`. After a purge the peer falls silent, as with a dead network.
 fn serve(mut wire: Wire) {
     wire.handshake(Tune::default());
     let mut published = HashMap::new();
@@ -166,14 +145,14 @@ fn serve(mut wire: Wire) {
             continue;
         };
         match id {
-            CHANNEL_OPEN => wire.offer_method(channel, CHANNEL_OPEN_OK, args().long("")),
+            CHANNEL_OPEN => wire.try_send_method(channel, CHANNEL_OPEN_OK, args().long("")),
             CHANNEL_CLOSE => {
                 published.remove(&channel);
-                wire.offer_method(channel, CHANNEL_CLOSE_OK, args());
+                wire.try_send_method(channel, CHANNEL_CLOSE_OK, args());
             }
             CONFIRM_SELECT => {
                 published.insert(channel, 0);
-                wire.offer_method(channel, CONFIRM_SELECT_OK, args());
+                wire.try_send_method(channel, CONFIRM_SELECT_OK, args());
             }
             BASIC_PUBLISH => {
                 let Some(number) = published.get_mut(&channel) else {
@@ -184,19 +163,19 @@ fn serve(mut wire: Wire) {
                     .windows(CONFIRMED.len())
                     .any(|it| it == CONFIRMED.as_bytes())
                 {
-                    wire.offer_method(channel, BASIC_ACK, args().u64(*number).u8(0));
+                    wire.try_send_method(channel, BASIC_ACK, args().u64(*number).u8(0));
                 }
             }
-            QUEUE_DECLARE => wire.offer_method(channel, QUEUE_DECLARE_OK, declare_ok("queue")),
-            BASIC_GET => wire.offer_method(channel, BASIC_GET_EMPTY, args().short("")),
-            CONNECTION_CLOSE => wire.offer_method(0, CONNECTION_CLOSE_OK, args()),
+            QUEUE_DECLARE => wire.try_send_method(channel, QUEUE_DECLARE_OK, declare_ok("queue")),
+            BASIC_GET => wire.try_send_method(channel, BASIC_GET_EMPTY, args().short("")),
+            CONNECTION_CLOSE => wire.try_send_method(0, CONNECTION_CLOSE_OK, args()),
             BASIC_CANCEL => {
                 let tag = &arguments[1..][..arguments[0].into()];
-                wire.offer_method(channel, BASIC_CANCEL_OK, args().short(tag));
+                wire.try_send_method(channel, BASIC_CANCEL_OK, args().short(tag));
             }
             BASIC_CONSUME => {
                 let tag = consumer_tag(&arguments);
-                wire.offer_method(channel, BASIC_CONSUME_OK, args().short(tag));
+                wire.try_send_method(channel, BASIC_CONSUME_OK, args().short(tag));
                 wire.deliver(channel, std::str::from_utf8(tag).unwrap(), 1, "text");
             }
             QUEUE_PURGE => return wire.drain(),
@@ -205,14 +184,15 @@ fn serve(mut wire: Wire) {
     }
 }
 
-/// The tag in the arguments of `basic.consume`: behind a reserved field and the queue.
+/// Returns the consumer tag of the arguments of `basic.consume`, behind a reserved field and the
+/// queue.
 fn consumer_tag(arguments: &[u8]) -> &[u8] {
     let queue = usize::from(arguments[2]);
     let rest = &arguments[3 + queue..];
     &rest[1..][..rest[0].into()]
 }
 
-// Coming and going.
+// Many connections and channels.
 
 fn connections_come_and_go(count: usize) {
     let broker = Broker::start();
@@ -229,14 +209,14 @@ fn connections_come_and_go(count: usize) {
     (0..40).for_each(one);
     let start = settled();
     (0..count).for_each(one);
-    Holdings::await_start(start);
+    Resources::await_start(start);
 }
 
-/// What the process has when what was dropped has ended.
-fn settled() -> Holdings {
-    let deadline = Instant::now() + CURTAIN;
+/// Waits until every IO thread has ended, and returns the resources of the process.
+fn settled() -> Resources {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
-        let now = Holdings::now();
+        let now = Resources::now();
         let names = std::fs::read_dir("/proc/self/task").unwrap();
         let names =
             names.filter_map(|it| std::fs::read_to_string(it.ok()?.path().join("comm")).ok());
@@ -248,7 +228,7 @@ fn settled() -> Holdings {
     }
 }
 
-/// A program that never closes its channel: publishes, each of which is confirmed, and calls.
+/// Publishes `count` confirmed messages on one channel, with calls in between.
 fn one_channel_lives_long(count: usize) {
     let broker = Broker::start();
     let connection = broker.connect();
@@ -261,43 +241,43 @@ fn one_channel_lives_long(count: usize) {
                 0 => confirm.wait().unwrap(),
                 1 => drop(channel.queue_declare("queue").unwrap()),
                 2 => assert!(channel.basic_get("queue").unwrap().is_none()),
-                3 => channel.wait_for_confirms(CURTAIN).unwrap(),
+                3 => channel.wait_for_confirms(TEST_TIMEOUT).unwrap(),
                 _ => {}
             }
         }
-        channel.wait_for_confirms(CURTAIN).unwrap();
+        channel.wait_for_confirms(TEST_TIMEOUT).unwrap();
     };
     some(10_000);
-    let start = Holdings::now();
+    let start = Resources::now();
     some(count);
-    Holdings::await_start(start);
+    Resources::await_start(start);
     connection.close().unwrap();
 }
 
 #[test]
-fn a_hundred_thousand_confirmed_publishes_on_one_channel_leave_nothing() {
-    let name = "a_hundred_thousand_confirmed_publishes_on_one_channel_leave_nothing";
-    in_child(name, || one_channel_lives_long(100_000));
+fn a_hundred_thousand_confirmed_publishes_on_one_channel_leak_nothing() {
+    let name = "a_hundred_thousand_confirmed_publishes_on_one_channel_leak_nothing";
+    in_child_process(name, || one_channel_lives_long(100_000));
 }
 
 #[test]
 #[ignore = "takes some time"]
-fn a_million_confirmed_publishes_on_one_channel_leave_nothing() {
-    let name = "a_million_confirmed_publishes_on_one_channel_leave_nothing";
-    in_child(name, || one_channel_lives_long(1_000_000));
+fn a_million_confirmed_publishes_on_one_channel_leak_nothing() {
+    let name = "a_million_confirmed_publishes_on_one_channel_leak_nothing";
+    in_child_process(name, || one_channel_lives_long(1_000_000));
 }
 
 #[test]
-fn hundreds_of_connections_come_and_go() {
-    let name = "hundreds_of_connections_come_and_go";
-    in_child(name, || connections_come_and_go(300));
+fn hundreds_of_connections_leak_nothing() {
+    let name = "hundreds_of_connections_leak_nothing";
+    in_child_process(name, || connections_come_and_go(300));
 }
 
 #[test]
 #[ignore = "takes some time"]
-fn ten_thousand_connections_come_and_go() {
-    let name = "ten_thousand_connections_come_and_go";
-    in_child(name, || connections_come_and_go(10_000));
+fn ten_thousand_connections_leak_nothing() {
+    let name = "ten_thousand_connections_leak_nothing";
+    in_child_process(name, || connections_come_and_go(10_000));
 }
 
 fn channels_come_and_go(count: usize) {
@@ -319,42 +299,42 @@ fn channels_come_and_go(count: usize) {
         });
     };
     some(1000);
-    let start = Holdings::now();
+    let start = Resources::now();
     some(count);
-    // Every number is free again, as soon as the last close is answered.
-    let deadline = Instant::now() + CURTAIN;
+    // Every channel number is free after the last close-ok.
+    let deadline = Instant::now() + TEST_TIMEOUT;
     for number in 1..=8 {
         while let Err(error) = connection.channel_with_number(number) {
             assert!(Instant::now() < deadline, "{error}");
         }
     }
-    Holdings::await_start(start);
+    Resources::await_start(start);
     connection.close().unwrap();
 }
 
 #[test]
-fn thousands_of_channels_come_and_go() {
-    let name = "thousands_of_channels_come_and_go";
-    in_child(name, || channels_come_and_go(10_000));
+fn thousands_of_channels_leak_nothing() {
+    let name = "thousands_of_channels_leak_nothing";
+    in_child_process(name, || channels_come_and_go(10_000));
 }
 
 #[test]
 #[ignore = "takes some minutes"]
-fn a_million_channels_come_and_go() {
-    let name = "a_million_channels_come_and_go";
-    in_child(name, || channels_come_and_go(1_000_000));
+fn a_million_channels_leak_nothing() {
+    let name = "a_million_channels_leak_nothing";
+    in_child_process(name, || channels_come_and_go(1_000_000));
 }
 
-// Dropping.
+// Drops in every order.
 
 type Handle = Box<dyn Send>;
 
-/// A connection, a channel, a consumer, a delivery and a confirm that is outstanding, in this
-/// order, and whatever else keeps none of them alive.
-fn handles(broker: &Broker, dead: bool) -> Vec<Handle> {
+/// Returns a connection, a channel, a consumer, a delivery and an outstanding confirm, in this
+/// order.
+fn handles(broker: &Broker, silent: bool) -> Vec<Handle> {
     let parameters = broker.parameters();
-    let parameters = match dead {
-        // Nobody answers, so these pass in full.
+    let parameters = match silent {
+        // Without a reply, drops and closes take these times in full.
         true => parameters
             .drop_timeout(Duration::from_millis(20))
             .close_timeout(Duration::from_millis(20)),
@@ -366,7 +346,7 @@ fn handles(broker: &Broker, dead: bool) -> Vec<Handle> {
     let consumer = channel.consume("queue").unwrap();
     let delivery: Delivery = consumer.next().unwrap().unwrap();
     let confirm = channel.basic_publish("", "queue", "text").unwrap();
-    if dead {
+    if silent {
         channel.queue_purge_nowait("queue").unwrap();
     }
     vec![
@@ -378,7 +358,7 @@ fn handles(broker: &Broker, dead: bool) -> Vec<Handle> {
     ]
 }
 
-/// Every order of so many things.
+/// Returns every order of `count` things.
 fn orders(count: usize) -> Vec<Vec<usize>> {
     if count == 0 {
         return vec![Vec::new()];
@@ -395,8 +375,8 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     longer.collect()
 }
 
-/// Drops the handles in every order; `place` gets them, and the order.
-fn drop_in_every_order(dead: bool, place: impl Fn(Vec<Handle>) + Sync) {
+/// Passes the handles to `place` in every order, and checks that no pass leaks memory.
+fn drop_in_every_order(silent: bool, place: impl Fn(Vec<Handle>) + Sync) {
     let broker = Broker::start();
     let orders = orders(5);
     assert_eq!(orders.len(), 120);
@@ -406,7 +386,7 @@ fn drop_in_every_order(dead: bool, place: impl Fn(Vec<Handle>) + Sync) {
             for _ in 0..8 {
                 scope.spawn(|| {
                     while let Some(order) = orders.get(next.fetch_add(1, Ordering::SeqCst)) {
-                        let all = handles(&broker, dead).into_iter();
+                        let all = handles(&broker, silent).into_iter();
                         let mut all: Vec<_> = all.map(Some).collect();
                         let ordered = order.iter().filter_map(|&index| all[index].take());
                         place(ordered.collect());
@@ -415,8 +395,8 @@ fn drop_in_every_order(dead: bool, place: impl Fn(Vec<Handle>) + Sync) {
             }
         });
     };
-    // malloc keeps more each time that more of them are there at once, and not for ever; what
-    // leaks does so each time.
+    // malloc keeps more memory whenever more handles exist at once than before, which ends after
+    // some passes. A leak grows with each pass.
     const PASSES: usize = 10;
     const FLAT: usize = 256 << 10;
     all();
@@ -424,7 +404,7 @@ fn drop_in_every_order(dead: bool, place: impl Fn(Vec<Handle>) + Sync) {
     let mut most = start.memory;
     for _ in 0..PASSES {
         all();
-        let now = Holdings::await_threads(start);
+        let now = Resources::await_threads(start);
         println!("{start:?}, then {now:?}");
         if now.memory <= most + FLAT {
             return;
@@ -437,34 +417,37 @@ fn drop_in_every_order(dead: bool, place: impl Fn(Vec<Handle>) + Sync) {
 #[test]
 fn handles_may_be_dropped_in_every_order() {
     let name = "handles_may_be_dropped_in_every_order";
-    in_child(name, || drop_in_every_order(false, drop));
+    in_child_process(name, || drop_in_every_order(false, drop));
 }
 
 #[test]
-fn handles_may_be_dropped_in_every_order_on_a_dead_network() {
-    let name = "handles_may_be_dropped_in_every_order_on_a_dead_network";
-    in_child(name, || drop_in_every_order(true, drop));
+fn handles_may_be_dropped_in_every_order_with_a_silent_peer() {
+    let name = "handles_may_be_dropped_in_every_order_with_a_silent_peer";
+    in_child_process(name, || drop_in_every_order(true, drop));
 }
 
 #[test]
-fn handles_may_be_dropped_in_every_order_in_a_panic() {
+fn handles_may_be_dropped_in_every_order_during_a_panic() {
     let in_a_panic = |handles: Vec<Handle>| {
         let panicking = thread::spawn(move || {
             let _handles = handles;
             std::panic::resume_unwind(Box::new("on purpose"));
         });
-        assert!(panicking.join().is_err());
+        assert_eq!(panic_text(panicking.join()), "on purpose");
     };
-    in_child("handles_may_be_dropped_in_every_order_in_a_panic", || {
-        drop_in_every_order(false, in_a_panic);
-        drop_in_every_order(true, in_a_panic);
-    });
+    in_child_process(
+        "handles_may_be_dropped_in_every_order_during_a_panic",
+        || {
+            drop_in_every_order(false, in_a_panic);
+            drop_in_every_order(true, in_a_panic);
+        },
+    );
 }
 
 #[test]
 fn handles_may_be_dropped_in_every_order_in_a_callback() {
     let name = "handles_may_be_dropped_in_every_order_in_a_callback";
-    in_child(name, || {
+    in_child_process(name, || {
         let broker = Broker::start();
         let dispatching = broker.connect();
         let in_a_callback = |handles: Vec<Handle>| {
@@ -474,21 +457,21 @@ fn handles_may_be_dropped_in_every_order_in_a_callback() {
             });
             dispatching.process_data_events(Duration::ZERO).unwrap();
         };
-        // Its own thread is among those that are counted.
-        let start = Holdings::now();
-        for dead in [false, true] {
-            let mut all = handles(&broker, dead);
+        // The count includes the IO thread of `dispatching`.
+        let start = Resources::now();
+        for silent in [false, true] {
+            let mut all = handles(&broker, silent);
             all.reverse();
             in_a_callback(all);
         }
         dispatching.close().unwrap();
         drop(dispatching);
-        Holdings::await_start(start);
+        Resources::await_start(start);
         own_callback(&broker);
     });
 }
 
-/// The callback of a consumer has every handle of its own connection, and drops them.
+/// Drops every handle of a connection in a callback of this connection.
 fn own_callback(broker: &Broker) {
     let start = settled();
     for order in orders(3) {
@@ -512,5 +495,5 @@ fn own_callback(broker: &Broker) {
         running.basic_consume("queue", callback).unwrap();
         running.start_consuming().unwrap();
     }
-    Holdings::await_start(start);
+    Resources::await_start(start);
 }

@@ -1,12 +1,13 @@
-//! Whether a message costs more where there is more of something: channels, consumers,
-//! unconfirmed messages, messages before it.
+//! Measures whether a message costs more with more channels, consumers, unconfirmed messages or
+//! earlier messages.
 //!
 //!     AMQP_URL=... cargo test --release --test curves -- --ignored --nocapture --test-threads 1
 //!
-//! They assert nothing, so they are ignored and run by name. A line of JSON for each point:
-//! the median of five rounds, each the difference between a run and one twice as long, so
-//! that beginning and end do not count. They are meant for a broker that keeps nothing and
-//! has as many messages in a queue as its name says (`bench.sSIZE.nMESSAGES.NUMBER`).
+//! The measurements assert nothing, so they are ignored and run by name. Each point is a line of
+//! JSON with the median of five rounds. A round is the difference between a run and a run of twice
+//! the length, so that the beginning and the end of a run do not count. The measurements need a
+//! peer that stores no messages, and delivers as many messages as the name of a queue says
+//! (`bench.sSIZE.nMESSAGES.NUMBER`).
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -27,7 +28,7 @@ const BODY: [u8; 16] = [b'x'; 16];
 const ROUNDS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What so many messages took, in nanoseconds: processor time of all threads, and time.
+/// The processor time of all threads and the elapsed time of a run, in nanoseconds.
 struct Took {
     cpu: f64,
     wall: f64,
@@ -42,7 +43,7 @@ fn timed(act: impl FnOnce() -> Result<()>) -> Result<Took> {
     })
 }
 
-/// Of the threads that are alive, as Linux tells it.
+/// Returns the processor time of all running threads, from `/proc`.
 fn cpu_time() -> f64 {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
     let times = threads.flatten().filter_map(|thread| {
@@ -52,7 +53,7 @@ fn cpu_time() -> f64 {
     times.sum()
 }
 
-/// Prints what one message costs more in `run(2 * messages)` than in `run(messages)`.
+/// Prints the cost per message of `run(2 * messages)` in excess of `run(messages)`.
 fn point(curve: &str, count: u64, messages: u64, run: impl Fn(u64) -> Result<Took>) -> Result<()> {
     run(messages)?;
     let (mut cpu, mut wall) = (Vec::new(), Vec::new());
@@ -81,7 +82,8 @@ fn connect(window: usize) -> Result<BlockingConnection> {
         Err(VarError::NotPresent) => ConnectionParameters::default(),
         Err(error) => return Err(Error::other(error)),
     };
-    // Nothing is taken while further consumers begin, and their replies come behind it all.
+    // The callbacks run only after the last consumer has started, whose reply comes behind all
+    // earlier deliveries. So the read budget must hold them all.
     let parameters = parameters.confirm_window(window).read_budget(1 << 30);
     BlockingConnection::open(parameters)
 }
@@ -92,13 +94,13 @@ fn queue_of(channel: &BlockingChannel, messages: u64, number: u64) -> Result<Str
     Ok(name)
 }
 
-/// A round trip: what went out before has arrived then.
+/// Waits until the broker has read all earlier frames: one round trip.
 fn arrived(channel: &BlockingChannel, queue: &str) -> Result<()> {
     let passive = queue::Declare::new(queue).passive(true);
     channel.queue_declare(passive).map(drop)
 }
 
-/// One thread publishes on so many channels, `at_a_time` messages on each in turn.
+/// Publishes from one thread on `channels` channels, `at_a_time` messages on each in turn.
 fn publish_on(channels: u64, at_a_time: u64, messages: u64) -> Result<Took> {
     let connection = connect(1000)?;
     let channels: Vec<_> = iter::repeat_with(|| connection.channel())
@@ -116,7 +118,7 @@ fn publish_on(channels: u64, at_a_time: u64, messages: u64) -> Result<Took> {
     Ok(took)
 }
 
-/// With at most `window` unconfirmed.
+/// Publishes with confirms and this confirm window.
 fn publish_confirmed(window: u64, messages: u64) -> Result<Took> {
     let connection = connect(window as usize)?;
     let channel = connection.channel()?;
@@ -132,8 +134,7 @@ fn publish_confirmed(window: u64, messages: u64) -> Result<Took> {
     Ok(took)
 }
 
-/// So many consumers of one channel, each of a queue of its own, and with a callback: whatever
-/// comes first is taken first.
+/// Consumes with `consumers` callbacks of one channel, each from a queue of its own.
 fn consume_with(consumers: u64, messages: u64) -> Result<Took> {
     let connection = connect(1000)?;
     let channel = connection.channel()?;

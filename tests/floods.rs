@@ -1,10 +1,15 @@
-//! A peer that sends one thing without end. Nobody has asked for it and nobody takes it,
-//! and still it takes hardly any memory, and a call gets its answer.
+//! Floods of one kind of frame, most of which the client did not request. They take little memory,
+//! and a call still gets its reply.
 //!
-//! A test of its own program, because it measures the memory of the process.
+//! This is a test program of its own, because it measures the memory of the process.
 
-// In a test, what fails should panic, and nobody reads its documentation elsewhere.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test that fails should panic"
+)]
 
 mod support;
 
@@ -19,21 +24,21 @@ use crate::support::peer::{
     play, signal,
 };
 
-/// How many bytes each flood has.
+/// The length of each flood in bytes.
 const FLOOD: usize = 16 << 20;
 
-/// How much more memory the process may take for it. The budget for what is not handed out is
-/// smaller, but of returns 16 MiB are kept, and a message that is taken may become thirty times as large.
+/// The memory in bytes that the process may need for a flood. The read budget is smaller, but cony
+/// keeps 16 MiB of returns, and a delivery may take thirty times its encoded size when it is taken.
 const GROWTH_MAX: usize = 24 << 20;
 
 const READ_BUDGET: usize = 1 << 20;
 
-/// The resident memory of this process: the most that it ever was since this was asked.
+/// Returns the peak of the resident memory of this process since the last call.
 fn peak() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     let kilobytes = line.unwrap().split_whitespace().nth(1).unwrap();
-    // The peak is measured anew from here.
+    // Resets the peak.
     fs::write("/proc/self/clear_refs", "5").unwrap();
     kilobytes.parse::<usize>().unwrap() * 1024
 }
@@ -42,11 +47,11 @@ fn on_channel(id: Method, arguments: Args) -> Vec<u8> {
     method(1, id, arguments)
 }
 
-/// A message with a header of 20 000 values, for which most programs need much more memory
-/// than they take on the wire.
+/// Returns a message with a header of 20 000 values, whose decoded form is much larger than its
+/// encoding.
 fn bomb(method: Vec<u8>) -> Vec<u8> {
     let array = args().short("a").u8(b'A').long(vec![b'V'; 20_000]);
-    // Flag 13: headers.
+    // Flag 13 is the headers.
     let properties = args().u16(1 << 13).long(array.bytes()).bytes();
     [method, header_with(1, 0, &properties)].concat()
 }
@@ -69,43 +74,43 @@ fn floods() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("heartbeats", heartbeat()),
         (
-            "messages for a consumer that never was",
-            message(on_channel(BASIC_DELIVER, deliver("nobody", 1))),
+            "deliveries for an unknown consumer",
+            message(on_channel(BASIC_DELIVER, deliver("unknown", 1))),
         ),
         (
-            "large headers for a consumer that never was",
-            bomb(on_channel(BASIC_DELIVER, deliver("nobody", 1))),
+            "large headers for an unknown consumer",
+            bomb(on_channel(BASIC_DELIVER, deliver("unknown", 1))),
         ),
         (
             "large headers for a consumer that takes them",
             bomb(on_channel(BASIC_DELIVER, deliver("c", 1))),
         ),
-        ("returns that nobody takes", message(returned())),
+        ("returns that are not taken", message(returned())),
         (
-            "returns with large headers that nobody takes",
+            "returns with large headers that are not taken",
             bomb(returned()),
         ),
         (
-            "confirms of what was never published",
+            "confirms without publishes",
             on_channel(BASIC_ACK, args().u64(7).u8(1)),
         ),
-        ("alarms that come and go", [blocked, unblocked].concat()),
+        ("blocked and unblocked", [blocked, unblocked].concat()),
         (
-            "flow that stops and goes",
+            "flow that stops and resumes",
             [0, 1]
                 .map(|on| on_channel(CHANNEL_FLOW, args().u8(on)))
                 .concat(),
         ),
         (
-            "cancels of a consumer that never was",
-            on_channel(BASIC_CANCEL, args().short("nobody").u8(1)),
+            "cancels of an unknown consumer",
+            on_channel(BASIC_CANCEL, args().short("unknown").u8(1)),
         ),
         (
-            "closes of a channel that never was",
+            "closes of an unknown channel",
             method(9, CHANNEL_CLOSE, gone),
         ),
         (
-            "messages on a channel that never was",
+            "messages on an unknown channel",
             [
                 method(9, BASIC_GET_OK, get_ok(1)),
                 header(9, 1),
@@ -118,14 +123,14 @@ fn floods() -> Vec<(&'static str, Vec<u8>)> {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_flood_of_anything_takes_hardly_any_memory_and_no_call_its_answer() {
+fn a_flood_of_any_frames_takes_little_memory_and_a_call_still_gets_its_reply() {
     for (name, bytes) in floods() {
         eprintln!("{name}");
         meet(&bytes);
     }
 }
 
-/// Lets a connection meet the flood, with a consumer that takes and forgets what comes.
+/// Sends the flood to a connection whose consumer takes and drops every delivery.
 fn meet(bytes: &[u8]) {
     let many = bytes.repeat((64 * 1024 / bytes.len()).max(1));
     let (ask, asked) = signal();

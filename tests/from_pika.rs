@@ -1,11 +1,11 @@
-//! What `docs/from-pika.md` says is so: every name of pika 0.9.6 has a row, and whatever
-//! the rows name exists. `from_pika.txt` has the names of pika.
+//! Checks `docs/from-pika.md`: every name of pika 0.9.6 has a row, and every name in a row exists.
+//! `from_pika.txt` has the names of pika.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     missing_docs,
-    reason = "in a test, what fails should panic"
+    reason = "a failure in a test should panic"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The names of pika, each with its signature or value.
+/// Returns the names of pika, each with its signature or value.
 fn names_of_pika() -> BTreeSet<String> {
     let list = read("tests/from_pika.txt");
     let names: Vec<String> = list
@@ -28,11 +28,11 @@ fn names_of_pika() -> BTreeSet<String> {
         .map(str::to_owned)
         .collect();
     let set: BTreeSet<String> = names.iter().cloned().collect();
-    assert_eq!(set.len(), names.len(), "a name is there twice");
+    assert_eq!(set.len(), names.len(), "a name occurs twice");
     set
 }
 
-/// A row of the page: the names in it, without their backticks.
+/// A row of a table: the names in its cells, without their backticks.
 struct Row {
     modules: Vec<String>,
     pika: Vec<String>,
@@ -48,7 +48,7 @@ fn in_backticks(cell: &str) -> Vec<String> {
         .collect()
 }
 
-/// The rows of all tables with three columns.
+/// Returns the rows of all tables with three columns.
 fn rows() -> Vec<Row> {
     let page = read("docs/from-pika.md");
     let mut rows = Vec::new();
@@ -75,7 +75,7 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// Whether `name` is what `pattern` says; a `*` stands for anything without a dot.
+/// Returns whether `name` fits `pattern`, in which a `*` stands for any text without a dot.
 fn matches(pattern: &str, name: &str) -> bool {
     let Some((before, after)) = pattern.split_once('*') else {
         return pattern == name;
@@ -98,14 +98,14 @@ fn a_star_stands_for_one_part_of_a_name() {
 }
 
 #[test]
-fn every_name_of_pika_has_a_row_and_every_row_is_about_one() {
+fn every_name_of_pika_has_a_row_and_every_row_has_a_name_of_pika() {
     let names = names_of_pika();
     let mut missing = names.clone();
     for row in rows() {
         for module in &row.modules {
             missing.remove(module);
         }
-        assert!(!row.pika.is_empty(), "a row without a name of pika");
+        assert!(!row.pika.is_empty(), "a row has no name of pika");
         for name in &row.pika {
             let patterns = row.modules.iter().map(|module| format!("{module}.{name}"));
             let found: Vec<String> = patterns
@@ -121,8 +121,8 @@ fn every_name_of_pika_has_a_row_and_every_row_is_about_one() {
     assert!(missing.is_empty(), "docs/from-pika.md lacks {missing:#?}");
 }
 
-/// The items of `src/`, without unit tests and comments: what stands at the beginning of a
-/// line, and all up to the next. A method of the protocol comes with its class.
+/// Returns the items of `src/`, without unit tests and comments. An item begins with a line that is
+/// not indented, and ends before the next one. A method of the protocol includes its class.
 fn items() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -163,7 +163,7 @@ fn items_of(text: &str) -> Vec<String> {
     items
 }
 
-/// What a call of a macro makes is in the macro.
+/// Returns the definition of the macro that `line` calls: it has the names that the macro makes.
 fn of_macro(items: &[String], line: &str) -> String {
     let Some(name) = line.strip_suffix("! {") else {
         return String::new();
@@ -173,19 +173,20 @@ fn of_macro(items: &[String], line: &str) -> String {
     definition.cloned().unwrap_or_default()
 }
 
-/// `BasicGetOk = GetOk 71 "basic.get-ok"`
+/// Returns whether `line` is a row of the table of methods, such as
+/// `BasicGetOk = GetOk 71 "basic.get-ok"`.
 fn is_method_row(line: &str) -> bool {
     let words: Vec<&str> = line.split(' ').take(5).collect();
     matches!(words[..], [_, "=", _, id, name, ..] if id.parse::<u16>().is_ok() && name.starts_with('"'))
 }
 
-/// Whether `line` begins with `start`, and the word that it ends with ends there.
+/// Returns whether `line` begins with `start`, and its last word does not go on.
 fn begins(line: &str, start: &str) -> bool {
     line.strip_prefix(start)
         .is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
-/// Whether `line` is where a type, a trait or a module has its name from.
+/// Returns whether `line` declares a type, a trait or a module of this name.
 fn declares_owner(line: &str, name: &str) -> bool {
     let items = ["pub struct", "pub enum", "pub trait", "class"];
     let is_method = is_method_row(line) && line.split(' ').nth(2) == Some(name);
@@ -195,12 +196,12 @@ fn declares_owner(line: &str, name: &str) -> bool {
             .any(|item| begins(line, &format!("{item} {name}")))
 }
 
-/// Whether `line` is where anything public has its name from: also a function, a variant, a
-/// field, or an entry of one of the macros that make them.
+/// Returns whether `line` declares a public item of this name: a type, a function, a variant, a
+/// field, or an entry of a macro that makes one of these.
 fn declares(line: &str, name: &str) -> bool {
     let rest = match line.strip_prefix(name) {
         _ if declares_owner(line, name) || begins(line, &format!("pub fn {name}")) => return true,
-        // In a trait: anywhere else a function has a body.
+        // A method of a trait. Elsewhere a function has a body.
         None => {
             return begins(line, &format!("fn {name}(")) && line.ends_with(';')
                 || begins(line, &format!("pub {name}")) && line.contains(": ");
@@ -216,7 +217,7 @@ fn declares(line: &str, name: &str) -> bool {
     is_variant || is_field || is_code
 }
 
-/// Whether the item is, or adds to, the type or module `owner`.
+/// Returns whether the item declares the type or module `owner`, or implements methods for it.
 fn is_about(item: &str, owner: &str) -> bool {
     let added = [format!("impl {owner}"), format!("impl<'a> {owner}")];
     item.lines()
@@ -254,9 +255,12 @@ fn every_name_of_cony_exists() {
         "queue::Bind::if_empty",
         "Error::TimedOut",
     ] {
-        assert!(!exists(&items, name), "{name}: the search finds anything");
+        assert!(
+            !exists(&items, name),
+            "{name}: the search finds names that do not exist"
+        );
     }
-    // Said in passing; Rust's own.
+    // Names of Rust's own that the page mentions.
     let of_rust = [
         "Duration", "from_str", "try_from", "Option", "Default", "_nowait",
     ];
@@ -269,7 +273,7 @@ fn every_name_of_cony_exists() {
     assert!(missing.is_empty(), "there is no {missing:#?} in src/");
 }
 
-/// Whether `file` has a test of that name.
+/// Returns whether `file` has a test of this name.
 fn has_test(file: &str, name: &str) -> bool {
     let mut is_test = false;
     for line in file.lines().map(str::trim) {
@@ -285,10 +289,13 @@ fn has_test(file: &str, name: &str) -> bool {
 fn every_test_and_example_exists() {
     let mut files: BTreeMap<String, String> = BTreeMap::new();
     for row in rows() {
-        assert!(!row.proofs.is_empty(), "nothing proves {:?}", row.pika);
+        assert!(!row.proofs.is_empty(), "{:?} has no test", row.pika);
         for proof in &row.proofs {
             let Some((file, test)) = proof.split_once("::") else {
-                assert!(read(proof).contains("fn main()"), "{proof} is no example");
+                assert!(
+                    read(proof).contains("fn main()"),
+                    "{proof} is not an example"
+                );
                 continue;
             };
             let path = match file.starts_with("src/") {
@@ -301,8 +308,7 @@ fn every_test_and_example_exists() {
     }
 }
 
-/// The same word in pika's spelling and in that of the specification: `RecoverAsync` and
-/// `recover-async`.
+/// Converts pika's spelling to that of the specification: `RecoverAsync` to `recover-async`.
 fn in_lower_case(name: &str) -> String {
     let mut lower = String::new();
     for c in name.chars() {
@@ -341,7 +347,7 @@ fn the_methods_have_pikas_names_and_numbers() {
 }
 
 #[test]
-fn the_defaults_are_those_that_the_page_says() {
+fn the_defaults_are_the_ones_on_the_page() {
     let shown = format!("{:?}", ConnectionParameters::new());
     for default in [
         "host: \"localhost\"",

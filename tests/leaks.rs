@@ -1,15 +1,16 @@
-//! Whatever happens to the peer while a call waits: when the handles are gone, so are the
-//! connection's thread and its socket.
+//! After any fault during a call, dropping the handles ends the IO thread and closes the socket. An
+//! IO thread that waits uses no processor time.
 //!
-//! A test of its own program, because it counts what the process has, and other tests
-//! would have some.
+//! This is a test program of its own, because it counts threads and descriptors of the process.
 
-// In a test, what fails should panic, and nobody reads its documentation elsewhere.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test that fails should panic"
+)]
 
-#[path = "scripted/matrix.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod matrix;
 mod support;
 
 use std::fs;
@@ -19,11 +20,13 @@ use std::time::{Duration, Instant};
 use cony::BlockingConnection;
 use parking_lot::Mutex;
 
-use crate::matrix::{CALLS, Fault, applies, meet};
+use crate::support::matrix::{CALLS, Fault, applies, meet};
 use crate::support::peer::methods::*;
-use crate::support::peer::{self, Below, CURTAIN, Tune, connected, method, play_over, signal};
+use crate::support::peer::{
+    self, TEST_TIMEOUT, Transport, Tune, connected, method, play_over, signal,
+};
 
-/// How many threads of this name the process has.
+/// Returns the number of threads with this name.
 fn threads(name: &str) -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     tasks
@@ -32,7 +35,7 @@ fn threads(name: &str) -> usize {
         .count()
 }
 
-/// How many sockets the process has.
+/// Returns the number of sockets of the process.
 fn sockets() -> usize {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap();
     descriptors
@@ -41,7 +44,8 @@ fn sockets() -> usize {
         .count()
 }
 
-/// How many descriptors the process has by which one thread wakes another.
+/// Returns the number of event descriptors (eventfd and epoll), by which threads wake the IO
+/// thread.
 fn alarms() -> usize {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap();
     descriptors
@@ -50,12 +54,12 @@ fn alarms() -> usize {
         .count()
 }
 
-/// Awaits that this count becomes so large, or small.
-fn await_count(what: &str, expected: usize, count: impl Fn() -> usize) {
-    let deadline = Instant::now() + CURTAIN;
+/// Waits until the count is `expected`.
+fn await_count(name: &str, expected: usize, count: impl Fn() -> usize) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while count() != expected {
         let found = count();
-        assert!(Instant::now() < deadline, "{found} {what}, not {expected}");
+        assert!(Instant::now() < deadline, "{found} {name}, not {expected}");
         thread::yield_now();
     }
 }
@@ -64,18 +68,18 @@ fn await_threads(name: &str, count: usize) {
     await_count(&format!("threads {name}"), count, || threads(name));
 }
 
-fn all_calls_meet(fault: Fault, below: Below) {
+fn all_calls_meet(fault: Fault, transport: Transport) {
     let calls = CALLS.iter().filter(|call| applies(call, fault));
     let meetings: Vec<_> = calls
-        .map(|call| thread::spawn(move || meet(call, fault, below)))
+        .map(|call| thread::spawn(move || meet(call, fault, transport)))
         .collect();
     for meeting in meetings {
-        // What the calls return is the other tests' business.
+        // tests/scripted/every_call.rs checks the outcomes of the calls.
         let _ = meeting.join();
     }
 }
 
-/// How long this connection's thread has had a processor, in nanoseconds.
+/// Returns the processor time of the only IO thread, in nanoseconds.
 fn time_of_io_thread() -> u64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let times = tasks.filter_map(|task| {
@@ -86,45 +90,48 @@ fn time_of_io_thread() -> u64 {
         (name.trim_end() == "cony-io").then_some(time)
     });
     let [time] = *times.collect::<Vec<_>>() else {
-        panic!("there is one such thread");
+        panic!("expected one IO thread");
     };
     time
 }
 
-/// Awaits that the thread does next to nothing for a while. One that spins does not stop.
+/// Waits until the IO thread uses next to no processor time. A thread that spins never stops to.
 fn await_rest(state: &str) {
-    const WHILE: Duration = Duration::from_millis(200);
-    const NOTHING: u64 = 2_000_000;
-    let deadline = Instant::now() + CURTAIN;
+    const PERIOD: Duration = Duration::from_millis(200);
+    const IDLE_NANOS: u64 = 2_000_000;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         let before = time_of_io_thread();
-        thread::sleep(WHILE);
-        if time_of_io_thread() - before < NOTHING {
+        thread::sleep(PERIOD);
+        if time_of_io_thread() - before < IDLE_NANOS {
             return;
         }
-        assert!(Instant::now() < deadline, "{state}: it does not rest");
+        assert!(
+            Instant::now() < deadline,
+            "{state}: the IO thread does not rest"
+        );
     }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_thread_with_nothing_that_it_can_do_rests() {
+fn an_io_thread_that_cannot_progress_uses_no_processor_time() {
     let _alone = ALONE.lock();
-    for &below in Below::ALL {
-        rest(below);
+    for &transport in Transport::ALL {
+        rest(transport);
     }
 }
 
-/// With nothing to do; with much to write that the peer does not take; with much to read that
-/// the program does not take; with that, and the end of the stream behind it.
-fn rest(below: Below) {
+/// Checks an idle connection; a connection with bytes that the peer does not read; then also with
+/// deliveries that the program does not take; and then also with the end of the stream behind them.
+fn rest(transport: Transport) {
     let (full, is_full) = signal();
     let (go_on, going_on) = signal();
     let (stuck, is_stuck) = signal();
     let (rested, has_rested) = signal();
     let (over, is_over) = signal();
     play_over(
-        below,
+        transport,
         move |listener| {
             let mut wire = listener.accept();
             wire.handshake(Tune::default());
@@ -165,7 +172,7 @@ fn rest(below: Below) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_delivery_keeps_no_descriptor_of_a_connection_that_is_over() {
+fn a_delivery_keeps_no_descriptor_of_an_ended_connection() {
     let _alone = ALONE.lock();
     let before = alarms();
     connected(
@@ -179,7 +186,10 @@ fn a_delivery_keeps_no_descriptor_of_a_connection_that_is_over() {
             let channel = connection.channel().unwrap();
             let consumer = channel.consume("q").unwrap();
             let delivery = consumer.next().unwrap().unwrap();
-            assert!(alarms() > before, "the count sees what it is to count");
+            assert!(
+                alarms() > before,
+                "the count includes the descriptors of an open connection"
+            );
             connection.close().unwrap();
             drop((consumer, channel));
             await_count("alarms", before, alarms);
@@ -188,8 +198,8 @@ fn a_delivery_keeps_no_descriptor_of_a_connection_that_is_over() {
     );
 }
 
-/// A process that is stopped and goes on finds its waits interrupted, as by a signal. (Unless it
-/// goes on before all its threads have stopped.)
+/// Stops and continues this process, which interrupts the waits of its threads as a signal does.
+/// The script continues the process only after all threads have stopped.
 #[cfg(target_os = "linux")]
 fn interrupt() {
     let mut shell = std::process::Command::new("sh");
@@ -203,12 +213,12 @@ fn interrupt() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_signal_amid_the_last_bytes_loses_none_of_them() {
+fn an_interrupted_wait_loses_none_of_the_last_bytes() {
     let _alone = ALONE.lock();
     let (closed, is_closed) = signal();
     let (full, is_full) = signal();
     play_over(
-        Below::Tcp,
+        Transport::Tcp,
         move |listener| {
             let mut wire = listener.accept();
             wire.handshake(Tune::default());
@@ -229,7 +239,7 @@ fn a_signal_amid_the_last_bytes_loses_none_of_them() {
             }
             for _ in 0..3 {
                 interrupt();
-                assert_eq!(threads("cony-io"), 1, "it has not given up");
+                assert_eq!(threads("cony-io"), 1, "the IO thread still waits");
             }
             closed.send(()).unwrap();
             await_threads("cony-io", 0);
@@ -237,28 +247,28 @@ fn a_signal_amid_the_last_bytes_loses_none_of_them() {
     );
 }
 
-/// What is counted is that of the whole process.
+/// The counts are of the whole process, so the tests run one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[cfg(target_os = "linux")]
 #[test]
-fn no_thread_and_no_socket_outlives_its_connection_whatever_happens() {
+fn no_thread_and_no_socket_outlives_its_connection_after_any_fault() {
     let _alone = ALONE.lock();
     let before = sockets();
-    // The counts see what they are to count.
+    // Checks the counts themselves with an open connection.
     connected(
         |parameters| parameters,
         |_| {},
         move |_connection| {
             await_threads("cony-io", 1);
-            // The listener and the two ends.
+            // The listener and both ends of the connection.
             await_count("sockets", before + 3, sockets);
         },
     );
-    for &below in Below::ALL {
+    for &transport in Transport::ALL {
         for fault in Fault::ALL {
-            all_calls_meet(fault, below);
-            // A handle that was dropped may leave the thread a last second for its bytes.
+            all_calls_meet(fault, transport);
+            // After a drop, the IO thread may need a second for the last bytes.
             await_threads("cony-io", 0);
             await_count("sockets", before, sockets);
         }

@@ -1,13 +1,13 @@
-//! Where every message went, while the broker is killed and started again in a loop.
+//! Accounts for every message while the broker is killed and restarted in a loop.
 //!
-//! `CONY_TEST_ROUNDS` says how often that happens; a few times, unless it is set.
+//! `CONY_TEST_ROUNDS` is the number of restarts, 3 by default.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     missing_docs,
-    reason = "in a test, what fails should panic"
+    reason = "a test that fails should panic"
 )]
 
 mod support;
@@ -34,9 +34,9 @@ fn persistent() -> BasicProperties {
     BasicProperties::new().delivery_mode(DeliveryMode::Persistent)
 }
 
-/// A durable queue that survives a kill.
-fn durable_queue(node: &Node, what: &str) -> String {
-    let name = unique(what);
+/// Declares a durable queue, and waits until the broker has stored it.
+fn durable_queue(node: &Node, subject: &str) -> String {
+    let name = unique(subject);
     let connection = node.connect();
     connection.channel().unwrap().queue_declare(&name).unwrap();
     connection.close().unwrap();
@@ -44,7 +44,7 @@ fn durable_queue(node: &Node, what: &str) -> String {
     name
 }
 
-/// Takes all that is left, and how often each text was there.
+/// Takes all messages of the queue, and returns how often each text was there.
 fn drain(node: &Node, queue: &str) -> BTreeMap<String, usize> {
     let connection = node.connect();
     let channel = connection.channel().unwrap();
@@ -60,27 +60,27 @@ fn drain(node: &Node, queue: &str) -> BTreeMap<String, usize> {
     found
 }
 
-// Publishing.
+// Publishes.
 
-/// What became of the attempts to publish one message.
+/// The outcomes of all publishes of one message.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 struct Account {
     confirmed: usize,
-    /// Nacked, returned, or refused on this side: not in the queue.
+    /// Nacked, returned, or refused by cony: not in the queue.
     refused: usize,
     unknown: usize,
 }
 
-/// One thread's messages, whose names begin with its own.
+/// The messages of one thread. Their names begin with the number of the thread.
 struct Publisher {
     name: usize,
     next: usize,
-    /// Those that are to be published again, because nobody knows.
+    /// The messages with an unknown outcome, which are published again.
     again: VecDeque<String>,
     accounts: HashMap<String, Account>,
 }
 
-/// How many messages await their confirm.
+/// The number of publishes that may wait for a confirm.
 const WINDOW: usize = 50;
 
 impl Publisher {
@@ -92,14 +92,14 @@ impl Publisher {
         confirmed: &AtomicUsize,
     ) -> HashMap<String, Account> {
         while !enough.load(Ordering::SeqCst) {
-            // There is none while the broker starts.
+            // The broker may be starting.
             let Ok(connection) = BlockingConnection::open(url) else {
                 thread::yield_now();
                 continue;
             };
             let mut pending = VecDeque::new();
             let outcome = self.publish(&connection, queue, enough, confirmed, &mut pending);
-            // Whatever has happened, each of these has its outcome by now, or gets it.
+            // After an error, too, each of these confirms has an outcome or will get one.
             for (name, confirm) in pending {
                 self.settle(name, &confirm, confirmed);
             }
@@ -130,7 +130,7 @@ impl Publisher {
             match channel.basic_publish("", queue, message) {
                 Ok(confirm) => pending.push_back((name, confirm)),
                 Err(error) => {
-                    // It was not sent, says the error, and so it must not be there.
+                    // A publish that fails was not sent, so the message must not be in the queue.
                     self.account(&name).refused += 1;
                     self.again.push_back(name);
                     return Err(error);
@@ -141,7 +141,7 @@ impl Publisher {
                 self.settle(name, &confirm, confirmed);
             }
         }
-        // While the channel is open: with its close the outcome of the rest would be unknown.
+        // The channel must stay open here: its close would make these outcomes unknown.
         for (name, confirm) in pending.drain(..) {
             self.settle(name, &confirm, confirmed);
         }
@@ -181,7 +181,7 @@ impl Publisher {
 }
 
 #[test]
-fn no_confirmed_message_is_missing_and_none_is_there_without_an_account() {
+fn every_message_is_in_the_queue_as_often_as_its_confirms_allow() {
     let node = node();
     let queue = durable_queue(&node, "published");
     let (enough, confirmed) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -217,32 +217,31 @@ fn no_confirmed_message_is_missing_and_none_is_there_without_an_account() {
         let possible = account.confirmed..=account.confirmed + account.unknown;
         assert!(
             possible.contains(&there),
-            "{name}: {account:?}, {there} there"
+            "{name}: {account:?}, {there} in the queue"
         );
     }
     let stray: Vec<_> = found
         .keys()
         .filter(|name| !accounts.contains_key(*name))
         .collect();
-    assert!(stray.is_empty(), "nobody published {stray:?}");
+    assert!(stray.is_empty(), "not published: {stray:?}");
     let unknown: usize = accounts.values().map(|account| account.unknown).sum();
     eprintln!("{} messages, {unknown} unknown outcomes", accounts.len());
 }
 
-// Consuming.
+// Deliveries.
 
-/// What became of the deliveries.
+/// The record of the deliveries.
 #[derive(Default)]
 struct Books {
     delivered: HashSet<String>,
-    /// Acknowledged, and the broker has answered something that came behind it.
+    /// Acknowledged, and the broker has replied to a later call.
     acked: HashSet<String>,
-    /// Delivered last without an acknowledgement, so that it has to come again once its
-    /// connection has ended.
+    /// Delivered and not acknowledged: the broker must deliver the message again.
     owed: HashSet<String>,
 }
 
-/// How many messages a consumer has at a time.
+/// The prefetch of each consumer.
 const PREFETCH: u16 = 20;
 
 fn consume_until(url: &str, queue: &str, enough: &AtomicBool, books: &Mutex<Books>) {
@@ -275,23 +274,23 @@ fn consume(
             continue;
         };
         let name = delivery.text()?.to_owned();
-        let mut told = books.lock();
-        assert!(!told.acked.contains(&name), "{name} comes back");
-        told.owed.remove(&name);
-        told.delivered.insert(name.clone());
+        let mut noted = books.lock();
+        assert!(!noted.acked.contains(&name), "{name} comes back");
+        noted.owed.remove(&name);
+        noted.delivered.insert(name.clone());
         count += 1;
-        // One of 40 is never acknowledged; at most half of the prefetch at a time. Noted before
-        // anybody else can have it.
+        // One delivery of 40 is never acknowledged, up to half of the prefetch. It is noted under
+        // the lock, before another consumer can get it.
         if count % 40 == 0 && open < PREFETCH / 2 {
             open += 1;
-            told.owed.insert(name);
+            noted.owed.insert(name);
             continue;
         }
-        drop(told);
+        drop(noted);
         delivery.ack()?;
         asked.push(name);
         if asked.len() == 10 {
-            // The queue answers this behind the acknowledgements.
+            // The queue replies to this call after it has processed the acks.
             channel.queue_declare_passive(queue)?;
             books.lock().acked.extend(asked.drain(..));
         }
@@ -299,7 +298,7 @@ fn consume(
     Ok(())
 }
 
-/// Sends so many messages, all of which the broker has when this returns.
+/// Publishes these messages, and waits for all confirms.
 fn supply(node: &Node, queue: &str, names: impl Iterator<Item = String>) {
     let connection = node.connect();
     let channel = connection.channel().unwrap();
@@ -314,7 +313,7 @@ fn supply(node: &Node, queue: &str, names: impl Iterator<Item = String>) {
 }
 
 #[test]
-fn nothing_acknowledged_comes_back_and_nothing_else_is_gone() {
+fn acknowledged_messages_never_return_and_no_other_message_is_lost() {
     const SUPPLY: usize = 2000;
     let node = node();
     let queue = durable_queue(&node, "consumed");
@@ -334,8 +333,7 @@ fn nothing_acknowledged_comes_back_and_nothing_else_is_gone() {
                 0 => node.control("stop"),
                 _ => {
                     node.control("kill");
-                    // What a killed broker has not written down of acknowledgements, it has
-                    // not promised to keep: nobody can know.
+                    // A killed broker may have lost acks that it had not stored yet.
                     books.lock().acked.clear();
                 }
             }

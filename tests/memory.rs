@@ -1,8 +1,8 @@
-//! Memory is bounded in both directions, in bytes: measured as the process's resident set.
+//! The memory of publishes, deliveries and events is bounded in bytes, measured as the resident set
+//! of the process.
 //!
-//! Each test runs its scenario in a process of its own, which is this very binary, because
-//! other tests would have memory of their own. A few need more than a minute and a real
-//! broker; these run by name:
+//! Each test runs in a process of its own, because other tests would need memory as well. A few
+//! tests need more than a minute and a real broker. They are ignored and run by name:
 //!
 //!     tests/with-broker cargo test --test memory -- --ignored
 
@@ -12,12 +12,11 @@
     clippy::expect_used,
     clippy::panic,
     missing_docs,
-    reason = "in a test, what fails should panic"
+    reason = "a test that fails should panic"
 )]
 
 mod support;
 
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,41 +26,19 @@ use cony::{
     ReplyCode, basic, queue,
 };
 
+use crate::support::child::in_child_process;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    self, CURTAIN, Frame, Listener, Tune, Wire, args, body, header, method, play, signal,
+    self, Frame, Listener, TEST_TIMEOUT, Tune, Wire, args, body, header, method, play, signal,
 };
 use crate::support::{unique, until, url};
 
 const MIB: usize = 1 << 20;
 
-/// What a process takes beside what is bounded: stacks, buffers, what malloc keeps.
+/// The memory of a process that no limit bounds: stacks, buffers, and the reserve of malloc.
 const SLACK: usize = 16 * MIB;
 
-/// Names the scenario that a child process is to run.
-const SCENARIO: &str = "CONY_TEST_MEMORY";
-
-/// Runs a scenario in a process of its own. `name` is that of the test.
-fn in_child(name: &str, scenario: impl FnOnce()) {
-    if std::env::var(SCENARIO).is_ok_and(|wanted| wanted == name) {
-        return scenario();
-    }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--include-ignored", "--nocapture"])
-        .env(SCENARIO, name)
-        // The names of the places in a backtrace take memory, too.
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && told.contains("1 passed"),
-        "{told}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// A figure of the process's memory, in bytes.
+/// Returns a figure of `/proc/self/status`, in bytes.
 fn memory(figure: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(figure));
@@ -71,14 +48,14 @@ fn memory(figure: &str) -> usize {
     figure.parse::<usize>().unwrap() * 1024
 }
 
-/// Fails if the process has ever taken more than `start` and so much.
+/// Checks that the peak of the resident memory is at most `bytes` above `start`.
 fn assert_grown_at_most(start: usize, bytes: usize) {
     let grown = memory("VmHWM").saturating_sub(start);
     println!("grown by {} KiB of {}", grown / 1024, bytes / 1024);
     assert!(grown <= bytes, "grown by {grown} bytes");
 }
 
-/// A play with a script behind the handshake that ends as it likes.
+/// Runs a script that begins after the handshake and may end in any way, and a client.
 fn open(
     adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
     script: impl FnOnce(Wire) + Send + 'static,
@@ -94,7 +71,7 @@ fn open(
     });
 }
 
-/// A whole delivery.
+/// Encodes a whole delivery.
 fn delivery(channel: u16, tag: &str, text: &[u8]) -> Vec<u8> {
     let mut bytes = method(channel, BASIC_DELIVER, peer::deliver(tag, 1));
     bytes.extend(header(channel, text.len() as u64));
@@ -108,13 +85,13 @@ fn no_ack(queue: &str) -> basic::Consume {
     basic::Consume::new(queue).no_ack(true)
 }
 
-// Publishing.
+// Publishes.
 
-/// Publishers of bodies of `size` bytes meet a broker that takes nothing, and perhaps says
-/// so; then it takes everything.
+/// Publishes bodies of `size` bytes to a peer that reads nothing at first, and perhaps blocks the
+/// connection. Then the peer reads everything.
 fn publishers_are_held(size: usize, reason: Option<&'static str>) {
     let (go_on, going_on) = signal();
-    let (told, counted) = mpsc::channel();
+    let (tell_count, counted) = mpsc::channel();
     let script = move |mut wire: Wire| {
         wire.open_channel(1);
         if let Some(reason) = reason {
@@ -130,7 +107,7 @@ fn publishers_are_held(size: usize, reason: Option<&'static str>) {
                 _ => {}
             }
         }
-        told.send(count).unwrap();
+        tell_count.send(count).unwrap();
     };
     let patience = Duration::from_millis(500);
     open(
@@ -149,12 +126,12 @@ fn publishers_are_held(size: usize, reason: Option<&'static str>) {
             assert_grown_at_most(start, 4 * MIB + SLACK);
             go_on.send(()).unwrap();
             connection.close().unwrap();
-            assert_eq!(counted.recv_timeout(CURTAIN), Ok(published));
+            assert_eq!(counted.recv_timeout(TEST_TIMEOUT), Ok(published));
         },
     );
 }
 
-/// Publishes until there is no room; how many were taken.
+/// Publishes until there is no room. Returns the number of publishes.
 fn fill(channel: &BlockingChannel, size: usize, reason: Option<&str>) -> usize {
     let text = vec![b'x'; size];
     for count in 0.. {
@@ -171,32 +148,32 @@ fn fill(channel: &BlockingChannel, size: usize, reason: Option<&str>) -> usize {
 }
 
 #[test]
-fn publishers_of_small_messages_are_held_by_a_broker_that_takes_nothing() {
-    let name = "publishers_of_small_messages_are_held_by_a_broker_that_takes_nothing";
-    in_child(name, || publishers_are_held(10, None));
+fn publishers_of_small_messages_wait_for_a_broker_that_reads_nothing() {
+    let name = "publishers_of_small_messages_wait_for_a_broker_that_reads_nothing";
+    in_child_process(name, || publishers_are_held(10, None));
 }
 
 #[test]
-fn publishers_of_large_messages_are_held_by_a_broker_that_takes_nothing() {
-    let name = "publishers_of_large_messages_are_held_by_a_broker_that_takes_nothing";
-    in_child(name, || publishers_are_held(MIB, None));
+fn publishers_of_large_messages_wait_for_a_broker_that_reads_nothing() {
+    let name = "publishers_of_large_messages_wait_for_a_broker_that_reads_nothing";
+    in_child_process(name, || publishers_are_held(MIB, None));
 }
 
 #[test]
-fn publishers_are_held_by_a_broker_that_blocks_them() {
-    let name = "publishers_are_held_by_a_broker_that_blocks_them";
-    in_child(name, || publishers_are_held(10_000, Some("low on disk")));
+fn publishers_wait_for_a_broker_that_blocks_the_connection() {
+    let name = "publishers_wait_for_a_broker_that_blocks_the_connection";
+    in_child_process(name, || publishers_are_held(10_000, Some("low on disk")));
 }
 
-// Consuming.
+// Deliveries.
 
 const READ_BUDGET: usize = 8 * MIB;
 
-/// What one turn of reading may add.
+/// The bytes that one turn of reading may add.
 const READ_TURN: usize = MIB;
 
-/// A flood of messages that nobody takes, on the second of two channels, until the broker
-/// loses its patience. Meanwhile heartbeats go out.
+/// Floods the second of two channels with deliveries that are not taken, until the peer resets the
+/// connection. The client sends heartbeats meanwhile.
 fn a_flood_ends(size: usize) {
     const TAKEN: usize = 200;
     const TAKEN_SIZE: usize = 100_000;
@@ -204,7 +181,7 @@ fn a_flood_ends(size: usize) {
         wire.open_channel(1);
         wire.open_channel(2);
         let idle = wire.accept_consumer(1);
-        // What was taken counts no more.
+        // Taken deliveries do not count any more.
         let taken = delivery(1, &idle, &vec![7; TAKEN_SIZE]);
         (0..TAKEN).for_each(|_| wire.raw(&taken));
         wire.raw(&delivery(1, &idle, b"never taken"));
@@ -240,12 +217,12 @@ fn a_flood_ends(size: usize) {
         };
         assert_eq!(channel, 2, "{loss}");
         assert!(paused >= Duration::from_secs(5), "{loss}");
-        // At the end a little more is read, in search of a reason.
+        // At the end of the connection, cony reads a little more to find a close reason.
         let waiting = connection.stats().bytes_to_take;
         assert!(waiting <= 2 * READ_BUDGET + READ_TURN, "{waiting}");
-        // The queue of them doubles when it grows.
+        // The inbox doubles its capacity when it grows.
         assert_grown_at_most(start, 3 * READ_BUDGET + SLACK);
-        // What needs no acknowledgement is not lost, and then the reason is told.
+        // The no-ack deliveries are handed out first, then the reason.
         assert!(consumer.next().unwrap().is_ok());
         drop(busy);
         let error = consumer.into_iter().find_map(Result::err).unwrap();
@@ -254,21 +231,21 @@ fn a_flood_ends(size: usize) {
 }
 
 #[test]
-fn a_flood_of_small_messages_that_nobody_takes_ends_with_the_name_of_the_channel() {
-    let name = "a_flood_of_small_messages_that_nobody_takes_ends_with_the_name_of_the_channel";
-    in_child(name, || a_flood_ends(10));
+fn a_flood_of_small_deliveries_that_are_not_taken_ends_with_an_error_for_the_channel() {
+    let name = "a_flood_of_small_deliveries_that_are_not_taken_ends_with_an_error_for_the_channel";
+    in_child_process(name, || a_flood_ends(10));
 }
 
 #[test]
-fn a_flood_of_large_messages_that_nobody_takes_ends_with_the_name_of_the_channel() {
-    let name = "a_flood_of_large_messages_that_nobody_takes_ends_with_the_name_of_the_channel";
-    in_child(name, || a_flood_ends(300_000));
+fn a_flood_of_large_deliveries_that_are_not_taken_ends_with_an_error_for_the_channel() {
+    let name = "a_flood_of_large_deliveries_that_are_not_taken_ends_with_an_error_for_the_channel";
+    in_child_process(name, || a_flood_ends(300_000));
 }
 
 #[test]
-fn half_messages_of_many_channels_count_and_end_no_reading() {
-    let name = "half_messages_of_many_channels_count_and_end_no_reading";
-    in_child(name, half_messages);
+fn partial_messages_of_many_channels_count_and_do_not_stop_reading() {
+    let name = "partial_messages_of_many_channels_count_and_do_not_stop_reading";
+    in_child_process(name, half_messages);
 }
 
 fn half_messages() {
@@ -291,7 +268,7 @@ fn half_messages() {
         for (channel, tag) in (1..).zip(&tags) {
             wire.raw(&half(channel, tag));
         }
-        // Far more than the budget is under way, and a quarter of it still comes.
+        // Far more than the read budget is announced. cony still reads a quarter of the budget.
         let flood = delivery(1, &tags[0], &[7; 1000]);
         wire.raw(&body(1, &[7; SIZE / 2]));
         let sent = wire.flood_until_stuck(&flood, Duration::from_secs(1));
@@ -324,14 +301,14 @@ fn half_messages() {
         let all = usize::from(CHANNELS) * SIZE;
         assert_grown_at_most(start, all + READ_BUDGET + SLACK);
         connection.close().unwrap();
-        assert!(!taker.join().unwrap(), "it ends with the reason");
+        assert!(!taker.join().unwrap(), "the consumer ends with an error");
     });
 }
 
 #[test]
-fn what_a_consumer_leaves_behind_is_not_read_all_at_once() {
-    let name = "what_a_consumer_leaves_behind_is_not_read_all_at_once";
-    in_child(name, || {
+fn waiting_deliveries_of_an_ended_consumer_are_not_decoded_all_at_once() {
+    let name = "waiting_deliveries_of_an_ended_consumer_are_not_decoded_all_at_once";
+    in_child_process(name, || {
         let start = memory("VmRSS");
         leave_behind(start, true, drop);
         leave_behind(start, false, drop);
@@ -348,14 +325,14 @@ fn what_a_consumer_leaves_behind_is_not_read_all_at_once() {
 
 const BOMBS: u64 = 300;
 
-/// Properties that take thirty times as much memory as they do on the wire.
+/// Returns properties that take thirty times their encoded size when they are decoded.
 fn bomb() -> Vec<u8> {
     let voids = args().short("a").u8(b'A').long(vec![b'V'; 20_000]);
-    // Flag 13: headers.
+    // Flag 13 is the headers.
     args().u16(1 << 13).long(voids.bytes()).bytes()
 }
 
-/// Messages with such headers wait for a consumer that ends.
+/// Ends a consumer while messages with such headers wait for it.
 fn leave_behind(start: usize, for_good: bool, end: impl FnOnce(cony::Consumer) + Send + 'static) {
     let script = |mut wire: Wire| {
         wire.open_channel(1);
@@ -376,7 +353,7 @@ fn leave_behind(start: usize, for_good: bool, end: impl FnOnce(cony::Consumer) +
             let consumer = channel.consume(consume).unwrap();
             until("all", || connection.stats().messages_received == BOMBS);
             end(consumer);
-            // Behind whatever the end asks for.
+            // The methods that the end of the consumer sends come before this call.
             channel.queue_declare("queue").unwrap();
             assert_eq!(connection.stats().bytes_to_take, 0);
             assert_grown_at_most(start, 8 * MIB + SLACK);
@@ -385,14 +362,13 @@ fn leave_behind(start: usize, for_good: bool, end: impl FnOnce(cony::Consumer) +
 }
 
 #[test]
-fn a_channel_keeps_nothing_large_of_what_is_through() {
-    let name = "a_channel_keeps_nothing_large_of_what_is_through";
-    in_child(name, through);
+fn a_channel_keeps_no_large_buffer_of_an_earlier_message() {
+    let name = "a_channel_keeps_no_large_buffer_of_an_earlier_message";
+    in_child_process(name, one_large_message_on_each_channel);
 }
 
-/// Every channel gets one message that is as large as frames may be wherever it can, and then
-/// none.
-fn through() {
+/// Sends one message to each channel. Its method, its header and its body each fill a large frame.
+fn one_large_message_on_each_channel() {
     const CHANNELS: u16 = 300;
     let script = move |mut wire: Wire| {
         let padding = [0; 100_000];
@@ -428,9 +404,9 @@ fn through() {
 }
 
 #[test]
-fn a_huge_message_takes_its_size_and_one_beyond_the_limit_takes_nothing() {
-    let name = "a_huge_message_takes_its_size_and_one_beyond_the_limit_takes_nothing";
-    in_child(name, huge_messages);
+fn a_huge_message_takes_its_size_and_an_oversized_message_takes_nothing() {
+    let name = "a_huge_message_takes_its_size_and_an_oversized_message_takes_nothing";
+    in_child_process(name, huge_messages);
 }
 
 fn huge_messages() {
@@ -466,13 +442,12 @@ fn huge_messages() {
 }
 
 #[test]
-fn what_comes_back_and_nobody_asks_for_is_bounded() {
-    let name = "what_comes_back_and_nobody_asks_for_is_bounded";
-    in_child(name, unclaimed);
+fn undispatched_returns_confirms_and_events_are_bounded() {
+    let name = "undispatched_returns_confirms_and_events_are_bounded";
+    in_child_process(name, unclaimed);
 }
 
-/// Returns that nobody expects, failed publishes and other events, of which only a callback
-/// would take notice, and none runs.
+/// Sends returns, failed confirms and other events to a client that never dispatches.
 fn unclaimed() {
     const COUNT: u64 = 1000;
     let text = vec![b'x'; 100_000];
@@ -512,7 +487,7 @@ fn unclaimed() {
                 let message = Message::new(&text).mandatory(true);
                 channel.basic_publish("", "queue", message).unwrap();
             }
-            let error = channel.wait_for_confirms(CURTAIN).unwrap_err();
+            let error = channel.wait_for_confirms(TEST_TIMEOUT).unwrap_err();
             let Error::PublishFailures { failures, more, .. } = &error else {
                 panic!("{error}");
             };
@@ -521,21 +496,20 @@ fn unclaimed() {
                 connection.stats().messages_returned == 2 * COUNT
             });
             assert!(channel.try_next_return().is_some());
-            // 16 MiB of each of three kinds, and what waits to be written.
+            // 16 MiB of each of three kinds of events, and the write budget.
             assert_grown_at_most(start, 3 * 16 * MIB + 4 * MIB + SLACK);
         },
     );
 }
 
 #[test]
-fn what_comes_back_stays_small_for_those_who_may_ask_later_though_somebody_has_read_it() {
-    let name =
-        "what_comes_back_stays_small_for_those_who_may_ask_later_though_somebody_has_read_it";
-    in_child(name, read_and_kept);
+fn reading_a_returned_message_does_not_enlarge_the_copy_for_wait_for_confirms() {
+    let name = "reading_a_returned_message_does_not_enlarge_the_copy_for_wait_for_confirms";
+    in_child_process(name, read_and_kept);
 }
 
-/// Every publish comes back, and its confirm tells so; the channel keeps it for a
-/// `wait_for_confirms` that never comes.
+/// Returns every publish. The confirm of each publish hands the returned message out, and the
+/// channel keeps it for `wait_for_confirms`.
 fn read_and_kept() {
     let script = move |mut wire: Wire| {
         wire.open_channel(1);
@@ -562,7 +536,7 @@ fn read_and_kept() {
                 let message = Message::new("x").mandatory(true);
                 let confirm = channel.basic_publish("", "queue", message).unwrap();
                 let Err(Error::Unroutable(returned)) = confirm.wait() else {
-                    panic!("it comes back");
+                    panic!("expected Error::Unroutable");
                 };
                 assert_eq!(returned.properties().headers.as_ref().unwrap().len(), 1);
             }
@@ -572,12 +546,12 @@ fn read_and_kept() {
 }
 
 #[test]
-fn the_hard_limit_holds_when_every_thread_waits_for_something() {
-    let name = "the_hard_limit_holds_when_every_thread_waits_for_something";
-    in_child(name, everybody_waits);
+fn twice_the_read_budget_is_the_limit_while_every_thread_waits() {
+    let name = "twice_the_read_budget_is_the_limit_while_every_thread_waits";
+    in_child_process(name, every_thread_waits);
 }
 
-fn everybody_waits() {
+fn every_thread_waits() {
     let script = |mut wire: Wire| {
         for channel in 1..=3 {
             wire.open_channel(channel);
@@ -585,7 +559,7 @@ fn everybody_waits() {
         let tag = wire.accept_consumer(1);
         wire.expect(2, CONFIRM_SELECT);
         wire.send(2, CONFIRM_SELECT_OK, args());
-        // Takes nothing and answers nothing from now on.
+        // From here on the peer reads nothing until its own writes are stuck.
         wire.flood_until_stuck(&delivery(1, &tag, &[7; 1000]), Duration::from_secs(3));
         wire.drain();
     };
@@ -622,7 +596,7 @@ fn everybody_waits() {
         assert!(taken <= 2 * READ_BUDGET + READ_TURN, "{taken}");
         assert!(
             taken > READ_BUDGET,
-            "reading went on while they waited: {taken}"
+            "reading continues while the threads wait: {taken}"
         );
         assert_grown_at_most(start, 4 * READ_BUDGET + 4 * MIB + SLACK);
         connection.disconnect();
@@ -630,10 +604,10 @@ fn everybody_waits() {
     });
 }
 
-// Against RabbitMQ.
+// With RabbitMQ.
 
-/// A callback that sleeps for so long, twice as many messages waiting as the default
-/// prefetch lets come, and heartbeats every second.
+/// Sleeps in a callback, with heartbeats every second and twice as many waiting messages as the
+/// default prefetch.
 fn a_callback_sleeps(time: Duration) {
     let start = memory("VmRSS");
     let setup = BlockingConnection::open(url()).unwrap().channel().unwrap();
@@ -646,7 +620,7 @@ fn a_callback_sleeps(time: Duration) {
             .basic_publish("", &queue, Message::new(&text))
             .unwrap();
     }
-    setup.wait_for_confirms(CURTAIN).unwrap();
+    setup.wait_for_confirms(TEST_TIMEOUT).unwrap();
     let parameters = ConnectionParameters::try_from(url()).unwrap();
     let parameters = parameters.heartbeat(Duration::from_secs(1));
     let connection = BlockingConnection::open(parameters).unwrap();
@@ -673,23 +647,23 @@ fn a_callback_sleeps(time: Duration) {
 }
 
 #[test]
-fn a_callback_sleeps_through_heartbeats() {
-    let name = "a_callback_sleeps_through_heartbeats";
-    in_child(name, || a_callback_sleeps(Duration::from_secs(5)));
+fn a_callback_may_sleep_for_several_heartbeat_intervals() {
+    let name = "a_callback_may_sleep_for_several_heartbeat_intervals";
+    in_child_process(name, || a_callback_sleeps(Duration::from_secs(5)));
 }
 
 #[test]
 #[ignore = "takes more than a minute"]
-fn a_callback_sleeps_through_a_minute_of_heartbeats() {
-    let name = "a_callback_sleeps_through_a_minute_of_heartbeats";
-    in_child(name, || a_callback_sleeps(Duration::from_secs(65)));
+fn a_callback_may_sleep_for_a_minute_of_heartbeats() {
+    let name = "a_callback_may_sleep_for_a_minute_of_heartbeats";
+    in_child_process(name, || a_callback_sleeps(Duration::from_secs(65)));
 }
 
-/// How many messages of 1000 bytes wait: several times what the budget and the buffers of
-/// the network take.
+/// The number of waiting messages of 1000 bytes: several times the read budget and the buffers of
+/// the network.
 const FLOOD: usize = 100_000;
 
-/// A consumer without acknowledgements of a long queue; its channel is the second.
+/// Starts a no-ack consumer of a long queue, on the second channel of a connection.
 fn flooded(queue: &str) -> (BlockingConnection, cony::Consumer) {
     let setup = BlockingConnection::open(url()).unwrap().channel().unwrap();
     let declare = queue::Declare::new(queue).auto_delete(true);
@@ -699,7 +673,7 @@ fn flooded(queue: &str) -> (BlockingConnection, cony::Consumer) {
     for _ in 0..FLOOD {
         setup.basic_publish("", queue, Message::new(&text)).unwrap();
     }
-    setup.wait_for_confirms(CURTAIN).unwrap();
+    setup.wait_for_confirms(TEST_TIMEOUT).unwrap();
     let parameters = ConnectionParameters::try_from(url()).unwrap();
     let heartbeat = Duration::from_secs(5);
     let parameters = parameters.read_budget(READ_BUDGET).heartbeat(heartbeat);
@@ -713,7 +687,7 @@ fn flooded(queue: &str) -> (BlockingConnection, cony::Consumer) {
     (connection, consumer)
 }
 
-/// Nobody takes anything for so long; then everything comes.
+/// Takes no delivery for `time`, and then all deliveries.
 fn a_pause_survives(time: Duration) {
     let start = memory("VmRSS");
     let (connection, consumer) = flooded(&unique("pause"));
@@ -727,23 +701,23 @@ fn a_pause_survives(time: Duration) {
 }
 
 #[test]
-fn a_flood_survives_a_short_pause() {
-    let name = "a_flood_survives_a_short_pause";
-    in_child(name, || a_pause_survives(Duration::from_secs(1)));
+fn a_flood_survives_a_short_pause_of_the_consumer() {
+    let name = "a_flood_survives_a_short_pause_of_the_consumer";
+    in_child_process(name, || a_pause_survives(Duration::from_secs(1)));
 }
 
 #[test]
 #[ignore = "takes half a minute"]
-fn a_flood_survives_a_pause_of_twenty_seconds() {
-    let name = "a_flood_survives_a_pause_of_twenty_seconds";
-    in_child(name, || a_pause_survives(Duration::from_secs(20)));
+fn a_flood_survives_a_pause_of_the_consumer_of_twenty_seconds() {
+    let name = "a_flood_survives_a_pause_of_the_consumer_of_twenty_seconds";
+    in_child_process(name, || a_pause_survives(Duration::from_secs(20)));
 }
 
 #[test]
-#[ignore = "waits until RabbitMQ loses its patience, some minutes"]
-fn a_flood_that_outlasts_the_brokers_patience_names_the_channel() {
-    in_child(
-        "a_flood_that_outlasts_the_brokers_patience_names_the_channel",
+#[ignore = "waits some minutes until RabbitMQ gives the connection up"]
+fn a_flood_that_the_broker_gives_up_ends_with_an_error_for_the_channel() {
+    in_child_process(
+        "a_flood_that_the_broker_gives_up_ends_with_an_error_for_the_channel",
         || {
             let start = memory("VmRSS");
             let began = Instant::now();

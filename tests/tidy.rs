@@ -244,6 +244,7 @@ const PLAIN_PROSE: &[&str] = &[
     "docs/benchmarks.md",
     "docs/contributing.md",
     "docs/decisions.md",
+    "docs/design.md",
     "docs/performance.md",
     "docs/security.md",
 ];
@@ -509,4 +510,70 @@ fn vague_words_and_long_lines_are_found_in_prose_only() {
     ];
     assert_eq!(found, expected);
     assert_eq!(without_code_and_links("`who` [asks](what)"), "[asks");
+}
+
+/// All files of the tree that documents may name, relative to its root.
+fn files_of_the_tree() -> Vec<String> {
+    let mut folders: Vec<PathBuf> = ["src", "tests", "examples", "docs", ".ci"]
+        .iter()
+        .map(|folder| root().join(folder))
+        .collect();
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let inside = path.strip_prefix(root()).unwrap();
+                found.push(inside.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn documents_name_files_that_exist() {
+    let files = files_of_the_tree();
+    let mut missing = Vec::new();
+    for document in fs::read_dir(root().join("docs")).unwrap() {
+        let document = document.unwrap().path();
+        if document
+            .extension()
+            .is_none_or(|extension| extension != "md")
+        {
+            continue;
+        }
+        let text = fs::read_to_string(&document).unwrap();
+        // A document may leave out the first folders: `driver/events.rs`.
+        for name in text.split('`').filter(|span| span.ends_with(".rs")) {
+            let end = format!("/{name}");
+            if !files
+                .iter()
+                .any(|file| file == name || file.ends_with(&end))
+            {
+                missing.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[test]
+fn the_design_names_functions_and_types_that_exist() {
+    let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut words = BTreeSet::new();
+    for path in sources("src").into_iter().chain(sources("tests")) {
+        let text = fs::read_to_string(path).unwrap();
+        let found = text.split(|c: char| !is_part_of_name(c));
+        words.extend(found.map(str::to_owned));
+    }
+    let design = fs::read_to_string(root().join("docs/design.md")).unwrap();
+    let spans = design.split('`').skip(1).step_by(2);
+    let names = spans.filter(|span| span.chars().all(|c| is_part_of_name(c) || c == ':'));
+    let missing: Vec<&str> = names
+        .filter(|name| !name.split("::").all(|part| words.contains(part)))
+        .collect();
+    assert!(missing.is_empty(), "not in the sources: {missing:?}");
 }

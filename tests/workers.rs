@@ -1,12 +1,13 @@
-//! Workers with nothing set but what a cell of the matrix names: whatever waits to be taken, a
-//! call, a confirm and an RPC from inside a worker get their answers in time.
+//! Workers with large queues. A call, a confirm and an RPC from inside a worker get their replies
+//! in time, although many deliveries wait. Each test is a cell of a matrix, and all parameters but
+//! those of the cell have their defaults.
 //!
 //! The cells take minutes and gigabytes, so they are ignored and run by name:
 //!
 //!     tests/with-broker cargo test --release --test workers -- --ignored --nocapture --test-threads 1
 //!
-//! Every deadline is five seconds, so an answer that takes longer fails the worker. A line for
-//! each cell says how long the slowest one took, and the most that waited to be taken.
+//! Every deadline is five seconds, so a later reply fails the worker. Each cell prints the time of
+//! the slowest reply and the largest number of waiting bytes.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +15,7 @@
     clippy::cast_possible_truncation,
     clippy::panic,
     missing_docs,
-    reason = "in a test, what fails should panic"
+    reason = "a test that fails should panic"
 )]
 
 mod support;
@@ -36,29 +37,29 @@ use crate::support::{await_ready, connect, unique, url};
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(5);
+/// The longest time of a reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the next delivery may take, and the publishing of the stock.
+/// The longest time of the next delivery, and of the publishes of a queue.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The default of `read_budget`.
 const READ_BUDGET: usize = 64 * MIB;
 
-/// A queue for each channel, with so many messages of one size, and workers that share them.
+/// A queue for each channel, with messages of one size, and workers that share the queues.
 #[derive(Clone, Copy)]
 struct Cell {
     kind: &'static str,
     size: usize,
     channels: usize,
-    /// On each channel.
+    /// The messages in each queue.
     messages: u32,
     prefetch: u16,
-    /// On all channels together.
+    /// The workers of all channels together.
     workers: usize,
     work: Duration,
     heartbeat: Duration,
-    /// How many deliveries are handled before the workers stop.
+    /// The number of deliveries after which the workers stop.
     handled: u32,
 }
 
@@ -74,14 +75,14 @@ const CELL: Cell = Cell {
     handled: 1100,
 };
 
-/// How long answers took.
+/// The number of replies, and the time of the slowest.
 #[derive(Clone, Copy, Default)]
-struct Answers {
+struct Replies {
     count: u32,
     slowest: Duration,
 }
 
-impl Answers {
+impl Replies {
     fn time<T>(&mut self, ask: impl FnOnce() -> cony::Result<T>) -> cony::Result<T> {
         let start = Instant::now();
         let answer = ask();
@@ -93,14 +94,14 @@ impl Answers {
     }
 }
 
-impl AddAssign for Answers {
+impl AddAssign for Replies {
     fn add_assign(&mut self, other: Self) {
         self.count += other.count;
         self.slowest = self.slowest.max(other.slowest);
     }
 }
 
-/// The queues of a cell, which are gone at the end.
+/// The queues of a cell. Dropping this deletes them.
 struct Stock {
     channel: BlockingChannel,
     queues: Vec<String>,
@@ -138,7 +139,7 @@ impl Drop for Stock {
     }
 }
 
-/// Answers requests on a connection of its own.
+/// Serves RPC requests on a connection of its own.
 fn serve() -> (
     BlockingChannel,
     String,
@@ -148,7 +149,7 @@ fn serve() -> (
     let declare = queue::Declare::new_exclusive();
     let requests = channel.queue_declare(declare).unwrap().queue.to_string();
     channel
-        .basic_consume(basic::Consume::new(&requests).no_ack(true), answer)
+        .basic_consume(basic::Consume::new(&requests).no_ack(true), reply)
         .unwrap();
     let serving = channel.clone();
     (
@@ -158,7 +159,7 @@ fn serve() -> (
     )
 }
 
-fn answer(channel: &BlockingChannel, request: Delivery) -> cony::Result<()> {
+fn reply(channel: &BlockingChannel, request: Delivery) -> cony::Result<()> {
     let asked = request.properties();
     let mut answer = Message::new("done");
     if let Some(id) = &asked.correlation_id {
@@ -173,7 +174,7 @@ fn run(name: &str, cell: Cell) {
     let (server, requests, serving) = serve();
     let parameters = ConnectionParameters::try_from(url())
         .unwrap()
-        .rpc_timeout(ANSWER)
+        .rpc_timeout(REPLY_TIMEOUT)
         .heartbeat(cell.heartbeat)
         .default_prefetch(cell.prefetch);
     let connection = BlockingConnection::open(parameters).unwrap();
@@ -182,12 +183,12 @@ fn run(name: &str, cell: Cell) {
     let results = publisher.queue_declare(declare).unwrap().queue;
     publisher.confirm_delivery().unwrap();
     let client = RpcClient::new(&connection).unwrap();
-    // Each queue has its own workers, and none of them has more than its share.
+    // Each queue has its own workers, and an equal share of the deliveries.
     let each = cell.handled / cell.channels as u32;
     let left: Vec<_> = iter::repeat_with(|| AtomicU32::new(each))
         .take(cell.channels)
         .collect();
-    let answers = Mutex::new(Answers::default());
+    let answers = Mutex::new(Replies::default());
     let most = Mutex::new(0);
     let start = Instant::now();
     let consumers: Vec<_> = stock
@@ -205,7 +206,7 @@ fn run(name: &str, cell: Cell) {
             let (results, requests) = (&results, requests.as_str());
             let (left, answers, most) = (&left[worker % cell.channels], &answers, &most);
             scope.spawn(move || {
-                let (mut own, mut next) = (Answers::default(), 0);
+                let (mut own, mut next) = (Replies::default(), 0);
                 while left
                     .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
                         left.checked_sub(1)
@@ -213,22 +214,22 @@ fn run(name: &str, cell: Cell) {
                     .is_ok()
                 {
                     let delivery = consumer.recv_timeout(PATIENCE).unwrap();
-                    let delivery = delivery.expect("a delivery comes");
+                    let delivery = delivery.expect("no delivery in time");
                     assert_eq!(delivery.body.len(), cell.size);
                     let number = u32::from_be_bytes(*delivery.body.first_chunk().unwrap());
-                    // A quorum queue of 3.x puts what it gets back at its end.
+                    // A quorum queue of RabbitMQ 3.x puts requeued messages at its end.
                     assert!(number == next || cell.workers > 1 || cell.kind == "quorum");
                     next = number + 1;
                     thread::sleep(cell.work);
                     let result = publisher.basic_publish("", results, "done").unwrap();
-                    own.time(|| result.wait_timeout(ANSWER)).unwrap();
+                    own.time(|| result.wait_timeout(REPLY_TIMEOUT)).unwrap();
                     match delivery.delivery_tag % 8 {
                         0 => {
                             let open = || connection.channel();
                             own.time(open).unwrap().close().unwrap();
                         }
                         4 => {
-                            let ask = || client.call(requests, "?", ANSWER);
+                            let ask = || client.call(requests, "?", REPLY_TIMEOUT);
                             own.time(ask).unwrap();
                         }
                         _ => {}
@@ -246,7 +247,7 @@ fn run(name: &str, cell: Cell) {
     let stats = connection.stats();
     let (answers, most) = (*answers.lock().unwrap(), *most.lock().unwrap());
     println!(
-        "{name}: {} handled in {:.1} s, {} answers, the slowest {:.2} s; at most {:.1} MiB waited, \
+        "{name}: {} handled in {:.1} s, {} replies, the slowest {:.2} s; at most {:.1} MiB waited, \
          {} deliveries of {} were held back",
         cell.handled,
         took.as_secs_f64(),

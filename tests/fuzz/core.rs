@@ -1,5 +1,5 @@
-//! The whole core, which arbitrary bytes reach as a peer's words, whole frames, a
-//! program's commands and the passing of time, in any order.
+//! Feeds the whole core. The input decides the order of received bytes, whole frames, commands of
+//! the program and the passing of time.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::protocol::table::FieldTable;
 
 const CHANNEL_MAX: u16 = 5;
 const MAX_MESSAGE_SIZE: u64 = 10_000;
-/// So little that some deliveries are held back.
+/// Small enough that some deliveries are held back.
 const READ_BUDGET: usize = 4_000;
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -36,12 +36,12 @@ impl Tokens for Numbers {
     }
 }
 
-/// A connection that things happen to, and the books about it.
+/// The core of a connection, and the counts that the target checks.
 struct Subject {
     core: Connection<Numbers>,
     now: Instant,
     ids: Vec<ChannelId>,
-    /// How many outcomes each call has had: one, at the end.
+    /// How many outcomes each call has had. At the end each call must have had one.
     outcomes: Vec<u8>,
     closed: bool,
     received: usize,
@@ -49,8 +49,9 @@ struct Subject {
     sent: usize,
 }
 
-/// Plays `data` and checks the books: every call has one outcome, the end comes once and
-/// nothing after it, and what goes out is in proportion to what came and was asked for.
+/// Runs the core on `data`. Checks that every call has one outcome, that the connection ends once
+/// with no event behind the end, and that the bytes sent are bounded by bytes received and
+/// commands.
 pub fn core(data: &[u8]) {
     let mut subject = Subject::new();
     let mut input = Input::new(data);
@@ -118,7 +119,7 @@ impl Subject {
             }
             6 => {
                 let (id, payload) = (self.id(input), input.piece());
-                // A consume without its consumer is no command.
+                // The core takes a basic.consume only together with its consumer.
                 if let (Some(id), Ok(method)) = (id, decode_method(payload))
                     && method.id() != basic::Consume::ID
                 {
@@ -208,7 +209,7 @@ impl Subject {
         self.feed(&frame(kind, channel, payload));
     }
 
-    /// A message for one of the consumers, of any announced size.
+    /// Feeds a delivery for one of the consumers. The content header announces any size.
     fn feed_delivery(&mut self, input: &mut Input<'_>) {
         let (channel, tag, number) = (input.below(6), name(input.u8()), input.u64());
         let (size, body) = (input.u64() % (2 * MAX_MESSAGE_SIZE), input.piece());
@@ -241,7 +242,7 @@ impl Subject {
         }
     }
 
-    /// Lets time pass, with a driver that wakes at every deadline.
+    /// Advances the time, and calls the core at every deadline in between.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(due) = self.core.poll_timeout().filter(|due| *due <= end) {
@@ -249,7 +250,7 @@ impl Subject {
             self.core.handle_timeout(self.now);
             let next = self.core.poll_timeout();
             assert!(next.is_none_or(|next| next > self.now), "a busy loop");
-            // A heartbeat, or whatever a timeout undoes.
+            // The timeout may send a heartbeat, or undo a call.
             self.commanded += 1;
         }
         self.now = end;
@@ -261,11 +262,11 @@ impl Subject {
             match event {
                 Event::Reply { call, .. } | Event::Failed { call, .. } => self.outcomes[call] += 1,
                 Event::Closed(_) => {
-                    assert!(!self.closed, "the end came twice");
+                    assert!(!self.closed, "the connection ended twice");
                     self.closed = true;
                 }
                 Event::ChannelClosed { reason, .. } if self.closed => assert_eq!(reason, None),
-                other => assert!(!self.closed, "{other:?} came after the end"),
+                other => assert!(!self.closed, "{other:?} after the end"),
             }
         }
         self.core.end_commits();
@@ -278,13 +279,13 @@ impl Subject {
             .take_secret_output()
             .map_or(0, |secret| secret.as_bytes().len());
         self.sent += std::mem::take(self.core.output()).len();
-        // One close of the connection may be due, with a text.
+        // The 300 bytes are one connection.close with its text.
         let bound = 300 + 3 * self.received + 300 * self.commanded;
         assert!(self.sent <= bound, "{} sent, {bound} allowed", self.sent);
     }
 }
 
-/// The tags of the consumers that there can be.
+/// Returns one of four consumer tags.
 fn name(tag: u8) -> &'static str {
     ["a", "b", "c", "d"][usize::from(tag % 4)]
 }

@@ -1,4 +1,4 @@
-//! Arbitrary bytes, taken as numbers and pieces. Past their end everything is zero.
+//! Reads numbers and pieces from arbitrary bytes. Behind the end every number is zero.
 
 pub(super) struct Input<'a>(&'a [u8]);
 
@@ -29,12 +29,12 @@ impl<'a> Input<'a> {
         u64::from_be_bytes(bytes)
     }
 
-    /// One of the first `count` numbers.
+    /// Returns a number below `count`.
     pub(super) fn below(&mut self, count: usize) -> usize {
         usize::from(self.u8()) % count
     }
 
-    /// As many bytes as the next one says.
+    /// Returns a piece whose length is the next byte.
     pub(super) fn piece(&mut self) -> &'a [u8] {
         let count = self.u8();
         self.take(count.into())

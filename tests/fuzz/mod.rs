@@ -1,10 +1,10 @@
-//! What the fuzzers feed with arbitrary bytes: each function is one target.
+//! The targets of the fuzzers: functions that take arbitrary bytes.
 //!
-//! They are part of the library, because what they try is not public, and are built only
-//! for tests and fuzzers. `cargo test` replays `tests/fuzz/corpus`, where every past
-//! finding has an entry; `tests/fuzz/run TARGET SECONDS` searches for new ones.
+//! The targets are a module of the library, because they call private functions. They are built for
+//! tests and fuzzers only. `cargo test` replays `tests/fuzz/corpus`, which has an entry for every
+//! past finding. `tests/fuzz/run TARGET SECONDS` searches for new findings.
 //!
-//! A target panics when something is wrong beyond a bad input, which is never wrong.
+//! A target panics when the code under test breaks a promise. An invalid input alone is no error.
 
 mod core;
 mod input;
@@ -30,7 +30,7 @@ const FRAME_MAX: u32 = 8192;
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 7] = [
     ("core", core),
     ("frame", frame),
@@ -41,14 +41,14 @@ pub const TARGETS: [Target; 7] = [
     ("url", url),
 ];
 
-/// A stream of frames, which must not depend on how it is cut into reads.
+/// Decodes a stream of frames. The result must not depend on how the stream is cut into reads.
 pub fn frame(data: &[u8]) {
     let (&[cut], data) = data.split_first_chunk().unwrap_or((&[0], data));
     let pieces = frames_in_pieces(data, usize::from(cut) + 1);
     assert_eq!(pieces, frames_in_pieces(data, usize::MAX));
 }
 
-/// The frames as text, and the error that ended them.
+/// Returns the frames as text, and behind them the error that ended the stream.
 fn frames_in_pieces(data: &[u8], size: usize) -> Vec<String> {
     let mut decoder = FrameDecoder::new(FRAME_MAX);
     let mut found = Vec::new();
@@ -74,7 +74,7 @@ fn frames_in_pieces(data: &[u8], size: usize) -> Vec<String> {
     found
 }
 
-/// A broker's side of the opening.
+/// Feeds a handshake with the bytes of a broker.
 pub fn handshake(data: &[u8]) {
     let mut handshake = Handshake::new(Offer {
         client_properties: FieldTable::new().with("product", "fuzz"),
@@ -106,7 +106,7 @@ pub fn handshake(data: &[u8]) {
     }
 }
 
-/// Has an answer to everything.
+/// Answers every challenge.
 struct Eager;
 
 impl Mechanism for Eager {
@@ -119,7 +119,8 @@ impl Mechanism for Eager {
     }
 }
 
-/// The payload of a method frame. What decodes can be sent, and then reads the same.
+/// Decodes the payload of a method frame. A method that decodes must encode to bytes that decode to
+/// the same method.
 pub fn method(data: &[u8]) {
     let encoded = |data: &[u8]| {
         let method = decode_method(data).ok()?;
@@ -133,7 +134,7 @@ pub fn method(data: &[u8]) {
     }
 }
 
-/// A field table. What decodes can be sent, and then reads the same.
+/// Decodes a field table. A table that decodes must encode to bytes that decode to the same table.
 pub fn table(data: &[u8]) {
     let Ok(table) = FieldTable::decode(&mut Reader::new(data)) else {
         return;
@@ -151,7 +152,7 @@ pub fn table(data: &[u8]) {
     }
 }
 
-/// About how much memory a table takes beside its own place.
+/// Estimates how many bytes a table has on the heap.
 fn memory(table: &FieldTable) -> usize {
     let of_pair =
         |(name, value): (&str, _)| size_of::<ShortString>() + name.len() + of_value(value);
@@ -169,7 +170,8 @@ fn of_value(value: &FieldValue) -> usize {
         }
 }
 
-/// The properties of a message. What reads exactly can be sent, and then reads the same.
+/// Decodes the properties of a message. Properties without undecoded bytes must encode to bytes
+/// that decode to the same properties.
 pub fn properties(data: &[u8]) {
     let encode = |properties: &BasicProperties| {
         let mut out = Vec::new();
@@ -185,7 +187,7 @@ pub fn properties(data: &[u8]) {
     }
 }
 
-/// A URL. Its error must be printable, and what it names must be too.
+/// Parses a URL. The error or the parameters must be printable.
 pub fn url(data: &[u8]) {
     let Ok(url) = std::str::from_utf8(data) else {
         return;

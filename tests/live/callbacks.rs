@@ -1,25 +1,22 @@
-//! What a callback may do: everything.
+//! Calls inside a callback: a callback may make every call, also one that ends its own consumer,
+//! channel or connection.
 
 use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use cony::{BlockingChannel, Error, Message, basic, queue};
-
-use crate::support::{
-    PATIENCE, await_ready, channel, connect, exclusive_queue, get, ready, unique,
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectionParameters, Delivery, Error, Message, ReplyCode,
+    basic, queue,
 };
 
-/// A queue with these messages in it.
-fn queue_of(channel: &BlockingChannel, bodies: &[&str]) -> String {
-    let queue = exclusive_queue(channel);
-    for body in bodies {
-        channel.basic_publish("", &queue, *body).unwrap();
-    }
-    await_ready(channel, &queue, bodies.len() as u32);
-    queue
-}
+use crate::support::{
+    PATIENCE, await_ready, channel, connect, exclusive_queue, expect_error, queue_of, ready,
+    unique, url,
+};
 
-/// What comes out of `start_consuming` when `act` is the callback for one message. It
-/// stops when `act` is done.
+/// Calls `act` in a callback for one message, then stops consuming. Returns the result of
+/// `start_consuming`.
 fn within_a_callback(
     mut act: impl FnMut(&BlockingChannel) -> cony::Result<()> + Send + 'static,
 ) -> cony::Result<()> {
@@ -36,7 +33,7 @@ fn within_a_callback(
 }
 
 #[test]
-fn a_callback_may_make_every_synchronous_call_of_its_channel() {
+fn a_callback_may_make_every_call_of_its_channel() {
     within_a_callback(|channel| {
         let (exchange, queue) = (unique("inner"), unique("inner"));
         channel.exchange_declare(&exchange)?;
@@ -53,10 +50,73 @@ fn a_callback_may_make_every_synchronous_call_of_its_channel() {
         channel.queue_delete(&queue)?;
         channel.basic_qos(7)?;
         assert!(channel.flow(true)?);
-        assert!(channel.basic_cancel("nobody")?.is_empty());
+        assert!(channel.basic_cancel("unknown")?.is_empty());
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn a_callback_may_publish_get_and_consume() {
+    let channel = channel();
+    let queue = queue_of(&channel, 0..1);
+    let (sender, answers) = mpsc::channel();
+    channel
+        .basic_consume(&queue, move |channel, delivery| {
+            let own = channel
+                .queue_declare(queue::Declare::new_exclusive())?
+                .queue;
+            channel.basic_publish("", &own, "from inside")?;
+            await_ready(channel, &own, 1);
+            let got = channel
+                .basic_get(&own)?
+                .map(|message| message.text().map(str::to_owned));
+            sender.send(got.transpose()?).map_err(Error::other)?;
+            let sender = sender.clone();
+            channel.basic_publish("", &own, "to the inner consumer")?;
+            channel.basic_consume(&own, move |channel, delivery| {
+                sender
+                    .send(Some(delivery.text()?.to_owned()))
+                    .map_err(Error::other)?;
+                delivery.ack()?;
+                channel.connection().channel()?.close()?;
+                channel.stop_consuming()
+            })?;
+            expect_error!(channel.start_consuming(), Error::AlreadyConsuming);
+            delivery.ack()
+        })
+        .unwrap();
+    channel.start_consuming().unwrap();
+    assert_eq!(answers.recv().unwrap().unwrap(), "from inside");
+    assert_eq!(answers.recv().unwrap().unwrap(), "to the inner consumer");
+}
+
+#[test]
+fn a_callback_may_cancel_itself_or_close_what_it_runs_on() {
+    for end in ["cancel", "channel", "connection"] {
+        let setup = channel();
+        let queue = unique(end);
+        setup.queue_declare(&queue).unwrap();
+        for _ in 0..3 {
+            setup.basic_publish("", &queue, "x").unwrap();
+        }
+        let channel = channel();
+        channel
+            .basic_consume(&queue, move |channel, delivery| {
+                delivery.ack()?;
+                let tag = delivery.consumer_tag.clone().unwrap();
+                match end {
+                    "cancel" => channel.basic_cancel(&tag).map(drop),
+                    "channel" => channel.close(),
+                    _ => channel.connection().close(),
+                }
+            })
+            .unwrap();
+        channel.start_consuming().unwrap();
+        assert_eq!(channel.is_open(), end == "cancel");
+        await_ready(&setup, &queue, 2);
+        setup.queue_delete(&queue).unwrap();
+    }
 }
 
 #[test]
@@ -84,9 +144,12 @@ fn a_callback_may_wait_for_confirms() {
         channel.basic_publish("", &queue, "x")?.wait()?;
         let message = Message::new("x").mandatory(true);
         let confirm = channel.basic_publish("", "cony.no.such.queue", message)?;
-        assert!(matches!(confirm.wait(), Err(Error::Unroutable(_))));
+        expect_error!(confirm.wait(), Error::Unroutable(_));
         channel.basic_publish("", &queue, "y")?;
-        assert!(channel.wait_for_confirms(PATIENCE).is_err());
+        expect_error!(
+            channel.wait_for_confirms(PATIENCE),
+            Error::PublishFailures { .. }
+        );
         assert_eq!(ready(channel, &queue), 2);
         Ok(())
     })
@@ -94,9 +157,9 @@ fn a_callback_may_wait_for_confirms() {
 }
 
 #[test]
-fn a_callback_may_publish_more_than_its_window_takes() {
-    let parameters: cony::ConnectionParameters = crate::support::url().parse().unwrap();
-    let connection = cony::BlockingConnection::open(parameters.confirm_window(2)).unwrap();
+fn a_callback_may_publish_more_than_the_confirm_window() {
+    let parameters: ConnectionParameters = url().parse().unwrap();
+    let connection = BlockingConnection::open(parameters.confirm_window(2)).unwrap();
     let channel = connection.channel().unwrap();
     channel.confirm_delivery().unwrap();
     let queue = queue_of(&channel, &["x"]);
@@ -173,7 +236,7 @@ fn a_callback_may_consume_on_another_channel_and_another_connection() {
 }
 
 #[test]
-fn a_callback_may_answer_into_its_own_queue_again_and_again() {
+fn a_callback_may_publish_to_its_own_queue() {
     let channel = channel();
     let queue = queue_of(&channel, &["0"]);
     let own = queue.clone();
@@ -205,12 +268,12 @@ fn a_callback_may_delete_its_own_queue() {
                 channel.queue_delete(&own).map(drop)
             })
             .unwrap();
-        let (sender, told) = mpsc::channel();
+        let (sender, noted) = mpsc::channel();
         if listens {
             channel.add_on_cancel_callback(move |_, tag| sender.send(tag).map_err(Error::other));
         }
         match (channel.start_consuming(), listens) {
-            (Ok(()), true) => assert_eq!(told.recv().unwrap(), tag),
+            (Ok(()), true) => assert_eq!(noted.recv().unwrap(), tag),
             (Err(Error::ConsumerCancelled(cancelled)), false) => assert_eq!(cancelled, tag),
             (outcome, _) => panic!("{outcome:?}"),
         }
@@ -220,7 +283,7 @@ fn a_callback_may_delete_its_own_queue() {
 }
 
 #[test]
-fn a_callback_may_make_way_for_another_of_the_same_tag() {
+fn a_callback_may_replace_itself_by_a_consumer_with_its_tag() {
     let channel = channel();
     let queue = queue_of(&channel, &["first", "second"]);
     channel.basic_qos(1).unwrap();
@@ -251,17 +314,17 @@ fn a_callback_may_make_way_for_another_of_the_same_tag() {
 }
 
 #[test]
-fn another_thread_may_settle_what_a_callback_got() {
+fn another_thread_may_settle_a_delivery_of_a_callback() {
     let channel = channel();
     let queue = queue_of(&channel, &["1", "2", "3"]);
     channel.basic_qos(1).unwrap();
-    let (work, jobs) = mpsc::channel::<cony::Delivery>();
+    let (work, jobs) = mpsc::channel::<Delivery>();
     let settling = channel.clone();
-    let worker = std::thread::spawn(move || {
+    let worker = thread::spawn(move || {
         for delivery in jobs {
             delivery.ack().unwrap();
             if delivery.body == "3" {
-                // The consumer goes with its callback, and with that the way to here.
+                // The cancel drops the callback and the sender in it, so this loop ends.
                 settling
                     .basic_cancel(delivery.consumer_tag.as_ref().unwrap())
                     .unwrap();
@@ -279,117 +342,38 @@ fn another_thread_may_settle_what_a_callback_got() {
 }
 
 #[test]
-fn what_a_callback_fails_on_stays_unsettled() {
-    let setup = channel();
-    let queue = unique("failing");
-    setup.queue_declare(&queue).unwrap();
-    setup.basic_publish("", &queue, "x").unwrap();
-    for panics in [false, true] {
-        let channel = channel();
-        channel
-            .basic_consume(&queue, move |_, delivery| match panics {
-                true => std::panic::resume_unwind(Box::new("panic")),
-                false => Err(Error::other(format!("cannot read {}", delivery.text()?))),
-            })
-            .unwrap();
-        let looping = std::panic::AssertUnwindSafe(|| channel.start_consuming());
-        match std::panic::catch_unwind(looping) {
-            Ok(result) => assert_eq!(result.unwrap_err().to_string(), "cannot read x"),
-            Err(_) => assert!(panics),
-        }
-        assert_eq!(
-            channel.consumer_tags().len(),
-            1,
-            "the consumer is still there"
-        );
-        channel.close().unwrap();
-        await_ready(&setup, &queue, 1);
-    }
-    assert!(setup.basic_get(&queue).unwrap().unwrap().redelivered);
-    setup.queue_delete(&queue).unwrap();
-}
-
-#[test]
-fn a_callback_that_costs_its_channel_gets_the_reason_out() {
-    let passive = || queue::Declare::new("cony.no.such").passive(true);
-    let error = within_a_callback(move |channel| channel.queue_declare(passive()).map(drop));
-    let error = error.unwrap_err();
-    assert_eq!(error.reply_code(), Some(cony::ReplyCode::NOT_FOUND));
-
-    // Also when the callback itself does not care.
-    let error = within_a_callback(move |channel| {
-        assert!(channel.queue_declare(passive()).is_err());
-        Ok(())
-    });
-    let error = error.unwrap_err();
-    assert_eq!(error.reply_code(), Some(cony::ReplyCode::NOT_FOUND));
-}
-
-#[test]
-fn a_callback_may_cost_another_channel_and_go_on() {
+fn a_callback_may_lose_another_channel() {
     within_a_callback(|channel| {
         let scratch = channel.connection().channel()?;
         let passive = queue::Declare::new("cony.no.such").passive(true);
-        assert!(scratch.queue_declare(passive).is_err());
+        let error = expect_error!(scratch.queue_declare(passive), Error::ChannelClosed(_));
+        assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
         Ok(())
     })
     .unwrap();
 }
 
 #[test]
-fn a_callback_for_returns_may_publish_elsewhere_and_may_fail() {
-    let channel = channel();
-    let queue = queue_of(&channel, &["x"]);
-    let spare = exclusive_queue(&channel);
-    let elsewhere = spare.clone();
-    channel.add_on_return_callback(move |channel, returned| {
-        channel.basic_publish("", &elsewhere, returned.body())?;
-        Err(Error::other("came back"))
-    });
-    channel
-        .basic_consume(&queue, |channel, delivery| {
-            let message = Message::new("nobody's").mandatory(true);
-            channel.basic_publish("", "cony.no.such.queue", message)?;
-            delivery.ack()
-        })
-        .unwrap();
-    let error = channel.start_consuming().unwrap_err();
-    assert_eq!(error.to_string(), "came back");
-    assert_eq!(get(&channel, &spare).text().unwrap(), "nobody's");
-    assert_eq!(channel.consumer_tags().len(), 1);
-}
+fn start_consuming_returns_the_close_reason_when_a_callback_loses_its_channel() {
+    let passive = || queue::Declare::new("cony.no.such").passive(true);
+    let error = within_a_callback(move |channel| channel.queue_declare(passive()).map(drop));
+    let error = error.unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
 
-#[test]
-fn a_callback_for_cancellations_may_declare_and_consume_again() {
-    let channel = channel();
-    let queue = unique("again");
-    let declare = queue::Declare::new(&queue).exclusive(true);
-    channel.queue_declare(declare.clone()).unwrap();
-    let (sender, seen) = mpsc::channel();
-    let own = queue.clone();
-    channel.add_on_cancel_callback(move |channel, _| {
-        channel.queue_declare(declare.clone())?;
-        let sender = sender.clone();
-        channel.basic_consume(&own, move |channel, delivery| {
-            sender
-                .send(delivery.text()?.to_owned())
-                .map_err(Error::other)?;
-            delivery.ack()?;
-            channel.stop_consuming()
-        })?;
-        channel.basic_publish("", &own, "again").map(drop)
+    // Also when the callback ignores the error.
+    let error = within_a_callback(move |channel| {
+        expect_error!(channel.queue_declare(passive()), Error::ChannelClosed(_));
+        Ok(())
     });
-    channel.basic_consume(&queue, |_, _| Ok(())).unwrap();
-    channel.queue_delete(&queue).unwrap();
-    channel.start_consuming().unwrap();
-    assert_eq!(seen.recv().unwrap(), "again");
+    let error = error.unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
 }
 
 #[test]
 fn a_callback_may_add_callbacks() {
     let channel = channel();
     let queue = queue_of(&channel, &["x"]);
-    let (sender, told) = mpsc::channel();
+    let (sender, noted) = mpsc::channel();
     channel
         .basic_consume(&queue, move |channel, delivery| {
             let sender = sender.clone();
@@ -405,112 +389,11 @@ fn a_callback_may_add_callbacks() {
         })
         .unwrap();
     channel.start_consuming().unwrap();
-    assert_eq!(told.recv().unwrap(), "cony.no.such.queue");
+    assert_eq!(noted.recv().unwrap(), "cony.no.such.queue");
 }
 
 #[test]
-fn several_callbacks_get_their_own_in_the_order_of_the_queue() {
-    let channel = channel();
-    let queues = [(); 3].map(|()| exclusive_queue(&channel));
-    let (sender, seen) = mpsc::channel();
-    for (index, queue) in queues.iter().enumerate() {
-        let sender = sender.clone();
-        channel
-            .basic_consume(queue, move |channel, delivery| {
-                delivery.ack()?;
-                let number: u32 = delivery.text()?.parse().map_err(Error::other)?;
-                sender.send((index, number)).map_err(Error::other)?;
-                match number {
-                    299 => channel.stop_consuming(),
-                    _ => Ok(()),
-                }
-            })
-            .unwrap();
-    }
-    drop(sender);
-    for number in 0..300 {
-        channel
-            .basic_publish("", &queues[number % 3], number.to_string())
-            .unwrap();
-    }
-    // 299 is the last of the third queue; the others may have some left.
-    channel.start_consuming().unwrap();
-    let seen: Vec<_> = seen.iter().collect();
-    for index in 0..3 {
-        let mine = seen.iter().filter(|(whose, _)| *whose == index);
-        let numbers: Vec<u32> = mine.map(|(_, number)| *number).collect();
-        assert!(numbers.iter().all(|number| *number as usize % 3 == index));
-        assert!(numbers.is_sorted(), "{numbers:?}");
-        assert!(index < 2 || numbers.len() == 100);
-    }
-}
-
-#[test]
-fn another_thread_may_add_a_consumer_while_callbacks_run() {
-    let channel = channel();
-    let (idle, busy) = (exclusive_queue(&channel), exclusive_queue(&channel));
-    channel.basic_consume(&idle, |_, _| Ok(())).unwrap();
-    let adding = channel.clone();
-    std::thread::scope(|scope| {
-        let looping = scope.spawn(|| channel.start_consuming());
-        let (sender, seen) = mpsc::channel();
-        adding
-            .basic_consume(&busy, move |_, delivery| {
-                sender
-                    .send(delivery.text()?.to_owned())
-                    .map_err(Error::other)?;
-                delivery.ack()
-            })
-            .unwrap();
-        adding.basic_publish("", &busy, "x").unwrap();
-        let got = seen.recv_timeout(PATIENCE);
-        // Ends the loop in any case: the scope waits for its threads.
-        adding.stop_consuming().unwrap();
-        assert_eq!(got.unwrap(), "x");
-        looping.join().unwrap().unwrap();
-    });
-}
-
-#[test]
-fn a_stop_is_for_callbacks_and_leaves_iterators_alone() {
-    let channel = channel();
-    let queue = exclusive_queue(&channel);
-    let consumer = channel.consume(&queue).unwrap();
-    channel.basic_consume(&queue, |_, _| Ok(())).unwrap();
-    channel.stop_consuming().unwrap();
-    channel.start_consuming().unwrap();
-    for body in ["one", "two"] {
-        channel.basic_publish("", &queue, body).unwrap();
-        let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
-        assert_eq!(delivery.text().unwrap(), body);
-        delivery.ack().unwrap();
-    }
-}
-
-#[test]
-fn callbacks_can_be_stopped_and_started_again_and_again() {
-    let channel = channel();
-    let queue = exclusive_queue(&channel);
-    for round in 0..20 {
-        let body = round.to_string();
-        channel.basic_publish("", &queue, &body).unwrap();
-        let (sender, seen) = mpsc::channel();
-        channel
-            .basic_consume(&queue, move |channel, delivery| {
-                delivery.ack()?;
-                sender
-                    .send(delivery.text()?.to_owned())
-                    .map_err(Error::other)?;
-                channel.stop_consuming()
-            })
-            .unwrap();
-        channel.start_consuming().unwrap();
-        assert_eq!(seen.iter().collect::<Vec<_>>(), [body]);
-    }
-}
-
-#[test]
-fn a_callback_that_drops_its_captures_at_the_end_may_call_on_from_there() {
+fn a_captured_value_may_make_calls_when_its_callback_is_dropped() {
     struct CallsWhenDropped(BlockingChannel, mpsc::Sender<bool>);
 
     impl Drop for CallsWhenDropped {
@@ -524,7 +407,7 @@ fn a_callback_that_drops_its_captures_at_the_end_may_call_on_from_there() {
     let channel = connection.channel().unwrap();
     let other = connection.channel().unwrap();
     let queue = queue_of(&channel, &["x"]);
-    let (sender, told) = mpsc::channel();
+    let (sender, noted) = mpsc::channel();
     let captured = CallsWhenDropped(other, sender);
     channel
         .basic_consume(&queue, move |channel, delivery| {
@@ -534,30 +417,58 @@ fn a_callback_that_drops_its_captures_at_the_end_may_call_on_from_there() {
         })
         .unwrap();
     channel.start_consuming().unwrap();
-    assert!(told.recv_timeout(PATIENCE).unwrap());
+    assert!(noted.recv_timeout(PATIENCE).unwrap());
 }
 
 #[test]
-fn a_consumer_the_broker_cancelled_long_ago_is_not_the_end_of_the_loop() {
-    let channel = channel();
-    let (a, b) = (exclusive_queue(&channel), exclusive_queue(&channel));
-    channel.basic_consume(&a, |_, _| Ok(())).unwrap();
-    channel.basic_publish("", &b, "1").unwrap();
-    let again = b.clone();
-    channel
-        .basic_consume(&b, move |channel, delivery| {
+fn a_callback_may_dispatch_all_callbacks_but_itself() {
+    let connection = connect();
+    let (outer, inner) = (connection.channel().unwrap(), connection.channel().unwrap());
+    let (outer_queue, inner_queue) = (exclusive_queue(&outer), exclusive_queue(&inner));
+    let (note, noted) = mpsc::channel();
+    let inside = note.clone();
+    inner
+        .basic_consume(&inner_queue, move |channel, delivery| {
+            inside.send("inner").unwrap();
             delivery.ack()?;
-            match delivery.text()? {
-                "1" => {
-                    channel.queue_delete(&a)?;
-                    // Comes behind the end of the other consumer.
-                    channel.basic_publish("", &again, "2").map(drop)
-                }
-                _ => channel
-                    .basic_cancel(delivery.consumer_tag.as_ref().unwrap())
-                    .map(drop),
-            }
+            channel.stop_consuming()
         })
         .unwrap();
-    channel.start_consuming().unwrap();
+    inner.basic_publish("", &inner_queue, "x").unwrap();
+    outer.basic_publish("", &outer_queue, "1").unwrap();
+    outer.basic_publish("", &outer_queue, "2").unwrap();
+    let nested = inner.clone();
+    outer
+        .basic_consume(&outer_queue, move |channel, delivery| {
+            note.send("outer begins").unwrap();
+            if delivery.body == "1" {
+                expect_error!(channel.start_consuming(), Error::AlreadyConsuming);
+                nested.start_consuming()?;
+                let timer = note.clone();
+                channel.connection().add_timeout(Duration::ZERO, move |_| {
+                    timer.send("timer").unwrap();
+                    Ok(())
+                });
+                // This must not run the same callback for the second delivery.
+                channel.connection().sleep(Duration::from_millis(60))?;
+            } else {
+                channel.stop_consuming()?;
+            }
+            note.send("outer ends").unwrap();
+            delivery.ack()
+        })
+        .unwrap();
+    outer.start_consuming().unwrap();
+    let noted: Vec<_> = noted.try_iter().collect();
+    assert_eq!(
+        noted,
+        [
+            "outer begins",
+            "inner",
+            "timer",
+            "outer ends",
+            "outer begins",
+            "outer ends"
+        ]
+    );
 }

@@ -1,17 +1,17 @@
-//! Who one is: every mechanism that the test broker has, and that no password stays.
+//! Credentials: every mechanism of the test broker, and that no copy of a password stays in memory.
 
 use cony::{
     BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Mechanism, Secret,
 };
 
-use crate::support::{connect, url};
+use crate::support::{connect, expect_error, url};
 
 fn open(credentials: Credentials) -> cony::Result<BlockingConnection> {
     let parameters: ConnectionParameters = url().parse().unwrap();
     BlockingConnection::open(parameters.credentials(credentials))
 }
 
-/// RabbitMQ's demonstration of a mechanism that asks back.
+/// RabbitMQ's demonstration of a mechanism with a challenge.
 struct Demo {
     password: &'static str,
 }
@@ -33,7 +33,7 @@ impl Mechanism for Demo {
 }
 
 #[test]
-fn user_and_password_go_with_plain_and_with_amqplain() {
+fn user_and_password_are_accepted_by_plain_and_amqplain() {
     open(Credentials::plain("guest", "guest")).unwrap();
     open(Credentials::amqplain("guest", "guest")).unwrap();
     for mechanism in ["plain", "amqplain", "amqplain&auth_mechanism=plain"] {
@@ -43,7 +43,7 @@ fn user_and_password_go_with_plain_and_with_amqplain() {
 }
 
 #[test]
-fn a_wrong_password_is_told_with_its_mechanism() {
+fn a_wrong_password_is_reported_with_its_mechanism() {
     for (credentials, used) in [
         (Credentials::plain("guest", "wrong"), "PLAIN"),
         (Credentials::amqplain("guest", "wrong"), "AMQPLAIN"),
@@ -65,12 +65,12 @@ fn a_wrong_password_is_told_with_its_mechanism() {
 }
 
 #[test]
-fn a_mechanism_of_ones_own_answers_challenges() {
+fn a_mechanism_of_the_program_responds_to_challenges() {
     open(Credentials::custom(|| Demo { password: "guest" })).unwrap();
 }
 
 #[test]
-fn the_first_of_a_list_that_the_broker_has_is_used() {
+fn the_first_mechanism_that_the_broker_offers_is_used() {
     struct Unheard;
 
     impl Mechanism for Unheard {
@@ -79,47 +79,42 @@ fn the_first_of_a_list_that_the_broker_has_is_used() {
         }
 
         fn respond(&mut self, _: Option<&[u8]>) -> Option<Secret> {
-            panic!("the broker does not have it")
+            panic!("the broker does not offer this mechanism")
         }
     }
 
     let list = Credentials::custom(|| Unheard).or(Credentials::external());
-    // Without TLS there is no EXTERNAL either.
-    let error = open(list.clone()).unwrap_err();
-    let none = matches!(
-        &error,
+    // The broker offers EXTERNAL only with TLS.
+    expect_error!(
+        open(list.clone()),
         Error::Connect {
             cause: ConnectError::NoMechanism { .. },
             ..
         }
     );
-    assert!(none, "{error}");
     open(list.or(Credentials::default())).unwrap();
 }
 
 #[test]
-fn erased_credentials_open_nothing_more() {
+fn erased_credentials_open_no_further_connection() {
     let credentials = Credentials::plain("guest", "guest").erase_on_connect(true);
     let clone = credentials.clone();
     let connection = open(credentials).unwrap();
-    let error = open(clone.clone()).unwrap_err();
-    assert!(matches!(error, Error::CredentialsErased), "{error}");
+    let error = expect_error!(open(clone.clone()), Error::CredentialsErased);
     assert!(!error.is_connection_error());
-    // The connection does not need them any more.
+    // An open connection does not need its credentials any more.
     connection.channel().unwrap();
     // A failed attempt erases nothing.
     let wrong = Credentials::plain("guest", "wrong").erase_on_connect(true);
     for _ in 0..2 {
-        let error = open(wrong.clone()).unwrap_err();
-        let refused = matches!(error, Error::AuthenticationFailed { .. });
-        assert!(refused, "{error}");
+        expect_error!(open(wrong.clone()), Error::AuthenticationFailed { .. });
     }
-    // Nor do those that need no password care.
+    // A mechanism without erased credentials can still be used.
     open(clone.or(Credentials::custom(|| Demo { password: "guest" }))).unwrap();
 }
 
 #[test]
-fn a_fresh_secret_is_taken() {
+fn update_secret_is_accepted_by_the_broker() {
     let connection = connect();
     let other = connection.clone();
     let thread = std::thread::spawn(move || other.update_secret("one", "in a thread"));
@@ -128,17 +123,20 @@ fn a_fresh_secret_is_taken() {
         .update_secret(vec![0xff; 1000], &"long ".repeat(100))
         .unwrap();
     thread.join().unwrap().unwrap();
-    let error = connection.update_secret("x".repeat(200_000), "too long");
-    let error = error.unwrap_err();
-    assert!(matches!(error, Error::TooLong { .. }), "{error}");
-    // What goes on is not disturbed.
+    expect_error!(
+        connection.update_secret("x".repeat(200_000), "too long"),
+        Error::TooLong { .. }
+    );
+    // The connection stays usable.
     connection.channel().unwrap();
     connection.close().unwrap();
-    let error = connection.update_secret("three", "too late").unwrap_err();
-    assert!(matches!(error, Error::ConnectionClosed(_)), "{error}");
+    expect_error!(
+        connection.update_secret("three", "too late"),
+        Error::ConnectionClosed(_)
+    );
 }
 
-/// Looks through all the memory of this process.
+/// Searches the memory of this process.
 #[cfg(target_os = "linux")]
 mod memory {
     use std::fs;
@@ -147,12 +145,12 @@ mod memory {
     use parking_lot::Mutex;
     use zeroize::Zeroize;
 
-    /// One search at a time: each has in its buffer what it has just read, which another
-    /// would find.
+    /// Allows one search at a time, because a search would find the canary in the buffer of another
+    /// search.
     static SEARCH: Mutex<()> = Mutex::new(());
 
-    /// The bytes of the canary are kept like this, so that looking for it does not find
-    /// what it is looked for with.
+    /// The search compares with the masked bytes of the canary, so that it does not find its own
+    /// pattern.
     const MASK: u8 = 0x5a;
 
     pub(super) fn canary(hidden: &[u8]) -> super::Secret {
@@ -161,13 +159,13 @@ mod memory {
         bytes.into()
     }
 
-    /// How many copies of the canary there are.
+    /// Counts the copies of the canary.
     pub(super) fn copies(hidden: &[u8]) -> usize {
         let _search = SEARCH.lock();
         let memory = fs::File::open("/proc/self/mem").unwrap();
         let mut found = 0;
-        // Large, so that it has pages of its own, which are left out: reading them into
-        // themselves would make copies.
+        // The buffer is so large that it has pages of its own. They are left out, because reading
+        // them into the buffer would copy the canary.
         let mut buffer = vec![0; 1 << 20];
         let own = buffer.as_ptr().addr() as u64;
         let behind = own + buffer.len() as u64;
@@ -175,12 +173,12 @@ mod memory {
             for (mut at, end) in [(start, end.min(own)), (start.max(behind), end)] {
                 while at < end {
                     let wanted = buffer.len().min((end - at) as usize);
-                    // A page may be gone by now.
+                    // The page may have been unmapped.
                     let Ok(count @ 1..) = memory.read_at(&mut buffer[..wanted], at) else {
                         break;
                     };
                     found += count_in(&buffer[..count], hidden);
-                    // One that lies across two reads is seen by the second.
+                    // The second of two reads overlaps the first, for a canary across both.
                     at += match at + count as u64 == end {
                         true => count,
                         false => count.saturating_sub(hidden.len() - 1).max(1),
@@ -192,7 +190,7 @@ mod memory {
         found
     }
 
-    /// The parts of the memory that something could have been written to.
+    /// Returns the writable ranges of the memory.
     fn writable() -> Vec<(u64, u64)> {
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let parse = |text: &str| u64::from_str_radix(text, 16).unwrap();
@@ -216,7 +214,7 @@ mod memory {
 #[cfg(target_os = "linux")]
 #[test]
 fn no_copy_of_a_password_stays_in_memory() {
-    // Not the password of anybody, so the broker refuses it.
+    // No user has this password, so the broker refuses it.
     let hidden: Vec<u8> = (0..32u8)
         .map(|index| index.wrapping_mul(37) ^ 0x91)
         .collect();
@@ -225,11 +223,20 @@ fn no_copy_of_a_password_stays_in_memory() {
         |user: &str, secret: Secret| Credentials::amqplain(user, secret),
     ] {
         let credentials = make("guest", memory::canary(&hidden));
-        assert_ne!(memory::copies(&hidden), 0, "the search finds nothing");
-        let error = open(credentials.clone()).unwrap_err();
-        let refused = matches!(error, Error::AuthenticationFailed { .. });
-        assert!(refused, "{error}");
-        assert_eq!(memory::copies(&hidden), 1, "the credentials have it");
+        assert_ne!(
+            memory::copies(&hidden),
+            0,
+            "the search must find the canary"
+        );
+        expect_error!(
+            open(credentials.clone()),
+            Error::AuthenticationFailed { .. }
+        );
+        assert_eq!(
+            memory::copies(&hidden),
+            1,
+            "only the credentials may have a copy"
+        );
         credentials.erase();
         assert_eq!(memory::copies(&hidden), 0);
     }
@@ -243,7 +250,11 @@ fn no_copy_of_a_fresh_secret_stays_in_memory() {
         .collect();
     let connection = connect();
     let secret = memory::canary(&hidden);
-    assert_ne!(memory::copies(&hidden), 0, "the search finds nothing");
+    assert_ne!(
+        memory::copies(&hidden),
+        0,
+        "the search must find the canary"
+    );
     connection.update_secret(secret, "a canary").unwrap();
     assert_eq!(memory::copies(&hidden), 0);
     connection.close().unwrap();
@@ -256,7 +267,8 @@ fn no_copy_of_a_password_of_a_url_stays_in_memory() {
     let hidden: Vec<u8> = (0..32).map(letters).collect();
     let canary = memory::canary(&hidden);
     let canary = std::str::from_utf8(canary.as_bytes()).unwrap();
-    // The text is handed over, so it is wiped as well. It must not grow on its way.
+    // `try_from` gets the text and wipes it. The capacity is reserved, because a text that grows
+    // would leave a copy behind.
     let mut url = String::with_capacity(200);
     for part in [
         "amqp://guest:",
@@ -266,7 +278,11 @@ fn no_copy_of_a_password_of_a_url_stays_in_memory() {
         url.push_str(part);
     }
     let parameters = ConnectionParameters::try_from(url).unwrap();
-    assert_eq!(memory::copies(&hidden), 2, "the test and the credentials");
+    assert_eq!(
+        memory::copies(&hidden),
+        2,
+        "only the test and the credentials may have a copy"
+    );
     drop(parameters);
     assert_eq!(memory::copies(&hidden), 1);
 }

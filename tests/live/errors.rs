@@ -1,15 +1,15 @@
-//! Every error there is, provoked for real, and what it says to a stranger: what happened,
-//! where, and what to do. A new variant is one more entry in the table.
+//! Every variant of `Error`, `ConnectError` and `ConnectionLostError`, with its text: the cause, the
+//! place and the remedy. A new variant needs an entry in the table.
 //!
-//! What RabbitMQ does not do on request, a scripted peer does. [`TlsError`] has its own
-//! tests, in `tls`.
+//! RabbitMQ does not cause all of them on request, so a scripted peer causes the others. The file
+//! `tls.rs` tests [`TlsError`].
 //!
 //! [`TlsError`]: cony::TlsError
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::sync::mpsc::channel as answer;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -25,21 +25,21 @@ use crate::support::peer::{
 };
 use crate::support::{channel, connect, exclusive_queue, get, url, variable};
 
-/// How a variant comes about, and what it must say.
+/// A function that causes a variant, and words that its text must have.
 struct Case {
     of: &'static str,
     variant: &'static str,
-    provoke: fn() -> Error,
+    cause: fn() -> Error,
     is: fn(&Error) -> bool,
     words: &'static [&'static str],
 }
 
 macro_rules! cases {
-    ($($of:ident::$variant:ident: $provoke:expr, $words:expr;)*) => {
+    ($($of:ident::$variant:ident: $cause:expr, $words:expr;)*) => {
         const CASES: &[Case] = &[$(Case {
             of: stringify!($of),
             variant: stringify!($variant),
-            provoke: $provoke,
+            cause: $cause,
             is: cases!(@is $of $variant),
             words: &$words,
         }),*];
@@ -123,10 +123,6 @@ cases! {
         let message = Message::new("x").header("ratio", f64::NAN);
         failed(channel().basic_publish("", "q", message))
     }, ["ratio", "NaN", "finite", "string"];
-    Error::OutOfRange: || {
-        let message = Message::new("x").header("size", u64::MAX);
-        failed(channel().basic_publish("", "q", message))
-    }, ["size", "18446744073709551615", "i64::MAX", "string"];
     Error::DuplicateConsumerTag: || {
         let channel = channel();
         let queue = exclusive_queue(&channel);
@@ -143,6 +139,10 @@ cases! {
     }, ["'me' was cancelled", "queue may be deleted"];
     Error::AlreadyConsuming: || in_callback(|channel| channel.start_consuming()),
         ["being run already", "only one at a time"];
+    Error::OutOfRange: || {
+        let message = Message::new("x").header("size", u64::MAX);
+        failed(channel().basic_publish("", "q", message))
+    }, ["size", "18446744073709551615", "i64::MAX", "string"];
     Error::MethodRefused: || {
         let channel = channel();
         failed(channel.connection().send_method(1, basic::Get::new("q"), None))
@@ -158,7 +158,7 @@ cases! {
         let full = queue::Declare::new_exclusive().max_length(0).overflow(queue::Overflow::RejectPublish);
         let full = channel.queue_declare(full).unwrap().queue;
         channel.confirm_delivery().unwrap();
-        // A queue of RabbitMQ takes one before it counts.
+        // RabbitMQ accepts one message before it counts the queue as full.
         let outcomes = [(); 2].map(|()| channel.basic_publish("", &full, "x").unwrap().wait());
         outcomes.into_iter().find_map(Result::err).unwrap()
     }, ["did not take the message", "is full", "again later"];
@@ -172,7 +172,7 @@ cases! {
         accept_confirms(&mut wire);
         let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
         wire.send(1, BASIC_RETURN, arguments);
-        // With a message id that it did not have.
+        // The returned message has a message id, the published one has none.
         wire.raw(&header_with(1, 1, &args().u16(1 << 7).short("x").bytes()));
         wire.raw(&body(1, b"x"));
         wire.send(1, BASIC_ACK, args().u64(1).u8(0));
@@ -214,7 +214,7 @@ cases! {
     ConnectError::Tls: || refused(variable("CONY_BROKER_TLS_URL")),
         ["while TLS was being set up", "no trusted authority", "TlsOptions::ca_file"];
     ConnectError::Closed: || not_opened(|wire| {
-        wire.introduce();
+        wire.expect_start_ok();
         wire.tune(TUNE);
         wire.send(0, CONNECTION_CLOSE, close(541, "INTERNAL_ERROR", (10, 40)));
         wire.drain();
@@ -231,7 +231,7 @@ cases! {
         wire.drain();
     }), ["none of the credentials' mechanisms, but: EXTERNAL", "auth_mechanism"];
     ConnectError::NoAnswer: || not_opened(|wire| {
-        wire.introduce();
+        wire.expect_start_ok();
         wire.send(0, CONNECTION_SECURE, args().long("prove it"));
         wire.drain();
     }), ["more than PLAIN can answer", "another mechanism"];
@@ -239,7 +239,7 @@ cases! {
         refused(broker().client_properties([("token", "x".repeat(100_000))]))
     }, ["closed the stream after 100", "while the broker checked the credentials", "initial_frame_max"];
     ConnectError::Protocol: || not_opened(|wire| {
-        wire.introduce();
+        wire.expect_start_ok();
         wire.raw(&frame(9, 0, b"?"));
         wire.drain();
     }), ["violated the protocol", "frame type 9", "check the port"];
@@ -264,7 +264,7 @@ cases! {
     }), ["after a reading pause", "channel 1", "basic_qos", "read_budget"];
 }
 
-// What provokes them.
+// Functions that cause the errors.
 
 const TUNE: Tune = Tune {
     channel_max: 10,
@@ -288,7 +288,7 @@ where
     failed(BlockingConnection::open(parameters))
 }
 
-/// A message that was taken without acknowledgement.
+/// Returns a message that was got with no_ack.
 fn taken(body: impl AsRef<[u8]>) -> cony::Delivery {
     let channel = channel();
     let queue = exclusive_queue(&channel);
@@ -305,7 +305,7 @@ thread_local! {
     static KEPT: RefCell<Vec<BlockingChannel>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What comes out of the loop when a callback does this.
+/// Returns the error of `start_consuming` whose callback calls `act`.
 fn in_callback(act: fn(&BlockingChannel) -> Result<()>) -> Error {
     let channel = channel();
     let queue = exclusive_queue(&channel);
@@ -316,13 +316,13 @@ fn in_callback(act: fn(&BlockingChannel) -> Result<()>) -> Error {
     failed(channel.start_consuming())
 }
 
-/// What a client of a scripted peer gets to hear.
+/// Returns the error of `client` with a scripted peer.
 fn from_peer(
     script: impl FnOnce(&Listener) + Send + 'static,
     client: impl FnOnce(ConnectionParameters) -> Error + Send + 'static,
 ) -> Error {
     const SHORT: Duration = Duration::from_millis(100);
-    let (tell, told) = answer();
+    let (note, noted) = mpsc::channel();
     play(script, move |parameters| {
         let parameters = parameters
             .publish_timeout(SHORT)
@@ -332,12 +332,12 @@ fn from_peer(
             .read_budget(64 * 1024)
             .heartbeat(Duration::from_secs(1))
             .blocked_connection_timeout(Duration::from_millis(500));
-        tell.send(client(parameters)).unwrap();
+        note.send(client(parameters)).unwrap();
     });
-    told.recv().unwrap()
+    noted.recv().unwrap()
 }
 
-/// The connection does not come about.
+/// Returns the error of opening a connection to this peer.
 fn not_opened(script: fn(&mut Wire)) -> Error {
     from_peer(
         move |listener| script(&mut listener.accept()),
@@ -345,7 +345,8 @@ fn not_opened(script: fn(&mut Wire)) -> Error {
     )
 }
 
-/// These bytes answer the protocol header.
+/// Returns the error of opening a connection to a peer that answers the protocol header with these
+/// bytes.
 fn banner(bytes: &'static [u8]) -> Error {
     from_peer(
         move |listener| {
@@ -367,7 +368,7 @@ fn fall_silent(mut wire: Wire) {
     wire.drain();
 }
 
-/// The connection is open, then the peer does this.
+/// Returns the close reason of an open connection after the peer has called `act`.
 fn lost(act: fn(Wire)) -> Error {
     from_peer(
         move |listener| {
@@ -379,7 +380,7 @@ fn lost(act: fn(Wire)) -> Error {
     )
 }
 
-/// Channel 1 is open, and calls on it may take so long.
+/// Returns the error of `client`, which gets channel 1 of a connection to this peer.
 fn with_peer(
     rpc_timeout: Duration,
     script: fn(Wire),
@@ -400,14 +401,14 @@ fn with_peer(
     )
 }
 
-/// Up to the first publish, which is not confirmed.
+/// Accepts confirm mode and the first publish, and does not confirm it.
 fn accept_confirms(wire: &mut Wire) {
     wire.expect(1, CONFIRM_SELECT);
     wire.send(1, CONFIRM_SELECT_OK, args());
     wire.expect_publish(1);
 }
 
-/// Sends more than anybody takes, until that was so for long.
+/// Sends deliveries until the client has not read for a long time.
 fn flood(mut wire: Wire) {
     let tag = wire.accept_consumer(1);
     let delivery = [
@@ -422,26 +423,26 @@ fn flood(mut wire: Wire) {
 // The tests.
 
 #[test]
-fn every_error_says_what_happened_where_and_what_to_do() {
-    let provoked: Vec<_> = CASES
+fn every_error_text_has_cause_place_and_remedy() {
+    let caused: Vec<_> = CASES
         .iter()
-        .map(|case| (case, thread::spawn(case.provoke)))
+        .map(|case| (case, thread::spawn(case.cause)))
         .collect();
     let mut wrong = Vec::new();
-    for (case, provoked) in provoked {
+    for (case, caused) in caused {
         let name = format!("{}::{}", case.of, case.variant);
-        match provoked.join() {
-            Err(_) => wrong.push(format!("{name} was not provoked")),
+        match caused.join() {
+            Err(_) => wrong.push(format!("{name} was not caused")),
             Ok(error) => {
                 println!("{name}: {error}");
                 if !(case.is)(&error) {
-                    wrong.push(format!("{name} was due, not: {error}"));
+                    wrong.push(format!("expected {name}: {error}"));
                 }
                 let text = error.to_string();
                 let missing = case.words.iter().filter(|words| !text.contains(**words));
                 wrong.extend(missing.map(|words| format!("{name} lacks '{words}': {text}")));
                 if text.contains("a secret") {
-                    wrong.push(format!("{name} tells a secret"));
+                    wrong.push(format!("{name} shows a secret"));
                 }
             }
         }
@@ -449,7 +450,7 @@ fn every_error_says_what_happened_where_and_what_to_do() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The names of the variants, as the source has them.
+/// Reads the names of the variants from the source.
 fn variants(of: &str) -> BTreeSet<String> {
     let source = concat!(
         include_str!("../../src/error/mod.rs"),
@@ -466,11 +467,11 @@ fn variants(of: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn no_error_is_left_out() {
+fn every_variant_has_an_entry_in_the_table() {
     for of in ["Error", "ConnectError", "ConnectionLostError"] {
         let cases = CASES.iter().filter(|case| case.of == of);
-        let provoked: BTreeSet<String> = cases.map(|case| case.variant.to_owned()).collect();
-        assert!(provoked.len() > 5);
-        assert_eq!(variants(of), provoked, "{of}");
+        let found: BTreeSet<String> = cases.map(|case| case.variant.to_owned()).collect();
+        assert!(found.len() > 5);
+        assert_eq!(variants(of), found, "{of}");
     }
 }

@@ -1,5 +1,4 @@
-//! Another client at the other end: librabbitmq's command-line tools, librabbitmq itself,
-//! and pika.
+//! Messages to and from other clients: librabbitmq, its command-line tools, and pika.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +20,7 @@ fn tool(name: &str, queue: &str) -> Command {
 }
 
 #[test]
-fn what_amqp_publish_publishes_is_got() {
+fn a_message_of_amqp_publish_can_be_got() {
     let channel = channel();
     let queue = unique("from-tool");
     channel.queue_declare(&queue).unwrap();
@@ -37,7 +36,7 @@ fn what_amqp_publish_publishes_is_got() {
 }
 
 #[test]
-fn what_is_published_amqp_get_gets() {
+fn amqp_get_gets_a_published_message() {
     let channel = channel();
     let queue = unique("to-tool");
     channel.queue_declare(&queue).unwrap();
@@ -49,7 +48,7 @@ fn what_is_published_amqp_get_gets() {
 }
 
 #[test]
-fn amqp_consume_consumes_what_is_published() {
+fn amqp_consume_consumes_published_messages() {
     let channel = channel();
     let queue = unique("consumed");
     channel.queue_declare(&queue).unwrap();
@@ -65,7 +64,7 @@ fn amqp_consume_consumes_what_is_published() {
 }
 
 #[test]
-fn a_worker_consumes_what_amqp_publish_publishes() {
+fn a_message_of_amqp_publish_can_be_consumed() {
     let channel = channel();
     let queue = unique("worked");
     channel.queue_declare(&queue).unwrap();
@@ -78,8 +77,8 @@ fn a_worker_consumes_what_amqp_publish_publishes() {
     channel.queue_delete(&queue).unwrap();
 }
 
-/// A program of `tests/interop`: another client, which publishes to a queue, or gets from
-/// it and tells what it got.
+/// A program in `tests/interop` with another client. It publishes one message to a queue, or gets
+/// one and prints it.
 #[derive(Clone, Copy)]
 enum Peer {
     Pika,
@@ -87,12 +86,12 @@ enum Peer {
 }
 
 impl Peer {
-    /// Runs it: the lines that it printed.
+    /// Runs the program and returns its lines of output.
     fn run(self, action: &str, queue: &str) -> Vec<String> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
         let mut command = match self {
             Self::Pika => {
-                // The one that Debian's packages are for; another may be first in PATH.
+                // Debian's packages are for this Python. Another one may be first in PATH.
                 let mut python = Command::new("/usr/bin/python3");
                 python.arg(folder.join("pika_peer.py"));
                 python
@@ -105,7 +104,7 @@ impl Peer {
     }
 }
 
-/// The program that a C source makes, compiled once.
+/// Compiles a C source once and returns the program.
 fn compiled(source: &Path) -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -113,7 +112,7 @@ fn compiled(source: &Path) -> &'static Path {
         pkg_config.args(["--cflags", "--libs", "librabbitmq"]);
         let flags = String::from_utf8(run(&mut pkg_config, b"")).unwrap();
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("librabbitmq_peer");
-        // Not over the program of another run, which may be running.
+        // Renamed at the end, because another test run may be running the former program.
         let fresh = program.with_extension(std::process::id().to_string());
         let mut compiler = Command::new("cc");
         compiler.arg("-o").arg(&fresh).arg(source);
@@ -128,7 +127,7 @@ fn octets() -> Vec<u8> {
     (0..=255).collect()
 }
 
-/// All but the headers, as the peers publish them as well.
+/// Returns all properties but the headers. The programs publish the same.
 fn properties() -> BasicProperties {
     BasicProperties::new()
         .content_type("text/plain")
@@ -146,7 +145,7 @@ fn properties() -> BasicProperties {
         .cluster_id("cluster")
 }
 
-/// What `peer` publishes must come with these headers.
+/// Asserts that the message of `peer` has these headers and the other properties.
 fn assert_publishes(peer: Peer, headers: &FieldTable) {
     let channel = channel();
     let queue = unique("from-peer");
@@ -166,7 +165,7 @@ fn assert_publishes(peer: Peer, headers: &FieldTable) {
     channel.queue_delete(&queue).unwrap();
 }
 
-/// What `peer` gets of a message with these headers must be these lines.
+/// Asserts that `peer` gets a message with these headers and prints these lines.
 fn assert_gets(peer: Peer, headers: FieldTable, expected: &[&str]) {
     let channel = channel();
     let queue = unique("to-peer");
@@ -189,7 +188,7 @@ fn assert_gets(peer: Peer, headers: FieldTable, expected: &[&str]) {
     channel.queue_delete(&queue).unwrap();
 }
 
-/// As `tests/interop` has it in its languages.
+/// Returns the decimal that the programs publish.
 fn decimal() -> FieldValue {
     FieldValue::Decimal {
         scale: 2,
@@ -197,7 +196,7 @@ fn decimal() -> FieldValue {
     }
 }
 
-/// The same, for the languages that know a sign.
+/// Returns a negative decimal, for clients that support the sign.
 fn negative() -> FieldValue {
     FieldValue::Decimal {
         scale: 2,
@@ -208,7 +207,7 @@ fn negative() -> FieldValue {
 const TIME: FieldValue = FieldValue::Timestamp(cony::Timestamp::from_secs(1_700_000_000));
 
 #[test]
-fn what_pika_publishes_comes_with_every_property_and_header() {
+fn a_message_of_pika_arrives_with_every_property_and_header() {
     let headers = FieldTable::new()
         .with("true", true)
         .with("false", false)
@@ -238,7 +237,7 @@ fn what_pika_publishes_comes_with_every_property_and_header() {
 }
 
 #[test]
-fn what_librabbitmq_publishes_comes_with_every_property_and_header() {
+fn a_message_of_librabbitmq_arrives_with_every_property_and_header() {
     let headers = FieldTable::new()
         .with("boolean", true)
         .with("i8", -1i8)
@@ -264,8 +263,8 @@ fn what_librabbitmq_publishes_comes_with_every_property_and_header() {
     assert_publishes(Peer::Librabbitmq, &headers);
 }
 
-/// One value of each kind, of which pika 1.2 gets none wrong: it takes signed for
-/// unsigned of some widths, and cuts floats to integers.
+/// Returns one value of each type that pika 1.2 decodes correctly. It confuses signed and unsigned
+/// integers of some widths, and truncates floats.
 fn headers_for_all() -> FieldTable {
     FieldTable::new()
         .with("bool", true)
@@ -381,7 +380,7 @@ fn librabbitmq_gets_every_property_and_header() {
         "headers.f32: f32 1",
         "headers.f64: f64 -2",
         "headers.decimal: decimal 314 / 10^2",
-        // It knows no sign, and prints the same bits.
+        // librabbitmq has no sign and prints the same bits.
         "headers.negative: decimal 4294966982 / 10^2",
         "headers.string: utf8 tëxt",
         "headers.bytes: bytes 00ff",

@@ -1,11 +1,16 @@
-//! What is published is what comes back.
+//! Bodies, properties and headers: a message arrives as it was published.
 
-use cony::{BasicProperties, Bytes, DeliveryMode, Error, FieldTable, FieldValue, Message};
+use std::time::Duration;
 
-use crate::support::{await_ready, channel, connect, exclusive_queue, get, url};
+use cony::{
+    BasicProperties, BlockingChannel, BlockingConnection, Bytes, ConnectionParameters,
+    DeliveryMode, Error, FieldTable, FieldValue, LongString, Message, queue,
+};
+
+use crate::support::{await_ready, channel, connect, exclusive_queue, expect_error, get, url};
 
 #[test]
-fn bodies_of_every_size_around_a_frame_come_back() {
+fn bodies_around_the_size_of_a_frame_arrive_unchanged() {
     let connection = connect();
     let channel = connection.channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -18,8 +23,8 @@ fn bodies_of_every_size_around_a_frame_come_back() {
 }
 
 #[test]
-fn small_frames_do_as_well() {
-    let connection = cony::BlockingConnection::open(format!("{}?frame_max=4096", url())).unwrap();
+fn bodies_arrive_unchanged_with_the_smallest_frame_max() {
+    let connection = BlockingConnection::open(format!("{}?frame_max=4096", url())).unwrap();
     assert_eq!(connection.frame_max(), 4096);
     let channel = connection.channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -31,7 +36,25 @@ fn small_frames_do_as_well() {
 }
 
 #[test]
-fn whatever_is_bytes_can_be_published() {
+fn bodies_that_fill_their_frames_arrive_unchanged_for_several_frame_max() {
+    for frame_max in [4096, 4097, 10_000, 131_072] {
+        let parameters: ConnectionParameters = url().parse().unwrap();
+        let connection = BlockingConnection::open(parameters.frame_max(frame_max)).unwrap();
+        let channel = connection.channel().unwrap();
+        let queue = exclusive_queue(&channel);
+        let room = connection.frame_max() as usize - 8;
+        for frames in [1, 2, 3, 7] {
+            for size in [frames * room - 1, frames * room, frames * room + 1] {
+                let body: Vec<u8> = (0..=250).cycle().take(size).collect();
+                channel.basic_publish("", &queue, &body).unwrap();
+                assert_eq!(get(&channel, &queue).body, body, "{size} by {frame_max}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_type_of_text_and_bytes_can_be_published() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let text = String::from("text");
@@ -109,7 +132,7 @@ fn one_of_each() -> FieldTable {
 }
 
 #[test]
-fn every_property_and_every_header_type_comes_back() {
+fn every_property_and_every_header_type_arrives_unchanged() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let properties = all_properties();
@@ -120,12 +143,12 @@ fn every_property_and_every_header_type_comes_back() {
 }
 
 #[test]
-fn headers_survive_a_broker_that_rewrites_them() {
+fn headers_are_unchanged_after_the_broker_has_rewritten_them() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let rejected = channel
         .queue_declare(
-            cony::queue::Declare::new_exclusive().arguments(
+            queue::Declare::new_exclusive().arguments(
                 FieldTable::from([("x-dead-letter-exchange", "")])
                     .with("x-dead-letter-routing-key", queue.as_str()),
             ),
@@ -157,92 +180,205 @@ fn headers_survive_a_broker_that_rewrites_them() {
     assert_eq!(reason.as_str(), Some("rejected"));
 }
 
+/// Publishes a message with these properties and asserts that it arrives unchanged.
+fn assert_unchanged(channel: &BlockingChannel, queue: &str, properties: &BasicProperties) {
+    let message = Message::new("x").properties(properties);
+    channel.basic_publish("", queue, message).unwrap();
+    let got = get(channel, queue);
+    assert_eq!(got.properties(), properties);
+    assert_eq!(got.body, "x");
+    assert!(got.undecoded_properties().is_none());
+}
+
 #[test]
-fn a_got_message_tells_where_it_came_from() {
+fn each_single_property_arrives_unchanged() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    channel.queue_bind(&queue, "amq.direct", &queue).unwrap();
-    channel.basic_publish("amq.direct", &queue, "one").unwrap();
-    channel.basic_publish("amq.direct", &queue, "two").unwrap();
-    await_ready(&channel, &queue, 2);
-    let message = channel.basic_get(&queue).unwrap().unwrap();
-    assert_eq!(message.exchange, "amq.direct");
-    assert_eq!(message.routing_key, queue);
-    assert_eq!(message.message_count, Some(1));
-    assert_eq!(message.delivery_tag, 1);
-    assert!(!message.redelivered);
-    assert_eq!(message.consumer_tag, None);
-    message.reject(true).unwrap();
-    await_ready(&channel, &queue, 2);
-    assert!(channel.basic_get(&queue).unwrap().unwrap().redelivered);
-}
-
-#[test]
-fn what_a_broker_refuses_of_a_publish_closes_the_channel_later() {
-    let channel = channel();
-    channel
-        .basic_publish("cony.no.such.exchange", "", "x")
-        .unwrap();
-    let error = channel.queue_declare("anything").unwrap_err();
-    assert_eq!(error.reply_code(), Some(cony::ReplyCode::NOT_FOUND));
-    let reason = error.close_reason().unwrap();
-    assert_eq!(reason.method.unwrap().to_string(), "basic.publish");
-    assert!(matches!(
-        channel.basic_publish("", "q", "x"),
-        Err(Error::ChannelClosed(_))
-    ));
-}
-
-#[test]
-fn immediate_closes_the_connection_and_the_error_says_so() {
-    let connection = connect();
-    let channel = connection.channel().unwrap();
-    let message = Message::new("x").immediate(true);
-    channel.basic_publish("", "q", message).unwrap();
-    let error = connection.wait_closed();
-    assert_eq!(error.reply_code(), Some(cony::ReplyCode::NOT_IMPLEMENTED));
-    let later = channel.queue_declare("q").unwrap_err();
-    assert_eq!(later.to_string(), error.to_string());
-    assert!(connection.close().is_err());
-}
-
-#[test]
-fn a_message_beyond_the_limit_costs_its_channel_only() {
-    let parameters: cony::ConnectionParameters = url().parse().unwrap();
-    let connection =
-        cony::BlockingConnection::open(parameters.max_message_size(1_000_000)).unwrap();
-    let channel = connection.channel().unwrap();
-    let queue = exclusive_queue(&channel);
-    channel
-        .basic_publish("", &queue, vec![1; 1_000_001])
-        .unwrap();
-    await_ready(&channel, &queue, 1);
-    let error = channel.basic_get(&queue).unwrap_err();
-    assert_eq!(error.reply_code(), Some(cony::ReplyCode::CONTENT_TOO_LARGE));
-    assert!(error.to_string().contains("max_message_size"), "{error}");
-
-    let next = connection.channel().unwrap();
-    next.basic_publish("", &queue, vec![1; 10]).unwrap();
-    await_ready(&next, &queue, 2);
-    connection.close().unwrap();
-}
-
-#[test]
-fn an_unroutable_message_without_confirms_can_be_taken_back() {
-    let channel = channel();
-    assert!(channel.try_next_return().is_none());
-    for body in ["one", "two"] {
-        let message = Message::new(body).mandatory(true);
-        channel
-            .basic_publish("", "cony.no.such.queue", message)
-            .unwrap();
+    let none = BasicProperties::new;
+    for properties in [
+        none(),
+        none().content_type("text/plain"),
+        none().content_encoding("gzip"),
+        none().headers([("a", 1)]),
+        none().delivery_mode(DeliveryMode::Transient),
+        none().priority(7),
+        none().correlation_id("correlation"),
+        none().reply_to("reply"),
+        none().expiration("600000"),
+        none().message_id("message"),
+        none().timestamp(1),
+        none().message_type("type"),
+        none().user_id("guest"),
+        none().app_id("app"),
+        none().cluster_id("cluster"),
+    ] {
+        assert_unchanged(&channel, &queue, &properties);
     }
-    let mut returned = Vec::new();
-    crate::support::until("both to come back", || {
-        returned.extend(channel.try_next_return());
-        returned.len() == 2
-    });
-    assert_eq!(&**returned[0].body(), b"one");
-    assert_eq!(&**returned[1].body(), b"two");
-    assert_eq!(returned[0].reply_code(), cony::ReplyCode::NO_ROUTE);
+}
+
+#[test]
+fn properties_at_their_limits_arrive_unchanged() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let none = BasicProperties::new;
+    let longest = "ß".repeat(127);
+    for properties in [
+        none().priority(0),
+        none().priority(255),
+        none().timestamp(0),
+        none().timestamp(u64::MAX >> 1),
+        none().headers(FieldTable::new()),
+        none().content_type(""),
+        none().message_id(&longest).app_id(&longest),
+        none().correlation_id("\0\u{1F980}\n"),
+        none().expiration("4294967295"),
+    ] {
+        assert_unchanged(&channel, &queue, &properties);
+    }
+    let too_long = none().message_type("x".repeat(256));
+    let message = Message::new("x").properties(&too_long);
+    let error = expect_error!(
+        channel.basic_publish("", &queue, message),
+        Error::TooLong {
+            size: 256,
+            limit: 255,
+            ..
+        }
+    );
+    assert!(error.to_string().contains("message_type"), "{error}");
+    let too_long = none().headers([("k".repeat(256), 1)]);
+    let message = Message::new("x").properties(&too_long);
+    expect_error!(
+        channel.basic_publish("", &queue, message),
+        Error::TooLong {
+            size: 256,
+            limit: 255,
+            ..
+        }
+    );
+    assert_unchanged(&channel, &queue, &none().headers([("k".repeat(255), 1)]));
+}
+
+#[test]
+fn header_values_at_their_limits_arrive_unchanged() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let mut deep = FieldTable::from([("bottom", true)]);
+    for _ in 0..30 {
+        deep = FieldTable::new().with("down", deep);
+    }
+    let decimal = |scale, value| FieldValue::Decimal { scale, value };
+    for (kind, values) in [
+        ("i8", vec![FieldValue::from(i8::MIN), i8::MAX.into()]),
+        ("u8", vec![0u8.into(), u8::MAX.into()]),
+        ("i16", vec![i16::MIN.into(), i16::MAX.into()]),
+        ("u16", vec![0u16.into(), u16::MAX.into()]),
+        ("i32", vec![i32::MIN.into(), i32::MAX.into()]),
+        ("u32", vec![0u32.into(), u32::MAX.into()]),
+        ("i64", vec![i64::MIN.into(), 0i64.into(), i64::MAX.into()]),
+        ("f32", vec![f32::MIN.into(), f32::MAX.into()]),
+        ("f64", vec![f64::MIN_POSITIVE.into(), f64::MAX.into()]),
+        (
+            "decimal",
+            vec![decimal(0, 0), decimal(2, i32::MIN), decimal(255, i32::MAX)],
+        ),
+        (
+            "time",
+            vec![FieldValue::Timestamp(cony::Timestamp::from_secs(0))],
+        ),
+        ("string", vec!["".into(), "ü".repeat(20_000).into()]),
+        (
+            "bytes",
+            vec![Bytes::new().into(), Bytes::from_static(&[0, 255]).into()],
+        ),
+        (
+            "array",
+            vec![Vec::new().into(), vec![FieldValue::Void].into()],
+        ),
+        ("table", vec![FieldTable::new().into(), deep.into()]),
+        ("not UTF-8", vec![LongString::from(&b"\xff\xfe"[..]).into()]),
+    ] {
+        let headers = FieldTable::new()
+            .with(kind, values.clone())
+            .with("n".repeat(255), values[0].clone());
+        assert_unchanged(&channel, &queue, &BasicProperties::new().headers(headers));
+    }
+}
+
+#[test]
+fn properties_may_fill_one_frame_but_not_more() {
+    let parameters: ConnectionParameters = url().parse().unwrap();
+    let connection = BlockingConnection::open(parameters.frame_max(4096)).unwrap();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let of_size = |size| BasicProperties::new().headers([("h", "v".repeat(size))]);
+    let publish = |size| {
+        let properties = of_size(size);
+        let message = Message::new("").properties(&properties);
+        channel.basic_publish("", &queue, message)
+    };
+    // The frame has 8 bytes of its own, the content header with its flags 14, and the table
+    // 4, 2, 1 and 4.
+    let most = 4096 - 8 - 14 - 4 - 2 - 1 - 4;
+    publish(most).unwrap();
+    assert_eq!(*get(&channel, &queue).properties(), of_size(most));
+    expect_error!(publish(most + 1), Error::TooLong { .. });
+    publish(1).unwrap();
+    get(&channel, &queue);
+}
+
+#[test]
+fn a_delivery_with_headers_may_have_an_empty_body() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consumer = channel.consume(&queue).unwrap();
+    let properties = BasicProperties::new().headers([("only", "this")]);
+    for _ in 0..3 {
+        let message = Message::new("").properties(&properties);
+        channel.basic_publish("", &queue, message).unwrap();
+        let delivery = consumer.next().unwrap().unwrap();
+        assert!(delivery.body.is_empty());
+        assert_eq!(*delivery.properties(), properties);
+        delivery.ack().unwrap();
+    }
+}
+
+#[test]
+fn the_methods_of_message_set_its_properties() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let message = Message::new("{}")
+        .persistent()
+        .content_type("application/json")
+        .correlation_id("7")
+        .reply_to("answers")
+        .expiration(Duration::from_secs(60))
+        .header("retries", 3)
+        .header("retries", 4)
+        .header("from", "here");
+    channel.basic_publish("", &queue, message).unwrap();
+    let expected = BasicProperties::new()
+        .delivery_mode(DeliveryMode::Persistent)
+        .content_type("application/json")
+        .correlation_id("7")
+        .reply_to("answers")
+        .expiration("60000")
+        .headers([("retries", 4.into()), ("from", FieldValue::from("here"))]);
+    assert_eq!(*get(&channel, &queue).properties(), expected);
+}
+
+#[test]
+fn the_methods_of_message_leave_borrowed_properties_unchanged() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let shared = BasicProperties::new().app_id("cony");
+    let message = Message::new("x").properties(&shared).persistent();
+    channel.basic_publish("", &queue, message).unwrap();
+    let came = get(&channel, &queue);
+    assert_eq!(came.properties().app_id.as_deref(), Some("cony"));
+    assert_eq!(
+        came.properties().delivery_mode,
+        Some(DeliveryMode::Persistent)
+    );
+    assert_eq!(shared, BasicProperties::new().app_id("cony"));
 }

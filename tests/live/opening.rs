@@ -1,19 +1,25 @@
-//! What a real broker says to those who come the wrong way.
+//! Opening a connection: where a URL leads, what both sides agree on, and how each failure to
+//! open is reported.
 
 use std::net::TcpListener;
+use std::process::Command;
+use std::time::Duration;
 
 #[cfg(feature = "tls")]
 use cony::TlsError;
-use cony::{BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Stage};
+use cony::{
+    BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, FieldTable,
+    ReplyCode, Stage,
+};
 
-use crate::support::{url, variable};
+use crate::support::{connect, expect_error, run, unique, url, variable};
 
 fn parameters() -> ConnectionParameters {
     url().parse().unwrap()
 }
 
 #[test]
-fn the_url_and_the_default_lead_to_the_broker() {
+fn open_default_connects_with_the_default_limits() {
     let connection = BlockingConnection::open_default().unwrap();
     let product = connection.server_properties().get("product").unwrap();
     assert_eq!(product.as_str(), Some("RabbitMQ"));
@@ -31,54 +37,47 @@ fn limits_are_negotiated() {
     let asked = parameters()
         .channel_max(5)
         .frame_max(8192)
-        .heartbeat(std::time::Duration::ZERO);
+        .heartbeat(Duration::ZERO);
     let connection = BlockingConnection::open(&asked).unwrap();
     assert_eq!(connection.channel_max(), 5);
     assert_eq!(connection.frame_max(), 8192);
     assert!(connection.heartbeat().is_zero());
     let channels: Vec<_> = (0..5).map(|_| connection.channel().unwrap()).collect();
-    let error = connection.channel().unwrap_err();
-    assert!(
-        matches!(error, Error::NoFreeChannels { max: 5, .. }),
-        "{error}"
-    );
+    expect_error!(connection.channel(), Error::NoFreeChannels { max: 5, .. });
     drop(channels);
 }
 
 #[test]
-fn a_wrong_password_is_told_as_such() {
-    let error = BlockingConnection::open(
-        parameters().credentials(Credentials::plain("guest", "not-the-password")),
-    )
-    .unwrap_err();
-    assert!(
-        matches!(&error, Error::AuthenticationFailed { certain: true, mechanism, .. } if mechanism == "PLAIN"),
-        "{error:?}"
+fn a_wrong_password_is_reported_as_failed_authentication() {
+    let credentials = Credentials::plain("guest", "not-the-password");
+    let error = expect_error!(
+        BlockingConnection::open(parameters().credentials(credentials)),
+        Error::AuthenticationFailed { certain: true, mechanism, .. } if mechanism == "PLAIN"
     );
     assert!(!format!("{error} {error:?}").contains("not-the-password"));
 }
 
-/// RabbitMQ says nothing then, and hangs up.
+/// Without the capability `authentication_failure_close` RabbitMQ closes the socket and gives no
+/// reason.
 #[test]
-fn a_wrong_password_is_told_without_the_capability_too() {
-    let without = cony::FieldTable::from([("capabilities", cony::FieldTable::new())]);
-    let error = BlockingConnection::open(
-        parameters()
-            .client_properties(without)
-            .credentials(Credentials::plain("guest", "not-the-password")),
-    )
-    .unwrap_err();
-    let uncertain = matches!(error, Error::AuthenticationFailed { certain: false, .. });
-    assert!(uncertain, "{error:?}");
+fn without_the_capability_a_wrong_password_is_reported_as_uncertain() {
+    let without = FieldTable::from([("capabilities", FieldTable::new())]);
+    let parameters = parameters()
+        .client_properties(without)
+        .credentials(Credentials::plain("guest", "not-the-password"));
+    expect_error!(
+        BlockingConnection::open(parameters),
+        Error::AuthenticationFailed { certain: false, .. }
+    );
 }
 
 #[test]
-fn a_virtual_host_at_its_limit_may_be_tried_again() {
+fn a_virtual_host_at_its_connection_limit_is_not_reported_as_denied_access() {
     let url = url::Url::parse(&url()).unwrap();
-    let (user, host) = (url.username(), crate::support::unique("limited"));
+    let (user, host) = (url.username(), unique("limited"));
     let control = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(variable("CONY_BROKER_CTL"));
-        crate::support::run(command.arg("-q").args(arguments), b"");
+        let mut command = Command::new(variable("CONY_BROKER_CTL"));
+        run(command.arg("-q").args(arguments), b"");
     };
     control(&["add_vhost", &host]);
     control(&["set_permissions", "-p", &host, user, ".*", ".*", ".*"]);
@@ -88,9 +87,9 @@ fn a_virtual_host_at_its_limit_may_be_tried_again() {
     let limited = open().unwrap_err();
     control(&["clear_vhost_limits", "-p", &host]);
     control(&["clear_permissions", "-p", &host, user]);
-    let refused = open().unwrap_err();
+    let refused = open();
     control(&["delete_vhost", &host]);
-    let missing = open().unwrap_err();
+    let missing = open();
     let Error::Connect {
         cause: ConnectError::Closed(reason),
         ..
@@ -98,14 +97,14 @@ fn a_virtual_host_at_its_limit_may_be_tried_again() {
     else {
         panic!("{limited:?}");
     };
-    assert_eq!(reason.code, cony::ReplyCode::NOT_ALLOWED);
-    for error in [refused, missing] {
-        assert!(matches!(error, Error::AccessDenied { .. }), "{error:?}");
+    assert_eq!(reason.code, ReplyCode::NOT_ALLOWED);
+    for outcome in [refused, missing] {
+        expect_error!(outcome, Error::AccessDenied { .. });
     }
 }
 
 #[test]
-fn a_wrong_virtual_host_is_told_as_such() {
+fn an_unknown_virtual_host_is_reported_as_denied_access() {
     let error = BlockingConnection::open(parameters().virtual_host("no-such-vhost")).unwrap_err();
     let Error::AccessDenied {
         virtual_host,
@@ -116,31 +115,27 @@ fn a_wrong_virtual_host_is_told_as_such() {
         panic!("{error:?}");
     };
     assert_eq!(virtual_host, "no-such-vhost");
-    assert_eq!(reason.code, cony::ReplyCode::NOT_ALLOWED);
+    assert_eq!(reason.code, ReplyCode::NOT_ALLOWED);
 }
 
 #[test]
-fn a_wrong_port_is_told_as_such() {
-    // Bound and dropped: nobody listens there now.
+fn a_refused_tcp_connection_is_reported_with_its_stage() {
+    // The listener is dropped at once, so this port is closed.
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
-    let error = BlockingConnection::open(parameters().host("127.0.0.1").port(port)).unwrap_err();
-    assert!(
-        matches!(
-            &error,
-            Error::Connect {
-                stage: Stage::Tcp,
-                cause: ConnectError::Io {
-                    kind: std::io::ErrorKind::ConnectionRefused,
-                    ..
-                },
+    let error = expect_error!(
+        BlockingConnection::open(parameters().host("127.0.0.1").port(port)),
+        Error::Connect {
+            stage: Stage::Tcp,
+            cause: ConnectError::Io {
+                kind: std::io::ErrorKind::ConnectionRefused,
                 ..
-            }
-        ),
-        "{error:?}"
+            },
+            ..
+        }
     );
     assert!(
         error.to_string().contains("the broker is running"),
@@ -149,7 +144,7 @@ fn a_wrong_port_is_told_as_such() {
 }
 
 #[test]
-fn a_tls_port_without_tls_is_told_as_such() {
+fn plain_amqp_on_the_tls_port_is_reported_with_the_scheme_to_use() {
     let tls_url = variable("CONY_BROKER_TLS_URL");
     let plain = tls_url.replacen("amqps://", "amqp://", 1);
     let error = BlockingConnection::open(plain).unwrap_err();
@@ -158,65 +153,24 @@ fn a_tls_port_without_tls_is_told_as_such() {
 
 #[cfg(feature = "tls")]
 #[test]
-fn tls_on_the_plain_port_is_told_as_such() {
-    let error = BlockingConnection::open(url().replacen("amqp://", "amqps://", 1)).unwrap_err();
-    assert!(
-        matches!(
-            &error,
-            Error::Connect {
-                stage: Stage::Tls,
-                cause: ConnectError::Tls {
-                    error: TlsError::NotTls,
-                    ..
-                },
+fn tls_on_the_plain_port_is_reported_as_not_tls() {
+    let error = expect_error!(
+        BlockingConnection::open(url().replacen("amqp://", "amqps://", 1)),
+        Error::Connect {
+            stage: Stage::Tls,
+            cause: ConnectError::Tls {
+                error: TlsError::NotTls,
                 ..
-            }
-        ),
-        "{error:?}"
+            },
+            ..
+        }
     );
     assert!(error.to_string().contains("TLS port"), "{error}");
 }
 
-#[cfg(feature = "tls")]
 #[test]
-fn tls_does_not_trust_a_ca_that_the_system_does_not_know() {
-    let error = BlockingConnection::open(variable("CONY_BROKER_TLS_URL")).unwrap_err();
-    assert!(
-        matches!(
-            &error,
-            Error::Connect {
-                stage: Stage::Tls,
-                cause: ConnectError::Tls { .. },
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-}
-
-#[cfg(feature = "tls")]
-#[test]
-fn tls_with_a_known_ca_carries_large_and_small() {
-    let ca = std::fs::read(variable("CONY_BROKER_CA")).unwrap();
-    let connector = native_tls::TlsConnector::builder()
-        .add_root_certificate(native_tls::Certificate::from_pem(&ca).unwrap())
-        .build()
-        .unwrap();
-    let parameters: ConnectionParameters = variable("CONY_BROKER_TLS_URL").parse().unwrap();
-    let connection = BlockingConnection::open(parameters.tls_connector(connector)).unwrap();
-    let channel = connection.channel().unwrap();
-    let queue = crate::support::exclusive_queue(&channel);
-    for size in [0, 1, 16_384, 48 * 1024, 1_000_000] {
-        let body: Vec<u8> = (0..=250).cycle().take(size).collect();
-        channel.basic_publish("", &queue, &body).unwrap();
-        assert_eq!(crate::support::get(&channel, &queue).body, body, "{size}");
-    }
-    connection.close().unwrap();
-}
-
-#[test]
-fn a_name_with_several_addresses_tries_them_all() {
-    // Resolves to ::1 as well on most machines, where the test broker does not listen.
+fn every_address_of_a_host_name_is_tried() {
+    // On most machines `localhost` is also `::1`, where the test broker does not listen.
     let port = url::Url::parse(&url()).unwrap().port().unwrap_or(5672);
     if url().contains("127.0.0.1") {
         let parameters = parameters().host("localhost").port(port);
@@ -228,11 +182,11 @@ fn a_name_with_several_addresses_tries_them_all() {
 }
 
 #[test]
-fn the_broker_knows_the_connection_by_its_name() {
-    let name = crate::support::unique("named");
+fn the_broker_lists_the_connection_under_its_name() {
+    let name = unique("named");
     let connection = BlockingConnection::open(parameters().connection_name(name.clone())).unwrap();
-    let listed = crate::support::run(
-        std::process::Command::new(variable("CONY_BROKER_CTL")).args([
+    let listed = run(
+        Command::new(variable("CONY_BROKER_CTL")).args([
             "-q",
             "list_connections",
             "client_properties",
@@ -241,4 +195,31 @@ fn the_broker_knows_the_connection_by_its_name() {
     );
     assert!(String::from_utf8_lossy(&listed).contains(&name));
     connection.close().unwrap();
+}
+
+#[test]
+fn open_any_connects_to_the_first_broker_that_answers() {
+    let list = [
+        "amqp://127.0.0.1:1".to_owned(),
+        url(),
+        "amqp://no.such.host.invalid".into(),
+    ];
+    BlockingConnection::open_any(list).unwrap().close().unwrap();
+    expect_error!(
+        BlockingConnection::open_any(["amqp://127.0.0.1:1"]),
+        Error::Connect { .. }
+    );
+    expect_error!(
+        BlockingConnection::open_any(Vec::<String>::new()),
+        Error::InvalidOption { .. }
+    );
+}
+
+#[test]
+fn the_capabilities_of_the_broker_are_reported() {
+    let connection = connect();
+    assert!(connection.supports_basic_nack());
+    assert!(connection.supports_consumer_cancel_notify());
+    assert!(connection.supports_exchange_exchange_bindings());
+    assert!(connection.supports_publisher_confirms());
 }

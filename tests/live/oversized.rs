@@ -1,15 +1,17 @@
-//! Messages that are larger than the program takes, and that are rejected.
+//! Messages that are larger than `max_message_size`, with and without `Oversized::Reject`.
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionParameters, Consumer, Message, Oversized, basic,
-    queue,
+    BlockingChannel, BlockingConnection, ConnectionParameters, Message, Oversized, ReplyCode,
+    basic, queue,
 };
 
-use crate::support::{PATIENCE, await_ready, channel, exclusive_queue, get, ready, unique, url};
+use crate::support::{
+    PATIENCE, await_ready, channel, exclusive_queue, get, next_delivery, ready, unique, url,
+};
 
 const LIMIT: usize = 1000;
 
-/// A connection that rejects what has more than `LIMIT` bytes.
+/// Opens a connection that rejects messages of more than `LIMIT` bytes.
 fn connect() -> BlockingConnection {
     let parameters: ConnectionParameters = url().parse().unwrap();
     let parameters = parameters
@@ -18,8 +20,8 @@ fn connect() -> BlockingConnection {
     BlockingConnection::open(parameters).unwrap()
 }
 
-/// A queue of this kind with its dead letters, and in it one message that is too large between
-/// others.
+/// A queue with a queue for its dead letters. It holds two messages that are too large, and others
+/// before and behind them.
 struct Stock {
     owner: BlockingChannel,
     queue: String,
@@ -51,7 +53,7 @@ impl Stock {
         Self { owner, queue, dead }
     }
 
-    /// Awaits the two messages that are too large among the dead letters.
+    /// Waits until the two messages that are too large are dead-lettered.
     fn expect_dead(&self) {
         await_ready(&self.owner, &self.dead, 2);
         for (size, mark) in [(LIMIT + 1, b'b'), (200_000, b'c')] {
@@ -70,22 +72,17 @@ impl Drop for Stock {
     }
 }
 
-fn next(consumer: &Consumer) -> cony::Delivery {
-    let delivery = consumer.recv_timeout(PATIENCE).unwrap();
-    delivery.expect("a delivery")
-}
-
 #[test]
-fn what_is_too_large_becomes_a_dead_letter_and_the_consumer_goes_on() {
+fn an_oversized_message_is_dead_lettered_and_the_consumer_goes_on() {
     for kind in ["classic", "quorum"] {
         let stock = Stock::new(kind);
         let connection = connect();
         let channel = connection.channel().unwrap();
         let consumer = channel.consume(&stock.queue).unwrap();
-        let came = [next(&consumer), next(&consumer)];
+        let came = [next_delivery(&consumer), next_delivery(&consumer)];
         assert_eq!((came[0].body[0], came[1].body[0]), (b'a', b'd'));
         stock.expect_dead();
-        // The books have a place for those that nobody got.
+        // The delivery tags of the rejected messages lie between these two.
         came[1].ack_multiple().unwrap();
         assert_eq!(connection.stats().messages_oversized, 2);
         channel.close().unwrap();
@@ -94,7 +91,7 @@ fn what_is_too_large_becomes_a_dead_letter_and_the_consumer_goes_on() {
 }
 
 #[test]
-fn a_get_passes_over_what_is_too_large() {
+fn a_get_skips_oversized_messages() {
     let stock = Stock::new("classic");
     let connection = connect();
     let channel = connection.channel().unwrap();
@@ -110,14 +107,14 @@ fn a_get_passes_over_what_is_too_large() {
 }
 
 #[test]
-fn what_is_too_large_and_needs_no_acknowledgement_is_lost() {
+fn an_oversized_message_of_a_no_ack_consumer_is_lost() {
     let stock = Stock::new("classic");
     let connection = connect();
     let channel = connection.channel().unwrap();
     let consume = basic::Consume::new(&stock.queue).no_ack(true);
     let consumer = channel.consume(consume).unwrap();
-    assert_eq!(next(&consumer).body[0], b'a');
-    assert_eq!(next(&consumer).body[0], b'd');
+    assert_eq!(next_delivery(&consumer).body[0], b'a');
+    assert_eq!(next_delivery(&consumer).body[0], b'd');
     assert_eq!(connection.stats().messages_oversized, 2);
     channel.close().unwrap();
     assert_eq!(ready(&stock.owner, &stock.queue), 0);
@@ -125,17 +122,17 @@ fn what_is_too_large_and_needs_no_acknowledgement_is_lost() {
 }
 
 #[test]
-fn a_rollback_brings_nothing_back_that_is_too_large() {
+fn a_rollback_does_not_requeue_an_oversized_message() {
     let stock = Stock::new("classic");
     let connection = connect();
     let channel = connection.channel().unwrap();
     channel.tx_select().unwrap();
     let consumer = channel.consume(&stock.queue).unwrap();
-    let came = [next(&consumer), next(&consumer)];
+    let came = [next_delivery(&consumer), next_delivery(&consumer)];
     came[0].ack().unwrap();
     channel.tx_rollback().unwrap();
     stock.expect_dead();
-    // What the program has is open again.
+    // The deliveries that the program has are unsettled again.
     came[1].ack_multiple().unwrap();
     channel.tx_commit().unwrap();
     channel.close().unwrap();
@@ -143,7 +140,7 @@ fn a_rollback_brings_nothing_back_that_is_too_large() {
 }
 
 #[test]
-fn a_stream_keeps_what_is_too_large_and_goes_on() {
+fn a_consumer_of_a_stream_skips_oversized_messages() {
     let stock = Stock::new("stream");
     let connection = connect();
     let channel = connection.channel().unwrap();
@@ -152,12 +149,32 @@ fn a_stream_keeps_what_is_too_large_and_goes_on() {
         let consume = basic::Consume::new(&stock.queue).stream_offset("first");
         let consumer = channel.consume(consume).unwrap();
         for mark in [b'a', b'd'] {
-            let delivery = next(&consumer);
+            let delivery = next_delivery(&consumer);
             assert_eq!(delivery.body[0], mark);
             delivery.ack().unwrap();
         }
         consumer.cancel().unwrap();
     }
     assert_eq!(connection.stats().messages_oversized, 4);
+    connection.close().unwrap();
+}
+
+#[test]
+fn without_oversized_reject_an_oversized_message_closes_the_channel() {
+    let parameters: ConnectionParameters = url().parse().unwrap();
+    let connection = BlockingConnection::open(parameters.max_message_size(1_000_000)).unwrap();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    channel
+        .basic_publish("", &queue, vec![1; 1_000_001])
+        .unwrap();
+    await_ready(&channel, &queue, 1);
+    let error = channel.basic_get(&queue).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::CONTENT_TOO_LARGE));
+    assert!(error.to_string().contains("max_message_size"), "{error}");
+
+    let next = connection.channel().unwrap();
+    next.basic_publish("", &queue, vec![1; 10]).unwrap();
+    await_ready(&next, &queue, 2);
     connection.close().unwrap();
 }

@@ -1,9 +1,9 @@
-//! What queues do by themselves: kinds, limits, lifetimes, dead letters.
+//! Arguments of queues and their effect: lifetimes, limits, dead letters, priorities.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingChannel, Error, FieldTable, FieldValue, Message, ReplyCode, basic,
+    BasicProperties, BlockingChannel, Delivery, FieldTable, FieldValue, Message, ReplyCode,
     exchange, queue,
 };
 
@@ -11,7 +11,63 @@ use crate::support::{
     PATIENCE, await_ready, channel, connect, exclusive_queue, get, ready, unique, until,
 };
 
-/// An exclusive queue with these arguments, named by the broker.
+fn declared(channel: &BlockingChannel, declare: queue::Declare) -> String {
+    channel.queue_declare(declare).unwrap().queue.into()
+}
+
+#[test]
+fn the_broker_accepts_the_queue_of_every_preset() {
+    let channel = channel();
+    for declare in [
+        queue::Declare::new(unique("durable")),
+        queue::Declare::new_quorum(unique("quorum")).delivery_limit(3),
+        queue::Declare::new_stream(unique("stream"))
+            .max_length_bytes(1 << 30)
+            .max_age(Duration::from_secs(3600)),
+        queue::Declare::new_exclusive(),
+        queue::Declare::new_exclusive()
+            .queue_type("classic")
+            .message_ttl(Duration::from_secs(60))
+            .expires(Duration::from_secs(60))
+            .max_length(10)
+            .max_length_bytes(1000)
+            .overflow(queue::Overflow::RejectPublish)
+            .dead_letter_exchange("amq.fanout")
+            .dead_letter_routing_key("k")
+            .max_priority(5)
+            .single_active_consumer(true),
+    ] {
+        let queue = declared(&channel, declare);
+        channel.queue_delete(&queue).unwrap();
+    }
+}
+
+#[test]
+fn message_ttl_and_dead_letter_methods_set_their_arguments() {
+    let channel = channel();
+    let dead = exclusive_queue(&channel);
+    let waiting = queue::Declare::new_exclusive()
+        .message_ttl(Duration::from_millis(1))
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(&*dead);
+    let waiting = declared(&channel, waiting);
+    channel.basic_publish("", &waiting, "too late").unwrap();
+    assert_eq!(get(&channel, &dead).text().unwrap(), "too late");
+}
+
+#[test]
+fn quorum_queues_and_streams_are_declared_by_an_argument() {
+    let channel = channel();
+    for kind in ["quorum", "stream"] {
+        let name = unique(kind);
+        let declare = queue::Declare::new(&name).arguments([("x-queue-type", kind)]);
+        channel.queue_declare(declare).unwrap();
+        channel.basic_publish("", &name, "x").unwrap();
+        channel.queue_delete(&name).unwrap();
+    }
+}
+
+/// Declares an exclusive queue with these arguments. The broker generates its name.
 fn special_queue(channel: &BlockingChannel, arguments: FieldTable) -> String {
     let declare = queue::Declare::new_exclusive().arguments(arguments);
     channel.queue_declare(declare).unwrap().queue.into()
@@ -21,7 +77,7 @@ fn exists(queue: &str) -> bool {
     let passive = queue::Declare::new(queue).passive(true);
     match channel().queue_declare(passive) {
         Ok(_) => true,
-        // There, and another's.
+        // The queue exists and is exclusive to another connection.
         Err(error) if error.reply_code() == Some(ReplyCode::RESOURCE_LOCKED) => true,
         Err(error) => {
             assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
@@ -30,11 +86,11 @@ fn exists(queue: &str) -> bool {
     }
 }
 
-fn text(message: &cony::Delivery) -> String {
+fn text(message: &Delivery) -> String {
     message.text().unwrap().to_owned()
 }
 
-/// Dead letters of a queue with these arguments go to a second one: both names.
+/// Declares a queue with these arguments and a second one for its dead letters. Returns both names.
 fn with_dead_letters(channel: &BlockingChannel, arguments: FieldTable) -> (String, String) {
     let dead = exclusive_queue(channel);
     let arguments = arguments
@@ -43,8 +99,8 @@ fn with_dead_letters(channel: &BlockingChannel, arguments: FieldTable) -> (Strin
     (special_queue(channel, arguments), dead)
 }
 
-/// Why the message died last, and in which queue.
-fn death(message: &cony::Delivery) -> (String, String) {
+/// Returns the reason for which the message was dead-lettered last, and its queue.
+fn death(message: &Delivery) -> (String, String) {
     let headers = message.properties().headers.as_ref().unwrap();
     let deaths = headers.get("x-death").and_then(FieldValue::as_array);
     let death = deaths.unwrap()[0].as_table().unwrap();
@@ -55,18 +111,18 @@ fn death(message: &cony::Delivery) -> (String, String) {
 }
 
 #[test]
-fn an_exclusive_queue_goes_with_its_connection_and_not_with_its_channel() {
+fn an_exclusive_queue_ends_with_its_connection_and_not_with_its_channel() {
     let connection = connect();
     let channel = connection.channel().unwrap();
     let queue = exclusive_queue(&channel);
     channel.close().unwrap();
     assert!(exists(&queue));
     connection.close().unwrap();
-    until("the queue to go", || !exists(&queue));
+    until("the end of the queue", || !exists(&queue));
 }
 
 #[test]
-fn an_auto_delete_queue_goes_with_its_last_consumer() {
+fn an_auto_delete_queue_ends_with_its_last_consumer() {
     let first = channel();
     let queue = unique("auto-delete");
     first
@@ -78,35 +134,29 @@ fn an_auto_delete_queue_goes_with_its_last_consumer() {
     one.cancel().unwrap();
     assert!(exists(&queue));
     drop(second);
-    // Two keeps its channel.
+    // `two` keeps its channel open.
     assert!(exists(&queue));
     drop(two);
-    until("the queue to go", || !exists(&queue));
+    until("the end of the queue", || !exists(&queue));
 }
 
 #[test]
-fn a_queue_that_nobody_uses_expires() {
+fn an_unused_queue_expires() {
     let channel = channel();
     let queue = special_queue(&channel, FieldTable::from([("x-expires", 50)]));
-    // To look at it would be a use; so look at an exchange that goes with it.
+    // Checking the queue would be a use. The auto-delete exchange ends with the queue.
     let exchange = unique("expires");
     channel
         .exchange_declare(exchange::Declare::new(&exchange).auto_delete(true))
         .unwrap();
     channel.queue_bind(&queue, &exchange, "").unwrap();
-    until("the queue to go", || {
-        let passive = exchange::Declare::new(&exchange).passive(true);
-        let connection = channel.connection();
-        connection
-            .channel()
-            .unwrap()
-            .exchange_declare(passive)
-            .is_err()
+    until("the end of the queue", || {
+        !channel.connection().exchange_exists(&exchange).unwrap()
     });
 }
 
 #[test]
-fn messages_of_a_queue_with_a_lifetime_go_to_the_dead_letters() {
+fn expired_messages_of_a_queue_with_a_ttl_are_dead_lettered() {
     let channel = channel();
     let lifetime = FieldTable::from([("x-message-ttl", 1)]);
     let (queue, dead) = with_dead_letters(&channel, lifetime);
@@ -125,7 +175,7 @@ fn messages_of_a_queue_with_a_lifetime_go_to_the_dead_letters() {
 }
 
 #[test]
-fn a_message_with_a_lifetime_goes_to_the_dead_letters_without_it() {
+fn an_expired_message_is_dead_lettered_without_its_expiration() {
     let channel = channel();
     let (queue, dead) = with_dead_letters(&channel, FieldTable::new());
     let properties = BasicProperties::new().expiration("1").message_id("id");
@@ -138,7 +188,7 @@ fn a_message_with_a_lifetime_goes_to_the_dead_letters_without_it() {
 }
 
 #[test]
-fn a_full_queue_drops_its_oldest_into_the_dead_letters() {
+fn a_full_queue_dead_letters_its_oldest_message() {
     let channel = channel();
     let limit = FieldTable::from([("x-max-length", 2)]);
     let (queue, dead) = with_dead_letters(&channel, limit);
@@ -159,7 +209,7 @@ fn a_full_queue_drops_its_oldest_into_the_dead_letters() {
 }
 
 #[test]
-fn what_is_rejected_or_nacked_for_good_goes_to_the_dead_letters() {
+fn messages_that_are_rejected_or_nacked_without_requeue_are_dead_lettered() {
     let channel = channel();
     let (queue, dead) = with_dead_letters(&channel, FieldTable::new());
     for (body, reject) in [("rejected", true), ("nacked", false)] {
@@ -178,7 +228,7 @@ fn what_is_rejected_or_nacked_for_good_goes_to_the_dead_letters() {
 }
 
 #[test]
-fn higher_priorities_come_first() {
+fn messages_of_higher_priority_are_delivered_first() {
     let channel = channel();
     let queue = special_queue(&channel, FieldTable::from([("x-max-priority", 10)]));
     for priority in [None, Some(5), Some(0), Some(9), Some(5), Some(200)] {
@@ -204,97 +254,7 @@ fn higher_priorities_come_first() {
 }
 
 #[test]
-fn a_single_active_consumer_is_followed_by_the_next() {
-    let channel = channel();
-    let single = FieldTable::from([("x-single-active-consumer", true)]);
-    let queue = special_queue(&channel, single);
-    let (first, second) = (
-        channel.consume(&queue).unwrap(),
-        channel.consume(&queue).unwrap(),
-    );
-    channel.basic_publish("", &queue, "one").unwrap();
-    let delivery = first.recv_timeout(PATIENCE).unwrap().unwrap();
-    assert_eq!(text(&delivery), "one");
-    delivery.ack().unwrap();
-    first.cancel().unwrap();
-    channel.basic_publish("", &queue, "two").unwrap();
-    let delivery = second.recv_timeout(PATIENCE).unwrap().unwrap();
-    assert_eq!(text(&delivery), "two");
-}
-
-#[test]
-fn the_broker_counts_messages_and_consumers() {
-    let connection = connect();
-    let channel = connection.channel().unwrap();
-    let queue = exclusive_queue(&channel);
-    let counts = || {
-        let passive = queue::Declare::new(&queue).passive(true);
-        let declared = channel.queue_declare(passive).unwrap();
-        (declared.message_count, declared.consumer_count)
-    };
-    assert_eq!(counts(), (0, 0));
-    let other = connection.channel().unwrap();
-    let consumers = [other.consume(&queue), other.consume(&queue)];
-    assert_eq!(counts(), (0, 2));
-    for consumer in consumers {
-        consumer.unwrap().cancel().unwrap();
-    }
-    assert_eq!(counts(), (0, 0));
-    channel.confirm_delivery().unwrap();
-    for _ in 0..3 {
-        channel.basic_publish("", &queue, "x").unwrap();
-    }
-    channel.wait_for_confirms(PATIENCE).unwrap();
-    assert_eq!(counts(), (3, 0));
-    // What is out and unsettled is no longer ready.
-    channel.basic_get(&queue).unwrap().unwrap();
-    assert_eq!(counts(), (2, 0));
-    assert_eq!(channel.queue_purge(&queue).unwrap(), 2);
-}
-
-#[test]
-fn a_passive_declare_asks_for_the_name_only() {
-    let channel = channel();
-    let queue = unique("passive");
-    let exclusive = queue::Declare::new(&queue).exclusive(true);
-    channel.queue_declare(exclusive.clone()).unwrap();
-    let otherwise = queue::Declare::new(&queue)
-        .passive(true)
-        .durable(true)
-        .auto_delete(true)
-        .arguments([("x-max-length", 7)]);
-    assert_eq!(channel.queue_declare(otherwise).unwrap().queue, queue);
-    let otherwise = exchange::Declare::new("amq.topic")
-        .passive(true)
-        .exchange_type("fanout")
-        .internal(true);
-    channel.exchange_declare(otherwise).unwrap();
-    // Another channel of the connection may use an exclusive queue as well.
-    let other = channel.connection().channel().unwrap();
-    assert_eq!(other.queue_declare(exclusive).unwrap().queue, queue);
-}
-
-#[test]
-fn an_empty_name_stands_for_the_queue_last_declared() {
-    let channel = channel();
-    let first = exclusive_queue(&channel);
-    let second = exclusive_queue(&channel);
-    assert_ne!(first, second);
-    channel.queue_bind("", "amq.direct", &second).unwrap();
-    channel.basic_publish("amq.direct", &second, "x").unwrap();
-    await_ready(&channel, &second, 1);
-    let message = channel.basic_get("").unwrap().unwrap();
-    message.nack(true).unwrap();
-    let consumer = channel.consume("").unwrap();
-    consumer.next().unwrap().unwrap().ack().unwrap();
-    channel.queue_unbind("", "amq.direct", &second).unwrap();
-    assert_eq!(channel.queue_delete("").unwrap(), 0);
-    assert!(!exists(&second));
-    assert!(exists(&first));
-}
-
-#[test]
-fn a_quorum_queue_counts_how_often_a_message_was_delivered() {
+fn a_quorum_queue_counts_deliveries_up_to_its_limit() {
     let channel = channel();
     let queue = unique("quorum");
     let arguments = FieldTable::from([("x-queue-type", "quorum")]).with("x-delivery-limit", 2);
@@ -313,129 +273,8 @@ fn a_quorum_queue_counts_how_often_a_message_was_delivered() {
         assert_eq!(counted.unwrap_or_default(), count);
         delivery.nack(true).unwrap();
     }
-    // The limit is reached: it goes.
+    // After the limit the broker drops the message.
     await_ready(&channel, &queue, 0);
     consumer.cancel().unwrap();
     channel.queue_delete(&queue).unwrap();
-}
-
-/// A stream with so many messages: their numbers.
-fn stream(channel: &BlockingChannel, count: u64) -> String {
-    let name = unique("stream");
-    let arguments = FieldTable::from([("x-queue-type", "stream")]);
-    channel
-        .queue_declare(queue::Declare::new(&name).arguments(arguments))
-        .unwrap();
-    channel.confirm_delivery().unwrap();
-    for number in 0..count {
-        channel
-            .basic_publish("", &name, number.to_string())
-            .unwrap();
-    }
-    channel.wait_for_confirms(PATIENCE).unwrap();
-    name
-}
-
-fn read_from(stream: &str, offset: impl Into<FieldValue>) -> basic::Consume {
-    basic::Consume::new(stream).arguments(FieldTable::new().with("x-stream-offset", offset))
-}
-
-#[test]
-fn a_stream_is_read_from_where_one_likes_and_again() {
-    let channel = channel();
-    let stream = stream(&channel, 100);
-    for _ in 0..2 {
-        let consumer = channel.consume(read_from(&stream, "first")).unwrap();
-        for number in 0..100i64 {
-            let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
-            assert_eq!(text(&delivery), number.to_string());
-            let headers = delivery.properties().headers.as_ref().unwrap();
-            let offset = headers.get("x-stream-offset").and_then(FieldValue::as_i64);
-            assert_eq!(offset, Some(number));
-            delivery.ack().unwrap();
-        }
-        consumer.cancel().unwrap();
-    }
-    let consumer = channel.consume(read_from(&stream, 90i64)).unwrap();
-    let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
-    assert_eq!(text(&delivery), "90");
-    consumer.cancel().unwrap();
-
-    let consumer = channel.consume(read_from(&stream, "next")).unwrap();
-    let confirm = channel.basic_publish("", &stream, "newest").unwrap();
-    confirm.wait().unwrap();
-    let delivery = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
-    assert_eq!(text(&delivery), "newest");
-    consumer.cancel().unwrap();
-    channel.queue_delete(&stream).unwrap();
-}
-
-#[test]
-fn whatever_ends_a_consumer_of_a_stream_leaves_the_connection() {
-    let setup = channel();
-    let stream = stream(&setup, 500);
-    let connection = connect();
-    let channel = connection.channel().unwrap();
-    for end in ["cancel", "drop", "basic_cancel", "stop"] {
-        let consume = read_from(&stream, "first");
-        if end == "stop" {
-            channel
-                .basic_consume(consume, |channel, delivery| {
-                    delivery.ack()?;
-                    channel.stop_consuming()
-                })
-                .unwrap();
-            channel.start_consuming().unwrap();
-            continue;
-        }
-        // Most of it is here, and not taken, when this ends.
-        let consumer = channel.consume(consume).unwrap();
-        let first = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
-        assert_eq!(text(&first), "0", "{end}");
-        first.ack().unwrap();
-        match end {
-            "cancel" => assert!(consumer.cancel().unwrap().is_empty()),
-            "drop" => drop(consumer),
-            _ => drop(channel.basic_cancel(consumer.consumer_tag()).unwrap()),
-        }
-    }
-    exclusive_queue(&channel);
-    connection.close().unwrap();
-    setup.queue_delete(&stream).unwrap();
-}
-
-#[test]
-fn the_default_prefetch_lets_a_naive_worker_read_a_stream() {
-    let setup = channel();
-    let stream = stream(&setup, 3);
-    let worker = channel();
-    let seen = std::sync::Arc::new(parking_lot::Mutex::new(BTreeSet::new()));
-    let noted = std::sync::Arc::clone(&seen);
-    worker
-        .basic_consume(read_from(&stream, "first"), move |channel, delivery| {
-            noted.lock().insert(delivery.text()?.to_owned());
-            delivery.ack()?;
-            match noted.lock().len() {
-                3 => channel.stop_consuming(),
-                _ => Ok(()),
-            }
-        })
-        .unwrap();
-    worker.start_consuming().unwrap();
-    assert_eq!(seen.lock().len(), 3);
-    setup.queue_delete(&stream).unwrap();
-}
-
-#[test]
-fn a_stream_refuses_gets_and_consumers_without_prefetch() {
-    let setup = channel();
-    let stream = stream(&setup, 1);
-    let error = channel().basic_get(&stream).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
-    let unlimited = channel();
-    unlimited.basic_qos(0).unwrap();
-    let error = unlimited.consume(&stream).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
-    assert!(matches!(error, Error::ChannelClosed(_)), "{error}");
-    setup.queue_delete(&stream).unwrap();
 }

@@ -1,4 +1,4 @@
-//! What RabbitMQ refuses, and what that costs.
+//! Calls that RabbitMQ refuses: each has its reply code, and closes the channel or the connection.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use cony::{
     basic, exchange, queue,
 };
 
-use crate::support::{channel, connect, exclusive_queue, unique, until};
+use crate::support::{await_ready, channel, connect, exclusive_queue, expect_error, unique};
 
-/// Does what costs the channel and not the connection.
-fn costs_the_channel<T: Debug>(
+/// Asserts that `act` fails because the broker closes the channel with this code and method, and
+/// that the connection stays open.
+fn closes_the_channel<T: Debug>(
     code: ReplyCode,
     method: &str,
     act: impl FnOnce(&BlockingChannel) -> cony::Result<T>,
@@ -19,7 +20,7 @@ fn costs_the_channel<T: Debug>(
     let connection = connect();
     let channel = connection.channel().unwrap();
     let Err(Error::ChannelClosed(reason)) = act(&channel) else {
-        panic!("{method} should have cost the channel: {channel:?}");
+        panic!("{method} did not close the channel: {channel:?}");
     };
     assert_eq!(reason.by, ClosedBy::Broker);
     assert_eq!(reason.code, code, "{reason}");
@@ -28,13 +29,13 @@ fn costs_the_channel<T: Debug>(
     assert_eq!(
         channel.basic_publish("", "x", "x").unwrap_err().to_string(),
         Error::ChannelClosed(reason).to_string(),
-        "later calls get the same reason"
+        "later calls must get the same reason"
     );
     exclusive_queue(&connection.channel().unwrap());
 }
 
-/// Does what costs the connection.
-fn costs_the_connection<T: Debug>(
+/// Asserts that `act` fails because the broker closes the connection with this code and method.
+fn closes_the_connection<T: Debug>(
     code: ReplyCode,
     method: &str,
     act: impl FnOnce(&BlockingChannel) -> cony::Result<T>,
@@ -43,7 +44,7 @@ fn costs_the_connection<T: Debug>(
     let channel = connection.channel().unwrap();
     let bystander = connection.channel().unwrap();
     let Err(Error::ConnectionClosed(reason)) = act(&channel) else {
-        panic!("{method} should have cost the connection: {channel:?}");
+        panic!("{method} did not close the connection: {channel:?}");
     };
     assert_eq!(reason.by, ClosedBy::Broker);
     assert_eq!(reason.code, code, "{reason}");
@@ -60,46 +61,46 @@ fn costs_the_connection<T: Debug>(
     }
 }
 
-/// A name with nothing behind it.
-const NOBODY: &str = "cony.no.such";
+/// A name that neither a queue nor an exchange has.
+const MISSING: &str = "cony.no.such";
 
 #[test]
-fn what_does_not_exist_is_not_found() {
+fn calls_for_unknown_names_are_refused_as_not_found() {
     let code = ReplyCode::NOT_FOUND;
-    costs_the_channel(code, "exchange.declare", |channel| {
-        channel.exchange_declare_passive(NOBODY)
+    closes_the_channel(code, "exchange.declare", |channel| {
+        channel.exchange_declare_passive(MISSING)
     });
-    costs_the_channel(code, "queue.purge", |channel| channel.queue_purge(NOBODY));
-    costs_the_channel(code, "queue.bind", |channel| {
-        channel.queue_bind(NOBODY, "amq.direct", "")
+    closes_the_channel(code, "queue.purge", |channel| channel.queue_purge(MISSING));
+    closes_the_channel(code, "queue.bind", |channel| {
+        channel.queue_bind(MISSING, "amq.direct", "")
     });
-    costs_the_channel(code, "exchange.bind", |channel| {
-        channel.exchange_bind(NOBODY, "amq.direct", "")
+    closes_the_channel(code, "exchange.bind", |channel| {
+        channel.exchange_bind(MISSING, "amq.direct", "")
     });
-    costs_the_channel(code, "exchange.bind", |channel| {
-        channel.exchange_bind("amq.direct", NOBODY, "")
+    closes_the_channel(code, "exchange.bind", |channel| {
+        channel.exchange_bind("amq.direct", MISSING, "")
     });
-    costs_the_channel(code, "basic.consume", |channel| {
-        channel.basic_consume(NOBODY, |_, _| Ok(()))
+    closes_the_channel(code, "basic.consume", |channel| {
+        channel.basic_consume(MISSING, |_, _| Ok(()))
     });
-    costs_the_channel(code, "queue.purge", |channel| {
-        channel.queue_purge_nowait(NOBODY)?;
+    closes_the_channel(code, "queue.purge", |channel| {
+        channel.queue_purge_nowait(MISSING)?;
         channel.queue_declare(queue::Declare::new_exclusive())
     });
 }
 
 #[test]
-fn the_queue_last_declared_must_have_been_declared() {
-    costs_the_channel(ReplyCode::NOT_FOUND, "basic.get", |channel| {
+fn an_empty_queue_name_is_refused_before_any_declaration() {
+    closes_the_channel(ReplyCode::NOT_FOUND, "basic.get", |channel| {
         channel.basic_get("")
     });
 }
 
 #[test]
-fn what_does_not_exist_may_be_deleted_and_unbound() {
+fn unknown_names_may_be_deleted_and_unbound() {
     let channel = channel();
-    assert_eq!(channel.queue_delete(NOBODY).unwrap(), 0);
-    channel.exchange_delete(NOBODY).unwrap();
+    assert_eq!(channel.queue_delete(MISSING).unwrap(), 0);
+    channel.exchange_delete(MISSING).unwrap();
     let queue = exclusive_queue(&channel);
     channel
         .queue_unbind(&queue, "amq.direct", "was never bound")
@@ -114,23 +115,23 @@ fn an_exclusive_queue_is_locked_for_other_connections() {
     let owner = channel();
     let queue = exclusive_queue(&owner);
     let code = ReplyCode::RESOURCE_LOCKED;
-    costs_the_channel(code, "queue.declare", |channel| {
+    closes_the_channel(code, "queue.declare", |channel| {
         channel.queue_declare_passive(&queue)
     });
-    costs_the_channel(code, "queue.bind", |channel| {
+    closes_the_channel(code, "queue.bind", |channel| {
         channel.queue_bind(&queue, "amq.direct", "k")
     });
-    costs_the_channel(code, "queue.purge", |channel| channel.queue_purge(&queue));
-    costs_the_channel(code, "queue.delete", |channel| channel.queue_delete(&queue));
-    costs_the_channel(code, "basic.get", |channel| channel.basic_get(&queue));
-    costs_the_channel(code, "basic.consume", |channel| channel.consume(&queue));
-    // Publishing to it is another matter.
+    closes_the_channel(code, "queue.purge", |channel| channel.queue_purge(&queue));
+    closes_the_channel(code, "queue.delete", |channel| channel.queue_delete(&queue));
+    closes_the_channel(code, "basic.get", |channel| channel.basic_get(&queue));
+    closes_the_channel(code, "basic.consume", |channel| channel.consume(&queue));
+    // Other connections may publish to an exclusive queue.
     channel().basic_publish("", &queue, "x").unwrap();
-    crate::support::await_ready(&owner, &queue, 1);
+    await_ready(&owner, &queue, 1);
 }
 
 #[test]
-fn a_queue_is_declared_again_as_it_is_or_not_at_all() {
+fn a_queue_cannot_be_declared_again_with_other_parameters() {
     let setup = channel();
     let name = unique("as-it-is");
     let declare = queue::Declare::new(&name).arguments([("x-max-length", 10)]);
@@ -142,13 +143,13 @@ fn a_queue_is_declared_again_as_it_is_or_not_at_all() {
         declare.clone().arguments([("x-max-length", 11)]),
         declare.clone().arguments(FieldTable::new()),
     ] {
-        costs_the_channel(
+        closes_the_channel(
             ReplyCode::PRECONDITION_FAILED,
             "queue.declare",
             move |channel| channel.queue_declare(other),
         );
     }
-    costs_the_channel(ReplyCode::PRECONDITION_FAILED, "queue.declare", |channel| {
+    closes_the_channel(ReplyCode::PRECONDITION_FAILED, "queue.declare", |channel| {
         channel.queue_declare_nowait(declare.auto_delete(true))?;
         channel.basic_get(&name)
     });
@@ -156,7 +157,7 @@ fn a_queue_is_declared_again_as_it_is_or_not_at_all() {
 }
 
 #[test]
-fn an_exchange_is_declared_again_as_it_is_or_not_at_all() {
+fn an_exchange_cannot_be_declared_again_with_other_parameters() {
     let setup = channel();
     let name = unique("as-it-is");
     let declare = exchange::Declare::new_topic(&name).durable(true);
@@ -171,7 +172,7 @@ fn an_exchange_is_declared_again_as_it_is_or_not_at_all() {
             .clone()
             .arguments([("alternate-exchange", "amq.fanout")]),
     ] {
-        costs_the_channel(
+        closes_the_channel(
             ReplyCode::PRECONDITION_FAILED,
             "exchange.declare",
             move |channel| channel.exchange_declare(other),
@@ -186,7 +187,7 @@ fn an_unknown_exchange_type_is_refused() {
     let channel = connection.channel().unwrap();
     let declare = exchange::Declare::new(unique("type")).exchange_type("no-such-type");
     let error = channel.exchange_declare(declare).unwrap_err();
-    // RabbitMQ 3 closes the connection for this, 4 the channel.
+    // RabbitMQ 3 closes the connection, RabbitMQ 4 the channel.
     let (reason, code) = match &error {
         Error::ConnectionClosed(reason) => (reason, ReplyCode::COMMAND_INVALID),
         Error::ChannelClosed(reason) => (reason, ReplyCode::PRECONDITION_FAILED),
@@ -206,66 +207,74 @@ fn an_unknown_exchange_type_is_refused() {
 }
 
 #[test]
-fn what_rabbitmq_does_not_implement_costs_the_connection() {
+fn methods_that_rabbitmq_does_not_implement_close_the_connection() {
     let code = ReplyCode::NOT_IMPLEMENTED;
-    costs_the_connection(code, "channel.flow", |channel| channel.flow(false));
-    costs_the_connection(code, "basic.recover", |channel| {
+    closes_the_connection(code, "channel.flow", |channel| channel.flow(false));
+    closes_the_connection(code, "basic.recover", |channel| {
         channel.basic_recover(basic::Recover::default().requeue(false))
     });
-    costs_the_connection(code, "basic.recover-async", |channel| {
+    closes_the_connection(code, "basic.recover-async", |channel| {
         channel.basic_recover_async(basic::RecoverAsync::default().requeue(false))?;
         channel.queue_declare(queue::Declare::new_exclusive())
     });
-    costs_the_connection(code, "basic.qos", |channel| {
+    closes_the_connection(code, "basic.qos", |channel| {
         channel.basic_qos(basic::Qos::new(1).prefetch_size(1))
     });
-    costs_the_connection(code, "basic.publish", |channel| {
-        channel.basic_publish("", NOBODY, Message::new("x").immediate(true))?;
+    closes_the_connection(code, "basic.publish", |channel| {
+        channel.basic_publish("", MISSING, Message::new("x").immediate(true))?;
         channel.queue_declare(queue::Declare::new_exclusive())
     });
 }
 
 #[test]
-fn an_immediate_message_that_waits_for_its_confirm_gets_the_reason() {
-    let channel = channel();
-    channel.confirm_delivery().unwrap();
-    let message = Message::new("x").immediate(true);
-    let confirm = channel.basic_publish("", NOBODY, message).unwrap();
-    let Err(Error::Unconfirmed(reason)) = confirm.wait() else {
-        panic!("{confirm:?}");
-    };
-    assert_eq!(reason.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
-}
-
-#[test]
-fn names_of_the_brokers_own_are_refused() {
+fn reserved_names_are_refused() {
     let code = ReplyCode::ACCESS_REFUSED;
-    costs_the_channel(code, "exchange.declare", |channel| {
+    closes_the_channel(code, "exchange.declare", |channel| {
         channel.exchange_declare("amq.mine")
     });
-    costs_the_channel(code, "exchange.delete", |channel| {
+    closes_the_channel(code, "exchange.delete", |channel| {
         channel.exchange_delete("amq.topic")
     });
-    costs_the_channel(code, "exchange.delete", |channel| {
+    closes_the_channel(code, "exchange.delete", |channel| {
         channel.exchange_delete("")
     });
-    costs_the_channel(code, "queue.bind", |channel| {
+    closes_the_channel(code, "queue.bind", |channel| {
         let queue = exclusive_queue(channel);
         channel.queue_bind(queue, "", "k")
     });
-    costs_the_channel(code, "queue.unbind", |channel| {
+    closes_the_channel(code, "queue.unbind", |channel| {
         let queue = exclusive_queue(channel);
         channel.queue_unbind(&queue, "", &queue)
     });
 }
 
 #[test]
-fn an_internal_exchange_takes_no_publishes() {
+fn an_exclusive_consumer_is_refused_beside_others_and_excludes_them() {
+    let setup = channel();
+    let queue = unique("exclusive");
+    setup.queue_declare(&queue).unwrap();
+    let exclusive = basic::Consume::new(&queue).exclusive(true);
+    let other = setup.consume(&queue).unwrap();
+    closes_the_channel(ReplyCode::ACCESS_REFUSED, "basic.consume", |channel| {
+        channel.consume(exclusive.clone())
+    });
+    other.cancel().unwrap();
+    let consumer = setup.consume(exclusive).unwrap();
+    closes_the_channel(ReplyCode::ACCESS_REFUSED, "basic.consume", |channel| {
+        channel.basic_consume(&queue, |_, _| Ok(()))
+    });
+    consumer.cancel().unwrap();
+    channel().consume(&queue).unwrap().cancel().unwrap();
+    setup.queue_delete(&queue).unwrap();
+}
+
+#[test]
+fn an_internal_exchange_refuses_publishes() {
     let setup = channel();
     let name = unique("internal");
     let declare = exchange::Declare::new(&name).internal(true);
     setup.exchange_declare(declare).unwrap();
-    costs_the_channel(ReplyCode::ACCESS_REFUSED, "basic.publish", |channel| {
+    closes_the_channel(ReplyCode::ACCESS_REFUSED, "basic.publish", |channel| {
         channel.basic_publish(&name, "", "x")?;
         channel.queue_declare(queue::Declare::new_exclusive())
     });
@@ -273,13 +282,13 @@ fn an_internal_exchange_takes_no_publishes() {
 }
 
 #[test]
-fn an_exchange_in_use_is_not_deleted_if_unused_is_asked_for() {
+fn an_exchange_in_use_is_not_deleted_with_if_unused() {
     let setup = channel();
     let name = unique("used");
     setup.exchange_declare(&name).unwrap();
     let queue = exclusive_queue(&setup);
     setup.queue_bind(&queue, &name, "k").unwrap();
-    costs_the_channel(
+    closes_the_channel(
         ReplyCode::PRECONDITION_FAILED,
         "exchange.delete",
         |channel| channel.exchange_delete(exchange::Delete::new(&name).if_unused(true)),
@@ -290,7 +299,7 @@ fn an_exchange_in_use_is_not_deleted_if_unused_is_asked_for() {
 }
 
 #[test]
-fn arguments_that_make_no_sense_are_refused() {
+fn invalid_arguments_are_refused() {
     for (name, value) in [
         ("x-message-ttl", FieldValue::from(-1)),
         ("x-message-ttl", "soon".into()),
@@ -300,7 +309,7 @@ fn arguments_that_make_no_sense_are_refused() {
         ("x-dead-letter-exchange", 1.into()),
         ("x-overflow", "burst".into()),
     ] {
-        costs_the_channel(
+        closes_the_channel(
             ReplyCode::PRECONDITION_FAILED,
             "queue.declare",
             move |channel| {
@@ -309,7 +318,7 @@ fn arguments_that_make_no_sense_are_refused() {
             },
         );
     }
-    costs_the_channel(ReplyCode::PRECONDITION_FAILED, "queue.bind", |channel| {
+    closes_the_channel(ReplyCode::PRECONDITION_FAILED, "queue.bind", |channel| {
         let queue = exclusive_queue(channel);
         let bind = queue::Bind::new(&queue, "amq.headers", "");
         channel.queue_bind_with(bind.arguments([("x-match", "some")]))
@@ -320,14 +329,14 @@ fn arguments_that_make_no_sense_are_refused() {
 const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 #[test]
-fn properties_that_make_no_sense_are_refused() {
+fn invalid_properties_are_refused() {
     for properties in [
         BasicProperties::new().expiration("soon"),
         BasicProperties::new().expiration("-1"),
         BasicProperties::new().expiration(TEN_YEARS + Duration::from_millis(1)),
-        BasicProperties::new().user_id("somebody else"),
+        BasicProperties::new().user_id("another user"),
     ] {
-        costs_the_channel(ReplyCode::PRECONDITION_FAILED, "basic.publish", |channel| {
+        closes_the_channel(ReplyCode::PRECONDITION_FAILED, "basic.publish", |channel| {
             let message = Message::new("x").properties(&properties);
             channel.basic_publish("amq.fanout", "", message)?;
             channel.queue_declare(queue::Declare::new_exclusive())
@@ -336,67 +345,59 @@ fn properties_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn floats_that_are_no_numbers_stay_here() {
-    // RabbitMQ cannot read them, for Erlang's floats are all finite, and would close the
-    // connection.
-    let channel = channel();
-    let values: [FieldValue; 4] = [
-        f64::INFINITY.into(),
-        f64::NEG_INFINITY.into(),
-        f64::NAN.into(),
-        f32::NAN.into(),
-    ];
-    for value in values {
-        let nested = FieldTable::from([("list", vec![FieldValue::Bool(true), value])]);
-        let properties = BasicProperties::new().headers([("outer", nested.clone())]);
-        let message = Message::new("x").properties(&properties);
-        let published = channel.basic_publish("amq.fanout", "", message);
-        let declare = queue::Declare::new_exclusive().arguments(nested);
-        for error in [
-            published.unwrap_err(),
-            channel.queue_declare(declare).unwrap_err(),
-        ] {
-            assert!(matches!(error, Error::NotFinite { .. }), "{error}");
-            assert!(error.to_string().contains("list"), "{error}");
-        }
-    }
-    // Nothing of all that has left this place.
-    channel
-        .queue_declare(queue::Declare::new_exclusive())
+fn each_refusal_has_its_reply_code_and_method() {
+    let owner = channel();
+    let queue = unique("refusals");
+    owner
+        .queue_declare(queue::Declare::new(&queue).exclusive(true))
         .unwrap();
+    closes_the_channel(ReplyCode::NOT_FOUND, "queue.declare", |channel| {
+        channel.queue_declare_passive(MISSING)
+    });
+    closes_the_channel(ReplyCode::RESOURCE_LOCKED, "queue.declare", |channel| {
+        channel.queue_declare(queue::Declare::new(&queue).exclusive(true))
+    });
+    closes_the_channel(ReplyCode::ACCESS_REFUSED, "queue.declare", |channel| {
+        channel.queue_declare("amq.reserved")
+    });
+    let code = ReplyCode::PRECONDITION_FAILED;
+    closes_the_channel(code, "exchange.declare", |channel| {
+        channel.exchange_declare(exchange::Declare::new("amq.direct").durable(false))
+    });
+    closes_the_channel(ReplyCode::NOT_FOUND, "queue.bind", |channel| {
+        let own = exclusive_queue(channel);
+        channel.queue_bind(own, MISSING, "")
+    });
+    closes_the_channel(ReplyCode::NOT_FOUND, "basic.get", |channel| {
+        channel.basic_get(MISSING)
+    });
+    closes_the_channel(ReplyCode::NOT_FOUND, "basic.consume", |channel| {
+        channel.consume(MISSING)
+    });
 }
 
 #[test]
-fn an_exclusive_consumer_finds_no_other_and_leaves_no_room() {
-    let setup = channel();
-    let queue = unique("exclusive");
-    setup.queue_declare(&queue).unwrap();
-    let exclusive = basic::Consume::new(&queue).exclusive(true);
-    let other = setup.consume(&queue).unwrap();
-    costs_the_channel(ReplyCode::ACCESS_REFUSED, "basic.consume", |channel| {
-        channel.consume(exclusive.clone())
-    });
-    other.cancel().unwrap();
-    let consumer = setup.consume(exclusive).unwrap();
-    costs_the_channel(ReplyCode::ACCESS_REFUSED, "basic.consume", |channel| {
-        channel.basic_consume(&queue, |_, _| Ok(()))
-    });
-    consumer.cancel().unwrap();
-    channel().consume(&queue).unwrap().cancel().unwrap();
-    setup.queue_delete(&queue).unwrap();
-}
-
-#[test]
-fn a_bad_publish_is_told_to_whoever_waits_on_the_channel() {
+fn a_refusal_closes_the_channel_but_not_the_connection() {
     let connection = connect();
-    let channel = connection.channel().unwrap();
-    let queue = exclusive_queue(&channel);
-    let consumer = channel.consume(&queue).unwrap();
-    channel.basic_publish(NOBODY, "", "x").unwrap();
-    let error = consumer.next().unwrap().unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
-    assert!(error.to_string().contains(NOBODY), "{error}");
-    assert!(consumer.next().is_none());
-    until("the channel to be closed", || channel.is_closed());
-    assert!(connection.is_open());
+    let refused = connection.channel().unwrap();
+    let passive = queue::Declare::new("cony.no.such").passive(true);
+    let first = refused.queue_declare(passive).unwrap_err();
+    let later = refused.queue_declare("anything").unwrap_err();
+    assert_eq!(first.to_string(), later.to_string());
+    assert_eq!(
+        refused.close_reason().unwrap().to_string(),
+        first.to_string()
+    );
+    assert!(refused.is_closed());
+    // The broker has closed the channel, so `close` returns its reason.
+    expect_error!(refused.close(), Error::ChannelClosed(_));
+
+    let next = connection.channel().unwrap();
+    assert_eq!(
+        next.number(),
+        refused.number(),
+        "the number must be free again"
+    );
+    exclusive_queue(&next);
+    connection.close().unwrap();
 }

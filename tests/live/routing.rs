@@ -1,13 +1,15 @@
-//! Which messages reach which queues.
+//! Routing of messages to queues: types of exchanges, bindings between exchanges, alternate
+//! exchanges, further routing keys.
 
 use cony::{
-    BasicProperties, BlockingChannel, Error, FieldTable, FieldValue, Message, exchange, queue,
+    BasicProperties, BlockingChannel, Error, FieldTable, FieldValue, Message, ReplyCode, exchange,
+    queue,
 };
 
-use crate::support::{await_ready, channel, exclusive_queue, get, ready, unique};
+use crate::support::{await_ready, channel, exclusive_queue, expect_error, get, ready, unique};
 
-/// An exchange that goes with its last binding.
-fn fleeting(channel: &BlockingChannel, kind: &str) -> String {
+/// Declares an exchange that ends with its last binding.
+fn auto_delete_exchange(channel: &BlockingChannel, kind: &str) -> String {
     let name = unique(kind);
     let declare = exchange::Declare::new(&name)
         .exchange_type(kind)
@@ -16,7 +18,8 @@ fn fleeting(channel: &BlockingChannel, kind: &str) -> String {
     name
 }
 
-/// Publishes in confirm mode: what reaches a queue is in it when this returns.
+/// Publishes a message and waits for its confirm, so that it is in its queues when this function
+/// returns.
 fn publish(channel: &BlockingChannel, exchange: &str, key: &str, headers: Option<FieldTable>) {
     channel.confirm_delivery().unwrap();
     let mut properties = BasicProperties::new();
@@ -26,7 +29,7 @@ fn publish(channel: &BlockingChannel, exchange: &str, key: &str, headers: Option
     confirm.wait().unwrap();
 }
 
-/// Whether `queue` has got exactly one message, which goes; else it must be empty.
+/// Returns whether `queue` has one message, and removes the message. More than one is a failure.
 fn reached(channel: &BlockingChannel, queue: &str) -> bool {
     match channel.queue_purge(queue).unwrap() {
         0 => false,
@@ -36,14 +39,14 @@ fn reached(channel: &BlockingChannel, queue: &str) -> bool {
 }
 
 #[test]
-fn a_direct_exchange_looks_for_the_very_key() {
+fn a_direct_exchange_matches_the_exact_key() {
     let channel = channel();
-    let exchange = fleeting(&channel, "direct");
+    let exchange = auto_delete_exchange(&channel, "direct");
     let (one, two) = (exclusive_queue(&channel), exclusive_queue(&channel));
     for (queue, key) in [(&one, "a"), (&one, "b"), (&two, "b"), (&two, "")] {
         let bind = queue::Bind::new(queue, &exchange, key);
         channel.queue_bind_with(bind.clone()).unwrap();
-        // Twice is once.
+        // A second binding with the same key has no effect.
         channel.queue_bind_with(bind).unwrap();
     }
     for (key, expected) in [
@@ -60,21 +63,21 @@ fn a_direct_exchange_looks_for_the_very_key() {
 }
 
 #[test]
-fn a_fanout_exchange_looks_for_nothing() {
+fn a_fanout_exchange_ignores_the_key() {
     let channel = channel();
-    let exchange = fleeting(&channel, "fanout");
+    let exchange = auto_delete_exchange(&channel, "fanout");
     let queues = [(); 3].map(|()| exclusive_queue(&channel));
     for queue in &queues {
-        channel.queue_bind(queue, &exchange, "whatever").unwrap();
+        channel.queue_bind(queue, &exchange, "any key").unwrap();
     }
     publish(&channel, &exchange, "anything", None);
     assert!(queues.iter().all(|queue| reached(&channel, queue)));
 }
 
 #[test]
-fn a_topic_exchange_knows_stars_and_hashes() {
+fn a_topic_exchange_matches_stars_and_hashes() {
     let channel = channel();
-    let exchange = fleeting(&channel, "topic");
+    let exchange = auto_delete_exchange(&channel, "topic");
     let queue = exclusive_queue(&channel);
     for (pattern, fitting, unfitting) in [
         ("#", &["", "a", "a.b.c"][..], &[][..]),
@@ -106,7 +109,7 @@ fn a_topic_exchange_knows_stars_and_hashes() {
 fn a_headers_exchange_matches_any_or_all_by_value() {
     let channel = channel();
     let (any, all) = (exclusive_queue(&channel), exclusive_queue(&channel));
-    let exchange = fleeting(&channel, "headers");
+    let exchange = auto_delete_exchange(&channel, "headers");
     for (queue, mode) in [(&any, "any"), (&all, "all")] {
         let arguments = FieldTable::new()
             .with("x-match", mode)
@@ -142,7 +145,20 @@ fn a_headers_exchange_matches_any_or_all_by_value() {
 }
 
 #[test]
-fn the_default_exchange_knows_each_queue_by_its_name() {
+fn a_headers_exchange_matches_an_integer() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let bind = queue::Bind::new(&queue, "amq.headers", "")
+        .arguments(FieldTable::from([("x-match", "all")]).with("kind", 7));
+    channel.queue_bind_with(bind).unwrap();
+    let properties = BasicProperties::new().headers([("kind", 7)]);
+    let message = Message::new("x").properties(&properties);
+    channel.basic_publish("amq.headers", "", message).unwrap();
+    await_ready(&channel, &queue, 1);
+}
+
+#[test]
+fn the_default_exchange_routes_to_the_queue_of_that_name() {
     let channel = channel();
     let queue = unique("ünï-côdé and spaces");
     let declare = queue::Declare::new(&queue).exclusive(true);
@@ -154,9 +170,9 @@ fn the_default_exchange_knows_each_queue_by_its_name() {
 }
 
 #[test]
-fn an_alternate_exchange_takes_what_finds_no_queue() {
+fn an_alternate_exchange_gets_unroutable_messages() {
     let channel = channel();
-    let (main, spare) = (unique("main"), fleeting(&channel, "fanout"));
+    let (main, spare) = (unique("main"), auto_delete_exchange(&channel, "fanout"));
     let (routed, unrouted) = (exclusive_queue(&channel), exclusive_queue(&channel));
     channel
         .exchange_declare(
@@ -168,7 +184,7 @@ fn an_alternate_exchange_takes_what_finds_no_queue() {
     publish(&channel, &main, "known", None);
     assert!(reached(&channel, &routed) && !reached(&channel, &unrouted));
 
-    // It counts as routed, so nothing comes back.
+    // The message counts as routed, so it is not returned.
     let message = Message::new("x").mandatory(true);
     let confirm = channel.basic_publish(&main, "unknown", message).unwrap();
     confirm.wait().unwrap();
@@ -179,12 +195,29 @@ fn an_alternate_exchange_takes_what_finds_no_queue() {
     channel.queue_delete(&unrouted).unwrap();
     let message = Message::new("x").mandatory(true);
     let confirm = channel.basic_publish(&main, "unknown", message).unwrap();
-    assert!(matches!(confirm.wait(), Err(Error::Unroutable(_))));
+    expect_error!(confirm.wait(), Error::Unroutable(_));
     channel.exchange_delete(&main).unwrap();
 }
 
 #[test]
-fn an_internal_exchange_takes_what_other_exchanges_give() {
+fn alternate_exchange_sets_the_argument_of_a_declaration() {
+    let channel = channel();
+    let lost = exclusive_queue(&channel);
+    let exchange = unique("orders");
+    let declare = exchange::Declare::new(&exchange)
+        .auto_delete(true)
+        .alternate_exchange("amq.direct");
+    channel.exchange_declare(declare).unwrap();
+    channel.queue_bind(&lost, "amq.direct", &lost).unwrap();
+    channel
+        .basic_publish(&exchange, &lost, "unroutable")
+        .unwrap();
+    assert_eq!(get(&channel, &lost).text().unwrap(), "unroutable");
+    channel.exchange_delete(&exchange).unwrap();
+}
+
+#[test]
+fn an_internal_exchange_gets_messages_from_other_exchanges() {
     let channel = channel();
     let (inner, queue) = (unique("inner"), exclusive_queue(&channel));
     let declare = exchange::Declare::new_topic(&inner).internal(true);
@@ -200,7 +233,7 @@ fn an_internal_exchange_takes_what_other_exchanges_give() {
 }
 
 #[test]
-fn exchanges_bound_in_a_circle_deliver_once() {
+fn exchanges_bound_in_a_circle_route_a_message_once() {
     let channel = channel();
     let names = [unique("a"), unique("b"), unique("c")];
     let queue = exclusive_queue(&channel);
@@ -223,17 +256,18 @@ fn exchanges_bound_in_a_circle_deliver_once() {
 }
 
 #[test]
-fn an_auto_delete_exchange_goes_with_its_last_exchange() {
+fn an_auto_delete_exchange_ends_with_its_last_binding_to_an_exchange() {
     let channel = channel();
-    let source = fleeting(&channel, "fanout");
+    let source = auto_delete_exchange(&channel, "fanout");
     channel.exchange_bind("amq.fanout", &source, "").unwrap();
     channel.exchange_unbind("amq.fanout", &source, "").unwrap();
     let passive = exchange::Declare::new(&source).passive(true);
-    assert!(channel.exchange_declare(passive).is_err());
+    let error = expect_error!(channel.exchange_declare(passive), Error::ChannelClosed(_));
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
 }
 
 #[test]
-fn a_message_may_name_further_keys_openly_and_secretly() {
+fn further_routing_keys_can_be_given_in_cc_and_bcc() {
     let channel = channel();
     let queues = [(); 4].map(|()| exclusive_queue(&channel));
     let array = |names: &[&String]| -> FieldValue {
@@ -249,12 +283,12 @@ fn a_message_may_name_further_keys_openly_and_secretly() {
         assert_eq!(message.routing_key, queues[0]);
         let got = message.properties().headers.clone().unwrap();
         assert_eq!(got.get("CC"), headers.get("CC"));
-        assert_eq!(got.get("BCC"), None, "nobody may see it");
+        assert_eq!(got.get("BCC"), None, "RabbitMQ removes the header BCC");
     }
 }
 
 #[test]
-fn bindings_go_with_their_queue_and_come_back_with_nothing() {
+fn a_queue_that_is_declared_again_has_no_bindings() {
     let channel = channel();
     let name = unique("rebound");
     let declare = queue::Declare::new(&name).exclusive(true);

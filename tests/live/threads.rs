@@ -1,27 +1,30 @@
-//! Many threads at once.
+//! Several threads at once on one connection, channel or consumer: no message is lost, doubled or
+//! mixed up.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use cony::{Error, basic, queue};
+use cony::{BlockingChannel, Error, basic, queue};
 
-use crate::support::{PATIENCE, await_ready, channel, connect, exclusive_queue, unique};
+use crate::support::{
+    PATIENCE, await_ready, channel, connect, exclusive_queue, queue_of, unique, until,
+};
 
-/// How many messages each of 16 publishers sends. `CONY_TEST_MESSAGES` overrides it:
-/// 62500 make a million together.
+/// Returns how many messages each of 16 publishers sends. `CONY_TEST_MESSAGES` overrides it: 62500
+/// is a million in all.
 fn messages_each() -> u64 {
     std::env::var("CONY_TEST_MESSAGES").map_or(5_000, |value| value.parse().unwrap())
 }
 
 #[test]
-fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
+fn sixteen_publishers_and_four_consumers_lose_double_and_mix_no_message() {
     let each = messages_each();
     let total = 16 * each;
     let connection = connect();
     let setup = connection.channel().unwrap();
-    let queue = unique("crowd");
+    let queue = unique("threads");
     setup
         .queue_declare(queue::Declare::new(&queue).exclusive(true))
         .unwrap();
@@ -50,7 +53,7 @@ fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
             })
             .collect();
         for publisher in 0..16 {
-            // Eight share a channel, eight have one of their own.
+            // Eight publishers share a channel, eight have a channel of their own.
             let channel = match publisher < 8 {
                 true => shared.clone(),
                 false => connection.channel().unwrap(),
@@ -64,7 +67,7 @@ fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
             });
         }
         let complete = (0..total).all(|_| arrivals.recv_timeout(PATIENCE).is_ok());
-        // Ends the counting in any case: the scope waits for its threads.
+        // The scope waits for its threads, so this ends them also when the test fails.
         for consumer in &consumers {
             consumer.cancel().unwrap();
         }
@@ -72,7 +75,7 @@ fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
             .into_iter()
             .map(|thread| thread.join().unwrap())
             .collect();
-        assert!(complete, "nothing came any more for {PATIENCE:?}");
+        assert!(complete, "no delivery for {PATIENCE:?}");
         seen
     });
 
@@ -85,7 +88,8 @@ fn sixteen_publishers_and_four_consumers_lose_double_and_mix_nothing() {
     connection.close().unwrap();
 }
 
-/// The number, and then bytes that follow from it, up to some frames of them.
+/// Returns a body that begins with `id`. Length and content depend on `id`; the longest bodies need
+/// several frames.
 fn compose(id: u64) -> Vec<u8> {
     let length = match id % 500 {
         0 => 300_000,
@@ -96,7 +100,7 @@ fn compose(id: u64) -> Vec<u8> {
     body
 }
 
-/// The number of a message that is as `compose` made it.
+/// Asserts that `compose` has made this body, and returns its `id`.
 fn check(body: &[u8]) -> u64 {
     let id = u64::from_be_bytes(body[..8].try_into().unwrap());
     assert_eq!(body, compose(id), "message {id} is mixed up");
@@ -128,7 +132,7 @@ fn calls_of_many_threads_on_one_channel_get_their_own_replies() {
 }
 
 #[test]
-fn acks_of_many_threads_never_reach_the_broker_twice() {
+fn no_ack_of_several_threads_is_sent_twice() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     for _ in 0..2000 {
@@ -159,11 +163,149 @@ fn acks_of_many_threads_never_reach_the_broker_twice() {
         }
     });
     assert!(settled.load(Ordering::SeqCst) <= 2000);
-    // The broker would have closed the channel for a tag that it does not know.
+    // The broker would close the channel for the ack of an unknown delivery tag.
     assert!(
         channel
             .basic_get(basic::Get::new(&queue))
             .unwrap()
             .is_none()
     );
+}
+
+#[test]
+fn threads_share_a_consumer_with_for_each() {
+    let channel = channel();
+    let queue = queue_of(&channel, 0..1000);
+    let consumer = channel.consume(&queue).unwrap();
+    let done = AtomicU32::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            let worker = consumer.clone();
+            let done = &done;
+            scope.spawn(move || {
+                worker.for_each(|delivery| {
+                    delivery.ack()?;
+                    done.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                })
+            });
+        }
+        until("1000 deliveries", || done.load(Ordering::SeqCst) == 1000);
+        consumer.cancel().unwrap();
+    });
+    channel.close().unwrap();
+}
+
+#[test]
+fn threads_share_a_consumer_with_ready() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consumer = channel.consume(&queue).unwrap();
+    for number in 0..200 {
+        channel
+            .basic_publish("", &queue, number.to_string())
+            .unwrap();
+    }
+    let (note, noted) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            let (consumer, note) = (consumer.clone(), note.clone());
+            scope.spawn(move || {
+                loop {
+                    consumer.ready().recv_timeout(PATIENCE).unwrap();
+                    match consumer.try_next() {
+                        Ok(Some(delivery)) => {
+                            delivery.ack().unwrap();
+                            note.send(delivery.delivery_tag).unwrap();
+                        }
+                        Ok(None) => {}
+                        Err(_) => break,
+                    }
+                }
+            });
+        }
+        let mut tags: Vec<_> = (0..200)
+            .map(|_| noted.recv_timeout(PATIENCE).unwrap())
+            .collect();
+        tags.sort_unstable();
+        assert_eq!(tags, (1..=200).collect::<Vec<_>>());
+        consumer.cancel().unwrap();
+    });
+}
+
+#[test]
+fn one_thread_dispatches_the_callbacks_of_channels_of_other_threads() {
+    // One thread only dispatches, the others only make calls.
+    let connection = connect();
+    let dispatcher = connection.clone();
+    let run = thread::spawn(move || dispatcher.run());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let channel = connection.channel().unwrap();
+                let queue = exclusive_queue(&channel);
+                let (note, noted) = mpsc::channel();
+                channel
+                    .basic_consume(&queue, move |channel, delivery| {
+                        delivery.ack()?;
+                        // A call inside a callback, while other threads make calls.
+                        channel.basic_qos(10)?;
+                        note.send(()).unwrap();
+                        Ok(())
+                    })
+                    .unwrap();
+                for _ in 0..50 {
+                    channel.basic_publish("", &queue, "x").unwrap();
+                }
+                for _ in 0..50 {
+                    noted.recv_timeout(PATIENCE).unwrap();
+                }
+                channel.close().unwrap();
+            });
+        }
+    });
+    connection.close().unwrap();
+    run.join().unwrap().unwrap();
+}
+
+#[test]
+fn channels_that_many_threads_open_have_different_numbers() {
+    let connection = connect();
+    let channels: Vec<_> = thread::scope(|scope| {
+        let opening: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let channels = (0..20).map(|_| connection.channel().unwrap());
+                    channels.collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let opened = opening.into_iter().map(|thread| thread.join().unwrap());
+        opened.flatten().collect()
+    });
+    let numbers: BTreeSet<u16> = channels.iter().map(BlockingChannel::number).collect();
+    assert_eq!(numbers, (1..=160).collect());
+}
+
+#[test]
+fn connections_open_and_close_in_many_threads() {
+    let setup = channel();
+    let queue = unique("connections");
+    setup.queue_declare(&queue).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| {
+                for number in 0..10 {
+                    let connection = connect();
+                    let channel = connection.channel().unwrap();
+                    channel.basic_publish("", &queue, "x").unwrap();
+                    if number % 2 == 0 {
+                        connection.close().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    await_ready(&setup, &queue, 50);
+    setup.queue_delete(&queue).unwrap();
 }

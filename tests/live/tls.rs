@@ -1,7 +1,6 @@
-//! TLS: what must work, and every way in which it must not, with an error that says why.
+//! TLS: trust, names, versions and client certificates, and the error of every failure.
 //!
-//! What the configuration of the test broker cannot show is tried against
-//! `openssl s_server`, which never gets as far as AMQP.
+//! Cases that the test broker is not configured for use `openssl s_server`, which speaks no AMQP.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -14,13 +13,13 @@ use cony::{
     TlsOptions, TlsVersion,
 };
 
-use crate::support::{run, unique, variable};
+use crate::support::{exclusive_queue, expect_error, get, run, unique, variable};
 
 fn parameters() -> ConnectionParameters {
     variable("CONY_BROKER_TLS_URL").parse().unwrap()
 }
 
-/// Trusts the authority of the test broker.
+/// Returns options that trust the authority of the test broker.
 fn trusting() -> TlsOptions {
     TlsOptions::new().ca_file(variable("CONY_BROKER_CA"))
 }
@@ -35,7 +34,7 @@ fn opens_with(options: TlsOptions) {
     opens(parameters().tls_options(options));
 }
 
-/// That the opening fails for this reason, at this stage, with these words.
+/// Asserts that opening fails at this stage for this reason, with these words.
 #[track_caller]
 fn fails(parameters: ConnectionParameters, stage: Stage, failure: TlsError, words: &str) {
     let error = BlockingConnection::open(parameters).unwrap_err();
@@ -51,10 +50,10 @@ fn fails(parameters: ConnectionParameters, stage: Stage, failure: TlsError, word
     assert!(error.to_string().contains(words), "{error}");
 }
 
-/// That these options are refused before anything is sent, naming option and file.
+/// Asserts that these options are refused before a connection is made, with these words.
 #[track_caller]
 fn refused(options: TlsOptions, named: &str, words: &str) {
-    // Nobody listens there.
+    // The port is closed, so a connection would fail with another error.
     let parameters = ConnectionParameters::new().port(1).tls_options(options);
     let error = BlockingConnection::open(parameters).unwrap_err();
     let Error::InvalidOption { option, .. } = &error else {
@@ -64,7 +63,7 @@ fn refused(options: TlsOptions, named: &str, words: &str) {
     assert!(error.to_string().contains(words), "{error}");
 }
 
-/// A folder that goes with the test.
+/// A folder that is removed after the test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -95,7 +94,7 @@ fn openssl(arguments: &[&str]) {
     run(Command::new("openssl").args(arguments), b"");
 }
 
-/// A TLS server that does as its arguments say.
+/// A TLS server: `openssl s_server` with arguments.
 struct Server {
     process: Child,
     output: BufReader<ChildStdout>,
@@ -123,7 +122,7 @@ impl Server {
             .lines()
             .map(Result::unwrap)
             .find_map(|line| line.strip_prefix("ACCEPT 127.0.0.1:")?.parse().ok())
-            .expect("the server says where it listens");
+            .expect("the server prints its port");
         Self {
             process,
             output,
@@ -141,7 +140,7 @@ impl Server {
                 return;
             }
         }
-        panic!("they did not come");
+        panic!("the server has not received {wanted:?}");
     }
 
     fn kill(&mut self) {
@@ -169,10 +168,10 @@ impl Drop for Server {
     }
 }
 
-// Who is trusted.
+// Trust.
 
 #[test]
-fn a_private_authority_is_trusted_when_it_is_named() {
+fn an_authority_in_ca_file_or_ca_pem_is_trusted() {
     opens_with(trusting());
     opens_with(trusting().disable_built_in_roots(true));
     let pem = fs::read(variable("CONY_BROKER_CA")).unwrap();
@@ -182,7 +181,7 @@ fn a_private_authority_is_trusted_when_it_is_named() {
 }
 
 #[test]
-fn an_authority_that_nobody_named_is_not_trusted() {
+fn an_authority_that_is_not_in_the_options_is_not_trusted() {
     let wrong = variable("CONY_BROKER_WRONG_CA");
     for options in [
         TlsOptions::new(),
@@ -196,18 +195,49 @@ fn an_authority_that_nobody_named_is_not_trusted() {
 }
 
 #[test]
+fn an_authority_that_the_system_does_not_have_is_not_trusted() {
+    expect_error!(
+        BlockingConnection::open(variable("CONY_BROKER_TLS_URL")),
+        Error::Connect {
+            stage: Stage::Tls,
+            cause: ConnectError::Tls { .. },
+            ..
+        }
+    );
+}
+
+#[test]
+fn a_connector_of_the_program_carries_small_and_large_messages() {
+    let ca = fs::read(variable("CONY_BROKER_CA")).unwrap();
+    let connector = native_tls::TlsConnector::builder()
+        .add_root_certificate(native_tls::Certificate::from_pem(&ca).unwrap())
+        .build()
+        .unwrap();
+    let parameters: ConnectionParameters = variable("CONY_BROKER_TLS_URL").parse().unwrap();
+    let connection = BlockingConnection::open(parameters.tls_connector(connector)).unwrap();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    for size in [0, 1, 16_384, 48 * 1024, 1_000_000] {
+        let body: Vec<u8> = (0..=250).cycle().take(size).collect();
+        channel.basic_publish("", &queue, &body).unwrap();
+        assert_eq!(get(&channel, &queue).body, body, "{size}");
+    }
+    connection.close().unwrap();
+}
+
+#[test]
 fn a_certificate_for_another_name_is_refused() {
     let options = trusting().server_name("rabbit.example");
     let parameters = || parameters().tls_options(options.clone());
     let failure = TlsError::WrongName;
     fails(parameters(), Stage::Tls, failure, "TlsOptions::server_name");
-    // The address that the certificate is not for.
+    // The certificate is for another address.
     let other = parameters().tls_options(trusting().server_name("127.0.0.2"));
     fails(other, Stage::Tls, failure, "for another name");
 }
 
 #[test]
-fn a_server_name_says_which_name_the_certificate_has() {
+fn server_name_is_the_name_that_the_certificate_must_have() {
     let by_address = parameters().host("127.0.0.1");
     opens(by_address.clone().tls_options(trusting()));
     opens(
@@ -215,13 +245,13 @@ fn a_server_name_says_which_name_the_certificate_has() {
             .clone()
             .tls_options(trusting().server_name("localhost")),
     );
-    // The dot that says to the resolver that the name is whole is in no certificate.
+    // The dot at the end of an absolute name is not part of the name in the certificate.
     opens(by_address.tls_options(trusting().server_name("localhost.")));
     opens_with(trusting().server_name_indication(false));
 }
 
 #[test]
-fn without_sni_the_name_is_still_checked() {
+fn the_name_is_checked_also_without_sni() {
     let options = trusting()
         .server_name_indication(false)
         .server_name("rabbit.example");
@@ -230,12 +260,12 @@ fn without_sni_the_name_is_still_checked() {
 }
 
 #[test]
-fn what_is_dangerous_is_possible() {
+fn the_checks_of_certificates_and_names_can_be_switched_off() {
     opens_with(TlsOptions::new().danger_accept_invalid_certificates(true));
     let any_name = trusting().server_name("rabbit.example");
     opens_with(any_name.clone().danger_accept_invalid_host_names(true));
     opens_with(any_name.danger_accept_invalid_certificates(true));
-    // A name is one thing, the authority is another.
+    // Accepting every name does not accept every authority.
     let options = TlsOptions::new().danger_accept_invalid_host_names(true);
     let failure = TlsError::UntrustedCertificate;
     fails(
@@ -247,18 +277,18 @@ fn what_is_dangerous_is_possible() {
 }
 
 #[test]
-fn a_server_certificate_out_of_date_is_refused() {
+fn an_expired_server_certificate_is_refused() {
     let (certificate, key) = ("CONY_BROKER_OLD_SERVER_CERT", "CONY_BROKER_OLD_SERVER_KEY");
-    // A second attempt, which would change nothing, would find nobody.
+    // The server accepts one connection. A second attempt would fail with another error.
     let server = Server::start(certificate, key, &["-naccept", "1"]);
     let failure = TlsError::ExpiredCertificate;
     let parameters = server.parameters(trusting()).connection_attempts(2);
     fails(parameters, Stage::Tls, failure, "out of date");
 }
 
-/// Another certificate stands ready, but only for another name.
+/// The server has a certificate for `rabbit.example` and refuses every other name.
 #[test]
-fn a_name_that_the_broker_does_not_go_by_is_told_as_such() {
+fn a_name_that_the_server_refuses_is_reported_as_unknown() {
     let certificate = variable("CONY_BROKER_SERVER_CERT");
     let key = variable("CONY_BROKER_SERVER_KEY");
     let server = Server::good(&[
@@ -276,10 +306,10 @@ fn a_name_that_the_broker_does_not_go_by_is_told_as_such() {
     fails(server.parameters(options), Stage::Tls, failure, words);
 }
 
-/// A bridge of certificates: root, one in between, and the server's, which the one in between
-/// has signed.
+/// The root has signed the certificate of an intermediate authority, which has signed the
+/// certificate of the server.
 #[test]
-fn an_authority_in_the_middle_is_no_good_without_those_above_it() {
+fn an_intermediate_authority_is_not_trusted_without_its_root() {
     let folder = Folder::new();
     let path = |name: &str| folder.file(name).display().to_string();
     let extensions = folder.write(
@@ -331,17 +361,14 @@ fn an_authority_in_the_middle_is_no_good_without_those_above_it() {
     let words = "all authorities above it, up to the root";
     fails(server.parameters(alone.clone()), Stage::Tls, failure, words);
     let whole = server.parameters(alone.ca_file(&root));
-    // With the root TLS comes about; it is AMQP that never does.
-    let error = BlockingConnection::open(whole.handshake_timeout(Duration::from_secs(1)));
-    let error = error.unwrap_err();
-    let expected = matches!(
-        &error,
+    // With the root the TLS handshake succeeds. The server then speaks no AMQP.
+    expect_error!(
+        BlockingConnection::open(whole.handshake_timeout(Duration::from_secs(1))),
         Error::Connect {
             stage: Stage::Header,
             ..
         }
     );
-    assert!(expected, "{error}");
 }
 
 #[test]
@@ -354,10 +381,10 @@ fn a_version_below_the_minimum_is_refused() {
     opens_with(trusting().min_protocol_version(TlsVersion::Tls13));
 }
 
-// Who one is.
+// Client certificates.
 
 #[test]
-fn a_client_certificate_is_as_good_as_a_password() {
+fn a_client_certificate_replaces_the_password() {
     let certificate = variable("CONY_BROKER_CLIENT_CERT");
     let key = variable("CONY_BROKER_CLIENT_KEY");
     let pkcs12 = variable("CONY_BROKER_CLIENT_P12");
@@ -374,7 +401,7 @@ fn a_client_certificate_is_as_good_as_a_password() {
 }
 
 #[test]
-fn a_url_says_all_of_it() {
+fn all_tls_options_can_be_given_in_a_url() {
     let ca = variable("CONY_BROKER_CA");
     let certificate = variable("CONY_BROKER_CLIENT_CERT");
     let key = variable("CONY_BROKER_CLIENT_KEY");
@@ -401,27 +428,23 @@ fn a_url_says_all_of_it() {
 }
 
 #[test]
-fn external_without_a_certificate_is_told_as_such() {
+fn external_without_a_certificate_is_reported_as_failed_authentication() {
     let parameters = parameters().tls_options(trusting());
-    let error = BlockingConnection::open(parameters.credentials(Credentials::external()));
-    let error = error.unwrap_err();
-    let refused = matches!(
-        &error,
+    let error = expect_error!(
+        BlockingConnection::open(parameters.credentials(Credentials::external())),
         Error::AuthenticationFailed { mechanism, .. } if mechanism == "EXTERNAL"
     );
-    assert!(refused, "{error}");
     assert!(error.to_string().contains("client certificate"), "{error}");
 }
 
 #[test]
-fn a_client_certificate_out_of_date_is_told_as_such() {
+fn an_expired_client_certificate_is_reported() {
     let certificate = variable("CONY_BROKER_EXPIRED_CERT");
     let key = variable("CONY_BROKER_EXPIRED_KEY");
     let options = trusting().identity_pem_files(certificate, key);
-    let error = BlockingConnection::open(parameters().tls_options(options)).unwrap_err();
-    // With TLS 1.3 the broker looks at it when the client is done with TLS.
-    let expected = matches!(
-        &error,
+    // With TLS 1.3 the broker checks the certificate after the client has finished the handshake.
+    let error = expect_error!(
+        BlockingConnection::open(parameters().tls_options(options)),
         Error::Connect {
             stage: Stage::Tls | Stage::Header,
             cause: ConnectError::Tls {
@@ -431,18 +454,16 @@ fn a_client_certificate_out_of_date_is_told_as_such() {
             ..
         }
     );
-    assert!(expected, "{error}");
     assert!(error.to_string().contains("has to be renewed"), "{error}");
 }
 
 #[test]
-fn a_client_certificate_of_a_stranger_is_told_as_such() {
+fn a_client_certificate_of_an_unknown_authority_is_reported() {
     let certificate = variable("CONY_BROKER_WRONG_CA");
     let key = certificate.replace(".pem", "-key.pem");
     let options = trusting().identity_pem_files(certificate, key);
-    let error = BlockingConnection::open(parameters().tls_options(options)).unwrap_err();
-    let expected = matches!(
-        &error,
+    let error = expect_error!(
+        BlockingConnection::open(parameters().tls_options(options)),
         Error::Connect {
             cause: ConnectError::Tls {
                 error: TlsError::ClientCertificateRefused,
@@ -451,7 +472,6 @@ fn a_client_certificate_of_a_stranger_is_told_as_such() {
             ..
         }
     );
-    assert!(expected, "{error}");
     assert!(
         error.to_string().contains("ssl_options.cacertfile"),
         "{error}"
@@ -459,14 +479,14 @@ fn a_client_certificate_of_a_stranger_is_told_as_such() {
 }
 
 #[test]
-fn a_client_certificate_that_is_missing_is_told_as_such() {
+fn a_missing_client_certificate_is_reported() {
     let demanding = ["-Verify", "1", "-verify_return_error"];
     let server = Server::good(&demanding);
     let failure = TlsError::ClientCertificateMissing;
     let words = "TlsOptions::identity_pem_files";
-    // The alert comes when TLS is set up and the protocol header is sent.
+    // The alert arrives after the handshake, when the protocol header has been sent.
     fails(server.parameters(trusting()), Stage::Header, failure, words);
-    // Before TLS 1.3 there is no alert of its own for it.
+    // TLS 1.2 has no alert for a missing certificate.
     let server = Server::good(&[&demanding[..], &["-tls1_2"]].concat());
     fails(
         server.parameters(trusting()),
@@ -477,15 +497,14 @@ fn a_client_certificate_that_is_missing_is_told_as_such() {
 }
 
 #[test]
-fn a_peer_that_dies_behind_tls_is_not_advised_to_use_tls() {
+fn the_error_of_a_lost_tls_connection_does_not_advise_tls() {
     let mut server = Server::good(&[]);
     let parameters = server.parameters(trusting());
-    let client = std::thread::spawn(|| BlockingConnection::open(parameters).unwrap_err());
+    let client = std::thread::spawn(|| BlockingConnection::open(parameters));
     server.await_bytes(b"AMQP\0\0\x09\x01");
     server.kill();
-    let error = client.join().unwrap();
-    let expected = matches!(
-        &error,
+    let error = expect_error!(
+        client.join().unwrap(),
         Error::Connect {
             stage: Stage::Header,
             tls: true,
@@ -493,15 +512,14 @@ fn a_peer_that_dies_behind_tls_is_not_advised_to_use_tls() {
             ..
         }
     );
-    assert!(expected, "{error}");
     assert!(!error.to_string().contains("amqps://"), "{error}");
     assert!(error.to_string().contains("client certificate"), "{error}");
 }
 
-// What cannot be used is refused before anything is sent.
+// Options that are refused before a connection is made.
 
 #[test]
-fn a_file_that_is_missing_is_named() {
+fn a_missing_file_is_named_in_the_error() {
     let missing = "/nonexistent/cony.pem";
     let certificate = variable("CONY_BROKER_CLIENT_CERT");
     let tls = TlsOptions::new;
@@ -523,9 +541,9 @@ fn a_file_that_is_missing_is_named() {
 }
 
 #[test]
-fn a_file_of_another_kind_is_named() {
+fn an_invalid_file_is_named_in_the_error() {
     let folder = Folder::new();
-    let text = folder.write("text.pem", "nothing to see");
+    let text = folder.write("text.pem", "neither a certificate nor a key");
     let damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let damaged = folder.write("damaged.pem", damaged);
     let certificate = variable("CONY_BROKER_CLIENT_CERT");
@@ -580,7 +598,7 @@ fn a_key_of_another_format_is_refused_with_the_command_that_converts_it() {
         let options = TlsOptions::new().identity_pem_files(&certificate, key);
         refused(options, "identity_pem_files", &command);
     }
-    // The command does what it says.
+    // The command converts the key to a format that is accepted.
     let converted = path("key-pkcs8.pem");
     openssl(&[
         "pkcs8", "-topk8", "-nocrypt", "-in", &ec, "-out", &converted,

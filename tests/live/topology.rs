@@ -1,18 +1,13 @@
-//! Exchanges, queues and what binds them.
+//! Declaring, binding and deleting exchanges and queues: the calls and their replies.
 
 use cony::{Error, ReplyCode, basic, exchange, queue};
 
-use crate::support::{await_ready, channel, connect, exclusive_queue, get, unique};
-
-fn refusal<T: std::fmt::Debug>(result: cony::Result<T>) -> (ReplyCode, String) {
-    match result {
-        Err(Error::ChannelClosed(reason)) => (reason.code, reason.method.unwrap().to_string()),
-        other => panic!("{other:?}"),
-    }
-}
+use crate::support::{
+    PATIENCE, await_ready, channel, connect, exclusive_queue, expect_error, get, unique,
+};
 
 #[test]
-fn a_declared_queue_tells_its_name_and_what_is_in_it() {
+fn declare_ok_has_the_name_and_the_counts_of_a_queue() {
     let channel = channel();
     let name = unique("declare");
     let declare = queue::Declare::new(&name).exclusive(true);
@@ -29,18 +24,90 @@ fn a_declared_queue_tells_its_name_and_what_is_in_it() {
 }
 
 #[test]
-fn the_broker_names_a_queue_without_a_name() {
+fn the_broker_generates_a_name_for_an_empty_one() {
     let channel = channel();
     let name = exclusive_queue(&channel);
     assert!(name.starts_with("amq.gen-"), "{name}");
-    // An empty name stands for it from now on.
+    // From now on an empty name means this queue.
     channel.basic_publish("", &name, "x").unwrap();
     await_ready(&channel, &name, 1);
     assert_eq!(channel.queue_purge("").unwrap(), 1);
 }
 
 #[test]
-fn durable_is_the_default() {
+fn an_empty_name_means_the_queue_declared_last() {
+    let channel = channel();
+    let first = exclusive_queue(&channel);
+    let second = exclusive_queue(&channel);
+    assert_ne!(first, second);
+    channel.queue_bind("", "amq.direct", &second).unwrap();
+    channel.basic_publish("amq.direct", &second, "x").unwrap();
+    await_ready(&channel, &second, 1);
+    let message = channel.basic_get("").unwrap().unwrap();
+    message.nack(true).unwrap();
+    let consumer = channel.consume("").unwrap();
+    consumer.next().unwrap().unwrap().ack().unwrap();
+    channel.queue_unbind("", "amq.direct", &second).unwrap();
+    assert_eq!(channel.queue_delete("").unwrap(), 0);
+    let connection = channel.connection();
+    assert_eq!(connection.queue_exists(&second).unwrap(), None);
+    assert!(connection.queue_exists(&first).unwrap().is_some());
+}
+
+#[test]
+fn a_passive_declare_checks_only_the_name() {
+    let channel = channel();
+    let queue = unique("passive");
+    let exclusive = queue::Declare::new(&queue).exclusive(true);
+    channel.queue_declare(exclusive.clone()).unwrap();
+    let otherwise = queue::Declare::new(&queue)
+        .passive(true)
+        .durable(true)
+        .auto_delete(true)
+        .arguments([("x-max-length", 7)]);
+    assert_eq!(channel.queue_declare(otherwise).unwrap().queue, queue);
+    let otherwise = exchange::Declare::new("amq.topic")
+        .passive(true)
+        .exchange_type("fanout")
+        .internal(true);
+    channel.exchange_declare(otherwise).unwrap();
+    // Another channel of the same connection may use an exclusive queue as well.
+    let other = channel.connection().channel().unwrap();
+    assert_eq!(other.queue_declare(exclusive).unwrap().queue, queue);
+}
+
+#[test]
+fn the_broker_counts_messages_and_consumers() {
+    let connection = connect();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let counts = || {
+        let passive = queue::Declare::new(&queue).passive(true);
+        let declared = channel.queue_declare(passive).unwrap();
+        (declared.message_count, declared.consumer_count)
+    };
+    assert_eq!(counts(), (0, 0));
+    let other = connection.channel().unwrap();
+    let consumers = [other.consume(&queue), other.consume(&queue)];
+    assert_eq!(counts(), (0, 2));
+    for consumer in consumers {
+        consumer.unwrap().cancel().unwrap();
+    }
+    assert_eq!(counts(), (0, 0));
+    channel.confirm_delivery().unwrap();
+    for _ in 0..3 {
+        channel.basic_publish("", &queue, "x").unwrap();
+    }
+    channel.wait_for_confirms(PATIENCE).unwrap();
+    assert_eq!(counts(), (3, 0));
+    // An unsettled message does not count as ready.
+    channel.basic_get(&queue).unwrap().unwrap();
+    assert_eq!(counts(), (2, 0));
+    assert_eq!(channel.queue_purge(&queue).unwrap(), 2);
+}
+
+#[test]
+fn queues_are_durable_by_default() {
     let channel = channel();
     let name = unique("durable");
     channel.queue_declare(&name).unwrap();
@@ -48,12 +115,11 @@ fn durable_is_the_default() {
     let (code, method) = refusal(channel.queue_declare(transient));
     assert_eq!(code, ReplyCode::PRECONDITION_FAILED);
     assert_eq!(method, "queue.declare");
-    let channel = crate::support::channel();
-    channel.queue_delete(&name).unwrap();
+    connect().channel().unwrap().queue_delete(&name).unwrap();
 }
 
 #[test]
-fn purge_and_delete_tell_how_many_messages_went() {
+fn purge_and_delete_return_the_number_of_messages() {
     let channel = channel();
     let name = unique("purge");
     channel.queue_declare(&name).unwrap();
@@ -67,11 +133,15 @@ fn purge_and_delete_tell_how_many_messages_went() {
     }
     await_ready(&channel, &name, 2);
     assert_eq!(channel.queue_delete(&name).unwrap(), 2);
-    assert_eq!(channel.queue_delete(&name).unwrap(), 0, "gone is gone");
+    assert_eq!(
+        channel.queue_delete(&name).unwrap(),
+        0,
+        "deleting a missing queue succeeds"
+    );
 }
 
 #[test]
-fn delete_heeds_its_conditions() {
+fn delete_fails_unless_its_conditions_hold() {
     let name = unique("conditions");
     let setup = channel();
     setup.queue_declare(&name).unwrap();
@@ -88,7 +158,7 @@ fn delete_heeds_its_conditions() {
 }
 
 #[test]
-fn bindings_route_and_unbinding_stops_it() {
+fn an_exchange_routes_by_its_bindings_until_they_are_unbound() {
     let channel = channel();
     let exchange = unique("topic");
     let queue = exclusive_queue(&channel);
@@ -102,7 +172,7 @@ fn bindings_route_and_unbinding_stops_it() {
     await_ready(&channel, &queue, 1);
 
     channel.queue_unbind(&queue, &exchange, "a.*").unwrap();
-    // Auto-delete: the exchange went with its last binding.
+    // The exchange is auto-delete, so it ended with its last binding.
     let passive = exchange::Declare::new(&exchange).passive(true);
     assert_eq!(
         refusal(channel.exchange_declare(passive)).0,
@@ -111,20 +181,7 @@ fn bindings_route_and_unbinding_stops_it() {
 }
 
 #[test]
-fn headers_exchanges_match_arguments() {
-    let channel = channel();
-    let queue = exclusive_queue(&channel);
-    let bind = queue::Bind::new(&queue, "amq.headers", "")
-        .arguments(cony::FieldTable::from([("x-match", "all")]).with("kind", 7));
-    channel.queue_bind_with(bind).unwrap();
-    let properties = cony::BasicProperties::new().headers([("kind", 7)]);
-    let message = cony::Message::new("x").properties(&properties);
-    channel.basic_publish("amq.headers", "", message).unwrap();
-    await_ready(&channel, &queue, 1);
-}
-
-#[test]
-fn exchanges_bind_to_exchanges() {
+fn an_exchange_can_be_bound_to_an_exchange() {
     let channel = channel();
     let (source, destination) = (unique("source"), unique("destination"));
     for name in [&source, &destination] {
@@ -146,7 +203,7 @@ fn exchanges_bind_to_exchanges() {
 }
 
 #[test]
-fn nowait_twins_do_the_same_in_order() {
+fn nowait_calls_take_effect_in_order() {
     let channel = channel();
     let (exchange, other, queue) = (unique("x"), unique("y"), unique("q"));
     channel.exchange_declare_nowait(&exchange).unwrap();
@@ -178,103 +235,34 @@ fn nowait_twins_do_the_same_in_order() {
 }
 
 #[test]
-fn every_refusal_has_its_code_and_method() {
-    let queue = unique("refusals");
-    let owner = channel();
-    owner
-        .queue_declare(queue::Declare::new(&queue).exclusive(true))
-        .unwrap();
-
-    let result = channel().queue_declare_passive("cony.no.such");
-    assert_eq!(
-        refusal(result),
-        (ReplyCode::NOT_FOUND, "queue.declare".into())
-    );
-    let result = channel().queue_declare(queue::Declare::new(&queue).exclusive(true));
-    assert_eq!(
-        refusal(result),
-        (ReplyCode::RESOURCE_LOCKED, "queue.declare".into())
-    );
-    let result = channel().queue_declare("amq.reserved");
-    assert_eq!(
-        refusal(result),
-        (ReplyCode::ACCESS_REFUSED, "queue.declare".into())
-    );
-    let result = channel().exchange_declare(exchange::Declare::new("amq.direct").durable(false));
-    assert_eq!(refusal(result).0, ReplyCode::PRECONDITION_FAILED);
-    let result = channel().queue_bind(&queue, "cony.no.such", "");
-    assert_eq!(refusal(result), (ReplyCode::NOT_FOUND, "queue.bind".into()));
-    let result = channel().basic_get("cony.no.such");
-    assert_eq!(refusal(result), (ReplyCode::NOT_FOUND, "basic.get".into()));
-    let result = channel().consume("cony.no.such");
-    assert_eq!(
-        refusal(result),
-        (ReplyCode::NOT_FOUND, "basic.consume".into())
-    );
-}
-
-#[test]
-fn a_refusal_costs_the_channel_and_leaves_the_connection() {
-    let connection = connect();
-    let doomed = connection.channel().unwrap();
-    let passive = queue::Declare::new("cony.no.such").passive(true);
-    let first = doomed.queue_declare(passive).unwrap_err();
-    let later = doomed.queue_declare("anything").unwrap_err();
-    assert_eq!(first.to_string(), later.to_string());
-    assert_eq!(
-        doomed.close_reason().unwrap().to_string(),
-        first.to_string()
-    );
-    assert!(doomed.is_closed());
-    assert!(
-        doomed.close().is_err(),
-        "it was not this program that closed it"
-    );
-
-    let next = connection.channel().unwrap();
-    assert_eq!(next.number(), doomed.number(), "the number is free again");
-    exclusive_queue(&next);
-    connection.close().unwrap();
-}
-
-#[test]
-fn names_of_255_bytes_pass_and_256_stay_here() {
+fn a_queue_name_may_have_255_bytes_but_not_256() {
     let channel = channel();
     let longest = "n".repeat(255);
     let declare = queue::Declare::new(&longest).exclusive(true);
     assert_eq!(channel.queue_declare(declare).unwrap().queue, longest);
-    let error = channel.queue_declare("n".repeat(256)).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::TooLong {
-                size: 256,
-                limit: 255,
-                ..
-            }
-        ),
-        "{error}"
+    expect_error!(
+        channel.queue_declare("n".repeat(256)),
+        Error::TooLong {
+            size: 256,
+            limit: 255,
+            ..
+        }
     );
     assert!(channel.is_open());
 }
 
 #[test]
-fn an_argument_table_beyond_a_frame_stays_here() {
+fn an_argument_table_larger_than_a_frame_is_refused_before_sending() {
     let channel = channel();
     let fat = queue::Declare::new("fat").arguments([("x", "y".repeat(200_000))]);
-    let error = channel.queue_declare(fat).unwrap_err();
-    assert!(matches!(error, Error::TooLong { .. }), "{error}");
+    expect_error!(channel.queue_declare(fat), Error::TooLong { .. });
     exclusive_queue(&channel);
 }
 
-#[test]
-fn quorum_queues_and_streams_come_with_arguments() {
-    let channel = channel();
-    for kind in ["quorum", "stream"] {
-        let name = unique(kind);
-        let declare = queue::Declare::new(&name).arguments([("x-queue-type", kind)]);
-        channel.queue_declare(declare).unwrap();
-        channel.basic_publish("", &name, "x").unwrap();
-        channel.queue_delete(&name).unwrap();
+/// Returns the reply code and the method of a refusal that has closed the channel.
+fn refusal<T: std::fmt::Debug>(result: cony::Result<T>) -> (ReplyCode, String) {
+    match result {
+        Err(Error::ChannelClosed(reason)) => (reason.code, reason.method.unwrap().to_string()),
+        other => panic!("{other:?}"),
     }
 }

@@ -1,10 +1,10 @@
-//! Transactions, and the channel's rarer methods.
+//! Transactions: `tx_select`, `tx_commit`, `tx_rollback`.
 
-use std::thread;
+use std::{iter, thread};
 
-use cony::{BlockingChannel, BlockingConnection, Delivery, Error, ReplyCode, basic, methods};
+use cony::{BlockingChannel, Delivery, Error, Message, ReplyCode, basic};
 
-use crate::support::{await_ready, channel, connect, exclusive_queue, url};
+use crate::support::{await_ready, channel, connect, exclusive_queue, expect_error};
 
 #[test]
 fn a_commit_makes_publishes_and_acks_take_effect_together() {
@@ -26,7 +26,7 @@ fn a_commit_makes_publishes_and_acks_take_effect_together() {
 }
 
 #[test]
-fn what_other_threads_send_meanwhile_waits_for_the_commit() {
+fn publishes_of_other_threads_wait_for_a_commit_in_progress() {
     let connection = connect();
     let channel = connection.channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -40,7 +40,7 @@ fn what_other_threads_send_meanwhile_waits_for_the_commit() {
             });
         }
         for _ in 0..30 {
-            // RabbitMQ would close the connection (504) for anything in between.
+            // RabbitMQ would close the connection (504) for a frame before tx.commit-ok.
             channel.tx_commit().unwrap();
         }
     });
@@ -63,68 +63,8 @@ fn transactions_and_confirms_exclude_each_other() {
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
 }
 
-#[test]
-fn recover_delivers_again() {
-    let channel = channel();
-    let queue = exclusive_queue(&channel);
-    channel.basic_publish("", &queue, "x").unwrap();
-    let consumer = channel.consume(&queue).unwrap();
-    let first = consumer.next().unwrap().unwrap();
-    assert!(!first.redelivered);
-    channel.basic_recover(basic::Recover::default()).unwrap();
-    let second = consumer.next().unwrap().unwrap();
-    assert!(second.redelivered);
-    channel
-        .basic_recover_async(basic::RecoverAsync::default())
-        .unwrap();
-    consumer.next().unwrap().unwrap().ack().unwrap();
-    assert!(channel.is_open());
-}
-
-#[test]
-fn what_rabbitmq_does_not_implement_closes_the_connection() {
-    let error = channel().flow(false).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
-    let recover = basic::Recover::default().requeue(false);
-    let error = channel().basic_recover(recover).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
-    let qos = basic::Qos::new(1).prefetch_size(1000);
-    let error = channel().basic_qos(qos).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
-}
-
-#[test]
-fn flow_and_access_are_answered() {
-    let channel = channel();
-    assert!(channel.flow(true).unwrap());
-    let ticket = channel.access_request(methods::access::Request::default());
-    assert_eq!(ticket.unwrap(), 1);
-}
-
-#[test]
-fn the_broker_tells_what_it_can() {
-    let connection = connect();
-    assert!(connection.supports_basic_nack());
-    assert!(connection.supports_consumer_cancel_notify());
-    assert!(connection.supports_exchange_exchange_bindings());
-    assert!(connection.supports_publisher_confirms());
-}
-
-#[test]
-fn the_first_broker_that_answers_is_taken() {
-    let list = [
-        "amqp://127.0.0.1:1".to_owned(),
-        url(),
-        "amqp://no.such.host.invalid".into(),
-    ];
-    BlockingConnection::open_any(list).unwrap().close().unwrap();
-    let error = BlockingConnection::open_any(["amqp://127.0.0.1:1"]).unwrap_err();
-    assert!(matches!(error, Error::Connect { .. }));
-    let error = BlockingConnection::open_any(Vec::<String>::new()).unwrap_err();
-    assert!(matches!(error, Error::InvalidOption { .. }));
-}
-
-/// A transactional channel on which messages were got before: it, the queue and they.
+/// Gets `count` messages and then selects transactions on their channel. Returns the channel, the
+/// queue and the messages.
 fn got(count: u32) -> (BlockingChannel, String, Vec<Delivery>) {
     let channel = channel();
     let queue = exclusive_queue(&channel);
@@ -133,16 +73,16 @@ fn got(count: u32) -> (BlockingChannel, String, Vec<Delivery>) {
     }
     await_ready(&channel, &queue, count);
     channel.tx_select().unwrap();
-    let messages = std::iter::from_fn(|| channel.basic_get(&queue).unwrap()).collect();
+    let messages = iter::from_fn(|| channel.basic_get(&queue).unwrap()).collect();
     (channel, queue, messages)
 }
 
 #[test]
-fn a_settlement_that_was_rolled_back_can_be_made_again() {
+fn a_delivery_can_be_settled_again_after_a_rollback() {
     let (channel, queue, messages) = got(4);
     messages[2].ack().unwrap();
     messages[1].nack(true).unwrap();
-    assert!(matches!(messages[1].ack(), Err(Error::AlreadySettled(2))));
+    expect_error!(messages[1].ack(), Error::AlreadySettled(2));
     channel.tx_rollback().unwrap();
     await_ready(&channel, &queue, 0);
 
@@ -153,7 +93,7 @@ fn a_settlement_that_was_rolled_back_can_be_made_again() {
     channel.tx_commit().unwrap();
     await_ready(&channel, &queue, 1);
     channel.tx_rollback().unwrap();
-    assert!(matches!(messages[0].ack(), Err(Error::AlreadySettled(1))));
+    expect_error!(messages[0].ack(), Error::AlreadySettled(1));
     channel.basic_ack_multiple(0).unwrap();
     channel.tx_commit().unwrap();
     let connection = channel.connection();
@@ -162,10 +102,10 @@ fn a_settlement_that_was_rolled_back_can_be_made_again() {
 }
 
 #[test]
-fn what_is_not_committed_comes_to_nothing_with_its_channel() {
+fn closing_the_channel_discards_an_uncommitted_transaction() {
     let (channel, queue, messages) = got(2);
     messages[0].ack().unwrap();
-    channel.basic_publish("", &queue, "never there").unwrap();
+    channel.basic_publish("", &queue, "uncommitted").unwrap();
     let connection = channel.connection();
     channel.close().unwrap();
     let next = connection.channel().unwrap();
@@ -176,21 +116,21 @@ fn what_is_not_committed_comes_to_nothing_with_its_channel() {
 }
 
 #[test]
-fn what_is_taken_for_good_is_no_part_of_a_transaction() {
+fn a_no_ack_get_is_not_part_of_a_transaction() {
     let (channel, queue, _) = got(0);
     channel.basic_publish("", &queue, "x").unwrap();
     channel.tx_commit().unwrap();
     let get = basic::Get::new(&queue).no_ack(true);
     let message = channel.basic_get(get).unwrap().unwrap();
     channel.tx_rollback().unwrap();
-    assert!(matches!(message.ack(), Err(Error::AlreadySettled(1))));
+    expect_error!(message.ack(), Error::AlreadySettled(1));
     let connection = channel.connection();
     channel.close().unwrap();
     await_ready(&connection.channel().unwrap(), &queue, 0);
 }
 
 #[test]
-fn what_a_cancelled_consumer_leaves_returns_whatever_becomes_of_the_transaction() {
+fn deliveries_of_a_cancelled_consumer_are_requeued_after_a_commit_and_a_rollback() {
     for rolls_back in [false, true] {
         let connection = connect();
         let channel = connection.channel().unwrap();
@@ -215,7 +155,7 @@ fn what_a_cancelled_consumer_leaves_returns_whatever_becomes_of_the_transaction(
             first.ack().unwrap();
         }
         channel.tx_commit().unwrap();
-        // In an empty transaction nothing has to be waited for.
+        // In an empty transaction the deliveries are requeued at once.
         let consumer = channel.consume(&queue).unwrap();
         await_ready(&observer, &queue, 0);
         drop(consumer);
@@ -226,7 +166,7 @@ fn what_a_cancelled_consumer_leaves_returns_whatever_becomes_of_the_transaction(
 }
 
 #[test]
-fn a_cancel_without_reply_and_commits_meet_deliveries_under_way() {
+fn cancel_nowait_and_commit_may_meet_deliveries_on_their_way() {
     let connection = connect();
     let channel = connection.channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -239,7 +179,7 @@ fn a_cancel_without_reply_and_commits_meet_deliveries_under_way() {
         let consumer = channel.consume(&queue).unwrap();
         let tag = consumer.consumer_tag().clone();
         channel.basic_cancel_nowait(tag).unwrap();
-        // RabbitMQ would close the connection (504) for anything in between.
+        // RabbitMQ would close the connection (504) for a frame before tx.commit-ok.
         channel.tx_commit().unwrap();
     }
     await_ready(&connection.channel().unwrap(), &queue, 2000);
@@ -257,11 +197,11 @@ fn nacks_take_effect_with_the_commit() {
 }
 
 #[test]
-fn a_commit_for_a_queue_that_is_gone_is_answered() {
+fn a_commit_for_a_deleted_queue_gets_a_reply() {
     let (channel, queue, _) = got(0);
     channel.basic_publish("", &queue, "x").unwrap();
     channel.queue_delete(&queue).unwrap();
-    // RabbitMQ 3.10 makes nothing of it, 4 closes the channel.
+    // RabbitMQ 3.10 accepts the commit, RabbitMQ 4 closes the channel.
     match channel.tx_commit() {
         Ok(()) => channel.tx_commit().unwrap(),
         Err(error) => {
@@ -275,17 +215,17 @@ fn a_commit_for_a_queue_that_is_gone_is_answered() {
 }
 
 #[test]
-fn a_commit_returns_what_no_queue_takes() {
+fn a_commit_returns_unroutable_messages() {
     let (channel, queue, _) = got(0);
     channel.queue_delete(&queue).unwrap();
-    let message = cony::Message::new("x").mandatory(true);
+    let message = Message::new("x").mandatory(true);
     channel.basic_publish("", &queue, message).unwrap();
     channel.tx_commit().unwrap();
     assert!(channel.try_next_return().is_some());
 }
 
 #[test]
-fn settled_but_not_committed_is_not_recovered() {
+fn recover_does_not_requeue_uncommitted_settlements() {
     let (channel, queue, messages) = got(2);
     messages[0].ack().unwrap();
     channel.basic_recover(basic::Recover::default()).unwrap();
@@ -295,13 +235,13 @@ fn settled_but_not_committed_is_not_recovered() {
 }
 
 #[test]
-fn after_a_recover_and_a_rollback_both_sides_know_what_can_be_settled() {
+fn after_a_recover_and_a_rollback_both_sides_agree_on_the_unsettled_deliveries() {
     let (channel, queue, messages) = got(2);
     messages[0].ack().unwrap();
     channel.basic_recover(basic::Recover::default()).unwrap();
     channel.tx_rollback().unwrap();
-    // The broker has this one back, and the other one is unsettled again.
-    assert!(matches!(messages[1].ack(), Err(Error::AlreadySettled(2))));
+    // recover has requeued this delivery. The other one is unsettled again after the rollback.
+    expect_error!(messages[1].ack(), Error::AlreadySettled(2));
     messages[0].ack().unwrap();
     channel.tx_commit().unwrap();
     let again = channel.basic_get(&queue).unwrap().unwrap();

@@ -1,11 +1,10 @@
-//! Micro-benchmarks: what the steps of publishing and consuming cost, one by one.
+//! Micro-benchmarks of the single steps of publishing and consuming.
 //!
 //!     cargo test --release --lib micro -- --ignored --nocapture --test-threads 1
 //!
-//! They are part of the library's unit tests, because the steps are not public, and
-//! ignored there, because they assert nothing. The first figure of a line is the best
-//! round, which says what the code costs; the second is the median, which says how much
-//! else went on meanwhile.
+//! The benchmarks are unit tests of the library, because the steps are private. They are ignored,
+//! because they assert nothing about the time. The first figure of a line is the best round: the
+//! cost of the code. The second figure is the median: the cost on a machine with other work.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -42,11 +41,11 @@ use crate::protocol::wire::{Reader, Writer};
 const FRAME_MAX: u32 = 131_072;
 const SIZES: [usize; 3] = [16, 1024, 65_536];
 
-/// How long one round is.
+/// The length of one round.
 const ROUND: Duration = Duration::from_millis(20);
 const ROUNDS: usize = 15;
 
-/// Prints how long one of the things that `act` does takes; it does `count` of them.
+/// Prints the time of one operation. `act` does `count` operations.
 fn measure(name: &str, count: u32, mut act: impl FnMut()) {
     let mut timed = |calls: u32| {
         let start = Instant::now();
@@ -145,7 +144,7 @@ fn note_a_settlement() {
 
 #[test]
 #[ignore = "a benchmark"]
-fn gather_what_goes_out() {
+fn write_the_outbox() {
     for size in SIZES {
         let frames = vec![0; size + 64];
         let id = ChannelId {
@@ -189,7 +188,7 @@ fn round_trip_a_table() {
     });
 }
 
-// ----------------------------------------------------------- what the broker sends --
+// ------------------------------------------------------------- received deliveries --
 
 #[derive(Debug)]
 struct NoTokens;
@@ -206,7 +205,7 @@ impl Tokens for NoTokens {
     }
 }
 
-/// The core of an open connection; channel 1 is open and has a consumer "tag".
+/// Returns the core of an open connection whose channel 1 has a consumer "tag".
 fn consuming() -> Connection<NoTokens> {
     let negotiated = Negotiated {
         channel_max: 5,
@@ -254,7 +253,7 @@ fn frame(method: impl Into<Method>) -> Vec<u8> {
     out
 }
 
-/// The frames of one delivery.
+/// Returns the frames of one delivery.
 fn delivery(tag: u64, properties: Option<&BasicProperties>, body: &[u8]) -> Vec<u8> {
     let deliver = basic::Deliver::default()
         .consumer_tag("tag")
@@ -297,13 +296,13 @@ fn decode_a_delivery() {
                     }
                 },
             );
-            assert_eq!(seen % count, 0, "each was a delivery");
+            assert_eq!(seen % count, 0, "every round decodes whole batches");
             assert!(seen > 0);
         }
     }
 }
 
-// ------------------------------------------------------------ crossing the thread --
+// ---------------------------------------------------- between the program and IO thread --
 
 #[test]
 #[ignore = "a benchmark"]
@@ -365,10 +364,10 @@ fn enter_a_publish() {
 #[test]
 #[ignore = "a benchmark"]
 fn cross_the_thread_one_way() {
-    // As large as the commands and deliveries that cross.
+    // As large as the commands and deliveries that are passed between the threads.
     type Item = [u64; 8];
     let (sender, items) = unbounded::<Item>();
-    let (taken, told) = bounded::<()>(1);
+    let (taken, is_taken) = bounded::<()>(1);
     let taker = thread::spawn(move || {
         while let Ok(item) = items.recv() {
             if black_box(item)[0] == 1 {
@@ -376,17 +375,17 @@ fn cross_the_thread_one_way() {
             }
         }
     });
-    measure("queue an item, and another thread takes it", 10_000, || {
+    measure("queue an item, taken by another thread", 10_000, || {
         for left in (1..=10_000).rev() {
             sender.send([left; 8]).unwrap();
         }
-        told.recv().unwrap();
+        is_taken.recv().unwrap();
     });
     drop(sender);
     taker.join().unwrap();
 }
 
-/// A thread that waits as the IO thread does, and answers as that does.
+/// Waits for commands and replies to them, as the IO thread does.
 fn answering(commands: Receiver<Sender<u64>>, poll: Poll, wake: Arc<Wake>) {
     let mut poll = poll;
     let mut events = Events::with_capacity(4);
@@ -400,7 +399,7 @@ fn answering(commands: Receiver<Sender<u64>>, poll: Poll, wake: Arc<Wake>) {
         }
         wake.announce();
         let timeout = (!commands.is_empty()).then_some(Duration::ZERO);
-        // Bounded, for nobody says when the sender goes.
+        // The timeout is bounded, because a dropped sender does not wake this thread.
         let timeout = timeout.or(Some(Duration::from_millis(100)));
         poll.poll(&mut events, timeout).unwrap();
         wake.awake();
@@ -418,7 +417,7 @@ fn cross_the_thread_and_back() {
         let wake = Arc::clone(&wake);
         move || answering(commands, poll, wake)
     });
-    measure("wake the IO thread, and wait for its answer", 1, || {
+    measure("wake the IO thread and wait for its reply", 1, || {
         let (reply, answer) = bounded(1);
         sender.send(reply).unwrap();
         wake.notify();

@@ -1,25 +1,54 @@
-//! cony against a scripted broker: a real loopback socket, and raw bytes.
+//! cony against a scripted peer: a real loopback socket and raw bytes, without a broker.
 //!
-//! A real broker never breaks the protocol, seldom falls silent and always answers; so
-//! what happens otherwise is tried here. `peer` is that broker; every other module has
-//! the tests of one subject, each a play of a script and a client.
+//! A real broker never breaks the protocol, seldom falls silent and always replies. These tests
+//! cover the other cases. Each module has the tests of one subject. A test is a script for the peer
+//! (`support::peer`) and a client that runs at the same time.
 
-// In a test, what fails should panic, and nobody reads its documentation elsewhere.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test that fails should panic"
+)]
 
-mod cancelled_opening;
-mod closing;
-mod consuming;
-mod dispatching;
-mod ending_consumers;
-mod hostile;
-mod interrupted;
-mod matrix;
-mod opening;
-mod publishing;
-mod read_budget;
-mod rpc;
-mod secrets;
-mod silence_and_death;
 #[path = "../support/mod.rs"]
 mod support;
+
+mod backpressure;
+mod blocked;
+mod cancelling;
+mod channel_numbers;
+mod closing_channels;
+mod closing_connections;
+mod common;
+mod confirms;
+mod consumer_tags;
+mod consuming_with_callbacks;
+mod consuming_with_iterators;
+mod dispatching;
+mod dropping_handles;
+mod every_call;
+mod getting;
+mod heartbeats;
+mod interrupted_dispatching;
+mod opening;
+mod opening_attempts;
+mod opening_cancelled;
+mod opening_negotiation;
+mod opening_refused;
+#[cfg(feature = "tls")]
+mod opening_tls;
+mod oversized;
+mod prefetch;
+mod protocol_errors;
+mod publishing;
+mod read_budget;
+mod requeueing;
+mod rpc;
+mod settling;
+mod timeouts;
+mod unreported_failures;
+mod unusual_input;
+mod update_secret;
+mod write_budget;

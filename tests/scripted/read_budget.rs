@@ -1,30 +1,22 @@
-//! More is delivered than may wait to be taken: `read_budget`, seen from the peer.
+//! Deliveries beyond the read budget: reading pauses, and held-back deliveries.
 
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingChannel, ConnectionParameters, Error, basic};
+use cony::{ConnectionParameters, Error};
 
-use crate::support::peer;
+use crate::common::{await_earlier_frames, no_ack};
+use crate::support::expect_error;
 use crate::support::peer::methods::*;
-use crate::support::peer::{Frame, Wire, args, connected, signal, with_channel_and};
-
-fn no_ack() -> basic::Consume {
-    basic::Consume::new("q").no_ack(true)
-}
-
-/// Has been answered when all is here that the peer sent before.
-fn catch_up(channel: &BlockingChannel) {
-    channel.queue_declare("catch up").unwrap();
-}
+use crate::support::peer::{
+    Frame, SINGLE, Wire, args, connected, declare_ok, signal, with_channel_and,
+};
 
 const KIB: usize = 1 << 10;
+
 const MIB: usize = 1 << 20;
 
-/// The bits of an acknowledgement of one delivery.
-const SINGLE: u8 = 0;
-
-/// Delivers so many messages of a quarter of a MiB.
+/// Delivers `count` messages of a quarter of a MiB each.
 fn deliver_large(wire: &mut Wire, tag: &str, count: u64) {
     for number in 1..=count {
         wire.deliver_sized(1, tag, number, MIB / 4);
@@ -38,7 +30,7 @@ fn small_read_budget(parameters: ConnectionParameters) -> ConnectionParameters {
 }
 
 #[test]
-fn what_waits_to_be_taken_beyond_the_budget_stays_in_the_network_until_there_is_room() {
+fn deliveries_beyond_the_read_budget_stay_in_the_network_until_there_is_room() {
     const COUNT: u64 = 200;
     with_channel_and(
         small_read_budget,
@@ -60,15 +52,15 @@ fn what_waits_to_be_taken_beyond_the_budget_stays_in_the_network_until_there_is_
 }
 
 #[test]
-fn a_call_is_answered_although_the_budget_is_used_up() {
+fn a_call_is_answered_although_the_read_budget_is_exceeded() {
     with_channel_and(
         |parameters| parameters.read_budget(MIB),
         |wire| {
             let tag = wire.accept_consumer(1);
             wire.expect(1, QUEUE_DECLARE);
-            // More than the budget, less than twice the budget.
+            // More bytes than the read budget, fewer than twice the read budget.
             deliver_large(wire, &tag, 6);
-            wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
             wire.accept_cancel(1, &tag);
         },
         |channel| {
@@ -80,7 +72,7 @@ fn a_call_is_answered_although_the_budget_is_used_up() {
 }
 
 #[test]
-fn a_confirm_is_learnt_of_although_the_budget_is_used_up() {
+fn a_confirm_is_read_although_the_read_budget_is_exceeded() {
     let (confirmed, waits) = signal();
     with_channel_and(
         |parameters| parameters.read_budget(MIB),
@@ -89,7 +81,7 @@ fn a_confirm_is_learnt_of_although_the_budget_is_used_up() {
             wire.send(1, CONFIRM_SELECT_OK, args());
             let tag = wire.accept_consumer(1);
             wire.expect_publish(1);
-            // More than the budget, less than twice the budget.
+            // More bytes than the read budget, fewer than twice the read budget.
             deliver_large(wire, &tag, 6);
             wire.send(1, BASIC_ACK, args().u64(1).u8(0));
             confirmed.send(()).unwrap();
@@ -99,7 +91,7 @@ fn a_confirm_is_learnt_of_although_the_budget_is_used_up() {
             channel.confirm_delivery().unwrap();
             let consumer = channel.consume(no_ack()).unwrap();
             let confirm = channel.basic_publish("", "q", "x").unwrap();
-            // Nothing more comes that could wake the IO thread, which has paused.
+            // The IO thread is in a reading pause, and no further byte arrives that could wake it.
             waits.wait();
             while channel.connection().stats().bytes_to_take <= MIB {
                 thread::yield_now();
@@ -111,7 +103,7 @@ fn a_confirm_is_learnt_of_although_the_budget_is_used_up() {
 }
 
 #[test]
-fn far_beyond_the_budget_a_call_ends_at_its_deadline_and_all_goes_on_when_there_is_room() {
+fn far_beyond_the_read_budget_a_call_times_out_and_reading_continues_when_there_is_room() {
     const COUNT: u64 = 200;
     with_channel_and(
         small_read_budget,
@@ -119,25 +111,26 @@ fn far_beyond_the_budget_a_call_ends_at_its_deadline_and_all_goes_on_when_there_
             let tag = wire.accept_consumer(1);
             wire.expect(1, QUEUE_DECLARE);
             deliver_large(wire, &tag, COUNT);
-            wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
             wire.serve();
         },
         |channel| {
             let consumer = channel.consume(no_ack()).unwrap();
-            let error = channel.queue_declare("q").unwrap_err();
-            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            expect_error!(channel.queue_declare("q"), Error::Timeout { .. });
             for number in 1..=COUNT {
                 let delivery = consumer.next().unwrap().unwrap();
                 assert_eq!(delivery.delivery_tag, number);
             }
             drop(consumer);
-            while channel.queue_declare("q").is_err() {}
+            while let Err(error) = channel.queue_declare("q") {
+                assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            }
         },
     );
 }
 
 #[test]
-fn a_close_ends_although_the_budget_is_used_up() {
+fn a_connection_closes_although_the_read_budget_is_exceeded() {
     with_channel_and(
         |parameters| parameters.read_budget(MIB),
         |wire| {
@@ -155,7 +148,7 @@ fn a_close_ends_although_the_budget_is_used_up() {
 }
 
 #[test]
-fn all_so_far_is_also_what_is_held_back_and_that_is_not_acknowledged() {
+fn ack_multiple_excludes_held_back_deliveries() {
     with_channel_and(
         |parameters| parameters.read_budget(40_000),
         |wire| {
@@ -170,10 +163,9 @@ fn all_so_far_is_also_what_is_held_back_and_that_is_not_acknowledged() {
         },
         |channel| {
             let _consumer = channel.consume("q").unwrap();
-            catch_up(&channel);
+            await_earlier_frames(&channel);
             assert_eq!(channel.connection().stats().deliveries_held_back, 1);
-            let error = channel.basic_ack(5).unwrap_err();
-            assert!(matches!(error, Error::AlreadySettled(5)), "{error}");
+            expect_error!(channel.basic_ack(5), Error::AlreadySettled(5));
             channel.basic_ack_multiple(5).unwrap();
             channel.connection().close().unwrap();
         },
@@ -181,12 +173,12 @@ fn all_so_far_is_also_what_is_held_back_and_that_is_not_acknowledged() {
 }
 
 #[test]
-fn a_callbacks_own_call_is_answered_although_the_budget_is_used_up() {
+fn a_call_in_a_callback_is_answered_although_the_read_budget_is_exceeded() {
     with_channel_and(
         |parameters| parameters.read_budget(MIB),
         |wire| {
             let tag = wire.accept_consumer(1);
-            // More than the budget, less than twice the budget.
+            // More bytes than the read budget, fewer than twice the read budget.
             for number in 1..=1200 {
                 wire.deliver(1, &tag, number, &"x".repeat(1000));
             }
@@ -214,7 +206,7 @@ fn a_callbacks_own_call_is_answered_although_the_budget_is_used_up() {
 }
 
 #[test]
-fn reading_pauses_although_each_look_for_a_confirm_finds_something_else() {
+fn reading_pauses_during_a_busy_wait_for_a_confirm() {
     const BUDGET: usize = 64 << 10;
     const COUNT: u64 = 4096;
     with_channel_and(
@@ -237,9 +229,11 @@ fn reading_pauses_although_each_look_for_a_confirm_finds_something_else() {
             let consumer = channel.consume(no_ack()).unwrap();
             channel.confirm_delivery().unwrap();
             let confirm = channel.basic_publish("", "q", "x").unwrap();
-            let error = confirm.wait_timeout(Duration::from_secs(1)).unwrap_err();
-            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
-            // The hard limit, and what one turn may read beyond it.
+            expect_error!(
+                confirm.wait_timeout(Duration::from_secs(1)),
+                Error::Timeout { .. }
+            );
+            // The limit is twice the read budget, and one read may exceed it.
             let taken = channel.connection().stats().bytes_to_take;
             assert!(taken < 2 * BUDGET + MIB / 2, "{taken}");
             for number in 1..=COUNT {
@@ -247,14 +241,14 @@ fn reading_pauses_although_each_look_for_a_confirm_finds_something_else() {
                 assert_eq!(delivery.delivery_tag, number);
             }
             confirm.wait().unwrap();
-            // Its end is not what this is about.
+            // The end of the consumer is not part of this test.
             channel.close().unwrap();
         },
     );
 }
 
 #[test]
-fn what_was_taken_is_not_held_against_the_others() {
+fn taken_deliveries_free_the_read_budget_for_other_consumers() {
     let deliver = |wire: &mut Wire, tag: &str, number| {
         wire.deliver(1, tag, number, &"x".repeat(15_000));
     };
@@ -268,17 +262,17 @@ fn what_was_taken_is_not_held_against_the_others() {
             wire.accept_declare(1);
             wire.expect(1, QUEUE_DECLARE);
             deliver(wire, &slow, 3);
-            wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
             wire.expect_publish(1);
             deliver(wire, &other, 4);
         },
         |channel| {
             let slow = channel.consume(no_ack()).unwrap();
             let other = channel.consume(no_ack()).unwrap();
-            catch_up(&channel);
+            await_earlier_frames(&channel);
             assert_eq!(slow.next().unwrap().unwrap().delivery_tag, 1);
-            catch_up(&channel);
-            // Two wait now, which is less than the budget; three would be more.
+            await_earlier_frames(&channel);
+            // Two deliveries wait now. A third one would exceed the read budget.
             channel.basic_publish("", "go on", "x").unwrap();
             let delivery = other.recv_timeout(Duration::from_secs(5)).unwrap();
             assert_eq!(delivery.map(|delivery| delivery.delivery_tag), Some(4));
@@ -287,9 +281,10 @@ fn what_was_taken_is_not_held_against_the_others() {
     );
 }
 
-/// There is room left for those without acknowledgements that few can use up.
+/// Eight consumers with acknowledgements fill the read budget before the deliveries of a no-ack
+/// consumer arrive.
 #[test]
-fn what_waits_stays_within_twice_the_budget_whatever_it_is_for() {
+fn waiting_deliveries_stay_within_twice_the_read_budget() {
     const BUSY: u64 = 8;
     connected(
         |parameters| parameters.read_budget(MIB),
@@ -299,13 +294,13 @@ fn what_waits_stays_within_twice_the_budget_whatever_it_is_for() {
             for (tag, number) in tags.iter().zip(1..=BUSY) {
                 wire.expect(1, QUEUE_DECLARE);
                 wire.deliver_sized(1, tag, number, 255 * KIB);
-                wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
+                wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
             }
             wire.expect(1, QUEUE_DECLARE);
             for number in BUSY + 1..=BUSY + 10 {
                 wire.deliver_sized(1, &tags[8], number, 25 * KIB);
             }
-            wire.send(1, QUEUE_DECLARE_OK, peer::declare_ok("q"));
+            wire.send(1, QUEUE_DECLARE_OK, declare_ok("q"));
             wire.serve();
         },
         |connection| {
@@ -313,7 +308,7 @@ fn what_waits_stays_within_twice_the_budget_whatever_it_is_for() {
             let _busy: Vec<_> = (0..BUSY).map(|_| channel.consume("q").unwrap()).collect();
             let _fixed = channel.consume(no_ack()).unwrap();
             for _ in 0..=BUSY {
-                catch_up(&channel);
+                await_earlier_frames(&channel);
             }
             let waiting = connection.stats().bytes_to_take;
             assert!(waiting <= 2 * MIB, "{} KiB", waiting / KIB);
@@ -322,9 +317,9 @@ fn what_waits_stays_within_twice_the_budget_whatever_it_is_for() {
     );
 }
 
-/// The channel has asked for transactions, and what it has held back is about to go back.
+/// `tx_select` requeues the held-back deliveries, which an ack must not cover meanwhile.
 #[test]
-fn no_acknowledgement_of_all_so_far_covers_what_is_held_back_while_a_select_is_under_way() {
+fn ack_multiple_during_tx_select_excludes_held_back_deliveries() {
     let (selecting, is_selecting) = signal();
     let (acked, is_acked) = signal();
     with_channel_and(
@@ -352,7 +347,7 @@ fn no_acknowledgement_of_all_so_far_covers_what_is_held_back_while_a_select_is_u
                 let tag = u64::from_be_bytes(*arguments.first_chunk().unwrap());
                 match method {
                     BASIC_NACK => nacked.push(tag),
-                    // RabbitMQ would close the channel over 5, which goes back.
+                    // RabbitMQ closes the channel for an ack of 5, which is requeued.
                     BASIC_ACK => assert!(tag < 5 || arguments[8] == SINGLE, "{tag}"),
                     other => panic!("{other:?}"),
                 }
@@ -364,8 +359,8 @@ fn no_acknowledgement_of_all_so_far_covers_what_is_held_back_while_a_select_is_u
         move |channel| {
             let _first = channel.consume("q").unwrap();
             let _second = channel.consume("q").unwrap();
-            catch_up(&channel);
-            catch_up(&channel);
+            await_earlier_frames(&channel);
+            await_earlier_frames(&channel);
             assert_eq!(channel.connection().stats().deliveries_held_back, 1);
             let other = channel.clone();
             let acking = thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! What the test programs share.
+//! Helpers that the test programs share.
 
 #![allow(
     dead_code,
@@ -7,24 +7,29 @@
     reason = "each test program uses its own part of this"
 )]
 
+pub(crate) mod child;
+pub(crate) mod log;
+pub(crate) mod matrix;
 pub(crate) mod node;
 pub(crate) mod peer;
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use cony::{BlockingChannel, BlockingConnection, basic, queue};
+use cony::{BlockingChannel, BlockingConnection, Consumer, Delivery, basic, queue};
 
-/// How long something that must happen may take before it counts as hanging.
+/// The time after which a condition that must become true counts as never true.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asserts that `outcome` is `Err` with an error that matches `pattern`, and returns the error.
-/// Otherwise panics with the outcome.
+/// Asserts that the outcome is an `Err` whose error matches the pattern, and returns the error.
+/// Panics with the outcome otherwise. A guard sees references: `Error::AlreadySettled(tag) if *tag
+/// == 7`.
 macro_rules! expect_error {
     ($outcome:expr, $pattern:pat $(if $guard:expr)? $(,)?) => {
         match $outcome {
-            Err(error) if matches!(error, $pattern $(if $guard)?) => error,
+            Err(error) if matches!(&error, $pattern $(if $guard)?) => error,
             outcome => panic!(
                 "expected Err({}), got {outcome:?}",
                 stringify!($pattern $(if $guard)?)
@@ -34,7 +39,18 @@ macro_rules! expect_error {
 }
 pub(crate) use expect_error;
 
-/// An environment variable of `tests/with-broker`. A test that needs it fails without.
+/// Returns the text of the panic that `outcome` must hold.
+pub(crate) fn panic_text<T>(outcome: std::thread::Result<T>) -> String {
+    let Err(panic) = outcome else {
+        panic!("expected a panic, got a value");
+    };
+    match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => (*panic.downcast::<&str>().unwrap()).to_owned(),
+    }
+}
+
+/// Returns an environment variable of `tests/with-broker`. Panics without it.
 pub(crate) fn variable(name: &str) -> String {
     match std::env::var(name) {
         Ok(value) if !value.is_empty() => value,
@@ -42,7 +58,7 @@ pub(crate) fn variable(name: &str) -> String {
     }
 }
 
-/// The URL of the broker.
+/// Returns the URL of the broker.
 pub(crate) fn url() -> String {
     variable("AMQP_URL")
 }
@@ -51,52 +67,55 @@ pub(crate) fn connect() -> BlockingConnection {
     BlockingConnection::open(url()).unwrap()
 }
 
-/// A connection's only channel: both close with it.
+/// Opens a connection and a channel. The channel is the only handle: dropping it closes both.
 pub(crate) fn channel() -> BlockingChannel {
     connect().channel().unwrap()
 }
 
-/// A name that no other test uses, in this run or another.
-pub(crate) fn unique(what: &str) -> String {
+/// Returns a name that no other test uses, in this run or another.
+pub(crate) fn unique(subject: &str) -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let nanos = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .subsec_nanos();
-    format!("cony.{what}.{}.{number}.{nanos}", std::process::id())
+    format!("cony.{subject}.{}.{number}.{nanos}", std::process::id())
 }
 
-/// A queue that goes with the channel's connection.
+/// Declares a queue that the broker deletes with the channel's connection.
 pub(crate) fn exclusive_queue(channel: &BlockingChannel) -> String {
     let declare = queue::Declare::new_exclusive();
     channel.queue_declare(declare).unwrap().queue.into()
 }
 
-/// How many messages are ready in `queue`.
+/// Returns the number of ready messages in `queue`.
 pub(crate) fn ready(channel: &BlockingChannel, queue: &str) -> u32 {
     channel.queue_declare_passive(queue).unwrap().message_count
 }
 
-/// Asks until `queue` has `count` messages ready: what another connection requeues
-/// arrives when it arrives.
+/// Waits until `queue` has `count` ready messages. Messages that another connection requeues may
+/// arrive late.
 pub(crate) fn await_ready(channel: &BlockingChannel, queue: &str, count: u32) {
     until(&format!("{count} messages in {queue}"), || {
         ready(channel, queue) == count
     });
 }
 
-/// Asks until it is so.
-pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+/// Repeats a question until its answer is yes.
+pub(crate) fn until(condition: &str, mut is_met: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+    while !is_met() {
+        assert!(
+            Instant::now() < deadline,
+            "{condition}: not within {PATIENCE:?}"
+        );
         std::thread::yield_now();
     }
 }
 
-/// Takes one message that must be there.
-pub(crate) fn get(channel: &BlockingChannel, queue: &str) -> cony::Delivery {
+/// Gets a message from `queue`, and waits until there is one.
+pub(crate) fn get(channel: &BlockingChannel, queue: &str) -> Delivery {
     let mut message = None;
     until(&format!("a message in {queue}"), || {
         message = channel
@@ -107,7 +126,7 @@ pub(crate) fn get(channel: &BlockingChannel, queue: &str) -> cony::Delivery {
     message.unwrap()
 }
 
-/// Runs a program of the distribution, with `input`, and returns what it printed.
+/// Runs an installed program with `input`, and returns its output.
 pub(crate) fn run(command: &mut Command, input: &[u8]) -> Vec<u8> {
     use std::io::Write;
     use std::process::Stdio;
@@ -127,4 +146,59 @@ pub(crate) fn run(command: &mut Command, input: &[u8]) -> Vec<u8> {
         String::from_utf8_lossy(&output.stderr)
     );
     output.stdout
+}
+
+/// Declares an exclusive queue that holds these messages.
+pub(crate) fn queue_of<T: ToString>(
+    channel: &BlockingChannel,
+    bodies: impl IntoIterator<Item = T>,
+) -> String {
+    let queue = exclusive_queue(channel);
+    let mut count = 0;
+    for body in bodies {
+        channel.basic_publish("", &queue, body.to_string()).unwrap();
+        count += 1;
+    }
+    await_ready(channel, &queue, count);
+    queue
+}
+
+/// Publishes these messages to `queue` and waits until the broker has confirmed them.
+pub(crate) fn fill<T: ToString>(
+    channel: &BlockingChannel,
+    queue: &str,
+    bodies: impl IntoIterator<Item = T>,
+) {
+    channel.confirm_delivery().unwrap();
+    for body in bodies {
+        channel.basic_publish("", queue, body.to_string()).unwrap();
+    }
+    channel.wait_for_confirms(PATIENCE).unwrap();
+}
+
+/// Returns the next delivery, which must arrive within [`PATIENCE`].
+pub(crate) fn next_delivery(consumer: &Consumer) -> Delivery {
+    let delivery = consumer.recv_timeout(PATIENCE).unwrap();
+    delivery.expect("a delivery")
+}
+
+/// Dispatches until a callback has sent something to `noted`.
+pub(crate) fn dispatch_until<T>(connection: &BlockingConnection, noted: &Receiver<T>) -> T {
+    let mut first = None;
+    until("a callback", || {
+        connection
+            .process_data_events(Duration::from_millis(50))
+            .unwrap();
+        first = noted.try_recv().ok();
+        first.is_some()
+    });
+    first.unwrap()
+}
+
+/// Returns the major and the minor version of the broker.
+pub(crate) fn broker_version(connection: &BlockingConnection) -> (u32, u32) {
+    let version = connection.server_properties().get("version").unwrap();
+    let mut numbers = version.as_str().unwrap().split('.');
+    let mut next = || numbers.next().unwrap().parse().unwrap();
+    (next(), next())
 }

@@ -1,4 +1,4 @@
-//! A node of a test program's own, which may be killed.
+//! A RabbitMQ node that belongs to one test program, which may pause, kill and restart the node.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,7 +11,7 @@ pub(crate) struct Node {
     pub(crate) url: String,
     pub(crate) control: String,
     _process: Child,
-    /// The node stops when this closes, which happens at the latest with this process.
+    /// The node stops when this pipe closes, at the latest when the test process ends.
     _lifeline: ChildStdin,
 }
 
@@ -33,7 +33,7 @@ impl Node {
         let mut line = || {
             lines
                 .next()
-                .expect("with-broker says what is wrong")
+                .expect("tests/with-broker prints the reason")
                 .unwrap()
         };
         Self {
@@ -49,7 +49,7 @@ impl Node {
         assert!(done.success(), "{act}: {done}");
     }
 
-    /// Sets what no running node reads from its files any more.
+    /// Sets a parameter of the application `rabbit` while the node runs.
     pub(crate) fn configure(&self, name: &str, value: u32) {
         let mut command = Command::new(&self.control);
         let set = format!("application:set_env(rabbit, {name}, {value}).");
@@ -68,7 +68,7 @@ impl Node {
     }
 }
 
-/// The node's memory alarm, for as long as this lives.
+/// The memory alarm of the node. Dropping this ends the alarm.
 pub(crate) struct Alarm<'a>(&'a Node);
 
 impl<'a> Alarm<'a> {
@@ -79,13 +79,13 @@ impl<'a> Alarm<'a> {
 }
 
 impl Drop for Alarm<'_> {
-    /// Also for the tests that come behind one that has failed.
+    /// Ends the alarm for the tests behind a failed one, too.
     fn drop(&mut self) {
         self.0.set_watermark("0.6");
     }
 }
 
-/// The node, up and running, for one test at a time.
+/// Returns the running node, which only one test at a time may use.
 pub(crate) fn node() -> MutexGuard<'static, Node> {
     static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
     let node = NODE.get_or_init(|| Mutex::new(Node::start())).lock();

@@ -1,5 +1,5 @@
-//! The peer's own encoder and decoder, independent of cony's, so that the same mistake cannot
-//! hide in both.
+//! The encoder and decoder of the peer. They share no code with cony, so that one mistake cannot be
+//! in both.
 
 use super::Method;
 
@@ -33,7 +33,7 @@ impl Args {
         self.raw(&value.to_be_bytes())
     }
 
-    /// A short string; bytes, because not all that comes is UTF-8.
+    /// A short string, as bytes that may be invalid UTF-8.
     pub(crate) fn short(self, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
         self.u8(value.len().try_into().unwrap()).raw(value)
@@ -66,12 +66,12 @@ pub(crate) fn method(channel: u16, method: Method, arguments: Args) -> Vec<u8> {
     frame(METHOD_FRAME, channel, &payload.0)
 }
 
-/// A content header without properties.
+/// Encodes a content header without properties.
 pub(crate) fn header(channel: u16, body_size: u64) -> Vec<u8> {
     header_with(channel, body_size, &[0, 0])
 }
 
-/// A content header with these flags and properties.
+/// Encodes a content header with these flags and properties.
 pub(crate) fn header_with(channel: u16, body_size: u64, properties: &[u8]) -> Vec<u8> {
     let payload = args().u16(60).u16(0).u64(body_size).raw(properties);
     frame(HEADER_FRAME, channel, &payload.0)
@@ -85,29 +85,36 @@ pub(crate) fn heartbeat() -> Vec<u8> {
     frame(HEARTBEAT_FRAME, 0, &[])
 }
 
-/// The arguments of basic.deliver.
+/// Returns the arguments of `basic.deliver`.
 pub(crate) fn deliver(consumer_tag: impl AsRef<[u8]>, delivery_tag: u64) -> Args {
     let start = args().short(consumer_tag).u64(delivery_tag).u8(0);
     start.short("exchange").short("key")
 }
 
-/// The arguments of basic.get-ok.
+/// The bits of `basic.ack` and `basic.nack`: one delivery, without requeue.
+pub(crate) const SINGLE: u8 = 0;
+/// The bit `multiple` of `basic.ack` and `basic.nack`.
+pub(crate) const MULTIPLE: u8 = 1;
+/// The bit `requeue` of `basic.nack`.
+pub(crate) const REQUEUE: u8 = 2;
+
+/// Returns the arguments of `basic.get-ok`.
 pub(crate) fn get_ok(delivery_tag: u64) -> Args {
     let start = args().u64(delivery_tag).u8(0);
     start.short("exchange").short("key").u32(0)
 }
 
-/// The arguments of queue.declare-ok.
+/// Returns the arguments of `queue.declare-ok`.
 pub(crate) fn declare_ok(queue: &str) -> Args {
     args().short(queue).u32(0).u32(0)
 }
 
-/// The arguments of connection.close and channel.close.
+/// Returns the arguments of `connection.close` and `channel.close`.
 pub(crate) fn close(code: u16, text: &str, culprit: Method) -> Args {
     args().u16(code).short(text).u16(culprit.0).u16(culprit.1)
 }
 
-/// The arguments of connection.start.
+/// Returns the arguments of `connection.start`.
 pub(crate) fn start(server_properties: &[u8], mechanisms: &str) -> Args {
     let version = args().u8(0).u8(9);
     version
@@ -125,7 +132,7 @@ pub(crate) struct Tune {
 }
 
 impl Default for Tune {
-    /// RabbitMQ's own limits; heartbeats as the client wants them.
+    /// The limits of RabbitMQ, and the heartbeat that the client proposes.
     fn default() -> Self {
         Self {
             channel_max: 2047,
@@ -159,7 +166,7 @@ impl Arguments {
 
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let bytes: Vec<u8> = self.0.by_ref().take(count).collect();
-        assert_eq!(bytes.len(), count, "a field is cut off");
+        assert_eq!(bytes.len(), count, "a field is truncated");
         bytes
     }
 
@@ -190,7 +197,7 @@ impl Arguments {
     }
 }
 
-/// What a client sent.
+/// A frame that the client has sent: its channel and its payload.
 #[derive(Debug)]
 pub(crate) enum Frame {
     Method(u16, Method, Vec<u8>),

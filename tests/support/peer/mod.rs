@@ -1,9 +1,8 @@
-//! A broker that does what its script says: a thread behind a real loopback socket that
-//! reads and writes raw bytes.
+//! The scripted peer: a thread that runs a script in place of a broker, and reads and writes raw
+//! bytes on a real loopback socket.
 //!
-//! It has an encoder and a decoder of its own, a few lines each, so that a mistake in
-//! cony's cannot hide behind the same mistake here. Every wait is bounded, so whatever
-//! goes wrong fails a test and never hangs it.
+//! The peer has its own encoder and decoder, so that a mistake in cony cannot hide behind the same
+//! mistake here. Every wait is bounded, so that an error fails the test and never hangs it.
 
 mod encoding;
 pub(crate) mod methods;
@@ -21,24 +20,24 @@ pub(crate) use self::encoding::*;
 pub(crate) use self::play::*;
 pub(crate) use self::wire::*;
 
-/// How long the peer waits for one thing that is due.
+/// The longest wait of the peer for one frame or one client.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a whole play may take, and no deadline of a client is longer than that.
-pub(crate) const CURTAIN: Duration = Duration::from_secs(30);
+/// The longest time of a whole test. No deadline of a client is longer.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Class and method number.
 pub(crate) type Method = (u16, u16);
 
-/// What is below AMQP.
+/// The transport below AMQP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Below {
+pub(crate) enum Transport {
     Tcp,
     #[cfg(feature = "tls")]
     Tls,
 }
 
-impl Below {
+impl Transport {
     pub(crate) const ALL: &[Self] = &[
         Self::Tcp,
         #[cfg(feature = "tls")]
@@ -46,26 +45,29 @@ impl Below {
     ];
 }
 
-/// Where the peer listens.
+/// The listening socket of the peer.
 pub(crate) struct Listener {
     listener: TcpListener,
-    below: Below,
+    transport: Transport,
 }
 
 impl Listener {
     pub(crate) fn bind() -> Self {
-        Self::bind_below(Below::Tcp)
+        Self::bind_over(Transport::Tcp)
     }
 
-    fn bind_below(below: Below) -> Self {
+    fn bind_over(transport: Transport) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        // Bounds accept as well.
+        // The timeout of a listening socket bounds `accept`.
         let socket = SockRef::from(&listener);
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { listener, below }
+        Self {
+            listener,
+            transport,
+        }
     }
 
-    /// Waits so long for the next client.
+    /// Sets the longest wait for the next client.
     pub(crate) fn set_patience(&self, patience: Duration) {
         let socket = SockRef::from(&self.listener);
         socket.set_read_timeout(Some(patience)).unwrap();
@@ -76,14 +78,14 @@ impl Listener {
     }
 
     pub(crate) fn accept(&self) -> Wire {
-        let (stream, _) = self.listener.accept().expect("no client came in time");
+        let (stream, _) = self.listener.accept().expect("no client connected in time");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Wire::new(match self.below {
-            Below::Tcp => Box::new(stream),
+        Wire::new(match self.transport {
+            Transport::Tcp => Box::new(stream),
             #[cfg(feature = "tls")]
-            Below::Tls => Box::new(tls::acceptor().accept(stream).unwrap()),
+            Transport::Tls => Box::new(tls::acceptor().accept(stream).unwrap()),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! A test as a play of two threads: the script of the peer and the client.
+//! Runs a test in two threads: the script of the peer, and the client.
 
 use std::any::Any;
 use std::panic::resume_unwind;
@@ -10,42 +10,42 @@ use cony::{BlockingChannel, BlockingConnection, ConnectionParameters};
 
 #[cfg(feature = "tls")]
 use super::tls;
-use super::{Below, CURTAIN, Listener, PATIENCE, Tune, Wire};
+use super::{Listener, PATIENCE, TEST_TIMEOUT, Transport, Tune, Wire};
 
-/// Parameters for a client of the peer at `port`: no heartbeats and no prefetch, which
-/// only some scripts want, and deadlines beyond those of the peer.
+/// Returns parameters for a client of the peer at `port`: without heartbeats and prefetch, which
+/// most scripts do not expect, and with deadlines beyond those of the peer.
 pub(crate) fn parameters(port: u16) -> ConnectionParameters {
     ConnectionParameters::new()
         .host("127.0.0.1")
         .port(port)
         .heartbeat(Duration::ZERO)
         .default_prefetch(0)
-        .rpc_timeout(CURTAIN)
-        .publish_timeout(CURTAIN)
-        .close_timeout(CURTAIN)
-        .drop_timeout(CURTAIN)
+        .rpc_timeout(TEST_TIMEOUT)
+        .publish_timeout(TEST_TIMEOUT)
+        .close_timeout(TEST_TIMEOUT)
+        .drop_timeout(TEST_TIMEOUT)
 }
 
-/// Runs the script and the client to their ends, each in its thread. Fails if one of
-/// them does, or does not come to its end.
+/// Runs the script and the client, each in its own thread, until both have ended. Panics if one of
+/// them panics or does not end in time.
 pub(crate) fn play(
     script: impl FnOnce(&Listener) + Send + 'static,
     client: impl FnOnce(ConnectionParameters) + Send + 'static,
 ) {
-    play_over(Below::Tcp, script, client);
+    play_over(Transport::Tcp, script, client);
 }
 
-/// The same over TLS, if told so.
+/// Runs the script and the client over this transport, as [`play`] does.
 pub(crate) fn play_over(
-    below: Below,
+    transport: Transport,
     script: impl FnOnce(&Listener) + Send + 'static,
     client: impl FnOnce(ConnectionParameters) + Send + 'static,
 ) {
-    let listener = Listener::bind_below(below);
-    let parameters = match below {
-        Below::Tcp => parameters(listener.port()),
+    let listener = Listener::bind_over(transport);
+    let parameters = match transport {
+        Transport::Tcp => parameters(listener.port()),
         #[cfg(feature = "tls")]
-        Below::Tls => tls::trust(parameters(listener.port())),
+        Transport::Tls => tls::trust(parameters(listener.port())),
     };
     let peer = Actor::enter("peer", move || script(&listener));
     let client = Actor::enter("client", move || client(parameters));
@@ -57,8 +57,8 @@ pub(crate) fn play_over(
     }
 }
 
-/// A play whose client is connected, and whose script begins behind the handshake and
-/// ends with an orderly close.
+/// Runs a client with an open connection. The script begins after the handshake, and behind it the
+/// peer serves an orderly close.
 pub(crate) fn connected(
     adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
     script: impl FnOnce(&mut Wire) + Send + 'static,
@@ -75,7 +75,7 @@ pub(crate) fn connected(
     );
 }
 
-/// The same with channel 1 open; the client has no other handle.
+/// Runs a client with channel 1 as its only handle, as [`connected`] does.
 pub(crate) fn with_channel(
     script: impl FnOnce(&mut Wire) + Send + 'static,
     client: impl FnOnce(BlockingChannel) + Send + 'static,
@@ -83,7 +83,7 @@ pub(crate) fn with_channel(
     with_channel_and(|parameters| parameters, script, client);
 }
 
-/// The same with other parameters.
+/// Runs a client with channel 1 and other parameters, as [`with_channel`] does.
 pub(crate) fn with_channel_and(
     adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
     script: impl FnOnce(&mut Wire) + Send + 'static,
@@ -125,17 +125,17 @@ impl Actor {
     }
 
     fn leave(self) -> Result<(), Box<dyn Any + Send>> {
-        match self.ended.recv_timeout(CURTAIN + PATIENCE) {
-            Err(RecvTimeoutError::Timeout) => Err(Box::new(format!(
-                "the {} did not come to its end",
-                self.name
-            ))),
+        match self.ended.recv_timeout(TEST_TIMEOUT + PATIENCE) {
+            Err(RecvTimeoutError::Timeout) => {
+                Err(Box::new(format!("the {} did not end", self.name)))
+            }
             _ => self.thread.join(),
         }
     }
 }
 
-/// A signal from one actor to the other: sent, or implied by leaving.
+/// Returns both ends of a signal from one thread to the other. Dropping the sender is a signal,
+/// too.
 pub(crate) fn signal() -> (Sender<()>, Signal) {
     let (sender, receiver) = channel();
     (sender, Signal(receiver))
@@ -144,14 +144,16 @@ pub(crate) fn signal() -> (Sender<()>, Signal) {
 pub(crate) struct Signal(Receiver<()>);
 
 impl Signal {
-    /// Awaits the signal.
+    /// Waits for the signal.
     pub(crate) fn wait(&self) {
-        self.0.recv_timeout(CURTAIN).expect("no signal came");
+        self.0
+            .recv_timeout(TEST_TIMEOUT)
+            .expect("no signal in time");
     }
 
-    /// Awaits that the other side lets its end go.
+    /// Waits until the other thread drops its sender.
     pub(crate) fn wait_dropped(&self) {
-        let outcome = self.0.recv_timeout(CURTAIN);
+        let outcome = self.0.recv_timeout(TEST_TIMEOUT);
         assert_eq!(outcome, Err(RecvTimeoutError::Disconnected));
     }
 }

@@ -1,4 +1,4 @@
-//! The peer's TLS: a certificate of its own for each run of the tests, made by `openssl`.
+//! TLS of the peer. `openssl` makes a new certificate for each run of the tests.
 
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -14,13 +14,13 @@ impl Stream for TlsStream<TcpStream> {
         self.get_ref()
     }
 
-    fn say_goodbye(&mut self) {
-        // A client that is gone does not take it.
+    fn send_close_notify(&mut self) {
+        // The client may have closed its socket.
         let _ = self.shutdown();
     }
 }
 
-/// Certificate and key of 127.0.0.1, in PEM.
+/// Returns the certificate of 127.0.0.1 and its key, in PEM.
 fn certificate() -> &'static [u8] {
     static PEM: OnceLock<Vec<u8>> = OnceLock::new();
     PEM.get_or_init(|| {
@@ -29,13 +29,13 @@ fn certificate() -> &'static [u8] {
             .args(["-pkeyopt", "ec_paramgen_curve:prime256v1"])
             .args(["-subj", "/CN=peer"])
             .args(["-addext", "subjectAltName=IP:127.0.0.1"])
-            // Both into one.
+            // Both on standard output.
             .args(["-keyout", "-", "-out", "-"])
             .stdin(Stdio::null())
             .output()
             .expect("the tests over TLS need openssl; `tests/with-broker --prepare` installs it");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "openssl: {told}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "openssl: {text}");
         output.stdout
     })
 }
@@ -48,7 +48,7 @@ pub(crate) fn acceptor() -> &'static TlsAcceptor {
     })
 }
 
-/// Parameters for a client that trusts the peer.
+/// Changes the parameters of a client so that it trusts the peer.
 pub(crate) fn trust(parameters: ConnectionParameters) -> ConnectionParameters {
     let connector = TlsConnector::builder()
         .add_root_certificate(Certificate::from_pem(certificate()).unwrap())

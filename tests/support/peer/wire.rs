@@ -1,4 +1,4 @@
-//! The peer's end of one connection: the steps of a script.
+//! The peer's side of one connection: the steps of which a script consists.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -10,12 +10,12 @@ use super::encoding::*;
 use super::methods::*;
 use super::{Method, PATIENCE};
 
-/// The peer's stream, whatever is below AMQP.
+/// The stream of the peer, over TCP or TLS.
 pub(crate) trait Stream: Read + Write + Send {
     fn socket(&self) -> &TcpStream;
 
-    /// Says below AMQP that nothing more comes.
-    fn say_goodbye(&mut self) {}
+    /// Sends the `close_notify` of TLS. Plain TCP has none.
+    fn send_close_notify(&mut self) {}
 }
 
 impl Stream for TcpStream {
@@ -24,10 +24,10 @@ impl Stream for TcpStream {
     }
 }
 
-/// The peer's end of one connection.
+/// The peer's side of one connection.
 pub(crate) struct Wire {
     stream: Box<dyn Stream>,
-    /// What is sent goes out a byte at a time.
+    /// Whether each byte is sent in a write of its own.
     trickles: bool,
 }
 
@@ -41,7 +41,7 @@ impl Wire {
 
     // Sending.
 
-    /// Sends whatever bytes, in one write if the system can, unless it trickles.
+    /// Sends raw bytes, in one write unless the connection trickles.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         match self.trickles {
             false => self.stream.write_all(bytes).unwrap(),
@@ -49,12 +49,12 @@ impl Wire {
         }
     }
 
-    /// From now on sends a byte at a time.
+    /// Sends everything byte by byte from now on.
     pub(crate) fn trickle(&mut self) {
         self.trickles = true;
     }
 
-    /// Sends `bytes` again and again, so many at a time, until the client hangs up.
+    /// Sends `bytes` repeatedly, `at_a_time` bytes in a write, until the client hangs up.
     pub(crate) fn flood(&mut self, bytes: &[u8], at_a_time: usize) {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -64,11 +64,12 @@ impl Wire {
                 }
             }
         }
-        panic!("the client listens to a flood without end");
+        panic!("the client reads an endless flood");
     }
 
-    /// Sends `bytes` again and again until nothing has gone out for so long, or the client
-    /// is gone; how much that was. The last time may be cut off anywhere.
+    /// Sends `bytes` repeatedly until a write has made no progress for `patience`, or the client
+    /// has hung up. Returns the number of bytes that were sent. The last repetition may be
+    /// truncated.
     pub(crate) fn flood_until_stuck(&mut self, bytes: &[u8], patience: Duration) -> usize {
         self.stream
             .socket()
@@ -87,21 +88,21 @@ impl Wire {
         }
     }
 
-    /// Sends bytes to a client that may have left.
-    fn offer(&mut self, bytes: &[u8]) {
+    /// Sends bytes to a client that may have hung up.
+    fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// Sends a method to a client that may have left.
-    pub(crate) fn offer_method(&mut self, channel: u16, id: Method, arguments: Args) {
-        self.offer(&method(channel, id, arguments));
+    /// Sends a method to a client that may have hung up.
+    pub(crate) fn try_send_method(&mut self, channel: u16, id: Method, arguments: Args) {
+        self.try_send(&method(channel, id, arguments));
     }
 
     pub(crate) fn send(&mut self, channel: u16, id: Method, arguments: Args) {
         self.raw(&method(channel, id, arguments));
     }
 
-    /// Sends a method and a content that goes with it.
+    /// Sends a method with a content.
     pub(crate) fn send_content(&mut self, channel: u16, id: Method, arguments: Args, text: &str) {
         let mut bytes = method(channel, id, arguments);
         bytes.extend(header(channel, text.len() as u64));
@@ -115,7 +116,7 @@ impl Wire {
         self.send_content(channel, BASIC_DELIVER, deliver(consumer_tag, tag), text);
     }
 
-    /// Delivers a message of so many bytes, in as many frames as it takes.
+    /// Delivers a message of `size` bytes, in several body frames if it is large.
     pub(crate) fn deliver_sized(
         &mut self,
         channel: u16,
@@ -133,19 +134,19 @@ impl Wire {
 
     // Receiving.
 
-    /// The next `count` bytes; `None` if the client has hung up.
+    /// Returns the next `count` bytes, or `None` if the client has hung up.
     pub(crate) fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; count];
         match self.stream.read_exact(&mut bytes) {
             Ok(()) => Some(bytes),
             Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => panic!("nothing came in time"),
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => panic!("no bytes in time"),
                 _ => None,
             },
         }
     }
 
-    /// The next frame; `None` if the client has hung up.
+    /// Returns the next frame, or `None` if the client has hung up.
     pub(crate) fn frame(&mut self) -> Option<Frame> {
         let mut start = Arguments::new(self.bytes(7)?);
         let (kind, channel, size) = (start.u8(), start.u16(), start.u32());
@@ -164,7 +165,7 @@ impl Wire {
         })
     }
 
-    /// The next frame that is no heartbeat, which must come.
+    /// Returns the next frame that is no heartbeat.
     pub(crate) fn next(&mut self) -> Frame {
         loop {
             match self.frame().expect("the client hung up") {
@@ -174,35 +175,35 @@ impl Wire {
         }
     }
 
-    /// Awaits this method, on this channel, before anything else.
+    /// Expects this method on this channel as the next frame, and returns its arguments.
     pub(crate) fn expect(&mut self, channel: u16, id: Method) -> Arguments {
         match self.next() {
             Frame::Method(on, came, arguments) if (on, came) == (channel, id) => {
                 Arguments::new(arguments)
             }
-            other => panic!("{id:?} was due on channel {channel}, not {other:?}"),
+            other => panic!("expected {id:?} on channel {channel}, got {other:?}"),
         }
     }
 
-    /// Awaits a content, and joins its body.
+    /// Expects a content, and returns its whole body.
     pub(crate) fn expect_content(&mut self, channel: u16) -> Vec<u8> {
         let size = match self.next() {
             Frame::Header(on, payload) if on == channel => {
                 Arguments::new(payload[4..].to_vec()).u64()
             }
-            other => panic!("a content header was due on channel {channel}, not {other:?}"),
+            other => panic!("expected a content header on channel {channel}, got {other:?}"),
         };
         let mut joined = Vec::new();
         while (joined.len() as u64) < size {
             match self.next() {
                 Frame::Body(on, payload) if on == channel => joined.extend(payload),
-                other => panic!("a content body was due on channel {channel}, not {other:?}"),
+                other => panic!("expected a content body on channel {channel}, got {other:?}"),
             }
         }
         joined
     }
 
-    /// Awaits a publish; its routing key and body.
+    /// Expects a publish, and returns its routing key and its body.
     pub(crate) fn expect_publish(&mut self, channel: u16) -> (String, Vec<u8>) {
         let mut publish = self.expect(channel, BASIC_PUBLISH);
         publish.u16();
@@ -214,36 +215,44 @@ impl Wire {
     pub(crate) fn expect_heartbeat(&mut self) {
         match self.frame() {
             Some(Frame::Heartbeat) => {}
-            other => panic!("a heartbeat was due, not {other:?}"),
+            other => panic!("expected a heartbeat, got {other:?}"),
         }
     }
 
-    /// Awaits an ack, nack or reject: its delivery tag and its bits.
+    /// Expects an ack, nack or reject, and returns its delivery tag and its bits.
     pub(crate) fn expect_settled(&mut self, channel: u16, id: Method) -> (u64, u8) {
         let mut settled = self.expect(channel, id);
         (settled.u64(), settled.u8())
     }
 
-    /// Awaits that the client hangs up, and that it says nothing more.
-    pub(crate) fn expect_end(&mut self) {
-        if let Some(frame) = self.frame() {
-            panic!("the client should have hung up, but sent {frame:?}");
+    /// Expects that the client requeues these deliveries, each with a nack of its own.
+    pub(crate) fn expect_requeued(&mut self, channel: u16, tags: impl IntoIterator<Item = u64>) {
+        for tag in tags {
+            assert_eq!(self.expect_settled(channel, BASIC_NACK), (tag, REQUEUE));
         }
     }
 
-    /// The same over TLS, where the client has to say so below AMQP too. That word is all that may
-    /// come, and it is encrypted; the peer's own TLS would take an end without it as well.
+    /// Expects that the client hangs up without another frame.
+    pub(crate) fn expect_end(&mut self) {
+        if let Some(frame) = self.frame() {
+            panic!("expected the end of the stream, got {frame:?}");
+        }
+    }
+
+    /// Expects that the client ends its TLS stream with `close_notify` and sends nothing else. The
+    /// alert is read from the socket, because the TLS library of the peer accepts an end without
+    /// it.
     #[cfg(feature = "tls")]
-    pub(crate) fn expect_goodbye(&mut self) {
+    pub(crate) fn expect_close_notify(&mut self) {
         let mut record = Vec::new();
         self.stream.socket().read_to_end(&mut record).unwrap();
-        // An alert; from TLS 1.3 on it is dressed as data.
+        // 21 is an alert. In TLS 1.3 an encrypted alert has the type of data, 23.
         assert!(matches!(record.first(), Some(21 | 23)), "{record:?}");
         let length = 5 + usize::from(u16::from_be_bytes([record[3], record[4]]));
         assert_eq!(record.len(), length, "one record");
     }
 
-    /// Reads whatever still comes until the client hangs up.
+    /// Reads and ignores everything until the client hangs up.
     pub(crate) fn drain(&mut self) {
         while self.bytes(1).is_some() {}
     }
@@ -257,9 +266,8 @@ impl Wire {
         );
     }
 
-    /// Up to the point where the client has introduced itself: user and password as
-    /// they came.
-    pub(crate) fn introduce(&mut self) -> Vec<u8> {
+    /// Runs the handshake up to `connection.start-ok`. Returns the SASL response of the client.
+    pub(crate) fn expect_start_ok(&mut self) -> Vec<u8> {
         self.expect_protocol_header();
         self.send(0, CONNECTION_START, start(&[], "AMQPLAIN PLAIN"));
         let mut start_ok = self.expect(0, CONNECTION_START_OK);
@@ -268,8 +276,8 @@ impl Wire {
         start_ok.long()
     }
 
-    /// From there to the point where the client asks for a virtual host, which it
-    /// names. The limits that it has chosen, and the host.
+    /// Runs the handshake from there to `connection.open`. Returns the limits and the virtual host
+    /// that the client has sent.
     pub(crate) fn tune(&mut self, tune: Tune) -> (Tune, String) {
         self.send(0, CONNECTION_TUNE, tune.arguments());
         let mut tune_ok = self.expect(0, CONNECTION_TUNE_OK);
@@ -282,7 +290,7 @@ impl Wire {
     }
 
     pub(crate) fn handshake(&mut self, tune: Tune) {
-        self.introduce();
+        self.expect_start_ok();
         self.tune(tune);
         self.send(0, CONNECTION_OPEN_OK, args().short(""));
     }
@@ -292,14 +300,24 @@ impl Wire {
         self.send(channel, CHANNEL_OPEN_OK, args().long(""));
     }
 
-    /// Awaits a consumer and lets it start; its tag.
+    /// Accepts a consumer, and returns its consumer tag.
     pub(crate) fn accept_consumer(&mut self, channel: u16) -> String {
         let tag = self.expect_consume(channel);
         self.send(channel, BASIC_CONSUME_OK, args().short(&tag));
         tag
     }
 
-    /// Awaits a consumer; its tag.
+    /// Accepts a consumer and delivers "delivery 1" to "message `count`". Returns the consumer tag.
+    pub(crate) fn accept_consumer_and_deliver(&mut self, channel: u16, count: u64) -> String {
+        let consumer_tag = self.accept_consumer(channel);
+        for number in 1..=count {
+            let text = format!("message {number}");
+            self.deliver(channel, &consumer_tag, number, &text);
+        }
+        consumer_tag
+    }
+
+    /// Expects a consumer, and returns its consumer tag.
     pub(crate) fn expect_consume(&mut self, channel: u16) -> String {
         let mut consume = self.expect(channel, BASIC_CONSUME);
         consume.u16();
@@ -307,25 +325,25 @@ impl Wire {
         consume.short()
     }
 
-    /// Awaits the cancel of a consumer; its tag.
+    /// Expects the cancel of a consumer, and returns its consumer tag.
     pub(crate) fn expect_cancel(&mut self, channel: u16) -> String {
         self.expect(channel, BASIC_CANCEL).short()
     }
 
-    /// Awaits the cancel of this consumer, and confirms it.
+    /// Expects the cancel of this consumer, and sends cancel-ok.
     pub(crate) fn accept_cancel(&mut self, channel: u16, consumer_tag: &str) {
         assert_eq!(self.expect_cancel(channel), consumer_tag);
         self.send(channel, BASIC_CANCEL_OK, args().short(consumer_tag));
     }
 
-    /// Cancels this consumer as RabbitMQ does, and awaits that the client frees its tag.
+    /// Cancels this consumer as RabbitMQ does, and expects that the client frees its consumer tag.
     pub(crate) fn cancel_consumer(&mut self, channel: u16, consumer_tag: &str) {
         self.send(channel, BASIC_CANCEL, args().short(consumer_tag).u8(1));
-        self.expect_quiet_cancel(channel, consumer_tag);
+        self.expect_nowait_cancel(channel, consumer_tag);
     }
 
-    /// Awaits a cancel of this consumer that wants no answer.
-    pub(crate) fn expect_quiet_cancel(&mut self, channel: u16, consumer_tag: &str) {
+    /// Expects a cancel of this consumer with nowait.
+    pub(crate) fn expect_nowait_cancel(&mut self, channel: u16, consumer_tag: &str) {
         let mut cancel = self.expect(channel, BASIC_CANCEL);
         assert_eq!((cancel.short(), cancel.u8()), (consumer_tag.into(), 1));
     }
@@ -337,43 +355,43 @@ impl Wire {
 
     // Ending.
 
-    /// Awaits an orderly end: channels may close, then the connection does. Anything
-    /// else fails the test, so a script notices what it does not expect.
+    /// Serves an orderly end: closes of channels, then the close of the connection. Any other
+    /// method fails the test.
     pub(crate) fn finish(&mut self) {
         loop {
             match self.frame() {
                 None => return,
                 Some(Frame::Heartbeat) => {}
                 Some(Frame::Method(channel, CHANNEL_CLOSE, _)) => {
-                    self.offer(&method(channel, CHANNEL_CLOSE_OK, args()));
+                    self.try_send(&method(channel, CHANNEL_CLOSE_OK, args()));
                 }
                 Some(Frame::Method(0, CONNECTION_CLOSE, _)) => {
-                    self.offer(&method(0, CONNECTION_CLOSE_OK, args()));
+                    self.try_send(&method(0, CONNECTION_CLOSE_OK, args()));
                     return self.expect_end();
                 }
-                Some(other) => panic!("nobody expected {other:?}"),
+                Some(other) => panic!("expected a close, got {other:?}"),
             }
         }
     }
 
-    /// Serves what a healthy client may want at the end of a test, and ignores the rest,
-    /// until the client hangs up.
+    /// Replies to the usual calls at the end of a test and ignores all other frames, until the
+    /// client hangs up.
     pub(crate) fn serve(&mut self) {
         while self.serve_one().is_some() {}
     }
 
-    /// The same until the client sends this method, which is still served.
+    /// Replies to the usual calls up to and including this method.
     pub(crate) fn serve_until(&mut self, channel: u16, id: Method) {
         while self.serve_one().expect("the client hung up") != (channel, id) {}
     }
 
-    /// Serves the next method, and tells which it was.
+    /// Replies to the next method, and returns its channel and its number.
     fn serve_one(&mut self) -> Option<(u16, Method)> {
         loop {
             let Frame::Method(channel, id, _) = self.frame()? else {
                 continue;
             };
-            self.offer(&match id {
+            self.try_send(&match id {
                 CHANNEL_OPEN => method(channel, CHANNEL_OPEN_OK, args().long("")),
                 QUEUE_DECLARE => method(channel, QUEUE_DECLARE_OK, declare_ok("queue")),
                 CHANNEL_CLOSE => method(channel, CHANNEL_CLOSE_OK, args()),
@@ -385,8 +403,7 @@ impl Wire {
         }
     }
 
-    /// Awaits the answer to a close of the connection, whatever comes before it, and
-    /// then the end.
+    /// Ignores all frames before `connection.close-ok`, and expects the end behind it.
     pub(crate) fn await_close_ok(&mut self) {
         loop {
             let came = self.frame().expect("the client hung up without a close-ok");
@@ -396,38 +413,38 @@ impl Wire {
         }
     }
 
-    /// Says that nothing more comes (FIN), and goes on listening.
+    /// Ends the outgoing stream (`close_notify` and FIN). The peer may still read.
     pub(crate) fn shut_down(&mut self) {
-        self.stream.say_goodbye();
+        self.stream.send_close_notify();
         self.stream.socket().shutdown(Shutdown::Write).unwrap();
     }
 
-    /// The same without a word to TLS, which by its rules owes one.
+    /// Sends FIN without the `close_notify` that TLS requires.
     #[cfg(feature = "tls")]
-    pub(crate) fn shut_down_without_goodbye(&mut self) {
+    pub(crate) fn shut_down_without_close_notify(&mut self) {
         self.stream.socket().shutdown(Shutdown::Write).unwrap();
     }
 
-    /// From now on whatever the client sends is lost before this side's TCP has seen it,
-    /// which does not even acknowledge it: as if the machine were gone.
+    /// Drops every packet of the client from now on, so that the TCP of this side does not even
+    /// acknowledge it. The client sees a machine that has vanished.
     #[cfg(target_os = "linux")]
     pub(crate) fn vanish(&mut self) {
-        // BPF_RET with 0: of each packet, nothing is kept.
+        // BPF_RET with 0 keeps no byte of a packet.
         let nothing = [socket2::SockFilter::new(6, 0, 0, 0)];
         let socket = SockRef::from(self.stream.socket());
         socket.attach_filter(&nothing).unwrap();
         self.stream.socket().set_nonblocking(true).unwrap();
-        // What came before that.
+        // Bytes from before the filter.
         while self.stream.read(&mut [0; 65_536]).is_ok() {}
     }
 
-    /// That nothing has come since it has vanished.
+    /// Expects that no byte has arrived since [`Self::vanish`].
     pub(crate) fn expect_nothing(&mut self) {
         let error = self.stream.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
     }
 
-    /// A second hand on a plain connection, for what comes while the first one sends.
+    /// Returns a second handle of a plain connection, which may read while the first handle sends.
     pub(crate) fn another(&self) -> Self {
         Self {
             stream: Box::new(self.stream.socket().try_clone().unwrap()),
@@ -435,7 +452,7 @@ impl Wire {
         }
     }
 
-    /// Throws the connection away (RST).
+    /// Resets the connection (RST).
     pub(crate) fn reset(self) {
         let socket = SockRef::from(self.stream.socket());
         socket.set_linger(Some(Duration::ZERO)).unwrap();
