@@ -97,7 +97,7 @@ impl Broker {
     fn start() -> Self {
         let listener = Listener::bind();
         // A test may have one client for minutes.
-        listener.set_patience(Duration::from_secs(3600));
+        listener.set_accept_timeout(Duration::from_secs(3600));
         let port = listener.port();
         let over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&over);

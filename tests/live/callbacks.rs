@@ -21,7 +21,7 @@ fn within_a_callback(
     mut act: impl FnMut(&BlockingChannel) -> cony::Result<()> + Send + 'static,
 ) -> cony::Result<()> {
     let channel = channel();
-    let queue = queue_of(&channel, &["x"]);
+    let queue = queue_of(&channel, ["x"]);
     channel
         .basic_consume(&queue, move |channel, delivery| {
             act(channel)?;
@@ -122,7 +122,7 @@ fn a_callback_may_cancel_itself_or_close_what_it_runs_on() {
 #[test]
 fn a_callback_may_recover_what_it_has_not_settled() {
     let channel = channel();
-    let queue = queue_of(&channel, &["x"]);
+    let queue = queue_of(&channel, ["x"]);
     channel
         .basic_consume(&queue, |channel, delivery| {
             if !delivery.redelivered {
@@ -162,7 +162,7 @@ fn a_callback_may_publish_more_than_the_confirm_window() {
     let connection = BlockingConnection::open(parameters.confirm_window(2)).unwrap();
     let channel = connection.channel().unwrap();
     channel.confirm_delivery().unwrap();
-    let queue = queue_of(&channel, &["x"]);
+    let queue = queue_of(&channel, ["x"]);
     let spare = exclusive_queue(&channel);
     let elsewhere = spare.clone();
     channel
@@ -197,7 +197,7 @@ fn a_callback_may_run_a_transaction_on_another_channel() {
 #[test]
 fn a_callback_may_read_an_iterator_of_its_own_channel() {
     within_a_callback(|channel| {
-        let queue = queue_of(channel, &["one", "two"]);
+        let queue = queue_of(channel, ["one", "two"]);
         let consumer = channel.consume(&queue)?;
         for expected in ["one", "two"] {
             let delivery = consumer.recv_timeout(PATIENCE)?.unwrap();
@@ -218,7 +218,7 @@ fn a_callback_may_consume_on_another_channel_and_another_connection() {
                 true => connect().channel()?,
                 false => channel.connection().channel()?,
             };
-            let queue = queue_of(&inner, &["inner"]);
+            let queue = queue_of(&inner, ["inner"]);
             let (sender, seen) = mpsc::channel();
             inner.basic_consume(&queue, move |inner, delivery| {
                 sender
@@ -238,7 +238,7 @@ fn a_callback_may_consume_on_another_channel_and_another_connection() {
 #[test]
 fn a_callback_may_publish_to_its_own_queue() {
     let channel = channel();
-    let queue = queue_of(&channel, &["0"]);
+    let queue = queue_of(&channel, ["0"]);
     let own = queue.clone();
     channel
         .basic_consume(&queue, move |channel, delivery| {
@@ -260,7 +260,7 @@ fn a_callback_may_publish_to_its_own_queue() {
 fn a_callback_may_delete_its_own_queue() {
     for listens in [false, true] {
         let channel = channel();
-        let queue = queue_of(&channel, &["x", "never seen"]);
+        let queue = queue_of(&channel, ["x", "never seen"]);
         let own = queue.clone();
         channel.basic_qos(1).unwrap();
         let tag = channel
@@ -285,7 +285,7 @@ fn a_callback_may_delete_its_own_queue() {
 #[test]
 fn a_callback_may_replace_itself_by_a_consumer_with_its_tag() {
     let channel = channel();
-    let queue = queue_of(&channel, &["first", "second"]);
+    let queue = queue_of(&channel, ["first", "second"]);
     channel.basic_qos(1).unwrap();
     let (sender, seen) = mpsc::channel();
     let consume = basic::Consume::new(&queue).consumer_tag("mine");
@@ -316,7 +316,7 @@ fn a_callback_may_replace_itself_by_a_consumer_with_its_tag() {
 #[test]
 fn another_thread_may_settle_a_delivery_of_a_callback() {
     let channel = channel();
-    let queue = queue_of(&channel, &["1", "2", "3"]);
+    let queue = queue_of(&channel, ["1", "2", "3"]);
     channel.basic_qos(1).unwrap();
     let (work, jobs) = mpsc::channel::<Delivery>();
     let settling = channel.clone();
@@ -372,7 +372,7 @@ fn start_consuming_returns_the_close_reason_when_a_callback_loses_its_channel() 
 #[test]
 fn a_callback_may_add_callbacks() {
     let channel = channel();
-    let queue = queue_of(&channel, &["x"]);
+    let queue = queue_of(&channel, ["x"]);
     let (sender, noted) = mpsc::channel();
     channel
         .basic_consume(&queue, move |channel, delivery| {
@@ -406,7 +406,7 @@ fn a_captured_value_may_make_calls_when_its_callback_is_dropped() {
     let connection = connect();
     let channel = connection.channel().unwrap();
     let other = connection.channel().unwrap();
-    let queue = queue_of(&channel, &["x"]);
+    let queue = queue_of(&channel, ["x"]);
     let (sender, noted) = mpsc::channel();
     let captured = CallsWhenDropped(other, sender);
     channel

@@ -1,4 +1,4 @@
-//! `queue_exists` and `exchange_exists`.
+//! Checks for existence: `queue_exists` and `exchange_exists`.
 
 use cony::{BlockingConnection, ConnectionParameters, Error, ReplyCode};
 

@@ -5,13 +5,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingConnection, ConnectError, ConnectionParameters, Credentials,
-    DeliveryMode, Error, FieldTable, Message, ReplyCode, basic, exchange, queue,
+    BasicProperties, BlockingConnection, ConnectionParameters, Credentials, DeliveryMode, Error,
+    FieldTable, Message, ReplyCode, basic, exchange, queue,
 };
 
 use crate::support::{
-    PATIENCE, await_ready, channel, connect, exclusive_queue, expect_error, get, ready, unique,
-    until, url,
+    PATIENCE, await_ready, channel, connect, exclusive_queue, get, ready, unique, until, url,
 };
 
 #[test]
@@ -142,7 +141,9 @@ fn a_connection_opens_with_every_url_option_of_pika() {
 #[cfg(feature = "tls")]
 #[test]
 fn a_connection_opens_with_pikas_dict_of_ssl_options() {
-    use crate::support::variable;
+    use cony::ConnectError;
+
+    use crate::support::{expect_error, variable};
 
     let [ca, certificate, key] =
         ["CA", "CLIENT_CERT", "CLIENT_KEY"].map(|name| variable(&format!("CONY_BROKER_{name}")));

@@ -15,7 +15,7 @@ fn a_get_from_an_empty_queue_returns_none() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     assert!(next(&channel, &queue).is_none());
-    fill(&channel, &queue, &["", "x"]);
+    fill(&channel, &queue, ["", "x"]);
     let empty = next(&channel, &queue).unwrap();
     assert!(empty.body.is_empty());
     assert_eq!(empty.message_count, Some(1));
@@ -29,7 +29,7 @@ fn a_get_from_an_empty_queue_returns_none() {
 fn gets_and_consumers_of_a_channel_share_its_delivery_tags() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["got", "delivered", "got too"]);
+    fill(&channel, &queue, ["got", "delivered", "got too"]);
     assert_eq!(next(&channel, &queue).unwrap().delivery_tag, 1);
     channel.basic_qos(1).unwrap();
     let consumer = channel.consume(&queue).unwrap();

@@ -134,7 +134,7 @@ fn start_consuming_runs_the_return_callback() {
 #[test]
 fn a_return_callback_may_publish_and_fail() {
     let channel = channel();
-    let queue = queue_of(&channel, &["x"]);
+    let queue = queue_of(&channel, ["x"]);
     let spare = exclusive_queue(&channel);
     let elsewhere = spare.clone();
     channel.add_on_return_callback(move |channel, returned| {

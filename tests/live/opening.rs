@@ -1,5 +1,4 @@
-//! Opening a connection: where a URL leads, what both sides agree on, and how each failure to
-//! open is reported.
+//! Opening a connection: URLs, negotiated limits, and the error of each failure.
 
 use std::net::TcpListener;
 use std::process::Command;

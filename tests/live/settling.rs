@@ -53,7 +53,7 @@ fn texts(channel: &BlockingChannel, queue: &str) -> Vec<String> {
 fn an_unknown_delivery_tag_is_refused_before_sending() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["x"]);
+    fill(&channel, &queue, ["x"]);
     let message = next(&channel, &queue).unwrap();
     for result in [
         channel.basic_ack(123_456),
@@ -74,7 +74,7 @@ fn an_unknown_delivery_tag_is_refused_before_sending() {
 fn a_multiple_nack_skips_settled_deliveries() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["1", "2", "3", "4", "5"]);
+    fill(&channel, &queue, ["1", "2", "3", "4", "5"]);
     let messages: Vec<_> = (0..5).map(|_| next(&channel, &queue).unwrap()).collect();
     messages[1].ack().unwrap();
     channel
@@ -90,7 +90,7 @@ fn a_multiple_nack_skips_settled_deliveries() {
 fn a_nack_of_all_deliveries_requeues_them_in_order() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["1", "2", "3"]);
+    fill(&channel, &queue, ["1", "2", "3"]);
     let held: Vec<_> = iter::from_fn(|| next(&channel, &queue)).collect();
     assert_eq!(held.len(), 3);
     let all = basic::Nack::new(0).multiple(true);
@@ -104,7 +104,7 @@ fn an_ack_of_all_deliveries_succeeds_when_none_is_unsettled() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     channel.basic_ack_multiple(0).unwrap();
-    fill(&channel, &queue, &["x", "y"]);
+    fill(&channel, &queue, ["x", "y"]);
     next(&channel, &queue).unwrap().ack().unwrap();
     channel.basic_ack_multiple(0).unwrap();
     channel
@@ -144,7 +144,7 @@ fn an_ack_of_all_deliveries_leaves_those_that_arrive_later() {
 fn a_rejected_message_is_dropped_or_requeued() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["away", "back"]);
+    fill(&channel, &queue, ["away", "back"]);
     expect_error!(
         channel.basic_reject(basic::Reject::new(1).requeue(false)),
         Error::UnknownDeliveryTag(1)
@@ -166,7 +166,7 @@ fn a_requeued_message_can_be_got_on_another_channel() {
     let first = connection.channel().unwrap();
     let second = connection.channel().unwrap();
     let queue = exclusive_queue(&first);
-    fill(&first, &queue, &["x"]);
+    fill(&first, &queue, ["x"]);
     let consumer = second.consume(&queue).unwrap();
     let delivery = consumer.next().unwrap().unwrap();
     consumer.cancel().unwrap();
@@ -185,7 +185,7 @@ fn unsettled_deliveries_are_requeued_after_every_kind_of_end() {
         let setup = channel();
         let queue = unique("unsettled");
         setup.queue_declare(&queue).unwrap();
-        fill(&setup, &queue, &["settled", "unsettled", "for good"]);
+        fill(&setup, &queue, ["settled", "unsettled", "for good"]);
         let connection = connect();
         let channel = connection.channel().unwrap();
         next(&channel, &queue).unwrap().ack().unwrap();
@@ -274,7 +274,7 @@ fn recover_redelivers_to_the_consumer() {
 fn recover_does_not_requeue_no_ack_deliveries() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["for good", "unsettled"]);
+    fill(&channel, &queue, ["for good", "unsettled"]);
     get(&channel, &queue);
     next(&channel, &queue).unwrap();
     channel.basic_recover(basic::Recover::default()).unwrap();
@@ -288,7 +288,7 @@ fn recover_does_not_requeue_no_ack_deliveries() {
 fn after_recover_the_former_delivery_is_settled() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["x"]);
+    fill(&channel, &queue, ["x"]);
     let former = next(&channel, &queue).unwrap();
     channel.basic_recover(basic::Recover::default()).unwrap();
     expect_error!(former.ack(), Error::AlreadySettled(1));
@@ -304,7 +304,7 @@ fn after_recover_the_former_delivery_is_settled() {
 fn recover_redelivers_deliveries_that_were_not_received() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    fill(&channel, &queue, &["x"; 20]);
+    fill(&channel, &queue, ["x"; 20]);
     let consumer = channel.consume(&queue).unwrap();
     consumer.next().unwrap().unwrap();
     await_ready(&channel, &queue, 0);

@@ -1,4 +1,4 @@
-//! Timers: `add_timeout` and `remove_timeout`.
+//! Timers: `add_timeout`, `remove_timeout`, their order and their errors.
 
 use std::panic;
 use std::sync::mpsc;

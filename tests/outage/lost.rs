@@ -118,7 +118,7 @@ fn working_threads_get_an_error_when_the_broker_is_killed() {
         ("declaring", declaring),
         ("wait_closed", waiting),
     ]);
-    assert!(matches!(connection.close(), Err(Error::ConnectionLost(_))));
+    expect_error!(connection.close(), Error::ConnectionLost(_));
 }
 
 fn exclusive_queue_or_error(channel: &cony::BlockingChannel) -> cony::Result<()> {

@@ -10,7 +10,7 @@ use crate::common::dispatch_until;
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    PATIENCE, Tune, args, connected, heartbeat, play, signal, with_channel, with_channel_and,
+    STEP_TIMEOUT, Tune, args, connected, heartbeat, play, signal, with_channel, with_channel_and,
 };
 
 #[test]
@@ -134,7 +134,7 @@ fn a_connection_that_is_blocked_for_too_long_is_lost() {
 #[test]
 fn a_connection_that_is_unblocked_in_time_stays_open() {
     connected(
-        |parameters| parameters.blocked_connection_timeout(PATIENCE),
+        |parameters| parameters.blocked_connection_timeout(STEP_TIMEOUT),
         |wire| {
             wire.send(0, CONNECTION_BLOCKED, args().short("low on memory"));
             wire.send(0, CONNECTION_UNBLOCKED, args());

@@ -1,7 +1,6 @@
 //! The cancel of a consumer by the program, with and without a reply.
 
 use std::sync::mpsc;
-use std::sync::mpsc::channel as queue;
 use std::thread;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ fn a_consumer_whose_cancel_timed_out_still_gets_deliveries() {
             wire.send(1, BASIC_CANCEL_OK, args().short(&tag));
         },
         move |channel| {
-            let (note, noted) = queue();
+            let (note, noted) = mpsc::channel();
             let consume = move |_: &BlockingChannel, delivery: Delivery| {
                 note.send(delivery.text()?.to_owned()).unwrap();
                 delivery.ack()
@@ -65,7 +64,7 @@ fn a_cancel_by_another_thread_loses_no_no_ack_delivery() {
         },
         |channel| {
             for round in 0..ROUNDS {
-                let (sender, called) = queue();
+                let (sender, called) = mpsc::channel();
                 let consume = move |_: &BlockingChannel, delivery: Delivery| {
                     sender.send(delivery.delivery_tag).map_err(Error::other)
                 };

@@ -9,7 +9,7 @@ use cony::{Error, ReplyCode};
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    PATIENCE, args, body, close, connected, declare_ok, method, signal, with_channel,
+    STEP_TIMEOUT, args, body, close, connected, declare_ok, method, signal, with_channel,
     with_channel_and,
 };
 
@@ -275,7 +275,7 @@ fn a_close_right_after_open_ok_reaches_the_close_callback() {
                         Ok(())
                     });
                     let reason = noted
-                        .recv_timeout(PATIENCE)
+                        .recv_timeout(STEP_TIMEOUT)
                         .expect("no close callback in time");
                     assert_eq!(reason.reply_code(), Some(ReplyCode::CHANNEL_ERROR));
                 }

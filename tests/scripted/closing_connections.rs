@@ -350,14 +350,18 @@ fn a_connection_close_whose_stream_ends_fails_unless_all_publishes_are_confirmed
                 let outcome = connection.close();
                 match (confirmed, resets) {
                     (true, _) => outcome.unwrap(),
-                    (false, true) => assert!(matches!(
-                        outcome,
-                        Err(Error::ConnectionLost(ConnectionLostError::Io { .. }))
-                    )),
-                    (false, false) => assert!(matches!(
-                        outcome,
-                        Err(Error::ConnectionLost(ConnectionLostError::EndOfStream))
-                    )),
+                    (false, true) => {
+                        expect_error!(
+                            outcome,
+                            Error::ConnectionLost(ConnectionLostError::Io { .. })
+                        );
+                    }
+                    (false, false) => {
+                        expect_error!(
+                            outcome,
+                            Error::ConnectionLost(ConnectionLostError::EndOfStream)
+                        );
+                    }
                 }
             },
         );

@@ -5,7 +5,7 @@ use std::thread;
 
 use cony::{BlockingChannel, BlockingConnection, Error, basic};
 
-use crate::support::peer::{PATIENCE, args};
+use crate::support::peer::{STEP_TIMEOUT, args};
 
 /// A consumer of "q" without acknowledgements.
 pub(crate) fn no_ack() -> basic::Consume {
@@ -31,7 +31,7 @@ pub(crate) fn open_when_free(connection: &BlockingConnection, number: u16) -> Bl
 /// Dispatches until a callback has sent something to `noted`, and returns that.
 pub(crate) fn dispatch_until<T>(connection: &BlockingConnection, noted: &mpsc::Receiver<T>) -> T {
     loop {
-        connection.process_data_events(PATIENCE).unwrap();
+        connection.process_data_events(STEP_TIMEOUT).unwrap();
         if let Ok(noted) = noted.try_recv() {
             return noted;
         }

@@ -7,7 +7,7 @@ use cony::{BasicProperties, Error, Message, ReplyCode};
 
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    PATIENCE, TEST_TIMEOUT, args, body, close, header_with, method, with_channel,
+    STEP_TIMEOUT, TEST_TIMEOUT, args, body, close, header_with, method, with_channel,
 };
 
 #[test]
@@ -155,7 +155,7 @@ fn the_confirm_callback_gets_each_publish_once_in_the_order_of_the_broker() {
             let connection = channel.connection();
             let mut told = Vec::new();
             while told.len() < 8 {
-                connection.process_data_events(PATIENCE).unwrap();
+                connection.process_data_events(STEP_TIMEOUT).unwrap();
                 told.extend(noted.try_iter());
             }
             let outcomes: Vec<_> = told

@@ -1,17 +1,16 @@
 //! `basic_consume` with `start_consuming` and `stop_consuming`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::channel as queue;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use cony::{BlockingChannel, Delivery, Error, ReplyCode};
 
 use crate::common::{await_earlier_frames, no_ack};
-use crate::support::expect_error;
-use crate::support::panic_text;
 use crate::support::peer::methods::*;
 use crate::support::peer::{SINGLE, args, close, signal, with_channel};
+use crate::support::{expect_error, panic_text};
 
 #[test]
 fn callbacks_get_the_deliveries_of_all_consumers_in_order() {
@@ -32,7 +31,7 @@ fn callbacks_get_the_deliveries_of_all_consumers_in_order() {
             }
         },
         |channel| {
-            let (sender, order) = queue();
+            let (sender, order) = mpsc::channel();
             for _ in 0..2 {
                 let sender = sender.clone();
                 let consume = move |channel: &BlockingChannel, delivery: Delivery| {
@@ -114,7 +113,7 @@ fn stop_consuming_dispatches_the_waiting_no_ack_deliveries() {
             wire.send(1, BASIC_CANCEL_OK, args().short(&tag));
         },
         |channel| {
-            let (sender, received) = queue();
+            let (sender, received) = mpsc::channel();
             let consume = move |channel: &BlockingChannel, delivery: Delivery| {
                 sender.send(delivery.delivery_tag).unwrap();
                 channel.stop_consuming()
@@ -311,7 +310,7 @@ fn a_callback_may_own_the_last_handles() {
             wire.accept_cancel(1, &tag);
         },
         |channel| {
-            let (sender, handles) = queue();
+            let (sender, handles) = mpsc::channel();
             let consume = move |channel: &BlockingChannel, _| {
                 channel.stop_consuming()?;
                 drop(handles.recv());
@@ -339,7 +338,7 @@ fn a_cancel_of_the_last_consumer_by_the_broker_ends_start_consuming() {
             wire.expect_nowait_cancel(1, &second);
         },
         |channel| {
-            let (sender, received) = queue();
+            let (sender, received) = mpsc::channel();
             channel.basic_consume("q", |_, _| Ok(())).unwrap();
             let consume = move |_: &BlockingChannel, delivery: Delivery| {
                 sender.send(delivery.delivery_tag).unwrap();

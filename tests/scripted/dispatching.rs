@@ -11,7 +11,7 @@ use crate::support::expect_error;
 use crate::support::log::{TestLog, WORDY};
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    PATIENCE, Tune, args, close, connected, deliver, header, method, play, signal, with_channel,
+    STEP_TIMEOUT, Tune, args, close, connected, deliver, header, method, play, signal, with_channel,
 };
 
 #[test]
@@ -79,8 +79,8 @@ fn run_dispatches_no_ack_deliveries_before_it_returns_the_loss_of_the_connection
 fn deliveries_before_a_close_are_dispatched_before_its_error_is_returned() {
     type Dispatch = fn(&BlockingConnection) -> cony::Result<()>;
     let ways: [Dispatch; 3] = [
-        |connection| connection.process_data_events(PATIENCE),
-        |connection| connection.sleep(PATIENCE),
+        |connection| connection.process_data_events(STEP_TIMEOUT),
+        |connection| connection.sleep(STEP_TIMEOUT),
         BlockingConnection::run,
     ];
     for dispatch in ways {
@@ -130,7 +130,7 @@ fn a_timer_that_a_callback_adds_runs_in_the_next_dispatch() {
                 Ok(())
             });
             for expected in ["first", "second"] {
-                connection.process_data_events(PATIENCE).unwrap();
+                connection.process_data_events(STEP_TIMEOUT).unwrap();
                 assert_eq!(noted.try_iter().collect::<Vec<_>>(), [expected]);
             }
         },

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, Delivery, Error, Message, basic};
 
-use crate::support::expect_error;
-use crate::support::panic_text;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    PATIENCE, Wire, args, body, deliver, header, method, signal, with_channel,
+    STEP_TIMEOUT, Wire, args, body, deliver, header, method, signal, with_channel,
 };
+use crate::support::{expect_error, panic_text};
 
 /// Returns a message as unroutable.
 fn send_back(wire: &mut Wire, text: &str) {
@@ -50,10 +49,10 @@ fn after_a_panic_of_a_callback_the_next_dispatch_gets_the_other_deliveries() {
             .unwrap();
         let connection = channel.connection();
         let first = catch_unwind(AssertUnwindSafe(|| {
-            connection.process_data_events(PATIENCE)
+            connection.process_data_events(STEP_TIMEOUT)
         }));
         assert!(panic_text(first).contains("as a callback may panic"));
-        connection.process_data_events(PATIENCE).unwrap();
+        connection.process_data_events(STEP_TIMEOUT).unwrap();
         assert_eq!(noted.try_iter().collect::<Vec<_>>(), [1, 2]);
     });
 }
@@ -80,13 +79,16 @@ fn after_an_error_of_a_callback_the_next_dispatch_gets_the_other_returns() {
             }
             let connection = channel.connection();
             while connection.stats().messages_returned < 3 {
-                connection.ready().recv_timeout(PATIENCE).unwrap();
+                connection.ready().recv_timeout(STEP_TIMEOUT).unwrap();
             }
             for text in ["one", "two", "three"] {
-                expect_error!(connection.process_data_events(PATIENCE), Error::Other(_));
+                expect_error!(
+                    connection.process_data_events(STEP_TIMEOUT),
+                    Error::Other(_)
+                );
                 assert_eq!(noted.try_recv().unwrap(), text);
                 if text != "three" {
-                    connection.ready().recv_timeout(PATIENCE).unwrap();
+                    connection.ready().recv_timeout(STEP_TIMEOUT).unwrap();
                 }
             }
         },
@@ -119,11 +121,14 @@ fn after_an_error_of_a_callback_the_next_dispatch_gets_the_other_confirms() {
                 channel.basic_publish("", "q", "x").unwrap();
             }
             let connection = channel.connection();
-            expect_error!(connection.process_data_events(PATIENCE), Error::Other(_));
-            let panics = || connection.process_data_events(PATIENCE);
+            expect_error!(
+                connection.process_data_events(STEP_TIMEOUT),
+                Error::Other(_)
+            );
+            let panics = || connection.process_data_events(STEP_TIMEOUT);
             let second = catch_unwind(AssertUnwindSafe(panics));
             assert_eq!(panic_text(second), "as a callback may panic");
-            connection.process_data_events(PATIENCE).unwrap();
+            connection.process_data_events(STEP_TIMEOUT).unwrap();
             assert_eq!(noted.try_iter().collect::<Vec<_>>(), [1, 2, 3]);
         },
     );
@@ -159,13 +164,13 @@ fn a_nested_dispatch_leaves_the_events_of_the_channel_to_the_outer_dispatch() {
                     inside.send(()).unwrap();
                     // The outer dispatch holds the channel, so the nested dispatch runs only
                     // callbacks of the connection.
-                    channel.connection().process_data_events(PATIENCE)?;
+                    channel.connection().process_data_events(STEP_TIMEOUT)?;
                     note.send("delivered").unwrap();
                     Ok(())
                 })
                 .unwrap();
-            connection.process_data_events(PATIENCE).unwrap();
-            connection.process_data_events(PATIENCE).unwrap();
+            connection.process_data_events(STEP_TIMEOUT).unwrap();
+            connection.process_data_events(STEP_TIMEOUT).unwrap();
             let told: Vec<_> = noted.try_iter().collect();
             assert_eq!(told, ["blocked", "delivered", "returned"]);
         },
@@ -229,7 +234,7 @@ fn run_stops_although_confirms_keep_arriving() {
             for _ in 0..3 {
                 channel.basic_publish("", "q", "x").unwrap();
             }
-            channel.wait_for_confirms(PATIENCE).unwrap();
+            channel.wait_for_confirms(STEP_TIMEOUT).unwrap();
             let connection = channel.connection();
             for number in 1..=3 {
                 connection.run().unwrap();

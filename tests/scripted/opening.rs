@@ -19,7 +19,7 @@ pub(crate) const PASSWORD: &str = "QzXvJkWpQzXvJkWp";
 
 /// Opens a connection to this peer, and checks the error of the opening. No text of the error may
 /// contain the password.
-pub(crate) fn failure(
+pub(crate) fn expect_failure(
     adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
     script: impl FnOnce(&mut Wire) + Send + 'static,
     check: impl FnOnce(Error) + Send + 'static,
@@ -46,15 +46,15 @@ pub(crate) fn failure(
     );
 }
 
-pub(crate) fn plainly(parameters: ConnectionParameters) -> ConnectionParameters {
+pub(crate) fn unchanged(parameters: ConnectionParameters) -> ConnectionParameters {
     parameters
 }
 
-pub(crate) fn hurriedly(parameters: ConnectionParameters) -> ConnectionParameters {
+pub(crate) fn short_handshake_timeout(parameters: ConnectionParameters) -> ConnectionParameters {
     parameters.handshake_timeout(Duration::from_millis(300))
 }
 
-pub(crate) fn says(error: &Error, words: &str) {
+pub(crate) fn assert_contains(error: &Error, words: &str) {
     let text = error.to_string();
     assert!(text.contains(words), "'{words}' is not in '{text}'");
 }
@@ -75,8 +75,8 @@ fn a_port_without_a_listener_refuses_the_connection() {
         panic!("{error:?}");
     };
     assert_eq!(*kind, std::io::ErrorKind::ConnectionRefused);
-    says(&error, &format!("127.0.0.1:{port}"));
-    says(&error, "the broker is running");
+    assert_contains(&error, &format!("127.0.0.1:{port}"));
+    assert_contains(&error, "the broker is running");
     assert!(error.is_connection_error());
 }
 
@@ -100,7 +100,7 @@ fn an_address_that_does_not_answer_fails_at_the_socket_timeout() {
     let expected = ConnectError::TimedOut(timeout);
     assert_eq!(*cause(&error, Stage::Tcp), expected);
     assert!(error.is_timeout());
-    says(&error, "no firewall drops the packets");
+    assert_contains(&error, "no firewall drops the packets");
 }
 
 #[test]
@@ -111,14 +111,14 @@ fn a_host_name_that_does_not_resolve_is_in_the_error() {
     let ConnectError::Io { .. } = cause(&error, Stage::Resolve) else {
         panic!("{error:?}");
     };
-    says(&error, &host);
-    says(&error, "while the host name was being resolved");
+    assert_contains(&error, &host);
+    assert_contains(&error, "while the host name was being resolved");
 }
 
 #[test]
 fn a_silent_peer_fails_the_opening_at_the_handshake_timeout() {
-    failure(
-        hurriedly,
+    expect_failure(
+        short_handshake_timeout,
         |wire| {
             wire.expect_protocol_header();
             wire.expect_end();
@@ -128,26 +128,26 @@ fn a_silent_peer_fails_the_opening_at_the_handshake_timeout() {
             let expected = ConnectError::TimedOut(timeout);
             assert_eq!(*cause(&error, Stage::Header), expected);
             assert!(error.is_timeout());
-            says(&error, "does not speak AMQP, or is overloaded");
+            assert_contains(&error, "does not speak AMQP, or is overloaded");
         },
     );
 }
 
 #[test]
 fn a_peer_that_falls_silent_later_fails_the_opening_at_its_stage() {
-    failure(
-        hurriedly,
+    expect_failure(
+        short_handshake_timeout,
         |wire| {
             wire.expect_start_ok();
             wire.expect_end();
         },
         |error| {
             assert!(error.is_timeout(), "{error:?}");
-            says(&error, "while the broker checked the credentials");
+            assert_contains(&error, "while the broker checked the credentials");
         },
     );
-    failure(
-        hurriedly,
+    expect_failure(
+        short_handshake_timeout,
         |wire| {
             wire.expect_start_ok();
             wire.tune(Tune::default());
@@ -155,7 +155,7 @@ fn a_peer_that_falls_silent_later_fails_the_opening_at_its_stage() {
         },
         |error| {
             assert!(error.is_timeout(), "{error:?}");
-            says(&error, "while the virtual host was being opened");
+            assert_contains(&error, "while the virtual host was being opened");
         },
     );
 }
@@ -163,8 +163,8 @@ fn a_peer_that_falls_silent_later_fails_the_opening_at_its_stage() {
 #[test]
 fn endless_heartbeats_do_not_prolong_the_handshake() {
     for chunk in [1, 8 * 1024] {
-        failure(
-            hurriedly,
+        expect_failure(
+            short_handshake_timeout,
             move |wire| {
                 wire.expect_protocol_header();
                 wire.flood(&heartbeat().repeat(1024), chunk);
@@ -176,8 +176,8 @@ fn endless_heartbeats_do_not_prolong_the_handshake() {
 
 #[test]
 fn an_immediate_hang_up_suggests_tls() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         // A hang-up before the protocol header arrives resets the connection.
         |_| {},
         |error| {
@@ -186,32 +186,32 @@ fn an_immediate_hang_up_suggests_tls() {
                 ConnectError::EndOfStream | ConnectError::Io { .. }
             );
             assert!(expected, "{error:?}");
-            says(&error, "amqps://");
+            assert_contains(&error, "amqps://");
         },
     );
 }
 
 #[test]
 fn a_hang_up_after_the_protocol_header_suggests_tls() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| wire.expect_protocol_header(),
         |error| {
             let expected = ConnectError::EndOfStream;
             assert_eq!(*cause(&error, Stage::Header), expected);
-            says(
+            assert_contains(
                 &error,
                 "closed the stream, after the protocol header was sent",
             );
-            says(&error, "amqps://");
+            assert_contains(&error, "amqps://");
         },
     );
 }
 
 #[test]
 fn a_hang_up_after_tune_ok_fails_at_stage_open() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             wire.tune(Tune::default());
@@ -231,8 +231,8 @@ fn the_first_bytes_of_a_server_that_is_no_broker_are_quoted() {
         (b"220 mail.example ESMTP\r\n", "220 mail.example"),
         (b"\0\0\0\0\0\0\0\0", "\\x00"),
     ] {
-        failure(
-            plainly,
+        expect_failure(
+            unchanged,
             move |wire| {
                 wire.expect_protocol_header();
                 wire.raw(banner);
@@ -240,9 +240,9 @@ fn the_first_bytes_of_a_server_that_is_no_broker_are_quoted() {
             },
             move |error| {
                 assert!(matches!(error, Error::NotAmqp { .. }), "{error:?}");
-                says(&error, words);
-                says(&error, "check the port");
-                says(&error, "127.0.0.1:");
+                assert_contains(&error, words);
+                assert_contains(&error, "check the port");
+                assert_contains(&error, "127.0.0.1:");
             },
         );
     }
@@ -250,8 +250,8 @@ fn the_first_bytes_of_a_server_that_is_no_broker_are_quoted() {
 
 #[test]
 fn a_tls_alert_suggests_amqps() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_protocol_header();
             wire.raw(b"\x15\x03\x03\0\x02\x02\x46");
@@ -259,7 +259,7 @@ fn a_tls_alert_suggests_amqps() {
         },
         |error| {
             assert!(matches!(error, Error::NotAmqp { .. }), "{error:?}");
-            says(&error, "that is TLS: use amqps://");
+            assert_contains(&error, "that is TLS: use amqps://");
         },
     );
 }
@@ -267,8 +267,8 @@ fn a_tls_alert_suggests_amqps() {
 #[test]
 fn another_version_of_amqp_is_reported() {
     for version in [*b"AMQP\x00\x01\x00\x00", *b"AMQP\x03\x01\x00\x00"] {
-        failure(
-            plainly,
+        expect_failure(
+            unchanged,
             move |wire| {
                 wire.expect_protocol_header();
                 wire.raw(&version);
@@ -279,7 +279,7 @@ fn another_version_of_amqp_is_reported() {
                     panic!("{error:?}");
                 };
                 assert_eq!(offered, version);
-                says(&error, "does not speak AMQP 0-9-1");
+                assert_contains(&error, "does not speak AMQP 0-9-1");
             },
         );
     }
@@ -287,8 +287,8 @@ fn another_version_of_amqp_is_reported() {
 
 #[test]
 fn a_frame_above_the_limit_ends_the_handshake() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             wire.raw(&args().u8(1).u16(0).u32(0xffff_fff0).bytes());
@@ -298,15 +298,15 @@ fn a_frame_above_the_limit_ends_the_handshake() {
             let ConnectError::Protocol(_) = cause(&error, Stage::Start) else {
                 panic!("{error:?}");
             };
-            says(&error, "4294967280 bytes exceeds the limit of");
+            assert_contains(&error, "4294967280 bytes exceeds the limit of");
         },
     );
 }
 
 #[test]
 fn a_frame_max_below_the_specified_minimum_ends_the_handshake() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             let tune = args().u16(2047).u32(100).u16(0);
@@ -321,15 +321,15 @@ fn a_frame_max_below_the_specified_minimum_ends_the_handshake() {
             else {
                 panic!("{error:?}");
             };
-            says(&error, "100");
+            assert_contains(&error, "100");
         },
     );
 }
 
 #[test]
 fn methods_out_of_order_end_the_handshake() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             wire.send(0, CONNECTION_OPEN_OK, args().short(""));
@@ -339,14 +339,14 @@ fn methods_out_of_order_end_the_handshake() {
             let ConnectError::Protocol(_) = cause(&error, Stage::Start) else {
                 panic!("{error:?}");
             };
-            says(&error, "connection.open-ok");
+            assert_contains(&error, "connection.open-ok");
         },
     );
 }
 
 #[test]
 fn client_properties_that_fit_no_frame_are_refused_and_not_sent() {
-    failure(
+    expect_failure(
         |parameters| parameters.client_properties([("fat", "x".repeat(140_000))]),
         |wire| {
             wire.expect_protocol_header();
@@ -361,8 +361,8 @@ fn client_properties_that_fit_no_frame_are_refused_and_not_sent() {
 
 #[test]
 fn a_content_frame_during_the_handshake_ends_it() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             wire.raw(&frame(3, 1, b"x"));

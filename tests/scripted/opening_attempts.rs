@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cony::{BlockingConnection, ConnectionParameters, Error, Stage};
 
-use crate::opening::{cause, failure, says};
+use crate::opening::{assert_contains, cause, expect_failure};
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
 use crate::support::peer::{Listener, Tune, args, close, parameters, play};
@@ -48,7 +48,7 @@ fn a_missing_or_forbidden_virtual_host_is_not_retried() {
         "NOT_ALLOWED - vhost connection limit (1) is reached not found",
         "NOT_ALLOWED - access to vhost 'v' refused for user 'u'",
     ] {
-        failure(
+        expect_failure(
             |parameters| parameters.connection_attempts(2),
             |wire| {
                 wire.expect_start_ok();
@@ -116,10 +116,10 @@ fn the_brokers_of_a_list_are_tried_in_order_until_one_accepts() {
 fn open_any_returns_the_error_of_the_last_broker() {
     let [one, other] = [Listener::bind().port(), Listener::bind().port()];
     let error = BlockingConnection::open_any([one, other].map(parameters)).unwrap_err();
-    says(&error, &format!("127.0.0.1:{other}"));
+    assert_contains(&error, &format!("127.0.0.1:{other}"));
     let none: [ConnectionParameters; 0] = [];
     let error = BlockingConnection::open_any(none).unwrap_err();
-    says(&error, "the list needs at least one");
+    assert_contains(&error, "the list needs at least one");
 }
 
 #[test]

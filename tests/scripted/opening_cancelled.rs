@@ -36,7 +36,7 @@ fn outcome(parameters: ConnectionParameters) -> (String, Option<Stage>) {
 }
 
 /// Checks that the opening ends at this stage when the script cancels it.
-fn ends(
+fn assert_ends_at(
     transport: Transport,
     adjust: fn(ConnectionParameters) -> ConnectionParameters,
     script: fn(&mut Wire, &CancellationToken),
@@ -57,7 +57,7 @@ fn ends(
     );
 }
 
-fn plainly(parameters: ConnectionParameters) -> ConnectionParameters {
+fn unchanged(parameters: ConnectionParameters) -> ConnectionParameters {
     parameters
 }
 
@@ -68,7 +68,7 @@ fn a_cancel_ends_the_wait_for_a_silent_peer() {
         token.cancel();
         wire.expect_end();
     };
-    ends(Transport::Tcp, plainly, script, Stage::Header);
+    assert_ends_at(Transport::Tcp, unchanged, script, Stage::Header);
 }
 
 #[cfg(feature = "tls")]
@@ -80,7 +80,7 @@ fn a_cancel_ends_a_tls_handshake_that_hangs() {
         wire.drain();
     };
     let adjust = |parameters: ConnectionParameters| parameters.tls(true);
-    ends(Transport::Tcp, adjust, script, Stage::Tls);
+    assert_ends_at(Transport::Tcp, adjust, script, Stage::Tls);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_cancel_ends_the_wait_for_the_check_of_the_credentials() {
         wire.expect_end();
     };
     for transport in Transport::ALL {
-        ends(*transport, plainly, script, Stage::Start);
+        assert_ends_at(*transport, unchanged, script, Stage::Start);
     }
 }
 
@@ -103,7 +103,7 @@ fn a_cancel_ends_the_wait_for_the_virtual_host() {
         token.cancel();
         wire.expect_end();
     };
-    ends(Transport::Tcp, plainly, script, Stage::Open);
+    assert_ends_at(Transport::Tcp, unchanged, script, Stage::Open);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_cancel_ends_an_opening_that_never_waits() {
         token.cancel();
         wire.flood(&heartbeat().repeat(8 * 1024), 64 * 1024);
     };
-    ends(Transport::Tcp, plainly, script, Stage::Header);
+    assert_ends_at(Transport::Tcp, unchanged, script, Stage::Header);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use cony::{
 };
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::opening::{PASSWORD, cause, failure, plainly, says};
+use crate::opening::{PASSWORD, assert_contains, cause, expect_failure, unchanged};
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
@@ -16,8 +16,8 @@ use crate::support::peer::{
 
 #[test]
 fn a_hang_up_after_start_ok_is_a_probable_authentication_failure() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             let response = wire.expect_start_ok();
             assert_eq!(response, format!("\0user\0{PASSWORD}").as_bytes());
@@ -32,7 +32,7 @@ fn a_hang_up_after_start_ok_is_a_probable_authentication_failure() {
                 panic!("{error:?}");
             };
             assert_eq!(mechanism, "PLAIN");
-            says(&error, "probably user or password are wrong");
+            assert_contains(&error, "probably user or password are wrong");
         },
     );
 }
@@ -56,8 +56,8 @@ fn a_reset_after_start_ok_is_a_probable_authentication_failure() {
 
 #[test]
 fn a_close_403_is_a_certain_authentication_failure_and_is_answered() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             let text = "ACCESS_REFUSED - Login was refused using mechanism PLAIN";
@@ -77,14 +77,14 @@ fn a_close_403_is_a_certain_authentication_failure_and_is_answered() {
             };
             assert_eq!(mechanism, "PLAIN");
             assert!(text.contains("Login was refused"));
-            says(&error, "Login was refused using mechanism PLAIN");
+            assert_contains(&error, "Login was refused using mechanism PLAIN");
         },
     );
 }
 
 #[test]
 fn a_close_530_denies_the_virtual_host_and_is_answered() {
-    failure(
+    expect_failure(
         |parameters| parameters.virtual_host("nowhere"),
         |wire| {
             wire.expect_start_ok();
@@ -107,16 +107,16 @@ fn a_close_530_denies_the_virtual_host_and_is_answered() {
             assert_eq!(virtual_host, "nowhere");
             assert_eq!(reason.code, ReplyCode::NOT_ALLOWED);
             assert_eq!(reason.by, ClosedBy::Broker);
-            says(&error, "vhost nowhere not found");
-            says(&error, "check that it exists");
+            assert_contains(&error, "vhost nowhere not found");
+            assert_contains(&error, "check that it exists");
         },
     );
 }
 
 #[test]
 fn a_close_530_about_limits_does_not_blame_the_virtual_host() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             wire.tune(Tune::default());
@@ -135,15 +135,15 @@ fn a_close_530_about_limits_does_not_blame_the_virtual_host() {
                 ),
                 "{error:?}"
             );
-            says(&error, "lower than the minimum");
+            assert_contains(&error, "lower than the minimum");
         },
     );
 }
 
 #[test]
 fn a_close_403_after_connection_open_blames_the_virtual_host() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             wire.tune(Tune::default());
@@ -157,8 +157,8 @@ fn a_close_403_after_connection_open_blames_the_virtual_host() {
 
 #[test]
 fn a_close_in_place_of_start_is_reported_and_answered() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_protocol_header();
             let text = "CONNECTION_FORCED - broker shuts down";
@@ -171,15 +171,15 @@ fn a_close_in_place_of_start_is_reported_and_answered() {
             };
             assert_eq!(reason.code, ReplyCode::CONNECTION_FORCED);
             assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
-            says(&error, "broker shuts down");
+            assert_contains(&error, "broker shuts down");
         },
     );
 }
 
 #[test]
 fn without_a_common_mechanism_the_error_lists_those_of_the_broker() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_protocol_header();
             wire.send(0, CONNECTION_START, start(&[], "EXTERNAL SCRAM-SHA-256"));
@@ -190,15 +190,15 @@ fn without_a_common_mechanism_the_error_lists_those_of_the_broker() {
                 panic!("{error:?}");
             };
             assert_eq!(offered, "EXTERNAL SCRAM-SHA-256");
-            says(&error, "EXTERNAL SCRAM-SHA-256");
+            assert_contains(&error, "EXTERNAL SCRAM-SHA-256");
         },
     );
 }
 
 #[test]
 fn plain_has_no_answer_to_a_challenge() {
-    failure(
-        plainly,
+    expect_failure(
+        unchanged,
         |wire| {
             wire.expect_start_ok();
             wire.send(0, CONNECTION_SECURE, args().long("prove it"));
@@ -209,7 +209,7 @@ fn plain_has_no_answer_to_a_challenge() {
                 panic!("{error:?}");
             };
             assert_eq!(mechanism, "PLAIN");
-            says(&error, "more than PLAIN can answer");
+            assert_contains(&error, "more than PLAIN can answer");
         },
     );
 }
@@ -227,7 +227,7 @@ fn a_hang_up_after_a_large_start_ok_blames_its_size_and_not_the_password() {
         wire.bytes(100);
     };
     for script in [hang_up, leave_some_unread] {
-        failure(
+        expect_failure(
             |parameters| parameters.client_properties([("fat", "x".repeat(5000))]),
             script,
             |error| {
@@ -236,7 +236,7 @@ fn a_hang_up_after_a_large_start_ok_blames_its_size_and_not_the_password() {
                     panic!("{error:?}");
                 };
                 assert!((5000..6000).contains(size), "{size}");
-                says(&error, "initial_frame_max");
+                assert_contains(&error, "initial_frame_max");
             },
         );
     }
@@ -335,5 +335,5 @@ fn erased_credentials_are_never_sent() {
         BlockingConnection::open(parameters.connection_attempts(2)),
         Error::CredentialsErased
     );
-    says(&error, "erased");
+    assert_contains(&error, "erased");
 }

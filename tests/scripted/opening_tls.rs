@@ -2,13 +2,13 @@
 
 use cony::{ConnectError, Stage, TlsOptions, TlsVersion};
 
-use crate::opening::{cause, failure, hurriedly, says};
+use crate::opening::{assert_contains, cause, expect_failure, short_handshake_timeout};
 use crate::support::peer::Wire;
 
 #[cfg(feature = "tls")]
 #[test]
 fn tls_to_a_plain_port_suggests_the_tls_port() {
-    failure(
+    expect_failure(
         |parameters| parameters.tls(true),
         |wire| {
             // RabbitMQ sends this protocol header in reply to a TLS client hello.
@@ -21,7 +21,7 @@ fn tls_to_a_plain_port_suggests_the_tls_port() {
             let ConnectError::Tls { .. } = cause(&error, Stage::Tls) else {
                 panic!("{error:?}");
             };
-            says(&error, "this is a TLS port (usually 5671)");
+            assert_contains(&error, "this is a TLS port (usually 5671)");
         },
     );
 }
@@ -29,8 +29,8 @@ fn tls_to_a_plain_port_suggests_the_tls_port() {
 #[cfg(feature = "tls")]
 #[test]
 fn a_silent_peer_during_tls_fails_the_opening_at_the_handshake_timeout() {
-    failure(
-        |parameters| hurriedly(parameters).tls(true),
+    expect_failure(
+        |parameters| short_handshake_timeout(parameters).tls(true),
         |wire| wire.drain(),
         |error| {
             let ConnectError::TimedOut(_) = cause(&error, Stage::Tls) else {
@@ -43,7 +43,7 @@ fn a_silent_peer_during_tls_fails_the_opening_at_the_handshake_timeout() {
 #[cfg(feature = "tls")]
 #[test]
 fn a_hang_up_during_tls_is_reported() {
-    failure(
+    expect_failure(
         |parameters| parameters.tls(true),
         |wire| {
             wire.bytes(8).expect("the client hung up");
@@ -52,7 +52,7 @@ fn a_hang_up_during_tls_is_reported() {
         },
         |error| {
             cause(&error, Stage::Tls);
-            says(&error, "this is a TLS port (usually 5671)");
+            assert_contains(&error, "this is a TLS port (usually 5671)");
         },
     );
 }
@@ -74,7 +74,7 @@ fn tls_offers_no_version_below_min_protocol_version() {
         (Some(TlsVersion::Tls12), &[4, 3, 4, 3, 3]),
         (Some(TlsVersion::Tls13), &[2, 3, 4]),
     ] {
-        failure(
+        expect_failure(
             move |parameters| {
                 let options = TlsOptions::new();
                 let options = match lowest {
@@ -112,7 +112,7 @@ fn tls_sends_the_server_name_unless_this_is_disabled() {
         ("127.0.0.77", true, None),
         ("[fd00::77]", true, None),
     ] {
-        failure(
+        expect_failure(
             move |parameters| {
                 let options = TlsOptions::new().server_name(name);
                 let options = options.server_name_indication(indicate);

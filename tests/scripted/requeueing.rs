@@ -2,20 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
-use std::sync::mpsc::channel as queue;
 use std::thread;
 use std::time::Duration;
 
 use cony::{BlockingChannel, Delivery, Error, basic};
 
 use crate::common::{await_earlier_frames, dispatch_until, no_ack};
-use crate::support::expect_error;
-use crate::support::panic_text;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
     Frame, MULTIPLE, REQUEUE, SINGLE, TEST_TIMEOUT, Wire, args, declare_ok, deliver, header_with,
     signal, with_channel, with_channel_and,
 };
+use crate::support::{expect_error, panic_text};
 
 #[test]
 fn a_delivery_for_a_consumer_that_is_being_cancelled_is_requeued() {
@@ -300,7 +298,7 @@ fn deliveries_that_wait_during_a_cancel_are_requeued_and_not_dispatched() {
             wire.send(1, BASIC_CANCEL_OK, args().short(&tag));
         },
         move |channel| {
-            let (begin, begun) = queue();
+            let (begin, begun) = mpsc::channel();
             let consume = move |_: &BlockingChannel, delivery: Delivery| {
                 begin.send(()).map_err(Error::other)?;
                 is_asked.wait();
@@ -320,7 +318,7 @@ fn deliveries_that_wait_during_a_cancel_are_requeued_and_not_dispatched() {
 }
 
 /// Panics in `for_each` with one delivery, after `before`.
-fn panic_in(
+fn panic_in_for_each(
     channel: &BlockingChannel,
     consume: basic::Consume,
     before: fn(&BlockingChannel, &Delivery),
@@ -349,7 +347,7 @@ fn a_panic_in_for_each_requeues_the_delivery_at_once() {
             wire.accept_declare(1);
             wire.accept_cancel(1, &tag);
         },
-        |channel| panic_in(&channel, basic::Consume::new("q"), |_, _| {}),
+        |channel| panic_in_for_each(&channel, basic::Consume::new("q"), |_, _| {}),
     );
 }
 
@@ -365,7 +363,7 @@ fn a_panic_in_for_each_does_not_requeue_a_settled_delivery() {
         },
         |channel| {
             let ack = |_: &BlockingChannel, delivery: &Delivery| delivery.ack().unwrap();
-            panic_in(&channel, basic::Consume::new("q"), ack);
+            panic_in_for_each(&channel, basic::Consume::new("q"), ack);
         },
     );
 }
@@ -379,7 +377,7 @@ fn a_panic_in_for_each_does_not_requeue_a_no_ack_delivery() {
             wire.accept_declare(1);
             wire.accept_cancel(1, &tag);
         },
-        |channel| panic_in(&channel, no_ack(), |_, _| {}),
+        |channel| panic_in_for_each(&channel, no_ack(), |_, _| {}),
     );
 }
 
@@ -393,7 +391,7 @@ fn a_panic_in_for_each_requeues_nothing_to_a_stream() {
             wire.accept_declare(1);
             wire.accept_cancel(1, &tag);
         },
-        |channel| panic_in(&channel, basic::Consume::new("q"), |_, _| {}),
+        |channel| panic_in_for_each(&channel, basic::Consume::new("q"), |_, _| {}),
     );
 }
 
@@ -411,7 +409,7 @@ fn a_panic_in_for_each_adds_nothing_to_a_transaction() {
         |channel| {
             // The transaction begins after the delivery has arrived.
             let select = |channel: &BlockingChannel, _: &Delivery| channel.tx_select().unwrap();
-            panic_in(&channel, basic::Consume::new("q"), select);
+            panic_in_for_each(&channel, basic::Consume::new("q"), select);
         },
     );
 }

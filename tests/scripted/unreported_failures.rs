@@ -150,14 +150,14 @@ fn closing_a_connection_does_not_report_a_channel_close_twice() {
 
 /// Looks at some outcomes of a client with two channels. On each channel the first of two publishes
 /// is nacked.
-type Ask = fn(&[BlockingChannel; 2], &[Confirm]);
+type Inspect = fn(&[BlockingChannel; 2], &[Confirm]);
 
 #[test]
 fn closing_a_connection_reports_the_unreported_publish_failures() {
-    let nothing: Ask = |_, _| {};
-    let one_confirm: Ask = |_, confirms| drop(confirms[0].wait());
-    let all_confirms: Ask = |_, confirms| confirms.iter().for_each(|it| drop(it.wait()));
-    let both_channels: Ask = |channels, _| {
+    let nothing: Inspect = |_, _| {};
+    let one_confirm: Inspect = |_, confirms| drop(confirms[0].wait());
+    let all_confirms: Inspect = |_, confirms| confirms.iter().for_each(|it| drop(it.wait()));
+    let both_channels: Inspect = |channels, _| {
         for channel in channels {
             expect_error!(
                 channel.wait_for_confirms(TEST_TIMEOUT),
@@ -165,33 +165,34 @@ fn closing_a_connection_reports_the_unreported_publish_failures() {
             );
         }
     };
-    let close_one: Ask = |channels, _| match channels[0].close() {
+    let close_one: Inspect = |channels, _| match channels[0].close() {
         Err(Error::PublishFailures {
             failures, more: 0, ..
         }) => assert_eq!(failures.len(), 1),
         other => panic!("{other:?}"),
     };
-    let cases: [(Ask, &[u16]); 5] = [
+    let cases: [(Inspect, &[u16]); 5] = [
         (nothing, &[1, 2]),
         (one_confirm, &[2]),
         (all_confirms, &[]),
         (both_channels, &[]),
         (close_one, &[2]),
     ];
-    for (ask, untold) in cases {
+    for (inspect, unreported) in cases {
         two_channels_with_failures(
             |_| {},
             move |connection, channels, confirms| {
-                ask(&channels, &confirms);
+                inspect(&channels, &confirms);
                 match connection.close() {
-                    Ok(()) => assert!(untold.is_empty()),
+                    Ok(()) => assert!(unreported.is_empty()),
                     Err(Error::PublishFailures {
                         failures, more: 0, ..
                     }) => {
-                        let told: Vec<_> =
+                        let reported: Vec<_> =
                             failures.iter().map(|it| (it.channel, it.number)).collect();
-                        let untold: Vec<_> = untold.iter().map(|channel| (*channel, 1)).collect();
-                        assert_eq!(told, untold);
+                        let unreported: Vec<_> =
+                            unreported.iter().map(|channel| (*channel, 1)).collect();
+                        assert_eq!(reported, unreported);
                     }
                     Err(error) => panic!("{error:?}"),
                 }
@@ -200,7 +201,7 @@ fn closing_a_connection_reports_the_unreported_publish_failures() {
                     channel.close().unwrap();
                 }
                 // A confirm keeps its outcome.
-                assert!(matches!(confirms[0].wait(), Err(Error::Nacked)));
+                expect_error!(confirms[0].wait(), Error::Nacked);
             },
         );
     }

@@ -15,14 +15,14 @@ fn expect_secret(wire: &mut Wire) -> Vec<u8> {
     secret
 }
 
-fn as_is(parameters: ConnectionParameters) -> ConnectionParameters {
+fn unchanged(parameters: ConnectionParameters) -> ConnectionParameters {
     parameters
 }
 
 #[test]
 fn update_secret_sends_the_secret_and_its_reason() {
     connected(
-        as_is,
+        unchanged,
         |wire| {
             assert_eq!(expect_secret(wire), b"\xffhush");
             wire.send(0, CONNECTION_UPDATE_SECRET_OK, args());
@@ -79,7 +79,7 @@ fn a_hang_up_ends_update_secret() {
 #[test]
 fn a_refused_secret_is_reported_with_the_close_reason() {
     connected(
-        as_is,
+        unchanged,
         |wire| {
             expect_secret(wire);
             let text = "NOT_ALLOWED - New secret was refused by one of the backends";

@@ -21,7 +21,7 @@ pub(crate) use self::play::*;
 pub(crate) use self::wire::*;
 
 /// The longest wait of the peer for one frame or one client.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest time of a whole test. No deadline of a client is longer.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ impl Listener {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         // The timeout of a listening socket bounds `accept`.
         let socket = SockRef::from(&listener);
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(STEP_TIMEOUT)).unwrap();
         Self {
             listener,
             transport,
@@ -68,7 +68,7 @@ impl Listener {
     }
 
     /// Sets the longest wait for the next client.
-    pub(crate) fn set_patience(&self, patience: Duration) {
+    pub(crate) fn set_accept_timeout(&self, patience: Duration) {
         let socket = SockRef::from(&self.listener);
         socket.set_read_timeout(Some(patience)).unwrap();
     }
@@ -79,8 +79,8 @@ impl Listener {
 
     pub(crate) fn accept(&self) -> Wire {
         let (stream, _) = self.listener.accept().expect("no client connected in time");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(STEP_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(STEP_TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Wire::new(match self.transport {
             Transport::Tcp => Box::new(stream),

@@ -10,7 +10,7 @@ use cony::{BlockingChannel, BlockingConnection, ConnectionParameters};
 
 #[cfg(feature = "tls")]
 use super::tls;
-use super::{Listener, PATIENCE, TEST_TIMEOUT, Transport, Tune, Wire};
+use super::{Listener, STEP_TIMEOUT, TEST_TIMEOUT, Transport, Tune, Wire};
 
 /// Returns parameters for a client of the peer at `port`: without heartbeats and prefetch, which
 /// most scripts do not expect, and with deadlines beyond those of the peer.
@@ -47,9 +47,9 @@ pub(crate) fn play_over(
         #[cfg(feature = "tls")]
         Transport::Tls => tls::trust(parameters(listener.port())),
     };
-    let peer = Actor::enter("peer", move || script(&listener));
-    let client = Actor::enter("client", move || client(parameters));
-    let outcomes = [client.leave(), peer.leave()];
+    let peer = TestThread::start("peer", move || script(&listener));
+    let client = TestThread::start("client", move || client(parameters));
+    let outcomes = [client.join(), peer.join()];
     for outcome in outcomes {
         if let Err(panic) = outcome {
             resume_unwind(panic);
@@ -104,18 +104,18 @@ pub(crate) fn with_channel_and(
 }
 
 /// A thread that must end in time.
-struct Actor {
+struct TestThread {
     name: &'static str,
     thread: JoinHandle<()>,
     ended: Receiver<()>,
 }
 
-impl Actor {
-    fn enter(name: &'static str, act: impl FnOnce() + Send + 'static) -> Self {
+impl TestThread {
+    fn start(name: &'static str, run: impl FnOnce() + Send + 'static) -> Self {
         let (alive, ended) = channel::<()>();
         let thread = Builder::new().name(name.into()).spawn(move || {
             let _alive = alive;
-            act();
+            run();
         });
         Self {
             name,
@@ -124,8 +124,8 @@ impl Actor {
         }
     }
 
-    fn leave(self) -> Result<(), Box<dyn Any + Send>> {
-        match self.ended.recv_timeout(TEST_TIMEOUT + PATIENCE) {
+    fn join(self) -> Result<(), Box<dyn Any + Send>> {
+        match self.ended.recv_timeout(TEST_TIMEOUT + STEP_TIMEOUT) {
             Err(RecvTimeoutError::Timeout) => {
                 Err(Box::new(format!("the {} did not end", self.name)))
             }

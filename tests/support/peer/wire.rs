@@ -8,7 +8,7 @@ use socket2::SockRef;
 
 use super::encoding::*;
 use super::methods::*;
-use super::{Method, PATIENCE};
+use super::{Method, STEP_TIMEOUT};
 
 /// The stream of the peer, over TCP or TLS.
 pub(crate) trait Stream: Read + Write + Send {
@@ -56,7 +56,7 @@ impl Wire {
 
     /// Sends `bytes` repeatedly, `at_a_time` bytes in a write, until the client hangs up.
     pub(crate) fn flood(&mut self, bytes: &[u8], at_a_time: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         while Instant::now() < deadline {
             for chunk in bytes.chunks(at_a_time) {
                 if self.stream.write_all(chunk).is_err() {
