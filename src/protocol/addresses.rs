@@ -328,7 +328,7 @@ mod tests {
     use Step::{Close, Connect, Exhausted, GiveUp, Negotiate};
 
     #[test]
-    fn connects_start_at_a_distance_and_the_first_that_comes_about_is_talked_to() {
+    fn connects_start_at_intervals_and_the_first_connected_address_is_negotiated_with() {
         let mut scenario = Scenario::new(3);
         scenario.expect(&[Connect(0)]);
         assert_eq!(scenario.wait(), 250 * MS);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connect_that_is_refused_has_the_next_start_at_once() {
+    fn after_a_refused_connect_the_next_one_starts_at_once() {
         let mut scenario = Scenario::new(3);
         scenario.expect(&[Connect(0)]);
         scenario.failed(0);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_says_nothing_is_given_up_for_the_next_after_its_share() {
+    fn a_silent_address_is_given_up_for_the_next_after_its_share() {
         let mut scenario = Scenario::new(3);
         scenario.expect(&[Connect(0)]);
         scenario.connected(0);
@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(
             scenario.wait(),
             5 * SECOND,
-            "nobody else is tried meanwhile"
+            "no other address is tried in this time"
         );
         scenario.expect(&[GiveUp(0, 5 * SECOND), Connect(1)]);
         scenario.connected(1);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_three_seconds_at_least_and_those_without_time_are_told() {
+    fn an_address_has_at_least_three_seconds_and_addresses_without_time_are_reported_as_untried() {
         let mut scenario = Scenario::with(4, 5 * SECOND, 10 * SECOND);
         scenario.expect(&[Connect(0)]);
         scenario.connected(0);
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_that_is_left_has_all_the_time_also_when_the_others_fail_meanwhile() {
+    fn the_last_address_has_all_the_time_even_if_the_others_fail_later() {
         let mut scenario = Scenario::new(2);
         scenario.expect(&[Connect(0)]);
         assert_eq!(scenario.wait(), 250 * MS);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_are_dropped_cost_each_connect_its_own_time() {
+    fn connects_without_an_answer_time_out_independently() {
         let mut scenario = Scenario::new(2);
         scenario.expect(&[Connect(0)]);
         assert_eq!(scenario.wait(), 250 * MS);
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_connect_that_comes_about_waits_for_its_turn() {
+    fn a_second_connected_address_waits_until_the_first_fails() {
         let mut scenario = Scenario::new(3);
         scenario.expect(&[Connect(0)]);
         scenario.wait();
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_was_closed_for_another_is_tried_again_when_that_one_fails_later() {
+    fn an_address_closed_in_favour_of_another_is_tried_again_if_that_one_fails() {
         let mut scenario = Scenario::new(2);
         scenario.expect(&[Connect(0)]);
         scenario.wait();
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_has_introduced_itself_is_given_up_for_nobody() {
+    fn an_address_that_has_answered_is_not_given_up_for_another() {
         let mut scenario = Scenario::new(2);
         scenario.expect(&[Connect(0)]);
         scenario.connected(0);

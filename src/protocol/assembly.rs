@@ -327,7 +327,7 @@ mod tests {
     /// The flags of some properties are in the second octet of the flags, and then the first octet
     /// is 0.
     #[test]
-    fn a_property_alone_comes_with_its_message() {
+    fn each_single_property_arrives_with_its_message() {
         let none = BasicProperties::new;
         for properties in [
             none().content_type("x"),
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_join_however_they_are_cut() {
+    fn bodies_are_assembled_from_frames_of_any_size() {
         let whole: Vec<u8> = (0..=255).cycle().take(1000).collect();
         let size = whole.len() as u64;
         for cut in [1, 7, 999, 1000] {
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_order_is_an_error() {
+    fn frames_out_of_order_are_an_error() {
         let mut idle = Assembly::default();
         assert!(idle.header(&header(60, 1, &NONE), 100).is_err());
         assert!(idle.body(b"x").is_err());
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claimed_size_reserves_no_memory() {
+    fn an_announced_size_reserves_no_memory() {
         let mut assembly = begun();
         let size = u64::from(u32::MAX);
         pending(assembly.header(&header(60, size, &NONE), u64::MAX));
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_beyond_the_limit_is_told_before_a_byte_is_taken() {
+    fn a_size_beyond_the_limit_is_reported_before_the_body_arrives() {
         let mut assembly = begun();
         let progress = assembly.header(&header(60, u64::MAX, &NONE), 100);
         assert!(matches!(

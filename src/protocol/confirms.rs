@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn single_confirms_settle_in_any_order_and_once() {
+    fn single_confirms_count_once_and_in_any_order() {
         let mut ledger = ConfirmLedger::new();
         for token in ["a", "b", "c"] {
             ledger.publish(token, None);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn multiple_settles_what_is_left_up_to_it() {
+    fn a_confirm_with_multiple_confirms_all_remaining_publishes_up_to_its_number() {
         let mut ledger = ConfirmLedger::new();
         for token in ["a", "b", "c", "d"] {
             ledger.publish(token, None);
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_returned_message_is_told_by_what_it_says_whatever_comes_between() {
+    fn a_returned_message_is_found_by_its_content_with_other_confirms_in_between() {
         let mut ledger = ConfirmLedger::new();
         ledger.publish("plain", None);
         ledger.publish("other", mandatory(7, &[0, 0]));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn of_messages_with_the_same_body_the_one_with_its_properties_came_back() {
+    fn among_equal_bodies_the_properties_decide_which_publish_was_returned() {
         let mut ledger = ConfirmLedger::new();
         for token in ["a", "b", "c"] {
             ledger.publish(token, mandatory(9, &named(token)));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_properties_count_more_than_some_that_others_were_added_to() {
+    fn equal_properties_take_precedence_over_extended_ones() {
         let mut ledger = ConfirmLedger::new();
         let headers = |names: &[&'static str]| {
             let table: FieldTable = names.iter().map(|name| (*name, 1)).collect();
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_became_another_one_leaves_all_that_it_may_have_been_unclear() {
+    fn a_changed_returned_message_makes_all_matching_publishes_ambiguous() {
         let mut ledger = ConfirmLedger::new();
         ledger.publish("a", mandatory(9, &named("a")));
         ledger.publish("other", mandatory(7, &named("a")));
@@ -467,7 +467,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn each_publish_settles_exactly_once(
+        fn each_publish_is_confirmed_exactly_once(
             acts in proptest::collection::vec((0u64..60, any::<bool>(), any::<bool>()), 0..80),
         ) {
             let mut ledger: ConfirmLedger<u64, ()> = ConfirmLedger::new();

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_before_a_consumer_has_started_is_for_the_former_of_its_name() {
+    fn deliveries_before_the_start_of_a_consumer_belong_to_the_earlier_one_with_its_tag() {
         let mut consumers = Consumers::new();
         let tag = ShortString::from("tag");
         let other = ShortString::from("other");
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_left_are_known_for_a_while() {
+    fn the_last_256_cancelled_consumers_are_remembered() {
         let mut consumers = Consumers::new();
         for number in 0..=CANCELLED_CONSUMERS_MAX {
             let tag = ShortString::from(number.to_string());

@@ -165,7 +165,7 @@ mod tests {
     const PRIORITY: [u8; 3] = [8, 0, 7];
 
     #[test]
-    fn a_body_that_is_kept_keeps_not_much_more_than_its_own_size() {
+    fn a_kept_body_keeps_little_more_memory_than_its_own_size() {
         /// Returns whether a body of `body` bytes behind `properties` bytes is copied to memory of
         /// its own.
         fn is_moved(properties: usize, body: usize, held: usize) -> bool {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_keep_nothing_of_what_the_message_lay_in() {
+    fn properties_do_not_keep_the_buffer_of_their_message() {
         struct Owner(Arc<Vec<u8>>);
         impl AsRef<[u8]> for Owner {
             fn as_ref(&self) -> &[u8] {

@@ -392,7 +392,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn each_message_is_itself_whatever_came_before() {
+    fn each_message_of_a_batch_is_unpacked_unchanged() {
         let sizes = [0, 1, 16, 16, 1024, 3, 2048, 2049, 16, 70_000, 900, 0, 900];
         let keys = [
             "a", "a", "b", "c", "c", "a", "a", "a", "b", "b", "c", "a", "a",
@@ -412,7 +412,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn messages_of_one_size_lie_side_by_side_and_share_no_more_than_they_may() {
+    fn messages_of_one_size_share_a_buffer_up_to_its_limit() {
         for (size, expected) in [(16, 48), (64, 14), (1024, 15), (2048, 15), (2049, 1)] {
             let batches = packed(&vec![(size, "key"); 1000]);
             for batch in batches.iter().rev().skip(1) {
@@ -427,7 +427,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_small_message_takes_no_share_of_what_was_meant_for_large_ones() {
+    fn a_small_message_does_not_use_a_buffer_for_large_ones() {
         let mut writer = BatchWriter::<()>::default();
         writer.make_room(2048);
         writer.make_room(16);
@@ -435,7 +435,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_small_message_between_large_ones_keeps_none_of_them() {
+    fn a_small_message_between_large_ones_does_not_keep_their_buffer() {
         let mut batches = packed(&[(2048, "key"), (16, "key"), (2048, "key")]);
         let batch = batches.front_mut().unwrap();
         let place = batch.bytes.as_ptr_range();
@@ -446,7 +446,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn another_consumer_or_a_gap_in_the_numbers_begins_anew() {
+    fn another_consumer_or_a_gap_in_the_delivery_tags_starts_a_new_batch() {
         let (mut writer, mut batches) = (BatchWriter::<()>::default(), VecDeque::new());
         let mut names = LastNames::default();
         names.set("tag", "", "key");
@@ -472,7 +472,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_waits_together_costs_what_it_takes_and_all_of_that_comes_back() {
+    fn the_cost_of_a_batch_is_the_sum_of_the_costs_of_its_messages() {
         let (long, other) = ("k".repeat(255), "o".repeat(255));
         for (count, size, keys) in [
             (1, 0, ["", ""]),

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn sends_after_half_an_interval_without_writing() {
+    fn a_heartbeat_is_due_after_half_an_interval_without_writing() {
         let (mut heartbeat, t0) = start();
         assert_eq!(heartbeat.deadline(), Some(t0 + INTERVAL / 2));
         assert_eq!(
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_is_dead_after_two_intervals_without_a_byte() {
+    fn the_broker_counts_as_dead_after_two_intervals_without_a_byte() {
         let (mut heartbeat, t0) = start();
         heartbeat.received(t0 + INTERVAL);
         heartbeat.sent(t0 + INTERVAL * 3);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_in_reading_suspends_the_verdict_but_not_the_sending() {
+    fn during_a_reading_pause_heartbeats_are_sent_but_silence_is_allowed() {
         let (mut heartbeat, t0) = start();
         heartbeat.set_reading(false, t0);
         let later = t0 + INTERVAL * 60;
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_means_off() {
+    fn an_interval_of_zero_disables_heartbeats() {
         let now = Instant::now();
         let heartbeat = Heartbeat::new(Duration::ZERO, now);
         assert_eq!(heartbeat.deadline(), None);

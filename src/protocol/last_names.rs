@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_reads_as_the_table_does_whatever_came_before() {
+    fn a_delivery_is_read_like_the_method_of_the_table() {
         let mut names = LastNames::default();
         let mut versions = (0, 0);
         for (tag, redelivered, consumer_tag, exchange, routing_key) in [
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_names_is_not_kept() {
+    fn bytes_behind_the_names_are_not_kept() {
         let mut whole = arguments(&basic::Deliver::default().routing_key("key"));
         whole.extend([0; 1000]);
         let mut names = LastNames::default();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn every_proper_prefix_is_an_error_also_of_what_is_known() {
+    fn every_proper_prefix_is_an_error_also_of_known_names() {
         let deliver = basic::Deliver::default()
             .consumer_tag("tag")
             .exchange("exchange")

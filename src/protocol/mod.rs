@@ -11,8 +11,8 @@
 //!    bytes and [`event`]s. [`heartbeat`] finds a dead broker.
 //! 4. [`delivery_batch`] stores deliveries, [`read_room`] limits their size, and [`held_back`]
 //!    decides about those that have no room.
-//! 5. [`confirms`] is the confirm ledger; [`property_match`] finds the publish of a returned message.
-//!    [`settlements`] is the settlement ledger, which consists of [`ranges`].
+//! 5. [`confirms`] is the confirm ledger, and [`property_match`] finds the publish of a returned
+//!    message. [`settlements`] is the settlement ledger, which consists of [`ranges`].
 //! 6. [`secret`] wipes passwords from memory. [`errors`] and [`reply_code`] have the reasons
 //!    for an end.
 //!

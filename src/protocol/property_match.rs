@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_may_come_back_in_another_order_and_with_others() {
+    fn headers_may_be_returned_in_another_order_and_with_others() {
         let sent = with(FieldTable::from([("b", 1), ("a", 2)]));
         let sorted = with(FieldTable::from([("a", 2), ("b", 1)]));
         assert_eq!(compare(&sent, &sorted), PropertyMatch::Equal);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn blind_copies_need_not_come_back() {
+    fn the_bcc_header_need_not_be_returned() {
         for name in ["BCC", "x-resent"] {
             let sent = with(FieldTable::from([(name, "q"), ("CC", "r")]));
             let received = with(FieldTable::from([("CC", "r")]));
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_property_counts() {
+    fn every_other_property_must_be_equal() {
         type Say = fn(BasicProperties, &str) -> BasicProperties;
         let says: [Say; 9] = [
             |it, text| it.content_type(text),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_behind_direct_reply_to_may_be_added() {
+    fn the_address_of_direct_reply_to_may_be_extended() {
         let to = |name: &str| BasicProperties::new().reply_to(name).message_id("1");
         let (ours, answers) = (to(DIRECT_REPLY_TO), to("answers"));
         let filled = to("amq.rabbitmq.reply-to.g1h2AA5yZXBs.==");
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_compared_as_bytes() {
+    fn properties_that_cannot_be_decoded_are_compared_as_bytes() {
         let strange = b"\xa0\0\x01x\0\0\0\x03\x01a?";
         let received = ReceivedProperties::new(strange);
         let returned = ReturnedProperties::new(&received);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn no_properties_are_none_however_they_are_said() {
+    fn absent_properties_equal_empty_ones() {
         let received = ReceivedProperties::new(&[]);
         assert_eq!(
             ReturnedProperties::new(&received).compare(&[0, 0]),

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_order_or_enormous_they_take_no_memory() {
+    fn consecutive_or_very_large_numbers_need_almost_no_memory() {
         let mut ranges = Ranges::default();
         for number in 1..=1_000_000 {
             assert!(ranges.insert(number));
@@ -198,7 +198,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn it_is_a_set(acts in proptest::collection::vec((0u8..9, 1u64..60, 0u64..20), 0..60)) {
+        fn they_equal_a_set_of_numbers(acts in proptest::collection::vec((0u8..9, 1u64..60, 0u64..20), 0..60)) {
             let (mut ranges, mut model) = (Ranges::default(), BTreeSet::new());
             for (kind, first, more) in acts {
                 let last = first + more;

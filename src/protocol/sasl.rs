@@ -5,9 +5,9 @@ use super::secret::Secret;
 /// A SASL mechanism (RFC 4422) of your own, for
 /// [`Credentials::custom`](crate::Credentials::custom).
 ///
-/// The broker announces its mechanisms, and cony uses your first one that it supports. The mechanism
-/// sends an initial response. Then it answers each challenge of the broker, until the broker accepts
-/// the credentials or refuses them. All of this happens inside
+/// The broker announces its mechanisms, and cony uses your first one that it supports. The
+/// mechanism sends an initial response. Then it answers each challenge of the broker, until the
+/// broker accepts the credentials or refuses them. All of this happens inside
 /// [`open`](crate::BlockingConnection::open), on the calling thread, and counts towards
 /// `handshake_timeout`. So a mechanism should not block.
 ///

@@ -89,8 +89,8 @@ impl Field for Secret {
     }
 }
 
-/// Returns the frame of a method of channel 0 with `secret`, which `fill` adds to `bare`. Its size is
-/// measured first, because a buffer that grows would leave copies in memory.
+/// Returns the frame of a method of channel 0 with `secret`, which `fill` adds to `bare`. Its size
+/// is measured first, because a buffer that grows would leave copies in memory.
 pub(crate) fn encode_secret<M: Clone + Into<Method>>(
     bare: M,
     secret: Secret,
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_shows_a_secret() {
+    fn debug_output_contains_no_secret() {
         let secret = Secret::from("QzXvJkWp");
         assert!(!format!("{secret:?}").contains("QzXv"));
         let start_ok = connection::StartOk::default().response(secret.clone());
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_is_taken_over_and_not_copied() {
+    fn a_string_is_moved_into_a_secret_without_a_copy() {
         let text = String::from("hush");
         let address = text.as_ptr();
         assert_eq!(Secret::from(text).as_bytes().as_ptr(), address);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_fits_no_frame_is_an_error() {
+    fn a_secret_larger_than_a_frame_is_an_error() {
         let bare = connection::UpdateSecret::default();
         let fill = connection::UpdateSecret::new_secret;
         let error = encode_secret(bare, vec![7; 5000].into(), fill, 4096).unwrap_err();

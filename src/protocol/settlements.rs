@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn each_tag_settles_once_and_the_highest_open_one_stands_for_all_below() {
+    fn each_delivery_is_settled_once_and_the_highest_unsettled_tag_covers_those_below() {
         let mut settlements = SettlementLedger::default();
         assert!(settlements.settle(3));
         assert!(!settlements.settle(3));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_may_be_rolled_back_again_and_again() {
+    fn a_transaction_may_be_rolled_back_repeatedly() {
         let mut settlements = SettlementLedger::default();
         settlements.settle(1);
         settlements.change(SettlementChange::RollBack);
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(
             settlements.count(),
             1,
-            "what is settled for good is not counted"
+            "deliveries without settlement do not count"
         );
         assert!(!settlements.settle(1) && !settlements.settle(2));
         settlements.settle(4);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_recovered_cannot_be_settled_whatever_becomes_of_the_transaction() {
+    fn recovered_deliveries_cannot_be_settled_after_commit_or_rollback() {
         let mut settlements = SettlementLedger::default();
         settlements.change(SettlementChange::SelectTransactions);
         assert!(settlements.settle(2) && settlements.requeue(4));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_back_with_a_commit_is_covered_by_nothing_else() {
+    fn a_delivery_that_is_requeued_with_a_commit_is_not_covered_by_multiple() {
         let mut settlements = SettlementLedger::default();
         assert!(settlements.requeue(1) && !settlements.requeue(1));
         assert_eq!(settlements.settle_up_to(2), multiple(2), "it is gone");
@@ -302,11 +302,11 @@ mod tests {
         assert_eq!(settlements.settle_up_to(8), covered);
         settlements.requeued(7);
         assert_eq!(settlements.settle_up_to(9), multiple(9));
-        assert_eq!(settlements.count(), 6, "what goes back does not count");
+        assert_eq!(settlements.count(), 6, "requeued deliveries do not count");
     }
 
     #[test]
-    fn what_is_held_back_is_covered_by_nothing_until_it_is_let_go() {
+    fn a_held_back_delivery_is_not_covered_by_multiple_until_it_is_requeued() {
         let mut settlements = SettlementLedger::default();
         settlements.settle(2);
         settlements.hold(3);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn enormous_tags_cost_nothing() {
+    fn very_large_tags_need_no_memory() {
         let mut settlements = SettlementLedger::default();
         assert!(settlements.settle(u64::MAX));
         assert!(settlements.settle(u64::MAX - 1000));
@@ -352,7 +352,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn it_is_a_set(acts in proptest::collection::vec((1u64..300, any::<bool>()), 0..200)) {
+        fn the_ledger_equals_a_set_of_tags(acts in proptest::collection::vec((1u64..300, any::<bool>()), 0..200)) {
             let mut settlements = SettlementLedger::default();
             let mut model = BTreeSet::new();
             for (tag, multiple) in acts {

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_holds_what_was_put_in_whatever_its_length() {
+    fn it_returns_the_text_that_was_put_in_for_every_length() {
         for length in [
             0,
             1,
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_no_larger_than_it_says() {
+    fn its_size_is_three_words() {
         assert_eq!(size_of::<SmallStr>(), 3 * size_of::<usize>());
     }
 }

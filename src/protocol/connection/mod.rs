@@ -4,13 +4,12 @@
 //! The driver does this, in any order and as often as necessary:
 //!
 //! - puts bytes from the broker into [`space`](Connection::space), then calls
-//! [`received`](Connection::received);
+//!   [`received`](Connection::received);
 //! - gives commands: [`open_channel`](Connection::open_channel), [`call`](Connection::call),
-//! [`requeue`](Connection::requeue), [`close_channel`](Connection::close_channel),
-//! [`update_secret`](Connection::update_secret), [`close`](Connection::close);
+//!   [`requeue`](Connection::requeue), [`close_channel`](Connection::close_channel),
+//!   [`update_secret`](Connection::update_secret), [`close`](Connection::close);
 //! - calls [`handle_timeout`](Connection::handle_timeout) when
-//!   [`poll_timeout`](Connection::poll_timeout)
-//! has passed.
+//!   [`poll_timeout`](Connection::poll_timeout) has passed.
 //!
 //! After each of these it drains [`poll_event`](Connection::poll_event),
 //! [`take_secret_output`](Connection::take_secret_output) and [`output`](Connection::output).

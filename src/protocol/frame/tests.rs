@@ -107,7 +107,7 @@ fn golden_bytes_of_a_publish() {
 }
 
 #[test]
-fn settles_equal_the_methods_of_the_table() {
+fn settlements_are_encoded_like_the_methods_of_the_table() {
     for (settle, method) in [
         (
             Settle::Ack { multiple: true },
@@ -244,7 +244,7 @@ fn large_bodies_are_shared_and_small_ones_copied() {
 }
 
 #[test]
-fn a_frame_may_be_as_large_as_was_agreed_and_no_larger() {
+fn a_frame_may_have_the_negotiated_size_and_not_more() {
     for (size, fits) in [(4088, true), (4089, false)] {
         let mut decoder = decoder();
         let mut bytes = vec![BODY, 0, 1];
@@ -257,7 +257,7 @@ fn a_frame_may_be_as_large_as_was_agreed_and_no_larger() {
 }
 
 #[test]
-fn malformed_frames_are_told_apart() {
+fn each_kind_of_malformed_frame_has_its_own_error() {
     let cases: [(&[u8], ProtocolError); 5] = [
         (
             b"AMQP\0\0\x09\x01",
@@ -311,7 +311,7 @@ fn a_frame_of_exactly_frame_max_passes() {
 }
 
 #[test]
-fn methods_and_headers_that_no_peer_can_split_have_a_bound_of_their_own() {
+fn methods_and_content_headers_have_a_limit_of_their_own() {
     let begin = |kind, size: u32| [&[kind, 0, 1][..], &size.to_be_bytes()].concat();
     for (kind, frame_max, limit) in [
         (METHOD, 4096, UNSPLIT_FRAME_BYTES_MAX),
@@ -360,7 +360,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_chunking_gives_the_same_frames(
+    fn frames_do_not_depend_on_the_sizes_of_the_reads(
         bodies in proptest::collection::vec(0usize..10_000, 1..5),
         chunk in 1usize..5000,
     ) {

@@ -71,7 +71,7 @@ fn to_tune(offer: Offer) -> Handshake {
 }
 
 #[test]
-fn the_whole_way() {
+fn a_handshake_succeeds() {
     let mut handshake = to_tune(offer());
     assert_eq!(handshake.stage(), Stage::Start);
     let [Method::ConnectionStartOk(start_ok)] = &sent(&mut handshake)[..] else {
@@ -101,11 +101,11 @@ fn the_whole_way() {
     assert_eq!(receive(&mut handshake, &bytes), Ok(true));
     let (mut decoder, negotiated) = handshake.finish();
     assert_eq!(negotiated.frame_max, 4096);
-    assert!(decoder.next().unwrap().is_some(), "what follows is kept");
+    assert!(decoder.next().unwrap().is_some(), "later bytes are kept");
 }
 
 #[test]
-fn every_chunking_is_the_same() {
+fn a_handshake_succeeds_byte_by_byte() {
     let mut bytes = frame(connection::Start::default());
     bytes.extend(frame(tune(2047, 131_072, 60)));
     bytes.extend(frame(connection::OpenOk::default()));
@@ -164,7 +164,7 @@ fn heartbeats_are_the_smaller_interval_unless_switched_off() {
 }
 
 #[test]
-fn a_close_is_answered_and_told_in_every_state() {
+fn a_close_is_answered_and_reported_in_every_state() {
     let close = frame(
         connection::Close::default()
             .reply_code(530)
@@ -201,7 +201,7 @@ fn a_close_is_answered_and_told_in_every_state() {
 use super::super::reply_code::ReplyCode as ReplyCodeOf;
 
 #[test]
-fn what_is_no_amqp_is_shown() {
+fn the_first_bytes_of_another_protocol_are_reported() {
     for bytes in [
         &b"HTTP/1.1 400 Bad Request"[..],
         b"\x15\x03\x01\0\x02\x02\x46",
@@ -218,7 +218,7 @@ fn what_is_no_amqp_is_shown() {
 }
 
 #[test]
-fn no_common_mechanism_names_what_the_broker_has() {
+fn without_a_common_mechanism_the_error_names_those_of_the_broker() {
     let start = connection::Start::default().mechanisms("EXTERNAL GSSAPI");
     assert_eq!(
         receive(&mut Handshake::new(offer()), &frame(start)),
@@ -229,7 +229,7 @@ fn no_common_mechanism_names_what_the_broker_has() {
 }
 
 #[test]
-fn a_peer_that_does_not_speak_this_protocol_gets_no_credentials() {
+fn a_peer_with_another_version_of_the_protocol_gets_no_credentials() {
     let start = connection::Start::default;
     for (start, failure) in [
         (
@@ -262,7 +262,7 @@ fn a_peer_that_does_not_speak_this_protocol_gets_no_credentials() {
 }
 
 #[test]
-fn the_language_of_every_broker_will_do_and_so_will_the_one_asked_for() {
+fn either_the_required_locale_or_the_client_s_own_is_accepted() {
     for (ours, theirs) in [
         ("de_DE", "en_US"),
         ("de_DE", "de_DE"),
@@ -279,7 +279,7 @@ fn the_language_of_every_broker_will_do_and_so_will_the_one_asked_for() {
 }
 
 #[test]
-fn a_challenge_that_the_mechanism_cannot_answer_is_named() {
+fn a_challenge_without_an_answer_fails_with_the_name_of_the_mechanism() {
     let mut handshake = to_tune(offer());
     assert_eq!(
         receive(&mut handshake, &frame(connection::Secure::default())),
@@ -306,7 +306,7 @@ impl Mechanism for Chatty {
 }
 
 #[test]
-fn every_challenge_is_answered_in_turn() {
+fn each_challenge_is_answered() {
     let mut handshake = Handshake::new(Offer {
         mechanisms: vec![Box::new(Chatty(vec!["second", "first"]))],
         ..offer()
@@ -329,7 +329,7 @@ fn every_challenge_is_answered_in_turn() {
 }
 
 #[test]
-fn the_first_mechanism_that_the_broker_has_too_is_used() {
+fn the_client_s_first_mechanism_that_the_broker_supports_is_used() {
     for (broker, used) in [
         ("PLAIN EXTERNAL", "EXTERNAL"),
         ("PLAIN AMQPLAIN", "PLAIN"),
@@ -350,7 +350,7 @@ fn the_first_mechanism_that_the_broker_has_too_is_used() {
 }
 
 #[test]
-fn methods_out_of_order_and_content_are_errors() {
+fn methods_out_of_order_and_contents_are_errors() {
     let mut handshake = Handshake::new(offer());
     assert!(matches!(
         receive(&mut handshake, &frame(connection::OpenOk::default())),
@@ -368,7 +368,7 @@ fn methods_out_of_order_and_content_are_errors() {
 }
 
 #[test]
-fn a_start_ok_over_the_limit_stays_here() {
+fn a_start_ok_beyond_the_limit_is_not_sent() {
     let mut handshake = Handshake::new(Offer {
         client_properties: FieldTable::from([("fat", "x".repeat(140_000))]),
         ..offer()

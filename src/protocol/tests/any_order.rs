@@ -1,5 +1,5 @@
-//! Whatever both sides do, in whatever order their words cross: an honest broker finds
-//! nothing to complain about, every call has one outcome, and no message is lost.
+//! Random actions of both sides, and methods that cross: a correct broker finds no error, every
+//! call has one outcome, and no message is lost.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -11,7 +11,7 @@ use super::super::methods::{queue, tx};
 use super::broker::Broker;
 use super::*;
 
-/// What can happen next; the first number picks a channel.
+/// An action. Its first number chooses a channel.
 #[derive(Debug, Clone)]
 enum Step {
     Open,
@@ -58,18 +58,18 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Both sides, and the program on our side of the core.
+/// Both sides, and the program of the client.
 struct World {
     scenario: Scenario,
     broker: Broker,
-    /// On its way to the broker.
+    /// The methods on their way to the broker.
     output: VecDeque<(u16, Method)>,
-    /// Every channel that was asked for.
+    /// Every channel that was opened.
     ids: Vec<ChannelId>,
     names: Vec<&'static str>,
     calls: u32,
     outcomes: Vec<u32>,
-    /// The messages that the program has and has not settled, and all it ever had.
+    /// The unsettled messages of the program, and all that it has received.
     in_hand: Vec<usize>,
     seen: BTreeSet<usize>,
 }
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// One of the last channels that were asked for.
+    /// Returns one of the last channels that were opened.
     fn id(&self, handle: usize) -> Option<ChannelId> {
         self.ids.iter().rev().nth(handle).copied()
     }
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    /// Settles a message, which may be of a channel that is long gone, or settled; or more.
+    /// Settles a message, or several. It may be settled already, and its channel may have ended.
     fn settle(&mut self, index: usize, kind: usize) {
         if index >= self.in_hand.len() {
             return;
@@ -203,13 +203,13 @@ impl World {
             },
         };
         let tag = match kind {
-            3 => self.scenario.books(name).last,
+            3 => self.scenario.ledgers(name).last,
             _ => tag,
         };
-        self.scenario.settle_by_books(name, tag, settle);
+        self.scenario.settle_by_ledger(name, tag, settle);
     }
 
-    /// Something that changes what is settled.
+    /// Makes a call that changes the settlement ledger.
     fn change(&mut self, handle: usize, kind: usize) {
         if let Some(id) = self.id(handle) {
             let call = self.next_call();
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    /// Commits whatever is under way.
+    /// Commits the current transaction of each channel.
     fn commit_all(&mut self) {
         for id in self.ids.clone() {
             let call = self.next_call();
@@ -275,13 +275,13 @@ impl World {
         assert!(self.seen.insert(message), "the same message twice");
         let (number, _, tag) = self.broker.messages[message];
         let channel = self.broker.channels.get(&number);
-        // Only what needs it will be settled.
+        // Deliveries that need no acknowledgement are not settled.
         if channel.is_none_or(|channel| channel.unsettled.contains(&tag)) {
             self.in_hand.push(message);
         }
     }
 
-    /// Lets everything arrive and be answered.
+    /// Delivers all messages and answers all calls.
     fn settle_down(&mut self) {
         for _ in 0..1000 {
             self.step(Step::BrokerReads(usize::MAX));
@@ -319,10 +319,13 @@ impl World {
         for (id, name) in self.ids.iter().zip(&self.names) {
             if let Some(channel) = self.broker.channels.get(&id.number) {
                 if self.scenario.core.is_open(*id) {
-                    let mut settlements = self.scenario.books[name].settlements.clone();
+                    let mut settlements = self.scenario.ledgers[name].settlements.clone();
                     let is_open = |tag: &u64| settlements.settle(*tag);
                     let open: BTreeSet<_> = (1..=channel.delivery_tag).filter(is_open).collect();
-                    assert_eq!(open, channel.unsettled, "both sides know what is settled");
+                    assert_eq!(
+                        open, channel.unsettled,
+                        "both sides agree on the settled deliveries"
+                    );
                 }
             }
         }
@@ -338,7 +341,7 @@ proptest! {
     #![proptest_config(proptest_config())]
 
     #[test]
-    fn an_honest_broker_never_complains_and_nothing_is_lost(steps in vec(step(), 0..250)) {
+    fn a_correct_broker_finds_no_error_and_no_delivery_is_lost(steps in vec(step(), 0..250)) {
         let mut world = World::new();
         for step in steps {
             world.step(step);

@@ -1,4 +1,4 @@
-//! However a stream is chunked the same happens, and no stream does harm.
+//! The events do not depend on the sizes of the reads, and no stream of bytes does damage.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,10 +8,10 @@ use super::super::frame::Settle;
 use super::super::methods::{every_method, queue};
 use super::*;
 
-/// What the program does and what the peer then sends, in turns.
+/// An action of the program, and the bytes that the peer sends after it.
 type Turn = (fn(&mut Scenario, &mut Vec<ChannelId>), Vec<u8>);
 
-/// Each turn's bytes hold several frames, and end in the middle of none.
+/// Returns a script in which the bytes of each turn are several whole frames.
 fn long_script() -> Vec<Turn> {
     let large = vec![b'x'; 9500];
     let properties = BasicProperties::new().headers([("a", 1)]);
@@ -79,7 +79,7 @@ fn long_script() -> Vec<Turn> {
 
 const HEARTBEAT: &[u8] = &super::super::frame::HEARTBEAT_FRAME;
 
-/// All events and all output of the script, with its bytes in pieces of these sizes.
+/// Returns all events and output of the script, with its bytes divided into reads of these sizes.
 fn play(script: &[Turn], sizes: &[usize]) -> (Vec<Seen>, Vec<u8>) {
     let mut scenario = Scenario::new();
     let mut ids = Vec::new();
@@ -101,7 +101,7 @@ fn play(script: &[Turn], sizes: &[usize]) -> (Vec<Seen>, Vec<u8>) {
 }
 
 #[test]
-fn the_long_script_is_played_to_its_end() {
+fn the_long_script_runs_to_its_end() {
     let (events, output) = play(&long_script(), &[usize::MAX]);
     let reason = reason(ClosedBy::Broker, 320, "", None);
     let closed = Seen::Closed(Termination::Closed(reason));
@@ -116,13 +116,13 @@ proptest! {
     #![proptest_config(proptest_config())]
 
     #[test]
-    fn any_chunking_gives_the_same_events_and_output(
+    fn events_and_output_do_not_depend_on_the_sizes_of_the_reads(
         sizes in vec(prop_oneof![1usize..20, 1usize..5000], 1..30),
     ) {
         let script = long_script();
         let [(events, output), whole] = [&sizes[..], &[usize::MAX]].map(|sizes| play(&script, sizes));
         prop_assert_eq!(events, whole.0);
-        // Only what goes back does so when the driver looks, which is between two pieces.
+        // Only requeues depend on the reads, because the driver makes them between two reads.
         let order = |output: &[u8]| -> (Vec<_>, Vec<_>) {
             let is_requeued = |(_, method): &(u16, Method)| method.id() == basic::Nack::ID;
             methods(output).into_iter().partition(is_requeued)
@@ -131,13 +131,13 @@ proptest! {
     }
 }
 
-/// One thing that can happen to a connection.
+/// An event in the life of a connection.
 #[derive(Debug, Clone)]
 enum Step {
     Noise(Vec<u8>),
-    /// Any method with its defaults, on any channel.
+    /// Any method with its default arguments, on any channel.
     Method(u16, usize),
-    /// A message, of which `cut` bytes are missing.
+    /// A content without its last `cut` bytes.
     Content(u16, usize, usize),
     Header(u16, u64),
     Body(u16, Vec<u8>),
@@ -177,8 +177,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A connection that things happen to, and how many calls it owes an outcome.
-struct Victim {
+/// A connection, and the number of its calls without an outcome.
+struct Subject {
     scenario: Scenario,
     ids: Vec<ChannelId>,
     calls: u32,
@@ -186,7 +186,7 @@ struct Victim {
     received: usize,
 }
 
-impl Victim {
+impl Subject {
     fn new() -> Self {
         Self {
             scenario: Scenario::with(&Negotiated {
@@ -278,7 +278,7 @@ impl Victim {
         }
     }
 
-    /// Takes what came of it. After the end, only outcomes of calls may come.
+    /// Takes the events. After the end only outcomes of calls are allowed.
     fn look(&mut self, was_closed: bool) -> usize {
         let mut closed = was_closed;
         for event in self.scenario.events() {
@@ -306,32 +306,32 @@ proptest! {
     #![proptest_config(proptest_config())]
 
     #[test]
-    fn nothing_that_can_happen_panics_or_grows_or_leaves_a_call_without_one_outcome(
+    fn no_events_panic_or_use_up_memory_and_each_call_has_one_outcome(
         steps in vec(step(), 0..80),
     ) {
-        let mut victim = Victim::new();
+        let mut subject = Subject::new();
         let count = steps.len();
         let mut sent = 0;
         for step in steps {
-            let was_closed = victim.scenario.core.is_closed();
-            victim.suffer(step);
-            sent += victim.look(was_closed);
+            let was_closed = subject.scenario.core.is_closed();
+            subject.suffer(step);
+            sent += subject.look(was_closed);
         }
-        // What is sent and kept is bounded by what was received and asked for, and
-        // what is kept also by the largest message on each channel (as text, in which
-        // a byte takes at most five characters).
-        prop_assert!(sent <= 3 * victim.received + 300 * count, "{} sent", sent);
-        let fresh = Victim::new().scenario.held();
+        // The output is bounded by the received bytes and the calls. The memory is also bounded by
+        // the largest message of each channel. It is measured as text, in which a byte has at most
+        // five characters.
+        prop_assert!(sent <= 3 * subject.received + 300 * count, "{} sent", sent);
+        let fresh = Subject::new().scenario.held();
         let messages = 5 * 5 * usize::try_from(MAX_MESSAGE_SIZE).unwrap();
         let pending = 5 * 128 * 1024;
-        let held = victim.scenario.held();
+        let held = subject.scenario.held();
         prop_assert!(held <= fresh + messages + pending + 1000 * count, "{} held", held);
 
-        let was_closed = victim.scenario.core.is_closed();
-        victim.scenario.core.terminate(Termination::EndOfStream);
-        victim.look(was_closed);
-        victim.outcomes.sort_unstable();
-        prop_assert_eq!(victim.outcomes, (0..victim.calls).collect::<Vec<_>>());
+        let was_closed = subject.scenario.core.is_closed();
+        subject.scenario.core.terminate(Termination::EndOfStream);
+        subject.look(was_closed);
+        subject.outcomes.sort_unstable();
+        prop_assert_eq!(subject.outcomes, (0..subject.calls).collect::<Vec<_>>());
     }
 
     #[test]
@@ -348,7 +348,7 @@ proptest! {
 }
 
 #[test]
-fn headers_that_promise_much_reserve_little() {
+fn content_headers_with_large_sizes_reserve_little_memory() {
     let mut scenario = Scenario::new();
     for number in 1..=5 {
         let id = scenario.open_channel(number);
@@ -363,7 +363,7 @@ fn headers_that_promise_much_reserve_little() {
 }
 
 #[test]
-fn a_peer_that_only_asks_gets_answers_of_bounded_size() {
+fn the_answers_to_a_peer_have_a_bounded_size() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.begin_close_channel(id, 1);
@@ -375,7 +375,7 @@ fn a_peer_that_only_asks_gets_answers_of_bounded_size() {
 }
 
 #[test]
-fn an_error_is_the_last_thing_that_a_stream_can_bring() {
+fn nothing_follows_a_protocol_error() {
     let mut scenario = Scenario::new();
     scenario.open_channel(1);
     let mut bytes = vec![0xff];

@@ -1,4 +1,4 @@
-//! A model of the other side.
+//! A model of the broker.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -6,35 +6,35 @@ use super::super::methods::{queue, tx};
 use super::super::wire::ShortString;
 use super::*;
 
-/// A broker that does what RabbitMQ does, and panics where that would close the
-/// channel or the connection for a fault of ours.
+/// A broker that behaves like RabbitMQ, and panics where RabbitMQ would close the channel or the
+/// connection because of an error of the client.
 #[derive(Default)]
 pub(super) struct Broker {
     pub(super) channels: BTreeMap<u16, BrokerChannel>,
-    /// Every message that ever went out: its channel, which of the channels with that
-    /// number, and its delivery tag. Its body is its index here.
+    /// Every message that was sent: the number of its channel, which of the channels with that
+    /// number, and the delivery tag. The body of a message is its index in this list.
     pub(super) messages: Vec<(u16, usize, u64)>,
-    /// How often each number was opened.
+    /// How often each channel number was opened.
     pub(super) openings: BTreeMap<u16, usize>,
-    /// On its way to the client.
+    /// The bytes on their way to the client.
     pub(super) output: VecDeque<u8>,
 }
 
 #[derive(Default)]
 pub(super) struct BrokerChannel {
-    /// The broker's close is not answered yet. With the answer the channel goes, and its
-    /// own answer to a close with it if that is still due.
+    /// The broker's close is not answered yet. The channel ends with the close-ok, and then a
+    /// close-ok of the broker that is still due is not sent.
     closing: bool,
     /// The call that is not answered yet.
     pub(super) due: Option<Method>,
-    /// Tags, and whether their deliveries need no ack.
+    /// The consumer tags, and whether their deliveries need no acknowledgement.
     consumers: BTreeMap<ShortString, bool>,
-    /// Tags of consumers that the broker has cancelled, which are not free until the client has
-    /// cancelled them as well.
+    /// The tags of consumers that the broker has cancelled. They cannot be used again before the
+    /// client has cancelled them as well.
     lingering: BTreeSet<ShortString>,
     pub(super) delivery_tag: u64,
     pub(super) unsettled: BTreeSet<u64>,
-    /// What the transaction under way has settled, if the channel has transactions.
+    /// The deliveries that the current transaction has settled, if the channel has transactions.
     transaction: Option<BTreeSet<u64>>,
 }
 
@@ -87,7 +87,7 @@ impl Broker {
         channel.obey(method);
     }
 
-    /// Answers what is due on a channel.
+    /// Answers the call of a channel.
     pub(super) fn answer(&mut self, number: u16, has_message: bool) {
         let Some(channel) = self.channels.get_mut(&number) else {
             return;
@@ -130,7 +130,7 @@ impl Broker {
 
     pub(super) fn deliver(&mut self, number: u16) {
         let consumer = self.channels.get(&number).and_then(|channel| {
-            // It answers these at once, and delivers nothing in between.
+            // RabbitMQ answers these at once, without deliveries in between.
             if let Some(Method::BasicRecover(_) | Method::TxRollback(_)) = channel.due {
                 return None;
             }
@@ -178,7 +178,7 @@ impl BrokerChannel {
         self.closing || matches!(self.due, Some(Method::ChannelClose(_)))
     }
 
-    /// Settles one delivery, or with `multiple` all up to it: it has to be unsettled.
+    /// Settles one delivery, or with `multiple` all deliveries up to it. It must be unsettled.
     fn settle(&mut self, delivery_tag: u64, multiple: bool) {
         assert!(
             self.unsettled.contains(&delivery_tag),
@@ -194,7 +194,7 @@ impl BrokerChannel {
         }
     }
 
-    fn knows(&self, tag: &ShortString) -> bool {
+    fn has_consumer(&self, tag: &ShortString) -> bool {
         self.consumers.contains_key(tag) || self.lingering.contains(tag)
     }
 
@@ -230,7 +230,7 @@ impl BrokerChannel {
             Method::BasicAck(ack) => self.settle(ack.delivery_tag, ack.multiple),
             Method::BasicNack(nack) => self.settle(nack.delivery_tag, nack.multiple),
             Method::BasicConsume(consume) if consume.nowait => {
-                assert!(!self.knows(&consume.consumer_tag), "530");
+                assert!(!self.has_consumer(&consume.consumer_tag), "530");
                 let tag = consume.consumer_tag.clone();
                 self.consumers.insert(tag, consume.no_ack);
             }
@@ -238,7 +238,7 @@ impl BrokerChannel {
             Method::BasicCancelOk(_) | Method::ChannelFlowOk(_) | Method::QueuePurge(_) => {}
             _ => {
                 if let Method::BasicConsume(consume) = &method {
-                    assert!(!self.knows(&consume.consumer_tag), "530");
+                    assert!(!self.has_consumer(&consume.consumer_tag), "530");
                 }
                 assert!(self.due.is_none(), "541: two calls at once");
                 self.due = Some(method);

@@ -1,4 +1,4 @@
-//! Calls: one on the wire per channel, the others in their turn.
+//! Calls: one for each channel is on the wire, and the others wait for their turn.
 
 use super::super::errors::{EncodeError, Flaw};
 use super::super::frame::Settle;
@@ -59,7 +59,7 @@ fn calls_on_other_channels_do_not_wait() {
 }
 
 #[test]
-fn a_method_without_reply_is_answered_as_soon_as_it_is_written() {
+fn a_call_without_reply_succeeds_as_soon_as_it_is_in_the_output() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     let purge = queue::Purge::new("q").nowait(true);
@@ -99,7 +99,7 @@ fn methods_without_reply_keep_their_order_behind_a_call() {
 }
 
 #[test]
-fn a_settle_does_not_wait_for_calls() {
+fn a_settlement_does_not_wait_for_calls() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, queue::Declare::new("a"));
@@ -115,7 +115,7 @@ fn a_settle_does_not_wait_for_calls() {
 }
 
 #[test]
-fn a_get_is_answered_by_a_message_or_by_nothing() {
+fn a_get_is_answered_with_a_message_or_with_get_empty() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, basic::Get::new("q"));
@@ -144,7 +144,7 @@ fn the_next_call_waits_for_the_whole_message_of_a_get() {
 }
 
 #[test]
-fn properties_come_with_their_message() {
+fn properties_arrive_with_their_message() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, basic::Get::new("q"));
@@ -164,7 +164,7 @@ fn properties_come_with_their_message() {
 }
 
 #[test]
-fn a_string_of_256_bytes_stays_here_and_the_next_call_goes_out() {
+fn a_string_of_256_bytes_is_not_sent_and_the_next_call_is() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, basic::Qos::new(1));
@@ -184,7 +184,7 @@ fn a_string_of_256_bytes_stays_here_and_the_next_call_goes_out() {
 }
 
 #[test]
-fn a_table_that_is_larger_than_a_frame_stays_here() {
+fn a_table_larger_than_a_frame_is_not_sent() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     let fat = exchange::Declare::new("e").arguments([("fat", "x".repeat(4096))]);
@@ -208,7 +208,7 @@ fn a_call_that_cannot_be_sent_leaves_no_deadline_behind() {
 }
 
 #[test]
-fn a_returned_message_comes_with_its_channel() {
+fn a_returned_message_is_reported_with_its_channel() {
     let mut scenario = Scenario::new();
     scenario.open_channel(2);
     let returned = basic::Return::default().reply_code(312);
@@ -242,7 +242,7 @@ fn messages_of_different_channels_may_interleave_frame_by_frame() {
 }
 
 #[test]
-fn the_broker_s_flow_is_answered_and_told() {
+fn the_broker_s_flow_is_answered_and_reported() {
     let mut scenario = Scenario::new();
     scenario.open_channel(1);
     for active in [false, true] {
@@ -256,7 +256,7 @@ fn the_broker_s_flow_is_answered_and_told() {
 }
 
 #[test]
-fn our_own_flow_is_a_call_like_any_other() {
+fn a_flow_of_the_client_is_an_ordinary_call() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, channel::Flow::new(true));
@@ -266,7 +266,7 @@ fn our_own_flow_is_a_call_like_any_other() {
 }
 
 #[test]
-fn blocked_and_unblocked_are_told() {
+fn blocked_and_unblocked_are_reported() {
     let mut scenario = Scenario::new();
     scenario.peer_sends(0, connection::Blocked::default().reason("low on memory"));
     scenario.peer_sends(0, connection::Unblocked::default());
@@ -278,7 +278,7 @@ fn blocked_and_unblocked_are_told() {
 }
 
 #[test]
-fn a_broker_that_blocks_has_its_time_from_the_first_word_until_it_unblocks() {
+fn the_blocked_timeout_runs_from_the_first_blocked_until_unblocked() {
     let second = Duration::from_secs(1);
     let mut scenario = Scenario::new();
     scenario.core = Connection::new(
@@ -308,7 +308,7 @@ fn a_broker_that_blocks_has_its_time_from_the_first_word_until_it_unblocks() {
 }
 
 #[test]
-fn a_close_that_is_under_way_has_no_other_deadline() {
+fn a_pending_close_stops_the_blocked_timeout() {
     let (short, long) = (Duration::from_secs(1), Duration::from_secs(10));
     let mut scenario = Scenario::new();
     scenario.core = Connection::new(

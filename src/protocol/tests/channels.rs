@@ -1,4 +1,4 @@
-//! Numbers of channels, and the generations behind them.
+//! Channel numbers and their generations.
 
 use super::super::frame::Settle;
 use super::super::methods::queue;
@@ -28,7 +28,7 @@ fn the_lowest_free_number_is_taken() {
 }
 
 #[test]
-fn a_chosen_number_is_taken_and_the_others_go_round_it() {
+fn a_chosen_number_is_used_and_automatic_ones_skip_it() {
     let mut scenario = Scenario::new();
     scenario.open_channel(2);
     assert_eq!(next_number(&mut scenario), Ok(1));
@@ -52,7 +52,7 @@ fn a_number_is_refused_when_it_is_out_of_range_or_in_use() {
 }
 
 #[test]
-fn when_all_numbers_are_taken_there_is_none_until_one_is_freed() {
+fn when_all_numbers_are_in_use_none_is_available_until_one_is_freed() {
     let mut scenario = Scenario::new();
     for number in 1..=5 {
         scenario.open_channel(number);
@@ -69,7 +69,7 @@ fn when_all_numbers_are_taken_there_is_none_until_one_is_freed() {
 }
 
 #[test]
-fn the_highest_number_of_all_can_be_used() {
+fn the_highest_channel_number_can_be_used() {
     let mut scenario = Scenario::with(&Negotiated {
         channel_max: u16::MAX,
         ..negotiated()
@@ -80,7 +80,7 @@ fn the_highest_number_of_all_can_be_used() {
 }
 
 #[test]
-fn a_number_that_was_given_back_unused_is_free() {
+fn a_number_that_was_reserved_and_not_used_is_free() {
     let mut scenario = Scenario::new();
     assert_eq!(next_number(&mut scenario), Ok(1));
     assert_eq!(next_number(&mut scenario), Ok(1));
@@ -128,7 +128,7 @@ fn commands_of_a_former_channel_never_reach_the_next_one_with_its_number() {
 }
 
 #[test]
-fn commands_for_a_channel_that_never_was_die_as_well() {
+fn commands_for_a_channel_that_never_existed_are_dropped() {
     let mut scenario = Scenario::new();
     let id = ChannelId {
         number: 4,
@@ -155,7 +155,7 @@ fn frames_for_a_channel_that_is_not_open_are_dropped() {
 }
 
 #[test]
-fn a_channel_that_the_broker_refuses_to_open_is_told_why() {
+fn a_refused_channel_open_reports_the_broker_s_reason() {
     let mut scenario = Scenario::new();
     scenario.begin_open(1, "one", 1);
     scenario.sent();
@@ -173,7 +173,7 @@ fn a_channel_that_the_broker_refuses_to_open_is_told_why() {
 }
 
 #[test]
-fn thousands_of_channels_one_after_the_other_leave_nothing_behind() {
+fn thousands_of_successive_channels_leave_no_state() {
     let mut scenario = Scenario::new();
     let mut once = || {
         let id = scenario.open_channel(1);
@@ -189,6 +189,6 @@ fn thousands_of_channels_one_after_the_other_leave_nothing_behind() {
     };
     let first = once();
     let last = (0..2000).map(|_| once()).next_back().unwrap();
-    // A few counters have more digits now.
+    // Some counters have more digits now.
     assert!(last < first + 100, "{first} became {last}");
 }

@@ -1,10 +1,10 @@
-//! The end of a channel, whoever wants it.
+//! The end of a channel, by either side.
 
 use super::super::frame::Settle;
 use super::super::methods::queue;
 use super::*;
 
-/// A channel with a consumer, a call on the wire and one that waits.
+/// Returns a channel with a consumer, a call on the wire and a waiting call.
 fn busy() -> (Scenario, ChannelId) {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
@@ -15,7 +15,7 @@ fn busy() -> (Scenario, ChannelId) {
     (scenario, id)
 }
 
-/// The same after our close, which call 3 waits for.
+/// Returns the same after our close, for which call 3 waits.
 fn closing() -> (Scenario, ChannelId) {
     let (mut scenario, id) = busy();
     scenario.begin_close_channel(id, 3);
@@ -30,7 +30,7 @@ fn assert_number_1(scenario: &mut Scenario, expected: Option<NumberError>) {
 }
 
 #[test]
-fn a_close_by_the_broker_is_answered_told_and_then_fails_the_calls() {
+fn a_close_by_the_broker_is_answered_and_reported_before_the_calls_fail() {
     let (mut scenario, id) = busy();
     let (close, reason) = not_found();
     scenario.peer_sends(1, close);
@@ -48,7 +48,7 @@ fn a_close_by_the_broker_is_answered_told_and_then_fails_the_calls() {
 }
 
 #[test]
-fn a_close_by_the_broker_leaves_other_channels_alone() {
+fn a_close_by_the_broker_does_not_affect_other_channels() {
     let (mut scenario, _) = busy();
     let two = scenario.open_channel(2);
     scenario.call(two, 9, queue::Declare::new("q"));
@@ -61,7 +61,7 @@ fn a_close_by_the_broker_leaves_other_channels_alone() {
 }
 
 #[test]
-fn what_was_written_before_the_close_ok_stays_before_it() {
+fn methods_written_before_the_close_ok_precede_it() {
     let (mut scenario, id) = busy();
     scenario.settle(id, 1, Settle::Ack { multiple: false });
     scenario.peer_sends(1, not_found().0);
@@ -97,7 +97,7 @@ fn our_close_is_sent_at_once_and_fails_the_calls() {
 }
 
 #[test]
-fn after_our_close_all_but_the_end_is_dropped() {
+fn after_our_close_of_a_channel_all_frames_but_close_and_close_ok_are_dropped() {
     let (mut scenario, id) = closing();
     scenario.peer_sends(1, queue::DeclareOk::default());
     scenario.peer_sends_content(1, deliver("c", 1), None, b"late");
@@ -113,7 +113,7 @@ fn after_our_close_all_but_the_end_is_dropped() {
 }
 
 #[test]
-fn our_close_in_the_middle_of_a_message_drops_the_rest_of_it() {
+fn a_close_in_the_middle_of_a_content_drops_the_rest_of_it() {
     let (mut scenario, id) = busy();
     let bytes = content(1, deliver("c", 1), None, &[b'x'; 9000]);
     let (now, later) = bytes.split_at(6000);
@@ -126,7 +126,7 @@ fn our_close_in_the_middle_of_a_message_drops_the_rest_of_it() {
 }
 
 #[test]
-fn a_channel_that_closes_lets_go_of_half_a_message() {
+fn a_channel_that_closes_frees_an_unfinished_content() {
     let (mut scenario, id) = busy();
     scenario.peer_sends(1, deliver("c", 1));
     scenario.peer_sends_bytes(&content_header(1, 8000));
@@ -150,7 +150,7 @@ fn the_number_is_not_used_again_before_the_close_ok() {
 }
 
 #[test]
-fn when_both_close_at_once_the_broker_is_answered_behind_its_own_answer() {
+fn of_crossing_closes_the_broker_s_is_answered_after_its_close_ok() {
     let (mut scenario, id) = closing();
     scenario.begin_close_channel(id, 4);
     let (close, reason) = not_found();
@@ -180,7 +180,7 @@ fn when_both_close_at_once_the_broker_is_answered_behind_its_own_answer() {
 }
 
 #[test]
-fn when_both_close_at_once_the_two_may_come_the_other_way_round() {
+fn crossing_closes_of_a_channel_may_arrive_in_either_order() {
     let (mut scenario, _) = closing();
     scenario.peer_sends(1, channel::CloseOk::default());
     scenario.peer_sends(1, not_found().0);
@@ -191,7 +191,7 @@ fn when_both_close_at_once_the_two_may_come_the_other_way_round() {
 }
 
 #[test]
-fn a_close_that_is_not_answered_fails_at_its_deadline_and_keeps_the_number() {
+fn an_unanswered_close_fails_at_its_deadline_and_keeps_the_channel_number() {
     let (mut scenario, _) = closing();
     scenario.pass(RPC_TIMEOUT);
     assert_eq!(scenario.events(), [Seen::Failed(3, CallFailure::TimedOut)]);
@@ -202,7 +202,7 @@ fn a_close_that_is_not_answered_fails_at_its_deadline_and_keeps_the_number() {
 }
 
 #[test]
-fn a_close_that_only_the_brokers_own_answers_ends_at_its_deadline_with_that() {
+fn a_close_without_close_ok_ends_at_its_deadline_with_the_reason_of_a_crossing_close() {
     let (mut scenario, _) = closing();
     let (close, reason) = not_found();
     scenario.peer_sends(1, close);
@@ -217,7 +217,7 @@ fn a_close_that_only_the_brokers_own_answers_ends_at_its_deadline_with_that() {
 }
 
 #[test]
-fn the_brokers_reason_is_told_also_if_the_connection_ends_before_its_answer() {
+fn the_reason_of_a_crossing_close_is_reported_if_the_connection_ends_before_the_close_ok() {
     let (mut scenario, _) = closing();
     let (close, reason) = not_found();
     scenario.peer_sends(1, close);
@@ -233,7 +233,7 @@ fn the_brokers_reason_is_told_also_if_the_connection_ends_before_its_answer() {
 }
 
 #[test]
-fn a_second_closer_waits_for_the_same_close() {
+fn a_second_caller_of_close_waits_for_the_same_close() {
     let (mut scenario, id) = closing();
     scenario.begin_close_channel(id, 4);
     assert_eq!(scenario.sent(), []);
@@ -244,7 +244,7 @@ fn a_second_closer_waits_for_the_same_close() {
 }
 
 #[test]
-fn a_closer_that_times_out_does_not_take_the_other_with_it() {
+fn a_timeout_of_one_caller_of_close_does_not_affect_the_other() {
     let (mut scenario, id) = closing();
     scenario.pass(SECOND);
     scenario.begin_close_channel(id, 4);
@@ -255,7 +255,7 @@ fn a_closer_that_times_out_does_not_take_the_other_with_it() {
 }
 
 #[test]
-fn a_channel_that_is_closed_already_closes_at_once() {
+fn closing_a_closed_channel_succeeds_at_once() {
     let (mut scenario, id) = closing();
     scenario.peer_sends(1, channel::CloseOk::default());
     scenario.events();
@@ -265,7 +265,7 @@ fn a_channel_that_is_closed_already_closes_at_once() {
 }
 
 #[test]
-fn a_close_that_nobody_waits_for_is_sent_and_has_no_deadline() {
+fn a_close_without_a_caller_is_sent_and_has_no_deadline() {
     let (mut scenario, id) = busy();
     let code = ReplyCode::REPLY_SUCCESS;
     scenario
@@ -280,7 +280,7 @@ fn a_close_that_nobody_waits_for_is_sent_and_has_no_deadline() {
 }
 
 #[test]
-fn a_channel_can_be_closed_while_it_opens() {
+fn a_channel_can_be_closed_while_it_is_opening() {
     let mut scenario = Scenario::new();
     let id = scenario.begin_open(1, "one", 1);
     scenario.begin_close_channel(id, 2);
@@ -301,7 +301,7 @@ fn a_channel_can_be_closed_while_it_opens() {
 }
 
 #[test]
-fn a_message_beyond_the_limit_costs_its_channel_and_nothing_else() {
+fn a_message_beyond_the_limit_closes_only_its_channel() {
     let (mut scenario, _) = busy();
     let two = scenario.open_channel(2);
     scenario.consume(two, "d");
@@ -333,7 +333,7 @@ fn a_message_beyond_the_limit_costs_its_channel_and_nothing_else() {
 }
 
 #[test]
-fn the_answer_to_a_get_has_the_same_limit() {
+fn the_message_of_a_get_has_the_same_limit() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, basic::Get::new("q"));
@@ -351,7 +351,7 @@ fn the_answer_to_a_get_has_the_same_limit() {
     assert!(!scenario.core.is_closed());
 }
 
-/// A connection of two channels, of which the second closes.
+/// Returns a connection with two channels, of which the second one is closing.
 fn full() -> Scenario {
     let mut scenario = Scenario::with(&Negotiated {
         channel_max: 2,
@@ -367,7 +367,7 @@ fn full() -> Scenario {
 
 const CLOSE: u32 = 90;
 
-/// Has `opener` ask for a number, which it has to wait for.
+/// Lets `opener` reserve a number, for which it must wait.
 #[track_caller]
 fn wait_for_number(scenario: &mut Scenario, number: Option<u16>, opener: u32) {
     let error = scenario.core.reserve_channel(number).unwrap_err();
@@ -377,14 +377,15 @@ fn wait_for_number(scenario: &mut Scenario, number: Option<u16>, opener: u32) {
 }
 
 #[test]
-fn the_last_number_is_waited_for_while_its_channel_closes_and_goes_to_who_asked_first() {
+fn the_last_channel_number_goes_to_the_first_waiting_caller_when_its_channel_has_closed() {
     for wanted in [None, Some(2)] {
         let mut scenario = full();
         wait_for_number(&mut scenario, wanted, 1);
         wait_for_number(&mut scenario, wanted, 2);
         assert_eq!(scenario.events(), []);
         scenario.peer_sends(2, channel::CloseOk::default());
-        // Nothing else closes, so the second asks as well, and hears that there is none.
+        // No other channel is closing, so the second opener is informed as well, and finds no
+        // number.
         assert_eq!(
             scenario.events(),
             [
@@ -405,31 +406,32 @@ fn the_last_number_is_waited_for_while_its_channel_closes_and_goes_to_who_asked_
 }
 
 #[test]
-fn who_waits_for_any_number_waits_on_while_another_channel_closes() {
+fn a_caller_that_waits_for_any_number_waits_as_long_as_another_channel_is_closing() {
     let mut scenario = full();
     wait_for_number(&mut scenario, None, 1);
     wait_for_number(&mut scenario, None, 2);
     wait_for_number(&mut scenario, Some(2), 3);
-    let one = scenario.books("one").id;
+    let one = scenario.ledgers("one").id;
     scenario.begin_close_channel(one, CLOSE);
     scenario.events();
     scenario.peer_sends(1, channel::CloseOk::default());
-    let told = [Seen::IsClosed(CLOSE), Seen::NumberFree(1)];
-    assert_eq!(scenario.events(), told);
+    let seen = [Seen::IsClosed(CLOSE), Seen::NumberFree(1)];
+    assert_eq!(scenario.events(), seen);
     scenario.open_channel(1);
     scenario.events();
-    // A close by the broker counts as well, and the other two ask again in their order.
+    // A close by the broker frees a number as well. The other two openers are informed in their
+    // order.
     scenario.peer_sends(2, not_found().0);
     scenario.peer_sends(2, channel::CloseOk::default());
-    let told = scenario.events();
+    let seen = scenario.events();
     assert!(
-        told.ends_with(&[Seen::NumberFree(2), Seen::NumberFree(3)]),
-        "{told:?}"
+        seen.ends_with(&[Seen::NumberFree(2), Seen::NumberFree(3)]),
+        "{seen:?}"
     );
 }
 
 #[test]
-fn a_number_that_never_comes_free_is_waited_for_until_the_deadline() {
+fn waiting_for_a_channel_number_ends_at_the_deadline() {
     let mut scenario = full();
     wait_for_number(&mut scenario, None, 1);
     wait_for_number(&mut scenario, Some(2), 2);
@@ -447,13 +449,13 @@ fn a_number_that_never_comes_free_is_waited_for_until_the_deadline() {
 }
 
 #[test]
-fn who_waits_for_a_number_hears_of_the_end_of_the_connection_behind_it() {
+fn waiting_for_a_channel_number_ends_after_the_end_of_the_connection() {
     let mut scenario = full();
     wait_for_number(&mut scenario, None, 1);
     scenario.core.ended();
-    let told = scenario.events();
-    assert_eq!(told.first(), Some(&Seen::Closed(Termination::EndOfStream)));
-    assert_eq!(told.last(), Some(&Seen::OpenerLost(1)));
+    let seen = scenario.events();
+    assert_eq!(seen.first(), Some(&Seen::Closed(Termination::EndOfStream)));
+    assert_eq!(seen.last(), Some(&Seen::OpenerLost(1)));
     let deadline = scenario.now + RPC_TIMEOUT;
     scenario.core.await_number(None, deadline, 2);
     assert_eq!(scenario.events(), [Seen::OpenerLost(2)]);

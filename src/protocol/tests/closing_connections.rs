@@ -1,4 +1,4 @@
-//! The end of the connection, whoever wants it and however it comes.
+//! The end of a connection, by either side or by the stream.
 
 use super::super::frame::Settle;
 use super::super::methods::queue;
@@ -6,7 +6,7 @@ use super::*;
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A channel with a consumer, a call on the wire and one that waits.
+/// Returns a channel with a consumer, a call on the wire and a waiting call.
 fn busy() -> (Scenario, ChannelId) {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
@@ -17,7 +17,7 @@ fn busy() -> (Scenario, ChannelId) {
     (scenario, id)
 }
 
-/// The same after our close.
+/// Returns the same after our close.
 fn closing() -> (Scenario, ChannelId) {
     let (mut scenario, id) = busy();
     scenario.begin_close(CLOSE_TIMEOUT);
@@ -25,7 +25,7 @@ fn closing() -> (Scenario, ChannelId) {
     (scenario, id)
 }
 
-/// What everyone in [`busy`] is told when the connection ends.
+/// Returns the events of [`busy`] when the connection ends.
 fn all_ends(termination: Termination) -> [Seen; 4] {
     [
         Seen::Closed(termination),
@@ -54,7 +54,7 @@ fn a_close_by_the_broker_is_answered_and_ends_everything() {
 }
 
 #[test]
-fn a_close_by_the_broker_names_the_method_that_provoked_it() {
+fn a_close_by_the_broker_names_the_method_that_caused_it() {
     let mut scenario = Scenario::new();
     let close = connection::Close::default()
         .reply_code(540)
@@ -69,7 +69,7 @@ fn a_close_by_the_broker_names_the_method_that_provoked_it() {
 }
 
 #[test]
-fn what_follows_a_close_in_the_same_buffer_is_no_error() {
+fn frames_behind_a_close_in_the_same_buffer_are_ignored() {
     let (mut scenario, _) = busy();
     let (close, reason) = forced();
     let mut bytes = frame(0, close);
@@ -82,7 +82,7 @@ fn what_follows_a_close_in_the_same_buffer_is_no_error() {
 }
 
 #[test]
-fn our_close_is_sent_at_once_and_everything_ends_with_its_answer() {
+fn our_close_is_sent_at_once_and_close_ok_ends_the_connection() {
     let (mut scenario, _) = closing();
     assert_eq!(scenario.events(), []);
     assert!(scenario.core.is_awaited());
@@ -113,7 +113,7 @@ fn after_our_close_nothing_more_is_sent() {
 }
 
 #[test]
-fn after_our_close_all_but_the_ends_is_dropped() {
+fn after_our_close_all_methods_but_close_and_close_ok_are_ignored() {
     let (mut scenario, _) = closing();
     scenario.peer_sends(1, queue::DeclareOk::default());
     scenario.peer_sends_content(1, deliver("c", 1), None, b"late");
@@ -124,10 +124,10 @@ fn after_our_close_all_but_the_ends_is_dropped() {
 }
 
 #[test]
-fn a_channel_that_the_broker_closes_after_our_close_of_the_connection_has_its_reason() {
+fn a_channel_that_the_broker_closes_after_our_close_of_the_connection_reports_its_reason() {
     let (mut scenario, _) = closing();
     let (close, reason) = not_found();
-    // Said twice, it counts once.
+    // A second close has no effect.
     scenario.peer_sends(1, close.clone());
     scenario.peer_sends(1, close);
     assert_eq!(scenario.sent(), []);
@@ -139,7 +139,7 @@ fn a_channel_that_the_broker_closes_after_our_close_of_the_connection_has_its_re
 }
 
 #[test]
-fn after_our_close_not_even_nonsense_changes_the_reason() {
+fn after_our_close_a_protocol_error_does_not_change_the_reason() {
     let (mut scenario, _) = closing();
     scenario.peer_sends(6, channel::OpenOk::default());
     scenario.peer_sends_bytes(&content_header(0, 1));
@@ -150,7 +150,7 @@ fn after_our_close_not_even_nonsense_changes_the_reason() {
 }
 
 #[test]
-fn when_both_close_at_once_the_broker_has_the_reason_and_is_answered() {
+fn of_crossing_closes_the_broker_s_is_answered_and_its_reason_reported() {
     let (mut scenario, _) = closing();
     let (close, reason) = forced();
     scenario.peer_sends(0, close);
@@ -159,7 +159,7 @@ fn when_both_close_at_once_the_broker_has_the_reason_and_is_answered() {
 }
 
 #[test]
-fn when_both_close_at_once_the_two_may_come_the_other_way_round() {
+fn crossing_closes_of_a_connection_may_arrive_in_either_order() {
     let (mut scenario, _) = closing();
     let mut bytes = frame(0, connection::CloseOk::default());
     bytes.extend(frame(0, forced().0));
@@ -169,7 +169,7 @@ fn when_both_close_at_once_the_two_may_come_the_other_way_round() {
 }
 
 #[test]
-fn closing_after_the_broker_has_closed_does_nothing() {
+fn closing_a_connection_that_the_broker_has_closed_has_no_effect() {
     let (mut scenario, _) = busy();
     scenario.peer_sends(0, forced().0);
     scenario.sent();
@@ -189,7 +189,7 @@ fn the_end_of_the_stream_ends_an_open_connection_without_a_reason() {
 }
 
 #[test]
-fn the_end_of_the_stream_in_the_middle_of_a_frame_is_the_same() {
+fn the_end_of_the_stream_in_the_middle_of_a_frame_has_the_same_effect() {
     let (mut scenario, _) = busy();
     let bytes = content(1, deliver("c", 1), None, b"half");
     scenario.peer_sends_bytes(&bytes[..bytes.len() - 3]);
@@ -198,14 +198,14 @@ fn the_end_of_the_stream_in_the_middle_of_a_frame_is_the_same() {
 }
 
 #[test]
-fn the_end_of_the_stream_after_our_close_is_as_good_as_an_answer() {
+fn the_end_of_the_stream_after_our_close_counts_as_close_ok() {
     let (mut scenario, _) = closing();
     scenario.core.ended();
     assert_eq!(scenario.events(), all_ends(Termination::Closed(bye())));
 }
 
 #[test]
-fn the_end_of_the_stream_after_the_end_changes_nothing() {
+fn the_end_of_the_stream_after_a_close_has_no_effect() {
     let (mut scenario, _) = busy();
     scenario.peer_sends(0, forced().0);
     scenario.events();
@@ -215,7 +215,7 @@ fn the_end_of_the_stream_after_the_end_changes_nothing() {
 }
 
 #[test]
-fn a_close_that_is_not_answered_ends_at_its_deadline() {
+fn an_unanswered_close_ends_the_connection_at_its_deadline() {
     let (mut scenario, _) = closing();
     let deadline = scenario.now + CLOSE_TIMEOUT;
     assert_eq!(scenario.core.poll_timeout(), Some(deadline));
@@ -226,7 +226,7 @@ fn a_close_that_is_not_answered_ends_at_its_deadline() {
 }
 
 #[test]
-fn calls_still_have_their_deadlines_while_we_close() {
+fn calls_keep_their_deadlines_during_our_close() {
     let (mut scenario, id) = busy();
     scenario.call_within(SECOND, id, 3, basic::Get::new("q"));
     scenario.begin_close(CLOSE_TIMEOUT);
@@ -235,7 +235,7 @@ fn calls_still_have_their_deadlines_while_we_close() {
 }
 
 #[test]
-fn a_socket_that_fails_ends_everything() {
+fn a_failed_socket_ends_the_connection_and_all_calls() {
     let (mut scenario, _) = busy();
     let termination = Termination::Io(std::io::ErrorKind::ConnectionReset, "reset".into());
     scenario.core.terminate(termination.clone());
@@ -244,7 +244,7 @@ fn a_socket_that_fails_ends_everything() {
 }
 
 #[test]
-fn whoever_waits_for_the_close_of_a_channel_is_told_when_the_connection_goes() {
+fn waiting_for_the_close_of_a_channel_ends_with_the_connection() {
     let (mut scenario, id) = busy();
     scenario.begin_close_channel(id, 3);
     scenario.begin_close_channel(id, 4);
@@ -261,7 +261,7 @@ fn whoever_waits_for_the_close_of_a_channel_is_told_when_the_connection_goes() {
 }
 
 #[test]
-fn a_channel_that_is_being_opened_fails_with_the_connection() {
+fn the_opening_of_a_channel_fails_with_the_connection() {
     let mut scenario = Scenario::new();
     scenario.begin_open(1, "one", 1);
     scenario.core.ended();
@@ -298,7 +298,7 @@ fn after_the_end_commands_fail_at_once_and_nothing_is_sent() {
 }
 
 #[test]
-fn after_the_end_there_is_no_deadline_left() {
+fn after_the_end_there_is_no_deadline() {
     let with_heartbeat = Negotiated {
         heartbeat: 60,
         ..negotiated()
@@ -312,7 +312,7 @@ fn after_the_end_there_is_no_deadline_left() {
 }
 
 #[test]
-fn what_came_behind_the_handshake_in_the_same_buffer_counts_from_the_start() {
+fn bytes_behind_the_handshake_in_the_same_buffer_are_handled() {
     let mut decoder = FrameDecoder::new(FRAME_MAX);
     super::super::frame::tests::feed(&mut decoder, &frame(0, forced().0));
     let now = Instant::now();

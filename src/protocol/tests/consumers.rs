@@ -1,4 +1,4 @@
-//! Consumers: who gets what, and until when.
+//! Consumers: which deliveries they receive, and until when.
 
 use super::super::methods::{queue, tx};
 use super::*;
@@ -11,12 +11,12 @@ fn peer_delivers(scenario: &mut Scenario, tag: &str, delivery_tag: u64) {
     scenario.peer_sends_content(1, deliver(tag, delivery_tag), None, b"x");
 }
 
-/// What goes out behind a cancel by the broker.
-fn quiet_cancel(tag: &str) -> (u16, Method) {
+/// Returns the cancel that follows one by the broker.
+fn cancel_with_nowait(tag: &str) -> (u16, Method) {
     on(1, basic::Cancel::new(tag).nowait(true))
 }
 
-/// A channel with the consumers "a" and "b".
+/// Returns a channel with the consumers "a" and "b".
 fn two_consumers() -> (Scenario, ChannelId) {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
@@ -26,7 +26,7 @@ fn two_consumers() -> (Scenario, ChannelId) {
 }
 
 #[test]
-fn deliveries_find_their_consumer_by_its_tag() {
+fn deliveries_go_to_the_consumer_with_their_tag() {
     let (mut scenario, _) = two_consumers();
     for (tag, number) in [("a", 1), ("b", 2), ("b", 3), ("a", 4)] {
         peer_delivers(&mut scenario, tag, number);
@@ -43,7 +43,7 @@ fn deliveries_find_their_consumer_by_its_tag() {
 }
 
 #[test]
-fn equal_tags_on_two_channels_are_two_consumers() {
+fn equal_tags_on_two_channels_belong_to_two_consumers() {
     let mut scenario = Scenario::new();
     for (number, token) in [(1, "first"), (2, "second")] {
         let id = scenario.open_channel(number);
@@ -61,7 +61,7 @@ fn equal_tags_on_two_channels_are_two_consumers() {
 }
 
 #[test]
-fn a_delivery_right_behind_the_consume_ok_arrives() {
+fn a_delivery_directly_behind_the_consume_ok_arrives() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.begin_consume(id, 1, "c");
@@ -75,7 +75,7 @@ fn a_delivery_right_behind_the_consume_ok_arrives() {
 }
 
 #[test]
-fn a_consumer_that_asked_for_no_reply_is_there_at_once() {
+fn a_consumer_with_nowait_exists_at_once() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     let consume = basic::Consume::new("q").consumer_tag("c").nowait(true);
@@ -86,7 +86,7 @@ fn a_consumer_that_asked_for_no_reply_is_there_at_once() {
 }
 
 #[test]
-fn a_tag_that_is_taken_is_refused_here_and_nothing_is_sent() {
+fn a_consumer_tag_in_use_is_refused_without_sending() {
     let (mut scenario, id) = two_consumers();
     scenario.begin_consume(id, 1, "a");
     assert_eq!(
@@ -100,7 +100,7 @@ fn a_tag_that_is_taken_is_refused_here_and_nothing_is_sent() {
 }
 
 #[test]
-fn a_request_that_cannot_be_sent_leaves_its_tag_free() {
+fn a_consume_that_cannot_be_encoded_leaves_its_tag_free() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     let too_long = basic::Consume::new("q".repeat(256)).consumer_tag("c");
@@ -113,7 +113,7 @@ fn a_request_that_cannot_be_sent_leaves_its_tag_free() {
 }
 
 #[test]
-fn a_tag_is_free_again_for_a_call_that_waits_behind_its_cancel() {
+fn a_call_behind_a_cancel_may_use_the_tag_again() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Cancel::new("a"));
     scenario.begin_consume(id, 2, "a");
@@ -130,7 +130,7 @@ fn a_tag_is_free_again_for_a_call_that_waits_behind_its_cancel() {
 }
 
 #[test]
-fn what_was_delivered_before_the_recover_ok_is_recovered_and_nothing_behind_it() {
+fn only_deliveries_before_the_recover_ok_are_recovered() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Recover::default());
     peer_delivers(&mut scenario, "a", 1);
@@ -152,7 +152,7 @@ fn what_was_delivered_before_the_recover_ok_is_recovered_and_nothing_behind_it()
 }
 
 #[test]
-fn our_cancel_ends_the_consumer_with_its_reply_and_deliveries_count_until_then() {
+fn a_cancel_ends_the_consumer_with_its_reply_and_deliveries_arrive_until_then() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Cancel::new("a"));
     peer_delivers(&mut scenario, "a", 1);
@@ -171,12 +171,13 @@ fn our_cancel_ends_the_consumer_with_its_reply_and_deliveries_count_until_then()
 }
 
 #[test]
-fn a_cancel_that_asked_for_no_reply_ends_the_consumer_when_it_is_written() {
+fn a_cancel_with_nowait_ends_the_consumer_when_it_is_sent() {
     let (mut scenario, id) = two_consumers();
     let cancel = basic::Cancel::new("a").nowait(true);
     scenario.call(id, 1, cancel.clone());
     assert_eq!(scenario.sent(), [on(1, cancel)]);
-    // In the order of a cancel with a reply: who gets the outcome finds it ended.
+    // In the same order as after a cancel with a reply: the consumer ends before the outcome of the
+    // call.
     assert_eq!(
         scenario.events(),
         [Seen::ConsumerEnded("a", EndedBy::Us), Seen::Sent(1)]
@@ -192,13 +193,16 @@ fn cancelling_an_unknown_tag_is_an_ordinary_call() {
 }
 
 #[test]
-fn a_cancel_by_the_broker_ends_the_consumer_and_is_answered_only_if_asked_for() {
+fn a_cancel_by_the_broker_ends_the_consumer_and_is_answered_unless_it_has_nowait() {
     let (mut scenario, _) = two_consumers();
     scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
-    assert_eq!(scenario.sent(), [quiet_cancel("a")]);
+    assert_eq!(scenario.sent(), [cancel_with_nowait("a")]);
     scenario.peer_sends(1, basic::Cancel::new("b"));
-    assert_eq!(scenario.sent(), [on(1, cancel_ok("b")), quiet_cancel("b")]);
-    // One that nobody has, or that the broker has cancelled before, is not worth a word.
+    assert_eq!(
+        scenario.sent(),
+        [on(1, cancel_ok("b")), cancel_with_nowait("b")]
+    );
+    // A cancel of an unknown consumer, or of one that the broker has cancelled before, is ignored.
     scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.core.poll_timeout(), None);
@@ -212,7 +216,7 @@ fn a_cancel_by_the_broker_ends_the_consumer_and_is_answered_only_if_asked_for() 
 }
 
 #[test]
-fn a_tag_that_the_broker_has_cancelled_is_cancelled_before_it_is_used_again() {
+fn a_consumer_that_the_broker_has_cancelled_is_cancelled_before_its_tag_is_used_again() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, queue::Declare::new("q"));
     scenario.begin_consume(id, 2, "b");
@@ -220,9 +224,9 @@ fn a_tag_that_the_broker_has_cancelled_is_cancelled_before_it_is_used_again() {
     scenario.peer_sends(1, basic::Cancel::new("a").nowait(true));
     scenario.sent();
     scenario.peer_sends(1, queue::DeclareOk::default());
-    // (The other one is refused here.)
+    // The second consume is refused without sending.
     let consume = basic::Consume::new("q").consumer_tag("a");
-    assert_eq!(scenario.sent(), [quiet_cancel("a"), on(1, consume)]);
+    assert_eq!(scenario.sent(), [cancel_with_nowait("a"), on(1, consume)]);
     scenario.peer_sends(1, consume_ok("a"));
     assert_eq!(scenario.sent(), []);
     peer_delivers(&mut scenario, "a", 1);
@@ -230,7 +234,7 @@ fn a_tag_that_the_broker_has_cancelled_is_cancelled_before_it_is_used_again() {
 }
 
 #[test]
-fn the_cancel_behind_one_by_the_broker_waits_for_the_end_of_a_commit() {
+fn the_cancel_after_one_by_the_broker_waits_for_the_end_of_a_commit() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, tx::Commit::default());
     scenario.settle(id, 1, Settle::Ack { multiple: false });
@@ -240,12 +244,12 @@ fn the_cancel_behind_one_by_the_broker_waits_for_the_end_of_a_commit() {
     scenario.peer_sends(1, tx::CommitOk::default());
     assert_eq!(
         scenario.sent(),
-        [on(1, basic::Ack::new(1)), quiet_cancel("a")]
+        [on(1, basic::Ack::new(1)), cancel_with_nowait("a")]
     );
 }
 
 #[test]
-fn a_cancel_by_the_broker_that_crosses_ours_ends_no_next_consumer() {
+fn a_cancel_by_the_broker_that_crosses_ours_does_not_end_the_next_consumer() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Cancel::new("a").nowait(true));
     let consume = basic::Consume::new("q").consumer_tag("a");
@@ -268,7 +272,7 @@ fn a_cancel_by_the_broker_that_crosses_ours_ends_no_next_consumer() {
 }
 
 #[test]
-fn what_comes_for_a_cancelled_consumer_is_not_for_the_next_of_its_name() {
+fn deliveries_for_a_cancelled_consumer_do_not_go_to_the_next_one_with_its_tag() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, basic::Cancel::new("a").nowait(true));
     let consume = basic::Consume::new("q2").consumer_tag("a").no_ack(true);
@@ -287,7 +291,7 @@ fn what_comes_for_a_cancelled_consumer_is_not_for_the_next_of_its_name() {
     assert_eq!(scenario.sent(), []);
 }
 
-/// Asks for the cancel of the consumer with that token, and no other one.
+/// Cancels the consumer with that token, and no other one with its tag.
 fn cancel(scenario: &mut Scenario, id: ChannelId, call: u32, tag: &str, token: &'static str) {
     let deadline = scenario.now + RPC_TIMEOUT;
     let is_meant = |it: &&'static str| *it == token;
@@ -298,10 +302,10 @@ fn cancel(scenario: &mut Scenario, id: ChannelId, call: u32, tag: &str, token: &
 }
 
 #[test]
-fn a_cancel_whose_consumer_is_over_cancels_no_later_one_of_its_name() {
+fn a_cancel_of_an_ended_consumer_does_not_cancel_a_later_one_with_its_tag() {
     for again in ["discard", "cancel"] {
         let (mut scenario, id) = two_consumers();
-        // This gets no answer in time, so the program tries again with the same tag.
+        // This cancel times out, so the program tries again with the same tag.
         cancel(&mut scenario, id, 1, "a", "a");
         scenario.pass(RPC_TIMEOUT);
         let consume = basic::Consume::new("q").consumer_tag("a");
@@ -330,7 +334,7 @@ fn a_cancel_whose_consumer_is_over_cancels_no_later_one_of_its_name() {
 }
 
 #[test]
-fn a_cancel_of_a_consumer_that_is_not_there_is_answered_here() {
+fn a_cancel_of_an_unknown_consumer_is_answered_without_sending() {
     let (mut scenario, id) = two_consumers();
     cancel(&mut scenario, id, 1, "a", "former");
     let deadline = scenario.now + RPC_TIMEOUT;
@@ -351,7 +355,7 @@ fn a_cancel_of_a_consumer_that_is_not_there_is_answered_here() {
 }
 
 #[test]
-fn a_cancel_waits_behind_the_request_for_its_own_consumer() {
+fn a_cancel_waits_behind_the_consume_of_its_consumer() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, queue::Declare::new("q"));
     let consume = basic::Consume::new("q").consumer_tag("c");
@@ -390,7 +394,7 @@ fn a_consumer_ends_once_when_both_sides_cancel_it() {
 }
 
 #[test]
-fn a_discarded_consumer_is_cancelled_and_what_still_comes_is_given_back() {
+fn a_discarded_consumer_is_cancelled_and_later_deliveries_are_requeued() {
     let (mut scenario, id) = two_consumers();
     scenario.core.discard_consumer(id, &"a".into(), |_| true);
     assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("a"))]);
@@ -404,7 +408,7 @@ fn a_discarded_consumer_is_cancelled_and_what_still_comes_is_given_back() {
 }
 
 #[test]
-fn a_consumer_that_is_not_meant_is_not_discarded() {
+fn only_the_meant_consumer_is_discarded() {
     let (mut scenario, id) = two_consumers();
     let is_former = |token: &&'static str| *token == "former";
     scenario.core.discard_consumer(id, &"a".into(), is_former);
@@ -414,7 +418,7 @@ fn a_consumer_that_is_not_meant_is_not_discarded() {
 }
 
 #[test]
-fn discarding_waits_for_its_turn_but_gives_back_from_the_start() {
+fn the_cancel_of_a_discarded_consumer_waits_for_its_turn_but_requeuing_does_not() {
     let (mut scenario, id) = two_consumers();
     scenario.call(id, 1, queue::Declare::new("q"));
     scenario.core.discard_consumer(id, &"a".into(), |_| true);
@@ -426,7 +430,7 @@ fn discarding_waits_for_its_turn_but_gives_back_from_the_start() {
 }
 
 #[test]
-fn nothing_is_given_back_to_a_stream() {
+fn deliveries_of_a_stream_are_not_requeued() {
     let (mut scenario, id) = two_consumers();
     scenario.core.discard_consumer(id, &"a".into(), |_| true);
     scenario.sent();
@@ -437,10 +441,10 @@ fn nothing_is_given_back_to_a_stream() {
 }
 
 #[test]
-fn a_copy_of_a_message_of_a_stream_goes_back_to_its_queue() {
+fn a_message_moved_from_a_stream_to_a_queue_is_requeued() {
     let copied = BasicProperties::new().headers([("x-stream-offset", 7i64)]);
-    // A delivery without that header shows that the consumer is of no stream: before it is
-    // cancelled, or when nobody takes what comes.
+    // A delivery without the header of a stream shows that deliveries can be requeued: either
+    // before the cancel, or when it is dropped.
     for cancels_first in [false, true] {
         for nowait in [false, true] {
             let (mut scenario, id) = two_consumers();
@@ -466,7 +470,7 @@ fn a_copy_of_a_message_of_a_stream_goes_back_to_its_queue() {
 }
 
 #[test]
-fn a_discarded_consumer_that_needs_no_ack_settles_nothing() {
+fn deliveries_for_a_discarded_consumer_without_acknowledgement_are_not_settled() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     let consume = basic::Consume::new("q").consumer_tag("c").no_ack(true);
@@ -481,7 +485,7 @@ fn a_discarded_consumer_that_needs_no_ack_settles_nothing() {
 }
 
 #[test]
-fn discarding_twice_or_something_unknown_sends_one_cancel() {
+fn discarding_twice_or_an_unknown_consumer_sends_one_cancel() {
     let (mut scenario, id) = two_consumers();
     for tag in ["a", "a", "z"] {
         scenario.core.discard_consumer(id, &tag.into(), |_| true);
@@ -492,7 +496,7 @@ fn discarding_twice_or_something_unknown_sends_one_cancel() {
 }
 
 #[test]
-fn a_cancel_that_nobody_waits_for_has_no_deadline() {
+fn a_cancel_without_a_caller_has_no_deadline() {
     let (mut scenario, id) = two_consumers();
     scenario.core.discard_consumer(id, &"a".into(), |_| true);
     assert_eq!(scenario.core.poll_timeout(), None);
@@ -508,7 +512,7 @@ fn deliveries_for_an_unknown_tag_are_dropped() {
     assert!(!scenario.core.is_closed());
 }
 
-/// The frames of a message of 10 000 bytes, and the last one apart.
+/// Returns the frames of a message of 10,000 bytes, with the last one apart.
 fn half_a_message(channel: u16, tag: &str) -> (Vec<u8>, Vec<u8>) {
     let mut bytes = content(channel, deliver(tag, 1), None, &[7; 10_000]);
     let payload_max = FRAME_MAX as usize - 8;
@@ -517,7 +521,7 @@ fn half_a_message(channel: u16, tag: &str) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn what_half_messages_take_is_counted_until_they_are_whole_or_their_channel_ends() {
+fn unfinished_contents_count_until_they_are_complete_or_their_channel_ends() {
     let mut scenario = Scenario::new();
     let ids = [(1, "a"), (2, "b"), (3, "c")].map(|(number, tag)| {
         let id = scenario.open_channel(number);

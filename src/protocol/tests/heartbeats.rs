@@ -31,7 +31,7 @@ fn an_idle_connection_sends_one_heartbeat_every_half_interval_for_hours() {
 }
 
 #[test]
-fn an_idle_connection_wakes_for_heartbeats_only() {
+fn an_idle_connection_has_no_deadlines_but_heartbeats() {
     let mut scenario = scenario();
     let start = scenario.now;
     assert_eq!(scenario.core.poll_timeout(), Some(start + INTERVAL / 2));
@@ -40,7 +40,7 @@ fn an_idle_connection_wakes_for_heartbeats_only() {
 }
 
 #[test]
-fn bytes_that_go_out_put_the_heartbeat_off() {
+fn written_bytes_postpone_the_heartbeat() {
     let mut scenario = scenario();
     for _ in 0..10 {
         scenario.peer_sends_bytes(&HEARTBEAT_FRAME);
@@ -53,7 +53,7 @@ fn bytes_that_go_out_put_the_heartbeat_off() {
 }
 
 #[test]
-fn a_peer_that_is_silent_for_two_intervals_is_dead() {
+fn a_peer_that_is_silent_for_two_intervals_counts_as_dead() {
     let mut scenario = scenario();
     let id = scenario.open_channel(1);
     scenario.call_within(INTERVAL * 10, id, 1, queue::Declare::new("q"));
@@ -71,7 +71,7 @@ fn a_peer_that_is_silent_for_two_intervals_is_dead() {
 }
 
 #[test]
-fn every_byte_is_a_sign_of_life() {
+fn each_received_byte_counts() {
     let mut scenario = scenario();
     let id = scenario.open_channel(1);
     scenario.consume(id, "c");
@@ -85,7 +85,7 @@ fn every_byte_is_a_sign_of_life() {
 }
 
 #[test]
-fn without_heartbeats_silence_is_no_death_and_nothing_is_sent() {
+fn without_heartbeats_silence_is_allowed_and_none_are_sent() {
     let mut scenario = Scenario::new();
     assert_eq!(scenario.core.poll_timeout(), None);
     scenario.pass(INTERVAL * 60 * 24);
@@ -94,7 +94,7 @@ fn without_heartbeats_silence_is_no_death_and_nothing_is_sent() {
 }
 
 #[test]
-fn heartbeats_go_on_while_nothing_is_read_and_silence_is_no_death_then() {
+fn during_a_reading_pause_heartbeats_continue_and_silence_is_allowed() {
     let mut scenario = scenario();
     scenario.core.set_reading(false, scenario.now);
     scenario.pass(INTERVAL * 60);
@@ -103,7 +103,7 @@ fn heartbeats_go_on_while_nothing_is_read_and_silence_is_no_death_then() {
 }
 
 #[test]
-fn when_reading_resumes_the_peer_has_its_full_time_again() {
+fn after_a_reading_pause_the_peer_has_its_full_time_again() {
     let mut scenario = scenario();
     scenario.pass(INTERVAL);
     scenario.core.set_reading(false, scenario.now);
@@ -128,7 +128,7 @@ fn heartbeats_and_calls_share_one_timeout() {
 }
 
 #[test]
-fn heartbeats_go_on_while_we_wait_for_the_broker_to_close() {
+fn heartbeats_continue_during_our_close() {
     let mut scenario = scenario();
     scenario.begin_close(INTERVAL * 5);
     scenario.output();
@@ -152,7 +152,7 @@ fn no_heartbeat_follows_the_end() {
 }
 
 #[test]
-fn a_driver_that_overslept_sends_one_heartbeat_and_not_all_it_missed() {
+fn a_late_driver_sends_one_heartbeat_and_not_all_missed_ones() {
     let mut scenario = scenario();
     scenario.now += INTERVAL * 3 / 2;
     scenario.core.handle_timeout(scenario.now);
@@ -160,7 +160,7 @@ fn a_driver_that_overslept_sends_one_heartbeat_and_not_all_it_missed() {
 }
 
 #[test]
-fn a_callback_may_sleep_for_ten_minutes_and_settle_then() {
+fn a_delivery_may_be_settled_after_ten_minutes() {
     let mut scenario = scenario();
     let id = scenario.open_channel(1);
     scenario.consume(id, "c");

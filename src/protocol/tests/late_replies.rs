@@ -1,11 +1,11 @@
-//! Deadlines of calls, and what becomes of replies that come after them.
+//! Deadlines of calls, and the handling of late replies.
 
 use super::super::methods::queue;
 use super::*;
 
 const LATE: Duration = Duration::from_secs(31);
 
-/// A channel whose call 1 has timed out on the wire.
+/// Returns a channel whose call 1 has timed out on the wire.
 fn timed_out(method: impl Into<Method>) -> (Scenario, ChannelId) {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
@@ -16,7 +16,7 @@ fn timed_out(method: impl Into<Method>) -> (Scenario, ChannelId) {
     (scenario, id)
 }
 
-/// A channel on which the request for consumer "late" has timed out on the wire.
+/// Returns a channel on which the consume of "late" has timed out on the wire.
 fn consume_timed_out(consume: basic::Consume) -> (Scenario, ChannelId) {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
@@ -61,7 +61,7 @@ fn a_call_fails_at_its_deadline_and_not_before() {
 }
 
 #[test]
-fn a_reply_at_the_last_moment_counts() {
+fn a_reply_just_before_the_deadline_counts() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, queue::Purge::new("q"));
@@ -85,7 +85,7 @@ fn calls_with_the_same_deadline_all_fail_at_it() {
 }
 
 #[test]
-fn a_timed_out_call_keeps_its_place_until_its_reply_comes() {
+fn a_timed_out_call_keeps_its_place_until_its_reply_arrives() {
     let (mut scenario, id) = timed_out(queue::Declare::new("first"));
     scenario.call(id, 2, queue::Declare::new("second"));
     assert_eq!(scenario.sent(), []);
@@ -114,7 +114,7 @@ fn a_call_that_timed_out_while_it_waited_is_never_sent() {
 }
 
 #[test]
-fn a_consumer_that_timed_out_while_it_waited_leaves_its_tag_free() {
+fn a_consume_that_timed_out_while_it_waited_leaves_its_tag_free() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call_within(SECOND * 60, id, 1, queue::Declare::new("q"));
@@ -134,7 +134,7 @@ fn a_consumer_that_timed_out_while_it_waited_leaves_its_tag_free() {
 }
 
 #[test]
-fn a_message_that_comes_too_late_for_its_get_is_given_back() {
+fn the_late_message_of_a_get_is_requeued() {
     let (mut scenario, _) = timed_out(basic::Get::new("q"));
     let get_ok = basic::GetOk::default().delivery_tag(4);
     scenario.peer_sends_content(1, get_ok, None, b"late");
@@ -144,7 +144,7 @@ fn a_message_that_comes_too_late_for_its_get_is_given_back() {
 }
 
 #[test]
-fn a_message_that_is_half_there_at_the_deadline_is_given_back_when_it_is_whole() {
+fn a_message_that_is_unfinished_at_the_deadline_is_requeued_when_it_is_complete() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, basic::Get::new("q"));
@@ -160,7 +160,7 @@ fn a_message_that_is_half_there_at_the_deadline_is_given_back_when_it_is_whole()
 }
 
 #[test]
-fn a_late_message_that_needs_no_ack_cannot_be_given_back() {
+fn a_late_message_without_acknowledgement_is_not_requeued() {
     let (mut scenario, _) = timed_out(basic::Get::new("q").no_ack(true));
     let get_ok = basic::GetOk::default().delivery_tag(4);
     scenario.peer_sends_content(1, get_ok, None, b"late");
@@ -170,7 +170,7 @@ fn a_late_message_that_needs_no_ack_cannot_be_given_back() {
 }
 
 #[test]
-fn a_late_answer_that_the_queue_is_empty_changes_nothing() {
+fn a_late_get_empty_has_no_effect() {
     let (mut scenario, id) = timed_out(basic::Get::new("q"));
     scenario.call(id, 2, basic::Get::new("q"));
     scenario.peer_sends(1, basic::GetEmpty::default());
@@ -179,7 +179,7 @@ fn a_late_answer_that_the_queue_is_empty_changes_nothing() {
 }
 
 #[test]
-fn a_consumer_that_comes_too_late_is_cancelled_and_its_deliveries_are_given_back() {
+fn a_late_consumer_is_cancelled_and_its_deliveries_are_requeued() {
     let (mut scenario, _) = consume_timed_out(basic::Consume::new("q"));
     let mut bytes = frame(1, consume_ok("late"));
     bytes.extend(content(1, deliver("late", 1), None, b"a"));
@@ -204,7 +204,7 @@ fn a_consumer_that_comes_too_late_is_cancelled_and_its_deliveries_are_given_back
 }
 
 #[test]
-fn deliveries_of_a_late_consumer_that_need_no_ack_are_not_settled() {
+fn deliveries_of_a_late_consumer_without_acknowledgement_are_not_settled() {
     let (mut scenario, _) = consume_timed_out(basic::Consume::new("q").no_ack(true));
     scenario.peer_sends(1, consume_ok("late"));
     assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("late"))]);
@@ -214,7 +214,7 @@ fn deliveries_of_a_late_consumer_that_need_no_ack_are_not_settled() {
 }
 
 #[test]
-fn a_late_consumer_is_cancelled_before_anything_that_waits_is_sent() {
+fn a_late_consumer_is_cancelled_before_waiting_calls_are_sent() {
     let (mut scenario, id) = consume_timed_out(basic::Consume::new("q"));
     scenario.begin_consume(id, 2, "late");
     scenario.peer_sends(1, consume_ok("late"));
@@ -237,7 +237,7 @@ fn a_late_consumer_is_cancelled_before_anything_that_waits_is_sent() {
 }
 
 #[test]
-fn a_consumer_dropped_before_its_deadline_is_still_cancelled_once_it_comes() {
+fn a_consumer_discarded_before_its_deadline_is_cancelled_when_it_starts() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.begin_consume(id, 1, "c");
@@ -247,13 +247,13 @@ fn a_consumer_dropped_before_its_deadline_is_still_cancelled_once_it_comes() {
     scenario.peer_sends(1, consume_ok("c"));
     assert_eq!(scenario.sent(), [on(1, basic::Cancel::new("c"))]);
     scenario.peer_sends(1, cancel_ok("c"));
-    // Once is enough.
+    // The cancel is sent only once.
     assert_eq!(scenario.sent(), []);
     assert_eq!(scenario.events().len(), 2);
 }
 
 #[test]
-fn a_late_answer_to_a_cancel_ends_the_consumer_all_the_same() {
+fn a_late_cancel_ok_still_ends_the_consumer() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.consume(id, "c");
@@ -272,7 +272,7 @@ fn a_late_answer_to_a_cancel_ends_the_consumer_all_the_same() {
 }
 
 #[test]
-fn a_channel_that_opens_too_late_is_closed_and_its_number_is_free_after_that() {
+fn a_channel_that_opens_after_its_deadline_is_closed_and_its_number_becomes_free() {
     let mut scenario = Scenario::new();
     scenario.begin_open(1, "one", 1);
     scenario.pass(LATE);
@@ -303,7 +303,7 @@ fn a_channel_that_opens_too_late_is_closed_and_its_number_is_free_after_that() {
 }
 
 #[test]
-fn a_channel_that_is_refused_after_its_deadline_frees_its_number() {
+fn a_channel_refused_after_its_deadline_frees_its_number() {
     let mut scenario = Scenario::new();
     scenario.begin_open(1, "one", 1);
     scenario.pass(LATE);
@@ -320,7 +320,7 @@ fn a_channel_that_is_refused_after_its_deadline_frees_its_number() {
 }
 
 #[test]
-fn a_timed_out_call_is_not_failed_again_when_its_channel_dies() {
+fn a_timed_out_call_does_not_fail_again_when_its_channel_ends() {
     let (mut scenario, _) = timed_out(queue::Declare::new("q"));
     let (close, reason) = not_found();
     scenario.peer_sends(1, close);
@@ -331,7 +331,7 @@ fn a_timed_out_call_is_not_failed_again_when_its_channel_dies() {
 }
 
 #[test]
-fn deadlines_of_a_dead_channel_do_not_touch_the_next_one_with_its_number() {
+fn deadlines_of_an_ended_channel_do_not_affect_the_next_one_with_its_number() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, queue::Declare::new("q"));

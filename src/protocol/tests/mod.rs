@@ -1,8 +1,8 @@
-//! The core on virtual time: a scripted peer, no threads, no sleeping.
+//! Tests of the core on virtual time: a scripted peer, no threads, no sleeping.
 //!
-//! A [`Scenario`] is an open connection with its clock. Tests say what the program asks
-//! for (`call`, `close_channel`, ...), what the peer sends and how time passes, and
-//! look at what was [`sent`](Scenario::sent) and what [`events`](Scenario::events) came.
+//! A [`Scenario`] is an open connection with its clock. A test makes the calls of the program
+//! (`call`, `close_channel`, ...), sends the peer's bytes and lets time pass. Then it checks the
+//! methods that were [`sent`](Scenario::sent), and the [`events`](Scenario::events).
 
 mod any_order;
 mod any_stream;
@@ -42,11 +42,11 @@ use super::table::FieldTable;
 
 const FRAME_MAX: u32 = 4096;
 const MAX_MESSAGE_SIZE: u64 = 10_000;
-/// The deadline of every call that names no other.
+/// The deadline of every call without a deadline of its own.
 const RPC_TIMEOUT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What [`Scenario::open_channel`] calls the channel with that number.
+/// The names that [`Scenario::open_channel`] gives to channels, by number.
 const NAMES: [&str; 6] = ["none", "one", "two", "three", "four", "five"];
 
 /// The call that [`Scenario::open_channel`] uses.
@@ -67,7 +67,7 @@ impl Tokens for Script {
     }
 }
 
-/// The bounds where a test says nothing else: much may wait to be taken.
+/// Returns the limits that most tests use, with a large read budget.
 fn limits(blocked_timeout: Option<Duration>) -> ConnectionLimits {
     ConnectionLimits {
         message_size: SizeLimit {
@@ -79,15 +79,15 @@ fn limits(blocked_timeout: Option<Duration>) -> ConnectionLimits {
     }
 }
 
-/// An event, in a form that compares.
+/// An event in a form that can be compared.
 #[derive(Debug, Clone, PartialEq)]
 enum Seen {
     Reply(u32, Method),
-    /// The answer to a get: delivery tag and body.
+    /// The message of a get: delivery tag and body.
     Message(u32, u64, Vec<u8>),
     Sent(u32),
     IsClosed(u32),
-    /// The same, but the broker had closed it before, for that reason.
+    /// The channel is closed, but the broker had closed it first, for this reason.
     WasClosed(u32, CloseReason),
     Failed(u32, CallFailure),
     /// Consumer, delivery tag and body.
@@ -100,7 +100,7 @@ enum Seen {
     /// Channel, number, multiple, ack.
     Confirmed(&'static str, u64, bool, bool),
     Flow(&'static str, bool),
-    /// Who has waited for a channel number may ask again.
+    /// An opener may reserve a channel number again.
     NumberFree(u32),
     NoNumber(u32, NumberError),
     OpenerLost(u32),
@@ -179,7 +179,7 @@ impl From<Event<Script>> for Seen {
     }
 }
 
-/// What is agreed on where a test says nothing else: no heartbeats, small numbers.
+/// Returns the negotiated parameters that most tests use: no heartbeats, small numbers.
 fn negotiated() -> Negotiated {
     Negotiated {
         channel_max: 5,
@@ -189,34 +189,34 @@ fn negotiated() -> Negotiated {
     }
 }
 
-/// An open connection, its clock, and a peer that does what the test says.
+/// An open connection, its clock, and a peer that the test controls.
 struct Scenario {
     core: Connection<Script>,
     now: Instant,
-    /// The last channel of each name, with its books.
-    books: BTreeMap<&'static str, Books>,
-    /// The channel of each consumer that was asked for, and whether it needs no ack.
+    /// The last channel of each name, with its settlement ledger.
+    ledgers: BTreeMap<&'static str, DeliveryLedger>,
+    /// The channel of each consumer, and whether its deliveries need no acknowledgement.
     consumers: BTreeMap<&'static str, (&'static str, bool)>,
-    /// Settlements that wait for a commit to end.
+    /// The settlements that wait for the end of a commit.
     held: Vec<(ChannelId, u64, Settle)>,
-    /// What happened since the last look.
+    /// The events since the last call of `events`.
     happened: Vec<Seen>,
-    /// Deliveries that nobody took; see [`look`](Self::look).
+    /// The deliveries that were requeued; see [`look`](Self::look).
     requeued: Vec<(&'static str, u64)>,
 }
 
-/// What a driver knows of the deliveries of a channel.
-struct Books {
+/// The driver's record of the deliveries of a channel.
+struct DeliveryLedger {
     id: ChannelId,
     settlements: SettlementLedger,
-    /// The number of the last delivery.
+    /// The delivery tag of the last delivery.
     last: u64,
-    /// The prefetch in force.
+    /// The current prefetch.
     prefetch: Option<u16>,
 }
 
-impl Books {
-    /// Notes that a delivery came.
+impl DeliveryLedger {
+    /// Notes a delivery.
     fn note(&mut self, delivery_tag: u64, no_ack: bool) {
         if no_ack {
             self.settlements.settle_for_good(delivery_tag, delivery_tag);
@@ -226,24 +226,25 @@ impl Books {
 }
 
 impl Scenario {
-    /// Settles what the books say that is to be settled; `None` if nothing is.
-    fn settle_by_books(
+    /// Settles a delivery in the ledger, and returns the settlements to be sent; `None` if there
+    /// are none.
+    fn settle_by_ledger(
         &mut self,
         channel: &'static str,
         delivery_tag: u64,
         settle: Settle,
     ) -> Option<()> {
-        let books = self.books.get_mut(channel)?;
-        let id = books.id;
+        let ledgers = self.ledgers.get_mut(channel)?;
+        let id = ledgers.id;
         let multiple = match settle {
             Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
             Settle::Reject { .. } => false,
         };
         if !multiple {
-            let is_new = books.settlements.settle(delivery_tag);
+            let is_new = ledgers.settlements.settle(delivery_tag);
             return is_new.then(|| self.settle(id, delivery_tag, settle));
         }
-        let covered = books.settlements.settle_up_to(delivery_tag);
+        let covered = ledgers.settlements.settle_up_to(delivery_tag);
         if let Some(tag) = covered.up_to {
             self.settle(id, tag, settle);
         }
@@ -253,7 +254,7 @@ impl Scenario {
         (!covered.is_nothing()).then_some(())
     }
 
-    /// Settles a delivery as the driver does: through the gate.
+    /// Settles a delivery as the driver does, with the gate.
     fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
         match self.core.gate(id) {
             Gate::Open => encode_settle(self.core.output(), id.number, delivery_tag, settle),
@@ -277,7 +278,7 @@ impl Scenario {
         Self {
             core,
             now,
-            books: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
             consumers: BTreeMap::new(),
             held: Vec::new(),
             happened: Vec::new(),
@@ -299,8 +300,8 @@ impl Scenario {
         self.peer_sends_bytes(&content(channel, method, properties, body));
     }
 
-    /// All in one buffer, as far as there is room. A driver stops reading at the end,
-    /// and so does this.
+    /// Passes all bytes in one read, as far as they fit. Like a driver, it stops reading after the
+    /// end.
     fn peer_sends_bytes(&mut self, bytes: &[u8]) {
         self.feed(bytes);
         self.look();
@@ -322,18 +323,18 @@ impl Scenario {
         std::mem::take(self.core.output())
     }
 
-    /// The methods that went out since the last look.
+    /// Returns the methods sent since the last call.
     fn sent(&mut self) -> Vec<(u16, Method)> {
         methods(&self.output())
     }
 
-    /// What happened since the last look.
+    /// Returns the events since the last call.
     fn events(&mut self) -> Vec<Seen> {
         self.look();
         std::mem::take(&mut self.happened)
     }
 
-    /// Does what a driver does with what has happened.
+    /// Handles the events as a driver does.
     fn look(&mut self) {
         self.note_events();
         for (id, delivery_tag, settle) in std::mem::take(&mut self.held) {
@@ -341,14 +342,14 @@ impl Scenario {
         }
         self.core.end_commits();
         while let Some((id, channel, change)) = self.core.next_change() {
-            self.books(channel).settlements.change(change);
+            self.ledgers(channel).settlements.change(change);
             self.core.make_change(id);
         }
         self.note_events();
     }
 
-    fn books(&mut self, channel: &str) -> &mut Books {
-        self.books.get_mut(channel).unwrap()
+    fn ledgers(&mut self, channel: &str) -> &mut DeliveryLedger {
+        self.ledgers.get_mut(channel).unwrap()
     }
 
     fn note_events(&mut self) {
@@ -358,20 +359,20 @@ impl Scenario {
                     channel,
                     delivery_tag,
                     no_ack,
-                } => self.books(channel).note(delivery_tag, no_ack),
+                } => self.ledgers(channel).note(delivery_tag, no_ack),
                 Event::Requeueable { .. } => {}
-                Event::Prefetch { channel, count } => self.books(channel).prefetch = Some(count),
+                Event::Prefetch { channel, count } => self.ledgers(channel).prefetch = Some(count),
                 Event::Unwanted {
                     channel,
                     delivery_tag,
                     is_requeued,
                 } => {
-                    let settlements = &mut self.books(channel).settlements;
+                    let settlements = &mut self.ledgers(channel).settlements;
                     match is_requeued {
                         true => drop(settlements.requeue(delivery_tag)),
                         false => settlements.settle_for_good(delivery_tag, delivery_tag),
                     }
-                    let last = &mut self.books(channel).last;
+                    let last = &mut self.ledgers(channel).last;
                     *last = delivery_tag.max(*last);
                     self.requeued.push((channel, delivery_tag));
                 }
@@ -379,7 +380,7 @@ impl Scenario {
                     channel,
                     delivery_tags,
                 } => {
-                    let settlements = &mut self.books(channel).settlements;
+                    let settlements = &mut self.ledgers(channel).settlements;
                     delivery_tags
                         .into_iter()
                         .for_each(|tag| settlements.requeued(tag));
@@ -395,14 +396,14 @@ impl Scenario {
                         .map(PackedDelivery::unpack)
                     {
                         let (tag, body) = (content.method.delivery_tag, content.body.to_vec());
-                        self.books(channel).note(tag, no_ack);
+                        self.ledgers(channel).note(tag, no_ack);
                         self.happened.push(Seen::Delivery(consumer, tag, body));
                     }
                 }
                 event => {
                     if let Event::Recovered { channel, .. } = &event {
-                        let books = self.books(channel);
-                        books.settlements.recovered(books.last);
+                        let ledgers = self.ledgers(channel);
+                        ledgers.settlements.recovered(ledgers.last);
                     }
                     self.happened.push(event.into());
                 }
@@ -427,13 +428,13 @@ impl Scenario {
         let id = self.core.reserve_channel(Some(number)).unwrap();
         let deadline = self.now + RPC_TIMEOUT;
         self.core.open_channel(id, name, call, deadline);
-        let books = Books {
+        let ledgers = DeliveryLedger {
             id,
             settlements: SettlementLedger::default(),
             last: 0,
             prefetch: None,
         };
-        self.books.insert(name, books);
+        self.ledgers.insert(name, ledgers);
         id
     }
 
@@ -461,7 +462,7 @@ impl Scenario {
         self.look();
     }
 
-    /// Asks for a consumer whose token is its tag.
+    /// Starts a consumer whose token is its tag, without its reply.
     fn begin_consume(&mut self, id: ChannelId, call: u32, tag: &'static str) {
         let consume = basic::Consume::new("q").consumer_tag(tag);
         self.begin_consume_with(id, call, tag, consume);
@@ -475,8 +476,8 @@ impl Scenario {
         consume: basic::Consume,
     ) {
         let deadline = self.now + RPC_TIMEOUT;
-        let mut books = self.books.iter();
-        let known = books.find(|(_, books)| books.id == id);
+        let mut ledgers = self.ledgers.iter();
+        let known = ledgers.find(|(_, ledgers)| ledgers.id == id);
         if let Some((channel, _)) = known {
             self.consumers.insert(token, (channel, consume.no_ack));
         }
@@ -484,7 +485,7 @@ impl Scenario {
             .call(id, consume.into(), Some(token), call, deadline);
     }
 
-    /// A consumer whose token is its tag.
+    /// Starts a consumer whose token is its tag.
     fn consume(&mut self, id: ChannelId, tag: &'static str) {
         self.begin_consume(id, OPEN, tag);
         self.peer_sends(id.number, consume_ok(tag));
@@ -505,7 +506,7 @@ impl Scenario {
         self.core.close(code, "bye".into(), deadline);
     }
 
-    /// How much the core holds on to, by the length of its description.
+    /// Returns the size of the core's debug output, as a measure of its memory.
     fn held(&self) -> usize {
         struct Counter(usize);
 
@@ -522,7 +523,7 @@ impl Scenario {
     }
 }
 
-/// A failing case belongs into a test of its own, not into a file of seeds.
+/// A failing case becomes a test of its own. proptest must not write a file of seeds.
 fn proptest_config() -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
@@ -530,7 +531,7 @@ fn proptest_config() -> ProptestConfig {
     }
 }
 
-/// The methods in `bytes`, which must be whole method frames.
+/// Returns the methods in `bytes`, which must be whole method frames.
 fn methods(bytes: &[u8]) -> Vec<(u16, Method)> {
     let mut decoder = FrameDecoder::new(1 << 20);
     super::frame::tests::feed(&mut decoder, bytes);
@@ -566,7 +567,7 @@ fn content(
     bytes
 }
 
-/// A content header alone, with a size that nobody has to keep.
+/// Returns a content header without a body, for a body of this size.
 fn content_header(channel: u16, size: u64) -> Vec<u8> {
     let [c1, c0] = channel.to_be_bytes();
     let mut bytes = vec![2, c1, c0, 0, 0, 0, 14, 0, 60, 0, 0];
@@ -589,12 +590,12 @@ fn cancel_ok(tag: &str) -> Method {
     basic::CancelOk::default().consumer_tag(tag).into()
 }
 
-/// What gives one delivery back to its queue.
+/// Returns the method that requeues one delivery.
 fn requeue(delivery_tag: u64) -> Method {
     basic::Nack::new(delivery_tag).into()
 }
 
-/// The broker's close of a channel, and the reason that everyone is told.
+/// Returns the broker's close of a channel, and the reason that is reported.
 fn not_found() -> (channel::Close, CloseReason) {
     let close = channel::Close::default()
         .reply_code(404)
@@ -605,7 +606,7 @@ fn not_found() -> (channel::Close, CloseReason) {
     (close, reason(ClosedBy::Broker, 404, "no queue", method))
 }
 
-/// Our own close of a channel or connection, as the helpers above ask for it.
+/// Returns the reason of a close by the client, as the helpers above send it.
 fn bye() -> CloseReason {
     reason(ClosedBy::Application, 200, "bye", None)
 }

@@ -1,12 +1,12 @@
-//! Messages that are larger than the program takes, where they are rejected.
+//! Messages that are too large, on a connection that rejects them.
 
 use super::super::methods::{queue, tx};
 use super::*;
 
-/// More than is taken, in bytes.
+/// A body beyond the limit.
 const TOO_LARGE: [u8; 10_001] = [b'x'; 10_001];
 
-/// A channel of a connection that rejects what is too large.
+/// Returns a channel of a connection that rejects messages that are too large.
 fn rejecting() -> (Scenario, ChannelId) {
     let now = Instant::now();
     let mut limits = limits(None);
@@ -18,7 +18,7 @@ fn rejecting() -> (Scenario, ChannelId) {
     (scenario, id)
 }
 
-/// The same with the consumer "c".
+/// Returns the same with the consumer "c".
 fn consuming() -> (Scenario, ChannelId) {
     let (mut scenario, id) = rejecting();
     scenario.consume(id, "c");
@@ -29,7 +29,7 @@ fn peer_delivers(scenario: &mut Scenario, delivery_tag: u64, body: &[u8]) {
     scenario.peer_sends_content(1, deliver("c", delivery_tag), None, body);
 }
 
-/// With the header that a stream adds.
+/// Delivers a message with the header that a stream adds.
 fn peer_delivers_copied(scenario: &mut Scenario, deliver: basic::Deliver, body: &[u8]) {
     let headers = BasicProperties::new().headers([("x-stream-offset", 7i64)]);
     scenario.peer_sends_content(1, deliver, Some(&headers), body);
@@ -48,7 +48,7 @@ fn passed_over(delivery_tag: u64) -> Seen {
 }
 
 #[test]
-fn what_is_too_large_is_rejected_and_the_next_message_arrives() {
+fn a_message_that_is_too_large_is_rejected_and_the_next_one_arrives() {
     let (mut scenario, _) = consuming();
     let largest = &TOO_LARGE[1..];
     assert_eq!(largest.len() as u64, MAX_MESSAGE_SIZE);
@@ -67,7 +67,7 @@ fn what_is_too_large_is_rejected_and_the_next_message_arrives() {
 }
 
 #[test]
-fn a_body_that_is_passed_over_takes_no_memory_and_has_the_size_that_was_said() {
+fn a_skipped_body_needs_no_memory_and_must_have_the_announced_size() {
     let (mut scenario, _) = consuming();
     scenario.peer_sends(1, deliver("c", 1));
     scenario.peer_sends_bytes(&content_header(1, u64::MAX));
@@ -90,7 +90,7 @@ fn a_body_that_is_passed_over_takes_no_memory_and_has_the_size_that_was_said() {
 }
 
 #[test]
-fn what_needs_no_acknowledgement_is_passed_over_without_a_word_to_the_broker() {
+fn a_message_that_is_too_large_and_needs_no_acknowledgement_is_dropped_without_a_settlement() {
     let (mut scenario, id) = rejecting();
     let consume = basic::Consume::new("q").consumer_tag("c").no_ack(true);
     scenario.begin_consume_with(id, 1, "c", consume);
@@ -105,12 +105,12 @@ fn what_needs_no_acknowledgement_is_passed_over_without_a_word_to_the_broker() {
 }
 
 #[test]
-fn a_stream_gets_an_ack_for_it_and_a_queue_never() {
+fn a_message_that_is_too_large_is_acknowledged_to_a_stream_and_never_to_a_queue() {
     let (mut scenario, _) = consuming();
     // RabbitMQ would close the connection for a reject.
     peer_delivers_copied(&mut scenario, deliver("c", 1), &TOO_LARGE);
     assert_eq!(scenario.sent(), [on(1, basic::Ack::new(1))]);
-    // A stream delivers nothing twice.
+    // A stream never sets the redelivered flag.
     let again = deliver("c", 2).redelivered(true);
     peer_delivers_copied(&mut scenario, again, &TOO_LARGE);
     assert_eq!(scenario.sent(), [reject(2)]);
@@ -120,7 +120,7 @@ fn a_stream_gets_an_ack_for_it_and_a_queue_never() {
 }
 
 #[test]
-fn a_get_returns_the_next_message_that_is_small_enough() {
+fn a_get_returns_the_next_message_within_the_limit() {
     for no_ack in [false, true] {
         let (mut scenario, id) = rejecting();
         let get = basic::Get::new("q").no_ack(no_ack);
@@ -143,7 +143,7 @@ fn a_get_returns_the_next_message_that_is_small_enough() {
 }
 
 #[test]
-fn a_get_that_has_timed_out_asks_for_no_other_message() {
+fn a_timed_out_get_does_not_fetch_another_message() {
     let (mut scenario, id) = rejecting();
     scenario.call(id, 1, basic::Get::new("q"));
     scenario.call_within(RPC_TIMEOUT * 2, id, 2, queue::Declare::new("q"));
@@ -155,14 +155,14 @@ fn a_get_that_has_timed_out_asks_for_no_other_message() {
 }
 
 #[test]
-fn a_message_that_nothing_asked_for_is_an_error_whatever_its_size() {
+fn a_get_ok_without_a_get_is_an_error_for_every_size() {
     let (mut scenario, _) = rejecting();
     scenario.peer_sends_content(1, get_ok(1), None, &TOO_LARGE);
     assert!(scenario.core.is_closed());
 }
 
 #[test]
-fn a_reject_is_part_of_no_transaction_that_may_be_rolled_back() {
+fn the_reject_of_a_message_that_is_too_large_cannot_be_rolled_back() {
     let (mut scenario, id) = consuming();
     scenario.call(id, 1, tx::Select::default());
     scenario.peer_sends(1, tx::SelectOk::default());
@@ -180,16 +180,16 @@ fn a_reject_is_part_of_no_transaction_that_may_be_rolled_back() {
             on(1, tx::Commit::default())
         ]
     );
-    // Nothing may come between a commit and its reply.
+    // The client may send nothing between a commit and its reply.
     peer_delivers(&mut scenario, 3, &TOO_LARGE);
     assert_eq!(scenario.sent(), []);
     scenario.peer_sends(1, tx::CommitOk::default());
     assert_eq!(scenario.sent(), [reject(3), on(1, tx::Commit::default())]);
 }
 
-/// The broker takes it back itself, and delivers it again behind its reply.
+/// The broker requeues the delivery itself, and delivers it again after its reply.
 #[test]
-fn nothing_is_rejected_while_a_recover_is_under_way() {
+fn during_a_recover_no_message_is_rejected() {
     let (mut scenario, id) = consuming();
     scenario.call(id, 1, basic::Recover::default());
     scenario.sent();
@@ -201,7 +201,7 @@ fn nothing_is_rejected_while_a_recover_is_under_way() {
 }
 
 #[test]
-fn what_comes_for_a_consumer_that_is_cancelled_goes_back_whatever_its_size() {
+fn a_delivery_for_a_discarded_consumer_is_requeued_even_if_it_is_too_large() {
     for nowait in [false, true] {
         let (mut scenario, id) = consuming();
         match nowait {
@@ -219,7 +219,7 @@ fn what_comes_for_a_consumer_that_is_cancelled_goes_back_whatever_its_size() {
 }
 
 #[test]
-fn a_message_that_came_back_and_is_too_large_costs_its_channel_all_the_same() {
+fn a_returned_message_that_is_too_large_closes_its_channel() {
     let (mut scenario, _) = rejecting();
     let returned = basic::Return::default().reply_code(312);
     scenario.peer_sends_content(1, returned, None, &TOO_LARGE);

@@ -1,10 +1,10 @@
-//! What the peer must not do, and what it is told when it does.
+//! Violations of the protocol by the peer, and the close that reports them.
 
 use super::super::errors::{DecodeError, ProtocolError};
 use super::super::methods::queue;
 use super::*;
 
-/// Two channels with two calls each, one of them on the wire.
+/// Returns a connection with two channels that have two calls each, one of them on the wire.
 fn busy() -> Scenario {
     let mut scenario = Scenario::new();
     for number in [1, 2] {
@@ -18,12 +18,12 @@ fn busy() -> Scenario {
     scenario
 }
 
-/// Feeds `bytes`, which end the connection, and says with which error.
+/// Feeds `bytes`, which end the connection, and returns the error.
 #[track_caller]
 fn refused(mut scenario: Scenario, bytes: &[u8], code: u16) -> ProtocolError {
     scenario.peer_sends_bytes(bytes);
     let [(0, Method::ConnectionClose(close))] = &scenario.sent()[..] else {
-        panic!("the peer is told");
+        panic!("a close is sent");
     };
     assert_eq!(close.reply_code, code);
     assert!(scenario.core.is_closed());
@@ -45,7 +45,7 @@ fn unexpected_method(bytes: &[u8], method: MethodId) {
 }
 
 #[test]
-fn a_wrong_reply_ends_the_connection_and_then_fails_everyone() {
+fn a_wrong_reply_ends_the_connection_and_then_all_calls_fail() {
     let mut scenario = busy();
     scenario.peer_sends(1, basic::QosOk::default());
     let error = ProtocolError::UnexpectedMethod {
@@ -77,7 +77,7 @@ fn a_wrong_reply_ends_the_connection_and_then_fails_everyone() {
 }
 
 #[test]
-fn a_reply_that_nobody_asked_for_is_an_error() {
+fn a_reply_without_a_call_is_an_error() {
     unexpected_method(&frame(1, queue::DeclareOk::default()), queue::DeclareOk::ID);
     unexpected_method(&frame(1, channel::CloseOk::default()), channel::CloseOk::ID);
     unexpected_method(&frame(1, consume_ok("c")), basic::ConsumeOk::ID);
@@ -88,14 +88,14 @@ fn a_reply_that_nobody_asked_for_is_an_error() {
 }
 
 #[test]
-fn a_request_that_only_a_client_makes_is_an_error() {
+fn a_method_that_only_clients_send_is_an_error() {
     unexpected_method(&frame(1, queue::Declare::new("q")), queue::Declare::ID);
     unexpected_method(&frame(1, channel::Open::default()), channel::Open::ID);
     unexpected_method(&frame(1, basic::Publish::default()), basic::Publish::ID);
 }
 
 #[test]
-fn methods_of_the_connection_have_no_place_on_a_channel_nor_the_other_way_round() {
+fn methods_of_the_connection_on_a_channel_are_an_error_and_vice_versa() {
     let close = connection::Close::default();
     unexpected_method(&frame(1, close), connection::Close::ID);
     unexpected_method(&frame(0, channel::Close::default()), channel::Close::ID);
@@ -103,7 +103,7 @@ fn methods_of_the_connection_have_no_place_on_a_channel_nor_the_other_way_round(
 }
 
 #[test]
-fn the_handshake_is_over() {
+fn methods_of_the_handshake_are_an_error_on_an_open_connection() {
     unexpected_method(
         &frame(0, connection::Start::default()),
         connection::Start::ID,
@@ -119,7 +119,7 @@ fn the_handshake_is_over() {
 }
 
 #[test]
-fn a_frame_on_a_channel_beyond_the_highest_is_an_error() {
+fn a_frame_beyond_the_highest_channel_number_is_an_error() {
     for (bytes, what) in [
         (frame(6, channel::OpenOk::default()), "a method"),
         (content_header(6, 1), "a content header"),
@@ -149,7 +149,7 @@ fn a_heartbeat_on_a_channel_is_an_error() {
 }
 
 #[test]
-fn content_out_of_order_is_an_error() {
+fn a_content_out_of_order_is_an_error() {
     let header = content_header(1, 2);
     let body = b"\x03\0\x01\0\0\0\x01x\xce".to_vec();
     let deliver = frame(1, deliver("one", 1));
@@ -187,9 +187,9 @@ fn a_body_longer_than_announced_is_an_error() {
 }
 
 #[test]
-fn what_does_not_decode_names_its_method() {
+fn an_error_of_decoding_names_the_method() {
     for (bytes, method) in [
-        // A declare-ok that ends in the middle of its queue's name.
+        // A declare-ok that ends in the middle of the queue's name.
         (
             &b"\x01\0\x01\0\0\0\x06\0\x32\0\x0b\x05q\xce"[..],
             queue::DeclareOk::ID,
@@ -210,7 +210,7 @@ fn what_does_not_decode_names_its_method() {
 }
 
 #[test]
-fn a_method_that_does_not_exist_is_told_by_its_numbers() {
+fn an_unknown_method_is_reported_with_its_numbers() {
     for channel in [0, 1] {
         let bytes = [1, 0, channel, 0, 0, 0, 4, 0, 60, 0, 99, 0xce];
         let id = MethodId {
@@ -225,7 +225,7 @@ fn a_method_that_does_not_exist_is_told_by_its_numbers() {
 }
 
 #[test]
-fn a_method_frame_too_short_for_a_method_is_an_error() {
+fn a_method_frame_without_a_whole_method_number_is_an_error() {
     for bytes in [
         &b"\x01\0\x01\0\0\0\x03\0\x3c\0\xce"[..],
         b"\x01\0\0\0\0\0\0\xce",
@@ -235,7 +235,7 @@ fn a_method_frame_too_short_for_a_method_is_an_error() {
 }
 
 #[test]
-fn broken_frames_are_frame_errors() {
+fn malformed_frames_end_with_frame_error() {
     for (bytes, error) in [
         (&b"\x05"[..], ProtocolError::FrameType(5)),
         (b"\x08\0\0\0\0\0\0\0", ProtocolError::FrameEnd(0)),
@@ -256,7 +256,7 @@ fn broken_frames_are_frame_errors() {
 }
 
 #[test]
-fn what_came_before_the_error_still_counts() {
+fn frames_before_an_error_are_still_handled() {
     let mut scenario = busy();
     let mut bytes = content(1, deliver("one", 1), None, b"last");
     bytes.push(0xff);

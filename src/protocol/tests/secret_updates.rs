@@ -1,4 +1,4 @@
-//! connection.update-secret: answered, late, silent, in turn.
+//! connection.update-secret: its replies, its deadline and the order of several updates.
 
 use super::super::errors::Flaw;
 use super::super::secret::Secret;
@@ -12,7 +12,7 @@ impl Scenario {
             .update_secret(secret.into(), reason, call, deadline);
     }
 
-    /// The secret that goes out now, if one does.
+    /// Returns the secret in the output.
     fn secret_sent(&mut self) -> Option<Secret> {
         let frame = self.core.take_secret_output()?;
         match &methods(frame.as_bytes())[..] {
@@ -30,7 +30,7 @@ fn ok() -> connection::UpdateSecretOk {
 }
 
 #[test]
-fn a_secret_goes_out_apart_from_everything_else_and_is_answered() {
+fn a_secret_is_sent_apart_from_other_output_and_its_reply_is_reported() {
     let mut scenario = Scenario::new();
     scenario.update_secret("one", 1);
     assert_eq!(scenario.sent(), []);
@@ -44,7 +44,7 @@ fn a_secret_goes_out_apart_from_everything_else_and_is_answered() {
 }
 
 #[test]
-fn one_secret_at_a_time_is_on_the_wire() {
+fn at_most_one_secret_update_is_on_the_wire() {
     let mut scenario = Scenario::new();
     scenario.update_secret("one", 1);
     scenario.update_secret("two", 2);
@@ -58,7 +58,7 @@ fn one_secret_at_a_time_is_on_the_wire() {
 }
 
 #[test]
-fn a_late_answer_is_not_taken_for_that_of_the_next() {
+fn a_late_reply_is_not_taken_for_that_of_the_next_update() {
     let mut scenario = Scenario::new();
     scenario.update_secret("one", 1);
     assert_eq!(scenario.secret_sent(), Some("one".into()));
@@ -75,7 +75,7 @@ fn a_late_answer_is_not_taken_for_that_of_the_next() {
 }
 
 #[test]
-fn one_that_waits_for_its_turn_in_vain_is_never_sent() {
+fn an_update_that_times_out_while_it_waits_is_never_sent() {
     let mut scenario = Scenario::new();
     scenario.update_secret("one", 1);
     scenario.secret_sent();
@@ -86,7 +86,7 @@ fn one_that_waits_for_its_turn_in_vain_is_never_sent() {
     assert_eq!(scenario.events(), [timed_out(1), timed_out(2)]);
     scenario.peer_sends(0, ok());
     assert_eq!(scenario.secret_sent(), None);
-    // Then nobody has asked for another.
+    // A further reply has no call.
     scenario.peer_sends(0, ok());
     let ended = matches!(
         scenario.events()[..],
@@ -96,7 +96,7 @@ fn one_that_waits_for_its_turn_in_vain_is_never_sent() {
 }
 
 #[test]
-fn the_end_of_the_connection_ends_all_of_them() {
+fn the_end_of_the_connection_fails_all_updates() {
     let mut scenario = Scenario::new();
     scenario.update_secret("one", 1);
     scenario.update_secret("two", 2);
@@ -111,7 +111,7 @@ fn the_end_of_the_connection_ends_all_of_them() {
 }
 
 #[test]
-fn behind_our_close_none_is_sent() {
+fn after_our_close_no_update_is_sent() {
     let mut scenario = Scenario::new();
     scenario.begin_close(SECOND);
     scenario.sent();
@@ -121,7 +121,7 @@ fn behind_our_close_none_is_sent() {
 }
 
 #[test]
-fn one_that_fits_no_frame_is_an_error_and_delays_nobody() {
+fn an_update_larger_than_a_frame_fails_and_does_not_delay_others() {
     let mut scenario = Scenario::new();
     scenario.update_secret(&"x".repeat(FRAME_MAX as usize), 1);
     let [Seen::Failed(1, CallFailure::Encode(error))] = &scenario.events()[..] else {

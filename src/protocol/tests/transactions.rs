@@ -1,9 +1,9 @@
-//! Transactions: what goes out when, and what goes back to its queue meanwhile.
+//! Transactions: the order of methods and settlements, and requeues of the core.
 
 use super::super::methods::{queue, tx};
 use super::*;
 
-/// A channel with transactions and the consumer "c", whose cancel is under way.
+/// Returns a channel with transactions and the consumer "c", whose cancel is on the wire.
 fn cancelling() -> (Scenario, ChannelId) {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
@@ -22,7 +22,7 @@ fn peer_delivers(scenario: &mut Scenario, delivery_tags: impl IntoIterator<Item 
     }
 }
 
-/// Says something in the transaction.
+/// Begins a transaction.
 fn begin(scenario: &mut Scenario, id: ChannelId) {
     scenario.settle(id, 1, Settle::Ack { multiple: false });
     assert_eq!(scenario.sent(), [on(1, basic::Ack::new(1))]);
@@ -33,7 +33,7 @@ fn commit() -> (u16, Method) {
 }
 
 #[test]
-fn what_nobody_takes_goes_back_with_a_commit_of_its_own_if_nothing_else_would() {
+fn dropped_deliveries_are_requeued_with_a_commit_of_the_core_if_the_transaction_is_empty() {
     let (mut scenario, _) = cancelling();
     peer_delivers(&mut scenario, [1, 2]);
     assert_eq!(scenario.sent(), []);
@@ -49,7 +49,7 @@ fn what_nobody_takes_goes_back_with_a_commit_of_its_own_if_nothing_else_would() 
 }
 
 #[test]
-fn what_nobody_takes_shares_no_transaction_that_may_be_rolled_back() {
+fn the_requeue_of_a_dropped_delivery_cannot_be_rolled_back() {
     let (mut scenario, id) = cancelling();
     begin(&mut scenario, id);
     peer_delivers(&mut scenario, [2]);
@@ -62,7 +62,7 @@ fn what_nobody_takes_shares_no_transaction_that_may_be_rolled_back() {
 }
 
 #[test]
-fn what_nobody_takes_goes_back_right_in_front_of_the_program_s_commit() {
+fn dropped_deliveries_are_requeued_directly_before_the_program_s_commit() {
     let (mut scenario, id) = cancelling();
     begin(&mut scenario, id);
     peer_delivers(&mut scenario, [2, 3]);
@@ -80,7 +80,7 @@ fn what_nobody_takes_goes_back_right_in_front_of_the_program_s_commit() {
 }
 
 #[test]
-fn nothing_goes_back_between_a_commit_and_its_reply() {
+fn no_delivery_is_requeued_between_a_commit_and_its_reply() {
     let (mut scenario, id) = cancelling();
     scenario.peer_sends(1, cancel_ok("c"));
     scenario.events();
@@ -89,7 +89,7 @@ fn nothing_goes_back_between_a_commit_and_its_reply() {
     scenario.call(id, 3, tx::Commit::default());
     scenario.call(id, 4, queue::Declare::new("q"));
     scenario.sent();
-    // The commit is on its way when a message comes that nobody takes any more.
+    // The commit is on the wire when a delivery for an unknown consumer arrives.
     let late = content(1, deliver("other", 1), None, b"late");
     scenario.peer_sends_bytes(&late);
     scenario.settle(id, 7, Settle::Ack { multiple: false });
@@ -98,7 +98,7 @@ fn nothing_goes_back_between_a_commit_and_its_reply() {
     assert_eq!(
         scenario.sent(),
         [on(1, basic::Ack::new(7)), on(1, queue::Declare::new("q"))],
-        "what the program said comes first, and may be rolled back"
+        "the program's transaction comes first, and may be rolled back"
     );
     scenario.peer_sends(1, queue::DeclareOk::default());
     assert_eq!(scenario.sent(), []);
@@ -111,7 +111,7 @@ fn nothing_goes_back_between_a_commit_and_its_reply() {
 }
 
 #[test]
-fn a_late_message_goes_back_in_front_of_a_commit_that_waits() {
+fn a_late_message_is_requeued_before_a_waiting_commit() {
     let (mut scenario, id) = cancelling();
     scenario.peer_sends(1, cancel_ok("c"));
     scenario.call_within(SECOND, id, 2, basic::Get::new("q"));
@@ -124,7 +124,7 @@ fn a_late_message_goes_back_in_front_of_a_commit_that_waits() {
 }
 
 #[test]
-fn a_recover_gives_back_what_waits_for_a_commit() {
+fn a_recover_requeues_the_deliveries_that_wait_for_a_commit() {
     let (mut scenario, id) = cancelling();
     begin(&mut scenario, id);
     peer_delivers(&mut scenario, [2]);
@@ -139,7 +139,7 @@ fn a_recover_gives_back_what_waits_for_a_commit() {
 }
 
 #[test]
-fn a_late_get_beside_a_commit_that_no_transaction_began_sends_nothing() {
+fn a_late_get_ok_during_a_commit_without_transactions_settles_nothing() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.consume(id, "c");
@@ -157,7 +157,7 @@ fn a_late_get_beside_a_commit_that_no_transaction_began_sends_nothing() {
 }
 
 #[test]
-fn a_commit_that_timed_out_in_line_has_settled_nothing_for_good() {
+fn a_commit_that_timed_out_while_it_waited_can_still_be_rolled_back() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.consume(id, "c");
@@ -165,7 +165,7 @@ fn a_commit_that_timed_out_in_line_has_settled_nothing_for_good() {
     scenario.peer_sends(1, tx::SelectOk::default());
     peer_delivers(&mut scenario, [1]);
     let ack = Settle::Ack { multiple: false };
-    scenario.settle_by_books("one", 1, ack).unwrap();
+    scenario.settle_by_ledger("one", 1, ack).unwrap();
     scenario.call(id, 2, queue::Declare::new("q"));
     scenario.call_within(SECOND, id, 3, tx::Commit::default());
     scenario.pass(SECOND * 2);
@@ -174,13 +174,13 @@ fn a_commit_that_timed_out_in_line_has_settled_nothing_for_good() {
     scenario.call(id, 4, tx::Rollback::default());
     scenario.peer_sends(1, tx::RollbackOk::default());
     assert_eq!(scenario.sent(), [on(1, tx::Rollback::default())]);
-    let settled = scenario.settle_by_books("one", 1, ack);
+    let settled = scenario.settle_by_ledger("one", 1, ack);
     assert!(settled.is_some(), "the broker has it unsettled again");
     assert_eq!(scenario.sent(), [on(1, basic::Ack::new(1))]);
 }
 
 #[test]
-fn a_commit_goes_out_behind_what_was_settled_before_it_had_its_turn() {
+fn a_commit_is_sent_after_the_settlements_made_before_its_turn() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.consume(id, "c");
@@ -193,7 +193,7 @@ fn a_commit_goes_out_behind_what_was_settled_before_it_had_its_turn() {
     scenario.feed(&frame(1, queue::DeclareOk::default()));
     assert!(scenario.core.has_paused(), "the driver is not to sleep");
     let ack = Settle::Ack { multiple: false };
-    scenario.settle_by_books("one", 2, ack).unwrap();
+    scenario.settle_by_ledger("one", 2, ack).unwrap();
     assert_eq!(
         scenario.sent(),
         [
@@ -205,11 +205,11 @@ fn a_commit_goes_out_behind_what_was_settled_before_it_had_its_turn() {
     scenario.peer_sends(1, tx::CommitOk::default());
     scenario.call(id, 4, tx::Rollback::default());
     scenario.peer_sends(1, tx::RollbackOk::default());
-    assert_eq!(scenario.settle_by_books("one", 2, ack), None, "committed");
+    assert_eq!(scenario.settle_by_ledger("one", 2, ack), None, "committed");
 }
 
 #[test]
-fn after_a_commit_the_driver_is_not_to_sleep_on_what_waits_behind_it() {
+fn after_a_commit_the_waiting_calls_prevent_the_driver_from_sleeping() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, tx::Select::default());

@@ -1,12 +1,12 @@
-//! Order behind a link that takes its time.
+//! The order of deliveries over a slow link.
 
 use super::*;
 
-/// A broker behind a link of so many bytes a second.
+/// A broker behind a link of limited speed.
 struct Link {
     world: World,
     rate: f64,
-    /// The bytes on the wire, and when they arrive.
+    /// The bytes on the wire, and the instants of their arrival.
     wire: VecDeque<(Instant, Vec<u8>)>,
     free_at: Instant,
     /// How long the program needs for a message, and when it takes the next one.
@@ -15,7 +15,7 @@ struct Link {
 }
 
 impl Link {
-    /// The broker sends what the prefetch allows.
+    /// Sends the deliveries that the prefetch allows.
     fn send(&mut self) {
         let world = &mut self.world;
         while world.unsettled.len() < world.prefetch {
@@ -64,18 +64,18 @@ impl Link {
     }
 }
 
-/// What was given back comes behind all that the broker had sent before, and that may take long.
+/// A requeued delivery arrives after all that the broker had sent before, which may take long.
 #[test]
-fn much_on_the_way_costs_no_order() {
-    // Bytes a second, of a message and of the budget; milliseconds before the first message is
-    // taken, and for each.
+fn many_deliveries_on_their_way_keep_their_order() {
+    // Bytes per second, size of a message and of the budget in bytes; milliseconds before the first
+    // message is taken, and for each message.
     for (rate, size, soft, pause, work) in [
         (1e6, 16_000, 64_000, 0, 20),
         (1e6, 16_000, 64_000, 200, 0),
         (1e5, 2000, 64_000, 2000, 1),
         (1.25e4, 1000, 64_000, 10_000, 1),
         (2e3, 100, 1000, 1000, 1),
-        // One message takes longer than a second.
+        // A message takes longer than a second.
         (1e4, 30_000, 100_000, 60_000, 10),
     ] {
         let world = world(&vec![size; 300], 200, soft);

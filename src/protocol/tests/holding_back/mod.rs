@@ -1,4 +1,4 @@
-//! Deliveries that find no room: against a model of a queue with a prefetch.
+//! Deliveries without room, against a model of a queue with a prefetch.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -10,15 +10,15 @@ use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
 use super::super::read_room::{QueueId, ReadRoom, reserved_share};
 use super::*;
 
-/// What the program sees: messages that wait, by their place in the queue, and what they cost.
+/// The program: the waiting messages by their places in the queue, and their costs.
 #[derive(Debug, Default)]
-struct Taker {
+struct Program {
     waiting: VecDeque<(u64, usize, usize)>,
-    /// All that were told as held back, and not given back since.
+    /// The deliveries that were reported as held back and are not requeued yet.
     held: BTreeSet<u64>,
 }
 
-type Shared = Rc<RefCell<Taker>>;
+type Shared = Rc<RefCell<Program>>;
 
 #[derive(Debug)]
 struct Model;
@@ -35,7 +35,7 @@ impl Tokens for Model {
     }
 }
 
-/// Where a queue puts what it gets back.
+/// The place where a queue puts a requeued message.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Requeue {
     InPlace,
@@ -54,22 +54,22 @@ fn core(soft: usize, now: Instant) -> Connection<Model> {
     Connection::new(FrameDecoder::new(FRAME_MAX), &negotiated(), limits, now)
 }
 
-/// A client with one consumer and the queue that it consumes.
+/// A client with one consumer, and the queue that it consumes.
 struct World {
     core: Connection<Model>,
     now: Instant,
     id: ChannelId,
-    taker: Shared,
+    program: Shared,
     sizes: Vec<usize>,
-    /// The messages that are ready: their place, and whether they were delivered before.
+    /// The messages that are ready: their places, and whether they were delivered before.
     ready: VecDeque<(usize, bool)>,
     requeue: Requeue,
-    /// Whether acknowledgements overtake what is given back.
+    /// Whether acknowledgements overtake requeues.
     acks_first: bool,
     prefetch: usize,
     tag: u64,
     unsettled: BTreeMap<u64, usize>,
-    /// Nacks and acks on their way to the broker.
+    /// The nacks and acks on their way to the broker.
     to_broker: VecDeque<(u64, bool)>,
     handled: Vec<usize>,
     deliveries: usize,
@@ -81,14 +81,14 @@ impl World {
     fn new(sizes: &[usize], prefetch: u16, soft: usize, requeue: Requeue) -> Self {
         let now = Instant::now();
         let mut core = core(soft, now);
-        let taker = Shared::default();
+        let program = Shared::default();
         let id = core.reserve_channel(Some(1)).unwrap();
-        core.open_channel(id, Rc::clone(&taker), (), now + RPC_TIMEOUT);
+        core.open_channel(id, Rc::clone(&program), (), now + RPC_TIMEOUT);
         let mut world = Self {
             core,
             now,
             id,
-            taker,
+            program,
             sizes: sizes.to_vec(),
             ready: (0..sizes.len()).map(|place| (place, false)).collect(),
             requeue,
@@ -109,17 +109,17 @@ impl World {
             .call(id, basic::Qos::new(prefetch).into(), None, (), deadline);
         world.bytes(&frame(1, basic::QosOk::default()));
         let consume = basic::Consume::new("q").consumer_tag("tag");
-        let token = Some(Rc::clone(&world.taker));
+        let token = Some(Rc::clone(&world.program));
         world.core.call(id, consume.into(), token, (), deadline);
         world.bytes(&frame(1, basic::ConsumeOk::default().consumer_tag("tag")));
         world
     }
 
     fn waiting(&self) -> usize {
-        self.taker.borrow().waiting.iter().map(|it| it.2).sum()
+        self.program.borrow().waiting.iter().map(|it| it.2).sum()
     }
 
-    /// What a driver does with bytes: says what waits, and passes events on.
+    /// Passes bytes to the core as a driver does: sets the waiting size, and handles the events.
     fn bytes(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -147,7 +147,7 @@ impl World {
 
     fn events(&mut self) {
         while let Some(event) = self.core.poll_event() {
-            let mut taker = self.taker.borrow_mut();
+            let mut program = self.program.borrow_mut();
             match event {
                 Event::Deliveries { batches, .. } => {
                     for mut batch in batches {
@@ -157,15 +157,15 @@ impl World {
                             let tag = content.method.delivery_tag;
                             let place = self.unsettled[&tag];
                             assert_eq!(content.body.len(), self.sizes[place]);
-                            taker.waiting.push_back((tag, place, cost));
+                            program.waiting.push_back((tag, place, cost));
                         }
                     }
                 }
                 Event::HeldBack { delivery_tag, .. } => {
-                    assert!(taker.held.insert(delivery_tag));
+                    assert!(program.held.insert(delivery_tag));
                 }
                 Event::Requeue { delivery_tag, .. } => {
-                    assert!(taker.held.remove(&delivery_tag), "twice, or never held");
+                    assert!(program.held.remove(&delivery_tag), "twice, or never held");
                     self.to_broker.push_back((delivery_tag, false));
                 }
                 _ => {}
@@ -176,7 +176,7 @@ impl World {
         }
         let waiting = self.waiting();
         self.most = self.most.max(waiting);
-        let largest = self.taker.borrow().waiting.iter().map(|it| it.2).max();
+        let largest = self.program.borrow().waiting.iter().map(|it| it.2).max();
         let beside = waiting - largest.unwrap_or_default();
         let is_nearly_alone = beside <= reserved_share(self.soft);
         assert!(
@@ -185,7 +185,7 @@ impl World {
         );
     }
 
-    /// The broker works off one settlement.
+    /// Lets the broker handle one settlement.
     fn settle_one(&mut self) {
         let mut settlements = self.to_broker.iter();
         let first_ack = settlements.position(|(_, is_ack)| *is_ack);
@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    /// The broker sends what the prefetch allows, at most so many.
+    /// Delivers messages up to the prefetch, and at most this many.
     fn deliver(&mut self, at_most: usize) {
         for _ in 0..at_most {
             if self.unsettled.len() >= self.prefetch {
@@ -227,9 +227,9 @@ impl World {
         }
     }
 
-    /// The program takes the next message and acknowledges it.
+    /// Takes the next message and acknowledges it.
     fn handle_one(&mut self) -> bool {
-        let Some((tag, place, _)) = self.taker.borrow_mut().waiting.pop_front() else {
+        let Some((tag, place, _)) = self.program.borrow_mut().waiting.pop_front() else {
             return false;
         };
         self.handled.push(place);
@@ -237,7 +237,7 @@ impl World {
         true
     }
 
-    /// Lets everything happen, up to the handling of one message. Whether there was one.
+    /// Lets everything happen up to the handling of one message. Returns whether there was one.
     fn turn(&mut self) -> bool {
         self.requeue();
         self.deliver(usize::MAX);
@@ -247,7 +247,7 @@ impl World {
         }
         let handles = self.handle_one();
         if !handles && !self.core.can_requeue() {
-            // A delivery that is expected in vain is expected for a while.
+            // An expected delivery is given up after a second.
             self.now += SECOND;
             if self.core.poll_timeout().is_some_and(|due| due <= self.now) {
                 self.core.handle_timeout(self.now);
@@ -256,7 +256,7 @@ impl World {
         handles
     }
 
-    /// Lets everything happen until nothing does.
+    /// Lets everything happen until all messages are handled.
     fn finish(&mut self) {
         for _ in 0..100_000 {
             if self.handled.len() == self.sizes.len() {
@@ -273,41 +273,41 @@ fn world(sizes: &[usize], prefetch: u16, soft: usize) -> World {
 }
 
 #[test]
-fn what_finds_no_room_is_held_back_and_comes_again_in_order() {
+fn deliveries_without_room_are_held_back_and_delivered_again_in_order() {
     let mut world = world(&[1000; 20], 20, 4000);
     world.deliver(usize::MAX);
-    assert_eq!(world.taker.borrow().waiting.len(), 5, "7000 bytes");
-    assert_eq!(world.taker.borrow().held.len(), 15);
+    assert_eq!(world.program.borrow().waiting.len(), 5, "7000 bytes");
+    assert_eq!(world.program.borrow().held.len(), 15);
     world.finish();
     assert_eq!(world.handled, (0..20).collect::<Vec<_>>());
     assert!(world.deliveries <= 40, "{}", world.deliveries);
 }
 
 #[test]
-fn a_new_delivery_stays_behind_those_that_are_held_back() {
+fn a_new_delivery_is_held_back_behind_older_ones() {
     let mut world = world(&[1000; 30], 10, 4000);
     world.deliver(usize::MAX);
-    assert_eq!(world.taker.borrow().held.len(), 5);
+    assert_eq!(world.program.borrow().held.len(), 5);
     world.handle_one();
     world.settle_one();
     // There would be room for it.
     world.deliver(usize::MAX);
-    assert_eq!(world.taker.borrow().held.len(), 6);
+    assert_eq!(world.program.borrow().held.len(), 6);
     world.finish();
     assert_eq!(world.handled, (0..30).collect::<Vec<_>>());
 }
 
 #[test]
-fn a_message_larger_than_all_the_room_passes_alone() {
+fn a_message_larger_than_the_budget_is_accepted_alone() {
     let mut world = world(&[20_000, 100, 20_000, 100], 10, 1000);
     world.deliver(usize::MAX);
-    assert_eq!(world.taker.borrow().waiting.len(), 1);
+    assert_eq!(world.program.borrow().waiting.len(), 1);
     world.finish();
     assert_eq!(world.handled, [0, 1, 2, 3]);
 }
 
 #[test]
-fn a_queue_that_puts_what_it_gets_back_at_its_end_is_found_out() {
+fn a_queue_that_requeues_at_its_end_is_detected() {
     let mut world = World::new(&[1000; 60], 10, 4000, Requeue::AtItsEnd);
     world.finish();
     world.handled.sort_unstable();
@@ -316,21 +316,21 @@ fn a_queue_that_puts_what_it_gets_back_at_its_end_is_found_out() {
 }
 
 #[test]
-fn nothing_starves_on_a_queue_that_puts_what_it_gets_back_at_its_end() {
+fn no_message_starves_on_a_queue_that_requeues_at_its_end() {
     let mut world = World::new(&[1000; 3000], 20, 4000, Requeue::AtItsEnd);
     let mut watched = None;
     while world.handled.len() < 2500 {
         world.turn();
         if world.handled.len() > 100 {
-            let first = || world.taker.borrow().held.first().copied();
+            let first = || world.program.borrow().held.first().copied();
             watched = watched.or_else(first);
         }
     }
     let watched = watched.expect("something is held back all the time");
-    assert!(!world.taker.borrow().held.contains(&watched));
+    assert!(!world.program.borrow().held.contains(&watched));
 }
 
-/// What is first in the queue was delivered to another consumer before, which has died.
+/// Sets the redelivered flag of the first messages: another consumer had them, and has died.
 fn mark(world: &mut World, count: usize) {
     for (_, redelivered) in world.ready.iter_mut().take(count) {
         *redelivered = true;
@@ -338,7 +338,7 @@ fn mark(world: &mut World, count: usize) {
 }
 
 #[test]
-fn messages_that_were_delivered_before_keep_their_order() {
+fn redelivered_messages_keep_their_order() {
     let mut world = world(&[1000; 40], 10, 4000);
     mark(&mut world, usize::MAX);
     world.deliver(usize::MAX);
@@ -354,9 +354,9 @@ fn messages_that_were_delivered_before_keep_their_order() {
     assert_eq!(world.handled, (0..40).collect::<Vec<_>>());
 }
 
-/// Nothing tells one that comes again from a new one.
+/// The redelivered flag does not tell these deliveries apart from new ones.
 #[test]
-fn marked_deliveries_are_given_back_when_all_is_here_that_the_broker_may_have_sent() {
+fn redelivered_messages_are_requeued_when_all_earlier_deliveries_have_arrived() {
     let mut world = world(&[1000; 40], 10, 4000);
     mark(&mut world, usize::MAX);
     world.deliver(usize::MAX);
@@ -364,7 +364,7 @@ fn marked_deliveries_are_given_back_when_all_is_here_that_the_broker_may_have_se
     world.to_broker.clear();
     world.requeue();
     assert!(world.to_broker.is_empty(), "more may be on its way");
-    // It has been quiet for a while, which the core asks to be told.
+    // Nothing has arrived for a while, and the core has a deadline for this.
     assert_eq!(world.core.poll_timeout(), Some(world.now + SECOND));
     world.now += SECOND;
     world.core.handle_timeout(world.now);
@@ -373,7 +373,7 @@ fn marked_deliveries_are_given_back_when_all_is_here_that_the_broker_may_have_se
 }
 
 #[test]
-fn marked_deliveries_are_given_back_at_once_when_they_fill_the_prefetch() {
+fn redelivered_messages_are_requeued_at_once_when_they_fill_the_prefetch() {
     let mut world = world(&[1000; 40], 10, 4000);
     mark(&mut world, usize::MAX);
     world.deliver(usize::MAX);
@@ -381,14 +381,14 @@ fn marked_deliveries_are_given_back_at_once_when_they_fill_the_prefetch() {
         world.settle_one();
         world.deliver(usize::MAX);
     }
-    assert_eq!(world.taker.borrow().held.len(), 10);
+    assert_eq!(world.program.borrow().held.len(), 10);
     world.requeue();
     assert!(!world.to_broker.is_empty());
     assert!(world.core.poll_timeout().is_some(), "something is expected");
 }
 
 #[test]
-fn what_another_consumer_has_got_is_not_waited_for() {
+fn a_delivery_that_another_consumer_has_received_is_given_up() {
     let mut world = world(&[1000; 20], 10, 4000);
     world.deliver(usize::MAX);
     while world.handle_one() {}
@@ -396,7 +396,7 @@ fn what_another_consumer_has_got_is_not_waited_for() {
     while !world.to_broker.is_empty() {
         world.settle_one();
     }
-    // Those that came back go elsewhere.
+    // The requeued messages go to another consumer.
     let gone: Vec<_> = world.ready.iter().filter(|(_, again)| *again).collect();
     let gone: Vec<_> = gone.into_iter().map(|(place, _)| *place).collect();
     assert!(!gone.is_empty());
@@ -408,7 +408,7 @@ fn what_another_consumer_has_got_is_not_waited_for() {
 }
 
 #[test]
-fn what_another_consumer_of_the_connection_gets_is_expected_no_more() {
+fn a_delivery_to_another_consumer_of_the_connection_is_no_longer_expected() {
     let mut world = world(&[1000; 10], 10, 4000);
     let consume = basic::Consume::new("q").consumer_tag("other");
     let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
@@ -439,10 +439,10 @@ fn what_another_consumer_of_the_connection_gets_is_expected_no_more() {
 }
 
 #[test]
-fn the_end_of_a_consumer_gives_back_what_is_held_for_it() {
+fn the_end_of_a_consumer_requeues_its_held_back_deliveries() {
     let mut world = world(&[1000; 10], 10, 4000);
     world.deliver(usize::MAX);
-    let held = world.taker.borrow().held.clone();
+    let held = world.program.borrow().held.clone();
     let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
     let cancel = basic::Cancel::new("tag");
     world.core.call(id, cancel.into(), None, (), deadline);
@@ -453,7 +453,7 @@ fn the_end_of_a_consumer_gives_back_what_is_held_for_it() {
 }
 
 #[test]
-fn a_recover_and_the_end_of_a_channel_forget_what_is_held() {
+fn a_recover_and_the_end_of_a_channel_forget_held_back_deliveries() {
     for recovers in [true, false] {
         let mut world = world(&[1000; 10], 10, 4000);
         world.deliver(usize::MAX);
@@ -474,7 +474,7 @@ fn a_recover_and_the_end_of_a_channel_forget_what_is_held() {
 }
 
 #[test]
-fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
+fn during_a_recover_no_held_back_delivery_is_requeued() {
     for cancels in [true, false] {
         let mut world = world(&[1000; 20], 20, 4000);
         world.deliver(10);
@@ -482,7 +482,7 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
         let recover = basic::Recover::default().into();
         world.core.call(id, recover, None, (), deadline);
         world.events();
-        // The broker has sent these before it hears of the recover.
+        // The broker sends these before it receives the recover.
         world.deliver(10);
         assert!(world.core.is_holding_back());
         if cancels {
@@ -501,9 +501,9 @@ fn nothing_is_given_back_that_the_broker_is_about_to_take_back_itself() {
     }
 }
 
-/// Of two that are held back the first was given back, and comes while there is no room.
+/// Two are held back. The first one is requeued and arrives again while there is no room.
 #[test]
-fn what_comes_again_and_finds_no_room_keeps_its_place_also_when_it_is_late() {
+fn a_redelivered_message_without_room_keeps_its_place_even_if_it_is_late() {
     for late in [false, true] {
         let now = Instant::now();
         let mut room = ReadRoom::new(4000, now);
@@ -542,7 +542,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_message_is_handled_in_order_and_what_waits_stays_bounded(
+    fn every_message_is_handled_in_order_and_the_waiting_ones_are_bounded(
         sizes in proptest::collection::vec(prop_oneof![0usize..200, 0usize..12_000], 1..80),
         prefetch in 1u16..60,
         soft in 500usize..10_000,

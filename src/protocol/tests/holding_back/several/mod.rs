@@ -1,4 +1,4 @@
-//! Deliveries that are held back for one of several consumers. The test is the broker.
+//! Several consumers of which one has held-back deliveries. The test itself is the broker.
 
 use super::super::super::held_back::HELD_DELIVERIES_MAX;
 use super::*;
@@ -7,7 +7,7 @@ mod rules;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Log {
-    /// Consumer, delivery tag, and whether it counts as fixed.
+    /// Consumer, delivery tag, and whether it can never be held back.
     TakenIn(&'static str, u64, bool),
     Held(u64),
     Requeued(u64),
@@ -20,7 +20,7 @@ struct Eater {
 }
 
 /// A client with any number of channels and consumers.
-struct Table {
+struct Client {
     core: Connection<Model>,
     now: Instant,
     channels: BTreeMap<u16, ChannelId>,
@@ -28,7 +28,7 @@ struct Table {
     log: Vec<Log>,
 }
 
-impl Table {
+impl Client {
     fn new(soft: usize) -> Self {
         let now = Instant::now();
         Self {
@@ -40,7 +40,7 @@ impl Table {
         }
     }
 
-    /// A consumer of a queue of the same name.
+    /// Starts a consumer of a queue with the same name as the tag.
     fn consume(&mut self, number: u16, tag: &'static str, prefetch: u16) {
         self.consume_from(tag, number, tag, prefetch);
     }
@@ -108,7 +108,7 @@ impl Table {
         self.bytes(&content(number, method, None, &vec![0; size]));
     }
 
-    /// Deliveries of 1000 bytes that are new.
+    /// Delivers new messages of 1000 bytes.
     fn deliver_new(&mut self, tag: &'static str, delivery_tags: std::ops::RangeInclusive<u64>) {
         for delivery_tag in delivery_tags {
             self.deliver(tag, delivery_tag, false, 1000);
@@ -131,8 +131,8 @@ impl Table {
                             let delivery = packed.unpack().method.delivery_tag;
                             let taken_in = Log::TakenIn(eater.tag, delivery, never_held_back);
                             self.log.push(taken_in);
-                            let mut taker = consumer.borrow_mut();
-                            taker.waiting.push_back((delivery, 0, cost));
+                            let mut program = consumer.borrow_mut();
+                            program.waiting.push_back((delivery, 0, cost));
                         }
                     }
                 }
@@ -143,11 +143,11 @@ impl Table {
         }
     }
 
-    /// The program takes what waits for a consumer.
+    /// Takes waiting messages of a consumer.
     fn take(&mut self, tag: &str, count: usize) {
-        let mut taker = self.eater(tag).token.borrow_mut();
-        let taken = count.min(taker.waiting.len());
-        taker.waiting.drain(..taken);
+        let mut program = self.eater(tag).token.borrow_mut();
+        let taken = count.min(program.waiting.len());
+        program.waiting.drain(..taken);
     }
 
     fn requeue(&mut self) -> Vec<u64> {
@@ -171,139 +171,139 @@ impl Table {
     }
 }
 
-/// More was delivered to the consumer "a" than can be held back.
-fn overfull() -> Table {
-    let mut table = Table::new(40_000);
-    table.consume(1, "a", 0);
+/// Returns a client whose consumer "a" has more deliveries than can be held back.
+fn overfull() -> Client {
+    let mut client = Client::new(40_000);
+    client.consume(1, "a", 0);
     let mut bytes = Vec::new();
     for tag in 1..=70_000 {
         bytes.extend(content(1, deliver("a", tag), None, &[0; 1000]));
     }
-    table.bytes(&bytes);
-    table
+    client.bytes(&bytes);
+    client
 }
 
 #[test]
-fn beyond_the_most_that_is_held_back_deliveries_count_as_fixed() {
-    let mut table = overfull();
-    assert_eq!(table.held().len(), HELD_DELIVERIES_MAX);
+fn beyond_the_maximum_of_held_back_deliveries_none_is_held_back() {
+    let mut client = overfull();
+    assert_eq!(client.held().len(), HELD_DELIVERIES_MAX);
     let becomes_fixed = |it: &Log| matches!(it, Log::TakenIn(.., true));
-    let last_held = table.log.iter().rposition(|it| matches!(it, Log::Held(_)));
-    let first_fixed = table.log.iter().position(becomes_fixed);
+    let last_held = client.log.iter().rposition(|it| matches!(it, Log::Held(_)));
+    let first_fixed = client.log.iter().position(becomes_fixed);
     assert_eq!(first_fixed, last_held.map(|index| index + 1));
     assert!(
-        table
+        client
             .log
             .iter()
             .skip(first_fixed.unwrap())
             .all(becomes_fixed)
     );
-    // With one less of them, the next one has room among them.
-    table.take("a", usize::MAX);
-    let requeued = table.requeue().len();
+    // One less is held back now, so the next one can be.
+    client.take("a", usize::MAX);
+    let requeued = client.requeue().len();
     assert!(requeued > 0);
-    table.deliver("a", 70_001, false, 1000);
-    assert_eq!(table.log.last(), Some(&Log::Held(70_001)));
+    client.deliver("a", 70_001, false, 1000);
+    assert_eq!(client.log.last(), Some(&Log::Held(70_001)));
 }
 
 #[test]
-fn a_redelivered_message_of_another_queue_costs_no_place() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(2, "b", 10);
-    table.deliver_new("a", 1..=10);
-    assert_eq!(table.held(), [6, 7, 8, 9, 10]);
-    table.take("a", 3);
-    assert_eq!(table.requeue(), [6]);
-    // One of another queue, of the same size.
-    table.deliver("b", 1, true, 1000);
-    table.requeue();
-    // The other one fills the room, so that nothing fits when 6 comes again, as 11.
-    table.deliver_new("b", 2..=5);
-    table.deliver("a", 11, true, 1000);
-    table.take("b", 10);
-    table.take("a", 10);
-    assert_eq!(table.requeue().first(), Some(&11), "6 is the oldest one");
+fn a_redelivered_message_of_another_queue_does_not_change_the_order() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(2, "b", 10);
+    client.deliver_new("a", 1..=10);
+    assert_eq!(client.held(), [6, 7, 8, 9, 10]);
+    client.take("a", 3);
+    assert_eq!(client.requeue(), [6]);
+    // A redelivered message of another queue, of the same size.
+    client.deliver("b", 1, true, 1000);
+    client.requeue();
+    // The other consumer uses the room, so delivery 6 finds none when it arrives again as 11.
+    client.deliver_new("b", 2..=5);
+    client.deliver("a", 11, true, 1000);
+    client.take("b", 10);
+    client.take("a", 10);
+    assert_eq!(client.requeue().first(), Some(&11), "6 is the oldest one");
 }
 
 #[test]
-fn a_small_delivery_that_comes_again_does_not_overtake_a_large_one() {
-    let mut table = Table::new(10_000);
-    table.consume(1, "a", 20);
-    table.consume(2, "b", 50);
-    table.deliver_new("a", 1..=14);
-    table.deliver("a", 15, false, 4000);
-    table.deliver("a", 16, false, 10);
-    assert_eq!(table.held(), [14, 15, 16]);
-    table.take("a", 12);
-    assert_eq!(table.requeue(), [14, 15, 16]);
-    table.deliver_new("b", 1..=13);
-    let before = table.log.len();
-    table.deliver("a", 17, true, 1000);
-    table.deliver("a", 18, true, 4000);
-    table.deliver("a", 19, true, 10);
-    let log = &table.log[before..];
+fn a_small_redelivered_message_does_not_overtake_a_large_one() {
+    let mut client = Client::new(10_000);
+    client.consume(1, "a", 20);
+    client.consume(2, "b", 50);
+    client.deliver_new("a", 1..=14);
+    client.deliver("a", 15, false, 4000);
+    client.deliver("a", 16, false, 10);
+    assert_eq!(client.held(), [14, 15, 16]);
+    client.take("a", 12);
+    assert_eq!(client.requeue(), [14, 15, 16]);
+    client.deliver_new("b", 1..=13);
+    let before = client.log.len();
+    client.deliver("a", 17, true, 1000);
+    client.deliver("a", 18, true, 4000);
+    client.deliver("a", 19, true, 10);
+    let log = &client.log[before..];
     let held = log.iter().position(|it| matches!(it, Log::Held(_)));
     let taken_in = log.iter().rposition(|it| matches!(it, Log::TakenIn(..)));
     assert!(held.is_some() && held > taken_in, "{log:?}");
 }
 
 #[test]
-fn a_delivery_that_is_overdue_goes_before_those_that_are_expected() {
-    let mut table = Table::new(10_000);
-    table.consume(1, "a", 20);
-    table.consume(2, "b", 50);
-    table.deliver_new("a", 1..=16);
-    assert_eq!(table.held(), [14, 15, 16]);
-    table.take("a", 8);
-    assert_eq!(table.requeue(), [14, 15]);
-    table.now += SECOND;
-    table.core.handle_timeout(table.now);
-    assert_eq!(table.requeue(), [16]);
-    // Now all of it comes, while other messages have the room.
-    table.deliver_new("b", 1..=8);
+fn an_overdue_delivery_precedes_expected_ones() {
+    let mut client = Client::new(10_000);
+    client.consume(1, "a", 20);
+    client.consume(2, "b", 50);
+    client.deliver_new("a", 1..=16);
+    assert_eq!(client.held(), [14, 15, 16]);
+    client.take("a", 8);
+    assert_eq!(client.requeue(), [14, 15]);
+    client.now += SECOND;
+    client.core.handle_timeout(client.now);
+    assert_eq!(client.requeue(), [16]);
+    // All of them arrive now, while other messages use the room.
+    client.deliver_new("b", 1..=8);
     for tag in 17..=19 {
-        table.deliver("a", tag, true, 1000);
+        client.deliver("a", tag, true, 1000);
     }
-    table.take("a", 20);
-    table.take("b", 20);
-    assert_eq!(table.requeue(), [17, 18, 19]);
+    client.take("a", 20);
+    client.take("b", 20);
+    assert_eq!(client.requeue(), [17, 18, 19]);
 }
 
 #[test]
-fn the_wake_up_comes_when_the_oldest_just_fits() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(2, "b", 10);
-    table.deliver("b", 1, false, 1000);
+fn requeuing_is_announced_for_the_size_at_which_the_oldest_delivery_just_fits() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(2, "b", 10);
+    client.deliver("b", 1, false, 1000);
     let mut tag = 0;
-    while table.held().is_empty() {
+    while client.held().is_empty() {
         tag += 1;
-        table.deliver("a", tag, false, 1000);
+        client.deliver("a", tag, false, 1000);
     }
-    table.take("a", 10);
-    let below = table.core.requeues_below();
-    table.core.set_waiting(below - 1);
-    assert!(table.core.can_requeue());
-    table.core.set_waiting(below);
-    assert!(!table.core.can_requeue());
+    client.take("a", 10);
+    let below = client.core.requeues_below();
+    client.core.set_waiting(below - 1);
+    assert!(client.core.can_requeue());
+    client.core.set_waiting(below);
+    assert!(!client.core.can_requeue());
 }
 
 #[test]
-fn an_enormous_delivery_tag_breaks_nothing() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(1, "b", 10);
-    table.deliver_new("a", 1..=10);
-    table.take("a", 3);
-    assert!(!table.requeue().is_empty());
-    table.deliver("b", u64::MAX, false, 1);
-    table.deliver("a", 11, false, 1000);
-    assert!(!table.core.is_closed());
+fn a_very_large_delivery_tag_is_accepted() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(1, "b", 10);
+    client.deliver_new("a", 1..=10);
+    client.take("a", 3);
+    assert!(!client.requeue().is_empty());
+    client.deliver("b", u64::MAX, false, 1);
+    client.deliver("a", 11, false, 1000);
+    assert!(!client.core.is_closed());
 }
 
 #[test]
-fn a_consumer_with_nothing_to_do_hides_no_queue_that_requeues_at_its_end() {
+fn a_queue_that_requeues_at_its_end_is_detected_also_with_an_idle_consumer() {
     let mut world = World::new(&[1000; 400], 10, 4000, Requeue::AtItsEnd);
     let consume = basic::Consume::new("other").consumer_tag("other");
     let (id, deadline) = (world.id, world.now + RPC_TIMEOUT);
@@ -322,88 +322,89 @@ fn a_consumer_with_nothing_to_do_hides_no_queue_that_requeues_at_its_end() {
 }
 
 #[test]
-fn a_recover_makes_room_to_hold_back_again() {
-    let mut table = overfull();
-    assert_eq!(table.held().len(), HELD_DELIVERIES_MAX);
-    table.take("a", usize::MAX);
-    let (id, deadline) = (table.channels[&1], table.now + RPC_TIMEOUT);
+fn after_a_recover_deliveries_can_be_held_back_again() {
+    let mut client = overfull();
+    assert_eq!(client.held().len(), HELD_DELIVERIES_MAX);
+    client.take("a", usize::MAX);
+    let (id, deadline) = (client.channels[&1], client.now + RPC_TIMEOUT);
     let recover = basic::Recover::default().into();
-    table.core.call(id, recover, None, (), deadline);
-    while let Some((id, ..)) = table.core.next_change() {
-        table.core.make_change(id);
+    client.core.call(id, recover, None, (), deadline);
+    while let Some((id, ..)) = client.core.next_change() {
+        client.core.make_change(id);
     }
-    table.bytes(&frame(1, basic::RecoverOk::default()));
-    let before = table.log.len();
+    client.bytes(&frame(1, basic::RecoverOk::default()));
+    let before = client.log.len();
     for tag in 70_001..=71_000 {
-        table.deliver("a", tag, true, 1000);
+        client.deliver("a", tag, true, 1000);
     }
     let never_held_back = |it: &Log| matches!(it, Log::TakenIn(.., true));
-    assert!(!table.log[before..].iter().any(never_held_back));
+    assert!(!client.log[before..].iter().any(never_held_back));
 }
 
 #[test]
-fn a_redelivered_message_of_another_queue_takes_no_place_of_one_that_is_expected() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(2, "b", 10);
-    table.deliver_new("a", 1..=6);
-    table.take("a", 3);
-    assert_eq!(table.requeue(), [6]);
-    table.deliver("b", 1, true, 1000);
-    table.requeue();
-    // An acknowledgement has let this one pass before the nack.
-    table.deliver("a", 7, false, 1000);
-    assert_eq!(table.log.last(), Some(&Log::Held(7)));
+fn a_redelivered_message_of_another_queue_does_not_take_the_place_of_an_expected_one() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(2, "b", 10);
+    client.deliver_new("a", 1..=6);
+    client.take("a", 3);
+    assert_eq!(client.requeue(), [6]);
+    client.deliver("b", 1, true, 1000);
+    client.requeue();
+    // An acknowledgement has brought this delivery before the nack arrived.
+    client.deliver("a", 7, false, 1000);
+    assert_eq!(client.log.last(), Some(&Log::Held(7)));
 }
 
 #[test]
-fn a_message_larger_than_all_the_room_passes_beside_a_little() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 1);
-    table.consume(2, "b", 10);
-    table.deliver("b", 1, false, 1);
-    table.deliver("a", 1, false, 8000);
-    assert_eq!(table.log.last(), Some(&Log::TakenIn("a", 1, false)));
+fn a_message_larger_than_the_budget_is_accepted_when_the_budget_is_almost_empty() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 1);
+    client.consume(2, "b", 10);
+    client.deliver("b", 1, false, 1);
+    client.deliver("a", 1, false, 8000);
+    assert_eq!(client.log.last(), Some(&Log::TakenIn("a", 1, false)));
 }
 
 #[test]
-fn a_small_delivery_does_not_overtake_while_another_consumer_has_the_room() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(2, "b", 10);
-    table.deliver_new("b", 1..=3);
-    table.deliver("a", 1, false, 4000);
-    table.deliver("a", 2, false, 10);
-    assert_eq!(table.held(), [1, 2]);
+fn a_small_delivery_does_not_overtake_while_another_consumer_uses_the_budget() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(2, "b", 10);
+    client.deliver_new("b", 1..=3);
+    client.deliver("a", 1, false, 4000);
+    client.deliver("a", 2, false, 10);
+    assert_eq!(client.held(), [1, 2]);
 }
 
-/// Each of them gets what the other one has given back, and what that brings in its place.
+/// Each of them receives the messages that the other one has requeued, and those that take their
+/// place.
 #[test]
-fn consumers_of_one_queue_wait_for_nothing_to_keep_an_order() {
-    let mut table = Table::new(4000);
+fn consumers_of_one_queue_accept_any_order() {
+    let mut client = Client::new(4000);
     for (number, tag) in [(1, "a"), (2, "b")] {
-        table.consume_from("q", number, tag, 20);
-        table.deliver_new(tag, 1..=8);
+        client.consume_from("q", number, tag, 20);
+        client.deliver_new(tag, 1..=8);
     }
-    table.take("a", 10);
-    table.deliver("a", 9, true, 1000);
-    table.deliver("b", 9, true, 1000);
-    table.take("a", 10);
-    table.take("b", 10);
-    assert!(table.requeue().len() > 1);
+    client.take("a", 10);
+    client.deliver("a", 9, true, 1000);
+    client.deliver("b", 9, true, 1000);
+    client.take("a", 10);
+    client.take("b", 10);
+    assert!(client.requeue().len() > 1);
 }
 
 #[test]
-fn the_bound_holds_for_a_tiny_budget_and_long_names() {
+fn the_limit_holds_for_a_tiny_budget_and_long_names() {
     for size in (0..1500).step_by(10) {
-        let mut table = Table::new(1024);
-        table.consume(1, "a", 100);
+        let mut client = Client::new(1024);
+        client.consume(1, "a", 100);
         for tag in 1..=20 {
             let method = deliver("a", tag).exchange("e".repeat(255));
             let method = method.routing_key("k".repeat(255));
-            table.bytes(&content(1, method, None, &vec![0; size]));
+            client.bytes(&content(1, method, None, &vec![0; size]));
         }
-        let is_alone = table.eater("a").token.borrow().waiting.len() == 1;
-        assert!(table.waiting() <= 2048 || is_alone, "{size}");
+        let is_alone = client.eater("a").token.borrow().waiting.len() == 1;
+        assert!(client.waiting() <= 2048 || is_alone, "{size}");
     }
 }

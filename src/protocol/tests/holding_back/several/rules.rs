@@ -1,9 +1,9 @@
-//! The rules of holding back, one by one.
+//! The rules of holding back, each on its own.
 
 use super::super::super::super::methods::tx;
 use super::*;
 
-/// A consumer that has something waiting, with a prefetch that nothing here reaches.
+/// Returns a consumer with a waiting delivery and a prefetch that is never reached here.
 fn busy() -> ConsumerState {
     ConsumerState {
         queue: QueueId::new(1, "q"),
@@ -14,7 +14,7 @@ fn busy() -> ConsumerState {
     }
 }
 
-/// Some are held back, and there is room for all of them.
+/// Holds back `count` deliveries, for all of which there is room.
 fn held_back(count: u64) -> (HeldBack, ReadRoom) {
     let now = Instant::now();
     let mut holding = HeldBack::new(now);
@@ -35,7 +35,7 @@ fn lapses_after_a_while(holding: &mut HeldBack, room: &mut ReadRoom) -> bool {
 }
 
 #[test]
-fn a_queue_is_found_out_when_twice_in_a_row_others_came_instead_of_what_was_given_back() {
+fn a_queue_is_detected_when_other_messages_arrive_twice_instead_of_the_requeued_one() {
     for comes_between in [false, true] {
         let (mut holding, mut room) = held_back(3);
         assert_eq!(holding.requeue(busy(), &mut room), Some(1));
@@ -54,20 +54,20 @@ fn a_queue_is_found_out_when_twice_in_a_row_others_came_instead_of_what_was_give
 }
 
 #[test]
-fn what_came_while_another_one_was_expected_says_nothing_of_the_next() {
+fn new_deliveries_during_one_requeue_do_not_count_for_the_next() {
     let (mut holding, mut room) = held_back(3);
     assert_eq!(holding.requeue(busy(), &mut room), Some(1));
     arrives(&mut holding, &mut room, false);
     assert_eq!(arrives(&mut holding, &mut room, true), Verdict::TakenIn);
     for tag in 2..=3 {
         assert_eq!(holding.requeue(busy(), &mut room), Some(tag));
-        // Another consumer may have got it.
+        // Another consumer may have received it.
         assert!(!lapses_after_a_while(&mut holding, &mut room));
     }
 }
 
 #[test]
-fn what_is_expected_has_its_time_from_the_last_that_came() {
+fn an_expected_delivery_is_overdue_one_second_after_the_last_arrival() {
     let (mut holding, mut room) = held_back(2);
     let part = Duration::from_millis(900);
     assert_eq!(holding.requeue(busy(), &mut room), Some(1));
@@ -80,7 +80,7 @@ fn what_is_expected_has_its_time_from_the_last_that_came() {
 }
 
 #[test]
-fn one_that_is_not_marked_ends_the_care_for_those_that_are() {
+fn a_delivery_without_the_redelivered_flag_ends_the_special_rules_for_redelivered_ones() {
     let (mut holding, mut room) = held_back(1);
     arrives(&mut holding, &mut room, true);
     assert!(!holding.can_requeue(busy(), &room));
@@ -89,7 +89,7 @@ fn one_that_is_not_marked_ends_the_care_for_those_that_are() {
 }
 
 #[test]
-fn without_a_prefetch_no_delivery_is_one_too_many() {
+fn without_a_prefetch_the_order_of_the_queue_is_not_doubted() {
     let (mut holding, mut room) = held_back(1);
     let state = ConsumerState {
         prefetch: 0,
@@ -102,131 +102,131 @@ fn without_a_prefetch_no_delivery_is_one_too_many() {
 }
 
 #[test]
-fn what_another_consumer_gets_may_have_grown_a_little() {
+fn a_delivery_to_another_consumer_is_recognised_if_it_has_grown_a_little() {
     for (grown, is_the_one) in [(64, true), (65, false)] {
-        let mut table = Table::new(4000);
-        table.consume_from("q", 1, "a", 10);
-        table.consume_from("q", 2, "b", 10);
-        table.deliver_new("a", 1..=10);
-        table.take("a", 3);
-        assert_eq!(table.requeue(), [6]);
-        table.deliver("b", 1, true, 1000 + grown);
-        assert!(table.requeue().is_empty());
-        assert_eq!(table.core.poll_timeout().is_none(), is_the_one);
+        let mut client = Client::new(4000);
+        client.consume_from("q", 1, "a", 10);
+        client.consume_from("q", 2, "b", 10);
+        client.deliver_new("a", 1..=10);
+        client.take("a", 3);
+        assert_eq!(client.requeue(), [6]);
+        client.deliver("b", 1, true, 1000 + grown);
+        assert!(client.requeue().is_empty());
+        assert_eq!(client.core.poll_timeout().is_none(), is_the_one);
     }
 }
 
 #[test]
-fn one_that_is_larger_than_all_the_room_waits_until_little_else_does() {
-    let mut table = Table::new(1000);
-    table.consume(1, "a", 10);
-    table.deliver("a", 1, false, 100);
-    table.deliver("a", 2, false, 20_000);
-    assert_eq!(table.held(), [2]);
+fn a_delivery_larger_than_the_budget_waits_until_the_budget_is_almost_empty() {
+    let mut client = Client::new(1000);
+    client.consume(1, "a", 10);
+    client.deliver("a", 1, false, 100);
+    client.deliver("a", 2, false, 20_000);
+    assert_eq!(client.held(), [2]);
     let near_empty_bytes = reserved_share(1000);
-    assert_eq!(table.core.requeues_below(), near_empty_bytes + 1);
-    table.take("a", 1);
-    assert_eq!(table.requeue(), [2]);
+    assert_eq!(client.core.requeues_below(), near_empty_bytes + 1);
+    client.take("a", 1);
+    assert_eq!(client.requeue(), [2]);
 }
 
 #[test]
-fn the_last_of_the_room_is_for_those_who_have_nothing() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(2, "b", 10);
-    table.deliver_new("a", 1..=5);
-    table.deliver("a", 6, false, 500);
-    assert_eq!(table.held(), [6]);
-    table.deliver("b", 1, false, 500);
-    assert_eq!(table.log.last(), Some(&Log::TakenIn("b", 1, false)));
+fn the_last_part_of_the_budget_is_reserved_for_idle_consumers() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(2, "b", 10);
+    client.deliver_new("a", 1..=5);
+    client.deliver("a", 6, false, 500);
+    assert_eq!(client.held(), [6]);
+    client.deliver("b", 1, false, 500);
+    assert_eq!(client.log.last(), Some(&Log::TakenIn("b", 1, false)));
 }
 
-/// As one read may bring them: by the second one, it has something.
+/// As if one read brought both: for the second one the consumer is not idle.
 #[test]
-fn what_has_come_with_the_same_read_counts_as_waiting() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
+fn deliveries_of_the_same_read_count_as_waiting() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
     let mut bytes = Vec::new();
     for tag in 1..=6 {
         bytes.extend(content(1, deliver("a", tag), None, &[0; 1000]));
     }
     bytes.extend(content(1, deliver("a", 7), None, &[0; 500]));
-    table.bytes(&bytes);
-    assert_eq!(table.held(), [7]);
+    client.bytes(&bytes);
+    assert_eq!(client.held(), [7]);
 }
 
 #[test]
-fn what_was_expected_takes_no_room_when_its_consumer_is_over() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(2, "b", 10);
-    table.deliver_new("a", 1..=10);
-    table.take("a", 3);
-    assert_eq!(table.requeue(), [6]);
-    let (id, deadline) = (table.channels[&1], table.now + RPC_TIMEOUT);
-    table
+fn expected_deliveries_of_an_ended_consumer_use_no_room() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(2, "b", 10);
+    client.deliver_new("a", 1..=10);
+    client.take("a", 3);
+    assert_eq!(client.requeue(), [6]);
+    let (id, deadline) = (client.channels[&1], client.now + RPC_TIMEOUT);
+    client
         .core
         .call(id, basic::Cancel::new("a").into(), None, (), deadline);
-    table.bytes(&frame(1, basic::CancelOk::default().consumer_tag("a")));
-    table.take("a", 10);
-    table.deliver_new("b", 1..=10);
-    table.take("b", 3);
-    assert_eq!(table.requeue(), [6], "as it was with the other one");
+    client.bytes(&frame(1, basic::CancelOk::default().consumer_tag("a")));
+    client.take("a", 10);
+    client.deliver_new("b", 1..=10);
+    client.take("b", 3);
+    assert_eq!(client.requeue(), [6], "as it was with the other one");
 }
 
 #[test]
-fn in_a_transaction_nothing_is_held_back() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    let (id, deadline) = (table.channels[&1], table.now + RPC_TIMEOUT);
-    table
+fn on_a_channel_with_transactions_no_delivery_is_held_back() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    let (id, deadline) = (client.channels[&1], client.now + RPC_TIMEOUT);
+    client
         .core
         .call(id, tx::Select::default().into(), None, (), deadline);
-    while let Some((id, ..)) = table.core.next_change() {
-        table.core.make_change(id);
+    while let Some((id, ..)) = client.core.next_change() {
+        client.core.make_change(id);
     }
-    table.bytes(&frame(1, tx::SelectOk::default()));
-    table.deliver_new("a", 1..=10);
-    assert_eq!(table.log.last(), Some(&Log::TakenIn("a", 10, true)));
-    assert!(table.held().is_empty());
+    client.bytes(&frame(1, tx::SelectOk::default()));
+    client.deliver_new("a", 1..=10);
+    assert_eq!(client.log.last(), Some(&Log::TakenIn("a", 10, true)));
+    assert!(client.held().is_empty());
 }
 
 #[test]
-fn for_a_consumer_that_nobody_wants_nothing_is_held_back_or_given_back_to_come_again() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.deliver_new("a", 1..=8);
-    assert_eq!(table.held(), [6, 7, 8]);
-    let id = table.channels[&1];
-    table.core.discard_consumer(id, &"a".into(), |_| true);
-    table.events();
-    table.take("a", 10);
-    assert!(table.requeue().is_empty());
-    assert!(!table.core.can_requeue());
-    table.deliver_new("a", 9..=10);
-    assert_eq!(table.held(), [6, 7, 8]);
+fn for_a_discarded_consumer_no_delivery_is_held_back_or_expected() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.deliver_new("a", 1..=8);
+    assert_eq!(client.held(), [6, 7, 8]);
+    let id = client.channels[&1];
+    client.core.discard_consumer(id, &"a".into(), |_| true);
+    client.events();
+    client.take("a", 10);
+    assert!(client.requeue().is_empty());
+    assert!(!client.core.can_requeue());
+    client.deliver_new("a", 9..=10);
+    assert_eq!(client.held(), [6, 7, 8]);
 }
 
 #[test]
-fn what_is_too_large_for_the_program_is_not_held_back() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.deliver_new("a", 1..=6);
-    assert_eq!(table.held(), [6]);
-    table.bytes(&frame(1, deliver("a", 7)));
-    table.bytes(&content_header(1, (1 << 30) + 1));
-    assert_eq!(table.held(), [6]);
+fn a_message_beyond_max_message_size_is_not_held_back() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.deliver_new("a", 1..=6);
+    assert_eq!(client.held(), [6]);
+    client.bytes(&frame(1, deliver("a", 7)));
+    client.bytes(&content_header(1, (1 << 30) + 1));
+    assert_eq!(client.held(), [6]);
 }
 
 #[test]
-fn one_that_is_held_back_shows_as_well_that_its_consumer_is_of_a_queue() {
-    let mut table = Table::new(4000);
-    table.consume(1, "a", 10);
-    table.consume(2, "b", 10);
-    table.deliver_new("b", 1..=6);
-    table.deliver("a", 1, false, 4000);
-    // A message that was copied out of a stream.
+fn a_held_back_delivery_shows_that_deliveries_of_its_consumer_can_be_requeued() {
+    let mut client = Client::new(4000);
+    client.consume(1, "a", 10);
+    client.consume(2, "b", 10);
+    client.deliver_new("b", 1..=6);
+    client.deliver("a", 1, false, 4000);
+    // A message that was moved from a stream to a queue.
     let copied = BasicProperties::new().headers([("x-stream-offset", 7i64)]);
-    table.bytes(&content(1, deliver("a", 2), Some(&copied), &[0; 1000]));
-    assert_eq!(table.held(), [6, 1, 2]);
+    client.bytes(&content(1, deliver("a", 2), Some(&copied), &[0; 1000]));
+    assert_eq!(client.held(), [6, 1, 2]);
 }
