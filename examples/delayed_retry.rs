@@ -63,8 +63,8 @@ fn main() -> cony::Result<()> {
 /// How often `queue` has rejected this message. The broker counts that in the header `x-death`,
 /// which has one table for each queue and reason.
 fn earlier_failures(delivery: &Delivery, queue: &str) -> i64 {
-    let headers = delivery.properties().headers.as_ref();
-    let deaths = headers.and_then(|headers| headers.get("x-death")?.as_array());
+    let deaths = delivery.properties().get_header("x-death");
+    let deaths = deaths.and_then(|deaths| deaths.as_array());
     let text =
         |value: Option<&FieldValue>, expected| value.and_then(FieldValue::as_str) == Some(expected);
     deaths

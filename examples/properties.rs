@@ -2,9 +2,9 @@
 //!
 //!     cargo run --example properties -- [EXCHANGE [ROUTING_KEY]]
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use cony::{BasicProperties, BlockingConnection, DeliveryMode, FieldTable, Message};
+use cony::{BasicProperties, BlockingConnection, DeliveryMode, Message};
 
 fn main() -> cony::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -22,14 +22,14 @@ fn main() -> cony::Result<()> {
     channel.basic_publish(&exchange, &key, order)?;
 
     // `BasicProperties` has all of them. Many messages can share one value.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let properties = BasicProperties::new()
         .content_type("text/plain")
         .delivery_mode(DeliveryMode::Transient)
         .app_id("shop")
         .message_type("note")
-        .timestamp(now.map_err(cony::Error::other)?.as_secs())
-        .headers(FieldTable::new().with("version", 2).with("draft", false));
+        .timestamp(SystemTime::now())
+        .header("version", 2)
+        .header("draft", false);
     for note in ["fragile", "a present"] {
         let message = Message::new(note).properties(&properties);
         channel.basic_publish(&exchange, &key, message)?;

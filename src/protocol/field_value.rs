@@ -206,6 +206,12 @@ impl From<usize> for FieldValue {
     }
 }
 
+impl From<isize> for FieldValue {
+    fn from(value: isize) -> Self {
+        Self::I64(i64::try_from(value).unwrap_or(i64::MAX))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};

@@ -154,7 +154,8 @@ pub(crate) mod queue {
         /// use cony::queue::{Declare, Type};
         ///
         /// assert_eq!(Type::from("quorum"), Type::Quorum);
-        /// assert_eq!(Declare::new_quorum("tasks"), Declare::new("tasks").queue_type(Type::Quorum));
+        /// let quorum = Declare::new("tasks").queue_type(Type::Quorum);
+        /// assert_eq!(Declare::new_quorum("tasks"), quorum);
         /// ```
         Type {
             /// `classic`: on one node.
@@ -176,7 +177,8 @@ pub(crate) mod queue {
         /// assert_eq!(tasks, Declare::new("tasks").max_length(1000).overflow("reject-publish"));
         /// ```
         Overflow {
-            /// `drop-head`: the queue drops or dead-letters its oldest messages. RabbitMQ's default.
+            /// `drop-head`: the queue drops or dead-letters its oldest messages. This is
+            /// RabbitMQ's default.
             DropHead = "drop-head",
             /// `reject-publish`: the queue takes no further message. A publisher in confirm mode
             /// gets [`Error::Nacked`](crate::Error::Nacked) for it.

@@ -227,24 +227,24 @@ define_methods! {
         ChannelCloseOk = CloseOk 41 "channel.close-ok" {}
     }
 
-    /// Methods that ask for access tickets. RabbitMQ answers them and ignores the tickets.
+    /// Methods that request access tickets. RabbitMQ answers them and ignores the tickets.
     class access 30 {
-        /// Asks for an access ticket.
+        /// Requests an access ticket.
         AccessRequest = Request 10 "access.request"
             new(realm: ShortString)
             replies [RequestOk]
         {
             /// The name of the realm.
             realm: ShortString = "/data".into(),
-            /// Asks for exclusive access.
+            /// Requests exclusive access.
             exclusive: bool = false,
-            /// Asks for passive access.
+            /// Requests passive access.
             passive: bool = true,
-            /// Asks for active access.
+            /// Requests active access.
             active: bool = true,
-            /// Asks for write access.
+            /// Requests write access.
             write_access: bool = true,
-            /// Asks for read access.
+            /// Requests read access.
             read_access: bool = true,
         }
         /// Grants an access ticket.
@@ -701,7 +701,7 @@ mod tests {
     }
 
     #[test]
-    fn every_method_reads_back_what_it_wrote() {
+    fn every_method_decodes_to_itself() {
         let methods = every_method();
         assert_eq!(methods.len(), 66);
         for method in methods {

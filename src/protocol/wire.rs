@@ -346,6 +346,18 @@ impl PartialEq<String> for ShortString {
     }
 }
 
+impl PartialEq<ShortString> for str {
+    fn eq(&self, other: &ShortString) -> bool {
+        *self == **other
+    }
+}
+
+impl PartialEq<ShortString> for String {
+    fn eq(&self, other: &ShortString) -> bool {
+        **self == **other
+    }
+}
+
 impl PartialEq<ShortString> for &str {
     fn eq(&self, other: &ShortString) -> bool {
         **self == **other

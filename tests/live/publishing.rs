@@ -114,7 +114,7 @@ fn a_publish_to_an_unknown_exchange_ends_a_waiting_consumer() {
 }
 
 #[test]
-fn types_of_the_standard_library_come_back() {
+fn types_of_the_standard_library_arrive_unchanged() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let minute = Duration::from_secs(60);

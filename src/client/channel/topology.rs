@@ -12,8 +12,8 @@ use crate::protocol::wire::ShortString;
 /// enough, as for a binding, it takes the three, and a second call with the suffix `_with` takes
 /// the struct.
 ///
-/// A call with the suffix `_nowait` asks the broker for no reply. It returns when the method is on
-/// its way, and a refusal closes the channel later.
+/// A call with the suffix `_nowait` has no reply. It returns when the method is on its way, and a
+/// refusal closes the channel later.
 ///
 /// Each call fails with [the errors of a call](crate::BlockingChannel#errors-of-a-call):
 /// [`TooLong`](crate::Error::TooLong) for a name of more than 255 bytes (nothing was sent),
@@ -40,7 +40,7 @@ impl BlockingChannel {
             .map(drop)
     }
 
-    /// Checks that an exchange exists, whatever its properties.
+    /// Checks that an exchange exists, with any properties.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ impl BlockingChannel {
         self.call(declare.into().nowait(false))
     }
 
-    /// Checks that a queue exists, whatever its properties. Returns the numbers of its messages and
+    /// Checks that a queue exists, with any properties. Returns the numbers of its messages and
     /// consumers.
     ///
     /// ```
