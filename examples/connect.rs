@@ -22,7 +22,7 @@ fn main() -> cony::Result<()> {
                 .connection_attempts(3)
                 .retry_delay(Duration::from_secs(2))
                 // RabbitMQ's management pages show this name.
-                .connection_name("the example connect".to_owned());
+                .connection_name("the example connect");
             BlockingConnection::open(parameters)?
         }
     };

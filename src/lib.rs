@@ -108,8 +108,11 @@
 //!
 //! # Features
 //!
-//! `tls` (on by default): `amqps://` through the platform's TLS library.
+//! `native-tls` (on by default, also called `tls`): `amqps://` with the TLS library of the
+//! platform, through the crate [`native_tls`](https://docs.rs/native-tls).
 
+// docs.rs builds with a nightly compiler and marks items that need a feature.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // In a test, what fails should panic.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -161,6 +164,11 @@ pub mod table {
 }
 
 pub use bytes::Bytes;
+/// The crate of the receiver that [`BlockingConnection::ready`] and [`Consumer::ready`] return.
+pub use crossbeam_channel;
+/// The crate of the connector that [`ConnectionParameters::tls_connector`] takes.
+#[cfg(feature = "native-tls")]
+pub use native_tls;
 
 pub use client::channel::{BlockingChannel, Confirmation};
 pub use client::confirm::{Confirm, PublishFailure, Returned};
@@ -170,7 +178,7 @@ pub use client::delivery::{Delivery, Message};
 pub use client::rpc::RpcClient;
 pub use config::credentials::Credentials;
 pub use config::parameters::{ConnectionParameters, Oversized, TcpOptions};
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 pub use config::tls::{TlsOptions, TlsVersion};
 pub use error::{ConnectError, ConnectionLostError, Error, ReadingPause, Result, TlsError};
 pub use io::cancellation::CancellationToken;

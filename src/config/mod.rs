@@ -2,6 +2,6 @@
 
 pub(crate) mod credentials;
 pub(crate) mod parameters;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 pub(crate) mod tls;
 pub(crate) mod uri;

@@ -307,8 +307,8 @@ fn timeout_hint(operation: &str) -> &'static str {
         }
         "an RPC request" => "; check that a server is running and fast enough",
         "channel.close before channel.open" => {
-            "; the number of that channel is in use until the broker answers: try again, or raise \
-             rpc_timeout"
+            "; until the broker answers, the number of that channel stays in use: try again, or \
+             raise rpc_timeout"
         }
         "channel.close" | "connection.close" => "; close_timeout is the limit for it",
         _ => "; the broker is busy or cannot be reached: try again, or raise rpc_timeout",

@@ -36,7 +36,7 @@ pub enum TlsError {
 }
 
 /// Texts of OpenSSL about an alert of the peer, in lower case. The first match counts.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 const ALERTS: &[(&str, TlsError)] = &[
     ("certificate required", TlsError::ClientCertificateMissing),
     ("certificate expired", TlsError::ClientCertificateExpired),
@@ -56,7 +56,7 @@ const ALERTS: &[(&str, TlsError)] = &[
 ];
 
 /// The same for texts about findings of this side.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 const FINDINGS: &[(&str, TlsError)] = &[
     ("hostname mismatch", TlsError::WrongName),
     ("ip address mismatch", TlsError::WrongName),
@@ -72,7 +72,7 @@ const FINDINGS: &[(&str, TlsError)] = &[
 
 impl TlsError {
     /// Derives the kind from the text of the TLS library.
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     pub(crate) fn from_text(text: &str) -> Self {
         let text = text.to_ascii_lowercase();
         let table = match text.contains("alert") {
@@ -149,7 +149,7 @@ impl fmt::Display for TlsError {
 
 impl std::error::Error for TlsError {}
 
-#[cfg(all(test, feature = "tls"))]
+#[cfg(all(test, feature = "native-tls"))]
 mod tests {
     use super::*;
 

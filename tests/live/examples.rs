@@ -528,7 +528,7 @@ fn several_brokers_connects_to_the_only_broker_that_is_running() {
     assert!(!mistaken.status.success());
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn tls_client_certificate_connects_without_a_password() {
     let url = variable("CONY_BROKER_TLS_URL");

@@ -138,7 +138,7 @@ fn a_connection_opens_with_every_url_option_of_pika() {
     }
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn a_connection_opens_with_pikas_dict_of_ssl_options() {
     use cony::ConnectError;

@@ -23,7 +23,7 @@ mod consumers;
 mod credentials;
 mod dispatching;
 mod distribution;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 mod errors;
 mod examples;
 mod exists;
@@ -49,7 +49,7 @@ mod streams;
 mod stress;
 mod threads;
 mod timers;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 mod tls;
 mod topology;
 mod transactions;

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 use cony::TlsError;
 use cony::{
     BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, FieldTable,
@@ -150,7 +150,7 @@ fn plain_amqp_on_the_tls_port_is_reported_with_the_scheme_to_use() {
     assert!(error.to_string().contains("amqps://"), "{error}");
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn tls_on_the_plain_port_is_reported_as_not_tls() {
     let error = expect_error!(

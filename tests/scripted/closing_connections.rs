@@ -9,7 +9,7 @@ use cony::{BlockingConnection, ClosedBy, ConnectionLostError, Error, Message, Re
 
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 use crate::support::peer::{Transport, play_over};
 use crate::support::peer::{
     Tune, args, close, connected, frame, heartbeat, method, play, signal, with_channel,
@@ -150,7 +150,7 @@ fn a_close_by_a_slow_broker_is_answered_after_the_waiting_publishes() {
     );
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn a_stream_that_ends_without_close_notify_is_reported_as_end_of_stream() {
     play_over(
@@ -177,7 +177,7 @@ fn a_stream_that_ends_without_close_notify_is_reported_as_end_of_stream() {
 
 /// Without `close_notify` the broker cannot distinguish the end of the stream from an attack that
 /// truncates it.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn closing_a_connection_sends_the_tls_close_notify() {
     play_over(

@@ -214,7 +214,7 @@ fn a_log_that_panics_repeatedly_leaves_no_thread_waiting() {
             wire.drain();
         },
         move |parameters| {
-            let parameters = parameters.connection_name(WORDY.to_owned());
+            let parameters = parameters.connection_name(WORDY);
             let connection = BlockingConnection::open(parameters).unwrap();
             let channel = connection.channel().unwrap();
             channel.basic_consume("q", |_, _| Ok(())).unwrap();

@@ -49,7 +49,7 @@ macro_rules! every_call {
             })*
         }
 
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         mod every_call_over_tls {
             use super::*;
 

@@ -66,7 +66,7 @@ fn a_stalled_io_thread_reads_waiting_bytes_before_it_reports_missed_heartbeats()
     TestLog::install();
     with_channel_and(
         |parameters| {
-            let parameters = parameters.connection_name(SLUGGISH.to_owned());
+            let parameters = parameters.connection_name(SLUGGISH);
             parameters.heartbeat(Duration::from_secs(1))
         },
         |wire| {

@@ -37,7 +37,7 @@ mod opening_attempts;
 mod opening_cancelled;
 mod opening_negotiation;
 mod opening_refused;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 mod opening_tls;
 mod oversized;
 mod prefetch;

@@ -71,7 +71,7 @@ fn a_cancel_ends_the_wait_for_a_silent_peer() {
     assert_ends_at(Transport::Tcp, unchanged, script, Stage::Header);
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn a_cancel_ends_a_tls_handshake_that_hangs() {
     let script = |wire: &mut Wire, token: &CancellationToken| {

@@ -5,7 +5,7 @@ use cony::{ConnectError, Stage, TlsOptions, TlsVersion};
 use crate::opening::{assert_contains, cause, expect_failure, short_handshake_timeout};
 use crate::support::peer::Wire;
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn tls_to_a_plain_port_suggests_the_tls_port() {
     expect_failure(
@@ -26,7 +26,7 @@ fn tls_to_a_plain_port_suggests_the_tls_port() {
     );
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn a_silent_peer_during_tls_fails_the_opening_at_the_handshake_timeout() {
     expect_failure(
@@ -40,7 +40,7 @@ fn a_silent_peer_during_tls_fails_the_opening_at_the_handshake_timeout() {
     );
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn a_hang_up_during_tls_is_reported() {
     expect_failure(
@@ -58,7 +58,7 @@ fn a_hang_up_during_tls_is_reported() {
 }
 
 /// Reads the client hello.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 fn hello(wire: &mut Wire) -> Vec<u8> {
     let record = wire.bytes(5).expect("the client hung up");
     let length = u16::from_be_bytes([record[3], record[4]]);
@@ -66,7 +66,7 @@ fn hello(wire: &mut Wire) -> Vec<u8> {
 }
 
 /// The test searches the client hello for the list of versions with its lengths (RFC 8446, 4.2.1).
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn tls_offers_no_version_below_min_protocol_version() {
     for (lowest, list) in [
@@ -100,7 +100,7 @@ fn tls_offers_no_version_below_min_protocol_version() {
 }
 
 /// The test searches the client hello for the name with its length.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn tls_sends_the_server_name_unless_this_is_disabled() {
     for (name, indicate, sent) in [

@@ -146,7 +146,7 @@ fn waiting_while_all_deliveries_of_the_prefetch_are_unsettled_is_logged_once() {
     TestLog::install();
     let words = "forgetful: channel 1 waits for deliveries, but all 2 that its prefetch allows";
     with_channel_and(
-        |parameters| parameters.connection_name("forgetful".to_owned()),
+        |parameters| parameters.connection_name("forgetful"),
         |wire| {
             wire.expect(1, BASIC_QOS);
             wire.send(1, BASIC_QOS_OK, args());

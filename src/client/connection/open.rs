@@ -5,9 +5,11 @@ use std::ffi::OsString;
 use zeroize::Zeroizing;
 
 use crate::config::parameters::{ConnectionParameters, Oversized};
-use crate::error::{ConnectError, Error, Result, TlsError};
+#[cfg(feature = "native-tls")]
+use crate::error::TlsError;
+use crate::error::{ConnectError, Error, Result};
 use crate::io::driver::transport::SocketOptions;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 use crate::io::open::Tls;
 use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::shared::connection::Settings;
@@ -31,7 +33,7 @@ pub(super) fn default_parameters(variable: Option<OsString>) -> Result<Connectio
 }
 
 pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
-    let (host, port) = (parameters.host.clone(), parameters.port_or_default());
+    let (host, port) = (parameters.host.clone(), parameters.get_port());
     let name = match &parameters.connection_name {
         Some(name) => name.clone(),
         None => format!("{host}:{port}"),
@@ -44,7 +46,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             send_buffer: tcp.send_buffer,
             receive_buffer: tcp.receive_buffer,
         },
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         tls: tls(parameters, &name)?,
         socket_timeout: parameters.socket_timeout,
         handshake_timeout: parameters.handshake_timeout,
@@ -67,7 +69,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
     })
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
     if !parameters.tls {
         return Ok(None);
@@ -99,7 +101,7 @@ fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
 /// A name as certificates and SNI have it: without the brackets and the zone of an address,
 /// and without the dot at the end that says to the resolver that the name is whole (RFC 6066,
 /// section 3).
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 fn bare(name: &str) -> &str {
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     match bare.split_once('%') {
@@ -210,7 +212,7 @@ fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters
         }
         Cause::EndOfStream => ConnectError::EndOfStream,
         Cause::TimedOut(after) => ConnectError::TimedOut(after),
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         Cause::Tls(text) => ConnectError::Tls {
             error: TlsError::from_text(&text),
             text,
@@ -243,13 +245,13 @@ mod tests {
         assert_eq!(socket.receive_buffer, Some(2000));
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     fn server_name(parameters: ConnectionParameters) -> String {
         let target = target(&parameters).unwrap();
         target.tls.unwrap().server_name
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     #[test]
     fn tls_asks_for_a_name_without_the_dot_of_the_resolver() {
         let at = |host: &str| ConnectionParameters::new().host(host).tls(true);

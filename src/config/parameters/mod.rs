@@ -1,12 +1,16 @@
-//! Where to connect to, as whom, and within what limits.
+//! The settings of a connection.
 
+mod oversized;
+mod tcp_options;
 mod validation;
 
 use std::fmt;
 use std::time::Duration;
 
+pub use self::oversized::Oversized;
+pub use self::tcp_options::TcpOptions;
 use crate::config::credentials::Credentials;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 use crate::config::tls::TlsOptions;
 use crate::io::cancellation::CancellationToken;
 use crate::protocol::handshake::Offer;
@@ -20,15 +24,15 @@ pub(crate) const DEFAULT_TLS_PORT: u16 = 5671;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// Where to connect to, as whom, and within what limits.
+/// The settings of a connection: address, credentials, limits and timeouts.
 ///
-/// Built by hand, or from a URL:
+/// Set them with methods, or parse a URL. Both can be combined:
 ///
 /// ```
 /// use std::time::Duration;
 /// use cony::{ConnectionParameters, Credentials};
 ///
-/// let by_hand = ConnectionParameters::new()
+/// let by_methods = ConnectionParameters::new()
 ///     .host("rabbit1")
 ///     .virtual_host("web_messages")
 ///     .credentials(Credentials::plain("www-data", "rabbit_pwd"))
@@ -36,49 +40,59 @@ const MIB: usize = 1024 * KIB;
 ///
 /// let from_url: ConnectionParameters =
 ///     "amqp://www-data:rabbit_pwd@rabbit1/web_messages?heartbeat=30".parse()?;
-/// # let _ = (by_hand, from_url);
+/// assert_eq!(from_url.get_host(), by_methods.get_host());
+/// let named = from_url.connection_name("worker");
+/// # let _ = named;
 /// # Ok::<(), cony::Error>(())
 /// ```
 ///
-/// A URL is `amqp://user:password@host:port/virtual_host?option=value&…`, or `amqps://`
-/// for TLS. Every part may be left out; everything but letters and digits can be
-/// percent-encoded. `%` must be (`%25`), `/` in the name of a virtual host (`%2f`), and each of
-/// `/ ? # @ :` in user and password; control characters as well. No path, or
-/// `/` alone, means the virtual host `/`. The options of a URL are those methods below
-/// that say so; durations are in seconds, with fractions, unless noted. An option that is
-/// unknown, empty or given twice is an error.
+/// Each setting has two methods: `host("…")` sets it, and `get_host()` returns it. Values are
+/// checked when a connection is opened; a wrong one is an
+/// [`Error::InvalidOption`](crate::Error::InvalidOption).
 ///
-/// These options have no method of their own:
+/// # URLs
+///
+/// The form is `amqp://user:password@host:port/virtual_host?option=value&…`, with `amqps://` for
+/// TLS. Every part is optional. No path, or `/` alone, means the virtual host `/`.
+///
+/// All characters but letters and digits may be percent-encoded. These must be: `%` (as `%25`),
+/// control characters, `/` in the name of a virtual host (`%2f`), and each of `/ ? # @ :` in user
+/// and password.
+///
+/// The options are the methods below that say "URL option". Durations are in seconds, with
+/// fractions, unless noted. An option that is unknown, empty or given twice is an error.
+///
+/// These options are for the URL only:
 ///
 /// | option of a URL | |
 /// |---|---|
-/// | `auth_mechanism` | `plain`, `amqplain`, `external` or `anonymous`, instead of `plain`; given again, it names the next choice: [`Credentials::or`] |
-/// | `cacertfile` | the authorities to trust, instead of the system's: [`TlsOptions::ca_file`] |
+/// | `auth_mechanism` | `plain`, `amqplain`, `external` or `anonymous`, instead of `plain`; repeated, it names the next choice: [`Credentials::or`] |
+/// | `cacertfile` | trusts these authorities instead of those of the system: [`TlsOptions::ca_file`] |
 /// | `certfile`, `keyfile` | the client certificate and its key: [`TlsOptions::identity_pem_files`]; without `keyfile`, `certfile` has both, as PEM or PKCS #12 |
 /// | `password` | the password of a `certfile` in PKCS #12 |
 /// | `verify` | `verify_peer`, or `verify_none`: [`TlsOptions::danger_accept_invalid_certificates`] |
 /// | `server_name_indication` | [`TlsOptions::server_name`], or `disable`: [`TlsOptions::server_name_indication`] |
-/// | `depth`, `fail_if_no_peer_cert` | RabbitMQ's names; they have no effect on a client here |
+/// | `depth`, `fail_if_no_peer_cert` | accepted, because RabbitMQ's specification has them, and ignored |
 /// | `ssl_options` | all of this in pika's form, a dict of Python with `ca_certs`, `cert_reqs`, `certfile`, `keyfile`, `ssl_version` |
 ///
-/// Those of TLS need the scheme `amqps`. The numbers and names of Python's `ssl` are both
-/// understood. `ssl_version` is taken for the lowest version to accept, and without
-/// `cert_reqs` the broker's certificate is verified.
+/// Options of TLS need the scheme `amqps`. The numbers and the names of Python's `ssl` module are
+/// both understood. `ssl_version` sets the lowest version to accept. Without `cert_reqs` the
+/// broker's certificate is verified.
 ///
-/// # Where the defaults are not those of pika 0.9.6
+/// # Defaults that differ from pika 0.9.6
 ///
 /// | | pika | cony | because |
 /// |---|---|---|---|
 /// | [`heartbeat`](Self::heartbeat) | off | 60 s | otherwise a dead network goes unnoticed |
 /// | [`socket_timeout`](Self::socket_timeout) | 0.25 s | 10 s | real networks are slower |
-/// | [`channel_max`](Self::channel_max) | 0 | 2047 | the broker's number, known beforehand |
-/// | `cert_reqs` in `ssl_options` | `CERT_NONE` | `CERT_REQUIRED` | TLS without verification protects from nobody |
+/// | [`channel_max`](Self::channel_max) | 0 | 2047 | the broker's default, known in advance |
+/// | `cert_reqs` in `ssl_options` | `CERT_NONE` | `CERT_REQUIRED` | TLS without verification does not protect |
 /// | [`connection_attempts`](Self::connection_attempts) | ignored by its blocking connection | 1, honoured | |
-/// | [`default_prefetch`](Self::default_prefetch) | none | 200 | a worker on a deep queue must live |
+/// | [`default_prefetch`](Self::default_prefetch) | none | 200 | a consumer of a long queue must not run out of memory |
 ///
-/// And every wait has a deadline, where pika waits for ever.
+/// Also, every wait has a deadline here; pika waits without a limit.
 #[cfg_attr(
-    not(feature = "tls"),
+    not(feature = "native-tls"),
     doc = "",
     doc = "[`TlsOptions::ca_file`]: index.html#features",
     doc = "[`TlsOptions::identity_pem_files`]: index.html#features",
@@ -99,9 +113,9 @@ pub struct ConnectionParameters {
     pub(crate) connection_name: Option<String>,
     pub(crate) client_properties: FieldTable,
     pub(crate) tls: bool,
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     pub(crate) tls_options: TlsOptions,
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     pub(crate) tls_connector: Option<native_tls::TlsConnector>,
     pub(crate) connection_attempts: u32,
     pub(crate) retry_delay: Duration,
@@ -138,9 +152,9 @@ impl Default for ConnectionParameters {
             connection_name: None,
             client_properties: FieldTable::new(),
             tls: false,
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             tls_options: TlsOptions::new(),
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             tls_connector: None,
             connection_attempts: 1,
             retry_delay: Duration::from_secs(2),
@@ -165,127 +179,193 @@ impl Default for ConnectionParameters {
     }
 }
 
-macro_rules! setters {
-    ($($(#[$doc:meta])* $field:ident: $ty:ty,)*) => {
-        $(
-            $(#[$doc])*
-            #[must_use]
-            pub fn $field(mut self, $field: $ty) -> Self {
-                self.$field = $field.into();
-                self
-            }
-        )*
+/// Declares the setter and the getter of each setting: `copy` returns the value, `reference` a
+/// reference to it.
+macro_rules! settings {
+    (
+        $owner:ident;
+        $($(#[$doc:meta])* $field:ident($ty:ty), $kind:ident $getter:ident: $value:ty;)*
+    ) => {
+        impl $owner {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub fn $field(mut self, $field: $ty) -> Self {
+                    self.$field = $field.into();
+                    self
+                }
+            )*
+        }
+
+        /// # Reading the settings
+        impl $owner {
+            $(settings! { @get $kind $field $getter $value })*
+        }
+    };
+    (@get copy $field:ident $getter:ident $value:ty) => {
+        #[doc = concat!("Returns the setting [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+        pub fn $getter(&self) -> $value {
+            self.$field
+        }
+    };
+    (@get reference $field:ident $getter:ident $value:ty) => {
+        #[doc = concat!("Returns the setting [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+        pub fn $getter(&self) -> &$value {
+            &self.$field
+        }
     };
 }
+use settings;
 
 impl ConnectionParameters {
-    /// The defaults: `amqp://guest:guest@localhost:5672/%2f`.
+    /// Returns the defaults: `amqp://guest:guest@localhost:5672/%2f`.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    setters! {
-        /// The broker's name or address. Default: `localhost`.
-        host: impl Into<String>,
-        /// The broker's port. Default: 5672, with TLS 5671.
-        port: u16,
-        /// The virtual host. Default: `/`.
-        virtual_host: impl Into<String>,
-        /// Who one is. Default: `guest` with password `guest`.
-        credentials: Credentials,
-        /// The highest channel number to ask for; the broker may lower it. 0 leaves it to
-        /// the broker. Default: 2047, RabbitMQ's own. URL option.
-        channel_max: u16,
-        /// The largest frame to ask for, in bytes; the broker may lower it. 0 leaves it to
-        /// the broker. From 4096, for RabbitMQ 4.1 and later 8192, to 134217728 (128 MiB).
-        /// Default: 131072. URL option.
-        frame_max: u32,
-        /// The heartbeat interval to ask for, in whole seconds; the broker may lower it.
-        /// Zero switches heartbeats off. Default: 60 s (pika: off; a dead network would
-        /// then go unnoticed). URL options `heartbeat` and `heartbeat_interval`.
-        heartbeat: Duration,
-        /// The language to ask for in the broker's messages. Default: `en_US`, which every
-        /// broker has. URL option.
-        locale: impl Into<String>,
-        /// What RabbitMQ's management pages call this connection. URL option.
-        connection_name: impl Into<Option<String>>,
-        /// More that the broker should know of this client; overrides what cony says.
-        client_properties: impl Into<FieldTable>,
-        /// How often to try to connect, at least once. What another attempt cannot mend, such
-        /// as a wrong password or certificate, ends them. Default: 1. URL option.
-        connection_attempts: u32,
-        /// How long to wait between attempts. Default: 2 s. URL option.
-        retry_delay: Duration,
-        /// Lets another thread give up the opening, whatever that waits for. Default: a token
-        /// that is never cancelled. Those of a list
-        /// ([`open_any`](crate::BlockingConnection::open_any)) need it each.
-        cancellation_token: CancellationToken,
-        /// Options of the socket. Default: [`TcpOptions::new`].
-        tcp_options: TcpOptions,
-        /// How long TCP may take to connect, for each address of the host. Default: 10 s
-        /// (pika: 0.25 s, too short for real networks). URL options `socket_timeout`, and
-        /// `connection_timeout` in milliseconds.
-        socket_timeout: Duration,
-        /// How long one attempt may take altogether: name, TCP, TLS and AMQP. All addresses of
-        /// the host share it. Default: 15 s. URL option.
-        handshake_timeout: Duration,
-        /// How long a call may wait for its reply. Default: 30 s. URL option.
-        rpc_timeout: Duration,
-        /// How long a publish may wait for room. Default: 30 s.
-        publish_timeout: Duration,
-        /// How long a graceful close may take before the socket is dropped. Default: 10 s.
-        close_timeout: Duration,
-        /// How long dropping the last handle may wait for a graceful close. Default: 2 s.
-        drop_timeout: Duration,
-        /// How long the broker may block publishes, for lack of memory or disk, before the
-        /// connection counts as lost. Default: for ever. URL option.
-        blocked_connection_timeout: impl Into<Option<Duration>>,
-        /// Whether the callbacks of pika's backpressure detection are called: when more
-        /// waits to be written than some frames of average size. Default: no. URL option,
-        /// `t` or `f`.
-        backpressure_detection: bool,
-        /// How long a thread looks for an answer before it goes to sleep for it: a round
-        /// trip to a broker nearby takes less time than waking a thread. It looks only after
-        /// it has asked, and less and less where that is in vain. Zero switches it off, as
-        /// does a machine with one processor. At most 10 ms. Default: 100 µs.
-        busy_wait: Duration,
-        /// The largest body to accept, in bytes. A larger one closes its channel (311), unless
-        /// [`oversized`](Self::oversized) says otherwise. Default: 128 MiB.
-        max_message_size: u64,
-        /// What becomes of a message that is larger than `max_message_size`. Default:
-        /// [`Oversized::CloseChannel`].
-        oversized: Oversized,
-        /// The prefetch of channels whose first consumer starts before any `basic_qos`;
-        /// 0 means none. Default: 200.
-        default_prefetch: u16,
-        /// How many publishes of a channel in confirm mode may be unconfirmed before the
-        /// next one waits. Default: 1000.
-        confirm_window: usize,
-        /// How many bytes may wait to be written before publishes wait. Default: 4 MiB.
-        write_budget: usize,
-        /// How many bytes of deliveries may wait to be taken before reading pauses. A pause lasts
-        /// 5 s at most, and there is none while a thread waits for the broker: for the reply to a
-        /// call, for a confirm, for room to publish or for a delivery. Twice as many bytes are
-        /// the most that waits, beside one message that is larger. A delivery that finds
-        /// no room goes back to its queue and comes again later. Those that cannot go back
-        /// (`no_ack`, streams, channels with transactions) stop reading, and RabbitMQ drops a
-        /// client that reads nothing for half a minute or so
-        /// ([`ConnectionLostError::NotRead`](crate::ConnectionLostError::NotRead)). Messages of which a part
-        /// is here count as whole ones. Default: 64 MiB.
-        read_budget: usize,
+    /// The port of the broker. Default: 5672, with TLS 5671.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
     }
 
-    /// Whether to use TLS. Default: no. In a URL: the scheme `amqps`.
-    #[cfg(feature = "tls")]
+    /// The name of this connection in RabbitMQ's management pages and in the log of cony. Default:
+    /// none; the log uses host and port. URL option.
+    #[must_use]
+    pub fn connection_name(mut self, name: impl Into<String>) -> Self {
+        self.connection_name = Some(name.into());
+        self
+    }
+}
+
+settings! {
+    ConnectionParameters;
+
+    /// The name or the address of the broker's host. Default: `localhost`. If the name has several
+    /// addresses, they are tried 250 ms apart, and the first that connects is used.
+    host(impl Into<String>), reference get_host: str;
+    /// The virtual host. Default: `/`.
+    virtual_host(impl Into<String>), reference get_virtual_host: str;
+    /// How to authenticate. Default: the user `guest` with the password `guest`.
+    credentials(Credentials), reference get_credentials: Credentials;
+    /// The highest channel number to request; the broker may lower it. 0 leaves it to the broker.
+    /// Default: 2047, as in RabbitMQ. URL option.
+    channel_max(u16), copy get_channel_max: u16;
+    /// The largest frame to request, in bytes; the broker may lower it. 0 leaves it to the broker.
+    /// From 4096 (for RabbitMQ 4.1 and later from 8192) to 134217728 (128 MiB). Default: 131072.
+    /// URL option.
+    frame_max(u32), copy get_frame_max: u32;
+    /// The heartbeat interval to request, in whole seconds; the broker may lower it. Zero switches
+    /// heartbeats off. A connection on which nothing arrives for two intervals is lost. Default:
+    /// 60 s. URL options `heartbeat` and `heartbeat_interval`.
+    heartbeat(Duration), copy get_heartbeat: Duration;
+    /// The language of the broker's texts. Default: `en_US`, which every broker has. URL option.
+    locale(impl Into<String>), reference get_locale: str;
+    /// More client properties for the broker. They replace properties of cony with the same name.
+    /// Default: none.
+    client_properties(impl Into<FieldTable>), reference get_client_properties: FieldTable;
+    /// How many times to try to connect, at least 1. An error that another attempt cannot change,
+    /// such as a wrong password, ends the attempts: see
+    /// [`Error::is_retryable`](crate::Error::is_retryable). Default: 1. URL option.
+    connection_attempts(u32), copy get_connection_attempts: u32;
+    /// The pause between two attempts. Default: 2 s. URL option.
+    retry_delay(Duration), copy get_retry_delay: Duration;
+    /// The token with which another thread can cancel the opening. Default: a token that nothing
+    /// cancels. With [`open_any`](crate::BlockingConnection::open_any), give each entry of the list
+    /// a clone of it.
+    cancellation_token(CancellationToken), reference get_cancellation_token: CancellationToken;
+    /// Options of the TCP socket. Default: [`TcpOptions::new`].
+    tcp_options(TcpOptions), reference get_tcp_options: TcpOptions;
+    /// How long TCP may take to connect to one address of the host. Default: 10 s. URL options
+    /// `socket_timeout`, and `connection_timeout` in milliseconds.
+    socket_timeout(Duration), copy get_socket_timeout: Duration;
+    /// How long one attempt may take in all: name, TCP, TLS and AMQP. The addresses of the host
+    /// share this time. Default: 15 s. URL option.
+    handshake_timeout(Duration), copy get_handshake_timeout: Duration;
+    /// How long a call waits for its reply before it fails with
+    /// [`Error::Timeout`](crate::Error::Timeout). Default: 30 s. URL option.
+    rpc_timeout(Duration), copy get_rpc_timeout: Duration;
+    /// How long a publish waits for room before it fails with
+    /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait. Default:
+    /// 30 s.
+    publish_timeout(Duration), copy get_publish_timeout: Duration;
+    /// How long `close` of a connection or channel waits, confirms included. After that the socket
+    /// is closed. Default: 10 s.
+    close_timeout(Duration), copy get_close_timeout: Duration;
+    /// How long dropping the last handle of a connection waits for its close. Default: 2 s.
+    drop_timeout(Duration), copy get_drop_timeout: Duration;
+    /// How long the broker may block publishes, for lack of memory or disk, before the connection
+    /// is lost with
+    /// [`BlockedTooLong`](crate::ConnectionLostError::BlockedTooLong). `None` is no limit. Default:
+    /// `None`. URL option.
+    blocked_connection_timeout(impl Into<Option<Duration>>),
+        copy get_blocked_connection_timeout: Option<Duration>;
+    /// Whether the callbacks of
+    /// [`add_backpressure_callback`](crate::BlockingConnection::add_backpressure_callback) are
+    /// called. Default: `false`. URL option, `t` or `f`.
+    backpressure_detection(bool), copy get_backpressure_detection: bool;
+    /// How long a thread that waits for a reply spins before it sleeps. A round trip to a broker
+    /// nearby takes less time than waking a thread. Threads spin only right after they have sent a
+    /// request, and less when spinning does not help. Zero switches spinning off; on a machine with
+    /// one processor it is off. At most 10 ms. Default: 100 µs.
+    busy_wait(Duration), copy get_busy_wait: Duration;
+    /// The size of the largest body to accept, in bytes. A larger one closes its channel (311),
+    /// unless [`oversized`](Self::oversized) is set. Default: 128 MiB.
+    max_message_size(u64), copy get_max_message_size: u64;
+    /// What happens to a message that is larger than `max_message_size`. Default:
+    /// [`Oversized::CloseChannel`].
+    oversized(Oversized), copy get_oversized: Oversized;
+    /// The prefetch of a channel without `basic_qos`, from its first consumer that acknowledges; 0
+    /// is no limit. Default: 200.
+    default_prefetch(u16), copy get_default_prefetch: u16;
+    /// How many publishes of a channel in confirm mode may be unconfirmed. The next publish waits.
+    /// Default: 1000.
+    confirm_window(usize), copy get_confirm_window: usize;
+    /// How many bytes may wait to be written to the socket. When they are more, publishes wait, at
+    /// most for [`publish_timeout`](Self::publish_timeout). Default: 4 MiB.
+    write_budget(usize), copy get_write_budget: usize;
+    /// How many bytes of deliveries may wait to be taken by the program. Default: 64 MiB.
+    ///
+    /// When they are more, reading from the socket pauses, for 5 s at most. It does not pause while
+    /// a thread waits for the broker: for a reply, a confirm, room to publish, or a delivery. A
+    /// delivery that arrives then finds no room: it is requeued, and the broker delivers it again
+    /// later. In all, at most twice as many bytes wait, plus one message that is larger. A message
+    /// of which only a part has arrived counts with its whole size.
+    ///
+    /// Deliveries that cannot be requeued (`no_ack`, streams, channels with transactions) stop
+    /// reading until they are taken. RabbitMQ drops a client that reads nothing for about half a
+    /// minute ([`NotRead`](crate::ConnectionLostError::NotRead)).
+    read_budget(usize), copy get_read_budget: usize;
+}
+
+impl ConnectionParameters {
+    /// Returns the setting [`port`](Self::port), or the default port for the scheme.
+    pub fn get_port(&self) -> u16 {
+        self.port.unwrap_or(match self.tls {
+            true => DEFAULT_TLS_PORT,
+            false => DEFAULT_PORT,
+        })
+    }
+
+    /// Returns the setting [`connection_name`](Self::connection_name).
+    pub fn get_connection_name(&self) -> Option<&str> {
+        self.connection_name.as_deref()
+    }
+}
+
+/// # TLS
+#[cfg(feature = "native-tls")]
+impl ConnectionParameters {
+    /// Whether to use TLS. Default: `false`. In a URL this is the scheme `amqps`.
     #[must_use]
     pub fn tls(mut self, tls: bool) -> Self {
         self.tls = tls;
         self
     }
 
-    /// Uses TLS, set up as these say. Default: [`TlsOptions::new`].
-    #[cfg(feature = "tls")]
+    /// Uses TLS with these options. Default: [`TlsOptions::new`].
     #[must_use]
     pub fn tls_options(mut self, options: TlsOptions) -> Self {
         self.tls = true;
@@ -293,9 +373,18 @@ impl ConnectionParameters {
         self
     }
 
-    /// Uses TLS, set up as `connector` says. Of the [`TlsOptions`] only the
-    /// [`server_name`](TlsOptions::server_name) then counts.
-    #[cfg(feature = "tls")]
+    /// Uses TLS with this connector. Of the [`TlsOptions`] only
+    /// [`server_name`](TlsOptions::server_name) then has an effect. The type is re-exported as
+    /// [`cony::native_tls`](crate::native_tls).
+    ///
+    /// ```
+    /// use cony::{ConnectionParameters, native_tls::TlsConnector};
+    ///
+    /// let connector = TlsConnector::builder().use_sni(false).build()?;
+    /// let parameters = ConnectionParameters::new().tls_connector(connector);
+    /// assert!(parameters.get_tls());
+    /// # Ok::<(), cony::native_tls::Error>(())
+    /// ```
     #[must_use]
     pub fn tls_connector(mut self, connector: native_tls::TlsConnector) -> Self {
         self.tls = true;
@@ -303,14 +392,24 @@ impl ConnectionParameters {
         self
     }
 
-    pub(crate) fn port_or_default(&self) -> u16 {
-        self.port.unwrap_or(match self.tls {
-            true => DEFAULT_TLS_PORT,
-            false => DEFAULT_PORT,
-        })
+    /// Returns the setting [`tls`](Self::tls).
+    pub fn get_tls(&self) -> bool {
+        self.tls
     }
 
-    /// What goes into the handshake.
+    /// Returns the setting [`tls_options`](Self::tls_options).
+    pub fn get_tls_options(&self) -> &TlsOptions {
+        &self.tls_options
+    }
+
+    /// Returns the setting [`tls_connector`](Self::tls_connector).
+    pub fn get_tls_connector(&self) -> Option<&native_tls::TlsConnector> {
+        self.tls_connector.as_ref()
+    }
+}
+
+impl ConnectionParameters {
+    /// Returns the values for the handshake.
     pub(crate) fn offer(&self) -> Offer {
         Offer {
             client_properties: self.all_client_properties(),
@@ -326,8 +425,8 @@ impl ConnectionParameters {
     }
 
     fn all_client_properties(&self) -> FieldTable {
-        // Some of these change what RabbitMQ does: without them it says nothing of
-        // cancelled consumers, of blocked publishers, and of wrong credentials.
+        // RabbitMQ reports cancelled consumers, blocked connections and wrong credentials only to
+        // clients with these capabilities.
         let capabilities = [
             "authentication_failure_close",
             "basic.nack",
@@ -359,10 +458,10 @@ impl ConnectionParameters {
 impl fmt::Debug for ConnectionParameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("ConnectionParameters");
-        // None of these shows a secret of its own.
+        // The `Debug` of each of these types hides its secrets.
         shown
             .field("host", &self.host)
-            .field("port", &self.port_or_default())
+            .field("port", &self.get_port())
             .field("virtual_host", &self.virtual_host)
             .field("credentials", &self.credentials)
             .field("channel_max", &self.channel_max)
@@ -372,7 +471,7 @@ impl fmt::Debug for ConnectionParameters {
             .field("connection_name", &self.connection_name)
             .field("client_properties", &self.client_properties)
             .field("tls", &self.tls);
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         shown
             .field("tls_options", &self.tls_options)
             .field("tls_connector", &self.tls_connector);
@@ -400,87 +499,6 @@ impl fmt::Debug for ConnectionParameters {
             .field("write_budget", &self.write_budget)
             .field("read_budget", &self.read_budget)
             .finish()
-    }
-}
-
-/// What becomes of a message that is larger than
-/// [`max_message_size`](ConnectionParameters::max_message_size). Its body takes no memory in either
-/// case.
-///
-/// ```
-/// use cony::{ConnectionParameters, Oversized};
-///
-/// let parameters = ConnectionParameters::new()
-///     .max_message_size(1024 * 1024)
-///     .oversized(Oversized::Reject);
-/// # let _ = parameters;
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Oversized {
-    /// It closes its channel with 311, so that nobody overlooks it. The message goes back to its
-    /// queue with all that is unsettled there, and comes again for the next consumer.
-    #[default]
-    CloseChannel,
-    /// The program does not get it. It is rejected without requeue, as with
-    /// [`basic_reject`](crate::BlockingChannel::basic_reject): the broker moves it to the dead
-    /// letters of its queue, or drops it if the queue has none. The log has a warning, and
-    /// [`stats`](crate::BlockingConnection::stats) counts it.
-    ///
-    /// What a `no_ack` consumer gets is lost. A stream keeps its message, which is acknowledged. A
-    /// `basic_get` returns the next message that is small enough. On a channel with transactions
-    /// the reject goes out with the next commit, or with one of the library's own as soon as the
-    /// transaction is empty, and a rollback does not undo it. A mandatory message that comes back
-    /// still closes the channel, for it belongs to a publish.
-    Reject,
-}
-
-/// Options of the TCP socket.
-///
-/// ```
-/// use std::time::Duration;
-/// use cony::TcpOptions;
-///
-/// let options = TcpOptions::new().keepalive(Duration::from_secs(60));
-/// # let _ = options;
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TcpOptions {
-    pub(crate) nodelay: bool,
-    pub(crate) keepalive: Option<Duration>,
-    pub(crate) send_buffer: Option<usize>,
-    pub(crate) receive_buffer: Option<usize>,
-}
-
-impl Default for TcpOptions {
-    fn default() -> Self {
-        Self {
-            nodelay: true,
-            keepalive: None,
-            send_buffer: None,
-            receive_buffer: None,
-        }
-    }
-}
-
-impl TcpOptions {
-    /// Nodelay on, everything else as the system has it.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    setters! {
-        /// Whether small writes leave at once (`TCP_NODELAY`). Default: yes. cony gathers
-        /// its writes itself; without this every call would wait for the network.
-        nodelay: bool,
-        /// Lets the system probe an idle connection after this time. Default: off;
-        /// heartbeats notice sooner.
-        keepalive: impl Into<Option<Duration>>,
-        /// The size of the socket's send buffer in bytes. Default: the system's.
-        send_buffer: impl Into<Option<usize>>,
-        /// The size of the socket's receive buffer in bytes. Default: the system's.
-        receive_buffer: impl Into<Option<usize>>,
     }
 }
 
@@ -523,7 +541,7 @@ mod tests {
     #[test]
     fn own_client_properties_win() {
         let parameters = ConnectionParameters::new()
-            .connection_name("worker 7".to_owned())
+            .connection_name("worker 7")
             .client_properties([("product", "mine")]);
         let properties = parameters.all_client_properties();
         let text = |name: &str| properties.get(name).and_then(FieldValue::as_str);
@@ -536,9 +554,9 @@ mod tests {
     }
 
     #[test]
-    fn all_but_secrets_shows() {
+    fn debug_shows_everything_but_secrets() {
         let parameters = ConnectionParameters::new().credentials(Credentials::plain("u", "hush"));
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         let parameters = parameters.tls_options(
             TlsOptions::new()
                 .identity_pkcs12("hush", "hush")
@@ -553,5 +571,48 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is not in {shown}");
         }
+    }
+
+    #[test]
+    fn a_getter_returns_what_the_setter_of_its_name_has_set() {
+        let second = Duration::from_secs(1);
+        let parameters = ConnectionParameters::new()
+            .host("h")
+            .port(7)
+            .virtual_host("v")
+            .connection_name("worker")
+            .client_properties([("product", "mine")])
+            .channel_max(5)
+            .rpc_timeout(second)
+            .blocked_connection_timeout(second * 2)
+            .oversized(Oversized::Reject)
+            .tcp_options(TcpOptions::new().keepalive(second * 3).nodelay(false));
+        assert_eq!(parameters.get_host(), "h");
+        assert_eq!(parameters.get_port(), 7);
+        assert_eq!(parameters.get_virtual_host(), "v");
+        assert_eq!(parameters.get_connection_name(), Some("worker"));
+        assert_eq!(parameters.get_client_properties().len(), 1);
+        assert_eq!(parameters.get_channel_max(), 5);
+        assert_eq!(parameters.get_rpc_timeout(), second);
+        let blocked = parameters.get_blocked_connection_timeout();
+        assert_eq!(blocked, Some(second * 2));
+        assert_eq!(parameters.get_oversized(), Oversized::Reject);
+        let tcp = parameters.get_tcp_options();
+        assert_eq!(tcp.get_keepalive(), Some(second * 3));
+        assert!(!tcp.get_nodelay());
+        let token = parameters.get_cancellation_token();
+        token.cancel();
+        assert!(
+            parameters.cancellation_token.is_cancelled(),
+            "it is a clone"
+        );
+    }
+
+    #[test]
+    fn the_port_depends_on_the_scheme_unless_it_is_set() {
+        assert_eq!(ConnectionParameters::new().get_port(), 5672);
+        assert_eq!(ConnectionParameters::new().get_connection_name(), None);
+        #[cfg(feature = "native-tls")]
+        assert_eq!(ConnectionParameters::new().tls(true).get_port(), 5671);
     }
 }

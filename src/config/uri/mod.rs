@@ -4,7 +4,7 @@
 //! the option names are those of pika 0.9.6 and of RabbitMQ.
 
 mod parts;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 mod tls;
 
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use percent_encoding::percent_decode_str;
 use zeroize::{Zeroize, Zeroizing};
 
 use self::parts::Parts;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 use self::tls::TlsQuery;
 use crate::config::credentials::Credentials;
 use crate::config::parameters::ConnectionParameters;
@@ -52,7 +52,7 @@ fn from_parts(parts: &Parts) -> Result<ConnectionParameters> {
     if let Some(credentials) = credentials {
         parameters.credentials = credentials;
     }
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     {
         parameters.tls_options = query.tls.options()?;
     }
@@ -90,7 +90,7 @@ struct Query {
     /// What has been set so far.
     seen: Vec<String>,
     mechanisms: Vec<String>,
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     tls: TlsQuery,
 }
 
@@ -129,7 +129,7 @@ impl Query {
             let rule = "it is about TLS, which needs the scheme amqps";
             return Err(Error::invalid(name, "…", rule));
         }
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         self.tls.take(name, value)?;
         Ok(())
     }
@@ -309,7 +309,7 @@ mod tests {
         ] {
             let parameters = parse(url);
             assert_eq!(parameters.host, "localhost", "{url}");
-            assert_eq!(parameters.port_or_default(), 5672, "{url}");
+            assert_eq!(parameters.get_port(), 5672, "{url}");
             assert_eq!(parameters.virtual_host, "/", "{url}");
             let credentials = format!("{:?}", parameters.credentials);
             assert_eq!(credentials, "Plain(\"guest\", ***)", "{url}");
@@ -346,7 +346,7 @@ mod tests {
         ] {
             let parameters = parse(url);
             assert_eq!(parameters.host, host, "{url}");
-            assert_eq!(parameters.port_or_default(), port, "{url}");
+            assert_eq!(parameters.get_port(), port, "{url}");
             assert_eq!(parameters.virtual_host, virtual_host, "{url}");
             let credentials = format!("{:?}", parameters.credentials);
             assert_eq!(credentials, format!("Plain({user:?}, ***)"), "{url}");
@@ -516,11 +516,11 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     #[test]
     fn amqps_means_tls_and_its_port() {
         let parameters = parse("amqps://h");
         assert!(parameters.tls);
-        assert_eq!(parameters.port_or_default(), 5671);
+        assert_eq!(parameters.get_port(), 5671);
     }
 }

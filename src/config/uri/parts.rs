@@ -90,7 +90,7 @@ fn scheme(text: &str) -> Result<(bool, &str)> {
         Some((scheme, rest)) if scheme.chars().all(is_in_scheme) => {
             match scheme.to_ascii_lowercase().as_str() {
                 "amqp" => Ok((false, rest)),
-                "amqps" if cfg!(feature = "tls") => Ok((true, rest)),
+                "amqps" if cfg!(feature = "native-tls") => Ok((true, rest)),
                 "amqps" => {
                     let rule = "cony was built without its feature tls";
                     Err(Error::invalid("url", "amqps", rule))

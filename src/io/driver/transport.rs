@@ -32,7 +32,7 @@ pub(crate) struct SocketOptions {
 #[derive(Debug)]
 pub(crate) enum Transport {
     Plain(TcpStream),
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     Tls(Box<native_tls::TlsStream<TcpStream>>),
 }
 
@@ -41,7 +41,7 @@ impl Transport {
     pub(crate) fn socket(&mut self) -> &mut TcpStream {
         match self {
             Self::Plain(socket) => socket,
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(stream) => stream.get_mut(),
         }
     }
@@ -52,7 +52,7 @@ impl Transport {
 
     /// Ends the sending direction, so that what was written still arrives.
     pub(crate) fn shut_down(&mut self) {
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         if let Self::Tls(stream) = self {
             // A peer that does not take the alert learns of the end from TCP.
             let _ = stream.shutdown();
@@ -65,7 +65,7 @@ impl Read for Transport {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.read(buffer),
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(stream) => stream.read(buffer).map_err(end_of_stream),
         }
     }
@@ -75,7 +75,7 @@ impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.write(bytes),
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(stream) => stream.write(bytes),
         }
     }
@@ -87,7 +87,7 @@ impl Write for Transport {
             Self::Plain(socket) => {
                 SockRef::from(&*socket).send_vectored_with_flags(slices, NO_SIGNAL)
             }
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(stream) => match slices.iter().find(|slice| !slice.is_empty()) {
                 Some(slice) => stream.write(slice),
                 None => Ok(0),
@@ -98,14 +98,14 @@ impl Write for Transport {
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.flush(),
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(stream) => stream.flush(),
         }
     }
 }
 
 /// A peer that hangs up without a word to TLS is none of TLS's failures.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 fn end_of_stream(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         None if error.to_string().contains("unexpected eof") => io::ErrorKind::UnexpectedEof.into(),

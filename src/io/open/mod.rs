@@ -41,7 +41,7 @@ pub(crate) struct Target {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) socket: SocketOptions,
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     pub(crate) tls: Option<Tls>,
     /// For each address.
     pub(crate) socket_timeout: Duration,
@@ -54,7 +54,7 @@ pub(crate) struct Target {
 }
 
 /// How to set up TLS.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 pub(crate) struct Tls {
     pub(crate) connector: native_tls::TlsConnector,
     /// The name that the certificate must be for.
@@ -90,7 +90,7 @@ pub(crate) enum Cause {
     Io(io::Error),
     TimedOut(Duration),
     EndOfStream,
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     Tls(String),
     Handshake(HandshakeFailure),
     /// The program does not want the connection any more.

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use mio::net::TcpStream;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsStream};
 
 use super::{Cause, Failure, Target};
@@ -18,7 +18,7 @@ const LAST_READS_MAX: usize = 16;
 
 /// Where the handshake with an address stands.
 pub(super) enum Talk {
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     Tls(Box<Securing>),
     Amqp(Box<Amqp>),
 }
@@ -38,7 +38,7 @@ pub(super) type Served = (Transport, FrameDecoder, Negotiated);
 
 impl Talk {
     /// Begins with a socket that is connected.
-    #[cfg(not(feature = "tls"))]
+    #[cfg(not(feature = "native-tls"))]
     pub(super) fn begin(
         _: &Target,
         address: String,
@@ -49,7 +49,7 @@ impl Talk {
     }
 
     /// Begins with a socket that is connected.
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     pub(super) fn begin(
         target: &Target,
         address: String,
@@ -65,7 +65,7 @@ impl Talk {
         }
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     fn secured(
         outcome: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>,
         address: String,
@@ -98,7 +98,7 @@ impl Talk {
     /// Whether the peer has introduced itself.
     pub(super) fn is_introduced(&self) -> bool {
         match self {
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(_) => false,
             Self::Amqp(amqp) => amqp.handshake.stage() > Stage::Header,
         }
@@ -108,7 +108,7 @@ impl Talk {
     /// nothing.
     pub(super) fn advance(self) -> Result<Progress, Failure> {
         match self {
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(tls) => tls.advance(),
             Self::Amqp(amqp) => amqp.advance(),
         }
@@ -117,7 +117,7 @@ impl Talk {
     /// Ends it, for this cause.
     pub(super) fn fail(self, cause: Cause) -> Failure {
         match self {
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Self::Tls(tls) => Failure::new(Stage::Tls, tls.address, cause),
             Self::Amqp(amqp) => amqp.fail(cause),
         }
@@ -125,7 +125,7 @@ impl Talk {
 }
 
 /// TLS that is being set up.
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 pub(super) struct Securing {
     address: String,
     unfinished: MidHandshakeTlsStream<TcpStream>,
@@ -133,7 +133,7 @@ pub(super) struct Securing {
     offer: Offer,
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 impl Securing {
     fn advance(self) -> Result<Progress, Failure> {
         let talk = Talk::secured(self.unfinished.handshake(), self.address, self.offer)?;
@@ -230,7 +230,7 @@ impl Amqp {
     }
 
     /// The words of TLS, which are an error without a code of the system.
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     fn tls_cause(&self, error: &io::Error) -> Option<Cause> {
         let own = self.transport.is_tls()
             && error.raw_os_error().is_none()
@@ -238,7 +238,7 @@ impl Amqp {
         own.then(|| Cause::Tls(error.to_string()))
     }
 
-    #[cfg(not(feature = "tls"))]
+    #[cfg(not(feature = "native-tls"))]
     fn tls_cause(&self, _: &io::Error) -> Option<Cause> {
         None
     }

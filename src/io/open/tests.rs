@@ -55,7 +55,7 @@ fn target(handshake_timeout: Duration) -> Target {
             send_buffer: None,
             receive_buffer: None,
         },
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         tls: None,
         socket_timeout: PATIENCE,
         handshake_timeout,
@@ -240,7 +240,7 @@ fn addresses_that_fail_at_once_cost_no_time() {
     second.join().unwrap();
 }
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 #[test]
 fn an_address_that_says_nothing_to_tls_is_given_up_for_the_next() {
     let ((_first, one), (_second, other)) = (listen(), listen());

@@ -243,7 +243,7 @@ fn adjust(parameters: ConnectionParameters, fault: Fault) -> ConnectionParameter
     };
     let parameters = match fault {
         F::DiskAlarm => parameters.blocked_connection_timeout(Duration::from_secs(1)),
-        F::IoThreadGone => parameters.connection_name(DOOMED.to_owned()),
+        F::IoThreadGone => parameters.connection_name(DOOMED),
         _ => parameters,
     };
     let deadline = Duration::from_secs(seconds);

@@ -7,7 +7,7 @@
 mod encoding;
 pub(crate) mod methods;
 mod play;
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 mod tls;
 mod wire;
 
@@ -33,14 +33,14 @@ pub(crate) type Method = (u16, u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tcp,
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     Tls,
 }
 
 impl Transport {
     pub(crate) const ALL: &[Self] = &[
         Self::Tcp,
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         Self::Tls,
     ];
 }
@@ -84,7 +84,7 @@ impl Listener {
         stream.set_nodelay(true).unwrap();
         Wire::new(match self.transport {
             Transport::Tcp => Box::new(stream),
-            #[cfg(feature = "tls")]
+            #[cfg(feature = "native-tls")]
             Transport::Tls => Box::new(tls::acceptor().accept(stream).unwrap()),
         })
     }

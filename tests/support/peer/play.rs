@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, BlockingConnection, ConnectionParameters};
 
-#[cfg(feature = "tls")]
+#[cfg(feature = "native-tls")]
 use super::tls;
 use super::{Listener, STEP_TIMEOUT, TEST_TIMEOUT, Transport, Tune, Wire};
 
@@ -44,7 +44,7 @@ pub(crate) fn play_over(
     let listener = Listener::bind_over(transport);
     let parameters = match transport {
         Transport::Tcp => parameters(listener.port()),
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "native-tls")]
         Transport::Tls => tls::trust(parameters(listener.port())),
     };
     let peer = TestThread::start("peer", move || script(&listener));

@@ -242,7 +242,7 @@ impl Wire {
     /// Expects that the client ends its TLS stream with `close_notify` and sends nothing else. The
     /// alert is read from the socket, because the TLS library of the peer accepts an end without
     /// it.
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     pub(crate) fn expect_close_notify(&mut self) {
         let mut record = Vec::new();
         self.stream.socket().read_to_end(&mut record).unwrap();
@@ -420,7 +420,7 @@ impl Wire {
     }
 
     /// Sends FIN without the `close_notify` that TLS requires.
-    #[cfg(feature = "tls")]
+    #[cfg(feature = "native-tls")]
     pub(crate) fn shut_down_without_close_notify(&mut self) {
         self.stream.socket().shutdown(Shutdown::Write).unwrap();
     }

@@ -1,0 +1,59 @@
+//! Options of the TCP socket.
+
+use std::time::Duration;
+
+use super::settings;
+
+/// Options of the TCP socket, for
+/// [`ConnectionParameters::tcp_options`](super::ConnectionParameters::tcp_options).
+///
+/// ```
+/// use std::time::Duration;
+/// use cony::TcpOptions;
+///
+/// let options = TcpOptions::new().keepalive(Duration::from_secs(60));
+/// assert_eq!(options.get_keepalive(), Some(Duration::from_secs(60)));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpOptions {
+    pub(crate) nodelay: bool,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) send_buffer: Option<usize>,
+    pub(crate) receive_buffer: Option<usize>,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self {
+            nodelay: true,
+            keepalive: None,
+            send_buffer: None,
+            receive_buffer: None,
+        }
+    }
+}
+
+impl TcpOptions {
+    /// Returns the defaults: `nodelay`, and everything else as the operating system has it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+settings! {
+    TcpOptions;
+
+    /// Whether small writes are sent at once (`TCP_NODELAY`). Default: `true`. cony gathers its
+    /// writes itself, so with `false` every call only waits longer.
+    nodelay(bool), copy get_nodelay: bool;
+    /// The idle time after which the operating system probes the connection, from 1 to 32767 s.
+    /// `None` switches that off. Default: `None`, because heartbeats notice a dead peer sooner.
+    keepalive(impl Into<Option<Duration>>), copy get_keepalive: Option<Duration>;
+    /// The size of the socket's send buffer, in bytes. Default: `None`, that of the operating
+    /// system.
+    send_buffer(impl Into<Option<usize>>), copy get_send_buffer: Option<usize>;
+    /// The size of the socket's receive buffer, in bytes. Default: `None`, that of the operating
+    /// system.
+    receive_buffer(impl Into<Option<usize>>), copy get_receive_buffer: Option<usize>;
+}
