@@ -1,4 +1,4 @@
-//! Callbacks of one kind.
+//! The callbacks for one kind of event.
 
 use std::collections::VecDeque;
 
@@ -8,92 +8,95 @@ use super::loan::{Lender, Loan};
 use super::lock::DispatchGuard;
 use crate::error::Result;
 
-/// Callbacks of one kind, in the order in which they were added. Each gets the handle that
-/// it was added to, and what has happened.
-pub(crate) struct CallbackList<H, A>(Mutex<State<H, A>>);
+/// The callbacks for one kind of event, in the order in which they were added. Each gets the handle
+/// `H` that it was added to and the event `E`.
+pub(crate) struct CallbackList<H, E>(Mutex<State<H, E>>);
 
-struct State<H, A> {
-    listeners: VecDeque<Listener<H, A>>,
-    /// Nothing will be told any more.
-    over: bool,
+struct State<H, E> {
+    callbacks: VecDeque<Callback<H, E>>,
+    /// There will be no more events, so callbacks are dropped instead of added.
+    is_over: bool,
 }
 
-type Listener<H, A> = Box<dyn FnMut(&H, &A) -> Result<()> + Send>;
+type Callback<H, E> = Box<dyn FnMut(&H, &E) -> Result<()> + Send>;
 
-impl<H, A> Default for CallbackList<H, A> {
+impl<H, E> Default for CallbackList<H, E> {
     fn default() -> Self {
         Self(Mutex::new(State {
-            listeners: VecDeque::new(),
-            over: false,
+            callbacks: VecDeque::new(),
+            is_over: false,
         }))
     }
 }
 
-impl<H, A> CallbackList<H, A> {
-    pub(crate) fn add(&self, listener: impl FnMut(&H, &A) -> Result<()> + Send + 'static) {
-        let listener: Listener<H, A> = Box::new(listener);
+// Callbacks run and are dropped outside the lock: their code, and the values that they captured,
+// may use this list.
+impl<H, E> CallbackList<H, E> {
+    pub(crate) fn add(&self, callback: impl FnMut(&H, &E) -> Result<()> + Send + 'static) {
+        let callback: Callback<H, E> = Box::new(callback);
         let mut state = self.0.lock();
-        if state.over {
-            // Outside the lock, as below.
+        if state.is_over {
             drop(state);
-            return drop(listener);
+            return drop(callback);
         }
-        state.listeners.push_back(listener);
+        state.callbacks.push_back(callback);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.lock().listeners.is_empty()
+        self.0.lock().callbacks.is_empty()
     }
 
-    /// Drops all, those that run once they have, outside the lock: what they captured may
-    /// call anything.
+    /// Drops all callbacks, and later ones as soon as they are added. A callback that is running is
+    /// dropped when it has returned.
     pub(crate) fn clear(&self) {
         let mut state = self.0.lock();
-        state.over = true;
-        let listeners = std::mem::take(&mut state.listeners);
+        state.is_over = true;
+        let callbacks = std::mem::take(&mut state.callbacks);
         drop(state);
-        drop(listeners);
+        drop(callbacks);
     }
 
-    /// Calls each, outside the lock, until one fails. What is added meanwhile comes in
-    /// behind them.
-    pub(crate) fn tell(&self, held: &DispatchGuard<'_>, handle: &H, what: &A) -> Result<()> {
-        let taken = std::mem::take(&mut self.0.lock().listeners);
+    /// Calls each callback until one returns an error. Callbacks that are added meanwhile are not
+    /// called, and take their place behind the others.
+    pub(crate) fn call_all(&self, held: &DispatchGuard<'_>, handle: &H, event: &E) -> Result<()> {
+        let taken = std::mem::take(&mut self.0.lock().callbacks);
         let mut loan = Loan::new(self, Some(taken));
-        let mut listeners = loan.callbacks().into_iter().flatten();
-        listeners.try_for_each(|listener| held.call(|| listener(handle, what)))
+        let mut callbacks = loan.callbacks().into_iter().flatten();
+        callbacks.try_for_each(|callback| held.call(|| callback(handle, event)))
     }
 
-    /// Calls each for the last time, and tells the first error. A panic leaves those that
-    /// come behind it for the next call.
-    pub(crate) fn tell_last(&self, held: &DispatchGuard<'_>, handle: &H, what: &A) -> Result<()> {
+    /// Removes and calls each callback, and returns the first error. After a panic the callbacks
+    /// that have not run are still in the list.
+    pub(crate) fn call_all_once(
+        &self,
+        held: &DispatchGuard<'_>,
+        handle: &H,
+        event: &E,
+    ) -> Result<()> {
         let mut outcome = Ok(());
-        let count = self.0.lock().listeners.len();
+        let count = self.0.lock().callbacks.len();
         for _ in 0..count {
-            let first = self.0.lock().listeners.pop_front();
-            if let Some(mut listener) = first {
-                let told = held.call(|| listener(handle, what));
-                outcome = outcome.and(told);
+            let first = self.0.lock().callbacks.pop_front();
+            if let Some(mut callback) = first {
+                let called = held.call(|| callback(handle, event));
+                outcome = outcome.and(called);
             }
         }
         outcome
     }
 }
 
-impl<H, A> Lender for &CallbackList<H, A> {
-    type Callbacks = VecDeque<Listener<H, A>>;
+impl<H, E> Lender for &CallbackList<H, E> {
+    type Callbacks = VecDeque<Callback<H, E>>;
 
-    fn take_back(&self, mut listeners: Self::Callbacks) {
+    fn take_back(&self, mut callbacks: Self::Callbacks) {
         let mut state = self.0.lock();
-        if !state.over {
-            // Callbacks that were added meanwhile come behind.
-            listeners.append(&mut state.listeners);
-            state.listeners = listeners;
-            return;
+        if state.is_over {
+            drop(state);
+            return drop(callbacks);
         }
-        // Outside the lock: the values that a callback captured may call this when they drop.
-        drop(state);
-        drop(listeners);
+        callbacks.append(&mut state.callbacks);
+        state.callbacks = callbacks;
     }
 }
 
@@ -106,56 +109,56 @@ mod tests {
     use crate::client::callbacks::lock::DispatchLock;
     use crate::error::Error;
 
-    fn nobody() {}
+    fn ignore() {}
 
     #[test]
-    fn what_ends_while_it_is_told_is_dropped_after_it() {
-        let (source, captured) = (DispatchLock::default(), Arc::new(()));
+    fn a_callback_that_clears_its_list_is_dropped_after_it_has_run() {
+        let (lock, captured) = (DispatchLock::default(), Arc::new(()));
         let listeners: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
         let own = Arc::new(listeners);
         let (itself, kept) = (Arc::downgrade(&own), Arc::clone(&captured));
         own.add(move |_, ()| {
             itself.upgrade().unwrap().clear();
-            assert_eq!(Arc::strong_count(&kept), 2, "it runs still");
+            assert_eq!(Arc::strong_count(&kept), 2, "it is still running");
             Ok(())
         });
-        let held = source.hold(&nobody).unwrap();
-        own.tell(&held, &CallbackList::default(), &()).unwrap();
+        let held = lock.hold(&ignore).unwrap();
+        own.call_all(&held, &CallbackList::default(), &()).unwrap();
         assert_eq!(Arc::strong_count(&captured), 1);
         let kept = Arc::clone(&captured);
         own.add(move |_, ()| {
             assert_eq!(Arc::strong_count(&kept), 2);
             Ok(())
         });
-        assert_eq!(Arc::strong_count(&captured), 1, "nothing will be told");
+        assert_eq!(Arc::strong_count(&captured), 1, "it will not be called");
     }
 
     #[test]
-    fn a_panic_at_the_end_leaves_the_rest_to_be_told() {
-        let (source, told) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
+    fn a_panic_in_the_last_round_leaves_the_other_callbacks_for_the_next_call() {
+        let (lock, called) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
         let listeners: CallbackList<(), ()> = CallbackList::default();
         for number in 0..3 {
-            let told = Arc::clone(&told);
+            let called = Arc::clone(&called);
             listeners.add(move |(), ()| {
-                told.lock().push(number);
+                called.lock().push(number);
                 assert_ne!(number, 1, "as a callback may fail");
                 Ok(())
             });
         }
-        let held = source.hold(&nobody).unwrap();
-        let tell = || listeners.tell_last(&held, &(), &());
-        assert!(catch_unwind(AssertUnwindSafe(tell)).is_err());
-        tell().unwrap();
-        tell().unwrap();
-        assert_eq!(*told.lock(), [0, 1, 2]);
+        let held = lock.hold(&ignore).unwrap();
+        let call = || listeners.call_all_once(&held, &(), &());
+        assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+        call().unwrap();
+        call().unwrap();
+        assert_eq!(*called.lock(), [0, 1, 2]);
     }
 
     #[test]
-    fn those_that_are_added_while_others_are_told_come_behind_them() {
-        let (source, told) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
+    fn callbacks_that_are_added_by_a_callback_run_after_the_others() {
+        let (lock, called) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
         let listeners: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
         let own = Arc::new(listeners);
-        let (itself, order) = (Arc::downgrade(&own), Arc::clone(&told));
+        let (itself, order) = (Arc::downgrade(&own), Arc::clone(&called));
         own.add(move |_, ()| {
             order.lock().push("first");
             if order.lock().len() == 1 {
@@ -167,30 +170,30 @@ mod tests {
             }
             Ok(())
         });
-        let held = source.hold(&nobody).unwrap();
+        let held = lock.hold(&ignore).unwrap();
         for _ in 0..2 {
-            own.tell(&held, &CallbackList::default(), &()).unwrap();
+            own.call_all(&held, &CallbackList::default(), &()).unwrap();
         }
-        assert_eq!(*told.lock(), ["first", "first", "second"]);
+        assert_eq!(*called.lock(), ["first", "first", "second"]);
     }
 
     #[test]
-    fn all_hear_of_the_end_and_the_first_error_is_told() {
-        let (source, told) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
+    fn all_callbacks_of_the_last_round_run_and_the_first_error_is_returned() {
+        let (lock, called) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
         let listeners: CallbackList<(), ()> = CallbackList::default();
         for number in 0..4 {
-            let told = Arc::clone(&told);
+            let called = Arc::clone(&called);
             listeners.add(move |(), ()| {
-                told.lock().push(number);
+                called.lock().push(number);
                 match number {
                     1 | 2 => Err(Error::other(format!("error {number}"))),
                     _ => Ok(()),
                 }
             });
         }
-        let held = source.hold(&nobody).unwrap();
-        let error = listeners.tell_last(&held, &(), &()).unwrap_err();
+        let held = lock.hold(&ignore).unwrap();
+        let error = listeners.call_all_once(&held, &(), &()).unwrap_err();
         assert_eq!(error.to_string(), Error::other("error 1").to_string());
-        assert_eq!(*told.lock(), [0, 1, 2, 3]);
+        assert_eq!(*called.lock(), [0, 1, 2, 3]);
     }
 }

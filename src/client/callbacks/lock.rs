@@ -1,37 +1,37 @@
-//! Who may run the callbacks of a channel, or of a connection: one thread at a time, and
-//! nobody from inside one of them.
+//! The lock under which callbacks run: those of one channel, or of one connection, run in one
+//! thread at a time, and never inside each other.
 
 use std::cell::Cell;
 use std::thread::{self, ThreadId};
 
 use parking_lot::Mutex;
 
-/// A source of events, with what calls back for them.
+/// The right to run the callbacks of one channel or connection.
 #[derive(Debug, Default)]
 pub(crate) struct DispatchLock(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     holder: Option<Holder>,
-    /// Somebody has asked for it in vain since it was taken.
+    /// Another thread failed to take the lock since it was taken.
     wanted: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Holder {
     thread: ThreadId,
-    /// One of its callbacks runs.
+    /// One of the callbacks runs.
     running: bool,
 }
 
 impl DispatchLock {
-    /// Takes the source, unless another thread has it, or this one runs one of its
-    /// callbacks right now. A thread that has it already may take it again, from inside a
-    /// callback of another source.
+    /// Takes the lock. Returns `None` if another thread has it, or if this thread runs one of the
+    /// callbacks under it. A thread that has the lock may take it again from a callback under
+    /// another lock.
     ///
-    /// Whoever asks in vain leaves to the holder what there is to do. So when it lets go,
-    /// `call_others` is called if somebody has, and after a panic, which may have left
-    /// something undone as well.
+    /// After a `None` the holder does the work. When it releases the lock, the guard calls
+    /// `call_others`, so that the other thread looks again. It also does so after a panic, which
+    /// may have left work behind.
     pub(crate) fn hold<'a>(&'a self, call_others: &'a dyn Fn()) -> Option<DispatchGuard<'a>> {
         let mut state = self.0.lock();
         let former = state.holder;
@@ -45,14 +45,14 @@ impl DispatchLock {
         }
         state.holder = Some(own);
         Some(DispatchGuard {
-            source: self,
+            lock: self,
             former,
             call_others,
         })
     }
 
-    /// Whether this thread could take the source now. If not, the holder calls others when
-    /// it lets go, as after a [`hold`](Self::hold) in vain.
+    /// Whether [`hold`](Self::hold) would take the lock now. If not, the holder calls the others
+    /// when it releases the lock.
     pub(crate) fn is_free(&self) -> bool {
         let mut state = self.0.lock();
         let own = thread::current().id();
@@ -64,17 +64,17 @@ impl DispatchLock {
     }
 }
 
-/// A source that this thread has, for as long as this lives.
+/// Holds the lock until it is dropped.
 pub(crate) struct DispatchGuard<'a> {
-    source: &'a DispatchLock,
+    lock: &'a DispatchLock,
     former: Option<Holder>,
     call_others: &'a dyn Fn(),
 }
 
 impl DispatchGuard<'_> {
-    /// Runs a callback of the source.
+    /// Runs a callback.
     pub(crate) fn call<R>(&self, callback: impl FnOnce() -> R) -> R {
-        let _running = Running::begin(self.source);
+        let _running = Running::begin(self.lock);
         let _in_callback = InCallback::enter();
         callback()
     }
@@ -82,7 +82,7 @@ impl DispatchGuard<'_> {
 
 impl Drop for DispatchGuard<'_> {
     fn drop(&mut self) {
-        let mut state = self.source.0.lock();
+        let mut state = self.lock.0.lock();
         state.holder = self.former;
         let wanted = self.former.is_none() && std::mem::take(&mut state.wanted);
         drop(state);
@@ -92,17 +92,17 @@ impl Drop for DispatchGuard<'_> {
     }
 }
 
-/// Says that a callback runs; taken back also when it panics.
+/// Marks the holder as running a callback, until it is dropped, also by a panic.
 struct Running<'a>(&'a DispatchLock);
 
 impl<'a> Running<'a> {
-    fn begin(source: &'a DispatchLock) -> Self {
-        Self::set(source, true);
-        Self(source)
+    fn begin(lock: &'a DispatchLock) -> Self {
+        Self::set(lock, true);
+        Self(lock)
     }
 
-    fn set(source: &DispatchLock, running: bool) {
-        if let Some(holder) = source.0.lock().holder.as_mut() {
+    fn set(lock: &DispatchLock, running: bool) {
+        if let Some(holder) = lock.0.lock().holder.as_mut() {
             holder.running = running;
         }
     }
@@ -147,55 +147,55 @@ mod tests {
 
     use super::*;
 
-    fn nobody() {}
+    fn ignore() {}
 
     #[test]
-    fn one_thread_has_it_at_a_time() {
-        let source = DispatchLock::default();
-        let held = source.hold(&nobody);
+    fn only_one_thread_has_the_lock_at_a_time() {
+        let lock = DispatchLock::default();
+        let held = lock.hold(&ignore);
         thread::scope(|scope| {
-            let other = scope.spawn(|| source.hold(&nobody).is_some());
+            let other = scope.spawn(|| lock.hold(&ignore).is_some());
             assert!(!other.join().unwrap());
         });
         drop(held);
         thread::scope(|scope| {
-            let other = scope.spawn(|| source.hold(&nobody).is_some());
+            let other = scope.spawn(|| lock.hold(&ignore).is_some());
             assert!(other.join().unwrap());
         });
     }
 
     #[test]
-    fn its_own_thread_may_take_it_again_but_not_from_its_callback() {
-        let source = DispatchLock::default();
-        let held = source.hold(&nobody).unwrap();
-        drop(source.hold(&nobody).unwrap());
-        held.call(|| assert!(source.hold(&nobody).is_none()));
+    fn the_holder_may_take_the_lock_again_but_not_from_a_callback_under_it() {
+        let lock = DispatchLock::default();
+        let held = lock.hold(&ignore).unwrap();
+        drop(lock.hold(&ignore).unwrap());
+        held.call(|| assert!(lock.hold(&ignore).is_none()));
         let panic = catch_unwind(AssertUnwindSafe(|| {
             held.call(|| panic!("as a callback may"));
         }));
         assert!(panic.is_err());
-        assert!(source.hold(&nobody).is_some());
+        assert!(lock.hold(&ignore).is_some());
     }
 
     #[test]
-    fn who_asks_in_vain_is_called_when_it_is_free() {
-        let source = DispatchLock::default();
+    fn a_thread_that_failed_to_take_the_lock_is_called_when_it_is_free() {
+        let lock = DispatchLock::default();
         let calls = AtomicUsize::new(0);
         let call = || {
             calls.fetch_add(1, Ordering::Relaxed);
         };
-        drop(source.hold(&call));
-        let held = source.hold(&call).unwrap();
-        assert!(source.is_free());
-        held.call(|| assert!(!source.is_free()));
-        drop(source.hold(&call));
+        drop(lock.hold(&call));
+        let held = lock.hold(&call).unwrap();
+        assert!(lock.is_free());
+        held.call(|| assert!(!lock.is_free()));
+        drop(lock.hold(&call));
         assert_eq!(calls.load(Ordering::Relaxed), 0, "it is still held");
         drop(held);
         assert_eq!(calls.load(Ordering::Relaxed), 1);
-        drop(source.hold(&call));
+        drop(lock.hold(&call));
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         let panic = catch_unwind(AssertUnwindSafe(|| {
-            let held = source.hold(&call).unwrap();
+            let held = lock.hold(&call).unwrap();
             held.call(|| panic!("as a callback may"));
         }));
         assert!(panic.is_err());

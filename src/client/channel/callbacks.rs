@@ -149,10 +149,10 @@ impl BlockingChannel {
             match notice {
                 Notice::Returned(message) => {
                     let returned = Returned::new(message);
-                    inner.on_return.tell(held, self, &returned)?;
+                    inner.on_return.call_all(held, self, &returned)?;
                 }
-                Notice::Cancelled(tag) => inner.on_cancel.tell(held, self, &tag)?,
-                Notice::Flow(active) => inner.on_flow.tell(held, self, &active)?,
+                Notice::Cancelled(tag) => inner.on_cancel.call_all(held, self, &tag)?,
+                Notice::Flow(active) => inner.on_flow.call_all(held, self, &active)?,
             }
         }
         while told < limit && !is_over() {
@@ -161,7 +161,7 @@ impl BlockingChannel {
             };
             told += 1;
             let confirmation = Confirmation::new(number, settled.as_ref(), || inner.closed_error());
-            inner.on_confirm.tell(held, self, &confirmation)?;
+            inner.on_confirm.call_all(held, self, &confirmation)?;
         }
         Ok(told)
     }
@@ -194,7 +194,7 @@ impl BlockingChannel {
             // Whoever listens knows.
             let _ = inner.ended_by_others();
         }
-        let told = inner.on_close.tell_last(held, self, &reason);
+        let told = inner.on_close.call_all_once(held, self, &reason);
         rest.and(told)
     }
 }

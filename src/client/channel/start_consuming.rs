@@ -223,7 +223,7 @@ impl BlockingChannel {
             consuming.cancelled = Some(tag);
             return Ok(());
         }
-        inner.on_cancel.tell(held, self, &tag)
+        inner.on_cancel.call_all(held, self, &tag)
     }
 
     /// Runs the callback that `content` is for.

@@ -58,9 +58,10 @@ impl BlockingConnection {
         self.add_timeout(Duration::ZERO, callback);
     }
 
-    /// Calls `callback` once when the connection is over, with the reason: after a
-    /// [`close`](Self::close) by this program in that call itself, otherwise in a thread
-    /// that dispatches.
+    /// Calls `callback` once with the reason when the connection has ended.
+    ///
+    /// If this program closes the connection, the callback runs inside of [`close`](Self::close).
+    /// Otherwise it runs in a thread that dispatches.
     pub fn add_on_close_callback(
         &self,
         mut callback: impl FnMut(&BlockingConnection, Error) -> Result<()> + Send + 'static,
@@ -71,11 +72,12 @@ impl BlockingConnection {
         self.inner.shared.ring();
     }
 
-    /// Calls `callback` with the reason when the broker takes no publishes any more, for lack
-    /// of memory or disk. RabbitMQ says so only to connections that publish.
-    /// (RabbitMQ, "Blocked Connection Notifications".)
+    /// Calls `callback` with the broker's reason when the broker begins to block publishes, for lack
+    /// of memory or disk. RabbitMQ blocks only connections that publish. (RabbitMQ, "Blocked
+    /// Connection Notifications".)
     ///
-    /// See also [`is_blocked`](Self::is_blocked) and `blocked_connection_timeout`.
+    /// See also [`is_blocked`](Self::is_blocked) and
+    /// [`blocked_connection_timeout`](crate::ConnectionParameters::blocked_connection_timeout).
     pub fn add_on_blocked_callback(
         &self,
         mut callback: impl FnMut(&BlockingConnection, ShortString) -> Result<()> + Send + 'static,
@@ -86,7 +88,7 @@ impl BlockingConnection {
         self.inner.shared.ring();
     }
 
-    /// Calls `callback` when the broker takes publishes again.
+    /// Calls `callback` when the broker no longer blocks publishes.
     pub fn add_on_unblocked_callback(
         &self,
         mut callback: impl FnMut(&BlockingConnection) -> Result<()> + Send + 'static,
@@ -96,13 +98,16 @@ impl BlockingConnection {
             .add(move |connection, ()| callback(connection));
     }
 
-    /// Calls `callback` when far more waits to be written than the broker, or the network,
-    /// takes: more than ten times the mean size of a frame, unless
-    /// [`set_backpressure_multiplier`](Self::set_backpressure_multiplier) says otherwise. It
-    /// is told how many bytes wait.
+    /// Calls `callback` when publishes are produced faster than the broker or the network takes
+    /// them: when more bytes wait to be written than ten frames of mean size have. The callback gets
+    /// the number of waiting bytes.
     ///
-    /// Only with the parameter `backpressure_detection` on. Without all this publishes wait
-    /// for room when more than `write_budget` is waiting, so it is a matter of being told.
+    /// This needs the parameter
+    /// [`backpressure_detection`](crate::ConnectionParameters::backpressure_detection).
+    /// [`set_backpressure_multiplier`](Self::set_backpressure_multiplier) changes the number of
+    /// frames. It is only a report: the
+    /// [`write_budget`](crate::ConnectionParameters::write_budget) bounds the waiting bytes in any
+    /// case.
     pub fn add_backpressure_callback(
         &self,
         mut callback: impl FnMut(&BlockingConnection, usize) -> Result<()> + Send + 'static,
@@ -113,7 +118,8 @@ impl BlockingConnection {
         self.inner.shared.ring();
     }
 
-    /// How many frames of mean size may wait before that counts as backpressure. Default: 10.
+    /// Sets how many frames of mean size may wait before
+    /// [`add_backpressure_callback`](Self::add_backpressure_callback) reports it. Default: 10.
     pub fn set_backpressure_multiplier(&self, multiplier: usize) {
         self.inner.shared.backpressure.set_multiplier(multiplier);
     }
@@ -129,8 +135,8 @@ impl BlockingConnection {
         self.callbacks().lock.is_free().then_some(when)
     }
 
-    /// Calls back for what has happened to the connection itself, and for the timers that are
-    /// due; tells how many of them.
+    /// Runs the callbacks for the events of the connection itself, and the timers that are due.
+    /// Returns the number of callbacks.
     pub(crate) fn dispatch_own(&self, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let shared = &self.inner.shared;
         let is_due = || {
@@ -141,7 +147,7 @@ impl BlockingConnection {
             return Ok(0);
         }
         let callbacks = self.callbacks();
-        // Whoever has it sees to it.
+        // If another thread has the lock, it dispatches these events too.
         let call_others = || shared.call_watchers();
         let Some(held) = callbacks.lock.hold(&call_others) else {
             return Ok(0);
@@ -149,23 +155,24 @@ impl BlockingConnection {
         let outcome = self.dispatch_held(&held, is_over);
         drop(held);
         if outcome.is_err() {
-            // There may be more.
+            // The error may have left events behind, for the next dispatching call.
             shared.ring();
         }
-        // A close that was done while this had the source has left that to it.
-        let told = self.tell_closed();
-        outcome.and_then(|dispatched| told.map(|()| dispatched))
+        // A close during this call could not take the lock, and has left its callbacks to it.
+        let closed = self.call_close_callbacks();
+        outcome.and_then(|dispatched| closed.map(|()| dispatched))
     }
 
     fn dispatch_held(&self, held: &DispatchGuard<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
         self.inner.shared.take_own_news();
-        let told = self.tell_states(held)?;
-        let fired = self.run_timers(held, is_over)?;
-        self.tell_closed_if(held)?;
-        Ok(told + fired)
+        let changes = self.call_state_callbacks(held)?;
+        let timers = self.run_timers(held, is_over)?;
+        self.call_close_callbacks_held(held)?;
+        Ok(changes + timers)
     }
 
-    fn tell_states(&self, held: &DispatchGuard<'_>) -> Result<usize> {
+    /// Runs the callbacks for a state that differs from the one they were last called with.
+    fn call_state_callbacks(&self, held: &DispatchGuard<'_>) -> Result<usize> {
         let callbacks = self.callbacks();
         let (blocked, backpressure) = (
             self.blocked_reason(),
@@ -178,44 +185,43 @@ impl BlockingConnection {
         let mut changes = 0;
         match blocked {
             Some(reason) if !was_blocked => {
-                callbacks.on_blocked.tell(held, self, &reason)?;
+                callbacks.on_blocked.call_all(held, self, &reason)?;
                 changes += 1;
             }
             None if was_blocked => {
-                callbacks.on_unblocked.tell(held, self, &())?;
+                callbacks.on_unblocked.call_all(held, self, &())?;
                 changes += 1;
             }
             _ => {}
         }
         if backpressure && !had_backpressure {
             let waiting = self.inner.shared.commands().waiting_bytes();
-            callbacks.on_backpressure.tell(held, self, &waiting)?;
+            callbacks.on_backpressure.call_all(held, self, &waiting)?;
             changes += 1;
         }
         Ok(changes)
     }
 
-    /// Tells those who want to know that the connection is over, if it is, unless another
-    /// thread is about to.
-    pub(super) fn tell_closed(&self) -> Result<()> {
+    /// Runs the close callbacks if the connection has ended, unless another thread dispatches.
+    pub(super) fn call_close_callbacks(&self) -> Result<()> {
         if !self.is_closed() {
             return Ok(());
         }
         let call_others = || self.inner.shared.call_watchers();
         match self.callbacks().lock.hold(&call_others) {
-            Some(held) => self.tell_closed_if(&held),
+            Some(held) => self.call_close_callbacks_held(&held),
             None => Ok(()),
         }
     }
 
-    fn tell_closed_if(&self, held: &DispatchGuard<'_>) -> Result<()> {
+    fn call_close_callbacks_held(&self, held: &DispatchGuard<'_>) -> Result<()> {
         let Some(reason) = self.close_reason() else {
             return Ok(());
         };
         let callbacks = self.callbacks();
         callbacks.clear();
         self.inner.timers.clear();
-        callbacks.on_close.tell_last(held, self, &reason)
+        callbacks.on_close.call_all_once(held, self, &reason)
     }
 }
 

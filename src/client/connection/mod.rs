@@ -1,5 +1,6 @@
-//! [`BlockingConnection`]. What stands in the way of one is in `opening`; what it calls back
-//! for in `events`, and the loops that do that in `dispatch`.
+//! [`BlockingConnection`]: its handles, its closing and its state. `open` turns parameters into a
+//! target and failures of the opening into errors. `callbacks` and `timers` hold the callbacks of
+//! the connection, and `run` has the loops that dispatch them.
 
 mod callbacks;
 mod exists;
@@ -37,14 +38,14 @@ use crate::protocol::wire::ShortString;
 
 /// A connection to a broker.
 ///
-/// Cheap to clone and safe to share: every clone is the same connection. It closes when
-/// the last clone is dropped, and the last [`BlockingChannel`] and
-/// [`Consumer`](crate::Consumer) of it. A script need not do more: dropping waits until the
-/// broker has confirmed the close, at most for `drop_timeout`, so that what was
-/// published last arrives. [`close`](Self::close) does the same and tells how it went.
+/// A handle is cheap to clone and can be used from several threads; all clones are handles of the
+/// same connection. One background thread, the IO thread, owns the socket and sends the heartbeats,
+/// so the connection stays alive while the program's threads do other work.
 ///
-/// One background thread owns the socket and sends the heartbeats, so a connection
-/// stays alive whatever the program's threads do.
+/// The connection closes when its last handle is dropped, and the last [`BlockingChannel`] and
+/// [`Consumer`](crate::Consumer) that belong to it. Dropping waits for the broker's answer, at most
+/// for [`drop_timeout`](ConnectionParameters::drop_timeout), so that the last publishes of a script
+/// arrive. [`close`](Self::close) does the same, and returns an error if it fails.
 ///
 /// ```
 /// use cony::BlockingConnection;
@@ -65,19 +66,19 @@ pub struct BlockingConnection {
     inner: Arc<ConnectionInner>,
 }
 
-/// What the handles share; the last one closes.
+/// The state that all handles share. Dropping it closes the connection.
 pub(crate) struct ConnectionInner {
     pub(crate) shared: Arc<ConnectionShared>,
     pub(crate) limits: Limits,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// The channels that have handles, by their generation.
+    /// The channels with handles, by their generation.
     channels: Mutex<HashMap<u64, WeakChannel>>,
     callbacks: ConnectionCallbacks,
     timers: Timers,
     stops: Stops,
 }
 
-/// The parameters that channels and calls go by.
+/// The parameters that channels and calls need.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) rpc_timeout: Duration,
@@ -89,24 +90,46 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// When a call that begins now has to have its reply.
+    /// Returns the deadline of a call that begins now.
     pub(crate) fn call_deadline(&self) -> Instant {
         Instant::now() + self.rpc_timeout
     }
 }
 
-/// What to wait beyond the IO thread's own deadline before it counts as gone.
+/// How long to wait for the IO thread after the deadline that it has itself.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
 impl BlockingConnection {
-    /// Opens a connection, to where a URL or [`ConnectionParameters`] say.
+    /// Opens a connection with a URL or with [`ConnectionParameters`].
+    ///
+    /// Returns when the broker has opened the virtual host. That takes at most
+    /// [`handshake_timeout`](ConnectionParameters::handshake_timeout) for each of the
+    /// [`connection_attempts`](ConnectionParameters::connection_attempts).
+    ///
+    /// ```
+    /// use cony::{BlockingConnection, ConnectionParameters};
+    ///
+    /// # let url = std::env::var("AMQP_URL").expect("AMQP_URL names a broker");
+    /// # /*
+    /// let url = "amqp://guest:guest@localhost:5672/%2f";
+    /// # */
+    /// let parameters: ConnectionParameters = url.parse()?;
+    /// let connection = BlockingConnection::open(parameters.connection_name("worker"))?;
+    /// # connection.close()?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`]; [`Error::Connect`] with how far it came;
-    /// [`Error::AuthenticationFailed`], [`Error::AccessDenied`],
-    /// [`Error::UnsupportedProtocol`], [`Error::NotAmqp`]. [`Error::OpenCancelled`], if another
-    /// thread cancels its [token](ConnectionParameters::cancellation_token).
+    /// - [`Error::InvalidOption`] for a parameter that cannot be used, and
+    ///   [`Error::CredentialsErased`]: nothing was sent.
+    /// - [`Error::Connect`] with the stage that failed.
+    /// - [`Error::AuthenticationFailed`] and [`Error::AccessDenied`] if the broker refuses the user
+    ///   or the virtual host.
+    /// - [`Error::UnsupportedProtocol`] and [`Error::NotAmqp`] if the peer is no broker for
+    ///   AMQP 0-9-1.
+    /// - [`Error::OpenCancelled`] if another thread cancels the
+    ///   [token](ConnectionParameters::cancellation_token).
     pub fn open<P>(parameters: P) -> Result<Self>
     where
         P: TryInto<ConnectionParameters>,
@@ -137,21 +160,20 @@ impl BlockingConnection {
         }
     }
 
-    /// Opens a connection to where the environment variable `AMQP_URL` says; without
-    /// one, or if it is empty, with the default parameters.
+    /// Opens a connection with the URL in the environment variable `AMQP_URL`, or with the default
+    /// parameters if the variable is empty or not set.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open); [`Error::InvalidOption`] as well for a variable that is not
-    /// UTF-8.
+    /// As [`open`](Self::open), and [`Error::InvalidOption`] if the variable is not UTF-8.
     pub fn open_default() -> Result<Self> {
         Self::open(open::default_parameters(std::env::var_os("AMQP_URL"))?)
     }
 
-    /// Opens a connection to the first broker of a list that lets it.
+    /// Opens a connection to the first broker of a list that can be reached.
     ///
-    /// Each is tried in turn, with its own attempts; what stood in the way of the earlier
-    /// ones is in the log.
+    /// The brokers are tried in order, each with its own parameters. The log has a warning for each
+    /// that fails.
     ///
     /// ```
     /// # let url = std::env::var("AMQP_URL").expect("AMQP_URL names a broker");
@@ -162,8 +184,8 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), of the last one; [`Error::InvalidOption`] for an empty list;
-    /// [`Error::OpenCancelled`] of any one, and then no further one is tried.
+    /// The error of [`open`](Self::open) for the last broker of the list. [`Error::InvalidOption`]
+    /// for an empty list. After an [`Error::OpenCancelled`] no further broker is tried.
     pub fn open_any<P>(list: impl IntoIterator<Item = P>) -> Result<Self>
     where
         P: TryInto<ConnectionParameters>,
@@ -213,53 +235,57 @@ impl BlockingConnection {
         Self { inner }
     }
 
-    /// Opens a channel, under the lowest number that is free.
+    /// Opens a channel with the lowest free number.
     ///
-    /// The number of a channel that is closed is free when the broker has answered. If all
-    /// others are taken, this waits for that, until `rpc_timeout`.
+    /// The number of a closed channel becomes free when the broker has answered the close. If all
+    /// other numbers are in use, this call waits for that answer, at most for
+    /// [`rpc_timeout`](ConnectionParameters::rpc_timeout).
     ///
     /// # Errors
     ///
-    /// [`Error::NoFreeChannels`] if every number is taken and none is about to be free;
-    /// [`Error::Timeout`], the end of the connection.
+    /// [`Error::NoFreeChannels`] if every number is in use and no channel is closing.
+    /// [`Error::Timeout`], or the end of the connection.
     pub fn channel(&self) -> Result<BlockingChannel> {
         BlockingChannel::open(&self.inner, None)
     }
 
-    /// Opens a channel under this number, from 1 to [`channel_max`](Self::channel_max). If the
-    /// last channel of that number is closing, this waits for the broker's answer.
+    /// Opens a channel with this number, from 1 to [`channel_max`](Self::channel_max). If a channel
+    /// with this number is closing, this call waits for the broker's answer.
+    ///
+    /// Most programs call [`channel`](Self::channel), which chooses the number.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidChannelNumber`], [`Error::ChannelNumberInUse`], and those of
+    /// [`Error::InvalidChannelNumber`], [`Error::ChannelNumberInUse`], and the errors of
     /// [`channel`](Self::channel).
     pub fn channel_with_number(&self, number: u16) -> Result<BlockingChannel> {
         BlockingChannel::open(&self.inner, Some(number))
     }
 
-    /// Closes the connection: what was published goes out, outstanding confirms are waited
-    /// for, channels and consumers end.
+    /// Closes the connection with its channels and consumers.
     ///
-    /// Returns when the broker has confirmed, or else when `close_timeout` has passed
-    /// and the socket is dropped. Closing a connection that this program has closed
-    /// before is Ok.
+    /// Before that, publishes that wait are written, and channels in confirm mode wait for their
+    /// confirms. Returns when the broker has answered, or when
+    /// [`close_timeout`](ConnectionParameters::close_timeout) has passed; then the socket is closed.
+    /// A second call returns `Ok`.
     ///
     /// # Errors
     ///
-    /// The reason, if the connection had ended before, or ends now in another way, also by a
-    /// close of the broker that crosses this one: then what was published last may be lost.
-    /// So it is if the stream ends in place of the broker's answer, unless everything that was
-    /// published is confirmed.
-    /// What the program has not been told of a channel that it has a handle of:
-    /// [`Error::ChannelClosed`], if the broker has ended that, with what was published on it;
-    /// in confirm mode also [`Error::Unconfirmed`] and [`Error::PublishFailures`], as
-    /// [`BlockingChannel::close`] has them, of all channels together.
+    /// - The reason, if the connection ended before this call, or if the broker closes it at the
+    ///   same time. The last publishes may be lost. The same holds if the stream ends before the
+    ///   broker's answer, unless every publish is confirmed.
+    /// - [`Error::Timeout`] if the broker does not answer in time.
+    /// - Errors of channels with a handle that the program has not seen yet:
+    ///   [`Error::ChannelClosed`] if the broker has closed one, and in confirm mode
+    ///   [`Error::Unconfirmed`] and [`Error::PublishFailures`], as for
+    ///   [`BlockingChannel::close`]. The failures of all channels are in one error.
+    /// - The error of a close callback.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
     }
 
-    /// The same with a code and a text for the broker's log. The text is cut at 255
-    /// bytes.
+    /// Closes the connection as [`close`](Self::close) does, with a code and a text for the
+    /// broker's log. The text is cut at 255 bytes.
     ///
     /// # Errors
     ///
@@ -276,22 +302,22 @@ impl BlockingConnection {
             .map(|channel| channel.inner().await_confirms(deadline))
             .collect();
         self.inner.close(code.into(), text, start + timeout);
-        let told = self.tell_closed();
+        let called = self.call_close_callbacks();
         match self.inner.shared.termination() {
             Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => {
                 let ends = channels.iter().zip(interrupted).filter(|_| is_first);
                 let unheard = ends.map(|(channel, end)| channel.inner().unheard(end));
-                Unheard::sum(unheard).map_or(told, Err)
+                Unheard::sum(unheard).map_or(called, Err)
             }
             Some(termination) => Err(termination.into()),
             None => Err(self.inner.shared.timeout("connection.close", None, timeout)),
         }
     }
 
-    /// Drops the socket now, without a word to the broker. Nothing waits for anything.
+    /// Closes the socket at once, without an AMQP close. Waiting publishes and calls fail.
     ///
-    /// What calls back [when the connection is over](Self::add_on_close_callback) is left to
-    /// whoever dispatches.
+    /// [Close callbacks](Self::add_on_close_callback) are not called here, but in a thread that
+    /// dispatches.
     pub fn disconnect(&self) {
         self.inner.shared.send(Command::Disconnect);
         self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
@@ -320,33 +346,46 @@ impl BlockingConnection {
         self.inner.shared.termination().map(Error::from)
     }
 
-    /// Waits until the connection is over, and tells why.
+    /// Waits until the connection has ended, without a limit, and returns the reason.
     pub fn wait_closed(&self) -> Error {
         self.inner.shared.wait_ended(None);
         self.inner.closed_error()
     }
 
-    /// What the broker says of itself: product, version, capabilities and more.
+    /// Returns the properties of the broker: product, version, capabilities and others.
+    ///
+    /// ```
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// let properties = connection.server_properties();
+    /// if let Some(version) = properties.get("version").and_then(|value| value.as_str()) {
+    ///     println!("version {version}");
+    /// }
+    /// # Ok::<(), cony::Error>(())
+    /// ```
     pub fn server_properties(&self) -> &FieldTable {
         &self.inner.shared.negotiated.server_properties
     }
 
-    /// Whether the broker knows `basic.nack`.
+    /// Whether the broker supports `basic.nack`.
+    #[doc(alias = "basic_nack_supported")]
     pub fn supports_basic_nack(&self) -> bool {
         self.has_capability("basic.nack")
     }
 
-    /// Whether the broker tells when it cancels a consumer.
+    /// Whether the broker reports a consumer that it cancels.
+    #[doc(alias = "consumer_cancel_notify_supported")]
     pub fn supports_consumer_cancel_notify(&self) -> bool {
         self.has_capability("consumer_cancel_notify")
     }
 
     /// Whether the broker can bind exchanges to exchanges.
+    #[doc(alias = "exchange_exchange_bindings_supported")]
     pub fn supports_exchange_exchange_bindings(&self) -> bool {
         self.has_capability("exchange_exchange_bindings")
     }
 
-    /// Whether the broker can confirm publishes.
+    /// Whether the broker supports publisher confirms.
+    #[doc(alias = "publisher_confirms_supported")]
     pub fn supports_publisher_confirms(&self) -> bool {
         self.has_capability("publisher_confirms")
     }
@@ -358,27 +397,27 @@ impl BlockingConnection {
             .unwrap_or(false)
     }
 
-    /// The highest channel number that was negotiated.
+    /// Returns the highest channel number that was negotiated.
     pub fn channel_max(&self) -> u16 {
         self.inner.shared.negotiated.channel_max
     }
 
-    /// The largest frame that was negotiated, in bytes.
+    /// Returns the largest size of a frame that was negotiated, in bytes.
     pub fn frame_max(&self) -> u32 {
         self.inner.shared.negotiated.frame_max
     }
 
-    /// The heartbeat interval that was negotiated; zero means off.
+    /// Returns the heartbeat interval that was negotiated; zero if heartbeats are off.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_secs(self.inner.shared.negotiated.heartbeat.into())
     }
 
-    /// Whether the broker takes no publishes for now, for lack of memory or disk.
+    /// Whether the broker blocks publishes at the moment, for lack of memory or disk.
     pub fn is_blocked(&self) -> bool {
         self.blocked_reason().is_some()
     }
 
-    /// Why the broker takes no publishes, if it does not.
+    /// Returns the broker's reason if it blocks publishes at the moment.
     pub fn blocked_reason(&self) -> Option<ShortString> {
         self.inner.shared.blocked()
     }
@@ -394,7 +433,7 @@ impl fmt::Debug for BlockingConnection {
 }
 
 impl ConnectionInner {
-    /// The reason, if the connection is over or about to be.
+    /// Returns the reason as an error if the connection has ended or is closing.
     pub(crate) fn check_open(&self) -> Result<()> {
         match self.shared.end() {
             Some(error) => Err(error),
@@ -402,7 +441,7 @@ impl ConnectionInner {
         }
     }
 
-    /// Why the connection is over, now that something has failed for it.
+    /// Returns the reason of the end, for a call that failed because of it.
     pub(crate) fn closed_error(&self) -> Error {
         self.shared.end().unwrap_or_else(Error::being_closed)
     }
@@ -413,11 +452,11 @@ impl ConnectionInner {
             text: ShortString::truncated(text),
             deadline,
         });
-        // The IO thread keeps the deadline; a little more, and it must be gone.
+        // The IO thread has the same deadline and ends the connection itself.
         self.wait_ended(deadline + DEADLINE_GRACE);
     }
 
-    /// Notes a channel, until [`forget_channel`](Self::forget_channel).
+    /// Adds a channel to the list, until [`forget_channel`](Self::forget_channel).
     pub(crate) fn add_channel(&self, id: ChannelId, channel: WeakChannel) {
         self.channels.lock().insert(id.generation, channel);
     }
@@ -426,25 +465,25 @@ impl ConnectionInner {
         self.channels.lock().remove(&id.generation);
     }
 
-    /// The channel, unless its last handle is gone.
+    /// Returns the channel, unless its last handle has been dropped.
     fn channel(&self, id: ChannelId) -> Option<BlockingChannel> {
-        // Upgraded outside the lock, which the end of a last handle takes.
+        // Upgraded outside the lock: dropping a last handle takes it.
         let channel = self.channels.lock().get(&id.generation).cloned();
         channel.and_then(|channel| channel.upgrade())
     }
 
-    /// All channels that have handles.
+    /// Returns all channels that have handles.
     fn open_channels(&self) -> Vec<BlockingChannel> {
         let channels: Vec<_> = self.channels.lock().values().cloned().collect();
         let channels = channels.iter();
         channels.filter_map(WeakChannel::upgrade).collect()
     }
 
-    /// Waits for the end of the IO thread, unless it is late.
+    /// Waits for the end of the IO thread until `deadline`.
     fn wait_ended(&self, deadline: Instant) {
         if self.shared.wait_ended(Some(deadline)) {
             if let Some(thread) = self.thread.lock().take() {
-                // Its panic is reported as the connection's end.
+                // A panic of the thread is reported as the reason of the end.
                 let _ = thread.join();
             }
         }
@@ -452,9 +491,9 @@ impl ConnectionInner {
 }
 
 impl Drop for ConnectionInner {
-    /// Closes, and waits for it a little: a script that ends here must not take its last
-    /// publishes with it. Not while panicking, not in a callback, whose loop waits for
-    /// it, and not when the broker has said that it takes nothing.
+    /// Closes the connection and waits for that until `drop_timeout`, so that the last publishes of
+    /// a script arrive. Does not wait during a panic, in a callback, whose dispatching thread
+    /// would wait too, nor while the broker blocks the connection and reads nothing.
     fn drop(&mut self) {
         self.shared.abandon();
         let patient = !thread::panicking()
@@ -463,7 +502,7 @@ impl Drop for ConnectionInner {
             && self.shared.termination().is_none();
         let now = Instant::now();
         let deadline = now + self.limits.drop_timeout;
-        // What this does not wait for goes on in the background.
+        // If this does not wait for the close, it goes on in the background.
         self.shared.send(Command::Close {
             code: ReplyCode::REPLY_SUCCESS,
             text: "dropped".into(),
