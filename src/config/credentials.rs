@@ -1,4 +1,4 @@
-//! Who one is to the broker.
+//! The credentials of a connection.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,21 +9,27 @@ use crate::error::{Error, Result};
 use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
 
-/// User and password, or another way to say who one is; or several of them, in order.
+/// How to authenticate: user and password, a client certificate, anonymous access, or a list of
+/// these in order of preference.
 ///
 /// ```
 /// use cony::Credentials;
 ///
-/// // The client certificate if the broker takes it, else the password.
+/// // The client certificate if the broker accepts certificates, otherwise the password.
 /// let credentials = Credentials::external().or(Credentials::plain("guest", "secret"));
 /// assert!(!format!("{credentials:?}").contains("secret"));
 /// ```
 ///
-/// A password never shows in `Debug` output, errors or the log. Whatever cony makes of it
-/// is wiped from memory as soon as it is written, and the password itself when the last
-/// copy of the credentials goes, or sooner: see [`erase_on_connect`](Self::erase_on_connect).
-/// (What the TLS library and the system keep is out of reach, and so is the text of a URL
-/// that the program holds.)
+/// The default is the user `guest` with the password `guest`, which RabbitMQ accepts from localhost
+/// only.
+///
+/// # Secrets
+///
+/// A password never appears in `Debug` output, errors or the log. The bytes that cony sends are
+/// wiped from memory when they are written. The password is wiped when the last clone of the
+/// credentials is dropped, or sooner: see [`erase_on_connect`](Self::erase_on_connect). Copies in
+/// the TLS library and the operating system cannot be wiped, nor can the text of a URL that the
+/// program holds.
 #[derive(Clone)]
 pub struct Credentials {
     /// In order of preference.
@@ -36,7 +42,7 @@ enum Choice {
     Password {
         mechanism: PasswordMechanism,
         username: String,
-        /// One for all clones, so that all are erased together.
+        /// Shared by all clones, so that all are erased together.
         password: Arc<Mutex<Option<Secret>>>,
     },
     External,
@@ -70,37 +76,45 @@ impl Credentials {
         })
     }
 
-    /// User and password, sent with the SASL mechanism PLAIN (RFC 4616): readable on
-    /// the network unless TLS is used. Neither can have a NUL in it.
+    /// User and password, for the SASL mechanism PLAIN (RFC 4616). Without TLS the password can be
+    /// read on the network. Neither may contain a NUL.
+    ///
+    /// ```
+    /// use cony::{ConnectionParameters, Credentials};
+    ///
+    /// let password = std::env::var("RABBIT_PASSWORD").unwrap_or_default();
+    /// let credentials = Credentials::plain("www-data", password);
+    /// let parameters = ConnectionParameters::new().credentials(credentials);
+    /// # let _ = parameters;
+    /// ```
     #[must_use]
     pub fn plain(username: impl Into<String>, password: impl Into<Secret>) -> Self {
         Self::with_password(PasswordMechanism::Plain, username, password)
     }
 
-    /// User and password, sent with AMQPLAIN, which some old brokers want: just as
-    /// readable.
+    /// User and password, for the mechanism AMQPLAIN, which some old brokers need. Without TLS the
+    /// password can be read on the network.
     #[must_use]
     pub fn amqplain(username: impl Into<String>, password: impl Into<Secret>) -> Self {
         Self::with_password(PasswordMechanism::AmqPlain, username, password)
     }
 
-    /// What the connection itself proves, such as a client certificate, with the SASL
-    /// mechanism EXTERNAL (RFC 4422). RabbitMQ needs its plugin
-    /// `rabbitmq_auth_mechanism_ssl` for it, and the listener must ask for a certificate.
+    /// The client certificate of the TLS connection, for the SASL mechanism EXTERNAL (RFC 4422).
+    /// RabbitMQ needs its plugin `rabbitmq_auth_mechanism_ssl`, and a listener that verifies client
+    /// certificates.
     #[must_use]
     pub fn external() -> Self {
         Self::new(Choice::External)
     }
 
-    /// Nobody in particular, with the SASL mechanism ANONYMOUS (RFC 4505); RabbitMQ has it
-    /// from 4.0 on.
+    /// Anonymous access, for the SASL mechanism ANONYMOUS (RFC 4505). RabbitMQ has it since 4.0.
     #[must_use]
     pub fn anonymous() -> Self {
         Self::new(Choice::Anonymous)
     }
 
-    /// A mechanism of your own: see [`Mechanism`] for an example. The factory is called
-    /// for every attempt to open a connection.
+    /// A SASL mechanism of the program: see [`Mechanism`] for an example. `factory` is called for
+    /// every attempt to open a connection.
     #[must_use]
     pub fn custom<M, F>(factory: F) -> Self
     where
@@ -110,9 +124,10 @@ impl Credentials {
         Self::new(Choice::Custom(Arc::new(move || Box::new(factory()))))
     }
 
-    /// These, or the others: the first in the list whose mechanism the broker announces
-    /// is used. If the broker then refuses it, the opening fails; the next is not tried,
-    /// since a broker would take that for guessing.
+    /// Appends `other` to the list. The first entry whose mechanism the broker offers is used.
+    ///
+    /// If the broker refuses it, the opening fails. The next entry is not tried, because the broker
+    /// would count a second attempt as guessing.
     #[must_use]
     pub fn or(mut self, other: Self) -> Self {
         self.choices.extend(other.choices);
@@ -120,17 +135,16 @@ impl Credentials {
         self
     }
 
-    /// Whether the passwords are wiped, in all clones, once a connection is open with
-    /// them; then no second connection can be opened with them. Default: no.
+    /// Whether the passwords are wiped, in all clones, when a connection has been opened with them.
+    /// They can be used for one connection only then. Default: `false`.
     #[must_use]
     pub fn erase_on_connect(mut self, erase: bool) -> Self {
         self.erase_on_connect = erase;
         self
     }
 
-    /// Wipes the passwords, in all clones. A later
-    /// [`open`](crate::BlockingConnection::open) is [`Error::CredentialsErased`], unless
-    /// there is another way in the list that needs no password.
+    /// Wipes the passwords, in all clones. A later [`open`](crate::BlockingConnection::open) fails
+    /// with [`Error::CredentialsErased`], unless the list has an entry without a password.
     pub fn erase(&self) {
         for choice in &self.choices {
             if let Choice::Password { password, .. } = choice {
@@ -139,14 +153,14 @@ impl Credentials {
         }
     }
 
-    /// A connection is open with these.
+    /// Notes that a connection has been opened with these credentials.
     pub(crate) fn connected(&self) {
         if self.erase_on_connect {
             self.erase();
         }
     }
 
-    /// Checks that they can be used.
+    /// Checks that these credentials can be used.
     pub(crate) fn validate(&self) -> Result<()> {
         if self.are_erased() {
             return Err(Error::CredentialsErased);
@@ -154,7 +168,7 @@ impl Credentials {
         self.choices.iter().try_for_each(Choice::validate)
     }
 
-    /// Whether erased passwords are all there is.
+    /// Whether the list has only entries with an erased password.
     pub(crate) fn are_erased(&self) -> bool {
         self.choices.iter().all(|choice| match choice {
             Choice::Password { password, .. } => password.lock().is_none(),
@@ -162,7 +176,7 @@ impl Credentials {
         })
     }
 
-    /// The mechanisms to offer, in order of preference.
+    /// Returns the mechanisms, in order of preference.
     pub(crate) fn mechanisms(&self) -> Vec<Box<dyn Mechanism>> {
         self.choices.iter().filter_map(Choice::mechanism).collect()
     }
@@ -226,7 +240,7 @@ impl PasswordMechanism {
         let (username, password) = (username.as_bytes(), password.as_bytes());
         match self {
             Self::Plain => join(&[b"\0", username, b"\0", password]),
-            // The fields of a table, without the length of the whole.
+            // The fields of an AMQP table, without the length in front of it.
             Self::AmqPlain => join(&[
                 b"\x05LOGINS",
                 &long_length(username),
@@ -239,7 +253,8 @@ impl PasswordMechanism {
     }
 }
 
-/// The length of a long string. One that is too long for it is too long for the frame.
+/// Returns the length prefix of a long string. A string that is too long for it does not fit into
+/// the frame, which is an error later.
 fn long_length(bytes: &[u8]) -> [u8; 4] {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes()
 }
@@ -252,7 +267,7 @@ fn join(parts: &[&[u8]]) -> Secret {
     joined
 }
 
-/// A mechanism that says one thing and answers no challenge.
+/// A mechanism with one response, and no answer to a challenge.
 struct OneResponse {
     name: &'static str,
     response: Option<Secret>,
@@ -272,7 +287,7 @@ impl Mechanism for OneResponse {
 }
 
 impl Default for Credentials {
-    /// `guest` with the password `guest`, whom RabbitMQ lets in from localhost only.
+    /// The user `guest` with the password `guest`.
     fn default() -> Self {
         Self::plain("guest", "guest")
     }
@@ -321,20 +336,20 @@ mod tests {
     }
 
     #[test]
-    fn plain_is_user_and_password_behind_zeros() {
+    fn plain_sends_user_and_password_behind_nuls() {
         let credentials = Credentials::plain("me", "pass");
         assert_eq!(response(&credentials), b"\0me\0pass");
     }
 
     #[test]
-    fn amqplain_is_a_table_without_its_length() {
+    fn amqplain_sends_a_table_without_its_length() {
         let credentials = Credentials::amqplain("me", "pass");
         let expected = b"\x05LOGINS\0\0\0\x02me\x08PASSWORDS\0\0\0\x04pass";
         assert_eq!(response(&credentials), expected);
     }
 
     #[test]
-    fn external_and_anonymous_have_nothing_to_say() {
+    fn external_and_anonymous_send_an_empty_response() {
         assert_eq!(response(&Credentials::external()), b"");
         assert_eq!(response(&Credentials::anonymous()), b"");
     }
@@ -358,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn erased_is_erased_in_every_clone() {
+    fn erase_wipes_the_password_of_every_clone() {
         let credentials = Credentials::plain("me", "pass");
         let clone = credentials.clone();
         assert!(clone.validate().is_ok());
@@ -369,14 +384,14 @@ mod tests {
             matches!(outcome, Err(Error::CredentialsErased)),
             "{outcome:?}"
         );
-        // What needs no password is still there.
+        // An entry without a password can still be used.
         let list = clone.or(Credentials::external());
         assert!(list.validate().is_ok());
         assert_eq!(names(&list), ["EXTERNAL"]);
     }
 
     #[test]
-    fn only_those_that_ask_for_it_are_erased_by_a_connection() {
+    fn a_connection_erases_only_credentials_with_erase_on_connect() {
         let kept = Credentials::plain("me", "pass");
         kept.connected();
         assert!(!kept.are_erased());

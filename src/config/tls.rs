@@ -1,4 +1,4 @@
-//! How TLS is set up.
+//! Options of TLS.
 
 use std::fmt;
 use std::fs;
@@ -9,11 +9,11 @@ use native_tls::{Certificate, Identity, Protocol, TlsConnector};
 use crate::error::{Error, Result};
 use crate::protocol::secret::Secret;
 
-/// How TLS is set up, for
+/// Options of TLS, for
 /// [`ConnectionParameters::tls_options`](crate::ConnectionParameters::tls_options).
 ///
-/// Without any of these the system's authorities are trusted, and the broker's
-/// certificate must be valid and for the name that one connects to.
+/// By default the authorities of the operating system are trusted. The broker's certificate must be
+/// valid and for the host of the connection.
 ///
 /// ```
 /// use cony::{ConnectionParameters, Credentials, TlsOptions};
@@ -22,13 +22,13 @@ use crate::protocol::secret::Secret;
 ///     .ca_file("ca.pem")
 ///     .identity_pem_files("client.pem", "client-key.pem");
 /// let parameters: ConnectionParameters = "amqps://rabbit.example".parse()?;
-/// // The certificate says who one is.
+/// // The broker takes the user from the certificate.
 /// let parameters = parameters.tls_options(tls).credentials(Credentials::external());
 /// # let _ = parameters;
 /// # Ok::<(), cony::Error>(())
 /// ```
 ///
-/// Files are read whenever a connection is opened, so renewed ones are found.
+/// Files are read each time a connection is opened, so renewed certificates need no restart.
 #[derive(Debug, Clone)]
 pub struct TlsOptions {
     authorities: Vec<Input>,
@@ -51,12 +51,11 @@ pub enum TlsVersion {
     Tls11,
     /// TLS 1.2.
     Tls12,
-    /// TLS 1.3. Not every system's library can be told to insist on it: that of macOS
-    /// cannot.
+    /// TLS 1.3. The TLS library of macOS cannot require it.
     Tls13,
 }
 
-/// Something that an option gives, as bytes or as a file.
+/// The value of an option: bytes, or a file.
 #[derive(Clone)]
 struct Input {
     option: &'static str,
@@ -66,7 +65,7 @@ struct Input {
 #[derive(Clone)]
 enum Place {
     File(PathBuf),
-    /// Possibly a key.
+    /// A secret, because it may be a key.
     Bytes(Secret),
 }
 
@@ -104,22 +103,23 @@ impl Default for TlsOptions {
 }
 
 impl TlsOptions {
-    /// The system's authorities, and everything verified.
+    /// Returns the defaults: the authorities of the operating system, and full verification.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Trusts the authorities in this PEM file as well. Can be called again for more.
+    /// Trusts the authorities in this PEM file, in addition to the others. Can be called several
+    /// times.
     ///
-    /// It needs the whole way up to the root: an intermediate authority alone is not
-    /// trusted, not even for what it has signed itself.
+    /// The file needs all authorities up to the root. An intermediate authority without its root is
+    /// not trusted.
     #[must_use]
     pub fn ca_file(self, path: impl Into<PathBuf>) -> Self {
         self.authority(Input::file("ca_file", path))
     }
 
-    /// Trusts these authorities (PEM) as well. Can be called again for more.
+    /// Trusts these authorities (PEM), in addition to the others. Can be called several times.
     #[must_use]
     pub fn ca_pem(self, pem: impl AsRef<[u8]>) -> Self {
         self.authority(Input::bytes("ca_pem", pem.as_ref()))
@@ -134,21 +134,19 @@ impl TlsOptions {
         self
     }
 
-    /// Whether the system's authorities are not trusted, but only those given here.
-    /// Default: no.
+    /// Whether only the authorities of these options are trusted, and not those of the operating
+    /// system. Default: `false`.
     #[must_use]
     pub fn disable_built_in_roots(mut self, disable: bool) -> Self {
         self.disable_built_in_roots = disable;
         self
     }
 
-    /// Presents this client certificate, in a PKCS #12 file (`.p12`, `.pfx`) with this
-    /// password.
+    /// Sends the client certificate in this PKCS #12 file (`.p12`, `.pfx`), which has this password.
     ///
-    /// If the file has several authorities that vouch for it, one above the other, then with
-    /// OpenSSL 3 the broker gets these in reverse order, which the TLS library decides.
-    /// RabbitMQ sorts them. For a broker that does not, there is
-    /// [`identity_pem_files`](Self::identity_pem_files), which keeps the order.
+    /// If the file has several intermediate authorities, OpenSSL 3 sends them in reverse order.
+    /// RabbitMQ accepts any order. For another broker use
+    /// [`identity_pem_files`](Self::identity_pem_files), which keeps the order of the file.
     #[must_use]
     pub fn identity_pkcs12_file(
         self,
@@ -161,7 +159,7 @@ impl TlsOptions {
         })
     }
 
-    /// The same, from memory.
+    /// Sends the client certificate in these bytes of a PKCS #12 file, which has this password.
     #[must_use]
     pub fn identity_pkcs12(self, der: impl Into<Secret>, password: impl Into<Secret>) -> Self {
         self.identity(Proof::Pkcs12 {
@@ -170,10 +168,12 @@ impl TlsOptions {
         })
     }
 
-    /// Presents this client certificate, in a PEM file, perhaps with those that vouch for
-    /// it behind it; and its key in another (or the same) one. The key must be an
-    /// unencrypted one in PKCS #8, as `openssl genpkey` makes it
-    /// (`-----BEGIN PRIVATE KEY-----`); the error for another tells how to convert it.
+    /// Sends the client certificate in the PEM file `certificate`. Intermediate authorities follow
+    /// the certificate in that file.
+    ///
+    /// `key` is the PEM file with the private key; it may be the same file. The key must be
+    /// unencrypted and in PKCS #8, as `openssl genpkey` writes it (`-----BEGIN PRIVATE KEY-----`).
+    /// For another format the error names the command that converts it.
     #[must_use]
     pub fn identity_pem_files(
         self,
@@ -187,7 +187,8 @@ impl TlsOptions {
         })
     }
 
-    /// The same, from memory.
+    /// Sends the client certificate in these bytes: the contents of the two files of
+    /// [`identity_pem_files`](Self::identity_pem_files).
     #[must_use]
     pub fn identity_pem(self, certificate: impl AsRef<[u8]>, key: impl Into<Secret>) -> Self {
         let option = "identity_pem";
@@ -197,7 +198,8 @@ impl TlsOptions {
         })
     }
 
-    /// From a URL: the certificate, where its key is if not with it, and a password.
+    /// Sets the client certificate of a URL: the certificate, the file of its key unless it is in
+    /// the same file, and a password.
     pub(crate) fn identity_files(
         self,
         certificate: &str,
@@ -222,58 +224,57 @@ impl TlsOptions {
         self
     }
 
-    /// The name that the broker's certificate must be for, and that the broker is told
-    /// (SNI). Default: the host that one connects to.
+    /// The name that the broker's certificate must have, and that is sent to the broker (SNI).
+    /// Default: the host of the connection.
     #[must_use]
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
 
-    /// Whether the broker is told which name one connects to. Default: yes. The
-    /// certificate is checked in any case.
+    /// Whether the name is sent to the broker (SNI). The certificate is verified in any case.
+    /// Default: `true`.
     #[must_use]
     pub fn server_name_indication(mut self, indicate: bool) -> Self {
         self.server_name_indication = indicate;
         self
     }
 
-    /// The lowest version of TLS to accept. Default: 1.2.
+    /// The lowest version of TLS to accept. Default: [`TlsVersion::Tls12`].
     #[must_use]
     pub fn min_protocol_version(mut self, version: TlsVersion) -> Self {
         self.min_protocol_version = version;
         self
     }
 
-    /// Whether any certificate of the broker will do, even a forged one. Default: no.
+    /// Whether to accept any certificate, even a forged one. Default: `false`.
     ///
-    /// **Dangerous:** whoever is between here and the broker can then read and change
-    /// everything, the password included. A private authority is trusted with
-    /// [`ca_file`](Self::ca_file) instead. The log has a warning for every connection.
+    /// **Dangerous:** an attacker on the network can read and change everything, including the
+    /// password. To trust a private authority, use [`ca_file`](Self::ca_file) instead. The log has a
+    /// warning for every connection.
     #[must_use]
     pub fn danger_accept_invalid_certificates(mut self, accept: bool) -> Self {
         self.danger_accept_invalid_certificates = accept;
         self
     }
 
-    /// Whether the broker's certificate may be for any name. Default: no.
+    /// Whether to accept a certificate for any name. Default: `false`.
     ///
-    /// **Dangerous:** whoever has a certificate of a trusted authority for any name at all
-    /// can pass for the broker. If the broker's certificate has another name than the one
-    /// to connect to, [`server_name`](Self::server_name) says so without that danger. The
-    /// log has a warning for every connection.
+    /// **Dangerous:** the owner of any certificate from a trusted authority can pose as the broker.
+    /// If the broker's certificate has another name than the host of the connection, set that name
+    /// with [`server_name`](Self::server_name) instead. The log has a warning for every connection.
     #[must_use]
     pub fn danger_accept_invalid_host_names(mut self, accept: bool) -> Self {
         self.danger_accept_invalid_host_names = accept;
         self
     }
 
-    /// What is to be said of these in the log.
+    /// Returns a warning for the log if these options are dangerous.
     pub(crate) fn warning(&self) -> Option<&'static str> {
         if self.danger_accept_invalid_certificates {
-            Some("TLS without verification: anybody in between can pass for the broker")
+            Some("TLS without verification: an attacker on the network can pose as the broker")
         } else if self.danger_accept_invalid_host_names {
-            Some("TLS takes a certificate for any name: its owner can pass for the broker")
+            Some("TLS accepts a certificate for any name: its owner can pose as the broker")
         } else {
             None
         }
@@ -382,7 +383,7 @@ impl Proof {
         }
     }
 
-    /// What is to be said when certificate and key do not go together.
+    /// Returns the error for a certificate and a key that do not belong together.
     fn mismatch(&self, error: &native_tls::Error) -> Error {
         let input = match self {
             Self::Pkcs12 { file, .. } | Self::Either { file, .. } => file,
@@ -395,17 +396,17 @@ impl Proof {
 fn pkcs12(input: &Input, der: &[u8], password: &Secret) -> Result<Identity> {
     let password = std::str::from_utf8(password.as_bytes())
         .ok()
-        // OpenSSL would take what is in front of it, and `native-tls` panics.
+        // OpenSSL would use the part in front of a NUL, and `native-tls` panics.
         .filter(|password| !password.contains('\0'))
         .ok_or_else(|| {
-            let rule = "the one of a PKCS #12 file is UTF-8, without NUL";
+            let rule = "for a PKCS #12 file it must be UTF-8 without NUL";
             Error::invalid("password", "…", rule)
         })?;
     Identity::from_pkcs12(der, password).map_err(|error| {
         let mut rule =
             format!("it is no PKCS #12 file, or the password is not the right one ({error})");
         if rule.contains("unsupported") {
-            rule += "; openssl pkcs12 -export makes one with today's ciphers";
+            rule += "; openssl pkcs12 -export writes one with today's ciphers";
         }
         input.wrong(rule)
     })
@@ -420,7 +421,7 @@ fn pem(certificate: &Input, pem: &Secret, key: &Input, key_pem: &Secret) -> Resu
         .map_err(|error| key.wrong(format!("certificate or key is damaged ({error})")))
 }
 
-/// The first key, which must be in PKCS #8: the platforms' libraries take nothing else.
+/// Returns the first key, which must be in PKCS #8: `native-tls` accepts no other format.
 fn pkcs8_key<'a>(input: &Input, pem: &'a [u8]) -> Result<&'a [u8]> {
     const END: &[u8] = b"-----END PRIVATE KEY-----";
     if let Some(start) = find(pem, b"-----BEGIN PRIVATE KEY-----") {
@@ -458,7 +459,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_dangerous_is_warned_of() {
+    fn dangerous_options_have_a_warning() {
         assert_eq!(TlsOptions::new().warning(), None);
         let none = TlsOptions::new().danger_accept_invalid_certificates(true);
         assert!(none.warning().unwrap().contains("without verification"));
@@ -480,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_found_among_other_things() {
+    fn the_key_is_found_in_a_file_with_other_sections() {
         let input = Input::bytes("identity_pem", "");
         let key = "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----";
         let text = format!("Bag Attributes\n{key}\n-----BEGIN CERTIFICATE-----");
@@ -488,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_and_no_password_shows() {
+    fn debug_and_errors_contain_no_key_and_no_password() {
         let options = TlsOptions::new()
             .identity_pkcs12("hush", "hush")
             .identity_pem("hush", "hush")

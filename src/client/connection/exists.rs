@@ -1,17 +1,16 @@
-//! Whether queues and exchanges exist, asked so that a No costs nothing.
+//! Checks whether queues and exchanges exist.
 
 use super::BlockingConnection;
 use crate::error::{Error, Result};
 use crate::protocol::methods::{exchange, queue};
 use crate::protocol::reply_code::ReplyCode;
 
-/// # What exists
+/// # Checking queues and exchanges
 ///
-/// A passive declare asks the same, but the broker answers No by closing the channel
-/// (404). These ask on a channel of their own, so that nobody else's is lost.
+/// A passive declare does the same check, but if the queue or exchange does not exist, the broker
+/// closes the channel (404). These calls open a channel for the check, so they close none of yours.
 impl BlockingConnection {
-    /// Whether there is a queue of this name; and if so, how many messages and consumers it
-    /// has.
+    /// Returns the number of messages and consumers of this queue, or `None` if it does not exist.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -25,12 +24,12 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelClosed`] with 405 if the queue is exclusive to another connection (so it
-    /// does exist), with 403 if the user may not ask; [`Error::InvalidOption`] for an empty
-    /// name; [`Error::TooLong`], [`Error::Timeout`], and the errors of
-    /// [`channel`](Self::channel).
-    pub fn queue_exists(&self, name: &str) -> Result<Option<queue::DeclareOk>> {
-        // With a passive declare it would mean the queue last declared on the channel.
+    /// [`Error::ChannelClosed`] with 405 if the queue is exclusive to another connection (it exists
+    /// then), and with 403 if the user has no permission. [`Error::InvalidOption`] for an empty
+    /// name. [`Error::TooLong`], [`Error::Timeout`], and the errors of [`channel`](Self::channel).
+    pub fn queue_exists(&self, name: impl AsRef<str>) -> Result<Option<queue::DeclareOk>> {
+        let name = name.as_ref();
+        // In a passive declare an empty name stands for the queue last declared on the channel.
         if name.is_empty() {
             return Err(Error::invalid("queue", name, "a queue has a name"));
         }
@@ -38,8 +37,8 @@ impl BlockingConnection {
         unless_not_found(self.channel()?.queue_declare(declare))
     }
 
-    /// Whether there is an exchange of this name, of whatever type. There always is the
-    /// default one, whose name is empty.
+    /// Whether an exchange with this name exists, of any type. The default exchange, with the empty
+    /// name, always exists.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -50,10 +49,11 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelClosed`] with 403 if the user may not ask; [`Error::TooLong`],
+    /// [`Error::ChannelClosed`] with 403 if the user has no permission. [`Error::TooLong`],
     /// [`Error::Timeout`], and the errors of [`channel`](Self::channel).
-    pub fn exchange_exists(&self, name: &str) -> Result<bool> {
-        // RabbitMQ lets nobody declare it, not even passively (403).
+    pub fn exchange_exists(&self, name: impl AsRef<str>) -> Result<bool> {
+        let name = name.as_ref();
+        // RabbitMQ refuses every declare of the default exchange, also a passive one (403).
         if name.is_empty() {
             return Ok(true);
         }
@@ -63,7 +63,7 @@ impl BlockingConnection {
     }
 }
 
-/// The answer to a question, of which 404 is one.
+/// Turns the refusal with 404 into `None`.
 fn unless_not_found<T>(outcome: Result<T>) -> Result<Option<T>> {
     match outcome {
         Err(Error::ChannelClosed(reason)) if reason.code == ReplyCode::NOT_FOUND => Ok(None),

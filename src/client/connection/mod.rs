@@ -153,7 +153,7 @@ impl BlockingConnection {
                 {
                     return Err(error);
                 }
-                Err(error) => log::warn!("attempt {attempt} to connect: {error}"),
+                Err(error) => log::warn!("attempt {attempt} to connect failed: {error}"),
             }
             attempt += 1;
             pause = parameters.retry_delay;
@@ -208,7 +208,7 @@ impl BlockingConnection {
     fn try_open(parameters: &ConnectionParameters) -> Result<Self> {
         let target = open::target(parameters)?;
         let (shared, thread) = io::open::open(&target, || parameters.offer())
-            .map_err(|error| open::refused(error, parameters))?;
+            .map_err(|error| open::opening_error(error, parameters))?;
         parameters.credentials.connected();
         log::info!("{}: connected", shared.name);
         Ok(Self {

@@ -1,4 +1,4 @@
-//! From parameters to a target, and from what stopped the opening to an error.
+//! Turns parameters into the target of an opening, and a failed opening into an error.
 
 use std::ffi::OsString;
 
@@ -19,12 +19,12 @@ use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE_BYTES};
 use crate::protocol::reply_code::{CloseReason, ReplyCode};
 use crate::protocol::stage::Stage;
 
-/// Where to go without being told: where `variable` says, or else to this machine.
+/// Returns the parameters of the URL in `variable`, or the default ones without a URL.
 pub(super) fn default_parameters(variable: Option<OsString>) -> Result<ConnectionParameters> {
     let Some(url) = variable.filter(|url| !url.is_empty()) else {
         return Ok(ConnectionParameters::default());
     };
-    // It may hold a password, so it is neither shown nor kept.
+    // The URL may contain a password, so it is wiped from memory and not shown in the error.
     let url = Zeroizing::new(url.into_encoded_bytes());
     match std::str::from_utf8(&url) {
         Ok(url) => url.parse(),
@@ -98,22 +98,21 @@ fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
     }))
 }
 
-/// A name as certificates and SNI have it: without the brackets and the zone of an address,
-/// and without the dot at the end that says to the resolver that the name is whole (RFC 6066,
-/// section 3).
+/// Returns the name in the form of certificates and SNI: without the brackets and the zone of an
+/// address, and without the dot at the end of an absolute name (RFC 6066, section 3).
 #[cfg(feature = "native-tls")]
 fn bare(name: &str) -> &str {
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     match bare.split_once('%') {
-        // Only an IPv6 address has both.
+        // Only an IPv6 address has both '%' and ':'.
         Some((address, _)) if address.contains(':') => address,
         _ => bare.strip_suffix('.').unwrap_or(bare),
     }
 }
 
-/// Whether the virtual host is missing, or closed to the user. The same code (530) also answers
-/// limits, such as a virtual host's `max-connections`, and these pass; so do texts that are
-/// not known here.
+/// Whether the virtual host does not exist, or the user has no access to it. The code 530 is also
+/// for limits, such as `max-connections` of a virtual host. Limits, and texts that are not known
+/// here, leave the error retryable.
 fn is_about_vhost(reason: &CloseReason) -> bool {
     match reason.code {
         ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH => true,
@@ -121,7 +120,7 @@ fn is_about_vhost(reason: &CloseReason) -> bool {
             let text = reason.text.strip_prefix("NOT_ALLOWED - ");
             let text = text.unwrap_or(&reason.text);
             let is_missing = text.starts_with("vhost ") && text.ends_with(" not found");
-            // The text about a limit begins in the same way and goes on behind the user.
+            // The text about a limit begins in the same way, but does not end with the user.
             let is_refused = text.starts_with("access to vhost '")
                 && text.contains("' refused for user '")
                 && text.ends_with('\'');
@@ -131,8 +130,8 @@ fn is_about_vhost(reason: &CloseReason) -> bool {
     }
 }
 
-/// The error of an opening that has failed, with a line for each further address.
-pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Error {
+/// Returns the error of a failed opening, with a text for each further address.
+pub(super) fn opening_error(error: OpenError, parameters: &ConnectionParameters) -> Error {
     let failed = error
         .others
         .into_iter()
@@ -140,21 +139,25 @@ pub(super) fn refused(error: OpenError, parameters: &ConnectionParameters) -> Er
     let untried = error.untried.iter();
     let untried = untried.map(|address| format!("{address}: no time was left for it"));
     let others = failed.chain(untried).collect();
-    told(*error.failure, others, parameters)
+    address_error(*error.failure, others, parameters)
 }
 
-/// The failure of another address, in short.
+/// Returns a short text for the failure of another address.
 fn brief(failure: Failure, parameters: &ConnectionParameters) -> String {
     let address = failure.address.clone();
-    match told(failure, Vec::new(), parameters) {
+    match address_error(failure, Vec::new(), parameters) {
         Error::Connect { stage, cause, .. } => format!("{address}: {cause}, {stage}"),
         error @ Error::NotAmqp { .. } => error.to_string(),
         error => format!("{address}: {error}"),
     }
 }
 
-/// The error for the failure of one address.
-fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters) -> Error {
+/// Returns the error for the failure at one address.
+fn address_error(
+    failure: Failure,
+    others: Vec<String>,
+    parameters: &ConnectionParameters,
+) -> Error {
     let Failure {
         stage,
         address,
@@ -184,7 +187,7 @@ fn told(failure: Failure, others: Vec<String>, parameters: &ConnectionParameters
                 };
             }
             HandshakeFailure::Closed(reason) => ConnectError::Closed(reason),
-            // Another thread was first, with a clone.
+            // Another thread has opened a connection with a clone of the credentials meanwhile.
             HandshakeFailure::NoMechanism { .. } if parameters.credentials.are_erased() => {
                 return Error::CredentialsErased;
             }
@@ -237,7 +240,7 @@ mod tests {
     use crate::config::parameters::TcpOptions;
 
     #[test]
-    fn each_option_of_the_socket_is_what_was_asked_for() {
+    fn socket_options_reach_the_target() {
         let options = TcpOptions::new().send_buffer(1000).receive_buffer(2000);
         let parameters = ConnectionParameters::new().tcp_options(options);
         let socket = target(&parameters).unwrap().socket;
@@ -253,7 +256,7 @@ mod tests {
 
     #[cfg(feature = "native-tls")]
     #[test]
-    fn tls_asks_for_a_name_without_the_dot_of_the_resolver() {
+    fn the_server_name_has_no_brackets_no_zone_and_no_dot_at_the_end() {
         let at = |host: &str| ConnectionParameters::new().host(host).tls(true);
         for (host, name) in [
             (
@@ -271,7 +274,7 @@ mod tests {
         }
         let named = crate::TlsOptions::new().server_name("rabbit.example.");
         assert_eq!(server_name(at("h").tls_options(named)), "rabbit.example");
-        // The resolver is told the whole name.
+        // The resolver gets the name with its dot.
         let target = target(&at("rabbit.")).unwrap();
         assert_eq!(target.host, "rabbit.");
     }
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_all_addresses_and_what_became_of_them() {
+    fn an_error_names_all_addresses_and_their_failures() {
         let time = std::time::Duration::from_secs(5);
         let refused = std::io::Error::other("connection refused");
         let mail = HandshakeFailure::NotAmqp(b"220 mail".to_vec());
@@ -301,7 +304,7 @@ mod tests {
             ],
             untried: vec!["10.0.0.5:5672".parse().unwrap()],
         };
-        let error = super::refused(error, &ConnectionParameters::new());
+        let error = opening_error(error, &ConnectionParameters::new());
         let text = error.to_string();
         let Error::Connect {
             address, others, ..
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_empty_or_missing_means_this_machine() {
+    fn without_a_url_in_the_variable_the_host_is_localhost() {
         for nothing in [None, Some(OsString::new())] {
             assert_eq!(default_parameters(nothing).unwrap().host, "localhost");
         }
@@ -334,7 +337,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_variable_that_is_not_utf8_never_means_this_machine() {
+    fn a_variable_that_is_not_utf8_is_an_error_without_its_value() {
         use std::os::unix::ffi::OsStringExt;
 
         let url = OsString::from_vec(b"amqp://u:hush\xff@broker".to_vec());

@@ -1,4 +1,5 @@
-//! One thread that serves a whole connection: `run` and its relatives.
+//! The calls in which one thread runs all callbacks of a connection: `run`, `process_data_events`
+//! and `sleep`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,30 +12,31 @@ use crate::client::channel::EVENTS_PER_TURN_MAX;
 use crate::error::Result;
 use crate::io::to_program::dispatch_signal::Signal;
 
-/// As good as all that one channel has. Not quite, for it may have more all the time.
+/// More events than a channel usually has. A limit is necessary, because new events may arrive as
+/// fast as they are dispatched.
 const EVENTS_PER_CHANNEL_MAX: usize = 100_000;
 
-/// Who runs, and who is to stop.
+/// The calls of `run`, and the stops for them.
 #[derive(Debug, Default)]
 pub(crate) struct Stops(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
     running: usize,
-    /// How often those that ran were stopped.
+    /// How many stops there were while a `run` was going on.
     stops: u64,
-    /// A stop came before anybody ran.
+    /// There was a stop while no `run` was going on.
     early: bool,
 }
 
-/// A `run` that goes on, for as long as this lives.
+/// Counts as a `run` until it is dropped.
 struct Running<'a> {
     stops: &'a Stops,
     since: u64,
 }
 
 impl Stops {
-    /// `None`: it is stopped before it has begun.
+    /// Begins a `run`. Returns `None` if there was a stop before it.
     fn enter(&self) -> Option<Running<'_>> {
         let mut counts = self.0.lock();
         if std::mem::take(&mut counts.early) {
@@ -70,18 +72,20 @@ impl Drop for Running<'_> {
 
 /// # One thread for the whole connection
 ///
-/// Each of these runs the callbacks of every channel of the connection and of the
-/// connection itself, in the calling thread; what another thread dispatches at the moment,
-/// and what a callback is running of right now, is left out. Consumers that are read like an
-/// iterator are not theirs.
+/// Each of these calls runs callbacks in the calling thread: those of the connection, its timers,
+/// and those of all of its channels. It leaves out a channel whose callbacks another thread runs at
+/// the moment. Called from a callback, it leaves out the channel of that callback. A
+/// [`Consumer`](crate::Consumer) has no callback, so these calls do not touch its deliveries.
 ///
-/// A channel that ends, or a consumer that the broker cancels, is told to
-/// [those who listen](crate::BlockingChannel::add_on_close_callback); when nobody does, the
-/// dispatching call ends with that error.
+/// If a channel ends and has no
+/// [close callback](crate::BlockingChannel::add_on_close_callback), the call ends with that error.
+/// The same holds for a consumer that the broker cancels, if its channel has no
+/// [cancel callback](crate::BlockingChannel::add_on_cancel_callback).
 impl BlockingConnection {
-    /// Runs callbacks until [`stop`](Self::stop) is called or the connection is over.
+    /// Runs callbacks until [`stop`](Self::stop) is called or the connection has ended. There is no
+    /// time limit.
     ///
-    /// Returns Ok after a stop, and after a close by this program.
+    /// Returns `Ok` after a stop, and after a close by this program.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -97,9 +101,9 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// A callback's own error; the reason, if the connection ends otherwise;
+    /// The error of a callback. The reason, if the connection ends without a close by this program.
     /// [`ChannelClosed`](crate::Error::ChannelClosed) and
-    /// [`ConsumerCancelled`](crate::Error::ConsumerCancelled), if nobody listens for them.
+    /// [`ConsumerCancelled`](crate::Error::ConsumerCancelled), if there is no callback for them.
     pub fn run(&self) -> Result<()> {
         let Some(running) = self.inner.stops.enter() else {
             return Ok(());
@@ -108,7 +112,7 @@ impl BlockingConnection {
         let _watch = self.inner.shared.anything.watch(&signal);
         let is_over = || running.is_over();
         while !is_over() {
-            // What came before the end is dispatched after it.
+            // Read first: events from before the end are dispatched before this call returns.
             let reason = self.close_reason();
             let dispatched = self.dispatch_round(EVENTS_PER_TURN_MAX, &is_over)?;
             match reason {
@@ -122,29 +126,28 @@ impl BlockingConnection {
         Ok(())
     }
 
-    /// Makes [`run`](Self::run) return, in whichever threads it goes on: from a callback or
-    /// from any thread. Before a `run`, it makes that one return at once.
+    /// Makes [`run`](Self::run) return in all threads. Can be called from a callback and from any
+    /// thread. If no `run` is going on, the next one returns at once.
     pub fn stop(&self) {
         self.inner.stops.stop();
         self.inner.shared.anything.ring();
     }
 
-    /// Runs the callbacks for all that has come. If nothing has, waits for something, at most
+    /// Runs the callbacks for all events that have arrived. If there are none, waits for one, at most
     /// for `limit`.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
     /// use std::time::Duration;
     ///
-    /// // What has come by now:
+    /// // Without waiting:
     /// connection.process_data_events(Duration::ZERO)?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run); and the reason also when this program has closed the
-    /// connection.
+    /// As [`run`](Self::run). Also the reason if this program has closed the connection.
     pub fn process_data_events(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(limit);
         let signal = Signal::of_this_thread();
@@ -154,7 +157,8 @@ impl BlockingConnection {
             let dispatched = self.dispatch_round(EVENTS_PER_CHANNEL_MAX, &|| false)?;
             over?;
             if self.inner.check_open().is_err() {
-                // It has ended meanwhile, and what was dispatched may have been just that.
+                // The connection has ended meanwhile, and the dispatched event may have been its
+                // end: another round returns the reason.
                 continue;
             }
             if dispatched > 0 || is_past(deadline) {
@@ -164,8 +168,10 @@ impl BlockingConnection {
         }
     }
 
-    /// Runs callbacks for `duration`. Plain `std::thread::sleep` is as good for the
-    /// connection, which needs nobody to keep it alive; but it runs no callbacks.
+    /// Runs callbacks for `duration`.
+    ///
+    /// A program without callbacks can call `std::thread::sleep` instead: the IO thread sends the
+    /// heartbeats.
     ///
     /// # Errors
     ///
@@ -187,21 +193,23 @@ impl BlockingConnection {
         }
     }
 
-    /// Waits for something to dispatch, or for a timer that is due.
+    /// Waits until there are events, a timer is due, or the deadline has passed.
     fn wait(&self, signal: &Signal, deadline: Option<Instant>) {
         let _waiting = self.inner.shared.read_control.wait_for_delivery();
         signal.wait(earlier(deadline, self.next_turn()));
     }
 
-    /// Becomes ready when there is something for
-    /// [`process_data_events`](Self::process_data_events): to wait for several connections,
-    /// [consumers](crate::Consumer::ready) and channels of the program's own in one
-    /// `select!`. It may be ready without.
+    /// Returns a receiver that is ready when there may be events for
+    /// [`process_data_events`](Self::process_data_events).
+    ///
+    /// With it one `select!` can wait for several connections, [consumers](crate::Consumer::ready)
+    /// and channels of the program. It may be ready without an event. The receiver is one of the
+    /// crate [`crossbeam_channel`](crate::crossbeam_channel).
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
     /// use std::time::Duration;
-    /// use crossbeam_channel::{after, select};
+    /// use cony::crossbeam_channel::{after, select};
     ///
     /// connection.add_timeout(Duration::from_millis(1), |_| Ok(()));
     /// select! {
@@ -215,7 +223,7 @@ impl BlockingConnection {
         let signal = self.callbacks().ready.get_or_init(|| {
             let signal = Arc::new(Signal::new());
             shared.anything.add(&signal);
-            // What had come before.
+            // There may be events from before this call.
             signal.ring();
             signal
         });
@@ -223,15 +231,15 @@ impl BlockingConnection {
         signal.receiver()
     }
 
-    /// Calls back once for all that there is, of each channel `share` events at most. Tells
-    /// how many there were.
+    /// Runs the callbacks for all events that have arrived, at most `share` of each channel. Returns
+    /// their number.
     fn dispatch_round(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let shared = &self.inner.shared;
         if shared.termination().is_some() {
             return self.dispatch_last(share, is_over);
         }
         let mut dispatched = self.dispatch_own(is_over)?;
-        // Those that are listed meanwhile have their turn in the next round.
+        // Channels that are listed meanwhile have their turn in the next round.
         for _ in 0..shared.ready_list.len() {
             if is_over() {
                 break;
@@ -246,9 +254,9 @@ impl BlockingConnection {
         Ok(dispatched)
     }
 
-    /// The same after the end of the connection, with which every channel ends.
+    /// Does the same after the end of the connection, with which every channel ends.
     fn dispatch_last(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        // By then the IO thread has told the channels as well.
+        // When the IO thread has ended, every channel has its end.
         self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
         let mut dispatched = 0;
         for channel in self.inner.open_channels() {
@@ -271,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_ends_those_that_run_and_an_early_one_the_next() {
+    fn a_stop_ends_all_runs_that_go_on_and_an_early_stop_ends_the_next_run() {
         let stops = Stops::default();
         stops.stop();
         assert!(stops.enter().is_none());

@@ -1,4 +1,4 @@
-//! A fresh secret for an open connection.
+//! `update_secret`: a new secret for an open connection.
 
 use crossbeam_channel::bounded;
 
@@ -10,16 +10,15 @@ use crate::protocol::secret::Secret;
 use crate::protocol::wire::ShortString;
 
 impl BlockingConnection {
-    /// Hands in a fresh secret before the old one expires, such as a new OAuth 2 token
-    /// (`rabbitmq_auth_backend_oauth2`). The reason goes to the broker's log, cut at 255
-    /// bytes.
+    /// Sends a new secret before the old one expires, such as an OAuth 2 token
+    /// (`rabbitmq_auth_backend_oauth2`). `reason` is for the broker's log and is cut at 255 bytes.
     ///
-    /// One secret at a time is on its way; others wait, and that counts towards
-    /// `rpc_timeout`. The secret is wiped from memory once it is written; what the TLS
-    /// library keeps of it is out of reach.
+    /// Secrets are sent one at a time. A call that waits for its turn does so within
+    /// [`rpc_timeout`](crate::ConnectionParameters::rpc_timeout). The secret is wiped from memory
+    /// when it is written; copies in the TLS library are not.
     ///
-    /// RabbitMQ passes it to the authentication backend that has let the user in. That of
-    /// users with a password takes any secret, and changes nothing for it.
+    /// RabbitMQ passes the secret to the authentication backend of the user. The backend for
+    /// passwords accepts any secret and ignores it.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -30,9 +29,9 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`](crate::Error::Timeout); [`Error::TooLong`](crate::Error::TooLong) for a secret that does not fit into one
-    /// frame; the end of the connection, which is also what a secret costs that the
-    /// broker does not take (530).
+    /// [`Error::Timeout`](crate::Error::Timeout). [`Error::TooLong`](crate::Error::TooLong) for a
+    /// secret that does not fit into one frame. The end of the connection: the broker closes it
+    /// (530) if it refuses the secret.
     pub fn update_secret(&self, new_secret: impl Into<Secret>, reason: &str) -> Result<()> {
         self.inner.check_open()?;
         let after = self.inner.limits.rpc_timeout;

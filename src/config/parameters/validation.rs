@@ -1,4 +1,4 @@
-//! What no value may be, where the types do not say so.
+//! The rules for values that their types allow and cony does not.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use crate::error::{Error, Result};
 use crate::protocol::frame::FRAME_MIN_SIZE;
 use crate::protocol::wire::SHORT_STRING_MAX;
 
-/// The largest `frame_max` to ask for: RabbitMQ's largest message in one frame.
+/// The largest `frame_max`: RabbitMQ's largest message in one frame.
 const FRAME_MAX_SIZE: u32 = 128 * 1024 * 1024;
 
-/// The longest time to look for an answer.
+/// The largest `busy_wait`.
 const BUSY_WAIT_MAX: Duration = Duration::from_millis(10);
 
 impl ConnectionParameters {
-    /// Checks what the types do not.
+    /// Checks all parameters.
     pub(crate) fn validate(&self) -> Result<()> {
         self.validate_target()?;
         self.validate_limits()?;
@@ -26,22 +26,34 @@ impl ConnectionParameters {
     fn validate_target(&self) -> Result<()> {
         let shown = self.host.escape_debug();
         if self.host.is_empty() {
-            return Err(Error::invalid("host", "", "it needs a name or an address"));
+            return Err(Error::invalid(
+                "host",
+                "",
+                "it must be a name or an address",
+            ));
         }
         if self.host.len() > 255 || self.host.contains(|c: char| c == '\0' || c.is_whitespace()) {
             let rule = "a name has at most 255 bytes, no NUL and no white space";
             return Err(Error::invalid("host", shown, rule));
         }
         if self.host.contains(',') {
-            let rule = "it is one name or address; several brokers are for \
+            let rule = "it must be one name or address; for several brokers use \
                         BlockingConnection::open_any";
             return Err(Error::invalid("host", shown, rule));
         }
         if self.port == Some(0) {
-            return Err(Error::invalid("port", 0, "a number from 1 to 65535"));
+            return Err(Error::invalid(
+                "port",
+                0,
+                "it must be a number from 1 to 65535",
+            ));
         }
         if self.locale.is_empty() {
-            return Err(Error::invalid("locale", "", "a locale such as en_US"));
+            return Err(Error::invalid(
+                "locale",
+                "",
+                "it must be a locale such as en_US",
+            ));
         }
         for (option, value) in [
             ("virtual_host", &self.virtual_host),
@@ -74,7 +86,7 @@ impl ConnectionParameters {
     }
 
     fn validate_times(&self) -> Result<()> {
-        // The IO thread looks as well, and has heartbeats and deadlines to keep meanwhile.
+        // The IO thread spins as well, and must not miss heartbeats and deadlines meanwhile.
         if self.busy_wait > BUSY_WAIT_MAX {
             let shown = format!("{:?}", self.busy_wait);
             return Err(Error::invalid("busy_wait", shown, "at most 10 ms"));
@@ -85,7 +97,7 @@ impl ConnectionParameters {
             return Err(Error::invalid("heartbeat", format!("{heartbeat:?}"), rule));
         }
         let blocked = self.blocked_connection_timeout;
-        // Whether zero makes sense, as "do not wait".
+        // The last field: whether zero is allowed, for "do not wait".
         for (option, time, zero) in [
             ("socket_timeout", Some(self.socket_timeout), false),
             ("handshake_timeout", Some(self.handshake_timeout), false),
@@ -101,7 +113,7 @@ impl ConnectionParameters {
                 Some(Duration::ZERO) if !zero => {
                     return Err(Error::invalid(option, shown, "more than zero"));
                 }
-                // More would overflow the clock's arithmetic.
+                // A longer time could overflow an `Instant`.
                 Some(time) if time > Duration::from_secs(100 * 365 * 86_400) => {
                     return Err(Error::invalid(option, shown, "at most a hundred years"));
                 }
@@ -116,7 +128,7 @@ impl TcpOptions {
     fn validate(&self) -> Result<()> {
         if let Some(idle) = self.keepalive {
             if !(1..=32_767).contains(&idle.as_secs()) {
-                let rule = "from 1 to 32767 seconds, which is what systems take";
+                let rule = "it must be from 1 to 32767 seconds, the range of operating systems";
                 return Err(Error::invalid("keepalive", format!("{idle:?}"), rule));
             }
         }
@@ -126,7 +138,7 @@ impl TcpOptions {
         ] {
             match size {
                 Some(size) if size == 0 || i32::try_from(size).is_err() => {
-                    let rule = "from 1 to 2147483647 bytes";
+                    let rule = "it must be from 1 to 2147483647 bytes";
                     return Err(Error::invalid(option, size, rule));
                 }
                 _ => {}

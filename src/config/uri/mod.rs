@@ -27,7 +27,7 @@ impl FromStr for ConnectionParameters {
     fn from_str(text: &str) -> Result<Self> {
         let parts = Parts::of(text)?;
         let parameters = from_parts(&parts);
-        // It may hold a password.
+        // The URL may contain a password.
         String::from(parts.url).zeroize();
         parameters
     }
@@ -84,17 +84,17 @@ impl TryFrom<String> for ConnectionParameters {
     }
 }
 
-/// What the options of a URL say that is no parameter by itself.
+/// The options of a URL that are combined into parameters when all have been read.
 #[derive(Default)]
 struct Query {
-    /// What has been set so far.
+    /// The names of the options that have been read.
     seen: Vec<String>,
     mechanisms: Vec<String>,
     #[cfg(feature = "native-tls")]
     tls: TlsQuery,
 }
 
-/// The options that say how TLS is set up.
+/// The options of TLS.
 const TLS_OPTIONS: [&str; 9] = [
     "cacertfile",
     "certfile",
@@ -126,7 +126,7 @@ impl Query {
             return option(parameters, name, &decoded(name, value)?);
         }
         if !parameters.tls {
-            let rule = "it is about TLS, which needs the scheme amqps";
+            let rule = "options of TLS need the scheme amqps";
             return Err(Error::invalid(name, "…", rule));
         }
         #[cfg(feature = "native-tls")]
@@ -134,7 +134,7 @@ impl Query {
         Ok(())
     }
 
-    /// Which of two values would count, nobody could tell.
+    /// Refuses an option that was read before: see D11 in docs/decisions.md.
     fn check_first(&mut self, name: &str) -> Result<()> {
         let setting = match name {
             "heartbeat_interval" => "heartbeat",
@@ -150,7 +150,7 @@ impl Query {
     }
 }
 
-/// The same text, if it can be decoded. The error does not repeat it, since it may be a
+/// Returns the text if it can be decoded. The error does not contain it, because it may be a
 /// secret.
 fn checked<'a>(option: &str, text: &'a str) -> Result<&'a str> {
     let mut behind = text.split('%').skip(1);
@@ -162,8 +162,7 @@ fn checked<'a>(option: &str, text: &'a str) -> Result<&'a str> {
     }) {
         true => Ok(text),
         false => {
-            let rule = "two hexadecimal digits follow a '%'; one that stands for itself is \
-                        written %25";
+            let rule = "two hexadecimal digits must follow a '%'; write %25 for a '%' itself";
             Err(Error::invalid(option, "…", rule))
         }
     }
@@ -176,7 +175,7 @@ fn decoded(option: &str, text: &str) -> Result<String> {
         .map_err(|_| not_utf8(option))
 }
 
-/// The same, without copies that stay.
+/// Decodes a secret, and leaves no copies of it in memory.
 fn decoded_secret(option: &str, text: &str) -> Result<Secret> {
     let mut secret = Secret::with_capacity(text.len());
     for byte in percent_decode_str(checked(option, text)?) {
@@ -216,7 +215,7 @@ fn credentials(
             "external" => Credentials::external(),
             "anonymous" => Credentials::anonymous(),
             _ => {
-                let rule = "it is plain, amqplain, external or anonymous";
+                let rule = "it must be plain, amqplain, external or anonymous";
                 return Err(Error::invalid("auth_mechanism", name, rule));
             }
         };
@@ -248,7 +247,7 @@ fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Res
         "retry_delay" => parameters.retry_delay = seconds(name, value)?,
         "rpc_timeout" => parameters.rpc_timeout = seconds(name, value)?,
         "socket_timeout" => parameters.socket_timeout = seconds(name, value)?,
-        // The value of an option that this does not know may be a secret.
+        // The value of an unknown option may be a secret.
         _ => return Err(Error::invalid(name, "…", "there is no such option")),
     }
     Ok(())
@@ -258,7 +257,7 @@ fn switch(name: &str, value: &str) -> Result<bool> {
     match value {
         "t" | "true" | "1" => Ok(true),
         "f" | "false" | "0" => Ok(false),
-        _ => Err(Error::invalid(name, value, "it is t or f")),
+        _ => Err(Error::invalid(name, value, "it must be t or f")),
     }
 }
 
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_may_be_left_out() {
+    fn every_part_is_optional() {
         for url in [
             "amqp://",
             "amqp:///",
@@ -424,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_a_user_or_a_password_is_no_guest() {
+    fn a_url_with_a_user_or_a_password_does_not_use_guest() {
         for (url, credentials) in [
             ("amqp://me:secret@host", "Plain(\"me\", ***)"),
             ("amqp://me@host", "Plain(\"me\", ***)"),
@@ -480,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn the_error_names_the_wrong_part() {
         assert_eq!(refused("http://h").0, "url");
         assert_eq!(refused("amqp://h/a/b"), ("virtual_host".into(), "…".into()));
         assert_eq!(
@@ -494,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn no_error_repeats_a_password() {
+    fn no_error_contains_a_password() {
         for url in [
             "amqp://user:hush@h:99999",
             "amqp://user:hush%ff@h",

@@ -1,7 +1,8 @@
-//! A URL taken apart.
+//! The parts of a URL.
 //!
-//! The crate `url` does that, and mends what it reads, as browsers do. A URL of a broker that needs
-//! mending is a mistake, and often has a password that ended too early; so it is looked at before.
+//! The crate `url` splits a URL, and repairs it first, as browsers do. A broker's URL that has to be
+//! repaired is a mistake, often a password with a character that should be encoded. So this module
+//! checks the URL before `url` parses it.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +12,7 @@ use zeroize::Zeroizing;
 use super::decoded;
 use crate::error::{Error, Result};
 
-/// The advice where a password may have ended too early.
+/// The rule where a character may have ended a password too early.
 const ENCODE: &str = "in user and password these characters are percent-encoded: % as %25, / as \
                       %2F, ? as %3F, # as %23, @ as %40, : as %3A; in a virtual host or an \
                       option @ is %40, too, if no user is named";
@@ -19,9 +20,9 @@ const ENCODE: &str = "in user and password these characters are percent-encoded:
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) is_tls: bool,
-    /// Decoded; an IPv6 address in brackets.
+    /// The decoded host; an IPv6 address is in brackets.
     pub(super) host: Option<String>,
-    /// The rest of it, not yet decoded. It may hold a password.
+    /// The whole URL, not decoded. It may contain a password.
     pub(super) url: Url,
 }
 
@@ -30,15 +31,15 @@ impl Parts {
         let text = text.trim_ascii();
         if text.contains(char::is_control) {
             return Err(refused(
-                "it has a tab, a line break or another control character in it; one that belongs \
-                 there is percent-encoded",
+                "it contains a tab, a line break or another control character; a control character \
+                 must be percent-encoded",
             ));
         }
         let (is_tls, rest) = scheme(text)?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, behind) = rest.split_at(end);
         if behind.contains('#') {
-            return Err(refused("'#' is written as %23, in a password as well"));
+            return Err(refused("'#' must be written as %23, in a password as well"));
         }
         let (user, address) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
         let path = behind.split('?').next().unwrap_or_default();
@@ -46,16 +47,16 @@ impl Parts {
             return Err(refused(ENCODE));
         }
         if has_dot_segment(path) {
-            let rule = "a name that consists of dots is set by ConnectionParameters::virtual_host";
+            let rule = "set a name of dots with ConnectionParameters::virtual_host";
             return Err(Error::invalid("virtual_host", "…", rule));
         }
         let explained = |error| match behind.contains('@') {
-            // It may be no address at all, but the beginning of a password.
+            // The address may be the beginning of a password.
             true if user.is_empty() => refused(ENCODE),
             _ => error,
         };
         let (host, zone, port) = address_parts(address).map_err(explained)?;
-        // The specification lets the host be left out even where a user or a port is named.
+        // By the specification the host is optional even if a user or a port is given.
         let default = match authority.is_empty() || !host.is_empty() {
             true => "",
             false => "localhost",
@@ -63,7 +64,7 @@ impl Parts {
         let scheme = if is_tls { "amqps://" } else { "amqp://" };
         let closing = if zone.is_some() { "]" } else { "" };
         let parts = [scheme, user, default, host, closing, port, behind];
-        // Made to size, for a buffer that grows leaves copies.
+        // Allocated at its full size: a buffer that grows leaves copies of the password in memory.
         let size = parts.iter().map(|part| part.len()).sum();
         let mut whole = Zeroizing::new(String::with_capacity(size));
         for part in parts {
@@ -78,12 +79,12 @@ impl Parts {
     }
 }
 
-/// Without anything of the URL, since nobody knows which part of it is the secret.
+/// Returns an error that contains no part of the URL, because any part may be the password.
 pub(super) fn refused(rule: impl Into<String>) -> Error {
     Error::invalid("url", "…", rule)
 }
 
-/// Whether the scheme is that of TLS, and what is behind it.
+/// Returns whether the scheme uses TLS, and the text behind the scheme.
 fn scheme(text: &str) -> Result<(bool, &str)> {
     let is_in_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
     match text.split_once("://") {
@@ -92,21 +93,25 @@ fn scheme(text: &str) -> Result<(bool, &str)> {
                 "amqp" => Ok((false, rest)),
                 "amqps" if cfg!(feature = "native-tls") => Ok((true, rest)),
                 "amqps" => {
-                    let rule = "cony was built without its feature tls";
+                    let rule = "cony was built without its feature native-tls";
                     Err(Error::invalid("url", "amqps", rule))
                 }
-                _ => Err(Error::invalid("url", scheme, "the scheme is amqp or amqps")),
+                _ => Err(Error::invalid(
+                    "url",
+                    scheme,
+                    "the scheme must be amqp or amqps",
+                )),
             }
         }
         _ => Err(refused(
-            "it begins with amqp:// or amqps://; amqp://user:password@host:port/vhost is one",
+            "a URL begins with amqp:// or amqps://, such as amqp://user:password@host:port/vhost",
         )),
     }
 }
 
-/// Whether a slash may have cut a password in two: then its first part stands where a port
-/// should be, and an '@' comes in the path. (In the options it does no harm: none of them
-/// shows its value unless it is known.)
+/// Whether a slash may have split a password: then the first part is in the place of a port, and
+/// the path contains an '@'. (In the options this does no harm, because an error shows only values
+/// of known options.)
 fn is_cut(address: &str, path: &str) -> bool {
     let Some((before, _)) = path.rsplit_once('@') else {
         return false;
@@ -114,7 +119,7 @@ fn is_cut(address: &str, path: &str) -> bool {
     before.contains(':') || address.contains(':') && !is_plain(address)
 }
 
-/// Whether an address with a port is not to be taken for a user and half of a password.
+/// Whether an address with a port is certainly not a user and a part of a password.
 fn is_plain(address: &str) -> bool {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     host.starts_with('[')
@@ -123,14 +128,14 @@ fn is_plain(address: &str) -> bool {
         || matches!(port, "5671" | "5672")
 }
 
-/// Host, zone of an IPv6 address, and port with the colon in front. With a zone the host has no
-/// closing bracket.
+/// Returns the host, the zone of an IPv6 address, and the port with its colon. With a zone, the host
+/// has no closing bracket.
 ///
-/// The zone stands behind `%25` (RFC 6874), or, as it is mostly written, behind `%`.
+/// The zone is written behind `%25` (RFC 6874), or in most cases behind `%`.
 fn address_parts(address: &str) -> Result<(&str, Option<&str>, &str)> {
     if address.contains(',') {
         return Err(refused(
-            "it names one broker; several of them, a URL each, are for \
+            "a URL has one host; for several brokers pass a URL for each to \
              BlockingConnection::open_any",
         ));
     }
@@ -161,7 +166,7 @@ fn with_zone(host: String, zone: Option<&str>) -> Result<String> {
     }
 }
 
-/// Whether a segment of the path would be taken for "here" or "one up", also if it is encoded.
+/// Whether a segment of the path, decoded, is `.` or `..`, which the crate `url` would resolve.
 fn has_dot_segment(path: &str) -> bool {
     path.split('/').any(|segment| {
         let plain = segment.replace("%2e", ".").replace("%2E", ".");
@@ -174,35 +179,35 @@ fn reason(error: ParseError) -> Error {
         ParseError::InvalidPort => Error::invalid("port", "…", "a number from 1 to 65535"),
         ParseError::InvalidIpv6Address | ParseError::InvalidIpv4Address => no_address(),
         error => refused(format!(
-            "it is no URL ({error}); amqp://user:password@host:port/vhost is one"
+            "it is no URL ({error}); the form is amqp://user:password@host:port/vhost"
         )),
     }
 }
 
 fn no_address() -> Error {
-    let rule = "an IPv6 address stands in brackets, and a port behind them: [::1]:5672";
+    let rule = "an IPv6 address must be in brackets, with the port behind them: [::1]:5672";
     Error::invalid("host", "…", rule)
 }
 
-/// The name of a virtual host; no path, or a slash alone, is the one with the name `/`.
+/// Returns the name of the virtual host: `/` if there is no path, or a slash alone.
 pub(super) fn virtual_host(path: &str) -> Result<String> {
     match path.strip_prefix('/').unwrap_or(path) {
         "" => Ok("/".into()),
         name if name.contains('/') => {
-            let rule = "it is one segment; a '/' in its name is written as %2f";
+            let rule = "write a '/' in its name as %2f";
             Err(Error::invalid("virtual_host", "…", rule))
         }
         name => decoded("virtual_host", name),
     }
 }
 
-/// The options, each with its name decoded and its value not.
+/// Returns the options, each with its decoded name and its value as it is.
 pub(super) fn options(query: &str) -> impl Iterator<Item = Result<(String, &str)>> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| match pair.split_once('=') {
         Some((name, value)) => Ok((decoded("url", name)?, value)),
         None => Err(refused(
-            "an option reads name=value; a '?' in a password is written as %3F",
+            "an option must have the form name=value; write a '?' in a password as %3F",
         )),
     })
 }
@@ -243,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_inside_are_refused_and_white_space_around_is_not_looked_at() {
+    fn control_characters_inside_are_refused_and_white_space_around_is_ignored() {
         for character in ["\t", "\n", "\r", "\0", "\x0b", "\x7f", "\u{85}"] {
             for url in [
                 format!("amqp://u:hu{character}sh@h"),
@@ -260,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_well_encoded_is_refused_by_its_name() {
+    fn a_malformed_percent_encoding_is_refused_with_the_name_of_its_part() {
         for (url, name) in [
             ("amqp://u:hush%@h", "password"),
             ("amqp://u:hush%4@h", "password"),
@@ -293,7 +298,7 @@ mod tests {
             "amqp:u:hush@h?x=://",
             "//broker",
         ] {
-            refused_with(url, "it begins with amqp:// or amqps://");
+            refused_with(url, "a URL begins with amqp:// or amqps://");
         }
         assert_eq!(parse("AMQP://Broker").host, "Broker");
         let (_, rule) = refused("http://h");
@@ -301,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn characters_that_end_a_password_too_early_are_told_how_to_write() {
+    fn the_error_tells_how_to_encode_characters_that_end_a_password_too_early() {
         for (url, encoded) in [
             ("amqp://u:hush/x@h", "%2F"),
             ("amqp://u:12/hush@h/v", "%2F"),
@@ -349,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_virtual_host_of_dots_is_no_place_in_a_path() {
+    fn a_virtual_host_of_dots_is_refused() {
         for url in [
             "amqp://h/.",
             "amqp://h/..",
@@ -363,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_hosts_is_told_of_open_any() {
+    fn the_error_for_a_list_of_hosts_names_open_any() {
         for url in [
             "amqp://one,two/v",
             "amqp://u:hush@one:5672,two:5672/v",
@@ -409,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_a_number_and_does_not_show() {
+    fn the_error_for_a_port_that_is_no_number_does_not_contain_it() {
         for port in ["hush", "+1", "-1", "99999", "1e3", "%35"] {
             let (option, _) = refused(&format!("amqp://u:p@h:{port}/v"));
             assert_eq!(option, "port", "{port}");

@@ -1,4 +1,4 @@
-//! What a URL says of TLS: RabbitMQ's options, and pika's `ssl_options`, a dict of Python.
+//! Options of TLS in a URL: those of RabbitMQ, and `ssl_options` of pika, a dict of Python.
 
 use super::{decoded, decoded_secret, number, switch};
 use crate::config::tls::{TlsOptions, TlsVersion};
@@ -31,7 +31,7 @@ impl TlsQuery {
             "certfile" => once(&mut self.certfile, name, value),
             "keyfile" => once(&mut self.keyfile, name, value),
             "server_name_indication" => once(&mut self.server_name_indication, name, value),
-            // RabbitMQ's list has it, but it is about what a server demands.
+            // RabbitMQ lists this option for clients as well, but it is for servers.
             "fail_if_no_peer_cert" => switch(name, &value).map(drop),
             "depth" => ignore_depth(name, &value),
             _ => once(&mut self.verify, name, verify(name, &value)?),
@@ -62,22 +62,26 @@ impl TlsQuery {
     pub(super) fn options(self) -> Result<TlsOptions> {
         let mut options = TlsOptions::new();
         if let Some(path) = self.cacertfile {
-            // Both Python and RabbitMQ trust nobody else then.
+            // As in Python and RabbitMQ, the system's authorities are not trusted then.
             options = options
                 .authority_file("cacertfile", &path)
                 .disable_built_in_roots(true);
         }
         match (&self.certfile, &self.keyfile, &self.password) {
             (None, Some(key), _) => {
-                return Err(Error::invalid("keyfile", key, "it needs a certfile, too"));
+                return Err(Error::invalid(
+                    "keyfile",
+                    key,
+                    "it needs a certfile as well",
+                ));
             }
             (None, None, Some(_)) => {
-                let rule = "it is that of a certfile, which is missing";
+                let rule = "it is for a certfile, which is missing";
                 return Err(Error::invalid("password", "…", rule));
             }
             (Some(_), Some(_), Some(_)) => {
                 let rule = "a keyfile cannot be encrypted: convert it with openssl pkcs8 -topk8 \
-                            -nocrypt, or make one certfile in PKCS #12 of both";
+                            -nocrypt, or put both into one certfile in PKCS #12";
                 return Err(Error::invalid("password", "…", rule));
             }
             (Some(certificate), key, password) => {
@@ -97,12 +101,12 @@ impl TlsQuery {
     }
 }
 
-/// No platform's TLS library can be told, so it is said that it does not count.
+/// Checks and ignores the option: the crate `native-tls` has no setting for it.
 fn ignore_depth(name: &str, value: &str) -> Result<()> {
     let depth: u8 = number(name, value)?;
     log::warn!(
-        "the option depth={depth} of a URL has no effect: how many authorities may stand between \
-         a certificate and a trusted one is up to the TLS library"
+        "the option depth={depth} of a URL has no effect: the TLS library decides how many \
+         authorities may be between a certificate and a trusted one"
     );
     Ok(())
 }
@@ -119,14 +123,14 @@ fn verify(option: &str, value: &str) -> Result<bool> {
         "verify_peer" => Ok(true),
         "verify_none" => Ok(false),
         _ => {
-            let rule = "it is verify_peer or verify_none";
+            let rule = "it must be verify_peer or verify_none";
             Err(Error::invalid(option, value, rule))
         }
     }
 }
 
-/// A value of the dict. No error shows it: a quote in the wrong place puts what comes behind it
-/// into it, and that may be a password.
+/// A value of the dict. Errors do not show it: with a quote in the wrong place it may contain a
+/// password that follows.
 #[derive(Debug, PartialEq)]
 enum Value {
     Text(String),
@@ -138,17 +142,17 @@ impl Value {
     fn path(self, option: &str) -> Result<String> {
         match self {
             Self::Text(path) if !path.is_empty() => Ok(path),
-            _ => Err(Error::invalid(option, "…", "it is the path of a file")),
+            _ => Err(Error::invalid(option, "…", "it must be the path of a file")),
         }
     }
 
     fn cert_reqs(self, option: &str) -> Result<bool> {
         match self.constant(option)?.as_str() {
             "0" | "CERT_NONE" => Ok(false),
-            // For a client these are the same.
+            // For a client these two are the same.
             "1" | "CERT_OPTIONAL" | "2" | "CERT_REQUIRED" => Ok(true),
             _ => {
-                let rule = "it is 0, 1, 2, CERT_NONE, CERT_OPTIONAL or CERT_REQUIRED";
+                let rule = "it must be 0, 1, 2, CERT_NONE, CERT_OPTIONAL or CERT_REQUIRED";
                 Err(Error::invalid(option, "…", rule))
             }
         }
@@ -156,7 +160,7 @@ impl Value {
 
     fn ssl_version(self, option: &str) -> Result<TlsVersion> {
         match self.constant(option)?.as_str() {
-            // Whatever both sides can do.
+            // The highest version that both sides support.
             "2" | "PROTOCOL_SSLv23" | "PROTOCOL_TLS" | "16" | "PROTOCOL_TLS_CLIENT" => {
                 Ok(TlsVersion::Tls12)
             }
@@ -164,7 +168,7 @@ impl Value {
             "4" | "PROTOCOL_TLSv1_1" => Ok(TlsVersion::Tls11),
             "5" | "PROTOCOL_TLSv1_2" => Ok(TlsVersion::Tls12),
             _ => {
-                let rule = "it is one of Python's PROTOCOL_TLS, PROTOCOL_TLSv1, \
+                let rule = "it must be one of Python's PROTOCOL_TLS, PROTOCOL_TLSv1, \
                             PROTOCOL_TLSv1_1, PROTOCOL_TLSv1_2 or their numbers; SSL is refused";
                 Err(Error::invalid(option, "…", rule))
             }
@@ -175,7 +179,7 @@ impl Value {
         match self {
             Self::Constant(text) => Ok(text),
             Self::Text(_) => {
-                let rule = "it is a number or a name of Python's module ssl, not a string";
+                let rule = "it must be a number or a name of Python's module ssl, not a string";
                 Err(Error::invalid(option, "…", rule))
             }
         }
@@ -195,8 +199,8 @@ impl<'a> Dict<'a> {
             .and_then(|pairs| dict.rest.trim().is_empty().then_some(pairs));
         pairs.ok_or_else(|| {
             let rule =
-                "it is a dict of Python, such as {'ca_certs': '/path/ca.pem', 'cert_reqs': 2}";
-            // It may hold a password.
+                "it must be a dict of Python, such as {'ca_certs': '/path/ca.pem', 'cert_reqs': 2}";
+            // The text may contain a password.
             Error::invalid("ssl_options", "…", rule)
         })
     }
@@ -218,13 +222,13 @@ impl<'a> Dict<'a> {
         Some(pairs)
     }
 
-    /// Takes this character, if it comes next.
+    /// Takes this character if it is the next one.
     fn expect(&mut self, character: char) -> Option<()> {
         self.rest = self.rest.trim_start().strip_prefix(character)?;
         Some(())
     }
 
-    /// `None` of Python says nothing, as if the key were not there.
+    /// Takes a value. Python's `None` is returned as `Some(None)`: the key counts as absent.
     fn value(&mut self) -> Option<Option<Value>> {
         if let Some(text) = self.string() {
             return Some(Some(Value::Text(text)));
@@ -242,7 +246,7 @@ impl<'a> Dict<'a> {
         }
     }
 
-    /// A string in single or double quotes. Without it, nothing is taken.
+    /// Takes a string in single or double quotes, if there is one.
     fn string(&mut self) -> Option<String> {
         let rest = self.rest.trim_start();
         let rest = rest.strip_prefix(['u', 'b']).unwrap_or(rest);
@@ -369,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_dict_is_refused_by_the_key() {
+    fn the_error_for_a_wrong_value_in_the_dict_names_its_key() {
         for (dict, option) in [
             ("{'colour': 1}", "ssl_options.colour"),
             ("{'ca_certs': 1}", "ssl_options.ca_certs"),
@@ -402,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rabbitmq_lists_and_no_client_can_do_is_taken_and_changes_nothing() {
+    fn options_of_rabbitmq_without_meaning_for_a_client_are_accepted_and_ignored() {
         for query in [
             "fail_if_no_peer_cert=true",
             "fail_if_no_peer_cert=false",
@@ -420,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_dict_does_not_show() {
+    fn the_error_for_a_malformed_dict_does_not_contain_it() {
         for dict in [
             "{'password': 'hush'",
             "{'password' 'hush'}",
@@ -439,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused() {
+    fn options_that_exclude_each_other_are_refused() {
         for (query, option) in [
             ("verify=maybe", "verify"),
             ("keyfile=k.pem", "keyfile"),
