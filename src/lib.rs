@@ -12,19 +12,19 @@
 //! # Ok::<(), cony::Error>(())
 //! ```
 //!
-//! No runtime, no futures: every call is a plain function that returns when it is done,
-//! or when its deadline has passed. One background thread owns the socket and sends the
-//! heartbeats, so a callback may take an hour, and every handle can be used from every
-//! thread. cony does for Rust what pika's `BlockingConnection` does for Python, with
-//! what pika's users have asked for since. Each of pika's names, and what it is here, is in
-//! `docs/from-pika.md`.
+//! Calls are plain functions, without a runtime and without futures: each returns when it is done,
+//! or when its deadline has passed. One background thread, the IO thread, owns the socket and sends
+//! the heartbeats, so a callback may take an hour. Every handle can be used from several threads.
 //!
-//! What follows is an outline; the [`guide`] has a page for each subject.
+//! cony does for Rust what pika's `BlockingConnection` does for Python. If you know pika, look up
+//! its names in `docs/from-pika.md`.
+//!
+//! This page is an outline. The [`guide`] has a page for each subject.
 //!
 //! # Publishing
 //!
-//! [`basic_publish`](BlockingChannel::basic_publish) takes an exchange, a routing key
-//! and a message: anything that is bytes, or a [`Message`] that says more.
+//! [`basic_publish`](BlockingChannel::basic_publish) takes an exchange, a routing key and a message.
+//! The message is anything that is bytes, or a [`Message`] with properties.
 //!
 //! ```
 //! use cony::Message;
@@ -37,14 +37,14 @@
 //! # Ok::<(), cony::Error>(())
 //! ```
 //!
-//! The broker says what it has taken, once [asked to](BlockingChannel::confirm_delivery):
-//! of each message, with [`Confirm::wait`], or of all so far, with
-//! [`wait_for_confirms`](BlockingChannel::wait_for_confirms).
+//! After [`confirm_delivery`](BlockingChannel::confirm_delivery) the broker confirms each message.
+//! [`Confirm::wait`] waits for the confirm of one message, and
+//! [`wait_for_confirms`](BlockingChannel::wait_for_confirms) for all of them.
 //!
 //! # Consuming
 //!
-//! With a callback, as in pika, or with an iterator. Either way what is delivered must
-//! be acknowledged, or taken with `no_ack`.
+//! Consume with a callback, as in pika, or with an iterator. Acknowledge each delivery, or consume
+//! with `no_ack`.
 //!
 //! ```
 //! use cony::{basic, queue};
@@ -70,50 +70,56 @@
 //! # Ok::<(), cony::Error>(())
 //! ```
 //!
-//! # Requests and answers
+//! # Requests and responses
 //!
-//! [`RpcClient`] asks a server over a queue and waits for the answer.
+//! [`RpcClient`] sends a request to a server through a queue and waits for the response.
 //!
 //! # Threads
 //!
-//! [`BlockingConnection`], [`BlockingChannel`] and [`Consumer`] are `Send`, `Sync` and
-//! cheap to clone; a [`Delivery`] can be settled from any thread. Calls of several
-//! threads on one channel take turns; publishes and acknowledgements do not wait for
-//! them. A channel closes with its last handle, a connection with the last of all.
+//! [`BlockingConnection`], [`BlockingChannel`] and [`Consumer`] are `Send`, `Sync` and cheap to
+//! clone. A [`Delivery`] can be settled from any thread. On one channel, calls of several threads
+//! take turns; publishes and acknowledgements do not wait for them. A channel closes with its last
+//! handle, and a connection with the last handle of all.
 //!
 //! # Errors
 //!
-//! Every call returns [`Result`] with one [`Error`]. What the broker refuses costs the
-//! channel, or sometimes the connection, and the error says so with the broker's code and
-//! text; whoever asks the dead handle later gets the same reason. What is wrong on this
-//! side is found before anything is sent.
+//! Every call returns a [`Result`] with the one type [`Error`]. If the broker refuses a call, it
+//! closes the channel, or for some mistakes the connection. The error has the code and the text of
+//! the broker, and later calls on that handle return the same reason. Mistakes that cony can find
+//! itself are errors before anything is sent. [`Error::is_retryable`] tells whether to try again.
 //!
 //! # Bounds
 //!
-//! No call waits for ever: it ends with its reply, with the death of its channel or
-//! connection, or at its deadline (see [`ConnectionParameters`] for all of them). Memory
-//! is bounded in bytes both ways: publishes wait for room, and reading pauses while too
-//! much waits to be taken.
+//! Calls have a deadline: they end with the reply, with the end of their channel or connection, or
+//! with [`Error::Timeout`]. [`ConnectionParameters`] has all timeouts. Only calls that are made to
+//! wait for messages or for the end, such as [`run`](BlockingConnection::run), have no limit.
+//!
+//! Memory is bounded in both directions: publishes wait for room in the write budget, and reading
+//! pauses when untaken deliveries exceed the read budget.
 //!
 //! # Log
 //!
-//! Through the `log` crate, with the connection's name: connected and unblocked at `info`,
-//! what may hurt (blocked, reading paused, a stalled consumer, messages lost) at `warn`,
-//! ends of channels and connections at `debug`. Never a body or a secret. The IO thread
-//! logs as well, so a log backend should be quick and not use cony itself.
+//! cony logs through the crate `log`, with the name of the connection:
+//!
+//! - `info`: a connection is opened, or is unblocked.
+//! - `warn`: a connection is blocked, reading is paused, a consumer is stalled, messages are lost.
+//! - `debug`: a channel or connection has ended.
+//!
+//! It never logs a body or a secret. The IO thread logs as well, so the log backend should be quick,
+//! and must not use cony itself.
 //!
 //! # Examples
 //!
-//! RabbitMQ's tutorials and the everyday programs are in `examples/`; README lists them.
+//! `examples/` has RabbitMQ's tutorials and programs for everyday tasks. README lists them.
 //!
 //! # Features
 //!
-//! `native-tls` (on by default, also called `tls`): `amqps://` with the TLS library of the
-//! platform, through the crate [`native_tls`](https://docs.rs/native-tls).
+//! `native-tls` (on by default, also called `tls`): `amqps://` with the TLS library of the platform,
+//! through the crate [`native_tls`](https://docs.rs/native-tls).
 
 // docs.rs builds with a nightly compiler and marks items that need a feature.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// In a test, what fails should panic.
+// A test panics when it fails.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 /// Compiles and runs the examples of the README.
@@ -121,7 +127,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// Compiles and runs the example for those who come from pika.
+/// Compiles and runs the example for users of pika.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/from-pika.md")]
 struct FromPika;

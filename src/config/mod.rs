@@ -1,4 +1,4 @@
-//! How to connect: parameters, credentials, TLS, and the URL that can hold all of them.
+//! The settings of a connection: parameters, credentials, options of TLS, and URLs.
 
 pub(crate) mod credentials;
 pub(crate) mod parameters;

@@ -1,4 +1,4 @@
-//! What a program wants to be told of a channel beside its deliveries.
+//! The callbacks of a channel for everything that is no delivery.
 
 use std::sync::Arc;
 
@@ -9,20 +9,21 @@ use crate::error::{Error, Result};
 use crate::io::shared::notices::{Notice, Wanted};
 use crate::protocol::wire::ShortString;
 
-/// # Returned messages, cancelled consumers, confirms, flow and the end
+/// # Callbacks for returns, cancels, confirms, flow and the close
 ///
-/// These callbacks run in threads that dispatch: in
-/// [`start_consuming`](Self::start_consuming) of this channel, and in
-/// [`run`](crate::BlockingConnection::run),
+/// These callbacks run in threads that dispatch: in [`start_consuming`](Self::start_consuming) of
+/// this channel, and in [`run`](crate::BlockingConnection::run),
 /// [`sleep`](crate::BlockingConnection::sleep) and
-/// [`process_data_events`](crate::BlockingConnection::process_data_events) of its
-/// connection. What has come and is not told by then, a [`close`](Self::close) tells before
-/// it returns. A callback's error ends the dispatching call and comes out of it. Callbacks
-/// are dropped when the channel is closed, so they should not capture a handle of their own
-/// channel, which that would keep open.
+/// [`process_data_events`](crate::BlockingConnection::process_data_events) of its connection.
+/// [`close`](Self::close) runs the callbacks for events that have not been dispatched before.
+///
+/// If a callback returns an error, the dispatching call ends and returns that error.
+///
+/// Callbacks are dropped when the channel is closed. A callback that captures a handle of its own
+/// channel keeps that channel open, so use the handle that it is called with.
 impl BlockingChannel {
-    /// Calls `callback` with each mandatory message that came back because it reached no
-    /// queue. Elsewhere, take them with [`try_next_return`](Self::try_next_return).
+    /// Calls `callback` with each mandatory message that came back because it reached no queue.
+    /// Without a callback, take them with [`try_next_return`](Self::try_next_return).
     ///
     /// In [confirm mode](Self::confirm_delivery) a message that comes back is told by its
     /// [`Confirm`](crate::Confirm), and not here.
@@ -36,15 +37,15 @@ impl BlockingChannel {
         self.inner().shared.announce();
     }
 
-    /// The next message that came back, if there is one. The last thousand are kept,
-    /// or fewer if these take more than 16 MiB, or those of all channels more than 64 MiB.
+    /// Returns the next returned message, if there is one. The last thousand are kept, or fewer if
+    /// they exceed 16 MiB, or 64 MiB in all channels of the connection together.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::Message;
     ///
     /// channel.basic_publish("", "no such queue", Message::new("hi").mandatory(true))?;
-    /// // The broker returns it before it answers what is asked after it.
+    /// // The broker returns the message before it answers the next call.
     /// channel.basic_qos(1)?;
     /// if let Some(returned) = channel.try_next_return() {
     ///     println!("{} came back: {}", returned.routing_key(), returned.reply_text());
@@ -55,12 +56,12 @@ impl BlockingChannel {
         self.inner().shared.notices.pop_return().map(Returned::new)
     }
 
-    /// Calls `callback` with the tag of each consumer that the broker cancels, because its
-    /// queue was deleted for instance.
+    /// Calls `callback` with the tag of each consumer that the broker cancels, for instance because
+    /// its queue was deleted.
     ///
-    /// With such a callback `start_consuming` takes the cancellation of its last consumer
-    /// as dealt with, and returns Ok. A [`Consumer`](crate::Consumer) says it to whoever
-    /// reads it all the same.
+    /// With such a callback, [`start_consuming`](Self::start_consuming) returns `Ok` when the broker
+    /// has cancelled its last consumer. A [`Consumer`](crate::Consumer) returns the error in any
+    /// case.
     pub fn add_on_cancel_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, ShortString) -> Result<()> + Send + 'static,
@@ -71,10 +72,12 @@ impl BlockingChannel {
         self.inner().shared.announce();
     }
 
-    /// Calls `callback` with what becomes of each message that is published in
-    /// [confirm mode](Self::confirm_delivery) and settled after this: once for each, in the
-    /// order in which it is learnt. Of what nobody dispatches, the oldest news are dropped (beyond
-    /// 10,000 runs of them), with a word in the log.
+    /// Calls `callback` once with the outcome of each publish in
+    /// [confirm mode](Self::confirm_delivery), in the order in which the outcomes arrive. Outcomes
+    /// from before this call are not reported.
+    ///
+    /// If no thread dispatches, outcomes are kept. One entry stands for consecutive publishes with
+    /// the same outcome; beyond 10,000 entries the oldest are dropped, and the log has a warning.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -105,9 +108,9 @@ impl BlockingChannel {
         self.inner().shared.publisher.keep_news();
     }
 
-    /// Calls `callback` when the broker asks to stop or resume publishing: with whether
-    /// content may flow. Publishes wait meanwhile, whoever listens. (RabbitMQ never asks:
-    /// it blocks connections.)
+    /// Calls `callback` when the broker stops (`false`) or resumes (`true`) publishing with
+    /// `channel.flow`. Publishes wait meanwhile, with or without a callback. (RabbitMQ never sends
+    /// it: it blocks connections instead.)
     pub fn add_on_flow_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, bool) -> Result<()> + Send + 'static,
@@ -118,9 +121,10 @@ impl BlockingChannel {
         self.inner().shared.announce();
     }
 
-    /// Calls `callback` once when the channel is over, with the reason: after a
-    /// [`close`](Self::close) by this program in that call itself, otherwise in a thread that
-    /// dispatches.
+    /// Calls `callback` once with the reason when the channel has ended.
+    ///
+    /// If this program closes the channel, the callback runs inside of [`close`](Self::close).
+    /// Otherwise it runs in a thread that dispatches.
     pub fn add_on_close_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, Error) -> Result<()> + Send + 'static,
@@ -131,9 +135,8 @@ impl BlockingChannel {
         self.inner().shared.announce();
     }
 
-    /// Calls back for what is no delivery, up to `limit` events, and tells how many there
-    /// were.
-    pub(super) fn tell_notices(
+    /// Runs the callbacks for at most `limit` notices, and returns the number of notices.
+    pub(super) fn call_notice_callbacks(
         &self,
         held: &DispatchGuard<'_>,
         limit: usize,
@@ -166,32 +169,33 @@ impl BlockingChannel {
         Ok(told)
     }
 
-    /// Tells those who want to know that the channel is over, if it is, unless another thread
-    /// is about to.
-    pub(super) fn tell_closed(&self) -> Result<()> {
+    /// Runs the close callbacks if the channel has ended, unless another thread dispatches.
+    pub(super) fn call_close_callbacks(&self) -> Result<()> {
         let inner = self.inner();
         if inner.end_to_tell().is_none() {
             return Ok(());
         }
         let announce = || inner.shared.announce();
         match inner.source.hold(&announce) {
-            Some(held) => self.tell_closed_if(&held),
+            Some(held) => self.call_close_callbacks_held(&held),
             None => Ok(()),
         }
     }
 
-    /// The same for whoever has the source. What came before the end is told before it.
-    pub(super) fn tell_closed_if(&self, held: &DispatchGuard<'_>) -> Result<()> {
+    /// Does the same under the lock. Notices from before the end come first.
+    pub(super) fn call_close_callbacks_held(&self, held: &DispatchGuard<'_>) -> Result<()> {
         let inner = self.inner();
         let Some(reason) = inner.end_to_tell() else {
             return Ok(());
         };
-        let rest = self.tell_notices(held, usize::MAX, &|| false).map(drop);
+        let rest = self
+            .call_notice_callbacks(held, usize::MAX, &|| false)
+            .map(drop);
         if rest.is_ok() {
             inner.clear_listeners();
         }
         if !inner.on_close.is_empty() {
-            // Whoever listens knows.
+            // The callbacks report the end, so `close` does not report it once more.
             let _ = inner.ended_by_others();
         }
         let told = inner.on_close.call_all_once(held, self, &reason);
@@ -200,7 +204,7 @@ impl BlockingChannel {
 }
 
 impl ChannelInner {
-    /// Why the channel is over, when everything that belongs to the end has come.
+    /// Returns the reason of the end, if all events before the end have arrived.
     fn end_to_tell(&self) -> Option<Error> {
         let shared = &self.shared;
         match shared.inbox.has_ended() && !shared.is_closing() {

@@ -133,7 +133,7 @@ impl BlockingChannel {
             end => unheard().or(end),
         };
         inner.clear_deliveries();
-        let told = self.tell_closed();
+        let told = self.call_close_callbacks();
         failure.map_or(told, Err)
     }
 }

@@ -1,4 +1,4 @@
-//! Running callbacks: `start_consuming` and what ends it.
+//! `start_consuming`, and the dispatching of one channel's deliveries to its callbacks.
 
 use std::sync::{Arc, Weak};
 
@@ -16,10 +16,10 @@ use crate::protocol::wire::ShortString;
 
 type Loan<'a> = ConsumerLoan<'a, BlockingChannel, Delivery>;
 
-/// How many events of one channel are dispatched before it is another's turn.
+/// How many events of one channel are dispatched before another channel has its turn.
 pub(crate) const EVENTS_PER_TURN_MAX: usize = 64;
 
-/// What the dispatching thread finds.
+/// The next event for the dispatching thread.
 enum Next<'a> {
     NoConsumers,
     Call {
@@ -34,43 +34,61 @@ enum Next<'a> {
     ChannelEnded,
 }
 
-/// What a dispatching thread did.
+/// The outcome of one step of a dispatching thread.
 enum Step {
     Handled,
-    /// There is nothing to do now.
+    /// There is no event now.
     Idle,
     NoConsumers,
-    /// There is nothing to do any more.
+    /// There will be no more events.
     Ended,
 }
 
-/// What one dispatching call has to remember.
+/// The state of one dispatching call.
 #[derive(Default)]
 struct Consuming {
-    /// Whether it has been said that everything is out and unsettled.
+    /// Whether the log has the warning that the prefetch is used up.
     warned: bool,
-    /// The consumer that the broker has cancelled last, if nobody listens for that.
+    /// The consumer that the broker has cancelled last, if there is no cancel callback.
     cancelled: Option<ShortString>,
 }
 
 /// # Running callbacks
 impl BlockingChannel {
-    /// Runs the callbacks of this channel's consumers, in this thread, until there are
-    /// no more consumers; and meanwhile those of its connection, timers included.
+    /// Runs the callbacks of this channel in the calling thread until the channel has no more
+    /// consumers with a callback. Also runs the callbacks and timers of the connection.
     ///
-    /// Returns Ok at once if there are none on an open channel, and after
-    /// [`stop_consuming`](Self::stop_consuming), a [`basic_cancel`](Self::basic_cancel)
-    /// of the last one, or a `close` of the channel or its connection by this program.
-    /// A panic in a callback goes through, and leaves the connection usable. To serve
-    /// several channels in one thread, see [`run`](crate::BlockingConnection::run).
+    /// Returns `Ok`:
+    ///
+    /// - after [`stop_consuming`](Self::stop_consuming), or a
+    ///   [`basic_cancel`](Self::basic_cancel) of the last consumer;
+    /// - after a `close` of the channel or of the connection by this program;
+    /// - at once, if an open channel has no such consumer.
+    ///
+    /// A panic of a callback leaves this call, and the connection stays usable. To run the callbacks
+    /// of several channels in one thread, use [`run`](crate::BlockingConnection::run).
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # let queue = channel.queue_declare(cony::queue::Declare::new_exclusive())?.queue;
+    /// # channel.basic_publish("", &queue, "hello")?;
+    /// channel.basic_consume(&queue, |channel, delivery| {
+    ///     println!("{}", delivery.text()?);
+    ///     channel.basic_ack(delivery.delivery_tag)?;
+    ///     channel.stop_consuming()
+    /// })?;
+    /// channel.start_consuming()?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// A callback's own error; the reason, if channel or connection end otherwise;
-    /// [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer and
-    /// nobody [listens for that](Self::add_on_cancel_callback);
-    /// [`Error::AlreadyConsuming`] if another thread runs this channel's callbacks, or the
-    /// caller is one of them.
+    /// - The error of a callback.
+    /// - The reason, if the channel or the connection ends without a close by this program.
+    /// - [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer and there is no
+    ///   [cancel callback](Self::add_on_cancel_callback).
+    /// - [`Error::AlreadyConsuming`] if another thread runs the callbacks of this channel, or if it
+    ///   is called from one of them.
     pub fn start_consuming(&self) -> Result<()> {
         let inner = self.inner();
         let announce = || inner.shared.announce();
@@ -79,12 +97,12 @@ impl BlockingChannel {
             .hold(&announce)
             .ok_or(Error::AlreadyConsuming)?;
         let outcome = self.consume_all(&held);
-        let told = self.tell_closed_if(&held);
+        let told = self.call_close_callbacks_held(&held);
         drop(held);
-        // Others may see to what is left.
+        // Events that are left are for the other threads that dispatch.
         inner.shared.announce();
-        // A close that was done while this had the source has left that to it.
-        outcome.and(told).and_then(|()| self.tell_closed())
+        // A close during this call could not take the lock, and has left its callbacks to it.
+        outcome.and(told).and_then(|()| self.call_close_callbacks())
     }
 
     fn consume_all(&self, held: &DispatchGuard<'_>) -> Result<()> {
@@ -95,19 +113,19 @@ impl BlockingChannel {
         let _watch_connection = inner.shared.connection.own_events.watch(&signal);
         let mut consuming = Consuming::default();
         if !inner.callbacks.has_some() {
-            // Those that there were have ended with the channel.
+            // Earlier consumers may have ended with the channel.
             if let Some(error) = inner.ended_by_others() {
                 return Err(error);
             }
         }
         loop {
             let told = connection.dispatch_own(&|| false)?
-                + self.tell_notices(held, EVENTS_PER_TURN_MAX, &|| false)?;
+                + self.call_notice_callbacks(held, EVENTS_PER_TURN_MAX, &|| false)?;
             match self.step(held, &mut consuming)? {
-                // Of others that go on, this one is not the end.
+                // Other consumers remain, so this cancellation does not end `start_consuming`.
                 Step::Handled if inner.callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
-                // More may have come for those behind which this was.
+                // Callbacks ran above and may have queued more work: check again before sleeping.
                 Step::Idle if told > 0 => {}
                 Step::Idle => {
                     inner.warn_if_stalled(&mut consuming.warned);
@@ -117,7 +135,7 @@ impl BlockingChannel {
                 Step::NoConsumers => break,
                 Step::Ended => {
                     inner.callbacks.clear();
-                    // The connection may have taken the channel along.
+                    // The channel may have ended with its connection.
                     connection.dispatch_own(&|| false)?;
                     return inner.ended_by_others().map_or(Ok(()), Err);
                 }
@@ -129,8 +147,8 @@ impl BlockingChannel {
         }
     }
 
-    /// Calls back for `share` events at most, unless another thread does; tells how many
-    /// there were.
+    /// Runs the callbacks for at most `share` events, unless another thread dispatches this channel.
+    /// Returns the number of events.
     pub(crate) fn dispatch_some(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let inner = self.inner();
         inner.shared.unlist();
@@ -144,8 +162,8 @@ impl BlockingChannel {
         if !is_done || inner.has_more() {
             inner.shared.announce();
         }
-        // A close that was done while this had the source has left that to it.
-        let told = self.tell_closed();
+        // A close during this call could not take the lock, and has left its callbacks to it.
+        let told = self.call_close_callbacks();
         outcome.and_then(|done| told.map(|()| done))
     }
 
@@ -157,7 +175,7 @@ impl BlockingChannel {
     ) -> Result<usize> {
         let inner = self.inner();
         let mut consuming = Consuming::default();
-        let mut done = self.tell_notices(held, share, is_over)?;
+        let mut done = self.call_notice_callbacks(held, share, is_over)?;
         for _ in 0..inner.shared.inbox.len().min(share) {
             if is_over() {
                 return Ok(done);
@@ -173,9 +191,9 @@ impl BlockingChannel {
         if inner.shared.inbox.is_over() {
             let unheard = inner.on_close.is_empty() && inner.callbacks.has_some();
             inner.callbacks.clear();
-            self.tell_closed_if(held)?;
+            self.call_close_callbacks_held(held)?;
             match inner.shared.closed() {
-                // With the connection, its reason is told by that.
+                // If the connection has ended, its own callbacks report the reason.
                 Some(reason) if unheard && reason.by != ClosedBy::Application => {
                     return Err(Error::ChannelClosed(reason));
                 }
@@ -185,7 +203,7 @@ impl BlockingChannel {
         Ok(done)
     }
 
-    /// Does what is next.
+    /// Handles the next event.
     fn step(&self, held: &DispatchGuard<'_>, consuming: &mut Consuming) -> Result<Step> {
         let inner = self.inner();
         match inner.next_event() {
@@ -203,16 +221,16 @@ impl BlockingChannel {
             }
             Next::ConsumerEnded(consumer) => {
                 if let Some(tag) = inner.end_callback(&consumer) {
-                    self.tell_cancelled(held, tag, consuming)?;
+                    self.call_cancel_callbacks(held, tag, consuming)?;
                 }
             }
         }
         Ok(Step::Handled)
     }
 
-    /// Tells of a consumer that the broker has cancelled; if nobody listens, the dispatching
-    /// call will.
-    fn tell_cancelled(
+    /// Calls the cancel callbacks. Without one, notes the consumer: the dispatching call then ends
+    /// with an error.
+    fn call_cancel_callbacks(
         &self,
         held: &DispatchGuard<'_>,
         tag: ShortString,
@@ -236,7 +254,7 @@ impl BlockingChannel {
     ) -> Result<()> {
         let inner = self.inner();
         if !no_ack && !inner.is_open() {
-            // It cannot be settled any more; the broker gives it out again.
+            // The delivery cannot be settled any more. The broker requeues it.
             return Ok(());
         }
         let delivery = inner.take(content, no_ack);
@@ -244,25 +262,25 @@ impl BlockingChannel {
             return Ok(());
         };
         let outcome = held.call(|| callback(self, delivery));
-        // A close by this program, from another thread, is no failure of the callback that it
-        // interrupts.
+        // If another thread of this program closes the channel, calls of the callback fail. That is
+        // no error of the callback.
         match (outcome, inner.shared.end()) {
             (Err(error), Some(end)) if !error.is_of_others() && !end.is_of_others() => Ok(()),
             (outcome, _) => outcome,
         }
     }
 
-    /// Cancels this channel's consumers with a callback, so that
-    /// [`start_consuming`](Self::start_consuming) returns: from a callback, or from
-    /// another thread.
+    /// Cancels all consumers of this channel that have a callback, so that
+    /// [`start_consuming`](Self::start_consuming) returns. Can be called from a callback and from
+    /// any thread.
     ///
-    /// What they had received and not yet handled goes back to its queue, or, if it
-    /// needed no acknowledgement, still goes to its callback first. Before
-    /// `start_consuming`, this makes that one return at once.
+    /// Deliveries that have arrived and that no callback has received are requeued. With `no_ack`
+    /// they cannot be, so their callback still receives them before `start_consuming` returns. If
+    /// this is called before `start_consuming`, that call returns at once.
     ///
     /// # Errors
     ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn stop_consuming(&self) -> Result<()> {
         let inner = self.inner();
         for consumer in inner.callbacks.running() {
@@ -278,10 +296,11 @@ impl BlockingChannel {
 }
 
 impl ChannelInner {
-    /// What the dispatching thread is to do next.
+    /// Takes the next event.
     ///
-    /// Taken from the inbox under the lock of the callbacks, as a cancel takes what it
-    /// hands back: so each message finds its consumer, or is handed back.
+    /// The inbox is read under the lock of the table of callbacks. A cancel takes the deliveries
+    /// that it hands back under the same lock. So each delivery either finds its consumer or is
+    /// handed back.
     fn next_event(&self) -> Next<'_> {
         let mut entries = self.callbacks.lock();
         if entries.is_empty() {
@@ -306,14 +325,17 @@ impl ChannelInner {
                 content,
             },
             None => {
-                log::warn!("a delivery came for {}, who is gone", deliver.consumer_tag);
+                log::warn!(
+                    "a delivery for the unknown consumer {} is dropped",
+                    deliver.consumer_tag
+                );
                 Next::LookAgain
             }
         }
     }
 
-    /// Forgets a callback whose consumer did not start in time, and gives back what has
-    /// come for it all the same.
+    /// Removes the callback of a consumer that did not start before the deadline, and requeues the
+    /// deliveries that have arrived for it.
     pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerShared>) {
         let mut entries = self.callbacks.lock();
         let entry = entries.remove(consumer);
@@ -324,22 +346,22 @@ impl ChannelInner {
         drop(entries);
         drop(entry);
         self.keep_or_give_back(left, consumer);
-        // Whoever waits for this consumer only has nothing to wait for any more.
+        // A thread in `start_consuming` may have waited for this consumer only.
         self.shared.announce();
     }
 
-    /// Takes out what has come for the callback of this tag.
+    /// Takes out the deliveries for the consumer with this tag.
     fn extract_for(&self, tag: &ShortString) -> Extracted {
         self.shared.inbox.extract(|known| known == tag)
     }
 
-    /// Whether dispatching would find something to do.
+    /// Whether there are events to dispatch.
     fn has_more(&self) -> bool {
         self.callbacks.has_some() && !self.shared.inbox.is_empty()
     }
 
-    /// Ends what a callback has of a consumer that was cancelled, and takes out what it
-    /// has received and not handled.
+    /// Removes the callback of a cancelled consumer, and takes out the deliveries that it has not
+    /// handled.
     pub(super) fn remove_callback(&self, consumer: &Arc<ConsumerShared>) -> Option<Extracted> {
         let mut entries = self.callbacks.lock();
         let entry = entries.remove(consumer)?;
@@ -349,12 +371,13 @@ impl ChannelInner {
         Some(left)
     }
 
-    /// Forgets a callback whose consumer has ended; its tag, if the broker did that.
+    /// Removes the callback of a consumer that has ended. Returns its tag if the broker has cancelled
+    /// it.
     fn end_callback(&self, consumer: &Weak<ConsumerShared>) -> Option<ShortString> {
-        // Nothing holds a consumer that was cancelled by its tag before.
+        // A consumer that the program cancelled by its tag before has been dropped.
         let consumer = consumer.upgrade()?;
         let entry = self.callbacks.lock().remove(&consumer);
-        // Outside the lock, for the callback may call anything when it is dropped.
+        // Outside the lock: the values that the callback captured may call this when they drop.
         drop(entry?);
         if consumer.cancelled_by_broker() != Some(true) {
             return None;
@@ -363,7 +386,7 @@ impl ChannelInner {
         Some(consumer.tag.clone())
     }
 
-    /// Gives back what waits for a consumer that was stopped, if that can be done.
+    /// Requeues the deliveries of a stopped consumer, unless they need no acknowledgement.
     fn requeue_for(&self, consumer: &Arc<ConsumerShared>) {
         let entries = self.callbacks.lock();
         // The deliveries of a later consumer with the same tag are left alone.
@@ -375,8 +398,8 @@ impl ChannelInner {
         self.give_back(consumer, left);
     }
 
-    /// Says once why nothing comes any more: everything the prefetch allows is out and
-    /// unsettled.
+    /// Logs, once, that no more deliveries can arrive because the prefetch is used up by unsettled
+    /// deliveries.
     pub(crate) fn warn_if_stalled(&self, warned: &mut bool) {
         let prefetch = match self.shared.prefetch() {
             Some(prefetch) if prefetch > 0 && !*warned => u64::from(prefetch),
@@ -386,7 +409,7 @@ impl ChannelInner {
             *warned = true;
             log::warn!(
                 "{}: channel {} waits for deliveries, but all {prefetch} that its prefetch allows \
-                 are out and unsettled; does the program acknowledge them?",
+                 are unsettled; check that the program acknowledges them",
                 self.shared.connection.name,
                 self.shared.id.number
             );
