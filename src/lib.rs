@@ -23,8 +23,8 @@
 //!
 //! # Publishing
 //!
-//! [`basic_publish`](BlockingChannel::basic_publish) takes an exchange, a routing key and a message.
-//! The message is anything that is bytes, or a [`Message`] with properties.
+//! [`basic_publish`](BlockingChannel::basic_publish) takes an exchange, a routing key and a
+//! message. The message is anything that is bytes, or a [`Message`] with properties.
 //!
 //! ```
 //! use cony::Message;
@@ -105,8 +105,8 @@
 //! - `warn`: a connection is blocked, reading is paused, a consumer is stalled, messages are lost.
 //! - `debug`: a channel or connection has ended.
 //!
-//! It never logs a body or a secret. The IO thread logs as well, so the log backend should be quick,
-//! and must not use cony itself.
+//! It never logs a body or a secret. The IO thread logs as well, so the log backend should be
+//! quick, and must not use cony itself.
 //!
 //! # Examples
 //!
@@ -114,8 +114,8 @@
 //!
 //! # Features
 //!
-//! `native-tls` (on by default, also called `tls`): `amqps://` with the TLS library of the platform,
-//! through the crate [`native_tls`](https://docs.rs/native-tls).
+//! `native-tls` (on by default, also called `tls`): `amqps://` with the TLS library of the
+//! platform, through the crate [`native_tls`](https://docs.rs/native-tls).
 
 // docs.rs builds with a nightly compiler and marks items that need a feature.
 #![cfg_attr(docsrs, feature(doc_cfg))]

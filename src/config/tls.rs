@@ -142,7 +142,8 @@ impl TlsOptions {
         self
     }
 
-    /// Sends the client certificate in this PKCS #12 file (`.p12`, `.pfx`), which has this password.
+    /// Sends the client certificate in this PKCS #12 file (`.p12`, `.pfx`), which has this
+    /// password.
     ///
     /// If the file has several intermediate authorities, OpenSSL 3 sends them in reverse order.
     /// RabbitMQ accepts any order. For another broker use
@@ -250,8 +251,8 @@ impl TlsOptions {
     /// Whether to accept any certificate, even a forged one. Default: `false`.
     ///
     /// **Dangerous:** an attacker on the network can read and change everything, including the
-    /// password. To trust a private authority, use [`ca_file`](Self::ca_file) instead. The log has a
-    /// warning for every connection.
+    /// password. To trust a private authority, use [`ca_file`](Self::ca_file) instead. The log has
+    /// a warning for every connection.
     #[must_use]
     pub fn danger_accept_invalid_certificates(mut self, accept: bool) -> Self {
         self.danger_accept_invalid_certificates = accept;

@@ -263,8 +263,8 @@ pub enum Error {
     Unroutable(Returned),
     /// A mandatory message came back that cannot be matched to one publish: several publishes have
     /// its exchange, routing key and body, and none has its properties, because a plugin of the
-    /// broker changed these. Each of these publishes is [`Unconfirmed`](Self::Unconfirmed) with this
-    /// reason.
+    /// broker changed these. Each of these publishes is [`Unconfirmed`](Self::Unconfirmed) with
+    /// this reason.
     AmbiguousReturn(Returned),
     /// The outcome of a publish is unknown: the broker may have taken the message or not. The error
     /// inside is the reason, in most cases the end of the channel or connection before the confirm.

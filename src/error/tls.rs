@@ -28,8 +28,8 @@ pub enum TlsError {
     NotTls,
     /// The broker has no certificate for the requested name (SNI).
     UnknownName,
-    /// The broker ended TLS without a clear reason: there is no common cipher, or, before TLS 1.3, a
-    /// client certificate that the broker demands is missing.
+    /// The broker ended TLS without a clear reason: there is no common cipher, or, before TLS 1.3,
+    /// a client certificate that the broker demands is missing.
     Refused,
     /// Another reason, which the text names.
     Other,

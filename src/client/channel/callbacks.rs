@@ -59,9 +59,9 @@ impl BlockingChannel {
     /// Calls `callback` with the tag of each consumer that the broker cancels, for instance because
     /// its queue was deleted.
     ///
-    /// With such a callback, [`start_consuming`](Self::start_consuming) returns `Ok` when the broker
-    /// has cancelled its last consumer. A [`Consumer`](crate::Consumer) returns the error in any
-    /// case.
+    /// With such a callback, [`start_consuming`](Self::start_consuming) returns `Ok` when the
+    /// broker has cancelled its last consumer. A [`Consumer`](crate::Consumer) returns the error in
+    /// any case.
     pub fn add_on_cancel_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, ShortString) -> Result<()> + Send + 'static,

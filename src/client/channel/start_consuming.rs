@@ -65,8 +65,8 @@ impl BlockingChannel {
     /// - after a `close` of the channel or of the connection by this program;
     /// - at once, if an open channel has no such consumer.
     ///
-    /// A panic of a callback leaves this call, and the connection stays usable. To run the callbacks
-    /// of several channels in one thread, use [`run`](crate::BlockingConnection::run).
+    /// A panic of a callback leaves this call, and the connection stays usable. To run the
+    /// callbacks of several channels in one thread, use [`run`](crate::BlockingConnection::run).
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -147,8 +147,8 @@ impl BlockingChannel {
         }
     }
 
-    /// Runs the callbacks for at most `share` events, unless another thread dispatches this channel.
-    /// Returns the number of events.
+    /// Runs the callbacks for at most `share` events, unless another thread dispatches this
+    /// channel. Returns the number of events.
     pub(crate) fn dispatch_some(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let inner = self.inner();
         inner.shared.unlist();
@@ -371,8 +371,8 @@ impl ChannelInner {
         Some(left)
     }
 
-    /// Removes the callback of a consumer that has ended. Returns its tag if the broker has cancelled
-    /// it.
+    /// Removes the callback of a consumer that has ended. Returns its tag if the broker has
+    /// cancelled it.
     fn end_callback(&self, consumer: &Weak<ConsumerShared>) -> Option<ShortString> {
         // A consumer that the program cancelled by its tag before has been dropped.
         let consumer = consumer.upgrade()?;

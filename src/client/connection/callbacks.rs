@@ -72,8 +72,8 @@ impl BlockingConnection {
         self.inner.shared.ring();
     }
 
-    /// Calls `callback` with the broker's reason when the broker begins to block publishes, for lack
-    /// of memory or disk. RabbitMQ blocks only connections that publish. (RabbitMQ, "Blocked
+    /// Calls `callback` with the broker's reason when the broker begins to block publishes, for
+    /// lack of memory or disk. RabbitMQ blocks only connections that publish. (RabbitMQ, "Blocked
     /// Connection Notifications".)
     ///
     /// See also [`is_blocked`](Self::is_blocked) and
@@ -99,8 +99,8 @@ impl BlockingConnection {
     }
 
     /// Calls `callback` when publishes are produced faster than the broker or the network takes
-    /// them: when more bytes wait to be written than ten frames of mean size have. The callback gets
-    /// the number of waiting bytes.
+    /// them: when more bytes wait to be written than ten frames of mean size have. The callback
+    /// gets the number of waiting bytes.
     ///
     /// This needs the parameter
     /// [`backpressure_detection`](crate::ConnectionParameters::backpressure_detection).

@@ -266,8 +266,8 @@ impl BlockingConnection {
     ///
     /// Before that, publishes that wait are written, and channels in confirm mode wait for their
     /// confirms. Returns when the broker has answered, or when
-    /// [`close_timeout`](ConnectionParameters::close_timeout) has passed; then the socket is closed.
-    /// A second call returns `Ok`.
+    /// [`close_timeout`](ConnectionParameters::close_timeout) has passed; then the socket is
+    /// closed. A second call returns `Ok`.
     ///
     /// # Errors
     ///

@@ -133,8 +133,8 @@ impl BlockingConnection {
         self.inner.shared.anything.ring();
     }
 
-    /// Runs the callbacks for all events that have arrived. If there are none, waits for one, at most
-    /// for `limit`.
+    /// Runs the callbacks for all events that have arrived. If there are none, waits for one, at
+    /// most for `limit`.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -231,8 +231,8 @@ impl BlockingConnection {
         signal.receiver()
     }
 
-    /// Runs the callbacks for all events that have arrived, at most `share` of each channel. Returns
-    /// their number.
+    /// Runs the callbacks for all events that have arrived, at most `share` of each channel.
+    /// Returns their number.
     fn dispatch_round(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let shared = &self.inner.shared;
         if shared.termination().is_some() {

@@ -314,7 +314,7 @@ settings! {
     /// The size of the largest body to accept, in bytes. A larger one closes its channel (311),
     /// unless [`oversized`](Self::oversized) is set. Default: 128 MiB.
     max_message_size(u64), copy get_max_message_size: u64;
-    /// What happens to a message that is larger than `max_message_size`. Default:
+    /// How to handle a message that is larger than `max_message_size`. Default:
     /// [`Oversized::CloseChannel`].
     oversized(Oversized), copy get_oversized: Oversized;
     /// The prefetch of a channel without `basic_qos`, from its first consumer that acknowledges; 0

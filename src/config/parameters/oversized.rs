@@ -1,8 +1,8 @@
-//! What happens to a message that is too large.
+//! How to handle a message that is too large.
 
-/// What happens to a message that is larger than
-/// [`max_message_size`](super::ConnectionParameters::max_message_size). In both cases its body takes
-/// no memory.
+/// How to handle a message that is larger than
+/// [`max_message_size`](super::ConnectionParameters::max_message_size). In both cases its body
+/// takes no memory.
 ///
 /// ```
 /// use cony::{ConnectionParameters, Oversized};

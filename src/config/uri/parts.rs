@@ -1,8 +1,8 @@
 //! The parts of a URL.
 //!
-//! The crate `url` splits a URL, and repairs it first, as browsers do. A broker's URL that has to be
-//! repaired is a mistake, often a password with a character that should be encoded. So this module
-//! checks the URL before `url` parses it.
+//! The crate `url` splits a URL, and repairs it first, as browsers do. A broker's URL that has to
+//! be repaired is a mistake, often a password with a character that should be encoded. So this
+//! module checks the URL before `url` parses it.
 
 use std::net::Ipv4Addr;
 
@@ -128,8 +128,8 @@ fn is_plain(address: &str) -> bool {
         || matches!(port, "5671" | "5672")
 }
 
-/// Returns the host, the zone of an IPv6 address, and the port with its colon. With a zone, the host
-/// has no closing bracket.
+/// Returns the host, the zone of an IPv6 address, and the port with its colon. With a zone, the
+/// host has no closing bracket.
 ///
 /// The zone is written behind `%25` (RFC 6874), or in most cases behind `%`.
 fn address_parts(address: &str) -> Result<(&str, Option<&str>, &str)> {
@@ -302,7 +302,7 @@ mod tests {
         }
         assert_eq!(parse("AMQP://Broker").host, "Broker");
         let (_, rule) = refused("http://h");
-        assert_eq!(rule, "the scheme is amqp or amqps");
+        assert_eq!(rule, "the scheme must be amqp or amqps");
     }
 
     #[test]
