@@ -128,7 +128,7 @@ fn a_cancel_ends_the_pause_between_attempts() {
             listener.accept().expect_protocol_header();
             // This line of the log is written right before the pause.
             let address = format!("127.0.0.1:{}", listener.port());
-            let words = format!("attempt 1 to connect: no connection to {address}");
+            let words = format!("attempt 1 to connect failed: no connection to {address}");
             let deadline = Instant::now() + TEST_TIMEOUT;
             while TestLog::count(&words) == 0 {
                 assert!(Instant::now() < deadline, "no attempt has failed in time");
