@@ -47,17 +47,6 @@ struct ReportedState {
 /// Callbacks are dropped when the connection is closed. A callback that captures a handle of its
 /// own connection keeps that connection open, so use the handle that it is called with.
 impl BlockingConnection {
-    /// Calls `callback` once, as soon as a thread dispatches.
-    ///
-    /// The connection is open already when [`open`](Self::open) returns. This method is there for
-    /// programs that come from pika, where the callback reports the opening.
-    pub fn add_on_open_callback(
-        &self,
-        callback: impl FnOnce(&BlockingConnection) -> Result<()> + Send + 'static,
-    ) {
-        self.add_timeout(Duration::ZERO, callback);
-    }
-
     /// Calls `callback` once with the reason when the connection has ended.
     ///
     /// If this program closes the connection, the callback runs inside of [`close`](Self::close).
@@ -222,6 +211,20 @@ impl BlockingConnection {
         callbacks.clear();
         self.inner.timers.clear();
         callbacks.on_close.call_all_once(held, self, &reason)
+    }
+}
+
+/// # For programs that come from pika
+impl BlockingConnection {
+    /// Calls `callback` once, as soon as a thread dispatches.
+    ///
+    /// The connection is open already when [`open`](Self::open) returns. This method is there for
+    /// programs that come from pika, where the callback reports the opening.
+    pub fn add_on_open_callback(
+        &self,
+        callback: impl FnOnce(&BlockingConnection) -> Result<()> + Send + 'static,
+    ) {
+        self.add_timeout(Duration::ZERO, callback);
     }
 }
 

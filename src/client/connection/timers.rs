@@ -56,7 +56,11 @@ impl BlockingConnection {
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
-    /// An error of the callback ends the dispatching call, which returns it.
+    /// An error of the callback ends the dispatching call, which returns it. Any thread may call
+    /// this, so with a delay of zero it hands a callback to the dispatching thread. (Newer versions
+    /// of pika call these `call_later` and `add_callback_threadsafe`.)
+    #[doc(alias = "call_later")]
+    #[doc(alias = "add_callback_threadsafe")]
     pub fn add_timeout(
         &self,
         delay: Duration,
