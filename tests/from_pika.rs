@@ -214,14 +214,20 @@ fn declares(line: &str, name: &str) -> bool {
     let is_code = rest
         .strip_prefix(" = ")
         .is_some_and(|value| value.parse::<u16>().is_ok());
-    is_variant || is_field || is_code
+    // A row of `settings!`, with the setter and its getter.
+    let is_setting = rest.starts_with('(') && line.contains(" get_") && line.ends_with(';');
+    is_variant || is_field || is_code || is_setting
 }
 
 /// Returns whether the item declares the type or module `owner`, or implements methods for it.
 fn is_about(item: &str, owner: &str) -> bool {
     let added = [format!("impl {owner}"), format!("impl<'a> {owner}")];
-    item.lines()
-        .any(|line| declares_owner(line, owner) || added.iter().any(|start| begins(line, start)))
+    let of_settings = format!("{owner};");
+    item.lines().any(|line| {
+        line == of_settings
+            || declares_owner(line, owner)
+            || added.iter().any(|start| begins(line, start))
+    })
 }
 
 fn exists(items: &[String], name: &str) -> bool {
