@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         let connection = BlockingConnection::open(parameters.clone());
         match connection.and_then(|connection| work(&connection, &queue, &stop)) {
             Ok(()) | Err(Error::OpenCancelled { .. }) => break,
-            Err(error) if error.is_connection_error() => eprintln!("connecting again: {error}"),
+            Err(error) if error.is_retryable() => eprintln!("connecting again: {error}"),
             Err(error) => return Err(error),
         }
         thread::sleep(Duration::from_secs(1));
