@@ -46,18 +46,19 @@ impl Head {
     }
 }
 
-/// The result of a content header or body frame.
+/// The result of a content header.
 #[derive(Debug)]
-pub(crate) enum Progress<'a> {
-    /// More frames must follow.
-    Pending,
-    Complete(Head, Parts<'a>),
+pub(crate) enum Announced {
+    /// Body frames must follow.
+    Body,
+    /// The body is empty. [`Assembly::body`] completes the content with an empty slice.
+    NoBody,
     /// The announced body exceeds the limit.
-    TooLarge {
-        head: Head,
-        size: u64,
-    },
+    TooLarge { head: Head, size: u64 },
 }
+
+/// A complete content.
+pub(crate) type Complete<'a> = (Head, Parts<'a>);
 
 /// The limit for the body of a message that is received.
 #[derive(Debug, Clone, Copy)]
@@ -157,14 +158,11 @@ impl Assembly {
         }
     }
 
+    /// Handles the content header. A body of more than `max` bytes is too large.
     // This function and the next ones are inlined into their only caller, because they run for each
     // message.
     #[inline]
-    pub(crate) fn header(
-        &mut self,
-        payload: &[u8],
-        max: u64,
-    ) -> Result<Progress<'_>, ProtocolError> {
+    pub(crate) fn header(&mut self, payload: &[u8], max: u64) -> Result<Announced, ProtocolError> {
         let AssemblyState::Header(head) = std::mem::take(&mut self.state) else {
             return Err(ProtocolError::UnexpectedContent(
                 "a content header arrived where none was expected",
@@ -184,7 +182,7 @@ impl Assembly {
             ));
         }
         if size > max {
-            return Ok(Progress::TooLarge { head, size });
+            return Ok(Announced::TooLarge { head, size });
         }
         let size = usize::try_from(size).map_err(|_| malformed(DecodeError::Truncated))?;
         let properties = match reader.rest() {
@@ -193,11 +191,11 @@ impl Assembly {
             properties => properties,
         };
         self.keep_properties(properties);
-        if size == 0 {
-            return Ok(Progress::Complete(head, self.parts(&[])));
-        }
         self.state = AssemblyState::Body { head, size };
-        Ok(Progress::Pending)
+        match size {
+            0 => Ok(Announced::NoBody),
+            _ => Ok(Announced::Body),
+        }
     }
 
     #[inline]
@@ -227,8 +225,12 @@ impl Assembly {
         }
     }
 
+    /// Adds a body frame. Returns the content if the frame completes it.
     #[inline]
-    pub(crate) fn body<'a>(&'a mut self, payload: &'a [u8]) -> Result<Progress<'a>, ProtocolError> {
+    pub(crate) fn body<'a>(
+        &'a mut self,
+        payload: &'a [u8],
+    ) -> Result<Option<Complete<'a>>, ProtocolError> {
         if let AssemblyState::Skipped { left } = &mut self.state {
             *left = left
                 .checked_sub(payload.len() as u64)
@@ -236,7 +238,7 @@ impl Assembly {
             if *left == 0 {
                 self.state = AssemblyState::Idle;
             }
-            return Ok(Progress::Pending);
+            return Ok(None);
         }
         let AssemblyState::Body { size, .. } = &self.state else {
             return Err(ProtocolError::UnexpectedContent(
@@ -251,11 +253,11 @@ impl Assembly {
         if payload.len() < missing {
             reserve(&mut self.packed, payload.len(), missing);
             self.packed.extend_from_slice(payload);
-            return Ok(Progress::Pending);
+            return Ok(None);
         }
         match std::mem::take(&mut self.state) {
-            AssemblyState::Body { head, .. } => Ok(Progress::Complete(head, self.parts(payload))),
-            _ => Ok(Progress::Pending),
+            AssemblyState::Body { head, .. } => Ok(Some((head, self.parts(payload)))),
+            _ => Ok(None),
         }
     }
 }
@@ -300,10 +302,12 @@ mod tests {
         assembly
     }
 
+    type Outcome<'a> = Result<Option<Complete<'a>>, ProtocolError>;
+
     #[track_caller]
-    fn complete(progress: Result<Progress<'_>, ProtocolError>) -> (Option<u8>, Bytes) {
-        match progress {
-            Ok(Progress::Complete(Head::Deliver { .. }, parts)) => {
+    fn complete(outcome: Outcome<'_>) -> (Option<u8>, Bytes) {
+        match outcome {
+            Ok(Some((Head::Deliver { .. }, parts))) => {
                 let (properties, body) = parts.unpack();
                 (properties.get().priority, body)
             }
@@ -312,14 +316,29 @@ mod tests {
     }
 
     #[track_caller]
-    fn pending(progress: Result<Progress<'_>, ProtocolError>) {
-        assert!(matches!(progress, Ok(Progress::Pending)), "{progress:?}");
+    fn pending(outcome: Outcome<'_>) {
+        assert!(matches!(outcome, Ok(None)), "{outcome:?}");
+    }
+
+    /// Passes a content header, after which a body must follow.
+    #[track_caller]
+    fn begin_body(assembly: &mut Assembly, header: &[u8], max: u64) {
+        let outcome = assembly.header(header, max);
+        assert!(matches!(outcome, Ok(Announced::Body)), "{outcome:?}");
+    }
+
+    /// Passes a content header that announces an empty body.
+    #[track_caller]
+    fn empty_body<'a>(assembly: &'a mut Assembly, header: &[u8]) -> Outcome<'a> {
+        let outcome = assembly.header(header, 100);
+        assert!(matches!(outcome, Ok(Announced::NoBody)), "{outcome:?}");
+        assembly.body(&[])
     }
 
     #[test]
     fn an_empty_body_is_complete_with_its_header() {
         let mut assembly = begun();
-        let content = complete(assembly.header(&header(60, 0, &PRIORITY), 100));
+        let content = complete(empty_body(&mut assembly, &header(60, 0, &PRIORITY)));
         assert_eq!(content, (Some(7), Bytes::new()));
         assert!(!assembly.is_under_way());
     }
@@ -350,15 +369,15 @@ mod tests {
             for size in [0, 1] {
                 let mut assembly = begun();
                 let header = header(60, size, &encoded);
-                let progress = match size {
-                    0 => assembly.header(&header, 100),
+                let outcome = match size {
+                    0 => empty_body(&mut assembly, &header),
                     _ => {
-                        pending(assembly.header(&header, 100));
+                        begin_body(&mut assembly, &header, 100);
                         assembly.body(b"x")
                     }
                 };
-                let Ok(Progress::Complete(_, parts)) = progress else {
-                    panic!("{progress:?}");
+                let Ok(Some((_, parts))) = outcome else {
+                    panic!("{outcome:?}");
                 };
                 assert_eq!(*parts.unpack().0.get(), properties);
             }
@@ -377,7 +396,7 @@ mod tests {
                     delivery_tag: 1,
                     redelivered: false,
                 });
-                pending(assembly.header(&header(60, size, properties), size));
+                begin_body(&mut assembly, &header(60, size, properties), size);
                 let mut chunks = whole.chunks(cut).peekable();
                 while let Some(chunk) = chunks.next() {
                     // RabbitMQ sends no empty body frames, but the specification allows them.
@@ -401,10 +420,10 @@ mod tests {
         assert!(begun().body(b"x").is_err());
         assert!(begun().header(&header(50, 1, &NONE), 100).is_err());
         let mut body = begun();
-        pending(body.header(&header(60, 1, &NONE), 100));
+        begin_body(&mut body, &header(60, 1, &NONE), 100);
         assert!(body.header(&header(60, 1, &NONE), 100).is_err());
         let mut body = begun();
-        pending(body.header(&header(60, 1, &NONE), 100));
+        begin_body(&mut body, &header(60, 1, &NONE), 100);
         let outcome = body.body(b"xy");
         assert!(matches!(outcome, Err(ProtocolError::BodyTooLong)));
     }
@@ -413,7 +432,7 @@ mod tests {
     fn an_announced_size_reserves_no_memory() {
         let mut assembly = begun();
         let size = u64::from(u32::MAX);
-        pending(assembly.header(&header(60, size, &NONE), u64::MAX));
+        begin_body(&mut assembly, &header(60, size, &NONE), u64::MAX);
         pending(assembly.body(b"x"));
         assert!(assembly.packed.capacity() > 0);
         assert!(assembly.packed.capacity() <= FIRST_RESERVATION_BYTES);
@@ -423,10 +442,10 @@ mod tests {
     fn memory_for_large_properties_is_not_kept() {
         let mut assembly = begun();
         let large = [&PRIORITY[..], &[0; 2 * KEPT_PROPERTIES_BYTES_MAX]].concat();
-        complete(assembly.header(&header(60, 0, &large), 100));
+        complete(empty_body(&mut assembly, &header(60, 0, &large)));
         assert!(assembly.packed.capacity() <= KEPT_PROPERTIES_BYTES_MAX);
         let mut assembly = begun();
-        pending(assembly.header(&header(60, 3, &large), 100));
+        begin_body(&mut assembly, &header(60, 3, &large), 100);
         let (priority, body) = complete(assembly.body(b"abc"));
         assert_eq!((priority, &*body), (Some(7), &b"abc"[..]));
         assert!(assembly.packed.capacity() <= KEPT_PROPERTIES_BYTES_MAX);
@@ -438,7 +457,7 @@ mod tests {
         let progress = assembly.header(&header(60, u64::MAX, &NONE), 100);
         assert!(matches!(
             progress,
-            Ok(Progress::TooLarge { size: u64::MAX, .. })
+            Ok(Announced::TooLarge { size: u64::MAX, .. })
         ));
     }
 

@@ -12,7 +12,6 @@ use super::super::last_names::LastNames;
 use super::super::output::Output;
 use super::super::reply_code::{ClosedBy, ReplyCode};
 use super::Channel;
-use super::transactions::Transaction;
 
 /// A content that does not go to a consumer.
 pub(super) enum Undelivered {
@@ -31,10 +30,12 @@ pub(super) struct Destination<'a, C> {
     pub(super) channel: u16,
     pub(super) consumers: &'a mut Consumers<C>,
     pub(super) names: &'a LastNames,
-    pub(super) transaction: &'a Transaction,
+    pub(super) is_transactional: bool,
 }
 
 /// Adds a delivery for its consumer to the output. Returns any other content.
+// Inlined into its only caller, because it runs for each message.
+#[inline]
 pub(super) fn deliver<T: Tokens>(
     to: Destination<'_, T::Consumer>,
     head: Head,
@@ -45,7 +46,7 @@ pub(super) fn deliver<T: Tokens>(
         channel,
         consumers,
         names,
-        transaction,
+        is_transactional,
     } = to;
     let (delivery_tag, redelivered) = match head {
         Head::Deliver {
@@ -66,8 +67,7 @@ pub(super) fn deliver<T: Tokens>(
         Recipient::Consumer(consumer) if !consumer.discard => {
             let shows_queue = !consumer.is_requeueable && !may_be_of_stream(parts.properties());
             let is_requeueable = consumer.is_requeueable || shows_queue;
-            let never_held_back =
-                consumer.never_held_back() || transaction.is_selected() || !is_requeueable;
+            let never_held_back = consumer.never_held_back() || is_transactional || !is_requeueable;
             if shows_queue {
                 // This event comes first, because the consumer's thread may have to requeue the
                 // delivery at once.

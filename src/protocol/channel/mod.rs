@@ -34,7 +34,7 @@ use std::time::Instant;
 use self::close_exchange::CloseExchange;
 use self::deliver::{Destination, Undelivered, deliver};
 use self::transactions::Transaction;
-use super::assembly::{Assembly, Head, Progress, SizeLimit};
+use super::assembly::{Announced, Assembly, Head, SizeLimit};
 use super::consumers::Consumers;
 use super::errors::ProtocolError;
 use super::event::{CallFailure, ChannelId, Event, Gate, PendingCall, Reply, Tokens};
@@ -299,19 +299,6 @@ impl<T: Tokens> Channel<T> {
         self.receive(decode_method(payload)?, out)
     }
 
-    /// Returns the assembly of the content that arrives, and the place to which the complete
-    /// content goes.
-    #[inline]
-    fn receiving(&mut self) -> (&mut Assembly, Destination<'_, T::Consumer>) {
-        let destination = Destination {
-            channel: self.id.number,
-            consumers: &mut self.consumers,
-            names: &self.names,
-            transaction: &self.transaction,
-        };
-        (&mut self.assembly, destination)
-    }
-
     #[inline]
     pub(crate) fn receive_header(
         &mut self,
@@ -325,15 +312,19 @@ impl<T: Tokens> Channel<T> {
         if self.hold_back(payload, limit.bytes, out) {
             return Ok(());
         }
-        let (assembly, destination) = self.receiving();
-        let left = match assembly.header(payload, limit.bytes)? {
-            Progress::Pending => None,
-            Progress::Complete(head, parts) => deliver(destination, head, parts, out),
-            Progress::TooLarge { head, size } => {
-                return self.receive_too_large(head, size, payload, limit, out);
+        match self.assembly.header(payload, limit.bytes)? {
+            Announced::Body => Ok(()),
+            Announced::NoBody => self.receive_empty_body(out),
+            Announced::TooLarge { head, size } => {
+                self.receive_too_large(head, size, payload, limit, out)
             }
-        };
-        left.map_or(Ok(()), |left| self.receive_undelivered(left, out))
+        }
+    }
+
+    // Not inlined, so that the code of `receive_body` is inlined only once.
+    #[inline(never)]
+    fn receive_empty_body(&mut self, out: &mut Output<T>) -> Result<(), ProtocolError> {
+        self.receive_body(&[], out)
     }
 
     #[inline]
@@ -346,24 +337,27 @@ impl<T: Tokens> Channel<T> {
             return Ok(());
         }
         let announced = self.assembly.announced();
-        let (assembly, destination) = self.receiving();
-        let left = match assembly.body(payload)? {
-            Progress::Complete(head, parts) => {
-                if announced > 0 {
-                    out.room.end_announced(announced);
-                }
-                deliver(destination, head, parts, out)
+        let Some((head, parts)) = self.assembly.body(payload)? else {
+            if announced == 0 {
+                // This was the first body frame of the content.
+                out.room.announce(self.assembly.announced());
             }
-            Progress::Pending | Progress::TooLarge { .. } => {
-                if announced == 0 {
-                    // This was the first body frame of the content.
-                    out.room.announce(self.assembly.announced());
-                }
-                self.last_part = Some(out.room.now());
-                return Ok(());
-            }
+            self.last_part = Some(out.room.now());
+            return Ok(());
         };
-        left.map_or(Ok(()), |left| self.receive_undelivered(left, out))
+        if announced > 0 {
+            out.room.end_announced(announced);
+        }
+        let destination = Destination {
+            channel: self.id.number,
+            consumers: &mut self.consumers,
+            names: &self.names,
+            is_transactional: self.transaction.is_selected(),
+        };
+        match deliver(destination, head, parts, out) {
+            Some(undelivered) => self.receive_undelivered(undelivered, out),
+            None => Ok(()),
+        }
     }
 
     fn receive(&mut self, method: Method, out: &mut Output<T>) -> Result<Fate, ProtocolError> {
