@@ -80,7 +80,7 @@ fn offences() -> Vec<Offence> {
         offence(
             "a method of two bytes",
             frame(1, 1, &[0, 60]),
-            "too short for a method",
+            "too short for the number of a method",
             505,
         ),
         offence(
@@ -132,7 +132,7 @@ fn offences() -> Vec<Offence> {
                 frame(2, 1, &args().u16(50).u16(0).u64(1).u16(0).bytes()),
             ]
             .concat(),
-            "another class than its method",
+            "differs from that of its method",
             505,
         ),
         offence(
@@ -210,19 +210,19 @@ fn offences() -> Vec<Offence> {
         offence(
             "a connection.close-ok without a close",
             method(0, CONNECTION_CLOSE_OK, args()),
-            "connection.close-ok came",
+            "connection.close-ok arrived",
             503,
         ),
         offence(
             "a second open-ok",
             method(0, CONNECTION_OPEN_OK, args().short("")),
-            "connection.open-ok came",
+            "connection.open-ok arrived",
             503,
         ),
         offence(
             "a method that only clients send",
             method(1, QUEUE_DECLARE, args().u16(0).short("q").u8(0).long("")),
-            "queue.declare came",
+            "queue.declare arrived",
             503,
         ),
         offence(
@@ -246,19 +246,19 @@ fn offences() -> Vec<Offence> {
         offence(
             "a tune after the opening",
             method(0, CONNECTION_TUNE, args().u16(0).u32(0).u16(0)),
-            "connection.tune came",
+            "connection.tune arrived",
             503,
         ),
         offence(
             "a challenge after the opening",
             method(0, CONNECTION_SECURE, args().long("who are you?")),
-            "connection.secure came",
+            "connection.secure arrived",
             503,
         ),
         offence(
             "an update-secret-ok without an update",
             method(0, CONNECTION_UPDATE_SECRET_OK, args()),
-            "connection.update-secret-ok came",
+            "connection.update-secret-ok arrived",
             503,
         ),
         offence(
@@ -276,7 +276,7 @@ fn offences() -> Vec<Offence> {
         offence(
             "a confirm on channel 0",
             method(0, BASIC_ACK, args().u64(1).u8(0)),
-            "basic.ack came",
+            "basic.ack arrived",
             503,
         ),
         offence(
@@ -299,7 +299,7 @@ fn offences() -> Vec<Offence> {
         offence(
             "a method of a channel on channel 0",
             method(0, CHANNEL_OPEN_OK, args().long("")),
-            "channel.open-ok came",
+            "channel.open-ok arrived",
             503,
         ),
     ]
