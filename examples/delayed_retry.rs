@@ -48,7 +48,7 @@ fn main() -> cony::Result<()> {
         }
         println!("{text}: attempt {attempt} failed");
         if attempt < ATTEMPTS {
-            return delivery.reject(false); // to the retry queue
+            return delivery.reject(); // to the retry queue
         }
         // First the copy, then the acknowledgement: a crash in between cannot lose the message.
         let copy = Message::new(&delivery.body).properties(delivery.properties());

@@ -578,10 +578,10 @@ impl<'a> Worker<'a> {
         let consumer = self.channel.consume(consume)?;
         let (mut count, mut bytes) = (0, 0);
         while self.goes_on(count) {
-            let Some(delivery) = consumer.next() else {
+            let Some(delivery) = consumer.recv()? else {
                 break;
             };
-            bytes += delivery?.body.len() as u64;
+            bytes += delivery.body.len() as u64;
             count += 1;
         }
         self.check(count, bytes)
@@ -592,10 +592,9 @@ impl<'a> Worker<'a> {
         let consumer = self.channel.consume(consume)?;
         let (mut count, mut bytes) = (0, 0);
         while self.goes_on(count) {
-            let Some(delivery) = consumer.next() else {
+            let Some(delivery) = consumer.recv()? else {
                 break;
             };
-            let delivery = delivery?;
             bytes += delivery.body.len() as u64;
             delivery.ack()?;
             count += 1;

@@ -49,7 +49,7 @@ fn main() -> cony::Result<()> {
             batch.push((output.basic_publish("", to, message)?, delivery));
             next = match batch.len() < BATCH {
                 // The end of the consumer shows up in the next turn of the outer loop.
-                true => consumer.try_next().unwrap_or(None),
+                true => consumer.try_recv().unwrap_or(None),
                 false => None,
             };
         }
@@ -60,7 +60,7 @@ fn main() -> cony::Result<()> {
                     moved += 1;
                 }
                 // The other queue is full: this message is tried again.
-                Err(Error::Nacked) => delivery.nack(true)?,
+                Err(Error::Nacked) => delivery.requeue()?,
                 // Deliveries that are not acknowledged go back to their queue.
                 Err(error) => return Err(error),
             }

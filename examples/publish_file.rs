@@ -43,7 +43,7 @@ fn main() -> cony::Result<()> {
         Ok(()) => println!("{lines} lines are in {queue}"),
         Err(Error::PublishFailures { failures, more, .. }) => {
             for failure in failures.iter() {
-                eprintln!("line {}: {}", failure.number, failure.error);
+                eprintln!("line {}: {}", failure.sequence_number, failure.error);
             }
             println!("{} of {lines} lines are lost", failures.len() as u64 + more);
             std::process::exit(1);

@@ -9,10 +9,12 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 
-use cony::{BasicProperties, BlockingConnection, Confirm, DeliveryMode, Error, Message};
+use cony::{BlockingConnection, Error, Message, PublisherConfirm};
 
 /// How many publishes may be unconfirmed at a time.
 const WINDOW: usize = 500;
+
+type Unconfirmed = VecDeque<PublisherConfirm>;
 
 fn main() -> cony::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,13 +38,12 @@ fn publish(queue: &str, path: &str, progress: &mut Progress) -> cony::Result<()>
     let channel = connection.channel()?;
     channel.confirm_delivery()?;
 
-    let mut unconfirmed = VecDeque::new();
+    let mut unconfirmed = Unconfirmed::new();
     for (index, line) in file.lines().enumerate().skip(progress.confirmed) {
         let line = line.map_err(Error::other)?;
         // A line that is published again has the same id, so that consumers can skip it.
-        let properties = BasicProperties::new().message_id(format!("line {}", index + 1));
-        let properties = properties.delivery_mode(DeliveryMode::Persistent);
-        let message = Message::new(&line).properties(&properties).mandatory(true);
+        let message = Message::new(line).message_id(format!("line {}", index + 1));
+        let message = message.persistent().mandatory(true);
         unconfirmed.push_back(channel.basic_publish("", queue, message)?);
         progress.wait(&mut unconfirmed, WINDOW)?;
     }
@@ -65,7 +66,7 @@ impl Progress {
     }
 
     /// Waits for the oldest confirms until at most `rest` are missing.
-    fn wait(&mut self, unconfirmed: &mut VecDeque<Confirm>, rest: usize) -> cony::Result<()> {
+    fn wait(&mut self, unconfirmed: &mut Unconfirmed, rest: usize) -> cony::Result<()> {
         let excess = unconfirmed.len().saturating_sub(rest);
         for oldest in unconfirmed.drain(..excess) {
             oldest.wait()?;

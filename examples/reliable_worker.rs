@@ -64,7 +64,7 @@ fn work_on(consumer: &Consumer, stop: &CancellationToken) -> Result<()> {
             let body = &delivery.body[..];
             match panic::catch_unwind(|| handle(body)) {
                 Ok(Ok(())) => delivery.ack()?,
-                Ok(Err(_)) | Err(_) => delivery.reject(true)?, // requeues
+                Ok(Err(_)) | Err(_) => delivery.requeue()?, // requeues
             }
         }
     }

@@ -54,7 +54,7 @@ fn main() -> cony::Result<()> {
             },
             // `ready` means that there may be a delivery, so do not wait for one.
             recv(consumer.ready()) -> _ => {
-                if let Some(order) = consumer.try_next()? {
+                if let Some(order) = consumer.try_recv()? {
                     println!("order: {}", order.text()?);
                     trail.basic_publish("", &trail_queue, format!("sold {}", order.text()?))?;
                     order.ack()?;

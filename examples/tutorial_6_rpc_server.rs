@@ -6,7 +6,7 @@
 
 use std::thread;
 
-use cony::{BlockingConnection, Message};
+use cony::{BlockingConnection, Error};
 
 fn main() -> cony::Result<()> {
     let connection = BlockingConnection::open_default()?;
@@ -15,7 +15,7 @@ fn main() -> cony::Result<()> {
     // One request at a time for each server, so that several servers share the work.
     channel.basic_qos(1)?;
 
-    channel.basic_consume("tutorial.fibonacci", |channel, request| {
+    channel.basic_consume("tutorial.fibonacci", |_, request| {
         // A malformed request must not end the server.
         let input = request.text().unwrap_or("not UTF-8");
         let answer = match input.parse() {
@@ -24,13 +24,12 @@ fn main() -> cony::Result<()> {
         };
         println!("fibonacci({input}) is {answer}");
 
-        // The request names the queue for the reply, and has an id for the reply to repeat.
-        let properties = request.properties();
-        if let (Some(reply_to), Some(id)) = (&properties.reply_to, &properties.correlation_id) {
-            let reply = Message::new(&answer).correlation_id(id);
-            channel.basic_publish("", reply_to, reply)?;
+        // The request names the queue for the reply, and has an id that the reply repeats.
+        match request.reply(answer) {
+            Ok(_) => request.ack(),
+            Err(Error::NoReplyTo(_)) => request.reject(),
+            Err(error) => Err(error),
         }
-        request.ack()
     })?;
 
     let stopping = channel.clone();

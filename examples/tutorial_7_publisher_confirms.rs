@@ -64,5 +64,5 @@ fn all_at_the_end(channel: &BlockingChannel, queue: &str, count: u32) -> cony::R
         .map(|number| channel.basic_publish("", queue, number.to_string()))
         .collect::<cony::Result<_>>()?;
     // Each message has its own outcome, so the program could publish the failed ones again.
-    confirms.iter().try_for_each(cony::Confirm::wait)
+    confirms.iter().try_for_each(cony::PublisherConfirm::wait)
 }

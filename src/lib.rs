@@ -38,7 +38,7 @@
 //! ```
 //!
 //! After [`confirm_delivery`](BlockingChannel::confirm_delivery) the broker confirms each message.
-//! [`Confirm::wait`] waits for the confirm of one message, and
+//! [`PublisherConfirm::wait`] waits for the confirm of one message, and
 //! [`wait_for_confirms`](BlockingChannel::wait_for_confirms) for all of them.
 //!
 //! # Consuming
@@ -176,26 +176,35 @@ pub use crossbeam_channel;
 #[cfg(feature = "native-tls")]
 pub use native_tls;
 
-pub use client::channel::{BlockingChannel, Confirmation};
-pub use client::confirm::{Confirm, PublishFailure, Returned};
+pub use client::channel::BlockingChannel;
+pub use client::confirm::{Confirmation, PublisherConfirm};
 pub use client::connection::{BlockingConnection, Stats, TimerId};
-pub use client::consumer::{Consumer, IntoIter, Iter};
-pub use client::delivery::{Delivery, Message};
+pub use client::consumer::Consumer;
+pub use client::delivery::Delivery;
+pub use client::message::Message;
 pub use client::rpc::RpcClient;
 pub use config::credentials::Credentials;
 pub use config::parameters::{ConnectionParameters, Oversized, TcpOptions};
 #[cfg(feature = "native-tls")]
 pub use config::tls::{TlsOptions, TlsVersion};
-pub use error::{ConnectError, ConnectionLostError, Error, ReadingPause, Result, TlsError};
+pub use error::{
+    ConnectError, ConnectionLostError, Error, PublishError, ReadingPause, Result, TlsError,
+};
 pub use io::cancellation::CancellationToken;
 pub use protocol::errors::{DecodeError, ProtocolError};
 pub use protocol::field_value::FieldValue;
 pub use protocol::methods::{Method, MethodId, basic, exchange, queue};
 pub use protocol::properties::{BasicProperties, DeliveryMode};
 pub use protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+pub use protocol::returned::Returned;
 pub use protocol::sasl::Mechanism;
 pub use protocol::secret::Secret;
 pub use protocol::stage::Stage;
 pub use protocol::table::FieldTable;
 pub use protocol::time::{Expiration, Timestamp};
 pub use protocol::wire::{LongString, ShortString};
+
+/// Consumers whose deliveries you take one by one, and their iterators.
+pub mod consumer {
+    pub use crate::client::consumer::{Consumer, IntoIter, Iter};
+}

@@ -344,7 +344,7 @@ fn handles(broker: &Broker, silent: bool) -> Vec<Handle> {
     let channel = connection.channel().unwrap();
     channel.confirm_delivery().unwrap();
     let consumer = channel.consume("queue").unwrap();
-    let delivery: Delivery = consumer.next().unwrap().unwrap();
+    let delivery: Delivery = consumer.recv().unwrap().unwrap();
     let confirm = channel.basic_publish("", "queue", "text").unwrap();
     if silent {
         channel.queue_purge_nowait("queue").unwrap();

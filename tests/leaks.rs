@@ -185,7 +185,7 @@ fn a_delivery_keeps_no_descriptor_of_an_ended_connection() {
         move |connection| {
             let channel = connection.channel().unwrap();
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             assert!(
                 alarms() > before,
                 "the count includes the descriptors of an open connection"

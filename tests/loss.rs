@@ -18,8 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingChannel, BlockingConnection, Confirm, DeliveryMode, Error, Message,
-    Result, basic,
+    BasicProperties, BlockingChannel, BlockingConnection, DeliveryMode, Error, Message,
+    PublisherConfirm, Result, basic,
 };
 use parking_lot::Mutex;
 
@@ -116,7 +116,7 @@ impl Publisher {
         queue: &str,
         enough: &AtomicBool,
         confirmed: &AtomicUsize,
-        pending: &mut VecDeque<(String, Confirm)>,
+        pending: &mut VecDeque<(String, PublisherConfirm)>,
     ) -> Result<()> {
         let channel = connection.channel()?;
         channel.confirm_delivery()?;
@@ -152,7 +152,7 @@ impl Publisher {
         self.accounts.entry(name.to_owned()).or_default()
     }
 
-    fn settle(&mut self, name: String, confirm: &Confirm, confirmed: &AtomicUsize) {
+    fn settle(&mut self, name: String, confirm: &PublisherConfirm, confirmed: &AtomicUsize) {
         let outcome = confirm.wait();
         let again = confirm.wait();
         assert_eq!(

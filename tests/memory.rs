@@ -223,7 +223,7 @@ fn a_flood_ends(size: usize) {
         // The inbox doubles its capacity when it grows.
         assert_grown_at_most(start, 3 * READ_BUDGET + SLACK);
         // The no-ack deliveries are handed out first, then the reason.
-        assert!(consumer.next().unwrap().is_ok());
+        assert!(consumer.recv().unwrap().is_some());
         drop(busy);
         let error = consumer.into_iter().find_map(Result::err).unwrap();
         assert!(error.to_string().contains("channel 2"), "{error}");
@@ -291,12 +291,12 @@ fn half_messages() {
         being_stuck.wait();
         assert!(taken() > READ_BUDGET / 4, "{}", taken());
         assert!(taken() <= READ_BUDGET / 4 + READ_TURN, "{}", taken());
-        let first = consumers[0].next().unwrap().unwrap();
+        let first = consumers[0].recv().unwrap().unwrap();
         assert_eq!(first.body.len(), SIZE);
         let flood = consumers[0].clone();
         let taker = thread::spawn(move || flood.into_iter().all(|it| it.is_ok()));
         for consumer in &consumers[1..] {
-            assert_eq!(consumer.next().unwrap().unwrap().body.len(), SIZE);
+            assert_eq!(consumer.recv().unwrap().unwrap().body.len(), SIZE);
         }
         let all = usize::from(CHANNELS) * SIZE;
         assert_grown_at_most(start, all + READ_BUDGET + SLACK);
@@ -394,7 +394,7 @@ fn one_large_message_on_each_channel() {
                     .unwrap()
                     .consume(no_ack("queue"))
                     .unwrap();
-                let body = consumer.next().unwrap().unwrap().body;
+                let body = consumer.recv().unwrap().unwrap().body;
                 assert_eq!(body, b"x"[..]);
                 kept.push((consumer, body));
             }
@@ -693,7 +693,7 @@ fn a_pause_survives(time: Duration) {
     let (connection, consumer) = flooded(&unique("pause"));
     thread::sleep(time);
     for number in 1..=FLOOD as u64 {
-        let delivery = consumer.next().unwrap().unwrap();
+        let delivery = consumer.recv().unwrap().unwrap();
         assert_eq!(delivery.delivery_tag, number);
     }
     connection.close().unwrap();

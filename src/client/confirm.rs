@@ -1,28 +1,27 @@
-//! What becomes of published messages.
+//! Publisher confirms: the outcome of a publish.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use crate::client::channel::ChannelInner;
 use crate::error::{Error, Result};
+use crate::io::shared::channel::ChannelShared;
 use crate::io::to_io::write_budget::WaitError;
 use crate::io::to_program::confirm_slot::Slot;
-use crate::io::to_program::publish_failures::Failure;
 use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
-use crate::protocol::properties::BasicProperties;
-use crate::protocol::reply_code::ReplyCode;
+use crate::protocol::returned::Returned;
 
-/// What becomes of one published message: what
-/// [`basic_publish`](crate::BlockingChannel::basic_publish) returns.
+/// The outcome of one publish, as far as the broker has reported it.
 ///
-/// On a channel in confirm mode the broker says of each message that it has taken it, or
-/// not. This waits for that; any number of times, from any thread. It may be ignored:
-/// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports failures
-/// all the same, and closing does for those that nobody has asked for.
+/// [`basic_publish`](crate::BlockingChannel::basic_publish) returns one. On a channel in [confirm
+/// mode](crate::BlockingChannel::confirm_delivery) the broker acknowledges each message that it has
+/// taken, and nacks the others. Wait for that with [`wait`](Self::wait), or look with
+/// [`try_outcome`](Self::try_outcome), any number of times and from any thread.
+///
+/// You may drop it: [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports the
+/// failures of all publishes, and [`close`](crate::BlockingChannel::close) those that your program
+/// has not got otherwise.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -33,22 +32,22 @@ use crate::protocol::reply_code::ReplyCode;
 /// # Ok::<(), cony::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Confirm(Option<Numbered>);
+pub struct PublisherConfirm(Option<Numbered>);
 
 #[derive(Clone)]
 struct Numbered {
     number: u64,
     slot: Arc<Slot>,
-    channel: Arc<ChannelInner>,
+    channel: Arc<ChannelShared>,
 }
 
-impl Confirm {
-    /// Of a message that will not be confirmed.
+impl PublisherConfirm {
+    /// Returns the value for a message that will not be confirmed.
     pub(crate) fn none() -> Self {
         Self(None)
     }
 
-    pub(crate) fn new(number: u64, slot: Arc<Slot>, channel: Arc<ChannelInner>) -> Self {
+    pub(crate) fn new(number: u64, slot: Arc<Slot>, channel: Arc<ChannelShared>) -> Self {
         Self(Some(Numbered {
             number,
             slot,
@@ -56,29 +55,34 @@ impl Confirm {
         }))
     }
 
-    /// The number of the publish, counting from 1 with the first one in confirm mode;
-    /// `None` outside it.
-    pub fn number(&self) -> Option<u64> {
+    /// Returns the sequence number of the publish: 1 for the first one of the channel in confirm
+    /// mode, 2 for the next. `None` if the channel was not in confirm mode.
+    pub fn sequence_number(&self) -> Option<u64> {
         self.0.as_ref().map(|numbered| numbered.number)
     }
 
-    /// Waits until the broker has taken the message: until it is in every queue that it
-    /// was routed to, and on disk if it is persistent and they are durable.
+    /// Waits until the broker has taken the message, at most for `rpc_timeout` (default 30 s).
+    ///
+    /// RabbitMQ confirms a message when all queues that it was routed to have it: on disk if the
+    /// message is [persistent](crate::Message::persistent) and the queue durable, on a majority of
+    /// the nodes for a quorum queue. It also confirms a message that no queue is bound for, unless
+    /// the message is [`mandatory`](crate::Message::mandatory).
     ///
     /// # Errors
     ///
-    /// [`Error::Nacked`] if the broker could not take it; [`Error::Unroutable`] with the
-    /// message, if it was `mandatory` and reached no queue; [`Error::Unconfirmed`] if
-    /// the channel ended before the broker has said anything, so that nobody knows, or if a
-    /// message came back that may have been this one ([`Error::AmbiguousReturn`]);
-    /// [`Error::Timeout`] after `rpc_timeout`, and then one may wait again;
-    /// [`Error::NotConfirming`] without confirm mode.
+    /// - [`Error::Nacked`] if the broker could not take the message.
+    /// - [`Error::Unroutable`], with the message, if it was mandatory and reached no queue.
+    /// - [`Error::Unconfirmed`] if the channel ended before the broker has confirmed the message:
+    ///   it may or may not have been taken. Also if a message came back that may have been this one
+    ///   ([`Error::AmbiguousReturn`]).
+    /// - [`Error::Timeout`]: you can wait again.
+    /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.
     pub fn wait(&self) -> Result<()> {
         let numbered = self.numbered()?;
-        self.wait_timeout(numbered.channel.limits().rpc_timeout)
+        self.wait_timeout(numbered.channel.connection.rpc_timeout)
     }
 
-    /// The same, for at most this long.
+    /// Waits as [`wait`](Self::wait) does, at most for `timeout`.
     ///
     /// # Errors
     ///
@@ -87,38 +91,71 @@ impl Confirm {
         let numbered = self.numbered()?;
         let (channel, slot) = (&numbered.channel, &numbered.slot);
         if let Some(settled) = slot.get() {
-            return numbered.tell(settled);
+            return numbered.report(settled);
         }
-        let connection = &channel.shared.connection;
+        let connection = &channel.connection;
         let deadline = Instant::now().checked_add(timeout);
         let _waiting = connection.waiting_for_confirm();
         let is_pointless = || !channel.is_open();
-        let publisher = &channel.shared.publisher;
+        let publisher = &channel.publisher;
         let found = connection.confirm_busy_wait.look_for(|| slot.get());
         let waited = match found {
-            Some(settled) => return numbered.tell(settled),
+            Some(settled) => return numbered.report(settled),
             None => publisher.wait_slot(slot, deadline, is_pointless),
         };
         match (slot.get(), waited) {
-            (Some(settled), _) => numbered.tell(settled),
+            (Some(settled), _) => numbered.report(settled),
             (None, Err(WaitError::TimedOut)) => {
-                Err(connection.timeout("a confirm", Some(channel.shared.id.number), timeout))
+                Err(connection.timeout("a confirm", Some(channel.id.number), timeout))
             }
             (None, _) => Err(Error::Unconfirmed(Box::new(channel.closed_error()))),
         }
     }
 
-    /// Whether the broker has said something of the message.
+    /// Returns the outcome without waiting: `None` if the broker has not confirmed the message yet.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("tasks")?;
+    /// channel.confirm_delivery()?;
+    /// let confirm = channel.basic_publish("", "tasks", "important")?;
+    /// match confirm.try_outcome() {
+    ///     None => println!("still on its way"),
+    ///     Some(Ok(())) => println!("taken"),
+    ///     Some(Err(error)) => println!("failed: {error}"),
+    /// }
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`wait`](Self::wait) except for [`Error::Timeout`].
+    pub fn try_outcome(&self) -> Option<Result<()>> {
+        let numbered = match self.numbered() {
+            Ok(numbered) => numbered,
+            Err(error) => return Some(Err(error)),
+        };
+        let (channel, slot) = (&numbered.channel, &numbered.slot);
+        // In this order: the IO thread fills the slot before it records the end of the channel.
+        let is_open = channel.is_open();
+        match slot.get() {
+            Some(settled) => Some(numbered.report(settled)),
+            None if is_open => None,
+            None => Some(Err(Error::Unconfirmed(Box::new(channel.closed_error())))),
+        }
+    }
+
+    /// Returns whether the broker has confirmed, nacked or returned the message.
     pub fn is_settled(&self) -> bool {
         self.0
             .as_ref()
             .is_some_and(|numbered| numbered.slot.get().is_some())
     }
 
-    /// That the message was not taken, if that is known.
+    /// Returns why the message was not taken, if that is known.
     pub(crate) fn failure(&self) -> Option<Error> {
         let numbered = self.0.as_ref()?;
-        numbered.tell(numbered.slot.get()?).err()
+        numbered.report(numbered.slot.get()?).err()
     }
 
     fn numbered(&self) -> Result<&Numbered> {
@@ -127,17 +164,19 @@ impl Confirm {
 }
 
 impl Numbered {
-    /// Tells the program what became of the publish.
-    fn tell(&self, settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
+    /// Returns the outcome, and records that the program has got a failure: `close` does not report
+    /// it once more.
+    fn report(&self, settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
         let outcome = outcome(settled);
         if outcome.is_err() {
-            self.channel.shared.publisher.hear(&self.slot);
+            self.channel.publisher.hear(&self.slot);
         }
         outcome
     }
 }
 
-fn outcome(settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
+/// Returns the outcome of a settled publish.
+pub(crate) fn outcome(settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
     match settled {
         PublishOutcome::Acked => Ok(()),
         PublishOutcome::Nacked => Err(Error::Nacked),
@@ -153,121 +192,31 @@ fn outcome(settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
     }
 }
 
-impl fmt::Debug for Confirm {
+impl fmt::Debug for PublisherConfirm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Confirm")
-            .field("number", &self.number())
+        f.debug_struct("PublisherConfirm")
+            .field("sequence_number", &self.sequence_number())
             .field("is_settled", &self.is_settled())
             .finish()
     }
 }
 
-/// A mandatory message that reached no queue, as it came back.
-#[derive(Clone)]
-pub struct Returned {
-    message: Arc<ReturnedContent>,
-    /// Not with the message, which others keep as small as it came.
-    properties: OnceLock<Box<BasicProperties>>,
-}
-
-impl Returned {
-    pub(crate) fn new(message: Arc<ReturnedContent>) -> Self {
-        Self {
-            message,
-            properties: OnceLock::new(),
-        }
-    }
-
-    /// Why it came back; [`ReplyCode::NO_ROUTE`] from RabbitMQ.
-    pub fn reply_code(&self) -> ReplyCode {
-        self.message.method.reply_code.into()
-    }
-
-    /// The same in words.
-    pub fn reply_text(&self) -> &str {
-        &self.message.method.reply_text
-    }
-
-    /// The exchange that it was published to.
-    pub fn exchange(&self) -> &str {
-        &self.message.method.exchange
-    }
-
-    /// The routing key that it was published with.
-    pub fn routing_key(&self) -> &str {
-        &self.message.method.routing_key
-    }
-
-    /// Its properties.
-    pub fn properties(&self) -> &BasicProperties {
-        let read = || Box::new(self.message.properties.decode().properties);
-        self.properties.get_or_init(read)
-    }
-
-    /// Returns the encoded properties if [`properties`](Self::properties) does not represent all
-    /// of them: see
-    /// [`Delivery::undecoded_properties`](crate::Delivery::undecoded_properties).
-    pub fn undecoded_properties(&self) -> Option<&[u8]> {
-        self.message.properties.undecoded()
-    }
-
-    /// Its body.
-    pub fn body(&self) -> &Bytes {
-        &self.message.body
-    }
-}
-
-impl fmt::Debug for Returned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Returned")
-            .field("reply_code", &self.reply_code())
-            .field("exchange", &self.exchange())
-            .field("routing_key", &self.routing_key())
-            .field("body_len", &self.body().len())
-            .finish()
-    }
-}
-
-/// A publish that the broker did not take, as
-/// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports it.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct PublishFailure {
-    /// The number of the channel that it was published on.
-    pub channel: u16,
-    /// The number of the publish: that of its [`Confirm`].
-    pub number: u64,
-    /// What became of it: [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if
-    /// a message came back that may have been it.
-    pub error: Error,
-}
-
-impl PublishFailure {
-    pub(crate) fn new(channel: u16, failure: Failure) -> Option<Self> {
-        let error = outcome(&failure.settled).err()?;
-        Some(Self {
-            channel,
-            number: failure.number,
-            error,
-        })
-    }
-}
-
-/// What became of one published message, as
-/// [`add_on_confirm_callback`](crate::BlockingChannel::add_on_confirm_callback) tells it.
+/// The outcome of one publish, as
+/// [`add_on_confirm_callback`](crate::BlockingChannel::add_on_confirm_callback) passes it to a
+/// callback.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Confirmation {
-    /// The number of the publish: that of its [`Confirm`].
-    pub number: u64,
-    /// Ok if the broker has taken it; else as [`Confirm::wait`] says it.
+    /// The sequence number of the publish: that of its [`PublisherConfirm`].
+    pub sequence_number: u64,
+    /// `Ok` if the broker has taken the message, otherwise an error of [`PublisherConfirm::wait`].
     pub outcome: Result<()>,
 }
 
 impl Confirmation {
-    /// `settled` is `None` if the channel ended first, for the reason `why`.
+    /// `settled` is `None` if the channel ended first, for the reason that `why` returns.
     pub(crate) fn new(
-        number: u64,
+        sequence_number: u64,
         settled: Option<&PublishOutcome<Arc<ReturnedContent>>>,
         why: impl FnOnce() -> Error,
     ) -> Self {
@@ -275,6 +224,9 @@ impl Confirmation {
             Some(settled) => outcome(settled),
             None => Err(Error::Unconfirmed(Box::new(why()))),
         };
-        Self { number, outcome }
+        Self {
+            sequence_number,
+            outcome,
+        }
     }
 }

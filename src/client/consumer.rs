@@ -1,13 +1,14 @@
-//! Consumers to be read like an iterator.
+//! Consumers whose deliveries a program takes one by one.
 
 use std::fmt;
+use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use crate::client::channel::BlockingChannel;
+use crate::client::channel::{BlockingChannel, ChannelInner};
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::shared::command::Command;
@@ -16,12 +17,16 @@ use crate::io::to_program::inbox::Next;
 use crate::protocol::frame::Settle;
 use crate::protocol::wire::ShortString;
 
-/// A consumer whose deliveries are taken one by one, by any number of threads.
+/// A consumer whose deliveries you take one by one, from any number of threads.
 ///
-/// As an iterator it waits for each delivery. It ends after a [`cancel`](Self::cancel);
-/// when something else ends it, it says what, once, and then ends: in every clone. Clone
-/// it to share it between threads: each delivery goes to one of them. It keeps its
-/// channel and connection open. Dropping the last clone cancels the consumer.
+/// [`BlockingChannel::consume`](crate::BlockingChannel::consume) starts one. The methods have the
+/// names of a crossbeam receiver: [`recv`](Self::recv) waits for a delivery,
+/// [`recv_timeout`](Self::recv_timeout) waits for a limited time, [`try_recv`](Self::try_recv) does
+/// not wait. [`iter`](Self::iter) and `for delivery in &consumer` iterate,
+/// [`for_each`](Self::for_each) calls a closure.
+///
+/// Clone the consumer to share it between threads. Each delivery goes to one of them. A consumer
+/// keeps its channel and its connection open. Dropping the last clone cancels the consumer.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -32,17 +37,27 @@ use crate::protocol::wire::ShortString;
 ///         let worker = consumer.clone();
 ///         scope.spawn(move || worker.for_each(|delivery| delivery.ack()));
 ///     }
-///     // Until something ends the consumer.
+///     // Ends `for_each` in all four threads.
 ///     consumer.cancel()
 /// })?;
 /// # channel.queue_delete("images")?;
 /// # Ok::<(), cony::Error>(())
 /// ```
+///
+/// # How a consumer ends
+///
+/// | end | `recv` | `try_recv`, `recv_timeout` | iterators | `for_each` |
+/// |---|---|---|---|---|
+/// | your program cancels the consumer, or closes the channel or the connection | `Ok(None)` | `Ok(None)` | `None` | `Ok(())` |
+/// | the broker cancels the consumer: its queue was deleted, for example | [`Error::ConsumerCancelled`] | the same | the error once, then `None` | the error |
+/// | the broker closes the channel or the connection, or the connection is lost | [`Error::ChannelClosed`], [`Error::ConnectionClosed`], [`Error::ConnectionLost`] | the same | the error once, then `None` | the error |
+///
+/// The methods return the same outcome again on every later call and in every clone. Deliveries
+/// that arrived before the end are still handed out first, if they can be acknowledged or need no
+/// acknowledgement. [`cancel`](Self::cancel) is the exception: nothing is handed out after it.
 #[must_use = "a consumer that is dropped is cancelled"]
 pub struct Consumer {
     handle: Arc<Handle>,
-    /// Whether this clone has told why it ended.
-    told: AtomicBool,
     warned: AtomicBool,
 }
 
@@ -55,107 +70,181 @@ impl Consumer {
     pub(crate) fn new(shared: Arc<ConsumerShared>, channel: BlockingChannel) -> Self {
         Self {
             handle: Arc::new(Handle { shared, channel }),
-            told: AtomicBool::new(false),
             warned: AtomicBool::new(false),
         }
     }
 
-    /// The consumer's name on its channel.
+    /// Returns the consumer tag: the name of this consumer on its channel.
     pub fn consumer_tag(&self) -> &ShortString {
         &self.handle.shared.tag
     }
 
-    /// The channel that it is on.
+    /// Returns the channel that this consumer belongs to.
     pub fn channel(&self) -> &BlockingChannel {
         &self.handle.channel
     }
 
-    /// Waits for the next delivery. `None` after the end.
+    /// Waits for the next delivery, without a limit. Returns `None` after your program has ended
+    /// the consumer.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("letters")?;
+    /// # channel.basic_publish("", "letters", "hello")?;
+    /// let consumer = channel.consume("letters")?;
+    /// while let Some(delivery) = consumer.recv()? {
+    ///     println!("{}", delivery.text()?);
+    ///     delivery.ack()?;
+    /// #   consumer.cancel()?;
+    /// }
+    /// # channel.queue_delete("letters")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// Why the consumer has ended, once, unless it was by its own
-    /// [`cancel`](Self::cancel).
-    pub fn next(&self) -> Option<Result<Delivery>> {
-        match self.take(None) {
-            Ok(delivery) => delivery.map(Ok),
-            Err(_) if self.is_cancelled_here() => None,
-            Err(error) => (!self.told.swap(true, Ordering::Relaxed)).then_some(Err(error)),
+    /// The reason for the end, if your program did not end the consumer: [see
+    /// above](Self#how-a-consumer-ends).
+    pub fn recv(&self) -> Result<Option<Delivery>> {
+        self.recv_until(None)
+    }
+
+    /// Waits for the next delivery, at most for `timeout`. Returns `None` if none has arrived by
+    /// then, and at once after your program has ended the consumer.
+    ///
+    /// A loop that goes on after `None` must check [`is_cancelled`](Self::is_cancelled), or it
+    /// would spin after a [`cancel`](Self::cancel) by another thread.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("letters")?;
+    /// use std::time::Duration;
+    ///
+    /// let consumer = channel.consume("letters")?;
+    /// # let other_clone = consumer.clone();
+    /// # std::thread::spawn(move || other_clone.cancel());
+    /// while !consumer.is_cancelled() {
+    ///     match consumer.recv_timeout(Duration::from_secs(1))? {
+    ///         Some(delivery) => delivery.ack()?,
+    ///         None => println!("nothing to do"),
+    ///     }
+    /// }
+    /// # channel.queue_delete("letters")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`recv`](Self::recv).
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
+        // A deadline that the clock cannot express is none.
+        self.recv_until(Instant::now().checked_add(timeout))
+    }
+
+    /// Returns the next delivery if one has arrived, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv`](Self::recv).
+    pub fn try_recv(&self) -> Result<Option<Delivery>> {
+        self.recv_until(Some(Instant::now()))
+    }
+
+    /// Returns an iterator that waits for each delivery, as [`recv`](Self::recv) does.
+    ///
+    /// `for delivery in &consumer` is the same. The consumer itself is no iterator: several threads
+    /// may take from it at the same time.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("songs")?;
+    /// # for song in ["la", "li", "lo"] { channel.basic_publish("", "songs", song)?; }
+    /// let consumer = channel.consume("songs")?;
+    /// for delivery in consumer.iter().take(3) {
+    ///     let delivery = delivery?;
+    ///     println!("{}", delivery.text()?);
+    ///     delivery.ack()?;
+    /// }
+    /// # channel.queue_delete("songs")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn iter(&self) -> Iter<'_> {
+        Iter {
+            consumer: self,
+            has_ended: false,
         }
     }
 
-    /// The deliveries one by one, as [`next`](Self::next) gives them.
-    pub fn iter(&self) -> Iter<'_> {
-        Iter(self)
-    }
-
-    /// The next delivery if it is here already, else `None`.
+    /// Returns whether your program has ended the consumer, and no delivery is left to take.
     ///
-    /// # Errors
-    ///
-    /// Why the consumer has ended, if it has: [`Error::ConsumerCancelled`] also after
-    /// its own [`cancel`](Self::cancel).
-    pub fn try_next(&self) -> Result<Option<Delivery>> {
-        self.take(Some(Instant::now()))
-    }
-
-    /// The next delivery, waiting for it at most this long; `None` if none has come.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_next`](Self::try_next).
-    pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
-        // A deadline that the clock cannot express is none.
-        self.take(Instant::now().checked_add(timeout))
+    /// This is `false` if the broker or the network ended the consumer. The next
+    /// [`recv`](Self::recv) returns the reason then.
+    pub fn is_cancelled(&self) -> bool {
+        let shared = &self.handle.shared;
+        let inbox = shared.inbox();
+        if !inbox.is_stopped() && !inbox.is_over() {
+            return false;
+        }
+        match shared.cancelled_by_broker() {
+            Some(by_broker) => !by_broker,
+            // (`ended_by_others` would record that the program got the reason.)
+            None => !shared.channel.end().is_some_and(|end| end.is_of_others()),
+        }
     }
 
     /// Calls `act` with each delivery until the consumer ends, or `act` fails.
     ///
     /// `act` may borrow. Several threads may do this at once, each with its own `act`.
     ///
-    /// If `act` panics, the delivery goes back to its queue at once, so that another worker gets
-    /// it. A delivery that `act` has settled does not, nor one that needs no acknowledgement, one
-    /// of a stream, and one on a channel with transactions.
+    /// If `act` panics, the delivery is [requeued](Delivery::requeue) at once, so that another
+    /// worker gets it. This does not apply to a delivery that `act` has settled, one that needs no
+    /// acknowledgement, one of a stream, and one on a channel with transactions.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("letters")?;
+    /// # channel.basic_publish("", "letters", "hello")?;
+    /// let consumer = channel.consume("letters")?;
+    /// consumer.for_each(|delivery| {
+    ///     println!("{}", delivery.text()?);
+    ///     delivery.ack()?;
+    /// #   consumer.cancel()?;
+    ///     Ok(())
+    /// })?;
+    /// # channel.queue_delete("letters")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// The error of `act`; why the consumer has ended, unless it was by its own
-    /// [`cancel`](Self::cancel) or a close by this program.
+    /// The error of `act`. The consumer goes on then: call `for_each` again, or
+    /// [`cancel`](Self::cancel). Otherwise as [`recv`](Self::recv).
     pub fn for_each(&self, mut act: impl FnMut(Delivery) -> Result<()>) -> Result<()> {
-        loop {
-            match self.take(None) {
-                Ok(Some(delivery)) => {
-                    let unfinished = Unfinished {
-                        consumer: self,
-                        delivery_tag: delivery.delivery_tag,
-                    };
-                    let outcome = act(delivery);
-                    std::mem::forget(unfinished);
-                    outcome?;
-                }
-                Ok(None) => {}
-                Err(_) if self.is_cancelled_here() => return Ok(()),
-                Err(error) => {
-                    let by_us = self.handle.shared.cancelled_by_broker().is_none()
-                        && self.inner().ended_by_others().is_none();
-                    return if by_us { Ok(()) } else { Err(error) };
-                }
-            }
+        while let Some(delivery) = self.recv()? {
+            let unfinished = Unfinished {
+                consumer: self,
+                delivery_tag: delivery.delivery_tag,
+            };
+            let outcome = act(delivery);
+            std::mem::forget(unfinished);
+            outcome?;
         }
+        Ok(())
     }
 
-    /// Ends the consumer, and hands back what had come for it, if that needs no
-    /// acknowledgement; everything else goes back to its queue. What was handed out
-    /// before can still be settled.
+    /// Cancels the consumer. It ends in all clones at once, even if the broker does not answer.
     ///
-    /// From the call on the consumer and its clones hand out nothing more, whether the broker
-    /// answers or not.
+    /// Deliveries that arrived and were not taken yet go back to their queue. Those that need no
+    /// acknowledgement (`no_ack`) cannot go back, and this call returns them. Deliveries that your
+    /// program has taken can still be settled.
+    ///
+    /// A second call does nothing.
     ///
     /// # Errors
     ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). A second cancel is Ok.
-    /// After [`Error::Timeout`] the iterators have ended as well. The deliveries that had come go
-    /// back when the consumer is dropped, or with another cancel.
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). After [`Error::Timeout`] the
+    /// consumer has ended nevertheless; the deliveries that were not taken go back with another
+    /// `cancel`, or when the consumer is dropped.
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
         let shared = &self.handle.shared;
         shared.inbox().stop();
@@ -171,11 +260,14 @@ impl Consumer {
         Ok(self.inner().keep_or_give_back(shared.take_left(), shared))
     }
 
-    /// Becomes ready when there is a delivery to take, or an end to learn of: to wait for
-    /// several consumers, [connections](crate::BlockingConnection::ready) and channels of the
-    /// program's own in one `select!`. It may be ready without, so take with
-    /// [`try_next`](Self::try_next). With more than one delivery there it is ready again after
-    /// each that is taken.
+    /// Returns a crossbeam receiver that is ready when a delivery can be taken, or the consumer has
+    /// ended.
+    ///
+    /// Use it to wait for several consumers, [connections](crate::BlockingConnection::ready) and
+    /// channels of your program in one `select!`, and then take with [`try_recv`](Self::try_recv).
+    /// The receiver may be ready without a delivery. If several deliveries wait, it is ready again
+    /// after each that is taken. After the end it stays ready, so leave the loop when
+    /// [`is_cancelled`](Self::is_cancelled) is true.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -192,7 +284,7 @@ impl Consumer {
     ///         recv(returns.ready()) -> _ => &returns,
     ///         recv(stop) -> _ => break,
     ///     };
-    ///     if let Some(delivery) = consumer.try_next()? {
+    ///     if let Some(delivery) = consumer.try_recv()? {
     ///         println!("{}: {}", delivery.routing_key, delivery.text()?);
     ///         delivery.ack()?;
     /// #       break;
@@ -206,12 +298,13 @@ impl Consumer {
         self.handle.shared.inbox().ready()
     }
 
-    fn inner(&self) -> &Arc<crate::client::channel::ChannelInner> {
+    fn inner(&self) -> &Arc<ChannelInner> {
         self.handle.channel.inner()
     }
 
-    /// The next delivery; `Ok(None)` at the deadline, `Err` at the consumer's end.
-    fn take(&self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
+    /// Waits for the next delivery, without a deadline as long as it takes. Returns `None` at the
+    /// deadline, and after this program has ended the consumer.
+    fn recv_until(&self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
         let shared = &self.handle.shared;
         let inbox = shared.inbox();
         loop {
@@ -226,42 +319,32 @@ impl Consumer {
             };
             match popped {
                 Next::Message(content) => {
-                    // What cannot be settled any more is given out again by the broker.
+                    // After the end of the channel a delivery cannot be settled any more. The
+                    // broker delivers it again.
                     if shared.no_ack || self.inner().is_open() {
                         return Ok(Some(self.inner().take(content, shared.no_ack)));
                     }
                 }
                 Next::ConsumerEnded(_) => {}
                 Next::Empty => return Ok(None),
-                Next::Ended => return Err(self.end()),
+                Next::Ended => return self.end().map(|()| None),
             }
         }
     }
 
-    /// Whether this program has ended the consumer, or is about to.
-    fn is_cancelled_here(&self) -> bool {
+    /// Returns the reason for the end as an error, unless this program has ended the consumer.
+    fn end(&self) -> Result<()> {
         let shared = &self.handle.shared;
         match shared.cancelled_by_broker() {
-            Some(by_broker) => !by_broker,
-            None => {
-                // (The shared state is asked, for the channel would take the reason for told.)
-                let end = self.inner().shared.end();
-                shared.inbox().is_stopped() && !end.is_some_and(|error| error.is_of_others())
-            }
-        }
-    }
-
-    /// Why nothing comes any more.
-    fn end(&self) -> Error {
-        match self.handle.shared.cancelled_by_broker() {
-            None if !self.is_cancelled_here() => self.inner().closed_error(),
-            _ => Error::ConsumerCancelled(self.handle.shared.tag.clone()),
+            Some(true) => Err(Error::ConsumerCancelled(shared.tag.clone())),
+            Some(false) => Ok(()),
+            None => shared.channel.ended_by_others().map_or(Ok(()), Err),
         }
     }
 }
 
-/// A delivery that is being handled. It is dropped only if that panics, and then the delivery goes
-/// back to its queue: else it would be unsettled for as long as the channel lives.
+/// Requeues a delivery whose handler has panicked: it would otherwise stay unsettled until the
+/// channel closes. A handler that returns forgets this guard.
 struct Unfinished<'a> {
     consumer: &'a Consumer,
     delivery_tag: u64,
@@ -274,12 +357,11 @@ impl Drop for Unfinished<'_> {
         }
         let inner = self.consumer.inner();
         if !inner.shared.settlements.lock().has_transactions() {
-            let nack = Settle::Nack {
-                multiple: false,
-                requeue: true,
-            };
-            // It may be settled already, and a dead channel gives it back anyway.
-            let _ = inner.settle(self.delivery_tag, nack);
+            // RabbitMQ counts a reject for `delivery_limit`, and a nack not: a message that always
+            // panics would come for ever. An error does no harm here: the delivery is settled
+            // already, or the channel has ended and the broker requeues.
+            let reject = Settle::Reject { requeue: true };
+            let _ = inner.shared.settle(self.delivery_tag, reject);
         }
     }
 }
@@ -288,33 +370,64 @@ impl Clone for Consumer {
     fn clone(&self) -> Self {
         Self {
             handle: Arc::clone(&self.handle),
-            told: AtomicBool::new(false),
             warned: AtomicBool::new(true),
         }
     }
 }
 
-/// Takes the deliveries of a borrowed [`Consumer`].
-#[derive(Debug)]
-pub struct Iter<'a>(&'a Consumer);
+/// An iterator over the deliveries of a borrowed [`Consumer`], which waits for each of them.
+///
+/// [`Consumer::iter`] returns it. It returns the error of a consumer that has failed once, and then
+/// `None`.
+#[derive(Debug, Clone)]
+#[must_use = "iterators are lazy and take nothing unless consumed"]
+pub struct Iter<'a> {
+    consumer: &'a Consumer,
+    has_ended: bool,
+}
 
 impl Iterator for Iter<'_> {
     type Item = Result<Delivery>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next()
+        next(self.consumer, &mut self.has_ended)
     }
 }
 
-/// Takes the deliveries of a [`Consumer`], and keeps it.
-#[derive(Debug)]
-pub struct IntoIter(Consumer);
+impl FusedIterator for Iter<'_> {}
+
+/// An iterator over the deliveries of a [`Consumer`] that it owns. Dropping the iterator drops the
+/// consumer.
+///
+/// [`Consumer::into_iter`](IntoIterator::into_iter) returns it. Apart from that it is an [`Iter`].
+#[derive(Debug, Clone)]
+#[must_use = "iterators are lazy and take nothing unless consumed"]
+pub struct IntoIter {
+    consumer: Consumer,
+    has_ended: bool,
+}
 
 impl Iterator for IntoIter {
     type Item = Result<Delivery>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next()
+        next(&self.consumer, &mut self.has_ended)
+    }
+}
+
+impl FusedIterator for IntoIter {}
+
+/// Returns the next item of an iterator: after an error or the end, none.
+fn next(consumer: &Consumer, has_ended: &mut bool) -> Option<Result<Delivery>> {
+    if *has_ended {
+        return None;
+    }
+    match consumer.recv() {
+        Ok(Some(delivery)) => Some(Ok(delivery)),
+        end => {
+            *has_ended = true;
+            end.transpose()
+        }
     }
 }
 
@@ -332,7 +445,10 @@ impl IntoIterator for Consumer {
     type IntoIter = IntoIter;
 
     fn into_iter(self) -> IntoIter {
-        IntoIter(self)
+        IntoIter {
+            consumer: self,
+            has_ended: false,
+        }
     }
 }
 

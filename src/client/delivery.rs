@@ -1,60 +1,73 @@
-//! Messages on their way in, and messages on their way out.
+//! Deliveries: messages that the broker has sent.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::client::channel::ChannelInner;
 use crate::error::{Error, Result};
+use crate::io::shared::channel::ChannelShared;
 use crate::protocol::content::{DeliveredContent, GotContent};
 use crate::protocol::field_value::FieldValue;
-use crate::protocol::frame::{PublishBody, Settle};
-use crate::protocol::properties::{BasicProperties, DeliveryMode, ReceivedProperties};
+use crate::protocol::frame::Settle;
+use crate::protocol::properties::{BasicProperties, ReceivedProperties};
 use crate::protocol::wire::ShortString;
 
-/// A message that the broker delivered to a consumer, or gave to a `basic_get`.
+/// A message that the broker has sent, to a consumer or in reply to
+/// [`basic_get`](crate::BlockingChannel::basic_get).
 ///
-/// It must be settled once, with [`ack`](Self::ack), [`nack`](Self::nack) or
-/// [`reject`](Self::reject), unless it was taken with `no_ack`; from any thread. A
-/// delivery that is just dropped stays unsettled: the broker gives it out again when
-/// the channel closes.
+/// Settle each delivery once, from any thread, unless you took it with `no_ack`:
+///
+/// | method | effect |
+/// |---|---|
+/// | [`ack`](Self::ack) | the message is done; the broker deletes it from the queue |
+/// | [`ack_multiple`](Self::ack_multiple) | the same for all unsettled deliveries of the channel up to this one |
+/// | [`requeue`](Self::requeue) | the message goes back to its queue and is delivered again |
+/// | [`reject`](Self::reject) | the message goes to the dead-letter exchange of the queue, or is deleted |
+///
+/// The channel has AMQP's own calls with all their parameters:
+/// [`basic_ack`](crate::BlockingChannel::basic_ack),
+/// [`basic_nack`](crate::BlockingChannel::basic_nack) and
+/// [`basic_reject`](crate::BlockingChannel::basic_reject).
+///
+/// A delivery that you drop stays unsettled. It counts for the prefetch, and the broker delivers it
+/// again when the channel closes.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
 /// # channel.queue_declare("letters")?;
 /// # channel.basic_publish("", "letters", "hello")?;
-/// if let Some(message) = channel.basic_get("letters")? {
-///     println!("{} from {}", message.text()?, message.routing_key);
-///     message.ack()?;
+/// if let Some(delivery) = channel.basic_get("letters")? {
+///     println!("{} from {}", delivery.text()?, delivery.routing_key);
+///     delivery.ack()?;
 /// }
 /// # channel.queue_delete("letters")?;
 /// # Ok::<(), cony::Error>(())
 /// ```
+#[must_use = "an unsettled delivery counts for the prefetch until its channel closes"]
 #[non_exhaustive]
 pub struct Delivery {
-    /// The number of the message on its channel, counting from 1.
+    /// The number of the delivery on its channel, from 1.
     pub delivery_tag: u64,
-    /// Whether it may have been delivered before.
+    /// Whether the message may have been delivered before.
     pub redelivered: bool,
-    /// The exchange that it was published to; empty is the default exchange.
+    /// The exchange that the message was published to. The default exchange has an empty name.
     pub exchange: ShortString,
-    /// The routing key that it was published with.
+    /// The routing key of the message.
     pub routing_key: ShortString,
-    /// The consumer that it is for; `None` from a `basic_get`.
+    /// The tag of the consumer; `None` from a `basic_get`.
     pub consumer_tag: Option<ShortString>,
-    /// How many more messages the queue has ready; from a `basic_get` only.
+    /// The number of messages that are left in the queue; `None` for a consumer.
     pub message_count: Option<u32>,
     /// The body.
     pub body: Bytes,
     properties: ReceivedProperties,
-    channel: Arc<ChannelInner>,
+    channel: Arc<ChannelShared>,
 }
 
 impl Delivery {
     /// A delivery to a consumer.
-    pub(crate) fn of_consumer(content: DeliveredContent, channel: Arc<ChannelInner>) -> Self {
+    pub(crate) fn of_consumer(content: DeliveredContent, channel: Arc<ChannelShared>) -> Self {
         let deliver = content.method;
         Self {
             delivery_tag: deliver.delivery_tag,
@@ -70,7 +83,7 @@ impl Delivery {
     }
 
     /// The message of a `basic.get-ok`.
-    pub(crate) fn of_get(content: GotContent, channel: Arc<ChannelInner>) -> Self {
+    pub(crate) fn of_get(content: GotContent, channel: Arc<ChannelShared>) -> Self {
         let get_ok = content.method;
         Self {
             delivery_tag: get_ok.delivery_tag,
@@ -85,7 +98,7 @@ impl Delivery {
         }
     }
 
-    /// The properties; all unset if the message has none.
+    /// Returns the properties. If the message has none, all are unset.
     pub fn properties(&self) -> &BasicProperties {
         self.properties.get()
     }
@@ -101,59 +114,88 @@ impl Delivery {
         self.properties.undecoded()
     }
 
-    /// The body as text.
+    /// Returns the value of the header `name`, or `None` if the message has no such header.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("letters")?;
+    /// # channel.basic_publish("", "letters", cony::Message::new("hello").header("attempt", 2))?;
+    /// # let delivery = channel.basic_get("letters")?.expect("a message");
+    /// let attempt = delivery.header("attempt").and_then(|value| value.as_i64());
+    /// assert_eq!(attempt, Some(2));
+    /// assert!(delivery.header("x-death").is_none(), "no queue has dead-lettered it");
+    /// # delivery.ack()?;
+    /// # channel.queue_delete("letters")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn header(&self, name: &str) -> Option<&FieldValue> {
+        self.properties().get_header(name)
+    }
+
+    /// Returns the body as text.
     ///
     /// # Errors
     ///
-    /// [`Error::NotUtf8`].
+    /// [`Error::NotUtf8`] if the body is not UTF-8.
     pub fn text(&self) -> Result<&str> {
         std::str::from_utf8(&self.body).map_err(Error::from)
     }
 
-    /// Tells the broker that the message is dealt with.
+    /// Acknowledges the delivery: the broker deletes the message from the queue.
+    ///
+    /// The call returns when the acknowledgement is on its way. The broker does not answer it.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadySettled`] the second time, or if the message needs no
-    /// acknowledgement; the reason if channel or connection are closed, and then the
-    /// broker gives the message out again.
+    /// - [`Error::AlreadySettled`] if the delivery was settled before, or needs no acknowledgement
+    ///   (`no_ack`). Nothing was sent.
+    /// - [`Error::ChannelClosed`], [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if
+    ///   channel or connection have ended. The broker delivers the message again.
     pub fn ack(&self) -> Result<()> {
         self.settle(Settle::Ack { multiple: false })
     }
 
-    /// The same for this and all earlier unsettled messages of the channel, those of
-    /// other consumers included.
+    /// Acknowledges this and all earlier unsettled deliveries of the channel, also those of other
+    /// consumers.
     ///
     /// # Errors
     ///
-    /// As [`ack`](Self::ack).
+    /// As [`ack`](Self::ack); [`Error::AlreadySettled`] only if none of these deliveries was
+    /// unsettled.
     pub fn ack_multiple(&self) -> Result<()> {
         self.settle(Settle::Ack { multiple: true })
     }
 
-    /// Refuses the message: with `requeue` back into its queue, else away, or to the
-    /// queue's dead letters. (RabbitMQ's extension basic.nack.)
+    /// Gives the message back to its queue, which delivers it again: to another consumer, or to
+    /// this one.
+    ///
+    /// This sends `basic.reject` with `requeue`. A quorum queue counts each of them, so that its
+    /// `delivery_limit` ends the loop of a message that always fails. RabbitMQ 4.3 does not count a
+    /// `basic.nack`.
     ///
     /// A stream takes nothing back: RabbitMQ closes the connection (540).
     ///
     /// # Errors
     ///
     /// As [`ack`](Self::ack).
-    pub fn nack(&self, requeue: bool) -> Result<()> {
-        self.settle(Settle::Nack {
-            multiple: false,
-            requeue,
-        })
+    pub fn requeue(&self) -> Result<()> {
+        self.settle(Settle::Reject { requeue: true })
     }
 
-    /// Refuses the message, as [`nack`](Self::nack) does, with the specification's own
-    /// method.
+    /// Rejects the message without requeueing it: it goes to the dead-letter exchange of its queue.
+    /// If the queue has none, the message is deleted.
+    ///
+    /// This sends `basic.reject`.
     ///
     /// # Errors
     ///
     /// As [`ack`](Self::ack).
-    pub fn reject(&self, requeue: bool) -> Result<()> {
-        self.settle(Settle::Reject { requeue })
+    pub fn reject(&self) -> Result<()> {
+        self.settle(Settle::Reject { requeue: false })
+    }
+
+    pub(crate) fn shared_channel(&self) -> &ChannelShared {
+        &self.channel
     }
 
     fn settle(&self, settle: Settle) -> Result<()> {
@@ -171,210 +213,5 @@ impl fmt::Debug for Delivery {
             .field("consumer_tag", &self.consumer_tag)
             .field("body_len", &self.body.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// A message to publish: its body, and how.
-///
-/// Anything that is bytes converts, so a plain body needs no `Message` at all. What is said
-/// about it most often has a method here; all of it is in [`BasicProperties`], which are
-/// borrowed, to be used again for the next message.
-///
-/// A large body that is given away (`Vec<u8>`, `String`), or that comes `From` `Bytes` or a
-/// reference to such, goes to the socket without a copy, unless TLS makes one. It is then
-/// dropped by the IO thread: should it have an owner of its own (`Bytes::from_owner`), the drop
-/// of that must not wait for anything.
-///
-/// ```
-/// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-/// use cony::{BasicProperties, DeliveryMode, Message};
-///
-/// channel.basic_publish("", "tasks", "hello")?;
-/// let order = Message::new("{\"item\": 7}").content_type("application/json").persistent();
-/// channel.basic_publish("", "tasks", order)?;
-///
-/// let persistent = BasicProperties::new().delivery_mode(DeliveryMode::Persistent);
-/// for body in ["one", "two"] {
-///     channel.basic_publish("", "tasks", Message::new(body).properties(&persistent))?;
-/// }
-/// # Ok::<(), cony::Error>(())
-/// ```
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct Message<'a> {
-    pub(crate) body: Body<'a>,
-    properties: Properties<'a>,
-    pub(crate) mandatory: bool,
-    pub(crate) immediate: bool,
-}
-
-#[derive(Debug, Clone)]
-enum Properties<'a> {
-    None,
-    Borrowed(&'a BasicProperties),
-    Own(Box<BasicProperties>),
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Body<'a> {
-    Borrowed(&'a [u8]),
-    Shared(&'a Bytes),
-    Owned(Bytes),
-}
-
-impl Body<'_> {
-    /// The body, to be passed on as it is where that `shares` and it is possible.
-    pub(crate) fn to_publish(&self, shares: bool) -> PublishBody<'_> {
-        match self {
-            Self::Shared(bytes) if shares => PublishBody::Shared(bytes),
-            Self::Owned(bytes) if shares => PublishBody::Shared(bytes),
-            Self::Borrowed(bytes) => PublishBody::Borrowed(bytes),
-            Self::Shared(bytes) => PublishBody::Borrowed(bytes),
-            Self::Owned(bytes) => PublishBody::Borrowed(bytes),
-        }
-    }
-}
-
-impl<'a> Message<'a> {
-    /// A message with this body and no properties.
-    pub fn new<B: AsRef<[u8]> + ?Sized>(body: &'a B) -> Self {
-        Body::Borrowed(body.as_ref()).into()
-    }
-
-    /// What is said about the message: all of it, so this goes before the methods that say
-    /// one thing. Those copy the properties.
-    pub fn properties(mut self, properties: &'a BasicProperties) -> Self {
-        self.properties = Properties::Borrowed(properties);
-        self
-    }
-
-    /// The message survives a restart of the broker, in a durable queue
-    /// ([`DeliveryMode::Persistent`]).
-    pub fn persistent(self) -> Self {
-        self.with(|properties| properties.delivery_mode(DeliveryMode::Persistent))
-    }
-
-    /// The MIME type of the body, such as `application/json`.
-    pub fn content_type(self, content_type: impl Into<ShortString>) -> Self {
-        self.with(|properties| properties.content_type(content_type))
-    }
-
-    /// Which request this message answers, or which answer belongs to it.
-    pub fn correlation_id(self, correlation_id: impl Into<ShortString>) -> Self {
-        self.with(|properties| properties.correlation_id(correlation_id))
-    }
-
-    /// The queue that answers should go to.
-    pub fn reply_to(self, reply_to: impl Into<ShortString>) -> Self {
-        self.with(|properties| properties.reply_to(reply_to))
-    }
-
-    /// How long the message may wait in a queue, in whole milliseconds, rounded up.
-    pub fn expiration(self, expiration: Duration) -> Self {
-        self.with(|properties| properties.expiration(expiration))
-    }
-
-    /// Adds one header, or replaces it.
-    pub fn header(self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
-        self.with(|properties| properties.header(name, value))
-    }
-
-    /// Says more, in properties of its own.
-    fn with(mut self, say: impl FnOnce(BasicProperties) -> BasicProperties) -> Self {
-        let mut own = match self.properties {
-            Properties::None => Box::default(),
-            Properties::Borrowed(properties) => Box::new(properties.clone()),
-            Properties::Own(properties) => properties,
-        };
-        *own = say(std::mem::take(&mut *own));
-        self.properties = Properties::Own(own);
-        self
-    }
-
-    pub(crate) fn said(&self) -> Option<&BasicProperties> {
-        match &self.properties {
-            Properties::None => None,
-            Properties::Borrowed(properties) => Some(properties),
-            Properties::Own(properties) => Some(properties),
-        }
-    }
-
-    /// Whether the broker gives the message back if it reaches no queue. Default: no;
-    /// then it vanishes.
-    pub fn mandatory(mut self, mandatory: bool) -> Self {
-        self.mandatory = mandatory;
-        self
-    }
-
-    /// Whether a consumer must be ready to take it. RabbitMQ does not implement this
-    /// and closes the connection (540).
-    pub fn immediate(mut self, immediate: bool) -> Self {
-        self.immediate = immediate;
-        self
-    }
-}
-
-impl<'a> From<Body<'a>> for Message<'a> {
-    fn from(body: Body<'a>) -> Self {
-        Self {
-            body,
-            properties: Properties::None,
-            mandatory: false,
-            immediate: false,
-        }
-    }
-}
-
-impl<'a> From<&'a str> for Message<'a> {
-    fn from(body: &'a str) -> Self {
-        Self::new(body)
-    }
-}
-
-impl<'a> From<&'a String> for Message<'a> {
-    fn from(body: &'a String) -> Self {
-        Self::new(body)
-    }
-}
-
-impl<'a> From<&'a [u8]> for Message<'a> {
-    fn from(body: &'a [u8]) -> Self {
-        Self::new(body)
-    }
-}
-
-impl<'a> From<&'a Vec<u8>> for Message<'a> {
-    fn from(body: &'a Vec<u8>) -> Self {
-        Self::new(body)
-    }
-}
-
-impl<'a> From<&'a Bytes> for Message<'a> {
-    fn from(body: &'a Bytes) -> Self {
-        Body::Shared(body).into()
-    }
-}
-
-impl<'a, const N: usize> From<&'a [u8; N]> for Message<'a> {
-    fn from(body: &'a [u8; N]) -> Self {
-        Self::new(body)
-    }
-}
-
-impl From<String> for Message<'_> {
-    fn from(body: String) -> Self {
-        Body::Owned(body.into()).into()
-    }
-}
-
-impl From<Vec<u8>> for Message<'_> {
-    fn from(body: Vec<u8>) -> Self {
-        Body::Owned(body.into()).into()
-    }
-}
-
-impl From<Bytes> for Message<'_> {
-    fn from(body: Bytes) -> Self {
-        Body::Owned(body).into()
     }
 }

@@ -6,4 +6,5 @@ pub(crate) mod confirm;
 pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod delivery;
+pub(crate) mod message;
 pub(crate) mod rpc;

@@ -1,8 +1,8 @@
-//! Requests that wait for their answers.
+//! RPC requests that wait for their responses.
 //!
-//! The IO thread hands each answer to the thread that waits for it. What they come over, a
-//! channel in confirm mode with a consumer, is a session; should its channel end, the next
-//! request begins another one.
+//! The IO thread hands each response to the thread that waits for it. A *session* is the channel in
+//! confirm mode with the consumer of responses. If the channel ends, the next request opens another
+//! session.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,56 +13,53 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::{Condvar, Mutex};
 
 use crate::client::channel::BlockingChannel;
-use crate::client::confirm::Confirm;
+use crate::client::confirm::PublisherConfirm;
 use crate::client::connection::BlockingConnection;
-use crate::client::delivery::{Delivery, Message};
+use crate::client::delivery::Delivery;
+use crate::client::message::Message;
 use crate::error::{Error, Result};
 use crate::io::to_program::rpc_replies::{Heard, RpcReplies};
 
-/// RabbitMQ's name for the way back to the very channel that publishes ("Direct Reply-to").
+/// RabbitMQ's pseudo-queue whose messages go to the channel that published the request ("Direct
+/// Reply-to").
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// What a timeout says was waited for.
+/// The operation in the error of a timeout.
 const OPERATION: &str = "an RPC request";
 
-/// Asks a server over a queue, and waits for the answer.
+/// Sends requests to a server and waits for the responses.
 ///
-/// Answers come over RabbitMQ's direct reply-to, so no queue for them is declared; the
-/// correlation ids are its own. Cheap to clone and safe to share: requests of several
-/// threads are under way at the same time. It has a channel of its own, which closes with
-/// the last clone. A request that the broker refuses by closing that channel (with a `user_id`
-/// that is not the connection's, for instance) costs it, and all that wait for answers are told;
-/// the next request opens another one.
+/// Clone it to share it between threads: requests of several threads are under way at the same
+/// time. Responses arrive over RabbitMQ's direct reply-to, so no queue is declared for them. The
+/// client chooses the correlation ids.
 ///
-/// Answers go from the background thread straight to those who wait for them, and what comes too
-/// late is dropped as it comes; neither waits for room in `read_budget`.
+/// The client has a channel of its own, which closes with the last clone. If the broker refuses a
+/// request by closing this channel (for a `user_id` that is not the connection's, for example), all
+/// waiting calls fail with the reason, and the next call opens another channel.
 ///
-/// A server takes requests as any consumer does, and publishes each answer to the default
-/// exchange, with `reply_to` as the routing key and the request's `correlation_id`:
+/// Responses do not take part in the `read_budget`. One that arrives after its deadline is dropped.
+///
+/// A server consumes the requests as any consumer does, and [replies](crate::Delivery::reply) to
+/// each:
 ///
 /// ```
 /// # let connection = cony::BlockingConnection::open_default()?;
 /// use std::time::Duration;
-/// use cony::{Message, RpcClient};
+/// use cony::RpcClient;
 ///
 /// # let server = connection.channel()?;
 /// # server.queue_declare(cony::queue::Declare::new("double").exclusive(true))?;
-/// server.basic_consume("double", |channel, request| {
+/// server.basic_consume("double", |_, request| {
 ///     let number: u32 = request.text()?.parse().map_err(cony::Error::other)?;
-///     let asked = request.properties();
-///     let mut answer = Message::from((2 * number).to_string());
-///     if let Some(id) = &asked.correlation_id {
-///         answer = answer.correlation_id(id);
-///     }
-///     channel.basic_publish("", asked.reply_to.as_deref().unwrap_or_default(), answer)?;
+///     request.reply((2 * number).to_string())?;
 ///     request.ack()
 /// })?;
 /// # let serving = server.clone();
 /// # let thread = std::thread::spawn(move || serving.start_consuming());
 ///
 /// let client = RpcClient::new(&connection)?;
-/// let answer = client.call("double", "21", Duration::from_secs(10))?;
-/// assert_eq!(answer.text()?, "42");
+/// let response = client.call("double", "21", Duration::from_secs(10))?;
+/// assert_eq!(response.text()?, "42");
 /// # server.stop_consuming()?;
 /// # thread.join().expect("the server ends")?;
 /// # Ok::<(), cony::Error>(())
@@ -76,36 +73,35 @@ struct Inner {
     connection: BlockingConnection,
     last_id: AtomicU64,
     current: Mutex<Current>,
-    /// That a session was opened, or could not be.
+    /// Notified when a session was opened, or could not be opened.
     opened: Condvar,
 }
 
 enum Current {
     Session(Arc<Session>),
-    /// A thread opens one, without holding the lock.
+    /// A thread is opening a session, without holding the lock.
     Opening,
-    /// The last one that did could not.
+    /// The last attempt has failed.
     Failed(Error),
 }
 
-/// A channel for requests and their answers.
+/// A channel for requests and their responses.
 struct Session {
     channel: BlockingChannel,
     rpc_replies: Arc<RpcReplies>,
 }
 
-/// How many sessions in a row may end before a request is on its way.
+/// How many sessions one call uses at most, if each ends before the request is on its way.
 const SESSIONS_MAX: u32 = 3;
 
 impl RpcClient {
-    /// A client with a channel of its own.
+    /// Opens a channel for requests and their responses.
     ///
     /// # Errors
     ///
-    /// Those of [`channel`](BlockingConnection::channel),
-    /// [`confirm_delivery`](BlockingChannel::confirm_delivery) and
-    /// [`consume`](BlockingChannel::consume). A broker other than RabbitMQ may have no direct
-    /// reply-to (404).
+    /// Those of [`BlockingConnection::channel`]. [`Error::ChannelClosed`] (404) if the broker has
+    /// no direct reply-to, as some brokers other than RabbitMQ. [`Error::Timeout`] if the broker
+    /// does not answer within `rpc_timeout`.
     pub fn new(connection: &BlockingConnection) -> Result<Self> {
         let session = Session::open(connection)?;
         Ok(Self {
@@ -118,28 +114,72 @@ impl RpcClient {
         })
     }
 
-    /// Sends a request to a queue, and waits for the answer, at most this long from when the
-    /// request is on its way. (Before that it may wait for room, as any publish, or for another
-    /// channel.)
+    /// Sends a request to a queue and waits for the response, at most for `timeout`.
     ///
-    /// The request's `reply_to` and `correlation_id` are set here, and it is mandatory. The
-    /// answer needs no acknowledgement. One that comes after the deadline is dropped; give the
-    /// request an [`expiration`](Message::expiration) if no server should work on it in vain.
+    /// This is [`call_exchange`](Self::call_exchange) with the default exchange.
     ///
     /// # Errors
     ///
-    /// [`Error::Unroutable`] if there is no such queue, and [`Error::Nacked`] if it does not
-    /// take the request; [`Error::Timeout`] if the answer does not come in time, and then a
-    /// server may or may not have done what was asked; the errors of
-    /// [`basic_publish`](BlockingChannel::basic_publish); why channel or connection have
-    /// ended, if they do, for everyone who waits.
+    /// As [`call_exchange`](Self::call_exchange).
     pub fn call<'a>(
         &self,
         queue: impl AsRef<str>,
         request: impl Into<Message<'a>>,
         timeout: Duration,
     ) -> Result<Delivery> {
-        let queue = queue.as_ref();
+        self.call_exchange("", queue, request, timeout)
+    }
+
+    /// Publishes a request to an exchange and waits for the response, at most for `timeout`.
+    ///
+    /// The time begins when the request is on its way. Before that the call may wait for room in
+    /// the write budget, as any publish does, or for another channel. If the exchange routes the
+    /// request to several queues, the first response is returned and the others are dropped.
+    ///
+    /// The client sets `reply_to` and `correlation_id` of the request and makes it mandatory. The
+    /// response needs no acknowledgement. Give the request an [`expiration`](Message::expiration),
+    /// so that no server works on a request whose caller has given up.
+    ///
+    /// ```
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// use std::time::Duration;
+    /// use cony::RpcClient;
+    /// # let server = connection.channel()?;
+    /// # let queue = server.queue_declare(cony::queue::Declare::new("").exclusive(true))?.queue;
+    /// # server.queue_bind(&queue, "amq.topic", "math.double")?;
+    /// # let requests = server.consume(&queue)?;
+    /// # let thread = std::thread::spawn(move || {
+    /// #     let request = requests.recv()?.expect("a request");
+    /// #     request.reply("42")?;
+    /// #     request.ack()
+    /// # });
+    ///
+    /// let client = RpcClient::new(&connection)?;
+    /// let timeout = Duration::from_secs(10);
+    /// let response = client.call_exchange("amq.topic", "math.double", "21", timeout)?;
+    /// assert_eq!(response.text()?, "42");
+    /// # thread.join().expect("the server ends")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Unroutable`] if the request reaches no queue.
+    /// - [`Error::Nacked`] if a queue does not take it.
+    /// - [`Error::Timeout`] if no response arrives in time. A server may or may not have done the
+    ///   work.
+    /// - [`Error::ChannelClosed`], [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if
+    ///   channel or connection end; (404) if there is no such exchange.
+    /// - [`Error::TooLong`], [`Error::NotFinite`] and [`Error::PublishTimeout`], as from
+    ///   [`basic_publish`](BlockingChannel::basic_publish). The request was not sent.
+    pub fn call_exchange<'a>(
+        &self,
+        exchange: impl AsRef<str>,
+        routing_key: impl AsRef<str>,
+        request: impl Into<Message<'a>>,
+        timeout: Duration,
+    ) -> Result<Delivery> {
+        let (exchange, routing_key) = (exchange.as_ref(), routing_key.as_ref());
         let id = self.inner.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let request = request
             .into()
@@ -150,9 +190,12 @@ impl RpcClient {
         loop {
             let session = self.inner.session()?;
             let pending = session.pending(id);
-            match session.channel.basic_publish("", queue, request.clone()) {
+            match session
+                .channel
+                .basic_publish(exchange, routing_key, request.clone())
+            {
                 Ok(confirm) => return pending.answer(&confirm, timeout),
-                // It was not sent, so it may go over another one.
+                // The request was not sent, so another session may send it.
                 Err(Error::ChannelClosed(_)) if sessions < SESSIONS_MAX => sessions += 1,
                 Err(error) => return Err(error),
             }
@@ -161,7 +204,7 @@ impl RpcClient {
 }
 
 impl Inner {
-    /// The session, or another one if that has ended.
+    /// Returns the session, or opens another one if it has ended.
     fn session(&self) -> Result<Arc<Session>> {
         let mut has_waited = false;
         let mut current = self.current.lock();
@@ -178,7 +221,7 @@ impl Inner {
         }
         let former = std::mem::replace(&mut *current, Current::Opening);
         drop(current);
-        // Outside the lock, for it may close a channel.
+        // Outside the lock: this may close a channel, and waits for the broker then.
         drop(former);
         let mut opening = Opening {
             inner: self,
@@ -189,7 +232,7 @@ impl Inner {
     }
 }
 
-/// A session that is being opened: whatever becomes of it, those who wait are told.
+/// A session that is being opened. Its drop, also in a panic, wakes the threads that wait for it.
 struct Opening<'a> {
     inner: &'a Inner,
     outcome: Result<Arc<Session>>,
@@ -238,14 +281,14 @@ struct Pending<'a> {
 }
 
 impl Pending<'_> {
-    /// Waits for the answer, or that the request is not taken.
-    fn answer(&self, confirm: &Confirm, timeout: Duration) -> Result<Delivery> {
+    /// Waits for the response, or for a confirm that the broker has not taken the request.
+    fn answer(&self, confirm: &PublisherConfirm, timeout: Duration) -> Result<Delivery> {
         let Session {
             channel,
             rpc_replies,
         } = self.session;
         let channel_inner = channel.inner();
-        if let Some(number) = confirm.number() {
+        if let Some(number) = confirm.sequence_number() {
             rpc_replies.note_publish(self.id, number);
         }
         if let Some(failure) = confirm.failure() {

@@ -213,6 +213,11 @@ impl fmt::Display for Error {
                      once"
                 )
             }
+            Self::NoReplyTo(tag) => write!(
+                f,
+                "delivery {tag} has no reply_to: publish the response to a queue of your choice, or \
+                 reject the request"
+            ),
             Self::NotConfirming => f.write_str(
                 "the channel is not in confirm mode: call confirm_delivery before publishing",
             ),
@@ -250,7 +255,7 @@ impl fmt::Display for Error {
                     Some(first) => write!(
                         f,
                         "; number {} of channel {}: {}",
-                        first.number, first.channel, first.error
+                        first.sequence_number, first.channel, first.error
                     ),
                     None => Ok(()),
                 }

@@ -3,6 +3,7 @@
 mod connect;
 mod connection_lost;
 mod display;
+mod publish_error;
 mod structure;
 mod tls;
 
@@ -13,12 +14,13 @@ use std::time::Duration;
 
 pub use self::connect::ConnectError;
 pub use self::connection_lost::{ConnectionLostError, ReadingPause};
+pub use self::publish_error::PublishError;
 pub use self::tls::TlsError;
-use crate::client::confirm::{PublishFailure, Returned};
 use crate::protocol::errors::{EncodeError, Flaw, ProtocolError};
 use crate::protocol::event::Termination;
 use crate::protocol::methods::MethodId;
 use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::returned::Returned;
 use crate::protocol::stage::Stage;
 use crate::protocol::wire::ShortString;
 
@@ -29,7 +31,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// | variants | what has ended | [`is_retryable`](Self::is_retryable) |
 /// |---|---|---|
-/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `OutOfRange`, `InvalidChannelNumber`, `ChannelNumberInUse`, `DuplicateConsumerTag`, `AlreadyConsuming`, `MethodRefused`, `UnknownDeliveryTag`, `AlreadySettled`, `NotConfirming` (mistakes of the program) | nothing, and nothing was sent | no |
+/// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `OutOfRange`, `InvalidChannelNumber`, `ChannelNumberInUse`, `DuplicateConsumerTag`, `AlreadyConsuming`, `MethodRefused`, `UnknownDeliveryTag`, `AlreadySettled`, `NoReplyTo`, `NotConfirming` (mistakes of the program) | nothing, and nothing was sent | no |
 /// | `NoFreeChannels` | nothing | yes |
 /// | `Timeout`, `PublishTimeout` | nothing; but after a timeout of `confirm_delivery` or `close` use a new channel | yes |
 /// | `Nacked` | nothing; the broker did not take the message | yes |
@@ -253,6 +255,9 @@ pub enum Error {
     /// The delivery with this delivery tag is settled, or needs no acknowledgement. Nothing was
     /// sent: the broker would close the channel (406).
     AlreadySettled(u64),
+    /// The delivery of this tag has no property `reply_to`, so
+    /// [`reply`](crate::Delivery::reply) has no queue to publish to. Nothing was sent.
+    NoReplyTo(u64),
     /// The channel is not in confirm mode: call
     /// [`confirm_delivery`](crate::BlockingChannel::confirm_delivery) before publishing.
     NotConfirming,
@@ -274,7 +279,7 @@ pub enum Error {
     PublishFailures {
         /// The failures, up to a thousand, or up to 16 MiB of returned messages, or fewer if other
         /// channels of the connection keep many.
-        failures: Arc<[PublishFailure]>,
+        failures: Arc<[PublishError]>,
         /// The number of failures that are not in the list.
         more: u64,
     },
@@ -668,9 +673,9 @@ mod tests {
         let failures = |errors: Vec<Error>| Error::PublishFailures {
             failures: errors
                 .into_iter()
-                .map(|error| PublishFailure {
+                .map(|error| PublishError {
                     channel: 1,
-                    number: 1,
+                    sequence_number: 1,
                     error,
                 })
                 .collect(),

@@ -45,6 +45,7 @@ impl fmt::Debug for Error {
             ConsumerCancelled(_),
             UnknownDeliveryTag(_),
             AlreadySettled(_),
+            NoReplyTo(_),
             Unroutable(_),
             AmbiguousReturn(_),
             Unconfirmed(_),

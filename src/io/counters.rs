@@ -12,10 +12,15 @@ pub(crate) struct Counters {
     pub(crate) messages_published: Counter,
     /// Those of them that the broker has confirmed or refused, of channels that have ended.
     pub(crate) messages_settled: Counter,
+    pub(crate) messages_confirmed: Counter,
+    pub(crate) messages_nacked: Counter,
     pub(crate) messages_received: Counter,
     pub(crate) messages_returned: Counter,
     pub(crate) deliveries_held_back: Counter,
     pub(crate) messages_oversized: Counter,
+    /// Deliveries that the program settled, of channels that have ended or that it has dropped. Any
+    /// thread may add to these.
+    pub(crate) deliveries_settled: AtomicU64,
 }
 
 #[derive(Debug, Default)]

@@ -47,6 +47,7 @@ mod property_match;
 mod ranges;
 pub(crate) mod read_room;
 pub(crate) mod reply_code;
+pub(crate) mod returned;
 pub(crate) mod sasl;
 pub(crate) mod secret;
 pub(crate) mod settlements;

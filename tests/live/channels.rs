@@ -72,7 +72,7 @@ fn as_many_channels_as_negotiated_can_be_open_at_once() {
     let queue = exclusive_queue(channels.last().unwrap());
     for channel in channels.iter().step_by(100) {
         channel.basic_publish("", &queue, "x").unwrap();
-        get(channel, &queue);
+        let _ = get(channel, &queue);
     }
     connection.close().unwrap();
     assert!(channels.iter().all(BlockingChannel::is_closed));
@@ -125,7 +125,7 @@ fn handles_of_a_closed_channel_never_act_on_its_successor() {
     let queue = exclusive_queue(&former);
     former.basic_publish("", &queue, "x").unwrap();
     let consumer = former.consume(&queue).unwrap();
-    let delivery = consumer.next().unwrap().unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
     let reason = offend(&former).to_string();
     let latter = connection.channel().unwrap();
     assert_eq!(latter.number(), former.number());
@@ -137,7 +137,7 @@ fn handles_of_a_closed_channel_never_act_on_its_successor() {
         former.tx_select().unwrap_err(),
         former.confirm_delivery().unwrap_err(),
         former.consume(&queue).unwrap_err(),
-        consumer.next().unwrap().unwrap_err(),
+        consumer.recv().unwrap_err(),
         former.close_reason().unwrap(),
     ] {
         assert_eq!(error.to_string(), reason);

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingConnection, Confirm, ConnectionParameters, DeliveryMode, Error,
-    Message, ReplyCode, queue,
+    BasicProperties, BlockingConnection, ConnectionParameters, DeliveryMode, Error, Message,
+    PublisherConfirm, ReplyCode, queue,
 };
 
 use crate::support::{
@@ -22,7 +22,7 @@ fn a_confirmed_message_is_in_the_queue() {
     assert!(channel.is_confirming());
     for number in 1..=10 {
         let confirm = channel.basic_publish("", &queue, "x").unwrap();
-        assert_eq!(confirm.number(), Some(number));
+        assert_eq!(confirm.sequence_number(), Some(number));
         confirm.wait().unwrap();
         assert!(confirm.is_settled());
         confirm.wait().unwrap();
@@ -35,7 +35,7 @@ fn waiting_for_a_confirm_fails_without_confirm_mode() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let confirm = channel.basic_publish("", &queue, "x").unwrap();
-    assert_eq!(confirm.number(), None);
+    assert_eq!(confirm.sequence_number(), None);
     let error = expect_error!(confirm.wait(), Error::NotConfirming);
     assert!(error.to_string().contains("confirm_delivery"), "{error}");
     expect_error!(channel.wait_for_confirms(PATIENCE), Error::NotConfirming);
@@ -48,7 +48,7 @@ fn sequence_numbers_start_with_the_first_publish_in_confirm_mode() {
     channel.basic_publish("", &queue, "before").unwrap();
     channel.confirm_delivery_nowait().unwrap();
     let confirm = channel.basic_publish("", &queue, "after").unwrap();
-    assert_eq!(confirm.number(), Some(1));
+    assert_eq!(confirm.sequence_number(), Some(1));
     confirm.wait().unwrap();
     await_ready(&channel, &queue, 2);
 }
@@ -67,7 +67,7 @@ fn each_channel_has_its_own_sequence_numbers() {
     for number in 1..=50 {
         for channel in &channels {
             let confirm = channel.basic_publish("", &queue, "x").unwrap();
-            assert_eq!(confirm.number(), Some(number));
+            assert_eq!(confirm.sequence_number(), Some(number));
         }
     }
     for channel in &channels {
@@ -106,7 +106,7 @@ fn threads_can_share_a_small_confirm_window() {
                 }
                 for _ in 0..100 {
                     let confirm = channel.basic_publish("", queue, "x").unwrap();
-                    if confirm.number().is_some() {
+                    if confirm.sequence_number().is_some() {
                         confirm.wait().unwrap();
                     }
                 }
@@ -135,7 +135,7 @@ fn confirms_can_be_waited_for_in_any_order_and_by_any_thread() {
             });
         }
     });
-    assert!(confirms.iter().all(Confirm::is_settled));
+    assert!(confirms.iter().all(PublisherConfirm::is_settled));
     await_ready(&channel, &queue, 1000);
 }
 
@@ -265,7 +265,10 @@ fn close_reports_returned_messages_whose_confirm_was_not_awaited() {
         else {
             panic!("{outcome:?}");
         };
-        let reported: Vec<_> = failures.iter().map(|it| (it.channel, it.number)).collect();
+        let reported: Vec<_> = failures
+            .iter()
+            .map(|it| (it.channel, it.sequence_number))
+            .collect();
         assert_eq!(reported, [(channel.number(), 2)]);
         connection.close().unwrap();
     }

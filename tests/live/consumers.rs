@@ -23,7 +23,7 @@ fn an_iterator_yields_deliveries_until_its_consumer_is_cancelled() {
         assert_eq!(delivery.text().unwrap(), number.to_string());
         delivery.ack().unwrap();
     }
-    assert!(consumer.try_next().unwrap().is_none());
+    assert!(consumer.try_recv().unwrap().is_none());
     assert!(
         consumer
             .recv_timeout(Duration::from_millis(20))
@@ -31,8 +31,8 @@ fn an_iterator_yields_deliveries_until_its_consumer_is_cancelled() {
             .is_none()
     );
     assert!(consumer.cancel().unwrap().is_empty());
-    assert!(consumer.next().is_none());
-    assert!(clone.next().is_none());
+    assert!(consumer.recv().unwrap().is_none());
+    assert!(clone.recv().unwrap().is_none());
     assert!(clone.for_each(|_| Ok(())).is_ok());
     assert!(
         consumer.cancel().unwrap().is_empty(),
@@ -80,7 +80,7 @@ fn for_each_ends_with_the_error_panic_or_close_of_its_closure() {
     for end in ["error", "cancel", "channel", "connection", "panic"] {
         let consumer = channel().consume(&queue).unwrap();
         let act = |delivery: Delivery| {
-            delivery.nack(true)?;
+            delivery.requeue()?;
             match end {
                 "error" => Err(Error::other("enough")),
                 "cancel" => consumer.cancel().map(drop),
@@ -108,7 +108,7 @@ fn a_cancel_returns_the_remaining_deliveries_of_a_no_ack_consumer() {
     let consumer = channel
         .consume(basic::Consume::new(&queue).no_ack(true))
         .unwrap();
-    let first = consumer.next().unwrap().unwrap();
+    let first = consumer.recv().unwrap().unwrap();
     assert_eq!(first.text().unwrap(), "0");
     let rest = consumer.cancel().unwrap();
     let texts: Vec<&str> = rest
@@ -126,16 +126,16 @@ fn a_cancel_and_a_drop_requeue_the_deliveries_that_were_not_received() {
     let channel = channel();
     let queue = queue_of(&channel, 0..50);
     let consumer = channel.consume(&queue).unwrap();
-    let held = consumer.next().unwrap().unwrap();
+    let held = consumer.recv().unwrap().unwrap();
     consumer.cancel().unwrap();
     await_ready(&channel, &queue, 49);
     held.ack().unwrap();
 
     let consumer = channel.consume(&queue).unwrap();
-    let held = consumer.next().unwrap().unwrap();
+    let held = consumer.recv().unwrap().unwrap();
     drop(consumer);
     await_ready(&channel, &queue, 48);
-    held.nack(true).unwrap();
+    held.requeue().unwrap();
     await_ready(&channel, &queue, 49);
     let consumers = channel
         .queue_declare_passive(&queue)
@@ -167,7 +167,7 @@ fn a_drop_nacks_no_delivery_that_ack_multiple_has_settled() {
     let untaken = channel.consume(&first).unwrap();
     await_ready(&channel, &first, 0);
     let consumer = channel.consume(&second).unwrap();
-    consumer.next().unwrap().unwrap().ack_multiple().unwrap();
+    consumer.recv().unwrap().unwrap().ack_multiple().unwrap();
     drop(untaken);
     await_ready(&channel, &first, 0);
     assert!(channel.is_open());
@@ -193,27 +193,32 @@ fn a_cancel_ends_an_iterator_in_another_thread() {
 }
 
 #[test]
-fn a_close_ends_a_consumer_in_another_thread() {
+fn a_close_ends_a_consumer_in_another_thread_without_an_error() {
     for of_connection in [false, true] {
         let connection = connect();
         let channel = connection.channel().unwrap();
         let queue = exclusive_queue(&channel);
         let consumer = channel.consume(&queue).unwrap();
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| consumer.next());
+            let iterating = scope.spawn(|| consumer.iter().count());
+            let receiving = scope.spawn(|| consumer.recv());
             match of_connection {
                 true => connection.close().unwrap(),
                 false => channel.close().unwrap(),
             }
-            let error = waiting.join().unwrap().unwrap().unwrap_err();
-            assert_eq!(error.close_reason().unwrap().by, ClosedBy::Application);
-            assert_eq!(error.is_connection_error(), of_connection, "{error}");
+            assert_eq!(iterating.join().unwrap(), 0);
+            assert!(receiving.join().unwrap().unwrap().is_none());
         });
-        assert!(consumer.next().is_none());
         assert!(
-            consumer.for_each(|_| Ok(())).is_ok(),
+            consumer.is_cancelled(),
             "the program has closed the channel"
         );
+        assert!(consumer.recv().unwrap().is_none());
+        assert!(consumer.try_recv().unwrap().is_none());
+        consumer.for_each(|_| Ok(())).unwrap();
+        let reason = consumer.channel().close_reason().unwrap();
+        assert_eq!(reason.close_reason().unwrap().by, ClosedBy::Application);
+        assert_eq!(reason.is_connection_error(), of_connection, "{reason}");
     }
 }
 
@@ -226,7 +231,10 @@ fn deleting_a_queue_ends_its_consumer_in_all_threads() {
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let clone = consumer.clone();
-                scope.spawn(move || (clone.next(), clone.next().is_none()))
+                scope.spawn(move || {
+                    let mut deliveries = clone.iter();
+                    (deliveries.next(), deliveries.next().is_none())
+                })
             })
             .collect();
         let each = {
@@ -265,11 +273,13 @@ fn deliveries_from_before_the_deletion_of_their_queue_are_still_received() {
     await_ready(&channel, &queue, 0);
     channel.queue_delete(&queue).unwrap();
     for number in 0..5 {
-        let delivery = consumer.next().unwrap().unwrap();
+        let delivery = consumer.recv().unwrap().unwrap();
         assert_eq!(delivery.text().unwrap(), number.to_string());
     }
-    expect_error!(consumer.next().unwrap(), Error::ConsumerCancelled(_));
-    assert!(consumer.next().is_none());
+    let mut deliveries = consumer.iter();
+    expect_error!(deliveries.next().unwrap(), Error::ConsumerCancelled(_));
+    assert!(deliveries.next().is_none());
+    expect_error!(consumer.recv(), Error::ConsumerCancelled(_));
 }
 
 #[test]
@@ -353,9 +363,9 @@ fn a_deleted_queue_ends_start_consuming_and_every_clone_of_a_consumer() {
 
     expect_error!(channel.start_consuming(), Error::ConsumerCancelled(_));
     for consumer in [consumer, clone] {
-        expect_error!(consumer.next().unwrap(), Error::ConsumerCancelled(_));
-        assert!(consumer.next().is_none());
-        expect_error!(consumer.try_next(), Error::ConsumerCancelled(_));
+        expect_error!(consumer.recv(), Error::ConsumerCancelled(_));
+        expect_error!(consumer.try_recv(), Error::ConsumerCancelled(_));
+        assert!(!consumer.is_cancelled(), "by the broker");
     }
     assert!(channel.is_open());
 }

@@ -16,7 +16,7 @@ fn the_prefetch_limits_the_unsettled_deliveries() {
     let queue = queue_of(&channel, 0..20);
     channel.basic_qos(3).unwrap();
     let consumer = channel.consume(&queue).unwrap();
-    let first = consumer.next().unwrap().unwrap();
+    let first = consumer.recv().unwrap().unwrap();
     await_ready(&channel, &queue, 17);
     first.ack().unwrap();
     await_ready(&channel, &queue, 16);
@@ -82,8 +82,8 @@ fn a_nack_and_a_reject_make_room_in_the_prefetch() {
     channel.basic_qos(1).unwrap();
     let consumer = channel.consume(&queue).unwrap();
     fill(&channel, &queue, 0..3);
-    next_delivery(&consumer).nack(false).unwrap();
-    next_delivery(&consumer).reject(false).unwrap();
+    next_delivery(&consumer).reject().unwrap();
+    next_delivery(&consumer).reject().unwrap();
     let last = next_delivery(&consumer);
     assert_eq!(last.text().unwrap(), "2");
     last.ack().unwrap();
@@ -107,7 +107,7 @@ fn a_prefetch_does_not_limit_a_no_ack_consumer() {
 fn drain(consumer: &Consumer) -> Vec<Delivery> {
     // The reply to this call arrives behind the deliveries that the broker has sent.
     consumer.channel().basic_cancel("unknown").unwrap();
-    iter::from_fn(|| consumer.try_next().unwrap()).collect()
+    iter::from_fn(|| consumer.try_recv().unwrap()).collect()
 }
 
 #[test]

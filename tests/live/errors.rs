@@ -135,7 +135,7 @@ cases! {
         let queue = exclusive_queue(&channel);
         let consumer = channel.consume(basic::Consume::new(&queue).consumer_tag("me")).unwrap();
         channel.queue_delete(&queue).unwrap();
-        failed(consumer.next().unwrap())
+        failed(consumer.recv())
     }, ["'me' was cancelled", "queue may be deleted"];
     Error::AlreadyConsuming: || in_callback(|channel| channel.start_consuming()),
         ["being run already", "only one at a time"];
@@ -151,6 +151,8 @@ cases! {
     Error::UnknownDeliveryTag: || failed(channel().basic_ack(7)),
         ["no delivery 7", "the channel that received it"];
     Error::AlreadySettled: || failed(taken("x").ack()), ["delivery 1", "no_ack", "once"];
+    Error::NoReplyTo: || failed(taken("x").reply("a response")),
+        ["delivery 1 has no reply_to", "reject the request"];
     Error::NotConfirming: || failed(channel().basic_publish("", "q", "x").unwrap().wait()),
         ["not in confirm mode", "call confirm_delivery"];
     Error::Nacked: || {
@@ -293,7 +295,7 @@ fn taken(body: impl AsRef<[u8]>) -> cony::Delivery {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     channel
-        .basic_publish("", &queue, Message::new(&body))
+        .basic_publish("", &queue, Message::new(body.as_ref()))
         .unwrap();
     let delivery = get(&channel, &queue);
     // The delivery does not keep its channel open.

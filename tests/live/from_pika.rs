@@ -372,10 +372,10 @@ fn a_delivery_has_the_fields_of_pikas_method_frames() {
         (got.consumer_tag.clone(), got.message_count),
         (None, Some(1))
     );
-    got.nack(true).unwrap();
+    got.requeue().unwrap();
 
     let consumer = channel.consume(&queue).unwrap();
-    let delivered = consumer.next().unwrap().unwrap();
+    let delivered = consumer.recv().unwrap().unwrap();
     assert_eq!((delivered.delivery_tag, delivered.redelivered), (2, true));
     assert_eq!(
         (&*delivered.exchange, &*delivered.routing_key),

@@ -33,7 +33,7 @@ fn gets_and_consumers_of_a_channel_share_its_delivery_tags() {
     assert_eq!(next(&channel, &queue).unwrap().delivery_tag, 1);
     channel.basic_qos(1).unwrap();
     let consumer = channel.consume(&queue).unwrap();
-    let delivery = consumer.next().unwrap().unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
     assert_eq!(delivery.delivery_tag, 2);
     let third = next(&channel, &queue).unwrap();
     assert_eq!((third.delivery_tag, third.text().unwrap()), (3, "got too"));
@@ -56,7 +56,7 @@ fn a_got_message_has_its_exchange_routing_key_and_count() {
     assert_eq!(message.delivery_tag, 1);
     assert!(!message.redelivered);
     assert_eq!(message.consumer_tag, None);
-    message.reject(true).unwrap();
+    message.requeue().unwrap();
     await_ready(&channel, &queue, 2);
     assert!(channel.basic_get(&queue).unwrap().unwrap().redelivered);
 }

@@ -71,7 +71,7 @@ fn a_message_of_amqp_publish_can_be_consumed() {
     let body = vec![b'x'; 200_000];
     run(&mut tool("amqp-publish", &queue), &body);
     let consumer = channel.consume(&queue).unwrap();
-    let delivery = consumer.next().unwrap().unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
     assert_eq!(delivery.body, body);
     delivery.ack().unwrap();
     channel.queue_delete(&queue).unwrap();

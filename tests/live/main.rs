@@ -21,6 +21,7 @@ mod confirms;
 mod consumer_tags;
 mod consumers;
 mod credentials;
+mod deliveries;
 mod dispatching;
 mod distribution;
 #[cfg(feature = "native-tls")]

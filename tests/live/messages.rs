@@ -163,7 +163,7 @@ fn headers_are_unchanged_after_the_broker_has_rewritten_them() {
         .basic_get(&rejected)
         .unwrap()
         .unwrap()
-        .nack(false)
+        .reject()
         .unwrap();
 
     // To add its own header, RabbitMQ decodes and encodes all the others.
@@ -324,7 +324,7 @@ fn properties_may_fill_one_frame_but_not_more() {
     assert_eq!(*get(&channel, &queue).properties(), of_size(most));
     expect_error!(publish(most + 1), Error::TooLong { .. });
     publish(1).unwrap();
-    get(&channel, &queue);
+    let _ = get(&channel, &queue);
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn a_delivery_with_headers_may_have_an_empty_body() {
     for _ in 0..3 {
         let message = Message::new("").properties(&properties);
         channel.basic_publish("", &queue, message).unwrap();
-        let delivery = consumer.next().unwrap().unwrap();
+        let delivery = consumer.recv().unwrap().unwrap();
         assert!(delivery.body.is_empty());
         assert_eq!(*delivery.properties(), properties);
         delivery.ack().unwrap();

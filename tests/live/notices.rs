@@ -170,7 +170,7 @@ fn the_cancel_callback_runs_for_an_iterator_as_well() {
         dispatch_until(&connection, &noted),
         *consumer.consumer_tag()
     );
-    expect_error!(consumer.next().unwrap(), Error::ConsumerCancelled(_));
+    expect_error!(consumer.recv(), Error::ConsumerCancelled(_));
 }
 
 #[test]
@@ -237,9 +237,9 @@ fn the_confirm_callback_gets_the_outcome_of_each_publish() {
             Err(_) => dispatch_until(&connection, &noted),
         })
         .collect();
-    confirmations.sort_by_key(|confirmation| confirmation.number);
+    confirmations.sort_by_key(|confirmation| confirmation.sequence_number);
     for (number, confirmation) in (1..).zip(confirmations) {
-        assert_eq!(confirmation.number, number);
+        assert_eq!(confirmation.sequence_number, number);
         match (number, confirmation.outcome) {
             (20, Err(Error::Unroutable(returned))) => assert_eq!(returned.routing_key(), nowhere),
             (20, other) => panic!("{other:?}"),

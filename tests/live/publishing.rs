@@ -105,10 +105,10 @@ fn a_publish_to_an_unknown_exchange_ends_a_waiting_consumer() {
     let queue = exclusive_queue(&channel);
     let consumer = channel.consume(&queue).unwrap();
     channel.basic_publish("cony.no.such", "", "x").unwrap();
-    let error = consumer.next().unwrap().unwrap_err();
+    let error = consumer.recv().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
     assert!(error.to_string().contains("cony.no.such"), "{error}");
-    assert!(consumer.next().is_none());
+    assert!(consumer.recv().unwrap().is_none());
     until("the channel to be closed", || channel.is_closed());
     assert!(connection.is_open());
 }

@@ -217,8 +217,8 @@ fn messages_that_are_rejected_or_nacked_without_requeue_are_dead_lettered() {
         await_ready(&channel, &queue, 1);
         let message = channel.basic_get(&queue).unwrap().unwrap();
         match reject {
-            true => message.reject(false).unwrap(),
-            false => message.nack(false).unwrap(),
+            true => message.reject().unwrap(),
+            false => message.reject().unwrap(),
         }
         let message = get(&channel, &dead);
         assert_eq!(text(&message), body);
@@ -271,7 +271,7 @@ fn a_quorum_queue_counts_deliveries_up_to_its_limit() {
         let headers = delivery.properties().headers.clone().unwrap_or_default();
         let counted = headers.get("x-delivery-count").and_then(FieldValue::as_i64);
         assert_eq!(counted.unwrap_or_default(), count);
-        delivery.nack(true).unwrap();
+        delivery.requeue().unwrap();
     }
     // After the limit the broker drops the message.
     await_ready(&channel, &queue, 0);

@@ -165,7 +165,7 @@ fn held_back_deliveries_are_requeued_at_the_end_of_their_consumer() {
         let channel = connection.channel().unwrap();
         channel.basic_qos(100).unwrap();
         let consumer = channel.consume(&*stock.queue).unwrap();
-        let first = consumer.next().unwrap().unwrap();
+        let first = consumer.recv().unwrap().unwrap();
         // The call makes the IO thread read everything that arrives before its reply.
         await_ready(&channel, &stock.queue, 0);
         assert!(connection.stats().deliveries_held_back > 0, "{how}");
@@ -217,7 +217,7 @@ fn recover_with_held_back_deliveries_does_not_close_the_channel() {
     for round in 0..100 {
         await_ready(&channel, &stock.queue, 100);
         for _ in 0..8 {
-            consumer.recv_timeout(PATIENCE).unwrap().unwrap();
+            let _ = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
         }
         let outcome = channel.basic_recover(basic::Recover::default());
         assert!(outcome.is_ok(), "round {round}: {outcome:?}");
@@ -240,7 +240,7 @@ fn redelivered_messages_stay_in_order() {
     channel.basic_qos(0).unwrap();
     let consumer = channel.consume(&*stock.queue).unwrap();
     for _ in 0..stock.count {
-        consumer.recv_timeout(PATIENCE).unwrap().unwrap();
+        let _ = consumer.recv_timeout(PATIENCE).unwrap().unwrap();
     }
     former.close().unwrap();
     let other = stock.connection.channel().unwrap();

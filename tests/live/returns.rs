@@ -1,8 +1,8 @@
 //! Messages that the broker returns with `basic.return`, in confirm mode and without it.
 
 use cony::{
-    BasicProperties, BlockingChannel, Confirm, DeliveryMode, Error, FieldTable, FieldValue,
-    Message, ReplyCode, queue,
+    BasicProperties, BlockingChannel, DeliveryMode, Error, FieldTable, FieldValue, Message,
+    PublisherConfirm, ReplyCode, queue,
 };
 
 use crate::support::{PATIENCE, channel, exclusive_queue, ready, unique, until};
@@ -141,7 +141,10 @@ fn each_return_is_assigned_to_its_publish_among_many() {
     else {
         panic!("expected Error::PublishFailures");
     };
-    let numbers: Vec<u64> = failures.iter().map(|failure| failure.number).collect();
+    let numbers: Vec<u64> = failures
+        .iter()
+        .map(|failure| failure.sequence_number)
+        .collect();
     let expected: Vec<u64> = (0..500)
         .filter(|number| number % 7 == 3)
         .map(|n| n + 1)
@@ -151,7 +154,7 @@ fn each_return_is_assigned_to_its_publish_among_many() {
 }
 
 /// Names the outcome of a publish.
-fn outcome(confirm: &Confirm) -> String {
+fn outcome(confirm: &PublisherConfirm) -> String {
     match confirm.wait() {
         Ok(()) => "acked".into(),
         Err(Error::Nacked) => "nacked".into(),

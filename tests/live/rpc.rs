@@ -97,7 +97,7 @@ fn closing_the_connection_fails_all_waiting_calls() {
     thread::scope(|scope| {
         let callers = [(); 3].map(|()| scope.spawn(|| client.call(&queue, "?", PATIENCE)));
         for _ in &callers {
-            requests.recv_timeout(PATIENCE).unwrap().unwrap();
+            let _ = requests.recv_timeout(PATIENCE).unwrap().unwrap();
         }
         connection
             .close_with(ReplyCode::CONNECTION_FORCED, "enough")

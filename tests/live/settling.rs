@@ -22,19 +22,19 @@ fn a_delivery_is_settled_only_once() {
         .collect();
     deliveries[0].ack().unwrap();
     expect_error!(deliveries[0].ack(), Error::AlreadySettled(1));
-    expect_error!(deliveries[0].nack(true), Error::AlreadySettled(1));
+    expect_error!(deliveries[0].requeue(), Error::AlreadySettled(1));
     expect_error!(channel.basic_ack(1), Error::AlreadySettled(1));
     deliveries[2].ack_multiple().unwrap();
     expect_error!(deliveries[1].ack(), Error::AlreadySettled(2));
     expect_error!(channel.basic_ack(7), Error::UnknownDeliveryTag(7));
     channel.basic_reject(4).unwrap();
-    expect_error!(deliveries[3].reject(true), Error::AlreadySettled(4));
+    expect_error!(deliveries[3].requeue(), Error::AlreadySettled(4));
     channel
         .basic_nack(basic::Nack::new(0).multiple(true).requeue(false))
         .unwrap();
     expect_error!(deliveries[5].ack(), Error::AlreadySettled(6));
     // The broker would close the channel if it had received one of the refused settlements.
-    assert_eq!(consumer.next().unwrap().unwrap().text().unwrap(), "3");
+    assert_eq!(consumer.recv().unwrap().unwrap().text().unwrap(), "3");
     assert!(channel.is_open());
 }
 
@@ -110,7 +110,7 @@ fn an_ack_of_all_deliveries_succeeds_when_none_is_unsettled() {
     channel
         .basic_nack(basic::Nack::new(0).multiple(true))
         .unwrap();
-    get(&channel, &queue);
+    let _ = get(&channel, &queue);
     channel.basic_ack_multiple(0).unwrap();
     assert!(
         next(&channel, &queue).is_none(),
@@ -124,7 +124,7 @@ fn an_ack_of_all_deliveries_leaves_those_that_arrive_later() {
     let queue = queue_of(&channel, 0..5000);
     channel.basic_qos(0).unwrap();
     let consumer = channel.consume(&queue).unwrap();
-    consumer.next().unwrap().unwrap();
+    let _ = consumer.recv().unwrap().unwrap();
     // The other deliveries are still arriving.
     channel.basic_ack_multiple(0).unwrap();
     let mut later = 0;
@@ -153,7 +153,7 @@ fn a_rejected_message_is_dropped_or_requeued() {
     channel
         .basic_reject(basic::Reject::new(away.delivery_tag).requeue(false))
         .unwrap();
-    next(&channel, &queue).unwrap().reject(true).unwrap();
+    next(&channel, &queue).unwrap().requeue().unwrap();
     await_ready(&channel, &queue, 1);
     let back = next(&channel, &queue).unwrap();
     assert!(back.redelivered);
@@ -168,9 +168,9 @@ fn a_requeued_message_can_be_got_on_another_channel() {
     let queue = exclusive_queue(&first);
     fill(&first, &queue, ["x"]);
     let consumer = second.consume(&queue).unwrap();
-    let delivery = consumer.next().unwrap().unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
     consumer.cancel().unwrap();
-    delivery.nack(true).unwrap();
+    delivery.requeue().unwrap();
     await_ready(&first, &queue, 1);
     let got = next(&first, &queue).unwrap();
     assert!(got.redelivered);
@@ -191,7 +191,7 @@ fn unsettled_deliveries_are_requeued_after_every_kind_of_end() {
         next(&channel, &queue).unwrap().ack().unwrap();
         let unsettled = next(&channel, &queue).unwrap();
         assert!(!unsettled.redelivered);
-        channel
+        let _ = channel
             .basic_get(basic::Get::new(&queue).no_ack(true))
             .unwrap()
             .unwrap();
@@ -224,13 +224,13 @@ fn a_delivery_of_a_closed_channel_cannot_be_settled() {
     let channel = channel();
     let queue = queue_of(&channel, 0..1);
     let consumer = channel.consume(&queue).unwrap();
-    let delivery = consumer.next().unwrap().unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
     let next = channel.connection().channel().unwrap();
     channel.close().unwrap();
     expect_error!(delivery.ack(), Error::ChannelClosed(_));
     await_ready(&next, &queue, 1);
-    expect_error!(consumer.next().unwrap(), Error::ChannelClosed(_));
-    assert!(consumer.next().is_none());
+    assert!(consumer.recv().unwrap().is_none());
+    assert!(consumer.is_cancelled());
 }
 
 #[test]
@@ -258,15 +258,15 @@ fn recover_redelivers_to_the_consumer() {
     let queue = exclusive_queue(&channel);
     channel.basic_publish("", &queue, "x").unwrap();
     let consumer = channel.consume(&queue).unwrap();
-    let first = consumer.next().unwrap().unwrap();
+    let first = consumer.recv().unwrap().unwrap();
     assert!(!first.redelivered);
     channel.basic_recover(basic::Recover::default()).unwrap();
-    let second = consumer.next().unwrap().unwrap();
+    let second = consumer.recv().unwrap().unwrap();
     assert!(second.redelivered);
     channel
         .basic_recover_async(basic::RecoverAsync::default())
         .unwrap();
-    consumer.next().unwrap().unwrap().ack().unwrap();
+    consumer.recv().unwrap().unwrap().ack().unwrap();
     assert!(channel.is_open());
 }
 
@@ -275,8 +275,8 @@ fn recover_does_not_requeue_no_ack_deliveries() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["for good", "unsettled"]);
-    get(&channel, &queue);
-    next(&channel, &queue).unwrap();
+    let _ = get(&channel, &queue);
+    let _ = next(&channel, &queue).unwrap();
     channel.basic_recover(basic::Recover::default()).unwrap();
     await_ready(&channel, &queue, 1);
     let again = next(&channel, &queue).unwrap();
@@ -306,7 +306,7 @@ fn recover_redelivers_deliveries_that_were_not_received() {
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["x"; 20]);
     let consumer = channel.consume(&queue).unwrap();
-    consumer.next().unwrap().unwrap();
+    let _ = consumer.recv().unwrap().unwrap();
     await_ready(&channel, &queue, 0);
     channel.basic_recover(basic::Recover::default()).unwrap();
     for _ in 0..20 {

@@ -18,7 +18,7 @@ fn stats_count_messages_frames_and_bytes() {
         .basic_publish("", unique("nowhere"), Message::new("x").mandatory(true))
         .unwrap();
     for _ in 0..2 {
-        consumer.next().unwrap().unwrap().ack().unwrap();
+        consumer.recv().unwrap().unwrap().ack().unwrap();
     }
     channel.basic_qos(1).unwrap();
     let after = connection.stats();

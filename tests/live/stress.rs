@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ClosedBy, Confirm, Consumer, Delivery, Error, Message,
-    basic,
+    BlockingChannel, BlockingConnection, ClosedBy, Consumer, Delivery, Error, Message,
+    PublisherConfirm, basic,
 };
 
 use crate::support::{channel, connect, unique};
@@ -44,7 +44,7 @@ struct Actor {
     channels: Vec<BlockingChannel>,
     consumers: Vec<Consumer>,
     deliveries: Vec<Delivery>,
-    confirms: Vec<Confirm>,
+    confirms: Vec<PublisherConfirm>,
 }
 
 /// Removes and returns one item, chosen at random.
@@ -82,7 +82,7 @@ impl Actor {
             }
             56..=75 => {
                 if let Some(consumer) = pick(dice, &mut self.consumers) {
-                    self.deliveries.extend(consumer.try_next()?);
+                    self.deliveries.extend(consumer.try_recv()?);
                     self.consumers.push(consumer);
                 }
             }
@@ -90,7 +90,7 @@ impl Actor {
                 if let Some(delivery) = pick(dice, &mut self.deliveries) {
                     match dice.roll(3) {
                         0 => delivery.ack()?,
-                        1 => delivery.nack(true)?,
+                        1 => delivery.requeue()?,
                         _ => drop(delivery),
                     }
                 }

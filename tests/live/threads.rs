@@ -213,13 +213,14 @@ fn threads_share_a_consumer_with_ready() {
             scope.spawn(move || {
                 loop {
                     consumer.ready().recv_timeout(PATIENCE).unwrap();
-                    match consumer.try_next() {
+                    match consumer.try_recv() {
                         Ok(Some(delivery)) => {
                             delivery.ack().unwrap();
                             note.send(delivery.delivery_tag).unwrap();
                         }
+                        Ok(None) if consumer.is_cancelled() => break,
                         Ok(None) => {}
-                        Err(_) => break,
+                        Err(error) => panic!("{error}"),
                     }
                 }
             });

@@ -44,9 +44,9 @@ fn an_empty_name_means_the_queue_declared_last() {
     channel.basic_publish("amq.direct", &second, "x").unwrap();
     await_ready(&channel, &second, 1);
     let message = channel.basic_get("").unwrap().unwrap();
-    message.nack(true).unwrap();
+    message.requeue().unwrap();
     let consumer = channel.consume("").unwrap();
-    consumer.next().unwrap().unwrap().ack().unwrap();
+    consumer.recv().unwrap().unwrap().ack().unwrap();
     channel.queue_unbind("", "amq.direct", &second).unwrap();
     assert_eq!(channel.queue_delete("").unwrap(), 0);
     let connection = channel.connection();
@@ -101,7 +101,7 @@ fn the_broker_counts_messages_and_consumers() {
     channel.wait_for_confirms(PATIENCE).unwrap();
     assert_eq!(counts(), (3, 0));
     // An unsettled message does not count as ready.
-    channel.basic_get(&queue).unwrap().unwrap();
+    let _ = channel.basic_get(&queue).unwrap().unwrap();
     assert_eq!(counts(), (2, 0));
     assert_eq!(channel.queue_purge(&queue).unwrap(), 2);
 }

@@ -81,14 +81,14 @@ fn got(count: u32) -> (BlockingChannel, String, Vec<Delivery>) {
 fn a_delivery_can_be_settled_again_after_a_rollback() {
     let (channel, queue, messages) = got(4);
     messages[2].ack().unwrap();
-    messages[1].nack(true).unwrap();
+    messages[1].requeue().unwrap();
     expect_error!(messages[1].ack(), Error::AlreadySettled(2));
     channel.tx_rollback().unwrap();
     await_ready(&channel, &queue, 0);
 
     messages[0].ack_multiple().unwrap();
     messages[1].ack().unwrap();
-    messages[2].reject(true).unwrap();
+    messages[2].requeue().unwrap();
     channel.tx_select().unwrap();
     channel.tx_commit().unwrap();
     await_ready(&channel, &queue, 1);
@@ -142,7 +142,7 @@ fn deliveries_of_a_cancelled_consumer_are_requeued_after_a_commit_and_a_rollback
         await_ready(&channel, &queue, 3);
         channel.tx_select().unwrap();
         let consumer = channel.consume(&queue).unwrap();
-        let first = consumer.next().unwrap().unwrap();
+        let first = consumer.recv().unwrap().unwrap();
         await_ready(&observer, &queue, 0);
         first.ack().unwrap();
         consumer.cancel().unwrap();
@@ -189,8 +189,8 @@ fn cancel_nowait_and_commit_may_meet_deliveries_on_their_way() {
 #[test]
 fn nacks_take_effect_with_the_commit() {
     let (channel, queue, messages) = got(2);
-    messages[0].nack(true).unwrap();
-    messages[1].nack(false).unwrap();
+    messages[0].requeue().unwrap();
+    messages[1].reject().unwrap();
     assert!(channel.basic_get(&queue).unwrap().is_none());
     channel.tx_commit().unwrap();
     await_ready(&channel, &queue, 1);

@@ -41,8 +41,8 @@ fn consumer_timeout_closes_the_channel_and_requeues_the_delivery() {
     let queue = exclusive_queue(&channel);
     channel.basic_publish("", &queue, "slow").unwrap();
     let consumer = channel.consume(&queue).unwrap();
-    let delivery = consumer.next().unwrap().unwrap();
-    let error = consumer.next().unwrap().unwrap_err();
+    let delivery = consumer.recv().unwrap().unwrap();
+    let error = consumer.recv().unwrap_err();
     let reason = error.close_reason().unwrap();
     assert_eq!(reason.code, ReplyCode::PRECONDITION_FAILED, "{error}");
     assert!(error.to_string().contains("timed out"), "{error}");
@@ -57,7 +57,7 @@ fn consumer_timeout_closes_the_channel_and_requeues_the_delivery() {
         node.configure(name, time);
     }
     let other = connection.channel().unwrap();
-    let delivery = other.consume(&queue).unwrap().next().unwrap().unwrap();
+    let delivery = other.consume(&queue).unwrap().recv().unwrap().unwrap();
     assert!(delivery.redelivered);
     delivery.ack().unwrap();
     connection.close().unwrap();

@@ -59,7 +59,7 @@ const CALLS: &[Call] = &[
     ("basic_publish", |channel, queue| {
         channel.basic_publish("", queue, vec![0; 10_000]).map(drop)
     }),
-    ("Confirm::wait", |channel, queue| {
+    ("PublisherConfirm::wait", |channel, queue| {
         channel.confirm_delivery()?;
         let confirm = channel.basic_publish("", queue, "x")?;
         // The table names the reason within `Error::Unconfirmed`.

@@ -200,10 +200,7 @@ fn an_orderly_stop_of_the_broker_is_reported_as_connection_forced() {
         Some(ReplyCode::CONNECTION_FORCED),
         "{error}"
     );
-    assert_eq!(
-        consumer.next().unwrap().unwrap_err().to_string(),
-        error.to_string()
-    );
+    assert_eq!(consumer.recv().unwrap_err().to_string(), error.to_string());
     node.control("start");
     node.connect().close().unwrap();
 }

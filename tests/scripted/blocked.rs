@@ -93,7 +93,7 @@ fn a_blocked_connection_still_sends_acks_and_heartbeats() {
         },
         move |channel| {
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             assert!(channel.connection().is_blocked());
             delivery.ack().unwrap();
             go_on.wait();

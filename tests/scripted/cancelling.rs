@@ -96,12 +96,12 @@ fn cancel_returns_the_waiting_no_ack_deliveries() {
         },
         |channel| {
             let consumer = channel.consume(no_ack()).unwrap();
-            let first = consumer.next().unwrap().unwrap();
+            let first = consumer.recv().unwrap().unwrap();
             assert_eq!(first.text().unwrap(), "delivery 1");
             let rest = consumer.cancel().unwrap();
             let texts: Vec<_> = rest.iter().map(|it| it.text().unwrap()).collect();
             assert_eq!(texts, ["message 2", "message 3", "message 4"]);
-            assert!(consumer.next().is_none());
+            assert!(consumer.recv().unwrap().is_none());
         },
     );
 }
@@ -128,20 +128,21 @@ fn an_unanswered_cancel_ends_every_clone_at_once() {
         move |channel| {
             let consumer = channel.consume("q").unwrap();
             channel.queue_declare("q").unwrap();
-            let first = consumer.next().unwrap().unwrap();
+            let first = consumer.recv().unwrap().unwrap();
             let clone = consumer.clone();
             let ended = thread::scope(|scope| {
                 let worker = scope.spawn(move || {
                     is_asked.wait();
-                    let next = clone.next().is_none();
+                    let next = clone.recv().unwrap().is_none();
                     next && clone.for_each(|_| Err(Error::other("a delivery"))).is_ok()
                 });
                 expect_error!(consumer.cancel(), Error::Timeout { .. });
                 worker.join().unwrap()
             });
             assert!(ended, "the clone has ended, although three deliveries wait");
-            assert!(consumer.next().is_none());
-            expect_error!(consumer.try_next(), Error::ConsumerCancelled(_));
+            assert!(consumer.recv().unwrap().is_none());
+            assert!(consumer.try_recv().unwrap().is_none());
+            assert!(consumer.is_cancelled());
             assert!(
                 consumer.ready().try_recv().is_ok(),
                 "the signal announces the end"
@@ -170,7 +171,7 @@ fn a_cancel_wakes_the_waiting_threads_before_cancel_ok_arrives() {
             thread::scope(|scope| {
                 let workers: Vec<_> = clones
                     .iter()
-                    .map(|clone| scope.spawn(move || clone.next().is_none()))
+                    .map(|clone| scope.spawn(move || clone.recv().unwrap().is_none()))
                     .collect();
                 scope.spawn(move || {
                     for worker in workers {
@@ -259,7 +260,7 @@ fn no_ack_deliveries_can_be_taken_after_a_cancel_that_failed_with_the_channel() 
             await_earlier_frames(&channel);
             expect_error!(consumer.cancel(), Error::ChannelClosed(_));
             let mut rest = 0;
-            while let Ok(Some(_)) = consumer.try_next() {
+            while let Ok(Some(_)) = consumer.try_recv() {
                 rest += 1;
             }
             let again = consumer.cancel().map_or(0, |left| left.len());

@@ -102,7 +102,8 @@ fn disconnect_sends_nothing_and_ends_every_handle() {
         |channel| {
             let consumer = channel.consume("q").unwrap();
             channel.connection().disconnect();
-            let error = consumer.next().unwrap().unwrap_err();
+            assert!(consumer.recv().unwrap().is_none());
+            let error = channel.close_reason().unwrap();
             assert_eq!(error.close_reason().unwrap().by, ClosedBy::Application);
             assert!(channel.connection().is_closed());
             channel.connection().close().unwrap();
@@ -229,7 +230,7 @@ fn calls_during_a_connection_close_are_refused() {
         move |channel| {
             let connection = channel.connection();
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             thread::scope(|scope| {
                 let closed = scope.spawn(|| connection.close());
                 closing.wait();

@@ -47,7 +47,7 @@ fn each_of_many_threads_gets_the_confirms_of_its_own_publishes() {
                             channel.basic_publish("", "q", body).unwrap()
                         };
                         let confirms: Vec<_> = (0..EACH).map(publish).collect();
-                        assert!(confirms.is_sorted_by_key(|confirm| confirm.number()));
+                        assert!(confirms.is_sorted_by_key(|confirm| confirm.sequence_number()));
                         for (number, confirm) in confirms.iter().enumerate() {
                             match confirm.wait() {
                                 Ok(()) => assert!(is_taken(number)),
@@ -118,7 +118,10 @@ fn an_ambiguous_return_leaves_all_possible_publishes_unconfirmed() {
             else {
                 panic!("two publishes are unconfirmed");
             };
-            let numbers: Vec<_> = failures.iter().map(|failure| failure.number).collect();
+            let numbers: Vec<_> = failures
+                .iter()
+                .map(|failure| failure.sequence_number)
+                .collect();
             assert_eq!(numbers, [2, 3]);
         },
     );
@@ -162,7 +165,7 @@ fn the_confirm_callback_gets_each_publish_once_in_the_order_of_the_broker() {
                 .iter()
                 .map(|it| {
                     (
-                        it.number,
+                        it.sequence_number,
                         match &it.outcome {
                             Ok(()) => "acked",
                             Err(Error::Nacked) => "nacked",

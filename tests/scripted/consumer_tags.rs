@@ -83,12 +83,12 @@ fn a_consumer_tag_can_be_reused_after_a_cancel_by_the_broker() {
         },
         |channel| {
             let former = channel.consume(named("same")).unwrap();
-            expect_error!(former.next().unwrap(), Error::ConsumerCancelled(_));
+            expect_error!(former.recv(), Error::ConsumerCancelled(_));
             let next = channel.consume(named("same")).unwrap();
             // This consumer has ended. Its cancel sends nothing that could end the next consumer.
             former.cancel().unwrap();
             drop(former);
-            next.next().unwrap().unwrap().ack().unwrap();
+            next.recv().unwrap().unwrap().ack().unwrap();
             next.cancel().unwrap();
         },
     );

@@ -8,10 +8,10 @@ use cony::{Consumer, Error};
 use crate::common::no_ack;
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
-use crate::support::peer::{SINGLE, args, heartbeat, signal, with_channel};
+use crate::support::peer::{SINGLE, TEST_TIMEOUT, args, heartbeat, signal, with_channel};
 
 #[test]
-fn every_clone_of_a_consumer_returns_the_cancel_by_the_broker_once() {
+fn every_iterator_returns_the_cancel_by_the_broker_once_and_recv_returns_it_always() {
     with_channel(
         |wire| {
             let tag = wire.accept_consumer(1);
@@ -24,11 +24,17 @@ fn every_clone_of_a_consumer_returns_the_cancel_by_the_broker_once() {
             thread::scope(|scope| {
                 for clone in clones.iter().chain([&consumer]) {
                     scope.spawn(|| {
-                        let error = clone.next().unwrap().unwrap_err();
+                        let mut deliveries = clone.iter();
+                        let error = deliveries.next().unwrap().unwrap_err();
                         let tag = clone.consumer_tag().clone();
                         assert!(matches!(error, Error::ConsumerCancelled(it) if it == tag));
-                        assert!(clone.next().is_none());
-                        assert!(clone.next().is_none());
+                        assert!(deliveries.next().is_none());
+                        assert!(deliveries.next().is_none());
+                        for _ in 0..2 {
+                            expect_error!(clone.recv(), Error::ConsumerCancelled(_));
+                            expect_error!(clone.try_recv(), Error::ConsumerCancelled(_));
+                        }
+                        assert!(!clone.is_cancelled(), "by the broker");
                     });
                 }
             });
@@ -56,16 +62,18 @@ fn a_cancel_by_the_program_ends_every_clone_without_an_error() {
             thread::scope(|scope| {
                 for (number, clone) in clones.iter().enumerate() {
                     scope.spawn(move || match number % 2 {
-                        0 => assert!(clone.next().is_none()),
+                        0 => assert!(clone.recv().unwrap().is_none()),
                         _ => clone.for_each(|_| Ok(())).unwrap(),
                     });
                 }
                 consumer.cancel().unwrap();
             });
-            assert!(consumer.next().is_none());
+            assert!(consumer.recv().unwrap().is_none());
             // A second cancel returns Ok and sends nothing.
             clones[0].cancel().unwrap();
-            expect_error!(consumer.try_next(), Error::ConsumerCancelled(_));
+            assert!(consumer.try_recv().unwrap().is_none());
+            assert!(consumer.recv_timeout(TEST_TIMEOUT).unwrap().is_none());
+            assert!(clones.iter().all(Consumer::is_cancelled));
             channel.queue_declare("q").unwrap();
         },
     );
@@ -84,7 +92,7 @@ fn recv_timeout_without_a_delivery_returns_none() {
         },
         move |channel| {
             let consumer = channel.consume("q").unwrap();
-            assert!(consumer.try_next().unwrap().is_none());
+            assert!(consumer.try_recv().unwrap().is_none());
             let timeout = Duration::from_millis(50);
             assert!(consumer.recv_timeout(timeout).unwrap().is_none());
             waited.send(()).unwrap();
@@ -155,7 +163,7 @@ fn heartbeats_between_any_two_frames_are_allowed() {
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();
-            consumer.next().unwrap().unwrap().ack().unwrap();
+            consumer.recv().unwrap().unwrap().ack().unwrap();
             consumer.cancel().unwrap();
         },
     );
@@ -173,14 +181,14 @@ fn deliveries_before_consume_ok_reach_the_consumer() {
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();
-            consumer.next().unwrap().unwrap().ack().unwrap();
+            consumer.recv().unwrap().unwrap().ack().unwrap();
             consumer.cancel().unwrap();
         },
     );
 }
 
 #[test]
-fn a_channel_close_by_the_program_ends_for_each_with_ok() {
+fn a_channel_close_by_the_program_ends_a_consumer_without_an_error() {
     let (started, waits) = signal();
     with_channel(
         move |wire| {
@@ -202,9 +210,9 @@ fn a_channel_close_by_the_program_ends_for_each_with_ok() {
                 channel.close().unwrap();
                 consuming.join().unwrap().unwrap();
             });
-            // for_each returns Ok, but the iterator returns the reason of the end.
-            expect_error!(consumer.next().unwrap(), Error::ChannelClosed(_));
-            assert!(consumer.next().is_none());
+            assert!(consumer.recv().unwrap().is_none());
+            assert!(consumer.iter().next().is_none());
+            assert!(consumer.is_cancelled());
         },
     );
 }

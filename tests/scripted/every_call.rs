@@ -91,7 +91,7 @@ fn crowd(connection: &BlockingConnection) -> Vec<Error> {
         for _ in 0..2 {
             waiting.push(scope.spawn(|| second.queue_purge("q").unwrap_err()));
             let clone = consumer.clone();
-            waiting.push(scope.spawn(move || clone.next().unwrap().unwrap_err()));
+            waiting.push(scope.spawn(move || clone.recv().unwrap_err()));
             waiting.push(scope.spawn(|| connection.wait_closed()));
             waiting.push(scope.spawn(|| connection.channel().map(drop).unwrap_err()));
         }
@@ -180,7 +180,7 @@ fn all_threads_that_wait_on_a_closed_channel_get_its_reason_and_others_continue(
                 for _ in 0..4 {
                     waiting.push(scope.spawn(|| doomed.queue_declare("q").unwrap_err()));
                     let clone = consumer.clone();
-                    waiting.push(scope.spawn(move || clone.next().unwrap().unwrap_err()));
+                    waiting.push(scope.spawn(move || clone.recv().unwrap_err()));
                 }
                 for waiting in waiting {
                     let text = waiting.join().unwrap().to_string();

@@ -110,8 +110,8 @@ fn after_an_error_of_a_callback_the_next_dispatch_gets_the_other_confirms() {
             channel.confirm_delivery().unwrap();
             let (note, noted) = mpsc::channel();
             channel.add_on_confirm_callback(move |_, confirmation| {
-                note.send(confirmation.number).unwrap();
-                match confirmation.number {
+                note.send(confirmation.sequence_number).unwrap();
+                match confirmation.sequence_number {
                     1 => Err(Error::other("as a callback may fail")),
                     2 => panic!("as a callback may panic"),
                     _ => Ok(()),
@@ -227,7 +227,7 @@ fn run_stops_although_confirms_keep_arriving() {
             channel.confirm_delivery().unwrap();
             let (note, noted) = mpsc::channel();
             channel.add_on_confirm_callback(move |channel, confirmation| {
-                note.send(confirmation.number).unwrap();
+                note.send(confirmation.sequence_number).unwrap();
                 channel.connection().stop();
                 Ok(())
             });

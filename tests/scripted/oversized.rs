@@ -86,7 +86,7 @@ fn oversized_reject_rejects_and_logs_messages_above_max_message_size() {
             consumer.cancel().unwrap();
             let consume = basic::Consume::new("oversized 3").no_ack(true);
             let consumer = channel.consume(consume).unwrap();
-            assert_eq!(consumer.next().unwrap().unwrap().delivery_tag, 7);
+            assert_eq!(consumer.recv().unwrap().unwrap().delivery_tag, 7);
             consumer.cancel().unwrap();
             assert_eq!(channel.connection().stats().messages_oversized, 3);
         },
@@ -139,7 +139,7 @@ fn refuse_body(size: u64) {
             wire.open_channel(1);
         },
         move |channel| {
-            let error = consume(&channel).next().unwrap().unwrap_err();
+            let error = consume(&channel).recv().unwrap_err();
             let Error::ChannelClosed(reason) = &error else {
                 panic!("{error:?}");
             };
@@ -197,7 +197,7 @@ fn a_body_of_2_to_the_63_bytes_takes_memory_only_as_it_arrives() {
             let consumer = consume(&channel);
             let other = channel.connection().channel().unwrap();
             other.queue_declare("q").unwrap();
-            assert!(consumer.try_next().unwrap().is_none());
+            assert!(consumer.try_recv().unwrap().is_none());
         },
     );
 }

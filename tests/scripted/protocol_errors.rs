@@ -350,7 +350,7 @@ fn commit(offence: Offence) {
             assert!(matches!(error, Error::Protocol(_)), "{error:?}");
             let text = error.to_string();
             assert!(text.contains(words), "'{words}' is not in '{text}'");
-            let same = consumer.next().unwrap().unwrap_err();
+            let same = consumer.recv().unwrap_err();
             assert_eq!(same.to_string(), text);
             let same = channel.queue_declare("q").unwrap_err();
             assert_eq!(same.to_string(), text);

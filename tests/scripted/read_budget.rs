@@ -42,7 +42,7 @@ fn deliveries_beyond_the_read_budget_stay_in_the_network_until_there_is_room() {
         |channel| {
             let consumer = channel.consume(no_ack()).unwrap();
             for number in 1..=COUNT {
-                let delivery = consumer.next().unwrap().unwrap();
+                let delivery = consumer.recv().unwrap().unwrap();
                 assert_eq!(delivery.delivery_tag, number);
                 assert_eq!(delivery.body.len(), MIB / 4);
             }
@@ -118,7 +118,7 @@ fn far_beyond_the_read_budget_a_call_times_out_and_reading_continues_when_there_
             let consumer = channel.consume(no_ack()).unwrap();
             expect_error!(channel.queue_declare("q"), Error::Timeout { .. });
             for number in 1..=COUNT {
-                let delivery = consumer.next().unwrap().unwrap();
+                let delivery = consumer.recv().unwrap().unwrap();
                 assert_eq!(delivery.delivery_tag, number);
             }
             drop(consumer);
@@ -141,7 +141,7 @@ fn a_connection_closes_although_the_read_budget_is_exceeded() {
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();
-            consumer.next().unwrap().unwrap();
+            let _ = consumer.recv().unwrap().unwrap();
             channel.connection().close().unwrap();
         },
     );
@@ -237,7 +237,7 @@ fn reading_pauses_during_a_busy_wait_for_a_confirm() {
             let taken = channel.connection().stats().bytes_to_take;
             assert!(taken < 2 * BUDGET + MIB / 2, "{taken}");
             for number in 1..=COUNT {
-                let delivery = consumer.next().unwrap().unwrap();
+                let delivery = consumer.recv().unwrap().unwrap();
                 assert_eq!(delivery.delivery_tag, number);
             }
             confirm.wait().unwrap();
@@ -270,7 +270,7 @@ fn taken_deliveries_free_the_read_budget_for_other_consumers() {
             let slow = channel.consume(no_ack()).unwrap();
             let other = channel.consume(no_ack()).unwrap();
             await_earlier_frames(&channel);
-            assert_eq!(slow.next().unwrap().unwrap().delivery_tag, 1);
+            assert_eq!(slow.recv().unwrap().unwrap().delivery_tag, 1);
             await_earlier_frames(&channel);
             // Two deliveries wait now. A third one would exceed the read budget.
             channel.basic_publish("", "go on", "x").unwrap();

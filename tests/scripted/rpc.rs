@@ -228,7 +228,7 @@ fn a_client_whose_consumer_is_cancelled_opens_another_channel() {
             while format!("{client:?}").contains("ended: false") {
                 thread::yield_now();
             }
-            client.call("q", "?", TEST_TIMEOUT).unwrap();
+            let _ = client.call("q", "?", TEST_TIMEOUT).unwrap();
             connection.close().unwrap();
         },
     );
@@ -276,7 +276,7 @@ fn a_client_that_cannot_open_a_channel_fails_its_calls_and_retries_later() {
             }
             let error = client.call("q", "?", TEST_TIMEOUT).unwrap_err();
             assert_eq!(error.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
-            client.call("q", "?", TEST_TIMEOUT).unwrap();
+            let _ = client.call("q", "?", TEST_TIMEOUT).unwrap();
         },
     );
 }

@@ -13,25 +13,30 @@ use crate::support::peer::{
 fn a_delivery_is_settled_once_and_one_method_is_sent() {
     with_channel(
         |wire| {
-            let tag = wire.accept_consumer_and_deliver(1, 3);
+            let tag = wire.accept_consumer_and_deliver(1, 5);
             assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
-            assert_eq!(wire.expect_settled(1, BASIC_NACK), (2, REQUEUE));
+            assert_eq!(wire.expect_settled(1, BASIC_REJECT), (2, 1));
             assert_eq!(wire.expect_settled(1, BASIC_REJECT), (3, 0));
+            assert_eq!(wire.expect_settled(1, BASIC_NACK), (4, REQUEUE));
+            assert_eq!(wire.expect_settled(1, BASIC_NACK), (5, SINGLE));
             wire.accept_cancel(1, &tag);
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();
-            let take = || consumer.next().unwrap().unwrap();
-            let (first, second, third) = (take(), take(), take());
-            first.ack().unwrap();
-            second.nack(true).unwrap();
-            third.reject(false).unwrap();
-            for (delivery, tag) in [(first, 1), (second, 2), (third, 3)] {
+            let take = || consumer.recv().unwrap().unwrap();
+            let deliveries: Vec<_> = (0..5).map(|_| take()).collect();
+            deliveries[0].ack().unwrap();
+            deliveries[1].requeue().unwrap();
+            deliveries[2].reject().unwrap();
+            channel.basic_nack(4).unwrap();
+            let nack = basic::Nack::new(5).requeue(false);
+            channel.basic_nack(nack).unwrap();
+            for (delivery, tag) in deliveries.iter().zip(1..) {
                 for outcome in [
                     delivery.ack(),
                     delivery.ack_multiple(),
-                    delivery.nack(false),
-                    delivery.reject(true),
+                    delivery.reject(),
+                    delivery.requeue(),
                     channel.basic_ack(tag),
                     channel.basic_nack(tag),
                     channel.basic_reject(tag),
@@ -83,7 +88,7 @@ fn an_unknown_delivery_tag_is_refused_and_nothing_is_sent() {
             };
             unknown(channel.basic_ack(1));
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             unknown(channel.basic_ack(2));
             unknown(channel.basic_ack_multiple(2));
             unknown(channel.basic_nack(u64::MAX));
@@ -124,7 +129,7 @@ fn delivery_tag_0_is_unknown_without_multiple() {
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             let refused = [
                 channel.basic_ack(0),
                 channel.basic_nack(0),
@@ -152,7 +157,7 @@ fn a_no_ack_delivery_cannot_be_acknowledged() {
         |channel| {
             let consumer = channel.consume(no_ack()).unwrap();
             expect_error!(
-                consumer.next().unwrap().unwrap().ack(),
+                consumer.recv().unwrap().unwrap().ack(),
                 Error::AlreadySettled(1)
             );
             let get = basic::Get::new("q").no_ack(true);
@@ -204,12 +209,12 @@ fn a_delivery_of_a_closed_channel_settles_nothing_on_a_new_channel_with_its_numb
         },
         |channel| {
             let ended = channel.consume("q").unwrap();
-            let old = ended.next().unwrap().unwrap();
+            let old = ended.recv().unwrap().unwrap();
             channel.close().unwrap();
             let channel = channel.connection().channel().unwrap();
             assert_eq!(channel.number(), 1);
             let consumer = channel.consume("q").unwrap();
-            let new = consumer.next().unwrap().unwrap();
+            let new = consumer.recv().unwrap().unwrap();
             expect_error!(old.ack(), Error::ChannelClosed(_));
             new.ack().unwrap();
             consumer.cancel().unwrap();

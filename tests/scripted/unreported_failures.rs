@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingChannel, BlockingConnection, Confirm, Error, ReplyCode};
+use cony::{BlockingChannel, BlockingConnection, Error, PublisherConfirm, ReplyCode};
 
 use crate::common::open_when_free;
 use crate::support::expect_error;
@@ -150,7 +150,7 @@ fn closing_a_connection_does_not_report_a_channel_close_twice() {
 
 /// Looks at some outcomes of a client with two channels. On each channel the first of two publishes
 /// is nacked.
-type Inspect = fn(&[BlockingChannel; 2], &[Confirm]);
+type Inspect = fn(&[BlockingChannel; 2], &[PublisherConfirm]);
 
 #[test]
 fn closing_a_connection_reports_the_unreported_publish_failures() {
@@ -188,8 +188,10 @@ fn closing_a_connection_reports_the_unreported_publish_failures() {
                     Err(Error::PublishFailures {
                         failures, more: 0, ..
                     }) => {
-                        let reported: Vec<_> =
-                            failures.iter().map(|it| (it.channel, it.number)).collect();
+                        let reported: Vec<_> = failures
+                            .iter()
+                            .map(|it| (it.channel, it.sequence_number))
+                            .collect();
                         let unreported: Vec<_> =
                             unreported.iter().map(|channel| (*channel, 1)).collect();
                         assert_eq!(reported, unreported);
@@ -238,7 +240,9 @@ fn dropping_a_channel_logs_the_unreported_publish_failures() {
 
 fn two_channels_with_failures(
     prepare: fn(&BlockingChannel),
-    client: impl FnOnce(BlockingConnection, [BlockingChannel; 2], Vec<Confirm>) + Send + 'static,
+    client: impl FnOnce(BlockingConnection, [BlockingChannel; 2], Vec<PublisherConfirm>)
+    + Send
+    + 'static,
 ) {
     connected(
         |parameters| parameters,

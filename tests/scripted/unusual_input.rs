@@ -115,7 +115,7 @@ fn a_delivery_whose_consumer_tag_is_not_utf8_is_dropped() {
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             assert_eq!(delivery.text().unwrap(), "for us");
             consumer.cancel().unwrap();
         },
@@ -174,7 +174,7 @@ fn empty_body_frames_are_allowed() {
         },
         |channel| {
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             assert_eq!(delivery.body, "abc");
             delivery.ack().unwrap();
             consumer.cancel().unwrap();

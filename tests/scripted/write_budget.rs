@@ -153,7 +153,7 @@ fn acks_and_calls_overtake_publishes_that_wait_for_room() {
         },
         move |channel| {
             let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.next().unwrap().unwrap();
+            let delivery = consumer.recv().unwrap().unwrap();
             channel
                 .basic_publish("", "large", vec![0; 32 << 20])
                 .unwrap();

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::{BlockingChannel, ChannelInner};
 use crate::client::callbacks::lock::DispatchGuard;
-use crate::client::confirm::{Confirmation, Returned};
+use crate::client::confirm::Confirmation;
 use crate::error::{Error, Result};
 use crate::io::shared::notices::{Notice, Wanted};
+use crate::protocol::returned::Returned;
 use crate::protocol::wire::ShortString;
 
 /// # Callbacks for returns, cancels, confirms, flow and the close
@@ -25,8 +26,10 @@ impl BlockingChannel {
     /// Calls `callback` with each mandatory message that came back because it reached no queue.
     /// Without a callback, take them with [`try_next_return`](Self::try_next_return).
     ///
-    /// In [confirm mode](Self::confirm_delivery) a message that comes back is told by its
-    /// [`Confirm`](crate::Confirm), and not here.
+    /// In [confirm mode](Self::confirm_delivery) a returned message is the error
+    /// [`Unroutable`](crate::Error::Unroutable) of its
+    /// [`PublisherConfirm`](crate::PublisherConfirm), and this callback does not run. Without a
+    /// dispatching thread, use [`try_next_return`](Self::try_next_return).
     pub fn add_on_return_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, Returned) -> Result<()> + Send + 'static,
@@ -48,7 +51,7 @@ impl BlockingChannel {
     /// // The broker returns the message before it answers the next call.
     /// channel.basic_qos(1)?;
     /// if let Some(returned) = channel.try_next_return() {
-    ///     println!("{} came back: {}", returned.routing_key(), returned.reply_text());
+    ///     println!("{} was returned: {}", returned.routing_key(), returned.reply_text());
     /// }
     /// # Ok::<(), cony::Error>(())
     /// ```
@@ -87,8 +90,8 @@ impl BlockingChannel {
     /// channel.confirm_delivery()?;
     /// channel.add_on_confirm_callback(|_, confirmation| {
     ///     match confirmation.outcome {
-    ///         Ok(()) => println!("{} is taken", confirmation.number),
-    ///         Err(error) => println!("{}: {error}", confirmation.number),
+    ///         Ok(()) => println!("{} is taken", confirmation.sequence_number),
+    ///         Err(error) => println!("{}: {error}", confirmation.sequence_number),
     ///     }
     ///     Ok(())
     /// });

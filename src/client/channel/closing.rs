@@ -1,14 +1,13 @@
 //! How a channel ends, and that nobody misses what it has ended with.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::confirms::publish_error;
 use super::{BlockingChannel, ChannelInner};
-use crate::client::confirm::PublishFailure;
-use crate::error::{Error, Result};
+use crate::error::{Error, PublishError, Result};
 use crate::io::to_io::write_budget::WaitError;
 use crate::protocol::event::{CallFailure, Reply};
 use crate::protocol::reply_code::{ClosedBy, ReplyCode};
@@ -31,7 +30,7 @@ pub(crate) struct Unheard {
     /// Why nobody knows what became of some publishes.
     pub(crate) unconfirmed: Option<Error>,
     /// The publishes that were not taken.
-    pub(crate) failures: Vec<PublishFailure>,
+    pub(crate) failures: Vec<PublishError>,
     pub(crate) more: u64,
 }
 
@@ -76,7 +75,7 @@ impl BlockingChannel {
     /// quarters of `close_timeout` have not been enough for the confirms of all that was published
     /// before;
     /// [`Error::PublishFailures`] with the messages that were not taken and that nobody has
-    /// asked for, neither with [`Confirm::wait`](crate::Confirm::wait) nor with
+    /// asked for, neither with [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) nor with
     /// [`wait_for_confirms`](Self::wait_for_confirms) nor with a callback. The error of a
     /// callback that is told of this.
     pub fn close(&self) -> Result<()> {
@@ -149,7 +148,7 @@ impl ChannelInner {
         let _waiting = self.shared.connection.waiting();
         let publisher = &self.shared.publisher;
         match publisher.wait_for_last(deadline, || !self.is_open()) {
-            // (`check_open` would note that the program is told of it.)
+            // (`check_open` would record that the program got the reason.)
             Err(WaitError::Closed) => self.shared.end(),
             Err(WaitError::TimedOut) | Ok(()) => None,
         }
@@ -162,7 +161,7 @@ impl ChannelInner {
         let reason = self.shared.closed();
         let reason = reason.filter(|reason| reason.by != ClosedBy::Application);
         let is_wanted = reason.is_some() && !self.shared.serves_requests();
-        let is_news = is_wanted && !self.end_is_told.swap(true, Ordering::AcqRel);
+        let is_news = is_wanted && !self.shared.set_end_reported();
         let (taken, is_unsettled) = self.shared.publisher.take_unheard();
         let unconfirmed = || {
             let confirms = self.shared.connection.timeout(
@@ -177,7 +176,7 @@ impl ChannelInner {
             unconfirmed: (is_unsettled && reason.is_none()).then(unconfirmed),
             end: reason.filter(|_| is_news).map(Error::ChannelClosed),
             failures: failures
-                .filter_map(|failure| PublishFailure::new(number, failure))
+                .filter_map(|failure| publish_error(number, failure))
                 .collect(),
             more: taken.more,
         }
@@ -195,7 +194,7 @@ impl ChannelInner {
             );
         }
         if let Some(reason) = self.shared.closed() {
-            let is_told = self.end_is_told.load(Ordering::Acquire);
+            let is_told = self.shared.is_end_reported();
             let is_missed = !is_told && !self.shared.serves_requests();
             if is_missed && reason.by != ClosedBy::Application {
                 log::warn!("{name}: channel {number} was over, and nobody is told: {reason}");

@@ -3,34 +3,46 @@
 use std::time::{Duration, Instant};
 
 use super::BlockingChannel;
-use crate::client::confirm::PublishFailure;
-use crate::error::{Error, Result};
+use crate::client::confirm::outcome;
+use crate::error::{Error, PublishError, Result};
 use crate::io::to_io::write_budget::WaitError;
+use crate::io::to_program::publish_failures::Failure;
 use crate::protocol::event::Reply;
 use crate::protocol::methods::confirm;
 
 /// # Publishing confirms
 impl BlockingChannel {
-    /// Asks the broker to confirm every message that is published on this channel from
-    /// now on. (RabbitMQ's extension.)
+    /// Puts the channel into confirm mode: from now on the broker confirms every message that is
+    /// published on it. (An extension of RabbitMQ.)
     ///
-    /// Each publish then returns a [`Confirm`](crate::Confirm) to wait for, and waits itself while more
-    /// than `confirm_window` are unconfirmed. There is no way back. A second call is Ok.
+    /// Each publish then returns a [`PublisherConfirm`](crate::PublisherConfirm) with a sequence
+    /// number. At most `confirm_window` publishes may be unconfirmed; a further one waits. A
+    /// channel cannot leave confirm mode. A second call does nothing.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("tasks")?;
+    /// channel.confirm_delivery()?;
+    /// channel.basic_publish("", "tasks", "important")?.wait()?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelClosed`] (406) on a channel with transactions; [the usual ones of a
-    /// call](crate::BlockingChannel#errors-of-a-call). After a timeout the channel is closed: nobody could tell which publishes the
-    /// broker counts.
+    /// [`Error::ChannelClosed`] (406) on a channel with transactions. After [`Error::Timeout`] the
+    /// channel is closed, because it is unknown which publishes the broker counts. Otherwise [those
+    /// of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn confirm_delivery(&self) -> Result<()> {
         self.select_confirms(confirm::Select::default())
     }
 
-    /// [`confirm_delivery`](Self::confirm_delivery) without a reply.
+    /// Puts the channel into confirm mode as [`confirm_delivery`](Self::confirm_delivery) does,
+    /// without waiting for a reply.
     ///
     /// # Errors
     ///
-    /// As that.
+    /// As [`confirm_delivery`](Self::confirm_delivery), except for [`Error::Timeout`]. If the
+    /// broker refuses, it closes the channel later.
     pub fn confirm_delivery_nowait(&self) -> Result<()> {
         self.select_confirms(confirm::Select::default().nowait(true))
     }
@@ -77,13 +89,13 @@ impl BlockingChannel {
         }
     }
 
-    /// Whether the channel is in confirm mode.
+    /// Returns whether the channel is in confirm mode.
     pub fn is_confirming(&self) -> bool {
         self.inner().shared.publisher.is_confirming()
     }
 
-    /// Waits until everything that was published before is settled, and reports what
-    /// failed since the last such call.
+    /// Waits until all publishes so far are confirmed, at most for `timeout`. Returns an error if
+    /// any of them failed since the last such call.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -100,9 +112,11 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::PublishFailures`] with each message that was nacked or came back;
-    /// [`Error::Timeout`], and then one may wait again; [`Error::Unconfirmed`] if the
-    /// channel ended first; [`Error::NotConfirming`] without confirm mode.
+    /// - [`Error::PublishFailures`] with the sequence number and the error of each message that was
+    ///   nacked or returned.
+    /// - [`Error::Timeout`]: you can wait again.
+    /// - [`Error::Unconfirmed`] if the channel ended before all publishes were confirmed.
+    /// - [`Error::NotConfirming`] without confirm mode.
     pub fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {
         let inner = self.inner();
         let publisher = &inner.shared.publisher;
@@ -136,9 +150,19 @@ impl BlockingChannel {
         let kept = failures.kept.into_iter();
         Err(Error::PublishFailures {
             failures: kept
-                .filter_map(|failure| PublishFailure::new(self.number(), failure))
+                .filter_map(|failure| publish_error(self.number(), failure))
                 .collect(),
             more: failures.more,
         })
     }
+}
+
+/// Returns the error of a publish that failed; `None` if it did not.
+pub(super) fn publish_error(channel: u16, failure: Failure) -> Option<PublishError> {
+    let error = outcome(&failure.settled).err()?;
+    Some(PublishError {
+        channel,
+        sequence_number: failure.number,
+        error,
+    })
 }

@@ -19,15 +19,18 @@ use crate::protocol::wire::ShortString;
 
 /// # Getting and consuming
 impl BlockingChannel {
-    /// Takes one message from a queue, if it has one ready.
+    /// Takes one message from a queue. Returns `None` if the queue has none ready.
+    ///
+    /// To receive many messages, a consumer ([`consume`](Self::consume)) is much faster: each
+    /// `basic_get` waits for the broker.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// # channel.queue_declare("mails")?;
     /// match channel.basic_get("mails")? {
-    ///     Some(message) => {
-    ///         println!("{}", message.text()?);
-    ///         message.ack()?;
+    ///     Some(delivery) => {
+    ///         println!("{}", delivery.text()?);
+    ///         delivery.ack()?;
     ///     }
     ///     None => println!("no message"),
     /// }
@@ -36,8 +39,9 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) if there is no such queue; [`Error::Timeout`](crate::Error::Timeout), and then
-    /// a message that comes too late goes back to the queue; the end of the connection.
+    /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) (404) if there is no such queue.
+    /// [`Error::Timeout`](crate::Error::Timeout) after `rpc_timeout`: cony requeues a message that
+    /// arrives later. Otherwise [those of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_get(&self, get: impl Into<basic::Get>) -> Result<Option<Delivery>> {
         let get = get.into();
         let no_ack = get.no_ack;
@@ -48,10 +52,13 @@ impl BlockingChannel {
         }
     }
 
-    /// Limits how many unsettled messages the broker delivers ahead: with a plain
-    /// number to each consumer that starts after this; 0 means no limit.
+    /// Sets the prefetch: how many deliveries a consumer may have unsettled. The broker delivers no
+    /// more until one of them is settled. 0 means no limit.
     ///
-    /// Without this call, a channel gets `default_prefetch` with its first consumer.
+    /// A plain number applies to each consumer that starts after this call. With
+    /// [`global`](crate::basic::Qos::global) it applies to all consumers of the channel together. A
+    /// channel without this call gets `default_prefetch` (default 200) with its first consumer.
+    /// Consumers with `no_ack` have no prefetch.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -61,20 +68,22 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection (540) if `prefetch_size`
-    /// is not 0.
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the
+    /// connection (540) if `prefetch_size` is not 0.
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
         self.inner().set_prefetch(qos.into(), false)
     }
 
-    /// Starts a consumer whose deliveries go to `callback`, and returns its tag.
+    /// Starts a consumer whose deliveries go to `callback`, and returns its consumer tag.
     ///
-    /// Nothing is called before [`start_consuming`](Self::start_consuming), and then in
-    /// its thread. The callback gets the channel, so it need not capture one; it may do
-    /// whatever it likes with it, and take as long as it likes: heartbeats are the IO
-    /// thread's business. Its error ends `start_consuming` and comes out of it. It is
-    /// dropped when its consumer ends, or with the channel; so it should not capture a
-    /// handle of its own channel, which that would keep open.
+    /// The callback runs in [`start_consuming`](Self::start_consuming), or in
+    /// [`run`](crate::BlockingConnection::run) and the like, and in no other thread. It gets the
+    /// channel, so it need not capture one, and may call everything on it. It may take as long as
+    /// it likes: the IO thread sends the heartbeats. An error that it returns ends
+    /// `start_consuming`, which returns the error.
+    ///
+    /// The callback is dropped when its consumer ends, or with the channel. A callback that
+    /// captures a clone of its own channel keeps this channel open.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -87,7 +96,7 @@ impl BlockingChannel {
     ///     if count == 10 {
     ///         channel.stop_consuming()?;
     ///     }
-    ///     channel.basic_ack(delivery.delivery_tag)
+    ///     delivery.ack()
     /// })?;
     /// channel.start_consuming()?;
     /// # channel.queue_delete("jobs")?;
@@ -96,8 +105,12 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag); [`Error::ChannelClosed`](crate::Error::ChannelClosed) if there is no such
-    /// queue; [the usual ones of a call](crate::BlockingChannel#errors-of-a-call).
+    /// - [`Error::ChannelClosed`](crate::Error::ChannelClosed): (404) if there is no such queue,
+    ///   (403) if another connection or consumer has it exclusively, (406) if a stream is consumed
+    ///   without a prefetch.
+    /// - [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag) if a consumer of the
+    ///   channel has this tag. Nothing was sent.
+    /// - [Those of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_consume(
         &self,
         consume: impl Into<basic::Consume>,
@@ -106,12 +119,14 @@ impl BlockingChannel {
         self.start_with_callback(consume.into().nowait(false), Box::new(callback))
     }
 
-    /// [`basic_consume`](Self::basic_consume) without a reply. Deliveries come as soon as the
-    /// broker sends them; a refusal closes the channel later.
+    /// Starts a consumer as [`basic_consume`](Self::basic_consume) does, without waiting for a
+    /// reply. If the broker refuses the consumer, it closes the channel later.
     ///
     /// # Errors
     ///
-    /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag); [the usual ones of a call](crate::BlockingChannel#errors-of-a-call).
+    /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag) if a consumer of the
+    /// channel has this tag. Otherwise [those of a
+    /// call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_consume_nowait(
         &self,
         consume: impl Into<basic::Consume>,
@@ -130,7 +145,7 @@ impl BlockingChannel {
         let tag = consume.consumer_tag.clone();
         let shared = Arc::clone(&inner.shared);
         let consumer = ConsumerShared::with_callback(&consume, shared);
-        // Deliveries may come before the reply does.
+        // Before the call, because deliveries may arrive before the reply.
         inner.callbacks.insert(callback, &consumer)?;
         let route = Arc::new(Route {
             consumer: Arc::clone(&consumer),
@@ -142,7 +157,10 @@ impl BlockingChannel {
         Ok(tag)
     }
 
-    /// Starts a consumer to be read like an iterator.
+    /// Starts a consumer whose deliveries you take one by one, with a loop or from several threads.
+    ///
+    /// The broker begins to deliver at once. The deliveries wait in memory until you take them, at
+    /// most as many as the [prefetch](Self::basic_qos) allows.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -159,6 +177,20 @@ impl BlockingChannel {
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
+    /// A [`Consume`](crate::basic::Consume) in place of the name sets the options:
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("songs")?;
+    /// use cony::basic;
+    ///
+    /// let consume = basic::Consume::new("songs").consumer_tag("singer").no_ack(true);
+    /// let consumer = channel.consume(consume)?;
+    /// assert_eq!(consumer.consumer_tag(), "singer");
+    /// # channel.queue_delete("songs")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`basic_consume`](Self::basic_consume).
@@ -170,7 +202,7 @@ impl BlockingChannel {
             consumer: Arc::clone(&shared),
         });
         if let Err(error) = inner.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
-            // Deliveries may have come before the deadline that the reply has missed.
+            // Without the reply, deliveries may have arrived all the same.
             inner.keep_or_give_back(shared.take_left(), &shared);
             return Err(error);
         }
@@ -178,7 +210,7 @@ impl BlockingChannel {
         Ok(Consumer::new(shared, self.clone()))
     }
 
-    /// Starts a consumer of answers to requests, which is all that the channel is for.
+    /// Starts the consumer of RPC responses. The channel serves nothing else.
     pub(crate) fn consume_answers(&self, queue: &str, rpc_replies: &Arc<RpcReplies>) -> Result<()> {
         let inner = self.inner();
         let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
@@ -191,13 +223,13 @@ impl BlockingChannel {
         started.map(drop)
     }
 
-    /// A tag for a consumer that has none, and a prefetch for a channel without one: a
-    /// naive worker on a deep queue must live.
+    /// Chooses a consumer tag if the program has chosen none, and sets the default prefetch on a
+    /// channel without one, so that a long queue does not fill the memory.
     fn prepare(&self, mut consume: basic::Consume) -> Result<basic::Consume> {
         let inner = self.inner();
         inner.check_open()?;
         if consume.consumer_tag.is_empty() {
-            // The program may have chosen such a tag itself.
+            // The program may have chosen a tag of this form.
             let taken = self.consumer_tags();
             while consume.consumer_tag.is_empty() || taken.contains(&consume.consumer_tag) {
                 let number = inner.consumer_tags.fetch_add(1, Ordering::Relaxed) + 1;
@@ -211,8 +243,8 @@ impl BlockingChannel {
         Ok(consume)
     }
 
-    /// The tags of this channel's consumers: those with a callback, in no order, then those
-    /// that are read like an iterator.
+    /// Returns the tags of this channel's consumers: first those with a callback, in no order, then
+    /// those of each [`Consumer`].
     pub fn consumer_tags(&self) -> Vec<ShortString> {
         let inner = self.inner();
         let mut tags = inner.callbacks.tags();
@@ -220,32 +252,35 @@ impl BlockingChannel {
         tags
     }
 
-    /// Cancels a consumer. Of one with a callback, hands back what it had received and
-    /// not yet handled, if that needed no acknowledgement; everything else goes back to
-    /// its queue, from the call on. If the call fails, the callback goes on. A [`Consumer`] ends
-    /// when what it had received is taken; see its own [`cancel`](Consumer::cancel).
+    /// Cancels the consumer with this tag.
     ///
-    /// The deliveries that are handed back are all that had come, up to twice `read_budget`. Each
-    /// [`Delivery`] takes some 150 bytes beside its body and properties, more than a small message
-    /// that waits.
+    /// Deliveries that arrived and were not handled yet go back to their queue. Those that need no
+    /// acknowledgement (`no_ack`) cannot go back, and this call returns them: up to twice
+    /// `read_budget` bytes, plus some 150 bytes for each delivery. Deliveries that your program has
+    /// taken can still be settled.
     ///
-    /// A tag that does not exist is no error. Of consumers that have the same tag one after the
-    /// other, the one that has it at the time of the call is cancelled.
+    /// A [`Consumer`] ends after the deliveries that it has received. Its own
+    /// [`cancel`](Consumer::cancel) ends it at once.
+    ///
+    /// An unknown tag is no error. If several consumers had this tag one after the other, the
+    /// current one is cancelled.
     ///
     /// # Errors
     ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). The consumer goes on then.
     pub fn basic_cancel(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(false))
     }
 
-    /// [`basic_cancel`](Self::basic_cancel) without a reply. What the broker still sends goes
-    /// back to its queue; what needs no acknowledgement and is still on its way is lost, with
-    /// a word in the log.
+    /// Cancels a consumer as [`basic_cancel`](Self::basic_cancel) does, without waiting for a
+    /// reply.
+    ///
+    /// Deliveries that are still on their way go back to their queue. Those that need no
+    /// acknowledgement are lost, and a warning is logged.
     ///
     /// # Errors
     ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_cancel_nowait(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(true))
     }
@@ -253,7 +288,7 @@ impl BlockingChannel {
     fn cancel(&self, cancel: basic::Cancel) -> Result<Vec<Delivery>> {
         let tag = cancel.consumer_tag.clone();
         let inner = self.inner();
-        // The one that has the tag now is meant, and none that has it later.
+        // Looked up before the call: a later consumer may get the same tag.
         let Some(consumer) = inner.consumer(&tag) else {
             inner.round_trip(cancel.into(), None)?;
             return Ok(Vec::new());
@@ -267,52 +302,61 @@ impl BlockingChannel {
         Ok(left.map_or_else(Vec::new, |left| inner.keep_or_give_back(left, &consumer)))
     }
 
-    /// Has everything that is unsettled on this channel delivered again, to whomever the
-    /// broker likes. The former deliveries count as settled then; those that wait to be
-    /// taken are dropped.
+    /// Makes the broker deliver all unsettled deliveries of this channel again, to any consumer of
+    /// their queues.
+    ///
+    /// The former deliveries count as settled after this call. Deliveries that wait to be taken are
+    /// dropped, because they come again.
     ///
     /// # Errors
     ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection (540) if `requeue` is off,
-    /// which is why it is on here by default.
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the
+    /// connection (540) if `requeue` is off, so it is on by default.
     pub fn basic_recover(&self, recover: impl Into<basic::Recover>) -> Result<()> {
         self.call::<basic::RecoverOk>(recover.into()).map(drop)
     }
 
-    /// The same without a reply, in its deprecated form. What the broker has sent before
-    /// it hears of this is delivered as well: settling that costs the channel (406).
+    /// Acknowledges the delivery with this delivery tag. The broker deletes the message from its
+    /// queue.
+    ///
+    /// [`Delivery::ack`] is the same. The call returns when the acknowledgement is on its way. The
+    /// broker does not answer it.
     ///
     /// # Errors
     ///
-    /// As [`basic_recover`](Self::basic_recover).
-    pub fn basic_recover_async(&self, recover: impl Into<basic::RecoverAsync>) -> Result<()> {
-        self.call_nowait(recover.into())
-    }
-
-    /// Acknowledges a delivery by its number.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::AlreadySettled`](crate::Error::AlreadySettled) and [`Error::UnknownDeliveryTag`](crate::Error::UnknownDeliveryTag), and then nothing is
-    /// sent; the reason if channel or connection are closed.
+    /// - [`Error::AlreadySettled`](crate::Error::AlreadySettled) if the delivery was settled
+    ///   before, or needs no acknowledgement. Nothing was sent.
+    /// - [`Error::UnknownDeliveryTag`](crate::Error::UnknownDeliveryTag) if the channel has
+    ///   delivered no message with this tag. Nothing was sent.
+    /// - [`Error::ChannelClosed`](crate::Error::ChannelClosed),
+    ///   [`Error::ConnectionClosed`](crate::Error::ConnectionClosed) or
+    ///   [`Error::ConnectionLost`](crate::Error::ConnectionLost) if channel or connection have
+    ///   ended. The broker delivers the message again.
     pub fn basic_ack(&self, delivery_tag: u64) -> Result<()> {
         self.inner()
+            .shared
             .settle(delivery_tag, Settle::Ack { multiple: false })
     }
 
-    /// Acknowledges all deliveries of this channel up to this number; 0 means all so
-    /// far, those included that wait to be taken, and is Ok if there are none.
+    /// Acknowledges all unsettled deliveries of this channel up to this delivery tag. 0 means all
+    /// that have arrived, including those that wait to be taken; with 0 it is no error if there are
+    /// none.
     ///
     /// # Errors
     ///
     /// As [`basic_ack`](Self::basic_ack).
     pub fn basic_ack_multiple(&self, delivery_tag: u64) -> Result<()> {
         self.inner()
+            .shared
             .settle(delivery_tag, Settle::Ack { multiple: true })
     }
 
-    /// Refuses a delivery, or with `multiple` all up to it: with `requeue` back to the
-    /// queue, else away, or to the queue's dead letters. (RabbitMQ's extension.)
+    /// Nacks a delivery, or with `multiple` all unsettled ones up to it. With `requeue`, which is
+    /// the default, they go back to their queue. Otherwise they go to the dead-letter exchange of
+    /// the queue, or are deleted. (An extension of RabbitMQ.)
+    ///
+    /// RabbitMQ 4.3 does not count a requeue by `basic.nack` for the `delivery_limit` of a quorum
+    /// queue. [`Delivery::requeue`] sends a `basic.reject`, which counts.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -321,8 +365,9 @@ impl BlockingChannel {
     /// # channel.queue_declare("bills")?;
     /// # channel.basic_publish("", "bills", "5 EUR")?;
     /// # channel.queue_declare("bills")?;
-    /// if let Some(message) = channel.basic_get("bills")? {
-    ///     channel.basic_nack(basic::Nack::new(message.delivery_tag).requeue(false))?;
+    /// if let Some(delivery) = channel.basic_get("bills")? {
+    ///     let up_to_this = basic::Nack::new(delivery.delivery_tag).multiple(true).requeue(false);
+    ///     channel.basic_nack(up_to_this)?;
     /// }
     /// # channel.queue_delete("bills")?;
     /// # Ok::<(), cony::Error>(())
@@ -337,10 +382,13 @@ impl BlockingChannel {
             multiple: nack.multiple,
             requeue: nack.requeue,
         };
-        self.inner().settle(nack.delivery_tag, settle)
+        self.inner().shared.settle(nack.delivery_tag, settle)
     }
 
-    /// Refuses a delivery, with the specification's own method.
+    /// Rejects a delivery. With `requeue`, which is the default, the message goes back to its
+    /// queue. Otherwise it goes to the dead-letter exchange of the queue, or is deleted.
+    ///
+    /// [`Delivery::requeue`] and [`Delivery::reject`] are the same without an option.
     ///
     /// # Errors
     ///
@@ -350,19 +398,19 @@ impl BlockingChannel {
         let settle = Settle::Reject {
             requeue: reject.requeue,
         };
-        self.inner().settle(reject.delivery_tag, settle)
+        self.inner().shared.settle(reject.delivery_tag, settle)
     }
 }
 
 impl ChannelInner {
-    /// Notes a consumer that is read like an iterator, and forgets those that have ended.
+    /// Adds a consumer without a callback to the list, and removes those that have ended.
     fn add_iterated(&self, consumer: &Arc<ConsumerShared>) {
         let mut iterated = self.iterated.lock();
         iterated.retain(|known| known.upgrade().is_some_and(|known| known.is_alive()));
         iterated.push(Arc::downgrade(consumer));
     }
 
-    /// Those that have not ended.
+    /// Calls `act` with each consumer without a callback that has not ended.
     fn iterated(&self, mut act: impl FnMut(&Arc<ConsumerShared>)) {
         let iterated = self.iterated.lock().clone();
         let alive = iterated.iter().filter_map(std::sync::Weak::upgrade);
@@ -371,7 +419,7 @@ impl ChannelInner {
             .for_each(|consumer| act(&consumer));
     }
 
-    /// The consumer that has this tag, if one is known: rather one that has not ended.
+    /// Returns the consumer with this tag. One that has not ended takes precedence.
     fn consumer(&self, tag: &ShortString) -> Option<Arc<ConsumerShared>> {
         let with_callback = self.callbacks.shared(tag);
         if with_callback
@@ -389,7 +437,7 @@ impl ChannelInner {
         found.or(with_callback)
     }
 
-    /// Cancels `consumer`, and no other one of its name.
+    /// Cancels `consumer`, but no later consumer with the same tag.
     pub(crate) fn cancel(&self, consumer: &Arc<ConsumerShared>, nowait: bool) -> Result<()> {
         self.check_open()?;
         let deadline = self.limits.call_deadline();
@@ -402,7 +450,8 @@ impl ChannelInner {
         self.finish(&call).map(drop)
     }
 
-    /// What to do with messages that `consumer` leaves behind.
+    /// Requeues the deliveries that a consumer has left. Returns those that need no acknowledgement:
+    /// the broker no longer has them.
     pub(crate) fn keep_or_give_back(
         self: &Arc<Self>,
         left: Extracted,
@@ -416,19 +465,19 @@ impl ChannelInner {
             .collect()
     }
 
-    /// Makes a delivery of what the program gets now.
+    /// Turns a content into the delivery that the program gets, and counts it as unsettled.
     pub(crate) fn take(self: &Arc<Self>, content: DeliveredContent, no_ack: bool) -> Delivery {
         if !no_ack {
             self.shared.hand_out();
         }
-        Delivery::of_consumer(content, Arc::clone(self))
+        Delivery::of_consumer(content, Arc::clone(&self.shared))
     }
 
-    /// The same of the message that a `basic.get` has fetched.
+    /// Does the same with the content of a `basic.get-ok`.
     fn take_got(self: &Arc<Self>, content: GotContent, no_ack: bool) -> Delivery {
         if !no_ack {
             self.shared.hand_out();
         }
-        Delivery::of_get(content, Arc::clone(self))
+        Delivery::of_get(content, Arc::clone(&self.shared))
     }
 }

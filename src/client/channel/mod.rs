@@ -7,12 +7,13 @@ mod closing;
 mod confirms;
 mod consume;
 mod publish;
+mod reply;
 mod start_consuming;
 mod topology;
 mod transactions;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -24,8 +25,7 @@ pub(crate) use self::start_consuming::EVENTS_PER_TURN_MAX;
 use crate::client::callbacks::consumers::ConsumerCallbacks;
 use crate::client::callbacks::list::CallbackList;
 use crate::client::callbacks::lock::DispatchLock;
-pub use crate::client::confirm::Confirmation;
-use crate::client::confirm::Returned;
+use crate::client::confirm::Confirmation;
 use crate::client::connection::{BlockingConnection, ConnectionInner, Limits};
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
@@ -34,27 +34,22 @@ use crate::io::shared::command::{Command, OpenFailure, Opener, Outcome};
 use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::protocol::content::DeliveredContent;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
-use crate::protocol::frame::Settle;
 use crate::protocol::methods::{Method, MethodId, access, basic, channel};
 use crate::protocol::reply_code::ReplyCode;
+use crate::protocol::returned::Returned;
 use crate::protocol::wire::ShortString;
 
-/// A channel: it carries everything except what concerns the connection itself.
+/// A channel of a connection. Almost all of AMQP happens on channels: declaring, publishing,
+/// consuming.
 ///
-/// Cheap to clone and safe to share: every clone is the same channel, which closes when
-/// the last clone, and the last [`Consumer`](crate::Consumer) on it, is dropped. Calls of
-/// several threads on one channel take turns; publishes and acknowledgements do not wait
-/// for them. Channels are cheap as well, so each thread may have one of its own.
+/// Clone it to share it between threads: every clone is the same channel. It closes when the last
+/// clone and the last [`Consumer`](crate::Consumer) on it are dropped. Calls of several threads on
+/// one channel take turns. Publishes and acknowledgements do not wait for these calls. Channels are
+/// cheap, so each thread may as well have a channel of its own.
 ///
-/// A mistake that the broker notices, such as a queue that does not exist, costs the
-/// channel: the call returns [`Error::ChannelClosed`], and so does every later one.
-///
-/// # Errors of a call
-///
-/// The usual ones: [`Error::ChannelClosed`] if the broker refuses it, or the channel is closed
-/// already; [`Error::ConnectionLost`] and [`Error::ConnectionClosed`];
-/// [`Error::Timeout`] after `rpc_timeout`; [`Error::TooLong`] for a name that does not fit, and
-/// then nothing is sent.
+/// The broker closes a channel when it refuses something: a queue that does not exist, for
+/// example. The call returns [`Error::ChannelClosed`] with the reason, and so does every later call
+/// on this channel. Open another one then.
 ///
 /// ```
 /// let connection = cony::BlockingConnection::open_default()?;
@@ -64,6 +59,17 @@ use crate::protocol::wire::ShortString;
 /// channel.close()?;
 /// # Ok::<(), cony::Error>(())
 /// ```
+///
+/// # Errors of a call
+///
+/// Every call that waits for a reply of the broker can fail with these errors:
+///
+/// - [`Error::ChannelClosed`] if the broker refuses the call, or the channel is closed already.
+/// - [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if the connection has ended.
+/// - [`Error::Timeout`] if the reply does not arrive within `rpc_timeout` (default 30 s). The channel
+///   stays usable.
+/// - [`Error::TooLong`] for a name of more than 255 bytes, and [`Error::NotFinite`] for an infinite
+///   float in a table of arguments. Nothing was sent.
 #[derive(Clone)]
 pub struct BlockingChannel {
     handle: Arc<Handle>,
@@ -92,8 +98,6 @@ pub(crate) struct ChannelInner {
     /// The consumers without a callback.
     iterated: Mutex<Vec<Weak<ConsumerShared>>>,
     consumer_tags: AtomicU64,
-    /// Whether the program knows that others have ended the channel.
-    end_is_told: AtomicBool,
 }
 
 /// A channel that this does not keep open.
@@ -157,6 +161,7 @@ impl BlockingChannel {
             inner: Arc::new(inner),
             connection: Arc::clone(connection),
         });
+        handle.register();
         connection.add_channel(id, WeakChannel(Arc::downgrade(&handle)));
         let shared = &handle.inner.shared;
         if shared.inbox.has_ended() {
@@ -201,34 +206,6 @@ impl BlockingChannel {
         self.inner().check_open().err()
     }
 
-    /// Asks the broker to stop or resume what it delivers.
-    ///
-    /// # Errors
-    ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ knows no stopping: `false` closes the connection
-    /// (540). To deliver less, set a prefetch.
-    pub fn flow(&self, active: bool) -> Result<bool> {
-        let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
-        Ok(flow_ok.active)
-    }
-
-    /// Whether the broker lets publishes pass; they wait while it does not. (RabbitMQ never
-    /// asks for that.)
-    pub fn is_flow_active(&self) -> bool {
-        self.inner().shared.publisher.is_flow_active()
-    }
-
-    /// Asks for an access ticket, as other brokers of old wanted it. RabbitMQ answers,
-    /// and does not look at tickets.
-    ///
-    /// # Errors
-    ///
-    /// [The usual ones of a call](crate::BlockingChannel#errors-of-a-call).
-    pub fn access_request(&self, request: impl Into<access::Request>) -> Result<u16> {
-        let granted: access::RequestOk = self.call(request.into())?;
-        Ok(granted.ticket)
-    }
-
     pub(crate) fn inner(&self) -> &Arc<ChannelInner> {
         &self.handle.inner
     }
@@ -244,9 +221,60 @@ impl BlockingChannel {
     }
 }
 
+/// # For completeness
+///
+/// The specification or pika has these. RabbitMQ does not need them, or does not implement them.
+impl BlockingChannel {
+    /// Asks the broker to stop or to resume the deliveries of this channel (`channel.flow`). Returns
+    /// the state that the broker confirms.
+    ///
+    /// RabbitMQ does not implement a stop: `false` closes the connection (540). To get fewer
+    /// deliveries at a time, set a [prefetch](Self::basic_qos).
+    ///
+    /// # Errors
+    ///
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
+    pub fn flow(&self, active: bool) -> Result<bool> {
+        let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
+        Ok(flow_ok.active)
+    }
+
+    /// Returns whether the broker lets publishes pass. They wait while it does not. RabbitMQ never
+    /// stops them in this way.
+    pub fn is_flow_active(&self) -> bool {
+        self.inner().shared.publisher.is_flow_active()
+    }
+
+    /// Requests an access ticket, which old brokers required. RabbitMQ answers and ignores
+    /// tickets.
+    ///
+    /// # Errors
+    ///
+    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
+    pub fn access_request(&self, request: impl Into<access::Request>) -> Result<u16> {
+        let granted: access::RequestOk = self.call(request.into())?;
+        Ok(granted.ticket)
+    }
+
+    /// Makes the broker deliver all unsettled deliveries again, as
+    /// [`basic_recover`](Self::basic_recover) does, without a reply. The specification has
+    /// deprecated this method.
+    ///
+    /// Deliveries that the broker sends before it has received this arrive as well, and count as
+    /// settled there: to settle one closes the channel (406).
+    ///
+    /// # Errors
+    ///
+    /// As [`basic_recover`](Self::basic_recover).
+    pub fn basic_recover_async(&self, recover: impl Into<basic::RecoverAsync>) -> Result<()> {
+        self.call_nowait(recover.into())
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         self.connection.forget_channel(self.inner.shared.id);
+        self.inner.shared.count_settled();
         self.inner.note_unheard();
         self.inner.clear_deliveries();
         self.inner.clear_listeners();
@@ -282,7 +310,6 @@ impl ChannelInner {
             on_close: CallbackList::default(),
             iterated: Mutex::default(),
             consumer_tags: AtomicU64::new(0),
-            end_is_told: AtomicBool::new(false),
         }
     }
 
@@ -291,32 +318,16 @@ impl ChannelInner {
         self.shared.is_open()
     }
 
-    /// Tells the program the reason, if channel or connection are closed.
     pub(crate) fn check_open(&self) -> Result<()> {
-        // Mostly it is, and that is asked for each message.
-        if self.is_open() {
-            return Ok(());
-        }
-        self.tell_end().map_or(Ok(()), Err)
+        self.shared.check_open()
     }
 
-    /// Tells the program why the channel is closed, now that something has failed for it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.tell_end().unwrap_or_else(Error::being_closed)
+        self.shared.closed_error()
     }
 
-    /// Tells the program why the channel is closed, unless this program did it.
     pub(crate) fn ended_by_others(&self) -> Option<Error> {
-        self.tell_end().filter(Error::is_of_others)
-    }
-
-    /// Why the channel is closed, for the program, which knows it then.
-    fn tell_end(&self) -> Option<Error> {
-        let end = self.shared.end()?;
-        if matches!(end, Error::ChannelClosed(_)) && end.is_of_others() {
-            self.end_is_told.store(true, Ordering::Release);
-        }
-        Some(end)
+        self.shared.ended_by_others()
     }
 
     fn call<R: TryFrom<Method>>(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<R> {
@@ -392,48 +403,6 @@ impl ChannelInner {
         self.on_cancel.clear();
         self.on_flow.clear();
         self.on_confirm.clear();
-    }
-
-    /// Settles a delivery, once.
-    pub(crate) fn settle(&self, tag: u64, settle: Settle) -> Result<()> {
-        self.check_open()?;
-        let last = self.shared.last_delivery_tag();
-        let multiple = match settle {
-            Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
-            Settle::Reject { .. } => false,
-        };
-        if tag > last || (tag == 0 && !multiple) {
-            return Err(Error::UnknownDeliveryTag(tag));
-        }
-        // On the wire 0 would mean all that the broker has sent, and some of that may be
-        // on its way yet.
-        let all = multiple && tag == 0;
-        let tag = if all { last } else { tag };
-        // Sent under the lock, so that the order on the wire is that of the bookkeeping.
-        let mut settlements = self.shared.settlements.lock();
-        if !multiple {
-            if !settlements.settle(tag) {
-                return Err(Error::AlreadySettled(tag));
-            }
-            self.shared.settle(tag, settle);
-            return Ok(());
-        }
-        let covered = settlements.settle_up_to(tag);
-        // All of nothing is nothing.
-        if covered.is_nothing() && !all {
-            return Err(Error::AlreadySettled(tag));
-        }
-        if let Some(tag) = covered.up_to {
-            self.shared.settle(tag, settle);
-        }
-        for tag in covered.singly {
-            self.shared.settle(tag, settle.of_one());
-        }
-        Ok(())
-    }
-
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.limits
     }
 
     /// Gives back messages that have come for `consumer` and that nobody will take.

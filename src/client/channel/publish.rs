@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{BlockingChannel, ChannelInner};
-use crate::client::confirm::Confirm;
-use crate::client::delivery::Message;
+use crate::client::confirm::PublisherConfirm;
+use crate::client::message::Message;
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::to_io::frames::Queued;
@@ -18,13 +18,12 @@ use crate::protocol::frame::{EncodedPublish, Publish};
 
 /// # Publishing
 impl BlockingChannel {
-    /// Publishes a message to an exchange, under a routing key. The default exchange,
-    /// whose name is empty, takes the key for the name of a queue.
+    /// Publishes a message to an exchange, with a routing key. The default exchange has the empty
+    /// name and routes to the queue whose name is the routing key.
     ///
-    /// Returns when the message is on its way: the IO thread sends it, together with
-    /// whatever else is waiting. If too much is waiting (`write_budget`), it waits for
-    /// room first, at most for `publish_timeout`. A message goes out whole or not at
-    /// all, also from several threads on one channel.
+    /// The call returns when the message is on its way: the IO thread sends it. If too many bytes
+    /// wait to be written (`write_budget`, default 4 MiB), the call first waits for room, at most
+    /// for `publish_timeout`. Publishes of several threads on one channel are never interleaved.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -36,21 +35,29 @@ impl BlockingChannel {
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
-    /// On a channel in [confirm mode](Self::confirm_delivery) the [`Confirm`] tells what
-    /// becomes of the message, and a publish also waits while too many are unconfirmed.
+    /// On a channel in [confirm mode](Self::confirm_delivery) the returned [`PublisherConfirm`] has
+    /// the outcome. A publish then also waits while `confirm_window` publishes are unconfirmed.
+    /// Outside confirm mode `Ok` does not mean that the broker has the message.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLong`] for names of more than 255 bytes and properties that do not
-    /// fit a frame; [`Error::NotFinite`]; [`Error::PublishTimeout`]; the reason if channel or connection are
-    /// closed. In all these cases the message was not sent. A broker that refuses it,
-    /// because there is no such exchange, closes the channel later.
+    /// In all these cases the message was not sent:
+    ///
+    /// - [`Error::PublishTimeout`] if there was no room within `publish_timeout`.
+    /// - [`Error::TooLong`] for a name of more than 255 bytes, or properties that do not fit into a
+    ///   frame.
+    /// - [`Error::NotFinite`] for an infinite float in the headers.
+    /// - [`Error::ChannelClosed`], [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if
+    ///   channel or connection have ended.
+    ///
+    /// If the exchange does not exist, the broker closes the channel (404). A later call on the
+    /// channel returns that, or its [`close`](Self::close).
     pub fn basic_publish<'a>(
         &self,
         exchange: impl AsRef<str>,
         routing_key: impl AsRef<str>,
         message: impl Into<Message<'a>>,
-    ) -> Result<Confirm> {
+    ) -> Result<PublisherConfirm> {
         let inner = self.inner();
         let shared = &inner.shared;
         inner.check_open()?;
@@ -60,7 +67,7 @@ impl BlockingChannel {
             routing_key: routing_key.as_ref(),
             mandatory: message.mandatory,
             immediate: message.immediate,
-            properties: message.said(),
+            properties: message.get_properties(),
             body: message.body.to_publish(shared.connection.shares_bodies),
         };
         let frame_max = shared.connection.negotiated.frame_max as usize;
@@ -81,8 +88,8 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Lends this thread's memory for a publish. A thread that ends may have dropped it already
-/// and still publish, as may a logger inside a publish: these get memory of their own.
+/// Lends this thread's memory for a publish. A thread that ends may have dropped it already and
+/// still publish, as may a logger inside a publish: these get memory of their own.
 fn with_scratch<R>(publish: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
     let outcome = publish(&mut scratch);
@@ -94,10 +101,10 @@ fn with_scratch<R>(publish: impl FnOnce(&mut Vec<u8>) -> R) -> R {
 impl ChannelInner {
     /// Queues a publish, when there is room for it.
     fn publish(
-        self: &Arc<Self>,
+        &self,
         encoded: &EncodedPublish<'_>,
         mandatory: Option<Mandatory<'_>>,
-    ) -> Result<Confirm> {
+    ) -> Result<PublisherConfirm> {
         let ChannelShared {
             publisher,
             connection,
@@ -111,7 +118,7 @@ impl ChannelInner {
             })
         };
         if !publisher.is_gated() && send(false, true) == Queued::Done {
-            return Ok(Confirm::none());
+            return Ok(PublisherConfirm::none());
         }
         let mut room = Room {
             inner: self,
@@ -125,11 +132,15 @@ impl ChannelInner {
             match publisher.enter(mandatory, &mut room.has_place, || send(reserved, false)) {
                 Entered::Plain => {
                     room.reserved = false;
-                    return Ok(Confirm::none());
+                    return Ok(PublisherConfirm::none());
                 }
                 Entered::Numbered(number, slot) => {
                     room.reserved = false;
-                    return Ok(Confirm::new(number, slot, Arc::clone(self)));
+                    return Ok(PublisherConfirm::new(
+                        number,
+                        slot,
+                        Arc::clone(&self.shared),
+                    ));
                 }
                 Entered::Full => room.wait_for_window()?,
                 Entered::Not(Queued::NoRoom) => room.wait_for_budget()?,
@@ -232,7 +243,7 @@ mod tests {
         }
     }
 
-    fn publish(inner: &Arc<ChannelInner>) -> Result<Confirm> {
+    fn publish(inner: &Arc<ChannelInner>) -> Result<PublisherConfirm> {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -261,7 +272,7 @@ mod tests {
         let full = publish(&inner);
         assert!(matches!(full, Err(Error::PublishTimeout { .. })));
         drop(failing);
-        assert_eq!(publish(&inner).unwrap().number(), Some(1));
+        assert_eq!(publish(&inner).unwrap().sequence_number(), Some(1));
     }
 
     #[test]

@@ -63,6 +63,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             busy_wait: parameters.busy_wait,
             blocked_timeout: parameters.blocked_connection_timeout,
             backpressure_detection: parameters.backpressure_detection,
+            rpc_timeout: parameters.rpc_timeout,
         },
         host,
         port,

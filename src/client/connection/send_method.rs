@@ -2,7 +2,7 @@
 
 use super::BlockingConnection;
 use crate::client::channel::BlockingChannel;
-use crate::client::delivery::Message;
+use crate::client::message::Message;
 use crate::error::{Error, Result};
 use crate::protocol::event::Reply;
 use crate::protocol::frame::Settle;
@@ -77,6 +77,7 @@ fn send(channel: &BlockingChannel, method: Method) -> Result<Option<Method>> {
             let multiple = ack.multiple;
             let settled = channel
                 .inner()
+                .shared
                 .settle(ack.delivery_tag, Settle::Ack { multiple });
             settled.map(|()| None)
         }

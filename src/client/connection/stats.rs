@@ -1,76 +1,107 @@
-//! What a connection has carried.
+//! Statistics of a connection.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::BlockingConnection;
 
-/// What a connection has carried so far, and what waits in it.
+/// The statistics of a connection, from [`BlockingConnection::stats`].
+///
+/// The counters begin with 0 when the connection opens and only grow. To get rates, take the
+/// difference of two.
 ///
 /// ```
 /// # let connection = cony::BlockingConnection::open_default()?;
 /// let stats = connection.stats();
 /// println!("{} messages out, {} in", stats.messages_published, stats.messages_received);
+/// println!("{} deliveries are unsettled", stats.deliveries_unsettled);
 /// # Ok::<(), cony::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Bytes written to the socket since the connection is open. (With TLS, before they are
-    /// encrypted.)
+    /// Counter: bytes that were written to the socket. (With TLS, before the encryption.)
     pub bytes_sent: u64,
-    /// Bytes read from it, likewise.
+    /// Counter: bytes that were read from the socket. (With TLS, after the decryption.)
     pub bytes_received: u64,
-    /// Frames that were put out to be written.
+    /// Counter: frames that were handed to the socket, or wait to be written.
     pub frames_sent: u64,
-    /// Frames that came.
+    /// Counter: frames that were read.
     pub frames_received: u64,
-    /// Messages that were published and put out to be written.
+    /// Counter: messages that were published, including those that wait to be written.
     pub messages_published: u64,
-    /// Messages that came for consumers.
-    pub messages_received: u64,
-    /// Mandatory messages that came back.
+    /// Counter: publishes in confirm mode that the broker has acknowledged. RabbitMQ acknowledges a
+    /// returned message as well.
+    pub messages_confirmed: u64,
+    /// Counter: publishes in confirm mode that the broker has nacked.
+    pub messages_nacked: u64,
+    /// Counter: mandatory messages that the broker returned.
     pub messages_returned: u64,
-    /// Deliveries that found no room (`read_budget`) and so went back to their queue, to come
-    /// again when there is room. Each of them crosses the network twice: a smaller prefetch
-    /// ([`basic_qos`](crate::BlockingChannel::basic_qos)) avoids that.
-    pub deliveries_held_back: u64,
-    /// Messages that were larger than `max_message_size` and that the program did not get: see
-    /// [`Oversized::Reject`](crate::Oversized::Reject).
+    /// Counter: messages that arrived for consumers. Those of
+    /// [`basic_get`](crate::BlockingChannel::basic_get) are not included.
+    pub messages_received: u64,
+    /// Counter: messages that were larger than `max_message_size` and that your program did not
+    /// get: see [`Oversized::Reject`](crate::Oversized::Reject).
     pub messages_oversized: u64,
-    /// Publishes in confirm mode of which the broker has said nothing yet.
+    /// Counter: deliveries that your program has settled: acknowledged, requeued or rejected. In a
+    /// transaction, a rollback subtracts them.
+    pub deliveries_settled: u64,
+    /// Counter: deliveries that found no room (`read_budget`) and went back to their queue, to be
+    /// delivered again when there is room. Each of them crosses the network twice: a smaller
+    /// prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos)) avoids that.
+    pub deliveries_held_back: u64,
+    /// Now: deliveries that your program has taken and not settled yet. Those that need no
+    /// acknowledgement (`no_ack`) are not included.
+    pub deliveries_unsettled: u64,
+    /// Now: publishes in confirm mode that the broker has neither acknowledged nor nacked yet.
     pub unconfirmed: usize,
-    /// Bytes that wait to be written. Publishes wait for room beyond `write_budget`.
+    /// Now: bytes that wait to be written. A publish waits for room beyond `write_budget`.
     pub bytes_to_write: usize,
-    /// Bytes of deliveries that wait to be taken. Beyond `read_budget` reading pauses, or what comes
-    /// is held back.
+    /// Now: bytes of deliveries that wait to be taken. Beyond `read_budget`, reading pauses or
+    /// deliveries are held back.
     pub bytes_to_take: usize,
-    /// Channels that the program has handles of.
+    /// Now: channels that your program has handles of.
     pub channels: usize,
+    /// Now: consumers on open channels, with callbacks and without.
+    pub consumers: usize,
+    /// For how long the broker has blocked this connection (`connection.blocked`), all times added
+    /// up, including a block that still lasts.
+    pub blocked_time: Duration,
 }
 
 impl BlockingConnection {
-    /// What the connection has carried so far, and what waits in it. The figures are read one
-    /// after the other, so on a busy connection they may not fit each other exactly.
+    /// Returns the statistics of this connection: what it has carried so far, and what waits in it.
+    ///
+    /// This reads the figures one after the other. On a busy connection they may not fit each other
+    /// exactly. The cost is a few locks for each channel, so once a second is no burden.
     pub fn stats(&self) -> Stats {
         let shared = &self.inner.shared;
         let counters = &shared.counters;
         let channels = self.inner.open_channels();
-        let unconfirmed = channels
-            .iter()
-            .map(|channel| channel.inner().shared.publisher.outstanding())
-            .sum();
+        let shared_channels = || channels.iter().map(|channel| &channel.inner().shared);
+        let open = || channels.iter().filter(|channel| channel.inner().is_open());
+        let settled_before = counters.deliveries_settled.load(Ordering::Relaxed);
+        let settled: u64 = shared_channels().map(|it| it.uncounted_settled()).sum();
         Stats {
             bytes_sent: counters.bytes_sent.get(),
             bytes_received: counters.bytes_received.get(),
             frames_sent: counters.frames_sent.get(),
             frames_received: counters.frames_received.get(),
             messages_published: counters.messages_published.get(),
-            messages_received: counters.messages_received.get(),
+            messages_confirmed: counters.messages_confirmed.get(),
+            messages_nacked: counters.messages_nacked.get(),
             messages_returned: counters.messages_returned.get(),
-            deliveries_held_back: counters.deliveries_held_back.get(),
+            messages_received: counters.messages_received.get(),
             messages_oversized: counters.messages_oversized.get(),
-            unconfirmed,
+            deliveries_settled: settled_before + settled,
+            deliveries_held_back: counters.deliveries_held_back.get(),
+            deliveries_unsettled: open().map(|it| it.inner().shared.in_hand()).sum(),
+            unconfirmed: shared_channels().map(|it| it.publisher.outstanding()).sum(),
             bytes_to_write: shared.commands().waiting_bytes(),
             bytes_to_take: shared.read_budget().bytes(),
             channels: channels.len(),
+            consumers: open().map(|it| it.consumer_tags().len()).sum(),
+            blocked_time: shared.blocked_time(),
         }
     }
 }

@@ -157,7 +157,12 @@ pub(crate) fn tell(
             multiple,
             ack,
         } => {
-            if channel.publisher.confirmed(number, multiple, ack) {
+            let confirmed = channel.publisher.confirmed(number, multiple, ack);
+            match ack {
+                true => shared.counters.messages_confirmed.add(confirmed.count),
+                false => shared.counters.messages_nacked.add(confirmed.count),
+            }
+            if confirmed.has_news {
                 channel.announce();
             }
         }

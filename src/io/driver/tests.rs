@@ -296,7 +296,9 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     let channel = open_channel(&mut driver, &mut peer);
     let committed = channel.begin(tx::Commit::default().into(), None, soon());
     turn(&mut driver);
-    channel.settle(1, Settle::Ack { multiple: false });
+    channel
+        .connection
+        .settle(channel.id, 1, Settle::Ack { multiple: false });
     let declared = channel.begin(queue::Declare::new("q").into(), None, soon());
     turn(&mut driver);
     peer.expect(tx::Commit::ID);
@@ -520,7 +522,9 @@ fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
     play.peer.send(0, close);
     play.peer.reset();
     until(|| {
-        channel.settle(1, Settle::Ack { multiple: false });
+        channel
+            .connection
+            .settle(channel.id, 1, Settle::Ack { multiple: false });
         play.shared.termination().is_some()
     });
     match play.shared.termination() {
@@ -550,7 +554,9 @@ fn what_is_queued_for_a_channel_that_is_gone_takes_no_room() {
     play.peer.send(1, channel::Close::default().reply_code(404));
     play.peer.expect(channel::CloseOk::ID);
     for tag in 1..=100 {
-        channel.settle(tag, Settle::Ack { multiple: false });
+        channel
+            .connection
+            .settle(channel.id, tag, Settle::Ack { multiple: false });
     }
     until(|| play.shared.commands().waiting_bytes() == 0);
     play.shared.send(Command::Disconnect);

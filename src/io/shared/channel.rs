@@ -1,13 +1,14 @@
 //! What the program's threads and the IO thread share of one channel.
 
-use std::sync::Arc;
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::io::shared::channel_end::{ChannelEnd, Ending};
 use crate::io::shared::command::{Command, Outcome};
 use crate::io::shared::connection::ConnectionShared;
@@ -30,8 +31,14 @@ pub(crate) struct ChannelShared {
     pub(crate) connection: Arc<ConnectionShared>,
     /// How far the channel is from its end.
     end: ChannelEnd,
+    /// The program's handle, without its type: a delivery finds its channel with it.
+    handle: OnceLock<Weak<dyn Any + Send + Sync>>,
+    /// Whether the program has got the reason why the broker or cony closed the channel.
+    is_end_reported: AtomicBool,
     /// The number of the last delivery that came.
     last_delivery_tag: AtomicU64,
+    /// Whether the connection's counters include the deliveries that this channel has settled.
+    is_settled_counted: AtomicBool,
     /// Which deliveries are settled. Held for moments only.
     pub(crate) settlements: Mutex<SettlementLedger>,
     /// How many deliveries that want to be settled were handed out.
@@ -60,7 +67,10 @@ impl ChannelShared {
             inbox: ConsumerInbox::new(Arc::clone(&connection.read_control)),
             connection,
             end: ChannelEnd::default(),
+            handle: OnceLock::new(),
+            is_end_reported: AtomicBool::new(false),
             last_delivery_tag: AtomicU64::new(0),
+            is_settled_counted: AtomicBool::new(false),
             settlements: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: AtomicU32::new(NO_PREFETCH),
@@ -70,6 +80,16 @@ impl ChannelShared {
             abandoned: AtomicBool::new(false),
             serves_requests: AtomicBool::new(false),
         }
+    }
+
+    /// Records the handle that the program has of this channel.
+    pub(crate) fn set_handle(&self, handle: Weak<dyn Any + Send + Sync>) {
+        let _ = self.handle.set(handle);
+    }
+
+    /// Returns the program's handle, unless all clones of it are dropped.
+    pub(crate) fn handle(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.handle.get()?.upgrade()
     }
 
     /// Returns why the channel itself is closed, if it is.
@@ -104,6 +124,44 @@ impl ChannelShared {
         self.end.is_open()
     }
 
+    /// Returns the reason as an error, if channel or connection are closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        // Usually the channel is open, and this runs for each message.
+        if self.is_open() {
+            return Ok(());
+        }
+        self.report_end().map_or(Ok(()), Err)
+    }
+
+    /// Returns why the channel is closed, for a call that has failed because of that.
+    pub(crate) fn closed_error(&self) -> Error {
+        self.report_end().unwrap_or_else(Error::being_closed)
+    }
+
+    /// Returns why the channel is closed, unless this program closed it.
+    pub(crate) fn ended_by_others(&self) -> Option<Error> {
+        self.report_end().filter(Error::is_of_others)
+    }
+
+    /// Returns why the channel is closed, and records that the program gets this reason now. A
+    /// later close then does not report it once more.
+    fn report_end(&self) -> Option<Error> {
+        let end = self.end()?;
+        if matches!(end, Error::ChannelClosed(_)) && end.is_of_others() {
+            self.set_end_reported();
+        }
+        Some(end)
+    }
+
+    /// Records that the program has got the reason for the end. Returns whether it had it before.
+    pub(crate) fn set_end_reported(&self) -> bool {
+        self.is_end_reported.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_end_reported(&self) -> bool {
+        self.is_end_reported.load(Ordering::Acquire)
+    }
+
     /// Whether this program's close awaits its answer.
     pub(crate) fn is_closing(&self) -> bool {
         let begun = matches!(self.end.get(), Some(Ending::Closing(_)));
@@ -129,6 +187,7 @@ impl ChannelShared {
             let settled = self.publisher.settled();
             self.connection.counters.messages_settled.add(settled);
         }
+        self.count_settled();
         self.publisher.channel_ended();
         self.inbox.end();
         self.announce();
@@ -161,6 +220,25 @@ impl ChannelShared {
         self.handed_out
             .load(Ordering::Relaxed)
             .saturating_sub(settled)
+    }
+
+    /// Adds the settled deliveries to the connection's counters, once: the channel has ended, or the
+    /// program has dropped it.
+    pub(crate) fn count_settled(&self) {
+        if !self.is_settled_counted.swap(true, Ordering::AcqRel) {
+            let settled = self.settlements.lock().count();
+            let counter = &self.connection.counters.deliveries_settled;
+            counter.fetch_add(settled, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns how many deliveries the program has settled, until the connection's counters include
+    /// them.
+    pub(crate) fn uncounted_settled(&self) -> u64 {
+        match self.is_settled_counted.load(Ordering::Acquire) {
+            true => 0,
+            false => self.settlements.lock().count(),
+        }
     }
 
     /// Notes that the broker has taken back whatever was unsettled.
@@ -270,9 +348,42 @@ impl ChannelShared {
         Some(dropped)
     }
 
-    /// Queues the settlement of a delivery.
-    pub(crate) fn settle(&self, delivery_tag: u64, settle: Settle) {
-        self.connection.settle(self.id, delivery_tag, settle);
+    /// Settles a delivery, once; with `multiple` in `settle`, all up to `delivery_tag`.
+    pub(crate) fn settle(&self, delivery_tag: u64, settle: Settle) -> Result<()> {
+        self.check_open()?;
+        let last = self.last_delivery_tag();
+        let multiple = match settle {
+            Settle::Ack { multiple } | Settle::Nack { multiple, .. } => multiple,
+            Settle::Reject { .. } => false,
+        };
+        if delivery_tag > last || (delivery_tag == 0 && !multiple) {
+            return Err(Error::UnknownDeliveryTag(delivery_tag));
+        }
+        // On the wire 0 would mean every delivery that the broker has sent. Some of them may still
+        // be on their way, and the program has not seen them.
+        let is_all = multiple && delivery_tag == 0;
+        let tag = if is_all { last } else { delivery_tag };
+        // Queued under the lock, so that the order on the wire is the order in the ledger.
+        let mut settlements = self.settlements.lock();
+        if !multiple {
+            if !settlements.settle(tag) {
+                return Err(Error::AlreadySettled(tag));
+            }
+            self.connection.settle(self.id, tag, settle);
+            return Ok(());
+        }
+        let covered = settlements.settle_up_to(tag);
+        // With the tag 0, no unsettled delivery is no error.
+        if covered.is_nothing() && !is_all {
+            return Err(Error::AlreadySettled(tag));
+        }
+        if let Some(tag) = covered.up_to {
+            self.connection.settle(self.id, tag, settle);
+        }
+        for tag in covered.singly {
+            self.connection.settle(self.id, tag, settle.of_one());
+        }
+        Ok(())
     }
 
     /// Gives deliveries back to their queue that nobody takes, unless they are settled.

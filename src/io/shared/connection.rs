@@ -41,6 +41,8 @@ pub(crate) struct Settings {
     /// How long the broker may block this connection's publishes.
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
+    /// How long a wait for a confirm takes at most, unless the program says otherwise.
+    pub(crate) rpc_timeout: Duration,
     /// How long to look for an answer before sleeping for it.
     pub(crate) busy_wait: Duration,
 }
@@ -66,6 +68,7 @@ pub(crate) struct ConnectionShared {
     pub(crate) retained: RetainedBytes,
     pub(crate) read_control: Arc<ReadControl>,
     pub(crate) negotiated: Negotiated,
+    pub(crate) rpc_timeout: Duration,
     /// The connection's name, for the log.
     pub(crate) name: String,
     /// Why the connection ended. Written once, before anything is disconnected.
@@ -74,7 +77,7 @@ pub(crate) struct ConnectionShared {
     /// Whether the program has no handle of it any more.
     abandoned: AtomicBool,
     /// Why the broker takes no publishes, while it does not.
-    blocked: Mutex<Option<ShortString>>,
+    blocked: Mutex<Blocked>,
     /// Since when nothing is read, and for whose deliveries.
     paused: Mutex<Option<(Instant, SlowestConsumer)>>,
     pub(crate) backpressure: Backpressure,
@@ -98,6 +101,37 @@ pub(crate) struct ConnectionShared {
     ended: Receiver<()>,
 }
 
+/// Whether the broker blocks the connection, and for how long it has done so.
+#[derive(Debug, Default)]
+struct Blocked {
+    reason: Option<ShortString>,
+    /// When the block that lasts began.
+    since: Option<Instant>,
+    /// How long all former ones took.
+    total: Duration,
+}
+
+impl Blocked {
+    fn set(&mut self, reason: Option<ShortString>, now: Instant) {
+        match reason {
+            // The broker may repeat that it blocks, with another reason.
+            Some(_) => drop(self.since.get_or_insert(now)),
+            None => self.stop_clock(now),
+        }
+        self.reason = reason;
+    }
+
+    fn stop_clock(&mut self, now: Instant) {
+        self.total = self.time(now);
+        self.since = None;
+    }
+
+    fn time(&self, now: Instant) -> Duration {
+        let current = self.since.map(|since| now.saturating_duration_since(since));
+        self.total + current.unwrap_or_default()
+    }
+}
+
 impl ConnectionShared {
     pub(crate) fn new(
         wake: Arc<Wake>,
@@ -116,6 +150,7 @@ impl ConnectionShared {
             retained: RetainedBytes::default(),
             read_control,
             negotiated,
+            rpc_timeout: settings.rpc_timeout,
             name: settings.name.clone(),
             closed: OnceLock::new(),
             closing: AtomicBool::new(false),
@@ -228,6 +263,7 @@ impl ConnectionShared {
     /// Records the end. Only the first reason counts.
     pub(crate) fn terminate(&self, termination: Termination) {
         let _ = self.closed.set(termination);
+        self.blocked.lock().stop_clock(Instant::now());
         self.budget().look_again();
         self.ring();
     }
@@ -336,7 +372,12 @@ impl ConnectionShared {
 
     /// Why the broker takes no publishes now.
     pub(crate) fn blocked(&self) -> Option<ShortString> {
-        self.blocked.lock().clone()
+        self.blocked.lock().reason.clone()
+    }
+
+    /// Returns for how long the broker has blocked the connection, all blocks taken together.
+    pub(crate) fn blocked_time(&self) -> Duration {
+        self.blocked.lock().time(Instant::now())
     }
 
     /// Notes that nothing is read for the deliveries of a consumer, or that this is over.
@@ -372,7 +413,7 @@ impl ConnectionShared {
     }
 
     pub(crate) fn set_blocked(&self, reason: Option<ShortString>) {
-        *self.blocked.lock() = reason;
+        self.blocked.lock().set(reason, Instant::now());
         self.ring();
     }
 
@@ -415,6 +456,7 @@ pub(crate) mod tests {
             },
             blocked_timeout: None,
             backpressure_detection: false,
+            rpc_timeout: Duration::ZERO,
             busy_wait: Duration::ZERO,
         }
     }
@@ -430,6 +472,22 @@ pub(crate) mod tests {
         let shared =
             ConnectionShared::new(wake, ended, negotiated(), &settings, busy_wait_limit, false);
         Arc::new(shared)
+    }
+
+    #[test]
+    fn the_time_of_all_blocks_is_added_up() {
+        let (mut blocked, t0) = (Blocked::default(), Instant::now());
+        let at = |seconds| t0 + Duration::from_secs(seconds);
+        let reason = || Some(ShortString::from("low on memory"));
+        assert_eq!(blocked.time(at(5)), Duration::ZERO);
+        blocked.set(reason(), at(10));
+        blocked.set(reason(), at(13));
+        assert_eq!(blocked.time(at(15)), Duration::from_secs(5));
+        blocked.set(None, at(16));
+        assert_eq!(blocked.time(at(100)), Duration::from_secs(6));
+        blocked.set(reason(), at(200));
+        blocked.stop_clock(at(201));
+        assert_eq!(blocked.time(at(300)), Duration::from_secs(7), "the end");
     }
 
     #[test]

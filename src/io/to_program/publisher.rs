@@ -98,6 +98,15 @@ pub(crate) enum Entered {
     Full,
 }
 
+/// The effect of a confirm.
+#[derive(Debug)]
+pub(crate) struct Confirmed {
+    /// How many publishes it settled.
+    pub(crate) count: u64,
+    /// Whether callbacks for confirms have something to do.
+    pub(crate) has_news: bool,
+}
+
 impl Publisher {
     /// What is kept for a program that may ask for it counts against `total`.
     pub(crate) fn new(window: usize, total: &RetainedBytes) -> Self {
@@ -321,8 +330,8 @@ impl Publisher {
         self.state.lock().rpc_replies = Some(Arc::clone(rpc_replies));
     }
 
-    /// A confirm came. `true`: a callback is to be told.
-    pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) -> bool {
+    /// Records a confirm of the broker.
+    pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) -> Confirmed {
         let mut state = self.state.lock();
         let State {
             ledger,
@@ -334,6 +343,7 @@ impl Publisher {
             ..
         } = &mut *state;
         let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
+        let unconfirmed_before = ledger.unconfirmed();
         ledger.confirm(number, multiple, ack, |number, mut slot, settled| {
             let is_taken = matches!(settled, PublishOutcome::Acked);
             if !is_taken && !*abandoned {
@@ -353,7 +363,10 @@ impl Publisher {
             }
         });
         let dropped = news.as_ref().map_or(0, |news| news.dropped);
-        let has_news = news.is_some();
+        let confirmed = Confirmed {
+            count: (unconfirmed_before - ledger.unconfirmed()) as u64,
+            has_news: news.is_some(),
+        };
         state.serve(self.window);
         let State {
             ledger,
@@ -366,7 +379,7 @@ impl Publisher {
         if dropped > 0 && dropped_before == 0 {
             log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
         }
-        has_news
+        confirmed
     }
 
     /// From now on keeps what becomes of publishes, for callbacks.
@@ -617,7 +630,11 @@ mod tests {
         }
         publisher.give_back();
         assert_eq!(number(&publisher), Some(1));
-        let confirm = || assert!(!publisher.confirmed(1, false, true), "nobody listens");
+        let confirm = || {
+            let confirmed = publisher.confirmed(1, false, true);
+            assert!(!confirmed.has_news, "nobody listens");
+            assert_eq!(confirmed.count, 1);
+        };
         assert_eq!(woken_by(&publisher, room, confirm), Ok(()));
         publisher.give_back();
         publisher.set_flow(false);

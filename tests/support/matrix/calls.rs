@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cony::{BlockingChannel, Confirm, Error, RpcClient, exchange, queue};
+use cony::{BlockingChannel, Error, PublisherConfirm, RpcClient, exchange, queue};
 
 use super::{Call, Ending as E, Fault as F};
 use crate::support::peer::methods::*;
@@ -295,7 +295,7 @@ pub(crate) const CALLS: &[Call] = &[
         |handles| {
             let consumer = handles.channel().consume("q")?;
             let _ = consumer.ready().recv_timeout(TEST_TIMEOUT);
-            consumer.try_next().map(drop)
+            consumer.try_recv().map(drop)
         },
         |wire| drop(wire.accept_consumer(1)),
         None,
@@ -317,7 +317,7 @@ pub(crate) const CALLS: &[Call] = &[
     )
     .unusual(PATIENT),
     Call::new(
-        "Confirm::wait",
+        "PublisherConfirm::wait",
         |handles| unconfirmed(handles.channel(), |_, confirm| confirm.wait()),
         expect_unconfirmed,
         Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
@@ -545,7 +545,7 @@ pub(crate) const CALLS: &[Call] = &[
 /// Publishes one message without a confirm, which fills the confirm window, and calls `go_on`.
 fn unconfirmed(
     channel: &BlockingChannel,
-    go_on: fn(&BlockingChannel, Confirm) -> Result<(), Error>,
+    go_on: fn(&BlockingChannel, PublisherConfirm) -> Result<(), Error>,
 ) -> Result<(), Error> {
     channel.confirm_delivery()?;
     let confirm = channel.basic_publish("", "q", "x")?;

@@ -10,8 +10,8 @@ use crate::support::peer::{
     header_with, method, play_over, signal,
 };
 use cony::{
-    BlockingChannel, BlockingConnection, Confirm, ConnectionLostError, ConnectionParameters, Error,
-    ReplyCode, RpcClient, TcpOptions, exchange, queue,
+    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error,
+    PublisherConfirm, ReplyCode, RpcClient, TcpOptions, exchange, queue,
 };
 use parking_lot::Mutex;
 use std::panic::resume_unwind;

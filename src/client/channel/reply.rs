@@ -1,0 +1,90 @@
+//! The way back from a delivery to its channel.
+
+use std::any::Any;
+use std::sync::{Arc, Weak};
+
+use super::{BlockingChannel, Handle};
+use crate::client::confirm::PublisherConfirm;
+use crate::client::delivery::Delivery;
+use crate::client::message::Message;
+use crate::error::{Error, Result};
+
+/// # The channel of a delivery
+impl Delivery {
+    /// Returns the channel on which this delivery arrived, for a publish for example.
+    ///
+    /// A delivery does not keep its channel open.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("letters")?;
+    /// # channel.queue_declare("copies")?;
+    /// # channel.basic_publish("", "letters", "hello")?;
+    /// # let delivery = channel.basic_get("letters")?.expect("a message");
+    /// delivery.channel()?.basic_publish("", "copies", &delivery.body)?;
+    /// delivery.ack()?;
+    /// # channel.queue_delete("letters")?;
+    /// # channel.queue_delete("copies")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ChannelClosed`], [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if the
+    /// channel has ended and your program has dropped all its handles.
+    pub fn channel(&self) -> Result<BlockingChannel> {
+        let shared = self.shared_channel();
+        let handle = shared.handle().and_then(|handle| handle.downcast().ok());
+        match handle {
+            Some(handle) => Ok(BlockingChannel { handle }),
+            None => Err(shared.closed_error()),
+        }
+    }
+
+    /// Publishes a response to this request: to the queue that its property `reply_to` names, with
+    /// its `correlation_id`.
+    ///
+    /// The response does not settle the request: call [`ack`](Self::ack) as well. The other side
+    /// may be a [`RpcClient`](crate::RpcClient).
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("double")?;
+    /// # channel.queue_declare("responses")?;
+    /// # let request = cony::Message::new("21").reply_to("responses").correlation_id("7");
+    /// # channel.basic_publish("", "double", request)?;
+    /// # let request = channel.basic_get("double")?.expect("a request");
+    /// let number: u32 = request.text()?.parse().map_err(cony::Error::other)?;
+    /// request.reply((2 * number).to_string())?;
+    /// request.ack()?;
+    /// # assert_eq!(channel.queue_purge("responses")?, 1);
+    /// # channel.queue_delete("double")?;
+    /// # channel.queue_delete("responses")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoReplyTo`] if the request has no `reply_to`. Nothing was sent, and the delivery is
+    /// still unsettled. Otherwise those of [`channel`](Self::channel) and of
+    /// [`basic_publish`](BlockingChannel::basic_publish).
+    pub fn reply<'a>(&self, response: impl Into<Message<'a>>) -> Result<PublisherConfirm> {
+        let properties = self.properties();
+        let Some(reply_to) = &properties.reply_to else {
+            return Err(Error::NoReplyTo(self.delivery_tag));
+        };
+        let mut response = response.into();
+        if let Some(correlation_id) = &properties.correlation_id {
+            response = response.correlation_id(correlation_id);
+        }
+        self.channel()?.basic_publish("", reply_to, response)
+    }
+}
+
+impl Handle {
+    /// Lets the deliveries of this channel find its handle.
+    pub(super) fn register(self: &Arc<Self>) {
+        let handle: Weak<dyn Any + Send + Sync> = Arc::<Self>::downgrade(self);
+        self.inner.shared.set_handle(handle);
+    }
+}

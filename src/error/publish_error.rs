@@ -1,0 +1,17 @@
+//! A publish that failed.
+
+use super::Error;
+
+/// A publish that the broker did not take, as
+/// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PublishError {
+    /// The number of the channel that the message was published on.
+    pub channel: u16,
+    /// The sequence number of the publish: that of its [`PublisherConfirm`](crate::PublisherConfirm).
+    pub sequence_number: u64,
+    /// [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if a message came back
+    /// that may be this one.
+    pub error: Error,
+}
