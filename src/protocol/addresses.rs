@@ -213,12 +213,12 @@ impl Addresses {
         states.filter(|state| **state != AddressState::Over).count()
     }
 
-    fn has(&self, what: impl Fn(AddressState) -> bool) -> bool {
-        self.position(what).is_some()
+    fn has(&self, predicate: impl Fn(AddressState) -> bool) -> bool {
+        self.position(predicate).is_some()
     }
 
-    fn position(&self, what: impl Fn(AddressState) -> bool) -> Option<usize> {
-        self.states.iter().position(|state| what(*state))
+    fn position(&self, predicate: impl Fn(AddressState) -> bool) -> Option<usize> {
+        self.states.iter().position(|state| predicate(*state))
     }
 
     fn set(&mut self, index: usize, state: AddressState) {

@@ -115,7 +115,7 @@ pub enum ProtocolError {
         /// The number of the channel.
         channel: u16,
         /// The kind of frame, in words.
-        what: &'static str,
+        frame: &'static str,
     },
     /// AMQP does not define this method.
     UnknownMethod(MethodId),
@@ -174,7 +174,7 @@ impl fmt::Display for ProtocolError {
             Self::FrameEnd(octet) => {
                 write!(f, "a frame ends with {octet:#04x} instead of 0xce")
             }
-            Self::Channel { channel, what } => write!(f, "{what} arrived on channel {channel}"),
+            Self::Channel { channel, frame } => write!(f, "{frame} arrived on channel {channel}"),
             Self::UnknownMethod(method) => write!(f, "unknown method {method}"),
             Self::UnexpectedMethod { method, state } => write!(f, "{method} arrived {state}"),
             Self::UnexpectedContent(what) => f.write_str(what),

@@ -61,26 +61,26 @@ impl<T: Tokens> Channel<T> {
         let arrival = Arrival { redelivered, cost };
         let now = out.room.now();
         let mut fresh = HeldBack::new(now);
-        let holding = self.held_back.get_mut(tag).unwrap_or(&mut fresh);
-        let mut verdict = holding.judge(arrival, state, &mut out.room);
+        let held_back = self.held_back.get_mut(tag).unwrap_or(&mut fresh);
+        let mut verdict = held_back.judge(arrival, state, &mut out.room);
         if verdict == Verdict::OutOfOrder {
             state.takes_out_of_order = true;
-            verdict = holding.judge(arrival, state, &mut out.room);
+            verdict = held_back.judge(arrival, state, &mut out.room);
             take_out_of_order(&mut self.consumers, tag, self.id.number);
         }
         let Verdict::HeldBack(place) = verdict else {
-            if holding.is_over() {
+            if held_back.is_over() {
                 self.held_back.remove(tag);
                 self.note_if_none_held_back(out);
             }
             return false;
         };
-        if holding.is_full() {
+        if held_back.is_full() {
             self.consumers.set_full(tag, true);
             return false;
         }
         match self.held_back.get_mut(tag) {
-            Some(holding) => holding.hold(delivery_tag, cost, place),
+            Some(held_back) => held_back.hold(delivery_tag, cost, place),
             None => {
                 fresh.hold(delivery_tag, cost, place);
                 self.held_back.insert(tag.clone(), fresh);
@@ -108,14 +108,14 @@ impl<T: Tokens> Channel<T> {
             return false;
         }
         let mut any = false;
-        for (tag, holding) in &mut self.held_back {
+        for (tag, held_back) in &mut self.held_back {
             // A consumer that is being cancelled would not receive the delivery again.
             let consumer = self.consumers.get(tag);
             let Some(consumer) = consumer.filter(|consumer| !consumer.discard) else {
                 continue;
             };
             let (state, is_full) = (state_of(consumer, self.last_part, out), consumer.is_full);
-            if let Some(delivery_tag) = holding.requeue(state, &mut out.room) {
+            if let Some(delivery_tag) = held_back.requeue(state, &mut out.room) {
                 any = true;
                 if is_full {
                     self.consumers.set_full(tag, false);
@@ -132,12 +132,12 @@ impl<T: Tokens> Channel<T> {
     /// Returns whether [`requeue_some`](Self::requeue_some) would requeue a delivery.
     pub(crate) fn can_requeue(&self, out: &Output<T>) -> bool {
         !self.is_recovering()
-            && self.held_back.iter().any(|(tag, holding)| {
+            && self.held_back.iter().any(|(tag, held_back)| {
                 let consumer = self.consumers.get(tag);
                 consumer
                     .filter(|consumer| !consumer.discard)
                     .is_some_and(|consumer| {
-                        holding.can_requeue(state_of(consumer, self.last_part, out), &out.room)
+                        held_back.can_requeue(state_of(consumer, self.last_part, out), &out.room)
                     })
             })
     }
@@ -146,46 +146,46 @@ impl<T: Tokens> Channel<T> {
     /// Returns whether a consumer of this channel expected such a delivery; that consumer expects
     /// it no longer.
     pub(crate) fn give_up(&mut self, queue: QueueId, cost: usize, out: &mut Output<T>) -> bool {
-        let mut holdings = self.held_back.iter_mut();
-        let given_up = holdings.any(|(tag, holding)| {
+        let mut all = self.held_back.iter_mut();
+        let given_up = all.any(|(tag, held_back)| {
             let consumer = self.consumers.get(tag);
             consumer.is_some_and(|consumer| consumer.queue == queue)
-                && holding.give_up(cost, &mut out.room)
+                && held_back.give_up(cost, &mut out.room)
         });
-        self.held_back.retain(|_, holding| !holding.is_over());
+        self.held_back.retain(|_, held_back| !held_back.is_over());
         self.note_if_none_held_back(out);
         given_up
     }
 
     /// Gives up the expected deliveries that are overdue.
     pub(crate) fn give_up_overdue(&mut self, out: &mut Output<T>) {
-        for (tag, holding) in &mut self.held_back {
+        for (tag, held_back) in &mut self.held_back {
             let Some(consumer) = self.consumers.get(tag) else {
                 continue;
             };
-            if holding.give_up_overdue(state_of(consumer, self.last_part, out), &mut out.room) {
+            if held_back.give_up_overdue(state_of(consumer, self.last_part, out), &mut out.room) {
                 take_out_of_order(&mut self.consumers, tag, self.id.number);
             }
         }
-        self.held_back.retain(|_, holding| !holding.is_over());
+        self.held_back.retain(|_, held_back| !held_back.is_over());
         self.note_if_none_held_back(out);
     }
 
     /// Returns the number of waiting bytes below which a delivery can be requeued.
     pub(crate) fn fits_below(&self, out: &Output<T>) -> Option<usize> {
-        let holdings = self.held_back.values();
-        holdings
-            .filter_map(|holding| holding.fits_below(&out.room))
+        self.held_back
+            .values()
+            .filter_map(|held_back| held_back.fits_below(&out.room))
             .max()
     }
 
     /// Returns the instant at which the first expected delivery is overdue.
     pub(crate) fn held_back_deadline(&self, out: &Output<T>) -> Option<Instant> {
-        let holdings = self.held_back.iter();
-        holdings
-            .filter_map(|(tag, holding)| {
+        self.held_back
+            .iter()
+            .filter_map(|(tag, held_back)| {
                 let consumer = self.consumers.get(tag)?;
-                holding.deadline(state_of(consumer, self.last_part, out), &out.room)
+                held_back.deadline(state_of(consumer, self.last_part, out), &out.room)
             })
             .min()
     }
@@ -193,8 +193,8 @@ impl<T: Tokens> Channel<T> {
     /// Requeues all held-back deliveries of a consumer that has ended.
     pub(super) fn requeue_all_of(&mut self, tag: &ShortString, out: &mut Output<T>) {
         let is_recovering = self.is_recovering();
-        if let Some(holding) = self.held_back.remove(tag) {
-            for delivery_tag in holding.end(&mut out.room).filter(|_| !is_recovering) {
+        if let Some(held_back) = self.held_back.remove(tag) {
+            for delivery_tag in held_back.end(&mut out.room).filter(|_| !is_recovering) {
                 out.events.push_back(Event::Requeue {
                     channel: self.token.clone(),
                     delivery_tag,
@@ -214,8 +214,8 @@ impl<T: Tokens> Channel<T> {
 
     /// Forgets all held-back deliveries, because the broker requeues them itself.
     pub(super) fn forget_held(&mut self, out: &mut Output<T>) {
-        for (tag, holding) in self.held_back.drain() {
-            holding.end(&mut out.room).for_each(drop);
+        for (tag, held_back) in self.held_back.drain() {
+            held_back.end(&mut out.room).for_each(drop);
             self.consumers.set_full(&tag, false);
         }
         self.note_if_none_held_back(out);

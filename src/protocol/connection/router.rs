@@ -80,7 +80,7 @@ impl<T: Tokens> Router<T> {
             self.receive_late_close(frame);
             return Ok(());
         }
-        let (number, what) = match frame {
+        let (number, kind) = match frame {
             Frame::Heartbeat => return Ok(()),
             Frame::Method {
                 channel: 0,
@@ -95,7 +95,10 @@ impl<T: Tokens> Router<T> {
         };
         if number == 0 || number > self.channel_max {
             let channel = number;
-            return Err(ProtocolError::Channel { channel, what });
+            return Err(ProtocolError::Channel {
+                channel,
+                frame: kind,
+            });
         }
         let slot = self.channels.get_mut(usize::from(number));
         let Some(Some(channel)) = slot else {

@@ -154,7 +154,7 @@ impl FrameDecoder {
             _ => {
                 return Err(ProtocolError::Channel {
                     channel,
-                    what: "a heartbeat",
+                    frame: "a heartbeat",
                 });
             }
         }))

@@ -276,7 +276,7 @@ fn each_kind_of_malformed_frame_has_its_own_error() {
             b"\x08\0\x01\0\0\0\0\xce",
             ProtocolError::Channel {
                 channel: 1,
-                what: "a heartbeat",
+                frame: "a heartbeat",
             },
         ),
     ];

@@ -120,32 +120,32 @@ fn methods_of_the_handshake_are_an_error_on_an_open_connection() {
 
 #[test]
 fn a_frame_beyond_the_highest_channel_number_is_an_error() {
-    for (bytes, what) in [
+    for (bytes, frame) in [
         (frame(6, channel::OpenOk::default()), "a method"),
         (content_header(6, 1), "a content header"),
         (b"\x03\0\x06\0\0\0\x01x\xce".to_vec(), "a content body"),
     ] {
         let error = refused(busy(), &bytes, 504);
-        assert_eq!(error, ProtocolError::Channel { channel: 6, what });
+        assert_eq!(error, ProtocolError::Channel { channel: 6, frame });
     }
 }
 
 #[test]
 fn content_on_channel_0_is_an_error() {
-    for (bytes, what) in [
+    for (bytes, frame) in [
         (content_header(0, 1), "a content header"),
         (b"\x03\0\0\0\0\0\x01x\xce".to_vec(), "a content body"),
     ] {
         let error = refused(busy(), &bytes, 504);
-        assert_eq!(error, ProtocolError::Channel { channel: 0, what });
+        assert_eq!(error, ProtocolError::Channel { channel: 0, frame });
     }
 }
 
 #[test]
 fn a_heartbeat_on_a_channel_is_an_error() {
     let error = refused(busy(), b"\x08\0\x01\0\0\0\0\xce", 504);
-    let what = "a heartbeat";
-    assert_eq!(error, ProtocolError::Channel { channel: 1, what });
+    let frame = "a heartbeat";
+    assert_eq!(error, ProtocolError::Channel { channel: 1, frame });
 }
 
 #[test]
