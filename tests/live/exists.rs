@@ -17,7 +17,7 @@ fn queue_exists_returns_the_counts_of_an_existing_queue() {
         .unwrap();
     let found = connection.queue_exists(&queue).unwrap().unwrap();
     assert_eq!((found.queue.as_str(), found.message_count), (&*queue, 1));
-    assert!(connection.queue_exists(&unique("none")).unwrap().is_none());
+    assert!(connection.queue_exists(unique("none")).unwrap().is_none());
     assert!(channel.is_open(), "the check must use a channel of its own");
 }
 
@@ -26,7 +26,7 @@ fn exchange_exists_knows_the_default_exchange() {
     let connection = connect();
     assert!(connection.exchange_exists("amq.fanout").unwrap());
     assert!(connection.exchange_exists("").unwrap());
-    assert!(!connection.exchange_exists(&unique("none")).unwrap());
+    assert!(!connection.exchange_exists(unique("none")).unwrap());
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn a_refused_check_for_existence_is_an_error() {
     assert_eq!(error.reply_code(), Some(ReplyCode::RESOURCE_LOCKED));
     expect_error!(other.queue_exists(""), Error::InvalidOption { .. });
     expect_error!(
-        other.exchange_exists(&"x".repeat(256)),
+        other.exchange_exists("x".repeat(256)),
         Error::TooLong { .. }
     );
     other.close().unwrap();
