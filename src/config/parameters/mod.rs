@@ -183,8 +183,9 @@ impl Default for ConnectionParameters {
 /// reference to it.
 macro_rules! settings {
     (
-        $owner:ident;
-        $($(#[$doc:meta])* $field:ident($ty:ty), $kind:ident $getter:ident: $value:ty;)*
+        impl $owner:ident {
+            $($(#[$doc:meta])* $field:ident: $ty:ty, $kind:ident $getter:ident: $value:ty;)*
+        }
     ) => {
         impl $owner {
             $(
@@ -241,103 +242,103 @@ impl ConnectionParameters {
 }
 
 settings! {
-    ConnectionParameters;
-
-    /// The name or the address of the broker's host. Default: `localhost`. If the name has several
-    /// addresses, they are tried 250 ms apart, and the first that connects is used.
-    host(impl Into<String>), reference get_host: str;
-    /// The virtual host. Default: `/`.
-    virtual_host(impl Into<String>), reference get_virtual_host: str;
-    /// How to authenticate. Default: the user `guest` with the password `guest`.
-    credentials(Credentials), reference get_credentials: Credentials;
-    /// The highest channel number to request; the broker may lower it. 0 leaves it to the broker.
-    /// Default: 2047, as in RabbitMQ. URL option.
-    channel_max(u16), copy get_channel_max: u16;
-    /// The largest frame to request, in bytes; the broker may lower it. 0 leaves it to the broker.
-    /// From 4096 (for RabbitMQ 4.1 and later from 8192) to 134217728 (128 MiB). Default: 131072.
-    /// URL option.
-    frame_max(u32), copy get_frame_max: u32;
-    /// The heartbeat interval to request, in whole seconds; the broker may lower it. Zero switches
-    /// heartbeats off. A connection on which nothing arrives for two intervals is lost. Default:
-    /// 60 s. URL options `heartbeat` and `heartbeat_interval`.
-    heartbeat(Duration), copy get_heartbeat: Duration;
-    /// The language of the broker's texts. Default: `en_US`, which every broker has. URL option.
-    locale(impl Into<String>), reference get_locale: str;
-    /// More client properties for the broker. They replace properties of cony with the same name.
-    /// Default: none.
-    client_properties(impl Into<FieldTable>), reference get_client_properties: FieldTable;
-    /// How many times to try to connect, at least 1. An error that another attempt cannot change,
-    /// such as a wrong password, ends the attempts: see
-    /// [`Error::is_retryable`](crate::Error::is_retryable). Default: 1. URL option.
-    connection_attempts(u32), copy get_connection_attempts: u32;
-    /// The pause between two attempts. Default: 2 s. URL option.
-    retry_delay(Duration), copy get_retry_delay: Duration;
-    /// The token with which another thread can cancel the opening. Default: a token that nothing
-    /// cancels. With [`open_any`](crate::BlockingConnection::open_any), give each entry of the list
-    /// a clone of it.
-    cancellation_token(CancellationToken), reference get_cancellation_token: CancellationToken;
-    /// Options of the TCP socket. Default: [`TcpOptions::new`].
-    tcp_options(TcpOptions), reference get_tcp_options: TcpOptions;
-    /// How long TCP may take to connect to one address of the host. Default: 10 s. URL options
-    /// `socket_timeout`, and `connection_timeout` in milliseconds.
-    socket_timeout(Duration), copy get_socket_timeout: Duration;
-    /// How long one attempt may take in all: name, TCP, TLS and AMQP. The addresses of the host
-    /// share this time. Default: 15 s. URL option.
-    handshake_timeout(Duration), copy get_handshake_timeout: Duration;
-    /// How long a call waits for its reply before it fails with
-    /// [`Error::Timeout`](crate::Error::Timeout). Default: 30 s. URL option.
-    rpc_timeout(Duration), copy get_rpc_timeout: Duration;
-    /// How long a publish waits for room before it fails with
-    /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait. Default:
-    /// 30 s.
-    publish_timeout(Duration), copy get_publish_timeout: Duration;
-    /// How long `close` of a connection or channel waits, confirms included. After that the socket
-    /// is closed. Default: 10 s.
-    close_timeout(Duration), copy get_close_timeout: Duration;
-    /// How long dropping the last handle of a connection waits for its close. Default: 2 s.
-    drop_timeout(Duration), copy get_drop_timeout: Duration;
-    /// How long the broker may block publishes, for lack of memory or disk, before the connection
-    /// is lost with
-    /// [`BlockedTooLong`](crate::ConnectionLostError::BlockedTooLong). `None` is no limit. Default:
-    /// `None`. URL option.
-    blocked_connection_timeout(impl Into<Option<Duration>>),
-        copy get_blocked_connection_timeout: Option<Duration>;
-    /// Whether the callbacks of
-    /// [`add_backpressure_callback`](crate::BlockingConnection::add_backpressure_callback) are
-    /// called. Default: `false`. URL option, `t` or `f`.
-    backpressure_detection(bool), copy get_backpressure_detection: bool;
-    /// How long a thread that waits for a reply spins before it sleeps. A round trip to a broker
-    /// nearby takes less time than waking a thread. Threads spin only right after they have sent a
-    /// request, and less when spinning does not help. Zero switches spinning off; on a machine with
-    /// one processor it is off. At most 10 ms. Default: 100 µs.
-    busy_wait(Duration), copy get_busy_wait: Duration;
-    /// The size of the largest body to accept, in bytes. A larger one closes its channel (311),
-    /// unless [`oversized`](Self::oversized) is set. Default: 128 MiB.
-    max_message_size(u64), copy get_max_message_size: u64;
-    /// How to handle a message that is larger than `max_message_size`. Default:
-    /// [`Oversized::CloseChannel`].
-    oversized(Oversized), copy get_oversized: Oversized;
-    /// The prefetch of a channel without `basic_qos`, from its first consumer that acknowledges; 0
-    /// is no limit. Default: 200.
-    default_prefetch(u16), copy get_default_prefetch: u16;
-    /// How many publishes of a channel in confirm mode may be unconfirmed. The next publish waits.
-    /// Default: 1000.
-    confirm_window(usize), copy get_confirm_window: usize;
-    /// How many bytes may wait to be written to the socket. When they are more, publishes wait, at
-    /// most for [`publish_timeout`](Self::publish_timeout). Default: 4 MiB.
-    write_budget(usize), copy get_write_budget: usize;
-    /// How many bytes of deliveries may wait to be taken by the program. Default: 64 MiB.
-    ///
-    /// When they are more, reading from the socket pauses, for 5 s at most. It does not pause while
-    /// a thread waits for the broker: for a reply, a confirm, room to publish, or a delivery. A
-    /// delivery that arrives then finds no room: it is requeued, and the broker delivers it again
-    /// later. In all, at most twice as many bytes wait, plus one message that is larger. A message
-    /// of which only a part has arrived counts with its whole size.
-    ///
-    /// Deliveries that cannot be requeued (`no_ack`, streams, channels with transactions) stop
-    /// reading until they are taken. RabbitMQ drops a client that reads nothing for about half a
-    /// minute ([`NotRead`](crate::ConnectionLostError::NotRead)).
-    read_budget(usize), copy get_read_budget: usize;
+    impl ConnectionParameters {
+        /// The name or the address of the broker's host. Default: `localhost`. If the name has
+        /// several addresses, they are tried 250 ms apart, and the first that connects is used.
+        host: impl Into<String>, reference get_host: str;
+        /// The virtual host. Default: `/`.
+        virtual_host: impl Into<String>, reference get_virtual_host: str;
+        /// How to authenticate. Default: the user `guest` with the password `guest`.
+        credentials: Credentials, reference get_credentials: Credentials;
+        /// The highest channel number to request; the broker may lower it. 0 leaves it to the
+        /// broker. Default: 2047, as in RabbitMQ. URL option.
+        channel_max: u16, copy get_channel_max: u16;
+        /// The largest frame to request, in bytes; the broker may lower it. 0 leaves it to the
+        /// broker. From 4096 (for RabbitMQ 4.1 and later from 8192) to 134217728 (128 MiB).
+        /// Default: 131072. URL option.
+        frame_max: u32, copy get_frame_max: u32;
+        /// The heartbeat interval to request, in whole seconds; the broker may lower it. Zero
+        /// switches heartbeats off. A connection on which nothing arrives for two intervals is
+        /// lost. Default: 60 s. URL options `heartbeat` and `heartbeat_interval`.
+        heartbeat: Duration, copy get_heartbeat: Duration;
+        /// The language of the broker's texts. Default: `en_US`, which every broker has. URL
+        /// option.
+        locale: impl Into<String>, reference get_locale: str;
+        /// More client properties for the broker. They replace properties of cony with the same
+        /// name. Default: none.
+        client_properties: impl Into<FieldTable>, reference get_client_properties: FieldTable;
+        /// How many times to try to connect, at least 1. An error that another attempt cannot
+        /// change, such as a wrong password, ends the attempts: see
+        /// [`Error::is_retryable`](crate::Error::is_retryable). Default: 1. URL option.
+        connection_attempts: u32, copy get_connection_attempts: u32;
+        /// The pause between two attempts. Default: 2 s. URL option.
+        retry_delay: Duration, copy get_retry_delay: Duration;
+        /// The token with which another thread can cancel the opening. Default: a token that
+        /// nothing cancels. With [`open_any`](crate::BlockingConnection::open_any), give each entry
+        /// of the list a clone of it.
+        cancellation_token: CancellationToken, reference get_cancellation_token: CancellationToken;
+        /// Options of the TCP socket. Default: [`TcpOptions::new`].
+        tcp_options: TcpOptions, reference get_tcp_options: TcpOptions;
+        /// How long TCP may take to connect to one address of the host. Default: 10 s. URL options
+        /// `socket_timeout`, and `connection_timeout` in milliseconds.
+        socket_timeout: Duration, copy get_socket_timeout: Duration;
+        /// How long one attempt may take in all: name, TCP, TLS and AMQP. The addresses of the host
+        /// share this time. Default: 15 s. URL option.
+        handshake_timeout: Duration, copy get_handshake_timeout: Duration;
+        /// How long a call waits for its reply before it fails with
+        /// [`Error::Timeout`](crate::Error::Timeout). Default: 30 s. URL option.
+        rpc_timeout: Duration, copy get_rpc_timeout: Duration;
+        /// How long a publish waits for room before it fails with
+        /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait.
+        /// Default: 30 s.
+        publish_timeout: Duration, copy get_publish_timeout: Duration;
+        /// How long `close` of a connection or channel waits, confirms included. After that the
+        /// socket is closed. Default: 10 s.
+        close_timeout: Duration, copy get_close_timeout: Duration;
+        /// How long dropping the last handle of a connection waits for its close. Default: 2 s.
+        drop_timeout: Duration, copy get_drop_timeout: Duration;
+        /// How long the broker may block publishes, for lack of memory or disk, before the
+        /// connection is lost with [`BlockedTooLong`](crate::ConnectionLostError::BlockedTooLong).
+        /// `None` is no limit. Default: `None`. URL option.
+        blocked_connection_timeout: impl Into<Option<Duration>>,
+            copy get_blocked_connection_timeout: Option<Duration>;
+        /// Whether the callbacks of
+        /// [`add_backpressure_callback`](crate::BlockingConnection::add_backpressure_callback) are
+        /// called. Default: `false`. URL option, `t` or `f`.
+        backpressure_detection: bool, copy get_backpressure_detection: bool;
+        /// How long a thread that waits for a reply spins before it sleeps. A round trip to a
+        /// broker nearby takes less time than waking a thread. Threads spin only right after they
+        /// have sent a request, and less when spinning does not help. Zero switches spinning off;
+        /// on a machine with one processor it is off. At most 10 ms. Default: 100 µs.
+        busy_wait: Duration, copy get_busy_wait: Duration;
+        /// The size of the largest body to accept, in bytes. A larger one closes its channel (311),
+        /// unless [`oversized`](Self::oversized) is set. Default: 128 MiB.
+        max_message_size: u64, copy get_max_message_size: u64;
+        /// How to handle a message that is larger than `max_message_size`. Default:
+        /// [`Oversized::CloseChannel`].
+        oversized: Oversized, copy get_oversized: Oversized;
+        /// The prefetch of a channel without `basic_qos`, from its first consumer that
+        /// acknowledges; 0 is no limit. Default: 200.
+        default_prefetch: u16, copy get_default_prefetch: u16;
+        /// How many publishes of a channel in confirm mode may be unconfirmed. The next publish
+        /// waits. Default: 1000.
+        confirm_window: usize, copy get_confirm_window: usize;
+        /// How many bytes may wait to be written to the socket. When they are more, publishes wait,
+        /// at most for [`publish_timeout`](Self::publish_timeout). Default: 4 MiB.
+        write_budget: usize, copy get_write_budget: usize;
+        /// How many bytes of deliveries may wait to be taken by the program. Default: 64 MiB.
+        ///
+        /// When they are more, reading from the socket pauses, for 5 s at most. It does not pause
+        /// while a thread waits for the broker: for a reply, a confirm, room to publish, or a
+        /// delivery. A delivery that arrives then finds no room: it is requeued, and the broker
+        /// delivers it again later. In all, at most twice as many bytes wait, plus one message that
+        /// is larger. A message of which only a part has arrived counts with its whole size.
+        ///
+        /// Deliveries that cannot be requeued (`no_ack`, streams, channels with transactions) stop
+        /// reading until they are taken. RabbitMQ drops a client that reads nothing for about half
+        /// a minute ([`NotRead`](crate::ConnectionLostError::NotRead)).
+        read_budget: usize, copy get_read_budget: usize;
+    }
 }
 
 impl ConnectionParameters {
