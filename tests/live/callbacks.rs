@@ -394,12 +394,12 @@ fn a_callback_may_add_callbacks() {
 
 #[test]
 fn a_captured_value_may_make_calls_when_its_callback_is_dropped() {
-    struct CallsWhenDropped(BlockingChannel, mpsc::Sender<bool>);
+    struct CallsWhenDropped(BlockingChannel, mpsc::Sender<cony::Result<()>>);
 
     impl Drop for CallsWhenDropped {
         fn drop(&mut self) {
             let declare = queue::Declare::new_exclusive();
-            let _ = self.1.send(self.0.queue_declare(declare).is_ok());
+            let _ = self.1.send(self.0.queue_declare(declare).map(drop));
         }
     }
 
@@ -417,7 +417,7 @@ fn a_captured_value_may_make_calls_when_its_callback_is_dropped() {
         })
         .unwrap();
     channel.start_consuming().unwrap();
-    assert!(noted.recv_timeout(PATIENCE).unwrap());
+    noted.recv_timeout(PATIENCE).unwrap().unwrap();
 }
 
 #[test]

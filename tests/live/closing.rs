@@ -227,8 +227,8 @@ fn every_call_on_a_closed_connection_fails_with_the_close_reason() {
     }
     connection.close().unwrap();
     channel.close().unwrap();
-    assert!(channel.start_consuming().is_ok());
-    assert!(channel.stop_consuming().is_ok());
+    channel.start_consuming().unwrap();
+    channel.stop_consuming().unwrap();
 }
 
 type Step = fn(&BlockingChannel, &str) -> cony::Result<()>;

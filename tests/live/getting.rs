@@ -6,7 +6,8 @@ use crate::support::{
     PATIENCE, await_ready, channel, connect, exclusive_queue, expect_error, fill,
 };
 
-fn next(channel: &BlockingChannel, queue: &str) -> Option<Delivery> {
+/// Gets a message with `basic_get`, which has to be settled.
+fn get_unsettled(channel: &BlockingChannel, queue: &str) -> Option<Delivery> {
     channel.basic_get(queue).unwrap()
 }
 
@@ -14,15 +15,15 @@ fn next(channel: &BlockingChannel, queue: &str) -> Option<Delivery> {
 fn a_get_from_an_empty_queue_returns_none() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    assert!(next(&channel, &queue).is_none());
+    assert!(get_unsettled(&channel, &queue).is_none());
     fill(&channel, &queue, ["", "x"]);
-    let empty = next(&channel, &queue).unwrap();
+    let empty = get_unsettled(&channel, &queue).unwrap();
     assert!(empty.body.is_empty());
     assert_eq!(empty.message_count, Some(1));
     assert_eq!(*empty.properties(), BasicProperties::new());
-    let last = next(&channel, &queue).unwrap();
+    let last = get_unsettled(&channel, &queue).unwrap();
     assert_eq!((last.delivery_tag, last.message_count), (2, Some(0)));
-    assert!(next(&channel, &queue).is_none());
+    assert!(get_unsettled(&channel, &queue).is_none());
 }
 
 #[test]
@@ -30,12 +31,12 @@ fn gets_and_consumers_of_a_channel_share_its_delivery_tags() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["got", "delivered", "got too"]);
-    assert_eq!(next(&channel, &queue).unwrap().delivery_tag, 1);
+    assert_eq!(get_unsettled(&channel, &queue).unwrap().delivery_tag, 1);
     channel.basic_qos(1).unwrap();
     let consumer = channel.consume(&queue).unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
     assert_eq!(delivery.delivery_tag, 2);
-    let third = next(&channel, &queue).unwrap();
+    let third = get_unsettled(&channel, &queue).unwrap();
     assert_eq!((third.delivery_tag, third.text().unwrap()), (3, "got too"));
     third.ack_multiple().unwrap();
     expect_error!(delivery.ack(), Error::AlreadySettled(2));
@@ -71,7 +72,7 @@ fn a_thousand_messages_are_got_and_settled_with_ack_multiple() {
     }
     channel.wait_for_confirms(PATIENCE).unwrap();
     for left in (0..1000).rev() {
-        let message = next(&channel, &queue).unwrap();
+        let message = get_unsettled(&channel, &queue).unwrap();
         assert_eq!(message.message_count, Some(left));
         if left % 100 == 0 {
             message.ack_multiple().unwrap();

@@ -10,6 +10,19 @@ use crate::support::{
     ready, unique,
 };
 
+/// Gets a message with `basic_get`, which has to be settled.
+fn get_unsettled(channel: &BlockingChannel, queue: &str) -> Option<Delivery> {
+    channel.basic_get(queue).unwrap()
+}
+
+/// Gets all messages of the queue and returns their texts.
+fn texts(channel: &BlockingChannel, queue: &str) -> Vec<String> {
+    let messages = iter::from_fn(|| get_unsettled(channel, queue));
+    messages
+        .map(|message| message.text().unwrap().to_owned())
+        .collect()
+}
+
 #[test]
 fn a_delivery_is_settled_only_once() {
     let channel = channel();
@@ -38,23 +51,12 @@ fn a_delivery_is_settled_only_once() {
     assert!(channel.is_open());
 }
 
-fn next(channel: &BlockingChannel, queue: &str) -> Option<Delivery> {
-    channel.basic_get(queue).unwrap()
-}
-
-fn texts(channel: &BlockingChannel, queue: &str) -> Vec<String> {
-    let messages = iter::from_fn(|| next(channel, queue));
-    messages
-        .map(|message| message.text().unwrap().to_owned())
-        .collect()
-}
-
 #[test]
 fn an_unknown_delivery_tag_is_refused_before_sending() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["x"]);
-    let message = next(&channel, &queue).unwrap();
+    let message = get_unsettled(&channel, &queue).unwrap();
     for result in [
         channel.basic_ack(123_456),
         channel.basic_ack_multiple(2),
@@ -65,8 +67,8 @@ fn an_unknown_delivery_tag_is_refused_before_sending() {
     }
     message.ack().unwrap();
     assert!(
-        next(&channel, &queue).is_none(),
-        "the channel is still usable"
+        get_unsettled(&channel, &queue).is_none(),
+        "the channel must stay usable"
     );
 }
 
@@ -75,7 +77,9 @@ fn a_multiple_nack_skips_settled_deliveries() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["1", "2", "3", "4", "5"]);
-    let messages: Vec<_> = (0..5).map(|_| next(&channel, &queue).unwrap()).collect();
+    let messages: Vec<_> = (0..5)
+        .map(|_| get_unsettled(&channel, &queue).unwrap())
+        .collect();
     messages[1].ack().unwrap();
     channel
         .basic_nack(basic::Nack::new(messages[3].delivery_tag).multiple(true))
@@ -91,7 +95,7 @@ fn a_nack_of_all_deliveries_requeues_them_in_order() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["1", "2", "3"]);
-    let held: Vec<_> = iter::from_fn(|| next(&channel, &queue)).collect();
+    let held: Vec<_> = iter::from_fn(|| get_unsettled(&channel, &queue)).collect();
     assert_eq!(held.len(), 3);
     let all = basic::Nack::new(0).multiple(true);
     channel.basic_nack(all).unwrap();
@@ -105,7 +109,7 @@ fn an_ack_of_all_deliveries_succeeds_when_none_is_unsettled() {
     let queue = exclusive_queue(&channel);
     channel.basic_ack_multiple(0).unwrap();
     fill(&channel, &queue, ["x", "y"]);
-    next(&channel, &queue).unwrap().ack().unwrap();
+    get_unsettled(&channel, &queue).unwrap().ack().unwrap();
     channel.basic_ack_multiple(0).unwrap();
     channel
         .basic_nack(basic::Nack::new(0).multiple(true))
@@ -113,8 +117,8 @@ fn an_ack_of_all_deliveries_succeeds_when_none_is_unsettled() {
     let _ = get(&channel, &queue);
     channel.basic_ack_multiple(0).unwrap();
     assert!(
-        next(&channel, &queue).is_none(),
-        "the channel is still usable"
+        get_unsettled(&channel, &queue).is_none(),
+        "the channel must stay usable"
     );
 }
 
@@ -149,13 +153,13 @@ fn a_rejected_message_is_dropped_or_requeued() {
         channel.basic_reject(basic::Reject::new(1).requeue(false)),
         Error::UnknownDeliveryTag(1)
     );
-    let away = next(&channel, &queue).unwrap();
+    let away = get_unsettled(&channel, &queue).unwrap();
     channel
         .basic_reject(basic::Reject::new(away.delivery_tag).requeue(false))
         .unwrap();
-    next(&channel, &queue).unwrap().requeue().unwrap();
+    get_unsettled(&channel, &queue).unwrap().requeue().unwrap();
     await_ready(&channel, &queue, 1);
-    let back = next(&channel, &queue).unwrap();
+    let back = get_unsettled(&channel, &queue).unwrap();
     assert!(back.redelivered);
     assert_eq!(back.text().unwrap(), "back");
 }
@@ -172,7 +176,7 @@ fn a_requeued_message_can_be_got_on_another_channel() {
     consumer.cancel().unwrap();
     delivery.requeue().unwrap();
     await_ready(&first, &queue, 1);
-    let got = next(&first, &queue).unwrap();
+    let got = get_unsettled(&first, &queue).unwrap();
     assert!(got.redelivered);
     got.ack().unwrap();
     expect_error!(delivery.ack(), Error::AlreadySettled(1));
@@ -188,8 +192,8 @@ fn unsettled_deliveries_are_requeued_after_every_kind_of_end() {
         fill(&setup, &queue, ["settled", "unsettled", "for good"]);
         let connection = connect();
         let channel = connection.channel().unwrap();
-        next(&channel, &queue).unwrap().ack().unwrap();
-        let unsettled = next(&channel, &queue).unwrap();
+        get_unsettled(&channel, &queue).unwrap().ack().unwrap();
+        let unsettled = get_unsettled(&channel, &queue).unwrap();
         assert!(!unsettled.redelivered);
         let _ = channel
             .basic_get(basic::Get::new(&queue).no_ack(true))
@@ -212,7 +216,7 @@ fn unsettled_deliveries_are_requeued_after_every_kind_of_end() {
             ),
             _ => expect_error!(unsettled.ack(), Error::ConnectionClosed(_)),
         };
-        let again = next(&setup, &queue).unwrap();
+        let again = get_unsettled(&setup, &queue).unwrap();
         assert_eq!(again.text().unwrap(), "unsettled", "{end}");
         assert!(again.redelivered);
         setup.queue_delete(&queue).unwrap();
@@ -276,10 +280,10 @@ fn recover_does_not_requeue_no_ack_deliveries() {
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["for good", "unsettled"]);
     let _ = get(&channel, &queue);
-    let _ = next(&channel, &queue).unwrap();
+    let _ = get_unsettled(&channel, &queue).unwrap();
     channel.basic_recover(basic::Recover::default()).unwrap();
     await_ready(&channel, &queue, 1);
-    let again = next(&channel, &queue).unwrap();
+    let again = get_unsettled(&channel, &queue).unwrap();
     assert_eq!(again.text().unwrap(), "unsettled");
     assert!(again.redelivered);
 }
@@ -289,14 +293,14 @@ fn after_recover_the_former_delivery_is_settled() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     fill(&channel, &queue, ["x"]);
-    let former = next(&channel, &queue).unwrap();
+    let former = get_unsettled(&channel, &queue).unwrap();
     channel.basic_recover(basic::Recover::default()).unwrap();
     expect_error!(former.ack(), Error::AlreadySettled(1));
     await_ready(&channel, &queue, 1);
-    next(&channel, &queue).unwrap().ack().unwrap();
+    get_unsettled(&channel, &queue).unwrap().ack().unwrap();
     assert!(
-        next(&channel, &queue).is_none(),
-        "the channel is still usable"
+        get_unsettled(&channel, &queue).is_none(),
+        "the channel must stay usable"
     );
 }
 
@@ -316,7 +320,7 @@ fn recover_redelivers_deliveries_that_were_not_received() {
     }
     consumer.cancel().unwrap();
     assert!(
-        next(&channel, &queue).is_none(),
-        "the channel is still usable"
+        get_unsettled(&channel, &queue).is_none(),
+        "the channel must stay usable"
     );
 }
