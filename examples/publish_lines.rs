@@ -42,8 +42,8 @@ fn publish(queue: &str, path: &str, progress: &mut Progress) -> cony::Result<()>
     for (index, line) in file.lines().enumerate().skip(progress.confirmed) {
         let line = line.map_err(Error::other)?;
         // A line that is published again has the same id, so that consumers can skip it.
-        let message = Message::new(line).message_id(format!("line {}", index + 1));
-        let message = message.persistent().mandatory(true);
+        let message = Message::new(line).persistent().mandatory(true);
+        let message = message.message_id(format!("line {}", index + 1));
         unconfirmed.push_back(channel.basic_publish("", queue, message)?);
         progress.wait(&mut unconfirmed, WINDOW)?;
     }
@@ -67,8 +67,7 @@ impl Progress {
 
     /// Waits for the oldest confirms until at most `rest` are missing.
     fn wait(&mut self, unconfirmed: &mut Unconfirmed, rest: usize) -> cony::Result<()> {
-        let excess = unconfirmed.len().saturating_sub(rest);
-        for oldest in unconfirmed.drain(..excess) {
+        for oldest in unconfirmed.drain(..unconfirmed.len().saturating_sub(rest)) {
             oldest.wait()?;
             self.confirmed += 1;
             if self.confirmed % 1000 == 0 {
