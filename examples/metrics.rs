@@ -1,4 +1,4 @@
-//! Prints once a second what a connection carries.
+//! Prints the traffic of a connection once a second.
 //!
 //!     cargo run --example metrics -- [SECONDS]
 //!
