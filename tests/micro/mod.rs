@@ -19,9 +19,9 @@ use crate::io::driver::buffer_pool::BufferPool;
 use crate::io::driver::outbox::Outbox;
 use crate::io::shared::command::Command;
 use crate::io::to_io::command_queue::{CommandQueue, Entry};
-use crate::io::to_io::frames::{Frames, Queued};
+use crate::io::to_io::frames::Frames;
 use crate::io::to_io::wake::Wake;
-use crate::io::to_program::publisher::{Entered, Publisher};
+use crate::io::to_program::publisher::Publisher;
 use crate::io::to_program::retained::RetainedBytes;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::connection::{Connection, ConnectionLimits};
@@ -325,8 +325,9 @@ fn enter_a_publish() {
     let (mut taken, mut written) = (VecDeque::new(), Vec::new());
     measure("queue a publish, taken 100 at once", 100, || {
         for _ in 0..100 {
-            let queued = commands.publish(id, black_box(&encoded), false, || true);
-            assert_eq!(queued, Queued::Done);
+            let mut queue = commands.lock();
+            assert!(queue.take_room(encoded.size()));
+            queue.push_publish(id, black_box(&encoded));
         }
         commands.take(&mut taken, &mut written);
         for entry in taken.drain(..) {
@@ -339,10 +340,8 @@ fn enter_a_publish() {
     });
     let plain = Publisher::new(1000, &RetainedBytes::default());
     measure("enter a publish, no confirms", 1, || {
-        assert!(matches!(
-            plain.enter(None, &mut false, || Queued::Done),
-            Entered::Plain
-        ));
+        let ticket = plain.begin(&mut false).unwrap();
+        assert!(ticket.commit(None).is_none());
     });
     let confirming = Publisher::new(1000, &RetainedBytes::default());
     assert!(confirming.select(|| ()));
@@ -350,9 +349,8 @@ fn enter_a_publish() {
     measure("enter and confirm a publish, 100 at once", 100, || {
         let mut last = 0;
         for _ in 0..100 {
-            if let Entered::Numbered(number, slot) =
-                confirming.enter(None, &mut false, || Queued::Done)
-            {
+            let ticket = confirming.begin(&mut false).unwrap();
+            if let Some((number, slot)) = ticket.commit(None) {
                 last = number;
                 black_box(slot);
             }

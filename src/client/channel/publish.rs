@@ -8,10 +8,8 @@ use super::{BlockingChannel, ChannelInner};
 use crate::client::confirm::PublisherConfirm;
 use crate::client::message::Message;
 use crate::error::{Error, Result};
-use crate::io::shared::channel::ChannelShared;
-use crate::io::to_io::frames::Queued;
 use crate::io::to_io::write_budget::WaitError;
-use crate::io::to_program::publisher::Entered;
+use crate::io::to_program::publisher::Ticket;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::confirms::Mandatory;
 use crate::protocol::frame::{EncodedPublish, Publish};
@@ -105,47 +103,47 @@ impl ChannelInner {
         encoded: &EncodedPublish<'_>,
         mandatory: Option<Mandatory<'_>>,
     ) -> Result<PublisherConfirm> {
-        let ChannelShared {
-            publisher,
-            connection,
-            id,
-            ..
-        } = &*self.shared;
-        let send = |reserved, is_plain: bool| {
-            connection.publish(*id, encoded, reserved, || {
-                // Once it is gated the broker may count what follows.
-                self.shared.takes_publishes() && !(is_plain && publisher.is_gated())
-            })
-        };
-        if !publisher.is_gated() && send(false, true) == Queued::Done {
-            return Ok(PublisherConfirm::none());
-        }
-        let mut room = Room {
-            inner: self,
-            size: encoded.size(),
-            reserved: false,
-            has_place: false,
-            waiting: None,
-        };
+        let channel = &*self.shared;
+        let mut room = Room::new(self, encoded.size());
         loop {
-            let reserved = room.reserved;
-            match publisher.enter(mandatory, &mut room.has_place, || send(reserved, false)) {
-                Entered::Plain => {
-                    room.reserved = false;
-                    return Ok(PublisherConfirm::none());
-                }
-                Entered::Numbered(number, slot) => {
-                    room.reserved = false;
-                    return Ok(PublisherConfirm::new(
-                        number,
-                        slot,
-                        Arc::clone(&self.shared),
-                    ));
-                }
-                Entered::Full => room.wait_for_window()?,
-                Entered::Not(Queued::NoRoom) => room.wait_for_budget()?,
-                Entered::Not(_) => return Err(self.closed_error()),
+            // The lock of the publisher is taken first, and held until the publish is queued: so
+            // sequence numbers and the queue have one order. Outside confirm mode it is not needed.
+            let ticket = match channel.publisher.is_gated() {
+                false => None,
+                true => match channel.publisher.begin(&mut room.has_place) {
+                    Some(ticket) => Some(ticket),
+                    None => {
+                        room.wait_for_window()?;
+                        continue;
+                    }
+                },
+            };
+            let mut queue = channel.connection.commands().lock();
+            if queue.is_closed() || !channel.takes_publishes() {
+                drop((queue, ticket));
+                return Err(self.closed_error());
             }
+            // If another thread has queued `confirm.select` since, the broker counts this publish.
+            if ticket.is_none() && channel.publisher.is_gated() {
+                continue;
+            }
+            if !room.reserved && !queue.take_room(encoded.size()) {
+                drop(queue);
+                room.has_place = ticket.is_some_and(Ticket::cancel);
+                room.wait_for_budget()?;
+                continue;
+            }
+            queue.push_publish(channel.id, encoded);
+            drop(queue);
+            room.reserved = false;
+            let numbered = ticket.and_then(|ticket| ticket.commit(mandatory));
+            channel.connection.wake().notify();
+            return Ok(match numbered {
+                None => PublisherConfirm::none(),
+                Some((number, slot)) => {
+                    PublisherConfirm::new(number, slot, Arc::clone(&self.shared))
+                }
+            });
         }
     }
 }
@@ -162,7 +160,17 @@ struct Room<'a> {
     waiting: Option<(Waiting<'a>, Instant)>,
 }
 
-impl Room<'_> {
+impl<'a> Room<'a> {
+    fn new(inner: &'a ChannelInner, size: usize) -> Self {
+        Self {
+            inner,
+            size,
+            reserved: false,
+            has_place: false,
+            waiting: None,
+        }
+    }
+
     fn wait_for_window(&mut self) -> Result<()> {
         // Others may use it meanwhile.
         self.give_back();
@@ -233,16 +241,6 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn room(inner: &ChannelInner, size: usize) -> Room<'_> {
-        Room {
-            inner,
-            size,
-            reserved: false,
-            has_place: false,
-            waiting: None,
-        }
-    }
-
     fn publish(inner: &Arc<ChannelInner>) -> Result<PublisherConfirm> {
         let publish = Publish {
             exchange: "",
@@ -267,7 +265,7 @@ mod tests {
         let publisher = &inner.shared.publisher;
         assert!(publisher.select(|| {}));
         publisher.select_done(true);
-        let mut failing = room(&inner, 1);
+        let mut failing = Room::new(&inner, 1);
         failing.wait_for_window().unwrap();
         let full = publish(&inner);
         assert!(matches!(full, Err(Error::PublishTimeout { .. })));
@@ -278,13 +276,13 @@ mod tests {
     #[test]
     fn a_publish_gives_back_the_room_that_it_does_not_use() {
         let inner = Arc::new(channel(1, SECOND));
-        let mut failing = room(&inner, 100);
+        let mut failing = Room::new(&inner, 100);
         failing.wait_for_budget().unwrap();
         assert_eq!(waiting_bytes(&inner), 100);
         drop(failing);
         assert_eq!(waiting_bytes(&inner), 0);
         // Nor does it keep any while it waits for the window.
-        let mut waiting = room(&inner, 100);
+        let mut waiting = Room::new(&inner, 100);
         waiting.wait_for_budget().unwrap();
         waiting.wait_for_window().unwrap();
         assert_eq!(waiting_bytes(&inner), 0);

@@ -118,10 +118,11 @@ impl ChannelShared {
         self.end.is_open() && self.connection.is_open()
     }
 
-    /// Whether neither side has begun to close the channel itself.
+    /// Whether neither the channel nor the connection is being closed by this program, nor the
+    /// channel by the broker. Asked under the lock of the queue, no publish comes behind a close.
     #[inline]
     pub(crate) fn takes_publishes(&self) -> bool {
-        self.end.is_open()
+        self.end.is_open() && !self.connection.is_closing()
     }
 
     /// Returns the reason as an error, if channel or connection are closed.

@@ -14,7 +14,6 @@ use crate::io::busy_wait::BusyWait;
 use crate::io::counters::Counters;
 use crate::io::shared::command::{Command, Outcome};
 use crate::io::to_io::command_queue::CommandQueue;
-use crate::io::to_io::frames::Queued;
 use crate::io::to_io::gather::GatherPause;
 use crate::io::to_io::wake::Wake;
 use crate::io::to_io::write_budget::WriteBudget;
@@ -26,7 +25,7 @@ use crate::io::to_program::retained::RetainedBytes;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::event::{CallFailure, ChannelId, Termination};
-use crate::protocol::frame::{EncodedPublish, Settle};
+use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::wire::ShortString;
 
@@ -188,22 +187,6 @@ impl ConnectionShared {
             self.gather_pause.end();
             self.wake.notify();
         }
-    }
-
-    /// Queues a publish that `admit` lets pass; see [`CommandQueue::publish`].
-    pub(crate) fn publish(
-        &self,
-        channel: ChannelId,
-        publish: &EncodedPublish<'_>,
-        reserved: bool,
-        admit: impl FnOnce() -> bool,
-    ) -> Queued {
-        let admit = || admit() && !self.is_closing();
-        let queued = self.commands.publish(channel, publish, reserved, admit);
-        if queued == Queued::Done {
-            self.wake.notify();
-        }
-        queued
     }
 
     /// Queues the settlement of a delivery.

@@ -10,9 +10,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use super::frames::{BUFFER_BYTES_MAX, Frames, Queued};
+use super::frames::{BUFFER_BYTES_MAX, Frames};
 use super::write_budget::{WaitError, WriteBudget};
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::{EncodedPublish, SETTLE_FRAME_BYTES, Settle, encode_settle};
@@ -87,33 +87,14 @@ impl<C> CommandQueue<C> {
         true
     }
 
-    /// Queues a publish, if `admit`, asked in the same step, lets it pass, and if there is
-    /// room or some was `reserved` for it.
-    pub(crate) fn publish(
-        &self,
-        channel: ChannelId,
-        publish: &EncodedPublish<'_>,
-        reserved: bool,
-        admit: impl FnOnce() -> bool,
-    ) -> Queued {
-        let size = publish.size();
-        let mut queue = self.queue.lock();
-        if queue.closed || !admit() {
-            return Queued::Refused;
+    /// Locks the queue, to append a publish. The lock is a leaf: a thread that holds it takes no
+    /// other one.
+    #[inline]
+    pub(crate) fn lock(&self) -> QueueGuard<'_, C> {
+        QueueGuard {
+            queue: self.queue.lock(),
+            owner: self,
         }
-        if !reserved {
-            if !self.budget.has_room(queue.bytes, size) {
-                return Queued::NoRoom;
-            }
-            queue.bytes += size;
-        }
-        let frames = queue.frames(channel, publish.copied_size());
-        let shared = &mut frames.shared;
-        publish.write_to(&mut frames.bytes, |at, bytes| shared.push((at, bytes)));
-        frames.frames += publish.frames();
-        frames.messages += 1;
-        self.is_empty.store(false, Ordering::Release);
-        Queued::Done
     }
 
     /// Queues the settlement of a delivery, whether there is room or not.
@@ -217,6 +198,40 @@ impl<C> CommandQueue<C> {
     }
 }
 
+/// The queue under its lock.
+pub(crate) struct QueueGuard<'a, C> {
+    queue: MutexGuard<'a, Queue<C>>,
+    owner: &'a CommandQueue<C>,
+}
+
+impl<C> QueueGuard<'_, C> {
+    /// Whether the IO thread has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.queue.closed
+    }
+
+    /// Takes room for `bytes` in the write budget, if there is room.
+    #[inline]
+    pub(crate) fn take_room(&mut self, bytes: usize) -> bool {
+        let has_room = self.owner.budget.has_room(self.queue.bytes, bytes);
+        if has_room {
+            self.queue.bytes += bytes;
+        }
+        has_room
+    }
+
+    /// Appends a publish, for which room was taken or reserved.
+    #[inline]
+    pub(crate) fn push_publish(&mut self, channel: ChannelId, publish: &EncodedPublish<'_>) {
+        let frames = self.queue.frames(channel, publish.copied_size());
+        let shared = &mut frames.shared;
+        publish.write_to(&mut frames.bytes, |at, bytes| shared.push((at, bytes)));
+        frames.frames += publish.frames();
+        frames.messages += 1;
+        self.owner.is_empty.store(false, Ordering::Release);
+    }
+}
+
 impl<C> Queue<C> {
     /// Where frames of this channel and size belong.
     fn frames(&mut self, channel: ChannelId, size: usize) -> &mut Frames {
@@ -274,11 +289,12 @@ mod tests {
         generation: 1,
     };
 
-    fn publish(commands: &CommandQueue<Sender<()>>) -> Queued {
+    /// Publishes, if there is room. Returns whether there was.
+    fn publish(commands: &CommandQueue<Sender<()>>) -> bool {
         publish_with(commands, false)
     }
 
-    fn publish_with(commands: &CommandQueue<Sender<()>>, reserved: bool) -> Queued {
+    fn publish_with(commands: &CommandQueue<Sender<()>>, reserved: bool) -> bool {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -289,7 +305,12 @@ mod tests {
         };
         let mut scratch = Vec::new();
         let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
-        commands.publish(ID, &encoded, reserved, || true)
+        let mut queue = commands.lock();
+        let has_room = !queue.is_closed() && (reserved || queue.take_room(encoded.size()));
+        if has_room {
+            queue.push_publish(ID, &encoded);
+        }
+        has_room
     }
 
     #[test]
@@ -297,10 +318,10 @@ mod tests {
         let commands = CommandQueue::new(1000);
         let (reply, opened) = bounded(1);
         assert!(commands.send(reply.clone(), || {}));
-        assert_eq!(publish(&commands), Queued::Done);
+        assert!(publish(&commands));
         assert!(!commands.is_empty());
         commands.close();
-        assert_eq!(publish(&commands), Queued::Refused);
+        assert!(!publish(&commands));
         commands.settle(ID, 1, Settle::Ack { multiple: false });
         assert!(!commands.send(reply, || {}));
         assert!(opened.recv().is_err(), "nobody will answer");
@@ -314,7 +335,7 @@ mod tests {
         let reserved = commands.reserve(size, Instant::now(), || false);
         assert_eq!(reserved, Ok(()));
         assert_eq!(commands.waiting_bytes(), 2 * size);
-        assert_eq!(publish_with(&commands, true), Queued::Done);
+        assert!(publish_with(&commands, true));
         assert_eq!(commands.waiting_bytes(), 2 * size);
         let (mut taken, mut written) = (VecDeque::new(), Vec::new());
         commands.take(&mut taken, &mut written);

@@ -36,13 +36,3 @@ impl Frames {
         self.bytes.len() + shared.sum::<usize>()
     }
 }
-
-/// What became of a publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Queued {
-    Done,
-    /// It has to wait for room.
-    NoRoom,
-    /// It was not admitted, or nobody is there any more to send it.
-    Refused,
-}

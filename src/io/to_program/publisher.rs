@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::io::to_io::frames::Queued;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::{Failures, Taken, cost};
 use crate::io::to_program::retained::{Retained, RetainedBytes};
@@ -87,15 +86,28 @@ struct Outcomes {
 /// How many entries of that kind are kept; runs of acknowledged ones are one.
 const CONFIRM_NEWS_MAX: usize = 10_000;
 
-/// A publish that is on its way.
-pub(crate) enum Entered {
-    /// Without a confirm.
-    Plain,
-    Numbered(u64, Arc<Slot>),
-    /// It was not sent, for this reason.
-    Not(Queued),
-    /// The window is full.
-    Full,
+/// A publish that has begun, and the lock of its channel's publishes.
+pub(crate) struct Ticket<'a> {
+    state: MutexGuard<'a, State>,
+    had_place: bool,
+}
+
+impl Ticket<'_> {
+    /// Notes that the publish is queued. Returns its sequence number and its slot, in confirm mode.
+    pub(crate) fn commit(mut self, mandatory: Option<Mandatory<'_>>) -> Option<(u64, Arc<Slot>)> {
+        if self.state.mode == Mode::Plain {
+            return None;
+        }
+        let slot = self.state.new_slot();
+        let number = self.state.ledger.publish(Arc::clone(&slot), mandatory);
+        Some((number, slot))
+    }
+
+    /// Gives up this attempt. Returns whether a place in the window stays kept for the next one.
+    pub(crate) fn cancel(mut self) -> bool {
+        self.state.promised += usize::from(self.had_place);
+        self.had_place
+    }
 }
 
 /// The effect of a confirm.
@@ -163,35 +175,18 @@ impl Publisher {
         self.gated.load(Ordering::Acquire)
     }
 
-    /// Calls `send`, and takes the next number if that succeeds, in one step, so that numbers
-    /// and publishes have the same order. `has_place` says whether a place is kept for it, before
-    /// and after.
-    pub(crate) fn enter(
-        &self,
-        mandatory: Option<Mandatory<'_>>,
-        has_place: &mut bool,
-        send: impl FnOnce() -> Queued,
-    ) -> Entered {
+    /// Begins a publish: returns the lock under which it is queued and gets its sequence number, so
+    /// that both have one order. Returns `None` if the confirm window is full.
+    ///
+    /// `has_place` is whether a place in the window was kept for this publish. The place goes to the
+    /// ticket.
+    pub(crate) fn begin(&self, has_place: &mut bool) -> Option<Ticket<'_>> {
         let mut state = self.state.lock();
-        let kept = usize::from(std::mem::take(has_place));
-        state.promised -= kept;
-        if !state.has_room(self.window) {
-            return Entered::Full;
-        }
-        match send() {
-            Queued::Done => {}
-            not_done => {
-                state.promised += kept;
-                *has_place = kept > 0;
-                return Entered::Not(not_done);
-            }
-        }
-        if state.mode == Mode::Plain {
-            return Entered::Plain;
-        }
-        let slot = state.new_slot();
-        let number = state.ledger.publish(Arc::clone(&slot), mandatory);
-        Entered::Numbered(number, slot)
+        let had_place = std::mem::take(has_place);
+        state.promised -= usize::from(had_place);
+        state
+            .has_room(self.window)
+            .then_some(Ticket { state, had_place })
     }
 
     /// Begins confirm mode: calls `send`, which queues `confirm.select`, and lets
@@ -549,32 +544,27 @@ mod tests {
         publisher
     }
 
-    /// The number that a publish gets, if there is room for it.
-    fn number(publisher: &Publisher) -> Option<u64> {
-        match enter(publisher) {
-            Entered::Numbered(number, _) => Some(number),
-            Entered::Full => None,
-            Entered::Plain | Entered::Not(_) => panic!("not confirming"),
-        }
+    /// Publishes in confirm mode. Returns the sequence number and the slot, or `None` if the window
+    /// is full.
+    fn enter(publisher: &Publisher) -> Option<(u64, Arc<Slot>)> {
+        let ticket = publisher.begin(&mut false)?;
+        Some(ticket.commit(None).expect("confirm mode"))
     }
 
-    fn enter(publisher: &Publisher) -> Entered {
-        publisher.enter(None, &mut false, || Queued::Done)
-    }
-
-    /// The same for one for which a place is kept.
-    fn enter_with_place(publisher: &Publisher) -> Entered {
+    /// Does the same for a publish for which a place is kept.
+    fn enter_with_place(publisher: &Publisher) -> Option<(u64, Arc<Slot>)> {
         let mut has_place = true;
-        let entered = publisher.enter(None, &mut has_place, || Queued::Done);
+        let ticket = publisher.begin(&mut has_place);
         assert!(!has_place);
-        entered
+        Some(ticket?.commit(None).expect("confirm mode"))
+    }
+
+    fn number(publisher: &Publisher) -> Option<u64> {
+        enter(publisher).map(|(number, _)| number)
     }
 
     fn slot(publisher: &Publisher) -> Arc<Slot> {
-        match enter(publisher) {
-            Entered::Numbered(_, slot) => slot,
-            _ => panic!("no room, or not confirming"),
-        }
+        enter(publisher).expect("room in the window").1
     }
 
     #[test]
@@ -724,7 +714,7 @@ mod tests {
             }
             for next in 5..=8 {
                 let entered = enter_with_place(&publisher);
-                assert!(matches!(entered, Entered::Numbered(number, _) if number == next));
+                assert!(matches!(entered, Some((number, _)) if number == next));
             }
             // Who gives up makes room for the next.
             publisher.confirmed(8, false, true);
@@ -740,7 +730,7 @@ mod tests {
             // Each that is served publishes, and its confirm serves the next.
             for number in 9.. {
                 let entered = enter_with_place(&publisher);
-                assert!(matches!(entered, Entered::Numbered(given, _) if given == number));
+                assert!(matches!(entered, Some((given, _)) if given == number));
                 if sleepers.is_empty() {
                     break;
                 }
@@ -758,11 +748,11 @@ mod tests {
         assert_eq!(room(), Ok(()));
         assert_eq!(room(), Err(WaitError::TimedOut));
         let mut has_place = true;
-        let not = publisher.enter(None, &mut has_place, || Queued::NoRoom);
-        assert!(matches!(not, Entered::Not(Queued::NoRoom)) && has_place);
+        let ticket = publisher.begin(&mut has_place).unwrap();
+        assert!(!has_place && ticket.cancel());
         assert_eq!(number(&publisher), None);
         publisher.set_flow(false);
-        assert!(matches!(enter_with_place(&publisher), Entered::Full));
+        assert!(enter_with_place(&publisher).is_none());
         publisher.set_flow(true);
         assert_eq!(number(&publisher), Some(1));
     }
@@ -858,7 +848,7 @@ mod tests {
         assert!(publisher.select(|| {}));
         publisher.select_done(false);
         assert!(publisher.is_gated());
-        assert!(matches!(enter(&publisher), Entered::Full));
+        assert!(enter(&publisher).is_none());
         publisher.set_flow(true);
         assert!(!publisher.is_gated());
     }
@@ -878,7 +868,8 @@ mod tests {
             fingerprint: 7,
             properties: &[0, 0],
         };
-        let slot = publisher.enter(Some(mandatory), &mut false, || Queued::Done);
+        let ticket = publisher.begin(&mut false).unwrap();
+        let slot = ticket.commit(Some(mandatory));
         drop(slot);
         let returned = ReturnedContent {
             method: basic::Return::default(),
@@ -896,7 +887,7 @@ mod tests {
     /// Publishes of which the broker takes none.
     fn nacked(publisher: &Publisher, count: u64) -> Vec<Arc<Slot>> {
         let slots = (0..count).map(|_| match enter(publisher) {
-            Entered::Numbered(number, slot) => {
+            Some((number, slot)) => {
                 publisher.confirmed(number, false, false);
                 slot
             }
