@@ -1,4 +1,4 @@
-//! Getting, consuming and settling.
+//! Consuming: consumers start and are cancelled.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,47 +11,12 @@ use crate::error::Result;
 use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_program::inbox::Extracted;
 use crate::io::to_program::rpc_replies::RpcReplies;
-use crate::protocol::content::{DeliveredContent, GotContent};
-use crate::protocol::event::Reply;
-use crate::protocol::frame::Settle;
+use crate::protocol::content::DeliveredContent;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 
-/// # Getting and consuming
+/// # Consuming
 impl BlockingChannel {
-    /// Takes one message from a queue. Returns `None` if the queue has none ready.
-    ///
-    /// To receive many messages, a consumer ([`consume`](Self::consume)) is much faster: each
-    /// `basic_get` waits for the broker.
-    ///
-    /// ```
-    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("mails")?;
-    /// match channel.basic_get("mails")? {
-    ///     Some(delivery) => {
-    ///         println!("{}", delivery.text()?);
-    ///         delivery.ack()?;
-    ///     }
-    ///     None => println!("no message"),
-    /// }
-    /// # Ok::<(), cony::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) (404) if there is no such queue.
-    /// [`Error::Timeout`](crate::Error::Timeout) after `rpc_timeout`: cony requeues a message that
-    /// arrives later. Otherwise [those of a call](crate::BlockingChannel#errors-of-a-call).
-    pub fn basic_get(&self, get: impl Into<basic::Get>) -> Result<Option<Delivery>> {
-        let get = get.into();
-        let no_ack = get.no_ack;
-        let inner = self.inner();
-        match inner.round_trip(get.into(), None)? {
-            Reply::Message(content) => Ok(Some(inner.take_got(*content, no_ack))),
-            _ => Ok(None),
-        }
-    }
-
     /// Sets the prefetch: how many deliveries a consumer may have unsettled. The broker delivers no
     /// more until one of them is settled. 0 means no limit.
     ///
@@ -301,105 +266,6 @@ impl BlockingChannel {
         let left = inner.remove_callback(&consumer);
         Ok(left.map_or_else(Vec::new, |left| inner.keep_or_give_back(left, &consumer)))
     }
-
-    /// Makes the broker deliver all unsettled deliveries of this channel again, to any consumer of
-    /// their queues.
-    ///
-    /// The former deliveries count as settled after this call. Deliveries that wait to be taken are
-    /// dropped, because they come again.
-    ///
-    /// # Errors
-    ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the
-    /// connection (540) if `requeue` is off, so it is on by default.
-    pub fn basic_recover(&self, recover: impl Into<basic::Recover>) -> Result<()> {
-        self.call::<basic::RecoverOk>(recover.into()).map(drop)
-    }
-
-    /// Acknowledges the delivery with this delivery tag. The broker deletes the message from its
-    /// queue.
-    ///
-    /// [`Delivery::ack`] is the same. The call returns when the acknowledgement is on its way. The
-    /// broker does not answer it.
-    ///
-    /// # Errors
-    ///
-    /// - [`Error::AlreadySettled`](crate::Error::AlreadySettled) if the delivery was settled
-    ///   before, or needs no acknowledgement. Nothing was sent.
-    /// - [`Error::UnknownDeliveryTag`](crate::Error::UnknownDeliveryTag) if the channel has
-    ///   delivered no message with this tag. Nothing was sent.
-    /// - [`Error::ChannelClosed`](crate::Error::ChannelClosed),
-    ///   [`Error::ConnectionClosed`](crate::Error::ConnectionClosed) or
-    ///   [`Error::ConnectionLost`](crate::Error::ConnectionLost) if channel or connection have
-    ///   ended. The broker delivers the message again.
-    pub fn basic_ack(&self, delivery_tag: u64) -> Result<()> {
-        self.inner()
-            .shared
-            .settle(delivery_tag, Settle::Ack { multiple: false })
-    }
-
-    /// Acknowledges all unsettled deliveries of this channel up to this delivery tag. 0 means all
-    /// that have arrived, including those that wait to be taken; with 0 it is no error if there are
-    /// none.
-    ///
-    /// # Errors
-    ///
-    /// As [`basic_ack`](Self::basic_ack).
-    pub fn basic_ack_multiple(&self, delivery_tag: u64) -> Result<()> {
-        self.inner()
-            .shared
-            .settle(delivery_tag, Settle::Ack { multiple: true })
-    }
-
-    /// Nacks a delivery, or with `multiple` all unsettled ones up to it. With `requeue`, which is
-    /// the default, they go back to their queue. Otherwise they go to the dead-letter exchange of
-    /// the queue, or are deleted. (An extension of RabbitMQ.)
-    ///
-    /// RabbitMQ 4.3 does not count a requeue by `basic.nack` for the `delivery_limit` of a quorum
-    /// queue. [`Delivery::requeue`] sends a `basic.reject`, which counts.
-    ///
-    /// ```
-    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// use cony::basic;
-    ///
-    /// # channel.queue_declare("bills")?;
-    /// # channel.basic_publish("", "bills", "5 EUR")?;
-    /// # channel.queue_declare("bills")?;
-    /// if let Some(delivery) = channel.basic_get("bills")? {
-    ///     let up_to_this = basic::Nack::new(delivery.delivery_tag).multiple(true).requeue(false);
-    ///     channel.basic_nack(up_to_this)?;
-    /// }
-    /// # channel.queue_delete("bills")?;
-    /// # Ok::<(), cony::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`basic_ack`](Self::basic_ack).
-    pub fn basic_nack(&self, nack: impl Into<basic::Nack>) -> Result<()> {
-        let nack = nack.into();
-        let settle = Settle::Nack {
-            multiple: nack.multiple,
-            requeue: nack.requeue,
-        };
-        self.inner().shared.settle(nack.delivery_tag, settle)
-    }
-
-    /// Rejects a delivery. With `requeue`, which is the default, the message goes back to its
-    /// queue. Otherwise it goes to the dead-letter exchange of the queue, or is deleted.
-    ///
-    /// [`Delivery::requeue`] and [`Delivery::reject`] are the same without an option.
-    ///
-    /// # Errors
-    ///
-    /// As [`basic_ack`](Self::basic_ack).
-    pub fn basic_reject(&self, reject: impl Into<basic::Reject>) -> Result<()> {
-        let reject = reject.into();
-        let settle = Settle::Reject {
-            requeue: reject.requeue,
-        };
-        self.inner().shared.settle(reject.delivery_tag, settle)
-    }
 }
 
 impl ChannelInner {
@@ -471,13 +337,5 @@ impl ChannelInner {
             self.shared.hand_out();
         }
         Delivery::of_consumer(content, Arc::clone(&self.shared))
-    }
-
-    /// Does the same with the content of a `basic.get-ok`.
-    fn take_got(self: &Arc<Self>, content: GotContent, no_ack: bool) -> Delivery {
-        if !no_ack {
-            self.shared.hand_out();
-        }
-        Delivery::of_get(content, Arc::clone(&self.shared))
     }
 }

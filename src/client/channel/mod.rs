@@ -1,13 +1,14 @@
-//! [`BlockingChannel`], by subject: this file has what all of it needs, and how a channel
-//! opens; `closing` is its end. The rest is in `topology`, `publish`, `confirms`,
-//! `transactions`, `consume` and `dispatch`, and `callbacks` for all that is no delivery.
+//! [`BlockingChannel`]: its handle, its opening and the common part of its calls. Each file has the
+//! methods of one subject.
 
 mod callbacks;
 mod closing;
 mod confirms;
 mod consume;
+mod get;
 mod publish;
 mod reply;
+mod settle;
 mod start_consuming;
 mod topology;
 mod transactions;
