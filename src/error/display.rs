@@ -252,11 +252,7 @@ impl fmt::Display for Error {
                     _ => write!(f, "{count} messages were not taken")?,
                 }
                 match failures.first() {
-                    Some(first) => write!(
-                        f,
-                        "; number {} of channel {}: {}",
-                        first.sequence_number, first.channel, first.error
-                    ),
+                    Some(first) => write!(f, "; {first}"),
                     None => Ok(()),
                 }
             }

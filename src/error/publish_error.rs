@@ -1,5 +1,7 @@
 //! A publish that failed.
 
+use std::fmt;
+
 use super::Error;
 
 /// A publish that the broker did not take, as
@@ -14,4 +16,21 @@ pub struct PublishError {
     /// [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if a message came back
     /// that may be this one.
     pub error: Error,
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "number {} of channel {}: {}",
+            self.sequence_number, self.channel, self.error
+        )
+    }
+}
+
+impl std::error::Error for PublishError {
+    /// Returns the first error that the text does not contain.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
 }
