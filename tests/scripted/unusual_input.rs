@@ -1,5 +1,7 @@
 //! Unusual bytes that a connection survives.
 
+use cony::Message;
+
 use crate::support::peer::methods::*;
 use crate::support::peer::{
     Args, args, body, declare_ok, deliver, header, header_with, heartbeat, method, with_channel,
@@ -98,6 +100,48 @@ fn headers_that_do_not_decode_are_missing_from_their_delivery_only() {
             assert!(last.undecoded_properties().is_none());
             last.ack_multiple().unwrap();
             consumer.cancel().unwrap();
+        },
+    );
+}
+
+#[test]
+fn headers_that_do_not_decode_are_missing_from_their_return_only() {
+    with_channel(
+        |wire| {
+            let odd = args().u16(1 << 13).long(odd_headers().bytes());
+            let plain = args().u16(1 << 15).short("text/plain");
+            for properties in [odd, plain] {
+                wire.expect_publish(1);
+                let arguments = args().u16(312).short("NO_ROUTE").short("").short("q");
+                wire.raw(
+                    &[
+                        method(1, BASIC_RETURN, arguments),
+                        header_with(1, 4, &properties.bytes()),
+                        body(1, b"body"),
+                    ]
+                    .concat(),
+                );
+            }
+            wire.accept_declare(1);
+        },
+        |channel| {
+            for _ in 0..2 {
+                let message = Message::new("body").mandatory(true);
+                channel.basic_publish("", "q", message).unwrap();
+            }
+            // Both returns arrive before this reply.
+            channel.queue_declare("q").unwrap();
+            let odd = channel.try_next_return().unwrap();
+            assert_eq!(odd.body(), "body");
+            assert!(odd.properties().headers.is_none());
+            let undecoded = odd.undecoded_properties().expect("the bytes as they came");
+            assert!(undecoded.ends_with(&odd_headers().bytes()), "{undecoded:?}");
+            let plain = channel.try_next_return().unwrap();
+            assert_eq!(
+                plain.properties().content_type.as_deref(),
+                Some("text/plain")
+            );
+            assert!(plain.undecoded_properties().is_none());
         },
     );
 }
