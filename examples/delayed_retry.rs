@@ -63,7 +63,7 @@ fn main() -> cony::Result<()> {
 /// How often `queue` has rejected this message. The broker counts that in the header `x-death`,
 /// which has one table for each queue and reason.
 fn earlier_failures(delivery: &Delivery, queue: &str) -> i64 {
-    let deaths = delivery.properties().get_header("x-death");
+    let deaths = delivery.header("x-death");
     let deaths = deaths.and_then(|deaths| deaths.as_array());
     let text =
         |value: Option<&FieldValue>, expected| value.and_then(FieldValue::as_str) == Some(expected);

@@ -45,12 +45,14 @@ fn report(connection: &BlockingConnection, seconds: u32) {
         thread::sleep(next.saturating_duration_since(Instant::now()));
         let now = connection.stats();
         println!(
-            "published {}/s, received {}/s, sent {} kB/s, unconfirmed {}, \
+            "published {}/s, confirmed {}/s, settled {}/s, unconfirmed {}, unsettled {}, \
              to write {} bytes, to take {} bytes",
             now.messages_published - before.messages_published,
-            now.messages_received - before.messages_received,
-            (now.bytes_sent - before.bytes_sent) / 1000,
+            now.messages_confirmed - before.messages_confirmed,
+            now.deliveries_settled
+                .saturating_sub(before.deliveries_settled),
             now.unconfirmed,
+            now.deliveries_unsettled,
             now.bytes_to_write,
             now.bytes_to_take,
         );

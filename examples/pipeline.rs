@@ -45,7 +45,7 @@ fn main() -> cony::Result<()> {
         let mut batch = Vec::new();
         while let Some(delivery) = next {
             let result = delivery.body.to_ascii_uppercase();
-            let message = Message::new(&result).persistent().mandatory(true);
+            let message = Message::new(result).persistent().mandatory(true);
             batch.push((output.basic_publish("", to, message)?, delivery));
             next = match batch.len() < BATCH {
                 // The end of the consumer shows up in the next turn of the outer loop.

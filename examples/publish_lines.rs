@@ -14,8 +14,6 @@ use cony::{BlockingConnection, Error, Message, PublisherConfirm};
 /// How many publishes may be unconfirmed at a time.
 const WINDOW: usize = 500;
 
-type Unconfirmed = VecDeque<PublisherConfirm>;
-
 fn main() -> cony::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [queue, path] = arguments.as_slice() else {
@@ -38,12 +36,12 @@ fn publish(queue: &str, path: &str, progress: &mut Progress) -> cony::Result<()>
     let channel = connection.channel()?;
     channel.confirm_delivery()?;
 
-    let mut unconfirmed = Unconfirmed::new();
+    let mut unconfirmed = VecDeque::new();
     for (index, line) in file.lines().enumerate().skip(progress.confirmed) {
         let line = line.map_err(Error::other)?;
         // A line that is published again has the same id, so that consumers can skip it.
-        let message = Message::new(line).persistent().mandatory(true);
-        let message = message.message_id(format!("line {}", index + 1));
+        let message = Message::new(line).message_id(format!("line {}", index + 1));
+        let message = message.persistent().mandatory(true);
         unconfirmed.push_back(channel.basic_publish("", queue, message)?);
         progress.wait(&mut unconfirmed, WINDOW)?;
     }
@@ -66,8 +64,9 @@ impl Progress {
     }
 
     /// Waits for the oldest confirms until at most `rest` are missing.
-    fn wait(&mut self, unconfirmed: &mut Unconfirmed, rest: usize) -> cony::Result<()> {
-        for oldest in unconfirmed.drain(..unconfirmed.len().saturating_sub(rest)) {
+    fn wait(&mut self, sent: &mut VecDeque<PublisherConfirm>, rest: usize) -> cony::Result<()> {
+        let excess = sent.len().saturating_sub(rest);
+        for oldest in sent.drain(..excess) {
             oldest.wait()?;
             self.confirmed += 1;
             if self.confirmed % 1000 == 0 {

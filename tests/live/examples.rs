@@ -496,7 +496,7 @@ fn metrics_prints_a_line_each_second() {
         .lines()
         .map(|line| {
             let rest = line.strip_prefix("published ").unwrap();
-            let (rate, rest) = rest.split_once("/s, received ").unwrap();
+            let (rate, rest) = rest.split_once("/s, confirmed ").unwrap();
             assert!(rest.ends_with(" bytes"), "{line}");
             rate.parse().unwrap()
         })
