@@ -191,16 +191,17 @@ pub use error::{
     ConnectError, ConnectionLostError, Error, PublishError, ReadingPause, Result, TlsError,
 };
 pub use io::cancellation::CancellationToken;
+pub use protocol::close_reason::{CloseReason, ClosedBy};
 pub use protocol::errors::{DecodeError, ProtocolError};
-pub use protocol::field_value::FieldValue;
 pub use protocol::methods::{Method, MethodId, basic, exchange, queue};
 pub use protocol::properties::{BasicProperties, DeliveryMode};
-pub use protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+pub use protocol::reply_code::ReplyCode;
 pub use protocol::returned::Returned;
 pub use protocol::sasl::Mechanism;
 pub use protocol::secret::Secret;
 pub use protocol::stage::Stage;
 pub use protocol::table::FieldTable;
+pub use protocol::table::field_value::FieldValue;
 pub use protocol::time::{Expiration, Timestamp};
 pub use protocol::wire::{LongString, ShortString};
 

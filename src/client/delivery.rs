@@ -8,9 +8,9 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::protocol::content::{DeliveredContent, GotContent};
-use crate::protocol::field_value::FieldValue;
 use crate::protocol::frame::Settle;
 use crate::protocol::properties::{BasicProperties, ReceivedProperties};
+use crate::protocol::table::field_value::FieldValue;
 use crate::protocol::wire::ShortString;
 
 /// A message that the broker has sent, to a consumer or in reply to

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use crate::protocol::field_value::FieldValue;
 use crate::protocol::frame::PublishBody;
 use crate::protocol::properties::{BasicProperties, DeliveryMode};
 use crate::protocol::table::FieldTable;
+use crate::protocol::table::field_value::FieldValue;
 use crate::protocol::time::{Expiration, Timestamp};
 use crate::protocol::wire::ShortString;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::TlsError;
 use super::display::remedy;
+use crate::protocol::close_reason::CloseReason;
 use crate::protocol::errors::ProtocolError;
-use crate::protocol::reply_code::CloseReason;
 use crate::protocol::stage::Stage;
 
 /// Why a connection was not opened: the `cause` of [`Error::Connect`](crate::Error::Connect).

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::Error;
-use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::close_reason::{CloseReason, ClosedBy};
+use crate::protocol::reply_code::ReplyCode;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use super::field_value::FieldValue;
 use super::methods::{basic, exchange, queue};
+use super::table::field_value::FieldValue;
 use super::time::milliseconds;
 use super::wire::{LongString, ShortString};
 

@@ -26,7 +26,7 @@ macro_rules! define_methods {
             $(#[$class_doc])*
             pub mod $class {
                 #[allow(unused_imports)]
-                use super::super::field_value::FieldValue;
+                use super::super::table::field_value::FieldValue;
                 #[allow(unused_imports)]
                 use super::super::table::FieldTable;
                 #[allow(unused_imports)]

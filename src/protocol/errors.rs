@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::methods::MethodId;
+use super::method_id::MethodId;
 use super::reply_code::ReplyCode;
 
 /// A method, table or content that cannot be encoded. Nothing of it was sent.
@@ -26,7 +26,8 @@ pub(crate) enum Flaw {
 
 impl EncodeError {
     pub(crate) fn short_string(size: usize) -> Self {
-        Self::beyond("short string", size, super::wire::SHORT_STRING_MAX)
+        // The length of a short string is one octet.
+        Self::beyond("short string", size, usize::from(u8::MAX))
     }
 
     pub(crate) fn too_large(size: usize) -> Self {

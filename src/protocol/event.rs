@@ -5,11 +5,11 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
+use super::close_reason::CloseReason;
 use super::content::{GotContent, ReturnedContent};
 use super::delivery_batch::Batch;
 use super::errors::{EncodeError, ProtocolError};
 use super::methods::Method;
-use super::reply_code::CloseReason;
 use super::wire::ShortString;
 
 /// Values of the IO thread that the core keeps with calls, channels and consumers. Each event

@@ -102,7 +102,7 @@ macro_rules! names {
 
 pub(crate) mod exchange {
     use super::super::errors::{DecodeError, EncodeError};
-    use super::super::field_value::FieldValue;
+    use super::super::table::field_value::FieldValue;
     use super::super::wire::{Field, Reader, ShortString, Writer};
 
     names! {
@@ -144,7 +144,7 @@ pub(crate) mod exchange {
 }
 
 pub(crate) mod queue {
-    use super::super::field_value::FieldValue;
+    use super::super::table::field_value::FieldValue;
     use super::super::wire::ShortString;
 
     names! {
@@ -194,7 +194,7 @@ pub(crate) mod queue {
 mod tests {
     use std::collections::HashSet;
 
-    use super::super::field_value::FieldValue;
+    use super::super::table::field_value::FieldValue;
     use super::super::wire::ShortString;
     use super::{exchange, queue};
 

@@ -2,7 +2,7 @@
 //!
 //! Read the modules in this order:
 //!
-//! 1. [`wire`], [`time`], [`field_value`] and [`table`] are the types of the wire ([`table_codec`]
+//! 1. [`wire`], [`time`], [`field_value`](table::field_value) and [`table`] are the types of the wire ([`codec`](table::codec)
 //!    encodes tables), [`methods`] is the table of all methods and
 //!    [`arguments`] are RabbitMQ's additions to it. [`frame`] has frames, [`assembly`] makes a
 //!    [`content`] of several frames.
@@ -26,6 +26,7 @@ pub(crate) mod arguments;
 pub(crate) mod assembly;
 pub(crate) mod buffers;
 pub(crate) mod channel;
+pub(crate) mod close_reason;
 pub(crate) mod confirms;
 pub(crate) mod connection;
 pub(crate) mod consumers;
@@ -33,13 +34,13 @@ pub(crate) mod content;
 pub(crate) mod delivery_batch;
 pub(crate) mod errors;
 pub(crate) mod event;
-pub(crate) mod field_value;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
 pub(crate) mod held_back;
 pub(crate) mod kinds;
 mod last_names;
+pub(crate) mod method_id;
 pub(crate) mod methods;
 pub(crate) mod output;
 pub(crate) mod properties;
@@ -54,7 +55,6 @@ pub(crate) mod settlements;
 mod small_str;
 pub(crate) mod stage;
 pub(crate) mod table;
-mod table_codec;
 pub(crate) mod time;
 pub(crate) mod wire;
 

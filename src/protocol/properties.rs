@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 
 use super::errors::{DecodeError, EncodeError};
-use super::field_value::FieldValue;
 use super::table::FieldTable;
+use super::table::field_value::FieldValue;
 use super::time::{Expiration, Timestamp};
 use super::wire::{Field, Reader, ShortString, Writer};
 

@@ -6,9 +6,9 @@
 
 use std::cell::OnceCell;
 
-use super::field_value::FieldValue;
 use super::properties::{BasicProperties, Decoded, ReceivedProperties};
 use super::table::FieldTable;
+use super::table::field_value::FieldValue;
 use super::time::Timestamp;
 use super::wire::ShortString;
 
@@ -123,7 +123,7 @@ fn sorted(headers: &FieldTable) -> Vec<(&str, &FieldValue)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table_codec::tests::one_of_each;
+    use super::super::table::codec::tests::one_of_each;
     use super::super::wire::Writer;
     use super::*;
 

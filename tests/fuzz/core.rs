@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use super::FRAME_MAX;
 use super::input::Input;
 use crate::protocol::assembly::SizeLimit;
+use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{ChannelId, Event, Gate, Tokens};
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::basic;
-use crate::protocol::reply_code::{ClosedBy, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::table::FieldTable;
 
 const CHANNEL_MAX: u16 = 5;

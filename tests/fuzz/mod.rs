@@ -15,7 +15,6 @@ pub use self::core::core;
 
 use self::input::Input;
 use crate::ConnectionParameters;
-use crate::protocol::field_value::FieldValue;
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::{FrameDecoder, encode_method};
 use crate::protocol::handshake::{Handshake, Offer};
@@ -23,6 +22,7 @@ use crate::protocol::properties::{BasicProperties, Decoded};
 use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
 use crate::protocol::table::FieldTable;
+use crate::protocol::table::field_value::FieldValue;
 use crate::protocol::wire::{Reader, ShortString, Writer};
 
 const FRAME_MAX: u32 = 8192;

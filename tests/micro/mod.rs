@@ -26,7 +26,6 @@ use crate::io::to_program::retained::RetainedBytes;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{ChannelId, Event, Tokens};
-use crate::protocol::field_value::FieldValue;
 use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{
     EncodedPublish, FrameDecoder, Publish, PublishBody, Settle, encode_method, encode_settle,
@@ -36,6 +35,7 @@ use crate::protocol::methods::{Method, basic, channel};
 use crate::protocol::properties::{BasicProperties, DeliveryMode};
 use crate::protocol::settlements::SettlementLedger;
 use crate::protocol::table::FieldTable;
+use crate::protocol::table::field_value::FieldValue;
 use crate::protocol::wire::{Reader, Writer};
 
 const FRAME_MAX: u32 = 131_072;

@@ -9,8 +9,9 @@ use super::confirms::publish_error;
 use super::{BlockingChannel, ChannelInner};
 use crate::error::{Error, PublishError, Result};
 use crate::io::to_io::write_budget::WaitError;
+use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::event::{CallFailure, Reply};
-use crate::protocol::reply_code::{ClosedBy, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::wire::ShortString;
 
 /// What a close was waiting for, in words.

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::dispatch_signal::Signal;
 use crate::io::to_program::inbox::{self, Extracted};
+use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::content::DeliveredContent;
-use crate::protocol::reply_code::ClosedBy;
 use crate::protocol::wire::ShortString;
 
 type Loan<'a> = ConsumerLoan<'a, BlockingChannel, Delivery>;

@@ -31,8 +31,9 @@ use crate::error::{Error, Result};
 use crate::io;
 use crate::io::shared::command::Command;
 use crate::io::shared::connection::ConnectionShared;
+use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::event::{ChannelId, Termination};
-use crate::protocol::reply_code::{ClosedBy, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::table::FieldTable;
 use crate::protocol::wire::ShortString;
 

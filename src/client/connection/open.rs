@@ -15,8 +15,9 @@ use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::shared::connection::Settings;
 use crate::protocol::addresses::Pace;
 use crate::protocol::assembly::SizeLimit;
+use crate::protocol::close_reason::CloseReason;
 use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE_BYTES};
-use crate::protocol::reply_code::{CloseReason, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::stage::Stage;
 
 /// Returns the parameters of the URL in `variable`, or the default ones without a URL.

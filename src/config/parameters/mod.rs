@@ -512,7 +512,7 @@ impl From<&ConnectionParameters> for ConnectionParameters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::field_value::FieldValue;
+    use crate::protocol::table::field_value::FieldValue;
 
     #[test]
     fn the_defaults_are_those_of_the_documentation() {

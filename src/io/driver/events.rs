@@ -11,11 +11,12 @@ use crate::io::shared::command::{Command, OpenFailure, Outcome};
 use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route, Taker};
 use crate::io::shared::notices::Notice;
+use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::delivery_batch::Batch;
 use crate::protocol::event::{Disposal, Event, PassedOver, Termination};
-use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::wire::ShortString;
 
 /// Puts deliveries of one consumer, that came one behind the other, into its inbox.

@@ -46,12 +46,13 @@ use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::io::to_io::command_queue::Entry;
 use crate::io::to_io::frames::Frames;
 use crate::io::to_io::wake::Wake;
+use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{Event, Gate, NumberError, Termination};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::basic;
-use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::settlements::SettlementLedger;
 
 pub(crate) const SOCKET: Token = Token(0);

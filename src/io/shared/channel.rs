@@ -17,10 +17,11 @@ use crate::io::shared::notices::{Notice, Notices};
 use crate::io::to_program::publisher::Publisher;
 use crate::io::to_program::ready_list::ReadyFlag;
 use crate::io::to_program::rpc_replies::RpcReplies;
+use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
-use crate::protocol::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::settlements::SettlementLedger;
 use crate::protocol::wire::ShortString;
 

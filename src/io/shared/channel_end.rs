@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::protocol::reply_code::{CloseReason, ClosedBy};
+use crate::protocol::close_reason::{CloseReason, ClosedBy};
 
 /// The end of a channel, in the order in which it comes about.
 ///

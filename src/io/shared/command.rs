@@ -7,9 +7,10 @@ use crossbeam_channel::Sender;
 
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::consumer::{ConsumerShared, Route};
+use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply};
 use crate::protocol::methods::Method;
-use crate::protocol::reply_code::{ClosedBy, ReplyCode};
+use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::secret::Secret;
 use crate::protocol::wire::ShortString;
 

@@ -1,13 +1,14 @@
 //! The calls of a channel: one at a time is on the wire, and its reply changes the state of the
 //! channel.
 
+use super::super::close_reason::ClosedBy;
 use super::super::consumers::ConsumerRecord;
 use super::super::errors::ProtocolError;
 use super::super::event::{CallFailure, Event, PendingCall, Reply, Tokens};
 use super::super::methods::{Method, MethodId, basic};
 use super::super::output::Output;
 use super::super::read_room::QueueId;
-use super::super::reply_code::{ClosedBy, ReplyCode};
+use super::super::reply_code::ReplyCode;
 use super::super::settlements::SettlementChange;
 use super::{Channel, Pause};
 

@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
+use super::super::close_reason::CloseReason;
 use super::super::errors::ProtocolError;
 use super::super::event::{CallFailure, Reply, Tokens};
 use super::super::frame::decode_method;
 use super::super::methods::{Method, MethodId, channel};
 use super::super::output::Output;
-use super::super::reply_code::CloseReason;
 use super::Fate;
 
 #[derive(Debug)]

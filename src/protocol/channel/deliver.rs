@@ -1,6 +1,7 @@
 //! Passes on each content when it is complete.
 
 use super::super::assembly::Head;
+use super::super::close_reason::ClosedBy;
 use super::super::consumers::{Consumers, Recipient};
 use super::super::content::{
     Content, GotContent, Parts, ReturnedContent, is_of_stream, may_be_of_stream,
@@ -10,7 +11,7 @@ use super::super::errors::ProtocolError;
 use super::super::event::{Event, Tokens};
 use super::super::last_names::LastNames;
 use super::super::output::Output;
-use super::super::reply_code::{ClosedBy, ReplyCode};
+use super::super::reply_code::ReplyCode;
 use super::Channel;
 
 /// A content that does not go to a consumer.

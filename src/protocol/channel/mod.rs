@@ -35,6 +35,7 @@ use self::close_exchange::CloseExchange;
 use self::deliver::{Destination, Undelivered, deliver};
 use self::transactions::Transaction;
 use super::assembly::{Announced, Assembly, Head, SizeLimit};
+use super::close_reason::{CloseReason, ClosedBy};
 use super::consumers::Consumers;
 use super::errors::ProtocolError;
 use super::event::{CallFailure, ChannelId, Event, Gate, PendingCall, Reply, Tokens};
@@ -43,7 +44,7 @@ use super::held_back::HeldBackByTag;
 use super::last_names::LastNames;
 use super::methods::{Method, MethodId, basic, channel};
 use super::output::Output;
-use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use super::reply_code::ReplyCode;
 use super::settlements::SettlementChange;
 use super::wire::ShortString;
 

@@ -4,6 +4,7 @@
 //! as it arrives, the delivery is rejected, and the program does not receive it.
 
 use super::super::assembly::{Head, SizeLimit, announced};
+use super::super::close_reason::ClosedBy;
 use super::super::consumers::Recipient;
 use super::super::content::is_of_stream;
 use super::super::errors::ProtocolError;
@@ -11,7 +12,7 @@ use super::super::event::{Disposal, Event, PassedOver, Tokens};
 use super::super::frame::Settle;
 use super::super::methods::{Method, basic};
 use super::super::output::Output;
-use super::super::reply_code::{ClosedBy, ReplyCode};
+use super::super::reply_code::ReplyCode;
 use super::Channel;
 
 impl<T: Tokens> Channel<T> {

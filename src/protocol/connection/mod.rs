@@ -45,6 +45,7 @@ use self::router::{Blocked, ConnectionState, Router};
 use self::secret_updates::SecretUpdates;
 use super::assembly::SizeLimit;
 use super::channel::Channel;
+use super::close_reason::{CloseReason, ClosedBy};
 use super::delivery_batch::Batch;
 use super::event::{
     CallFailure, ChannelId, Event, Gate, NumberError, PendingCall, Reply, Termination, Tokens,
@@ -55,7 +56,7 @@ use super::heartbeat::{Due, Heartbeat};
 use super::methods::{Method, basic, channel, connection};
 use super::output::Output;
 use super::read_room::ReadRoom;
-use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use super::reply_code::ReplyCode;
 use super::settlements::SettlementChange;
 use super::wire::ShortString;
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::assembly::SizeLimit;
 use super::super::channel::{Channel, Fate};
+use super::super::close_reason::CloseReason;
 use super::super::errors::ProtocolError;
 use super::super::event::{ChannelId, Event, NumberError, Termination, Tokens};
 use super::super::frame::Frame;
@@ -12,7 +13,6 @@ use super::super::frame::{decode_method, split_method};
 use super::super::heartbeat::Heartbeat;
 use super::super::methods::{Method, MethodId, channel, connection};
 use super::super::output::Output;
-use super::super::reply_code::CloseReason;
 use super::super::wire::ShortString;
 use super::number_queue::NumberQueue;
 use super::secret_updates::SecretUpdates;

@@ -20,12 +20,12 @@ mod tests;
 
 use std::fmt;
 
+use super::close_reason::CloseReason;
 use super::errors::{EncodeError, ProtocolError};
 use super::frame::{
     FRAME_MIN_SIZE, Frame, FrameDecoder, PROTOCOL_HEADER, decode_method, encode_method,
 };
 use super::methods::{Method, connection};
-use super::reply_code::CloseReason;
 use super::sasl::Mechanism;
 use super::secret::{Secret, encode_secret};
 use super::stage::Stage;

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use proptest::test_runner::Config as ProptestConfig;
 
 use super::assembly::SizeLimit;
+use super::close_reason::{CloseReason, ClosedBy};
 use super::connection::{Connection, ConnectionLimits};
 use super::delivery_batch::{Batch, PackedDelivery};
 use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
@@ -36,7 +37,7 @@ use super::frame::{Frame, FrameDecoder, Settle, encode_method, encode_settle};
 use super::handshake::Negotiated;
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
-use super::reply_code::{CloseReason, ClosedBy, ReplyCode};
+use super::reply_code::ReplyCode;
 use super::settlements::SettlementLedger;
 use super::table::FieldTable;
 

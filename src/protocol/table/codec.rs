@@ -5,10 +5,10 @@
 
 use bytes::Bytes;
 
-use super::errors::{DecodeError, EncodeError};
+use super::super::errors::{DecodeError, EncodeError};
+use super::super::wire::{Field, Reader, ShortString, Writer};
+use super::FieldTable;
 use super::field_value::FieldValue;
-use super::table::FieldTable;
-use super::wire::{Field, Reader, ShortString, Writer};
 
 /// The limit for the depth of tables and arrays inside each other. Decoding is recursive, so a
 /// peer could otherwise exhaust the stack.
@@ -223,7 +223,7 @@ fn decode_value(reader: &mut Reader<'_>, limits: &mut Limits) -> Result<FieldVal
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::errors::Flaw;
+    use super::super::super::errors::Flaw;
     use super::*;
 
     fn bytes(table: &FieldTable) -> Vec<u8> {

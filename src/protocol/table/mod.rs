@@ -1,10 +1,13 @@
 //! Field tables: names with typed values, in the arguments of methods and the headers of
 //! messages.
 
+pub(crate) mod codec;
+pub(crate) mod field_value;
+
 use std::fmt;
 use std::iter::FusedIterator;
 
-use super::field_value::FieldValue;
+use self::field_value::FieldValue;
 use super::wire::ShortString;
 
 /// Names with typed values: the `arguments` of methods, the headers of messages.
@@ -202,7 +205,7 @@ iterator! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table_codec::DEPTH_MAX;
+    use super::codec::DEPTH_MAX;
     use super::*;
 
     #[test]

@@ -7,6 +7,8 @@
     reason = "in a test, what fails should panic"
 )]
 
+mod graph;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,9 +4,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::table::FieldTable;
-use super::time::Timestamp;
-use super::wire::{LongString, ShortString};
+use super::super::time::Timestamp;
+use super::super::wire::{LongString, ShortString};
+use super::FieldTable;
 
 /// One value of a [`FieldTable`].
 ///

@@ -1,0 +1,102 @@
+//! Why a channel or connection was closed, and by which side.
+
+use std::fmt;
+
+use super::method_id::MethodId;
+use super::methods::{channel, connection};
+use super::reply_code::ReplyCode;
+use super::wire::ShortString;
+
+/// The side that closed a channel or connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ClosedBy {
+    /// This program: it called `close` or `disconnect`, or dropped the last handle.
+    Application,
+    /// The broker.
+    Broker,
+    /// cony, because the broker violated the protocol or a limit.
+    Library,
+}
+
+impl fmt::Display for ClosedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Application => "this program",
+            Self::Broker => "the broker",
+            Self::Library => "cony",
+        })
+    }
+}
+
+/// The reason for the close of a channel or connection: the arguments of its close method.
+///
+/// Displays as a sentence, with the code and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseReason {
+    /// The side that closed the channel or connection.
+    pub by: ClosedBy,
+    /// The kind of the reason. Test this code and not the text, which differs between versions
+    /// of RabbitMQ.
+    pub code: ReplyCode,
+    /// The reason in words, as the broker sent it.
+    pub text: ShortString,
+    /// The method that caused the close, if the broker named one.
+    pub method: Option<MethodId>,
+}
+
+impl CloseReason {
+    pub(crate) fn new(
+        by: ClosedBy,
+        code: impl Into<ReplyCode>,
+        text: impl Into<ShortString>,
+        method: Option<MethodId>,
+    ) -> Self {
+        Self {
+            by,
+            code: code.into(),
+            text: text.into(),
+            method,
+        }
+    }
+
+    /// The reason in the broker's `channel.close`.
+    pub(crate) fn of_channel(close: &channel::Close) -> Self {
+        let cause = (close.class_id, close.method_id);
+        Self::of_broker(close.reply_code, &close.reply_text, cause)
+    }
+
+    /// The reason in the broker's `connection.close`.
+    pub(crate) fn of_connection(close: &connection::Close) -> Self {
+        let cause = (close.class_id, close.method_id);
+        Self::of_broker(close.reply_code, &close.reply_text, cause)
+    }
+
+    /// `cause` is the class and method number that caused the close; 0 and 0 mean no method.
+    fn of_broker(code: u16, text: &ShortString, cause: (u16, u16)) -> Self {
+        let method = (cause != (0, 0)).then_some(MethodId::new(cause.0, cause.1));
+        Self::new(ClosedBy::Broker, code, text, method)
+    }
+
+    /// Returns the text without the name of the code, with which RabbitMQ begins each text.
+    pub(crate) fn words(&self) -> &str {
+        let name = self.code.name().unwrap_or_default();
+        let rest = self.text.strip_prefix(name);
+        let rest = rest.and_then(|rest| rest.strip_prefix(" - "));
+        rest.unwrap_or(&self.text)
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "closed by {}: {}", self.by, self.code)?;
+        if !self.text.is_empty() {
+            write!(f, " ({})", self.words())?;
+        }
+        match self.method {
+            Some(method) => write!(f, ", caused by {method}"),
+            None => Ok(()),
+        }
+    }
+}
