@@ -89,15 +89,15 @@ impl Consumer {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("letters")?;
-    /// # channel.basic_publish("", "letters", "hello")?;
-    /// let consumer = channel.consume("letters")?;
+    /// # channel.queue_declare("postcards")?;
+    /// # channel.basic_publish("", "postcards", "hello")?;
+    /// let consumer = channel.consume("postcards")?;
     /// while let Some(delivery) = consumer.recv()? {
     ///     println!("{}", delivery.text()?);
     ///     delivery.ack()?;
     /// #   consumer.cancel()?;
     /// }
-    /// # channel.queue_delete("letters")?;
+    /// # channel.queue_delete("postcards")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
@@ -117,10 +117,10 @@ impl Consumer {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("letters")?;
+    /// # channel.queue_declare("parcels")?;
     /// use std::time::Duration;
     ///
-    /// let consumer = channel.consume("letters")?;
+    /// let consumer = channel.consume("parcels")?;
     /// # let other_clone = consumer.clone();
     /// # std::thread::spawn(move || other_clone.cancel());
     /// while !consumer.is_cancelled() {
@@ -129,7 +129,7 @@ impl Consumer {
     ///         None => println!("nothing to do"),
     ///     }
     /// }
-    /// # channel.queue_delete("letters")?;
+    /// # channel.queue_delete("parcels")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
@@ -157,15 +157,15 @@ impl Consumer {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("songs")?;
-    /// # for song in ["la", "li", "lo"] { channel.basic_publish("", "songs", song)?; }
-    /// let consumer = channel.consume("songs")?;
+    /// # channel.queue_declare("anthems")?;
+    /// # for song in ["la", "li", "lo"] { channel.basic_publish("", "anthems", song)?; }
+    /// let consumer = channel.consume("anthems")?;
     /// for delivery in consumer.iter().take(3) {
     ///     let delivery = delivery?;
     ///     println!("{}", delivery.text()?);
     ///     delivery.ack()?;
     /// }
-    /// # channel.queue_delete("songs")?;
+    /// # channel.queue_delete("anthems")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn iter(&self) -> Iter<'_> {
@@ -202,16 +202,16 @@ impl Consumer {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("letters")?;
-    /// # channel.basic_publish("", "letters", "hello")?;
-    /// let consumer = channel.consume("letters")?;
+    /// # channel.queue_declare("telegrams")?;
+    /// # channel.basic_publish("", "telegrams", "hello")?;
+    /// let consumer = channel.consume("telegrams")?;
     /// consumer.for_each(|delivery| {
     ///     println!("{}", delivery.text()?);
     ///     delivery.ack()?;
     /// #   consumer.cancel()?;
     ///     Ok(())
     /// })?;
-    /// # channel.queue_delete("letters")?;
+    /// # channel.queue_delete("telegrams")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///

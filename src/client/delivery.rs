@@ -35,13 +35,13 @@ use crate::protocol::wire::ShortString;
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-/// # channel.queue_declare("letters")?;
-/// # channel.basic_publish("", "letters", "hello")?;
-/// if let Some(delivery) = channel.basic_get("letters")? {
+/// # channel.queue_declare("circulars")?;
+/// # channel.basic_publish("", "circulars", "hello")?;
+/// if let Some(delivery) = channel.basic_get("circulars")? {
 ///     println!("{} from {}", delivery.text()?, delivery.routing_key);
 ///     delivery.ack()?;
 /// }
-/// # channel.queue_delete("letters")?;
+/// # channel.queue_delete("circulars")?;
 /// # Ok::<(), cony::Error>(())
 /// ```
 #[must_use = "an unsettled delivery counts for the prefetch until its channel closes"]
@@ -118,14 +118,14 @@ impl Delivery {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("letters")?;
-    /// # channel.basic_publish("", "letters", cony::Message::new("hello").header("attempt", 2))?;
-    /// # let delivery = channel.basic_get("letters")?.expect("a message");
+    /// # channel.queue_declare("memos")?;
+    /// # channel.basic_publish("", "memos", cony::Message::new("hello").header("attempt", 2))?;
+    /// # let delivery = channel.basic_get("memos")?.expect("a message");
     /// let attempt = delivery.header("attempt").and_then(|value| value.as_i64());
     /// assert_eq!(attempt, Some(2));
     /// assert!(delivery.header("x-death").is_none(), "no queue has dead-lettered it");
     /// # delivery.ack()?;
-    /// # channel.queue_delete("letters")?;
+    /// # channel.queue_delete("memos")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn header(&self, name: &str) -> Option<&FieldValue> {

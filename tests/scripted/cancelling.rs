@@ -97,7 +97,7 @@ fn cancel_returns_the_waiting_no_ack_deliveries() {
         |channel| {
             let consumer = channel.consume(no_ack()).unwrap();
             let first = consumer.recv().unwrap().unwrap();
-            assert_eq!(first.text().unwrap(), "delivery 1");
+            assert_eq!(first.text().unwrap(), "message 1");
             let rest = consumer.cancel().unwrap();
             let texts: Vec<_> = rest.iter().map(|it| it.text().unwrap()).collect();
             assert_eq!(texts, ["message 2", "message 3", "message 4"]);

@@ -146,13 +146,13 @@ impl BlockingChannel {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("songs")?;
+    /// # channel.queue_declare("ballads")?;
     /// use cony::basic;
     ///
-    /// let consume = basic::Consume::new("songs").consumer_tag("singer").no_ack(true);
+    /// let consume = basic::Consume::new("ballads").consumer_tag("singer").no_ack(true);
     /// let consumer = channel.consume(consume)?;
     /// assert_eq!(consumer.consumer_tag(), "singer");
-    /// # channel.queue_delete("songs")?;
+    /// # channel.queue_delete("ballads")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///

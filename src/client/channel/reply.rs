@@ -49,16 +49,16 @@ impl Delivery {
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
-    /// # channel.queue_declare("double")?;
+    /// # channel.queue_declare("doubles")?;
     /// # channel.queue_declare("responses")?;
     /// # let request = cony::Message::new("21").reply_to("responses").correlation_id("7");
-    /// # channel.basic_publish("", "double", request)?;
-    /// # let request = channel.basic_get("double")?.expect("a request");
+    /// # channel.basic_publish("", "doubles", request)?;
+    /// # let request = channel.basic_get("doubles")?.expect("a request");
     /// let number: u32 = request.text()?.parse().map_err(cony::Error::other)?;
     /// request.reply((2 * number).to_string())?;
     /// request.ack()?;
     /// # assert_eq!(channel.queue_purge("responses")?, 1);
-    /// # channel.queue_delete("double")?;
+    /// # channel.queue_delete("doubles")?;
     /// # channel.queue_delete("responses")?;
     /// # Ok::<(), cony::Error>(())
     /// ```

@@ -307,7 +307,7 @@ impl Wire {
         tag
     }
 
-    /// Accepts a consumer and delivers "delivery 1" to "message `count`". Returns the consumer tag.
+    /// Accepts a consumer and delivers "message 1" to "message `count`". Returns the consumer tag.
     pub(crate) fn accept_consumer_and_deliver(&mut self, channel: u16, count: u64) -> String {
         let consumer_tag = self.accept_consumer(channel);
         for number in 1..=count {
