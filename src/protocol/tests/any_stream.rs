@@ -177,6 +177,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The tokens of the channels by number, and of the consumer of each.
+const TOKENS: [&str; 6] = ["0", "1", "2", "3", "4", "5"];
+
 /// A connection, and the number of its calls without an outcome.
 struct Subject {
     scenario: Scenario,
@@ -234,7 +237,8 @@ impl Subject {
             Step::Open(number) => {
                 if self.scenario.core.reserve_channel(Some(number)).is_ok() {
                     let call = self.next_call();
-                    let id = self.scenario.begin_open(number, "channel", call);
+                    let token = TOKENS[usize::from(number)];
+                    let id = self.scenario.begin_open(number, token, call);
                     self.ids.push(id);
                     self.feed(&frame(number, channel::OpenOk::default()));
                 }
@@ -250,7 +254,8 @@ impl Subject {
                 if let Some(id) = id(handle) {
                     let call = self.next_call();
                     let consume = basic::Consume::new("q").consumer_tag("c").nowait(nowait);
-                    self.scenario.begin_consume_with(id, call, "c", consume);
+                    let token = TOKENS[usize::from(id.number)];
+                    self.scenario.begin_consume_with(id, call, token, consume);
                 }
             }
             Step::Settle(handle, tag) => {
@@ -389,4 +394,19 @@ fn nothing_follows_a_protocol_error() {
             Seen::ChannelClosed("one", None, vec![]),
         ]
     );
+}
+
+#[test]
+fn deliveries_reach_a_consumer_of_an_older_channel() {
+    let mut subject = Subject::new();
+    let consume = Step::Consume(0, false);
+    for step in [
+        Step::Open(3),
+        Step::Open(4),
+        consume,
+        Step::Content(3, 0, 0),
+    ] {
+        subject.suffer(step);
+        subject.look(false);
+    }
 }
