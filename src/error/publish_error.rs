@@ -11,7 +11,8 @@ use super::Error;
 pub struct PublishError {
     /// The number of the channel that the message was published on.
     pub channel: u16,
-    /// The sequence number of the publish: that of its [`PublisherConfirm`](crate::PublisherConfirm).
+    /// The sequence number of the publish, as its [`PublisherConfirm`](crate::PublisherConfirm) has
+    /// it.
     pub sequence_number: u64,
     /// [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if a message came back
     /// that may be this one.

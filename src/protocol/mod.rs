@@ -2,10 +2,9 @@
 //!
 //! Read the modules in this order:
 //!
-//! 1. [`wire`], [`time`], [`field_value`](table::field_value) and [`table`] are the types of the wire ([`codec`](table::codec)
-//!    encodes tables), [`methods`] is the table of all methods and
-//!    [`arguments`] are RabbitMQ's additions to it. [`frame`] has frames, [`assembly`] makes a
-//!    [`content`] of several frames.
+//! 1. [`wire`], [`time`] and [`table`] are the types of the wire, [`methods`] is the table of all
+//!    methods and [`arguments`] are RabbitMQ's additions to it. [`frame`] has frames, [`assembly`]
+//!    makes a [`content`] of several frames.
 //! 2. [`addresses`] chooses the address of a broker, and [`handshake`] opens a connection.
 //! 3. [`connection`] passes received frames to each [`channel`]. The results are in [`output`] as
 //!    bytes and [`event`]s. [`heartbeat`] finds a dead broker.

@@ -1,5 +1,5 @@
-//! Every variant of `Error`, `ConnectError` and `ConnectionLostError`, with its text: the cause, the
-//! place and the remedy. A new variant needs an entry in the table.
+//! Every variant of `Error`, `ConnectError` and `ConnectionLostError`, with its text: the cause,
+//! the place and the remedy. A new variant needs an entry in the table.
 //!
 //! RabbitMQ does not cause all of them on request, so a scripted peer causes the others. The file
 //! `tls.rs` tests [`TlsError`].

@@ -1,4 +1,4 @@
-//! `BlockingConnection::stats`, where a broker does not do what is counted on request.
+//! `BlockingConnection::stats` for events that RabbitMQ does not cause on request.
 
 use std::thread;
 use std::time::Duration;

@@ -38,7 +38,7 @@ fn sources(folder: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The file without its unit tests.
+/// Returns the file without its unit tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let end = [
@@ -54,7 +54,7 @@ fn code(path: &Path) -> String {
     }
 }
 
-/// The first segments of what a file takes from the crate.
+/// Returns the first segments of the paths in the crate that a file uses.
 fn imports(path: &Path) -> BTreeSet<String> {
     code(path)
         .lines()
