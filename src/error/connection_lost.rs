@@ -38,7 +38,8 @@ pub enum ConnectionLostError {
     /// The stream ended during or after a long reading pause. RabbitMQ drops a client that reads
     /// nothing for about half a minute. A reading pause begins when untaken deliveries fill the
     /// read budget and cannot be requeued: with `no_ack`, from a stream, or on a channel with
-    /// transactions. Consumers that acknowledge never cause one.
+    /// transactions. Consumers that acknowledge cause pauses of at most 5 s, which are not reported
+    /// here.
     #[non_exhaustive]
     NotRead {
         /// The length of the pause.
@@ -101,7 +102,7 @@ impl std::error::Error for ConnectionLostError {}
 ///
 /// It begins when untaken deliveries fill the read budget and cannot be requeued: with `no_ack`,
 /// from a stream, or on a channel with transactions. It ends when enough of them are taken.
-/// Consumers that acknowledge never cause one.
+/// Consumers that acknowledge cause pauses of at most 5 s, which are not reported here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReadingPause {
