@@ -95,7 +95,7 @@ impl PublisherConfirm {
         }
         let connection = &channel.connection;
         let deadline = Instant::now().checked_add(timeout);
-        let _waiting = connection.waiting_for_confirm();
+        let _waiting = connection.wait_for_confirm();
         let is_pointless = || !channel.is_open();
         let publisher = &channel.publisher;
         let found = connection.confirm_busy_wait.look_for(|| slot.get());
@@ -169,7 +169,7 @@ impl Numbered {
     fn report(&self, settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
         let outcome = outcome(settled);
         if outcome.is_err() {
-            self.channel.publisher.hear(&self.slot);
+            self.channel.publisher.mark_reported(&self.slot);
         }
         outcome
     }

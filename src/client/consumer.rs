@@ -257,7 +257,9 @@ impl Consumer {
                 return Err(error);
             }
         }
-        Ok(self.inner().keep_or_give_back(shared.take_left(), shared))
+        Ok(self
+            .inner()
+            .keep_or_give_back(shared.take_remaining(), shared))
     }
 
     /// Returns a crossbeam receiver that is ready when a delivery can be taken, or the consumer has
@@ -352,7 +354,7 @@ struct Unfinished<'a> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if !self.consumer.handle.shared.is_returnable() {
+        if !self.consumer.handle.shared.can_requeue() {
             return;
         }
         let inner = self.consumer.inner();
@@ -457,7 +459,7 @@ impl Drop for Handle {
         let channel = self.channel.inner();
         if self.shared.cancelled_by_broker().is_some() || !channel.is_open() {
             // It has ended before, and not all of what it had was taken.
-            let left = self.shared.take_left();
+            let left = self.shared.take_remaining();
             match left.len() {
                 0 => {}
                 _ if !self.shared.no_ack => channel.give_back(&self.shared, left),

@@ -18,7 +18,7 @@ use crate::client::connection::BlockingConnection;
 use crate::client::delivery::Delivery;
 use crate::client::message::Message;
 use crate::error::{Error, Result};
-use crate::io::to_program::rpc_replies::{Heard, RpcReplies};
+use crate::io::to_program::rpc_replies::{RpcEvent, RpcReplies};
 
 /// RabbitMQ's pseudo-queue whose messages go to the channel that published the request ("Direct
 /// Reply-to").
@@ -268,7 +268,7 @@ impl Session {
         Pending {
             session: self,
             id,
-            heard: self.rpc_replies.expect(id),
+            events: self.rpc_replies.expect(id),
         }
     }
 }
@@ -277,7 +277,7 @@ impl Session {
 struct Pending<'a> {
     session: &'a Session,
     id: u64,
-    heard: Receiver<Heard>,
+    events: Receiver<RpcEvent>,
 }
 
 impl Pending<'_> {
@@ -296,18 +296,18 @@ impl Pending<'_> {
         }
         let connection = &channel_inner.shared.connection;
         let deadline = Instant::now().checked_add(timeout);
-        let _waiting = connection.waiting_for_confirm();
+        let _waiting = connection.wait_for_confirm();
         let found = connection
             .rpc_busy_wait
-            .look_for(|| self.heard.try_recv().ok());
-        let heard = match (found, deadline) {
-            (Some(heard), _) => Ok(heard),
-            (None, Some(deadline)) => self.heard.recv_deadline(deadline),
-            (None, None) => self.heard.recv().map_err(RecvTimeoutError::from),
+            .look_for(|| self.events.try_recv().ok());
+        let event = match (found, deadline) {
+            (Some(event), _) => Ok(event),
+            (None, Some(deadline)) => self.events.recv_deadline(deadline),
+            (None, None) => self.events.recv().map_err(RecvTimeoutError::from),
         };
-        match heard {
-            Ok(Heard::Answer(answer)) => Ok(channel_inner.take(answer, true)),
-            Ok(Heard::NotTaken) => Err(confirm
+        match event {
+            Ok(RpcEvent::Reply(answer)) => Ok(channel_inner.take(answer, true)),
+            Ok(RpcEvent::PublishFailed) => Err(confirm
                 .failure()
                 .unwrap_or_else(|| channel_inner.closed_error())),
             Err(RecvTimeoutError::Timeout) => {

@@ -1,24 +1,25 @@
-//! The sign that the broker, or the network, cannot follow.
+//! Detects that the broker, or the network, takes bytes more slowly than the program publishes.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// How many frames of mean size may wait before that is called backpressure, as in pika.
+/// How many frames of mean size may wait to be written before backpressure begins. pika has the
+/// same default.
 const BACKPRESSURE_MULTIPLIER: usize = 10;
 
-/// Whether far more waits to be written than one frame: the sign by which pika's users
-/// know that the broker, or the network, cannot follow.
+/// Whether far more bytes wait to be written than usual. pika has the same event: it means that the
+/// broker, or the network, is slower than the program.
 #[derive(Debug)]
 pub(crate) struct Backpressure {
-    is_watched: bool,
-    /// How many frames of mean size may wait.
+    is_enabled: bool,
+    /// How many frames of mean size may wait to be written.
     multiplier: AtomicUsize,
     is_on: AtomicBool,
 }
 
 impl Backpressure {
-    pub(crate) fn new(is_watched: bool) -> Self {
+    pub(crate) fn new(is_enabled: bool) -> Self {
         Self {
-            is_watched,
+            is_enabled,
             multiplier: AtomicUsize::new(BACKPRESSURE_MULTIPLIER),
             is_on: AtomicBool::new(false),
         }
@@ -32,10 +33,10 @@ impl Backpressure {
         self.multiplier.store(multiplier, Ordering::Release);
     }
 
-    /// Looks at what waits, in bytes; `true` if backpressure begins now.
+    /// Compares the `waiting` bytes with the bound. Returns `true` if backpressure begins now.
     #[must_use]
     pub(crate) fn begins(&self, waiting: usize, mean_frame: u64) -> bool {
-        if !self.is_watched {
+        if !self.is_enabled {
             return false;
         }
         let multiplier = self.multiplier.load(Ordering::Acquire) as u64;

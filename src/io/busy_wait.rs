@@ -1,30 +1,29 @@
-//! Looking for an answer for a moment before going to sleep for it.
+//! Spins for a reply for a moment before the thread sleeps.
 //!
-//! A round trip to a broker nearby takes less time than waking a thread does, let alone the
-//! two that a call crosses. So whoever waits for an answer may look for it for a short
-//! while, handing its processor to others between two looks; but only for as long as that
-//! pays. After each time in vain it sleeps at once for the next few times, and twice as
-//! often each time; an answer found begins anew.
+//! A round trip to a broker nearby takes less time than the two wake-ups of threads that a call
+//! crosses. So a waiting thread may check for its reply in a loop for a short time, and yields its
+//! processor between two checks. But it does so only while that pays: after a failure the next
+//! waits sleep at once, and their number doubles with each further failure. A success resets it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many waits in a row go by without a look, at most: two to the power of this.
+/// How many waits in a row sleep at once, at most: two to the power of this.
 const SKIPPED_WAITS_MAX_LOG2: u32 = 8;
 
-/// Whether it pays to look, learnt from how it went.
+/// Whether spinning pays, according to the previous waits.
 #[derive(Debug)]
 pub(crate) struct BusyWait {
     limit: Duration,
-    /// How many times in a row were in vain.
+    /// How many spins in a row were in vain.
     failures: AtomicU32,
-    /// How many of the next waits are not worth a look.
+    /// How many of the next waits sleep at once.
     skip: AtomicU32,
 }
 
 impl BusyWait {
-    /// Looks for at most `limit`; zero is never.
+    /// Creates a busy wait of at most `limit`; with zero, [`look_for`](Self::look_for) never spins.
     pub(crate) fn new(limit: Duration) -> Self {
         Self {
             limit,
@@ -33,9 +32,11 @@ impl BusyWait {
         }
     }
 
-    /// Calls `look` until it finds something, if that is worth it now.
+    /// Calls `look` until it returns a value or the limit is over; not at all if spinning does not
+    /// pay at the moment.
     ///
-    /// The counters are hints, so threads that step on each other's toes do no harm.
+    /// Several threads may change the counters at the same time. The counters are only hints, so a
+    /// lost update does no harm.
     pub(crate) fn look_for<R>(&self, mut look: impl FnMut() -> Option<R>) -> Option<R> {
         if self.limit.is_zero() {
             return None;
@@ -63,8 +64,9 @@ impl BusyWait {
     }
 }
 
-/// `limit`, if another processor can do something meanwhile.
-pub(crate) fn limit_here(limit: Duration) -> Duration {
+/// Returns `limit`, or zero on a machine with one processor: spinning would keep the IO thread from
+/// running.
+pub(crate) fn limit_for_this_machine(limit: Duration) -> Duration {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     match processors {
         1 => Duration::ZERO,
@@ -76,11 +78,11 @@ pub(crate) fn limit_here(limit: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// How often it looks at all in so many waits, all in vain.
-    fn looks(spin: &BusyWait, waits: usize) -> usize {
+    /// Returns how many of these waits spin, if all are in vain.
+    fn looks(busy_wait: &BusyWait, waits: usize) -> usize {
         let looked_in = |_: &usize| {
             let mut looked = false;
-            let found = spin.look_for(|| {
+            let found = busy_wait.look_for(|| {
                 looked = true;
                 None::<()>
             });
@@ -91,29 +93,29 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_pay_is_done_less_and_less() {
-        let spin = BusyWait::new(Duration::from_nanos(1));
-        // After 1, 2, 4 … waits.
-        assert_eq!(looks(&spin, 1 + 2 + 4 + 8 + 16), 5);
-        looks(&spin, 1000);
-        assert_eq!(looks(&spin, 2560), 10);
+    fn waits_spin_less_and_less_often_while_spinning_is_in_vain() {
+        let busy_wait = BusyWait::new(Duration::from_nanos(1));
+        // The waits spin after 1, 2, 4 … skipped waits.
+        assert_eq!(looks(&busy_wait, 1 + 2 + 4 + 8 + 16), 5);
+        looks(&busy_wait, 1000);
+        assert_eq!(looks(&busy_wait, 2560), 10);
     }
 
     #[test]
-    fn what_is_found_makes_it_hope_again() {
-        let spin = BusyWait::new(Duration::from_secs(60));
+    fn a_success_lets_the_next_wait_spin_again() {
+        let busy_wait = BusyWait::new(Duration::from_secs(60));
         let mut count = 0;
-        let found = spin.look_for(|| {
+        let found = busy_wait.look_for(|| {
             count += 1;
-            (count == 3).then_some("it")
+            (count == 3).then_some("reply")
         });
-        assert_eq!((found, count), (Some("it"), 3));
-        assert_eq!(spin.look_for(|| Some(1)), Some(1));
+        assert_eq!((found, count), (Some("reply"), 3));
+        assert_eq!(busy_wait.look_for(|| Some(1)), Some(1));
     }
 
     #[test]
-    fn zero_is_off() {
-        let spin = BusyWait::new(Duration::ZERO);
-        assert_eq!(spin.look_for(|| Some(1)), None);
+    fn a_limit_of_zero_never_spins() {
+        let busy_wait = BusyWait::new(Duration::ZERO);
+        assert_eq!(busy_wait.look_for(|| Some(1)), None);
     }
 }

@@ -1,8 +1,8 @@
-//! What a connection has carried so far.
+//! The counters of a connection, for `Stats`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters that the IO thread alone writes and everybody may read.
+/// Counters that only the IO thread writes, and that every thread may read.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) bytes_sent: Counter,
@@ -10,7 +10,7 @@ pub(crate) struct Counters {
     pub(crate) frames_sent: Counter,
     pub(crate) frames_received: Counter,
     pub(crate) messages_published: Counter,
-    /// Those of them that the broker has confirmed or refused, of channels that have ended.
+    /// Publishes that the broker has confirmed, on channels that have ended.
     pub(crate) messages_settled: Counter,
     pub(crate) messages_confirmed: Counter,
     pub(crate) messages_nacked: Counter,
@@ -18,8 +18,8 @@ pub(crate) struct Counters {
     pub(crate) messages_returned: Counter,
     pub(crate) deliveries_held_back: Counter,
     pub(crate) messages_oversized: Counter,
-    /// Deliveries that the program settled, of channels that have ended or that it has dropped. Any
-    /// thread may add to these.
+    /// Deliveries that the program has settled, on channels that have ended or that the program has
+    /// dropped. Unlike the others, any thread may add to this counter.
     pub(crate) deliveries_settled: AtomicU64,
 }
 
@@ -27,7 +27,8 @@ pub(crate) struct Counters {
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// Of the IO thread only: with one writer no step needs to be atomic.
+    /// Adds `count`. Only the IO thread calls this: with a single writer, load and store need not
+    /// be one atomic step.
     pub(crate) fn add(&self, count: u64) {
         self.0.store(self.get() + count, Ordering::Relaxed);
     }

@@ -1,9 +1,9 @@
-//! A line of threads that wait for the same kind of thing, each woken on its own.
+//! A line of threads that wait for the same resource, each woken separately.
 //!
-//! With one condition for all of them, each bit that comes wakes all for what only the first
-//! can have; the others find nothing and sleep again. With many threads that costs several
-//! times what it brings. So each sleeps on a condition of its own, and is woken once, with what
-//! it waits for.
+//! With one condition variable for all threads, each piece of the resource would wake all of them,
+//! but only the first thread could take it; the others would sleep again. With many threads this
+//! costs several times as much as the work itself. So each thread sleeps on a condition variable of
+//! its own, and is woken once, when it has got its claim.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,24 +12,25 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, MutexGuard};
 
-/// Why a wait was in vain.
+/// Why a wait has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WaitError {
     TimedOut,
     Closed,
 }
 
-/// Those who wait, in the order in which they are served. Lives under a lock.
+/// The waiting threads, in the order in which they are served. The line is kept under a lock.
 #[derive(Debug)]
 pub(crate) struct WaitingLine<W>(VecDeque<Arc<Waiter<W>>>);
 
 /// A thread in the line.
 #[derive(Debug)]
 pub(crate) struct Waiter<W> {
-    wants: W,
-    /// Whether it has got that, and has left the line. Changed under the lock of the line.
+    claim: W,
+    /// Whether the thread has got its claim, and has left the line. Changed under the lock of the
+    /// line.
     is_served: AtomicBool,
-    moved: Condvar,
+    changed: Condvar,
 }
 
 impl<W> Default for WaitingLine<W> {
@@ -47,87 +48,87 @@ impl<W> WaitingLine<W> {
         self.0.len()
     }
 
-    /// Joins the line at its end.
-    pub(crate) fn join(&mut self, wants: W) -> Arc<Waiter<W>> {
-        self.join_at(self.0.len(), wants)
+    /// Adds the calling thread at the end of the line.
+    pub(crate) fn join(&mut self, claim: W) -> Arc<Waiter<W>> {
+        self.join_at(self.0.len(), claim)
     }
 
-    fn join_at(&mut self, index: usize, wants: W) -> Arc<Waiter<W>> {
+    fn join_at(&mut self, index: usize, claim: W) -> Arc<Waiter<W>> {
         let waiter = Arc::new(Waiter {
-            wants,
+            claim,
             is_served: AtomicBool::new(false),
-            moved: Condvar::new(),
+            changed: Condvar::new(),
         });
         self.0.insert(index, Arc::clone(&waiter));
         waiter
     }
 
-    /// Serves the first ones, as long as `serve` says that there is what they want, and wakes
-    /// them.
+    /// Wakes threads from the front of the line, as long as `serve` returns that it has reserved
+    /// the claim.
     pub(crate) fn serve_while(&mut self, mut serve: impl FnMut(&W) -> bool) {
         while let Some(first) = self.0.front() {
-            if !serve(&first.wants) {
+            if !serve(&first.claim) {
                 return;
             }
             self.serve_first();
         }
     }
 
-    /// Serves the first one, if there is one, and wakes it.
+    /// Wakes the first thread in the line as served.
     pub(crate) fn serve_first(&mut self) {
         if let Some(first) = self.0.pop_front() {
             first.is_served.store(true, Ordering::Relaxed);
-            first.moved.notify_one();
+            first.changed.notify_one();
         }
     }
 
-    /// Leaves without having been served.
+    /// Removes a thread from the line that was not served.
     pub(crate) fn leave(&mut self, waiter: &Arc<Waiter<W>>) {
         self.0.retain(|other| !Arc::ptr_eq(other, waiter));
     }
 
-    /// Lets everyone ask whether its wait still has a point.
-    pub(crate) fn look_again(&self) {
+    /// Wakes all threads in the line, so that each calls its `is_pointless` again.
+    pub(crate) fn wake_to_recheck(&self) {
         for waiter in &self.0 {
-            waiter.moved.notify_one();
+            waiter.changed.notify_one();
         }
     }
 }
 
 impl<W: Ord> WaitingLine<W> {
-    /// Joins the line before those who want more.
-    pub(crate) fn join_in_order(&mut self, wants: W) -> Arc<Waiter<W>> {
-        let index = self.0.partition_point(|other| other.wants <= wants);
-        self.join_at(index, wants)
+    /// Adds the calling thread in front of the threads with larger claims.
+    pub(crate) fn join_in_order(&mut self, claim: W) -> Arc<Waiter<W>> {
+        let index = self.0.partition_point(|other| other.claim <= claim);
+        self.join_at(index, claim)
     }
 }
 
 impl<W> Waiter<W> {
-    pub(crate) fn wants(&self) -> &W {
-        &self.wants
+    pub(crate) fn claim(&self) -> &W {
+        &self.claim
     }
 
     pub(crate) fn is_served(&self) -> bool {
         self.is_served.load(Ordering::Relaxed)
     }
 
-    /// Waits until it is served; `guard` is that of the line. `is_pointless` is asked before
-    /// each sleep. After an error it is in the line still.
+    /// Waits until the thread is served. `guard` is the lock of the line. `is_pointless` is called
+    /// before each sleep. After an error the thread is still in the line.
     pub(crate) fn wait<S>(
         &self,
         guard: &mut MutexGuard<'_, S>,
         deadline: Option<Instant>,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), WaitError> {
-        wait_until(&self.moved, guard, deadline, is_pointless, || {
+        wait_until(&self.changed, guard, deadline, is_pointless, || {
             self.is_served()
         })
     }
 }
 
-/// Waits on `moved` until `is_done`.
+/// Waits on `changed` until `is_done` returns `true`.
 pub(crate) fn wait_until<S>(
-    moved: &Condvar,
+    changed: &Condvar,
     guard: &mut MutexGuard<'_, S>,
     deadline: Option<Instant>,
     is_pointless: impl Fn() -> bool,
@@ -141,9 +142,9 @@ pub(crate) fn wait_until<S>(
             return Err(WaitError::Closed);
         }
         match deadline {
-            None => moved.wait(guard),
+            None => changed.wait(guard),
             Some(deadline) => {
-                if moved.wait_until(guard, deadline).timed_out() && !is_done() {
+                if changed.wait_until(guard, deadline).timed_out() && !is_done() {
                     return Err(WaitError::TimedOut);
                 }
             }

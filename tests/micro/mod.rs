@@ -395,12 +395,12 @@ fn answering(commands: Receiver<Sender<u64>>, poll: Poll, wake: Arc<Wake>) {
                 Err(_) => break,
             }
         }
-        wake.announce();
+        wake.begin_wait();
         let timeout = (!commands.is_empty()).then_some(Duration::ZERO);
         // The timeout is bounded, because a dropped sender does not wake this thread.
         let timeout = timeout.or(Some(Duration::from_millis(100)));
         poll.poll(&mut events, timeout).unwrap();
-        wake.awake();
+        wake.end_wait();
     }
 }
 
@@ -422,7 +422,7 @@ fn cross_the_thread_and_back() {
         black_box(answer.recv().unwrap());
     });
     measure("notify, while the IO thread is busy", 1, || {
-        wake.awake();
+        wake.end_wait();
         wake.notify();
     });
     drop(sender);

@@ -37,7 +37,7 @@ impl BlockingChannel {
         self.inner()
             .on_return
             .add(move |channel, returned: &Returned| callback(channel, returned.clone()));
-        self.inner().shared.announce();
+        self.inner().shared.mark_ready();
     }
 
     /// Returns the next returned message, if there is one. The last thousand are kept, or fewer if
@@ -72,7 +72,7 @@ impl BlockingChannel {
         self.inner()
             .on_cancel
             .add(move |channel, tag: &ShortString| callback(channel, tag.clone()));
-        self.inner().shared.announce();
+        self.inner().shared.mark_ready();
     }
 
     /// Calls `callback` once with the outcome of each publish in
@@ -108,7 +108,7 @@ impl BlockingChannel {
             .add(move |channel, confirmation: &Confirmation| {
                 callback(channel, confirmation.clone())
             });
-        self.inner().shared.publisher.keep_news();
+        self.inner().shared.publisher.keep_outcomes();
     }
 
     /// Calls `callback` when the broker stops (`false`) or resumes (`true`) publishing with
@@ -121,7 +121,7 @@ impl BlockingChannel {
         self.inner()
             .on_flow
             .add(move |channel, active: &bool| callback(channel, *active));
-        self.inner().shared.announce();
+        self.inner().shared.mark_ready();
     }
 
     /// Calls `callback` once with the reason when the channel has ended.
@@ -135,7 +135,7 @@ impl BlockingChannel {
         self.inner()
             .on_close
             .add(move |channel, reason: &Error| callback(channel, reason.clone()));
-        self.inner().shared.announce();
+        self.inner().shared.mark_ready();
     }
 
     /// Runs the callbacks for at most `limit` notices, and returns the number of notices.
@@ -162,7 +162,7 @@ impl BlockingChannel {
             }
         }
         while told < limit && !is_over() {
-            let Some((number, settled)) = inner.shared.publisher.take_news() else {
+            let Some((number, settled)) = inner.shared.publisher.take_outcome() else {
                 break;
             };
             told += 1;
@@ -178,7 +178,7 @@ impl BlockingChannel {
         if inner.end_to_tell().is_none() {
             return Ok(());
         }
-        let announce = || inner.shared.announce();
+        let announce = || inner.shared.mark_ready();
         match inner.source.hold(&announce) {
             Some(held) => self.call_close_callbacks_held(&held),
             None => Ok(()),

@@ -143,10 +143,10 @@ impl ChannelInner {
     /// has come before, if one has.
     pub(crate) fn await_confirms(&self, deadline: Instant) -> Option<Error> {
         // Whoever has sent a request waits for its answer only.
-        if !self.is_open() || self.shared.serves_requests() {
+        if !self.is_open() || self.shared.is_rpc_only() {
             return None;
         }
-        let _waiting = self.shared.connection.waiting();
+        let _waiting = self.shared.connection.wait_for_room_or_confirm();
         let publisher = &self.shared.publisher;
         match publisher.wait_for_last(deadline, || !self.is_open()) {
             // (`check_open` would record that the program got the reason.)
@@ -161,9 +161,9 @@ impl ChannelInner {
         let number = self.shared.id.number;
         let reason = self.shared.closed();
         let reason = reason.filter(|reason| reason.by != ClosedBy::Application);
-        let is_wanted = reason.is_some() && !self.shared.serves_requests();
+        let is_wanted = reason.is_some() && !self.shared.is_rpc_only();
         let is_news = is_wanted && !self.shared.set_end_reported();
-        let (taken, is_unsettled) = self.shared.publisher.take_unheard();
+        let (taken, is_unsettled) = self.shared.publisher.take_unreported();
         let unconfirmed = || {
             let confirms = self.shared.connection.timeout(
                 LAST_PUBLISHES,
@@ -196,7 +196,7 @@ impl ChannelInner {
         }
         if let Some(reason) = self.shared.closed() {
             let is_told = self.shared.is_end_reported();
-            let is_missed = !is_told && !self.shared.serves_requests();
+            let is_missed = !is_told && !self.shared.is_rpc_only();
             if is_missed && reason.by != ClosedBy::Application {
                 log::warn!("{name}: channel {number} was over, and nobody is told: {reason}");
             }

@@ -63,7 +63,7 @@ impl BlockingChannel {
         };
         if matches!(outcome, Err(Error::Timeout { .. })) {
             let text = "confirm.select was not answered in time";
-            inner.shared.give_up(text.into());
+            inner.shared.close_by_library(text.into());
         }
         inner.shared.publisher.select_done(outcome.is_ok());
         outcome.map(drop)
@@ -73,7 +73,7 @@ impl BlockingChannel {
     fn await_confirm_mode(&self) -> Result<()> {
         let inner = self.inner();
         let after = inner.limits.rpc_timeout;
-        let _waiting = inner.shared.connection.waiting();
+        let _waiting = inner.shared.connection.wait_for_room_or_confirm();
         let publisher = &inner.shared.publisher;
         let waited = publisher.wait_selected(Instant::now() + after, || !inner.is_open());
         match waited {
@@ -124,7 +124,7 @@ impl BlockingChannel {
             inner.check_open()?;
             return Err(Error::NotConfirming);
         }
-        let _waiting = inner.shared.connection.waiting();
+        let _waiting = inner.shared.connection.wait_for_room_or_confirm();
         let waited = publisher.wait_settled(
             publisher.last_number(),
             Instant::now().checked_add(timeout),

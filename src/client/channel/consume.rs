@@ -168,7 +168,7 @@ impl BlockingChannel {
         });
         if let Err(error) = inner.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
             // Without the reply, deliveries may have arrived all the same.
-            inner.keep_or_give_back(shared.take_left(), &shared);
+            inner.keep_or_give_back(shared.take_remaining(), &shared);
             return Err(error);
         }
         inner.add_iterated(&shared);
@@ -180,9 +180,9 @@ impl BlockingChannel {
         let inner = self.inner();
         let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
         let shared = Arc::clone(&inner.shared);
-        shared.serve_requests(rpc_replies);
+        shared.set_rpc_only(rpc_replies);
         let route = Arc::new(Route {
-            consumer: ConsumerShared::of_answers(&consume, shared, Arc::clone(rpc_replies)),
+            consumer: ConsumerShared::with_rpc_replies(&consume, shared, Arc::clone(rpc_replies)),
         });
         let started: Result<basic::ConsumeOk> = inner.call(consume.into(), Some(route));
         started.map(drop)
@@ -334,7 +334,7 @@ impl ChannelInner {
     /// Turns a content into the delivery that the program gets, and counts it as unsettled.
     pub(crate) fn take(self: &Arc<Self>, content: DeliveredContent, no_ack: bool) -> Delivery {
         if !no_ack {
-            self.shared.hand_out();
+            self.shared.count_handed_out();
         }
         Delivery::of_consumer(content, Arc::clone(&self.shared))
     }

@@ -49,7 +49,7 @@ impl ChannelInner {
     /// Turns the content of a `basic.get-ok` into a delivery, and counts it as unsettled.
     fn take_got(self: &Arc<Self>, content: GotContent, no_ack: bool) -> Delivery {
         if !no_ack {
-            self.shared.hand_out();
+            self.shared.count_handed_out();
         }
         Delivery::of_get(content, Arc::clone(&self.shared))
     }

@@ -167,8 +167,8 @@ impl BlockingChannel {
         let shared = &handle.inner.shared;
         if shared.inbox.has_ended() {
             // Whoever dispatches may have looked for it in vain, and not looks again.
-            shared.unlist();
-            shared.announce();
+            shared.clear_ready();
+            shared.mark_ready();
         }
         Ok(Self { handle })
     }

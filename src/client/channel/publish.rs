@@ -197,7 +197,7 @@ impl<'a> Room<'a> {
         let inner = self.inner;
         let begin = || {
             let deadline = Instant::now() + inner.limits.publish_timeout;
-            (inner.shared.connection.waiting(), deadline)
+            (inner.shared.connection.wait_for_room_or_confirm(), deadline)
         };
         self.waiting.get_or_insert_with(begin).1
     }

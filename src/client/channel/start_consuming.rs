@@ -91,7 +91,7 @@ impl BlockingChannel {
     ///   is called from one of them.
     pub fn start_consuming(&self) -> Result<()> {
         let inner = self.inner();
-        let announce = || inner.shared.announce();
+        let announce = || inner.shared.mark_ready();
         let held = inner
             .source
             .hold(&announce)
@@ -100,7 +100,7 @@ impl BlockingChannel {
         let told = self.call_close_callbacks_held(&held);
         drop(held);
         // Events that are left are for the other threads that dispatch.
-        inner.shared.announce();
+        inner.shared.mark_ready();
         // A close during this call could not take the lock, and has left its callbacks to it.
         outcome.and(told).and_then(|()| self.call_close_callbacks())
     }
@@ -109,8 +109,8 @@ impl BlockingChannel {
         let inner = self.inner();
         let connection = self.connection();
         let signal = Signal::of_this_thread();
-        let _watch = inner.shared.inbox.subscribers().watch(&signal);
-        let _watch_connection = inner.shared.connection.own_events.watch(&signal);
+        let _subscription = inner.shared.inbox.subscribers().subscribe(&signal);
+        let _connection_subscription = inner.shared.connection.own_subscribers.subscribe(&signal);
         let mut consuming = Consuming::default();
         if !inner.callbacks.has_some() {
             // Earlier consumers may have ended with the channel.
@@ -151,8 +151,8 @@ impl BlockingChannel {
     /// channel. Returns the number of events.
     pub(crate) fn dispatch_some(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         let inner = self.inner();
-        inner.shared.unlist();
-        let announce = || inner.shared.announce();
+        inner.shared.clear_ready();
+        let announce = || inner.shared.mark_ready();
         let Some(held) = inner.source.hold(&announce) else {
             return Ok(0);
         };
@@ -160,7 +160,7 @@ impl BlockingChannel {
         drop(held);
         let is_done = outcome.as_ref().is_ok_and(|&done| done < share) && !is_over();
         if !is_done || inner.has_more() {
-            inner.shared.announce();
+            inner.shared.mark_ready();
         }
         // A close during this call could not take the lock, and has left its callbacks to it.
         let told = self.call_close_callbacks();
@@ -347,7 +347,7 @@ impl ChannelInner {
         drop(entry);
         self.keep_or_give_back(left, consumer);
         // A thread in `start_consuming` may have waited for this consumer only.
-        self.shared.announce();
+        self.shared.mark_ready();
     }
 
     /// Takes out the deliveries for the consumer with this tag.
@@ -405,7 +405,7 @@ impl ChannelInner {
             Some(prefetch) if prefetch > 0 && !*warned => u64::from(prefetch),
             _ => return,
         };
-        if self.shared.in_hand() >= prefetch {
+        if self.shared.unsettled_deliveries() >= prefetch {
             *warned = true;
             log::warn!(
                 "{}: channel {} waits for deliveries, but all {prefetch} that its prefetch allows \

@@ -58,7 +58,7 @@ impl BlockingConnection {
         self.callbacks()
             .on_close
             .add(move |connection, reason: &Error| callback(connection, reason.clone()));
-        self.inner.shared.ring();
+        self.inner.shared.signal_own_event();
     }
 
     /// Calls `callback` with the broker's reason when the broker begins to block publishes, for
@@ -74,7 +74,7 @@ impl BlockingConnection {
         self.callbacks()
             .on_blocked
             .add(move |connection, reason: &ShortString| callback(connection, reason.clone()));
-        self.inner.shared.ring();
+        self.inner.shared.signal_own_event();
     }
 
     /// Calls `callback` when the broker no longer blocks publishes.
@@ -104,7 +104,7 @@ impl BlockingConnection {
         self.callbacks()
             .on_backpressure
             .add(move |connection, waiting: &usize| callback(connection, *waiting));
-        self.inner.shared.ring();
+        self.inner.shared.signal_own_event();
     }
 
     /// Sets how many frames of mean size may wait before
@@ -132,12 +132,12 @@ impl BlockingConnection {
             self.next_timeout()
                 .is_some_and(|when| when <= Instant::now())
         };
-        if !shared.has_own_news() && !is_due() {
+        if !shared.has_own_event() && !is_due() {
             return Ok(0);
         }
         let callbacks = self.callbacks();
         // If another thread has the lock, it dispatches these events too.
-        let call_others = || shared.call_watchers();
+        let call_others = || shared.wake_dispatchers();
         let Some(held) = callbacks.lock.hold(&call_others) else {
             return Ok(0);
         };
@@ -145,7 +145,7 @@ impl BlockingConnection {
         drop(held);
         if outcome.is_err() {
             // The error may have left events behind, for the next dispatching call.
-            shared.ring();
+            shared.signal_own_event();
         }
         // A close during this call could not take the lock, and has left its callbacks to it.
         let closed = self.call_close_callbacks();
@@ -153,7 +153,7 @@ impl BlockingConnection {
     }
 
     fn dispatch_held(&self, held: &DispatchGuard<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        self.inner.shared.take_own_news();
+        self.inner.shared.clear_own_event();
         let changes = self.call_state_callbacks(held)?;
         let timers = self.run_timers(held, is_over)?;
         self.call_close_callbacks_held(held)?;
@@ -196,7 +196,7 @@ impl BlockingConnection {
         if !self.is_closed() {
             return Ok(());
         }
-        let call_others = || self.inner.shared.call_watchers();
+        let call_others = || self.inner.shared.wake_dispatchers();
         match self.callbacks().lock.hold(&call_others) {
             Some(held) => self.call_close_callbacks_held(&held),
             None => Ok(()),

@@ -109,7 +109,7 @@ impl BlockingConnection {
             return Ok(());
         };
         let signal = Signal::of_this_thread();
-        let _watch = self.inner.shared.anything.watch(&signal);
+        let _subscription = self.inner.shared.all_subscribers.subscribe(&signal);
         let is_over = || running.is_over();
         while !is_over() {
             // Read first: events from before the end are dispatched before this call returns.
@@ -130,7 +130,7 @@ impl BlockingConnection {
     /// thread. If no `run` is going on, the next one returns at once.
     pub fn stop(&self) {
         self.inner.stops.stop();
-        self.inner.shared.anything.ring();
+        self.inner.shared.all_subscribers.notify();
     }
 
     /// Runs the callbacks for all events that have arrived. If there are none, waits for one, at
@@ -151,7 +151,7 @@ impl BlockingConnection {
     pub fn process_data_events(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(limit);
         let signal = Signal::of_this_thread();
-        let _watch = self.inner.shared.anything.watch(&signal);
+        let _subscription = self.inner.shared.all_subscribers.subscribe(&signal);
         loop {
             let over = self.inner.check_open();
             let dispatched = self.dispatch_round(EVENTS_PER_CHANNEL_MAX, &|| false)?;
@@ -179,7 +179,7 @@ impl BlockingConnection {
     pub fn sleep(&self, duration: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(duration);
         let signal = Signal::of_this_thread();
-        let _watch = self.inner.shared.anything.watch(&signal);
+        let _subscription = self.inner.shared.all_subscribers.subscribe(&signal);
         loop {
             let over = self.inner.check_open();
             let dispatched = self.dispatch_round(EVENTS_PER_TURN_MAX, &|| is_past(deadline))?;
@@ -222,9 +222,9 @@ impl BlockingConnection {
         let shared = &self.inner.shared;
         let signal = self.callbacks().ready.get_or_init(|| {
             let signal = Arc::new(Signal::new());
-            shared.anything.add(&signal);
+            shared.all_subscribers.add(&signal);
             // There may be events from before this call.
-            signal.ring();
+            signal.notify();
             signal
         });
         self.set_timer_deadline();

@@ -95,7 +95,9 @@ impl BlockingConnection {
             messages_oversized: counters.messages_oversized.get(),
             deliveries_settled: settled_before + settled,
             deliveries_held_back: counters.deliveries_held_back.get(),
-            deliveries_unsettled: open().map(|it| it.inner().shared.in_hand()).sum(),
+            deliveries_unsettled: open()
+                .map(|it| it.inner().shared.unsettled_deliveries())
+                .sum(),
             unconfirmed: shared_channels().map(|it| it.publisher.outstanding()).sum(),
             bytes_to_write: shared.commands().waiting_bytes(),
             bytes_to_take: shared.read_budget().bytes(),

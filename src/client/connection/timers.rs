@@ -75,7 +75,7 @@ impl BlockingConnection {
             .timers
             .change(|queue| queue.add(when, Box::new(callback)));
         self.set_timer_deadline();
-        self.inner.shared.ring();
+        self.inner.shared.signal_own_event();
         id
     }
 

@@ -9,7 +9,7 @@ use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, OpenFailure, Outcome};
 use crate::io::shared::connection::ConnectionShared;
-use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route, Taker};
+use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Destination, Route};
 use crate::io::shared::notices::Notice;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::confirms::fingerprint;
@@ -36,10 +36,10 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
     }
-    channel.delivered(last);
-    match &consumer.taker {
-        Taker::RpcReplies(rpc_replies) => rpc_replies.deliver(batches),
-        Taker::Inbox(_) | Taker::Callback => {
+    channel.record_delivery_tag(last);
+    match &consumer.destination {
+        Destination::RpcReplies(rpc_replies) => rpc_replies.deliver(batches),
+        Destination::Inbox(_) | Destination::Callback => {
             put(consumer, |inbox| inbox.push(batches, never_held_back));
         }
     }
@@ -48,7 +48,7 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
 fn put(consumer: &ConsumerShared, put: impl FnOnce(&ConsumerInbox)) {
     put(consumer.inbox());
     if consumer.own_inbox().is_none() {
-        consumer.channel.announce();
+        consumer.channel.mark_ready();
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn tell(
             let channel = &consumer.consumer.channel;
             // Before anybody can settle all that came.
             channel.settlements.lock().hold(delivery_tag);
-            channel.delivered(delivery_tag);
+            channel.record_delivery_tag(delivery_tag);
             shared.counters.deliveries_held_back.add(1);
         }
         Event::Reply { call, reply } => answer(call, Ok(reply)),
@@ -101,10 +101,10 @@ pub(crate) fn tell(
                 let mut settlements = channel.settlements.lock();
                 settlements.settle_for_good(delivery_tag, delivery_tag);
             }
-            channel.delivered(delivery_tag);
+            channel.record_delivery_tag(delivery_tag);
         }
         Event::Prefetch { channel, count } => channel.set_prefetch(count),
-        Event::Requeueable { consumer } => consumer.consumer.note_queue(),
+        Event::Requeueable { consumer } => consumer.consumer.set_accepts_requeue(),
         Event::Unwanted {
             channel,
             delivery_tag,
@@ -116,7 +116,7 @@ pub(crate) fn tell(
                 false => settlements.settle_for_good(delivery_tag, delivery_tag),
             }
             drop(settlements);
-            channel.delivered(delivery_tag);
+            channel.record_delivery_tag(delivery_tag);
         }
         Event::PassedOver(passed_over) => pass_over(shared, &passed_over),
         Event::Requeued {
@@ -142,7 +142,7 @@ pub(crate) fn tell(
             consumers,
         } => {
             channel.close(reason.clone());
-            shared.budget().look_again();
+            shared.budget().wake_to_recheck();
             forget_unsettled(&channel, &consumers);
             if let Some(reason) = reason {
                 note_channel_end(&channel, &reason);
@@ -163,8 +163,8 @@ pub(crate) fn tell(
                 true => shared.counters.messages_confirmed.add(confirmed.count),
                 false => shared.counters.messages_nacked.add(confirmed.count),
             }
-            if confirmed.has_news {
-                channel.announce();
+            if confirmed.has_outcomes {
+                channel.mark_ready();
             }
         }
         Event::Returned { channel, content } => {
@@ -203,7 +203,7 @@ fn pass_over(shared: &ConnectionShared, passed_over: &PassedOver<DriverTokens>) 
         Disposal::Rejected | Disposal::Skipped => drop(settlements.requeue(tag)),
     }
     drop(settlements);
-    channel.delivered(tag);
+    channel.record_delivery_tag(tag);
     shared.counters.messages_oversized.add(1);
     let consumer = passed_over.consumer.as_ref();
     let consumer = consumer.map(|route| &route.consumer);
@@ -243,7 +243,7 @@ fn note_end(shared: &ConnectionShared, termination: &Termination) {
 /// Says how a channel has ended, in the same way.
 fn note_channel_end(channel: &ChannelShared, reason: &CloseReason) {
     let (name, number) = (&channel.connection.name, channel.id.number);
-    let is_missed = channel.is_abandoned() && !channel.serves_requests();
+    let is_missed = channel.is_abandoned() && !channel.is_rpc_only();
     match is_missed && reason.by != ClosedBy::Application {
         true => log::warn!(
             "{name}: channel {number} was over before it was dropped, and nobody is told: {reason}"
@@ -304,10 +304,10 @@ fn forget_unsettled(channel: &ChannelShared, consumers: &[Arc<Route>]) {
 fn end_consumer(route: &Route, by_broker: bool) {
     let consumer = &route.consumer;
     consumer.cancel(by_broker);
-    match &consumer.taker {
-        Taker::Callback => put(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer))),
-        Taker::RpcReplies(rpc_replies) => rpc_replies.end(),
-        Taker::Inbox(inbox) => {
+    match &consumer.destination {
+        Destination::Callback => put(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer))),
+        Destination::RpcReplies(rpc_replies) => rpc_replies.end(),
+        Destination::Inbox(inbox) => {
             inbox.end();
             if by_broker {
                 keep_notice(&consumer.channel, Notice::Cancelled(consumer.tag.clone()));

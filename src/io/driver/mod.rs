@@ -99,7 +99,7 @@ fn prepare(
     );
     let wake = Arc::new(Wake::with(&waker));
     let (alive, ended) = bounded(0);
-    let busy_wait_limit = busy_wait::limit_here(settings.busy_wait);
+    let busy_wait_limit = busy_wait::limit_for_this_machine(settings.busy_wait);
     let shared = Arc::new(ConnectionShared::new(
         wake,
         ended,
@@ -273,7 +273,7 @@ impl Driver {
     /// A timer of the program's is due.
     fn signal_due_timer(&self, now: Instant) {
         if self.shared.take_due_timer(now) {
-            self.shared.ring();
+            self.shared.signal_own_event();
         }
     }
 
@@ -389,7 +389,7 @@ impl Driver {
 
     /// Gives back what a consumer has that nobody will take.
     fn requeue(&mut self, consumer: &ConsumerShared, now: Instant) {
-        let left = consumer.take_left();
+        let left = consumer.take_remaining();
         if consumer.no_ack {
             if left.len() > 0 {
                 log::warn!(

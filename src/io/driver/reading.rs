@@ -183,7 +183,7 @@ impl Driver {
         }
         self.core.set_reading(!pause, now);
         match (pause, stop) {
-            (true, Some((Stop::Fixed, _))) => {
+            (true, Some((Stop::FixedDeliveries, _))) => {
                 let slowest = slowest(&self.core);
                 self.read_pauses.begin(now, slowest, &self.shared.name);
             }
@@ -207,7 +207,7 @@ impl Driver {
             .shared
             .read_budget()
             .must_stop(is_paused, awaited, announced)?;
-        if stop.0 == Stop::Soft {
+        if stop.0 == Stop::SoftLimit {
             let end = *self.breath_due.get_or_insert(now + PAUSE_LENGTH_MAX);
             self.catching_breath |= now >= end;
             if self.catching_breath {

@@ -37,7 +37,7 @@ impl Driver {
         self.gather();
         let shared = Arc::clone(&self.shared);
         let wake = shared.wake();
-        wake.announce();
+        wake.begin_wait();
         // Looked at only now, so that what is handed out from here on wakes this thread.
         self.pause_or_resume();
         if self.is_busy() && self.may_rest() && shared.read_budget().begin_rest() {
@@ -47,7 +47,7 @@ impl Driver {
                 false => self.rest(events),
             };
             shared.read_budget().end_rest();
-            wake.awake();
+            wake.end_wait();
             return rested;
         }
         let timeout = match self.is_busy() {
@@ -62,7 +62,7 @@ impl Driver {
             }
         };
         let polled = self.poll.poll(events, timeout);
-        wake.awake();
+        wake.end_wait();
         match polled {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             other => other?,

@@ -1,4 +1,4 @@
-//! The parts without a lock, tried in every interleaving by loom.
+//! The lock-free parts of `io`, which loom checks in every interleaving.
 
 #[cfg(all(test, loom))]
 mod models;

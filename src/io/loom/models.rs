@@ -1,14 +1,14 @@
-//! Models of what crosses threads without a lock. loom runs each in every interleaving, and
-//! with every value that a relaxed load may see:
+//! Models of the lock-free crossings. loom runs each in every interleaving, and with every value
+//! that a relaxed load may return:
 //!
 //!     LOOM_MAX_PREEMPTIONS=4 RUSTFLAGS="--cfg loom" cargo test --release --lib models
 //!
-//! (Without that bound it takes hours. With a swap in the place of the compare-and-exchange
-//! of `wake`, loom reports a deadlock at three preemptions: it lets another store come between
-//! a swap and what it has read.)
+//! Without that bound the models take hours. (A swap instead of the compare-and-exchange in `wake`
+//! would make loom report a deadlock at three preemptions: loom allows another store between a swap
+//! and the value that it has read.)
 //!
-//! What is put somewhere is a relaxed counter here, which promises less than any queue; so
-//! what holds here needs nothing of the queue.
+//! A queue is modelled by a relaxed counter. The counter promises less than any queue, so the
+//! result does not depend on the queue.
 
 use loom::model;
 use loom::sync::atomic::AtomicUsize as Counter;
@@ -18,10 +18,10 @@ use loom::thread;
 
 use super::sync::Mutex;
 use crate::io::to_io::wake::{Wake, Waker};
-use crate::io::to_program::dispatch_signal::{Ring, Subscribers};
+use crate::io::to_program::dispatch_signal::{Notify, Subscribers};
 use crate::io::to_program::ready_list::ReadyFlag;
 
-/// One slot, as the kernel's. A wait that nothing ends is a deadlock, which loom reports.
+/// One slot, like that of the kernel. loom reports a wait that no thread ends as a deadlock.
 struct Slot {
     full: Lock<bool>,
     filled: Condvar,
@@ -55,14 +55,14 @@ impl Waker for Arc<Slot> {
     }
 }
 
-impl Ring for Slot {
-    fn ring(&self) {
+impl Notify for Slot {
+    fn notify(&self) {
         self.fill();
     }
 }
 
 #[test]
-fn nothing_is_left_in_the_queue_of_a_sleeping_thread() {
+fn no_command_is_left_in_the_queue_of_a_sleeping_thread() {
     const CALLERS: usize = 2;
     model(|| {
         let slot = Arc::new(Slot::new());
@@ -82,24 +82,24 @@ fn nothing_is_left_in_the_queue_of_a_sleeping_thread() {
             if taken == CALLERS {
                 return;
             }
-            wake.announce();
+            wake.begin_wait();
             if queue.load(Relaxed) == 0 {
                 slot.wait();
             }
-            wake.awake();
+            wake.end_wait();
         }
     });
 }
 
 #[test]
 fn the_last_command_of_a_thread_is_seen_before_the_end() {
-    // The driver's end: it has seen the close, takes what is left, and goes; what comes later
-    // is refused by the queue. Whoever was not refused must have been seen.
+    // The driver ends: it has seen the close, takes the remaining commands and stops. The queue
+    // refuses later commands. Every command that was not refused must have been seen.
     model(|| {
         let slot = Arc::new(Slot::new());
         let waker = std::sync::Arc::new(Arc::clone(&slot));
         let wake = Arc::new(Wake::with(&waker));
-        // `None` when the driver is gone.
+        // `None` after the end of the driver.
         let queue = Arc::new(Mutex::new(Some(Vec::new())));
         let callers: Vec<_> = ["close", "call"]
             .into_iter()
@@ -117,12 +117,12 @@ fn the_last_command_of_a_thread_is_seen_before_the_end() {
         let mut seen: Vec<&str> = Vec::new();
         while !seen.contains(&"close") {
             seen.append(queue.lock().as_mut().unwrap());
-            wake.announce();
+            wake.begin_wait();
             let idle = queue.lock().as_ref().unwrap().is_empty();
             if idle && !seen.contains(&"close") {
                 slot.wait();
             }
-            wake.awake();
+            wake.end_wait();
         }
         seen.extend(queue.lock().take().unwrap());
         let accepted = callers.into_iter().map(|caller| caller.join().unwrap());
@@ -131,43 +131,43 @@ fn the_last_command_of_a_thread_is_seen_before_the_end() {
 }
 
 #[test]
-fn a_watcher_hears_the_ring_or_sees_what_it_was_for() {
+fn a_subscriber_is_notified_or_sees_the_event_itself() {
     model(|| {
         let subscribers = Arc::new(Subscribers::default());
-        let news = Arc::new(Counter::new(0));
+        let events = Arc::new(Counter::new(0));
         let signal = std::sync::Arc::new(Slot::new());
-        let ringer = {
-            let (subscribers, news) = (Arc::clone(&subscribers), Arc::clone(&news));
+        let notifier = {
+            let (subscribers, events) = (Arc::clone(&subscribers), Arc::clone(&events));
             thread::spawn(move || {
-                news.store(1, Relaxed);
-                subscribers.ring();
+                events.store(1, Relaxed);
+                subscribers.notify();
             })
         };
-        let watch = subscribers.watch(&signal);
-        if news.load(Relaxed) == 0 {
+        let subscription = subscribers.subscribe(&signal);
+        if events.load(Relaxed) == 0 {
             signal.wait();
         }
-        drop(watch);
-        ringer.join().unwrap();
+        drop(subscription);
+        notifier.join().unwrap();
     });
 }
 
 #[test]
-fn news_of_a_channel_are_seen_or_the_channel_is_listed() {
-    const BRINGERS: usize = 2;
+fn an_event_of_a_channel_is_seen_or_the_channel_is_on_the_list() {
+    const THREADS: usize = 2;
     model(|| {
         let ready_flag = Arc::new(ReadyFlag::new());
         let list = Arc::new(Mutex::new(0));
-        let news = Arc::new(Counter::new(0));
-        let bringers: Vec<_> = (0..BRINGERS)
+        let events = Arc::new(Counter::new(0));
+        let threads: Vec<_> = (0..THREADS)
             .map(|_| {
-                let (ready_flag, list, news) = (
+                let (ready_flag, list, events) = (
                     Arc::clone(&ready_flag),
                     Arc::clone(&list),
-                    Arc::clone(&news),
+                    Arc::clone(&events),
                 );
                 thread::spawn(move || {
-                    news.fetch_add(1, Relaxed);
+                    events.fetch_add(1, Relaxed);
                     if ready_flag.set() {
                         *list.lock() += 1;
                     }
@@ -175,16 +175,16 @@ fn news_of_a_channel_are_seen_or_the_channel_is_listed() {
             })
             .collect();
         let mut seen = 0;
-        for _ in 0..BRINGERS {
+        for _ in 0..THREADS {
             let listed = std::mem::take(&mut *list.lock()) > 0;
             if listed {
                 ready_flag.clear();
-                seen = news.load(Relaxed);
+                seen = events.load(Relaxed);
             }
         }
-        for bringer in bringers {
-            bringer.join().unwrap();
+        for thread in threads {
+            thread.join().unwrap();
         }
-        assert!(seen == BRINGERS || *list.lock() > 0, "{seen} seen");
+        assert!(seen == THREADS || *list.lock() > 0, "{seen} seen");
     });
 }

@@ -1,5 +1,5 @@
-//! The atomics and locks of what crosses threads without waiting, so that a model checker
-//! can put its own in their place.
+//! The atomics and locks of the lock-free parts. Under loom they are loom's own, so that it can run
+//! every interleaving.
 
 #[cfg(not(all(test, loom)))]
 pub(crate) use parking_lot::Mutex;
@@ -11,7 +11,7 @@ pub(crate) use self::model::Mutex;
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-/// What loom's lock lacks to look like the other one.
+/// Gives loom's mutex the interface of `parking_lot::Mutex`.
 #[cfg(all(test, loom))]
 mod model {
     use loom::sync::MutexGuard;

@@ -1,4 +1,4 @@
-//! What the program's threads and the IO thread share of one channel.
+//! The state of a channel that the program's threads share with the IO thread.
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -30,34 +30,34 @@ use crate::protocol::wire::ShortString;
 pub(crate) struct ChannelShared {
     pub(crate) id: ChannelId,
     pub(crate) connection: Arc<ConnectionShared>,
-    /// How far the channel is from its end.
+    /// The steps of the close, and the close reason.
     end: ChannelEnd,
-    /// The program's handle, without its type: a delivery finds its channel with it.
+    /// The program's `BlockingChannel`, without its type. A delivery finds its channel with it.
     handle: OnceLock<Weak<dyn Any + Send + Sync>>,
-    /// Whether the program has got the reason why the broker or cony closed the channel.
+    /// Whether an error with the close reason of the broker or of cony was returned to the program.
     is_end_reported: AtomicBool,
-    /// The number of the last delivery that came.
+    /// The highest delivery tag so far.
     last_delivery_tag: AtomicU64,
-    /// Whether the connection's counters include the deliveries that this channel has settled.
+    /// Whether the connection's counters include the settled deliveries of this channel.
     is_settled_counted: AtomicBool,
-    /// Which deliveries are settled. Held for moments only.
+    /// The record of settled deliveries. The lock is held for a few instructions only.
     pub(crate) settlements: Mutex<SettlementLedger>,
-    /// How many deliveries that want to be settled were handed out.
+    /// How many deliveries that need an acknowledgement the program has got.
     handed_out: AtomicU64,
-    /// The prefetch in force, or [`NO_PREFETCH`].
+    /// The current prefetch, or [`NO_PREFETCH`].
     prefetch: AtomicU32,
-    /// The deliveries of all consumers with a callback, in the order of the wire.
+    /// The deliveries to all consumers with a callback, in the order of the wire.
     pub(crate) inbox: ConsumerInbox,
     pub(crate) publisher: Publisher,
     pub(crate) notices: Notices,
     ready_flag: ReadyFlag,
-    /// Whether the program has no handle of it any more.
+    /// Whether the program has dropped all handles of the channel.
     abandoned: AtomicBool,
-    /// Whether nobody can ask for what is no answer: it serves requests only.
-    serves_requests: AtomicBool,
+    /// Whether cony uses the channel for RPC requests only. Then notices are not stored.
+    is_rpc_only: AtomicBool,
 }
 
-/// Nobody has set a prefetch.
+/// The value of `prefetch` before the first `basic.qos`.
 const NO_PREFETCH: u32 = u32::MAX;
 
 impl ChannelShared {
@@ -79,32 +79,34 @@ impl ChannelShared {
             notices: Notices::new(&total),
             ready_flag: ReadyFlag::new(),
             abandoned: AtomicBool::new(false),
-            serves_requests: AtomicBool::new(false),
+            is_rpc_only: AtomicBool::new(false),
         }
     }
 
-    /// Records the handle that the program has of this channel.
+    /// Stores the program's handle of this channel.
     pub(crate) fn set_handle(&self, handle: Weak<dyn Any + Send + Sync>) {
         let _ = self.handle.set(handle);
     }
 
-    /// Returns the program's handle, unless all clones of it are dropped.
+    /// Returns the program's handle, unless all its clones are dropped.
     pub(crate) fn handle(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         self.handle.get()?.upgrade()
     }
 
-    /// Returns why the channel itself is closed, if it is.
+    /// Returns the close reason of the channel itself, if the channel is closed.
     pub(crate) fn closed(&self) -> Option<CloseReason> {
         self.end.reason()
     }
 
-    /// Returns why the channel cannot be used, if so; the connection's reason, if that ended first.
+    /// Returns the reason why the channel cannot be used, as an error. If the connection ended
+    /// first, this is the reason of the connection.
     pub(crate) fn end(&self) -> Option<Error> {
         let lost = || self.connection.end();
         match self.end.get() {
             None => lost(),
             Some(Ending::Closing(None)) => lost().or_else(|| Some(being_closed())),
-            // If the connection ended before the answer to our close came, its reason counts.
+            // The connection may end before our close has its close-ok. Then the connection's
+            // reason counts.
             Some(Ending::Closing(Some(reason))) => lost()
                 .filter(Error::is_of_others)
                 .or(Some(Error::ChannelClosed(reason))),
@@ -112,41 +114,44 @@ impl ChannelShared {
         }
     }
 
-    /// Whether the channel can be used. This is [`end`](Self::end) without making the error, for
-    /// it is called for each message.
+    /// Returns whether the channel can be used. The result is that of [`end`](Self::end), but no
+    /// error is created, because this runs for each message.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.end.is_open() && self.connection.is_open()
     }
 
-    /// Whether neither the channel nor the connection is being closed by this program, nor the
-    /// channel by the broker. Asked under the lock of the queue, no publish comes behind a close.
+    /// Returns `false` as soon as the program has begun to close the channel or the connection, or
+    /// the broker has closed the channel.
+    ///
+    /// The caller holds the lock of the command queue. Therefore no publish is queued behind a
+    /// close.
     #[inline]
     pub(crate) fn takes_publishes(&self) -> bool {
         self.end.is_open() && !self.connection.is_closing()
     }
 
-    /// Returns the reason as an error, if channel or connection are closed.
+    /// Returns the close reason as an error, if the channel or the connection is closed.
     pub(crate) fn check_open(&self) -> Result<()> {
-        // Usually the channel is open, and this runs for each message.
+        // This branch avoids the lock in `end`. It runs for each message.
         if self.is_open() {
             return Ok(());
         }
         self.report_end().map_or(Ok(()), Err)
     }
 
-    /// Returns why the channel is closed, for a call that has failed because of that.
+    /// Returns the close reason for a call that has failed because of it.
     pub(crate) fn closed_error(&self) -> Error {
         self.report_end().unwrap_or_else(Error::being_closed)
     }
 
-    /// Returns why the channel is closed, unless this program closed it.
+    /// Returns the close reason, unless the program itself has closed the channel.
     pub(crate) fn ended_by_others(&self) -> Option<Error> {
         self.report_end().filter(Error::is_of_others)
     }
 
-    /// Returns why the channel is closed, and records that the program gets this reason now. A
-    /// later close then does not report it once more.
+    /// Returns the close reason, and records that the program gets it now. A later close then does
+    /// not return the same error again.
     fn report_end(&self) -> Option<Error> {
         let end = self.end()?;
         if matches!(end, Error::ChannelClosed(_)) && end.is_of_others() {
@@ -155,7 +160,7 @@ impl ChannelShared {
         Some(end)
     }
 
-    /// Records that the program has got the reason for the end. Returns whether it had it before.
+    /// Records that the program gets the close reason. Returns whether it was recorded before.
     pub(crate) fn set_end_reported(&self) -> bool {
         self.is_end_reported.swap(true, Ordering::AcqRel)
     }
@@ -164,23 +169,24 @@ impl ChannelShared {
         self.is_end_reported.load(Ordering::Acquire)
     }
 
-    /// Whether this program's close awaits its answer.
+    /// Returns whether the program's close has no close-ok yet.
     pub(crate) fn is_closing(&self) -> bool {
         let begun = matches!(self.end.get(), Some(Ending::Closing(_)));
         begun && self.connection.termination().is_none()
     }
 
-    /// Notes that the broker has confirmed this program's close, or that it took too long.
+    /// Records that the program's close has its close-ok, or has timed out.
     pub(crate) fn finish_close(&self) {
         self.end.finish_close();
     }
 
-    /// Records that the broker had closed the channel before this program did.
+    /// Records that the closes have crossed: the broker had closed the channel before the program
+    /// did.
     pub(crate) fn cross(&self, reason: CloseReason) {
         self.end.cross(reason);
     }
 
-    /// Records the end; `None` if the channel goes with its connection.
+    /// Records the end. `None` means that the channel has ended with its connection.
     pub(crate) fn close(&self, reason: Option<CloseReason>) {
         if let Some(reason) = reason {
             self.end.record(reason);
@@ -192,10 +198,10 @@ impl ChannelShared {
         self.count_settled();
         self.publisher.channel_ended();
         self.inbox.end();
-        self.announce();
+        self.mark_ready();
     }
 
-    /// The connection has ended without telling the channel, which may have been impossible.
+    /// Ends the channel together with its connection, unless the channel has ended before.
     pub(crate) fn end_with_connection(&self) {
         if !self.inbox.has_ended() {
             self.close(None);
@@ -206,26 +212,26 @@ impl ChannelShared {
         self.last_delivery_tag.load(Ordering::Acquire)
     }
 
-    pub(crate) fn delivered(&self, delivery_tag: u64) {
+    pub(crate) fn record_delivery_tag(&self, delivery_tag: u64) {
         self.last_delivery_tag
             .fetch_max(delivery_tag, Ordering::AcqRel);
     }
 
-    /// Notes that a delivery goes to the program that it has to settle.
-    pub(crate) fn hand_out(&self) {
+    /// Counts a delivery that needs an acknowledgement and goes to the program.
+    pub(crate) fn count_handed_out(&self) {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many deliveries the program has and has not settled.
-    pub(crate) fn in_hand(&self) -> u64 {
+    /// Returns how many deliveries the program has got and not settled.
+    pub(crate) fn unsettled_deliveries(&self) -> u64 {
         let settled = self.settlements.lock().count();
         self.handed_out
             .load(Ordering::Relaxed)
             .saturating_sub(settled)
     }
 
-    /// Adds the settled deliveries to the connection's counters, once: the channel has ended, or the
-    /// program has dropped it.
+    /// Adds the settled deliveries to the connection's counters, once: when the channel has ended,
+    /// or when the program has dropped it.
     pub(crate) fn count_settled(&self) {
         if !self.is_settled_counted.swap(true, Ordering::AcqRel) {
             let settled = self.settlements.lock().count();
@@ -234,8 +240,8 @@ impl ChannelShared {
         }
     }
 
-    /// Returns how many deliveries the program has settled, until the connection's counters include
-    /// them.
+    /// Returns how many deliveries the program has settled, or 0 if the connection's counters
+    /// include them already.
     pub(crate) fn uncounted_settled(&self) -> u64 {
         match self.is_settled_counted.load(Ordering::Acquire) {
             true => 0,
@@ -243,7 +249,7 @@ impl ChannelShared {
         }
     }
 
-    /// Notes that the broker has taken back whatever was unsettled.
+    /// Records that `basic.recover` has requeued all unsettled deliveries.
     pub(crate) fn recovered(&self) {
         let mut settlements = self.settlements.lock();
         settlements.recovered(self.last_delivery_tag());
@@ -251,7 +257,7 @@ impl ChannelShared {
             .store(settlements.count(), Ordering::Relaxed);
     }
 
-    /// The prefetch in force; `None` until somebody has set one.
+    /// Returns the current prefetch; `None` before the first `basic.qos`.
     pub(crate) fn prefetch(&self) -> Option<u16> {
         self.prefetch.load(Ordering::Acquire).try_into().ok()
     }
@@ -260,7 +266,8 @@ impl ChannelShared {
         self.prefetch.store(count.into(), Ordering::Release);
     }
 
-    /// Sends `method`, to be followed by [`finish`](ConnectionShared::finish). What is begun first goes first.
+    /// Queues a call. Pass the returned receiver to [`finish`](ConnectionShared::finish). The core
+    /// sends calls in the order in which they were queued.
     pub(crate) fn begin(
         &self,
         method: Method,
@@ -278,8 +285,8 @@ impl ChannelShared {
         outcome
     }
 
-    /// Cancels `consumer`, and no other one of its name; to be followed by
-    /// [`finish`](ConnectionShared::finish).
+    /// Queues the cancellation of `consumer`, but not of a later consumer with the same tag. Pass
+    /// the returned receiver to [`finish`](ConnectionShared::finish).
     pub(crate) fn begin_cancel(
         &self,
         consumer: &Arc<ConsumerShared>,
@@ -297,60 +304,62 @@ impl ChannelShared {
         outcome
     }
 
-    /// Puts the channel on the list of those with news, and tells whoever dispatches.
-    pub(crate) fn announce(&self) {
+    /// Puts the channel on the ready list and wakes the dispatching threads.
+    pub(crate) fn mark_ready(&self) {
         if self.ready_flag.set() {
             let is_wanted = || !self.is_abandoned();
             self.connection.ready_list.push(self.id, is_wanted);
         }
-        self.inbox.subscribers().ring();
-        self.connection.anything.ring();
+        self.inbox.subscribers().notify();
+        self.connection.all_subscribers.notify();
     }
 
-    /// The program has no handle of the channel any more: nobody will ever dispatch it. How
-    /// many failed publishes nobody was told of.
+    /// Records that the program has dropped all handles of the channel, so that no thread will
+    /// dispatch for it. Returns how many failed publishes were reported to no thread.
     pub(crate) fn abandon(&self) -> u64 {
         self.abandoned.store(true, Ordering::SeqCst);
-        // Whoever still holds a delivery or a confirm keeps this, but cannot ask for them.
+        // A delivery or a confirm may keep this state alive, but gives no access to the notices.
         self.notices.clear(&self.connection.retained);
-        let unheard = self.publisher.abandon();
+        let unreported = self.publisher.abandon();
         if self.ready_flag.is_set() {
             self.connection.ready_list.remove(self.id);
         }
-        unheard
+        unreported
     }
 
-    /// From now on serves requests only: nobody can ask for anything but their `answers`.
-    pub(crate) fn serve_requests(&self, rpc_replies: &Arc<RpcReplies>) {
-        self.serves_requests.store(true, Ordering::SeqCst);
+    /// Uses the channel for RPC requests only. Failed publishes go to `rpc_replies`.
+    pub(crate) fn set_rpc_only(&self, rpc_replies: &Arc<RpcReplies>) {
+        self.is_rpc_only.store(true, Ordering::SeqCst);
         self.publisher.abandon();
-        self.publisher.tell_of_failures(rpc_replies);
+        self.publisher.set_rpc_replies(rpc_replies);
     }
 
-    pub(crate) fn serves_requests(&self) -> bool {
-        self.serves_requests.load(Ordering::SeqCst)
+    pub(crate) fn is_rpc_only(&self) -> bool {
+        self.is_rpc_only.load(Ordering::SeqCst)
     }
 
-    /// Whether the program has no handle of it any more.
+    /// Returns whether the program has dropped all handles of the channel.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::SeqCst)
     }
 
-    /// Takes the channel off that list: whoever does looks at all there is after this.
-    pub(crate) fn unlist(&self) {
+    /// Clears the flag of the ready list. The caller looks for notices, confirms and deliveries
+    /// after this call, not before it.
+    pub(crate) fn clear_ready(&self) {
         self.ready_flag.clear();
     }
 
-    /// Keeps a notice for a callback, and announces it. Returns the notices that had to be dropped
-    /// for it; `None` if no thread will ever ask for it.
+    /// Stores a notice for a callback and marks the channel as ready. Returns the notices that were
+    /// dropped for it; `None` if no thread can take the notice.
     pub(crate) fn keep_notice(&self, notice: Notice) -> Option<Vec<Notice>> {
-        let is_wanted = || !self.is_abandoned() && !self.serves_requests();
+        let is_wanted = || !self.is_abandoned() && !self.is_rpc_only();
         let dropped = self.notices.push(notice, is_wanted)?;
-        self.announce();
+        self.mark_ready();
         Some(dropped)
     }
 
-    /// Settles a delivery, once; with `multiple` in `settle`, all up to `delivery_tag`.
+    /// Settles a delivery; with `multiple` in `settle`, all deliveries up to `delivery_tag`. A
+    /// second settlement of the same delivery is an error.
     pub(crate) fn settle(&self, delivery_tag: u64, settle: Settle) -> Result<()> {
         self.check_open()?;
         let last = self.last_delivery_tag();
@@ -361,11 +370,12 @@ impl ChannelShared {
         if delivery_tag > last || (delivery_tag == 0 && !multiple) {
             return Err(Error::UnknownDeliveryTag(delivery_tag));
         }
-        // On the wire 0 would mean every delivery that the broker has sent. Some of them may still
-        // be on their way, and the program has not seen them.
+        // On the wire the tag 0 would cover every delivery that the broker has sent. Some of them
+        // may not have arrived yet, and the program has not seen them.
         let is_all = multiple && delivery_tag == 0;
         let tag = if is_all { last } else { delivery_tag };
-        // Queued under the lock, so that the order on the wire is the order in the ledger.
+        // The settlement is queued under this lock, so that the ledger and the wire have the same
+        // order.
         let mut settlements = self.settlements.lock();
         if !multiple {
             if !settlements.settle(tag) {
@@ -375,7 +385,7 @@ impl ChannelShared {
             return Ok(());
         }
         let covered = settlements.settle_up_to(tag);
-        // With the tag 0, no unsettled delivery is no error.
+        // With the tag 0 it is no error that there is no unsettled delivery.
         if covered.is_nothing() && !is_all {
             return Err(Error::AlreadySettled(tag));
         }
@@ -388,10 +398,10 @@ impl ChannelShared {
         Ok(())
     }
 
-    /// Gives deliveries back to their queue that nobody takes, unless they are settled.
+    /// Requeues deliveries that no thread takes, unless they are settled.
     ///
-    /// From any thread: `send` gets the command for it, in the same step as they count as
-    /// settled, so that nothing that is said after this covers them.
+    /// Any thread may call this. `send` gets the command under the lock of the ledger. So a later
+    /// settlement with `multiple` does not cover these deliveries.
     pub(crate) fn give_back(
         &self,
         delivery_tags: impl IntoIterator<Item = u64>,
@@ -408,7 +418,7 @@ impl ChannelShared {
         }
     }
 
-    /// Queues this program's close. No publish comes behind it.
+    /// Queues the program's close. No publish is queued behind it.
     pub(crate) fn send_close(
         &self,
         code: ReplyCode,
@@ -418,8 +428,8 @@ impl ChannelShared {
         self.send_close_by(ClosedBy::Application, code, text, reply);
     }
 
-    /// Queues a close that the program has not asked for: nobody waits until it is done.
-    pub(crate) fn give_up(&self, text: ShortString) {
+    /// Queues a close by cony itself, without a reply.
+    pub(crate) fn close_by_library(&self, text: ShortString) {
         self.send_close_by(ClosedBy::Library, ReplyCode::REPLY_SUCCESS, text, None);
     }
 
@@ -441,7 +451,7 @@ impl ChannelShared {
     }
 }
 
-/// What is said of a channel whose close this program has begun.
+/// Returns the error of a channel whose close the program has begun.
 fn being_closed() -> Error {
     let text = "the channel is being closed";
     let code = ReplyCode::REPLY_SUCCESS;

@@ -1,4 +1,4 @@
-//! How far a channel is from its end, and why it ended.
+//! The steps of a channel's end, and its close reason.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,40 +6,41 @@ use parking_lot::Mutex;
 
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 
-/// The end of a channel, in the order in which it comes about.
+/// The steps of a channel's end, in their order.
 ///
 /// ```text
-///        begin_close            record             finish
-/// Open ---------------> Closing ------> Closing ----------> Closed
-///   |                      |  (by this program, recorded)      ^
-///   |  record (by others)  |  record (by others), cross        |
-///   +----------------------+-----------------------------------+
+///        begin_close               record          finish_close
+/// Open ------------------> Closing ------> Closing ----------> Closed
+///   |                         |  (by the program, recorded)       ^
+///   |  record (broker, cony)  |  record (broker, cony), cross     |
+///   +-------------------------+-----------------------------------+
 /// ```
 #[derive(Debug)]
 enum Stage {
     Open,
-    /// The close of this program is queued, and the broker has not confirmed it.
+    /// The program's close is queued, and the broker has not confirmed it.
     Closing {
         /// Set when the IO thread has sent the close.
         recorded: Option<CloseReason>,
-        /// Whether the close is over, confirmed or timed out, before it was recorded.
+        /// Whether the close was confirmed or has timed out before it was recorded.
         finished: bool,
     },
     Closed(CloseReason),
 }
 
-/// The answer to whether a channel can be used, and why not.
+/// The step of a channel's end, for all threads that use the channel.
 #[derive(Debug)]
 pub(crate) struct ChannelEnd {
-    /// Whether the stage is `Open`, read for each message without the lock. Written under it.
+    /// Whether the stage is `Open`. It is written under the lock, and read without it for each
+    /// message.
     is_open: AtomicBool,
     stage: Mutex<Stage>,
 }
 
-/// The state of a channel that is not open any more.
+/// The state of a channel that is not open.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// This program is closing it. The reason is known once the close has been sent.
+    /// The program is closing the channel. The reason is there once the close has been sent.
     Closing(Option<CloseReason>),
     Closed(CloseReason),
 }
@@ -54,13 +55,13 @@ impl Default for ChannelEnd {
 }
 
 impl ChannelEnd {
-    /// Whether neither side has begun to close the channel.
+    /// Returns whether neither side has begun to close the channel.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Acquire)
     }
 
-    /// Returns the end of the channel as far as it has come; `None` while the channel is open.
+    /// Returns the step of the end; `None` while the channel is open.
     pub(crate) fn get(&self) -> Option<Ending> {
         match &*self.stage.lock() {
             Stage::Open => None,
@@ -69,7 +70,7 @@ impl ChannelEnd {
         }
     }
 
-    /// Returns the reason, once there is one.
+    /// Returns the close reason, once there is one.
     pub(crate) fn reason(&self) -> Option<CloseReason> {
         match self.get()? {
             Ending::Closing(recorded) => recorded,
@@ -77,7 +78,7 @@ impl ChannelEnd {
         }
     }
 
-    /// Notes that the close of this program is queued.
+    /// Records that the program's close is queued.
     pub(crate) fn begin_close(&self) {
         let mut stage = self.stage.lock();
         if matches!(*stage, Stage::Open) {
@@ -89,7 +90,7 @@ impl ChannelEnd {
         }
     }
 
-    /// Records the reason that the core reports. The first reason counts.
+    /// Records the close reason that the core reports. The first reason counts.
     pub(crate) fn record(&self, reason: CloseReason) {
         let mut stage = self.stage.lock();
         let finished = match &*stage {
@@ -110,7 +111,7 @@ impl ChannelEnd {
         self.is_open.store(false, Ordering::Release);
     }
 
-    /// Notes that the broker has confirmed the close of this program, or took too long.
+    /// Records that the broker has confirmed the program's close, or that the close has timed out.
     pub(crate) fn finish_close(&self) {
         let mut stage = self.stage.lock();
         if let Stage::Closing { recorded, finished } = &mut *stage {
@@ -121,7 +122,7 @@ impl ChannelEnd {
         }
     }
 
-    /// Replaces the reason of this program by that of the broker, whose close crossed with it: the
+    /// Replaces the program's close reason by that of the broker. The closes have crossed: the
     /// broker had closed the channel first.
     pub(crate) fn cross(&self, reason: CloseReason) {
         let mut stage = self.stage.lock();
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_of_this_program_is_closing_until_it_is_finished() {
+    fn the_programs_close_is_closing_until_it_is_finished() {
         let end = ChannelEnd::default();
         assert!(end.is_open() && end.get().is_none());
         end.begin_close();
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reason_of_others_counts() {
+    fn the_first_reason_of_the_broker_or_of_cony_counts() {
         let (broker, library) = (reason(ClosedBy::Broker), reason(ClosedBy::Library));
         for begins in [false, true] {
             let end = ChannelEnd::default();
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crossing_close_of_the_broker_replaces_the_reason_of_this_program() {
+    fn a_crossing_close_of_the_broker_replaces_the_reason_of_the_program() {
         let (ours, theirs) = (reason(ClosedBy::Application), reason(ClosedBy::Broker));
         for finishes in [false, true] {
             let end = ChannelEnd::default();

@@ -1,4 +1,4 @@
-//! What a program's thread asks of the IO thread, and how the answer gets back.
+//! The commands from the program's threads to the IO thread, with the channels for their replies.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,34 +16,34 @@ use crate::protocol::wire::ShortString;
 
 pub(crate) type Outcome = Result<Reply, CallFailure>;
 
-/// Why no channel was opened.
+/// The reason why a channel was not opened.
 #[derive(Debug)]
 pub(crate) enum OpenFailure {
     Number(NumberError),
-    /// The channel, for it may know why.
+    /// `channel.open` has failed. The state of the channel may contain the reason of its end.
     Call(CallFailure, Arc<ChannelShared>),
 }
 
-/// Who wants a channel.
+/// The order to open a channel.
 #[derive(Debug)]
 pub(crate) struct Opener {
-    /// The lowest free one, if none.
+    /// The number of the channel; `None` for the lowest free number.
     pub(crate) number: Option<u16>,
-    /// How many publishes may be unconfirmed.
+    /// The confirm window.
     pub(crate) window: usize,
     pub(crate) deadline: Instant,
     pub(crate) reply: Sender<Result<Arc<ChannelShared>, OpenFailure>>,
 }
 
 impl Opener {
-    /// Says that there is none.
+    /// Replies that no channel number is available.
     pub(crate) fn refuse(&self, error: NumberError) {
-        // Whoever asked may have gone since.
+        // The calling thread may have returned meanwhile. Then the reply is dropped.
         let _ = self.reply.try_send(Err(OpenFailure::Number(error)));
     }
 }
 
-/// What a program's thread asks of the IO thread.
+/// An order from a thread of the program to the IO thread.
 #[derive(Debug)]
 pub(crate) enum Command {
     OpenChannel(Opener),
@@ -54,7 +54,7 @@ pub(crate) enum Command {
         deadline: Instant,
         reply: Sender<Outcome>,
     },
-    /// Cancels this consumer, and no other one of its name.
+    /// Cancels this consumer, but not a later consumer with the same tag.
     Cancel {
         channel: ChannelId,
         consumer: Arc<ConsumerShared>,
@@ -62,12 +62,12 @@ pub(crate) enum Command {
         deadline: Instant,
         reply: Sender<Outcome>,
     },
-    /// Nobody listens to this consumer any more: cancel it, requeue what it has.
+    /// The program has dropped this consumer: cancel it and requeue its deliveries.
     Discard {
         channel: ChannelId,
         consumer: Arc<ConsumerShared>,
     },
-    /// Nobody takes these deliveries: back into their queue with them.
+    /// Requeue these deliveries, because no thread will take them.
     GiveBack {
         channel: ChannelId,
         delivery_tags: Vec<u64>,
@@ -90,6 +90,6 @@ pub(crate) enum Command {
         text: ShortString,
         deadline: Instant,
     },
-    /// Drop the socket now.
+    /// Close the socket without `connection.close`.
     Disconnect,
 }

@@ -1,5 +1,4 @@
-//! What the program's threads hold of the IO thread: the queue of commands, the
-//! wake-up, the bounds, and why things ended.
+//! The state of a connection that the program's threads share with the IO thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -29,24 +28,24 @@ use crate::protocol::frame::Settle;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::wire::ShortString;
 
-/// What a connection is run with.
+/// The parameters of a connection that the IO thread needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// For the log.
+    /// The connection's name, for the log.
     pub(crate) name: String,
     pub(crate) write_limit: usize,
     pub(crate) read_limit: usize,
     pub(crate) message_size: SizeLimit,
-    /// How long the broker may block this connection's publishes.
+    /// How long the broker may block the connection until it counts as lost.
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
-    /// How long a wait for a confirm takes at most, unless the program says otherwise.
+    /// The default timeout of a wait for a confirm.
     pub(crate) rpc_timeout: Duration,
-    /// How long to look for an answer before sleeping for it.
+    /// How long a caller spins for a reply before it sleeps.
     pub(crate) busy_wait: Duration,
 }
 
-/// The consumer that has the most waiting.
+/// The consumer with the most bytes of untaken deliveries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SlowestConsumer {
     pub(crate) channel: u16,
@@ -60,60 +59,63 @@ pub(crate) struct ConnectionShared {
     commands: CommandQueue<Command>,
     wake: Arc<Wake>,
     pub(crate) gather_pause: GatherPause,
-    /// Whether large bodies are passed on as they are: TLS copies them anyway, and makes a
-    /// record of each piece.
+    /// Whether large bodies are written without a copy in the outbox. With TLS they are not: TLS
+    /// copies them anyway, and makes a separate record of each piece.
     pub(crate) shares_bodies: bool,
-    /// What all channels keep for a program that may never ask for it.
+    /// The bytes of all notices, failures and outcomes of the connection's channels.
     pub(crate) retained: RetainedBytes,
     pub(crate) read_control: Arc<ReadControl>,
     pub(crate) negotiated: Negotiated,
     pub(crate) rpc_timeout: Duration,
     /// The connection's name, for the log.
     pub(crate) name: String,
-    /// Why the connection ended. Written once, before anything is disconnected.
+    /// Why the connection ended. It is written once, before the IO thread disconnects any channel
+    /// of crossbeam. So a disconnected receiver always finds the reason here.
     closed: OnceLock<Termination>,
     closing: AtomicBool,
-    /// Whether the program has no handle of it any more.
+    /// Whether the program has dropped all handles of the connection.
     abandoned: AtomicBool,
-    /// Why the broker takes no publishes, while it does not.
+    /// The state of `connection.blocked`.
     blocked: Mutex<Blocked>,
-    /// Since when nothing is read, and for whose deliveries.
+    /// The beginning of the current reading pause, and the slowest consumer.
     paused: Mutex<Option<(Instant, SlowestConsumer)>>,
     pub(crate) backpressure: Backpressure,
     pub(crate) counters: Counters,
-    /// Whether something has come for the connection itself, or a timer is new or due.
-    own_news: AtomicBool,
-    /// Who is told of that.
-    pub(crate) own_events: Subscribers,
-    /// Who is told of events of the connection and of all its channels.
-    pub(crate) anything: Subscribers,
+    /// Whether there is an event of the connection itself, or a timer is new or due.
+    own_event: AtomicBool,
+    /// The signals to set for events of the connection itself.
+    pub(crate) own_subscribers: Subscribers,
+    /// The signals to set for events of the connection and of all its channels.
+    pub(crate) all_subscribers: Subscribers,
     /// The channels with something to dispatch.
     pub(crate) ready_list: ReadyList,
-    /// When to tell the subscribers that a timer is due, for those who do not watch the clock.
+    /// When the IO thread sets the signals for a due timer. A program that waits with `select!` has
+    /// no deadline of its own for it.
     timer_deadline: Mutex<Option<Instant>>,
-    /// How it went to look for replies, and for confirms.
+    /// Whether spinning for replies has paid so far.
     reply_busy_wait: BusyWait,
     pub(crate) confirm_busy_wait: BusyWait,
-    /// The same for answers to RPC requests.
+    /// Whether spinning for RPC replies has paid so far.
     pub(crate) rpc_busy_wait: BusyWait,
-    /// Disconnected when the IO thread has ended.
+    /// This receiver is disconnected when the IO thread has ended.
     ended: Receiver<()>,
 }
 
-/// Whether the broker blocks the connection, and for how long it has done so.
+/// Whether the broker blocks the connection, and for how long in total.
 #[derive(Debug, Default)]
 struct Blocked {
     reason: Option<ShortString>,
-    /// When the block that lasts began.
+    /// The beginning of the current block.
     since: Option<Instant>,
-    /// How long all former ones took.
+    /// The total length of all former blocks.
     total: Duration,
 }
 
 impl Blocked {
     fn set(&mut self, reason: Option<ShortString>, now: Instant) {
         match reason {
-            // The broker may repeat that it blocks, with another reason.
+            // A repeated `connection.blocked` may have another reason, but does not restart the
+            // clock.
             Some(_) => drop(self.since.get_or_insert(now)),
             None => self.stop_clock(now),
         }
@@ -158,9 +160,9 @@ impl ConnectionShared {
             paused: Mutex::default(),
             backpressure: Backpressure::new(settings.backpressure_detection),
             counters: Counters::default(),
-            own_news: AtomicBool::new(false),
-            own_events: Subscribers::default(),
-            anything: Subscribers::default(),
+            own_event: AtomicBool::new(false),
+            own_subscribers: Subscribers::default(),
+            all_subscribers: Subscribers::default(),
             ready_list: ReadyList::default(),
             timer_deadline: Mutex::default(),
             reply_busy_wait: BusyWait::new(busy_wait_limit),
@@ -170,8 +172,8 @@ impl ConnectionShared {
         }
     }
 
-    /// Queues `command` and wakes the IO thread if it waits. After the end of the
-    /// connection the command vanishes, and with it whatever it would be answered on.
+    /// Queues `command`, and wakes the IO thread if it waits. After the end of the connection the
+    /// command is dropped with the sender for its reply, which wakes the caller.
     pub(crate) fn send(&self, command: Command) {
         let ends = matches!(command, Command::Close { .. } | Command::Disconnect);
         self.send_and(command, || {
@@ -181,7 +183,8 @@ impl ConnectionShared {
         });
     }
 
-    /// The same; what `note` notes, those who queue something behind it see.
+    /// Queues `command` like [`send`](Self::send), and calls `note` under the lock of the queue. A
+    /// thread that queues another entry behind the command sees the effect of `note`.
     pub(crate) fn send_and(&self, command: Command, note: impl FnOnce()) {
         if self.commands.send(command, note) {
             self.gather_pause.end();
@@ -189,7 +192,7 @@ impl ConnectionShared {
         }
     }
 
-    /// Queues the settlement of a delivery.
+    /// Queues the settlement of a delivery, and wakes the IO thread if it waits.
     pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
         self.commands.settle(channel, delivery_tag, settle);
         self.wake.notify();
@@ -211,12 +214,13 @@ impl ConnectionShared {
         &self.wake
     }
 
-    /// Why the connection is over, if it is.
+    /// Returns the reason of the end, if the connection has ended.
     pub(crate) fn termination(&self) -> Option<&Termination> {
         self.closed.get()
     }
 
-    /// Why nothing can be done on the connection, if so: also while it is being closed.
+    /// Returns the reason why the connection cannot be used, as an error. It may also be that the
+    /// program is closing the connection.
     pub(crate) fn end(&self) -> Option<Error> {
         match self.termination() {
             Some(termination) => Some(termination.into()),
@@ -224,7 +228,8 @@ impl ConnectionShared {
         }
     }
 
-    /// Whether the connection can be used. This is [`end`](Self::end) without making the error.
+    /// Returns whether the connection can be used. The result is that of [`end`](Self::end), but no
+    /// error is created.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.termination().is_none() && !self.is_closing()
@@ -234,7 +239,8 @@ impl ConnectionShared {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// The program has no handle of the connection any more: nobody will ask why it ended.
+    /// Records that the program has dropped all handles of the connection, so that the close reason
+    /// is reported to no thread.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
     }
@@ -243,49 +249,50 @@ impl ConnectionShared {
         self.abandoned.load(Ordering::Acquire)
     }
 
-    /// Records the end. Only the first reason counts.
+    /// Records the end. The first reason counts.
     pub(crate) fn terminate(&self, termination: Termination) {
         let _ = self.closed.set(termination);
         self.blocked.lock().stop_clock(Instant::now());
-        self.budget().look_again();
-        self.ring();
+        self.budget().wake_to_recheck();
+        self.signal_own_event();
     }
 
-    /// Tells whoever dispatches that something has come for the connection itself.
-    pub(crate) fn ring(&self) {
-        self.own_news.store(true, Ordering::SeqCst);
-        self.call_watchers();
+    /// Records an event of the connection itself, and wakes the threads that dispatch it.
+    pub(crate) fn signal_own_event(&self) {
+        self.own_event.store(true, Ordering::SeqCst);
+        self.wake_dispatchers();
     }
 
-    /// Has whoever dispatches events of the connection itself look for some.
-    pub(crate) fn call_watchers(&self) {
-        self.own_events.ring();
-        self.anything.ring();
+    /// Wakes the threads that dispatch events of the connection itself.
+    pub(crate) fn wake_dispatchers(&self) {
+        self.own_subscribers.notify();
+        self.all_subscribers.notify();
     }
 
-    /// Whether something has come for the connection itself since it was dispatched last.
-    pub(crate) fn has_own_news(&self) -> bool {
-        self.own_news.load(Ordering::SeqCst)
+    /// Returns whether there is an event of the connection itself that no thread has dispatched.
+    pub(crate) fn has_own_event(&self) -> bool {
+        self.own_event.load(Ordering::SeqCst)
     }
 
-    /// Whoever does this looks at all there is after it.
-    pub(crate) fn take_own_news(&self) {
-        self.own_news.store(false, Ordering::SeqCst);
+    /// Clears the mark of such an event. The caller looks for events after this call, not before
+    /// it.
+    pub(crate) fn clear_own_event(&self) {
+        self.own_event.store(false, Ordering::SeqCst);
     }
 
-    /// When a timer is due.
+    /// Returns when the next timer is due.
     pub(crate) fn timer_deadline(&self) -> Option<Instant> {
         *self.timer_deadline.lock()
     }
 
-    /// Has the subscribers told at `when`.
+    /// Sets the time at which the IO thread wakes the dispatching threads for a timer.
     pub(crate) fn set_timer_deadline(&self, when: Option<Instant>) {
         *self.timer_deadline.lock() = when;
         self.wake.notify();
     }
 
-    /// Whether that is so now. It is said once: an alarm that stayed would let the IO thread
-    /// wait no more.
+    /// Returns whether a timer is due, and then removes its deadline. With a deadline in the past
+    /// the IO thread would not wait any more.
     pub(crate) fn take_due_timer(&self, now: Instant) -> bool {
         let mut deadline = self.timer_deadline.lock();
         let is_due = deadline.is_some_and(|when| when <= now);
@@ -295,7 +302,7 @@ impl ConnectionShared {
         is_due
     }
 
-    /// Waits until the IO thread has ended; `false` at the deadline.
+    /// Waits until the IO thread has ended. Returns `false` at the deadline.
     pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> bool {
         use crossbeam_channel::RecvTimeoutError::Timeout;
         match deadline {
@@ -304,27 +311,28 @@ impl ConnectionShared {
         }
     }
 
-    /// To be held while waiting for confirms or for room: the IO thread then reads on
-    /// where it would pause.
-    pub(crate) fn waiting(&self) -> Waiting<'_> {
-        let waiting = self.read_control.threads.wait();
+    /// Counts the calling thread among those that wait for confirms or for room, until the guard is
+    /// dropped. The IO thread does not pause reading meanwhile.
+    pub(crate) fn wait_for_room_or_confirm(&self) -> Waiting<'_> {
+        let waiting = self.read_control.threads.wait_for_room_or_confirm();
         self.end_pause();
         waiting
     }
 
-    /// Whether anybody waits for something that only reading can bring.
+    /// Returns whether a thread waits for an event that only reading can bring.
     pub(crate) fn needs_reading(&self) -> bool {
         self.is_awaited() || self.read_control.threads.is_delivery_awaited()
     }
 
-    /// To be held while waiting for the confirm of one message.
-    pub(crate) fn waiting_for_confirm(&self) -> [Waiting<'_>; 2] {
+    /// Counts the calling thread among those that wait for the confirm of one publish, until the
+    /// guards are dropped.
+    pub(crate) fn wait_for_confirm(&self) -> [Waiting<'_>; 2] {
         let waiting = self.read_control.threads.wait_for_confirm();
         self.end_pause();
         waiting
     }
 
-    /// Somebody waits from now on for something that the IO thread has to read.
+    /// Wakes the IO thread if it does not read, because a thread begins to wait for received bytes.
     fn end_pause(&self) {
         self.gather_pause.end();
         if self.read_budget().is_paused() || self.read_budget().is_resting() {
@@ -332,13 +340,13 @@ impl ConnectionShared {
         }
     }
 
-    /// Whether anybody waits for the confirm of one message.
+    /// Returns whether a thread waits for the confirm of one publish.
     pub(crate) fn is_confirm_awaited(&self) -> bool {
         self.read_control.threads.is_confirm_awaited()
     }
 
-    /// Waits for what becomes of a call. The IO thread answers at the deadline, and when it
-    /// ends; so this always returns.
+    /// Waits for the outcome of a call. There is always one: the IO thread replies at the deadline,
+    /// and at its own end.
     pub(crate) fn finish(&self, outcome: &Receiver<Outcome>) -> Outcome {
         let found = self.reply_busy_wait.look_for(|| match outcome.try_recv() {
             Ok(outcome) => Some(outcome),
@@ -348,27 +356,27 @@ impl ConnectionShared {
         found.unwrap_or_else(|| outcome.recv().unwrap_or(Err(CallFailure::Closed)))
     }
 
-    /// Whether anybody waits for confirms or for room.
+    /// Returns whether a thread waits for confirms or for room.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.read_control.threads.is_promised()
+        self.read_control.threads.is_room_or_confirm_awaited()
     }
 
-    /// Why the broker takes no publishes now.
+    /// Returns the reason of the current `connection.blocked`.
     pub(crate) fn blocked(&self) -> Option<ShortString> {
         self.blocked.lock().reason.clone()
     }
 
-    /// Returns for how long the broker has blocked the connection, all blocks taken together.
+    /// Returns for how long the broker has blocked the connection in total.
     pub(crate) fn blocked_time(&self) -> Duration {
         self.blocked.lock().time(Instant::now())
     }
 
-    /// Notes that nothing is read for the deliveries of a consumer, or that this is over.
+    /// Records the beginning of a reading pause and the slowest consumer, or with `None` its end.
     pub(crate) fn set_paused(&self, paused: Option<(Instant, SlowestConsumer)>) {
         *self.paused.lock() = paused;
     }
 
-    /// The pause in reading that goes on, if one does.
+    /// Returns the current reading pause.
     pub(crate) fn pause(&self) -> Option<Box<ReadingPause>> {
         let (since, slowest) = self.paused.lock().clone()?;
         Some(Box::new(ReadingPause {
@@ -379,7 +387,8 @@ impl ConnectionShared {
         }))
     }
 
-    /// The deadline of `operation` has passed; and what the answer may be waiting for.
+    /// Returns the error of an `operation` whose deadline has passed. The error contains possible
+    /// reasons: a block by the broker, or a reading pause.
     pub(crate) fn timeout(
         &self,
         operation: &'static str,
@@ -397,14 +406,15 @@ impl ConnectionShared {
 
     pub(crate) fn set_blocked(&self, reason: Option<ShortString>) {
         self.blocked.lock().set(reason, Instant::now());
-        self.ring();
+        self.signal_own_event();
     }
 
-    /// Says so when far more waits, in bytes, than the peer takes.
+    /// Signals an event when backpressure begins; `waiting` is how many bytes are still to be
+    /// written.
     pub(crate) fn detect_backpressure(&self, waiting: usize) {
         let mean_frame = self.counters.bytes_sent.get() / self.counters.frames_sent.get().max(1);
         if self.backpressure.begins(waiting, mean_frame) {
-            self.ring();
+            self.signal_own_event();
         }
     }
 }
@@ -427,7 +437,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Settings with so much room for what waits to be taken.
+    /// Returns settings with this soft limit of the read budget.
     pub(crate) fn settings(read_limit: usize) -> Settings {
         Settings {
             name: "test".into(),
@@ -444,7 +454,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The shared state of a connection without an IO thread.
+    /// Returns the shared state of a connection without an IO thread.
     pub(crate) fn shared(read_limit: usize) -> Arc<ConnectionShared> {
         let poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
@@ -458,7 +468,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_time_of_all_blocks_is_added_up() {
+    fn the_lengths_of_all_blocks_are_added_up() {
         let (mut blocked, t0) = (Blocked::default(), Instant::now());
         let at = |seconds| t0 + Duration::from_secs(seconds);
         let reason = || Some(ShortString::from("low on memory"));
@@ -474,7 +484,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn who_begins_to_wait_wakes_an_io_thread_that_does_not_read_and_no_other() {
+    fn a_thread_that_begins_to_wait_wakes_the_io_thread_only_in_a_reading_pause() {
         let mut poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
         let wake = Arc::new(Wake::with(&waker));
@@ -484,13 +494,13 @@ pub(crate) mod tests {
             ConnectionShared::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
         let mut events = mio::Events::with_capacity(1);
         let waits: [fn(&ConnectionShared); 3] = [
-            |shared| drop(shared.waiting()),
-            |shared| drop(shared.waiting_for_confirm()),
+            |shared| drop(shared.wait_for_room_or_confirm()),
+            |shared| drop(shared.wait_for_confirm()),
             |shared| drop(shared.read_control.wait_for_delivery()),
         ];
         for (wait, is_paused) in waits.iter().flat_map(|it| [(it, false), (it, true)]) {
             shared.read_budget().wait_for(1, is_paused);
-            shared.wake().announce();
+            shared.wake().begin_wait();
             wait(&shared);
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
             assert_eq!(!events.is_empty(), is_paused);
@@ -498,10 +508,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_alarm_is_due_at_its_time_and_once() {
+    fn a_timer_is_due_at_its_time_and_once() {
         let (shared, t0) = (shared(1 << 20), Instant::now());
         let when = t0 + Duration::from_secs(5);
-        assert!(!shared.take_due_timer(when), "there is none");
+        assert!(!shared.take_due_timer(when), "no timer is set");
         shared.set_timer_deadline(Some(when));
         assert!(!shared.take_due_timer(when - Duration::from_nanos(1)));
         assert_eq!(shared.timer_deadline(), Some(when));
@@ -511,12 +521,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn backpressure_begins_each_time_that_too_much_waits() {
+    fn backpressure_begins_each_time_that_too_many_bytes_wait() {
         let backpressure = Backpressure::new(true);
         backpressure.set_multiplier(2);
         assert!(!backpressure.begins(200, 100));
         assert!(backpressure.begins(201, 100) && backpressure.is_on());
-        assert!(!backpressure.begins(1000, 100), "it is on");
+        assert!(!backpressure.begins(1000, 100), "it is on already");
         assert!(!backpressure.begins(200, 100) && !backpressure.is_on());
         assert!(backpressure.begins(201, 100), "it begins again");
         assert!(!Backpressure::new(false).begins(usize::MAX, 1));

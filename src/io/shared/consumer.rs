@@ -1,4 +1,4 @@
-//! What the program's threads and the IO thread share of one consumer.
+//! The state of a consumer that the program's threads share with the IO thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -11,10 +11,11 @@ use crate::protocol::content::DeliveredContent;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
 
-/// The deliveries of one consumer, or of all consumers of a channel that have a callback.
+/// The inbox of a channel is for all its consumers with a callback; other consumers have one of
+/// their own.
 ///
-/// The mark of a consumer's end is weak: the consumer keeps its channel alive, and the channel this
-/// inbox with the mark in it.
+/// The end mark is a weak reference. A strong one would be a cycle: the consumer keeps its channel
+/// alive, and the channel keeps the inbox with the mark.
 pub(crate) type ConsumerInbox = Inbox<Weak<ConsumerShared>>;
 
 impl EndMark for Weak<ConsumerShared> {
@@ -23,7 +24,7 @@ impl EndMark for Weak<ConsumerShared> {
     }
 }
 
-/// What the IO thread's side holds of a consumer, and drops at the consumer's end.
+/// The IO thread's reference to a consumer. The IO thread drops it at the consumer's end.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) consumer: Arc<ConsumerShared>,
@@ -31,22 +32,22 @@ pub(crate) struct Route {
 
 impl Drop for Route {
     fn drop(&mut self) {
-        match &self.consumer.taker {
-            Taker::Inbox(inbox) => inbox.end(),
-            Taker::RpcReplies(rpc_replies) => rpc_replies.end(),
-            Taker::Callback => {}
+        match &self.consumer.destination {
+            Destination::Inbox(inbox) => inbox.end(),
+            Destination::RpcReplies(rpc_replies) => rpc_replies.end(),
+            Destination::Callback => {}
         }
     }
 }
 
-/// Where the deliveries of a consumer go.
+/// The destination of a consumer's deliveries.
 #[derive(Debug)]
-pub(crate) enum Taker {
-    /// Into the inbox of its channel, to be taken by a callback.
+pub(crate) enum Destination {
+    /// The inbox of the channel; a callback gets the deliveries.
     Callback,
-    /// Into an inbox of its own.
+    /// An inbox of the consumer's own.
     Inbox(ConsumerInbox),
-    /// To those who wait for one of them.
+    /// The threads that wait for RPC replies.
     RpcReplies(Arc<RpcReplies>),
 }
 
@@ -54,88 +55,94 @@ pub(crate) enum Taker {
 #[derive(Debug)]
 pub(crate) struct ConsumerShared {
     pub(crate) tag: ShortString,
-    /// As the program has named it.
+    /// The name of the queue, as the program has passed it to `basic.consume`.
     pub(crate) queue: ShortString,
     pub(crate) no_ack: bool,
     pub(crate) channel: Arc<ChannelShared>,
-    pub(crate) taker: Taker,
-    /// Set when it was cancelled, by the broker or not.
+    pub(crate) destination: Destination,
+    /// Set when the consumer was cancelled; `true` if the broker has cancelled it.
     cancelled: OnceLock<bool>,
-    /// Whether it consumes a queue that takes deliveries back: one of them came without the
-    /// header that a stream adds to each.
-    is_of_queue: AtomicBool,
+    /// Whether the consumer's queue accepts requeued deliveries. It is set when a delivery arrives
+    /// without the header `x-stream-offset`, which a stream adds to each message.
+    accepts_requeue: AtomicBool,
 }
 
 impl ConsumerShared {
-    /// A consumer whose deliveries go to a callback.
+    /// Creates a consumer whose deliveries go to a callback.
     pub(crate) fn with_callback(
         consume: &basic::Consume,
         channel: Arc<ChannelShared>,
     ) -> Arc<Self> {
-        Self::new(consume, channel, Taker::Callback)
+        Self::new(consume, channel, Destination::Callback)
     }
 
-    /// A consumer whose deliveries are taken one by one.
+    /// Creates a consumer with an inbox of its own.
     pub(crate) fn with_inbox(consume: &basic::Consume, channel: Arc<ChannelShared>) -> Arc<Self> {
         let inbox = Inbox::new(Arc::clone(&channel.connection.read_control));
-        Self::new(consume, channel, Taker::Inbox(inbox))
+        Self::new(consume, channel, Destination::Inbox(inbox))
     }
 
-    /// A consumer of answers.
-    pub(crate) fn of_answers(
+    /// Creates a consumer of RPC replies.
+    pub(crate) fn with_rpc_replies(
         consume: &basic::Consume,
         channel: Arc<ChannelShared>,
         rpc_replies: Arc<RpcReplies>,
     ) -> Arc<Self> {
-        Self::new(consume, channel, Taker::RpcReplies(rpc_replies))
+        Self::new(consume, channel, Destination::RpcReplies(rpc_replies))
     }
 
-    fn new(consume: &basic::Consume, channel: Arc<ChannelShared>, taker: Taker) -> Arc<Self> {
+    fn new(
+        consume: &basic::Consume,
+        channel: Arc<ChannelShared>,
+        destination: Destination,
+    ) -> Arc<Self> {
         Arc::new(Self {
             tag: consume.consumer_tag.clone(),
             queue: consume.queue.clone(),
             no_ack: consume.no_ack,
             channel,
-            taker,
+            destination,
             cancelled: OnceLock::new(),
-            is_of_queue: AtomicBool::new(false),
+            accepts_requeue: AtomicBool::new(false),
         })
     }
 
-    /// The inbox that is its alone.
+    /// Returns the consumer's own inbox, if it has one.
     pub(crate) fn own_inbox(&self) -> Option<&ConsumerInbox> {
-        match &self.taker {
-            Taker::Inbox(inbox) => Some(inbox),
-            Taker::Callback | Taker::RpcReplies(_) => None,
+        match &self.destination {
+            Destination::Inbox(inbox) => Some(inbox),
+            Destination::Callback | Destination::RpcReplies(_) => None,
         }
     }
 
-    /// Notes that what comes can be given back to its queue, whatever headers it has.
-    pub(crate) fn note_queue(&self) {
-        self.is_of_queue.store(true, Ordering::Release);
+    /// Records that the deliveries can be requeued, even with the headers of a stream.
+    pub(crate) fn set_accepts_requeue(&self) {
+        self.accepts_requeue.store(true, Ordering::Release);
     }
 
-    pub(crate) fn is_of_queue(&self) -> bool {
-        self.is_of_queue.load(Ordering::Acquire)
+    pub(crate) fn accepts_requeue(&self) -> bool {
+        self.accepts_requeue.load(Ordering::Acquire)
     }
 
-    /// Whether what it gets can be given back to its queue.
-    pub(crate) fn is_returnable(&self) -> bool {
-        !self.no_ack && self.is_of_queue()
+    /// Returns whether the consumer's deliveries can be requeued.
+    pub(crate) fn can_requeue(&self) -> bool {
+        !self.no_ack && self.accepts_requeue()
     }
 
-    /// Gives back what it has received and nobody takes, but for what a stream has still.
+    /// Requeues deliveries that the program has not taken, except those of a stream, which keeps
+    /// its messages.
     ///
-    /// A message that was copied out of a stream has the header of one.
+    /// A message that was copied from a stream to a queue has the header of a stream as well.
+    /// Therefore the header counts only until `accepts_requeue` is set.
     pub(crate) fn give_back(
         &self,
         messages: impl Iterator<Item = DeliveredContent>,
         send: impl FnOnce(Command),
     ) {
-        let is_of_queue = self.is_of_queue();
+        let accepts_requeue = self.accepts_requeue();
         let (mut returned, mut of_streams) = (Vec::new(), Vec::new());
         for message in messages {
-            match is_of_queue || !message.is_of_stream() {
+            match accepts_requeue || !message.is_of_stream() {
                 true => returned.push(message.method.delivery_tag),
                 false => of_streams.push(message.method.delivery_tag),
             }
@@ -146,23 +153,24 @@ impl ConsumerShared {
         self.channel.give_back(returned, send);
     }
 
-    /// Where its deliveries wait.
+    /// Returns the inbox with the consumer's deliveries.
     pub(crate) fn inbox(&self) -> &ConsumerInbox {
         self.own_inbox().unwrap_or(&self.channel.inbox)
     }
 
-    /// Takes out what waits for it and nobody has taken.
-    pub(crate) fn take_left(&self) -> Extracted {
+    /// Takes all deliveries out of the consumer's own inbox.
+    pub(crate) fn take_remaining(&self) -> Extracted {
         let inbox = self.own_inbox();
         inbox.map_or_else(Extracted::default, |inbox| inbox.extract(|_| true))
     }
 
-    /// Whether deliveries may still come.
+    /// Returns whether more deliveries may arrive.
     pub(crate) fn is_alive(&self) -> bool {
         self.cancelled.get().is_none() && self.channel.end().is_none()
     }
 
-    /// Whether it was cancelled, and if so, whether by the broker.
+    /// Returns whether the consumer was cancelled: `Some(true)` by the broker, `Some(false)` by the
+    /// program.
     pub(crate) fn cancelled_by_broker(&self) -> Option<bool> {
         self.cancelled.get().copied()
     }

@@ -1,4 +1,5 @@
-//! The notices of a channel: what the broker has sent unasked, until a callback is called for it.
+//! The notices of a channel, which wait here until the dispatching thread calls a callback for
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +11,11 @@ use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::wire::ShortString;
 
-/// How many notices of each kind are kept for a program that does not dispatch them; then the
-/// oldest is dropped. So it is when they take too much memory.
+/// How many notices of each kind are kept for a program that does not dispatch them. Beyond this
+/// number, or with too many bytes, the oldest notice is dropped.
 const NOTICES_MAX: usize = 1000;
 
-/// Something that a callback may be called for, other than a delivery or a confirm.
+/// A message of the broker that a callback may handle, except deliveries and confirms.
 #[derive(Debug)]
 pub(crate) enum Notice {
     Returned(Arc<ReturnedContent>),
@@ -22,7 +23,7 @@ pub(crate) enum Notice {
     Flow(bool),
 }
 
-/// Which notices there are callbacks for.
+/// The kinds of notices for which the program has set a callback.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     pub(crate) returns: bool,
@@ -33,23 +34,24 @@ pub(crate) struct Wanted {
 /// The notices that no thread has dispatched yet.
 #[derive(Debug)]
 pub(crate) struct Notices {
-    /// Whether there may be some: read without the lock by a thread that looks for work.
+    /// Whether there may be notices. A dispatching thread reads this flag before it takes the lock.
     has_some: AtomicBool,
     kept: Mutex<Kept>,
 }
 
 #[derive(Debug)]
 struct Kept {
-    /// Returned messages that belong to no confirm.
+    /// Returned messages that belong to no publish in confirm mode.
     returns: Retained<Arc<ReturnedContent>>,
-    /// Consumers without a callback that the broker has cancelled.
+    /// Tags of the consumers without a callback that the broker has cancelled.
     cancelled: Retained<ShortString>,
-    /// The last state of `channel.flow`.
+    /// The state in the last `channel.flow`.
     flow: Option<bool>,
 }
 
 impl Notices {
-    /// Bounds what is kept by `total`, which all channels of a connection share.
+    /// Creates an empty list. Its notices count in `total`, which all channels of a connection
+    /// share.
     pub(crate) fn new(total: &RetainedBytes) -> Self {
         Self {
             has_some: AtomicBool::new(false),
@@ -57,8 +59,11 @@ impl Notices {
         }
     }
 
-    /// Keeps `notice`, if `is_wanted`, which is asked under the lock. Returns the notices of its
-    /// kind that had to be dropped for it; `None` if it was not wanted.
+    /// Stores `notice` if `is_wanted` returns `true`, and returns the notices of the same kind that
+    /// were dropped for it. Returns `None` if `is_wanted` returns `false`.
+    ///
+    /// `is_wanted` is called under the lock. So a notice is never stored after
+    /// [`clear`](Self::clear) of a channel that the program has dropped.
     pub(crate) fn push(
         &self,
         notice: Notice,
@@ -73,12 +78,12 @@ impl Notices {
         Some(dropped)
     }
 
-    /// Whether there may be notices.
+    /// Returns whether there may be notices.
     pub(crate) fn has_some(&self) -> bool {
         self.has_some.load(Ordering::Acquire)
     }
 
-    /// Takes the next notice of the kinds that are wanted.
+    /// Takes the oldest notice of one of the `wanted` kinds.
     pub(crate) fn pop(&self, wanted: Wanted) -> Option<Notice> {
         let mut kept = self.kept.lock();
         let notice = kept.pop(wanted);
@@ -88,7 +93,7 @@ impl Notices {
         notice
     }
 
-    /// Takes the next returned message.
+    /// Takes the oldest returned message.
     pub(crate) fn pop_return(&self) -> Option<Arc<ReturnedContent>> {
         self.kept.lock().returns.pop()
     }
@@ -96,7 +101,8 @@ impl Notices {
     /// Drops all notices.
     pub(crate) fn clear(&self, total: &RetainedBytes) {
         let dropped = std::mem::replace(&mut *self.kept.lock(), Kept::new(total));
-        // Outside the lock, for there may be much of it.
+        // The lock is free again before the notices are dropped, because many megabytes may be
+        // freed.
         drop(dropped);
     }
 }

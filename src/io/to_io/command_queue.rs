@@ -1,10 +1,9 @@
-//! The way from the program's threads to the IO thread: one queue, which the IO thread
-//! takes as a whole.
+//! The command queue: from the program's threads to the IO thread, which takes all of its entries
+//! at once.
 //!
-//! What is published and settled is put on the wire's terms right here, one message behind
-//! the other in one buffer for as long as they are of one channel. So a message costs its
-//! thread one lock and one copy, and no memory of its own; and the IO thread passes the
-//! buffer on, and gives it back when it is written.
+//! The calling thread encodes publishes and settlements right here. Successive ones of the same
+//! channel share one buffer. So a message costs its thread one lock and one copy, but no allocation
+//! of its own. The IO thread moves the buffer to its outbox, and returns it when it is written.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,18 +16,19 @@ use super::write_budget::{WaitError, WriteBudget};
 use crate::protocol::event::ChannelId;
 use crate::protocol::frame::{EncodedPublish, SETTLE_FRAME_BYTES, Settle, encode_settle};
 
-/// With how little it begins: channels that take turns must not have a large one each.
+/// The first size of a buffer. It is small, because channels that publish in turns get one buffer
+/// each.
 const BUFFER_BYTES_MIN: usize = 256;
 
-/// How many written buffers are kept to be used again.
+/// How many written buffers are kept for reuse.
 const SPARE_BUFFERS_MAX: usize = 4;
 
-/// The queue, and the room in it.
+/// The command queue with its write budget.
 #[derive(Debug)]
 pub(crate) struct CommandQueue<C> {
     queue: Mutex<Queue<C>>,
-    /// Whether there is anything, so that the IO thread need not stand in the way of those who
-    /// publish to learn that. Changed under the lock.
+    /// Whether the queue is empty. The IO thread reads this flag without the lock, so that it does
+    /// not block publishers. It is changed under the lock.
     is_empty: AtomicBool,
     pub(crate) budget: WriteBudget,
 }
@@ -36,7 +36,7 @@ pub(crate) struct CommandQueue<C> {
 /// An entry of the queue.
 #[derive(Debug)]
 pub(crate) enum Entry<C> {
-    /// Publishes and settlements; their bytes count in the write budget.
+    /// Publishes and settlements. Their bytes count in the write budget.
     Frames(Frames),
     Command(C),
 }
@@ -44,15 +44,15 @@ pub(crate) enum Entry<C> {
 #[derive(Debug)]
 struct Queue<C> {
     entries: VecDeque<Entry<C>>,
-    /// What comes behind all of them, and may still grow.
+    /// The frames behind all entries, to which more may be appended.
     last: Option<Frames>,
-    /// How many bytes all frames in here have.
+    /// The number of bytes of all frames in the queue.
     bytes: usize,
-    /// Written buffers.
+    /// Written buffers, for reuse.
     spare: Vec<Vec<u8>>,
-    /// How large the last buffer was, and for which channel.
+    /// The channel and the capacity of the last buffer.
     grown: Option<(ChannelId, usize)>,
-    /// The IO thread has ended.
+    /// Whether the IO thread has ended.
     closed: bool,
 }
 
@@ -72,9 +72,9 @@ impl<C> CommandQueue<C> {
         }
     }
 
-    /// Queues `command`, and calls `note` in the same step: who queues something behind it
-    /// sees what that has noted. `false` if the IO thread has ended; then the command
-    /// vanishes, and with it whatever it would be answered on.
+    /// Queues `command`, and calls `note` under the same lock: a thread that queues another entry
+    /// behind the command sees the effect of `note`. Returns `false` if the IO thread has ended.
+    /// Then the command is dropped with the sender for its reply.
     pub(crate) fn send(&self, command: C, note: impl FnOnce()) -> bool {
         let mut queue = self.queue.lock();
         note();
@@ -87,8 +87,7 @@ impl<C> CommandQueue<C> {
         true
     }
 
-    /// Locks the queue, to append a publish. The lock is a leaf: a thread that holds it takes no
-    /// other one.
+    /// Locks the queue, to append a publish. A thread that holds this lock takes no other one.
     #[inline]
     pub(crate) fn lock(&self) -> QueueGuard<'_, C> {
         QueueGuard {
@@ -97,7 +96,7 @@ impl<C> CommandQueue<C> {
         }
     }
 
-    /// Queues the settlement of a delivery, whether there is room or not.
+    /// Queues the settlement of a delivery, even without room in the write budget.
     pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
         let mut queue = self.queue.lock();
         if !queue.closed {
@@ -109,7 +108,7 @@ impl<C> CommandQueue<C> {
         }
     }
 
-    /// Waits for room of this size and reserves it.
+    /// Waits until there is room for `bytes`, and reserves it.
     pub(crate) fn reserve(
         &self,
         bytes: usize,
@@ -121,13 +120,14 @@ impl<C> CommandQueue<C> {
             .queue_for(bytes, try_take, deadline, is_pointless)
     }
 
-    /// Takes room for so many bytes, if there is as much and so much beside it.
+    /// Takes room for `bytes`, if `beside` more bytes would fit as well. The queue is locked,
+    /// because its bytes and those on the IO thread are compared with the limit in one step.
     fn take_if_room(&self, bytes: usize, beside: usize) -> bool {
         let queue = self.queue.lock();
         self.budget.take_if_room(queue.bytes + beside, bytes)
     }
 
-    /// Gives room back, and some of it to those who wait when there is enough to speak of.
+    /// Gives room back, and serves the waiting publishers when a quarter of the room is free.
     pub(crate) fn release(&self, bytes: usize) {
         if self.budget.release(bytes) {
             self.budget
@@ -135,13 +135,13 @@ impl<C> CommandQueue<C> {
         }
     }
 
-    /// Gives room back that was reserved, and will not be used.
+    /// Gives reserved room back that will not be used.
     pub(crate) fn give_back(&self, bytes: usize) {
         self.release(bytes);
         self.all_released();
     }
 
-    /// Nothing more will be given back for now.
+    /// Serves the waiting publishers when no more room will be given back for now.
     pub(crate) fn all_released(&self) {
         if self.budget.is_awaited() {
             self.budget
@@ -149,7 +149,7 @@ impl<C> CommandQueue<C> {
         }
     }
 
-    /// How many bytes wait to be written.
+    /// Returns how many bytes wait to be written.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.queue.lock().bytes + self.budget.taken()
     }
@@ -158,15 +158,15 @@ impl<C> CommandQueue<C> {
         self.is_empty.load(Ordering::Acquire)
     }
 
-    /// Whether there is nothing but publishes and settlements, and of these less than `enough`
-    /// bytes.
+    /// Returns whether the queue contains publishes and settlements only, with less than `enough`
+    /// bytes. Then the IO thread may let more gather.
     pub(crate) fn may_gather(&self, enough: usize) -> bool {
         let queue = self.queue.lock();
         let are_frames = |entry| matches!(entry, &Entry::Frames(_));
         queue.bytes < enough && queue.entries.iter().all(are_frames)
     }
 
-    /// Takes everything, into an empty queue, and gives written buffers back for it.
+    /// Moves all entries into `entries`, which is empty, and takes `written` buffers for reuse.
     pub(crate) fn take(&self, entries: &mut VecDeque<Entry<C>>, written: &mut Vec<Vec<u8>>) {
         if self.is_empty() {
             return;
@@ -186,14 +186,15 @@ impl<C> CommandQueue<C> {
         written.clear();
     }
 
-    /// Says that nobody takes commands any more, and drops those that wait: with what they
-    /// would be answered on.
+    /// Refuses all further commands, because the IO thread ends, and drops the queued ones with the
+    /// senders for their replies.
     pub(crate) fn close(&self) {
         let mut queue = self.queue.lock();
         queue.closed = true;
         let left = (queue.last.take(), std::mem::take(&mut queue.entries));
         drop(queue);
-        // Bodies are the program's, and may run code of its own when they go.
+        // The bodies belong to the program. Their `Drop` may run code of the program, so the lock
+        // is free before.
         drop(left);
     }
 }
@@ -205,7 +206,7 @@ pub(crate) struct QueueGuard<'a, C> {
 }
 
 impl<C> QueueGuard<'_, C> {
-    /// Whether the IO thread has ended.
+    /// Returns whether the IO thread has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.queue.closed
     }
@@ -220,7 +221,7 @@ impl<C> QueueGuard<'_, C> {
         has_room
     }
 
-    /// Appends a publish, for which room was taken or reserved.
+    /// Appends a publish for which room was taken or reserved before.
     #[inline]
     pub(crate) fn push_publish(&mut self, channel: ChannelId, publish: &EncodedPublish<'_>) {
         let frames = self.queue.frames(channel, publish.copied_size());
@@ -233,7 +234,7 @@ impl<C> QueueGuard<'_, C> {
 }
 
 impl<C> Queue<C> {
-    /// Where frames of this channel and size belong.
+    /// Returns the frames to which `size` bytes of this channel can be appended.
     fn frames(&mut self, channel: ChannelId, size: usize) -> &mut Frames {
         let has_room = |frames: &Frames| {
             frames.channel == channel && frames.bytes.capacity() - frames.bytes.len() >= size
@@ -247,7 +248,7 @@ impl<C> Queue<C> {
         last.get_or_insert_with(|| Frames::new(channel, new_buffer(spare, grown, channel, size)))
     }
 
-    /// Lets nothing more grow.
+    /// Moves the last frames to the entries, so that nothing more is appended to them.
     fn seal(&mut self) {
         if let Some(frames) = self.last.take() {
             self.entries.push_back(Entry::Frames(frames));
@@ -255,8 +256,8 @@ impl<C> Queue<C> {
     }
 }
 
-/// A buffer for frames of this size, larger than the last one if that was for the same
-/// channel.
+/// Returns an empty buffer for at least `size` bytes. If the last buffer was for the same channel,
+/// this one is four times as large, up to [`BUFFER_BYTES_MAX`].
 fn new_buffer(
     spare: &mut Vec<Vec<u8>>,
     grown: &mut Option<(ChannelId, usize)>,
@@ -289,7 +290,7 @@ mod tests {
         generation: 1,
     };
 
-    /// Publishes, if there is room. Returns whether there was.
+    /// Publishes if there is room. Returns whether there was.
     fn publish(commands: &CommandQueue<Sender<()>>) -> bool {
         publish_with(commands, false)
     }
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_queued_behind_the_end_is_refused_and_what_was_before_it_is_dropped() {
+    fn after_the_end_new_entries_are_refused_and_queued_ones_are_dropped() {
         let commands = CommandQueue::new(1000);
         let (reply, opened) = bounded(1);
         assert!(commands.send(reply.clone(), || {}));
@@ -324,11 +325,11 @@ mod tests {
         assert!(!publish(&commands));
         commands.settle(ID, 1, Settle::Ack { multiple: false });
         assert!(!commands.send(reply, || {}));
-        assert!(opened.recv().is_err(), "nobody will answer");
+        assert!(opened.recv().is_err(), "the sender of the reply is dropped");
     }
 
     #[test]
-    fn what_has_waited_for_its_room_takes_it_once() {
+    fn reserved_room_is_counted_once_for_its_publish() {
         let commands = CommandQueue::new(1000);
         publish(&commands);
         let size = commands.waiting_bytes();
@@ -344,13 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_gets_all_in_order_and_leaves_nothing() {
+    fn all_entries_are_taken_in_their_order() {
         let commands = CommandQueue::new(1000);
         publish(&commands);
         commands.settle(ID, 1, Settle::Ack { multiple: false });
         assert!(commands.may_gather(1000) && !commands.may_gather(10));
         commands.send(bounded(1).0, || {});
-        assert!(!commands.may_gather(1000), "somebody wants something");
+        assert!(!commands.may_gather(1000), "a command needs a reply");
         publish(&commands);
         let (mut taken, mut written) = (VecDeque::new(), Vec::new());
         commands.take(&mut taken, &mut written);

@@ -4,17 +4,17 @@ use bytes::Bytes;
 
 use crate::protocol::event::ChannelId;
 
-/// How large a buffer grows that gathers messages of one channel.
+/// The largest buffer for the publishes and settlements of one channel.
 pub(crate) const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
-/// Publishes and settlements of one channel that follow each other, encoded.
+/// Encoded publishes and settlements of one channel, in the order in which they were queued.
 #[derive(Debug)]
 pub(crate) struct Frames {
     pub(crate) channel: ChannelId,
     pub(crate) bytes: Vec<u8>,
     /// Large bodies that are not copied, each with its place in `bytes`.
     pub(crate) shared: Vec<(usize, Bytes)>,
-    /// How many frames these are, and how many publishes.
+    /// The number of frames, and of the publishes among them.
     pub(crate) frames: u64,
     pub(crate) messages: u64,
 }
@@ -30,7 +30,7 @@ impl Frames {
         }
     }
 
-    /// How many bytes there are, shared ones included.
+    /// Returns the number of bytes, with those of shared bodies.
     pub(crate) fn len(&self) -> usize {
         let shared = self.shared.iter().map(|(_, bytes)| bytes.len());
         self.bytes.len() + shared.sum::<usize>()

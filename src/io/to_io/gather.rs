@@ -1,41 +1,42 @@
-//! A nap of the IO thread, while publishes stream in.
+//! The gather pause: the IO thread sleeps for a moment while publishes stream in.
 //!
-//! An IO thread that takes what a busy publisher has just queued, and comes back at once for
-//! a few more, does a system call for every handful of messages; and each time it has the
-//! queue and the memory in it move from one processor to the other and back, which costs the
-//! publisher more than all else that it does. So it lets some gather. Nobody waits for that
-//! longer than a moment: whoever wants an answer ends the nap.
+//! Without the pause, the IO thread would take the publishes that a busy publisher has just queued,
+//! and return at once for a few more. That costs a system call for every handful of messages. Each
+//! time the queue and its memory also move from one processor's cache to the other and back, which
+//! costs the publisher more than all its other work. So the IO thread lets some publishes gather. A
+//! thread that needs a reply or a confirm ends the pause.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-/// How long it is. The system's timers add to that, some 50 µs with Linux.
+/// The length of the pause. The timer of the system adds to it: some 50 µs on Linux.
 const PAUSE_LENGTH: Duration = Duration::from_micros(20);
 
-/// How many publishes that came together are a stream.
+/// With at least this many publishes in one turn, the program is taken to publish a stream.
 pub(crate) const STREAM_PUBLISHES_MIN: u64 = 16;
 
-/// With so many bytes there, more would not make the write cheaper.
+/// With this many bytes in the queue, waiting for more would not make the write cheaper.
 pub(crate) const GATHERED_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct GatherPause {
     is_on: AtomicBool,
-    /// Who takes it.
+    /// The IO thread, once it has paused.
     thread: OnceLock<Thread>,
 }
 
 impl GatherPause {
-    /// Lets this thread sleep for a moment, unless it `is_pointless` by now.
+    /// Lets the calling thread sleep for a moment, unless `is_pointless` returns `true`.
     pub(crate) fn take(&self, is_pointless: impl FnOnce() -> bool) {
-        // With Windows a nap can be a hundred times as long.
+        // On Windows the sleep can be a hundred times as long.
         if cfg!(windows) {
             return;
         }
         self.thread.get_or_init(thread::current);
-        // Said first and looked then: who wants an answer says so first, and looks then.
+        // The flag is stored before `is_pointless` checks for requests. A caller stores its request
+        // before `end` loads the flag. So one of the two threads sees the other.
         self.is_on.store(true, Ordering::SeqCst);
         if !is_pointless() {
             thread::park_timeout(PAUSE_LENGTH);
@@ -43,7 +44,7 @@ impl GatherPause {
         self.is_on.store(false, Ordering::SeqCst);
     }
 
-    /// Ends the nap, if there is one. What is wanted has to be said before.
+    /// Ends the pause, if there is one. The caller must have stored its request before.
     pub(crate) fn end(&self) {
         if self.is_on.load(Ordering::SeqCst) {
             if let Some(thread) = self.thread.get() {
@@ -58,16 +59,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nap_that_nobody_ends_ends_and_one_that_is_pointless_does_not_begin() {
-        let nap = GatherPause::default();
-        nap.end();
-        nap.take(|| false);
-        // What would end a nap lets the next `park` return.
-        nap.take(|| {
-            nap.end();
+    fn a_pause_ends_by_itself_and_a_pointless_one_does_not_begin() {
+        let pause = GatherPause::default();
+        pause.end();
+        pause.take(|| false);
+        // The token of `unpark` stays, and lets the `park` below return.
+        pause.take(|| {
+            pause.end();
             true
         });
         thread::park();
-        assert!(!nap.is_on.load(Ordering::SeqCst));
+        assert!(!pause.is_on.load(Ordering::SeqCst));
     }
 }

@@ -1,17 +1,17 @@
-//! Who wakes the IO thread, and when: only when it is about to wait.
+//! Wakes the IO thread, but only when it is about to wait.
 //!
-//! The IO thread says "I am about to wait", then looks once more at the queue; a
-//! caller queues, then looks whether the IO thread has said so. With a fence between
-//! the two steps on both sides at least one of them sees the other, so nothing is left
-//! in the queue of a sleeping thread, and while the thread is busy a caller pays one
-//! load and no system call. (`models` has loom try every interleaving.)
+//! The IO thread sets a flag before it waits, then checks its queue once more. A caller queues its
+//! command, then checks the flag. Between the two steps both sides have a fence, so at least one of
+//! them sees the other's store. Therefore no command is left in the queue of a sleeping thread, and
+//! while the thread is busy a caller pays one load and no system call. loom checks every
+//! interleaving (`io/loom/models.rs`).
 
 use std::io;
 use std::sync::{Arc, Weak};
 
 use crate::io::loom::sync::{AtomicBool, Ordering, fence};
 
-/// What ends the wait of a thread, or its next one.
+/// Ends the current wait of a thread, or its next one.
 pub(crate) trait Waker {
     fn wake(&self) -> io::Result<()>;
 }
@@ -25,13 +25,13 @@ impl Waker for mio::Waker {
 #[derive(Debug)]
 pub(crate) struct Wake<A = mio::Waker> {
     waiting: AtomicBool,
-    /// The IO thread has it, so that it goes with the thread: a delivery may keep the rest of a
-    /// dead connection for long, and a waker is a descriptor of the system.
+    /// Only the IO thread keeps the waker, so that it is dropped with the thread. A delivery may
+    /// keep the state of an ended connection for long, and a waker is a file descriptor.
     waker: Weak<A>,
 }
 
 impl<A: Waker> Wake<A> {
-    /// Wakes a thread by its waker, for as long as somebody keeps that.
+    /// Creates a wake-up that uses `waker` until the IO thread drops it.
     pub(crate) fn with(waker: &Arc<A>) -> Self {
         Self {
             waiting: AtomicBool::new(false),
@@ -39,7 +39,8 @@ impl<A: Waker> Wake<A> {
         }
     }
 
-    /// To be called after something was queued for the IO thread.
+    /// Wakes the IO thread, if it is about to wait. The caller has queued a command before this
+    /// call.
     pub(crate) fn notify(&self) {
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) && self.is_first() {
@@ -48,7 +49,7 @@ impl<A: Waker> Wake<A> {
     }
 
     fn wake(&self) {
-        // Without a waker there is no thread any more.
+        // The waker is dropped with the IO thread, so there is no thread to wake.
         let Some(waker) = self.waker.upgrade() else {
             return;
         };
@@ -57,21 +58,22 @@ impl<A: Waker> Wake<A> {
         }
     }
 
-    /// Whether nobody else has woken the thread since it said that it is about to wait.
+    /// Returns whether no other thread has woken the IO thread since `begin_wait`.
     fn is_first(&self) -> bool {
         self.waiting
             .compare_exchange(true, false, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 
-    /// The IO thread is about to wait. It must look at its queue once more now.
-    pub(crate) fn announce(&self) {
+    /// Records that the IO thread is about to wait. The IO thread must check its queue once more
+    /// after this call.
+    pub(crate) fn begin_wait(&self) {
         self.waiting.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// The IO thread is awake and will look at its queue.
-    pub(crate) fn awake(&self) {
+    /// Records that the IO thread is awake and will check its queue.
+    pub(crate) fn end_wait(&self) {
         self.waiting.store(false, Ordering::Relaxed);
     }
 }

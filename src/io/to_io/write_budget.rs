@@ -1,4 +1,5 @@
-//! The bound of what waits to be written, in bytes, and the line of those who wait for room.
+//! The write budget: bounds the bytes that wait to be written, and keeps the line of publishers
+//! that wait for room.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -10,41 +11,43 @@ use parking_lot::Mutex;
 pub(crate) use crate::io::waiting_line::WaitError;
 use crate::io::waiting_line::WaitingLine;
 
-/// Room for bytes that wait to be written. Publishers wait for it, first come first
-/// served; everything else takes it without asking, so that acknowledgements and
-/// closes are never stuck behind a publisher.
+/// The room for bytes that wait to be written. Publishers wait for room, and are served in the
+/// order in which they came. All other commands take room unconditionally, so that acknowledgements
+/// and closes are never stuck behind a publisher.
 ///
-/// What waits in the queue of commands is counted there, under its lock; this counts what
-/// the IO thread has taken, and what is reserved for those who have waited.
+/// Bytes in the command queue are counted there, under its lock. `taken` counts the bytes that the
+/// IO thread has taken from the queue, and the room that is reserved for publishers that have
+/// waited.
 ///
-/// When a quarter of the room is free, the IO thread reserves room for as many as there is room
-/// for, in their order, and wakes just these. To wake all of them, or each for one message, would
-/// cost several times what it costs to publish. So each that is served has a share of the room,
-/// for what it publishes next: that it may queue past those who still wait. If the line is empty
-/// after that, everyone publishes without waiting until the room is used up again.
+/// When a quarter of the room is free, the IO thread reserves room for the first publishers in the
+/// line, and wakes only these. It would cost several times as much as publishing to wake all of
+/// them, or to wake each for a single message. So each served publisher also gets a *share*: room
+/// for its next messages, which it may queue before the publishers that still wait. When the line
+/// is empty, all threads publish without waiting until the room is used up.
 #[derive(Debug)]
 pub(crate) struct WriteBudget {
     limit: usize,
     taken: AtomicUsize,
-    /// How many publishers wait, so that nobody else pays for the lock. Changed under it.
+    /// How many publishers wait. It is changed under the lock of the line, and read without it,
+    /// because most publishes find no line.
     waiting: AtomicUsize,
-    /// What is left of all shares.
+    /// The unused bytes of all shares.
     shares: AtomicUsize,
-    /// In which round shares were given that are still good. No other budget has one of this
-    /// number.
+    /// The number of the current round. Shares of earlier rounds are void. The number is unique
+    /// over all budgets, because a thread has one share for all of them.
     round: AtomicU64,
     line: Mutex<WaitingLine<Claim>>,
 }
 
-/// What a publisher waits for.
+/// The room that a publisher waits for.
 #[derive(Debug)]
 struct Claim {
     bytes: usize,
-    /// What it has got beside that.
+    /// The share that the publisher gets in addition.
     share: OnceLock<Share>,
 }
 
-/// What a thread may queue past those who wait.
+/// How many bytes a thread may queue before the waiting publishers.
 #[derive(Debug, Clone, Copy, Default)]
 struct Share {
     round: u64,
@@ -52,11 +55,11 @@ struct Share {
 }
 
 thread_local! {
-    /// What is left of the share that this thread was given last.
+    /// The unused rest of the share that this thread got last.
     static SHARE: Cell<Share> = const { Cell::new(Share { round: 0, bytes: 0 }) };
 }
 
-/// The last round of any budget.
+/// The number of the last round of any budget.
 static LAST_ROUND: AtomicU64 = AtomicU64::new(0);
 
 impl WriteBudget {
@@ -71,9 +74,9 @@ impl WriteBudget {
         }
     }
 
-    /// Whether `bytes` more may be queued behind `queued`. Not past those who wait, but for what
-    /// is left of this thread's share. What is larger than the whole budget passes when nothing
-    /// else waits.
+    /// Returns whether `bytes` more may be queued behind `queued` bytes. While publishers wait,
+    /// only the share of the calling thread may be used. A message that is larger than the whole
+    /// budget passes if no other byte waits.
     pub(crate) fn has_room(&self, queued: usize, bytes: usize) -> bool {
         self.fits(queued, bytes) && (!self.is_awaited() || self.take_share(bytes))
     }
@@ -92,28 +95,28 @@ impl WriteBudget {
     }
 
     fn use_up(&self, bytes: usize) {
-        // Another thread may begin a new round at the same time.
+        // Another thread may begin a new round at the same time and set this to 0.
         let less = |shares: usize| Some(shares.saturating_sub(bytes));
         let _ = self
             .shares
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
     }
 
-    /// How large the share is of a publisher that waits for so much, that included: some messages
-    /// of its size, and if these are small, enough for a while.
+    /// Returns the claim of a publisher together with its share: four messages of its size, and for
+    /// small messages enough to publish for a while.
     fn share_of(&self, bytes: usize) -> usize {
         let some = bytes.saturating_mul(4).max(self.limit / 64);
         some.min(self.limit / 16).max(bytes)
     }
 
-    /// Takes all shares back that were given so far. Called under the lock of the line.
+    /// Makes all shares void. The caller holds the lock of the line.
     fn begin_round(&self) {
         let round = LAST_ROUND.fetch_add(1, Ordering::SeqCst) + 1;
         self.round.store(round, Ordering::SeqCst);
         self.shares.store(0, Ordering::SeqCst);
     }
 
-    /// Takes room for `bytes`, if there is some beside what is `queued`.
+    /// Takes room for `bytes`, if they fit behind `queued` bytes.
     pub(crate) fn take_if_room(&self, queued: usize, bytes: usize) -> bool {
         let fits = self.fits(queued, bytes);
         if fits {
@@ -131,12 +134,13 @@ impl WriteBudget {
         self.taken.load(Ordering::SeqCst)
     }
 
-    /// Takes room for `bytes` whether there is some or not.
+    /// Takes room for `bytes`, even if that exceeds the limit.
     pub(crate) fn take(&self, bytes: usize) {
         self.taken.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// Gives room back. `true`: there is enough to [`serve`](Self::serve) those who wait.
+    /// Gives room back. Returns `true` if there is now enough to [`serve`](Self::serve) the waiting
+    /// publishers.
     #[must_use]
     pub(crate) fn release(&self, bytes: usize) -> bool {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
@@ -144,24 +148,26 @@ impl WriteBudget {
         self.is_awaited() && is_enough(left + self.shares.load(Ordering::SeqCst))
     }
 
-    /// Whether anybody waits.
+    /// Returns whether a publisher waits.
     pub(crate) fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Reserves room for those who wait, in their order, and wakes them, as long as `try_take`
-    /// finds some: it takes room for so many bytes if as many more are left beside.
+    /// Reserves room for the first publishers in the line, and wakes them. `try_take` takes room
+    /// for its first argument if as many bytes as its second argument remain free.
     pub(crate) fn serve(&self, try_take: impl Fn(usize, usize) -> bool) {
         self.serve_line(&mut self.line.lock(), try_take);
     }
 
-    /// The same when nothing more will be given back for now: if all that is left is shares that
-    /// nobody uses, it goes to those who wait.
+    /// Serves the line like [`serve`](Self::serve), when no more room will be given back for now.
+    /// If the free room consists of unused shares, the shares become void, and the waiting
+    /// publishers get that room.
     pub(crate) fn serve_all(&self, try_take: impl Fn(usize, usize) -> bool) {
         let mut line = self.line.lock();
         let before = line.len();
         self.serve_line(&mut line, &try_take);
-        // Those who were served publish, so this is called again.
+        // The served publishers will publish, and then this function is called again. So shares
+        // become void only if no publisher could be served.
         if line.len() == before {
             self.begin_round();
             self.serve_line(&mut line, &try_take);
@@ -180,19 +186,20 @@ impl WriteBudget {
                 self.shares.fetch_add(more, Ordering::SeqCst);
                 return true;
             }
-            // Better than nothing.
+            // Without room for a share the claim is served alone, unless the free room is reserved
+            // for unused shares.
             shares == 0 && try_take(claim.bytes, 0)
         });
         self.waiting.store(line.len(), Ordering::SeqCst);
     }
 
-    /// Lets everyone who waits ask whether it still has a point.
-    pub(crate) fn look_again(&self) {
-        self.line.lock().look_again();
+    /// Wakes all waiting publishers, so that each calls its `is_pointless` again.
+    pub(crate) fn wake_to_recheck(&self) {
+        self.line.lock().wake_to_recheck();
     }
 
-    /// Waits in line until there is room for `bytes`, which is what `try_take` finds and
-    /// reserves. `is_pointless` is asked while it waits.
+    /// Waits in the line until `try_take` has reserved room for `bytes`. `is_pointless` is called
+    /// before each sleep.
     pub(crate) fn queue_for(
         &self,
         bytes: usize,
@@ -213,19 +220,20 @@ impl WriteBudget {
         if is_first {
             self.begin_round();
         }
-        // Said first and looked then, for who gives room back looks whether anybody waits.
+        // The count is stored before the room is checked again. `release` gives room back before it
+        // reads the count. So either this thread finds the room, or `release` serves the line.
         self.waiting.store(line.len(), Ordering::SeqCst);
         if is_first {
-            // What was given back before this is told to nobody again.
+            // `release` has not served room that was given back before the count was stored.
             self.serve_line(&mut line, &try_take);
         }
         let waited = waiter.wait(&mut line, Some(deadline), is_pointless);
-        set_own_share(waiter.wants().share.get().copied().unwrap_or_default());
+        set_own_share(waiter.claim().share.get().copied().unwrap_or_default());
         let Err(no_room) = waited else {
             return Ok(());
         };
         if no_room == WaitError::TimedOut {
-            // There may be room that was not worth a word, or that nobody has used.
+            // There may be less room than `release` serves, or room in shares that are not used.
             self.begin_round();
             self.serve_line(&mut line, &try_take);
         }
@@ -233,14 +241,14 @@ impl WriteBudget {
             return Ok(());
         }
         line.leave(&waiter);
-        // Those behind may need less.
+        // The next publishers in the line may need less room.
         self.serve_line(&mut line, &try_take);
         Err(no_room)
     }
 }
 
 fn own_share() -> Share {
-    // A thread that ends may publish still.
+    // A destructor of the thread may publish after this thread-local is gone.
     SHARE.try_with(Cell::get).unwrap_or_default()
 }
 
@@ -280,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_passes_and_what_does_not_waits_for_its_deadline() {
+    fn a_claim_that_fits_passes_and_a_larger_one_waits_until_its_deadline() {
         let budget = WriteBudget::new(100);
         assert!(budget.has_room(40, 60));
         assert_eq!(reserve(&budget, 60, soon()), Ok(()));
@@ -293,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_the_budget_passes_alone() {
+    fn a_claim_larger_than_the_budget_passes_when_the_budget_is_empty() {
         let budget = WriteBudget::new(100);
         budget.take(1);
         let now = Instant::now();
@@ -306,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn waiters_are_served_in_their_order_and_sent_home_at_the_end() {
+    fn waiting_publishers_are_served_in_their_order_and_fail_at_the_end() {
         let budget = WriteBudget::new(100);
         budget.take(100);
         let over = AtomicBool::new(false);
@@ -327,20 +335,20 @@ mod tests {
             while budget.waiting.load(Ordering::SeqCst) < 2 {
                 thread::yield_now();
             }
-            // Room for the small one only; the large one is first in line.
+            // There is room for the small claim only, but the large one is the first in the line.
             release(&budget, 50);
-            assert!(!budget.has_room(0, 1), "past those who wait");
+            assert!(!budget.has_room(0, 1), "before the waiting publishers");
             release(&budget, 50);
             assert_eq!(large.join().unwrap(), Ok(()));
             assert!(!small.is_finished());
             over.store(true, Ordering::SeqCst);
-            budget.look_again();
+            budget.wake_to_recheck();
             assert_eq!(small.join().unwrap(), Err(WaitError::Closed));
         });
     }
 
     #[test]
-    fn those_who_wait_hear_of_room_to_speak_of_and_find_the_rest_at_their_deadline() {
+    fn a_quarter_of_the_room_serves_the_line_and_less_is_found_at_the_deadline() {
         let budget = WriteBudget::new(100);
         budget.take(100);
         thread::scope(|scope| {
@@ -359,13 +367,13 @@ mod tests {
             while budget.waiting.load(Ordering::SeqCst) < 1 {
                 thread::yield_now();
             }
-            // The rest is held for long, behind a commit.
+            // The rest stays taken for long, as behind a commit.
             release(&budget, 15);
             all_released(&budget);
             assert_eq!(waiter.join().unwrap(), Ok(()));
         });
         release(&budget, 10);
-        // 85 are taken; a wait that is over at once is one at its deadline.
+        // 85 bytes are taken. The wait has a deadline that has passed already.
         assert_eq!(reserve(&budget, 15, Instant::now()), Ok(()));
         assert_eq!(
             reserve(&budget, 1, Instant::now()),
@@ -373,7 +381,7 @@ mod tests {
         );
     }
 
-    /// Waits until so many are in line.
+    /// Waits until this many threads are in the line.
     fn await_line(budget: &WriteBudget, count: usize) {
         while budget.waiting.load(Ordering::SeqCst) < count {
             thread::yield_now();
@@ -381,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_fit_are_served_together_and_nobody_else_is_woken() {
+    fn claims_that_fit_are_served_together_and_no_other_thread_is_woken() {
         let budget = WriteBudget::new(100);
         budget.take(100);
         let asked = AtomicUsize::new(0);
@@ -389,7 +397,7 @@ mod tests {
             let waiters: Vec<_> = (1..=4)
                 .map(|count| {
                     let wait = || {
-                        // Asked before the first wait and after each wake-up.
+                        // Called before the first sleep and after each wake-up.
                         let is_pointless = || asked.fetch_add(1, Ordering::SeqCst) == usize::MAX;
                         let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
                         budget.queue_for(12, try_take, soon(), is_pointless)
@@ -399,7 +407,7 @@ mod tests {
                     waiter
                 })
                 .collect();
-            // All of them have asked, and sleep or are about to.
+            // All threads have called `is_pointless`, and sleep or are about to.
             while asked.load(Ordering::SeqCst) < 4 {
                 thread::yield_now();
             }
@@ -413,14 +421,18 @@ mod tests {
                     .into_iter()
                     .all(|waiter| waiter.join().unwrap().is_ok())
             );
-            assert_eq!(asked.load(Ordering::SeqCst), 4, "nobody was woken in vain");
+            assert_eq!(
+                asked.load(Ordering::SeqCst),
+                4,
+                "no thread was woken in vain"
+            );
         });
         assert_eq!(budget.taken(), 48);
         assert!(!budget.is_awaited());
     }
 
     #[test]
-    fn where_not_all_fit_fewer_are_served_and_each_has_a_share_for_more() {
+    fn if_not_all_claims_fit_fewer_are_served_and_each_gets_a_share() {
         const SIZE: usize = 25;
         let budget = WriteBudget::new(1600);
         budget.take(1600);
@@ -455,10 +467,10 @@ mod tests {
             });
             let mut publishers: Vec<_> = publishers.collect();
             assert_eq!(serve(399), 12);
-            // A quarter: four of them, and three messages more for each.
+            // A quarter of the room: four claims, each with a share of three messages.
             assert_eq!(serve(1), 8);
-            assert_eq!(serve(100), 8, "what they have not used is theirs");
-            assert_eq!(publish_as_many_as_pass(), 0, "not somebody else's");
+            assert_eq!(serve(100), 8, "unused shares stay reserved");
+            assert_eq!(publish_as_many_as_pass(), 0, "this thread has no share");
             go.store(true, Ordering::SeqCst);
             for publisher in publishers.drain(..4) {
                 assert_eq!(publisher.join().unwrap(), 3);
@@ -466,7 +478,7 @@ mod tests {
             go.store(false, Ordering::SeqCst);
             assert_eq!(serve(299), 8);
             assert_eq!(serve(1), 4);
-            // Nothing more comes for now, and nobody uses the shares.
+            // No more room is given back for now, and the shares are not used.
             all_released(&budget);
             assert_eq!(waiting(), 1);
             all_released(&budget);
@@ -476,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_again_gives_back_what_is_left_of_its_share() {
+    fn a_publisher_that_waits_again_gives_back_the_rest_of_its_share() {
         let budget = WriteBudget::new(1600);
         let in_line = |bytes| reserve(&budget, bytes, Instant::now());
         budget.take(1600);
@@ -484,7 +496,7 @@ mod tests {
         thread::scope(|scope| {
             let large = scope.spawn(|| reserve(&budget, 5000, soon()));
             await_line(&budget, 1);
-            // Behind the large one nobody is served, so this is by hand.
+            // Behind the large claim no publisher is served, so the test sets the share itself.
             let round = budget.round.load(Ordering::SeqCst);
             budget.shares.store(90, Ordering::SeqCst);
             set_own_share(Share { round, bytes: 90 });
@@ -493,22 +505,22 @@ mod tests {
             assert_eq!(budget.shares.load(Ordering::SeqCst), 30);
             assert_eq!(in_line(60), Err(WaitError::TimedOut));
             assert_eq!(budget.shares.load(Ordering::SeqCst), 0);
-            assert!(!budget.has_room(0, 10), "it has none any more");
+            assert!(!budget.has_room(0, 10), "the share was given back");
             release(&budget, 1500);
             assert_eq!(large.join().unwrap(), Ok(()));
         });
     }
 
     #[test]
-    fn room_that_was_not_worth_a_word_is_found_at_the_deadline() {
+    fn room_of_less_than_a_quarter_is_found_at_the_deadline() {
         let budget = WriteBudget::new(100);
         budget.take(100);
         let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         let given_back = AtomicBool::new(false);
-        // Asked when it is in line already.
+        // Called when the thread is in the line already.
         let is_pointless = || {
             if !given_back.swap(true, Ordering::SeqCst) {
-                assert!(!budget.release(10), "that is no quarter");
+                assert!(!budget.release(10), "this is less than a quarter");
             }
             false
         };
@@ -518,14 +530,14 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_for_some_messages_and_no_large_part_of_the_room() {
+    fn a_share_is_for_four_messages_but_no_large_part_of_the_room() {
         let budget = WriteBudget::new(6400);
         let shares = [1, 50, 99, 200, 1000].map(|bytes| budget.share_of(bytes));
         assert_eq!(shares, [100, 200, 396, 400, 1000]);
     }
 
     #[test]
-    fn a_share_is_good_for_its_own_round_only() {
+    fn a_share_of_an_earlier_round_is_void() {
         let budget = WriteBudget::new(1600);
         budget.take(1600);
         let over = AtomicBool::new(false);
@@ -538,17 +550,17 @@ mod tests {
             let round = budget.round.load(Ordering::SeqCst);
             set_own_share(Share { round, bytes: 90 });
             assert!(budget.has_room(0, 10));
-            // The first in line finds no room, so that nothing else comes of it.
+            // The first publisher in the line finds no room, so it is not served.
             all_released(&budget);
             assert!(!budget.has_room(0, 10), "another round has begun");
             over.store(true, Ordering::SeqCst);
-            budget.look_again();
+            budget.wake_to_recheck();
             assert_eq!(large.join().unwrap(), Err(WaitError::Closed));
         });
     }
 
     #[test]
-    fn when_the_first_in_line_gives_up_the_next_is_served() {
+    fn the_next_publisher_is_served_when_the_first_one_gives_up() {
         let budget = WriteBudget::new(100);
         budget.take(90);
         let over = AtomicBool::new(false);
@@ -560,11 +572,11 @@ mod tests {
             let small = scope.spawn(|| budget.queue_for(10, try_take, soon(), never));
             await_line(&budget, 2);
             over.store(true, Ordering::SeqCst);
-            budget.look_again();
+            budget.wake_to_recheck();
             assert_eq!(large.join().unwrap(), Err(WaitError::Closed));
             assert_eq!(small.join().unwrap(), Ok(()));
         });
-        // The same when its time is up.
+        // The next publisher is also served when the first one times out.
         let soon_over = Instant::now() + Duration::from_millis(50);
         thread::scope(|scope| {
             let large = scope.spawn(|| budget.queue_for(1000, try_take, soon_over, never));

@@ -1,4 +1,4 @@
-//! Where a confirm waits for whoever holds it.
+//! The slot of a publish, from which the holder of its confirm takes the outcome.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,15 +10,15 @@ use crate::io::waiting_line::{WaitError, wait_until};
 use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 
-/// What became of one publish.
+/// The outcome of one publish.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     settled: OnceLock<PublishOutcome<Arc<ReturnedContent>>>,
-    /// The count of failures that this one is part of, as long as nobody has been told of it;
-    /// else 0.
-    unheard: AtomicU64,
-    /// Wakes those who wait for this one.
-    moved: Condvar,
+    /// The number of the count of [failures](super::publish_failures::Failures) that contains this
+    /// one, until it was reported; otherwise 0.
+    unreported_in: AtomicU64,
+    /// Wakes the threads that wait for this publish.
+    changed: Condvar,
 }
 
 impl Slot {
@@ -26,14 +26,14 @@ impl Slot {
         self.settled.get()
     }
 
-    /// Fills it, and wakes whoever waits for that. Each publish settles once, so it is empty
-    /// before. Done under the lock of those who wait.
+    /// Stores the outcome and wakes the waiting threads. Each publish has one outcome, so the slot
+    /// is empty before. The caller holds the lock of the publisher.
     pub(crate) fn fill(&self, settled: PublishOutcome<Arc<ReturnedContent>>) {
         let _ = self.settled.set(settled);
-        self.moved.notify_all();
+        self.changed.notify_all();
     }
 
-    /// Waits until it is filled.
+    /// Waits until the slot is filled.
     pub(crate) fn wait<S>(
         &self,
         guard: &mut MutexGuard<'_, S>,
@@ -41,26 +41,27 @@ impl Slot {
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), WaitError> {
         let is_filled = || self.get().is_some();
-        wait_until(&self.moved, guard, deadline, is_pointless, is_filled)
+        wait_until(&self.changed, guard, deadline, is_pointless, is_filled)
     }
 
-    /// Lets those who wait ask whether that still has a point.
-    pub(crate) fn look_again(&self) {
-        self.moved.notify_all();
+    /// Wakes the waiting threads, so that each calls its `is_pointless` again.
+    pub(crate) fn wake_to_recheck(&self) {
+        self.changed.notify_all();
     }
 
-    /// Counts it among the failures that nobody knows of. Done before it is filled, so that
-    /// whoever finds it full knows that as well.
-    pub(crate) fn count_in(&self, count: u64) {
-        self.unheard.store(count, Ordering::Release);
+    /// Records that the failure is unreported, as part of this count. It must be done before
+    /// [`fill`](Self::fill), so that a thread that sees the outcome sees this too.
+    pub(crate) fn set_unreported_in(&self, count: u64) {
+        self.unreported_in.store(count, Ordering::Release);
     }
 
-    /// Somebody is told of it; the count that it was part of until now, or 0.
-    pub(crate) fn hear(&self) -> u64 {
-        // Most are no failures, and reading is cheaper.
-        match self.unheard.load(Ordering::Acquire) {
+    /// Records that the failure is reported. Returns the number of the count that contained it
+    /// until now, or 0.
+    pub(crate) fn mark_reported(&self) -> u64 {
+        // A load is cheaper than a swap, and most publishes do not fail.
+        match self.unreported_in.load(Ordering::Acquire) {
             0 => 0,
-            _ => self.unheard.swap(0, Ordering::AcqRel),
+            _ => self.unreported_in.swap(0, Ordering::AcqRel),
         }
     }
 }

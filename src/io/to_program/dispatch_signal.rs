@@ -1,5 +1,4 @@
-//! Who is told that something has come: threads that dispatch callbacks, and programs that
-//! wait with `select!`.
+//! Signals for threads that dispatch callbacks, and for programs that wait with `select!`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,82 +7,82 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::io::loom::sync::{AtomicUsize, Mutex, Ordering, fence};
 
-/// A slot for one unit: full from the first ring until somebody has heard it.
+/// A slot that is full from the first `notify` until a thread has received it.
 #[derive(Debug)]
 pub(crate) struct Signal {
-    ring: Sender<()>,
-    heard: Receiver<()>,
+    sender: Sender<()>,
+    receiver: Receiver<()>,
 }
 
 thread_local! {
-    static BELL: Arc<Signal> = Arc::new(Signal::new());
+    static SIGNAL: Arc<Signal> = Arc::new(Signal::new());
 }
 
 impl Signal {
     pub(crate) fn new() -> Self {
-        let (ring, heard) = bounded(1);
-        Self { ring, heard }
+        let (sender, receiver) = bounded(1);
+        Self { sender, receiver }
     }
 
-    /// The signal of the calling thread, for all that it ever waits for. It may have been rung
-    /// for something that the thread has seen since.
+    /// Returns the signal of the calling thread, which it uses for all its waits. The signal may
+    /// still be set for an event that the thread has already handled.
     pub(crate) fn of_this_thread() -> Arc<Self> {
-        BELL.with(Arc::clone)
+        SIGNAL.with(Arc::clone)
     }
 
-    pub(crate) fn ring(&self) {
-        // A slot that is full already says the same.
-        let _ = self.ring.try_send(());
+    pub(crate) fn notify(&self) {
+        // A full slot is enough: the receiving thread checks for all events.
+        let _ = self.sender.try_send(());
     }
 
-    /// Waits for a ring, or for the deadline.
+    /// Waits until the signal is set, or until the deadline.
     pub(crate) fn wait(&self, deadline: Option<Instant>) {
-        // Either way the caller looks what there is.
+        // In both cases the caller checks for events.
         let _ = match deadline {
-            Some(deadline) => self.heard.recv_deadline(deadline).ok(),
-            None => self.heard.recv().ok(),
+            Some(deadline) => self.receiver.recv_deadline(deadline).ok(),
+            None => self.receiver.recv().ok(),
         };
     }
 
-    /// The slot, to be waited for with others.
+    /// Returns the slot, so that a program can wait for it with `select!`.
     pub(crate) fn receiver(&self) -> &Receiver<()> {
-        &self.heard
+        &self.receiver
     }
 }
 
-/// What can be rung.
-pub(crate) trait Ring {
-    fn ring(&self);
+/// A signal that can be set. The models of loom have their own.
+pub(crate) trait Notify {
+    fn notify(&self);
 }
 
-impl Ring for Signal {
-    fn ring(&self) {
-        self.ring();
+impl Notify for Signal {
+    fn notify(&self) {
+        self.notify();
     }
 }
 
-/// The bells to ring when something comes.
+/// The signals to set for an event.
 #[derive(Debug)]
 pub(crate) struct Subscribers<B = Signal> {
-    bells: Mutex<Vec<Arc<B>>>,
-    /// How many there are, so that nobody pays for a lock to find none.
+    signals: Mutex<Vec<Arc<B>>>,
+    /// The number of signals. It is read without the lock, because most events have no subscriber.
     count: AtomicUsize,
 }
 
 impl<B> Default for Subscribers<B> {
     fn default() -> Self {
         Self {
-            bells: Mutex::new(Vec::new()),
+            signals: Mutex::new(Vec::new()),
             count: AtomicUsize::new(0),
         }
     }
 }
 
-impl<B: Ring> Subscribers<B> {
-    /// Rings `signal` from now on, as long as the guard lives. What had come before is the
-    /// caller's to look for, after this.
+impl<B: Notify> Subscribers<B> {
+    /// Adds `signal` until the returned guard is dropped. The caller checks for earlier events
+    /// after this call.
     #[must_use]
-    pub(crate) fn watch(&self, signal: &Arc<B>) -> Subscription<'_, B> {
+    pub(crate) fn subscribe(&self, signal: &Arc<B>) -> Subscription<'_, B> {
         self.add(signal);
         Subscription {
             subscribers: self,
@@ -91,46 +90,51 @@ impl<B: Ring> Subscribers<B> {
         }
     }
 
-    /// Rings `signal` from now on.
+    /// Adds `signal` for good.
     pub(crate) fn add(&self, signal: &Arc<B>) {
-        let mut bells = self.bells.lock();
-        bells.push(Arc::clone(signal));
-        self.count.store(bells.len(), Ordering::SeqCst);
-        drop(bells);
-        // Between this and the look, as there is one in `ring`.
+        let mut signals = self.signals.lock();
+        signals.push(Arc::clone(signal));
+        self.count.store(signals.len(), Ordering::SeqCst);
+        drop(signals);
+        // Pairs with the fence in `notify`: it stands between the new count and the caller's check
+        // for events.
         fence(Ordering::SeqCst);
     }
 
-    /// To be called after something was put where the subscribers look. The number of
-    /// subscribers is read in one order with that, so that either this sees a new one, or that
-    /// one sees what was put.
-    pub(crate) fn ring(&self) {
+    /// Sets all signals. The caller has stored the event before this call.
+    ///
+    /// The fence orders that store before the load of the count. So either this thread sees a new
+    /// subscriber, or the subscriber sees the event.
+    pub(crate) fn notify(&self) {
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::SeqCst) > 0 {
-            self.bells.lock().iter().for_each(|signal| signal.ring());
+            self.signals
+                .lock()
+                .iter()
+                .for_each(|signal| signal.notify());
         }
     }
 
     fn remove(&self, signal: &Arc<B>) {
-        let mut bells = self.bells.lock();
-        if let Some(index) = bells.iter().position(|other| Arc::ptr_eq(other, signal)) {
-            bells.swap_remove(index);
+        let mut signals = self.signals.lock();
+        if let Some(index) = signals.iter().position(|other| Arc::ptr_eq(other, signal)) {
+            signals.swap_remove(index);
         }
-        self.count.store(bells.len(), Ordering::SeqCst);
+        self.count.store(signals.len(), Ordering::SeqCst);
     }
 }
 
-/// Keeps a signal among the subscribers for as long as it lives. Rings it at the end: what it was
-/// rung for may concern whoever waits further out in the same thread, around a callback.
-pub(crate) struct Subscription<'a, B: Ring = Signal> {
+/// Removes a signal from the subscribers when it is dropped, and then sets it. An event may also
+/// concern an outer wait of the same thread: the wait may be inside a callback.
+pub(crate) struct Subscription<'a, B: Notify = Signal> {
     subscribers: &'a Subscribers<B>,
     signal: Arc<B>,
 }
 
-impl<B: Ring> Drop for Subscription<'_, B> {
+impl<B: Notify> Drop for Subscription<'_, B> {
     fn drop(&mut self) {
         self.subscribers.remove(&self.signal);
-        self.signal.ring();
+        self.signal.notify();
     }
 }
 
@@ -139,29 +143,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rings_before_the_wait_count_and_together_as_one() {
+    fn a_signal_set_twice_before_the_wait_ends_one_wait() {
         let signal = Signal::new();
-        signal.ring();
-        signal.ring();
+        signal.notify();
+        signal.notify();
         signal.wait(None);
         assert!(signal.receiver().is_empty());
     }
 
     #[test]
-    fn a_watcher_hears_as_long_as_it_watches() {
+    fn a_subscriber_is_notified_until_its_subscription_is_dropped() {
         let subscribers = Subscribers::default();
         let signal = Arc::new(Signal::new());
-        let watch = subscribers.watch(&signal);
-        let again = subscribers.watch(&signal);
+        let subscription = subscribers.subscribe(&signal);
+        let again = subscribers.subscribe(&signal);
         drop(again);
-        subscribers.ring();
+        subscribers.notify();
         assert!(signal.receiver().try_recv().is_ok());
-        drop(watch);
+        drop(subscription);
         assert!(
             signal.receiver().try_recv().is_ok(),
-            "for who waits around it"
+            "for an outer wait of the thread"
         );
-        subscribers.ring();
+        subscribers.notify();
         assert!(signal.receiver().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Where deliveries wait for the threads that take them.
+//! The inbox: the queue of deliveries from the IO thread to the threads that take them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -13,16 +13,16 @@ use crate::protocol::content::DeliveredContent;
 use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 use crate::protocol::wire::ShortString;
 
-/// The end of a consumer in an inbox that several consumers share: the last entry of that one.
+/// The last entry of a consumer in an inbox that several consumers share.
 pub(crate) trait EndMark: Default {
-    /// Whether the consumer is gone, so that its end concerns no thread any more.
+    /// Returns whether the consumer is dropped, so that no thread needs the entry.
     fn is_stale(&self) -> bool;
 }
 
 /// An entry of the queue.
 #[derive(Debug)]
 enum Entry<E> {
-    /// With `true`, of deliveries that cannot be held back.
+    /// A batch, and whether its deliveries are fixed: they cannot be held back.
     Batch(Batch, bool),
     Ended(E),
 }
@@ -30,26 +30,26 @@ enum Entry<E> {
 impl<E> Entry<E> {
     fn len(&self) -> usize {
         match self {
-            Self::Batch(run, _) => run.len(),
+            Self::Batch(batch, _) => batch.len(),
             Self::Ended(_) => 1,
         }
     }
 }
 
-/// The outcome of a look into an inbox.
+/// The result of taking an entry from an inbox.
 #[derive(Debug)]
 pub(crate) enum Next<E, M = DeliveredContent> {
     Message(M),
-    /// The last entry of a consumer whose callback has had all its deliveries.
+    /// The last entry of a consumer. Its callback has had all deliveries.
     ConsumerEnded(E),
     Empty,
-    /// Empty, and nothing will come any more.
+    /// Empty, and there will be no more entries.
     Ended,
 }
 
 impl<E> Next<E, PackedDelivery> {
-    /// Copies the message out of its batch. Done without the lock, for it is the largest part of
-    /// the work.
+    /// Takes the message out of its batch. This is the largest part of the work, so it runs without
+    /// the lock.
     fn unpack(self) -> Next<E> {
         match self {
             Self::Message(packed) => Next::Message(packed.unpack()),
@@ -62,19 +62,18 @@ impl<E> Next<E, PackedDelivery> {
 
 /// A queue of deliveries, for any number of threads.
 ///
-/// The IO thread puts in what one read has brought with one lock; a whole consumer's
-/// messages can be taken out from between the others, in order.
+/// The IO thread locks the inbox once for all batches of one read. All messages of one consumer can
+/// be extracted from between the others; the order stays.
 ///
-/// Of those who sleep, one at a time is woken: it takes what it was woken for, and if that has
-/// left something, wakes the next. So as many come as there is work for. To wake one for each
-/// message, or even all, would wake many in vain, for those who are awake take most of what
-/// comes.
+/// Of the sleeping threads one at a time is woken. It takes an entry, and wakes the next thread if
+/// there are more. So only as many threads wake up as there are entries for. To wake one for each
+/// message, or all, would wake many in vain, because the threads that are awake take most messages.
 #[derive(Debug)]
 pub(crate) struct Inbox<E: EndMark> {
     state: Mutex<State<E>>,
-    moved: Condvar,
+    changed: Condvar,
     read_control: Arc<ReadControl>,
-    /// Who is told beside those that wait in [`pop`](Self::pop).
+    /// The signals to set, in addition to the threads that sleep in [`pop`](Self::pop).
     subscribers: Subscribers,
     ready: OnceLock<Arc<Signal>>,
 }
@@ -82,58 +81,59 @@ pub(crate) struct Inbox<E: EndMark> {
 #[derive(Debug, Default)]
 struct State<E> {
     queue: VecDeque<Entry<E>>,
-    /// How many items that are.
+    /// The number of messages and ends in the queue.
     count: usize,
-    /// What the queue costs.
+    /// The cost of all batches in the queue.
     bytes: usize,
     ended: bool,
-    /// Nothing is taken any more, though something may still come.
+    /// Whether no more deliveries may be taken, although more may still arrive.
     stopped: bool,
-    /// How many threads sleep until something comes.
+    /// How many threads sleep until there is an entry.
     asleep: usize,
-    /// How many were woken, and have not looked yet.
+    /// How many threads were woken and have not locked the inbox yet.
     woken: usize,
-    /// What was taken and is not reported yet: one report for several items is cheaper.
-    taken: Taking,
+    /// The taken deliveries that are not reported to the read budget. One report for several is
+    /// cheaper.
+    taken: TakenBytes,
 }
 
-/// What was taken, in bytes.
+/// The cost of taken deliveries.
 #[derive(Debug, Default)]
-struct Taking {
+struct TakenBytes {
     cost: usize,
-    /// How much of that could not be held back.
+    /// The part of the fixed deliveries.
     fixed: usize,
 }
 
-/// How much may be taken before it is reported.
+/// How many bytes may be taken before a report.
 const UNREPORTED_BYTES_MAX: usize = 16 * 1024;
 
 impl<E: EndMark> Inbox<E> {
     pub(crate) fn new(read_control: Arc<ReadControl>) -> Self {
         Self {
             state: Mutex::default(),
-            moved: Condvar::new(),
+            changed: Condvar::new(),
             read_control,
             subscribers: Subscribers::default(),
             ready: OnceLock::new(),
         }
     }
 
-    /// Puts in messages, in order. What comes after the end is dropped.
-    pub(crate) fn push(&self, runs: &mut VecDeque<Batch>, is_fixed: bool) {
-        let count = runs.iter().map(Batch::len).sum();
-        let cost = runs.iter().map(Batch::cost).sum();
+    /// Appends batches, in their order. After the end of the inbox they are dropped.
+    pub(crate) fn push(&self, batches: &mut VecDeque<Batch>, is_fixed: bool) {
+        let count = batches.iter().map(Batch::len).sum();
+        let cost = batches.iter().map(Batch::cost).sum();
         let fixed = if is_fixed { cost } else { 0 };
-        let entries = runs.drain(..).map(|run| Entry::Batch(run, is_fixed));
-        self.put(count, cost, fixed, entries);
+        let entries = batches.drain(..).map(|batch| Entry::Batch(batch, is_fixed));
+        self.append(count, cost, fixed, entries);
     }
 
-    /// Puts in the end of a callback's consumer.
+    /// Appends the end of a consumer with a callback.
     pub(crate) fn push_end(&self, consumer: E) {
-        self.put(1, 0, 0, std::iter::once(Entry::Ended(consumer)));
+        self.append(1, 0, 0, std::iter::once(Entry::Ended(consumer)));
     }
 
-    fn put(
+    fn append(
         &self,
         count: usize,
         cost: usize,
@@ -147,7 +147,7 @@ impl<E: EndMark> Inbox<E> {
         }
         let stopped = state.stopped;
         state.queue.extend(entries.map(|entry| match entry {
-            Entry::Batch(run, is_fixed) => Entry::Batch(run, is_fixed && !stopped),
+            Entry::Batch(batch, is_fixed) => Entry::Batch(batch, is_fixed && !stopped),
             ended => ended,
         }));
         state.count += count;
@@ -156,77 +156,79 @@ impl<E: EndMark> Inbox<E> {
         self.read_control.budget.add(cost, fixed);
         self.wake_one(&mut state);
         drop(state);
-        self.subscribers.ring();
+        self.subscribers.notify();
     }
 
-    /// Nothing is to be taken any more: for those who take, this is the end. What is there, and
-    /// what still comes, waits for [`extract`](Self::extract), and does not stop reading: the
-    /// reply to a cancel may be behind it.
+    /// Stops the taking of deliveries: for the threads that take them, this is the end of the
+    /// inbox. Present and later deliveries wait for [`extract`](Self::extract). They do not count
+    /// as fixed any more, so they do not stop reading, because the reply to a cancel may be behind
+    /// them.
     pub(crate) fn stop(&self) {
         let mut state = self.state.lock();
         state.stopped = true;
         let mut taken = std::mem::take(&mut state.taken);
         for entry in &mut state.queue {
-            if let Entry::Batch(run, is_fixed) = entry {
+            if let Entry::Batch(batch, is_fixed) = entry {
                 if std::mem::take(is_fixed) {
-                    taken.fixed += run.cost();
+                    taken.fixed += batch.cost();
                 }
             }
         }
         self.wake_all(&mut state);
         drop(state);
         self.report(&taken);
-        self.subscribers.ring();
+        self.subscribers.notify();
     }
 
-    /// What has come can be taken after all.
+    /// Allows the taking of deliveries again.
     pub(crate) fn resume(&self) {
         self.state.lock().stopped = false;
-        self.subscribers.ring();
+        self.subscribers.notify();
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.state.lock().stopped
     }
 
-    /// Nothing will come any more.
+    /// Ends the inbox: there will be no more entries.
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
         self.wake_all(&mut state);
         drop(state);
-        self.subscribers.ring();
+        self.subscribers.notify();
     }
 
-    /// Wakes all who sleep, for none of them will find anything more.
+    /// Wakes all sleeping threads: none of them will find more entries than there are now.
     fn wake_all(&self, state: &mut State<E>) {
-        let woken = self.moved.notify_all();
+        let woken = self.changed.notify_all();
         state.asleep -= woken;
         state.woken += woken;
     }
 
-    /// Wakes one of those who sleep, if there is something to take and nobody is on the way.
+    /// Wakes one sleeping thread, if there is an entry and no other thread is about to wake up.
     #[inline]
     fn wake_one(&self, state: &mut State<E>) {
         if state.asleep > 0 && state.woken == 0 && !state.queue.is_empty() {
-            // Not one whose deadline has just passed: it has left, and looks once more.
-            if self.moved.notify_one() {
+            // A thread whose deadline has just passed is not notified: it has left the condition
+            // variable, and checks the queue once more.
+            if self.changed.notify_one() {
                 state.asleep -= 1;
                 state.woken += 1;
             }
         }
     }
 
-    /// Sleeps until it is woken; `false` at the deadline.
-    // Apart, so that those who find something at once do not pay for it.
+    /// Sleeps until the thread is woken; returns `false` at the deadline.
+    // A function of its own, so that a thread that finds an entry at once does not pay for it.
     #[cold]
     fn sleep(&self, state: &mut MutexGuard<'_, State<E>>, deadline: Option<Instant>) -> bool {
         state.asleep += 1;
         let _waiting = self.read_control.wait_for_delivery();
         let is_woken = match deadline {
-            Some(deadline) => !self.moved.wait_until(state, deadline).timed_out(),
+            Some(deadline) => !self.changed.wait_until(state, deadline).timed_out(),
             None => {
-                self.moved.wait(state);
+                self.changed.wait(state);
                 true
             }
         };
@@ -237,11 +239,11 @@ impl<E: EndMark> Inbox<E> {
         is_woken
     }
 
-    /// The next item, if there is one.
+    /// Takes the next entry, if there is one.
     pub(crate) fn try_pop(&self) -> Next<E> {
         let mut state = self.state.lock();
         let found = self.take(&mut state);
-        let taken = self.to_report(&mut state);
+        let taken = self.take_report(&mut state);
         drop(state);
         if let Some(taken) = taken {
             self.report(&taken);
@@ -249,7 +251,7 @@ impl<E: EndMark> Inbox<E> {
         found.unpack()
     }
 
-    /// The next item, waiting for it; `Empty` after the deadline.
+    /// Waits for the next entry and takes it. Returns `Empty` at the deadline.
     pub(crate) fn pop(&self, deadline: Option<Instant>) -> Next<E> {
         let mut state = self.state.lock();
         let found = loop {
@@ -261,7 +263,7 @@ impl<E: EndMark> Inbox<E> {
                 break self.take(&mut state);
             }
         };
-        let taken = self.to_report(&mut state);
+        let taken = self.take_report(&mut state);
         drop(state);
         if let Some(taken) = taken {
             self.report(&taken);
@@ -272,13 +274,13 @@ impl<E: EndMark> Inbox<E> {
     fn take(&self, state: &mut State<E>) -> Next<E, PackedDelivery> {
         let found = match state.queue.front_mut() {
             _ if state.stopped => Next::Ended,
-            Some(Entry::Batch(run, is_fixed)) => {
-                let message = run.pop();
-                let cost = message.as_ref().map_or(0, |message| run.cost_of(message));
+            Some(Entry::Batch(batch, is_fixed)) => {
+                let message = batch.pop();
+                let cost = message.as_ref().map_or(0, |message| batch.cost_of(message));
                 if *is_fixed {
                     state.taken.fixed += cost;
                 }
-                if run.is_empty() {
+                if batch.is_empty() {
                     state.queue.pop_front();
                 }
                 state.bytes -= cost;
@@ -298,38 +300,39 @@ impl<E: EndMark> Inbox<E> {
             None => Next::Empty,
         };
         self.wake_one(state);
-        // Whoever waits with `select!` hears again of what is left, and all of the end.
+        // A program that waits with `select!` is woken again for the remaining entries, and always
+        // for an end.
         if let Some(signal) = self.ready.get() {
             if state.ended || state.stopped || !state.queue.is_empty() {
-                signal.ring();
+                signal.notify();
             }
         }
         found
     }
 
-    /// What is to be reported now: when it has become much, when nothing is left to report
-    /// it with, and when the IO thread waits for it.
+    /// Takes the cost that must be reported now: when it is large enough, when the queue is empty
+    /// so that no later report is certain, and when the IO thread waits for every byte.
     #[inline]
-    fn to_report(&self, state: &mut State<E>) -> Option<Taking> {
+    fn take_report(&self, state: &mut State<E>) -> Option<TakenBytes> {
         let is_due = state.taken.cost > UNREPORTED_BYTES_MAX
             || state.queue.is_empty()
-            || self.read_control.budget.is_watched();
+            || self.read_control.budget.must_report_at_once();
         is_due.then(|| std::mem::take(&mut state.taken))
     }
 
-    /// Reports what was taken so far.
+    /// Reports the deliveries that were taken so far.
     pub(crate) fn report_taken(&self) {
         let taken = std::mem::take(&mut self.state.lock().taken);
         self.report(&taken);
     }
 
-    fn report(&self, taken: &Taking) {
+    fn report(&self, taken: &TakenBytes) {
         if taken.cost > 0 || taken.fixed > 0 {
             self.read_control.handed_out(taken.cost, taken.fixed);
         }
     }
 
-    /// What waits to be taken, in bytes.
+    /// Returns the cost of the untaken deliveries.
     pub(crate) fn bytes(&self) -> usize {
         self.state.lock().bytes
     }
@@ -338,29 +341,28 @@ impl<E: EndMark> Inbox<E> {
         self.len() == 0
     }
 
-    /// How many items wait.
+    /// Returns the number of untaken messages and ends.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().count
     }
 
-    /// Whether there is nothing, and nothing will come any more.
+    /// Returns whether the inbox is empty and has ended.
     pub(crate) fn is_over(&self) -> bool {
         let state = self.state.lock();
         state.ended && state.queue.is_empty()
     }
 
-    /// Whether nothing will come any more.
+    /// Returns whether there will be no more entries.
     pub(crate) fn has_ended(&self) -> bool {
         self.state.lock().ended
     }
 
-    /// Who is told when something comes.
+    /// Returns the signals that are set for a new entry.
     pub(crate) fn subscribers(&self) -> &Subscribers {
         &self.subscribers
     }
 
-    /// A slot that is full when there is something to take, or an end to learn of; it may
-    /// be full without.
+    /// Returns a slot that is full when there is an entry, or an end. It may also be full without.
     pub(crate) fn ready(&self) -> &Receiver<()> {
         let signal = self.ready.get_or_init(|| {
             let signal = Arc::new(Signal::new());
@@ -369,17 +371,17 @@ impl<E: EndMark> Inbox<E> {
         });
         let state = self.state.lock();
         if state.ended || state.stopped || !state.queue.is_empty() {
-            signal.ring();
+            signal.notify();
         }
         signal.receiver()
     }
 
-    /// Drops the messages of every consumer that `wanted` picks by its tag.
+    /// Drops the deliveries of all consumers for whose tag `wanted` returns `true`.
     pub(crate) fn discard(&self, wanted: impl Fn(&ShortString) -> bool) {
         drop(self.extract(wanted));
     }
 
-    /// Takes them out.
+    /// Takes these deliveries out of the queue.
     pub(crate) fn extract(&self, wanted: impl Fn(&ShortString) -> bool) -> Extracted {
         let mut extracted = VecDeque::new();
         let mut kept = VecDeque::new();
@@ -388,10 +390,10 @@ impl<E: EndMark> Inbox<E> {
         let mut cost = 0;
         for entry in state.queue.drain(..) {
             match entry {
-                Entry::Batch(run, is_fixed) if wanted(run.consumer_tag()) => {
-                    cost += run.cost();
-                    taken.fixed += if is_fixed { run.cost() } else { 0 };
-                    extracted.push_back(run);
+                Entry::Batch(batch, is_fixed) if wanted(batch.consumer_tag()) => {
+                    cost += batch.cost();
+                    taken.fixed += if is_fixed { batch.cost() } else { 0 };
+                    extracted.push_back(batch);
                 }
                 Entry::Ended(consumer) if consumer.is_stale() => {}
                 other => kept.push_back(other),
@@ -405,16 +407,15 @@ impl<E: EndMark> Inbox<E> {
         self.report(&taken);
         Extracted {
             len: extracted.iter().map(Batch::len).sum(),
-            runs: extracted,
+            batches: extracted,
         }
     }
 }
 
-/// Messages that were taken out of an inbox. They stay as small as they came until it is the
-/// turn of each.
+/// Deliveries that were extracted from an inbox. They stay in their batches until each is taken.
 #[derive(Debug, Default)]
 pub(crate) struct Extracted {
-    runs: VecDeque<Batch>,
+    batches: VecDeque<Batch>,
     len: usize,
 }
 
@@ -422,10 +423,10 @@ impl Iterator for Extracted {
     type Item = DeliveredContent;
 
     fn next(&mut self) -> Option<DeliveredContent> {
-        let run = self.runs.front_mut()?;
-        let message = run.pop();
-        if run.is_empty() {
-            self.runs.pop_front();
+        let batch = self.batches.front_mut()?;
+        let message = batch.pop();
+        if batch.is_empty() {
+            self.batches.pop_front();
         }
         self.len = self.len.saturating_sub(1);
         message.map(PackedDelivery::unpack)
@@ -466,18 +467,18 @@ mod tests {
         Inbox::new(read_control(1 << 20))
     }
 
-    /// Puts in so many messages at once, which cannot be held back.
+    /// Appends this many fixed deliveries at once.
     fn push(inbox: &Inbox<()>, count: usize) {
         inbox.push(&mut packed(&vec![(SIZE, "key"); count]), true);
     }
 
-    /// How much is counted as waiting to be taken.
+    /// Returns how many untaken bytes the read budget counts.
     fn waiting(inbox: &Inbox<()>) -> usize {
         inbox.read_control.budget.bytes()
     }
 
     #[test]
-    fn all_who_wait_hear_of_several_messages_that_come_at_once() {
+    fn several_messages_at_once_wake_as_many_threads() {
         const COUNT: usize = 3;
         let inbox = inbox();
         let all_have_one = Barrier::new(COUNT);
@@ -485,24 +486,24 @@ mod tests {
         let take = || {
             let popped = inbox.pop(Some(deadline));
             let has_one = matches!(popped, Next::Message(_));
-            // Who has one takes no other before everybody has.
+            // Each thread takes one message only.
             all_have_one.wait();
             has_one && Instant::now() < deadline
         };
         thread::scope(|scope| {
-            let takers: Vec<_> = (0..COUNT).map(|_| scope.spawn(take)).collect();
+            let consumers: Vec<_> = (0..COUNT).map(|_| scope.spawn(take)).collect();
             while inbox.state.lock().asleep < COUNT {
                 thread::yield_now();
             }
             push(&inbox, COUNT);
-            for taker in takers {
-                assert!(taker.join().unwrap(), "one slept on");
+            for consumer in consumers {
+                assert!(consumer.join().unwrap(), "a thread was not woken");
             }
         });
     }
 
     #[test]
-    fn those_who_wait_with_select_hear_of_messages_and_of_every_end() {
+    fn the_slot_for_select_is_filled_by_messages_and_every_end() {
         let changes: [fn(&Inbox<()>); 4] = [
             |inbox| push(inbox, 1),
             |inbox| inbox.stop(),
@@ -511,13 +512,13 @@ mod tests {
         ];
         let inbox = inbox();
         let ready = inbox.ready();
-        assert!(ready.try_recv().is_err(), "there is nothing yet");
+        assert!(ready.try_recv().is_err(), "the inbox is empty");
         for change in changes {
             change(&inbox);
             assert!(ready.try_recv().is_ok());
-            assert!(ready.try_recv().is_err(), "told once");
+            assert!(ready.try_recv().is_err(), "the slot was filled once");
         }
-        // As to one who asks now.
+        // The slot is full again for a thread that calls `ready` after the end.
         assert!(inbox.ready().try_recv().is_ok());
     }
 
@@ -538,9 +539,9 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_deadline_has_just_passed_is_not_taken_for_woken() {
+    fn a_thread_whose_deadline_has_just_passed_does_not_count_as_woken() {
         let inbox = inbox();
-        // It has left the condition, and not got the lock yet.
+        // The thread has left the condition variable, and does not hold the lock yet.
         inbox.state.lock().asleep = 1;
         push(&inbox, 1);
         inbox.end();
@@ -549,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sleeps_is_counted_until_it_is_woken_or_has_slept_enough() {
+    fn a_sleeping_thread_counts_until_it_is_woken_or_its_deadline() {
         let inbox = inbox();
         let counts = || {
             let state = inbox.state.lock();
@@ -558,30 +559,35 @@ mod tests {
         assert!(matches!(inbox.pop(Some(Instant::now())), Next::Empty));
         assert_eq!(counts(), (0, 0));
         thread::scope(|scope| {
-            let takers = [(); 2].map(|()| scope.spawn(|| inbox.pop(None)));
+            let consumers = [(); 2].map(|()| scope.spawn(|| inbox.pop(None)));
             while counts() != (2, 0) {
                 thread::yield_now();
             }
             push(&inbox, 1);
-            while takers.iter().filter(|taker| taker.is_finished()).count() < 1 {
+            while consumers
+                .iter()
+                .filter(|thread| thread.is_finished())
+                .count()
+                < 1
+            {
                 thread::yield_now();
             }
             assert_eq!(counts(), (1, 0));
             inbox.end();
-            let ends = takers.map(|taker| matches!(taker.join().unwrap(), Next::Ended));
+            let ends = consumers.map(|thread| matches!(thread.join().unwrap(), Next::Ended));
             assert_eq!(ends.iter().filter(|&&ended| ended).count(), 1);
         });
         assert_eq!(counts(), (0, 0));
     }
 
     #[test]
-    fn what_is_taken_is_reported_together_unless_the_io_thread_waits_for_it() {
+    fn taken_deliveries_are_reported_together_unless_the_io_thread_waits_for_them() {
         let inbox = inbox();
         push(&inbox, 10);
         let all = waiting(&inbox);
         assert!(all >= 10 * SIZE);
         assert!(matches!(inbox.try_pop(), Next::Message(_)));
-        assert_eq!(waiting(&inbox), all, "it is not worth a report");
+        assert_eq!(waiting(&inbox), all, "too few bytes for a report");
         assert!(inbox.read_control.budget.wait_for(1, true));
         assert!(matches!(inbox.pop(None), Next::Message(_)));
         let left = waiting(&inbox);
@@ -591,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn much_that_is_taken_is_reported_and_so_is_the_last() {
+    fn many_taken_bytes_are_reported_and_so_is_the_last_delivery() {
         let inbox = inbox();
         let count = 2 * UNREPORTED_BYTES_MAX / SIZE;
         push(&inbox, count);
@@ -608,12 +614,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_out_or_dropped_with_the_inbox_waits_no_more() {
+    fn extracted_and_dropped_deliveries_leave_the_read_budget() {
         let inbox = inbox();
         let budget = Arc::clone(&inbox.read_control);
         push(&inbox, 3);
         assert_eq!(inbox.len(), 3);
-        // What was taken before and is not reported yet counts as well.
+        // Taken deliveries that are not reported count as well.
         assert!(matches!(inbox.try_pop(), Next::Message(_)));
         assert_eq!(inbox.extract(|tag| *tag == "other").count(), 0);
         assert_eq!(inbox.len(), 2);

@@ -1,5 +1,5 @@
-//! From the IO thread to the program's threads: deliveries, confirms, and the signal that there is
-//! something to dispatch.
+//! From the IO thread to the program's threads: deliveries, confirms, notices, and the signals for
+//! dispatching threads.
 
 pub(crate) mod confirm_slot;
 pub(crate) mod dispatch_signal;

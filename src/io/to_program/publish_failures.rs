@@ -1,4 +1,4 @@
-//! The publishes of a channel that were not taken, until somebody asks.
+//! The failed publishes of a channel, until the program takes them.
 
 use std::sync::Arc;
 
@@ -8,11 +8,10 @@ use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 
-/// How many are kept; beyond this they are only counted. So they are when they take too much
-/// memory.
+/// How many failures are kept. Beyond this number, or with too many bytes, they are only counted.
 const FAILURES_MAX: usize = 1000;
 
-/// A publish that was not taken.
+/// A publish that the broker has nacked or returned.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) number: u64,
@@ -20,24 +19,24 @@ pub(crate) struct Failure {
     slot: Arc<Slot>,
 }
 
-/// The failures since they were last asked for.
+/// The failures since the program last took them.
 #[derive(Debug)]
 pub(crate) struct Failures {
     total: RetainedBytes,
     kept: Retained<Failure>,
-    /// How many more there were.
+    /// How many failures were counted but not kept.
     dropped: u64,
-    /// How many of all of them nobody was told of.
-    unheard: u64,
-    /// Which count that is: each time they are asked for another one begins.
+    /// How many of all failures were not reported to the program.
+    unreported: u64,
+    /// The number of this count. Each time the failures are taken, another count begins.
     count: u64,
 }
 
-/// Failures, as they are asked for.
+/// Failures that the program has taken.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     pub(crate) kept: Vec<Failure>,
-    /// How many more there were.
+    /// How many failures were counted but not kept.
     pub(crate) more: u64,
 }
 
@@ -47,22 +46,22 @@ impl Failures {
             total: total.clone(),
             kept: Retained::new(FAILURES_MAX, total),
             dropped: 0,
-            unheard: 0,
+            unreported: 0,
             count: 1,
         }
     }
 
-    /// Adds one. If `is_told`, a callback is told of it.
+    /// Adds a failure. If `is_reported`, a callback will report it.
     pub(crate) fn add(
         &mut self,
         number: u64,
         settled: PublishOutcome<Arc<ReturnedContent>>,
         slot: &Arc<Slot>,
-        is_told: bool,
+        is_reported: bool,
     ) {
-        if !is_told {
-            self.unheard += 1;
-            slot.count_in(self.count);
+        if !is_reported {
+            self.unreported += 1;
+            slot.set_unreported_in(self.count);
         }
         let failure = Failure {
             number,
@@ -74,47 +73,47 @@ impl Failures {
         }
     }
 
-    /// Somebody is told of a failure that was part of this count.
-    pub(crate) fn heard(&mut self, count: u64) {
+    /// Records that a failure of the count with this number was reported.
+    pub(crate) fn mark_reported(&mut self, count: u64) {
         if count == self.count {
-            self.unheard = self.unheard.saturating_sub(1);
+            self.unreported = self.unreported.saturating_sub(1);
         }
     }
 
-    /// How many nobody was told of.
-    pub(crate) fn unheard(&self) -> u64 {
-        self.unheard
+    /// Returns how many failures were not reported.
+    pub(crate) fn unreported(&self) -> u64 {
+        self.unreported
     }
 
-    /// Takes all of them.
+    /// Takes all failures.
     pub(crate) fn take(&mut self) -> Taken {
         let kept: Vec<_> = self.empty().into_items().collect();
         for failure in &kept {
-            failure.slot.hear();
+            failure.slot.mark_reported();
         }
         let more = std::mem::take(&mut self.dropped);
         Taken { kept, more }
     }
 
-    /// Takes those that nobody was told of, and forgets the rest.
-    pub(crate) fn take_unheard(&mut self) -> Taken {
-        let all = self.unheard;
+    /// Takes the failures that were not reported, and drops the others.
+    pub(crate) fn take_unreported(&mut self) -> Taken {
+        let all = self.unreported;
         let mut kept: Vec<_> = self.empty().into_items().collect();
         self.dropped = 0;
-        kept.retain(|failure| failure.slot.hear() > 0);
+        kept.retain(|failure| failure.slot.mark_reported() > 0);
         let more = all.saturating_sub(kept.len() as u64);
         Taken { kept, more }
     }
 
-    /// Begins another count; what was kept of the last one.
+    /// Begins another count. Returns the failures that were kept in the last one.
     pub(crate) fn empty(&mut self) -> Retained<Failure> {
-        self.unheard = 0;
+        self.unreported = 0;
         self.count += 1;
         std::mem::replace(&mut self.kept, Retained::new(FAILURES_MAX, &self.total))
     }
 }
 
-/// What the message takes that came back, if one did.
+/// Returns the cost of the returned message in `settled`, or 0 if there is none.
 pub(crate) fn cost(settled: &PublishOutcome<Arc<ReturnedContent>>) -> usize {
     match settled {
         PublishOutcome::Returned(message) | PublishOutcome::Ambiguous(message) => {

@@ -1,4 +1,5 @@
-//! Where a channel's publishes get their numbers, and their confirms come home.
+//! The publisher of a channel: assigns sequence numbers, bounds the unconfirmed publishes, and
+//! records the outcome of each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,19 +19,20 @@ use crate::protocol::content::ReturnedContent;
 enum Mode {
     #[default]
     Plain,
-    /// `confirm.select` is under way: publishes wait, for the broker counts those behind
-    /// it and not those before it.
+    /// `confirm.select` has no reply yet. Publishes wait, because the broker counts those behind it
+    /// and not those before it.
     Selecting,
     Confirming,
 }
 
-/// The publishing side of one channel. Its lock is held for moments only, and never
-/// while anybody waits.
+/// The publishing side of one channel. Its lock is held for a few instructions only, and never
+/// while a thread waits.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     window: usize,
     total: RetainedBytes,
-    /// Whether publishes have to look at more than the write budget.
+    /// Whether publishes must check more than the write budget. It is read without the lock for each
+    /// publish.
     gated: AtomicBool,
     state: Mutex<State>,
 }
@@ -38,62 +40,64 @@ pub(crate) struct Publisher {
 #[derive(Debug)]
 struct State {
     mode: Mode,
-    /// The broker has asked to hold publishes back (`channel.flow`).
+    /// Whether the broker has stopped publishes with `channel.flow`.
     held: bool,
-    /// Something waits already for a commit that is under way.
+    /// Whether publishes wait for the reply to `tx.commit`, because a buffer is already kept back
+    /// for it.
     committing: bool,
     ledger: ConfirmLedger<Arc<Slot>, Arc<ReturnedContent>>,
     failures: Failures,
-    /// What callbacks are to be told of confirms; `None` as long as there are none.
-    news: Option<News>,
-    /// Whether nobody will ever ask for failures or news.
+    /// The outcomes for callbacks; `None` if there are no callbacks for confirms.
+    outcomes: Option<OutcomeQueue>,
+    /// Whether the program has dropped the channel, so that failures and outcomes are not stored.
     abandoned: bool,
-    /// Who is told at once of publishes that were not taken.
+    /// The RPC replies, whose threads are woken at once by a failed publish.
     rpc_replies: Option<Arc<RpcReplies>>,
-    /// The last publish that a close has waited for.
+    /// The sequence number of the last publish for which a close has waited.
     closing_at: u64,
-    /// Those who wait for room. Newcomers find none as long as there are any, for all that there
-    /// is is promised to these.
-    for_room: WaitingLine<()>,
-    /// How many places in the window are kept for those of them who are served, and have not
+    /// The threads that wait for room in the confirm window. While there are any, a new publish
+    /// finds no room, because all free places are reserved for them.
+    room_line: WaitingLine<()>,
+    /// How many places in the window are reserved for threads that were served and have not
     /// published yet.
-    promised: usize,
-    /// Those who wait until everything up to a number is settled.
-    for_settled: WaitingLine<u64>,
-    /// Those who wait for the end of `confirm.select`.
-    for_select: WaitingLine<()>,
-    /// Slots that nobody holds any more, to be used again: no more than a window takes.
+    reserved_places: usize,
+    /// The threads that wait until all publishes up to a number are confirmed.
+    settled_line: WaitingLine<u64>,
+    /// The threads that wait for the reply to `confirm.select`.
+    select_line: WaitingLine<()>,
+    /// Slots without a holder, for reuse. There are at most as many as the window has places.
     slots: Vec<Arc<Slot>>,
 }
 
-/// What became of publishes, in the order in which it was learnt.
+/// The outcomes for callbacks, in the order in which the broker has confirmed them.
 #[derive(Debug)]
-struct News {
-    kept: Retained<Outcomes>,
-    /// How many were dropped, because nobody took them.
+struct OutcomeQueue {
+    kept: Retained<OutcomeRun>,
+    /// How many entries were dropped, because no thread dispatches the callbacks.
     dropped: u64,
 }
 
-/// What became of the publishes `first` to `last`.
+/// The common outcome of the publishes `first` to `last`.
 #[derive(Debug)]
-struct Outcomes {
+struct OutcomeRun {
     first: u64,
     last: u64,
-    /// `None`: the channel ended before the broker has said anything.
+    /// The outcome; `None` if the channel has ended before the confirm.
     settled: Option<PublishOutcome<Arc<ReturnedContent>>>,
 }
 
-/// How many entries of that kind are kept; runs of acknowledged ones are one.
-const CONFIRM_NEWS_MAX: usize = 10_000;
+/// How many entries of outcomes are kept. Acked publishes in a row share one entry.
+const CONFIRM_OUTCOMES_MAX: usize = 10_000;
 
-/// A publish that has begun, and the lock of its channel's publishes.
+/// A publish that has begun. It holds the lock of the publisher.
 pub(crate) struct Ticket<'a> {
     state: MutexGuard<'a, State>,
     had_place: bool,
 }
 
 impl Ticket<'_> {
-    /// Notes that the publish is queued. Returns its sequence number and its slot, in confirm mode.
+    /// Records that the publish is queued. Returns its sequence number and its slot, in confirm
+    /// mode.
     pub(crate) fn commit(mut self, mandatory: Option<Mandatory<'_>>) -> Option<(u64, Arc<Slot>)> {
         if self.state.mode == Mode::Plain {
             return None;
@@ -103,9 +107,10 @@ impl Ticket<'_> {
         Some((number, slot))
     }
 
-    /// Gives up this attempt. Returns whether a place in the window stays kept for the next one.
+    /// Gives up this attempt. Returns whether a place in the window stays reserved for the next
+    /// one.
     pub(crate) fn cancel(mut self) -> bool {
-        self.state.promised += usize::from(self.had_place);
+        self.state.reserved_places += usize::from(self.had_place);
         self.had_place
     }
 }
@@ -113,14 +118,14 @@ impl Ticket<'_> {
 /// The effect of a confirm.
 #[derive(Debug)]
 pub(crate) struct Confirmed {
-    /// How many publishes it settled.
+    /// How many publishes the confirm covers.
     pub(crate) count: u64,
-    /// Whether callbacks for confirms have something to do.
-    pub(crate) has_news: bool,
+    /// Whether callbacks for confirms must be dispatched.
+    pub(crate) has_outcomes: bool,
 }
 
 impl Publisher {
-    /// What is kept for a program that may ask for it counts against `total`.
+    /// Creates the publisher of a channel. Its failures and outcomes count in `total`.
     pub(crate) fn new(window: usize, total: &RetainedBytes) -> Self {
         Self {
             window: window.max(1),
@@ -132,66 +137,66 @@ impl Publisher {
                 committing: false,
                 ledger: ConfirmLedger::new(),
                 failures: Failures::new(total),
-                news: None,
+                outcomes: None,
                 abandoned: false,
                 rpc_replies: None,
                 closing_at: 0,
-                for_room: WaitingLine::default(),
-                promised: 0,
-                for_settled: WaitingLine::default(),
-                for_select: WaitingLine::default(),
+                room_line: WaitingLine::default(),
+                reserved_places: 0,
+                settled_line: WaitingLine::default(),
+                select_line: WaitingLine::default(),
                 slots: Vec::new(),
             }),
         }
     }
 
-    /// Waits in line until there is room, and keeps it for the next [`enter`](Self::enter), or
-    /// until it is [given back](Self::give_back).
+    /// Waits in the line until a place in the window is reserved, for the next
+    /// [`begin`](Self::begin) or until [`give_back`](Self::give_back).
     pub(crate) fn wait_for_room(
         &self,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
-        let waiter = state.for_room.join(());
-        // There may be some by now.
+        let waiter = state.room_line.join(());
+        // A confirm may have made room before this thread joined the line.
         state.serve(self.window);
         let waited = waiter.wait(&mut state, Some(deadline), is_pointless);
         if waited.is_err() {
-            state.for_room.leave(&waiter);
+            state.room_line.leave(&waiter);
         }
         waited
     }
 
-    /// Gives a place back that was kept, and will not be used.
+    /// Gives a reserved place back that will not be used.
     pub(crate) fn give_back(&self) {
         let mut state = self.state.lock();
-        state.promised -= 1;
+        state.reserved_places -= 1;
         state.serve(self.window);
     }
 
-    /// Whether publishes have to look at more than the room in the queue.
+    /// Returns whether publishes must check more than the write budget.
     pub(crate) fn is_gated(&self) -> bool {
         self.gated.load(Ordering::Acquire)
     }
 
     /// Begins a publish: returns the lock under which it is queued and gets its sequence number, so
-    /// that both have one order. Returns `None` if the confirm window is full.
+    /// that numbers and queue have one order. Returns `None` if the confirm window is full.
     ///
-    /// `has_place` is whether a place in the window was kept for this publish. The place goes to the
-    /// ticket.
+    /// `has_place` is whether a place in the window is reserved for this publish. The ticket takes
+    /// the place over.
     pub(crate) fn begin(&self, has_place: &mut bool) -> Option<Ticket<'_>> {
         let mut state = self.state.lock();
         let had_place = std::mem::take(has_place);
-        state.promised -= usize::from(had_place);
+        state.reserved_places -= usize::from(had_place);
         state
             .has_room(self.window)
             .then_some(Ticket { state, had_place })
     }
 
-    /// Begins confirm mode: calls `send`, which queues `confirm.select`, and lets
-    /// publishes wait until [`select_done`](Self::select_done). `false` if it is on, or
-    /// being switched on by another thread.
+    /// Begins confirm mode: calls `send`, which queues `confirm.select`, and makes publishes wait
+    /// until [`select_done`](Self::select_done). Returns `false` if confirm mode is on already, or
+    /// another thread is switching it on.
     pub(crate) fn select(&self, send: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
         if state.mode != Mode::Plain {
@@ -210,7 +215,7 @@ impl Publisher {
             false => Mode::Plain,
         };
         self.gated.store(state.is_gated(), Ordering::Release);
-        state.for_select.serve_while(|()| true);
+        state.select_line.serve_while(|()| true);
         state.serve(self.window);
     }
 
@@ -224,10 +229,10 @@ impl Publisher {
         if state.mode != Mode::Selecting {
             return Ok(());
         }
-        let waiter = state.for_select.join(());
+        let waiter = state.select_line.join(());
         let waited = waiter.wait(&mut state, Some(deadline), is_pointless);
         if waited.is_err() {
-            state.for_select.leave(&waiter);
+            state.select_line.leave(&waiter);
         }
         waited
     }
@@ -236,12 +241,12 @@ impl Publisher {
         self.state.lock().mode == Mode::Confirming
     }
 
-    /// The number of the last publish that is to be confirmed.
+    /// Returns the sequence number of the last publish.
     pub(crate) fn last_number(&self) -> u64 {
         self.state.lock().ledger.last()
     }
 
-    /// Waits until everything up to `number` is settled.
+    /// Waits until all publishes up to `number` are confirmed.
     pub(crate) fn wait_settled(
         &self,
         number: u64,
@@ -252,15 +257,15 @@ impl Publisher {
         if state.ledger.is_confirmed_up_to(number) {
             return Ok(());
         }
-        let waiter = state.for_settled.join_in_order(number);
+        let waiter = state.settled_line.join_in_order(number);
         let waited = waiter.wait(&mut state, deadline, is_pointless);
         if waited.is_err() {
-            state.for_settled.leave(&waiter);
+            state.settled_line.leave(&waiter);
         }
         waited
     }
 
-    /// Waits until `slot` is filled.
+    /// Waits until `slot` has an outcome.
     pub(crate) fn wait_slot(
         &self,
         slot: &Slot,
@@ -270,12 +275,12 @@ impl Publisher {
         slot.wait(&mut self.state.lock(), deadline, is_pointless)
     }
 
-    /// The failures since they were last asked for.
+    /// Takes the failures since the last call.
     pub(crate) fn take_failures(&self) -> Taken {
         self.state.lock().failures.take()
     }
 
-    /// Waits for all that was published before a close.
+    /// Waits until all publishes before a close are confirmed.
     pub(crate) fn wait_for_last(
         &self,
         deadline: Instant,
@@ -285,43 +290,43 @@ impl Publisher {
         let last = state.ledger.last();
         state.closing_at = last;
         drop(state);
-        // What is not settled by then is told with the close.
+        // The close itself reports the publishes that are still unconfirmed.
         self.wait_settled(last, Some(deadline), is_pointless)
     }
 
-    /// Those of them that nobody was told of, and whether something that a close has waited for
-    /// is not settled; once.
-    pub(crate) fn take_unheard(&self) -> (Taken, bool) {
+    /// Takes the failures that were not reported, and returns whether publishes for which a close
+    /// has waited are unconfirmed. The latter is returned once.
+    pub(crate) fn take_unreported(&self) -> (Taken, bool) {
         let mut state = self.state.lock();
         let last = std::mem::take(&mut state.closing_at);
         let is_settled = state.ledger.is_confirmed_up_to(last);
-        (state.failures.take_unheard(), !is_settled)
+        (state.failures.take_unreported(), !is_settled)
     }
 
-    /// Tells of a failure whoever holds its slot.
-    pub(crate) fn hear(&self, slot: &Slot) {
-        let count = slot.hear();
+    /// Records that the holder of `slot` gets its failure.
+    pub(crate) fn mark_reported(&self, slot: &Slot) {
+        let count = slot.mark_reported();
         if count > 0 {
-            self.state.lock().failures.heard(count);
+            self.state.lock().failures.mark_reported(count);
         }
     }
 
-    /// Nobody will ever ask for what is kept, but single confirms may still be waited for.
-    /// How many failures nobody was told of.
+    /// Drops all failures and outcomes, because the program has dropped the channel. Threads may
+    /// still wait for single confirms. Returns how many failures were not reported.
     pub(crate) fn abandon(&self) -> u64 {
         let mut state = self.state.lock();
         state.abandoned = true;
-        let unheard = state.failures.unheard();
+        let unreported = state.failures.unreported();
         let failures = state.failures.empty();
-        let news = state.news.take();
+        let outcomes = state.outcomes.take();
         drop(state);
-        // Outside the lock, for there may be much of it.
-        drop((failures, news));
-        unheard
+        // The lock is free again before the items are dropped, because many megabytes may be freed.
+        drop((failures, outcomes));
+        unreported
     }
 
-    /// Who is told at once of each publish that is not taken.
-    pub(crate) fn tell_of_failures(&self, rpc_replies: &Arc<RpcReplies>) {
+    /// Reports each failed publish to `rpc_replies` from now on.
+    pub(crate) fn set_rpc_replies(&self, rpc_replies: &Arc<RpcReplies>) {
         self.state.lock().rpc_replies = Some(Arc::clone(rpc_replies));
     }
 
@@ -331,75 +336,82 @@ impl Publisher {
         let State {
             ledger,
             failures,
-            news,
+            outcomes,
             abandoned,
             rpc_replies,
             slots,
             ..
         } = &mut *state;
-        let dropped_before = news.as_ref().map_or(0, |news| news.dropped);
+        let dropped_before = outcomes.as_ref().map_or(0, |outcomes| outcomes.dropped);
         let unconfirmed_before = ledger.unconfirmed();
         ledger.confirm(number, multiple, ack, |number, mut slot, settled| {
             let is_taken = matches!(settled, PublishOutcome::Acked);
             if !is_taken && !*abandoned {
-                failures.add(number, settled.clone(), &slot, news.is_some());
+                failures.add(number, settled.clone(), &slot, outcomes.is_some());
             }
-            if let Some(news) = news {
-                news.add(number, Some(settled.clone()));
+            if let Some(outcomes) = outcomes {
+                outcomes.add(number, Some(settled.clone()));
             }
             match Arc::get_mut(&mut slot) {
-                // Nobody will ever ask.
+                // No thread holds the confirm, so the slot can be used again.
                 Some(_) if slots.len() < self.window => slots.push(slot),
                 Some(_) => {}
                 None => slot.fill(settled),
             }
             if let (false, Some(rpc_replies)) = (is_taken, &rpc_replies) {
-                rpc_replies.not_taken(number);
+                rpc_replies.publish_failed(number);
             }
         });
-        let dropped = news.as_ref().map_or(0, |news| news.dropped);
+        let dropped = outcomes.as_ref().map_or(0, |outcomes| outcomes.dropped);
         let confirmed = Confirmed {
             count: (unconfirmed_before - ledger.unconfirmed()) as u64,
-            has_news: news.is_some(),
+            has_outcomes: outcomes.is_some(),
         };
         state.serve(self.window);
         let State {
             ledger,
-            for_settled,
+            settled_line,
             ..
         } = &mut *state;
-        for_settled.serve_while(|number| ledger.is_confirmed_up_to(*number));
+        settled_line.serve_while(|number| ledger.is_confirmed_up_to(*number));
         drop(state);
-        // Outside the lock, for the program's logger may publish.
+        // The lock is free before, because the program's log backend may publish.
         if dropped > 0 && dropped_before == 0 {
-            log::warn!("nobody dispatches the callbacks for confirms; the oldest are dropped");
+            log::warn!(
+                "no thread dispatches the callbacks for confirms; the oldest outcomes are dropped"
+            );
         }
         confirmed
     }
 
-    /// From now on keeps what becomes of publishes, for callbacks.
-    pub(crate) fn keep_news(&self) {
+    /// Stores the outcomes of publishes for callbacks from now on.
+    pub(crate) fn keep_outcomes(&self) {
         let mut state = self.state.lock();
-        state.news.get_or_insert_with(|| News::new(&self.total));
+        state
+            .outcomes
+            .get_or_insert_with(|| OutcomeQueue::new(&self.total));
     }
 
-    /// What became of one more publish, and which; `None` inside: nobody will ever know.
-    pub(crate) fn take_news(&self) -> Option<(u64, Option<PublishOutcome<Arc<ReturnedContent>>>)> {
-        self.state.lock().news.as_mut()?.take()
+    /// Takes the sequence number and the outcome of the next publish. The outcome is `None` if the
+    /// channel has ended before the confirm.
+    pub(crate) fn take_outcome(
+        &self,
+    ) -> Option<(u64, Option<PublishOutcome<Arc<ReturnedContent>>>)> {
+        self.state.lock().outcomes.as_mut()?.take()
     }
 
-    /// How many publishes the broker has confirmed or refused.
+    /// Returns how many publishes the broker has confirmed.
     pub(crate) fn settled(&self) -> u64 {
         let ledger = &self.state.lock().ledger;
         ledger.last() - ledger.unconfirmed() as u64
     }
 
-    /// How many publishes the broker has said nothing of yet.
+    /// Returns how many publishes are unconfirmed.
     pub(crate) fn outstanding(&self) -> usize {
         self.state.lock().ledger.unconfirmed()
     }
 
-    /// The broker asks to hold publishes back, or to go on.
+    /// Stops or resumes publishes, for `channel.flow`.
     pub(crate) fn set_flow(&self, active: bool) {
         let mut state = self.state.lock();
         state.held = !active;
@@ -407,7 +419,8 @@ impl Publisher {
         state.serve(self.window);
     }
 
-    /// Lets publishes wait for the end of a commit, so that no more of them has to be kept.
+    /// Makes publishes wait for the reply to `tx.commit`, so that no more of them are kept back in
+    /// memory.
     pub(crate) fn set_committing(&self, committing: bool) {
         let mut state = self.state.lock();
         if std::mem::replace(&mut state.committing, committing) == committing {
@@ -417,27 +430,31 @@ impl Publisher {
         state.serve(self.window);
     }
 
-    /// Whether the broker lets publishes pass.
+    /// Returns whether the broker accepts publishes, according to `channel.flow`.
     pub(crate) fn is_flow_active(&self) -> bool {
         !self.state.lock().held
     }
 
-    /// The channel is over: what is not settled will never be.
+    /// Wakes all waiting threads after the end of the channel, because the other publishes will not
+    /// be confirmed.
     pub(crate) fn channel_ended(&self) {
         let mut state = self.state.lock();
-        let State { ledger, news, .. } = &mut *state;
+        let State {
+            ledger, outcomes, ..
+        } = &mut *state;
         ledger.each_unconfirmed(|number, slot| {
-            if let Some(news) = news {
-                news.add(number, None);
+            if let Some(outcomes) = outcomes {
+                outcomes.add(number, None);
             }
-            slot.look_again();
+            slot.wake_to_recheck();
         });
-        state.for_room.look_again();
-        state.for_settled.look_again();
-        state.for_select.look_again();
+        state.room_line.wake_to_recheck();
+        state.settled_line.wake_to_recheck();
+        state.select_line.wake_to_recheck();
     }
 
-    /// A message came back. Gives it back if it is not one that is to be confirmed.
+    /// Records a returned message as the outcome of its publish. Gives the message back if it
+    /// belongs to no publish in confirm mode.
     pub(crate) fn returned(
         &self,
         fingerprint: u64,
@@ -464,24 +481,23 @@ impl State {
             _ if self.held || self.committing => false,
             Mode::Plain => true,
             Mode::Selecting => false,
-            Mode::Confirming => self.ledger.unconfirmed() + self.promised < window,
+            Mode::Confirming => self.ledger.unconfirmed() + self.reserved_places < window,
         }
     }
 
-    /// Keeps a place for each of those who wait, in their order, as long as there is room, and
-    /// wakes these.
+    /// Reserves places for the first threads in the line, as long as there is room, and wakes them.
     fn serve(&mut self, window: usize) {
-        while !self.for_room.is_empty() && self.has_room(window) {
-            self.promised += 1;
-            self.for_room.serve_first();
+        while !self.room_line.is_empty() && self.has_room(window) {
+            self.reserved_places += 1;
+            self.room_line.serve_first();
         }
     }
 }
 
-impl News {
+impl OutcomeQueue {
     fn new(total: &RetainedBytes) -> Self {
         Self {
-            kept: Retained::new(CONFIRM_NEWS_MAX, total),
+            kept: Retained::new(CONFIRM_OUTCOMES_MAX, total),
             dropped: 0,
         }
     }
@@ -498,25 +514,25 @@ impl News {
     }
 
     fn add(&mut self, number: u64, settled: Option<PublishOutcome<Arc<ReturnedContent>>>) {
-        // Mostly one entry for a whole run.
+        // Extends the last entry if the outcome is the same; most outcomes are acks.
         if let Some(last) = self.kept.last_mut() {
-            if last.last + 1 == number && is_one_run(&last.settled, &settled) {
+            if last.last + 1 == number && is_same_outcome(&last.settled, &settled) {
                 last.last = number;
                 return;
             }
         }
         let cost = settled.as_ref().map_or(0, cost);
-        let outcomes = Outcomes {
+        let run = OutcomeRun {
             first: number,
             last: number,
             settled,
         };
-        let gone = self.kept.push(cost, outcomes);
-        self.dropped += gone.len() as u64;
+        let removed = self.kept.push(cost, run);
+        self.dropped += removed.len() as u64;
     }
 }
 
-fn is_one_run<R>(one: &Option<PublishOutcome<R>>, other: &Option<PublishOutcome<R>>) -> bool {
+fn is_same_outcome<R>(one: &Option<PublishOutcome<R>>, other: &Option<PublishOutcome<R>>) -> bool {
     matches!(
         (one, other),
         (None, None)
@@ -534,7 +550,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::io::to_program::rpc_replies::Heard;
+    use crate::io::to_program::rpc_replies::RpcEvent;
     use crate::protocol::methods::basic;
 
     fn confirming(window: usize, total: &RetainedBytes) -> Publisher {
@@ -551,7 +567,7 @@ mod tests {
         Some(ticket.commit(None).expect("confirm mode"))
     }
 
-    /// Does the same for a publish for which a place is kept.
+    /// Publishes like `enter`, with a reserved place.
     fn enter_with_place(publisher: &Publisher) -> Option<(u64, Arc<Slot>)> {
         let mut has_place = true;
         let ticket = publisher.begin(&mut has_place);
@@ -568,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_unconfirmed_than_the_window_has() {
+    fn the_window_bounds_the_unconfirmed_publishes() {
         let publisher = confirming(2, &RetainedBytes::default());
         let numbers = [(); 3].map(|()| number(&publisher));
         assert_eq!(numbers, [Some(1), Some(2), None]);
@@ -581,12 +597,12 @@ mod tests {
 
     fn in_line(publisher: &Publisher) -> usize {
         let state = publisher.state.lock();
-        state.for_room.len() + state.for_settled.len() + state.for_select.len()
+        state.room_line.len() + state.settled_line.len() + state.select_line.len()
     }
 
     type Wait<'a> = &'a (dyn Fn(Instant) -> Result<(), WaitError> + Sync);
 
-    /// What `wait` ends with after `change`, which comes while it waits.
+    /// Returns the result of `wait`, during which `change` is called.
     fn woken_by(
         publisher: &Publisher,
         wait: impl FnOnce(Instant) -> Result<(), WaitError> + Send,
@@ -596,7 +612,7 @@ mod tests {
         thread::scope(|scope| {
             let waiter = scope.spawn(|| {
                 let outcome = wait(deadline);
-                // Late is never.
+                // A wait that `change` does not end fails here.
                 assert!(Instant::now() < deadline);
                 outcome
             });
@@ -609,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_wait_are_woken_by_whatever_changes_it() {
+    fn waiting_threads_are_woken_by_the_event_that_ends_their_wait() {
         let publisher = Publisher::new(1, &RetainedBytes::default());
         let room = |deadline| publisher.wait_for_room(deadline, || false);
         let selected = |deadline| publisher.wait_selected(deadline, || false);
@@ -622,7 +638,7 @@ mod tests {
         assert_eq!(number(&publisher), Some(1));
         let confirm = || {
             let confirmed = publisher.confirmed(1, false, true);
-            assert!(!confirmed.has_news, "nobody listens");
+            assert!(!confirmed.has_outcomes, "there is no callback for confirms");
             assert_eq!(confirmed.count, 1);
         };
         assert_eq!(woken_by(&publisher, room, confirm), Ok(()));
@@ -649,15 +665,16 @@ mod tests {
         assert_eq!(in_line(&publisher), 0);
     }
 
-    /// A thread that waits, and how often it has asked whether that has a point: before its
-    /// first sleep, and each time when it was woken and was not served.
+    /// A waiting thread, and how often it has called `is_pointless`: before its first sleep, and
+    /// each time it was woken without being served.
     struct Sleeper<'scope> {
         asked: Arc<AtomicUsize>,
         thread: thread::ScopedJoinHandle<'scope, Result<(), WaitError>>,
     }
 
     impl<'scope> Sleeper<'scope> {
-        /// Begins `wait`, and sees it asleep, or about to be and with the lock until then.
+        /// Starts a thread that runs `wait`, and returns when it sleeps, or still holds the lock
+        /// and is about to.
         fn start<'env>(
             scope: &'scope thread::Scope<'scope, 'env>,
             wait: impl FnOnce(&dyn Fn() -> bool) -> Result<(), WaitError> + Send + 'scope,
@@ -676,7 +693,7 @@ mod tests {
             Self { asked, thread }
         }
 
-        /// Sees that it was served, and woken for nothing else.
+        /// Asserts that the thread was served, and was woken once.
         fn assert_served(self) {
             assert_eq!(self.thread.join().unwrap(), Ok(()));
             assert_eq!(self.asked.load(Ordering::SeqCst), 1, "woken in vain");
@@ -695,7 +712,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confirm_wakes_as_many_as_it_makes_room_for_in_their_order() {
+    fn a_confirm_wakes_one_thread_for_each_free_place_in_their_order() {
         const WINDOW: usize = 4;
         let publisher = confirming(WINDOW, &RetainedBytes::default());
         (1..=WINDOW as u64).for_each(|next| assert_eq!(number(&publisher), Some(next)));
@@ -707,16 +724,16 @@ mod tests {
                 publisher.confirmed(up_to, multiple, true);
                 let served: Vec<_> = sleepers.drain(..places).collect();
                 served.into_iter().for_each(Sleeper::assert_served);
-                assert_eq!(publisher.state.lock().for_room.len(), sleepers.len());
+                assert_eq!(publisher.state.lock().room_line.len(), sleepers.len());
                 assert_asleep(&sleepers);
-                // What they have got is theirs.
+                // The served threads keep their places.
                 assert_eq!(number(&publisher), None);
             }
             for next in 5..=8 {
                 let entered = enter_with_place(&publisher);
                 assert!(matches!(entered, Some((number, _)) if number == next));
             }
-            // Who gives up makes room for the next.
+            // A place that is given back serves the next thread.
             publisher.confirmed(8, false, true);
             sleepers.remove(0).assert_served();
             publisher.give_back();
@@ -727,7 +744,7 @@ mod tests {
                 sleepers.remove(0).assert_served();
             }
             assert_asleep(&sleepers);
-            // Each that is served publishes, and its confirm serves the next.
+            // Each served thread publishes, and its confirm serves the next one.
             for number in 9.. {
                 let entered = enter_with_place(&publisher);
                 assert!(matches!(entered, Some((given, _)) if given == number));
@@ -742,7 +759,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_kept_survives_a_wait_for_the_queue_and_goes_with_a_hold() {
+    fn a_reserved_place_survives_a_cancelled_attempt_but_not_channel_flow() {
         let publisher = confirming(1, &RetainedBytes::default());
         let room = || publisher.wait_for_room(Instant::now(), || false);
         assert_eq!(room(), Ok(()));
@@ -758,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confirm_wakes_those_who_wait_for_it_and_nobody_else() {
+    fn a_confirm_wakes_only_the_threads_that_wait_for_it() {
         let publisher = confirming(10, &RetainedBytes::default());
         let slots: Vec<_> = (0..8).map(|_| slot(&publisher)).collect();
         thread::scope(|scope| {
@@ -788,12 +805,12 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_until_all_is_settled_is_woken_when_it_is() {
+    fn a_wait_for_all_publishes_up_to_a_number_ends_when_they_are_confirmed() {
         let publisher = confirming(10, &RetainedBytes::default());
         (1..=4).for_each(|next| assert_eq!(number(&publisher), Some(next)));
         thread::scope(|scope| {
             let publisher = &publisher;
-            // In another order than they are served.
+            // The threads start in another order than they are served.
             let [third, first, second] = [4, 2, 3].map(|number| {
                 Sleeper::start(scope, move |is_pointless| {
                     publisher.wait_settled(number, Some(soon()), is_pointless)
@@ -814,7 +831,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_channel_wakes_all_who_wait() {
+    fn the_end_of_the_channel_wakes_all_waiting_threads() {
         let publisher = confirming(2, &RetainedBytes::default());
         let slots = [(); 2].map(|()| slot(&publisher));
         let is_over = AtomicBool::new(false);
@@ -842,7 +859,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_publishes_back_survives_a_confirm_select_that_fails() {
+    fn channel_flow_still_stops_publishes_after_a_failed_confirm_select() {
         let publisher = Publisher::new(2, &RetainedBytes::default());
         publisher.set_flow(false);
         assert!(publisher.select(|| {}));
@@ -854,7 +871,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_that_finds_no_room_is_counted() {
+    fn a_failure_without_room_is_counted() {
         let total = RetainedBytes::default();
         let others: Vec<_> = (0..4)
             .map(|_| {
@@ -884,7 +901,7 @@ mod tests {
         drop(others);
     }
 
-    /// Publishes of which the broker takes none.
+    /// Publishes `count` messages that the broker nacks.
     fn nacked(publisher: &Publisher, count: u64) -> Vec<Arc<Slot>> {
         let slots = (0..count).map(|_| match enter(publisher) {
             Some((number, slot)) => {
@@ -897,60 +914,63 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_unheard_until_somebody_is_told_however_many_there_are() {
+    fn a_failure_is_unreported_until_the_program_gets_it() {
         let publisher = confirming(10, &RetainedBytes::default());
         let slots = nacked(&publisher, 1200);
-        // Of those that are kept, and of those that are only counted.
+        // Some of these failures are kept, others are only counted.
         for slot in [&slots[0], &slots[1], &slots[1100], &slots[0]] {
-            publisher.hear(slot);
+            publisher.mark_reported(slot);
         }
-        let (unheard, unsettled) = publisher.take_unheard();
-        assert_eq!((unheard.kept.len(), unheard.more), (998, 199));
-        assert_eq!(unheard.kept[0].number, 3);
+        let (unreported, unsettled) = publisher.take_unreported();
+        assert_eq!((unreported.kept.len(), unreported.more), (998, 199));
+        assert_eq!(unreported.kept[0].number, 3);
         assert!(!unsettled);
-        // What belongs to an earlier count says nothing of a later one.
+        // A failure of an earlier count does not change the later one.
         let later = nacked(&publisher, 2);
-        slots.iter().for_each(|slot| publisher.hear(slot));
-        publisher.hear(&later[0]);
-        let (unheard, _) = publisher.take_unheard();
-        assert_eq!((unheard.kept.len(), unheard.more), (1, 0));
+        slots.iter().for_each(|slot| publisher.mark_reported(slot));
+        publisher.mark_reported(&later[0]);
+        let (unreported, _) = publisher.take_unreported();
+        assert_eq!((unreported.kept.len(), unreported.more), (1, 0));
         nacked(&publisher, 3);
         assert_eq!(publisher.take_failures().kept.len(), 3);
-        let (unheard, _) = publisher.take_unheard();
-        assert_eq!((unheard.kept.len(), unheard.more), (0, 0));
+        let (unreported, _) = publisher.take_unreported();
+        assert_eq!((unreported.kept.len(), unreported.more), (0, 0));
     }
 
     #[test]
-    fn what_a_close_has_waited_for_in_vain_is_told_once() {
+    fn publishes_that_stay_unconfirmed_after_a_close_are_reported_once() {
         let publisher = confirming(10, &RetainedBytes::default());
         number(&publisher);
-        assert!(!publisher.take_unheard().1, "no close has waited");
+        assert!(!publisher.take_unreported().1, "no close has waited");
         let now = Instant::now();
         assert!(publisher.wait_for_last(now, || false).is_err());
-        assert_eq!([(); 2].map(|()| publisher.take_unheard().1), [true, false]);
+        assert_eq!(
+            [(); 2].map(|()| publisher.take_unreported().1),
+            [true, false]
+        );
         assert!(publisher.wait_for_last(now, || false).is_err());
-        // What comes in meanwhile is the business of those who publish.
+        // The close has not waited for this publish.
         number(&publisher);
         publisher.confirmed(1, false, true);
-        assert!(!publisher.take_unheard().1);
+        assert!(!publisher.take_unreported().1);
     }
 
     #[test]
-    fn failures_that_nobody_can_ask_for_are_not_kept() {
+    fn failures_of_a_dropped_channel_are_not_kept() {
         let (total, rpc_replies) = (RetainedBytes::default(), Arc::default());
         let publisher = confirming(10, &total);
         publisher.abandon();
-        publisher.tell_of_failures(&rpc_replies);
-        let heard = rpc_replies.expect(7);
+        publisher.set_rpc_replies(&rpc_replies);
+        let events = rpc_replies.expect(7);
         rpc_replies.note_publish(7, 2);
         let slots = nacked(&publisher, 2);
         assert!(matches!(slots[1].get(), Some(PublishOutcome::Nacked)));
-        assert!(matches!(heard.try_recv(), Ok(Heard::NotTaken)));
+        assert!(matches!(events.try_recv(), Ok(RpcEvent::PublishFailed)));
         assert!(
-            heard.try_recv().is_err(),
-            "the other one is not its request"
+            events.try_recv().is_err(),
+            "the other publish is not its request"
         );
         assert!(publisher.take_failures().kept.is_empty());
-        assert!(publisher.take_unheard().0.kept.is_empty());
+        assert!(publisher.take_unreported().0.kept.is_empty());
     }
 }

@@ -1,47 +1,47 @@
-//! The bound of what was received and not yet handed out, in bytes.
+//! The read budget: bounds the deliveries that are received and not yet taken, in bytes.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::read_room::{MESSAGE_OVERHEAD_BYTES, reserved_share};
 
-/// What was received and not yet handed out.
+/// The bytes of the deliveries that were received and not yet taken.
 ///
-/// Past the soft limit the IO thread pauses, unless somebody waits for something that only
-/// reading can bring. Past the hard limit, twice that, deliveries are held back (see
-/// `protocol/holding.rs`). Some cannot be: they are *fixed*, and only those stop reading in any
-/// case.
+/// Above the soft limit the IO thread pauses reading, unless a thread waits for an event that only
+/// reading can bring. Above the hard limit, which is twice the soft limit, deliveries are held back
+/// (see `protocol/held_back.rs`). *Fixed* deliveries cannot be held back, and only they stop
+/// reading unconditionally.
 ///
-/// Messages of which a part is here take room as well, for whole ones. But only reading can
-/// make them whole, so a quarter of the room stays for what was received: else a few
-/// deliveries that one thread leaves lying would end large messages for all others.
+/// Incomplete messages count with their whole size. But only reading can complete them, so a
+/// quarter of the room stays reserved for complete ones. Otherwise a few deliveries that one thread
+/// does not take would end the large messages of all others.
 #[derive(Debug)]
 pub(crate) struct ReadBudget {
     soft_limit: usize,
     bytes: AtomicUsize,
-    /// How much of that is fixed.
+    /// The bytes of the fixed deliveries among them.
     fixed: AtomicUsize,
-    /// The IO thread is woken when less than this waits; 0 is never.
+    /// The IO thread is woken when fewer bytes than this are left; 0 stands for never.
     wake_below: AtomicUsize,
-    /// Whether that depends on every byte, so that what is taken is reported at once.
-    watched: AtomicBool,
+    /// Whether each taken delivery is reported at once, because every byte counts.
+    must_report_at_once: AtomicBool,
     paused: AtomicBool,
-    /// The IO thread lets those catch up who take.
+    /// Whether the IO thread rests, so that consuming threads can catch up.
     resting: AtomicBool,
 }
 
-/// Why nothing is read.
+/// Why the IO thread does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// The soft limit is exceeded, and nobody waits.
-    Soft,
-    /// The hard limit is, by deliveries that cannot be held back.
-    Fixed,
+    /// The soft limit is exceeded, and no thread waits for received bytes.
+    SoftLimit,
+    /// The hard limit is exceeded by deliveries that cannot be held back.
+    FixedDeliveries,
 }
 
-/// With more bytes than this the IO thread rests for a moment, if it may: what lies long in memory
-/// has left the caches of the processors, and a thread that takes may want the one that this
-/// runs on.
+/// With more untaken bytes than this the IO thread rests for a moment, if it may. Bytes that stay
+/// in memory for long have left the caches of the processors, and a consuming thread may need the
+/// processor of the IO thread.
 const REST_ABOVE_BYTES: usize = 2 * 1024 * 1024;
 
 impl ReadBudget {
@@ -51,7 +51,7 @@ impl ReadBudget {
             bytes: AtomicUsize::new(0),
             fixed: AtomicUsize::new(0),
             wake_below: AtomicUsize::new(0),
-            watched: AtomicBool::new(false),
+            must_report_at_once: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             resting: AtomicBool::new(false),
         }
@@ -61,14 +61,14 @@ impl ReadBudget {
         self.soft_limit
     }
 
-    /// What a message takes that stands for itself.
+    /// Returns the cost of a message that is not in a batch.
     pub(crate) fn cost(content: &ReturnedContent) -> usize {
-        // They may still be in front of the body as well.
+        // The buffer of the body may contain the encoded properties as well.
         let properties = 2 * content.properties.len();
         content.body.len() + properties + MESSAGE_OVERHEAD_BYTES
     }
 
-    /// Adds deliveries, of which so much is `fixed`.
+    /// Adds deliveries of this cost; `fixed` bytes of it are of fixed deliveries.
     pub(crate) fn add(&self, cost: usize, fixed: usize) {
         self.bytes.fetch_add(cost, Ordering::SeqCst);
         if fixed > 0 {
@@ -76,13 +76,13 @@ impl ReadBudget {
         }
     }
 
-    /// How much waits to be taken.
+    /// Returns how many bytes of deliveries are not taken.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// Takes `cost` off, of which so much is `fixed`. `true`: the IO thread waits for this and
-    /// should be woken.
+    /// Removes deliveries of this cost; `fixed` bytes of it are of fixed deliveries. Returns `true`
+    /// if the IO thread waits for this room and must be woken.
     #[must_use]
     pub(crate) fn remove(&self, cost: usize, fixed: usize) -> bool {
         if fixed > 0 {
@@ -96,8 +96,8 @@ impl ReadBudget {
             || left <= REST_ABOVE_BYTES / 2 && is_first(&self.resting)
     }
 
-    /// Whether so much waits that the IO thread should rest for a moment. From now on it is
-    /// woken when half is taken, and by who begins to wait.
+    /// Begins a rest if there are enough untaken bytes, and returns whether it has begun. The IO
+    /// thread is woken when half of the bound is taken, or when a thread begins to wait.
     pub(crate) fn begin_rest(&self) -> bool {
         let rests = self.bytes() > REST_ABOVE_BYTES;
         if rests {
@@ -110,40 +110,40 @@ impl ReadBudget {
         self.resting.load(Ordering::SeqCst)
     }
 
-    /// The IO thread rests no more.
+    /// Ends the rest.
     pub(crate) fn end_rest(&self) {
         self.resting.store(false, Ordering::SeqCst);
     }
 
-    /// Whether the IO thread does not read, or is about not to.
+    /// Returns whether the IO thread is in a reading pause, or about to begin one.
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Whether what is taken has to be reported at once.
-    pub(crate) fn is_watched(&self) -> bool {
-        self.watched.load(Ordering::SeqCst)
+    /// Returns whether each taken delivery must be reported at once.
+    pub(crate) fn must_report_at_once(&self) -> bool {
+        self.must_report_at_once.load(Ordering::SeqCst)
     }
 
-    /// Says what the IO thread waits for: that less than this many bytes wait to be taken,
-    /// 0 for nothing; and whether it does not read until then. `true` if this is the first
-    /// time that every byte counts: what was taken before is to be reported now.
+    /// Sets the bound at which the IO thread is woken, 0 for never, and whether it does not read
+    /// until then. Returns `true` if from now on each taken delivery must be reported at once: then
+    /// the caller reports the deliveries that were taken before.
     pub(crate) fn wait_for(&self, below: usize, is_paused: bool) -> bool {
-        if below == 0 && !self.is_watched() {
+        if below == 0 && !self.must_report_at_once() {
             return false;
         }
         self.paused.store(is_paused, Ordering::SeqCst);
         self.wake_below.store(below, Ordering::SeqCst);
-        !self.watched.swap(below > 0, Ordering::SeqCst)
+        !self.must_report_at_once.swap(below > 0, Ordering::SeqCst)
     }
 
-    /// What `limit` leaves for whole messages.
+    /// Returns the part of `limit` for complete messages.
     fn room(limit: usize, announced: usize) -> usize {
         limit.saturating_sub(announced).max(limit / 4)
     }
 
-    /// Why nothing must be read now, if so, and below how many waiting bytes that is over.
-    /// `announced` is what the messages will take of which a part is here.
+    /// Returns whether the IO thread must not read now: the reason, and the number of untaken bytes
+    /// below which it reads again. `announced` is the whole size of the incomplete messages.
     pub(crate) fn must_stop(
         &self,
         is_paused: bool,
@@ -158,15 +158,15 @@ impl ReadBudget {
         if bytes > Self::room(hard, announced)
             && self.fixed.load(Ordering::SeqCst) > reserved_share(self.soft_limit)
         {
-            // Taking anything may be enough.
-            return Some((Stop::Fixed, usize::MAX));
+            // Any taken delivery may be fixed, and so be enough.
+            return Some((Stop::FixedDeliveries, usize::MAX));
         }
         let enough = Self::room(self.soft_limit - self.soft_limit / 4, announced);
         let limit = match is_paused {
             true => enough,
             false => Self::room(self.soft_limit, announced),
         };
-        (!is_awaited && bytes > limit).then_some((Stop::Soft, enough + 1))
+        (!is_awaited && bytes > limit).then_some((Stop::SoftLimit, enough + 1))
     }
 }
 
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_lasts_until_a_quarter_of_the_soft_limit_is_free_or_somebody_waits() {
+    fn a_pause_lasts_until_a_quarter_of_the_soft_limit_is_free_or_a_thread_waits() {
         let read_budget = ReadBudget::new(1000);
         read_budget.add(1000, 0);
         assert_eq!(read_budget.must_stop(false, false, 0), None);
@@ -183,23 +183,23 @@ mod tests {
         assert_eq!(read_budget.must_stop(false, true, 0), None);
         assert_eq!(
             read_budget.must_stop(false, false, 0),
-            Some((Stop::Soft, 751))
+            Some((Stop::SoftLimit, 751))
         );
         assert!(read_budget.wait_for(751, true) && read_budget.is_paused());
         assert!(!read_budget.remove(250, 0), "751 are left");
         assert!(read_budget.must_stop(true, false, 0).is_some());
         assert!(read_budget.remove(1, 0));
-        assert!(!read_budget.remove(1, 0), "told once");
+        assert!(!read_budget.remove(1, 0), "the IO thread is woken once");
         assert_eq!(read_budget.must_stop(true, false, 0), None);
     }
 
     #[test]
-    fn only_what_cannot_be_held_back_stops_reading_in_any_case() {
+    fn only_fixed_deliveries_stop_reading_while_a_thread_waits() {
         let read_budget = ReadBudget::new(1000);
         read_budget.add(2500, 125);
         assert_eq!(read_budget.must_stop(false, true, 0), None);
         read_budget.add(1, 1);
-        let stop = Some((Stop::Fixed, usize::MAX));
+        let stop = Some((Stop::FixedDeliveries, usize::MAX));
         assert_eq!(read_budget.must_stop(false, true, 0), stop);
         assert!(read_budget.wait_for(usize::MAX, true));
         assert!(read_budget.remove(500, 0));
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_begins_above_a_bound_and_ends_when_half_of_that_is_left() {
+    fn a_rest_begins_above_a_bound_and_ends_at_half_of_it() {
         let read_budget = ReadBudget::new(4 * REST_ABOVE_BYTES);
         read_budget.add(REST_ABOVE_BYTES, 0);
         assert!(!read_budget.begin_rest() && !read_budget.is_resting());
@@ -218,25 +218,25 @@ mod tests {
         assert!(read_budget.begin_rest() && read_budget.is_resting());
         assert!(
             !read_budget.remove(REST_ABOVE_BYTES / 2, 0),
-            "a byte too many is left"
+            "one byte too many is left"
         );
         assert!(read_budget.remove(1, 0));
-        assert!(!read_budget.remove(1, 0), "told once");
+        assert!(!read_budget.remove(1, 0), "the IO thread is woken once");
         read_budget.add(REST_ABOVE_BYTES, 0);
         assert!(read_budget.begin_rest());
         read_budget.end_rest();
-        assert!(!read_budget.remove(REST_ABOVE_BYTES, 0), "it is over");
+        assert!(!read_budget.remove(REST_ABOVE_BYTES, 0), "the rest is over");
     }
 
     #[test]
-    fn half_messages_take_room_but_not_the_last_quarter() {
+    fn incomplete_messages_take_room_but_not_the_last_quarter() {
         let read_budget = ReadBudget::new(1000);
         read_budget.add(400, 0);
         assert_eq!(read_budget.must_stop(false, false, 600), None);
-        let stop = Some((Stop::Soft, 188));
+        let stop = Some((Stop::SoftLimit, 188));
         assert_eq!(
             read_budget.must_stop(false, false, 601),
-            Some((Stop::Soft, 188))
+            Some((Stop::SoftLimit, 188))
         );
         assert!(read_budget.must_stop(true, false, 561).is_some());
         assert!(!read_budget.remove(150, 0));

@@ -1,4 +1,4 @@
-//! Decides together with the program's threads whether the IO thread reads.
+//! The state by which the program's threads influence whether the IO thread reads.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use crate::io::to_io::wake::Wake;
 use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::waiting_threads::{Waiting, WaitingThreads};
 
-/// The read budget, the threads that wait for something only reading can bring, and the wake-up
-/// of the IO thread for both. Each inbox of a connection has a handle of it.
+/// The read budget, the threads that wait for an event that only reading can bring, and the wake-up
+/// of the IO thread. Each inbox of a connection has a reference to it.
 #[derive(Debug)]
 pub(crate) struct ReadControl {
     pub(crate) budget: ReadBudget,
@@ -25,8 +25,8 @@ impl ReadControl {
     }
 
     /// Counts the calling thread among those that wait for a delivery, until the guard is dropped.
-    /// The thread has found an empty inbox: a reading pause would last until another thread has
-    /// taken the deliveries that wait for that one.
+    /// The thread has found an empty inbox. A reading pause would last until other threads have
+    /// taken their deliveries, so the IO thread is woken to end it.
     pub(crate) fn wait_for_delivery(&self) -> Waiting<'_> {
         let waiting = self.threads.wait_for_delivery();
         if self.budget.is_paused() {
@@ -35,8 +35,8 @@ impl ReadControl {
         waiting
     }
 
-    /// Gives room back: deliveries of this cost were handed to the program, and `fixed` bytes of
-    /// it could not be held back.
+    /// Gives room back: the program has taken deliveries of this cost. `fixed` bytes of it are of
+    /// fixed deliveries.
     pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {
         if self.budget.remove(cost, fixed) {
             self.wake.notify();
@@ -48,7 +48,7 @@ impl ReadControl {
 pub(crate) mod tests {
     use super::*;
 
-    /// The read control of a connection whose IO thread has ended.
+    /// Returns the read control of a connection whose IO thread has ended.
     pub(crate) fn read_control(soft_limit: usize) -> Arc<ReadControl> {
         let poll = mio::Poll::new().unwrap();
         let waker = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());

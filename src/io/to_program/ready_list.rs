@@ -1,7 +1,7 @@
 //! The channels of a connection that have something to dispatch.
 //!
-//! A channel is on the list at most once. Its flag says whether it is there, so that a thread with
-//! more news for the channel needs no lock to find it listed.
+//! A channel is on the list at most once. A flag of the channel records that, so that a thread with
+//! another event for the same channel need not lock the list.
 
 use std::collections::VecDeque;
 
@@ -21,30 +21,31 @@ impl ReadyFlag {
         Self(AtomicBool::new(false))
     }
 
-    /// Sets the flag, after something was stored for the dispatching thread. Returns `true` if the
-    /// channel has to be put on the list.
+    /// Sets the flag. The caller has stored an event for the dispatching thread before. Returns
+    /// `true` if the channel must be put on the list.
     #[must_use]
     pub(crate) fn set(&self) -> bool {
         !self.0.swap(true, Ordering::SeqCst)
     }
 
-    /// Whether the channel is on the list, or about to be.
+    /// Returns whether the channel is on the list, or about to be.
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Clears the flag, before the dispatching thread looks for everything that the channel has.
+    /// Clears the flag, before the dispatching thread checks for all events of the channel.
     ///
-    /// It swaps, so that it reads the value that the last [`set`](Self::set) has written, and sees
-    /// everything stored before that. After a plain store the thread might look at an older state,
-    /// while that `set` has put nothing on the list.
+    /// A swap reads the value that the last [`set`](Self::set) has written, so everything stored
+    /// before that `set` is visible. After a plain store the thread might see an older state, while
+    /// that `set` has not put the channel on the list.
     pub(crate) fn clear(&self) {
         self.0.swap(false, Ordering::SeqCst);
     }
 }
 
 impl ReadyList {
-    /// Appends a channel, if `is_wanted`, which is asked under the lock.
+    /// Appends a channel, if `is_wanted` returns `true`. It is called under the lock, so that a
+    /// channel that the program has dropped does not stay on the list.
     pub(crate) fn push(&self, channel: ChannelId, is_wanted: impl FnOnce() -> bool) {
         let mut list = self.0.lock();
         if is_wanted() {

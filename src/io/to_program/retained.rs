@@ -1,23 +1,23 @@
-//! What is kept for a program that may never ask for it: bounded in number and in bytes.
+//! A queue for items that the program may never take: bounded in items and in bytes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many bytes are kept, of each kind and channel; one item larger than that is kept
-/// alone.
+/// How many bytes one channel keeps of each kind. A single larger item is kept if it is alone.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How many bytes are kept for all channels of a connection.
+/// How many bytes all channels of a connection keep together.
 const TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// How many bytes of each kind a channel may keep whatever the others keep.
+/// How many bytes of each kind a channel may keep even if the other channels have used up the
+/// total.
 const GUARANTEED_BYTES: usize = 16 * 1024;
 
-/// What an item takes beside its cost.
+/// What an item counts in addition to its cost, for the memory of its entry.
 const ITEM_OVERHEAD_BYTES: usize = 64;
 
-/// What all channels of a connection keep, in bytes. Only the IO thread adds to it.
+/// The bytes that all channels of a connection keep together. Only the IO thread adds to them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RetainedBytes(Arc<AtomicUsize>);
 
@@ -34,7 +34,7 @@ impl RetainedBytes {
 
 #[derive(Debug)]
 pub(crate) struct Retained<T> {
-    /// Each with its cost in bytes.
+    /// The items, each with its cost in bytes.
     items: VecDeque<(usize, T)>,
     bytes: usize,
     max: usize,
@@ -42,7 +42,7 @@ pub(crate) struct Retained<T> {
 }
 
 impl<T> Retained<T> {
-    /// Room for so many items.
+    /// Creates a queue for at most `max` items, whose bytes count in `total`.
     pub(crate) fn new(max: usize, total: &RetainedBytes) -> Self {
         Self {
             items: VecDeque::new(),
@@ -62,7 +62,7 @@ impl<T> Retained<T> {
         (self.is_empty() || fits) && (bytes <= GUARANTEED_BYTES || self.total.has_room(cost))
     }
 
-    /// Whether it would be enough if all items went.
+    /// Returns whether an item of this cost would fit if all items of this queue were dropped.
     fn could_have_room(&self, cost: usize) -> bool {
         let others = self.total.bytes().saturating_sub(self.bytes);
         cost <= GUARANTEED_BYTES || others == 0 || others.saturating_add(cost) <= TOTAL_BYTES_MAX
@@ -79,7 +79,7 @@ impl<T> Retained<T> {
         self.total.0.fetch_sub(cost, Ordering::Relaxed);
     }
 
-    /// Adds `item` if there is room; whether there was.
+    /// Adds `item` if there is room. Returns whether there was.
     pub(crate) fn try_push(&mut self, cost: usize, item: T) -> bool {
         let cost = cost.saturating_add(ITEM_OVERHEAD_BYTES);
         let has_room = self.has_room(cost);
@@ -89,40 +89,40 @@ impl<T> Retained<T> {
         has_room
     }
 
-    /// Adds `item`; the oldest ones, that have to go for it. It goes itself if the other
-    /// channels leave no room.
+    /// Adds `item`, and returns the oldest items, which were removed to make room. Returns `item`
+    /// itself if the other channels leave no room for it.
     pub(crate) fn push(&mut self, cost: usize, item: T) -> Vec<T> {
         let cost = cost.saturating_add(ITEM_OVERHEAD_BYTES);
         if !self.could_have_room(cost) {
             return vec![item];
         }
-        let mut gone = Vec::new();
+        let mut removed = Vec::new();
         while !self.has_room(cost) {
             let Some(oldest) = self.pop() else { break };
-            gone.push(oldest);
+            removed.push(oldest);
         }
         self.add(cost, item);
-        gone
+        removed
     }
 
-    /// Takes the oldest one.
+    /// Takes the oldest item.
     pub(crate) fn pop(&mut self) -> Option<T> {
         let (cost, item) = self.items.pop_front()?;
         self.release(cost);
         Some(item)
     }
 
-    /// The oldest one.
+    /// Returns the oldest item.
     pub(crate) fn first_mut(&mut self) -> Option<&mut T> {
         self.items.front_mut().map(|(_, item)| item)
     }
 
-    /// The newest one.
+    /// Returns the newest item.
     pub(crate) fn last_mut(&mut self) -> Option<&mut T> {
         self.items.back_mut().map(|(_, item)| item)
     }
 
-    /// All of them, the oldest first.
+    /// Returns all items, the oldest first.
     pub(crate) fn into_items(mut self) -> impl Iterator<Item = T> {
         let items = std::mem::take(&mut self.items);
         items.into_iter().map(|(_, item)| item)
@@ -139,41 +139,41 @@ impl<T> Drop for Retained<T> {
 mod tests {
     use super::*;
 
-    /// Adds `item`; what goes for it.
-    fn gone(kept: &mut Retained<char>, cost: usize, item: char) -> String {
+    /// Adds `item`, and returns the removed items.
+    fn removed_by(kept: &mut Retained<char>, cost: usize, item: char) -> String {
         kept.push(cost, item).into_iter().collect()
     }
 
     #[test]
-    fn the_oldest_go_when_there_are_too_many() {
+    fn the_oldest_items_are_removed_when_there_are_too_many() {
         let mut kept = Retained::new(2, &RetainedBytes::default());
-        assert_eq!(gone(&mut kept, 1, 'a'), "");
-        assert_eq!(gone(&mut kept, 1, 'b'), "");
-        assert_eq!(gone(&mut kept, 1, 'c'), "a");
+        assert_eq!(removed_by(&mut kept, 1, 'a'), "");
+        assert_eq!(removed_by(&mut kept, 1, 'b'), "");
+        assert_eq!(removed_by(&mut kept, 1, 'c'), "a");
         assert_eq!(kept.pop(), Some('b'));
-        assert_eq!(gone(&mut kept, 1, 'd'), "");
+        assert_eq!(removed_by(&mut kept, 1, 'd'), "");
         assert_eq!(kept.into_items().collect::<String>(), "cd");
     }
 
     #[test]
-    fn the_oldest_go_when_they_are_too_large() {
+    fn the_oldest_items_are_removed_when_they_are_too_large() {
         let mut kept = Retained::new(1000, &RetainedBytes::default());
         for item in ['a', 'b', 'c', 'd'] {
             assert_eq!(
-                gone(&mut kept, BYTES_MAX / 4 - ITEM_OVERHEAD_BYTES, item),
+                removed_by(&mut kept, BYTES_MAX / 4 - ITEM_OVERHEAD_BYTES, item),
                 ""
             );
         }
         assert_eq!(
-            gone(&mut kept, BYTES_MAX / 2 - ITEM_OVERHEAD_BYTES, 'e'),
+            removed_by(&mut kept, BYTES_MAX / 2 - ITEM_OVERHEAD_BYTES, 'e'),
             "ab"
         );
-        assert_eq!(gone(&mut kept, BYTES_MAX * 2, 'f'), "cde");
-        assert_eq!(gone(&mut kept, 1, 'g'), "f");
+        assert_eq!(removed_by(&mut kept, BYTES_MAX * 2, 'f'), "cde");
+        assert_eq!(removed_by(&mut kept, 1, 'g'), "f");
     }
 
     #[test]
-    fn without_room_the_newest_may_be_the_one_to_go() {
+    fn try_push_refuses_a_new_item_without_room() {
         let mut kept = Retained::new(2, &RetainedBytes::default());
         assert!(kept.try_push(BYTES_MAX * 2, 'a'));
         assert!(!kept.try_push(1, 'b'));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn all_channels_together_keep_no_more_than_a_connection_may() {
+    fn all_channels_together_stay_within_the_bound_of_the_connection() {
         const QUARTER: usize = BYTES_MAX / 4 - ITEM_OVERHEAD_BYTES;
         let total = RetainedBytes::default();
         let mut channels: Vec<_> = (0..10).map(|_| Retained::new(1000, &total)).collect();
@@ -199,29 +199,36 @@ mod tests {
         assert_eq!(kept(&channels), 4 * TOTAL_BYTES_MAX / BYTES_MAX);
         let (first, last) = (0, channels.len() - 1);
         assert!(!channels[last].try_push(QUARTER, 'd'));
-        assert_eq!(gone(&mut channels[last], QUARTER, 'd'), "d", "itself");
+        assert_eq!(removed_by(&mut channels[last], QUARTER, 'd'), "d", "itself");
         assert_eq!(
-            gone(&mut channels[first], QUARTER, 'd'),
+            removed_by(&mut channels[first], QUARTER, 'd'),
             "a",
-            "its own oldest"
+            "its own oldest item"
         );
         assert_eq!(
-            gone(&mut channels[last], GUARANTEED_BYTES / 2, 'e'),
+            removed_by(&mut channels[last], GUARANTEED_BYTES / 2, 'e'),
             "",
-            "its share"
+            "its guaranteed bytes"
         );
         let large = BYTES_MAX / 2;
-        assert_eq!(gone(&mut channels[last], large, 'x'), "x", "nothing for it");
-        assert_eq!(gone(&mut channels[last], GUARANTEED_BYTES / 2, 'f'), "e");
-        // What one has and drops, others may have.
+        assert_eq!(
+            removed_by(&mut channels[last], large, 'x'),
+            "x",
+            "no room for it"
+        );
+        assert_eq!(
+            removed_by(&mut channels[last], GUARANTEED_BYTES / 2, 'f'),
+            "e"
+        );
+        // The bytes of a dropped queue are free for the others.
         drop(channels.remove(first));
-        assert_eq!(gone(&mut channels[last - 1], QUARTER, 'e'), "");
+        assert_eq!(removed_by(&mut channels[last - 1], QUARTER, 'e'), "");
         drop(channels);
         assert_eq!(total.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn what_is_taken_counts_until_it_is_gone() {
+    fn items_count_until_they_are_dropped() {
         let total = RetainedBytes::default();
         let mut kept = Retained::new(10, &total);
         kept.push(100, 'a');

@@ -1,7 +1,7 @@
-//! Answers to requests, on their way to the threads that have asked.
+//! The RPC replies, on their way to the requesting threads.
 //!
-//! The IO thread hands each answer to whom it is for, and drops what nobody waits for: it may
-//! come long after its time, in any number and size, and must not stand in anybody's way.
+//! The IO thread passes each reply to the thread that waits for it. It drops all other replies:
+//! they may arrive long after their deadline, in any number and size, and must not take up memory.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,99 +11,102 @@ use parking_lot::Mutex;
 use crate::protocol::content::DeliveredContent;
 use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 
-/// What comes to a thread that waits for an answer. If nothing will come any more, its channel
-/// is disconnected.
+/// An event for a thread that waits for an RPC reply. Its channel is disconnected when there will
+/// be no event any more.
 #[derive(Debug)]
-pub(crate) enum Heard {
-    Answer(DeliveredContent),
-    /// Its request was not taken; why, is in the confirm.
-    NotTaken,
+pub(crate) enum RpcEvent {
+    Reply(DeliveredContent),
+    /// The broker has nacked or returned the request. The confirm has the reason.
+    PublishFailed,
 }
 
-/// Who waits for an answer.
+/// The threads that wait for RPC replies.
 #[derive(Debug, Default)]
 pub(crate) struct RpcReplies(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// By correlation id.
+    /// The waiting threads, by correlation id.
     waiting: HashMap<u64, Waiting>,
-    /// Nothing will come any more.
+    /// Whether there will be no more replies.
     ended: bool,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    tell: Sender<Heard>,
-    /// The number of the publish with the request.
+    sender: Sender<RpcEvent>,
+    /// The sequence number of the request.
     publish: Option<u64>,
 }
 
 impl RpcReplies {
-    /// What comes for the request `id`, until [`forget`](Self::forget).
-    pub(crate) fn expect(&self, id: u64) -> Receiver<Heard> {
-        // For the answer, and for what becomes of the publish.
-        let (tell, heard) = bounded(2);
+    /// Returns the receiver of the events for the request `id`. They arrive until
+    /// [`forget`](Self::forget).
+    pub(crate) fn expect(&self, id: u64) -> Receiver<RpcEvent> {
+        // One slot for the reply, and one for a failure of the publish.
+        let (sender, events) = bounded(2);
         let mut state = self.0.lock();
         if !state.ended {
             let publish = None;
-            state.waiting.insert(id, Waiting { tell, publish });
+            state.waiting.insert(id, Waiting { sender, publish });
         }
-        heard
+        events
     }
 
     pub(crate) fn forget(&self, id: u64) {
         self.0.lock().waiting.remove(&id);
     }
 
-    /// Says which publish carries the request. Whoever does this looks at its confirm after
-    /// it, for that may have come before.
+    /// Records the sequence number of the request. The caller checks the confirm after this call,
+    /// because it may have arrived before.
     pub(crate) fn note_publish(&self, id: u64, number: u64) {
         if let Some(waiting) = self.0.lock().waiting.get_mut(&id) {
             waiting.publish = Some(number);
         }
     }
 
-    /// How many wait.
+    /// Returns how many threads wait.
     pub(crate) fn waiting(&self) -> usize {
         self.0.lock().waiting.len()
     }
 
-    /// Whether nothing will come any more.
+    /// Returns whether there will be no more replies.
     pub(crate) fn has_ended(&self) -> bool {
         self.0.lock().ended
     }
 
-    /// Hands over what has come.
-    pub(crate) fn deliver(&self, runs: &mut VecDeque<Batch>) {
-        for mut run in runs.drain(..) {
-            while let Some(answer) = run.pop() {
-                self.hand_over(answer);
+    /// Passes the replies to the waiting threads.
+    pub(crate) fn deliver(&self, batches: &mut VecDeque<Batch>) {
+        for mut batch in batches.drain(..) {
+            while let Some(reply) = batch.pop() {
+                self.hand_over(reply);
             }
         }
     }
 
-    fn hand_over(&self, answer: PackedDelivery) {
-        let answer = answer.unpack();
-        let id = answer.properties.decode().properties.correlation_id;
+    fn hand_over(&self, reply: PackedDelivery) {
+        let reply = reply.unpack();
+        let id = reply.properties.decode().properties.correlation_id;
         let id = id.and_then(|id| id.parse().ok());
         match id.and_then(|id: u64| self.0.lock().waiting.remove(&id)) {
-            // Whoever has given up meanwhile has dropped the other end.
-            Some(waiting) => drop(waiting.tell.try_send(Heard::Answer(answer))),
-            None => log::debug!("an RPC answer came too late, or twice; it is dropped"),
+            // The requesting thread may have dropped the receiver at its deadline. Then the reply
+            // is dropped.
+            Some(waiting) => drop(waiting.sender.try_send(RpcEvent::Reply(reply))),
+            None => log::debug!("a late or duplicate RPC reply was dropped"),
         }
     }
 
-    /// The publish of this number was not taken, which its confirm says by now.
-    pub(crate) fn not_taken(&self, number: u64) {
+    /// Reports that the request with this sequence number has failed. Its confirm has the reason
+    /// already.
+    pub(crate) fn publish_failed(&self, number: u64) {
         let state = self.0.lock();
         let mut waiting = state.waiting.values();
         if let Some(waiting) = waiting.find(|waiting| waiting.publish == Some(number)) {
-            let _ = waiting.tell.try_send(Heard::NotTaken);
+            let _ = waiting.sender.try_send(RpcEvent::PublishFailed);
         }
     }
 
-    /// Nothing will come any more; why, is known by now.
+    /// Disconnects all waiting threads. The close reason is recorded before.
     pub(crate) fn end(&self) {
         let mut state = self.0.lock();
         state.ended = true;
@@ -120,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_who_wait_hear_of_the_end_and_those_who_come_later_as_well() {
+    fn the_end_disconnects_waiting_and_later_requests() {
         let rpc_replies = RpcReplies::default();
         let before = rpc_replies.expect(1);
         assert_eq!(before.try_recv().unwrap_err(), TryRecvError::Empty);
@@ -128,8 +131,8 @@ mod tests {
         rpc_replies.end();
         assert!(rpc_replies.has_ended());
         let later = rpc_replies.expect(2);
-        for heard in [before, later] {
-            assert_eq!(heard.try_recv().unwrap_err(), TryRecvError::Disconnected);
+        for events in [before, later] {
+            assert_eq!(events.try_recv().unwrap_err(), TryRecvError::Disconnected);
         }
         assert_eq!(rpc_replies.waiting(), 0);
     }

@@ -1,18 +1,19 @@
-//! How many threads wait for something that only reading can bring.
+//! Counts the threads that wait for an event that only reading can bring.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[derive(Debug, Default)]
 pub(crate) struct WaitingThreads {
-    /// For confirms, or for room.
-    promised: AtomicUsize,
-    /// For the confirm of one message; they are among the promised as well.
-    confirms: AtomicUsize,
-    /// For a delivery, where none is.
-    deliveries: AtomicUsize,
+    /// The threads that wait for confirms or for room.
+    room_or_confirm: AtomicUsize,
+    /// The threads that wait for the confirm of one publish. They count in `room_or_confirm` as
+    /// well.
+    single_confirm: AtomicUsize,
+    /// The threads that wait for a delivery at an empty inbox.
+    delivery: AtomicUsize,
 }
 
-/// A thread counts for as long as it holds this.
+/// Counts its thread as waiting until it is dropped.
 pub(crate) struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -29,30 +30,30 @@ impl Drop for Waiting<'_> {
 }
 
 impl WaitingThreads {
-    pub(crate) fn wait(&self) -> Waiting<'_> {
-        Waiting::new(&self.promised)
+    pub(crate) fn wait_for_room_or_confirm(&self) -> Waiting<'_> {
+        Waiting::new(&self.room_or_confirm)
     }
 
     pub(crate) fn wait_for_confirm(&self) -> [Waiting<'_>; 2] {
-        [&self.confirms, &self.promised].map(Waiting::new)
+        [&self.single_confirm, &self.room_or_confirm].map(Waiting::new)
     }
 
     pub(crate) fn wait_for_delivery(&self) -> Waiting<'_> {
-        Waiting::new(&self.deliveries)
+        Waiting::new(&self.delivery)
     }
 
-    /// Whether anybody waits for confirms or for room.
-    pub(crate) fn is_promised(&self) -> bool {
-        self.promised.load(Ordering::SeqCst) > 0
+    /// Returns whether a thread waits for confirms or for room.
+    pub(crate) fn is_room_or_confirm_awaited(&self) -> bool {
+        self.room_or_confirm.load(Ordering::SeqCst) > 0
     }
 
-    /// Whether anybody waits for the confirm of one message.
+    /// Returns whether a thread waits for the confirm of one publish.
     pub(crate) fn is_confirm_awaited(&self) -> bool {
-        self.confirms.load(Ordering::SeqCst) > 0
+        self.single_confirm.load(Ordering::SeqCst) > 0
     }
 
     pub(crate) fn is_delivery_awaited(&self) -> bool {
-        self.deliveries.load(Ordering::SeqCst) > 0
+        self.delivery.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -61,23 +62,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_wait_says_what_it_is_for_until_it_is_over() {
-        let waiters = WaitingThreads::default();
+    fn each_wait_counts_for_its_purpose_until_it_is_over() {
+        let threads = WaitingThreads::default();
         let awaited = || {
             [
-                waiters.is_promised(),
-                waiters.is_confirm_awaited(),
-                waiters.is_delivery_awaited(),
+                threads.is_room_or_confirm_awaited(),
+                threads.is_confirm_awaited(),
+                threads.is_delivery_awaited(),
             ]
         };
-        let waiting = waiters.wait();
+        let waiting = threads.wait_for_room_or_confirm();
         assert_eq!(awaited(), [true, false, false]);
         drop(waiting);
-        // It needs an IO thread that reads, as everything that is promised.
-        let waiting = waiters.wait_for_confirm();
+        // A wait for one confirm needs an IO thread that reads, like all waits for confirms.
+        let waiting = threads.wait_for_confirm();
         assert_eq!(awaited(), [true, true, false]);
         drop(waiting);
-        let waiting = waiters.wait_for_delivery();
+        let waiting = threads.wait_for_delivery();
         assert_eq!(awaited(), [false, false, true]);
         drop(waiting);
         assert_eq!(awaited(), [false; 3]);
