@@ -1,5 +1,4 @@
-//! The publisher of a channel: assigns sequence numbers, bounds the unconfirmed publishes, and
-//! records the outcome of each.
+//! The publishing side of a channel: sequence numbers, the confirm window and the outcomes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,8 +30,8 @@ enum Mode {
 pub(crate) struct Publisher {
     window: usize,
     total: RetainedBytes,
-    /// Whether publishes must check more than the write budget. It is read without the lock for each
-    /// publish.
+    /// Whether a publish must check the state: in confirm mode, while `channel.flow` stops
+    /// publishes, or during a commit. Each publish reads this flag without the lock.
     gated: AtomicBool,
     state: Mutex<State>,
 }
@@ -96,8 +95,7 @@ pub(crate) struct Ticket<'a> {
 }
 
 impl Ticket<'_> {
-    /// Records that the publish is queued. Returns its sequence number and its slot, in confirm
-    /// mode.
+    /// Records that the publish is queued. Returns its number and its slot, in confirm mode.
     pub(crate) fn commit(mut self, mandatory: Option<Mandatory<'_>>) -> Option<(u64, Arc<Slot>)> {
         if self.state.mode == Mode::Plain {
             return None;
@@ -107,8 +105,7 @@ impl Ticket<'_> {
         Some((number, slot))
     }
 
-    /// Gives up this attempt. Returns whether a place in the window stays reserved for the next
-    /// one.
+    /// Gives up this attempt. Returns whether a place in the window stays reserved.
     pub(crate) fn cancel(mut self) -> bool {
         self.state.reserved_places += usize::from(self.had_place);
         self.had_place
@@ -175,7 +172,7 @@ impl Publisher {
         state.serve(self.window);
     }
 
-    /// Returns whether publishes must check more than the write budget.
+    /// Returns whether a publish needs [`begin`](Self::begin) before it is queued.
     pub(crate) fn is_gated(&self) -> bool {
         self.gated.load(Ordering::Acquire)
     }
@@ -377,9 +374,7 @@ impl Publisher {
         drop(state);
         // The lock is free before, because the program's log backend may publish.
         if dropped > 0 && dropped_before == 0 {
-            log::warn!(
-                "no thread dispatches the callbacks for confirms; the oldest outcomes are dropped"
-            );
+            log::warn!("no thread dispatches the callbacks for confirms; the oldest are dropped");
         }
         confirmed
     }
@@ -419,8 +414,7 @@ impl Publisher {
         state.serve(self.window);
     }
 
-    /// Makes publishes wait for the reply to `tx.commit`, so that no more of them are kept back in
-    /// memory.
+    /// Makes publishes wait for the reply to `tx.commit`, so that no more of them are kept back.
     pub(crate) fn set_committing(&self, committing: bool) {
         let mut state = self.state.lock();
         if std::mem::replace(&mut state.committing, committing) == committing {
@@ -435,8 +429,7 @@ impl Publisher {
         !self.state.lock().held
     }
 
-    /// Wakes all waiting threads after the end of the channel, because the other publishes will not
-    /// be confirmed.
+    /// Wakes all waiting threads after the end of the channel: no more confirms will arrive.
     pub(crate) fn channel_ended(&self) {
         let mut state = self.state.lock();
         let State {
