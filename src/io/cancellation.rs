@@ -1,7 +1,7 @@
 //! Ends the opening of connections from another thread.
 //!
-//! An opening waits in its `Poll` only, and registers the waker of that with the token before it
-//! looks at the token for the first time. So a cancel either comes before that look, or finds the
+//! An opening waits in its `Poll` only. It registers the waker of this `Poll` with the token before
+//! it checks the token for the first time. So `cancel` either comes before that check, or finds the
 //! waker.
 
 use std::fmt;
@@ -12,20 +12,20 @@ use std::time::Duration;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex};
 
-/// Gives up the opening of connections, from another thread: at Ctrl-C, for instance, while a
-/// broker does not answer.
+/// Cancels the opening of connections from another thread, for example at Ctrl-C while a broker does
+/// not answer.
 ///
-/// Clones are the same token. It goes to
-/// [`ConnectionParameters::cancellation_token`](crate::ConnectionParameters::cancellation_token),
-/// and may serve any number of openings, also at the same time. Once cancelled it stays so: each
-/// of them ends with [`Error::OpenCancelled`](crate::Error::OpenCancelled), and so does each later
-/// one. An opening that succeeds at the same moment may still be Ok. Connections that are open go
-/// on.
+/// Clones are the same token. Pass it to
+/// [`ConnectionParameters::cancellation_token`](crate::ConnectionParameters::cancellation_token).
+/// One token may serve any number of openings, also at the same time. A cancelled token stays
+/// cancelled: each of its openings ends with
+/// [`Error::OpenCancelled`](crate::Error::OpenCancelled), and so does each later one. An opening
+/// that succeeds at the same moment may still return `Ok`. Open connections are not affected.
 ///
-/// The opening ends at once, wherever it is: in the resolver, TCP, TLS, the AMQP handshake, or in
-/// the pause between two attempts. Its sockets are closed. Only the program's own code is waited
-/// for, if that is running: a [`Mechanism`](crate::Mechanism). A thread in the system's resolver
-/// ends by itself later.
+/// The opening ends at once in every stage: in the resolver, TCP, TLS, the AMQP handshake, and in
+/// the pause between two attempts. Its sockets are closed. Only a [`Mechanism`](crate::Mechanism)
+/// of your own is not interrupted: the opening ends when it returns. A thread in the system's
+/// resolver ends by itself later.
 ///
 /// ```
 /// use std::{thread, time::Duration};
@@ -39,7 +39,7 @@ use parking_lot::{Condvar, Mutex};
 ///     .retry_delay(Duration::from_secs(60))
 ///     .cancellation_token(token.clone());
 ///
-/// // In place of this, the thread that waits for Ctrl-C.
+/// // In your program this is the thread that waits for Ctrl-C.
 /// thread::spawn(move || token.cancel());
 ///
 /// let error = BlockingConnection::open(parameters).unwrap_err();
@@ -60,21 +60,21 @@ struct Shared {
 #[derive(Default)]
 struct State {
     is_cancelled: bool,
-    /// The wakers of the openings under way.
+    /// The wakers of the openings in progress.
     wakers: Vec<Arc<Waker>>,
 }
 
 impl CancellationToken {
-    /// A token that is not cancelled.
+    /// Returns a new token, which is not cancelled.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ends the openings that have this token, and those to come. Returns at once, and does
-    /// nothing the second time.
+    /// Cancels all openings with this token, now and later. Returns at once. A second call has no
+    /// effect.
     ///
-    /// It takes a lock, so call it from a thread, and not from inside a signal handler.
+    /// This method takes a lock, so call it from a thread, never inside a signal handler.
     pub fn cancel(&self) {
         let wakers = {
             let mut state = self.shared.state.lock();
@@ -85,13 +85,13 @@ impl CancellationToken {
         wakers.iter().for_each(|waker| wake(waker));
     }
 
-    /// Whether it was cancelled.
+    /// Returns whether the token was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.shared.state.lock().is_cancelled
     }
 
-    /// Waits so long, or until it is cancelled; whether it is.
+    /// Waits for `time` or until the token is cancelled, and returns whether it is.
     pub(crate) fn wait(&self, time: Duration) -> bool {
         let mut state = self.shared.state.lock();
         let pending = |state: &mut State| !state.is_cancelled;
@@ -101,10 +101,10 @@ impl CancellationToken {
         state.is_cancelled
     }
 
-    /// From now on a cancel rings this waker.
-    pub(super) fn watch(&self, waker: &Arc<Waker>) -> Watch {
+    /// Registers the waker of an opening, which `cancel` wakes from now on.
+    pub(super) fn register(&self, waker: &Arc<Waker>) -> Registration {
         self.shared.state.lock().wakers.push(waker.clone());
-        Watch {
+        Registration {
             token: self.clone(),
             waker: waker.clone(),
         }
@@ -119,20 +119,20 @@ impl fmt::Debug for CancellationToken {
     }
 }
 
-/// An opening under way, whose waker its token rings.
-pub(super) struct Watch {
+/// The registration of an opening in progress with its token.
+pub(super) struct Registration {
     token: CancellationToken,
     waker: Arc<Waker>,
 }
 
-impl Watch {
+impl Registration {
     pub(super) fn is_cancelled(&self) -> bool {
         self.token.is_cancelled()
     }
 }
 
-/// Afterwards the waker is the IO thread's, or is closed.
-impl Drop for Watch {
+/// Removes the waker: after the opening it belongs to the IO thread, or its `Poll` is closed.
+impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = self.token.shared.state.lock();
         state
@@ -144,7 +144,7 @@ impl Drop for Watch {
 /// Wakes a thread that opens a connection.
 pub(super) fn wake(waker: &Waker) {
     if let Err(error) = waker.wake() {
-        log::error!("a thread that opens a connection cannot be woken: {error}");
+        log::error!("cannot wake a thread that opens a connection: {error}");
     }
 }
 
@@ -157,15 +157,16 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// How long a test waits for one thing.
+    /// The deadline of every wait in these tests.
     #[cfg(target_os = "linux")]
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// More than a test may take.
+    /// A time that no test reaches.
     #[cfg(target_os = "linux")]
     pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Does it on a thread, and cancels that while it sleeps, after `until`: how both end.
+    /// Runs `act` on a thread, then `until` on this one, and cancels the token while the thread sleeps.
+    /// Returns the results of both.
     #[cfg(target_os = "linux")]
     pub(crate) fn cancelled<R: Send + 'static, T>(
         act: impl FnOnce(&CancellationToken) -> R + Send + 'static,
@@ -184,28 +185,31 @@ pub(crate) mod tests {
             .join(sleeper.recv().unwrap())
             .join("stat");
         let seen = until();
-        let deadline = Instant::now() + PATIENCE;
-        // The state is told behind the name, which is in parentheses.
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        // The state of the thread follows its name, which is in parentheses.
         while !fs::read_to_string(&stat).unwrap().contains(") S ") {
-            assert!(Instant::now() < deadline, "it never sleeps");
+            assert!(
+                Instant::now() < deadline,
+                "the thread does not sleep in time"
+            );
             thread::yield_now();
         }
         token.cancel();
-        let outcome = outcome.recv_timeout(PATIENCE);
-        let outcome = outcome.expect("a cancel does not end it");
+        let outcome = outcome.recv_timeout(TEST_TIMEOUT);
+        let outcome = outcome.expect("the cancel does not end `act`");
         thread.join().unwrap();
         (outcome, seen)
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_cancel_ends_a_pause_under_way() {
+    fn a_cancel_ends_a_wait_in_progress() {
         let (is_cancelled, ()) = cancelled(|token| token.wait(HOUR), || {});
         assert!(is_cancelled);
     }
 
     #[test]
-    fn a_token_that_is_cancelled_has_no_pause() {
+    fn a_cancelled_token_does_not_wait() {
         let token = CancellationToken::new();
         assert!(!token.wait(Duration::from_millis(1)));
         token.cancel();
@@ -213,18 +217,22 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_opening_that_is_over_leaves_no_waker_behind() {
+    fn an_ended_opening_leaves_no_waker_in_its_token() {
         let polls = [(); 2].map(|()| Poll::new().unwrap());
         let wakers = polls
             .each_ref()
             .map(|poll| Arc::new(Waker::new(poll.registry(), Token(0)).unwrap()));
         let token = CancellationToken::new();
-        let [over, under_way] = wakers.each_ref().map(|waker| token.watch(waker));
-        drop(over);
-        assert_eq!(Arc::strong_count(&wakers[0]), 1, "a waker is a descriptor");
+        let [ended, in_progress] = wakers.each_ref().map(|waker| token.register(waker));
+        drop(ended);
+        assert_eq!(
+            Arc::strong_count(&wakers[0]),
+            1,
+            "a waker has a file descriptor"
+        );
         assert_eq!(token.shared.state.lock().wakers.len(), 1);
         token.cancel();
-        assert!(under_way.is_cancelled());
+        assert!(in_progress.is_cancelled());
         assert!(token.shared.state.lock().wakers.is_empty());
     }
 }

@@ -91,7 +91,7 @@ fn oversized_reject_rejects_and_logs_messages_above_max_message_size() {
             assert_eq!(channel.connection().stats().messages_oversized, 3);
         },
     );
-    let lost = "is lost, for it needed no acknowledgement";
+    let lost = "is lost, because it needs no acknowledgement";
     for (queue, fate) in [(1, "is rejected"), (2, lost), (3, lost)] {
         let words = format!(
             "channel 1: a message of 19 bytes exceeds max_message_size (10) and {fate} (queue \

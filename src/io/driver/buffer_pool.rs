@@ -1,7 +1,7 @@
-//! Buffers for what is received, which comes back when nobody has it any more.
+//! A pool of buffers for received messages. A buffer returns when its last part is dropped.
 //!
-//! It is taken in one thread and given up in another. Between two threads an allocator is
-//! slow: they meet at its locks, and it returns to the system what it is asked for again a
+//! The IO thread takes the buffers, and the program's threads drop them. An allocator is slow at
+//! that: both threads meet at its locks, and it returns memory to the system that is needed again a
 //! moment later.
 
 use bytes::Bytes;
@@ -9,61 +9,66 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::protocol::buffers::Buffers;
 
-/// The largest chunk for many messages.
+/// The largest buffer for many messages, in bytes.
 const SHARED_BYTES_MAX: usize = 32 * 1024;
 
-/// How many of those are kept for later.
+/// The most spare buffers of that kind.
 const SHARED_COUNT_MAX: usize = 64;
 
-/// The largest chunk for a single message that is kept, and how many of them.
+/// The largest buffer for a single message that is kept, in bytes.
 const SINGLE_BYTES_MAX: usize = 256 * 1024;
+
+/// The most spare buffers of that kind.
 const SINGLE_COUNT_MAX: usize = 8;
 
-/// Where chunks come from and return to.
+/// The spare buffers of a connection.
 #[derive(Debug)]
 pub(crate) struct BufferPool {
-    shared: Shelf,
-    single: Shelf,
+    /// For many messages.
+    shared: SpareBuffers,
+    /// For a single message.
+    single: SpareBuffers,
 }
 
+/// The spare buffers of one kind.
 #[derive(Debug)]
-struct Shelf {
-    home: Sender<Vec<u8>>,
+struct SpareBuffers {
+    returned: Sender<Vec<u8>>,
     spare: Receiver<Vec<u8>>,
 }
 
-impl Shelf {
+impl SpareBuffers {
     fn new(count: usize) -> Self {
-        let (home, spare) = bounded(count);
-        Self { home, spare }
+        let (returned, spare) = bounded(count);
+        Self { returned, spare }
     }
 }
 
 impl Default for BufferPool {
     fn default() -> Self {
         Self {
-            shared: Shelf::new(SHARED_COUNT_MAX),
-            single: Shelf::new(SINGLE_COUNT_MAX),
+            shared: SpareBuffers::new(SHARED_COUNT_MAX),
+            single: SpareBuffers::new(SINGLE_COUNT_MAX),
         }
     }
 }
 
 impl Buffers for BufferPool {
     fn take(&self, size: usize) -> Vec<u8> {
-        let spare = self.shelf(size).spare.try_recv().ok();
-        // What does not fit goes, so that sizes that are no longer asked for die out.
-        let fits = |chunk: &Vec<u8>| (size..=size + size / 4).contains(&chunk.capacity());
+        let spare = self.kind_for(size).spare.try_recv().ok();
+        // A spare buffer of another size is dropped, so that sizes out of use leave the pool.
+        let fits = |buffer: &Vec<u8>| (size..=size + size / 4).contains(&buffer.capacity());
         spare
             .filter(fits)
             .unwrap_or_else(|| Vec::with_capacity(size))
     }
 
-    fn share(&self, chunk: Vec<u8>) -> Bytes {
-        if chunk.capacity() > SINGLE_BYTES_MAX {
-            return chunk.into();
+    fn share(&self, buffer: Vec<u8>) -> Bytes {
+        if buffer.capacity() > SINGLE_BYTES_MAX {
+            return buffer.into();
         }
-        let home = self.shelf(chunk.capacity()).home.clone();
-        Bytes::from_owner(Borrowed { chunk, home })
+        let returned = self.kind_for(buffer.capacity()).returned.clone();
+        Bytes::from_owner(BufferInUse { buffer, returned })
     }
 
     fn release(&self) {
@@ -73,7 +78,7 @@ impl Buffers for BufferPool {
 }
 
 impl BufferPool {
-    fn shelf(&self, size: usize) -> &Shelf {
+    fn kind_for(&self, size: usize) -> &SpareBuffers {
         match size {
             0..=SHARED_BYTES_MAX => &self.shared,
             _ => &self.single,
@@ -81,24 +86,24 @@ impl BufferPool {
     }
 }
 
-/// A chunk that somebody reads.
-struct Borrowed {
-    chunk: Vec<u8>,
-    home: Sender<Vec<u8>>,
+/// A buffer in use. It returns to the pool when it is dropped.
+struct BufferInUse {
+    buffer: Vec<u8>,
+    returned: Sender<Vec<u8>>,
 }
 
-impl AsRef<[u8]> for Borrowed {
+impl AsRef<[u8]> for BufferInUse {
     fn as_ref(&self) -> &[u8] {
-        &self.chunk
+        &self.buffer
     }
 }
 
-impl Drop for Borrowed {
+impl Drop for BufferInUse {
     fn drop(&mut self) {
-        let mut chunk = std::mem::take(&mut self.chunk);
-        chunk.clear();
-        // On a full shelf there is no place for it, and after the connection nobody wants it.
-        let _ = self.home.try_send(chunk);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        // With enough spare buffers, or after the end of the connection, the buffer is freed.
+        let _ = self.returned.try_send(buffer);
     }
 }
 
@@ -107,55 +112,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_comes_back_empty_when_the_last_part_is_gone() {
-        let chunks = BufferPool::default();
-        let mut chunk = chunks.take(1000);
-        chunk.extend_from_slice(b"one two");
-        let address = chunk.as_ptr();
-        let mut first = chunks.share(chunk);
+    fn a_buffer_returns_empty_when_its_last_part_is_dropped() {
+        let pool = BufferPool::default();
+        let mut buffer = pool.take(1000);
+        buffer.extend_from_slice(b"one two");
+        let address = buffer.as_ptr();
+        let mut first = pool.share(buffer);
         let second = first.split_off(4);
         drop(first);
-        let other = chunks.take(1000);
-        assert_ne!(other.as_ptr(), address, "half of it is in use");
+        let other = pool.take(1000);
+        assert_ne!(other.as_ptr(), address, "half of the buffer is in use");
         assert_eq!(second, b"two"[..]);
         drop(second);
-        let again = chunks.take(900);
+        let again = pool.take(900);
         assert_eq!((again.as_ptr(), again.len()), (address, 0));
     }
 
     #[test]
-    fn what_does_not_fit_is_not_used_and_goes() {
-        let chunks = BufferPool::default();
+    fn a_spare_buffer_of_another_size_is_dropped() {
+        let pool = BufferPool::default();
         for other in [100, 2000] {
             let former = Vec::with_capacity(1000);
             let address = former.as_ptr();
-            drop(chunks.share(former));
-            let chunk = chunks.take(other);
-            assert!(chunk.capacity() >= other && chunk.as_ptr() != address);
-            assert!(chunks.shared.spare.is_empty());
+            drop(pool.share(former));
+            let buffer = pool.take(other);
+            assert!(buffer.capacity() >= other && buffer.as_ptr() != address);
+            assert!(pool.shared.spare.is_empty());
         }
     }
 
     #[test]
-    fn no_more_is_kept_than_the_shelves_hold() {
-        let chunks = BufferPool::default();
+    fn the_number_of_spare_buffers_is_bounded() {
+        let pool = BufferPool::default();
         for size in [1000, 100_000, 1_000_000] {
-            let borrowed: Vec<_> = (0..100)
-                .map(|_| chunks.share(Vec::with_capacity(size)))
+            let in_use: Vec<_> = (0..100)
+                .map(|_| pool.share(Vec::with_capacity(size)))
                 .collect();
-            drop(borrowed);
+            drop(in_use);
         }
-        assert_eq!(chunks.shared.spare.len(), SHARED_COUNT_MAX);
-        assert_eq!(chunks.single.spare.len(), SINGLE_COUNT_MAX);
-        chunks.release();
-        assert!(chunks.shared.spare.is_empty() && chunks.single.spare.is_empty());
+        assert_eq!(pool.shared.spare.len(), SHARED_COUNT_MAX);
+        assert_eq!(pool.single.spare.len(), SINGLE_COUNT_MAX);
+        pool.release();
+        assert!(pool.shared.spare.is_empty() && pool.single.spare.is_empty());
     }
 
     #[test]
-    fn what_is_read_outlives_the_connection() {
-        let chunks = BufferPool::default();
-        let bytes = chunks.share(b"still here".to_vec());
-        drop(chunks);
+    fn received_bytes_outlive_the_pool() {
+        let pool = BufferPool::default();
+        let bytes = pool.share(b"still here".to_vec());
+        drop(pool);
         assert_eq!(bytes, b"still here"[..]);
     }
 }

@@ -1,5 +1,5 @@
-//! Telling everyone what happened: the core's events on their way to the threads that
-//! wait for them.
+//! Passes the events of the core to the program's threads: replies to callers, deliveries to
+//! inboxes, confirms to publishers, notices to channels.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::protocol::event::{Disposal, Event, PassedOver, Termination};
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::wire::ShortString;
 
-/// Puts deliveries of one consumer, that came one behind the other, into its inbox.
+/// Puts consecutive deliveries of one consumer into its inbox.
 fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) {
     let consumer = &route.consumer;
     let channel = &consumer.channel;
@@ -29,9 +29,9 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
     ) else {
         return;
     };
-    let count = batches.iter().map(|run| run.len() as u64).sum();
+    let count = batches.iter().map(|batch| batch.len() as u64).sum();
     channel.connection.counters.messages_received.add(count);
-    // Before its number is known here, and with it can be settled.
+    // The ledger records them before `delivered`, which lets the program settle up to `last`.
     if consumer.no_ack {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);
@@ -40,25 +40,28 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
     match &consumer.destination {
         Destination::RpcReplies(rpc_replies) => rpc_replies.deliver(batches),
         Destination::Inbox(_) | Destination::Callback => {
-            put(consumer, |inbox| inbox.push(batches, never_held_back));
+            put_into_inbox(consumer, |inbox| inbox.push(batches, never_held_back));
         }
     }
 }
 
-fn put(consumer: &ConsumerShared, put: impl FnOnce(&ConsumerInbox)) {
+/// Lets `put` fill the inbox of a consumer, and signals the channel if the inbox is the channel's.
+fn put_into_inbox(consumer: &ConsumerShared, put: impl FnOnce(&ConsumerInbox)) {
     put(consumer.inbox());
     if consumer.own_inbox().is_none() {
         consumer.channel.mark_ready();
     }
 }
 
-/// Passes `event` on, and what follows from it to `obey`; the memory of a list of runs comes
-/// back, to be used again. Nothing in here waits for anybody. The log comes last, for its backend is the
-/// program's, and may fail.
-pub(crate) fn tell(
+/// Passes `event` to the program's threads, and the command that follows from it, if any, to
+/// `execute`. Returns the list of batches, so that its memory is used again.
+///
+/// This function never waits for another thread. Each event is logged last, because the log
+/// backend belongs to the program and may panic.
+pub(crate) fn pass_on(
     shared: &ConnectionShared,
     event: Event<DriverTokens>,
-    obey: impl FnOnce(Command),
+    execute: impl FnOnce(Command),
 ) -> Option<VecDeque<Batch>> {
     match event {
         Event::Deliveries {
@@ -74,7 +77,7 @@ pub(crate) fn tell(
             delivery_tag,
         } => {
             channel.settlements.lock().requeue_held_back(delivery_tag);
-            obey(Command::GiveBack {
+            execute(Command::GiveBack {
                 channel: channel.id,
                 delivery_tags: vec![delivery_tag],
             });
@@ -85,13 +88,14 @@ pub(crate) fn tell(
             ..
         } => {
             let channel = &consumer.consumer.channel;
-            // Before anybody can settle all that came.
+            // The ledger holds the delivery before `delivered`, so that a settlement of all
+            // deliveries leaves it out.
             channel.settlements.lock().hold(delivery_tag);
             channel.record_delivery_tag(delivery_tag);
             shared.counters.deliveries_held_back.add(1);
         }
-        Event::Reply { call, reply } => answer(call, Ok(reply)),
-        Event::Failed { call, failure } => answer(call, Err(failure)),
+        Event::Reply { call, reply } => complete_call(call, Ok(reply)),
+        Event::Failed { call, failure } => complete_call(call, Err(failure)),
         Event::Got {
             channel,
             delivery_tag,
@@ -118,7 +122,7 @@ pub(crate) fn tell(
             drop(settlements);
             channel.record_delivery_tag(delivery_tag);
         }
-        Event::PassedOver(passed_over) => pass_over(shared, &passed_over),
+        Event::PassedOver(passed_over) => record_oversized(shared, &passed_over),
         Event::Requeued {
             channel,
             delivery_tags,
@@ -134,7 +138,7 @@ pub(crate) fn tell(
         } => end_consumer(&consumer, by_broker),
         Event::Recovered { channel, consumers } => {
             channel.recovered();
-            forget_unsettled(&channel, &consumers);
+            discard_unsettled(&channel, &consumers);
         }
         Event::ChannelClosed {
             channel,
@@ -143,14 +147,14 @@ pub(crate) fn tell(
         } => {
             channel.close(reason.clone());
             shared.budget().wake_to_recheck();
-            forget_unsettled(&channel, &consumers);
+            discard_unsettled(&channel, &consumers);
             if let Some(reason) = reason {
-                note_channel_end(&channel, &reason);
+                log_channel_end(&channel, &reason);
             }
         }
-        Event::NumberFree { opener } => obey(Command::OpenChannel(opener)),
+        Event::NumberFree { opener } => execute(Command::OpenChannel(opener)),
         Event::NoNumber { opener, error } => opener.refuse(error),
-        // Without a sender the receiver learns of the end.
+        // Dropping the sender ends the wait of the caller.
         Event::OpenerLost { opener } => drop(opener),
         Event::Confirmed {
             channel,
@@ -169,7 +173,7 @@ pub(crate) fn tell(
         }
         Event::Returned { channel, content } => {
             shared.counters.messages_returned.add(1);
-            return_message(&channel, *content);
+            pass_on_returned(&channel, *content);
         }
         Event::Flow { channel, active } => {
             let number = channel.id.number;
@@ -187,14 +191,14 @@ pub(crate) fn tell(
         }
         Event::Closed(termination) => {
             shared.terminate(termination.clone());
-            note_end(shared, &termination);
+            log_connection_end(shared, &termination);
         }
     }
     None
 }
 
-/// Notes a message that was too large for the program, and says so.
-fn pass_over(shared: &ConnectionShared, passed_over: &PassedOver<DriverTokens>) {
+/// Records and logs a message that exceeds `max_message_size`.
+fn record_oversized(shared: &ConnectionShared, passed_over: &PassedOver<DriverTokens>) {
     let channel = &passed_over.channel;
     let tag = passed_over.delivery_tag;
     let mut settlements = channel.settlements.lock();
@@ -218,8 +222,8 @@ fn pass_over(shared: &ConnectionShared, passed_over: &PassedOver<DriverTokens>) 
         passed_over.limit,
         match passed_over.disposal {
             Disposal::Rejected => "rejected",
-            Disposal::Skipped => "passed over in its stream",
-            Disposal::Lost => "lost, for it needed no acknowledgement",
+            Disposal::Skipped => "skipped in its stream",
+            Disposal::Lost => "lost, because it needs no acknowledgement",
         },
         queue.map_or("", |queue| queue),
         passed_over.exchange,
@@ -227,33 +231,34 @@ fn pass_over(shared: &ConnectionShared, passed_over: &PassedOver<DriverTokens>) 
     );
 }
 
-/// Says how the connection has ended: loudly if a program that has dropped its last handle
-/// would have been told of an error.
-fn note_end(shared: &ConnectionShared, termination: &Termination) {
+/// Logs the end of the connection: as a warning if the program has dropped its last handle, so that
+/// no call can return the error.
+fn log_connection_end(shared: &ConnectionShared, termination: &Termination) {
     let error = Error::from(termination);
     match shared.is_abandoned() && error.is_of_others() {
         true => log::warn!(
-            "{}: nobody is told, for it was dropped: {error}",
+            "{}: the connection was dropped, so no call returns this error: {error}",
             shared.name
         ),
         false => log::debug!("{}: {termination:?}", shared.name),
     }
 }
 
-/// Says how a channel has ended, in the same way.
-fn note_channel_end(channel: &ChannelShared, reason: &CloseReason) {
+/// Logs the end of a channel, by the same rule.
+fn log_channel_end(channel: &ChannelShared, reason: &CloseReason) {
     let (name, number) = (&channel.connection.name, channel.id.number);
-    let is_missed = channel.is_abandoned() && !channel.is_rpc_only();
-    match is_missed && reason.by != ClosedBy::Application {
+    let is_unreported = channel.is_abandoned() && !channel.is_rpc_only();
+    match is_unreported && reason.by != ClosedBy::Application {
         true => log::warn!(
-            "{name}: channel {number} was over before it was dropped, and nobody is told: {reason}"
+            "{name}: channel {number} was closed before it was dropped, and no call has returned the \
+             reason: {reason}"
         ),
         false => log::debug!("{name}: channel {number} {reason}"),
     }
 }
 
-/// A message came back: for its confirm, or for whoever takes such messages.
-fn return_message(channel: &ChannelShared, content: ReturnedContent) {
+/// Passes a returned message to the confirm of its publish, or else to the callback for returns.
+fn pass_on_returned(channel: &ChannelShared, content: ReturnedContent) {
     let returned = &content.method;
     let fingerprint = fingerprint(&returned.exchange, &returned.routing_key, &content.body);
     let unclaimed = channel.publisher.returned(fingerprint, content);
@@ -262,15 +267,15 @@ fn return_message(channel: &ChannelShared, content: ReturnedContent) {
     }
 }
 
-/// Keeps a notice for a callback, and logs the notices that had to be dropped for it.
+/// Keeps a notice for a callback, and logs the notices that are dropped to make room.
 fn keep_notice(channel: &ChannelShared, notice: Notice) {
     let name = &channel.connection.name;
     let number = channel.id.number;
     for dropped in channel.keep_notice(notice).into_iter().flatten() {
         match dropped {
             Notice::Returned(message) => log::warn!(
-                "{name}: channel {number}: a returned message is dropped, because no callback takes \
-                 them: {} {} (exchange '{}', routing key '{}')",
+                "{name}: channel {number}: a returned message is dropped, because no callback has \
+                 taken it: {} {} (exchange '{}', routing key '{}')",
                 ReplyCode::from(message.method.reply_code),
                 message.method.reply_text,
                 message.method.exchange,
@@ -278,22 +283,22 @@ fn keep_notice(channel: &ChannelShared, notice: Notice) {
             ),
             Notice::Cancelled(tag) => log::warn!(
                 "{name}: channel {number}: the broker has cancelled consumer {tag}, and no \
-                 callback was called for it"
+                 callback was called for that"
             ),
             Notice::Flow(_) => {}
         }
     }
 }
 
-/// Drops what waits to be taken and needs acknowledgement: that can no longer be given,
-/// and the broker gives it out again. It would count against the other channels.
-fn forget_unsettled(channel: &ChannelShared, consumers: &[Arc<Route>]) {
-    let is_for_good = |tag: &ShortString| {
+/// Drops untaken deliveries that need acknowledgement. They can no longer be acknowledged, and the
+/// broker requeues them. In the inbox they would use the read budget of other channels.
+fn discard_unsettled(channel: &ChannelShared, consumers: &[Arc<Route>]) {
+    let needs_no_ack = |tag: &ShortString| {
         consumers
             .iter()
             .any(|route| route.consumer.no_ack && route.consumer.tag == *tag)
     };
-    channel.inbox.discard(|tag| !is_for_good(tag));
+    channel.inbox.discard(|tag| !needs_no_ack(tag));
     for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
         if let Some(inbox) = route.consumer.own_inbox() {
             inbox.discard(|_| true);
@@ -301,11 +306,14 @@ fn forget_unsettled(channel: &ChannelShared, consumers: &[Arc<Route>]) {
     }
 }
 
+/// Passes the end of a consumer to its callback, its inbox or its RPC requests.
 fn end_consumer(route: &Route, by_broker: bool) {
     let consumer = &route.consumer;
     consumer.cancel(by_broker);
     match &consumer.destination {
-        Destination::Callback => put(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer))),
+        Destination::Callback => {
+            put_into_inbox(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer)))
+        }
         Destination::RpcReplies(rpc_replies) => rpc_replies.end(),
         Destination::Inbox(inbox) => {
             inbox.end();
@@ -316,8 +324,8 @@ fn end_consumer(route: &Route, by_broker: bool) {
     }
 }
 
-/// Hands an outcome to whoever waits for it; the slot has room for just that.
-fn answer(call: CallToken, outcome: Outcome) {
+/// Sends the outcome of a call to its caller. The slot for it is empty, so this never blocks.
+fn complete_call(call: CallToken, outcome: Outcome) {
     match call {
         CallToken::Caller(reply) => {
             let _ = reply.try_send(outcome);

@@ -1,4 +1,4 @@
-//! The IO thread: the only one that touches the socket and the core.
+//! The IO thread, which alone uses the socket and the core.
 //!
 //! One turn of its loop:
 //!
@@ -8,9 +8,10 @@
 //! wait (only if nothing is left to do), then read -> core
 //! ```
 //!
-//! It blocks only in `poll` and for its [`nap`](crate::io::to_io::gather), runs no code of the user
-//! but the log backend and the `Drop` of a body's owner, takes no lock that is held across a wait,
-//! and answers everyone before it ends. Reading is in `reading`, the wait in `waiting`.
+//! The IO thread blocks only in `poll` and in the [gather pause](crate::io::to_io::gather). It runs
+//! no code of the program, except the log backend and the `Drop` of a body that was given away. It
+//! takes no lock that another thread holds while it waits, and completes every call before it ends.
+//! Reading is in `reading`, waiting in `waiting`.
 
 pub(crate) mod buffer_pool;
 mod events;
@@ -35,7 +36,7 @@ use mio::{Events, Poll, Token, Waker};
 use parking_lot::MutexGuard;
 
 use crate::io::busy_wait::{self, BusyWait};
-use crate::io::driver::outbox::{Outbox, Untaken};
+use crate::io::driver::outbox::{Outbox, UnwrittenOutput};
 use crate::io::driver::read_pauses::{HeldBackWarnings, ReadPauses};
 use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::driver::transport::Transport;
@@ -58,11 +59,11 @@ use crate::protocol::settlements::SettlementLedger;
 pub(crate) const SOCKET: Token = Token(0);
 pub(crate) const WAKE: Token = Token(1);
 
-/// Which part of the time that a reply is looked for the next call is: a program may do
-/// something else between two calls, while a broker answers at once.
+/// The busy wait for the next call is shorter than the one for a reply, by this factor: a program
+/// may do something else between two calls, while a broker answers at once.
 const CALL_BUSY_WAIT_SHARE: u32 = 5;
 
-/// Starts the IO thread of an open connection; `waker` ends a wait in `poll`.
+/// Starts the IO thread of an open connection. `waker` ends its wait in `poll`.
 pub(crate) fn spawn(
     poll: Poll,
     waker: Arc<Waker>,
@@ -116,19 +117,19 @@ fn prepare(
         commands: VecDeque::new(),
         shared,
         held: Vec::new(),
-        // Whatever the socket can do already is announced by no further event.
+        // `poll` reports changes only, and the socket may be ready already.
         readable: true,
         writable: true,
         read_pauses: ReadPauses::default(),
-        breath_due: None,
-        catching_breath: false,
-        gives_back: false,
+        soft_pause_end: None,
+        drains_socket: false,
+        can_requeue_held: false,
         hung_up: false,
-        in_talk: false,
+        has_call_traffic: false,
         reply_busy_wait: BusyWait::new(busy_wait_limit),
         call_busy_wait: BusyWait::new(busy_wait_limit / CALL_BUSY_WAIT_SHARE),
-        streamed: 0,
-        untaken: Untaken::default(),
+        publishes_taken: 0,
+        unwritten_output: UnwrittenOutput::default(),
         held_back_warnings: HeldBackWarnings::default(),
         abandoned: false,
         _waker: waker,
@@ -140,45 +141,47 @@ struct Driver {
     poll: Poll,
     transport: Transport,
     core: Connection<DriverTokens>,
-    /// What was taken from the queue, until it is obeyed.
+    /// The entries taken from the command queue and not executed yet.
     commands: VecDeque<Entry<Command>>,
     shared: Arc<ConnectionShared>,
     outbox: Outbox,
-    /// Publishes and settlements of channels whose commit awaits its reply.
+    /// The publishes and settlements of channels whose commit awaits its reply.
     held: Vec<Frames>,
-    /// The socket may have bytes; cleared when it says that it has none.
+    /// Whether the socket may have bytes to read. A read that finds none clears it.
     readable: bool,
-    /// The socket may take bytes; cleared when it says that it takes none.
+    /// Whether the socket may accept bytes. A write that it refuses clears it.
     writable: bool,
-    /// Nothing is read while too much is not handed out yet.
+    /// The reading pauses: nothing is read while the read budget is exceeded.
     read_pauses: ReadPauses,
-    /// When a pause that others could do without has lasted long enough.
-    breath_due: Option<Instant>,
-    /// It was long enough: everything is read that is there, before the next one.
-    catching_breath: bool,
-    /// There is room for something that was held back.
-    gives_back: bool,
-    /// The peer has ended its side, or the socket is broken: reading goes on until that shows.
+    /// The end of a pause at the soft limit of the read budget. Such a pause has a longest time.
+    soft_pause_end: Option<Instant>,
+    /// That end has passed: the socket is read until it is empty, before the next pause.
+    drains_socket: bool,
+    /// Whether a held-back delivery has room in the read budget now.
+    can_requeue_held: bool,
+    /// The peer has ended its side, or the socket is broken. Reading continues until a read returns
+    /// the end or the error.
     hung_up: bool,
-    /// A call has just gone out, or its reply has come.
-    in_talk: bool,
-    /// How it went to look for the reply to a call, and for the next call.
+    /// Whether this turn has sent a call or passed on its reply.
+    has_call_traffic: bool,
+    /// The busy wait for the reply to a call.
     reply_busy_wait: BusyWait,
+    /// The busy wait for the next call.
     call_busy_wait: BusyWait,
-    /// How many publishes the last commands had.
-    streamed: u64,
-    /// How much of what the core had to say the peer has not taken.
-    untaken: Untaken,
+    /// The number of publishes in the commands of this turn.
+    publishes_taken: u64,
+    /// The bytes of the core's own output that the socket has not accepted yet.
+    unwritten_output: UnwrittenOutput,
     held_back_warnings: HeldBackWarnings,
-    /// The socket is to be dropped as it is.
+    /// The socket is closed without writing the rest of the outbox.
     abandoned: bool,
-    /// What ends the wait of this thread.
+    /// Ends the wait in `poll`; `Wake` has only a weak reference.
     _waker: Arc<Waker>,
-    /// Dropped last, which tells those who wait for the end of this thread.
+    /// Dropped last: its receivers wait for the end of this thread.
     _alive: Sender<()>,
 }
 
-/// A lock on the settlements of a channel, if one is needed.
+/// The lock on the settlement ledger of a channel, if one is needed.
 type Lock<'a> = Option<MutexGuard<'a, SettlementLedger>>;
 
 impl Driver {
@@ -188,11 +191,11 @@ impl Driver {
             let now = Instant::now();
             self.take_commands(now);
             if self.core.poll_timeout().is_some_and(|due| due <= now) {
-                self.catch_up(&mut events);
+                self.read_pending(&mut events);
                 self.core.handle_timeout(now);
             }
             self.signal_due_timer(now);
-            self.give_back_held(now);
+            self.requeue_held(now);
             self.dispatch();
             self.write(now);
             self.dispatch();
@@ -205,49 +208,49 @@ impl Driver {
             self.read();
             self.dispatch();
         }
-        self.linger(&mut events);
+        self.write_last_bytes(&mut events);
         self.transport.shut_down();
     }
 
     fn take_commands(&mut self, now: Instant) {
-        self.streamed = 0;
-        self.let_go();
+        self.publishes_taken = 0;
+        self.send_committed();
         self.core.end_commits();
-        self.obey_all(now, || None);
+        self.execute_queued(now, || None);
         while let Some((id, channel, change)) = self.core.next_change() {
-            // In one step, so that whatever was settled before goes out before it, and
-            // nothing that is settled after it.
-            self.obey_all(now, || {
+            // The ledger changes and the queue is taken under one lock, so that exactly the
+            // settlements that were queued before the change are sent before it.
+            self.execute_queued(now, || {
                 let mut settlements = channel.settlements.lock();
                 settlements.change(change);
                 Some(settlements)
             });
-            // A delivery that goes back does so before this, too.
+            // A delivery that is requeued must be sent before the change, too.
             self.dispatch();
             self.core.make_change(id);
         }
     }
 
-    /// Takes what the program asks for, under the lock that `lock` takes.
-    fn obey_all<'a>(&mut self, now: Instant, lock: impl FnOnce() -> Lock<'a>) {
+    /// Takes the command queue under the lock that `lock` takes, and executes its entries.
+    fn execute_queued<'a>(&mut self, now: Instant, lock: impl FnOnce() -> Lock<'a>) {
         let mut commands = std::mem::take(&mut self.commands);
-        let written = self.outbox.written();
+        let spare_buffers = self.outbox.spare_buffers();
         let lock = lock();
-        self.shared.commands().take(&mut commands, written);
+        self.shared.commands().take(&mut commands, spare_buffers);
         drop(lock);
         for entry in commands.drain(..) {
             match entry {
                 Entry::Frames(frames) => self.push_frames(frames),
-                Entry::Command(command) => self.obey(command, now),
+                Entry::Command(command) => self.execute(command, now),
             }
         }
-        // Its memory serves again.
+        // The memory of the queue is used again.
         self.commands = commands;
     }
 
-    /// Holds back what is said while the channel's commit awaits its reply. It leaves the room
-    /// that all channels share, and what the channel publishes further waits in its thread.
-    fn hold(&mut self, frames: Frames) {
+    /// Keeps `frames` until the channel's commit has its reply. They leave the write budget, which
+    /// all channels share, and later publishes of the channel wait in their threads.
+    fn hold_for_commit(&mut self, frames: Frames) {
         self.shared.commands().release(frames.len());
         if let Some(channel) = self.core.channel(frames.channel) {
             channel.publisher.set_committing(true);
@@ -255,8 +258,8 @@ impl Driver {
         self.held.push(frames);
     }
 
-    /// Sends what was held back behind commits that are done, in order.
-    fn let_go(&mut self) {
+    /// Sends the frames that were kept behind commits that have their replies, in order.
+    fn send_committed(&mut self) {
         for frames in std::mem::take(&mut self.held) {
             if self.core.gate(frames.channel) == Gate::Committing {
                 self.held.push(frames);
@@ -270,24 +273,24 @@ impl Driver {
         }
     }
 
-    /// A timer of the program's is due.
+    /// Signals the dispatching threads if a timer is due.
     fn signal_due_timer(&self, now: Instant) {
         if self.shared.take_due_timer(now) {
             self.shared.signal_own_event();
         }
     }
 
-    /// Moves encoded publishes and settlements into the outbox, if their channel is open.
+    /// Moves encoded publishes and settlements into the outbox if their channel is open.
     fn push_frames(&mut self, frames: Frames) {
         match self.core.gate(frames.channel) {
             Gate::Open => {
                 self.collect_output();
-                self.streamed += frames.messages;
+                self.publishes_taken += frames.messages;
                 self.shared.counters.messages_published.add(frames.messages);
                 self.shared.counters.frames_sent.add(frames.frames);
                 self.outbox.push(frames);
             }
-            Gate::Committing => self.hold(frames),
+            Gate::Committing => self.hold_for_commit(frames),
             Gate::Closed => {
                 self.shared.commands().release(frames.len());
                 self.outbox.keep(frames.bytes);
@@ -295,7 +298,7 @@ impl Driver {
         }
     }
 
-    fn obey(&mut self, command: Command, now: Instant) {
+    fn execute(&mut self, command: Command, now: Instant) {
         match command {
             Command::Call {
                 channel,
@@ -305,7 +308,7 @@ impl Driver {
                 reply,
             } => {
                 let token = CallToken::Caller(reply);
-                self.in_talk = true;
+                self.has_call_traffic = true;
                 self.core.call(channel, *method, consumer, token, deadline);
             }
             Command::Cancel {
@@ -318,7 +321,7 @@ impl Driver {
                 let cancel = basic::Cancel::new(&consumer.tag).nowait(nowait);
                 let is_meant = |route: &Arc<Route>| Arc::ptr_eq(&route.consumer, &consumer);
                 let token = CallToken::Caller(reply);
-                self.in_talk = true;
+                self.has_call_traffic = true;
                 self.core
                     .cancel_consumer(channel, cancel, is_meant, token, deadline);
             }
@@ -327,9 +330,9 @@ impl Driver {
                 self.core.discard_consumer(channel, &consumer.tag, |route| {
                     Arc::ptr_eq(&route.consumer, &consumer)
                 });
-                // What came before has to be in the inbox by now.
+                // Earlier deliveries must be in the inbox before it is emptied.
                 self.dispatch();
-                self.requeue(&consumer, now);
+                self.requeue_untaken(&consumer, now);
             }
             Command::GiveBack {
                 channel,
@@ -387,13 +390,13 @@ impl Driver {
         }
     }
 
-    /// Gives back what a consumer has that nobody will take.
-    fn requeue(&mut self, consumer: &ConsumerShared, now: Instant) {
+    /// Requeues the deliveries in the inbox of a dropped consumer.
+    fn requeue_untaken(&mut self, consumer: &ConsumerShared, now: Instant) {
         let left = consumer.take_remaining();
         if consumer.no_ack {
             if left.len() > 0 {
                 log::warn!(
-                    "{}: consumer {} was dropped with {} messages that needed no acknowledgement; \
+                    "{}: consumer {} was dropped with {} deliveries that need no acknowledgement; \
                      they are lost",
                     self.shared.name,
                     consumer.tag,
@@ -406,12 +409,12 @@ impl Driver {
         let send = |it| command = Some(it);
         consumer.give_back(left, send);
         if let Some(command) = command {
-            self.obey(command, now);
+            self.execute(command, now);
         }
     }
 
-    /// Gives back what was held back, as far as there is room for it again.
-    fn give_back_held(&mut self, now: Instant) {
+    /// Requeues held-back deliveries, as far as the read budget has room for them again.
+    fn requeue_held(&mut self, now: Instant) {
         if self.core.is_holding_back() {
             self.dispatch();
             self.core.set_waiting(self.shared.read_budget().bytes());
@@ -419,7 +422,7 @@ impl Driver {
         }
     }
 
-    /// Moves what the core has to say into the outbox, in order with everything else.
+    /// Moves the output of the core into the outbox, in order with the publishes.
     fn collect_output(&mut self) {
         if let Some(secret) = self.core.take_secret_output() {
             self.shared.budget().take(secret.as_bytes().len());
@@ -429,14 +432,14 @@ impl Driver {
         if !output.is_empty() {
             self.shared.budget().take(output.len());
             self.outbox.push_copy(output);
-            self.untaken.push(output.len(), self.outbox.len());
+            self.unwritten_output.push(output.len(), self.outbox.len());
             output.clear();
             let frames = self.core.take_frames_sent();
             self.shared.counters.frames_sent.add(frames);
         }
     }
 
-    /// Tells everyone what happened.
+    /// Passes the events of the core to the program's threads.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
             if let Event::HeldBack { consumer, cost, .. } = &event {
@@ -444,13 +447,13 @@ impl Driver {
                 self.held_back_warnings
                     .note(consumer, *cost, &self.core, &self.shared);
             }
-            self.in_talk |= matches!(event, Event::Reply { .. });
+            self.has_call_traffic |= matches!(event, Event::Reply { .. });
             let mut command = None;
-            if let Some(runs) = events::tell(&self.shared, event, |it| command = Some(it)) {
+            if let Some(runs) = events::pass_on(&self.shared, event, |it| command = Some(it)) {
                 self.core.reuse(runs);
             }
             if let Some(command) = command {
-                self.obey(command, Instant::now());
+                self.execute(command, Instant::now());
             }
         }
     }
@@ -462,14 +465,14 @@ impl Driver {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.shared.commands().release(count);
-                    self.untaken.written(count);
+                    self.unwritten_output.written(count);
                     self.shared.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.writable = false,
                     io::ErrorKind::Interrupted => {}
-                    _ => return self.fail_to_write(&error),
+                    _ => return self.handle_write_error(&error),
                 },
             }
         }
@@ -481,21 +484,21 @@ impl Driver {
 }
 
 impl Driver {
-    /// Tells everyone after a panic. What has panicked, the core or the log backend, may do so
-    /// again at any step, so each is taken by itself.
-    fn speak_last_words(&mut self, termination: Termination) {
+    /// Completes every call after a panic. The core or the log backend has panicked and may panic
+    /// again, so each step has a `catch_unwind` of its own.
+    fn end_after_panic(&mut self, termination: Termination) {
         let channels: Vec<_> = self.core.channels().map(|(it, _)| Arc::clone(it)).collect();
         let terminate = AssertUnwindSafe(|| self.core.terminate(termination));
         let _ = catch_unwind(terminate);
         let mut is_done = false;
         while !is_done {
-            // What panics is gone, so this comes to an end.
-            let tell = AssertUnwindSafe(|| match self.core.poll_event() {
-                // Nothing goes out any more.
-                Some(event) => drop(events::tell(&self.shared, event, drop)),
+            // An event that panics has left the core already, so the loop ends.
+            let pass_on = AssertUnwindSafe(|| match self.core.poll_event() {
+                // Commands are dropped: this thread writes nothing any more.
+                Some(event) => drop(events::pass_on(&self.shared, event, drop)),
                 None => is_done = true,
             });
-            let _ = catch_unwind(tell);
+            let _ = catch_unwind(pass_on);
         }
         for channel in channels {
             channel.end_with_connection();
@@ -504,15 +507,15 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Whatever ends this thread, nobody waits on for a reason.
+    /// Fails all pending calls and closes the command queue, also after a panic.
     fn drop(&mut self) {
         if self.shared.termination().is_none() {
             let kind = io::ErrorKind::Other;
             let termination = Termination::Io(kind, "the IO thread has panicked".into());
             self.shared.terminate(termination.clone());
-            self.speak_last_words(termination);
+            self.end_after_panic(termination);
         }
-        // With what waits in there, those wake who wait for an answer to it.
+        // Queued commands have the senders of their replies: dropping them wakes the callers.
         self.shared.commands().close();
     }
 }

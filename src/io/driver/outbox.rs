@@ -1,7 +1,7 @@
-//! What waits to be written: owned chunks, in order, append-only.
+//! The outbox: the bytes that the IO thread has still to write, as owned chunks in order.
 //!
-//! Append-only matters to TLS: after a write that could not be done, the same bytes
-//! must come first again.
+//! Bytes are only appended. TLS requires that: after a write that would block, the next write must
+//! begin with the same bytes.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
@@ -11,25 +11,25 @@ use bytes::Bytes;
 use crate::io::to_io::frames::{BUFFER_BYTES_MAX, Frames};
 use crate::protocol::secret::Secret;
 
-/// Chunks below this size are gathered into shared ones, so that one write takes many.
+/// Chunks below this size are copied into common buffers, so that one write takes many of them.
 const GATHERED_CHUNK_BYTES_MAX: usize = 4 * 1024;
 
-/// How many chunks one write takes.
+/// The most chunks in one write.
 const SLICES_PER_WRITE_MAX: usize = 32;
 
-/// How many bytes of them: more falls out of the processor's cache.
+/// The most bytes in one write: more than this leaves the processor's cache.
 const BYTES_PER_WRITE_MAX: usize = 256 * 1024;
 
-/// How many written buffers are kept to be used again.
+/// The most written buffers that are kept for further use.
 const SPARE_BUFFERS_MAX: usize = 8;
 
-/// Bytes that go out together.
+/// Consecutive bytes in one piece of memory.
 #[derive(Debug)]
 enum Chunk {
     Plain(Vec<u8>),
-    /// A part of a message's body, as the program gave it.
+    /// A part of a body that the program gave away, without a copy.
     Shared(Bytes),
-    /// Wiped when it is gone.
+    /// Wiped when it is dropped.
     Secret(Secret),
 }
 
@@ -46,11 +46,11 @@ impl Chunk {
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     chunks: VecDeque<Chunk>,
-    /// How much of the first chunk is written.
+    /// The number of written bytes of the first chunk.
     start: usize,
     bytes: usize,
-    /// Empty buffers.
-    written: Vec<Vec<u8>>,
+    /// Empty buffers for further use.
+    spare: Vec<Vec<u8>>,
 }
 
 impl Outbox {
@@ -58,7 +58,7 @@ impl Outbox {
         self.bytes == 0
     }
 
-    /// How many bytes wait.
+    /// Returns the number of unwritten bytes.
     pub(crate) fn len(&self) -> usize {
         self.bytes
     }
@@ -71,7 +71,7 @@ impl Outbox {
                 last.extend_from_slice(bytes);
             }
             _ => {
-                let unused = self.written.pop();
+                let unused = self.spare.pop();
                 let mut chunk = unused.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MAX));
                 chunk.extend_from_slice(bytes);
                 self.chunks.push_back(Chunk::Plain(chunk));
@@ -79,7 +79,7 @@ impl Outbox {
         }
     }
 
-    /// Adds bytes that are wiped when they are written.
+    /// Adds bytes whose memory is wiped after they are written.
     pub(crate) fn push_secret(&mut self, secret: Secret) {
         self.bytes += secret.as_bytes().len();
         self.chunks.push_back(Chunk::Secret(secret));
@@ -101,13 +101,13 @@ impl Outbox {
         self.keep(frames.bytes);
     }
 
-    /// Adds what comes before or behind shared bytes, which is small.
+    /// Adds the small pieces (methods, headers, frame ends) between shared bytes.
     fn push_between(&mut self, bytes: &[u8]) {
         match self.chunks.back_mut() {
             Some(Chunk::Plain(last)) if last.capacity() - last.len() >= bytes.len() => {
                 last.extend_from_slice(bytes);
             }
-            // Memory of its size: there may be one of these for each large body.
+            // Exactly as large as needed: there may be one of these chunks for each large body.
             _ => self.chunks.push_back(Chunk::Plain(bytes.to_vec())),
         }
     }
@@ -121,20 +121,20 @@ impl Outbox {
         self.chunks.push_back(Chunk::Plain(chunk));
     }
 
-    /// Keeps a buffer that was not needed.
+    /// Keeps the memory of a written or unneeded buffer for further use.
     pub(crate) fn keep(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() == BUFFER_BYTES_MAX && self.written.len() < SPARE_BUFFERS_MAX {
+        if buffer.capacity() == BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX {
             buffer.clear();
-            self.written.push(buffer);
+            self.spare.push(buffer);
         }
     }
 
-    /// Empty buffers, for others to use.
-    pub(crate) fn written(&mut self) -> &mut Vec<Vec<u8>> {
-        &mut self.written
+    /// Returns the empty buffers, which the command queue may use as well.
+    pub(crate) fn spare_buffers(&mut self) -> &mut Vec<Vec<u8>> {
+        &mut self.spare
     }
 
-    /// Writes once; returns how much was taken.
+    /// Writes once to `stream`, and returns the number of bytes that it accepted.
     pub(crate) fn write_to(&mut self, stream: &mut impl Write) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE_MAX];
         let (mut count, mut bytes, mut start) = (0, 0, self.start);
@@ -168,24 +168,25 @@ impl Outbox {
     }
 }
 
-/// How many of the bytes in an outbox answer the peer. It may make us answer without end and
-/// never take an answer, while publishes are bounded otherwise.
+/// Counts the bytes in an outbox that are the core's own output, such as a close-ok or a requeue. The
+/// write budget limits publishes. This count limits the answers to a peer that makes the core
+/// answer without end and reads none of the answers.
 #[derive(Debug, Default)]
-pub(crate) struct Untaken {
-    /// Where each of them ends, counted from the first byte ever, and how long it is.
+pub(crate) struct UnwrittenOutput {
+    /// The end of each part, counted in bytes from the start of the connection, and its size.
     parts: VecDeque<(u64, usize)>,
     bytes: usize,
-    /// How many bytes were written, ever.
+    /// The number of bytes written since the start of the connection.
     written: u64,
 }
 
-impl Untaken {
-    /// An answer was put at the end of what are now `waiting` bytes.
+impl UnwrittenOutput {
+    /// Counts `size` bytes of output that were added as the last of now `waiting` bytes.
     pub(crate) fn push(&mut self, size: usize, waiting: usize) {
         let end = self.written + waiting as u64;
         self.bytes += size;
         match self.parts.back_mut() {
-            // One behind the other are one.
+            // Adjacent parts are merged.
             Some((last, length)) if *last + size as u64 == end => {
                 *last = end;
                 *length += size;
@@ -194,7 +195,7 @@ impl Untaken {
         }
     }
 
-    /// The peer has taken `count` bytes.
+    /// Removes the parts that are written with the next `count` bytes of the outbox.
     pub(crate) fn written(&mut self, count: usize) {
         self.written += count as u64;
         while let Some(&(end, size)) = self.parts.front() {
@@ -218,7 +219,7 @@ mod tests {
     use super::*;
     use crate::protocol::event::ChannelId;
 
-    /// Takes at most `room` bytes a call.
+    /// A stream that accepts at most `room` bytes in each call.
     struct Narrow {
         room: usize,
         taken: Vec<u8>,
@@ -247,22 +248,26 @@ mod tests {
     }
 
     #[test]
-    fn answers_count_until_they_are_taken_whatever_is_queued_behind_them() {
-        let mut untaken = Untaken::default();
-        untaken.push(10, 110);
-        untaken.push(5, 115);
-        assert_eq!(untaken.bytes(), 15);
-        untaken.written(114);
-        assert_eq!(untaken.bytes(), 15, "all of it is taken, or none");
-        untaken.push(7, 1000);
-        untaken.written(1);
-        assert_eq!(untaken.bytes(), 7);
-        untaken.written(999);
-        assert_eq!(untaken.bytes(), 0);
+    fn output_of_the_core_counts_until_it_is_written() {
+        let mut unwritten_output = UnwrittenOutput::default();
+        unwritten_output.push(10, 110);
+        unwritten_output.push(5, 115);
+        assert_eq!(unwritten_output.bytes(), 15);
+        unwritten_output.written(114);
+        assert_eq!(
+            unwritten_output.bytes(),
+            15,
+            "a part counts until its last byte is written"
+        );
+        unwritten_output.push(7, 1000);
+        unwritten_output.written(1);
+        assert_eq!(unwritten_output.bytes(), 7);
+        unwritten_output.written(999);
+        assert_eq!(unwritten_output.bytes(), 0);
     }
 
     #[test]
-    fn many_small_chunks_go_out_in_one_write() {
+    fn many_small_chunks_are_written_at_once() {
         let mut outbox = Outbox::default();
         for _ in 0..1000 {
             outbox.push_chunk(vec![1; 20]);
@@ -287,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_bodies_go_out_in_their_places() {
+    fn shared_bodies_are_written_at_their_offsets() {
         let joined = b"<first>one body, and another<second>one body, and another";
         for room in [5, 1000] {
             let mut outbox = Outbox::default();
@@ -305,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_keeps_its_place_and_is_gone_when_it_is_written() {
+    fn a_secret_is_written_in_order_and_dropped_after_that() {
         let mut outbox = Outbox::default();
         outbox.push_copy(b"before ");
         outbox.push_secret("hush".into());
@@ -316,23 +321,23 @@ mod tests {
             taken: Vec::new(),
         };
         outbox.write_to(&mut stream).unwrap();
-        let holds_it = |outbox: &Outbox| {
+        let holds_secret = |outbox: &Outbox| {
             let mut chunks = outbox.chunks.iter();
             chunks.any(|chunk| matches!(chunk, Chunk::Secret(_)))
         };
-        assert!(holds_it(&outbox), "half of it is written");
+        assert!(holds_secret(&outbox), "only half of the secret is written");
         outbox.write_to(&mut stream).unwrap();
-        assert!(!holds_it(&outbox));
+        assert!(!holds_secret(&outbox));
         assert_eq!(stream.taken, b"before hush behind");
         assert!(outbox.is_empty());
     }
 
     proptest! {
-        // A failing case is printed; a file of its own would litter the tree.
+        // A failing case is printed. A file for it would litter the tree.
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn what_goes_in_comes_out_in_order_however_it_is_taken(
+        fn all_bytes_are_written_in_order_by_writes_of_any_size(
             sizes in proptest::collection::vec(0usize..9000, 0..40),
             room in 1usize..30_000,
         ) {

@@ -1,4 +1,4 @@
-//! The pauses in reading: since when, how long, and for whose deliveries.
+//! The record of reading pauses: their start, their length and the slowest consumer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,49 +9,48 @@ use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::protocol::connection::Connection;
 use crate::protocol::event::Termination;
 
-/// After a word about a pause, the next one waits at least this long, so that the log is
-/// not flooded.
+/// The least time between two warnings, so that they do not flood the log.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A pause of this length may cost the connection. (RabbitMQ drops a client that has read
-/// nothing for half a minute or so, and says nothing.)
+/// The least length of a pause that may cost the connection. (RabbitMQ closes the stream of a client
+/// that has read nothing for about half a minute, without a `connection.close`.)
 const LONG_PAUSE_MIN: Duration = Duration::from_secs(5);
 
-/// For so long after the end of such a pause it is told with the end of the connection:
-/// what the broker had sent before it gave up is read first.
+/// How long after such a pause a loss of the stream is explained by it. The client first reads the
+/// bytes that the broker sent before it closed the stream.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
+/// The reading pause now, and the last long one.
 #[derive(Debug, Default)]
 pub(crate) struct ReadPauses {
     current: Option<Pause>,
-    /// The last long one.
-    last: Option<Past>,
-    told: Option<Instant>,
+    last_long: Option<PastPause>,
+    warned: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
 struct Pause {
     since: Instant,
-    /// The consumer with the most that nobody takes, if only that can end the pause.
+    /// The consumer with the most untaken bytes, if only taking deliveries can end the pause.
     slowest: Option<SlowestConsumer>,
 }
 
 #[derive(Debug, Clone)]
-struct Past {
+struct PastPause {
     length: Duration,
     slowest: SlowestConsumer,
-    /// When reading began again last.
+    /// The end of the pause, or of the last short pause soon after it.
     ended: Instant,
 }
 
 impl ReadPauses {
-    /// Whether reading is paused now.
+    /// Returns whether reading is paused now.
     pub(crate) fn is_on(&self) -> bool {
         self.current.is_some()
     }
 
-    /// Nothing is read from now on. `slowest` is the consumer with the most that nobody takes,
-    /// if reading goes on only when that has changed.
+    /// Begins a pause. `slowest` is the consumer with the most untaken bytes, if only taking
+    /// deliveries can end the pause. In that case a warning is logged, at most one a minute.
     pub(crate) fn begin(
         &mut self,
         now: Instant,
@@ -64,15 +63,17 @@ impl ReadPauses {
             bytes,
         }) = &slowest
         {
-            if self.told.is_none_or(|told| now - told > WARNING_INTERVAL) {
+            if self
+                .warned
+                .is_none_or(|warned| now - warned > WARNING_INTERVAL)
+            {
                 log::warn!(
-                    "{connection}: reading has stopped, because too many deliveries wait to be \
-                     taken that cannot be given back, {bytes} bytes of them for consumer \
-                     {consumer} on channel {channel}; take them faster, let the consumer \
-                     acknowledge, or raise read_budget: RabbitMQ drops the connection in half a \
-                     minute or so"
+                    "{connection}: reading is paused, because too many untaken deliveries cannot \
+                     be requeued, {bytes} bytes of them for consumer {consumer} on channel \
+                     {channel}; take them faster, let the consumer acknowledge, or raise \
+                     read_budget: RabbitMQ closes the connection after about half a minute"
                 );
-                self.told = Some(now);
+                self.warned = Some(now);
             }
         }
         self.current = Some(Pause {
@@ -81,21 +82,21 @@ impl ReadPauses {
         });
     }
 
-    /// Since when nothing is read, and for whose deliveries.
+    /// Returns the start of the current pause and the slowest consumer, if the pause has one.
     pub(crate) fn current(&self) -> Option<(Instant, SlowestConsumer)> {
         let pause = self.current.as_ref()?;
         Some((pause.since, pause.slowest.clone()?))
     }
 
-    /// Reading goes on.
+    /// Ends the pause. A short pause soon after a long one prolongs the record of the long one.
     pub(crate) fn end(&mut self, now: Instant) {
         let Some(pause) = self.current.take() else {
             return;
         };
-        match pause.long(now) {
-            Some(long) => self.last = Some(long),
+        match pause.if_long(now) {
+            Some(long) => self.last_long = Some(long),
             None => {
-                if let Some(last) = &mut self.last {
+                if let Some(last) = &mut self.last_long {
                     if pause.since - last.ended <= REMEMBERED_FOR {
                         last.ended = now;
                     }
@@ -104,16 +105,17 @@ impl ReadPauses {
         }
     }
 
-    /// What the connection has ended with, and the pause that probably led to it.
+    /// Returns `termination`, or for a loss of the stream after a long pause the one that names this
+    /// pause as its probable cause.
     pub(crate) fn explain(&self, now: Instant, termination: Termination) -> Termination {
         let cause = match &termination {
             Termination::EndOfStream => "the broker closed the stream without an AMQP close",
             Termination::Io(_, text) => text,
             _ => return termination,
         };
-        let current = self.current.as_ref().and_then(|pause| pause.long(now));
-        let fresh = |last: &Past| self.is_on() || now - last.ended <= REMEMBERED_FOR;
-        match current.or_else(|| self.last.clone().filter(fresh)) {
+        let current = self.current.as_ref().and_then(|pause| pause.if_long(now));
+        let is_recent = |last: &PastPause| self.is_on() || now - last.ended <= REMEMBERED_FOR;
+        match current.or_else(|| self.last_long.clone().filter(is_recent)) {
             Some(pause) => Termination::NotRead {
                 paused: pause.length,
                 channel: pause.slowest.channel,
@@ -127,10 +129,10 @@ impl ReadPauses {
 }
 
 impl Pause {
-    /// This pause, if it ends now, and if it is long.
-    fn long(&self, now: Instant) -> Option<Past> {
+    /// Returns the record of this pause as one that ends now, if it is long and has a slowest consumer.
+    fn if_long(&self, now: Instant) -> Option<PastPause> {
         let length = now - self.since;
-        Some(Past {
+        Some(PastPause {
             length: (length >= LONG_PAUSE_MIN).then_some(length)?,
             slowest: self.slowest.clone()?,
             ended: now,
@@ -138,14 +140,15 @@ impl Pause {
     }
 }
 
-/// Says now and then that deliveries are held back.
+/// Logs from time to time that deliveries are held back.
 #[derive(Debug, Default)]
 pub(crate) struct HeldBackWarnings {
-    told: Option<Instant>,
+    warned: Option<Instant>,
 }
 
 impl HeldBackWarnings {
-    /// A delivery that would have taken `cost` bytes is held back.
+    /// Logs that a delivery of `cost` bytes is held back, unless the last warning is recent. The warning
+    /// names a prefetch with which all deliveries fit into the read budget.
     pub(crate) fn note(
         &mut self,
         consumer: &ConsumerShared,
@@ -154,10 +157,13 @@ impl HeldBackWarnings {
         shared: &ConnectionShared,
     ) {
         let now = Instant::now();
-        if self.told.is_some_and(|told| now - told <= WARNING_INTERVAL) {
+        if self
+            .warned
+            .is_some_and(|warned| now - warned <= WARNING_INTERVAL)
+        {
             return;
         }
-        self.told = Some(now);
+        self.warned = Some(now);
         let acknowledging = |route: &&Arc<Route>| !route.consumer.no_ack;
         let consumers = core
             .channels()
@@ -165,9 +171,9 @@ impl HeldBackWarnings {
         let fitting =
             shared.read_budget().soft_limit() / cost.max(1) / consumers.sum::<usize>().max(1);
         log::warn!(
-            "{}: channel {}: deliveries are held back and go to their queue and come again later, \
-             because {} bytes wait to be taken already; with deliveries of {cost} bytes as this one \
-             of consumer {} a prefetch (basic_qos) of {} would fit",
+            "{}: channel {}: deliveries are held back and will be requeued, because {} bytes of \
+             deliveries are untaken; this delivery for consumer {} has {cost} bytes, and with a \
+             prefetch (basic_qos) of {} all of that size would fit",
             shared.name,
             consumer.channel.id.number,
             shared.read_budget().bytes(),
@@ -183,7 +189,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn of(channel: u16) -> Option<SlowestConsumer> {
+    fn slowest_on(channel: u16) -> Option<SlowestConsumer> {
         Some(SlowestConsumer {
             channel,
             consumer: "tag".into(),
@@ -191,7 +197,7 @@ mod tests {
         })
     }
 
-    fn blamed(pauses: &ReadPauses, now: Instant) -> Option<(u64, u16)> {
+    fn explained(pauses: &ReadPauses, now: Instant) -> Option<(u64, u16)> {
         match pauses.explain(now, Termination::EndOfStream) {
             Termination::NotRead {
                 paused, channel, ..
@@ -201,45 +207,48 @@ mod tests {
     }
 
     #[test]
-    fn a_long_pause_is_told_while_it_lasts_and_for_a_minute() {
+    fn a_long_pause_explains_a_loss_while_it_lasts_and_for_a_minute() {
         let t0 = Instant::now();
         let mut pauses = ReadPauses::default();
-        assert_eq!(blamed(&pauses, t0), None);
-        pauses.begin(t0, of(3), "test");
-        assert_eq!(blamed(&pauses, t0 + SECOND), None);
-        assert_eq!(blamed(&pauses, t0 + SECOND * 40), Some((40, 3)));
+        assert_eq!(explained(&pauses, t0), None);
+        pauses.begin(t0, slowest_on(3), "test");
+        assert_eq!(explained(&pauses, t0 + SECOND), None);
+        assert_eq!(explained(&pauses, t0 + SECOND * 40), Some((40, 3)));
         pauses.end(t0 + SECOND * 41);
-        assert_eq!(blamed(&pauses, t0 + SECOND * 101), Some((41, 3)));
-        assert_eq!(blamed(&pauses, t0 + SECOND * 102), None);
+        assert_eq!(explained(&pauses, t0 + SECOND * 101), Some((41, 3)));
+        assert_eq!(explained(&pauses, t0 + SECOND * 102), None);
     }
 
     #[test]
-    fn short_pauses_behind_a_long_one_prolong_its_memory() {
+    fn short_pauses_after_a_long_one_prolong_its_record() {
         let t0 = Instant::now();
         let mut pauses = ReadPauses::default();
-        pauses.begin(t0, of(3), "test");
+        pauses.begin(t0, slowest_on(3), "test");
         pauses.end(t0 + SECOND * 40);
-        pauses.begin(t0 + SECOND * 90, of(4), "test");
+        pauses.begin(t0 + SECOND * 90, slowest_on(4), "test");
         pauses.end(t0 + SECOND * 92);
-        assert_eq!(blamed(&pauses, t0 + SECOND * 150), Some((40, 3)));
-        assert_eq!(blamed(&pauses, t0 + SECOND * 153), None);
+        assert_eq!(explained(&pauses, t0 + SECOND * 150), Some((40, 3)));
+        assert_eq!(explained(&pauses, t0 + SECOND * 153), None);
     }
 
     #[test]
-    fn a_pause_that_no_channel_has_caused_is_no_explanation() {
+    fn a_pause_without_a_slowest_consumer_explains_nothing() {
         let t0 = Instant::now();
         let mut pauses = ReadPauses::default();
         pauses.begin(t0, None, "test");
         assert!(pauses.is_on());
-        assert_eq!(blamed(&pauses, t0 + SECOND * 40), None);
+        assert_eq!(explained(&pauses, t0 + SECOND * 40), None);
     }
 
     #[test]
-    fn what_the_broker_or_the_program_says_needs_no_explanation() {
+    fn a_pause_explains_only_the_loss_of_the_stream() {
         let t0 = Instant::now();
         let mut pauses = ReadPauses::default();
-        pauses.begin(t0, of(3), "test");
-        let said = Termination::CloseTimedOut;
-        assert_eq!(pauses.explain(t0 + SECOND * 40, said.clone()), said);
+        pauses.begin(t0, slowest_on(3), "test");
+        let termination = Termination::CloseTimedOut;
+        assert_eq!(
+            pauses.explain(t0 + SECOND * 40, termination.clone()),
+            termination
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Reading, and when not to.
+//! Reading from the transport, and the reading pauses.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -13,22 +13,24 @@ use crate::io::to_program::read_budget::Stop;
 use crate::protocol::connection::Connection;
 use crate::protocol::event::Termination;
 
-/// How many bytes one turn reads at most, so that deliveries cannot starve the rest.
+/// The most bytes that one turn reads, so that deliveries cannot starve commands and writes.
 const BYTES_PER_TURN_MAX: usize = 256 * 1024;
 
-/// With more than this in answers that the peer does not take, nothing of it is read.
-const UNTAKEN_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Reading pauses while more bytes of the core's own output than this are unwritten: the peer makes
+/// the core answer and does not read the answers.
+const UNWRITTEN_OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How long nothing is read in one piece while deliveries wait that others could be held back
-/// behind. (RabbitMQ drops a client that reads nothing for half a minute.)
+/// The longest pause at the soft limit of the read budget, where later deliveries could be held back
+/// instead. (RabbitMQ drops a client that reads nothing for half a minute.)
 const PAUSE_LENGTH_MAX: Duration = Duration::from_secs(5);
 
-/// How many reads follow a write that has failed, to learn why.
+/// The most reads after a failed write. The peer may have sent the reason before.
 const LAST_READS_MAX: usize = 256;
 
 impl Driver {
-    /// The peer takes nothing any more. Perhaps it has said why.
-    pub(super) fn fail_to_write(&mut self, error: &io::Error) {
+    /// Reads the bytes that the peer sent before `error` broke the stream, and ends the connection.
+    /// They may contain a `connection.close` with the reason.
+    pub(super) fn handle_write_error(&mut self, error: &io::Error) {
         self.dispatch();
         self.core.set_waiting(self.shared.read_budget().bytes());
         for _ in 0..LAST_READS_MAX {
@@ -50,25 +52,27 @@ impl Driver {
         self.fail(error);
     }
 
-    /// Reads what is there already. Before a deadline counts as missed, for this thread may
-    /// be the one that was late: held up by a log, or the whole process by a signal.
-    pub(super) fn catch_up(&mut self, events: &mut Events) {
+    /// Reads the bytes that the socket has already, before a deadline counts as missed. This thread
+    /// itself may be late, because the log backend blocked or the process was stopped.
+    pub(super) fn read_pending(&mut self, events: &mut Events) {
         match self.poll.poll(events, Some(Duration::ZERO)) {
             Ok(()) => self.note(events),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return self.fail(&error),
         }
-        // Somebody may wait by now for whom a pause ends.
+        // A caller may have begun to wait for a reply, which ends a pause at the soft limit.
         self.pause_or_resume();
         self.read();
         self.dispatch();
     }
 
+    /// Reads from the transport into the core, up to `BYTES_PER_TURN_MAX`.
     pub(super) fn read(&mut self) {
         let mut left = BYTES_PER_TURN_MAX;
         self.core.set_waiting(self.shared.read_budget().bytes());
         while self.readable && !self.read_pauses.is_on() && left > 0 && !self.core.is_closed() {
-            // Small messages take more memory than they have bytes, so a look at each read.
+            // Small messages use more memory than they have bytes on the wire, so the byte limit
+            // alone does not keep the read budget.
             if self.core.is_full() && left < BYTES_PER_TURN_MAX {
                 return;
             }
@@ -77,7 +81,7 @@ impl Driver {
             match self.transport.read(space) {
                 Ok(0) => {
                     self.readable = false;
-                    self.ended();
+                    self.end_of_stream();
                 }
                 Ok(count) => {
                     left = left.saturating_sub(count);
@@ -92,46 +96,46 @@ impl Driver {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.readable = false,
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::UnexpectedEof => self.ended(),
+                    io::ErrorKind::UnexpectedEof => self.end_of_stream(),
                     _ => self.fail(&error),
                 },
             }
         }
     }
 
-    /// Whether the socket may have more behind a read of `count` bytes into `room`. One that
-    /// gave less than it could has nothing left, and will say so when it has; TLS may hold
-    /// back what it has decrypted.
+    /// Returns whether the socket may have more bytes after a read of `count` bytes into `room`. After
+    /// a shorter read the socket is empty, and `poll` reports new bytes. TLS may keep decrypted
+    /// bytes that `poll` does not report.
     pub(super) fn may_have_more(&self, count: usize, room: usize) -> bool {
-        let tells = cfg!(any(target_os = "linux", target_os = "android"));
-        !tells || count == room || self.hung_up || self.transport.is_tls()
+        let short_read_means_empty = cfg!(any(target_os = "linux", target_os = "android"));
+        !short_read_means_empty || count == room || self.hung_up || self.transport.is_tls()
     }
 
-    /// The socket is of no use any more.
+    /// Ends the connection after an error of the socket.
     pub(super) fn fail(&mut self, error: &io::Error) {
-        // The end of a stream that we have closed can come as a reset.
+        // The end of a stream after our close may arrive as a reset.
         let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
-        match is_reset && self.may_be_missing_only_the_answer() {
+        match is_reset && self.lacks_only_close_ok() {
             true => self.core.ended(),
-            false => self.lose(Termination::Io(error.kind(), error.to_string())),
+            false => self.terminate(Termination::Io(error.kind(), error.to_string())),
         }
     }
 
-    /// The stream has ended.
-    pub(super) fn ended(&mut self) {
-        match self.may_be_missing_only_the_answer() {
+    /// Ends the connection after the end of the stream.
+    pub(super) fn end_of_stream(&mut self) {
+        match self.lacks_only_close_ok() {
             true => self.core.ended(),
-            false => self.lose(Termination::EndOfStream),
+            false => self.terminate(Termination::EndOfStream),
         }
     }
 
-    /// Whether an end of the stream costs no more than the answer to our close: the broker has
-    /// said of everything that was published what became of it.
-    fn may_be_missing_only_the_answer(&self) -> bool {
+    /// Returns whether the stream has ended behind our close with only the close-ok missing: every
+    /// publish has its confirm or was reported otherwise.
+    fn lacks_only_close_ok(&self) -> bool {
         if !self.core.is_closing() {
             return false;
         }
-        // All confirms are told by then: the core takes none behind our close.
+        // No confirm can still be on its way: the core ignores confirms after our close.
         let channels = self.core.channels().map(|(channel, _)| channel);
         let open = channels.filter(|channel| !channel.inbox.has_ended());
         let settled: u64 = open.map(|channel| channel.publisher.settled()).sum();
@@ -139,22 +143,25 @@ impl Driver {
         counters.messages_published.get() == settled + counters.messages_settled.get()
     }
 
-    pub(super) fn lose(&mut self, termination: Termination) {
+    /// Ends the core. A loss of the stream names a reading pause that has probably led to it.
+    pub(super) fn terminate(&mut self, termination: Termination) {
         let explained = self.read_pauses.explain(Instant::now(), termination);
         self.core.terminate(explained);
     }
 
-    /// Stops reading while too much is not handed out yet, unless somebody waits for
-    /// what only reading can bring; and sees to it that this thread is woken when that is over,
-    /// or when something that was held back can be given back.
+    /// Begins or ends a reading pause. Reading pauses while the read budget is exceeded; at the soft
+    /// limit it continues while a thread waits for a reply, a confirm or a delivery. Also sets the
+    /// number of untaken bytes below which a consumer wakes this thread: to read again, or to
+    /// requeue a held-back delivery.
     pub(super) fn pause_or_resume(&mut self) {
         let now = Instant::now();
-        self.catching_breath &= self.readable;
-        self.gives_back = false;
+        self.drains_socket &= self.readable;
+        self.can_requeue_held = false;
         let is_paused = self.read_pauses.is_on();
         let requeues_below = self.core.requeues_below();
-        // What comes while the connection closes is dropped, whatever it is.
-        let is_stuck = self.untaken.bytes() > UNTAKEN_BYTES_MAX && !self.core.is_closing();
+        // While the connection closes, the core drops what it reads and uses no budget for that.
+        let is_stuck =
+            self.unwritten_output.bytes() > UNWRITTEN_OUTPUT_BYTES_MAX && !self.core.is_closing();
         let stop = self.must_stop(now);
         let below = stop.map_or(0, |(_, below)| below).max(requeues_below);
         if self
@@ -164,8 +171,9 @@ impl Driver {
         {
             report_taken(&self.core);
         }
-        // Asked twice: who begins to wait once this is said wakes this thread, and so does who
-        // takes something.
+        // The second check closes a race. `wait_for` has published the threshold: from now on a
+        // thread that begins to wait or takes a delivery wakes this thread. One that did so between
+        // the first check and `wait_for` did not, but is seen here.
         let stop = stop.and_then(|_| self.must_stop(now));
         let pause = is_stuck || stop.is_some();
         if !pause && self.shared.read_budget().is_paused() {
@@ -173,10 +181,10 @@ impl Driver {
         }
         if requeues_below > 0 {
             self.core.set_waiting(self.shared.read_budget().bytes());
-            self.gives_back = self.core.can_requeue();
+            self.can_requeue_held = self.core.can_requeue();
         }
         if !pause {
-            self.breath_due = None;
+            self.soft_pause_end = None;
         }
         if pause == is_paused {
             return;
@@ -184,7 +192,7 @@ impl Driver {
         self.core.set_reading(!pause, now);
         match (pause, stop) {
             (true, Some((Stop::FixedDeliveries, _))) => {
-                let slowest = slowest(&self.core);
+                let slowest = slowest_consumer(&self.core);
                 self.read_pauses.begin(now, slowest, &self.shared.name);
             }
             (true, _) => self.read_pauses.begin(now, None, &self.shared.name),
@@ -193,12 +201,13 @@ impl Driver {
         self.shared.set_paused(self.read_pauses.current());
     }
 
+    /// Returns why reading must pause, and below how many untaken bytes it may go on.
     fn must_stop(&mut self, now: Instant) -> Option<(Stop, usize)> {
         if self.core.is_closing() {
             return None;
         }
-        // A delivery that was given back is awaited as well: it comes again, and others find room
-        // then.
+        // A requeued delivery is awaited as well: the broker sends it again, and the pause would
+        // keep it back.
         let awaited =
             self.core.is_awaited() || self.core.is_expecting() || self.shared.needs_reading();
         let announced = self.core.announced();
@@ -208,9 +217,9 @@ impl Driver {
             .read_budget()
             .must_stop(is_paused, awaited, announced)?;
         if stop.0 == Stop::SoftLimit {
-            let end = *self.breath_due.get_or_insert(now + PAUSE_LENGTH_MAX);
-            self.catching_breath |= now >= end;
-            if self.catching_breath {
+            let end = *self.soft_pause_end.get_or_insert(now + PAUSE_LENGTH_MAX);
+            self.drains_socket |= now >= end;
+            if self.drains_socket {
                 return None;
             }
         }
@@ -218,10 +227,10 @@ impl Driver {
     }
 }
 
-/// Who it is, if anything waits. Consumers with a callback share what waits on their channel, so
-/// that one is named which needs no acknowledgement: only such a one can be the reason for a
-/// pause.
-fn slowest(core: &Connection<DriverTokens>) -> Option<SlowestConsumer> {
+/// Returns the consumer with the most bytes of untaken deliveries. Consumers with a callback share the
+/// inbox of their channel; among these the one without acknowledgement is returned, because only
+/// its deliveries cannot be held back and so cause a pause.
+fn slowest_consumer(core: &Connection<DriverTokens>) -> Option<SlowestConsumer> {
     let mut slowest: Option<SlowestConsumer> = None;
     for (channel, consumers) in core.channels() {
         let shared = channel.inbox.bytes();
@@ -241,7 +250,7 @@ fn slowest(core: &Connection<DriverTokens>) -> Option<SlowestConsumer> {
     slowest
 }
 
-/// Has every inbox report what was taken out of it.
+/// Lets every inbox report its taken bytes to the read budget.
 fn report_taken(core: &Connection<DriverTokens>) {
     for (channel, consumers) in core.channels() {
         channel.inbox.report_taken();

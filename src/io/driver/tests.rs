@@ -1,5 +1,4 @@
-//! The IO thread between commands as the program's threads queue them, and a peer that the
-//! test plays itself.
+//! Tests the IO thread between queued commands and a peer that the test plays itself.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -20,20 +19,23 @@ use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{Frame, Settle, encode_method};
 use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The deadline of every wait in these tests.
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 const FRAME_MAX: u32 = 4096;
 
 fn soon() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + TEST_TIMEOUT
 }
 
-/// Waits until it is so.
-fn until(is_so: impl Fn() -> bool) {
+/// Waits until the condition holds.
+fn wait_until(condition: impl Fn() -> bool) {
     let deadline = soon();
-    while !is_so() {
-        assert!(Instant::now() < deadline, "it never happens");
+    while !condition() {
+        assert!(
+            Instant::now() < deadline,
+            "the condition does not hold in time"
+        );
         thread::yield_now();
     }
 }
@@ -55,7 +57,7 @@ impl Peer {
         self.socket.write_all(&bytes).unwrap();
     }
 
-    /// Awaits a method, and nothing before it.
+    /// Expects this method as the next frame.
     fn expect(&mut self, id: MethodId) {
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
@@ -65,12 +67,12 @@ impl Peer {
                 return assert_eq!(decode_method(payload).unwrap().id(), id);
             }
             let count = self.socket.read(self.decoder.space()).unwrap();
-            assert_ne!(count, 0, "the client hung up");
+            assert_ne!(count, 0, "the client has closed the stream");
             self.decoder.filled(count);
         }
     }
 
-    /// Throws the connection away (RST).
+    /// Resets the TCP connection (RST).
     fn reset(self) {
         let socket = SockRef::from(&self.socket);
         socket.set_linger(Some(Duration::ZERO)).unwrap();
@@ -87,20 +89,20 @@ fn delivery(consumer_tag: &str, delivery_tag: u64, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An IO thread, and its peer.
+/// A running IO thread and its peer.
 struct Play {
     shared: Arc<ConnectionShared>,
     thread: JoinHandle<()>,
     peer: Peer,
 }
 
-/// What moves between an IO thread, which does not run yet, and its peer.
+/// Returns a driver without a thread, and its peer.
 fn connected(settings: Settings) -> (Driver, Peer) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (socket, _) = listener.accept().unwrap();
     socket.set_nodelay(true).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     client.set_nonblocking(true).unwrap();
     let mut client = mio::net::TcpStream::from_std(client);
     let poll = Poll::new().unwrap();
@@ -140,19 +142,19 @@ impl Play {
         opened.recv().unwrap().unwrap()
     }
 
-    /// A consumer of that name; `no_ack`, so that its deliveries cannot be held back.
+    /// Starts a consumer with this tag and with `no_ack`, so that its deliveries cannot be held back.
     fn consume(&mut self, channel: &Arc<ChannelShared>, tag: &str) -> Arc<ConsumerShared> {
-        let (consumer, outcome) = ask_for_consumer(channel, tag);
+        let (consumer, outcome) = begin_no_ack_consume(channel, tag);
         self.peer.expect(basic::Consume::ID);
         self.peer
             .send(1, basic::ConsumeOk::default().consumer_tag(tag));
-        answered(&outcome);
+        expect_reply(&outcome);
         consumer
     }
 }
 
-/// One that needs no acknowledgements, so that its deliveries cannot be held back.
-fn ask_for_consumer(
+/// Sends `basic.consume` with `no_ack`, so that the deliveries cannot be held back.
+fn begin_no_ack_consume(
     channel: &Arc<ChannelShared>,
     tag: &str,
 ) -> (Arc<ConsumerShared>, Receiver<Outcome>) {
@@ -172,17 +174,17 @@ fn begin_consume(
     (consumer, outcome)
 }
 
-/// Awaits a good end of a call.
-fn answered(outcome: &Receiver<Outcome>) {
+/// Waits for the reply to a call.
+fn expect_reply(outcome: &Receiver<Outcome>) {
     outcome.recv().unwrap().unwrap();
 }
 
 #[test]
-fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
+fn discarding_a_former_consumer_keeps_the_new_one_with_the_same_tag() {
     let mut play = Play::begin(settings(1 << 20));
     let channel = play.open_channel();
     let consumer = play.consume(&channel, "me");
-    // The broker had cancelled it, which its owner did not know yet when it was dropped.
+    // The broker has cancelled the former consumer, and the program drops it only now.
     let consume = basic::Consume::new("q").consumer_tag("me").no_ack(true);
     let former = ConsumerShared::with_inbox(&consume, Arc::clone(&channel));
     play.shared.send(Command::Discard {
@@ -193,9 +195,9 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
     play.peer.expect(queue::Declare::ID);
     play.peer.deliver("me", 1, b"x");
     play.peer.send(1, queue::DeclareOk::default());
-    answered(&outcome);
+    expect_reply(&outcome);
     let Next::Message(content) = consumer.inbox().try_pop() else {
-        panic!("its delivery has gone back");
+        panic!("the delivery was requeued");
     };
     assert_eq!(content.method.delivery_tag, 1);
     play.shared.send(Command::Disconnect);
@@ -203,16 +205,16 @@ fn a_consumer_is_not_cancelled_in_place_of_a_former_one_of_its_name() {
 }
 
 #[test]
-fn a_cancel_that_comes_too_late_is_for_no_later_consumer_of_its_name() {
+fn a_late_cancel_ok_keeps_a_later_consumer_with_the_same_tag() {
     let mut play = Play::begin(settings(1 << 20));
     let channel = play.open_channel();
     let former = play.consume(&channel, "me");
-    // It gets no answer in time, and the program begins again.
+    // The cancel gets no reply in time, and the program consumes again with the same tag.
     let cancelled = channel.begin_cancel(&former, false, Instant::now());
     play.peer.expect(basic::Cancel::ID);
     let outcome = cancelled.recv().unwrap();
     assert!(matches!(outcome, Err(CallFailure::TimedOut)), "{outcome:?}");
-    let (later, started) = ask_for_consumer(&channel, "me");
+    let (later, started) = begin_no_ack_consume(&channel, "me");
     let again = channel.begin_cancel(&former, false, soon());
     play.shared.send(Command::Discard {
         channel: channel.id,
@@ -223,33 +225,36 @@ fn a_cancel_that_comes_too_late_is_for_no_later_consumer_of_its_name() {
     play.peer.expect(basic::Consume::ID);
     play.peer
         .send(1, basic::ConsumeOk::default().consumer_tag("me"));
-    answered(&started);
-    answered(&again);
+    expect_reply(&started);
+    expect_reply(&again);
     let outcome = channel.begin(queue::Declare::new("q").into(), None, soon());
     play.peer.expect(queue::Declare::ID);
     play.peer.deliver("me", 1, b"x");
     play.peer.send(1, queue::DeclareOk::default());
-    answered(&outcome);
+    expect_reply(&outcome);
     assert_eq!(later.inbox().len(), 1);
     assert!(later.is_alive());
     play.shared.send(Command::Disconnect);
     play.thread.join().unwrap();
 }
 
-/// Says what is to be said, without reading.
+/// Executes commands and writes, without reading.
 fn turn(driver: &mut Driver) {
     driver.take_commands(Instant::now());
     driver.dispatch();
     driver.write(Instant::now());
 }
 
-/// Reads as before a deadline that seems to be missed.
-fn read_until(driver: &mut Driver, is_so: impl Fn() -> bool) {
+/// Reads pending bytes, as the driver does before a deadline, until the condition holds.
+fn read_until(driver: &mut Driver, condition: impl Fn() -> bool) {
     let mut events = Events::with_capacity(16);
     let deadline = soon();
-    while !is_so() {
-        assert!(Instant::now() < deadline, "it never comes");
-        driver.catch_up(&mut events);
+    while !condition() {
+        assert!(
+            Instant::now() < deadline,
+            "the condition does not hold in time"
+        );
+        driver.read_pending(&mut events);
     }
 }
 
@@ -286,12 +291,12 @@ fn consume_on(
     let consume_ok = basic::ConsumeOk::default().consumer_tag(&consumer.tag);
     peer.send(1, consume_ok);
     read_until(driver, || !outcome.is_empty());
-    answered(&outcome);
+    expect_reply(&outcome);
     consumer
 }
 
 #[test]
-fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
+fn frames_kept_behind_a_commit_are_sent_before_the_io_thread_waits() {
     let (mut driver, mut peer) = connected(settings(1 << 20));
     let channel = open_channel(&mut driver, &mut peer);
     let committed = channel.begin(tx::Commit::default().into(), None, soon());
@@ -304,8 +309,8 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     peer.expect(tx::Commit::ID);
     peer.send(1, tx::CommitOk::default());
     read_until(&mut driver, || !committed.is_empty());
-    answered(&committed);
-    assert!(driver.is_busy(), "it would wait for something else");
+    expect_reply(&committed);
+    assert!(driver.is_busy(), "the next turn has work");
     turn(&mut driver);
     peer.expect(basic::Ack::ID);
     peer.expect(queue::Declare::ID);
@@ -314,7 +319,7 @@ fn what_waits_behind_a_commit_goes_out_before_the_io_thread_sleeps() {
     assert!(!matches!(declared.recv(), Ok(Ok(_))));
 }
 
-/// An IO thread that does not read, because more than the soft limit waits to be taken.
+/// Returns a driver in a reading pause, because untaken deliveries exceed the soft limit.
 fn paused() -> (Driver, Peer, Arc<ConsumerShared>) {
     const READ_LIMIT: usize = 40_000;
     let (mut driver, mut peer) = connected(settings(READ_LIMIT));
@@ -327,41 +332,44 @@ fn paused() -> (Driver, Peer, Arc<ConsumerShared>) {
 }
 
 #[test]
-fn a_pause_lasts_for_five_seconds_and_then_all_is_read_that_is_there() {
+fn a_soft_pause_ends_after_five_seconds_until_the_socket_is_empty() {
     let (mut driver, ..) = paused();
     let least = Duration::from_millis(4900);
-    let end = |driver: &Driver| driver.breath_due.expect("a pause has an end");
+    let end = |driver: &Driver| driver.soft_pause_end.expect("a pause has an end");
     let until_end = |driver: &Driver| end(driver).saturating_duration_since(Instant::now());
     assert!(until_end(&driver) <= Duration::from_secs(5));
     driver.pause_or_resume();
     assert!(driver.read_pauses.is_on());
-    driver.breath_due = Some(Instant::now());
+    driver.soft_pause_end = Some(Instant::now());
     for readable in [true, true, false] {
-        assert_eq!(driver.breath_due.is_some(), driver.read_pauses.is_on());
+        assert_eq!(driver.soft_pause_end.is_some(), driver.read_pauses.is_on());
         driver.readable = readable;
         driver.pause_or_resume();
         assert_eq!(driver.read_pauses.is_on(), !readable);
     }
-    assert!(end(&driver) > Instant::now() + least, "another one");
+    assert!(
+        end(&driver) > Instant::now() + least,
+        "a new pause has the full length"
+    );
 }
 
 #[test]
-fn a_turn_that_has_filled_the_room_reads_no_more() {
+fn a_turn_reads_no_more_once_the_read_budget_is_full() {
     const SIZE: usize = 9000;
     let (mut driver, mut peer) = connected(settings(4000));
     let consumer = consume(&mut driver, &mut peer, "busy");
     peer.deliver("busy", 1, &[b'x'; SIZE]);
     let deadline = soon();
     while !matches!(driver.transport.socket().peek(&mut [0; SIZE]), Ok(SIZE)) {
-        assert!(Instant::now() < deadline, "it never comes");
+        assert!(Instant::now() < deadline, "the bytes do not arrive in time");
         thread::yield_now();
     }
     driver.readable = true;
-    // Else a read that has not filled its memory is the last one anyway.
+    // Otherwise a read that does not fill the buffer would end the loop.
     driver.hung_up = true;
     driver.read();
     assert!(driver.core.is_full());
-    assert!(driver.readable, "it has not asked for more");
+    assert!(driver.readable, "the socket may have more bytes");
     read_until(&mut driver, || consumer.inbox().len() == 1);
 }
 
@@ -375,22 +383,22 @@ fn one_turn_reads_a_bounded_number_of_bytes() {
     thread::scope(|scope| {
         scope.spawn(|| (1..=COUNT).for_each(|tag| peer.deliver("busy", tag, &[b'x'; 100_000])));
         while (consumer.inbox().len() as u64) < COUNT {
-            assert!(Instant::now() < deadline, "it never comes");
+            assert!(Instant::now() < deadline, "the bytes do not arrive in time");
             let before = shared.counters.bytes_received.get();
             driver.readable = true;
-            // Else a read that has not filled its memory is the last one anyway.
+            // Otherwise a read that does not fill the buffer would end the loop.
             driver.hung_up = true;
             driver.read();
             driver.dispatch();
             let received = shared.counters.bytes_received.get() - before;
-            // The last read may go beyond it.
+            // The last read may exceed the limit.
             assert!(received < (256 + 128) * 1024, "{received} bytes at once");
         }
     });
 }
 
 #[test]
-fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
+fn reading_is_not_paused_while_a_requeued_delivery_is_expected() {
     const READ_LIMIT: usize = 40_000;
     let (mut driver, mut peer) = connected(settings(READ_LIMIT));
     let channel = open_channel(&mut driver, &mut peer);
@@ -408,13 +416,13 @@ fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
     while !acking.inbox().is_empty() {
         drop(acking.inbox().try_pop());
     }
-    driver.give_back_held(Instant::now());
+    driver.requeue_held(Instant::now());
     assert!(driver.core.is_expecting());
     peer.deliver("other", 4, &[b'x'; READ_LIMIT + 1000]);
     read_until(&mut driver, || other.inbox().len() == 1);
     driver.pause_or_resume();
     assert!(!driver.read_pauses.is_on());
-    // By then another consumer may have it.
+    // Another consumer may have got the delivery by then.
     let later = Instant::now() + Duration::from_secs(2);
     driver.core.handle_timeout(later);
     assert!(!driver.core.is_expecting());
@@ -423,14 +431,17 @@ fn nobody_has_to_wait_for_reading_to_go_on_while_something_is_to_come_again() {
 }
 
 #[test]
-fn a_close_lifts_a_pause_that_nothing_else_does() {
+fn a_close_ends_a_pause_at_the_hard_limit() {
     const READ_LIMIT: usize = 40_000;
     let (mut driver, mut peer) = connected(settings(READ_LIMIT));
     let consumer = consume(&mut driver, &mut peer, "slow");
     peer.deliver("slow", 1, &[b'x'; 2 * READ_LIMIT]);
     read_until(&mut driver, || consumer.inbox().len() == 1);
     driver.pause_or_resume();
-    assert!(driver.read_pauses.current().is_some(), "for the slow one");
+    assert!(
+        driver.read_pauses.current().is_some(),
+        "the pause has a slowest consumer"
+    );
     driver.shared.send(Command::Close {
         code: ReplyCode::REPLY_SUCCESS,
         text: "done".into(),
@@ -442,7 +453,7 @@ fn a_close_lifts_a_pause_that_nothing_else_does() {
 }
 
 #[test]
-fn what_is_read_last_is_bounded_as_everything_is() {
+fn reads_after_a_failed_write_keep_the_read_budget() {
     const READ_LIMIT: usize = 40_000;
     const SIZE: usize = 100_000;
     let (mut driver, mut peer) = connected(settings(READ_LIMIT));
@@ -450,16 +461,16 @@ fn what_is_read_last_is_bounded_as_everything_is() {
     let bytes = delivery("slow", 1, &[b'x'; SIZE]);
     thread::scope(|scope| {
         let socket = &mut peer.socket;
-        // In the end nobody takes it.
+        // The writes fail in the end, because the driver is dropped.
         scope.spawn(move || (0..40).try_for_each(|_| socket.write_all(&bytes)));
         let deadline = soon();
         while !matches!(driver.transport.socket().peek(&mut [0; 1]), Ok(1)) {
-            assert!(Instant::now() < deadline, "it never comes");
+            assert!(Instant::now() < deadline, "the bytes do not arrive in time");
         }
-        driver.fail_to_write(&io::ErrorKind::BrokenPipe.into());
+        driver.handle_write_error(&io::ErrorKind::BrokenPipe.into());
         driver.dispatch();
         assert!(driver.core.is_closed());
-        // The room, and the bytes that the last read may bring beyond that.
+        // The hard limit, and the bytes by which the last read may exceed it.
         let most = (2 * READ_LIMIT + 128 * 1024) / SIZE;
         assert!(consumer.inbox().len() <= most);
         drop(driver);
@@ -467,7 +478,7 @@ fn what_is_read_last_is_bounded_as_everything_is() {
 }
 
 #[test]
-fn what_is_there_is_read_before_a_deadline_counts_as_missed_also_after_a_pause() {
+fn a_pending_reply_is_read_before_its_deadline_counts_as_missed_also_in_a_pause() {
     let (mut driver, mut peer, consumer) = paused();
     let declare = queue::Declare::new("q").into();
     let declared = consumer.channel.begin(declare, None, soon());
@@ -475,53 +486,56 @@ fn what_is_there_is_read_before_a_deadline_counts_as_missed_also_after_a_pause()
     peer.expect(queue::Declare::ID);
     peer.send(1, queue::DeclareOk::default());
     read_until(&mut driver, || !declared.is_empty());
-    answered(&declared);
+    expect_reply(&declared);
 }
 
 #[test]
-fn nothing_is_read_of_a_peer_that_takes_no_answers() {
+fn reading_is_paused_while_the_peer_does_not_read_the_answers() {
     const MAX: usize = 16 << 20;
     let (mut driver, _peer) = connected(settings(1 << 20));
     for (more, is_on) in [(MAX, false), (1, true)] {
-        let waiting = driver.untaken.bytes() + more;
-        driver.untaken.push(more, waiting);
+        let waiting = driver.unwritten_output.bytes() + more;
+        driver.unwritten_output.push(more, waiting);
         driver.pause_or_resume();
         assert_eq!(driver.read_pauses.is_on(), is_on);
     }
-    driver.untaken.written(MAX + 1);
+    driver.unwritten_output.written(MAX + 1);
     driver.pause_or_resume();
     assert!(!driver.read_pauses.is_on());
 }
 
 #[test]
-fn the_io_thread_wakes_at_the_end_of_a_pause() {
+fn the_io_thread_wakes_at_the_end_of_a_soft_pause() {
     let (mut driver, _peer, _consumer) = paused();
     let start = Instant::now();
-    driver.breath_due = Some(start + Duration::from_millis(100));
-    // Else nothing would wake it.
-    driver.shared.set_timer_deadline(Some(start + PATIENCE));
+    driver.soft_pause_end = Some(start + Duration::from_millis(100));
+    // Ends the wait if the end of the pause does not.
+    driver.shared.set_timer_deadline(Some(start + TEST_TIMEOUT));
     let mut events = Events::with_capacity(16);
-    while driver.breath_due.is_some_and(|due| Instant::now() < due) {
+    while driver
+        .soft_pause_end
+        .is_some_and(|due| Instant::now() < due)
+    {
         driver.wait(&mut events).unwrap();
     }
-    assert!(Instant::now() < start + PATIENCE);
+    assert!(Instant::now() < start + TEST_TIMEOUT);
 }
 
 #[test]
-fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
+fn a_close_before_a_reset_is_read_after_a_failed_write() {
     const READ_LIMIT: usize = 40_000;
     let mut play = Play::begin(settings(READ_LIMIT));
     let channel = play.open_channel();
     let _consumer = play.consume(&channel, "slow");
-    // More than may wait, so that nothing is read; but not so much that nothing ever is.
+    // More than the soft limit, so that reading is paused, but less than the hard limit.
     play.peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
-    until(|| play.shared.read_budget().is_paused());
+    wait_until(|| play.shared.read_budget().is_paused());
     let close = connection::Close::default()
         .reply_code(320)
         .reply_text("going down");
     play.peer.send(0, close);
     play.peer.reset();
-    until(|| {
+    wait_until(|| {
         channel
             .connection
             .settle(channel.id, 1, Settle::Ack { multiple: false });
@@ -535,7 +549,7 @@ fn what_the_broker_said_last_is_read_when_it_takes_nothing_any_more() {
 }
 
 #[test]
-fn the_io_thread_waits_until_the_first_deadline_and_no_longer() {
+fn the_io_thread_waits_until_the_first_deadline() {
     let now = Instant::now();
     let at = |millis| Some(now + Duration::from_millis(millis));
     let left = |millis| Some(Duration::from_millis(millis));
@@ -548,7 +562,7 @@ fn the_io_thread_waits_until_the_first_deadline_and_no_longer() {
 }
 
 #[test]
-fn what_is_queued_for_a_channel_that_is_gone_takes_no_room() {
+fn settlements_of_a_closed_channel_leave_the_write_budget() {
     let mut play = Play::begin(settings(1 << 20));
     let channel = play.open_channel();
     play.peer.send(1, channel::Close::default().reply_code(404));
@@ -558,7 +572,7 @@ fn what_is_queued_for_a_channel_that_is_gone_takes_no_room() {
             .connection
             .settle(channel.id, tag, Settle::Ack { multiple: false });
     }
-    until(|| play.shared.commands().waiting_bytes() == 0);
+    wait_until(|| play.shared.commands().waiting_bytes() == 0);
     play.shared.send(Command::Disconnect);
     play.thread.join().unwrap();
 }

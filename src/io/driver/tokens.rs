@@ -1,4 +1,4 @@
-//! What the core keeps for the driver, and hands back with its events.
+//! The values that the core keeps for the driver and returns with its events.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::io::shared::command::{OpenFailure, Opener, Outcome};
 use crate::io::shared::consumer::Route;
 use crate::protocol::event::Tokens;
 
-/// What the core hands back to the driver.
+/// The types of these values.
 #[derive(Debug)]
 pub(crate) struct DriverTokens;
 
@@ -26,10 +26,11 @@ impl Tokens for DriverTokens {
     }
 }
 
-/// Who gets the outcome of a call.
+/// The receiver of the outcome of a call.
 #[derive(Debug)]
 pub(crate) enum CallToken {
     Caller(Sender<Outcome>),
+    /// A caller that opens a channel.
     Opener {
         channel: Arc<ChannelShared>,
         reply: Sender<Result<Arc<ChannelShared>, OpenFailure>>,

@@ -1,5 +1,5 @@
-//! The stream to the broker: names are resolved and TCP connects, without a wait; then plain and
-//! TLS look the same.
+//! The transport: the TCP or TLS stream to the broker. Also resolves host names and begins TCP
+//! connects, both without blocking the caller.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -10,16 +10,16 @@ use crossbeam_channel::{Receiver, bounded};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// Has a write to a peer that is gone fail, and raise no SIGPIPE: that ends a process which has
-/// not switched it off, as Rust's own runtime does. (`MSG_NOSIGNAL`; where Apple's systems lack it,
-/// socket2 sets `SO_NOSIGPIPE`.)
+/// The flag `MSG_NOSIGNAL`: a write to a closed stream fails and raises no SIGPIPE. That signal ends
+/// a process that does not ignore it; Rust's runtime ignores it, but a program in another language
+/// may not. (Apple's systems lack the flag, and socket2 sets `SO_NOSIGPIPE` there.)
 const NO_SIGNAL: i32 = match () {
     () if cfg!(any(target_os = "linux", target_os = "android")) => 0x4000,
     () if cfg!(target_os = "freebsd") => 0x2_0000,
     () => 0,
 };
 
-/// The socket's options.
+/// The options of the socket.
 #[derive(Debug, Clone)]
 pub(crate) struct SocketOptions {
     pub(crate) nodelay: bool,
@@ -37,7 +37,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// The socket, to be registered for readiness.
+    /// Returns the socket, to register it with a `Poll`.
     pub(crate) fn socket(&mut self) -> &mut TcpStream {
         match self {
             Self::Plain(socket) => socket,
@@ -50,11 +50,11 @@ impl Transport {
         !matches!(self, Self::Plain(_))
     }
 
-    /// Ends the sending direction, so that what was written still arrives.
+    /// Ends the sending direction. Bytes that were written still arrive.
     pub(crate) fn shut_down(&mut self) {
         #[cfg(feature = "native-tls")]
         if let Self::Tls(stream) = self {
-            // A peer that does not take the alert learns of the end from TCP.
+            // If the alert cannot be written, the end of the TCP stream follows anyway.
             let _ = stream.shutdown();
         }
         let _ = self.socket().shutdown(std::net::Shutdown::Write);
@@ -82,8 +82,7 @@ impl Write for Transport {
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            // Not as the standard library does it, which asks for no signal only where it
-            // writes one slice.
+            // The standard library sets `MSG_NOSIGNAL` for a write of one slice only.
             Self::Plain(socket) => {
                 SockRef::from(&*socket).send_vectored_with_flags(slices, NO_SIGNAL)
             }
@@ -104,7 +103,7 @@ impl Write for Transport {
     }
 }
 
-/// A peer that hangs up without a word to TLS is none of TLS's failures.
+/// Turns the TLS error for a stream that ended without a `close_notify` into the end of the stream.
 #[cfg(feature = "native-tls")]
 fn end_of_stream(error: io::Error) -> io::Error {
     match error.raw_os_error() {
@@ -113,11 +112,11 @@ fn end_of_stream(error: io::Error) -> io::Error {
     }
 }
 
-/// Begins to look for all addresses of `host`, in the order of the system's preference. They
-/// come on the channel; `notify` is called when they are there.
+/// Begins to look up all addresses of `host`, and returns the channel on which they arrive, in the
+/// system's order of preference. `notify` is called after they were sent.
 ///
-/// The system's resolver (`getaddrinfo`) blocks, and knows no deadline. So a name is resolved on
-/// a helper thread, which is left to itself when the caller gives up.
+/// The system's resolver (`getaddrinfo`) blocks without a deadline. So a name is resolved on a
+/// thread of its own, which is abandoned when the caller gives up.
 pub(crate) fn resolve(
     host: &str,
     port: u16,
@@ -133,7 +132,7 @@ pub(crate) fn resolve(
     thread::Builder::new()
         .name("cony-resolve".into())
         .spawn(move || {
-            // Nobody listens any more after the deadline.
+            // After the deadline the receiver is gone, and the addresses are dropped.
             let _ = sender.send(look_up(&name, port));
             notify();
         })?;
@@ -151,15 +150,15 @@ fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-/// Begins a TCP connect to `address`; the socket never blocks. When it has something new to
-/// say, [`is_connected`] tells how it goes.
+/// Begins a TCP connect to `address`, with a socket that never blocks. [`is_connected`] returns the
+/// outcome when the socket is ready.
 pub(crate) fn begin_connect(address: SocketAddr, options: &SocketOptions) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    // Buffers are sized before the connect, which announces the window.
+    // The sizes of the buffers are set before the connect, which announces the TCP window.
     if let Some(size) = options.receive_buffer {
         socket.set_recv_buffer_size(size)?;
     }
@@ -172,29 +171,29 @@ pub(crate) fn begin_connect(address: SocketAddr, options: &SocketOptions) -> io:
     }
     socket.set_nonblocking(true)?;
     match socket.connect(&address.into()) {
-        Err(error) if !is_under_way(&error) => Err(error),
+        Err(error) if !is_in_progress(&error) => Err(error),
         _ => Ok(TcpStream::from_std(socket.into())),
     }
 }
 
-/// Whether a TCP connect has come about; `false` while it is under way.
+/// Returns whether a TCP connect has succeeded; `false` while it is in progress.
 pub(crate) fn is_connected(socket: &TcpStream) -> io::Result<bool> {
     if let Some(error) = socket.take_error()? {
         return Err(error);
     }
     match socket.peer_addr() {
         Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotConnected || is_under_way(&error) => {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected || is_in_progress(&error) => {
             Ok(false)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Whether a connect that does not wait has only begun: `EINPROGRESS`, which has no stable
-/// `ErrorKind`. It is 36 on BSD and Apple's systems, 115 on Linux, 150 on Solaris and on MIPS; none
-/// of these numbers is another error of a connect elsewhere.
-fn is_under_way(error: &io::Error) -> bool {
+/// Returns whether the error is `EINPROGRESS`, which has no stable `ErrorKind`: a connect without
+/// blocking has begun. The number is 36 on BSD and Apple's systems, 115 on Linux, 150 on Solaris and
+/// on MIPS; none of these is another error of a connect on one of the other systems.
+fn is_in_progress(error: &io::Error) -> bool {
     let code = error.raw_os_error().filter(|_| cfg!(unix));
     error.kind() == io::ErrorKind::WouldBlock || matches!(code, Some(36 | 115 | 150))
 }
@@ -205,8 +204,8 @@ mod tests {
 
     use super::*;
 
-    /// How long anything may take.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    /// The deadline of every wait in these tests.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
     fn connected(options: &SocketOptions) -> (TcpStream, std::net::TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -227,7 +226,7 @@ mod tests {
     };
 
     #[test]
-    fn a_socket_has_the_options_that_were_asked_for() {
+    fn a_socket_has_the_requested_options() {
         for nodelay in [true, false] {
             for keepalive in [None, Some(Duration::from_secs(77))] {
                 let (socket, _peer) = connected(&SocketOptions {
@@ -242,17 +241,17 @@ mod tests {
         }
     }
 
-    /// The runtime ignores SIGPIPE, which leaves no trace; what is blocked is kept. So the test
-    /// runs itself again with the signal blocked.
+    /// Rust's runtime ignores SIGPIPE, and an ignored signal leaves no trace. A blocked signal stays
+    /// pending. So the test runs itself again in a process with the signal blocked.
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_write_to_a_peer_that_is_gone_raises_no_signal() {
+    fn a_write_to_a_closed_stream_raises_no_signal() {
         const INSIDE: &str = "CONY_TEST_WITHOUT_SIGPIPE";
         if std::env::var_os(INSIDE).is_none() {
             let status = std::process::Command::new("env")
                 .arg("--block-signal=PIPE")
                 .arg(std::env::current_exe().unwrap())
-                .arg("a_write_to_a_peer_that_is_gone_raises_no_signal")
+                .arg("a_write_to_a_closed_stream_raises_no_signal")
                 .env(INSIDE, "yes")
                 .status();
             assert!(status.unwrap().success());
@@ -261,7 +260,7 @@ mod tests {
         let (socket, peer) = connected(&OPTIONS);
         drop(peer);
         let mut transport = Transport::Plain(socket);
-        // The first one meets nobody, and the answer to it is a reset.
+        // The first write may succeed. The reset that answers it makes a later one fail.
         let mut write = || transport.write_vectored(&[IoSlice::new(b"one"), IoSlice::new(b"two")]);
         while write().map_err(|error| error.kind()) != Err(io::ErrorKind::BrokenPipe) {
             thread::yield_now();
@@ -272,7 +271,11 @@ mod tests {
             u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
         };
         let sigpipe = 1 << 12;
-        assert_ne!(pending("SigBlk:") & sigpipe, 0, "it would be seen");
+        assert_ne!(
+            pending("SigBlk:") & sigpipe,
+            0,
+            "a blocked signal stays pending"
+        );
         assert_eq!(pending("SigPnd:") & sigpipe, 0);
     }
 
@@ -290,7 +293,7 @@ mod tests {
             let send = socket.send_buffer_size().unwrap();
             (send, socket.recv_buffer_size().unwrap())
         };
-        // The system may give more than was asked for, by a factor of its own.
+        // The system may enlarge a requested size by some factor.
         let (send, receive) = sizes(10_000, 100_000);
         assert!(send >= 10_000 && receive >= 100_000 && send < receive);
         let (send, receive) = sizes(100_000, 10_000);
@@ -298,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_needs_no_resolver_and_its_brackets_go() {
+    fn an_address_needs_no_resolver_and_loses_its_brackets() {
         for (host, address) in [
             ("[::1]", "[::1]:5672"),
             ("::1", "[::1]:5672"),
@@ -310,11 +313,11 @@ mod tests {
         }
     }
 
-    /// The zone says through which interface a link-local address is reached.
+    /// The zone of a link-local address is the interface through which it is reached.
     #[test]
     fn an_address_keeps_its_zone() {
         let found = resolve("[fe80::1%1]", 5672, || ()).unwrap();
-        let found = found.recv_timeout(PATIENCE).unwrap().unwrap();
+        let found = found.recv_timeout(TEST_TIMEOUT).unwrap().unwrap();
         assert!(!found.is_empty());
         for address in found {
             let SocketAddr::V6(address) = address else {
@@ -326,10 +329,10 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_there_when_the_resolver_notifies() {
+    fn the_addresses_were_sent_when_the_resolver_notifies() {
         let (notify, notified) = bounded(1);
         let found = resolve("localhost", 5672, move || notify.send(()).unwrap()).unwrap();
-        notified.recv_timeout(PATIENCE).unwrap();
+        notified.recv_timeout(TEST_TIMEOUT).unwrap();
         let found = found.try_recv().unwrap().unwrap();
         assert!(found.iter().all(|address| address.ip().is_loopback()));
     }

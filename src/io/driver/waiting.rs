@@ -1,4 +1,4 @@
-//! Waiting for the socket and for commands, and for the last bytes to leave.
+//! Waits for the socket and for commands, and at the end until the last bytes are written.
 
 use std::io;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use super::{Driver, SOCKET};
 use crate::io::to_io::gather;
 use crate::protocol::event::Termination;
 
-/// How long it rests from reading, at most.
+/// The longest rest from reading while many deliveries are untaken.
 const REST_LENGTH: Duration = Duration::from_millis(1);
 
-/// How long the last bytes, such as a close-ok, may take to leave without any progress. The
-/// system tells of some only when a good part of its own buffer is free.
-const LINGER: Duration = Duration::from_secs(3);
+/// The longest time without progress in writing the last bytes, such as a close-ok. The system may
+/// report progress only when a good part of its send buffer is free.
+const LAST_BYTES_STALL_MAX: Duration = Duration::from_secs(3);
 
-/// How long they may take in all.
-const LINGER_MAX: Duration = Duration::from_secs(10);
+/// The longest time for the last bytes in all.
+const LAST_BYTES_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// How long it is until the first of these, if there is any.
+/// Returns the time until the first of the `deadlines`, or `None` without any.
 pub(super) fn until_first(deadlines: [Option<Instant>; 3], now: Instant) -> Option<Duration> {
     let first = deadlines.into_iter().flatten().min()?;
     Some(first.saturating_duration_since(now))
@@ -29,8 +29,8 @@ pub(super) fn until_first(deadlines: [Option<Instant>; 3], now: Instant) -> Opti
 impl Driver {
     /// Waits until there is something to do.
     pub(super) fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        if self.look_out(events)? {
-            // However often something is found, what waits to be taken stays bounded.
+        if self.wait_busily(events)? {
+            // The read budget holds also if every busy wait finds work and no turn gets further.
             self.pause_or_resume();
             return Ok(());
         }
@@ -38,10 +38,10 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let wake = shared.wake();
         wake.begin_wait();
-        // Looked at only now, so that what is handed out from here on wakes this thread.
+        // After `begin_wait`, so that a delivery that is taken from now on wakes this thread.
         self.pause_or_resume();
         if self.is_busy() && self.may_rest() && shared.read_budget().begin_rest() {
-            // Who has begun to wait before that could not know.
+            // A thread that began to wait before `begin_rest` does not wake this thread.
             let rested = match shared.is_awaited() {
                 true => Ok(()),
                 false => self.rest(events),
@@ -56,7 +56,7 @@ impl Driver {
                 let deadlines = [
                     self.core.poll_timeout(),
                     shared.timer_deadline(),
-                    self.breath_due,
+                    self.soft_pause_end,
                 ];
                 until_first(deadlines, Instant::now())
             }
@@ -71,10 +71,10 @@ impl Driver {
         Ok(())
     }
 
-    /// While publishes stream, lets some gather before they are taken, unless somebody waits
-    /// for anything.
+    /// Makes the gather pause, if the last commands had many publishes and no thread waits for a
+    /// reply or a confirm.
     fn gather(&self) {
-        if self.streamed < gather::STREAM_PUBLISHES_MIN
+        if self.publishes_taken < gather::STREAM_PUBLISHES_MIN
             || !self.outbox.is_empty()
             || self.core.is_awaited()
         {
@@ -86,13 +86,13 @@ impl Driver {
         });
     }
 
-    /// Whether to let those catch up for a moment who take deliveries: there is nothing to do
-    /// but to read, and nobody waits for that.
+    /// Returns whether this thread may rest while the consumers catch up: only reading is left to do,
+    /// and no call waits for a reply.
     fn may_rest(&self) -> bool {
-        self.outbox.is_empty() && !self.is_wanted() && !self.core.is_awaited()
+        self.outbox.is_empty() && !self.has_calls_to_send() && !self.core.is_awaited()
     }
 
-    /// Rests until enough is taken, somebody wants something, or for long enough.
+    /// Rests until enough deliveries are taken, a thread wakes this one, or `REST_LENGTH` is over.
     fn rest(&mut self, events: &mut Events) -> io::Result<()> {
         let end = Instant::now() + REST_LENGTH;
         loop {
@@ -102,7 +102,7 @@ impl Driver {
                 other => other?,
             }
             self.note(events);
-            // What the socket has to say is no reason: it brings more all the time.
+            // Events of the socket do not end the rest: new deliveries arrive all the time.
             let is_called = events.iter().any(|event| event.token() != SOCKET);
             if is_called || left.is_zero() {
                 return Ok(());
@@ -110,22 +110,23 @@ impl Driver {
         }
     }
 
+    /// Returns whether the next turn has work, so that `poll` must not block.
     pub(super) fn is_busy(&self) -> bool {
         let reads = self.readable && !self.read_pauses.is_on();
-        reads || self.gives_back || self.is_wanted()
+        reads || self.can_requeue_held || self.has_calls_to_send()
     }
 
-    /// Whether the next turn has something to say.
-    fn is_wanted(&self) -> bool {
+    /// Returns whether the next turn has commands to execute or calls to send.
+    fn has_calls_to_send(&self) -> bool {
         !self.shared.commands().is_empty() || self.core.has_paused()
     }
 
-    /// Right after a call has gone out, or its reply to whoever waits for it, the next thing
-    /// is close: looks for it for a moment, instead of going to sleep. Tells whether there
-    /// is something.
-    pub(super) fn look_out(&mut self, events: &mut Events) -> io::Result<bool> {
-        let in_talk = std::mem::take(&mut self.in_talk) || self.shared.is_confirm_awaited();
-        if !in_talk || self.is_busy() {
+    /// Waits busily for a moment after a call was sent or its reply was passed on, because the reply
+    /// or the next call is probably near. Returns whether it came.
+    pub(super) fn wait_busily(&mut self, events: &mut Events) -> io::Result<bool> {
+        let has_call_traffic =
+            std::mem::take(&mut self.has_call_traffic) || self.shared.is_confirm_awaited();
+        if !has_call_traffic || self.is_busy() {
             return Ok(false);
         }
         let spin = match self.core.is_awaited() || self.shared.is_confirm_awaited() {
@@ -133,7 +134,7 @@ impl Driver {
             false => &self.call_busy_wait,
         };
         let (shared, poll) = (&self.shared, &mut self.poll);
-        // What the last wait brought is noted already, and this may not look at all.
+        // The events of the last wait are noted already, and `look_for` may return without a poll.
         events.clear();
         let found = spin.look_for(|| {
             if !shared.commands().is_empty() {
@@ -149,9 +150,9 @@ impl Driver {
         found.transpose().map(|found| found.is_some())
     }
 
-    /// Notes what the socket has to say.
+    /// Records the readiness of the socket from `events`.
     pub(super) fn note(&mut self, events: &Events) {
-        // TLS may have to write in order to read, and the other way round.
+        // TLS may have to write before it can read, and to read before it can write.
         let both = self.transport.is_tls();
         for event in events.iter().filter(|event| event.token() == SOCKET) {
             self.readable |= both;
@@ -163,8 +164,8 @@ impl Driver {
         }
     }
 
-    /// Lets the last bytes leave, after everyone has been answered.
-    pub(super) fn linger(&mut self, events: &mut Events) {
+    /// Writes the rest of the outbox after the end, if the broker still waits for a close or close-ok.
+    pub(super) fn write_last_bytes(&mut self, events: &mut Events) {
         let owed = matches!(
             self.shared.termination(),
             Some(Termination::Closed(_) | Termination::Protocol(_))
@@ -172,13 +173,13 @@ impl Driver {
         if !owed || self.abandoned {
             return;
         }
-        let last = Instant::now() + LINGER_MAX;
-        let mut deadline = Instant::now() + LINGER;
+        let last = Instant::now() + LAST_BYTES_TIME_MAX;
+        let mut deadline = Instant::now() + LAST_BYTES_STALL_MAX;
         loop {
             let before = self.outbox.len();
             self.write(Instant::now());
             if self.outbox.len() < before {
-                deadline = last.min(Instant::now() + LINGER);
+                deadline = last.min(Instant::now() + LAST_BYTES_STALL_MAX);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if self.outbox.is_empty() || self.writable || left.is_zero() {
@@ -186,7 +187,7 @@ impl Driver {
             }
             match self.poll.poll(events, Some(left)) {
                 Ok(()) => {}
-                // By a signal, which is no reason to lose what is left.
+                // A signal of the system must not cost the last bytes.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return,
             }

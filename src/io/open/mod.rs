@@ -1,17 +1,17 @@
-//! Opening a connection under one deadline: names, TCP, TLS and the AMQP handshake, over the
-//! stream that the IO thread then takes over.
+//! Opens a connection under one deadline: name resolution, TCP, TLS and the AMQP handshake. The IO
+//! thread then takes over the stream.
 //!
-//! All of it happens on the caller's thread, which waits in one place only: a `Poll` for every
-//! socket and for a waker. Which address gets the time is decided by
-//! [`protocol::addresses`](crate::protocol::addresses); `talk` speaks with one of them. Only the
-//! system's resolver waits elsewhere, on a thread of its own that rings the waker: it knows no
-//! deadline, and is left to itself when that passes.
+//! The opening runs on the calling thread, which waits in one place only: a `Poll` for all sockets
+//! and a waker. [`protocol::addresses`](crate::protocol::addresses) decides which address is tried;
+//! `negotiate` has the handshake with one address. Only the system's resolver blocks elsewhere, on
+//! a thread of its own, because it has no deadline. This thread wakes the calling thread when it is
+//! done, and is abandoned at the deadline.
 //!
-//! A [`CancellationToken`] rings the waker as well, from any thread, and each turn of each loop
-//! looks at the token first. So all of this ends at once, but for two things that nothing can
-//! interrupt. `getaddrinfo` goes on: its thread is left to itself, as at the deadline, and its
-//! answer is dropped. A mechanism of the program's own runs on the caller's thread, so a cancel is
-//! noticed behind it.
+//! A [`CancellationToken`] wakes the calling thread as well, from any thread, and each turn of each
+//! loop checks the token first. So a cancelled opening ends at once, with two exceptions. A call of
+//! `getaddrinfo` cannot be interrupted: its thread is abandoned, and its result is dropped. A
+//! mechanism of the program runs on the calling thread, so the cancel takes effect after it
+//! returns.
 
 mod negotiate;
 #[cfg(test)]
@@ -27,8 +27,8 @@ use crossbeam_channel::Receiver;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Waker};
 
-use self::negotiate::{Progress, Served, Talk};
-use super::cancellation::{CancellationToken, Watch, wake};
+use self::negotiate::{Negotiation, OpenStream, Progress};
+use super::cancellation::{CancellationToken, Registration, wake};
 use super::driver::{self, SOCKET, WAKE};
 use crate::io::driver::transport::{self, SocketOptions};
 use crate::io::shared::connection::{ConnectionShared, Settings};
@@ -36,55 +36,56 @@ use crate::protocol::addresses::{Addresses, Bounds, Pace, Step};
 use crate::protocol::handshake::{HandshakeFailure, Offer};
 use crate::protocol::stage::Stage;
 
-/// Where to connect to, and within what bounds.
+/// The address of the broker, and the options and timeouts of the opening.
 pub(crate) struct Target {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) socket: SocketOptions,
     #[cfg(feature = "native-tls")]
     pub(crate) tls: Option<Tls>,
-    /// For each address.
+    /// The timeout of the TCP connect to each address.
     pub(crate) socket_timeout: Duration,
-    /// For everything together.
+    /// The timeout of the whole opening.
     pub(crate) handshake_timeout: Duration,
     pub(crate) pace: Pace,
-    /// Ends it from another thread.
+    /// Cancels the opening from another thread.
     pub(crate) cancellation: CancellationToken,
     pub(crate) settings: Settings,
 }
 
-/// How to set up TLS.
+/// The options of TLS.
 #[cfg(feature = "native-tls")]
 pub(crate) struct Tls {
     pub(crate) connector: native_tls::TlsConnector,
-    /// The name that the certificate must be for.
+    /// The name that the broker's certificate must have.
     pub(crate) server_name: String,
 }
 
-/// Why no address let in.
+/// The failures of an opening.
 #[derive(Debug)]
 pub(crate) struct OpenError {
-    /// The failure that tells most.
+    /// The most informative failure.
     pub(crate) failure: Box<Failure>,
-    /// Those of the host's other addresses.
+    /// The failures of the host's other addresses.
     pub(crate) others: Vec<Failure>,
-    /// The addresses that there was no time for.
+    /// The addresses for which there was no time.
     pub(crate) untried: Vec<SocketAddr>,
 }
 
-/// How far it came with one address, and what stopped it.
+/// The failure at one address: the stage and the cause.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) stage: Stage,
-    /// The address that was tried, or the host if there was none yet.
+    /// The address, or the host before it was resolved.
     pub(crate) address: String,
     /// The SASL mechanism in use.
     pub(crate) mechanism: Option<String>,
-    /// How large the frame with our credentials was, if it came to that.
+    /// The size of the frame with the credentials in bytes; 0 if none was sent.
     pub(crate) answer_size: usize,
     pub(crate) cause: Cause,
 }
 
+/// The cause of a failure at one address.
 #[derive(Debug)]
 pub(crate) enum Cause {
     Io(io::Error),
@@ -93,7 +94,7 @@ pub(crate) enum Cause {
     #[cfg(feature = "native-tls")]
     Tls(String),
     Handshake(HandshakeFailure),
-    /// The program does not want the connection any more.
+    /// The program has cancelled the token.
     Cancelled,
 }
 
@@ -108,7 +109,7 @@ impl From<Failure> for OpenError {
 }
 
 impl Failure {
-    /// Before any mechanism was chosen.
+    /// Returns a failure without a SASL mechanism.
     fn new(stage: Stage, address: String, cause: Cause) -> Self {
         Self {
             stage,
@@ -119,9 +120,10 @@ impl Failure {
         }
     }
 
-    /// Whether another address of the same broker would refuse just the same. Credentials
-    /// that are refused must not be tried once for each address: brokers count that. Before
-    /// `authentication_failure_close` there was no word for it, so a peer hangs up.
+    /// Returns whether another address of the same broker would refuse as well. Refused credentials
+    /// must not be tried again at each address, because brokers count failed logins. A broker
+    /// without the capability `authentication_failure_close` refuses credentials by closing the
+    /// stream.
     fn is_refused(&self) -> bool {
         match self.stage {
             Stage::Start => self.cause.is_hang_up() || matches!(self.cause, Cause::Handshake(_)),
@@ -130,7 +132,7 @@ impl Failure {
         }
     }
 
-    /// How long the address was waited for in vain.
+    /// Returns the time after which the address timed out, or zero for another cause.
     fn waited(&self) -> Duration {
         match self.cause {
             Cause::TimedOut(after) => after,
@@ -140,11 +142,11 @@ impl Failure {
 }
 
 impl Cause {
-    /// Whether the peer hung up without a word.
+    /// Returns whether the peer closed the stream without a `connection.close`.
     pub(crate) fn is_hang_up(&self) -> bool {
         match self {
             Self::EndOfStream => true,
-            // A peer that hangs up with something unread resets the connection.
+            // A stream that is closed with unread bytes is reset.
             Self::Io(error) => matches!(
                 error.kind(),
                 io::ErrorKind::ConnectionReset
@@ -159,7 +161,7 @@ impl Cause {
 /// An open connection, and the thread that serves it.
 pub(crate) type Opened = (Arc<ConnectionShared>, JoinHandle<()>);
 
-/// Opens a connection; `offer` is made anew for each address.
+/// Opens a connection. `offer` is called once for each address.
 pub(crate) fn open(target: &Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {
     let start = Instant::now();
     let mut readiness =
@@ -192,27 +194,27 @@ fn open_at(
         target,
         offer,
         readiness,
-        turns: Addresses::new(addresses.len(), bounds),
+        schedule: Addresses::new(addresses.len(), bounds),
         candidates: addresses.iter().map(candidate).collect(),
-        talk: None,
+        negotiation: None,
         failures: Vec::new(),
     };
     attempt.run()
 }
 
 impl Target {
-    /// A failure before there was an address.
+    /// Returns a failure before the host was resolved.
     fn failure(&self, cause: Cause) -> Failure {
         Failure::new(Stage::Resolve, self.host.clone(), cause)
     }
 }
 
-/// Waits for sockets to have something new to say, or for the waker.
+/// Waits until a socket is ready, or the waker is woken.
 struct Readiness {
     poll: Poll,
     events: Events,
     waker: Arc<Waker>,
-    watch: Watch,
+    registration: Registration,
 }
 
 impl Readiness {
@@ -222,13 +224,13 @@ impl Readiness {
         Ok(Self {
             poll,
             events: Events::with_capacity(16),
-            watch: cancellation.watch(&waker),
+            registration: cancellation.register(&waker),
             waker,
         })
     }
 
-    /// Waits, at most until then. All sockets are looked at afterwards, so it does not matter
-    /// which one it was.
+    /// Waits at most until `until`. The caller checks all sockets afterwards, so the events are not
+    /// needed.
     fn wait(&mut self, until: Instant) -> Result<(), Cause> {
         let time = until.saturating_duration_since(Instant::now());
         match self.poll.poll(&mut self.events, Some(time)) {
@@ -237,25 +239,25 @@ impl Readiness {
         }
     }
 
-    fn watch(&self, socket: &mut TcpStream) -> io::Result<()> {
+    fn register(&self, socket: &mut TcpStream) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(socket, SOCKET, both)
     }
 
-    /// All addresses of the host.
+    /// Returns all addresses of the host.
     fn resolve(&mut self, target: &Target, deadline: Instant) -> Result<Vec<SocketAddr>, Cause> {
         let waker = Arc::downgrade(&self.waker);
-        let found = transport::resolve(&target.host, target.port, move || ring(&waker));
+        let found = transport::resolve(&target.host, target.port, move || wake_opening(&waker));
         match self.receive(&found.map_err(Cause::Io)?, deadline)? {
             Some(outcome) => outcome.map_err(Cause::Io),
             None => Err(Cause::TimedOut(target.handshake_timeout)),
         }
     }
 
-    /// Waits for a value from a thread that rings the waker behind it; `None` at the deadline.
+    /// Waits for a value from a thread that wakes the waker after it was sent; `None` at the deadline.
     fn receive<T>(&mut self, sent: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Cause> {
         loop {
-            if self.watch.is_cancelled() {
+            if self.registration.is_cancelled() {
                 return Err(Cause::Cancelled);
             }
             let received = sent.try_recv().ok();
@@ -267,48 +269,48 @@ impl Readiness {
     }
 }
 
-/// Wakes the thread that opens a connection, if it still does.
-fn ring(waker: &Weak<Waker>) {
+/// Wakes the thread that opens a connection, if the opening is still in progress.
+fn wake_opening(waker: &Weak<Waker>) {
     if let Some(waker) = waker.upgrade() {
         wake(&waker);
     }
 }
 
-/// One attempt at all addresses of a host. Its sockets are closed with it.
+/// One attempt at all addresses of a host. Dropping the attempt closes its sockets.
 struct Attempt<'a, F> {
     target: &'a Target,
     offer: F,
     readiness: Readiness,
-    turns: Addresses,
+    schedule: Addresses,
     candidates: Vec<Candidate>,
-    /// The address that is talked to, by its number.
-    talk: Option<(usize, Talk)>,
+    /// The address with which TLS and AMQP are negotiated, by its index.
+    negotiation: Option<(usize, Negotiation)>,
     failures: Vec<Failure>,
 }
 
 struct Candidate {
     address: SocketAddr,
-    /// While it connects, and until it is talked to.
+    /// The socket from the start of the connect until the negotiation.
     socket: Option<TcpStream>,
 }
 
 impl<F: Fn() -> Offer> Attempt<'_, F> {
     fn run(mut self) -> Result<Opened, OpenError> {
         loop {
-            // In every turn, because a peer that never stops talking causes no wait.
-            if self.readiness.watch.is_cancelled() {
+            // In every turn, because a peer that sends without end causes no wait.
+            if self.readiness.registration.is_cancelled() {
                 return Err(self.cancelled().into());
             }
-            match self.turns.next(Instant::now()) {
+            match self.schedule.next(Instant::now()) {
                 Step::Connect(index) => self.connect(index),
-                Step::Negotiate(index) => self.begin_talk(index),
+                Step::Negotiate(index) => self.begin_negotiation(index),
                 Step::Close(index) => drop(self.take_socket(index)),
                 Step::GiveUp(index, after) => self.give_up(index, Cause::TimedOut(after)),
                 Step::Exhausted => return Err(self.error()),
-                Step::Wait(until) => match self.talk.take() {
-                    Some((index, talk)) => {
-                        if let Some(served) = self.advance(index, talk, until)? {
-                            return self.serve(index, served);
+                Step::Wait(until) => match self.negotiation.take() {
+                    Some((index, negotiation)) => {
+                        if let Some(stream) = self.advance(index, negotiation, until)? {
+                            return self.start_io_thread(index, stream);
                         }
                     }
                     None => self.wait(until)?,
@@ -325,70 +327,71 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
             return;
         };
         let socket = transport::begin_connect(candidate.address, &self.target.socket);
-        let watched = socket.and_then(|socket| {
+        let registered = socket.and_then(|socket| {
             let socket = candidate.socket.insert(socket);
-            self.readiness.watch(socket)
+            self.readiness.register(socket)
         });
-        match watched {
-            Ok(()) => self.look_at(index),
+        match registered {
+            Ok(()) => self.check_connect(index),
             Err(error) => self.give_up(index, Cause::Io(error)),
         }
     }
 
-    /// Looks whether a connect has succeeded.
-    fn look_at(&mut self, index: usize) {
+    /// Checks whether a connect has succeeded or failed.
+    fn check_connect(&mut self, index: usize) {
         let candidate = self.candidates.get(index);
         let Some(socket) = candidate.and_then(|candidate| candidate.socket.as_ref()) else {
             return;
         };
         match transport::is_connected(socket) {
-            Ok(true) => self.turns.connected(index),
+            Ok(true) => self.schedule.connected(index),
             Ok(false) => {}
             Err(error) => self.give_up(index, Cause::Io(error)),
         }
     }
 
-    /// Waits, and looks which connects have succeeded.
+    /// Waits until a socket is ready, and checks all connects.
     fn wait(&mut self, until: Instant) -> Result<(), OpenError> {
         self.readiness
             .wait(until)
             .map_err(|cause| self.target.failure(cause))?;
         for index in 0..self.candidates.len() {
-            self.look_at(index);
+            self.check_connect(index);
         }
         Ok(())
     }
 
-    fn begin_talk(&mut self, index: usize) {
+    fn begin_negotiation(&mut self, index: usize) {
         let Some(socket) = self.take_socket(index) else {
             return;
         };
-        match Talk::begin(self.target, self.address(index), socket, (self.offer)()) {
-            Ok(talk) => self.talk = Some((index, talk)),
+        match Negotiation::begin(self.target, self.address(index), socket, (self.offer)()) {
+            Ok(negotiation) => self.negotiation = Some((index, negotiation)),
             Err(failure) => self.fail(index, failure),
         }
     }
 
-    /// Goes on with the talk, or waits; `Some` if the connection is open.
+    /// Makes one step of the negotiation, and waits if the next one needs a ready socket. Returns `Some`
+    /// if the connection is open.
     fn advance(
         &mut self,
         index: usize,
-        talk: Talk,
+        negotiation: Negotiation,
         until: Instant,
-    ) -> Result<Option<Served>, OpenError> {
-        let (talk, must_wait) = match talk.advance() {
-            Ok(Progress::Done(served)) => return Ok(Some(served)),
-            Ok(Progress::Ready(talk)) => (talk, false),
-            Ok(Progress::Waiting(talk)) => (talk, true),
+    ) -> Result<Option<OpenStream>, OpenError> {
+        let (negotiation, must_wait) = match negotiation.advance() {
+            Ok(Progress::Done(stream)) => return Ok(Some(stream)),
+            Ok(Progress::Ready(negotiation)) => (negotiation, false),
+            Ok(Progress::Waiting(negotiation)) => (negotiation, true),
             Err(failure) => {
                 self.fail(index, failure);
                 return Ok(None);
             }
         };
-        if talk.is_introduced() {
-            self.turns.answered(index);
+        if negotiation.has_answered() {
+            self.schedule.answered(index);
         }
-        self.talk = Some((index, talk));
+        self.negotiation = Some((index, negotiation));
         if must_wait {
             self.wait(until)?;
         }
@@ -404,11 +407,11 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
         candidate.map_or_else(String::new, |candidate| candidate.address.to_string())
     }
 
-    /// Ends it with an address, for this cause.
+    /// Gives up an address for this cause.
     fn give_up(&mut self, index: usize, cause: Cause) {
         drop(self.take_socket(index));
-        let failure = match self.talk.take_if(|(talking, _)| *talking == index) {
-            Some((_, talk)) => talk.fail(cause),
+        let failure = match self.negotiation.take_if(|(other, _)| *other == index) {
+            Some((_, negotiation)) => negotiation.fail(cause),
             None => Failure::new(Stage::Tcp, self.address(index), cause),
         };
         self.fail(index, failure);
@@ -416,7 +419,7 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
 
     fn fail(&mut self, index: usize, failure: Failure) {
         log::debug!("{}: {} {:?}", failure.address, failure.stage, failure.cause);
-        self.turns.failed(index, Instant::now());
+        self.schedule.failed(index, Instant::now());
         self.failures.push(failure);
     }
 
@@ -424,28 +427,28 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
         self.failures.last().is_some_and(Failure::is_refused)
     }
 
-    /// The end that the program wants, wherever it is.
+    /// Returns the failure for a cancelled token, with the current stage.
     fn cancelled(self) -> Failure {
-        match self.talk {
-            Some((_, talk)) => talk.fail(Cause::Cancelled),
+        match self.negotiation {
+            Some((_, negotiation)) => negotiation.fail(Cause::Cancelled),
             None => Failure::new(Stage::Tcp, self.target.host.clone(), Cause::Cancelled),
         }
     }
 
     fn error(mut self) -> OpenError {
-        // Behind one that has refused no further address is tried, so none lacked the time.
+        // After a refusal no further address is tried, so no address lacked time.
         let untried = match self.is_refused() {
             true => Vec::new(),
             false => {
                 let addresses = self.candidates.iter().map(|candidate| candidate.address);
-                let is_untried = |(index, _): &(usize, _)| self.turns.is_untried(*index);
+                let is_untried = |(index, _): &(usize, _)| self.schedule.is_untried(*index);
                 let untried = addresses.enumerate().filter(is_untried);
                 untried.map(|(_, address)| address).collect()
             }
         };
-        let failure = match most_telling(&self.failures) {
+        let failure = match most_informative(&self.failures) {
             Some(index) => self.failures.remove(index),
-            // The time was over as soon as the name was resolved.
+            // The deadline passed during the name resolution, before any connect.
             None => self
                 .target
                 .failure(Cause::TimedOut(self.target.handshake_timeout)),
@@ -457,9 +460,9 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
         }
     }
 
-    fn serve(self, index: usize, served: Served) -> Result<Opened, OpenError> {
+    fn start_io_thread(self, index: usize, stream: OpenStream) -> Result<Opened, OpenError> {
         let address = self.address(index);
-        let (transport, decoder, negotiated) = served;
+        let (transport, decoder, negotiated) = stream;
         let Readiness { poll, waker, .. } = self.readiness;
         let settings = self.target.settings.clone();
         driver::spawn(poll, waker, transport, decoder, negotiated, settings)
@@ -467,9 +470,10 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
     }
 }
 
-/// Which failure tells most: a refusal; else of those that came furthest the one that took the
-/// most time, for behind a name there may be addresses where nobody listens; of equals the last.
-fn most_telling(failures: &[Failure]) -> Option<usize> {
+/// Returns the index of the most informative failure: a refusal first, then the latest stage, then
+/// the longest wait, then the last one. So an address without a listener, which fails at once,
+/// does not hide the others.
+fn most_informative(failures: &[Failure]) -> Option<usize> {
     let weights = failures
         .iter()
         .map(|failure| (failure.is_refused(), failure.stage, failure.waited()));

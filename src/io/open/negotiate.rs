@@ -1,4 +1,4 @@
-//! TLS and the AMQP handshake with one address, as far as they come without a wait.
+//! TLS and the AMQP handshake with one address, in steps that never block.
 
 use std::io::{self, Read, Write};
 
@@ -13,30 +13,30 @@ use crate::protocol::handshake::{Handshake, Negotiated, Offer};
 use crate::protocol::secret::Secret;
 use crate::protocol::stage::Stage;
 
-/// How many reads follow a write that has failed, to learn why.
+/// The most reads after a failed write. The peer may have sent the reason before.
 const LAST_READS_MAX: usize = 16;
 
-/// Where the handshake with an address stands.
-pub(super) enum Talk {
+/// The state of TLS and of the AMQP handshake with one address.
+pub(super) enum Negotiation {
     #[cfg(feature = "native-tls")]
-    Tls(Box<Securing>),
-    Amqp(Box<Amqp>),
+    Tls(Box<TlsHandshake>),
+    Amqp(Box<AmqpHandshake>),
 }
 
-/// How far it came.
+/// The result of one step.
 pub(super) enum Progress {
-    /// It goes on when the socket has something new to say.
-    Waiting(Talk),
-    /// It can go on at once.
-    Ready(Talk),
+    /// The next step needs a ready socket.
+    Waiting(Negotiation),
+    /// The next step is possible at once.
+    Ready(Negotiation),
     /// The connection is open.
-    Done(Served),
+    Done(OpenStream),
 }
 
-/// The stream that the IO thread serves from now on, and the outcome of the handshake.
-pub(super) type Served = (Transport, FrameDecoder, Negotiated);
+/// The open stream for the IO thread, its decoder, and the outcome of the handshake.
+pub(super) type OpenStream = (Transport, FrameDecoder, Negotiated);
 
-impl Talk {
+impl Negotiation {
     /// Begins with a socket that is connected.
     #[cfg(not(feature = "native-tls"))]
     pub(super) fn begin(
@@ -45,7 +45,7 @@ impl Talk {
         socket: TcpStream,
         offer: Offer,
     ) -> Result<Self, Failure> {
-        Ok(Self::over(Transport::Plain(socket), address, offer))
+        Ok(Self::over_stream(Transport::Plain(socket), address, offer))
     }
 
     /// Begins with a socket that is connected.
@@ -59,21 +59,25 @@ impl Talk {
         match &target.tls {
             Some(tls) => {
                 let outcome = tls.connector.connect(&tls.server_name, socket);
-                Self::secured(outcome, address, offer)
+                Self::after_tls(outcome, address, offer)
             }
-            None => Ok(Self::over(Transport::Plain(socket), address, offer)),
+            None => Ok(Self::over_stream(Transport::Plain(socket), address, offer)),
         }
     }
 
     #[cfg(feature = "native-tls")]
-    fn secured(
+    fn after_tls(
         outcome: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>,
         address: String,
         offer: Offer,
     ) -> Result<Self, Failure> {
         match outcome {
-            Ok(stream) => Ok(Self::over(Transport::Tls(Box::new(stream)), address, offer)),
-            Err(HandshakeError::WouldBlock(unfinished)) => Ok(Self::Tls(Box::new(Securing {
+            Ok(stream) => Ok(Self::over_stream(
+                Transport::Tls(Box::new(stream)),
+                address,
+                offer,
+            )),
+            Err(HandshakeError::WouldBlock(unfinished)) => Ok(Self::Tls(Box::new(TlsHandshake {
                 address,
                 unfinished,
                 offer,
@@ -85,8 +89,8 @@ impl Talk {
         }
     }
 
-    fn over(transport: Transport, address: String, offer: Offer) -> Self {
-        Self::Amqp(Box::new(Amqp {
+    fn over_stream(transport: Transport, address: String, offer: Offer) -> Self {
+        Self::Amqp(Box::new(AmqpHandshake {
             address,
             transport,
             handshake: Handshake::new(offer),
@@ -95,8 +99,8 @@ impl Talk {
         }))
     }
 
-    /// Whether the peer has introduced itself.
-    pub(super) fn is_introduced(&self) -> bool {
+    /// Returns whether the peer has sent `connection.start`.
+    pub(super) fn has_answered(&self) -> bool {
         match self {
             #[cfg(feature = "native-tls")]
             Self::Tls(_) => false,
@@ -104,8 +108,8 @@ impl Talk {
         }
     }
 
-    /// Goes on, for at most one read of AMQP, so that a peer which never stops talking prolongs
-    /// nothing.
+    /// Makes one step, with at most one read of AMQP. Between the steps the caller checks the deadline,
+    /// so that a peer which sends without end cannot exceed it.
     pub(super) fn advance(self) -> Result<Progress, Failure> {
         match self {
             #[cfg(feature = "native-tls")]
@@ -114,7 +118,7 @@ impl Talk {
         }
     }
 
-    /// Ends it, for this cause.
+    /// Ends the negotiation for this cause.
     pub(super) fn fail(self, cause: Cause) -> Failure {
         match self {
             #[cfg(feature = "native-tls")]
@@ -124,62 +128,64 @@ impl Talk {
     }
 }
 
-/// TLS that is being set up.
+/// A TLS handshake in progress.
 #[cfg(feature = "native-tls")]
-pub(super) struct Securing {
+pub(super) struct TlsHandshake {
     address: String,
     unfinished: MidHandshakeTlsStream<TcpStream>,
-    /// For AMQP, which comes after it.
+    /// For the AMQP handshake, which follows.
     offer: Offer,
 }
 
 #[cfg(feature = "native-tls")]
-impl Securing {
+impl TlsHandshake {
     fn advance(self) -> Result<Progress, Failure> {
-        let talk = Talk::secured(self.unfinished.handshake(), self.address, self.offer)?;
-        Ok(match talk {
-            Talk::Tls(_) => Progress::Waiting(talk),
-            Talk::Amqp(_) => Progress::Ready(talk),
+        let negotiation =
+            Negotiation::after_tls(self.unfinished.handshake(), self.address, self.offer)?;
+        Ok(match negotiation {
+            Negotiation::Tls(_) => Progress::Waiting(negotiation),
+            Negotiation::Amqp(_) => Progress::Ready(negotiation),
         })
     }
 }
 
-/// AMQP, over a stream that is ready for it.
-pub(super) struct Amqp {
+/// An AMQP handshake in progress.
+pub(super) struct AmqpHandshake {
     address: String,
     transport: Transport,
     handshake: Handshake,
-    /// The output that is being written, and how much of it is.
+    /// The output of the handshake that is being written.
     output: Secret,
+    /// The number of written bytes of `output`.
     written: usize,
 }
 
-impl Amqp {
+impl AmqpHandshake {
     fn advance(mut self: Box<Self>) -> Result<Progress, Failure> {
         match self.exchange() {
             Ok(true) => {
                 let (decoder, negotiated) = self.handshake.finish();
                 Ok(Progress::Done((self.transport, decoder, negotiated)))
             }
-            Ok(false) => Ok(Progress::Ready(Talk::Amqp(self))),
+            Ok(false) => Ok(Progress::Ready(Negotiation::Amqp(self))),
             Err(Cause::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                Ok(Progress::Waiting(Talk::Amqp(self)))
+                Ok(Progress::Waiting(Negotiation::Amqp(self)))
             }
             Err(Cause::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {
-                Ok(Progress::Ready(Talk::Amqp(self)))
+                Ok(Progress::Ready(Negotiation::Amqp(self)))
             }
             Err(cause) => Err(self.fail(cause)),
         }
     }
 
-    /// Writes all output of the handshake, then reads once. `true`: the connection is open.
+    /// Writes all output of the handshake, then reads once. Returns whether the connection is open.
     fn exchange(&mut self) -> Result<bool, Cause> {
         if let Err(error) = self.write() {
-            let words = match error.kind() {
+            let reason = match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
-                _ => self.last_words(),
+                _ => self.read_reason(),
             };
-            return Err(words.unwrap_or_else(|| self.cause(error)));
+            return Err(reason.unwrap_or_else(|| self.cause(error)));
         }
         match self.transport.read(self.handshake.space()) {
             Ok(0) => Err(Cause::EndOfStream),
@@ -207,8 +213,8 @@ impl Amqp {
         }
     }
 
-    /// Why the peer takes nothing any more, if it has said so before it hung up.
-    fn last_words(&mut self) -> Option<Cause> {
+    /// Returns the reason that the peer sent before it closed the stream, if there is one.
+    fn read_reason(&mut self) -> Option<Cause> {
         for _ in 0..LAST_READS_MAX {
             match self.transport.read(self.handshake.space()) {
                 Ok(0) => return None,
@@ -229,13 +235,13 @@ impl Amqp {
         }
     }
 
-    /// The words of TLS, which are an error without a code of the system.
+    /// Returns the cause of a TLS error, which is recognized by its missing system error code.
     #[cfg(feature = "native-tls")]
     fn tls_cause(&self, error: &io::Error) -> Option<Cause> {
-        let own = self.transport.is_tls()
+        let is_of_tls = self.transport.is_tls()
             && error.raw_os_error().is_none()
             && error.kind() == io::ErrorKind::Other;
-        own.then(|| Cause::Tls(error.to_string()))
+        is_of_tls.then(|| Cause::Tls(error.to_string()))
     }
 
     #[cfg(not(feature = "native-tls"))]
@@ -243,9 +249,10 @@ impl Amqp {
         None
     }
 
-    /// Ends it, for this cause.
+    /// Ends the handshake for this cause.
     fn fail(mut self, cause: Cause) -> Failure {
-        // A broker that closed is owed its close-ok; whether it arrives changes nothing.
+        // A broker that has sent `connection.close` gets its close-ok. A failed write changes nothing,
+        // because the opening fails anyway.
         let _ = self
             .transport
             .write(self.handshake.take_output().as_bytes());

@@ -1,4 +1,4 @@
-//! Openings of a host with several addresses, each of which is a listener of the test.
+//! Tests the opening of a host with several addresses. Each address is a listener of the test.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -15,8 +15,8 @@ use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
 use crate::protocol::table::FieldTable;
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The deadline of every wait in these tests.
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 const FRAME_MAX: u32 = 4096;
 
@@ -44,7 +44,7 @@ fn offer() -> Offer {
     }
 }
 
-/// With so much time for everything.
+/// Returns a target whose opening has this timeout.
 fn target(handshake_timeout: Duration) -> Target {
     Target {
         host: "rabbit.example".into(),
@@ -57,7 +57,7 @@ fn target(handshake_timeout: Duration) -> Target {
         },
         #[cfg(feature = "native-tls")]
         tls: None,
-        socket_timeout: PATIENCE,
+        socket_timeout: TEST_TIMEOUT,
         handshake_timeout,
         pace: Pace::default(),
         cancellation: CancellationToken::new(),
@@ -70,8 +70,8 @@ fn attempt(target: &Target, addresses: &[SocketAddr]) -> Result<Opened, OpenErro
     open_at(addresses, target, readiness, Instant::now(), offer)
 }
 
-fn end((port, thread): Opened) {
-    port.send(Command::Disconnect);
+fn end((shared, thread): Opened) {
+    shared.send(Command::Disconnect);
     thread.join().unwrap();
 }
 
@@ -81,12 +81,13 @@ fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Nobody listens there: the port is reserved.
-fn closed() -> SocketAddr {
+/// Returns an address without a listener: the port is reserved.
+fn unused_address() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 1).into()
 }
 
-/// A listener whose queue of connections is full, so that it drops what else would connect.
+/// A listener whose queue of connections is full, so that the system drops the packets of further
+/// connects.
 #[cfg(target_os = "linux")]
 struct Full {
     address: SocketAddr,
@@ -112,7 +113,7 @@ fn full() -> Full {
     }
 }
 
-/// The other end of a connection that is being opened.
+/// The peer of an opening.
 struct Peer {
     socket: std::net::TcpStream,
     decoder: FrameDecoder,
@@ -121,7 +122,7 @@ struct Peer {
 impl Peer {
     fn accept(listener: &TcpListener) -> Self {
         let (socket, _) = listener.accept().unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         Self {
             socket,
             decoder: FrameDecoder::new(FRAME_MAX),
@@ -149,13 +150,13 @@ impl Peer {
                 return assert_eq!(decode_method(payload).unwrap().id(), id);
             }
             let count = self.socket.read(self.decoder.space()).unwrap();
-            assert_ne!(count, 0, "the client hung up");
+            assert_ne!(count, 0, "the client has closed the stream");
             self.decoder.filled(count);
         }
     }
 
-    /// Up to the credentials.
-    fn introduce(&mut self) {
+    /// Plays the handshake up to the credentials.
+    fn start(&mut self) {
         self.expect_protocol_header();
         self.send(connection::Start::default());
         self.expect(connection::StartOk::ID);
@@ -167,7 +168,7 @@ impl Peer {
         self.expect(connection::Open::ID);
     }
 
-    /// Refuses with this code, and awaits the answer.
+    /// Refuses with this reply code, and expects the close-ok.
     fn refuse(&mut self, code: u16) {
         self.send(connection::Close::default().reply_code(code));
         self.expect(connection::CloseOk::ID);
@@ -178,25 +179,25 @@ impl Peer {
     }
 }
 
-/// Plays a peer for one connection.
+/// Plays a peer for one connection, on a thread of its own.
 fn play(script: impl FnOnce(&mut Peer) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
     let (listener, address) = listen();
     let thread = thread::spawn(move || script(&mut Peer::accept(&listener)));
     (address, thread)
 }
 
-/// A broker that lets in.
+/// Plays a broker that accepts one connection.
 fn broker() -> (SocketAddr, JoinHandle<()>) {
     play(|peer| {
-        peer.introduce();
+        peer.start();
         peer.tune();
         peer.send(connection::OpenOk::default());
         peer.expect_end();
     })
 }
 
-/// Opens a connection to this broker, behind these addresses.
-fn reaches(target: &Target, before: &[SocketAddr]) {
+/// Checks that a connection opens at a broker that follows the addresses `before`.
+fn reaches_broker_after(target: &Target, before: &[SocketAddr]) {
     let (address, broker) = broker();
     let addresses = [before, &[address]].concat();
     end(attempt(target, &addresses).unwrap());
@@ -205,19 +206,19 @@ fn reaches(target: &Target, before: &[SocketAddr]) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn addresses_that_drop_packets_do_not_starve_the_good_one() {
+fn a_broker_is_reached_behind_addresses_that_drop_packets() {
     let (first, second) = (full(), full());
-    // Each of the two alone would take all the time.
+    // A connect to one of the two addresses alone would last for the whole timeout.
     let timeout = Duration::from_secs(5);
-    reaches(&target(timeout), &[first.address, second.address]);
+    reaches_broker_after(&target(timeout), &[first.address, second.address]);
 }
 
 #[test]
-fn addresses_that_accept_and_say_nothing_do_not_starve_the_good_one() {
+fn a_broker_is_reached_behind_silent_peers() {
     let ((first, one), (second, other)) = (listen(), listen());
     let mut target = target(Duration::from_millis(4500));
     target.pace.least_share = Duration::ZERO;
-    reaches(&target, &[one, other]);
+    reaches_broker_after(&target, &[one, other]);
     for silent in [first, second] {
         let mut peer = Peer::accept(&silent);
         peer.expect_protocol_header();
@@ -226,8 +227,8 @@ fn addresses_that_accept_and_say_nothing_do_not_starve_the_good_one() {
 }
 
 #[test]
-fn addresses_that_fail_at_once_cost_no_time() {
-    let (hanging_up, first) = play(Peer::expect_protocol_header);
+fn a_broker_is_reached_behind_addresses_that_fail_at_once() {
+    let (closing, first) = play(Peer::expect_protocol_header);
     let (talking, second) = play(|peer| {
         peer.expect_protocol_header();
         peer.socket
@@ -235,14 +236,14 @@ fn addresses_that_fail_at_once_cost_no_time() {
             .unwrap();
         peer.expect_end();
     });
-    reaches(&target(PATIENCE), &[closed(), hanging_up, talking]);
+    reaches_broker_after(&target(TEST_TIMEOUT), &[unused_address(), closing, talking]);
     first.join().unwrap();
     second.join().unwrap();
 }
 
 #[cfg(feature = "native-tls")]
 #[test]
-fn an_address_that_says_nothing_to_tls_is_given_up_for_the_next() {
+fn an_address_that_does_not_answer_tls_is_given_up_for_the_next_one() {
     let ((_first, one), (_second, other)) = (listen(), listen());
     let mut target = target(Duration::from_millis(400));
     target.pace.least_share = Duration::ZERO;
@@ -263,10 +264,10 @@ fn an_address_that_says_nothing_to_tls_is_given_up_for_the_next() {
 }
 
 #[test]
-fn the_address_that_had_the_time_is_told_first_and_those_without_time_last() {
+fn the_error_names_the_address_that_timed_out_first_and_lists_the_untried_ones() {
     let ((_first, silent), (_second, other)) = (listen(), listen());
     let timeout = Duration::from_millis(300);
-    let addresses = [closed(), silent, other, closed()];
+    let addresses = [unused_address(), silent, other, unused_address()];
     let error = attempt(&target(timeout), &addresses).err().unwrap();
     assert_eq!(error.failure.address, silent.to_string());
     assert_eq!(error.failure.stage, Stage::Header);
@@ -274,13 +275,13 @@ fn the_address_that_had_the_time_is_told_first_and_those_without_time_last() {
     let [refused] = &error.others[..] else {
         panic!("{error:?}");
     };
-    assert_eq!(refused.address, closed().to_string());
+    assert_eq!(refused.address, unused_address().to_string());
     assert_eq!(refused.stage, Stage::Tcp);
-    assert_eq!(error.untried, [other, closed()]);
+    assert_eq!(error.untried, [other, unused_address()]);
 }
 
 #[test]
-fn without_time_the_host_is_told_and_all_addresses() {
+fn an_opening_without_time_left_fails_with_the_host_and_all_addresses() {
     let (_listener, address) = listen();
     let target = target(Duration::from_secs(1));
     let past = Instant::now()
@@ -298,7 +299,7 @@ fn without_time_the_host_is_told_and_all_addresses() {
 }
 
 #[test]
-fn a_resolver_is_waited_for_until_the_deadline() {
+fn an_opening_waits_for_the_resolver_until_the_deadline() {
     let (found, addresses) = crossbeam_channel::bounded(1);
     let mut readiness = Readiness::new(&CancellationToken::new()).unwrap();
     let soon = Instant::now() + Duration::from_millis(20);
@@ -306,19 +307,19 @@ fn a_resolver_is_waited_for_until_the_deadline() {
     let waker = Arc::downgrade(&readiness.waker);
     let resolver = thread::spawn(move || {
         found.send("address").unwrap();
-        ring(&waker);
+        wake_opening(&waker);
     });
-    let late = Instant::now() + PATIENCE;
+    let late = Instant::now() + TEST_TIMEOUT;
     let received = readiness.receive(&addresses, late).unwrap();
     assert_eq!(received, Some("address"));
     resolver.join().unwrap();
 }
 
-/// The waker may be rung late, as by a resolver whose answer is there already.
+/// The waker may be woken late, for example by a resolver whose addresses have arrived already.
 #[test]
-fn a_waker_that_rings_for_nothing_ends_no_opening() {
+fn a_spurious_wake_does_not_end_an_opening() {
     let (address, broker) = broker();
-    let target = target(PATIENCE);
+    let target = target(TEST_TIMEOUT);
     let readiness = Readiness::new(&target.cancellation).unwrap();
     readiness.waker.wake().unwrap();
     let opened = open_at(&[address], &target, readiness, Instant::now(), offer);
@@ -326,7 +327,7 @@ fn a_waker_that_rings_for_nothing_ends_no_opening() {
     broker.join().unwrap();
 }
 
-/// How an opening ends that is cancelled while it sleeps, after `until`, and what that returned.
+/// Cancels an opening while it sleeps, after `until`. Returns the failure and the result of `until`.
 #[cfg(target_os = "linux")]
 fn opening_cancelled<T>(addresses: &[SocketAddr], until: impl FnOnce() -> T) -> (Failure, T) {
     let addresses = addresses.to_vec();
@@ -354,7 +355,7 @@ fn a_cancel_ends_the_wait_for_a_resolver() {
     assert!(matches!(ended, Err(Cause::Cancelled)), "{ended:?}");
 }
 
-/// Whether a TCP connect to this port is under way (`SYN_SENT`).
+/// Returns whether a TCP connect to this port is in progress (`SYN_SENT`).
 #[cfg(target_os = "linux")]
 fn is_connecting_to(port: u16) -> bool {
     let state = format!(":{port:04X} 02 ");
@@ -364,19 +365,25 @@ fn is_connecting_to(port: u16) -> bool {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_cancel_ends_connects_under_way() {
+fn a_cancel_ends_connects_in_progress() {
     let (first, second) = (full(), full());
     let ports = [first.address.port(), second.address.port()];
     let (failure, ()) = opening_cancelled(&[first.address, second.address], move || {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while !ports.into_iter().all(is_connecting_to) {
-            assert!(Instant::now() < deadline, "nothing connects");
+            assert!(
+                Instant::now() < deadline,
+                "not all connects have begun in time"
+            );
             thread::yield_now();
         }
     });
     assert_eq!(failure.stage, Stage::Tcp);
     assert_eq!(failure.address, "rabbit.example");
-    assert!(!ports.into_iter().any(is_connecting_to), "a socket is left");
+    assert!(
+        !ports.into_iter().any(is_connecting_to),
+        "a socket is still open"
+    );
 }
 
 #[cfg(target_os = "linux")]
@@ -392,31 +399,31 @@ fn a_cancel_closes_the_sockets_of_all_addresses() {
     assert_eq!(failure.address, talking.to_string());
     peer.expect_end();
     let is_left = is_connecting_to(connecting.address.port());
-    assert!(!is_left, "the other socket is left");
+    assert!(!is_left, "the other socket is still open");
 }
 
 #[test]
-fn a_broker_that_refuses_is_asked_at_one_of_its_addresses_only() {
+fn a_broker_that_refuses_is_not_tried_at_its_other_addresses() {
     type Script = fn(&mut Peer);
     let refuses_credentials: Script = |peer| {
-        peer.introduce();
+        peer.start();
         peer.refuse(403);
     };
     let refuses_virtual_host: Script = |peer| {
-        peer.introduce();
+        peer.start();
         peer.tune();
         peer.refuse(530);
     };
-    let hangs_up_later: Script = |peer| {
-        peer.introduce();
+    let closes_stream_after_tune: Script = |peer| {
+        peer.start();
         peer.tune();
     };
     for (script, stage, is_refusal) in [
         (refuses_credentials, Stage::Start, true),
-        // So did brokers refuse credentials before they had a word for it.
-        (Peer::introduce, Stage::Start, true),
+        // Brokers without the capability `authentication_failure_close` refuse credentials so.
+        (Peer::start, Stage::Start, true),
         (refuses_virtual_host, Stage::Open, true),
-        (hangs_up_later, Stage::Open, false),
+        (closes_stream_after_tune, Stage::Open, false),
         (Peer::expect_protocol_header, Stage::Header, false),
     ] {
         let (first, peer) = play(script);
@@ -428,12 +435,12 @@ fn a_broker_that_refuses_is_asked_at_one_of_its_addresses_only() {
         second.set_nonblocking(true).unwrap();
         assert_eq!(second.accept().is_err(), is_refusal, "{error:?}");
         assert_eq!(error.others.is_empty(), is_refusal, "{error:?}");
-        assert!(error.untried.is_empty(), "it lacked no time");
+        assert!(error.untried.is_empty(), "no address lacked time");
     }
 }
 
 #[test]
-fn credentials_that_were_refused_are_for_no_other_address() {
+fn only_a_refusal_ends_the_opening_at_all_addresses() {
     let refuses = |stage, cause| Failure::new(stage, String::new(), cause).is_refused();
     let closed = || Cause::Handshake(HandshakeFailure::NotAmqp(Vec::new()));
     let reset = || Cause::Io(io::ErrorKind::ConnectionReset.into());
@@ -441,7 +448,7 @@ fn credentials_that_were_refused_are_for_no_other_address() {
         assert!(refuses(stage, closed()));
     }
     assert!(refuses(Stage::Start, Cause::EndOfStream) && refuses(Stage::Start, reset()));
-    // These got none, or they were taken.
+    // These peers got no credentials, or have accepted them.
     for stage in [Stage::Tcp, Stage::Tls, Stage::Header, Stage::Open] {
         assert!(!refuses(stage, Cause::EndOfStream) && !refuses(stage, reset()));
     }
@@ -451,37 +458,37 @@ fn credentials_that_were_refused_are_for_no_other_address() {
 }
 
 #[test]
-fn of_several_addresses_the_one_that_came_furthest_is_told_of() {
+fn the_most_informative_failure_is_a_refusal_or_the_latest_stage_or_the_longest_wait() {
     let failed = |stage| Failure::new(stage, String::new(), Cause::EndOfStream);
     let waited = |seconds| {
         let cause = Cause::TimedOut(Duration::from_secs(seconds));
         Failure::new(Stage::Header, String::new(), cause)
     };
-    assert_eq!(most_telling(&[]), None);
-    for (failures, told) in [
+    assert_eq!(most_informative(&[]), None);
+    for (failures, expected) in [
         ([failed(Stage::Tls), failed(Stage::Tcp)], 0),
         ([failed(Stage::Tcp), failed(Stage::Header)], 1),
         ([failed(Stage::Tcp), failed(Stage::Tcp)], 1),
-        // The one that had the time.
+        // At equal stages the longer wait counts.
         ([waited(5), failed(Stage::Header)], 0),
         ([waited(5), waited(1)], 0),
         ([waited(5), waited(5)], 1),
         ([waited(5), failed(Stage::Open)], 1),
-        // A refusal, also behind one that came further.
+        // A refusal comes first, also before a failure at a later stage.
         ([failed(Stage::Open), failed(Stage::Start)], 1),
     ] {
-        assert_eq!(most_telling(&failures), Some(told), "{failures:?}");
+        assert_eq!(most_informative(&failures), Some(expected), "{failures:?}");
     }
 }
 
-/// A process of its own counts its descriptors, because other tests would open some.
+/// Counts the file descriptors in a process of its own, because other tests open some meanwhile.
 #[cfg(target_os = "linux")]
 #[test]
-fn an_opening_leaves_no_descriptor_of_the_other_addresses() {
+fn an_opening_closes_the_descriptors_of_all_other_addresses() {
     const INSIDE: &str = "CONY_TEST_DESCRIPTORS";
     if std::env::var_os(INSIDE).is_none() {
         let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .arg("an_opening_leaves_no_descriptor_of_the_other_addresses")
+            .arg("an_opening_closes_the_descriptors_of_all_other_addresses")
             .env(INSIDE, "yes")
             .status();
         assert!(status.unwrap().success());
@@ -494,7 +501,7 @@ fn an_opening_leaves_no_descriptor_of_the_other_addresses() {
     target.pace.stagger = Duration::from_millis(10);
     target.pace.least_share = Duration::ZERO;
     let before = count();
-    reaches(&target, &[full.address, silent]);
+    reaches_broker_after(&target, &[full.address, silent]);
     assert_eq!(count(), before, "after a success");
     target.handshake_timeout = Duration::from_millis(300);
     let error = attempt(&target, &[full.address, silent, unused]);
