@@ -12,8 +12,8 @@ use std::time::Duration;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex};
 
-/// Cancels the opening of connections from another thread, for example at Ctrl-C while a broker does
-/// not answer.
+/// Cancels the opening of connections from another thread, for example at Ctrl-C while a broker
+/// does not answer.
 ///
 /// Clones are the same token. Pass it to
 /// [`ConnectionParameters::cancellation_token`](crate::ConnectionParameters::cancellation_token).
@@ -165,8 +165,8 @@ pub(crate) mod tests {
     #[cfg(target_os = "linux")]
     pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Runs `act` on a thread, then `until` on this one, and cancels the token while the thread sleeps.
-    /// Returns the results of both.
+    /// Runs `act` on a thread, then `until` on this one, and cancels the token while the thread
+    /// sleeps. Returns the results of both.
     #[cfg(target_os = "linux")]
     pub(crate) fn cancelled<R: Send + 'static, T>(
         act: impl FnOnce(&CancellationToken) -> R + Send + 'static,

@@ -31,7 +31,8 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
     };
     let count = batches.iter().map(|batch| batch.len() as u64).sum();
     channel.connection.counters.messages_received.add(count);
-    // The ledger records them before `delivered`, which lets the program settle up to `last`.
+    // The ledger records the deliveries before `delivered`, after which the program may settle all
+    // up to `last`.
     if consumer.no_ack {
         let mut settlements = channel.settlements.lock();
         settlements.settle_for_good(first, last);

@@ -116,7 +116,7 @@ fn prepare(
         core,
         commands: VecDeque::new(),
         shared,
-        held: Vec::new(),
+        held_for_commit: Vec::new(),
         // `poll` reports changes only, and the socket may be ready already.
         readable: true,
         writable: true,
@@ -146,7 +146,7 @@ struct Driver {
     shared: Arc<ConnectionShared>,
     outbox: Outbox,
     /// The publishes and settlements of channels whose commit awaits its reply.
-    held: Vec<Frames>,
+    held_for_commit: Vec<Frames>,
     /// Whether the socket may have bytes to read. A read that finds none clears it.
     readable: bool,
     /// Whether the socket may accept bytes. A write that it refuses clears it.
@@ -155,14 +155,15 @@ struct Driver {
     read_pauses: ReadPauses,
     /// The end of a pause at the soft limit of the read budget. Such a pause has a longest time.
     soft_pause_end: Option<Instant>,
-    /// That end has passed: the socket is read until it is empty, before the next pause.
+    /// Whether that end has passed: the socket is then read until it is empty, before the next
+    /// pause.
     drains_socket: bool,
     /// Whether a held-back delivery has room in the read budget now.
     can_requeue_held: bool,
-    /// The peer has ended its side, or the socket is broken. Reading continues until a read returns
-    /// the end or the error.
+    /// Whether the peer has ended its side, or the socket is broken. Reading continues until a read
+    /// returns the end or the error.
     hung_up: bool,
-    /// Whether this turn has sent a call or passed on its reply.
+    /// Whether this turn has executed a call or passed on a reply.
     has_call_traffic: bool,
     /// The busy wait for the reply to a call.
     reply_busy_wait: BusyWait,
@@ -173,7 +174,7 @@ struct Driver {
     /// The bytes of the core's own output that the socket has not accepted yet.
     unwritten_output: UnwrittenOutput,
     held_back_warnings: HeldBackWarnings,
-    /// The socket is closed without writing the rest of the outbox.
+    /// Whether the socket is closed without writing the rest of the outbox.
     abandoned: bool,
     /// Ends the wait in `poll`; `Wake` has only a weak reference.
     _waker: Arc<Waker>,
@@ -212,6 +213,7 @@ impl Driver {
         self.transport.shut_down();
     }
 
+    /// Takes and executes all commands.
     fn take_commands(&mut self, now: Instant) {
         self.publishes_taken = 0;
         self.send_committed();
@@ -225,7 +227,7 @@ impl Driver {
                 settlements.change(change);
                 Some(settlements)
             });
-            // A delivery that is requeued must be sent before the change, too.
+            // Requeues of deliveries must be sent before the change, too.
             self.dispatch();
             self.core.make_change(id);
         }
@@ -255,14 +257,14 @@ impl Driver {
         if let Some(channel) = self.core.channel(frames.channel) {
             channel.publisher.set_committing(true);
         }
-        self.held.push(frames);
+        self.held_for_commit.push(frames);
     }
 
     /// Sends the frames that were kept behind commits that have their replies, in order.
     fn send_committed(&mut self) {
-        for frames in std::mem::take(&mut self.held) {
+        for frames in std::mem::take(&mut self.held_for_commit) {
             if self.core.gate(frames.channel) == Gate::Committing {
-                self.held.push(frames);
+                self.held_for_commit.push(frames);
                 continue;
             }
             if let Some(channel) = self.core.channel(frames.channel) {
@@ -298,6 +300,7 @@ impl Driver {
         }
     }
 
+    /// Executes a command: hands it to the core.
     fn execute(&mut self, command: Command, now: Instant) {
         match command {
             Command::Call {
@@ -406,7 +409,7 @@ impl Driver {
             return;
         }
         let mut command = None;
-        let send = |it| command = Some(it);
+        let send = |next| command = Some(next);
         consumer.give_back(left, send);
         if let Some(command) = command {
             self.execute(command, now);
@@ -449,8 +452,9 @@ impl Driver {
             }
             self.has_call_traffic |= matches!(event, Event::Reply { .. });
             let mut command = None;
-            if let Some(runs) = events::pass_on(&self.shared, event, |it| command = Some(it)) {
-                self.core.reuse(runs);
+            if let Some(batches) = events::pass_on(&self.shared, event, |next| command = Some(next))
+            {
+                self.core.reuse(batches);
             }
             if let Some(command) = command {
                 self.execute(command, Instant::now());
@@ -458,6 +462,7 @@ impl Driver {
         }
     }
 
+    /// Writes the outbox, as far as the transport accepts it.
     fn write(&mut self, now: Instant) {
         self.collect_output();
         while self.writable && !self.outbox.is_empty() {
@@ -492,7 +497,7 @@ impl Driver {
         let _ = catch_unwind(terminate);
         let mut is_done = false;
         while !is_done {
-            // An event that panics has left the core already, so the loop ends.
+            // An event whose handling panics has left the core already, so the loop ends.
             let pass_on = AssertUnwindSafe(|| match self.core.poll_event() {
                 // Commands are dropped: this thread writes nothing any more.
                 Some(event) => drop(events::pass_on(&self.shared, event, drop)),

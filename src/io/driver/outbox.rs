@@ -168,8 +168,8 @@ impl Outbox {
     }
 }
 
-/// Counts the bytes in an outbox that are the core's own output, such as a close-ok or a requeue. The
-/// write budget limits publishes. This count limits the answers to a peer that makes the core
+/// Counts the bytes in an outbox that are the core's own output, such as a close-ok or a requeue.
+/// The write budget limits publishes. This count limits the answers to a peer that makes the core
 /// answer without end and reads none of the answers.
 #[derive(Debug, Default)]
 pub(crate) struct UnwrittenOutput {

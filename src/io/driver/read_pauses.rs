@@ -12,8 +12,8 @@ use crate::protocol::event::Termination;
 /// The least time between two warnings, so that they do not flood the log.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The least length of a pause that may cost the connection. (RabbitMQ closes the stream of a client
-/// that has read nothing for about half a minute, without a `connection.close`.)
+/// The least length of a pause that may cost the connection. (RabbitMQ closes the stream of a
+/// client that has read nothing for about half a minute, without a `connection.close`.)
 const LONG_PAUSE_MIN: Duration = Duration::from_secs(5);
 
 /// How long after such a pause a loss of the stream is explained by it. The client first reads the
@@ -105,8 +105,8 @@ impl ReadPauses {
         }
     }
 
-    /// Returns `termination`, or for a loss of the stream after a long pause the one that names this
-    /// pause as its probable cause.
+    /// Returns `termination`, or for a loss of the stream after a long pause the one that names
+    /// this pause as its probable cause.
     pub(crate) fn explain(&self, now: Instant, termination: Termination) -> Termination {
         let cause = match &termination {
             Termination::EndOfStream => "the broker closed the stream without an AMQP close",
@@ -129,7 +129,8 @@ impl ReadPauses {
 }
 
 impl Pause {
-    /// Returns the record of this pause as one that ends now, if it is long and has a slowest consumer.
+    /// Returns the record of this pause as one that ends now, if it is long and has a slowest
+    /// consumer.
     fn if_long(&self, now: Instant) -> Option<PastPause> {
         let length = now - self.since;
         Some(PastPause {
@@ -147,8 +148,8 @@ pub(crate) struct HeldBackWarnings {
 }
 
 impl HeldBackWarnings {
-    /// Logs that a delivery of `cost` bytes is held back, unless the last warning is recent. The warning
-    /// names a prefetch with which all deliveries fit into the read budget.
+    /// Logs that a delivery of `cost` bytes is held back, unless the last warning is recent. The
+    /// warning names a prefetch with which all deliveries fit into the read budget.
     pub(crate) fn note(
         &mut self,
         consumer: &ConsumerShared,

@@ -20,8 +20,8 @@ const BYTES_PER_TURN_MAX: usize = 256 * 1024;
 /// the core answer and does not read the answers.
 const UNWRITTEN_OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The longest pause at the soft limit of the read budget, where later deliveries could be held back
-/// instead. (RabbitMQ drops a client that reads nothing for half a minute.)
+/// The longest pause at the soft limit of the read budget, where later deliveries could be held
+/// back instead. (RabbitMQ drops a client that reads nothing for half a minute.)
 const PAUSE_LENGTH_MAX: Duration = Duration::from_secs(5);
 
 /// The most reads after a failed write. The peer may have sent the reason before.
@@ -56,7 +56,7 @@ impl Driver {
     /// itself may be late, because the log backend blocked or the process was stopped.
     pub(super) fn read_pending(&mut self, events: &mut Events) {
         match self.poll.poll(events, Some(Duration::ZERO)) {
-            Ok(()) => self.note(events),
+            Ok(()) => self.note_readiness(events),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return self.fail(&error),
         }
@@ -103,9 +103,9 @@ impl Driver {
         }
     }
 
-    /// Returns whether the socket may have more bytes after a read of `count` bytes into `room`. After
-    /// a shorter read the socket is empty, and `poll` reports new bytes. TLS may keep decrypted
-    /// bytes that `poll` does not report.
+    /// Returns whether the socket may have more bytes after a read of `count` bytes into `room`.
+    /// After a shorter read the socket is empty, and `poll` reports new bytes. TLS may keep
+    /// decrypted bytes that `poll` does not report.
     pub(super) fn may_have_more(&self, count: usize, room: usize) -> bool {
         let short_read_means_empty = cfg!(any(target_os = "linux", target_os = "android"));
         !short_read_means_empty || count == room || self.hung_up || self.transport.is_tls()
@@ -130,12 +130,12 @@ impl Driver {
     }
 
     /// Returns whether the stream has ended behind our close with only the close-ok missing: every
-    /// publish has its confirm or was reported otherwise.
+    /// publish has its outcome.
     fn lacks_only_close_ok(&self) -> bool {
         if !self.core.is_closing() {
             return false;
         }
-        // No confirm can still be on its way: the core ignores confirms after our close.
+        // All confirms have been counted: the core accepts none after our close.
         let channels = self.core.channels().map(|(channel, _)| channel);
         let open = channels.filter(|channel| !channel.inbox.has_ended());
         let settled: u64 = open.map(|channel| channel.publisher.settled()).sum();
@@ -149,33 +149,34 @@ impl Driver {
         self.core.terminate(explained);
     }
 
-    /// Begins or ends a reading pause. Reading pauses while the read budget is exceeded; at the soft
-    /// limit it continues while a thread waits for a reply, a confirm or a delivery. Also sets the
-    /// number of untaken bytes below which a consumer wakes this thread: to read again, or to
-    /// requeue a held-back delivery.
+    /// Begins or ends a reading pause. Reading pauses while the read budget is exceeded; at the
+    /// soft limit reading continues while a thread waits for a reply, a confirm or a delivery. Also
+    /// sets the number of untaken bytes below which a consumer wakes this thread: to read again, or
+    /// to requeue a held-back delivery.
     pub(super) fn pause_or_resume(&mut self) {
         let now = Instant::now();
         self.drains_socket &= self.readable;
         self.can_requeue_held = false;
         let is_paused = self.read_pauses.is_on();
         let requeues_below = self.core.requeues_below();
-        // While the connection closes, the core drops what it reads and uses no budget for that.
-        let is_stuck =
+        // While the connection closes, the core drops all frames except those of the close, so
+        // reading needs no limit.
+        let has_unread_answers =
             self.unwritten_output.bytes() > UNWRITTEN_OUTPUT_BYTES_MAX && !self.core.is_closing();
         let stop = self.must_stop(now);
         let below = stop.map_or(0, |(_, below)| below).max(requeues_below);
         if self
             .shared
             .read_budget()
-            .wait_for(below, is_stuck || stop.is_some())
+            .wait_for(below, has_unread_answers || stop.is_some())
         {
             report_taken(&self.core);
         }
-        // The second check closes a race. `wait_for` has published the threshold: from now on a
+        // The second check closes a race. `wait_for` has published the pause: from now on a
         // thread that begins to wait or takes a delivery wakes this thread. One that did so between
         // the first check and `wait_for` did not, but is seen here.
         let stop = stop.and_then(|_| self.must_stop(now));
-        let pause = is_stuck || stop.is_some();
+        let pause = has_unread_answers || stop.is_some();
         if !pause && self.shared.read_budget().is_paused() {
             self.shared.read_budget().wait_for(requeues_below, false);
         }
@@ -206,8 +207,8 @@ impl Driver {
         if self.core.is_closing() {
             return None;
         }
-        // A requeued delivery is awaited as well: the broker sends it again, and the pause would
-        // keep it back.
+        // A requeued delivery is awaited as well: the broker sends it again, and then other
+        // held-back deliveries find room.
         let awaited =
             self.core.is_awaited() || self.core.is_expecting() || self.shared.needs_reading();
         let announced = self.core.announced();
@@ -227,9 +228,9 @@ impl Driver {
     }
 }
 
-/// Returns the consumer with the most bytes of untaken deliveries. Consumers with a callback share the
-/// inbox of their channel; among these the one without acknowledgement is returned, because only
-/// its deliveries cannot be held back and so cause a pause.
+/// Returns the consumer with the most bytes of untaken deliveries. Consumers with a callback share
+/// the inbox of their channel; among these the one without acknowledgement is returned, because
+/// only its deliveries cannot be held back and so cause a pause.
 fn slowest_consumer(core: &Connection<DriverTokens>) -> Option<SlowestConsumer> {
     let mut slowest: Option<SlowestConsumer> = None;
     for (channel, consumers) in core.channels() {

@@ -142,7 +142,8 @@ impl Play {
         opened.recv().unwrap().unwrap()
     }
 
-    /// Starts a consumer with this tag and with `no_ack`, so that its deliveries cannot be held back.
+    /// Starts a consumer with this tag and with `no_ack`, so that its deliveries cannot be held
+    /// back.
     fn consume(&mut self, channel: &Arc<ChannelShared>, tag: &str) -> Arc<ConsumerShared> {
         let (consumer, outcome) = begin_no_ack_consume(channel, tag);
         self.peer.expect(basic::Consume::ID);

@@ -10,9 +10,9 @@ use crossbeam_channel::{Receiver, bounded};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// The flag `MSG_NOSIGNAL`: a write to a closed stream fails and raises no SIGPIPE. That signal ends
-/// a process that does not ignore it; Rust's runtime ignores it, but a program in another language
-/// may not. (Apple's systems lack the flag, and socket2 sets `SO_NOSIGPIPE` there.)
+/// The flag `MSG_NOSIGNAL`: a write to a closed stream fails and raises no SIGPIPE. That signal
+/// ends a process that does not ignore it; Rust's runtime ignores it, but a program in another
+/// language may not. (Apple's systems lack the flag, and socket2 sets `SO_NOSIGPIPE` there.)
 const NO_SIGNAL: i32 = match () {
     () if cfg!(any(target_os = "linux", target_os = "android")) => 0x4000,
     () if cfg!(target_os = "freebsd") => 0x2_0000,
@@ -191,8 +191,8 @@ pub(crate) fn is_connected(socket: &TcpStream) -> io::Result<bool> {
 }
 
 /// Returns whether the error is `EINPROGRESS`, which has no stable `ErrorKind`: a connect without
-/// blocking has begun. The number is 36 on BSD and Apple's systems, 115 on Linux, 150 on Solaris and
-/// on MIPS; none of these is another error of a connect on one of the other systems.
+/// blocking has begun. The number is 36 on BSD and Apple's systems, 115 on Linux, 150 on Solaris
+/// and on MIPS; none of these is another error of a connect on one of the other systems.
 fn is_in_progress(error: &io::Error) -> bool {
     let code = error.raw_os_error().filter(|_| cfg!(unix));
     error.kind() == io::ErrorKind::WouldBlock || matches!(code, Some(36 | 115 | 150))
@@ -241,8 +241,8 @@ mod tests {
         }
     }
 
-    /// Rust's runtime ignores SIGPIPE, and an ignored signal leaves no trace. A blocked signal stays
-    /// pending. So the test runs itself again in a process with the signal blocked.
+    /// Rust's runtime ignores SIGPIPE, and an ignored signal leaves no trace. A blocked signal
+    /// stays pending. So the test runs itself again in a process with the signal blocked.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_write_to_a_closed_stream_raises_no_signal() {

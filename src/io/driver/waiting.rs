@@ -27,10 +27,10 @@ pub(super) fn until_first(deadlines: [Option<Instant>; 3], now: Instant) -> Opti
 }
 
 impl Driver {
-    /// Waits until there is something to do.
+    /// Waits until the socket is ready, a command is queued, or a deadline has passed.
     pub(super) fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         if self.wait_busily(events)? {
-            // The read budget holds also if every busy wait finds work and no turn gets further.
+            // The read budget must hold even if every busy wait finds work.
             self.pause_or_resume();
             return Ok(());
         }
@@ -41,7 +41,8 @@ impl Driver {
         // After `begin_wait`, so that a delivery that is taken from now on wakes this thread.
         self.pause_or_resume();
         if self.is_busy() && self.may_rest() && shared.read_budget().begin_rest() {
-            // A thread that began to wait before `begin_rest` does not wake this thread.
+            // A thread that began to wait before `begin_rest` does not wake this thread, so there
+            // is no rest then.
             let rested = match shared.is_awaited() {
                 true => Ok(()),
                 false => self.rest(events),
@@ -67,7 +68,7 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             other => other?,
         }
-        self.note(events);
+        self.note_readiness(events);
         Ok(())
     }
 
@@ -86,10 +87,10 @@ impl Driver {
         });
     }
 
-    /// Returns whether this thread may rest while the consumers catch up: only reading is left to do,
-    /// and no call waits for a reply.
+    /// Returns whether this thread may rest while the consumers catch up: only reading is left to
+    /// do, and no call waits for a reply.
     fn may_rest(&self) -> bool {
-        self.outbox.is_empty() && !self.has_calls_to_send() && !self.core.is_awaited()
+        self.outbox.is_empty() && !self.has_commands_or_calls() && !self.core.is_awaited()
     }
 
     /// Rests until enough deliveries are taken, a thread wakes this one, or `REST_LENGTH` is over.
@@ -101,10 +102,10 @@ impl Driver {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => other?,
             }
-            self.note(events);
+            self.note_readiness(events);
             // Events of the socket do not end the rest: new deliveries arrive all the time.
-            let is_called = events.iter().any(|event| event.token() != SOCKET);
-            if is_called || left.is_zero() {
+            let is_woken = events.iter().any(|event| event.token() != SOCKET);
+            if is_woken || left.is_zero() {
                 return Ok(());
             }
         }
@@ -113,16 +114,16 @@ impl Driver {
     /// Returns whether the next turn has work, so that `poll` must not block.
     pub(super) fn is_busy(&self) -> bool {
         let reads = self.readable && !self.read_pauses.is_on();
-        reads || self.can_requeue_held || self.has_calls_to_send()
+        reads || self.can_requeue_held || self.has_commands_or_calls()
     }
 
     /// Returns whether the next turn has commands to execute or calls to send.
-    fn has_calls_to_send(&self) -> bool {
+    fn has_commands_or_calls(&self) -> bool {
         !self.shared.commands().is_empty() || self.core.has_paused()
     }
 
-    /// Waits busily for a moment after a call was sent or its reply was passed on, because the reply
-    /// or the next call is probably near. Returns whether it came.
+    /// Waits busily for a moment after a call was sent or its reply was passed on, because the
+    /// reply or the next call is probably near. Returns whether it came.
     pub(super) fn wait_busily(&mut self, events: &mut Events) -> io::Result<bool> {
         let has_call_traffic =
             std::mem::take(&mut self.has_call_traffic) || self.shared.is_confirm_awaited();
@@ -146,12 +147,12 @@ impl Driver {
                 other => Some(other),
             }
         });
-        self.note(events);
+        self.note_readiness(events);
         found.transpose().map(|found| found.is_some())
     }
 
     /// Records the readiness of the socket from `events`.
-    pub(super) fn note(&mut self, events: &Events) {
+    pub(super) fn note_readiness(&mut self, events: &Events) {
         // TLS may have to write before it can read, and to read before it can write.
         let both = self.transport.is_tls();
         for event in events.iter().filter(|event| event.token() == SOCKET) {
@@ -164,13 +165,14 @@ impl Driver {
         }
     }
 
-    /// Writes the rest of the outbox after the end, if the broker still waits for a close or close-ok.
+    /// Writes the rest of the outbox after the end, if the broker still waits for a close or
+    /// close-ok.
     pub(super) fn write_last_bytes(&mut self, events: &mut Events) {
-        let owed = matches!(
+        let is_awaited = matches!(
             self.shared.termination(),
             Some(Termination::Closed(_) | Termination::Protocol(_))
         );
-        if !owed || self.abandoned {
+        if !is_awaited || self.abandoned {
             return;
         }
         let last = Instant::now() + LAST_BYTES_TIME_MAX;

@@ -254,7 +254,8 @@ impl Readiness {
         }
     }
 
-    /// Waits for a value from a thread that wakes the waker after it was sent; `None` at the deadline.
+    /// Waits for a value from a thread that wakes the waker after it was sent; `None` at the
+    /// deadline.
     fn receive<T>(&mut self, sent: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Cause> {
         loop {
             if self.registration.is_cancelled() {
@@ -371,8 +372,8 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
         }
     }
 
-    /// Makes one step of the negotiation, and waits if the next one needs a ready socket. Returns `Some`
-    /// if the connection is open.
+    /// Makes one step of the negotiation, and waits if the next one needs a ready socket. Returns
+    /// `Some` if the connection is open.
     fn advance(
         &mut self,
         index: usize,

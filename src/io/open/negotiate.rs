@@ -108,8 +108,8 @@ impl Negotiation {
         }
     }
 
-    /// Makes one step, with at most one read of AMQP. Between the steps the caller checks the deadline,
-    /// so that a peer which sends without end cannot exceed it.
+    /// Makes one step, with at most one read of AMQP. Between the steps the caller checks the
+    /// deadline, so that a peer which sends without end cannot exceed it.
     pub(super) fn advance(self) -> Result<Progress, Failure> {
         match self {
             #[cfg(feature = "native-tls")]
@@ -251,8 +251,8 @@ impl AmqpHandshake {
 
     /// Ends the handshake for this cause.
     fn fail(mut self, cause: Cause) -> Failure {
-        // A broker that has sent `connection.close` gets its close-ok. A failed write changes nothing,
-        // because the opening fails anyway.
+        // A broker that has sent `connection.close` gets its close-ok. A failed write changes
+        // nothing, because the opening fails anyway.
         let _ = self
             .transport
             .write(self.handshake.take_output().as_bytes());

@@ -327,7 +327,8 @@ fn a_spurious_wake_does_not_end_an_opening() {
     broker.join().unwrap();
 }
 
-/// Cancels an opening while it sleeps, after `until`. Returns the failure and the result of `until`.
+/// Cancels an opening while it sleeps, after `until`. Returns the failure and the result of
+/// `until`.
 #[cfg(target_os = "linux")]
 fn opening_cancelled<T>(addresses: &[SocketAddr], until: impl FnOnce() -> T) -> (Failure, T) {
     let addresses = addresses.to_vec();
