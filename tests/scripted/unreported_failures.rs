@@ -222,7 +222,7 @@ fn closing_does_not_report_failures_that_a_callback_received() {
 #[test]
 fn dropping_a_channel_logs_the_unreported_publish_failures() {
     TestLog::install();
-    const WORDS: &str = "nobody has asked for 1 messages";
+    const WORDS: &str = "publish failures that no call has reported: 1";
     two_channels_with_failures(
         |_| {},
         |_, channels, confirms| {

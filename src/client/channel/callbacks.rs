@@ -1,4 +1,4 @@
-//! The callbacks of a channel for everything that is no delivery.
+//! The callbacks of a channel for notices and for its end.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl BlockingChannel {
     /// use cony::Message;
     ///
     /// channel.basic_publish("", "no such queue", Message::new("hi").mandatory(true))?;
-    /// // The broker returns the message before it answers the next call.
+    /// // The broker returns the message before it replies to the next call.
     /// channel.basic_qos(1)?;
     /// if let Some(returned) = channel.try_next_return() {
     ///     println!("{} was returned: {}", returned.routing_key(), returned.reply_text());
@@ -146,12 +146,12 @@ impl BlockingChannel {
         is_over: &dyn Fn() -> bool,
     ) -> Result<usize> {
         let inner: &Arc<ChannelInner> = self.inner();
-        let mut told = 0;
-        while told < limit && !is_over() {
+        let mut handled = 0;
+        while handled < limit && !is_over() {
             let Some(notice) = inner.next_notice() else {
                 break;
             };
-            told += 1;
+            handled += 1;
             match notice {
                 Notice::Returned(message) => {
                     let returned = Returned::new(message);
@@ -161,34 +161,34 @@ impl BlockingChannel {
                 Notice::Flow(active) => inner.on_flow.call_all(held, self, &active)?,
             }
         }
-        while told < limit && !is_over() {
+        while handled < limit && !is_over() {
             let Some((number, settled)) = inner.shared.publisher.take_outcome() else {
                 break;
             };
-            told += 1;
+            handled += 1;
             let confirmation = Confirmation::new(number, settled.as_ref(), || inner.closed_error());
             inner.on_confirm.call_all(held, self, &confirmation)?;
         }
-        Ok(told)
+        Ok(handled)
     }
 
     /// Runs the close callbacks if the channel has ended, unless another thread dispatches.
     pub(super) fn call_close_callbacks(&self) -> Result<()> {
         let inner = self.inner();
-        if inner.end_to_tell().is_none() {
+        if inner.end_to_report().is_none() {
             return Ok(());
         }
         let announce = || inner.shared.mark_ready();
-        match inner.source.hold(&announce) {
+        match inner.dispatch_lock.hold(&announce) {
             Some(held) => self.call_close_callbacks_held(&held),
             None => Ok(()),
         }
     }
 
-    /// Does the same under the lock. Notices from before the end come first.
+    /// Runs the close callbacks under the dispatch lock, after the callbacks for earlier notices.
     pub(super) fn call_close_callbacks_held(&self, held: &DispatchGuard<'_>) -> Result<()> {
         let inner = self.inner();
-        let Some(reason) = inner.end_to_tell() else {
+        let Some(reason) = inner.end_to_report() else {
             return Ok(());
         };
         let rest = self
@@ -198,17 +198,17 @@ impl BlockingChannel {
             inner.clear_listeners();
         }
         if !inner.on_close.is_empty() {
-            // The callbacks report the end, so `close` does not report it once more.
+            // Records that the callbacks report the end, so that `close` does not report it again.
             let _ = inner.ended_by_others();
         }
-        let told = inner.on_close.call_all_once(held, self, &reason);
-        rest.and(told)
+        let called = inner.on_close.call_all_once(held, self, &reason);
+        rest.and(called)
     }
 }
 
 impl ChannelInner {
     /// Returns the reason of the end, if all events before the end have arrived.
-    fn end_to_tell(&self) -> Option<Error> {
+    fn end_to_report(&self) -> Option<Error> {
         let shared = &self.shared;
         match shared.inbox.has_ended() && !shared.is_closing() {
             true => shared.end(),

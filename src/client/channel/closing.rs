@@ -1,4 +1,4 @@
-//! How a channel ends, and that nobody misses what it has ended with.
+//! The close of a channel, and the errors that it reports if no call has returned them before.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::confirms::publish_error;
-use super::{BlockingChannel, ChannelInner};
+use super::{BlockingChannel, ChannelInner, call_error};
 use crate::error::{Error, PublishError, Result};
 use crate::io::to_io::write_budget::WaitError;
 use crate::protocol::close_reason::ClosedBy;
@@ -14,29 +14,30 @@ use crate::protocol::event::{CallFailure, Reply};
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::wire::ShortString;
 
-/// What a close was waiting for, in words.
+/// The operation in the error of a close whose confirms are late.
 const LAST_PUBLISHES: &str = "the last publishes";
 
-/// Which part of `close_timeout` a close waits for confirms, at most. What is left is for the
-/// close itself.
+/// Returns the part of `close_timeout` for which a close waits for confirms, at most. The rest is
+/// for the reply to the close.
 pub(crate) fn confirms_share(close_timeout: Duration) -> Duration {
     close_timeout / 4 * 3
 }
 
-/// What the program has not been told of a channel that has ended.
+/// The errors of a channel that has ended which no call and no callback has reported.
 #[derive(Default)]
-pub(crate) struct Unheard {
-    /// What the channel has ended with, if that was no wish of this program.
+pub(crate) struct UnreportedErrors {
+    /// The reason of the end, unless this program has closed the channel.
     pub(crate) end: Option<Error>,
-    /// Why nobody knows what became of some publishes.
+    /// The reason why the outcome of some publishes is unknown.
     pub(crate) unconfirmed: Option<Error>,
-    /// The publishes that were not taken.
+    /// The publishes that the broker did not take.
     pub(crate) failures: Vec<PublishError>,
+    /// The number of failures that are not in the list.
     pub(crate) more: u64,
 }
 
-impl Unheard {
-    /// The same of several channels, as one error.
+impl UnreportedErrors {
+    /// Combines the errors of several channels into one.
     pub(crate) fn sum(channels: impl Iterator<Item = Self>) -> Option<Error> {
         let mut sum = Self::default();
         for channel in channels {
@@ -48,7 +49,7 @@ impl Unheard {
         sum.into_error()
     }
 
-    /// The worst of it.
+    /// Returns the error that ended most.
     fn into_error(self) -> Option<Error> {
         let failures = || {
             let failed = !self.failures.is_empty() || self.more > 0;
@@ -62,29 +63,32 @@ impl Unheard {
 }
 
 impl BlockingChannel {
-    /// Closes the channel: outstanding confirms are waited for, consumers end, what is
-    /// unsettled goes back to its queue.
+    /// Closes the channel. Its consumers end, and its unsettled deliveries go back to their queues.
     ///
-    /// Closing a channel that this program has closed before is Ok.
+    /// In confirm mode the call first waits until all publishes are confirmed, at most for three
+    /// quarters of `close_timeout`. In all it takes at most `close_timeout` (default 10 s). A
+    /// second call returns `Ok`.
     ///
     /// # Errors
     ///
-    /// The reason, if broker or network have ended the channel before, also if that is not
-    /// known here yet: a publish to an exchange that does not exist, with `close` right
-    /// behind it, is 404 whichever close comes first; [`Error::Timeout`], and then the
-    /// channel is closed all the same. In confirm mode: [`Error::Unconfirmed`], if three
-    /// quarters of `close_timeout` have not been enough for the confirms of all that was published
-    /// before;
-    /// [`Error::PublishFailures`] with the messages that were not taken and that nobody has
-    /// asked for, neither with [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) nor with
-    /// [`wait_for_confirms`](Self::wait_for_confirms) nor with a callback. The error of a
-    /// callback that is told of this.
+    /// - [`Error::ChannelClosed`], [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if the
+    ///   broker or the network has ended the channel, even if that happens during this call. For
+    ///   example, a `close` directly after a publish to an exchange that does not exist returns the
+    ///   404 of that publish.
+    /// - [`Error::Timeout`] if the broker does not reply in time. The channel is closed
+    ///   nevertheless.
+    /// - [`Error::Unconfirmed`] in confirm mode, if the confirms did not arrive in time.
+    /// - [`Error::PublishFailures`] in confirm mode, with the messages that the broker did not take.
+    ///   Failures that your program has already got are left out: from
+    ///   [`PublisherConfirm::wait`](crate::PublisherConfirm::wait), from
+    ///   [`wait_for_confirms`](Self::wait_for_confirms) or in a callback.
+    /// - The error of a [close callback](Self::add_on_close_callback).
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
     }
 
-    /// The same with a code and a text for the broker's log. The text is cut at 255
-    /// bytes.
+    /// Closes the channel as [`close`](Self::close) does, with a code and a text for the broker's
+    /// log. The text is cut at 255 bytes.
     ///
     /// # Errors
     ///
@@ -112,57 +116,57 @@ impl BlockingChannel {
                 inner.shared.finish_close();
                 inner.ended_by_others()
             }
-            Err(CallFailure::TimedOut) => {
-                inner.shared.finish_close();
-                Some(
-                    inner
-                        .shared
-                        .connection
-                        .timeout("channel.close", Some(self.number()), after),
-                )
+            Err(failure) => {
+                if failure == CallFailure::TimedOut {
+                    inner.shared.finish_close();
+                }
+                let channel = Some(&*inner.shared);
+                let connection = &inner.shared.connection;
+                let error = call_error(connection, channel, failure, "channel.close", after, None);
+                Some(error).filter(Error::is_of_others)
             }
-            Err(_) => inner.ended_by_others(),
         };
-        let unheard = || {
+        let unreported = || {
             is_first
-                .then(|| inner.unheard(interrupted))
-                .and_then(Unheard::into_error)
+                .then(|| inner.unreported_errors(interrupted))
+                .and_then(UnreportedErrors::into_error)
         };
         let failure = match end {
             Some(error) if !error.is_timeout() => Some(error),
-            end => unheard().or(end),
+            end => unreported().or(end),
         };
         inner.clear_deliveries();
-        let told = self.call_close_callbacks();
-        failure.map_or(told, Err)
+        let called = self.call_close_callbacks();
+        failure.map_or(called, Err)
     }
 }
 
 impl ChannelInner {
-    /// Waits until everything published is settled, as long as that makes sense. The end that
-    /// has come before, if one has.
+    /// Waits until all publishes are confirmed, at most until `deadline`. Returns the reason if the
+    /// channel ends before that.
     pub(crate) fn await_confirms(&self, deadline: Instant) -> Option<Error> {
-        // Whoever has sent a request waits for its answer only.
+        // The caller of an RPC request waits for the reply, so the confirms do not matter.
         if !self.is_open() || self.shared.is_rpc_only() {
             return None;
         }
         let _waiting = self.shared.connection.wait_for_room_or_confirm();
         let publisher = &self.shared.publisher;
         match publisher.wait_for_last(deadline, || !self.is_open()) {
-            // (`check_open` would record that the program got the reason.)
+            // `check_open` would also record that the program has got the reason.
             Err(WaitError::Closed) => self.shared.end(),
             Err(WaitError::TimedOut) | Ok(()) => None,
         }
     }
 
-    /// What nobody was told of this channel, which has ended or ends now; once. `interrupted`
-    /// is the end that has come before all confirms.
-    pub(crate) fn unheard(&self, interrupted: Option<Error>) -> Unheard {
+    /// Takes out the errors that no call has reported, when the channel has ended or ends now.
+    /// `interrupted` is the reason if it ended before all confirms had arrived.
+    pub(crate) fn unreported_errors(&self, interrupted: Option<Error>) -> UnreportedErrors {
         let number = self.shared.id.number;
         let reason = self.shared.closed();
         let reason = reason.filter(|reason| reason.by != ClosedBy::Application);
-        let is_wanted = reason.is_some() && !self.shared.is_rpc_only();
-        let is_news = is_wanted && !self.shared.set_end_reported();
+        // `RpcClient` reports the end of its channel to the callers itself.
+        let is_for_program = reason.is_some() && !self.shared.is_rpc_only();
+        let is_unreported = is_for_program && !self.shared.set_end_reported();
         let (taken, is_unsettled) = self.shared.publisher.take_unreported();
         let unconfirmed = || {
             let confirms = self.shared.connection.timeout(
@@ -173,9 +177,9 @@ impl ChannelInner {
             Error::Unconfirmed(Box::new(interrupted.unwrap_or(confirms)))
         };
         let failures = taken.kept.into_iter();
-        Unheard {
+        UnreportedErrors {
             unconfirmed: (is_unsettled && reason.is_none()).then(unconfirmed),
-            end: reason.filter(|_| is_news).map(Error::ChannelClosed),
+            end: reason.filter(|_| is_unreported).map(Error::ChannelClosed),
             failures: failures
                 .filter_map(|failure| publish_error(number, failure))
                 .collect(),
@@ -183,22 +187,24 @@ impl ChannelInner {
         }
     }
 
-    /// Says in the log what a program has missed that drops its last handle.
-    pub(super) fn note_unheard(self: &Arc<Self>) {
+    /// Logs the errors that no call has reported, when the program drops its last handle.
+    pub(super) fn log_unreported_errors(self: &Arc<Self>) {
         let failures = self.shared.abandon();
         let name = &self.shared.connection.name;
         let number = self.shared.id.number;
         if failures > 0 {
             log::warn!(
-                "{name}: channel {number} was dropped, and nobody has asked for {failures} messages \
-                 that were not taken"
+                "{name}: channel {number} was dropped; publish failures that no call has reported: \
+                 {failures}"
             );
         }
         if let Some(reason) = self.shared.closed() {
-            let is_told = self.shared.is_end_reported();
-            let is_missed = !is_told && !self.shared.is_rpc_only();
-            if is_missed && reason.by != ClosedBy::Application {
-                log::warn!("{name}: channel {number} was over, and nobody is told: {reason}");
+            let is_reported = self.shared.is_end_reported() || self.shared.is_rpc_only();
+            if !is_reported && reason.by != ClosedBy::Application {
+                log::warn!(
+                    "{name}: channel {number} was dropped after its end, which no call has \
+                     reported: {reason}"
+                );
             }
         }
     }

@@ -62,14 +62,14 @@ impl BlockingChannel {
             None => Ok(Reply::Sent),
         };
         if matches!(outcome, Err(Error::Timeout { .. })) {
-            let text = "confirm.select was not answered in time";
+            let text = "the reply to confirm.select is late";
             inner.shared.close_by_library(text.into());
         }
         inner.shared.publisher.select_done(outcome.is_ok());
         outcome.map(drop)
     }
 
-    /// Waits for another thread's `confirm.select`, if it is not done already.
+    /// Waits for the `confirm.select` of another thread, unless its reply has arrived.
     fn await_confirm_mode(&self) -> Result<()> {
         let inner = self.inner();
         let after = inner.limits.rpc_timeout;
@@ -83,7 +83,7 @@ impl BlockingChannel {
                     .connection
                     .timeout("confirm.select", Some(self.number()), after))
             }
-            // It fails only with its channel.
+            // `confirm.select` fails only if the channel ends.
             Ok(()) if !publisher.is_confirming() => Err(inner.closed_error()),
             _ => inner.check_open(),
         }

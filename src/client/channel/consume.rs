@@ -175,8 +175,12 @@ impl BlockingChannel {
         Ok(Consumer::new(shared, self.clone()))
     }
 
-    /// Starts the consumer of RPC responses. The channel serves nothing else.
-    pub(crate) fn consume_answers(&self, queue: &str, rpc_replies: &Arc<RpcReplies>) -> Result<()> {
+    /// Starts the consumer of RPC replies. Its channel has no other consumer.
+    pub(crate) fn consume_rpc_replies(
+        &self,
+        queue: &str,
+        rpc_replies: &Arc<RpcReplies>,
+    ) -> Result<()> {
         let inner = self.inner();
         let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
         let shared = Arc::clone(&inner.shared);

@@ -21,7 +21,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
-pub(crate) use self::closing::{Unheard, confirms_share};
+pub(crate) use self::closing::{UnreportedErrors, confirms_share};
 pub(crate) use self::start_consuming::EVENTS_PER_TURN_MAX;
 use crate::client::callbacks::consumers::ConsumerCallbacks;
 use crate::client::callbacks::list::CallbackList;
@@ -32,6 +32,7 @@ use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, OpenFailure, Opener, Outcome};
+use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerShared, Route};
 use crate::protocol::content::DeliveredContent;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
@@ -76,32 +77,32 @@ pub struct BlockingChannel {
     handle: Arc<Handle>,
 }
 
-/// Keeps the channel open, and the connection alive.
+/// Keeps the channel and its connection open. All clones of a [`BlockingChannel`] share it.
 struct Handle {
     inner: Arc<ChannelInner>,
     connection: Arc<ConnectionInner>,
 }
 
-/// What also outlives the handles: deliveries hold it.
+/// The state of a channel that the calls of the program need.
 pub(crate) struct ChannelInner {
     pub(crate) shared: Arc<ChannelShared>,
     limits: Limits,
-    /// How many calls are under way that set the prefetch.
+    /// The number of calls under way that set the prefetch.
     prefetching: Mutex<usize>,
-    /// Who runs the callbacks.
-    source: DispatchLock,
+    /// Decides which thread runs the callbacks.
+    dispatch_lock: DispatchLock,
     callbacks: ConsumerCallbacks<BlockingChannel, Delivery>,
     on_return: CallbackList<BlockingChannel, Returned>,
     on_cancel: CallbackList<BlockingChannel, ShortString>,
     on_flow: CallbackList<BlockingChannel, bool>,
     on_confirm: CallbackList<BlockingChannel, Confirmation>,
     on_close: CallbackList<BlockingChannel, Error>,
-    /// The consumers without a callback.
+    /// The consumers without a callback, each with a [`Consumer`](crate::Consumer).
     iterated: Mutex<Vec<Weak<ConsumerShared>>>,
     consumer_tags: AtomicU64,
 }
 
-/// A channel that this does not keep open.
+/// A reference to a channel that does not keep the channel open.
 #[derive(Clone)]
 pub(crate) struct WeakChannel(Weak<Handle>);
 
@@ -136,15 +137,14 @@ impl BlockingChannel {
             .recv()
             .map_err(|_| connection.closed_error())?
             .map_err(|failure| match failure {
-                OpenFailure::Call(CallFailure::TimedOut, channel) => connection.shared.timeout(
+                OpenFailure::Call(failure, channel) => call_error(
+                    &connection.shared,
+                    Some(&channel),
+                    failure,
                     "channel.open",
-                    Some(channel.id.number),
                     limits.rpc_timeout,
+                    None,
                 ),
-                OpenFailure::Call(_, channel) => match channel.closed() {
-                    Some(reason) => Error::ChannelClosed(reason),
-                    None => connection.closed_error(),
-                },
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
                 OpenFailure::Number(NumberError::Closing(number)) => connection.shared.timeout(
                     "channel.close before channel.open",
@@ -166,7 +166,8 @@ impl BlockingChannel {
         connection.add_channel(id, WeakChannel(Arc::downgrade(&handle)));
         let shared = &handle.inner.shared;
         if shared.inbox.has_ended() {
-            // Whoever dispatches may have looked for it in vain, and not looks again.
+            // A dispatching thread may have looked for the channel before it was added to the list.
+            // List it once more, so that its end is dispatched.
             shared.clear_ready();
             shared.mark_ready();
         }
@@ -216,7 +217,7 @@ impl BlockingChannel {
         self.inner().call(method.into(), None)
     }
 
-    /// Sends a method without reply, in its turn.
+    /// Sends a method without a reply when it is its turn.
     fn call_nowait(&self, method: impl Into<Method>) -> Result<()> {
         self.inner().round_trip(method.into(), None).map(drop)
     }
@@ -226,8 +227,8 @@ impl BlockingChannel {
 ///
 /// The specification or pika has these. RabbitMQ does not need them, or does not implement them.
 impl BlockingChannel {
-    /// Asks the broker to stop or to resume the deliveries of this channel (`channel.flow`). Returns
-    /// the state that the broker confirms.
+    /// Makes the broker stop (`false`) or resume (`true`) the deliveries of this channel with
+    /// `channel.flow`. Returns the state that the broker confirms.
     ///
     /// RabbitMQ does not implement a stop: `false` closes the connection (540). To get fewer
     /// deliveries at a time, set a [prefetch](Self::basic_qos).
@@ -246,7 +247,7 @@ impl BlockingChannel {
         self.inner().shared.publisher.is_flow_active()
     }
 
-    /// Requests an access ticket, which old brokers required. RabbitMQ answers and ignores
+    /// Requests an access ticket, which old brokers required. RabbitMQ replies, and ignores
     /// tickets.
     ///
     /// # Errors
@@ -261,8 +262,8 @@ impl BlockingChannel {
     /// [`basic_recover`](Self::basic_recover) does, without a reply. The specification has
     /// deprecated this method.
     ///
-    /// Deliveries that the broker sends before it has received this arrive as well, and count as
-    /// settled there: to settle one closes the channel (406).
+    /// Deliveries that the broker has sent before it receives this method count as settled there.
+    /// If you settle one of them, the broker closes the channel (406).
     ///
     /// # Errors
     ///
@@ -276,7 +277,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.connection.forget_channel(self.inner.shared.id);
         self.inner.shared.count_settled();
-        self.inner.note_unheard();
+        self.inner.log_unreported_errors();
         self.inner.clear_deliveries();
         self.inner.clear_listeners();
         self.inner.on_close.clear();
@@ -302,7 +303,7 @@ impl ChannelInner {
             shared,
             limits,
             prefetching: Mutex::default(),
-            source: DispatchLock::default(),
+            dispatch_lock: DispatchLock::default(),
             callbacks: ConsumerCallbacks::default(),
             on_return: CallbackList::default(),
             on_cancel: CallbackList::default(),
@@ -338,13 +339,13 @@ impl ChannelInner {
         }
     }
 
-    /// Sends `method` in its turn and waits for what becomes of it.
+    /// Sends `method` when it is its turn, and waits for its reply.
     pub(crate) fn round_trip(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
         let call = self.begin(method, consumer)?;
         self.finish(&call)
     }
 
-    /// Sends `method` in its turn.
+    /// Queues `method`. The IO thread sends it when it is its turn.
     fn begin(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Call> {
         self.check_open()?;
         Ok(Call {
@@ -357,27 +358,23 @@ impl ChannelInner {
         })
     }
 
-    /// Waits for what becomes of `call`.
+    /// Waits for the reply to `call`, or for its failure.
     fn finish(&self, call: &Call) -> Result<Reply> {
-        self.shared
-            .connection
-            .finish(&call.outcome)
-            .map_err(|failure| match failure {
-                CallFailure::TimedOut => self.shared.connection.timeout(
-                    call.id.name().unwrap_or("a call"),
-                    Some(self.shared.id.number),
-                    call.after,
-                ),
-                CallFailure::Encode(error) => error.into(),
-                CallFailure::DuplicateConsumerTag => {
-                    Error::DuplicateConsumerTag(call.consumer_tag.clone().unwrap_or_default())
-                }
-                CallFailure::Closed => self.closed_error(),
-            })
+        let connection = &self.shared.connection;
+        connection.finish(&call.outcome).map_err(|failure| {
+            call_error(
+                connection,
+                Some(&self.shared),
+                failure,
+                call.id.name().unwrap_or("a call"),
+                call.after,
+                call.consumer_tag.as_ref(),
+            )
+        })
     }
 
-    /// Sets the prefetch, which consumers that start after this are subject to; with
-    /// `is_default`, only if nobody has set one and nobody is about to.
+    /// Sets the prefetch of the consumers that start after this call. With `is_default`, does so
+    /// only if no thread has set one or is about to.
     fn set_prefetch(&self, qos: basic::Qos, is_default: bool) -> Result<()> {
         let mut prefetching = self.prefetching.lock();
         let is_set = || *prefetching > 0 || self.shared.prefetch().is_some();
@@ -392,13 +389,13 @@ impl ChannelInner {
         outcome.map(drop)
     }
 
-    /// Drops the callbacks for deliveries, and what waits for them.
+    /// Drops the callbacks for deliveries, and the deliveries that wait for them.
     fn clear_deliveries(&self) {
         self.callbacks.clear();
         self.shared.inbox.discard(|_| true);
     }
 
-    /// Drops the callbacks for all else but the end.
+    /// Drops the callbacks for notices. Those for the end and for deliveries stay.
     fn clear_listeners(&self) {
         self.on_return.clear();
         self.on_cancel.clear();
@@ -406,13 +403,37 @@ impl ChannelInner {
         self.on_confirm.clear();
     }
 
-    /// Gives back messages that have come for `consumer` and that nobody will take.
+    /// Requeues deliveries that have arrived for `consumer` and that the program will not take.
     pub(crate) fn give_back(
         &self,
         consumer: &ConsumerShared,
         messages: impl Iterator<Item = DeliveredContent>,
     ) {
         consumer.give_back(messages, |command| self.shared.connection.send(command));
+    }
+}
+
+/// Returns the error of a call that has failed. `channel` is `None` for a call of the connection.
+pub(crate) fn call_error(
+    connection: &ConnectionShared,
+    channel: Option<&ChannelShared>,
+    failure: CallFailure,
+    operation: &'static str,
+    after: Duration,
+    consumer_tag: Option<&ShortString>,
+) -> Error {
+    match failure {
+        CallFailure::TimedOut => {
+            connection.timeout(operation, channel.map(|channel| channel.id.number), after)
+        }
+        CallFailure::Encode(error) => error.into(),
+        CallFailure::DuplicateConsumerTag => {
+            Error::DuplicateConsumerTag(consumer_tag.cloned().unwrap_or_default())
+        }
+        CallFailure::Closed => match channel {
+            Some(channel) => channel.closed_error(),
+            None => connection.end().unwrap_or_else(Error::being_closed),
+        },
     }
 }
 
@@ -443,14 +464,18 @@ mod tests {
     }
 
     #[test]
-    fn a_call_has_as_much_time_as_it_is_given_and_no_more() {
+    fn the_deadline_of_a_call_is_the_rpc_timeout_after_its_begin() {
         let second = Duration::from_secs(1);
         let inner = channel(1, second);
         let connection = &inner.shared.connection;
         let before = Instant::now();
         let call = inner.begin(queue::Declare::new("q").into(), None).unwrap();
         let after = Instant::now();
-        assert_eq!(call.after, second * 7, "which the error tells");
+        assert_eq!(
+            call.after,
+            second * 7,
+            "the error of the call has this time"
+        );
         let mut commands = VecDeque::new();
         connection.commands().take(&mut commands, &mut Vec::new());
         let Some(Entry::Command(Command::Call { deadline, .. })) = commands.pop_front() else {

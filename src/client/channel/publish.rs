@@ -71,7 +71,7 @@ impl BlockingChannel {
         let frame_max = shared.connection.negotiated.frame_max as usize;
         with_scratch(|scratch| {
             let encoded = EncodedPublish::new(shared.id.number, publish, frame_max, scratch)?;
-            // Before any lock, for it looks at the whole body.
+            // Before any lock is taken, because the fingerprint reads the whole body.
             let mandatory = publish.mandatory.then(|| Mandatory {
                 fingerprint: publish.fingerprint(),
                 properties: encoded.properties(),
@@ -82,22 +82,22 @@ impl BlockingChannel {
 }
 
 thread_local! {
-    /// Where a publish is encoded, but for its body.
+    /// The buffer into which this thread encodes a publish, without its body.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Lends this thread's memory for a publish. A thread that ends may have dropped it already and
-/// still publish, as may a logger inside a publish: these get memory of their own.
+/// Calls `publish` with the buffer of this thread. A thread that is ending may have dropped the
+/// buffer already, and a log backend may publish inside a publish: these get a new one.
 fn with_scratch<R>(publish: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
     let outcome = publish(&mut scratch);
-    // Without a thread to keep it for, it goes.
+    // If the thread-local is already destroyed, this drops the buffer.
     let _ = SCRATCH.try_with(|kept| kept.set(scratch));
     outcome
 }
 
 impl ChannelInner {
-    /// Queues a publish, when there is room for it.
+    /// Queues a publish as soon as there is room for it.
     fn publish(
         &self,
         encoded: &EncodedPublish<'_>,
@@ -148,15 +148,16 @@ impl ChannelInner {
     }
 }
 
-/// What a publish waits for, and has.
+/// The room that a publish needs: a place in the confirm window, and bytes of the write budget.
+/// Dropping it gives back the unused room.
 struct Room<'a> {
     inner: &'a ChannelInner,
     size: usize,
-    /// Whether it has room in the write budget.
+    /// Whether bytes of the write budget are reserved.
     reserved: bool,
-    /// Whether a place in the window is kept for it.
+    /// Whether a place in the confirm window is reserved.
     has_place: bool,
-    /// That it waits, and until when.
+    /// Set while the publish waits: the mark of a waiting thread, and the deadline.
     waiting: Option<(Waiting<'a>, Instant)>,
 }
 
@@ -172,7 +173,7 @@ impl<'a> Room<'a> {
     }
 
     fn wait_for_window(&mut self) -> Result<()> {
-        // Others may use it meanwhile.
+        // Other publishes may use the bytes while this one waits.
         self.give_back();
         let deadline = self.deadline();
         let is_pointless = || !self.inner.is_open();
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_publish_that_fails_gives_back_its_place_in_the_window() {
+    fn a_publish_that_fails_gives_back_its_place_in_the_confirm_window() {
         let inner = Arc::new(channel(1, Duration::ZERO));
         let publisher = &inner.shared.publisher;
         assert!(publisher.select(|| {}));
@@ -281,7 +282,7 @@ mod tests {
         assert_eq!(waiting_bytes(&inner), 100);
         drop(failing);
         assert_eq!(waiting_bytes(&inner), 0);
-        // Nor does it keep any while it waits for the window.
+        // A publish that waits for the confirm window gives back its bytes as well.
         let mut waiting = Room::new(&inner, 100);
         waiting.wait_for_budget().unwrap();
         waiting.wait_for_window().unwrap();
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_published_in_room_that_was_waited_for_takes_it() {
+    fn a_publish_that_has_waited_for_room_takes_its_size_of_the_budget() {
         let inner = Arc::new(channel(1, SECOND * 30));
         publish(&inner).unwrap();
         let size = waiting_bytes(&inner);

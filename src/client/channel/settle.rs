@@ -13,7 +13,7 @@ impl BlockingChannel {
     /// queue.
     ///
     /// [`Delivery::ack`](crate::Delivery::ack) is the same. The call returns when the
-    /// acknowledgement is on its way. The broker does not answer it.
+    /// acknowledgement is on its way. The broker does not reply to it.
     ///
     /// # Errors
     ///

@@ -93,16 +93,18 @@ impl BlockingChannel {
         let inner = self.inner();
         let announce = || inner.shared.mark_ready();
         let held = inner
-            .source
+            .dispatch_lock
             .hold(&announce)
             .ok_or(Error::AlreadyConsuming)?;
         let outcome = self.consume_all(&held);
-        let told = self.call_close_callbacks_held(&held);
+        let called = self.call_close_callbacks_held(&held);
         drop(held);
         // Events that are left are for the other threads that dispatch.
         inner.shared.mark_ready();
         // A close during this call could not take the lock, and has left its callbacks to it.
-        outcome.and(told).and_then(|()| self.call_close_callbacks())
+        outcome
+            .and(called)
+            .and_then(|()| self.call_close_callbacks())
     }
 
     fn consume_all(&self, held: &DispatchGuard<'_>) -> Result<()> {
@@ -119,14 +121,14 @@ impl BlockingChannel {
             }
         }
         loop {
-            let told = connection.dispatch_own(&|| false)?
+            let dispatched = connection.dispatch_own(&|| false)?
                 + self.call_notice_callbacks(held, EVENTS_PER_TURN_MAX, &|| false)?;
             match self.step(held, &mut consuming)? {
                 // Other consumers remain, so this cancellation does not end `start_consuming`.
                 Step::Handled if inner.callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
                 // Callbacks ran above and may have queued more work: check again before sleeping.
-                Step::Idle if told > 0 => {}
+                Step::Idle if dispatched > 0 => {}
                 Step::Idle => {
                     inner.warn_if_stalled(&mut consuming.warned);
                     let _waiting = inner.shared.connection.read_control.wait_for_delivery();
@@ -153,7 +155,7 @@ impl BlockingChannel {
         let inner = self.inner();
         inner.shared.clear_ready();
         let announce = || inner.shared.mark_ready();
-        let Some(held) = inner.source.hold(&announce) else {
+        let Some(held) = inner.dispatch_lock.hold(&announce) else {
             return Ok(0);
         };
         let outcome = self.dispatch_share(&held, share, is_over);
@@ -163,8 +165,8 @@ impl BlockingChannel {
             inner.shared.mark_ready();
         }
         // A close during this call could not take the lock, and has left its callbacks to it.
-        let told = self.call_close_callbacks();
-        outcome.and_then(|done| told.map(|()| done))
+        let called = self.call_close_callbacks();
+        outcome.and_then(|done| called.map(|()| done))
     }
 
     fn dispatch_share(
@@ -189,12 +191,12 @@ impl BlockingChannel {
             }
         }
         if inner.shared.inbox.is_over() {
-            let unheard = inner.on_close.is_empty() && inner.callbacks.has_some();
+            let is_unreported = inner.on_close.is_empty() && inner.callbacks.has_some();
             inner.callbacks.clear();
             self.call_close_callbacks_held(held)?;
             match inner.shared.closed() {
                 // If the connection has ended, its own callbacks report the reason.
-                Some(reason) if unheard && reason.by != ClosedBy::Application => {
+                Some(reason) if is_unreported && reason.by != ClosedBy::Application => {
                     return Err(Error::ChannelClosed(reason));
                 }
                 _ => {}
@@ -325,6 +327,8 @@ impl ChannelInner {
                 content,
             },
             None => {
+                // Logged outside the lock: a log backend that uses cony would deadlock.
+                drop(entries);
                 log::warn!(
                     "a delivery for the unknown consumer {} is dropped",
                     deliver.consumer_tag

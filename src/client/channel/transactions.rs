@@ -6,9 +6,9 @@ use crate::protocol::methods::tx;
 
 /// # Transactions
 ///
-/// What is published and acknowledged on a transactional channel takes effect at the
-/// commit. RabbitMQ gives no guarantee across several queues, and commits are slow: for
-/// publishes that must not be lost, [confirms](Self::confirm_delivery) are the better way.
+/// On a channel with transactions, publishes and acknowledgements take effect at the commit.
+/// RabbitMQ guarantees this for one queue, but not for several queues together. Commits are slow:
+/// to publish without losing messages, [confirms](Self::confirm_delivery) are the better way.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -20,32 +20,36 @@ use crate::protocol::methods::tx;
 /// # Ok::<(), cony::Error>(())
 /// ```
 impl BlockingChannel {
-    /// Makes the channel transactional. There is no way back.
+    /// Makes this a channel with transactions. It stays one until it closes.
     ///
     /// # Errors
     ///
-    /// [`ChannelClosed`](crate::Error::ChannelClosed) (406) in confirm mode; the usual
-    /// ones of a call.
+    /// [Those of a call](Self#errors-of-a-call). The broker refuses (406) in confirm mode.
     pub fn tx_select(&self) -> Result<()> {
         self.call::<tx::SelectOk>(tx::Select::default()).map(drop)
     }
 
-    /// Makes everything since the last commit or rollback take effect. What other threads
-    /// publish and acknowledge meanwhile belongs to the next transaction.
+    /// Commits the transaction: all publishes and acknowledgements since the last commit or
+    /// rollback take effect.
+    ///
+    /// Publishes and acknowledgements of other threads during this call belong to the next
+    /// transaction.
     ///
     /// # Errors
     ///
-    /// [`ChannelClosed`](crate::Error::ChannelClosed) (406) if the channel is not
-    /// transactional, and from RabbitMQ 4 on if a queue that was published to has been
-    /// deleted since (`partial tx completion`: the rest may have taken effect); the usual
-    /// ones of a call.
+    /// [Those of a call](Self#errors-of-a-call). The broker refuses (406) without
+    /// [`tx_select`](Self::tx_select). RabbitMQ 4 and later also refuses (406, `partial tx
+    /// completion`) if a queue with publishes of the transaction has been deleted; the rest of the
+    /// transaction may have taken effect.
     pub fn tx_commit(&self) -> Result<()> {
         self.call::<tx::CommitOk>(tx::Commit::default()).map(drop)
     }
 
-    /// Forgets everything since the last commit or rollback. Deliveries that were settled
-    /// are unsettled again: they can be settled anew, or are given out again when the
-    /// channel closes.
+    /// Rolls the transaction back: the publishes and acknowledgements since the last commit or
+    /// rollback have no effect.
+    ///
+    /// The deliveries that were settled in the transaction are unsettled again. You can settle them
+    /// once more; otherwise the broker delivers them again when the channel closes.
     ///
     /// # Errors
     ///

@@ -25,7 +25,7 @@ pub use self::stats::Stats;
 pub use self::timers::TimerId;
 use self::timers::Timers;
 use crate::client::callbacks::lock::is_in_callback;
-use crate::client::channel::{BlockingChannel, Unheard, WeakChannel, confirms_share};
+use crate::client::channel::{BlockingChannel, UnreportedErrors, WeakChannel, confirms_share};
 use crate::config::parameters::ConnectionParameters;
 use crate::error::{Error, Result};
 use crate::io;
@@ -307,8 +307,8 @@ impl BlockingConnection {
         match self.inner.shared.termination() {
             Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => {
                 let ends = channels.iter().zip(interrupted).filter(|_| is_first);
-                let unheard = ends.map(|(channel, end)| channel.inner().unheard(end));
-                Unheard::sum(unheard).map_or(called, Err)
+                let unreported = ends.map(|(channel, end)| channel.inner().unreported_errors(end));
+                UnreportedErrors::sum(unreported).map_or(called, Err)
             }
             Some(termination) => Err(termination.into()),
             None => Err(self.inner.shared.timeout("connection.close", None, timeout)),

@@ -3,9 +3,9 @@
 use crossbeam_channel::bounded;
 
 use super::BlockingConnection;
+use crate::client::channel::call_error;
 use crate::error::Result;
 use crate::io::shared::command::Command;
-use crate::protocol::event::CallFailure;
 use crate::protocol::secret::Secret;
 use crate::protocol::wire::ShortString;
 
@@ -29,9 +29,12 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`](crate::Error::Timeout). [`Error::TooLong`](crate::Error::TooLong) for a
-    /// secret that does not fit into one frame. The end of the connection: the broker closes it
-    /// (530) if it refuses the secret.
+    /// - [`Error::Timeout`](crate::Error::Timeout) if the reply does not arrive within
+    ///   `rpc_timeout`.
+    /// - [`Error::TooLong`](crate::Error::TooLong) for a secret that does not fit into one frame.
+    /// - [`Error::ConnectionClosed`](crate::Error::ConnectionClosed) or
+    ///   [`Error::ConnectionLost`](crate::Error::ConnectionLost) if the connection has ended. The
+    ///   broker closes it (530) if it refuses the secret.
     pub fn update_secret(&self, new_secret: impl Into<Secret>, reason: &str) -> Result<()> {
         self.inner.check_open()?;
         let after = self.inner.limits.rpc_timeout;
@@ -42,16 +45,13 @@ impl BlockingConnection {
             deadline: self.inner.limits.call_deadline(),
             reply,
         });
-        match self.inner.shared.finish(&outcome) {
+        let shared = &self.inner.shared;
+        match shared.finish(&outcome) {
             Ok(_) => Ok(()),
-            Err(CallFailure::TimedOut) => {
-                Err(self
-                    .inner
-                    .shared
-                    .timeout("connection.update-secret", None, after))
+            Err(failure) => {
+                let operation = "connection.update-secret";
+                Err(call_error(shared, None, failure, operation, after, None))
             }
-            Err(CallFailure::Encode(error)) => Err(error.into()),
-            Err(_) => Err(self.inner.closed_error()),
         }
     }
 }
