@@ -17,7 +17,7 @@ fn main() -> cony::Result<()> {
     match client.call("tutorial.fibonacci", &number, Duration::from_secs(10)) {
         Ok(reply) => println!("fibonacci({number}) is {}", reply.text()?),
         Err(Error::Unroutable(_)) => println!("no server has run yet"),
-        Err(error) if error.is_timeout() => println!("the server does not answer"),
+        Err(error) if error.is_timeout() => println!("the server does not reply"),
         Err(error) => return Err(error),
     }
     connection.close()

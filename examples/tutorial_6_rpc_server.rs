@@ -18,14 +18,14 @@ fn main() -> cony::Result<()> {
     channel.basic_consume("tutorial.fibonacci", |_, request| {
         // A malformed request must not end the server.
         let input = request.text().unwrap_or("not UTF-8");
-        let answer = match input.parse() {
+        let reply = match input.parse() {
             Ok(number @ 0..=186) => fibonacci(number).to_string(),
             _ => "unknown".to_owned(),
         };
-        println!("fibonacci({input}) is {answer}");
+        println!("fibonacci({input}) is {reply}");
 
         // The request names the queue for the reply, and has an id that the reply repeats.
-        match request.reply(answer) {
+        match request.reply(reply) {
             Ok(_) => request.ack(),
             Err(Error::NoReplyTo(_)) => request.reject(),
             Err(error) => Err(error),

@@ -7,7 +7,7 @@
 //! | [`publishing`] | properties, mandatory messages, confirms in three styles, backpressure |
 //! | [`consuming`] | callbacks, iterators, prefetch, acknowledgements, cancelling |
 //! | [`threads`] | which handle goes where, worker pools, shutting down |
-//! | [`errors`] | what ends with which error, and how to react |
+//! | [`errors`] | the errors, the end that each means, and how to react |
 //! | [`timeouts`] | every deadline, and heartbeats |
 //! | [`one_thread`] | several channels and connections in one thread |
 //! | [`rpc`] | requests and replies with direct reply-to |

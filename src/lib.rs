@@ -16,8 +16,8 @@
 //! or when its deadline has passed. One background thread, the IO thread, owns the socket and sends
 //! the heartbeats, so a callback may take an hour. Every handle can be used from several threads.
 //!
-//! cony does for Rust what pika's `BlockingConnection` does for Python. If you know pika, look up
-//! its names in `docs/from-pika.md`.
+//! cony is to Rust as pika's `BlockingConnection` is to Python. If you know pika, look up its names
+//! in `docs/from-pika.md`.
 //!
 //! This page is an outline. The [`guide`] has a page for each subject.
 //!
@@ -70,9 +70,9 @@
 //! # Ok::<(), cony::Error>(())
 //! ```
 //!
-//! # Requests and responses
+//! # Requests and replies
 //!
-//! [`RpcClient`] sends a request to a server through a queue and waits for the response.
+//! [`RpcClient`] sends a request to a server through a queue and waits for the reply.
 //!
 //! # Threads
 //!
@@ -86,7 +86,7 @@
 //! Every call returns a [`Result`] with the one type [`Error`]. If the broker refuses a call, it
 //! closes the channel, or for some mistakes the connection. The error has the code and the text of
 //! the broker, and later calls on that handle return the same reason. Mistakes that cony can find
-//! itself are errors before anything is sent. [`Error::is_retryable`] tells whether to try again.
+//! itself are errors before anything is sent. [`Error::is_retryable`] returns whether to try again.
 //!
 //! # Bounds
 //!

@@ -12,7 +12,7 @@ use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::returned::Returned;
 
-/// The outcome of one publish, as far as the broker has reported it.
+/// A handle for the outcome of one publish.
 ///
 /// [`basic_publish`](crate::BlockingChannel::basic_publish) returns one. On a channel in [confirm
 /// mode](crate::BlockingChannel::confirm_delivery) the broker acknowledges each message that it has
@@ -152,7 +152,7 @@ impl PublisherConfirm {
             .is_some_and(|numbered| numbered.slot.get().is_some())
     }
 
-    /// Returns why the message was not taken, if that is known.
+    /// Returns the reason why the broker did not take the message, if it is known.
     pub(crate) fn failure(&self) -> Option<Error> {
         let numbered = self.0.as_ref()?;
         numbered.report(numbered.slot.get()?).err()
@@ -207,14 +207,15 @@ impl fmt::Debug for PublisherConfirm {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Confirmation {
-    /// The sequence number of the publish: that of its [`PublisherConfirm`].
+    /// The sequence number of the publish, which its [`PublisherConfirm`] has too.
     pub sequence_number: u64,
     /// `Ok` if the broker has taken the message, otherwise an error of [`PublisherConfirm::wait`].
     pub outcome: Result<()>,
 }
 
 impl Confirmation {
-    /// `settled` is `None` if the channel ended first, for the reason that `why` returns.
+    /// Creates a confirmation. If the channel ended before the confirm, `settled` is `None`, and
+    /// `why` returns the reason.
     pub(crate) fn new(
         sequence_number: u64,
         settled: Option<&PublishOutcome<Arc<ReturnedContent>>>,

@@ -137,7 +137,7 @@ impl Consumer {
     ///
     /// As [`recv`](Self::recv).
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
-        // A deadline that the clock cannot express is none.
+        // If the clock cannot express the deadline, there is none.
         self.recv_until(Instant::now().checked_add(timeout))
     }
 
@@ -232,7 +232,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Cancels the consumer. It ends in all clones at once, even if the broker does not answer.
+    /// Cancels the consumer. It ends in all clones at once, even if the broker does not reply.
     ///
     /// Deliveries that arrived and were not taken yet go back to their queue. Those that need no
     /// acknowledgement (`no_ack`) cannot go back, and this call returns them. Deliveries that your
@@ -242,16 +242,17 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). After [`Error::Timeout`] the
-    /// consumer has ended nevertheless; the deliveries that were not taken go back with another
-    /// `cancel`, or when the consumer is dropped.
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply. After [`Error::Timeout`] the consumer
+    /// has ended nevertheless; the deliveries that were not taken go back with another `cancel`, or
+    /// when the consumer is dropped.
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
         let shared = &self.handle.shared;
         shared.inbox().stop();
         if shared.cancelled_by_broker().is_none() {
             if let Err(error) = self.inner().cancel(shared, false) {
                 if !error.is_timeout() {
-                    // Nothing more comes, and what has come and is here for good can be taken.
+                    // No further delivery arrives, so the remaining ones can be taken.
                     shared.inbox().resume();
                 }
                 return Err(error);
@@ -304,7 +305,7 @@ impl Consumer {
         self.handle.channel.inner()
     }
 
-    /// Waits for the next delivery, without a deadline as long as it takes. Returns `None` at the
+    /// Waits for the next delivery, without a limit if there is no deadline. Returns `None` at the
     /// deadline, and after this program has ended the consumer.
     fn recv_until(&self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
         let shared = &self.handle.shared;
@@ -345,8 +346,8 @@ impl Consumer {
     }
 }
 
-/// Requeues a delivery whose handler has panicked: it would otherwise stay unsettled until the
-/// channel closes. A handler that returns forgets this guard.
+/// Requeues a delivery whose handler has panicked, which would otherwise stay unsettled until the
+/// channel closes. After a handler that returns, `for_each` forgets this guard.
 struct Unfinished<'a> {
     consumer: &'a Consumer,
     delivery_tag: u64,
@@ -359,9 +360,9 @@ impl Drop for Unfinished<'_> {
         }
         let inner = self.consumer.inner();
         if !inner.shared.settlements.lock().has_transactions() {
-            // RabbitMQ counts a reject for `delivery_limit`, and a nack not: a message that always
-            // panics would come for ever. An error does no harm here: the delivery is settled
-            // already, or the channel has ended and the broker requeues.
+            // A reject, because RabbitMQ does not count a nack for `delivery_limit`: a message
+            // whose handler always panics would be delivered forever. An error is ignored: the
+            // delivery is settled already, or the channel has ended and the broker requeues it.
             let reject = Settle::Reject { requeue: true };
             let _ = inner.shared.settle(self.delivery_tag, reject);
         }
@@ -379,8 +380,8 @@ impl Clone for Consumer {
 
 /// An iterator over the deliveries of a borrowed [`Consumer`], which waits for each of them.
 ///
-/// [`Consumer::iter`] returns it. It returns the error of a consumer that has failed once, and then
-/// `None`.
+/// [`Consumer::iter`] returns it. If the consumer fails, the iterator returns the error once, and
+/// then `None`.
 #[derive(Debug, Clone)]
 #[must_use = "iterators are lazy and take nothing unless consumed"]
 pub struct Iter<'a> {
@@ -401,7 +402,7 @@ impl FusedIterator for Iter<'_> {}
 /// An iterator over the deliveries of a [`Consumer`] that it owns. Dropping the iterator drops the
 /// consumer.
 ///
-/// [`Consumer::into_iter`](IntoIterator::into_iter) returns it. Apart from that it is an [`Iter`].
+/// [`Consumer::into_iter`](IntoIterator::into_iter) returns it. Otherwise it is like [`Iter`].
 #[derive(Debug, Clone)]
 #[must_use = "iterators are lazy and take nothing unless consumed"]
 pub struct IntoIter {
@@ -419,7 +420,7 @@ impl Iterator for IntoIter {
 
 impl FusedIterator for IntoIter {}
 
-/// Returns the next item of an iterator: after an error or the end, none.
+/// Returns the next item of an iterator. After an error or the end there is none.
 fn next(consumer: &Consumer, has_ended: &mut bool) -> Option<Result<Delivery>> {
     if *has_ended {
         return None;
@@ -458,7 +459,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let channel = self.channel.inner();
         if self.shared.cancelled_by_broker().is_some() || !channel.is_open() {
-            // It has ended before, and not all of what it had was taken.
+            // The consumer has ended before, so only its untaken deliveries are left.
             let left = self.shared.take_remaining();
             match left.len() {
                 0 => {}

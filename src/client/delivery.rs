@@ -25,7 +25,7 @@ use crate::protocol::wire::ShortString;
 /// | [`requeue`](Self::requeue) | the message goes back to its queue and is delivered again |
 /// | [`reject`](Self::reject) | the message goes to the dead-letter exchange of the queue, or is deleted |
 ///
-/// The channel has AMQP's own calls with all their parameters:
+/// The channel has the methods of AMQP with all their parameters:
 /// [`basic_ack`](crate::BlockingChannel::basic_ack),
 /// [`basic_nack`](crate::BlockingChannel::basic_nack) and
 /// [`basic_reject`](crate::BlockingChannel::basic_reject).
@@ -66,7 +66,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A delivery to a consumer.
+    /// Creates the delivery of a consumer.
     pub(crate) fn of_consumer(content: DeliveredContent, channel: Arc<ChannelShared>) -> Self {
         let deliver = content.method;
         Self {
@@ -82,7 +82,7 @@ impl Delivery {
         }
     }
 
-    /// The message of a `basic.get-ok`.
+    /// Creates the delivery of a `basic.get-ok`.
     pub(crate) fn of_get(content: GotContent, channel: Arc<ChannelShared>) -> Self {
         let get_ok = content.method;
         Self {
@@ -143,7 +143,7 @@ impl Delivery {
 
     /// Acknowledges the delivery: the broker deletes the message from the queue.
     ///
-    /// The call returns when the acknowledgement is on its way. The broker does not answer it.
+    /// The call returns when the acknowledgement is on its way. The broker does not reply to it.
     ///
     /// # Errors
     ///

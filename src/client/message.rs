@@ -155,13 +155,13 @@ impl<'a> Message<'a> {
         self.with(|properties| properties.priority(priority))
     }
 
-    /// Sets the correlation id. A response carries the one of its request, so that the other side
-    /// can match them.
+    /// Sets the correlation id. A reply has the correlation id of its request, so that the sender
+    /// of the request can match them.
     pub fn correlation_id(self, correlation_id: impl Into<ShortString>) -> Self {
         self.with(|properties| properties.correlation_id(correlation_id))
     }
 
-    /// Sets the name of the queue to which a response should go.
+    /// Sets the name of the queue for the reply.
     pub fn reply_to(self, reply_to: impl Into<ShortString>) -> Self {
         self.with(|properties| properties.reply_to(reply_to))
     }
@@ -188,8 +188,8 @@ impl<'a> Message<'a> {
         self.with(|properties| properties.message_type(message_type))
     }
 
-    /// Sets the name of the user who publishes. RabbitMQ closes the channel (406) if it is not the
-    /// user of the connection.
+    /// Sets the user that publishes the message. RabbitMQ closes the channel (406) if this is not
+    /// the user of the connection.
     pub fn user_id(self, user_id: impl Into<ShortString>) -> Self {
         self.with(|properties| properties.user_id(user_id))
     }

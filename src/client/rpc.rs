@@ -1,8 +1,8 @@
-//! RPC requests that wait for their responses.
+//! RPC requests, and the waiting for their replies.
 //!
-//! The IO thread hands each response to the thread that waits for it. A *session* is the channel in
-//! confirm mode with the consumer of responses. If the channel ends, the next request opens another
-//! session.
+//! The IO thread hands each reply to the thread that waits for it. A *session* is a channel in
+//! confirm mode with the consumer of the replies. If the channel ends, the next request opens
+//! another session.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,27 +20,28 @@ use crate::client::message::Message;
 use crate::error::{Error, Result};
 use crate::io::to_program::rpc_replies::{RpcEvent, RpcReplies};
 
-/// RabbitMQ's pseudo-queue whose messages go to the channel that published the request ("Direct
-/// Reply-to").
+/// RabbitMQ's pseudo-queue for replies: a message to it goes to the channel that published the
+/// request ("Direct Reply-to").
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// The operation in the error of a timeout.
 const OPERATION: &str = "an RPC request";
 
-/// Sends requests to a server and waits for the responses.
+/// Sends requests to a server and waits for the replies.
 ///
 /// Clone it to share it between threads: requests of several threads are under way at the same
-/// time. Responses arrive over RabbitMQ's direct reply-to, so no queue is declared for them. The
+/// time. Replies arrive over RabbitMQ's direct reply-to, so no queue is declared for them. The
 /// client chooses the correlation ids.
 ///
 /// The client has a channel of its own, which closes with the last clone. If the broker refuses a
 /// request by closing this channel (for a `user_id` that is not the connection's, for example), all
 /// waiting calls fail with the reason, and the next call opens another channel.
 ///
-/// Responses do not take part in the `read_budget`. One that arrives after its deadline is dropped.
+/// Replies do not count in the `read_budget`. A late reply, which arrives after its deadline, is
+/// dropped.
 ///
-/// A server consumes the requests as any consumer does, and [replies](crate::Delivery::reply) to
-/// each:
+/// A server consumes the requests as any consumer does, and sends a [reply](crate::Delivery::reply)
+/// to each:
 ///
 /// ```
 /// # let connection = cony::BlockingConnection::open_default()?;
@@ -58,8 +59,8 @@ const OPERATION: &str = "an RPC request";
 /// # let thread = std::thread::spawn(move || serving.start_consuming());
 ///
 /// let client = RpcClient::new(&connection)?;
-/// let response = client.call("double", "21", Duration::from_secs(10))?;
-/// assert_eq!(response.text()?, "42");
+/// let reply = client.call("double", "21", Duration::from_secs(10))?;
+/// assert_eq!(reply.text()?, "42");
 /// # server.stop_consuming()?;
 /// # thread.join().expect("the server ends")?;
 /// # Ok::<(), cony::Error>(())
@@ -85,23 +86,24 @@ enum Current {
     Failed(Error),
 }
 
-/// A channel for requests and their responses.
+/// A channel for requests and their replies.
 struct Session {
     channel: BlockingChannel,
     rpc_replies: Arc<RpcReplies>,
 }
 
-/// How many sessions one call uses at most, if each ends before the request is on its way.
+/// The number of sessions that one call tries, if each of them ends before the request is on its
+/// way.
 const SESSIONS_MAX: u32 = 3;
 
 impl RpcClient {
-    /// Opens a channel for requests and their responses.
+    /// Opens a channel for requests and their replies.
     ///
     /// # Errors
     ///
     /// Those of [`BlockingConnection::channel`]. [`Error::ChannelClosed`] (404) if the broker has
-    /// no direct reply-to, as some brokers other than RabbitMQ. [`Error::Timeout`] if the broker
-    /// does not answer within `rpc_timeout`.
+    /// no direct reply-to, which is an extension of RabbitMQ. [`Error::Timeout`] if the broker does
+    /// not reply within `rpc_timeout`.
     pub fn new(connection: &BlockingConnection) -> Result<Self> {
         let session = Session::open(connection)?;
         Ok(Self {
@@ -114,7 +116,7 @@ impl RpcClient {
         })
     }
 
-    /// Sends a request to a queue and waits for the response, at most for `timeout`.
+    /// Sends a request to a queue and waits for the reply, at most for `timeout`.
     ///
     /// This is [`call_exchange`](Self::call_exchange) with the default exchange.
     ///
@@ -130,15 +132,15 @@ impl RpcClient {
         self.call_exchange("", queue, request, timeout)
     }
 
-    /// Publishes a request to an exchange and waits for the response, at most for `timeout`.
+    /// Publishes a request to an exchange and waits for the reply, at most for `timeout`.
     ///
     /// The time begins when the request is on its way. Before that the call may wait for room in
     /// the write budget, as any publish does, or for another channel. If the exchange routes the
-    /// request to several queues, the first response is returned and the others are dropped.
+    /// request to several queues, the first reply is returned and the others are dropped.
     ///
     /// The client sets `reply_to` and `correlation_id` of the request and makes it mandatory. The
-    /// response needs no acknowledgement. Give the request an [`expiration`](Message::expiration),
-    /// so that no server works on a request whose caller has given up.
+    /// reply needs no acknowledgement. Give the request an [`expiration`](Message::expiration), so
+    /// that no server works on it after the deadline.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -156,8 +158,8 @@ impl RpcClient {
     ///
     /// let client = RpcClient::new(&connection)?;
     /// let timeout = Duration::from_secs(10);
-    /// let response = client.call_exchange("amq.topic", "math.double", "21", timeout)?;
-    /// assert_eq!(response.text()?, "42");
+    /// let reply = client.call_exchange("amq.topic", "math.double", "21", timeout)?;
+    /// assert_eq!(reply.text()?, "42");
     /// # thread.join().expect("the server ends")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
@@ -165,8 +167,9 @@ impl RpcClient {
     /// # Errors
     ///
     /// - [`Error::Unroutable`] if the request reaches no queue.
-    /// - [`Error::Nacked`] if a queue does not take it.
-    /// - [`Error::Timeout`] if no response arrives in time. A server may or may not have done the
+    /// - [`Error::Nacked`] if the broker does not take the request, for example because its queue
+    ///   is full.
+    /// - [`Error::Timeout`] if no reply arrives in time. A server may or may not have done the
     ///   work.
     /// - [`Error::ChannelClosed`], [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if
     ///   channel or connection end; (404) if there is no such exchange.
@@ -194,7 +197,7 @@ impl RpcClient {
                 .channel
                 .basic_publish(exchange, routing_key, request.clone())
             {
-                Ok(confirm) => return pending.answer(&confirm, timeout),
+                Ok(confirm) => return pending.wait(&confirm, timeout),
                 // The request was not sent, so another session may send it.
                 Err(Error::ChannelClosed(_)) if sessions < SESSIONS_MAX => sessions += 1,
                 Err(error) => return Err(error),
@@ -221,7 +224,7 @@ impl Inner {
         }
         let former = std::mem::replace(&mut *current, Current::Opening);
         drop(current);
-        // Outside the lock: this may close a channel, and waits for the broker then.
+        // Outside the lock, because the drop of a session may close its channel.
         drop(former);
         let mut opening = Opening {
             inner: self,
@@ -253,7 +256,7 @@ impl Session {
         let channel = connection.channel()?;
         channel.confirm_delivery()?;
         let rpc_replies = Arc::default();
-        channel.consume_answers(REPLY_TO, &rpc_replies)?;
+        channel.consume_rpc_replies(REPLY_TO, &rpc_replies)?;
         Ok(Self {
             channel,
             rpc_replies,
@@ -268,7 +271,7 @@ impl Session {
         Pending {
             session: self,
             id,
-            events: self.rpc_replies.expect(id),
+            outcome: self.rpc_replies.expect(id),
         }
     }
 }
@@ -277,12 +280,13 @@ impl Session {
 struct Pending<'a> {
     session: &'a Session,
     id: u64,
-    events: Receiver<RpcEvent>,
+    outcome: Receiver<RpcEvent>,
 }
 
 impl Pending<'_> {
-    /// Waits for the response, or for a confirm that the broker has not taken the request.
-    fn answer(&self, confirm: &PublisherConfirm, timeout: Duration) -> Result<Delivery> {
+    /// Waits for the reply, or for the confirm that reports that the broker has not taken the
+    /// request.
+    fn wait(&self, confirm: &PublisherConfirm, timeout: Duration) -> Result<Delivery> {
         let Session {
             channel,
             rpc_replies,
@@ -299,14 +303,14 @@ impl Pending<'_> {
         let _waiting = connection.wait_for_confirm();
         let found = connection
             .rpc_busy_wait
-            .look_for(|| self.events.try_recv().ok());
-        let event = match (found, deadline) {
-            (Some(event), _) => Ok(event),
-            (None, Some(deadline)) => self.events.recv_deadline(deadline),
-            (None, None) => self.events.recv().map_err(RecvTimeoutError::from),
+            .look_for(|| self.outcome.try_recv().ok());
+        let outcome = match (found, deadline) {
+            (Some(outcome), _) => Ok(outcome),
+            (None, Some(deadline)) => self.outcome.recv_deadline(deadline),
+            (None, None) => self.outcome.recv().map_err(RecvTimeoutError::from),
         };
-        match event {
-            Ok(RpcEvent::Reply(answer)) => Ok(channel_inner.take(answer, true)),
+        match outcome {
+            Ok(RpcEvent::Reply(reply)) => Ok(channel_inner.take(reply, true)),
             Ok(RpcEvent::PublishFailed) => Err(confirm
                 .failure()
                 .unwrap_or_else(|| channel_inner.closed_error())),

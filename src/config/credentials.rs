@@ -76,8 +76,8 @@ impl Credentials {
         })
     }
 
-    /// User and password, for the SASL mechanism PLAIN (RFC 4616). Without TLS the password can be
-    /// read on the network. Neither may contain a NUL.
+    /// Returns credentials of user and password, for the SASL mechanism PLAIN (RFC 4616). Without
+    /// TLS the password can be read on the network. Neither may contain a NUL.
     ///
     /// ```
     /// use cony::{ConnectionParameters, Credentials};
@@ -92,29 +92,30 @@ impl Credentials {
         Self::with_password(PasswordMechanism::Plain, username, password)
     }
 
-    /// User and password, for the mechanism AMQPLAIN, which some old brokers need. Without TLS the
-    /// password can be read on the network.
+    /// Returns credentials of user and password, for the mechanism AMQPLAIN, which some old brokers
+    /// need. Without TLS the password can be read on the network.
     #[must_use]
     pub fn amqplain(username: impl Into<String>, password: impl Into<Secret>) -> Self {
         Self::with_password(PasswordMechanism::AmqPlain, username, password)
     }
 
-    /// The client certificate of the TLS connection, for the SASL mechanism EXTERNAL (RFC 4422).
-    /// RabbitMQ needs its plugin `rabbitmq_auth_mechanism_ssl`, and a listener that verifies client
-    /// certificates.
+    /// Returns credentials that name the client certificate of the TLS connection, for the SASL
+    /// mechanism EXTERNAL (RFC 4422). RabbitMQ needs its plugin `rabbitmq_auth_mechanism_ssl`, and
+    /// a listener that verifies client certificates.
     #[must_use]
     pub fn external() -> Self {
         Self::new(Choice::External)
     }
 
-    /// Anonymous access, for the SASL mechanism ANONYMOUS (RFC 4505). RabbitMQ has it since 4.0.
+    /// Returns anonymous credentials, for the SASL mechanism ANONYMOUS (RFC 4505). RabbitMQ has it
+    /// since 4.0.
     #[must_use]
     pub fn anonymous() -> Self {
         Self::new(Choice::Anonymous)
     }
 
-    /// A SASL mechanism of the program: see [`Mechanism`] for an example. `factory` is called for
-    /// every attempt to open a connection.
+    /// Returns credentials for a SASL mechanism of the program: see [`Mechanism`] for an example.
+    /// `factory` is called for every attempt to open a connection.
     #[must_use]
     pub fn custom<M, F>(factory: F) -> Self
     where
@@ -135,8 +136,8 @@ impl Credentials {
         self
     }
 
-    /// Whether the passwords are wiped, in all clones, when a connection has been opened with them.
-    /// They can be used for one connection only then. Default: `false`.
+    /// Sets whether the passwords are wiped, in all clones, when a connection has been opened with
+    /// them. They can be used for one connection only then. Default: `false`.
     #[must_use]
     pub fn erase_on_connect(mut self, erase: bool) -> Self {
         self.erase_on_connect = erase;
@@ -168,7 +169,7 @@ impl Credentials {
         self.choices.iter().try_for_each(Choice::validate)
     }
 
-    /// Whether the list has only entries with an erased password.
+    /// Returns whether the list has only entries with an erased password.
     pub(crate) fn are_erased(&self) -> bool {
         self.choices.iter().all(|choice| match choice {
             Choice::Password { password, .. } => password.lock().is_none(),
@@ -287,7 +288,7 @@ impl Mechanism for OneResponse {
 }
 
 impl Default for Credentials {
-    /// The user `guest` with the password `guest`.
+    /// Returns the user `guest` with the password `guest`.
     fn default() -> Self {
         Self::plain("guest", "guest")
     }

@@ -134,8 +134,8 @@ impl TlsOptions {
         self
     }
 
-    /// Whether only the authorities of these options are trusted, and not those of the operating
-    /// system. Default: `false`.
+    /// Sets whether only the authorities of these options are trusted, and not those of the
+    /// operating system. Default: `false`.
     #[must_use]
     pub fn disable_built_in_roots(mut self, disable: bool) -> Self {
         self.disable_built_in_roots = disable;
@@ -225,7 +225,7 @@ impl TlsOptions {
         self
     }
 
-    /// The name that the broker's certificate must have, and that is sent to the broker (SNI).
+    /// Sets the name that the broker's certificate must have, and that is sent to the broker (SNI).
     /// Default: the host of the connection.
     #[must_use]
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
@@ -233,7 +233,7 @@ impl TlsOptions {
         self
     }
 
-    /// Whether the name is sent to the broker (SNI). The certificate is verified in any case.
+    /// Sets whether the name is sent to the broker (SNI). The certificate is verified in any case.
     /// Default: `true`.
     #[must_use]
     pub fn server_name_indication(mut self, indicate: bool) -> Self {
@@ -241,14 +241,14 @@ impl TlsOptions {
         self
     }
 
-    /// The lowest version of TLS to accept. Default: [`TlsVersion::Tls12`].
+    /// Sets the lowest version of TLS to accept. Default: [`TlsVersion::Tls12`].
     #[must_use]
     pub fn min_protocol_version(mut self, version: TlsVersion) -> Self {
         self.min_protocol_version = version;
         self
     }
 
-    /// Whether to accept any certificate, even a forged one. Default: `false`.
+    /// Sets whether to accept any certificate, even a forged one. Default: `false`.
     ///
     /// **Dangerous:** an attacker on the network can read and change everything, including the
     /// password. To trust a private authority, use [`ca_file`](Self::ca_file) instead. The log has
@@ -259,7 +259,7 @@ impl TlsOptions {
         self
     }
 
-    /// Whether to accept a certificate for any name. Default: `false`.
+    /// Sets whether to accept a certificate for any name. Default: `false`.
     ///
     /// **Dangerous:** the owner of any certificate from a trusted authority can pose as the broker.
     /// If the broker's certificate has another name than the host of the connection, set that name

@@ -81,7 +81,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether another attempt with the same parameters may succeed.
+    /// Returns whether another attempt with the same parameters may succeed.
     pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::NoLocale { .. } | Self::NoMechanism { .. } | Self::TooLargeBeforeTune { .. } => {
@@ -121,7 +121,7 @@ impl ConnectError {
             (Stage::Tls, Self::EndOfStream | Self::Io { .. }) => TlsError::Other.hint(),
             // With TLS 1.3 the client has finished before the broker checks its certificate.
             (Stage::Header, Self::EndOfStream | Self::Io { .. }) if tls => {
-                "; the broker may demand another client certificate, and its log says more"
+                "; the broker may demand another client certificate, and its log has the details"
             }
             (Stage::Header, Self::EndOfStream | Self::Io { .. }) => {
                 "; a TLS port (usually 5671) needs amqps://"

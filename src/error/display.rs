@@ -127,7 +127,11 @@ impl fmt::Display for Error {
                 blocked,
                 paused,
             } => {
-                write!(f, "no answer to {operation}")?;
+                match *operation {
+                    "a confirm" | "confirms" => f.write_str("no confirm")?,
+                    LAST_PUBLISHES => write!(f, "no confirm of {operation}")?,
+                    _ => write!(f, "no reply to {operation}")?,
+                }
                 if let Some(number) = channel {
                     write!(f, " on channel {number}")?;
                 }
@@ -164,7 +168,7 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "no room to publish within {after:?}: the broker blocks publishes ({reason}) until \
-                 the alarm ends; its log says more"
+                 the alarm ends; its log has the details"
             ),
             Self::TooLong { what, size, limit } => {
                 write!(
@@ -210,13 +214,13 @@ impl fmt::Display for Error {
             Self::AlreadySettled(tag) => {
                 write!(
                     f,
-                    "delivery {tag} is settled already, or was taken with no_ack: each is settled \
-                     once"
+                    "delivery {tag} is settled already, or was taken with no_ack: settle each \
+                     delivery once"
                 )
             }
             Self::NoReplyTo(tag) => write!(
                 f,
-                "delivery {tag} has no reply_to: publish the response to a queue of your choice, or \
+                "delivery {tag} has no reply_to: publish the reply to a queue of your choice, or \
                  reject the request"
             ),
             Self::NotConfirming => f.write_str(
@@ -289,21 +293,24 @@ pub(super) fn remedy(reason: &CloseReason) -> &'static str {
         ReplyCode::NOT_ALLOWED if contains("connection limit (") => {
             "; try again when other connections have ended"
         }
-        ReplyCode::INTERNAL_ERROR => "; the broker's log says more",
+        ReplyCode::INTERNAL_ERROR => "; the broker's log has the details",
         _ => "",
     }
 }
 
-/// Whether a 404 is about a queue that exists on a node that is down.
+/// Returns whether a 404 is about a queue that exists on a node that is down.
 pub(super) fn is_node_down(reason: &CloseReason) -> bool {
     reason.text.contains("is down or inaccessible")
 }
+
+/// The operation in the error of a close that ends before all confirms have arrived.
+pub(crate) const LAST_PUBLISHES: &str = "the last publishes";
 
 /// Returns a hint for a call without a reply.
 fn timeout_hint(operation: &str) -> &'static str {
     match operation {
         "a confirm" | "confirms" => "; you can wait for it again",
-        "the last publishes" => {
+        LAST_PUBLISHES => {
             "; they were sent before the close, so publish them again where a duplicate does no \
              harm, or raise close_timeout"
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub use self::connect::ConnectError;
 pub use self::connection_lost::{ConnectionLostError, ReadingPause};
+pub(crate) use self::display::LAST_PUBLISHES;
 pub use self::publish_error::PublishError;
 pub use self::tls::TlsError;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
@@ -30,7 +31,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
 ///
-/// | variants | what has ended | [`is_retryable`](Self::is_retryable) |
+/// | variants | has ended | [`is_retryable`](Self::is_retryable) |
 /// |---|---|---|
 /// | `InvalidOption`, `CredentialsErased`, `TooLong`, `NotFinite`, `OutOfRange`, `InvalidChannelNumber`, `ChannelNumberInUse`, `DuplicateConsumerTag`, `AlreadyConsuming`, `MethodRefused`, `UnknownDeliveryTag`, `AlreadySettled`, `NoReplyTo`, `NotConfirming` (mistakes of the program) | nothing, and nothing was sent | no |
 /// | `NoFreeChannels` | nothing | yes |
@@ -305,7 +306,7 @@ impl Error {
     }
 
     /// Returns code and text of the close, if the broker or this program closed the channel or
-    /// connection. An [`Unconfirmed`](Self::Unconfirmed) returns those of the error inside.
+    /// connection. For [`Unconfirmed`](Self::Unconfirmed) they are those of the error inside.
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match self {
             Self::ConnectionClosed(reason)
@@ -325,9 +326,9 @@ impl Error {
         self.close_reason().map(|reason| reason.code)
     }
 
-    /// Whether the connection has ended, or was not opened. `false` for
-    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there.
-    /// An [`Unconfirmed`](Self::Unconfirmed) answers for the error inside.
+    /// Returns whether the connection has ended, or was not opened. `false` for
+    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there. For
+    /// [`Unconfirmed`](Self::Unconfirmed) the error inside decides.
     pub fn is_connection_error(&self) -> bool {
         match self {
             Self::Connect { .. }
@@ -343,8 +344,8 @@ impl Error {
         }
     }
 
-    /// Whether a deadline has passed. An [`Unconfirmed`](Self::Unconfirmed) answers for the error
-    /// inside.
+    /// Returns whether a deadline has passed. For [`Unconfirmed`](Self::Unconfirmed) the error
+    /// inside decides.
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::Timeout { .. }
@@ -358,8 +359,8 @@ impl Error {
         }
     }
 
-    /// Whether the same work may succeed later, with neither the program nor the settings of the
-    /// broker changed. The [table above](Self#) has the answer for each variant.
+    /// Returns whether the same work may succeed later, with neither the program nor the settings
+    /// of the broker changed. The [table above](Self#) has the answer for each variant.
     ///
     /// Wait before you retry. If [`is_connection_error`](Self::is_connection_error) is `true`, open
     /// a new connection; after [`ChannelClosed`](Self::ChannelClosed), open a new channel.
@@ -395,7 +396,7 @@ impl Error {
             | Self::PublishTimeout { .. }
             | Self::Nacked
             | Self::ConsumerCancelled(_) => true,
-            Self::ConnectionClosed(reason) | Self::ChannelClosed(reason) => passes(reason),
+            Self::ConnectionClosed(reason) | Self::ChannelClosed(reason) => is_temporary(reason),
             Self::Unconfirmed(reason) => reason.is_retryable(),
             Self::PublishFailures { failures, .. } => {
                 failures.iter().all(|failure| failure.error.is_retryable())
@@ -404,8 +405,8 @@ impl Error {
         }
     }
 
-    /// Whether this is anything but a close by this program. An `Unconfirmed` always is: a message
-    /// may be lost.
+    /// Returns whether the error is anything but a close by this program. That includes
+    /// `Unconfirmed`, because a message may be lost.
     pub(crate) fn is_of_others(&self) -> bool {
         match self {
             Self::Unconfirmed(_) => true,
@@ -433,8 +434,8 @@ impl Error {
     }
 }
 
-/// Whether the reason of a close by the broker is a state of the broker that ends.
-fn passes(reason: &CloseReason) -> bool {
+/// Returns whether the reason of a close by the broker is a state of the broker that ends.
+fn is_temporary(reason: &CloseReason) -> bool {
     if reason.by != ClosedBy::Broker {
         return false;
     }
@@ -541,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn each_error_of_a_connection_says_that_it_is_one_and_the_others_do_not() {
+    fn is_connection_error_is_true_for_errors_of_a_connection_only() {
         let reason = || closed_by(ClosedBy::Broker);
         for error in [
             connect(ConnectError::EndOfStream),
@@ -582,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn each_error_of_a_deadline_says_that_it_is_one() {
+    fn is_timeout_is_true_for_errors_of_a_deadline() {
         let after = Duration::from_secs(1);
         for (error, ends_connection) in [
             (connect(ConnectError::TimedOut(after)), true),
@@ -611,7 +612,7 @@ mod tests {
     }
 
     #[test]
-    fn each_error_that_has_a_close_reason_tells_it() {
+    fn close_reason_is_that_of_the_error() {
         for by in [ClosedBy::Broker, ClosedBy::Application] {
             for error in [
                 connect(ConnectError::Closed(closed_by(by))),
@@ -633,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn unconfirmed_answers_by_the_reason_inside() {
+    fn the_methods_of_unconfirmed_return_those_of_the_error_inside() {
         let unconfirmed = |reason: &Error| Error::Unconfirmed(Box::new(reason.clone()));
         let lost = Error::ConnectionLost(ConnectionLostError::EndOfStream);
         let closed = Error::ConnectionClosed(closed_by(ClosedBy::Broker));

@@ -11,8 +11,8 @@ use super::Error;
 pub struct PublishError {
     /// The number of the channel that the message was published on.
     pub channel: u16,
-    /// The sequence number of the publish, as its [`PublisherConfirm`](crate::PublisherConfirm) has
-    /// it.
+    /// The sequence number of the publish, which its [`PublisherConfirm`](crate::PublisherConfirm)
+    /// has too.
     pub sequence_number: u64,
     /// [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if a message came back
     /// that may be this one.

@@ -85,7 +85,7 @@ impl TlsError {
             .map_or(Self::Other, |(_, error)| *error)
     }
 
-    /// Returns a hint for the reader.
+    /// Returns a hint: the remedy to try.
     pub(super) fn hint(self) -> &'static str {
         match self {
             Self::UntrustedCertificate => {
@@ -106,7 +106,7 @@ impl TlsError {
             Self::ClientCertificateExpired => "; it has to be renewed",
             Self::ClientCertificateRefused => {
                 "; check that an authority has signed it which the broker trusts (its \
-                 ssl_options.cacertfile); the broker's log says more"
+                 ssl_options.cacertfile); the broker's log has the details"
             }
             Self::NoCommonVersion => {
                 "; see TlsOptions::min_protocol_version, and the broker's ssl_options.versions"
@@ -120,7 +120,7 @@ impl TlsError {
             }
             Self::Refused => {
                 "; the broker may demand a client certificate (TlsOptions::identity_pem_files), \
-                 and its log says more"
+                 and its log has the details"
             }
             Self::Other => "; check that this is a TLS port (usually 5671)",
         }
@@ -140,7 +140,7 @@ impl fmt::Display for TlsError {
             Self::ClientCertificateRefused => "the broker does not accept the client certificate",
             Self::NoCommonVersion => "there is no version of TLS that both sides accept",
             Self::NotTls => "the peer does not speak TLS",
-            Self::UnknownName => "the broker does not know the requested name",
+            Self::UnknownName => "the broker has no certificate for the requested name",
             Self::Refused => "the broker ended TLS",
             Self::Other => "TLS failed",
         })

@@ -108,7 +108,7 @@ cases! {
     }, ["the 1 channels", "open another connection"];
     Error::Timeout: || with_peer(Duration::from_millis(100), fall_silent, |channel| {
         failed(channel.queue_declare("q"))
-    }), ["no answer to queue.declare on channel 1 within 100ms", "raise rpc_timeout"];
+    }), ["no reply to queue.declare on channel 1 within 100ms", "raise rpc_timeout"];
     Error::PublishTimeout: || with_peer(Duration::from_secs(10), |mut wire| {
         accept_confirms(&mut wire);
         wire.drain();
@@ -220,7 +220,7 @@ cases! {
         wire.tune(TUNE);
         wire.send(0, CONNECTION_CLOSE, close(541, "INTERNAL_ERROR", (10, 40)));
         wire.drain();
-    }), ["541 INTERNAL_ERROR", "log says more", "while the virtual host was being opened"];
+    }), ["541 INTERNAL_ERROR", "log has the details", "while the virtual host was being opened"];
     ConnectError::NoLocale: || not_opened(|wire| {
         wire.expect_protocol_header();
         let introduction = args().u8(0).u8(9).long("").long("PLAIN").long("tlh");

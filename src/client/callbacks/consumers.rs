@@ -35,7 +35,7 @@ impl<H, D> Default for ConsumerCallbacks<H, D> {
 }
 
 impl<H, D> Entry<H, D> {
-    /// Whether the callback still gets deliveries that could be requeued instead.
+    /// Returns whether the callback still gets deliveries that could be requeued instead.
     pub(crate) fn is_running(&self) -> bool {
         !self.stopping && !self.cancelling
     }
@@ -87,7 +87,7 @@ impl<H, D> ConsumerCallbacks<H, D> {
         live.map(|(tag, _)| tag.clone()).collect()
     }
 
-    /// Whether there are any consumers, including those that are stopping.
+    /// Returns whether there are any consumers, including those that are stopping.
     pub(crate) fn has_some(&self) -> bool {
         !self.0.lock().is_empty()
     }

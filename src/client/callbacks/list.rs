@@ -8,8 +8,8 @@ use super::loan::{Lender, Loan};
 use super::lock::DispatchGuard;
 use crate::error::Result;
 
-/// The callbacks for one kind of event, in the order in which they were added. Each gets the handle
-/// `H` that it was added to and the event `E`.
+/// The callbacks for one kind of event, in the order in which they were added. Each gets the event
+/// `E`, and the handle `H` of the channel or connection to which it was added.
 pub(crate) struct CallbackList<H, E>(Mutex<State<H, E>>);
 
 struct State<H, E> {

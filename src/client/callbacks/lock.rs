@@ -13,14 +13,14 @@ pub(crate) struct DispatchLock(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     holder: Option<Holder>,
-    /// Another thread failed to take the lock since it was taken.
+    /// Whether another thread has failed to take the lock since the holder took it.
     wanted: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Holder {
     thread: ThreadId,
-    /// One of the callbacks runs.
+    /// Whether a callback runs under the lock.
     running: bool,
 }
 
@@ -51,8 +51,8 @@ impl DispatchLock {
         })
     }
 
-    /// Whether [`hold`](Self::hold) would take the lock now. If not, the holder calls the others
-    /// when it releases the lock.
+    /// Returns whether [`hold`](Self::hold) would take the lock now. If not, the holder calls the
+    /// others when it releases the lock.
     pub(crate) fn is_free(&self) -> bool {
         let mut state = self.0.lock();
         let own = thread::current().id();
@@ -115,11 +115,11 @@ impl Drop for Running<'_> {
 }
 
 thread_local! {
-    /// How many callbacks this thread is inside of.
+    /// The number of callbacks that this thread is inside of.
     static CALLBACK_DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Whether this thread runs a callback, of any channel or connection.
+/// Returns whether this thread runs a callback, of any channel or connection.
 pub(crate) fn is_in_callback() -> bool {
     CALLBACK_DEPTH.get() > 0
 }

@@ -7,15 +7,12 @@ use crossbeam_channel::bounded;
 
 use super::confirms::publish_error;
 use super::{BlockingChannel, ChannelInner, call_error};
-use crate::error::{Error, PublishError, Result};
+use crate::error::{Error, LAST_PUBLISHES, PublishError, Result};
 use crate::io::to_io::write_budget::WaitError;
 use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::event::{CallFailure, Reply};
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::wire::ShortString;
-
-/// The operation in the error of a close whose confirms are late.
-const LAST_PUBLISHES: &str = "the last publishes";
 
 /// Returns the part of `close_timeout` for which a close waits for confirms, at most. The rest is
 /// for the reply to the close.
@@ -49,7 +46,7 @@ impl UnreportedErrors {
         sum.into_error()
     }
 
-    /// Returns the error that ended most.
+    /// Returns one of the errors: the end first, then the unknown outcomes, then the failures.
     fn into_error(self) -> Option<Error> {
         let failures = || {
             let failed = !self.failures.is_empty() || self.more > 0;

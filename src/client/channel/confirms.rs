@@ -30,8 +30,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [`Error::ChannelClosed`] (406) on a channel with transactions. After [`Error::Timeout`] the
-    /// channel is closed, because it is unknown which publishes the broker counts. Otherwise [those
-    /// of a call](crate::BlockingChannel#errors-of-a-call).
+    /// channel is closed, because it is unknown which publishes the broker counts. Otherwise the
+    /// [errors of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn confirm_delivery(&self) -> Result<()> {
         self.select_confirms(confirm::Select::default())
     }

@@ -33,8 +33,9 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the
-    /// connection (540) if `prefetch_size` is not 0.
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply. RabbitMQ closes the connection (540)
+    /// if `prefetch_size` is not 0.
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
         self.inner().set_prefetch(qos.into(), false)
     }
@@ -75,7 +76,7 @@ impl BlockingChannel {
     ///   without a prefetch.
     /// - [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag) if a consumer of the
     ///   channel has this tag. Nothing was sent.
-    /// - [Those of a call](crate::BlockingChannel#errors-of-a-call).
+    /// - Otherwise the [errors of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_consume(
         &self,
         consume: impl Into<basic::Consume>,
@@ -90,7 +91,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [`Error::DuplicateConsumerTag`](crate::Error::DuplicateConsumerTag) if a consumer of the
-    /// channel has this tag. Otherwise [those of a
+    /// channel has this tag. Otherwise the [errors of a
     /// call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_consume_nowait(
         &self,
@@ -236,7 +237,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). The consumer goes on then.
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply. The consumer goes on then.
     pub fn basic_cancel(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(false))
     }
@@ -249,7 +251,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply.
     pub fn basic_cancel_nowait(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(true))
     }

@@ -33,7 +33,7 @@ impl BlockingChannel {
     ///
     /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) (404) if there is no such queue.
     /// [`Error::Timeout`](crate::Error::Timeout) after `rpc_timeout`: cony requeues a message that
-    /// arrives later. Otherwise [those of a call](crate::BlockingChannel#errors-of-a-call).
+    /// arrives later. Otherwise the [errors of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn basic_get(&self, get: impl Into<basic::Get>) -> Result<Option<Delivery>> {
         let get = get.into();
         let no_ack = get.no_ack;

@@ -184,20 +184,21 @@ impl BlockingChannel {
         BlockingConnection::from_inner(Arc::clone(&self.handle.connection))
     }
 
-    /// Whether the channel is neither closing nor closed.
+    /// Returns whether the channel is neither closing nor closed.
     ///
-    /// This is the state that this side knows: `true` does not promise that the broker can be
-    /// reached, and the next call may still fail.
+    /// The broker may have closed the channel a moment ago: `true` does not promise that the broker
+    /// can be reached, and the next call may still fail.
     pub fn is_open(&self) -> bool {
         self.inner().check_open().is_ok()
     }
 
-    /// Whether this program has begun to close the channel, and the broker has not answered yet.
+    /// Returns whether this program has begun to close the channel, and the broker has not replied
+    /// yet.
     pub fn is_closing(&self) -> bool {
         self.inner().shared.is_closing()
     }
 
-    /// Whether the channel has ended for good, with [`close_reason`](Self::close_reason).
+    /// Returns whether the channel has ended for good, with [`close_reason`](Self::close_reason).
     pub fn is_closed(&self) -> bool {
         !self.is_open() && !self.is_closing()
     }
@@ -235,7 +236,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply.
     pub fn flow(&self, active: bool) -> Result<bool> {
         let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
         Ok(flow_ok.active)
@@ -252,7 +254,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply.
     pub fn access_request(&self, request: impl Into<access::Request>) -> Result<u16> {
         let granted: access::RequestOk = self.call(request.into())?;
         Ok(granted.ticket)
@@ -315,7 +318,7 @@ impl ChannelInner {
         }
     }
 
-    /// Whether the channel can be used.
+    /// Returns whether the channel can be used.
     pub(crate) fn is_open(&self) -> bool {
         self.shared.is_open()
     }

@@ -149,7 +149,7 @@ impl ChannelInner {
 }
 
 /// The room that a publish needs: a place in the confirm window, and bytes of the write budget.
-/// Dropping it gives back the unused room.
+/// Dropping it gives back the part that the publish has not used.
 struct Room<'a> {
     inner: &'a ChannelInner,
     size: usize,

@@ -1,4 +1,4 @@
-//! The way back from a delivery to its channel.
+//! The channel of a delivery, and the reply to a request.
 
 use std::any::Any;
 use std::sync::{Arc, Weak};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// # The channel of a delivery
 impl Delivery {
-    /// Returns the channel on which this delivery arrived, for a publish for example.
+    /// Returns the channel on which this delivery arrived, for example to publish on it.
     ///
     /// A delivery does not keep its channel open.
     ///
@@ -41,25 +41,25 @@ impl Delivery {
         }
     }
 
-    /// Publishes a response to this request: to the queue that its property `reply_to` names, with
-    /// its `correlation_id`.
+    /// Publishes a reply to this request. The reply goes to the queue in the property `reply_to` of
+    /// the request, with the `correlation_id` of the request.
     ///
-    /// The response does not settle the request: call [`ack`](Self::ack) as well. The other side
-    /// may be a [`RpcClient`](crate::RpcClient).
+    /// The reply does not settle the request: call [`ack`](Self::ack) as well. To send requests,
+    /// use [`RpcClient`](crate::RpcClient).
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// # channel.queue_declare("doubles")?;
-    /// # channel.queue_declare("responses")?;
-    /// # let request = cony::Message::new("21").reply_to("responses").correlation_id("7");
+    /// # channel.queue_declare("replies")?;
+    /// # let request = cony::Message::new("21").reply_to("replies").correlation_id("7");
     /// # channel.basic_publish("", "doubles", request)?;
     /// # let request = channel.basic_get("doubles")?.expect("a request");
     /// let number: u32 = request.text()?.parse().map_err(cony::Error::other)?;
     /// request.reply((2 * number).to_string())?;
     /// request.ack()?;
-    /// # assert_eq!(channel.queue_purge("responses")?, 1);
+    /// # assert_eq!(channel.queue_purge("replies")?, 1);
     /// # channel.queue_delete("doubles")?;
-    /// # channel.queue_delete("responses")?;
+    /// # channel.queue_delete("replies")?;
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
@@ -68,16 +68,16 @@ impl Delivery {
     /// [`Error::NoReplyTo`] if the request has no `reply_to`. Nothing was sent, and the delivery is
     /// still unsettled. Otherwise those of [`channel`](Self::channel) and of
     /// [`basic_publish`](BlockingChannel::basic_publish).
-    pub fn reply<'a>(&self, response: impl Into<Message<'a>>) -> Result<PublisherConfirm> {
+    pub fn reply<'a>(&self, reply: impl Into<Message<'a>>) -> Result<PublisherConfirm> {
         let properties = self.properties();
         let Some(reply_to) = &properties.reply_to else {
             return Err(Error::NoReplyTo(self.delivery_tag));
         };
-        let mut response = response.into();
+        let mut reply = reply.into();
         if let Some(correlation_id) = &properties.correlation_id {
-            response = response.correlation_id(correlation_id);
+            reply = reply.correlation_id(correlation_id);
         }
-        self.channel()?.basic_publish("", reply_to, response)
+        self.channel()?.basic_publish("", reply_to, reply)
     }
 }
 

@@ -103,8 +103,9 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call). RabbitMQ closes the connection
-    /// (540) if `requeue` is off, so it is on by default.
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply. RabbitMQ closes the connection (540)
+    /// if `requeue` is off, so it is on by default.
     pub fn basic_recover(&self, recover: impl Into<basic::Recover>) -> Result<()> {
         self.call::<basic::RecoverOk>(recover.into()).map(drop)
     }

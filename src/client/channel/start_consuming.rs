@@ -16,7 +16,7 @@ use crate::protocol::wire::ShortString;
 
 type Loan<'a> = ConsumerLoan<'a, BlockingChannel, Delivery>;
 
-/// How many events of one channel are dispatched before another channel has its turn.
+/// The number of events of one channel that are dispatched before another channel has its turn.
 pub(crate) const EVENTS_PER_TURN_MAX: usize = 64;
 
 /// The next event for the dispatching thread.
@@ -99,7 +99,7 @@ impl BlockingChannel {
         let outcome = self.consume_all(&held);
         let called = self.call_close_callbacks_held(&held);
         drop(held);
-        // Events that are left are for the other threads that dispatch.
+        // Other dispatching threads handle the remaining events.
         inner.shared.mark_ready();
         // A close during this call could not take the lock, and has left its callbacks to it.
         outcome
@@ -246,7 +246,7 @@ impl BlockingChannel {
         inner.on_cancel.call_all(held, self, &tag)
     }
 
-    /// Runs the callback that `content` is for.
+    /// Runs the callback for `content`.
     fn run_callback(
         &self,
         held: &DispatchGuard<'_>,
@@ -273,7 +273,7 @@ impl BlockingChannel {
     }
 
     /// Cancels all consumers of this channel that have a callback, so that
-    /// [`start_consuming`](Self::start_consuming) returns. Can be called from a callback and from
+    /// [`start_consuming`](Self::start_consuming) returns. You can call it from a callback and from
     /// any thread.
     ///
     /// Deliveries that have arrived and that no callback has received are requeued. With `no_ack`
@@ -282,7 +282,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](crate::BlockingChannel#errors-of-a-call).
+    /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
+    /// the end of the channel or connection, or a late reply.
     pub fn stop_consuming(&self) -> Result<()> {
         let inner = self.inner();
         for consumer in inner.callbacks.running() {
@@ -359,7 +360,7 @@ impl ChannelInner {
         self.shared.inbox.extract(|known| known == tag)
     }
 
-    /// Whether there are events to dispatch.
+    /// Returns whether there are events to dispatch.
     fn has_more(&self) -> bool {
         self.callbacks.has_some() && !self.shared.inbox.is_empty()
     }

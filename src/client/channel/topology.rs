@@ -32,9 +32,10 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). RabbitMQ refuses (406) if the exchange exists with
-    /// other properties. For a type that it does not know, RabbitMQ 3 closes the connection (503),
-    /// RabbitMQ 4 the channel (406).
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. RabbitMQ refuses (406) if the exchange exists with
+    /// other properties. For an unknown type, RabbitMQ 3 closes the connection (503), RabbitMQ 4
+    /// the channel (406).
     pub fn exchange_declare(&self, declare: impl Into<exchange::Declare>) -> Result<()> {
         self.call::<exchange::DeclareOk>(declare.into().nowait(false))
             .map(drop)
@@ -44,7 +45,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (404) if there is no such
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (404) if there is no such
     /// exchange, and closes the channel.
     /// [`BlockingConnection::exchange_exists`](crate::BlockingConnection::exchange_exists) does not
     /// cost your channel.
@@ -56,7 +58,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn exchange_declare_nowait(&self, declare: impl Into<exchange::Declare>) -> Result<()> {
         self.call_nowait(declare.into().nowait(true))
     }
@@ -66,7 +69,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call).
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply.
     pub fn exchange_delete(&self, delete: impl Into<exchange::Delete>) -> Result<()> {
         self.call::<exchange::DeleteOk>(delete.into().nowait(false))
             .map(drop)
@@ -76,7 +80,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn exchange_delete_nowait(&self, delete: impl Into<exchange::Delete>) -> Result<()> {
         self.call_nowait(delete.into().nowait(true))
     }
@@ -98,7 +103,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (404) if one of the exchanges
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (404) if one of the exchanges
     /// does not exist.
     pub fn exchange_bind(
         &self,
@@ -124,7 +130,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn exchange_bind_nowait(&self, bind: impl Into<exchange::Bind>) -> Result<()> {
         self.call_nowait(bind.into().nowait(true))
     }
@@ -134,7 +141,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call).
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply.
     pub fn exchange_unbind(
         &self,
         destination: impl Into<ShortString>,
@@ -149,7 +157,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call).
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply.
     pub fn exchange_unbind_with(&self, unbind: impl Into<exchange::Unbind>) -> Result<()> {
         self.call::<exchange::UnbindOk>(unbind.into().nowait(false))
             .map(drop)
@@ -160,7 +169,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn exchange_unbind_nowait(&self, unbind: impl Into<exchange::Unbind>) -> Result<()> {
         self.call_nowait(unbind.into().nowait(true))
     }
@@ -182,7 +192,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). RabbitMQ refuses (406) if the queue exists with
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. RabbitMQ refuses (406) if the queue exists with
     /// other properties, and (405) if it is exclusive to another connection.
     pub fn queue_declare(&self, declare: impl Into<queue::Declare>) -> Result<queue::DeclareOk> {
         self.call(declare.into().nowait(false))
@@ -201,8 +212,9 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (404) if there is no such
-    /// queue, and closes the channel.
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (404) if there is no such queue,
+    /// and closes the channel.
     /// [`BlockingConnection::queue_exists`](crate::BlockingConnection::queue_exists) does not cost
     /// your channel.
     pub fn queue_declare_passive(&self, queue: impl Into<ShortString>) -> Result<queue::DeclareOk> {
@@ -214,7 +226,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn queue_declare_nowait(&self, declare: impl Into<queue::Declare>) -> Result<()> {
         self.call_nowait(declare.into().nowait(true))
     }
@@ -232,7 +245,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (404) if there is no such queue
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (404) if there is no such queue
     /// or exchange.
     pub fn queue_bind(
         &self,
@@ -268,7 +282,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn queue_bind_nowait(&self, bind: impl Into<queue::Bind>) -> Result<()> {
         self.call_nowait(bind.into().nowait(true))
     }
@@ -280,7 +295,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call).
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply.
     pub fn queue_unbind(
         &self,
         queue: impl Into<ShortString>,
@@ -295,7 +311,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call).
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply.
     pub fn queue_unbind_with(&self, unbind: impl Into<queue::Unbind>) -> Result<()> {
         self.call::<queue::UnbindOk>(unbind.into()).map(drop)
     }
@@ -304,8 +321,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (404) if there is no such
-    /// queue.
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (404) if there is no such queue.
     pub fn queue_purge(&self, purge: impl Into<queue::Purge>) -> Result<u32> {
         let purged: queue::PurgeOk = self.call(purge.into().nowait(false))?;
         Ok(purged.message_count)
@@ -315,7 +332,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn queue_purge_nowait(&self, purge: impl Into<queue::Purge>) -> Result<()> {
         self.call_nowait(purge.into().nowait(true))
     }
@@ -325,7 +343,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (406) if
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (406) if
     /// [`if_unused`](queue::Delete::if_unused) or [`if_empty`](queue::Delete::if_empty) is set and
     /// the queue has consumers or messages.
     pub fn queue_delete(&self, delete: impl Into<queue::Delete>) -> Result<u32> {
@@ -337,7 +356,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call), but a refusal closes the channel later.
+    /// The [errors of a call](Self#errors-of-a-call), except that a refusal by the broker closes
+    /// the channel later.
     pub fn queue_delete_nowait(&self, delete: impl Into<queue::Delete>) -> Result<()> {
         self.call_nowait(delete.into().nowait(true))
     }

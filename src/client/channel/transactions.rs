@@ -24,7 +24,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (406) in confirm mode.
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (406) in confirm mode.
     pub fn tx_select(&self) -> Result<()> {
         self.call::<tx::SelectOk>(tx::Select::default()).map(drop)
     }
@@ -37,7 +38,8 @@ impl BlockingChannel {
     ///
     /// # Errors
     ///
-    /// [Those of a call](Self#errors-of-a-call). The broker refuses (406) without
+    /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
+    /// channel or connection, or a late reply. The broker refuses (406) without
     /// [`tx_select`](Self::tx_select). RabbitMQ 4 and later also refuses (406, `partial tx
     /// completion`) if a queue with publishes of the transaction has been deleted; the rest of the
     /// transaction may have taken effect.

@@ -37,8 +37,8 @@ impl BlockingConnection {
         unless_not_found(self.channel()?.queue_declare(declare))
     }
 
-    /// Whether an exchange with this name exists, of any type. The default exchange, with the empty
-    /// name, always exists.
+    /// Returns whether an exchange with this name exists, of any type. The default exchange, with
+    /// the empty name, always exists.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;

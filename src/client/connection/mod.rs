@@ -44,9 +44,10 @@ use crate::protocol::wire::ShortString;
 /// so the connection stays alive while the program's threads do other work.
 ///
 /// The connection closes when its last handle is dropped, and the last [`BlockingChannel`] and
-/// [`Consumer`](crate::Consumer) that belong to it. Dropping waits for the broker's answer, at most
-/// for [`drop_timeout`](ConnectionParameters::drop_timeout), so that the last publishes of a script
-/// arrive. [`close`](Self::close) does the same, and returns an error if it fails.
+/// [`Consumer`](crate::Consumer) that belong to it. Dropping waits for the broker's reply to the
+/// close, at most for [`drop_timeout`](ConnectionParameters::drop_timeout), so that the last
+/// publishes of a script arrive. [`close`](Self::close) does the same, and returns an error if it
+/// fails.
 ///
 /// ```
 /// use cony::BlockingConnection;
@@ -238,8 +239,8 @@ impl BlockingConnection {
 
     /// Opens a channel with the lowest free number.
     ///
-    /// The number of a closed channel becomes free when the broker has answered the close. If all
-    /// other numbers are in use, this call waits for that answer, at most for
+    /// The number of a closed channel becomes free when the broker has replied to the close. If all
+    /// other numbers are in use, this call waits for that reply, at most for
     /// [`rpc_timeout`](ConnectionParameters::rpc_timeout).
     ///
     /// # Errors
@@ -251,7 +252,7 @@ impl BlockingConnection {
     }
 
     /// Opens a channel with this number, from 1 to [`channel_max`](Self::channel_max). If a channel
-    /// with this number is closing, this call waits for the broker's answer.
+    /// with this number is closing, this call waits for the broker's reply.
     ///
     /// Most programs call [`channel`](Self::channel), which chooses the number.
     ///
@@ -266,7 +267,7 @@ impl BlockingConnection {
     /// Closes the connection with its channels and consumers.
     ///
     /// Before that, publishes that wait are written, and channels in confirm mode wait for their
-    /// confirms. Returns when the broker has answered, or when
+    /// confirms. Returns when the broker has replied, or when
     /// [`close_timeout`](ConnectionParameters::close_timeout) has passed; then the socket is
     /// closed. A second call returns `Ok`.
     ///
@@ -274,12 +275,12 @@ impl BlockingConnection {
     ///
     /// - The reason, if the connection ended before this call, or if the broker closes it at the
     ///   same time. The last publishes may be lost. The same holds if the stream ends before the
-    ///   broker's answer, unless every publish is confirmed.
-    /// - [`Error::Timeout`] if the broker does not answer in time.
-    /// - Errors of channels with a handle that the program has not seen yet:
+    ///   broker's reply, unless every publish is confirmed.
+    /// - [`Error::Timeout`] if the broker does not reply in time.
+    /// - Errors of channels with a handle, unless the program has got them before:
     ///   [`Error::ChannelClosed`] if the broker has closed one, and in confirm mode
-    ///   [`Error::Unconfirmed`] and [`Error::PublishFailures`], as for
-    ///   [`BlockingChannel::close`]. The failures of all channels are in one error.
+    ///   [`Error::Unconfirmed`] and [`Error::PublishFailures`], as for [`BlockingChannel::close`].
+    ///   The failures of all channels are in one error.
     /// - The error of a close callback.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
@@ -324,20 +325,22 @@ impl BlockingConnection {
         self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
     }
 
-    /// Whether the connection is neither closing nor closed.
+    /// Returns whether the connection is neither closing nor closed.
     ///
-    /// This is the state that this side knows: `true` does not promise that the broker can be
-    /// reached, and the next call may still fail.
+    /// The broker may have closed the connection a moment ago: `true` does not promise that the
+    /// broker can be reached, and the next call may still fail.
     pub fn is_open(&self) -> bool {
         !self.is_closing() && !self.is_closed()
     }
 
-    /// Whether this program has begun to close the connection, and the close is not finished.
+    /// Returns whether this program has begun to close the connection, and the close is not
+    /// finished.
     pub fn is_closing(&self) -> bool {
         self.inner.shared.is_closing() && !self.is_closed()
     }
 
-    /// Whether the connection has ended for good, with [`close_reason`](Self::close_reason).
+    /// Returns whether the connection has ended for good, with
+    /// [`close_reason`](Self::close_reason).
     pub fn is_closed(&self) -> bool {
         self.inner.shared.termination().is_some()
     }
@@ -367,25 +370,25 @@ impl BlockingConnection {
         &self.inner.shared.negotiated.server_properties
     }
 
-    /// Whether the broker supports `basic.nack`.
+    /// Returns whether the broker supports `basic.nack`.
     #[doc(alias = "basic_nack_supported")]
     pub fn supports_basic_nack(&self) -> bool {
         self.has_capability("basic.nack")
     }
 
-    /// Whether the broker reports a consumer that it cancels.
+    /// Returns whether the broker reports a consumer that it cancels.
     #[doc(alias = "consumer_cancel_notify_supported")]
     pub fn supports_consumer_cancel_notify(&self) -> bool {
         self.has_capability("consumer_cancel_notify")
     }
 
-    /// Whether the broker can bind exchanges to exchanges.
+    /// Returns whether the broker can bind exchanges to exchanges.
     #[doc(alias = "exchange_exchange_bindings_supported")]
     pub fn supports_exchange_exchange_bindings(&self) -> bool {
         self.has_capability("exchange_exchange_bindings")
     }
 
-    /// Whether the broker supports publisher confirms.
+    /// Returns whether the broker supports publisher confirms.
     #[doc(alias = "publisher_confirms_supported")]
     pub fn supports_publisher_confirms(&self) -> bool {
         self.has_capability("publisher_confirms")
@@ -413,7 +416,7 @@ impl BlockingConnection {
         Duration::from_secs(self.inner.shared.negotiated.heartbeat.into())
     }
 
-    /// Whether the broker blocks publishes at the moment, for lack of memory or disk.
+    /// Returns whether the broker blocks publishes at the moment, for lack of memory or disk.
     pub fn is_blocked(&self) -> bool {
         self.blocked_reason().is_some()
     }
@@ -492,9 +495,10 @@ impl ConnectionInner {
 }
 
 impl Drop for ConnectionInner {
-    /// Closes the connection and waits for that until `drop_timeout`, so that the last publishes of
-    /// a script arrive. Does not wait during a panic, in a callback, whose dispatching thread
-    /// would wait too, nor while the broker blocks the connection and reads nothing.
+    /// Closes the connection and waits for the end, at most for `drop_timeout`, so that the last
+    /// publishes of a script arrive. Does not wait during a panic; in a callback, because the
+    /// dispatching thread would wait; and while the broker blocks the connection, because it reads
+    /// nothing then.
     fn drop(&mut self) {
         self.shared.abandon();
         let patient = !thread::panicking()
@@ -503,7 +507,7 @@ impl Drop for ConnectionInner {
             && self.shared.termination().is_none();
         let now = Instant::now();
         let deadline = now + self.limits.drop_timeout;
-        // If this does not wait for the close, it goes on in the background.
+        // If the drop does not wait, the IO thread finishes the close in the background.
         self.shared.send(Command::Close {
             code: ReplyCode::REPLY_SUCCESS,
             text: "dropped".into(),

@@ -112,9 +112,9 @@ fn bare(name: &str) -> &str {
     }
 }
 
-/// Whether the virtual host does not exist, or the user has no access to it. The code 530 is also
-/// for limits, such as `max-connections` of a virtual host. Limits, and texts that are not known
-/// here, leave the error retryable.
+/// Returns whether the virtual host does not exist, or the user has no access to it. The code 530
+/// is also for limits, such as `max-connections` of a virtual host. Limits, and texts that are not
+/// known here, leave the error retryable.
 fn is_about_vhost(reason: &CloseReason) -> bool {
     match reason.code {
         ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH => true,

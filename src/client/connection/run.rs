@@ -12,11 +12,12 @@ use crate::client::channel::EVENTS_PER_TURN_MAX;
 use crate::error::Result;
 use crate::io::to_program::dispatch_signal::Signal;
 
-/// More events than a channel usually has. A limit is necessary, because new events may arrive as
-/// fast as they are dispatched.
+/// The number of events of one channel that `process_data_events` dispatches at most. Usually a
+/// channel has fewer. There must be a limit, because new events may arrive as fast as they are
+/// dispatched.
 const EVENTS_PER_CHANNEL_MAX: usize = 100_000;
 
-/// The calls of `run`, and the stops for them.
+/// Counts the calls of `run`, and the stops for them.
 #[derive(Debug, Default)]
 pub(crate) struct Stops(Mutex<Counts>);
 
@@ -29,7 +30,7 @@ struct Counts {
     early: bool,
 }
 
-/// Counts as a `run` until it is dropped.
+/// A call of `run`, until this is dropped.
 struct Running<'a> {
     stops: &'a Stops,
     since: u64,
@@ -203,8 +204,8 @@ impl BlockingConnection {
     /// [`process_data_events`](Self::process_data_events).
     ///
     /// With it one `select!` can wait for several connections, [consumers](crate::Consumer::ready)
-    /// and channels of the program. It may be ready without an event. The receiver is one of the
-    /// crate [`crossbeam_channel`](crate::crossbeam_channel).
+    /// and channels of the program. The receiver may be ready without an event. Its type is from
+    /// the crate [`crossbeam_channel`](crate::crossbeam_channel).
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -254,9 +255,9 @@ impl BlockingConnection {
         Ok(dispatched)
     }
 
-    /// Does the same after the end of the connection, with which every channel ends.
+    /// Runs the callbacks of all channels after the end of the connection, which ends them all.
     fn dispatch_last(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
-        // When the IO thread has ended, every channel has its end.
+        // When the IO thread has ended, each channel has recorded its end.
         self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
         let mut dispatched = 0;
         for channel in self.inner.open_channels() {

@@ -9,9 +9,9 @@ use crate::protocol::frame::Settle;
 use crate::protocol::methods::{Method, basic, confirm};
 
 impl BlockingConnection {
-    /// Sends a method on the channel with this number, and returns the reply if the method has
-    /// one. `content` is the message of a `basic.publish`; it is mandatory if the message or the
-    /// method says so.
+    /// Sends a method on the channel with this number, and returns the reply if the method has one.
+    /// `content` is the message of a `basic.publish`; it is mandatory if the message or the method
+    /// is.
     ///
     /// This is for programs that hold methods as values. The methods of [`BlockingChannel`] do
     /// the same with types.

@@ -70,10 +70,11 @@ pub struct Stats {
 }
 
 impl BlockingConnection {
-    /// Returns the statistics of this connection: what it has carried so far, and what waits in it.
+    /// Returns the statistics of this connection: its traffic so far, and the messages and bytes
+    /// that wait now.
     ///
-    /// This reads the figures one after the other. On a busy connection they may not fit each other
-    /// exactly. The cost is a few locks for each channel, so once a second is no burden.
+    /// This reads the figures one after the other. On a busy connection they may not match exactly.
+    /// The cost is a few locks for each channel, so once a second is no burden.
     pub fn stats(&self) -> Stats {
         let shared = &self.inner.shared;
         let counters = &shared.counters;

@@ -10,7 +10,7 @@ use super::BlockingConnection;
 use crate::client::callbacks::lock::DispatchGuard;
 use crate::error::Result;
 
-/// Names a timer of [`add_timeout`](crate::BlockingConnection::add_timeout), so that
+/// The id of a timer of [`add_timeout`](crate::BlockingConnection::add_timeout), so that
 /// [`remove_timeout`](crate::BlockingConnection::remove_timeout) can remove it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimerId {
@@ -20,7 +20,7 @@ pub struct TimerId {
 
 type Callback = Box<dyn FnOnce(&BlockingConnection) -> Result<()> + Send>;
 
-/// Stands for a delay that the clock cannot add to the present.
+/// Used for a delay that the clock cannot add to the present.
 const FARTHEST_TIMER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// The timers of a connection.
@@ -90,7 +90,7 @@ impl BlockingConnection {
         self.inner.timers.next()
     }
 
-    /// Has the IO thread signal [`ready`](Self::ready) when the next timer is due: a thread that
+    /// Makes the IO thread signal [`ready`](Self::ready) when the next timer is due: a thread that
     /// waits with `select!` does not look at the clock.
     pub(super) fn set_timer_deadline(&self) {
         if self.callbacks().ready.get().is_some() {

@@ -59,7 +59,7 @@ const MIB: usize = 1024 * KIB;
 /// control characters, `/` in the name of a virtual host (`%2f`), and each of `/ ? # @ :` in user
 /// and password.
 ///
-/// The options are the methods below that say "URL option". Durations are in seconds, with
+/// The options are the methods below that are marked "URL option". Durations are in seconds, with
 /// fractions, unless noted. An option that is unknown, empty or given twice is an error.
 ///
 /// These options are for the URL only:
@@ -225,15 +225,15 @@ impl ConnectionParameters {
         Self::default()
     }
 
-    /// The port of the broker. Default: 5672, with TLS 5671.
+    /// Sets the port of the broker. Default: 5672, with TLS 5671.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self
     }
 
-    /// The name of this connection in RabbitMQ's management pages and in the log of cony. Default:
-    /// none; the log uses host and port. URL option.
+    /// Sets the name of this connection in RabbitMQ's management pages and in the log of cony.
+    /// Default: none; the log uses host and port. URL option.
     #[must_use]
     pub fn connection_name(mut self, name: impl Into<String>) -> Self {
         self.connection_name = Some(name.into());
@@ -243,90 +243,91 @@ impl ConnectionParameters {
 
 settings! {
     impl ConnectionParameters {
-        /// The name or the address of the broker's host. Default: `localhost`. If the name has
+        /// Sets the name or the address of the broker's host. Default: `localhost`. If the name has
         /// several addresses, they are tried 250 ms apart, and the first that connects is used.
         host: impl Into<String>, reference get_host: str;
-        /// The virtual host. Default: `/`.
+        /// Sets the virtual host. Default: `/`.
         virtual_host: impl Into<String>, reference get_virtual_host: str;
-        /// How to authenticate. Default: the user `guest` with the password `guest`.
+        /// Sets the credentials. Default: the user `guest` with the password `guest`.
         credentials: Credentials, reference get_credentials: Credentials;
-        /// The highest channel number to request; the broker may lower it. 0 leaves it to the
+        /// Sets the highest channel number to request; the broker may lower it. 0 leaves it to the
         /// broker. Default: 2047, as in RabbitMQ. URL option.
         channel_max: u16, copy get_channel_max: u16;
-        /// The largest frame to request, in bytes; the broker may lower it. 0 leaves it to the
-        /// broker. From 4096 (for RabbitMQ 4.1 and later from 8192) to 134217728 (128 MiB).
-        /// Default: 131072. URL option.
+        /// Sets the size of the largest frame to request, in bytes; the broker may lower it. 0
+        /// leaves it to the broker. From 4096 (for RabbitMQ 4.1 and later from 8192) to 134217728
+        /// (128 MiB). Default: 131072. URL option.
         frame_max: u32, copy get_frame_max: u32;
-        /// The heartbeat interval to request, in whole seconds; the broker may lower it. Zero
+        /// Sets the heartbeat interval to request, in whole seconds; the broker may lower it. Zero
         /// switches heartbeats off. A connection on which nothing arrives for two intervals is
         /// lost. Default: 60 s. URL options `heartbeat` and `heartbeat_interval`.
         heartbeat: Duration, copy get_heartbeat: Duration;
-        /// The language of the broker's texts. Default: `en_US`, which every broker has. URL
+        /// Sets the language of the broker's texts. Default: `en_US`, which every broker has. URL
         /// option.
         locale: impl Into<String>, reference get_locale: str;
-        /// More client properties for the broker. They replace properties of cony with the same
+        /// Adds client properties for the broker. They replace properties of cony with the same
         /// name. Default: none.
         client_properties: impl Into<FieldTable>, reference get_client_properties: FieldTable;
-        /// How many times to try to connect, at least 1. An error that another attempt cannot
+        /// Sets the number of attempts to connect, at least 1. An error that another attempt cannot
         /// change, such as a wrong password, ends the attempts: see
         /// [`Error::is_retryable`](crate::Error::is_retryable). Default: 1. URL option.
         connection_attempts: u32, copy get_connection_attempts: u32;
-        /// The pause between two attempts. Default: 2 s. URL option.
+        /// Sets the pause between two attempts. Default: 2 s. URL option.
         retry_delay: Duration, copy get_retry_delay: Duration;
-        /// The token with which another thread can cancel the opening. Default: a token that
+        /// Sets the token with which another thread can cancel the opening. Default: a token that
         /// nothing cancels. With [`open_any`](crate::BlockingConnection::open_any), give each entry
         /// of the list a clone of it.
         cancellation_token: CancellationToken, reference get_cancellation_token: CancellationToken;
-        /// Options of the TCP socket. Default: [`TcpOptions::new`].
+        /// Sets the options of the TCP socket. Default: [`TcpOptions::new`].
         tcp_options: TcpOptions, reference get_tcp_options: TcpOptions;
-        /// How long TCP may take to connect to one address of the host. Default: 10 s. URL options
-        /// `socket_timeout`, and `connection_timeout` in milliseconds.
+        /// Sets how long TCP may take to connect to one address of the host. Default: 10 s. URL
+        /// options `socket_timeout`, and `connection_timeout` in milliseconds.
         socket_timeout: Duration, copy get_socket_timeout: Duration;
-        /// How long one attempt may take in all: name, TCP, TLS and AMQP. The addresses of the host
-        /// share this time. Default: 15 s. URL option.
+        /// Sets how long one attempt may take in all: name, TCP, TLS and AMQP. The addresses of the
+        /// host share this time. Default: 15 s. URL option.
         handshake_timeout: Duration, copy get_handshake_timeout: Duration;
-        /// How long a call waits for its reply before it fails with
+        /// Sets how long a call waits for its reply before it fails with
         /// [`Error::Timeout`](crate::Error::Timeout). Default: 30 s. URL option.
         rpc_timeout: Duration, copy get_rpc_timeout: Duration;
-        /// How long a publish waits for room before it fails with
+        /// Sets how long a publish waits for room before it fails with
         /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait.
         /// Default: 30 s.
         publish_timeout: Duration, copy get_publish_timeout: Duration;
-        /// How long `close` of a connection or channel waits, confirms included. After that the
-        /// socket is closed. Default: 10 s.
+        /// Sets how long `close` of a connection or channel waits, confirms included. After that
+        /// the socket is closed. Default: 10 s.
         close_timeout: Duration, copy get_close_timeout: Duration;
-        /// How long dropping the last handle of a connection waits for its close. Default: 2 s.
+        /// Sets how long dropping the last handle of a connection waits for its close. Default: 2
+        /// s.
         drop_timeout: Duration, copy get_drop_timeout: Duration;
-        /// How long the broker may block publishes, for lack of memory or disk, before the
+        /// Sets how long the broker may block publishes, for lack of memory or disk, before the
         /// connection is lost with [`BlockedTooLong`](crate::ConnectionLostError::BlockedTooLong).
         /// `None` is no limit. Default: `None`. URL option.
         blocked_connection_timeout: impl Into<Option<Duration>>,
             copy get_blocked_connection_timeout: Option<Duration>;
-        /// Whether the callbacks of
+        /// Sets whether the callbacks of
         /// [`add_backpressure_callback`](crate::BlockingConnection::add_backpressure_callback) are
         /// called. Default: `false`. URL option, `t` or `f`.
         backpressure_detection: bool, copy get_backpressure_detection: bool;
-        /// How long a thread that waits for a reply spins before it sleeps. A round trip to a
+        /// Sets how long a thread that waits for a reply spins before it sleeps. A round trip to a
         /// broker nearby takes less time than waking a thread. Threads spin only right after they
         /// have sent a request, and less when spinning does not help. Zero switches spinning off;
         /// on a machine with one processor it is off. At most 10 ms. Default: 100 µs.
         busy_wait: Duration, copy get_busy_wait: Duration;
-        /// The size of the largest body to accept, in bytes. A larger one closes its channel (311),
-        /// unless [`oversized`](Self::oversized) is set. Default: 128 MiB.
+        /// Sets the size of the largest body to accept, in bytes. A larger one closes its channel
+        /// (311), unless [`oversized`](Self::oversized) is set. Default: 128 MiB.
         max_message_size: u64, copy get_max_message_size: u64;
-        /// How to handle a message that is larger than `max_message_size`. Default:
+        /// Sets how to handle a message that is larger than `max_message_size`. Default:
         /// [`Oversized::CloseChannel`].
         oversized: Oversized, copy get_oversized: Oversized;
-        /// The prefetch of a channel without `basic_qos`, from its first consumer that
+        /// Sets the prefetch of a channel without `basic_qos`, from its first consumer that
         /// acknowledges; 0 is no limit. Default: 200.
         default_prefetch: u16, copy get_default_prefetch: u16;
-        /// How many publishes of a channel in confirm mode may be unconfirmed. The next publish
-        /// waits. Default: 1000.
+        /// Sets how many publishes of a channel in confirm mode may be unconfirmed. The next
+        /// publish waits. Default: 1000.
         confirm_window: usize, copy get_confirm_window: usize;
-        /// How many bytes may wait to be written to the socket. When they are more, publishes wait,
-        /// at most for [`publish_timeout`](Self::publish_timeout). Default: 4 MiB.
+        /// Sets how many bytes may wait to be written to the socket. When they are more, publishes
+        /// wait, at most for [`publish_timeout`](Self::publish_timeout). Default: 4 MiB.
         write_budget: usize, copy get_write_budget: usize;
-        /// How many bytes of deliveries may wait to be taken by the program. Default: 64 MiB.
+        /// Sets how many bytes of deliveries may wait to be taken by the program. Default: 64 MiB.
         ///
         /// When they are more, reading from the socket pauses, for 5 s at most. It does not pause
         /// while a thread waits for the broker: for a reply, a confirm, room to publish, or a
@@ -359,7 +360,7 @@ impl ConnectionParameters {
 /// # TLS
 #[cfg(feature = "native-tls")]
 impl ConnectionParameters {
-    /// Whether to use TLS. Default: `false`. In a URL this is the scheme `amqps`.
+    /// Sets whether to use TLS. Default: `false`. In a URL this is the scheme `amqps`.
     #[must_use]
     pub fn tls(mut self, tls: bool) -> Self {
         self.tls = tls;
@@ -540,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn own_client_properties_win() {
+    fn client_properties_of_the_program_replace_those_of_cony() {
         let parameters = ConnectionParameters::new()
             .connection_name("worker 7")
             .client_properties([("product", "mine")]);
@@ -575,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn a_getter_returns_what_the_setter_of_its_name_has_set() {
+    fn a_getter_returns_the_value_of_the_setter_with_its_name() {
         let second = Duration::from_secs(1);
         let parameters = ConnectionParameters::new()
             .host("h")

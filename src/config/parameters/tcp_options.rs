@@ -43,16 +43,17 @@ impl TcpOptions {
 
 settings! {
     impl TcpOptions {
-        /// Whether small writes are sent at once (`TCP_NODELAY`). Default: `true`. cony gathers its
-        /// writes itself, so with `false` every call only waits longer.
+        /// Sets whether small writes are sent at once (`TCP_NODELAY`). Default: `true`. cony
+        /// gathers its writes itself, so with `false` every call only waits longer.
         nodelay: bool, copy get_nodelay: bool;
-        /// The idle time after which the operating system probes the connection, from 1 to 32767 s.
-        /// `None` switches that off. Default: `None`, because heartbeats notice a dead peer sooner.
+        /// Sets the idle time after which the operating system probes the connection, from 1 to
+        /// 32767 s. `None` switches that off. Default: `None`, because heartbeats notice a dead
+        /// peer sooner.
         keepalive: impl Into<Option<Duration>>, copy get_keepalive: Option<Duration>;
-        /// The size of the socket's send buffer, in bytes. Default: `None`, that of the operating
-        /// system.
+        /// Sets the size of the socket's send buffer, in bytes. Default: `None`, that of the
+        /// operating system.
         send_buffer: impl Into<Option<usize>>, copy get_send_buffer: Option<usize>;
-        /// The size of the socket's receive buffer, in bytes. Default: `None`, that of the
+        /// Sets the size of the socket's receive buffer, in bytes. Default: `None`, that of the
         /// operating system.
         receive_buffer: impl Into<Option<usize>>, copy get_receive_buffer: Option<usize>;
     }

@@ -109,9 +109,9 @@ fn scheme(text: &str) -> Result<(bool, &str)> {
     }
 }
 
-/// Whether a slash may have split a password: then the first part is in the place of a port, and
-/// the path contains an '@'. (In the options this does no harm, because an error shows only values
-/// of known options.)
+/// Returns whether a slash may have split a password: then the first part is in the place of a
+/// port, and the path contains an '@'. (In the options this does no harm, because an error shows
+/// only values of known options.)
 fn is_cut(address: &str, path: &str) -> bool {
     let Some((before, _)) = path.rsplit_once('@') else {
         return false;
@@ -119,7 +119,7 @@ fn is_cut(address: &str, path: &str) -> bool {
     before.contains(':') || address.contains(':') && !is_plain(address)
 }
 
-/// Whether an address with a port is certainly not a user and a part of a password.
+/// Returns whether an address with a port is certainly not a user and a part of a password.
 fn is_plain(address: &str) -> bool {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     host.starts_with('[')
@@ -166,7 +166,8 @@ fn with_zone(host: String, zone: Option<&str>) -> Result<String> {
     }
 }
 
-/// Whether a segment of the path, decoded, is `.` or `..`, which the crate `url` would resolve.
+/// Returns whether a segment of the path, decoded, is `.` or `..`, which the crate `url` would
+/// resolve.
 fn has_dot_segment(path: &str) -> bool {
     path.split('/').any(|segment| {
         let plain = segment.replace("%2e", ".").replace("%2E", ".");
@@ -221,7 +222,8 @@ mod tests {
         url.parse().unwrap_or_else(|error| panic!("{url}: {error}"))
     }
 
-    /// The option and the rule; nothing of the URL may be in it.
+    /// Returns the option and the rule of the error, after a check that it contains nothing of the
+    /// URL.
     #[track_caller]
     fn refused(url: &str) -> (String, String) {
         match url.parse::<ConnectionParameters>() {
@@ -306,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_tells_how_to_encode_characters_that_end_a_password_too_early() {
+    fn the_error_names_the_encoding_of_characters_that_end_a_password_too_early() {
         for (url, encoded) in [
             ("amqp://u:hush/x@h", "%2F"),
             ("amqp://u:12/hush@h/v", "%2F"),
