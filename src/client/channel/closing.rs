@@ -75,8 +75,8 @@ impl BlockingChannel {
     /// - [`Error::Timeout`] if the broker does not reply in time. The channel is closed
     ///   nevertheless.
     /// - [`Error::Unconfirmed`] in confirm mode, if the confirms did not arrive in time.
-    /// - [`Error::PublishFailures`] in confirm mode, with the messages that the broker did not take.
-    ///   Failures that your program has already got are left out: from
+    /// - [`Error::PublishFailures`] in confirm mode, with the messages that the broker did not
+    ///   take. Failures that your program has got before are left out: from
     ///   [`PublisherConfirm::wait`](crate::PublisherConfirm::wait), from
     ///   [`wait_for_confirms`](Self::wait_for_confirms) or in a callback.
     /// - The error of a [close callback](Self::add_on_close_callback).

@@ -323,8 +323,8 @@ impl ChannelInner {
         self.finish(&call).map(drop)
     }
 
-    /// Requeues the deliveries that a consumer has left. Returns those that need no acknowledgement:
-    /// the broker no longer has them.
+    /// Requeues the untaken deliveries of a consumer. Returns those that need no acknowledgement,
+    /// because the broker no longer has them.
     pub(crate) fn keep_or_give_back(
         self: &Arc<Self>,
         left: Extracted,

@@ -68,8 +68,8 @@ use crate::protocol::wire::ShortString;
 ///
 /// - [`Error::ChannelClosed`] if the broker refuses the call, or the channel is closed already.
 /// - [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if the connection has ended.
-/// - [`Error::Timeout`] if the reply does not arrive within `rpc_timeout` (default 30 s). The channel
-///   stays usable.
+/// - [`Error::Timeout`] if the reply does not arrive within `rpc_timeout` (default 30 s). The
+///   channel stays usable.
 /// - [`Error::TooLong`] for a name of more than 255 bytes, and [`Error::NotFinite`] for an infinite
 ///   float in a table of arguments. Nothing was sent.
 #[derive(Clone)]
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_of_a_call_is_the_rpc_timeout_after_its_begin() {
+    fn the_deadline_of_a_call_is_the_rpc_timeout_after_its_start() {
         let second = Duration::from_secs(1);
         let inner = channel(1, second);
         let connection = &inner.shared.connection;
