@@ -10,7 +10,8 @@ use crate::protocol::close_reason::CloseReason;
 use crate::protocol::errors::ProtocolError;
 use crate::protocol::stage::Stage;
 
-/// Why a connection was not opened: the `cause` of [`Error::Connect`](crate::Error::Connect).
+/// The reason why a connection was not opened: the `cause` of
+/// [`Error::Connect`](crate::Error::Connect).
 ///
 /// ```
 /// use cony::{ConnectError, Error};

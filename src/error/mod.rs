@@ -29,7 +29,7 @@ use crate::protocol::wire::ShortString;
 /// The result of almost every call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call failed.
+/// The reason why a call failed.
 ///
 /// | variants | has ended | [`is_retryable`](Self::is_retryable) |
 /// |---|---|---|

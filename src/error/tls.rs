@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Why TLS could not be set up, or was ended by the broker right afterwards.
+/// The reason why TLS could not be set up, or why the broker ended it directly afterwards.
 ///
 /// The kind is derived from the text of the TLS library. The texts of OpenSSL are known; with
 /// another library more errors may be [`Other`](Self::Other). The text itself is in
@@ -55,7 +55,7 @@ const ALERTS: &[(&str, TlsError)] = &[
     ("alert", TlsError::Refused),
 ];
 
-/// The same for texts about findings of this side.
+/// Texts of OpenSSL about errors that this side has found, in lower case. The first match counts.
 #[cfg(feature = "native-tls")]
 const FINDINGS: &[(&str, TlsError)] = &[
     ("hostname mismatch", TlsError::WrongName),

@@ -315,8 +315,8 @@ mod tests {
         }
     }
 
-    /// The examples of RabbitMQ's URI specification, appendix A. Where it has an empty name
-    /// for a virtual host, this has the default one, as most clients do.
+    /// The examples of RabbitMQ's URI specification, appendix A. Where the specification has an
+    /// empty name for a virtual host, cony has the default one, as most clients do.
     #[test]
     fn the_examples_of_the_specification_are_understood() {
         for (url, host, port, virtual_host, user) in [

@@ -277,7 +277,7 @@ mod tests {
     use super::*;
     use crate::ConnectionParameters;
 
-    /// The options of a URL, as they show.
+    /// Returns the `Debug` output of the TLS options of a URL.
     fn shown(query: &str) -> String {
         let url = format!("amqps://h/?{query}");
         let parameters: ConnectionParameters = url.parse().unwrap();
