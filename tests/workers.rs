@@ -4,7 +4,8 @@
 //!
 //! The cells take minutes and gigabytes, so they are ignored and run by name:
 //!
-//!     tests/with-broker cargo test --release --test workers -- --ignored --nocapture --test-threads 1
+//!     tests/with-broker cargo test --release --test workers -- --ignored --nocapture \
+//!         --test-threads 1
 //!
 //! Every deadline is five seconds, so a later reply fails the worker. Each cell prints the time of
 //! the slowest reply and the largest number of waiting bytes.

@@ -89,8 +89,8 @@ pub(crate) fn pass_on(
             ..
         } => {
             let channel = &consumer.consumer.channel;
-            // The ledger holds the delivery before `delivered`, so that a settlement of all
-            // deliveries leaves it out.
+            // The ledger holds the delivery before `record_delivery_tag`, so that a settlement of
+            // all deliveries leaves it out.
             channel.settlements.lock().hold(delivery_tag);
             channel.record_delivery_tag(delivery_tag);
             shared.counters.deliveries_held_back.add(1);
@@ -313,7 +313,7 @@ fn end_consumer(route: &Route, by_broker: bool) {
     consumer.cancel(by_broker);
     match &consumer.destination {
         Destination::Callback => {
-            put_into_inbox(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer)))
+            put_into_inbox(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer)));
         }
         Destination::RpcReplies(rpc_replies) => rpc_replies.end(),
         Destination::Inbox(inbox) => {

@@ -14,7 +14,7 @@ const TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// total.
 const GUARANTEED_BYTES: usize = 16 * 1024;
 
-/// What an item counts in addition to its cost, for the memory of its entry.
+/// The bytes that an item counts in addition to its cost, for the memory of its entry.
 const ITEM_OVERHEAD_BYTES: usize = 64;
 
 /// The bytes that all channels of a connection keep together. Only the IO thread adds to them.
