@@ -340,7 +340,7 @@ impl ChannelInner {
     }
 
     /// Removes the callback of a consumer that did not start before the deadline, and requeues the
-    /// deliveries that have arrived for it.
+    /// deliveries that have arrived for it. With `no_ack` they are dropped.
     pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerShared>) {
         let mut entries = self.callbacks.lock();
         let entry = entries.remove(consumer);

@@ -173,8 +173,8 @@ impl Driver {
             report_taken(&self.core);
         }
         // The second check closes a race. `wait_for` has published the pause: from now on a
-        // thread that begins to wait or takes a delivery wakes this thread. One that did so between
-        // the first check and `wait_for` did not, but is seen here.
+        // thread that begins to wait or takes a delivery wakes this thread. A thread that did so
+        // between the first check and `wait_for` has not woken this thread. This check sees it.
         let stop = stop.and_then(|_| self.must_stop(now));
         let pause = has_unread_answers || stop.is_some();
         if !pause && self.shared.read_budget().is_paused() {

@@ -199,7 +199,7 @@ impl<E: EndMark> Inbox<E> {
         self.subscribers.notify();
     }
 
-    /// Wakes all sleeping threads: none of them will find more entries than there are now.
+    /// Wakes all sleeping threads, so that each of them sees the end or the stop.
     fn wake_all(&self, state: &mut State<E>) {
         let woken = self.changed.notify_all();
         state.asleep -= woken;
@@ -381,7 +381,8 @@ impl<E: EndMark> Inbox<E> {
         drop(self.extract(wanted));
     }
 
-    /// Takes these deliveries out of the queue.
+    /// Takes the deliveries of each consumer whose tag is `wanted` out of the queue, and drops the
+    /// marks of consumers that are gone.
     pub(crate) fn extract(&self, wanted: impl Fn(&ShortString) -> bool) -> Extracted {
         let mut extracted = VecDeque::new();
         let mut kept = VecDeque::new();
