@@ -120,7 +120,8 @@ impl ChannelInner {
             };
             let mut queue = channel.connection.commands().lock();
             if queue.is_closed() || !channel.takes_publishes() {
-                drop((queue, ticket));
+                drop(queue);
+                room.give_up_attempt(ticket);
                 return Err(self.closed_error());
             }
             // If another thread has queued `confirm.select` since, the broker counts this publish.
@@ -129,7 +130,7 @@ impl ChannelInner {
             }
             if !room.reserved && !queue.take_room(encoded.size()) {
                 drop(queue);
-                room.has_place = ticket.is_some_and(Ticket::cancel);
+                room.give_up_attempt(ticket);
                 room.wait_for_budget()?;
                 continue;
             }
@@ -169,6 +170,14 @@ impl<'a> Room<'a> {
             reserved: false,
             has_place: false,
             waiting: None,
+        }
+    }
+
+    /// Takes back the place in the confirm window that an attempt had, if it had one. Without a
+    /// ticket the place is still here.
+    fn give_up_attempt(&mut self, ticket: Option<Ticket<'_>>) {
+        if let Some(ticket) = ticket {
+            self.has_place = ticket.cancel();
         }
     }
 
@@ -307,5 +316,30 @@ mod tests {
             waiting.join().unwrap().unwrap();
         });
         assert_eq!(waiting_bytes(&inner), 2 * size);
+    }
+
+    #[test]
+    fn a_place_in_the_window_survives_a_wait_for_the_write_budget_outside_confirm_mode() {
+        let inner = Arc::new(channel(1, SECOND * 30));
+        let publisher = &inner.shared.publisher;
+        let commands = inner.shared.connection.commands();
+        let budget = inner.shared.connection.budget();
+        publisher.set_flow(false);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| publish(&inner));
+            while !publisher.is_room_awaited() {
+                thread::yield_now();
+            }
+            budget.take(1 << 20);
+            publisher.set_flow(true);
+            while !budget.is_awaited() {
+                thread::yield_now();
+            }
+            commands.release(1 << 20);
+            waiting.join().unwrap().unwrap();
+        });
+        assert!(publisher.select(|| {}));
+        publisher.select_done(true);
+        assert_eq!(publish(&inner).unwrap().sequence_number(), Some(1));
     }
 }

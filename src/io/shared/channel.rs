@@ -142,7 +142,7 @@ impl ChannelShared {
 
     /// Returns the close reason for a call that has failed because of it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.report_end().unwrap_or_else(Error::being_closed)
+        self.report_end().unwrap_or_else(being_closed)
     }
 
     /// Returns the close reason, unless the program itself has closed the channel.

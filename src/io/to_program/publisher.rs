@@ -588,6 +588,13 @@ mod tests {
         assert_eq!(number(&publisher), Some(4));
     }
 
+    impl Publisher {
+        /// Whether a publish waits for room in the window.
+        pub(crate) fn is_room_awaited(&self) -> bool {
+            !self.state.lock().room_line.is_empty()
+        }
+    }
+
     fn in_line(publisher: &Publisher) -> usize {
         let state = publisher.state.lock();
         state.room_line.len() + state.settled_line.len() + state.select_line.len()
