@@ -268,10 +268,10 @@ pub enum Error {
     Nacked,
     /// The message was mandatory and reached no queue.
     Unroutable(Returned),
-    /// A mandatory message came back that cannot be matched to one publish: several publishes have
-    /// its exchange, routing key and body, and none has its properties, because a plugin of the
-    /// broker changed these. Each of these publishes is [`Unconfirmed`](Self::Unconfirmed) with
-    /// this reason.
+    /// The broker returned a mandatory message, and it is uncertain of which publish. One or more
+    /// unconfirmed publishes have its exchange, routing key and body, but none has its properties,
+    /// because a plugin of the broker has changed these. Each such publish that the broker
+    /// acknowledges fails with [`Unconfirmed`](Self::Unconfirmed), and this error is inside.
     AmbiguousReturn(Returned),
     /// The outcome of a publish is unknown: the broker may have taken the message or not. The error
     /// inside is the reason, in most cases the end of the channel or connection before the confirm.
