@@ -16,8 +16,14 @@ use crate::protocol::returned::Returned;
 ///
 /// [`basic_publish`](crate::BlockingChannel::basic_publish) returns one. On a channel in [confirm
 /// mode](crate::BlockingChannel::confirm_delivery) the broker acknowledges each message that it has
-/// taken, and nacks the others. Wait for that with [`wait`](Self::wait), or look with
-/// [`try_outcome`](Self::try_outcome), any number of times and from any thread.
+/// taken, and nacks the others. [`wait`](Self::wait) waits for this outcome, and
+/// [`try_outcome`](Self::try_outcome) returns it without waiting. You may call both any number of
+/// times and from any thread.
+///
+/// Two other types have the outcome of a publish as well: a callback gets a [`Confirmation`] for
+/// every publish, and [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) returns a
+/// [`PublishError`](crate::PublishError) for each failed publish. All three have the same sequence
+/// number.
 ///
 /// You may drop it: [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports the
 /// failures of all publishes, and [`close`](crate::BlockingChannel::close) those that your program
@@ -55,8 +61,9 @@ impl PublisherConfirm {
         }))
     }
 
-    /// Returns the sequence number of the publish: 1 for the first one of the channel in confirm
-    /// mode, 2 for the next. `None` if the channel was not in confirm mode.
+    /// Returns the sequence number of the publish: 1 for the first publish of the channel in confirm
+    /// mode, 2 for the next. Returns `None` if the channel was not in confirm mode at the publish,
+    /// because the broker then confirms nothing.
     pub fn sequence_number(&self) -> Option<u64> {
         self.0.as_ref().map(|numbered| numbered.number)
     }

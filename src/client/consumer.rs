@@ -52,9 +52,17 @@ use crate::protocol::wire::ShortString;
 /// | the broker cancels the consumer: its queue was deleted, for example | [`Error::ConsumerCancelled`] | the same | the error once, then `None` | the error |
 /// | the broker closes the channel or the connection, or the connection is lost | [`Error::ChannelClosed`], [`Error::ConnectionClosed`], [`Error::ConnectionLost`] | the same | the error once, then `None` | the error |
 ///
-/// The methods return the same outcome again on every later call and in every clone. Deliveries
-/// that arrived before the end are still handed out first, if they can be acknowledged or need no
-/// acknowledgement. [`cancel`](Self::cancel) is the exception: nothing is handed out after it.
+/// The methods return the same outcome again on every later call and in every clone.
+///
+/// Some deliveries may have arrived before the end, and nothing has taken them yet:
+///
+/// - If the broker has cancelled the consumer, the methods first return these deliveries. You can
+///   still settle them.
+/// - If the channel or the connection has ended, the methods first return those of a `no_ack`
+///   consumer. They skip all others, which can no longer be settled: the broker delivers these
+///   messages again.
+/// - After [`cancel`](Self::cancel) the methods return no delivery. `cancel` requeues the deliveries
+///   of a consumer that acknowledges, and returns those of a `no_ack` consumer.
 #[must_use = "a consumer that is dropped is cancelled"]
 pub struct Consumer {
     handle: Arc<Handle>,
@@ -109,11 +117,12 @@ impl Consumer {
         self.recv_until(None)
     }
 
-    /// Waits for the next delivery, at most for `timeout`. Returns `None` if none has arrived by
-    /// then, and at once after your program has ended the consumer.
+    /// Waits for the next delivery, at most for `timeout`. Returns `None` if no delivery has arrived
+    /// by then. After your program has ended the consumer, returns `None` at once.
     ///
-    /// A loop that goes on after `None` must check [`is_cancelled`](Self::is_cancelled), or it
-    /// would spin after a [`cancel`](Self::cancel) by another thread.
+    /// [`is_cancelled`](Self::is_cancelled) tells these two cases apart. Check it in a loop that
+    /// goes on after `None`: otherwise the loop spins when another thread calls
+    /// [`cancel`](Self::cancel).
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -175,10 +184,12 @@ impl Consumer {
         }
     }
 
-    /// Returns whether your program has ended the consumer, and no delivery is left to take.
+    /// Returns whether a loop over this consumer is done: your program has ended the consumer, and
+    /// no delivery is left to take.
     ///
-    /// This is `false` if the broker or the network ended the consumer. The next
-    /// [`recv`](Self::recv) returns the reason then.
+    /// Your program ends the consumer by [`cancel`](Self::cancel), or by closing its channel or its
+    /// connection. If the broker or the network has ended the consumer, this returns `false`, and
+    /// [`recv`](Self::recv) returns the reason as an error.
     pub fn is_cancelled(&self) -> bool {
         let shared = &self.handle.shared;
         let inbox = shared.inbox();
@@ -238,14 +249,14 @@ impl Consumer {
     /// acknowledgement (`no_ack`) cannot go back, and this call returns them. Deliveries that your
     /// program has taken can still be settled.
     ///
-    /// A second call does nothing.
+    /// After a call that returned `Ok`, further calls do nothing.
     ///
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
     /// the end of the channel or connection, or a late reply. After [`Error::Timeout`] the consumer
-    /// has ended nevertheless; the deliveries that were not taken go back with another `cancel`, or
-    /// when the consumer is dropped.
+    /// has ended nevertheless, but its untaken deliveries are not requeued yet. To requeue them,
+    /// call `cancel` again or drop the consumer.
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
         let shared = &self.handle.shared;
         shared.inbox().stop();
@@ -264,7 +275,7 @@ impl Consumer {
     }
 
     /// Returns a crossbeam receiver that is ready when a delivery can be taken, or the consumer has
-    /// ended.
+    /// ended. The receiver is only a signal, of the type `()`: it does not return the deliveries.
     ///
     /// Use it to wait for several consumers, [connections](crate::BlockingConnection::ready) and
     /// channels of your program in one `select!`, and then take with [`try_recv`](Self::try_recv).

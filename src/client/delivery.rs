@@ -57,7 +57,8 @@ pub struct Delivery {
     pub routing_key: ShortString,
     /// The tag of the consumer; `None` from a `basic_get`.
     pub consumer_tag: Option<ShortString>,
-    /// The number of messages that are left in the queue; `None` for a consumer.
+    /// The number of messages that are left in the queue, from a `basic_get`. `None` from a
+    /// consumer, because the broker does not send the number with `basic.deliver`.
     pub message_count: Option<u32>,
     /// The body.
     pub body: Bytes,
@@ -103,13 +104,21 @@ impl Delivery {
         self.properties.get()
     }
 
-    /// Returns the encoded properties if [`properties`](Self::properties) does not represent all
-    /// of them.
+    /// Returns the properties as the bytes that have arrived, if
+    /// [`properties`](Self::properties) cannot represent all of them. Returns `None` for all
+    /// ordinary messages.
     ///
-    /// RabbitMQ forwards properties unchecked, so other clients can send headers with values of
-    /// unknown types (then `headers` is `None`), strings that are not UTF-8 (then they contain
-    /// U+FFFD), or bytes that are no properties at all (then none is set). The bytes are those of
-    /// the content header from the flag words on (specification, section 4.2.6.1).
+    /// RabbitMQ does not check the properties of a message, so a faulty client can publish any
+    /// bytes. cony delivers such a message all the same:
+    ///
+    /// | the bytes contain | `properties` returns |
+    /// |---|---|
+    /// | a header whose value has an unknown type | `headers` is `None`, and all other properties are set |
+    /// | a string that is not UTF-8 | the string, with U+FFFD in place of the wrong bytes |
+    /// | something that is no list of properties | no property is set |
+    ///
+    /// The returned bytes begin with the property flags of the content header (specification,
+    /// section 4.2.6.1).
     pub fn undecoded_properties(&self) -> Option<&[u8]> {
         self.properties.undecoded()
     }
@@ -141,9 +150,10 @@ impl Delivery {
         std::str::from_utf8(&self.body).map_err(Error::from)
     }
 
-    /// Acknowledges the delivery: the broker deletes the message from the queue.
+    /// Acknowledges the delivery, so that the broker deletes the message from the queue.
     ///
-    /// The call returns when the acknowledgement is on its way. The broker does not reply to it.
+    /// The call passes the acknowledgement to the IO thread and returns. The broker does not reply
+    /// to an acknowledgement, so `Ok` does not mean that the message is deleted already.
     ///
     /// # Errors
     ///
@@ -182,10 +192,12 @@ impl Delivery {
         self.settle(Settle::Reject { requeue: true })
     }
 
-    /// Rejects the message without requeueing it: it goes to the dead-letter exchange of its queue.
-    /// If the queue has none, the message is deleted.
+    /// Rejects the message without requeueing it: the message goes to the dead-letter exchange of
+    /// its queue. If the queue has none, the broker deletes the message.
     ///
-    /// This sends `basic.reject`.
+    /// This sends `basic.reject` without `requeue`. **Beware:**
+    /// [`basic_reject`](crate::BlockingChannel::basic_reject) does the opposite by default and
+    /// requeues the message, as [`requeue`](Self::requeue) does.
     ///
     /// # Errors
     ///

@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::Error;
 
-/// A publish that the broker did not take, as
-/// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports it.
+/// A publish that the broker did not take, as an entry of
+/// [`Error::PublishFailures`](crate::Error::PublishFailures). That error is the result of
+/// [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) and of the `close` methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PublishError {

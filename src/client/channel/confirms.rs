@@ -15,6 +15,9 @@ impl BlockingChannel {
     /// Puts the channel into confirm mode: from now on the broker confirms every message that is
     /// published on it. (An extension of RabbitMQ.)
     ///
+    /// The name is that of pika. The method concerns publishes only, and has no effect on the
+    /// deliveries of consumers.
+    ///
     /// Each publish then returns a [`PublisherConfirm`](crate::PublisherConfirm) with a sequence
     /// number. At most `confirm_window` publishes may be unconfirmed; a further one waits. A
     /// channel cannot leave confirm mode. A second call does nothing.

@@ -21,9 +21,12 @@ impl BlockingChannel {
     /// more until one of them is settled. 0 means no limit.
     ///
     /// A plain number applies to each consumer that starts after this call. With
-    /// [`global`](crate::basic::Qos::global) it applies to all consumers of the channel together. A
-    /// channel without this call gets `default_prefetch` (default 200) with its first consumer.
+    /// [`global`](crate::basic::Qos::global) it applies to all consumers of the channel together.
     /// Consumers with `no_ack` have no prefetch.
+    ///
+    /// On a channel without a call of `basic_qos`, cony sets the prefetch to
+    /// [`default_prefetch`](crate::ConnectionParameters::default_prefetch) (200) before the first
+    /// consumer that acknowledges.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -40,7 +43,8 @@ impl BlockingChannel {
         self.inner().set_prefetch(qos.into(), false)
     }
 
-    /// Starts a consumer whose deliveries go to `callback`, and returns its consumer tag.
+    /// Starts a consumer whose deliveries go to `callback`, and returns its consumer tag. To take
+    /// the deliveries in a loop of your own instead, call [`consume`](Self::consume).
     ///
     /// The callback runs in [`start_consuming`](Self::start_consuming), or in
     /// [`run`](crate::BlockingConnection::run) and the like, and in no other thread. It gets the
@@ -124,6 +128,8 @@ impl BlockingChannel {
     }
 
     /// Starts a consumer whose deliveries you take one by one, with a loop or from several threads.
+    /// For a callback instead, call [`basic_consume`](Self::basic_consume). Both send the same
+    /// `basic.consume` to the broker.
     ///
     /// The broker begins to deliver at once. The deliveries wait in memory until you take them, at
     /// most as many as the [prefetch](Self::basic_qos) allows.

@@ -12,8 +12,8 @@ impl BlockingChannel {
     /// Acknowledges the delivery with this delivery tag. The broker deletes the message from its
     /// queue.
     ///
-    /// [`Delivery::ack`](crate::Delivery::ack) is the same. The call returns when the
-    /// acknowledgement is on its way. The broker does not reply to it.
+    /// [`Delivery::ack`](crate::Delivery::ack) is the same. The call passes the acknowledgement to
+    /// the IO thread and returns. The broker does not reply to an acknowledgement.
     ///
     /// # Errors
     ///
@@ -79,10 +79,12 @@ impl BlockingChannel {
     }
 
     /// Rejects a delivery. With `requeue`, which is the default, the message goes back to its
-    /// queue. Otherwise it goes to the dead-letter exchange of the queue, or is deleted.
+    /// queue. Otherwise the message goes to the dead-letter exchange of the queue, or is deleted.
     ///
-    /// [`Delivery::requeue`](crate::Delivery::requeue) and
-    /// [`Delivery::reject`](crate::Delivery::reject) are the same without an option.
+    /// **Beware:** a call with a plain delivery tag requeues the message, as
+    /// [`Delivery::requeue`](crate::Delivery::requeue) does.
+    /// [`Delivery::reject`](crate::Delivery::reject) does not requeue: it is this call with
+    /// `requeue` switched off.
     ///
     /// # Errors
     ///

@@ -12,8 +12,9 @@ use crate::protocol::wire::ShortString;
 /// enough, as for a binding, it takes the three, and a second call with the suffix `_with` takes
 /// the struct.
 ///
-/// A call with the suffix `_nowait` has no reply. It returns when the method is on its way, and a
-/// refusal closes the channel later.
+/// A call with the suffix `_nowait` sends the same method, but the broker does not reply. So the
+/// call returns at once, and cannot report a refusal. If the broker refuses, it closes the channel,
+/// and a later call on the channel returns the reason.
 ///
 /// Each call fails with [the errors of a call](crate::BlockingChannel#errors-of-a-call):
 /// [`TooLong`](crate::Error::TooLong) for a name of more than 255 bytes (nothing was sent),
@@ -257,8 +258,9 @@ impl BlockingChannel {
         self.queue_bind_with((queue, exchange, routing_key))
     }
 
-    /// Binds a queue as [`queue_bind`](Self::queue_bind) does, with all arguments of the method.
-    /// `headers` exchanges need them.
+    /// Binds a queue as [`queue_bind`](Self::queue_bind) does, but takes a
+    /// [`queue::Bind`], which has all arguments of the method. A binding to a `headers` exchange
+    /// needs it, for the headers to match.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;

@@ -10,7 +10,8 @@ use crate::protocol::reply_code::ReplyCode;
 /// A passive declare does the same check, but if the queue or exchange does not exist, the broker
 /// closes the channel (404). These calls open a channel for the check, so they close none of yours.
 impl BlockingConnection {
-    /// Returns the number of messages and consumers of this queue, or `None` if it does not exist.
+    /// Returns `Some` if this queue exists, with the number of its messages and of its consumers.
+    /// Returns `None` if it does not exist.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -37,8 +38,8 @@ impl BlockingConnection {
         unless_not_found(self.channel()?.queue_declare(declare))
     }
 
-    /// Returns whether an exchange with this name exists, of any type. The default exchange, with
-    /// the empty name, always exists.
+    /// Returns whether an exchange with this name exists, of any type. (The broker reports no counts
+    /// for an exchange.) The default exchange, with the empty name, always exists.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;

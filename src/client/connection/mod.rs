@@ -318,6 +318,9 @@ impl BlockingConnection {
 
     /// Closes the socket at once, without an AMQP close. Waiting publishes and calls fail.
     ///
+    /// Use this in an emergency only: publishes that are not yet written are lost, and this does not
+    /// wait for confirms. [`close`](Self::close) writes and confirms all publishes first.
+    ///
     /// [Close callbacks](Self::add_on_close_callback) are not called here, but in a thread that
     /// dispatches.
     pub fn disconnect(&self) {

@@ -84,7 +84,8 @@ impl Drop for Running<'_> {
 /// [cancel callback](crate::BlockingChannel::add_on_cancel_callback).
 impl BlockingConnection {
     /// Runs callbacks until [`stop`](Self::stop) is called or the connection has ended. There is no
-    /// time limit.
+    /// time limit. To run callbacks for a limited time, call
+    /// [`process_data_events`](Self::process_data_events) or [`sleep`](Self::sleep).
     ///
     /// Returns `Ok` after a stop, and after a close by this program.
     ///
@@ -127,15 +128,16 @@ impl BlockingConnection {
         Ok(())
     }
 
-    /// Makes [`run`](Self::run) return in all threads. Can be called from a callback and from any
-    /// thread. If no `run` is going on, the next one returns at once.
+    /// Makes [`run`](Self::run) return in all threads. The connection stays open, and its consumers
+    /// stay too. You may call this from a callback and from any thread. If no thread is in `run`,
+    /// the next `run` returns at once.
     pub fn stop(&self) {
         self.inner.stops.stop();
         self.inner.shared.all_subscribers.notify();
     }
 
-    /// Runs the callbacks for all events that have arrived. If there are none, waits for one, at
-    /// most for `limit`.
+    /// Runs the callbacks for all events that have arrived, and returns. If there is no event, waits
+    /// for one, at most for `limit`.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -169,7 +171,7 @@ impl BlockingConnection {
         }
     }
 
-    /// Runs callbacks for `duration`.
+    /// Runs callbacks for the whole `duration`, also if events arrive earlier.
     ///
     /// A program without callbacks can call `std::thread::sleep` instead: the IO thread sends the
     /// heartbeats.
@@ -201,7 +203,8 @@ impl BlockingConnection {
     }
 
     /// Returns a receiver that is ready when there may be events for
-    /// [`process_data_events`](Self::process_data_events).
+    /// [`process_data_events`](Self::process_data_events). The receiver is only a signal, of the
+    /// type `()`: it does not return the events.
     ///
     /// With it one `select!` can wait for several connections, [consumers](crate::Consumer::ready)
     /// and channels of the program. The receiver may be ready without an event. Its type is from
