@@ -16,8 +16,10 @@
 //! or when its deadline has passed. One background thread, the IO thread, owns the socket and sends
 //! the heartbeats, so a callback may take an hour. Every handle can be used from several threads.
 //!
-//! cony is to Rust as pika's `BlockingConnection` is to Python. If you know pika, look up its names
-//! in `docs/from-pika.md`.
+//! cony is to Rust as pika's `BlockingConnection` is to Python. If you know pika, the page [from
+//! pika to cony][from-pika] lists each of its names with the counterpart here.
+//!
+//! [from-pika]: https://docs.rs/crate/cony/latest/source/docs/from-pika.md
 //!
 //! This page is an outline. The [`guide`] has a page for each subject.
 //!
@@ -102,7 +104,10 @@
 //! cony logs through the crate `log`, with the name of the connection:
 //!
 //! - `info`: a connection is opened, or is unblocked.
-//! - `warn`: a connection is blocked, reading is paused, a consumer is stalled, messages are lost.
+//! - `warn`: something that you should look at, for example: the broker has blocked a connection;
+//!   reading is paused; a thread waits for a delivery, but the prefetch is used up by unsettled
+//!   deliveries, so none can arrive; a consumer with `no_ack` was dropped with deliveries that
+//!   nothing had taken, which are lost.
 //! - `debug`: a channel or connection has ended.
 //!
 //! It never logs a body or a secret. The IO thread logs as well, so the log backend should be

@@ -61,9 +61,9 @@ impl PublisherConfirm {
         }))
     }
 
-    /// Returns the sequence number of the publish: 1 for the first publish of the channel in confirm
-    /// mode, 2 for the next. Returns `None` if the channel was not in confirm mode at the publish,
-    /// because the broker then confirms nothing.
+    /// Returns the sequence number of the publish: 1 for the first publish of the channel in
+    /// confirm mode, 2 for the next. Returns `None` if the channel was not in confirm mode at the
+    /// publish: the broker does not confirm such a publish.
     pub fn sequence_number(&self) -> Option<u64> {
         self.0.as_ref().map(|numbered| numbered.number)
     }
@@ -208,9 +208,9 @@ impl fmt::Debug for PublisherConfirm {
     }
 }
 
-/// The outcome of one publish, as
-/// [`add_on_confirm_callback`](crate::BlockingChannel::add_on_confirm_callback) passes it to a
-/// callback.
+/// The outcome of one publish, successful or not, as the argument of a callback of
+/// [`add_on_confirm_callback`](crate::BlockingChannel::add_on_confirm_callback). A
+/// [`PublisherConfirm`] is the handle with which you wait for the same outcome.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Confirmation {

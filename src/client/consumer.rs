@@ -61,8 +61,8 @@ use crate::protocol::wire::ShortString;
 /// - If the channel or the connection has ended, the methods first return those of a `no_ack`
 ///   consumer. They skip all others, which can no longer be settled: the broker delivers these
 ///   messages again.
-/// - After [`cancel`](Self::cancel) the methods return no delivery. `cancel` requeues the deliveries
-///   of a consumer that acknowledges, and returns those of a `no_ack` consumer.
+/// - After [`cancel`](Self::cancel) the methods return no delivery. `cancel` requeues the
+///   deliveries of a consumer that acknowledges, and returns those of a `no_ack` consumer.
 #[must_use = "a consumer that is dropped is cancelled"]
 pub struct Consumer {
     handle: Arc<Handle>,
@@ -117,8 +117,8 @@ impl Consumer {
         self.recv_until(None)
     }
 
-    /// Waits for the next delivery, at most for `timeout`. Returns `None` if no delivery has arrived
-    /// by then. After your program has ended the consumer, returns `None` at once.
+    /// Waits for the next delivery, at most for `timeout`. Returns `None` if no delivery has
+    /// arrived by then. After your program has ended the consumer, returns `None` at once.
     ///
     /// [`is_cancelled`](Self::is_cancelled) tells these two cases apart. Check it in a loop that
     /// goes on after `None`: otherwise the loop spins when another thread calls

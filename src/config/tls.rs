@@ -109,8 +109,11 @@ impl TlsOptions {
         Self::default()
     }
 
-    /// Trusts the authorities in this PEM file, in addition to the others. Can be called several
-    /// times.
+    /// Trusts the authorities in this PEM file, in addition to those of the operating system. Can
+    /// be called several times.
+    ///
+    /// The option `cacertfile` of a URL trusts only the authorities of its file. For the same
+    /// effect, also call [`disable_built_in_roots`](Self::disable_built_in_roots).
     ///
     /// The file needs all authorities up to the root. An intermediate authority without its root is
     /// not trusted.

@@ -1,4 +1,4 @@
-//! AMQP as a value: no sockets, threads, locks or clocks.
+//! The core: AMQP 0-9-1 as a state machine, without sockets, threads, locks or clocks. Commands and received bytes go in; bytes to send and events come out.
 //!
 //! Read the modules in this order:
 //!
@@ -8,10 +8,10 @@
 //! 2. [`addresses`] chooses the address of a broker, and [`handshake`] opens a connection.
 //! 3. [`connection`] passes received frames to each [`channel`]. The results are in [`output`] as
 //!    bytes and [`event`]s. [`heartbeat`] finds a dead broker.
-//! 4. [`delivery_batch`] stores deliveries, [`read_room`] limits their size, and [`held_back`]
-//!    decides about those that have no room.
+//! 4. [`delivery_batch`] stores deliveries. [`read_room`] counts their bytes against the read
+//!    budget. [`held_back`] decides which deliveries are held back, and when these are requeued.
 //! 5. [`confirms`] is the confirm ledger, and [`property_match`] finds the publish of a returned
-//!    message. [`settlements`] is the settlement ledger, which consists of [`ranges`].
+//!    message. [`settlements`] is the settlement ledger. It stores delivery tags in [`ranges`].
 //! 6. [`secret`] wipes passwords from memory. [`errors`] and [`reply_code`] have the reasons
 //!    for an end.
 //!

@@ -38,8 +38,9 @@ impl BlockingConnection {
         unless_not_found(self.channel()?.queue_declare(declare))
     }
 
-    /// Returns whether an exchange with this name exists, of any type. (The broker reports no counts
-    /// for an exchange.) The default exchange, with the empty name, always exists.
+    /// Returns whether an exchange with this name exists, of any type. The result is only a `bool`,
+    /// because the broker reports no counts for an exchange. The default exchange, with the empty
+    /// name, always exists.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;

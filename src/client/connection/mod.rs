@@ -318,8 +318,8 @@ impl BlockingConnection {
 
     /// Closes the socket at once, without an AMQP close. Waiting publishes and calls fail.
     ///
-    /// Use this in an emergency only: publishes that are not yet written are lost, and this does not
-    /// wait for confirms. [`close`](Self::close) writes and confirms all publishes first.
+    /// Use `disconnect` in an emergency only. Publishes that are not yet written are lost, and
+    /// confirms that have not arrived are lost too. [`close`](Self::close) first waits for both.
     ///
     /// [Close callbacks](Self::add_on_close_callback) are not called here, but in a thread that
     /// dispatches.

@@ -136,8 +136,8 @@ impl BlockingConnection {
         self.inner.shared.all_subscribers.notify();
     }
 
-    /// Runs the callbacks for all events that have arrived, and returns. If there is no event, waits
-    /// for one, at most for `limit`.
+    /// Runs the callbacks for all events that have arrived, and returns. If there is no event,
+    /// waits for one, at most for `limit`.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;

@@ -53,9 +53,9 @@ pub struct Stats {
     /// Now: deliveries that your program has taken and not settled yet. Those that need no
     /// acknowledgement (`no_ack`) are not included.
     pub deliveries_unsettled: u64,
-    /// Now: publishes in confirm mode that the broker has neither acknowledged nor nacked yet. This
-    /// is no sign of an error: [`Error::Unconfirmed`](crate::Error::Unconfirmed) is the outcome of a
-    /// publish only if its confirm can no longer arrive.
+    /// Now: publishes in confirm mode that the broker has neither acknowledged nor nacked yet.
+    /// These are no errors. [`Error::Unconfirmed`](crate::Error::Unconfirmed) is another matter: the
+    /// outcome of a publish that will never be known for certain.
     pub unconfirmed: usize,
     /// Now: bytes that wait to be written. A publish waits for room beyond `write_budget`.
     pub bytes_to_write: usize,

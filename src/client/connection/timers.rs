@@ -36,8 +36,8 @@ pub(super) struct Timers {
 /// A timer is a callback that runs once at a time. Like the
 /// [other callbacks](#callbacks) it runs in a thread that dispatches.
 impl BlockingConnection {
-    /// Calls `callback` once after `delay`, in a thread that dispatches. In spite of its name, which
-    /// is that of pika, this sets no time limit for anything.
+    /// Calls `callback` once after `delay`, in a thread that dispatches. The name is that of pika;
+    /// the method sets a timer, and no time limit for a call.
     ///
     /// The callback runs late if the dispatching thread is still inside another callback. To
     /// repeat it, add it again from the callback:

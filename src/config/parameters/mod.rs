@@ -26,7 +26,8 @@ const MIB: usize = 1024 * KIB;
 
 /// The settings of a connection: address, credentials, limits and timeouts.
 ///
-/// Set them with methods, or parse a URL. Both can be combined:
+/// Set them with methods, or parse a URL with `parse()` or `ConnectionParameters::try_from(url)`.
+/// Both can be combined:
 ///
 /// ```
 /// use std::time::Duration;
@@ -55,9 +56,16 @@ const MIB: usize = 1024 * KIB;
 /// The form is `amqp://user:password@host:port/virtual_host?option=value&…`, with `amqps://` for
 /// TLS. Every part is optional. No path, or `/` alone, means the virtual host `/`.
 ///
-/// All characters but letters and digits may be percent-encoded. These must be: `%` (as `%25`),
-/// control characters, `/` in the name of a virtual host (`%2f`), and each of `/ ? # @ :` in user
-/// and password.
+/// Some characters must be percent-encoded:
+///
+/// | where | characters |
+/// |---|---|
+/// | everywhere | `%` (as `%25`), `#` (as `%23`), and control characters |
+/// | in user and password | `/ ? @ :` (as `%2F`, `%3F`, `%40`, `%3A`) |
+/// | in the name of the virtual host | `/ ?`, and `@` if the URL has no user |
+/// | in the value of an option | `&` (as `%26`), and `@` if the URL has no user |
+///
+/// Other punctuation may be percent-encoded as well.
 ///
 /// The options are the methods below that are marked "URL option". Durations are in seconds, with
 /// fractions, unless noted. An option that is unknown, empty or given twice is an error.
@@ -67,19 +75,23 @@ const MIB: usize = 1024 * KIB;
 /// | option of a URL | |
 /// |---|---|
 /// | `auth_mechanism` | `plain`, `amqplain`, `external` or `anonymous`, instead of `plain`; repeated, it names the next choice: [`Credentials::or`] |
-/// | `cacertfile` | trusts these authorities instead of those of the system: [`TlsOptions::ca_file`] |
+/// | `cacertfile` | trusts only the authorities in this file. ([`TlsOptions::ca_file`] alone trusts those of the system as well; with `disable_built_in_roots(true)` it is the same) |
 /// | `certfile`, `keyfile` | the client certificate and its key: [`TlsOptions::identity_pem_files`]; without `keyfile`, `certfile` has both, as PEM or PKCS #12 |
 /// | `password` | the password of a `certfile` in PKCS #12 |
 /// | `verify` | `verify_peer`, or `verify_none`: [`TlsOptions::danger_accept_invalid_certificates`] |
 /// | `server_name_indication` | [`TlsOptions::server_name`], or `disable`: [`TlsOptions::server_name_indication`] |
 /// | `depth`, `fail_if_no_peer_cert` | accepted, because RabbitMQ's specification has them, and ignored |
-/// | `ssl_options` | all of this in pika's form, a dict of Python with `ca_certs`, `cert_reqs`, `certfile`, `keyfile`, `ssl_version` |
+/// | `ssl_options` | the options of TLS in the form of pika: a dict of Python with the keys `ca_certs`, `cert_reqs`, `certfile`, `keyfile`, `ssl_version` |
 ///
-/// Options of TLS need the scheme `amqps`. The numbers and the names of Python's `ssl` module are
-/// both understood. `ssl_version` sets the lowest version to accept. Without `cert_reqs` the
+/// Options of TLS need the scheme `amqps`. In `ssl_options`, the values of `cert_reqs` and
+/// `ssl_version` are constants of Python's module `ssl`, written as a name (`ssl.CERT_REQUIRED`) or
+/// as a number (`2`). `ssl_version` sets the lowest version to accept. Without `cert_reqs` the
 /// broker's certificate is verified.
 ///
 /// # Defaults that differ from pika 0.9.6
+///
+/// cony has all that the documentation of pika 0.9.6 describes, a client for Python. If you do not
+/// move a program from pika to cony, you can skip this table.
 ///
 /// | | pika | cony | because |
 /// |---|---|---|---|
@@ -285,8 +297,13 @@ settings! {
         /// Sets how long one attempt may take in all: name, TCP, TLS and AMQP. The addresses of the
         /// host share this time. Default: 15 s. URL option.
         handshake_timeout: Duration, copy get_handshake_timeout: Duration;
-        /// Sets how long a call waits for its reply before it fails with
+        /// Sets how long a call waits for the reply of the broker before it fails with
         /// [`Error::Timeout`](crate::Error::Timeout). Default: 30 s. URL option.
+        ///
+        /// This applies to every method with a reply, such as `queue_declare`, and also to
+        /// [`PublisherConfirm::wait`](crate::PublisherConfirm::wait). A `close` has
+        /// [`close_timeout`](Self::close_timeout) instead. A request of an
+        /// [`RpcClient`](crate::RpcClient) has a timeout of its own, the argument of its call.
         rpc_timeout: Duration, copy get_rpc_timeout: Duration;
         /// Sets how long a publish waits for room before it fails with
         /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait.
@@ -307,10 +324,13 @@ settings! {
         /// [`add_backpressure_callback`](crate::BlockingConnection::add_backpressure_callback) are
         /// called. Default: `false`. URL option, `t` or `f`.
         backpressure_detection: bool, copy get_backpressure_detection: bool;
-        /// Sets how long a thread that waits for a reply spins before it sleeps. A round trip to a
-        /// broker nearby takes less time than waking a thread. Threads spin only right after they
-        /// have sent a request, and less when spinning does not help. Zero switches spinning off;
-        /// on a machine with one processor it is off. At most 10 ms. Default: 100 µs.
+        /// Sets how long a thread that waits for a reply or a confirm checks for it in a loop
+        /// (*spins*) before it sleeps. At most 10 ms. Default: 100 µs.
+        ///
+        /// A broker nearby replies in less time than it takes to wake a sleeping thread, so
+        /// spinning makes calls faster. It costs processor time. If the reply often does not come
+        /// within this time, cony spins more rarely. Zero switches spinning off. On a machine with
+        /// one processor cony never spins.
         busy_wait: Duration, copy get_busy_wait: Duration;
         /// Sets the size of the largest body to accept, in bytes. A larger one closes its channel
         /// (311), unless [`oversized`](Self::oversized) is set. Default: 128 MiB.
@@ -318,26 +338,41 @@ settings! {
         /// Sets how to handle a message that is larger than `max_message_size`. Default:
         /// [`Oversized::CloseChannel`].
         oversized: Oversized, copy get_oversized: Oversized;
-        /// Sets the prefetch of a channel without `basic_qos`, from its first consumer that
-        /// acknowledges; 0 is no limit. Default: 200.
+        /// Sets the prefetch for channels on which your program does not call
+        /// [`basic_qos`](crate::BlockingChannel::basic_qos); 0 is no limit. Default: 200.
+        ///
+        /// cony sends this prefetch to the broker before the first consumer of a channel that
+        /// acknowledges. A call of `basic_qos` on the channel takes its place.
         default_prefetch: u16, copy get_default_prefetch: u16;
         /// Sets how many publishes of a channel in confirm mode may be unconfirmed. The next
-        /// publish waits. Default: 1000.
+        /// publish waits, at most for [`publish_timeout`](Self::publish_timeout). Default: 1000.
+        ///
+        /// The confirm window counts publishes until the broker confirms them;
+        /// [`write_budget`](Self::write_budget) counts bytes until they are written to the socket.
         confirm_window: usize, copy get_confirm_window: usize;
-        /// Sets how many bytes may wait to be written to the socket. When they are more, publishes
-        /// wait, at most for [`publish_timeout`](Self::publish_timeout). Default: 4 MiB.
+        /// Sets how many bytes may wait to be written to the socket. While more bytes wait, each
+        /// publish waits too, at most for [`publish_timeout`](Self::publish_timeout). Default: 4
+        /// MiB.
+        ///
+        /// This limits the memory for publishes; [`read_budget`](Self::read_budget) limits the
+        /// memory for deliveries.
         write_budget: usize, copy get_write_budget: usize;
         /// Sets how many bytes of deliveries may wait to be taken by the program. Default: 64 MiB.
         ///
-        /// When they are more, reading from the socket pauses, for 5 s at most. It does not pause
-        /// while a thread waits for the broker: for a reply, a confirm, room to publish, or a
-        /// delivery. A delivery that arrives then finds no room: it is requeued, and the broker
-        /// delivers it again later. In all, at most twice as many bytes wait, plus one message that
-        /// is larger. A message of which only a part has arrived counts with its whole size.
+        /// While more bytes wait, the IO thread pauses reading from the socket, for at most 5 s.
+        /// The IO thread does not pause while a thread of your program waits for the broker: for a
+        /// reply, a confirm, room to publish, or a delivery.
         ///
-        /// Deliveries that cannot be requeued (`no_ack`, streams, channels with transactions) stop
-        /// reading until they are taken. RabbitMQ drops a client that reads nothing for about half
-        /// a minute ([`NotRead`](crate::ConnectionLostError::NotRead)).
+        /// When the IO thread reads on, more deliveries arrive. Up to twice the budget they are
+        /// kept. A delivery beyond that is *held back*: cony drops its content, and requeues it
+        /// when there is room again. The broker then delivers the message once more. So at most
+        /// twice the budget is in memory, plus one message that is larger than the budget. A
+        /// message of which only a part has arrived counts with its whole size.
+        ///
+        /// Deliveries of `no_ack` consumers, of streams, and on channels with transactions cannot
+        /// be requeued. If they fill twice the budget, the IO thread reads nothing until your
+        /// program takes some of them. RabbitMQ closes the connection of a client that reads
+        /// nothing for about half a minute ([`NotRead`](crate::ConnectionLostError::NotRead)).
         read_budget: usize, copy get_read_budget: usize;
     }
 }
