@@ -80,8 +80,8 @@ impl PublisherConfirm {
     /// - [`Error::Nacked`] if the broker could not take the message.
     /// - [`Error::Unroutable`], with the message, if it was mandatory and reached no queue.
     /// - [`Error::Unconfirmed`] if the channel ended before the broker has confirmed the message:
-    ///   it may or may not have been taken. Also if a message came back that may have been this one
-    ///   ([`Error::AmbiguousReturn`]).
+    ///   the broker may or may not have taken it. Also if the broker returned a message that may
+    ///   have been this one ([`Error::AmbiguousReturn`] is inside).
     /// - [`Error::Timeout`]: you can wait again.
     /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.
     pub fn wait(&self) -> Result<()> {

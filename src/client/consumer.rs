@@ -245,9 +245,9 @@ impl Consumer {
 
     /// Cancels the consumer. It ends in all clones at once, even if the broker does not reply.
     ///
-    /// Deliveries that arrived and were not taken yet go back to their queue. Those that need no
-    /// acknowledgement (`no_ack`) cannot go back, and this call returns them. Deliveries that your
-    /// program has taken can still be settled.
+    /// Deliveries that have arrived and that nothing has taken are requeued. Those of a `no_ack`
+    /// consumer cannot be requeued, so this call returns them. Deliveries that your program has
+    /// taken can still be settled.
     ///
     /// After a call that returned `Ok`, further calls do nothing.
     ///

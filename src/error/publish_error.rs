@@ -15,8 +15,8 @@ pub struct PublishError {
     /// The sequence number of the publish, which its [`PublisherConfirm`](crate::PublisherConfirm)
     /// has too.
     pub sequence_number: u64,
-    /// [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if a message came back
-    /// that may be this one.
+    /// [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if the broker returned a
+    /// message that may be this one.
     pub error: Error,
 }
 

@@ -1,4 +1,5 @@
-//! The core: AMQP 0-9-1 as a state machine, without sockets, threads, locks or clocks. Commands and received bytes go in; bytes to send and events come out.
+//! The core: AMQP 0-9-1 as a state machine, without sockets, threads, locks or clocks. Commands and
+//! received bytes go in; bytes to send and events come out.
 //!
 //! Read the modules in this order:
 //!

@@ -230,10 +230,10 @@ impl BlockingChannel {
 
     /// Cancels the consumer with this tag.
     ///
-    /// Deliveries that arrived and were not handled yet go back to their queue. Those that need no
-    /// acknowledgement (`no_ack`) cannot go back, and this call returns them: up to twice
-    /// `read_budget` bytes, plus some 150 bytes for each delivery. Deliveries that your program has
-    /// taken can still be settled.
+    /// Deliveries that have arrived and that nothing has taken are requeued. Those of a `no_ack`
+    /// consumer cannot be requeued, so this call returns them: up to twice `read_budget` bytes,
+    /// plus some 150 bytes for each delivery. Deliveries that your program has taken can still be
+    /// settled.
     ///
     /// A [`Consumer`] ends after the deliveries that it has received. Its own
     /// [`cancel`](Consumer::cancel) ends it at once.
@@ -252,8 +252,8 @@ impl BlockingChannel {
     /// Cancels a consumer as [`basic_cancel`](Self::basic_cancel) does, without waiting for a
     /// reply.
     ///
-    /// Deliveries that are still on their way go back to their queue. Those that need no
-    /// acknowledgement are lost, and a warning is logged.
+    /// Deliveries that arrive after this call are requeued. Those of a `no_ack` consumer cannot be
+    /// requeued: they are lost, and cony logs a warning.
     ///
     /// # Errors
     ///

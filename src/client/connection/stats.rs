@@ -54,8 +54,9 @@ pub struct Stats {
     /// acknowledgement (`no_ack`) are not included.
     pub deliveries_unsettled: u64,
     /// Now: publishes in confirm mode that the broker has neither acknowledged nor nacked yet.
-    /// These are no errors. [`Error::Unconfirmed`](crate::Error::Unconfirmed) is another matter: the
-    /// outcome of a publish that will never be known for certain.
+    /// These are no errors: their confirms are still to arrive.
+    /// [`Error::Unconfirmed`](crate::Error::Unconfirmed) is the outcome of a publish for which it
+    /// stays unknown whether the broker has taken the message.
     pub unconfirmed: usize,
     /// Now: bytes that wait to be written. A publish waits for room beyond `write_budget`.
     pub bytes_to_write: usize,
