@@ -1,6 +1,7 @@
 //! The settings of a connection.
 
 mod oversized;
+mod settings;
 mod tcp_options;
 mod validation;
 
@@ -8,6 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::oversized::Oversized;
+use self::settings::settings;
 pub use self::tcp_options::TcpOptions;
 use crate::config::credentials::Credentials;
 #[cfg(feature = "native-tls")]
@@ -190,45 +192,6 @@ impl Default for ConnectionParameters {
         }
     }
 }
-
-/// Declares the setter and the getter of each setting: `copy` returns the value, `reference` a
-/// reference to it.
-macro_rules! settings {
-    (
-        impl $owner:ident {
-            $($(#[$doc:meta])* $field:ident: $ty:ty, $kind:ident $getter:ident: $value:ty;)*
-        }
-    ) => {
-        impl $owner {
-            $(
-                $(#[$doc])*
-                #[must_use]
-                pub fn $field(mut self, $field: $ty) -> Self {
-                    self.$field = $field.into();
-                    self
-                }
-            )*
-        }
-
-        /// # Reading the settings
-        impl $owner {
-            $(settings! { @get $kind $field $getter $value })*
-        }
-    };
-    (@get copy $field:ident $getter:ident $value:ty) => {
-        #[doc = concat!("Returns the setting [`", stringify!($field), "`](Self::", stringify!($field), ").")]
-        pub fn $getter(&self) -> $value {
-            self.$field
-        }
-    };
-    (@get reference $field:ident $getter:ident $value:ty) => {
-        #[doc = concat!("Returns the setting [`", stringify!($field), "`](Self::", stringify!($field), ").")]
-        pub fn $getter(&self) -> &$value {
-            &self.$field
-        }
-    };
-}
-use settings;
 
 impl ConnectionParameters {
     /// Returns the defaults: `amqp://guest:guest@localhost:5672/%2f`.

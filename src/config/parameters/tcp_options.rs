@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::settings;
+use super::settings::settings;
 
 /// Options of the TCP socket, for
 /// [`ConnectionParameters::tcp_options`](super::ConnectionParameters::tcp_options).
