@@ -336,7 +336,7 @@ impl Consumer {
                     // After the end of the channel a delivery cannot be settled any more. The
                     // broker delivers it again.
                     if shared.no_ack || self.inner().is_open() {
-                        return Ok(Some(self.inner().take(content, shared.no_ack)));
+                        return Ok(Some(self.inner().hand_out(content, shared.no_ack)));
                     }
                 }
                 Next::ConsumerEnded(_) => {}

@@ -310,7 +310,7 @@ impl Pending<'_> {
             (None, None) => self.outcome.recv().map_err(RecvTimeoutError::from),
         };
         match outcome {
-            Ok(RpcEvent::Reply(reply)) => Ok(channel_inner.take(reply, true)),
+            Ok(RpcEvent::Reply(reply)) => Ok(channel_inner.hand_out(reply, true)),
             Ok(RpcEvent::PublishFailed) => Err(confirm
                 .failure()
                 .unwrap_or_else(|| channel_inner.closed_error())),

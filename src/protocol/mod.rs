@@ -37,7 +37,7 @@ pub(crate) mod event;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
-pub(crate) mod held_back;
+pub(crate) mod held_deliveries;
 pub(crate) mod kinds;
 mod last_names;
 pub(crate) mod method_id;

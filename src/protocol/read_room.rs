@@ -103,7 +103,7 @@ impl ReadRoom {
 
     /// Returns whether a delivery of this size has room, whichever consumer it is for.
     #[inline]
-    pub(crate) fn fits_anyone(&self, size: usize) -> bool {
+    pub(crate) fn fits_any_consumer(&self, size: usize) -> bool {
         // While deliveries are expected, each arrival must be compared with them.
         self.expected == 0
             && self
@@ -125,10 +125,10 @@ impl ReadRoom {
     }
 
     /// Returns whether a delivery of this cost would have room if it were requeued now.
-    pub(super) fn fits_again(&self, cost: usize, is_starving: bool) -> bool {
+    pub(super) fn fits_if_requeued(&self, cost: usize, is_starving: bool) -> bool {
         let used = self.used() + self.expected;
         used <= self.near_empty_bytes()
-            || used.saturating_add(cost) <= self.limit_again(is_starving)
+            || used.saturating_add(cost) <= self.limit_for_requeue(is_starving)
     }
 
     /// Returns the use up to which the budget counts as almost empty. A very large delivery need
@@ -137,16 +137,16 @@ impl ReadRoom {
         reserved_share(self.soft_limit)
     }
 
-    pub(super) fn limit_again(&self, is_starving: bool) -> usize {
+    pub(super) fn limit_for_requeue(&self, is_starving: bool) -> usize {
         match is_starving {
             true => self.limit_if_idle(),
             false => self.soft_limit,
         }
     }
 
-    pub(crate) fn set_waiting(&mut self, waiting: usize, all_told: bool) {
+    pub(crate) fn set_waiting(&mut self, waiting: usize, all_reported: bool) {
         self.waiting = waiting;
-        if all_told {
+        if all_reported {
             self.emitted = 0;
         }
     }

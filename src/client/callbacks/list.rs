@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
+use super::dispatch_lock::DispatchGuard;
 use super::loan::{Lender, Loan};
-use super::lock::DispatchGuard;
 use crate::error::Result;
 
 /// The callbacks for one kind of event, in the order in which they were added. Each gets the event
@@ -106,7 +106,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::client::callbacks::lock::DispatchLock;
+    use crate::client::callbacks::dispatch_lock::DispatchLock;
     use crate::error::Error;
 
     fn ignore() {}

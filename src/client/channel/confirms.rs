@@ -56,12 +56,12 @@ impl BlockingChannel {
         if !inner
             .shared
             .publisher
-            .select(|| call = Some(inner.begin(select.into(), None)))
+            .select(|| call = Some(inner.queue_call(select.into(), None)))
         {
             return self.await_confirm_mode();
         }
         let outcome = match call {
-            Some(begun) => begun.and_then(|call| inner.finish(&call)),
+            Some(begun) => begun.and_then(|call| inner.await_reply(&call)),
             None => Ok(Reply::Sent),
         };
         if matches!(outcome, Err(Error::Timeout { .. })) {

@@ -116,12 +116,12 @@ impl BlockingChannel {
         let shared = Arc::clone(&inner.shared);
         let consumer = ConsumerShared::with_callback(&consume, shared);
         // Before the call, because deliveries may arrive before the reply.
-        inner.callbacks.insert(callback, &consumer)?;
+        inner.consumer_callbacks.insert(callback, &consumer)?;
         let route = Arc::new(Route {
             consumer: Arc::clone(&consumer),
         });
         if let Err(error) = inner.round_trip(consume.into(), Some(route)) {
-            inner.abandon_callback(&consumer);
+            inner.remove_unstarted_callback(&consumer);
             return Err(error);
         }
         Ok(tag)
@@ -178,7 +178,7 @@ impl BlockingChannel {
             inner.keep_or_give_back(shared.take_remaining(), &shared);
             return Err(error);
         }
-        inner.add_iterated(&shared);
+        inner.add_without_callback(&shared);
         Ok(Consumer::new(shared, self.clone()))
     }
 
@@ -223,8 +223,8 @@ impl BlockingChannel {
     /// those of each [`Consumer`].
     pub fn consumer_tags(&self) -> Vec<ShortString> {
         let inner = self.inner();
-        let mut tags = inner.callbacks.tags();
-        inner.iterated(|consumer| tags.push(consumer.tag.clone()));
+        let mut tags = inner.consumer_callbacks.tags();
+        inner.for_each_without_callback(|consumer| tags.push(consumer.tag.clone()));
         tags
     }
 
@@ -271,28 +271,28 @@ impl BlockingChannel {
             inner.round_trip(cancel.into(), None)?;
             return Ok(Vec::new());
         };
-        inner.callbacks.set_cancelling(&consumer, true);
+        inner.consumer_callbacks.set_cancelling(&consumer, true);
         if let Err(error) = inner.cancel(&consumer, cancel.nowait) {
-            inner.callbacks.set_cancelling(&consumer, false);
+            inner.consumer_callbacks.set_cancelling(&consumer, false);
             return Err(error);
         }
-        let left = inner.remove_callback(&consumer);
+        let left = inner.remove_cancelled_callback(&consumer);
         Ok(left.map_or_else(Vec::new, |left| inner.keep_or_give_back(left, &consumer)))
     }
 }
 
 impl ChannelInner {
     /// Adds a consumer without a callback to the list, and removes those that have ended.
-    fn add_iterated(&self, consumer: &Arc<ConsumerShared>) {
-        let mut iterated = self.iterated.lock();
-        iterated.retain(|known| known.upgrade().is_some_and(|known| known.is_alive()));
-        iterated.push(Arc::downgrade(consumer));
+    fn add_without_callback(&self, consumer: &Arc<ConsumerShared>) {
+        let mut consumers = self.without_callback.lock();
+        consumers.retain(|known| known.upgrade().is_some_and(|known| known.is_alive()));
+        consumers.push(Arc::downgrade(consumer));
     }
 
     /// Calls `act` with each consumer without a callback that has not ended.
-    fn iterated(&self, mut act: impl FnMut(&Arc<ConsumerShared>)) {
-        let iterated = self.iterated.lock().clone();
-        let alive = iterated.iter().filter_map(std::sync::Weak::upgrade);
+    fn for_each_without_callback(&self, mut act: impl FnMut(&Arc<ConsumerShared>)) {
+        let consumers = self.without_callback.lock().clone();
+        let alive = consumers.iter().filter_map(std::sync::Weak::upgrade);
         alive
             .filter(|consumer| consumer.is_alive())
             .for_each(|consumer| act(&consumer));
@@ -300,7 +300,7 @@ impl ChannelInner {
 
     /// Returns the consumer with this tag. One that has not ended takes precedence.
     fn consumer(&self, tag: &ShortString) -> Option<Arc<ConsumerShared>> {
-        let with_callback = self.callbacks.shared(tag);
+        let with_callback = self.consumer_callbacks.shared(tag);
         if with_callback
             .as_ref()
             .is_some_and(|shared| shared.is_alive())
@@ -308,7 +308,7 @@ impl ChannelInner {
             return with_callback;
         }
         let mut found = None;
-        self.iterated(|consumer| {
+        self.for_each_without_callback(|consumer| {
             if consumer.tag == *tag {
                 found = Some(Arc::clone(consumer));
             }
@@ -326,7 +326,7 @@ impl ChannelInner {
             consumer_tag: Some(consumer.tag.clone()),
             outcome: self.shared.begin_cancel(consumer, nowait, deadline),
         };
-        self.finish(&call).map(drop)
+        self.await_reply(&call).map(drop)
     }
 
     /// Requeues the untaken deliveries of a consumer. Returns those that need no acknowledgement,
@@ -340,12 +340,12 @@ impl ChannelInner {
             self.give_back(consumer, left);
             return Vec::new();
         }
-        left.map(|content| self.take(content, consumer.no_ack))
+        left.map(|content| self.hand_out(content, consumer.no_ack))
             .collect()
     }
 
     /// Turns a content into the delivery that the program gets, and counts it as unsettled.
-    pub(crate) fn take(self: &Arc<Self>, content: DeliveredContent, no_ack: bool) -> Delivery {
+    pub(crate) fn hand_out(self: &Arc<Self>, content: DeliveredContent, no_ack: bool) -> Delivery {
         if !no_ack {
             self.shared.count_handed_out();
         }

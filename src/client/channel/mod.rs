@@ -1,15 +1,15 @@
 //! [`BlockingChannel`]: its handle, its opening and the common part of its calls. Each file has the
 //! methods of one subject.
 
-mod callbacks;
 mod closing;
 mod confirms;
 mod consume;
+mod delivery_channel;
+mod dispatch;
 mod get;
+mod notice_callbacks;
 mod publish;
-mod reply;
 mod settle;
-mod start_consuming;
 mod topology;
 mod transactions;
 
@@ -22,10 +22,10 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
 pub(crate) use self::closing::{UnreportedErrors, confirms_share};
-pub(crate) use self::start_consuming::EVENTS_PER_TURN_MAX;
+pub(crate) use self::dispatch::EVENTS_PER_TURN_MAX;
 use crate::client::callbacks::consumers::ConsumerCallbacks;
+use crate::client::callbacks::dispatch_lock::DispatchLock;
 use crate::client::callbacks::list::CallbackList;
-use crate::client::callbacks::lock::DispatchLock;
 use crate::client::confirm::Confirmation;
 use crate::client::connection::{BlockingConnection, ConnectionInner, Limits};
 use crate::client::delivery::Delivery;
@@ -88,17 +88,17 @@ pub(crate) struct ChannelInner {
     pub(crate) shared: Arc<ChannelShared>,
     limits: Limits,
     /// The number of calls under way that set the prefetch.
-    prefetching: Mutex<usize>,
+    prefetch_calls: Mutex<usize>,
     /// Decides which thread runs the callbacks.
     dispatch_lock: DispatchLock,
-    callbacks: ConsumerCallbacks<BlockingChannel, Delivery>,
+    consumer_callbacks: ConsumerCallbacks<BlockingChannel, Delivery>,
     on_return: CallbackList<BlockingChannel, Returned>,
     on_cancel: CallbackList<BlockingChannel, ShortString>,
     on_flow: CallbackList<BlockingChannel, bool>,
     on_confirm: CallbackList<BlockingChannel, Confirmation>,
     on_close: CallbackList<BlockingChannel, Error>,
     /// The consumers without a callback, each with a [`Consumer`](crate::Consumer).
-    iterated: Mutex<Vec<Weak<ConsumerShared>>>,
+    without_callback: Mutex<Vec<Weak<ConsumerShared>>>,
     consumer_tags: AtomicU64,
 }
 
@@ -282,7 +282,7 @@ impl Drop for Handle {
         self.inner.shared.count_settled();
         self.inner.log_unreported_errors();
         self.inner.clear_deliveries();
-        self.inner.clear_listeners();
+        self.inner.clear_notice_callbacks();
         self.inner.on_close.clear();
         if self.inner.is_open() {
             let code = ReplyCode::REPLY_SUCCESS;
@@ -305,15 +305,15 @@ impl ChannelInner {
         Self {
             shared,
             limits,
-            prefetching: Mutex::default(),
+            prefetch_calls: Mutex::default(),
             dispatch_lock: DispatchLock::default(),
-            callbacks: ConsumerCallbacks::default(),
+            consumer_callbacks: ConsumerCallbacks::default(),
             on_return: CallbackList::default(),
             on_cancel: CallbackList::default(),
             on_flow: CallbackList::default(),
             on_confirm: CallbackList::default(),
             on_close: CallbackList::default(),
-            iterated: Mutex::default(),
+            without_callback: Mutex::default(),
             consumer_tags: AtomicU64::new(0),
         }
     }
@@ -344,12 +344,12 @@ impl ChannelInner {
 
     /// Sends `method` when it is its turn, and waits for its reply.
     pub(crate) fn round_trip(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
-        let call = self.begin(method, consumer)?;
-        self.finish(&call)
+        let call = self.queue_call(method, consumer)?;
+        self.await_reply(&call)
     }
 
     /// Queues `method`. The IO thread sends it when it is its turn.
-    fn begin(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Call> {
+    fn queue_call(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Call> {
         self.check_open()?;
         Ok(Call {
             id: method.id(),
@@ -362,9 +362,9 @@ impl ChannelInner {
     }
 
     /// Waits for the reply to `call`, or for its failure.
-    fn finish(&self, call: &Call) -> Result<Reply> {
+    fn await_reply(&self, call: &Call) -> Result<Reply> {
         let connection = &self.shared.connection;
-        connection.finish(&call.outcome).map_err(|failure| {
+        connection.await_outcome(&call.outcome).map_err(|failure| {
             call_error(
                 connection,
                 Some(&self.shared),
@@ -379,27 +379,27 @@ impl ChannelInner {
     /// Sets the prefetch of the consumers that start after this call. With `is_default`, does so
     /// only if no thread has set one or is about to.
     fn set_prefetch(&self, qos: basic::Qos, is_default: bool) -> Result<()> {
-        let mut prefetching = self.prefetching.lock();
-        let is_set = || *prefetching > 0 || self.shared.prefetch().is_some();
+        let mut prefetch_calls = self.prefetch_calls.lock();
+        let is_set = || *prefetch_calls > 0 || self.shared.prefetch().is_some();
         if is_default && (qos.prefetch_count == 0 || is_set()) {
             return Ok(());
         }
-        let call = self.begin(qos.into(), None)?;
-        *prefetching += 1;
-        drop(prefetching);
-        let outcome = self.finish(&call);
-        *self.prefetching.lock() -= 1;
+        let call = self.queue_call(qos.into(), None)?;
+        *prefetch_calls += 1;
+        drop(prefetch_calls);
+        let outcome = self.await_reply(&call);
+        *self.prefetch_calls.lock() -= 1;
         outcome.map(drop)
     }
 
     /// Drops the callbacks for deliveries, and the deliveries that wait for them.
     fn clear_deliveries(&self) {
-        self.callbacks.clear();
+        self.consumer_callbacks.clear();
         self.shared.inbox.discard(|_| true);
     }
 
     /// Drops the callbacks for notices. Those for the end and for deliveries stay.
-    fn clear_listeners(&self) {
+    fn clear_notice_callbacks(&self) {
         self.on_return.clear();
         self.on_cancel.clear();
         self.on_flow.clear();
@@ -472,7 +472,9 @@ mod tests {
         let inner = channel(1, second);
         let connection = &inner.shared.connection;
         let before = Instant::now();
-        let call = inner.begin(queue::Declare::new("q").into(), None).unwrap();
+        let call = inner
+            .queue_call(queue::Declare::new("q").into(), None)
+            .unwrap();
         let after = Instant::now();
         assert_eq!(
             call.after,

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::BlockingConnection;
+use crate::client::callbacks::dispatch_lock::{DispatchGuard, DispatchLock};
 use crate::client::callbacks::list::CallbackList;
-use crate::client::callbacks::lock::{DispatchGuard, DispatchLock};
 use crate::error::{Error, Result};
 use crate::io::to_program::dispatch_signal::Signal;
 use crate::protocol::wire::ShortString;
@@ -156,7 +156,7 @@ impl BlockingConnection {
         self.inner.shared.clear_own_event();
         let changes = self.call_state_callbacks(held)?;
         let timers = self.run_timers(held, is_over)?;
-        self.call_close_callbacks_held(held)?;
+        self.call_close_callbacks_under(held)?;
         Ok(changes + timers)
     }
 
@@ -198,12 +198,12 @@ impl BlockingConnection {
         }
         let call_others = || self.inner.shared.wake_dispatchers();
         match self.callbacks().lock.hold(&call_others) {
-            Some(held) => self.call_close_callbacks_held(&held),
+            Some(held) => self.call_close_callbacks_under(&held),
             None => Ok(()),
         }
     }
 
-    fn call_close_callbacks_held(&self, held: &DispatchGuard<'_>) -> Result<()> {
+    fn call_close_callbacks_under(&self, held: &DispatchGuard<'_>) -> Result<()> {
         let Some(reason) = self.close_reason() else {
             return Ok(());
         };

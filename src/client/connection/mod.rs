@@ -24,7 +24,7 @@ use self::run::Stops;
 pub use self::stats::Stats;
 pub use self::timers::TimerId;
 use self::timers::Timers;
-use crate::client::callbacks::lock::is_in_callback;
+use crate::client::callbacks::dispatch_lock::is_in_callback;
 use crate::client::channel::{BlockingChannel, UnreportedErrors, WeakChannel, confirms_share};
 use crate::config::parameters::ConnectionParameters;
 use crate::error::{Error, Result};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::BlockingConnection;
-use crate::client::callbacks::lock::DispatchGuard;
+use crate::client::callbacks::dispatch_lock::DispatchGuard;
 use crate::error::Result;
 
 /// The id of a timer of [`add_timeout`](crate::BlockingConnection::add_timeout), so that

@@ -46,7 +46,7 @@ impl BlockingConnection {
             reply,
         });
         let shared = &self.inner.shared;
-        match shared.finish(&outcome) {
+        match shared.await_outcome(&outcome) {
             Ok(_) => Ok(()),
             Err(failure) => {
                 let operation = "connection.update-secret";

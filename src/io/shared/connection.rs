@@ -347,7 +347,7 @@ impl ConnectionShared {
 
     /// Waits for the outcome of a call. There is always one: the IO thread replies at the deadline,
     /// and at its own end.
-    pub(crate) fn finish(&self, outcome: &Receiver<Outcome>) -> Outcome {
+    pub(crate) fn await_outcome(&self, outcome: &Receiver<Outcome>) -> Outcome {
         let found = self.reply_busy_wait.look_for(|| match outcome.try_recv() {
             Ok(outcome) => Some(outcome),
             Err(TryRecvError::Empty) => None,

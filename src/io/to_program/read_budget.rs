@@ -9,7 +9,7 @@ use crate::protocol::read_room::{MESSAGE_OVERHEAD_BYTES, reserved_share};
 ///
 /// Above the soft limit the IO thread pauses reading, unless a thread waits for an event that only
 /// reading can bring. Above the hard limit, which is twice the soft limit, deliveries are held back
-/// (see `protocol/held_back.rs`). *Fixed* deliveries cannot be held back, and only they stop
+/// (see `protocol/held_deliveries.rs`). *Fixed* deliveries cannot be held back, and only they stop
 /// reading unconditionally.
 ///
 /// Incomplete messages count with their whole size. But only reading can complete them, so a

@@ -7,7 +7,7 @@ use super::super::assembly::announced;
 use super::super::consumers::{ConsumerRecord, Consumers, Recipient};
 use super::super::content::may_be_of_stream;
 use super::super::event::{Event, Tokens};
-use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
+use super::super::held_deliveries::{Arrival, ConsumerState, HeldDeliveries, Verdict};
 use super::super::output::Output;
 use super::super::read_room::{MESSAGE_OVERHEAD_BYTES, QueueId};
 use super::super::wire::ShortString;
@@ -21,7 +21,11 @@ impl<T: Tokens> Channel<T> {
     pub(super) fn hold_back(&mut self, header: &[u8], max_size: u64, out: &mut Output<T>) -> bool {
         let (size, properties) = announced(header);
         let taken = usize::try_from(size).unwrap_or(usize::MAX);
-        if self.held_back.is_empty() && out.room.fits_anyone(taken.saturating_add(header.len())) {
+        if self.held_back.is_empty()
+            && out
+                .room
+                .fits_any_consumer(taken.saturating_add(header.len()))
+        {
             return false;
         }
         // A message beyond `max_message_size` is never held back: it is rejected or closes the
@@ -60,7 +64,7 @@ impl<T: Tokens> Channel<T> {
         let shows_queue = !consumer.is_requeueable;
         let arrival = Arrival { redelivered, cost };
         let now = out.room.now();
-        let mut fresh = HeldBack::new(now);
+        let mut fresh = HeldDeliveries::new(now);
         let held_back = self.held_back.get_mut(tag).unwrap_or(&mut fresh);
         let mut verdict = held_back.judge(arrival, state, &mut out.room);
         if verdict == Verdict::OutOfOrder {

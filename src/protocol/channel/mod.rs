@@ -40,7 +40,7 @@ use super::consumers::Consumers;
 use super::errors::ProtocolError;
 use super::event::{CallFailure, ChannelId, Event, Gate, PendingCall, Reply, Tokens};
 use super::frame::{decode_method, split_method};
-use super::held_back::HeldBackByTag;
+use super::held_deliveries::HeldDeliveriesByTag;
 use super::last_names::LastNames;
 use super::methods::{Method, MethodId, basic, channel};
 use super::output::Output;
@@ -64,7 +64,7 @@ pub(crate) struct Channel<T: Tokens> {
     assembly: Assembly,
     names: LastNames,
     /// The held-back deliveries of each consumer.
-    held_back: HeldBackByTag,
+    held_back: HeldDeliveriesByTag,
     /// The arrival of the last body frame that did not complete its content.
     last_part: Option<Instant>,
     /// The prefetch of consumers that start from now on; 0 means no limit.
@@ -109,7 +109,7 @@ impl<T: Tokens> Channel<T> {
             consumers: Consumers::new(),
             assembly: Assembly::default(),
             names: LastNames::default(),
-            held_back: HeldBackByTag::new(),
+            held_back: HeldDeliveriesByTag::new(),
             last_part: None,
             prefetch: 0,
         };

@@ -32,8 +32,8 @@
 //!  +-- close (broker): answered; end of stream, protocol error, silence -----------> closed
 //! ```
 
-mod held_back;
 mod number_queue;
+mod read_budget;
 mod router;
 mod secret_updates;
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::super::held_back::{Arrival, ConsumerState, HeldBack, Verdict};
+use super::super::held_deliveries::{Arrival, ConsumerState, HeldDeliveries, Verdict};
 use super::super::read_room::{QueueId, ReadRoom, reserved_share};
 use super::*;
 
@@ -507,7 +507,7 @@ fn a_redelivered_message_without_room_keeps_its_place_even_if_it_is_late() {
     for late in [false, true] {
         let now = Instant::now();
         let mut room = ReadRoom::new(4000, now);
-        let mut holding = HeldBack::new(now);
+        let mut holding = HeldDeliveries::new(now);
         holding.hold(1, 1000, None);
         holding.hold(2, 1000, None);
         let state = ConsumerState {

@@ -1,6 +1,6 @@
 //! Several consumers of which one has held-back deliveries. The test itself is the broker.
 
-use super::super::super::held_back::HELD_DELIVERIES_MAX;
+use super::super::super::held_deliveries::HELD_DELIVERIES_MAX;
 use super::*;
 
 mod rules;

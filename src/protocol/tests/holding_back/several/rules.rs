@@ -15,21 +15,21 @@ fn busy() -> ConsumerState {
 }
 
 /// Holds back `count` deliveries, for all of which there is room.
-fn held_back(count: u64) -> (HeldBack, ReadRoom) {
+fn held_back(count: u64) -> (HeldDeliveries, ReadRoom) {
     let now = Instant::now();
-    let mut holding = HeldBack::new(now);
+    let mut holding = HeldDeliveries::new(now);
     for tag in 1..=count {
         holding.hold(tag, 1000, None);
     }
     (holding, ReadRoom::new(1 << 20, now))
 }
 
-fn arrives(holding: &mut HeldBack, room: &mut ReadRoom, redelivered: bool) -> Verdict {
+fn arrives(holding: &mut HeldDeliveries, room: &mut ReadRoom, redelivered: bool) -> Verdict {
     let cost = 1000;
     holding.judge(Arrival { redelivered, cost }, busy(), room)
 }
 
-fn lapses_after_a_while(holding: &mut HeldBack, room: &mut ReadRoom) -> bool {
+fn lapses_after_a_while(holding: &mut HeldDeliveries, room: &mut ReadRoom) -> bool {
     room.set_now(room.now() + SECOND);
     holding.give_up_overdue(busy(), room)
 }

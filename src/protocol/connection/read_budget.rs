@@ -26,8 +26,8 @@ impl<T: Tokens> Connection<T> {
     /// are [`received`](Self::received), when all events have been taken.
     pub(crate) fn set_waiting(&mut self, bytes: usize) {
         let out = &mut self.router.out;
-        let all_told = out.events.is_empty();
-        out.room.set_waiting(bytes, all_told);
+        let all_reported = out.events.is_empty();
+        out.room.set_waiting(bytes, all_reported);
     }
 
     /// Returns whether deliveries are held back, or expected again after that.

@@ -74,15 +74,15 @@ impl HeldMessage {
 }
 
 /// The consumers of a channel that have held-back or expected deliveries.
-pub(crate) type HeldBackByTag = HashMap<ShortString, HeldBack>;
+pub(crate) type HeldDeliveriesByTag = HashMap<ShortString, HeldDeliveries>;
 
 /// The held-back and the expected deliveries of one consumer.
 #[derive(Debug)]
-pub(crate) struct HeldBack {
+pub(crate) struct HeldDeliveries {
     /// The held-back deliveries, in the order of their places.
     held: VecDeque<HeldDelivery>,
     /// The place of the last delivery that was held back for the first time.
-    next_place: u32,
+    last_place: u32,
     /// The requeued deliveries in the order in which they are expected.
     expected: VecDeque<HeldMessage>,
     /// The places of expected deliveries that were given up. They may still arrive.
@@ -98,7 +98,7 @@ pub(crate) struct HeldBack {
     /// How often in a row expected deliveries were given up.
     expected_in_vain: u8,
     /// The instant at which an expected delivery was requeued or arrived last.
-    expected_since: Instant,
+    requeued_or_arrived_at: Instant,
     /// The arrival of the last delivery.
     last_arrival: Instant,
 }
@@ -135,11 +135,11 @@ pub(crate) enum Verdict {
     OutOfOrder,
 }
 
-impl HeldBack {
+impl HeldDeliveries {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             held: VecDeque::new(),
-            next_place: 0,
+            last_place: 0,
             expected: VecDeque::new(),
             overdue: VecDeque::new(),
             new_are_redelivered: false,
@@ -147,7 +147,7 @@ impl HeldBack {
             is_drained: false,
             new_since_requeue: 0,
             expected_in_vain: 0,
-            expected_since: now,
+            requeued_or_arrived_at: now,
             last_arrival: now,
         }
     }
@@ -180,7 +180,7 @@ impl HeldBack {
         let Some(place) = place else {
             return self.judge_new(arrival, state, room);
         };
-        self.expected_since = room.now();
+        self.requeued_or_arrived_at = room.now();
         self.expected_in_vain = 0;
         // An older delivery has arrived again as well, and found no room.
         let is_behind = self.held.front().is_some_and(|it| it.message.place < place);
@@ -201,7 +201,7 @@ impl HeldBack {
         match self.expected.pop_front() {
             Some(message) => {
                 room.end_expected(message.cost());
-                self.expected_since = room.now();
+                self.requeued_or_arrived_at = room.now();
             }
             None if arrival.redelivered => room.note_stray(state.queue, arrival.cost),
             None => {}
@@ -211,7 +211,7 @@ impl HeldBack {
             // might use all the room again and again.
             Some(first) if !state.is_idle => {
                 let both = arrival.cost.saturating_add(first.message.cost());
-                room.fits_again(both, false)
+                room.fits_if_requeued(both, false)
             }
             _ => room.fits(arrival.cost, state.is_idle),
         };
@@ -287,8 +287,8 @@ impl HeldBack {
     /// Holds back a delivery: in `place`, or behind all others.
     pub(crate) fn hold(&mut self, delivery_tag: u64, cost: usize, place: Option<u32>) {
         let place = place.unwrap_or_else(|| {
-            self.next_place = self.next_place.saturating_add(1);
-            self.next_place
+            self.last_place = self.last_place.saturating_add(1);
+            self.last_place
         });
         let cost = u32::try_from(cost).unwrap_or(u32::MAX);
         let held = HeldDelivery {
@@ -305,15 +305,16 @@ impl HeldBack {
             return None;
         }
         // A large part of the prefetch is free, and unacknowledged deliveries cannot be the reason.
-        let is_wide = state.prefetch == 0 || self.held.len() < usize::from(state.prefetch) / 4 * 3;
-        self.is_drained |= is_wide && state.is_idle && self.is_quiet(state, room.now());
+        let has_free_prefetch =
+            state.prefetch == 0 || self.held.len() < usize::from(state.prefetch) / 4 * 3;
+        self.is_drained |= has_free_prefetch && state.is_idle && self.is_quiet(state, room.now());
         let first = self.held.pop_front()?;
         if self.expected.is_empty() {
             self.new_since_requeue = 0;
         }
         self.expected.push_back(first.message);
         room.expect(first.message.cost());
-        self.expected_since = room.now();
+        self.requeued_or_arrived_at = room.now();
         Some(first.delivery_tag)
     }
 
@@ -327,7 +328,7 @@ impl HeldBack {
     fn first_fits(&self, is_idle: bool, room: &ReadRoom) -> bool {
         let is_starving = is_idle && self.expected.is_empty();
         let first = self.held.front();
-        first.is_some_and(|first| room.fits_again(first.message.cost(), is_starving))
+        first.is_some_and(|first| room.fits_if_requeued(first.message.cost(), is_starving))
     }
 
     /// Returns whether the next delivery can only be the one that is requeued now.
@@ -352,7 +353,7 @@ impl HeldBack {
     /// Returns the number of waiting bytes below which the oldest held-back delivery may have room.
     pub(crate) fn fits_below(&self, room: &ReadRoom) -> Option<usize> {
         let first = self.held.front()?;
-        let limit = room.limit_again(self.expected.is_empty());
+        let limit = room.limit_for_requeue(self.expected.is_empty());
         let other = room.announced() + room.expected();
         let others = other.saturating_add(first.message.cost());
         // A delivery that exceeds the whole budget has room only if almost nothing else waits.
@@ -374,8 +375,8 @@ impl HeldBack {
         // these may never end, so their arrival does not extend the time.
         let is_endless = state.takes_out_of_order || state.prefetch == 0;
         match is_endless {
-            true => self.expected_since + QUIET_TIME,
-            false => self.expected_since.max(self.last_progress(state)) + QUIET_TIME,
+            true => self.requeued_or_arrived_at + QUIET_TIME,
+            false => self.requeued_or_arrived_at.max(self.last_progress(state)) + QUIET_TIME,
         }
     }
 
@@ -401,13 +402,14 @@ impl HeldBack {
         if self.expected.is_empty() || self.overdue_at(state) > room.now() {
             return false;
         }
-        let is_passed = self.new_are_redelivered || self.new_since_requeue >= self.expected.len();
+        let newer_arrived_instead =
+            self.new_are_redelivered || self.new_since_requeue >= self.expected.len();
         for message in std::mem::take(&mut self.expected) {
             room.end_expected(message.cost());
             self.note_overdue(message.place);
         }
         self.expected_in_vain = self.expected_in_vain.saturating_add(1);
-        self.expected_in_vain >= if is_passed { 2 } else { 3 }
+        self.expected_in_vain >= if newer_arrived_instead { 2 } else { 3 }
     }
 
     /// Ends the holding back, and returns the delivery tags of the held-back deliveries.

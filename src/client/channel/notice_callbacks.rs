@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{BlockingChannel, ChannelInner};
-use crate::client::callbacks::lock::DispatchGuard;
+use crate::client::callbacks::dispatch_lock::DispatchGuard;
 use crate::client::confirm::Confirmation;
 use crate::error::{Error, Result};
 use crate::io::shared::notices::{Notice, Wanted};
@@ -180,13 +180,13 @@ impl BlockingChannel {
         }
         let announce = || inner.shared.mark_ready();
         match inner.dispatch_lock.hold(&announce) {
-            Some(held) => self.call_close_callbacks_held(&held),
+            Some(held) => self.call_close_callbacks_under(&held),
             None => Ok(()),
         }
     }
 
     /// Runs the close callbacks under the dispatch lock, after the callbacks for earlier notices.
-    pub(super) fn call_close_callbacks_held(&self, held: &DispatchGuard<'_>) -> Result<()> {
+    pub(super) fn call_close_callbacks_under(&self, held: &DispatchGuard<'_>) -> Result<()> {
         let inner = self.inner();
         let Some(reason) = inner.end_to_report() else {
             return Ok(());
@@ -195,7 +195,7 @@ impl BlockingChannel {
             .call_notice_callbacks(held, usize::MAX, &|| false)
             .map(drop);
         if rest.is_ok() {
-            inner.clear_listeners();
+            inner.clear_notice_callbacks();
         }
         if !inner.on_close.is_empty() {
             // Records that the callbacks report the end, so that `close` does not report it again.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use super::{BlockingChannel, ChannelInner};
 use crate::client::callbacks::consumers::ConsumerLoan;
-use crate::client::callbacks::lock::DispatchGuard;
+use crate::client::callbacks::dispatch_lock::DispatchGuard;
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::shared::consumer::ConsumerShared;
@@ -20,7 +20,7 @@ type Loan<'a> = ConsumerLoan<'a, BlockingChannel, Delivery>;
 pub(crate) const EVENTS_PER_TURN_MAX: usize = 64;
 
 /// The next event for the dispatching thread.
-enum Next<'a> {
+enum NextEvent<'a> {
     NoConsumers,
     Call {
         content: DeliveredContent,
@@ -29,8 +29,8 @@ enum Next<'a> {
     },
     GiveBack(DeliveredContent, Arc<ConsumerShared>),
     ConsumerEnded(Weak<ConsumerShared>),
-    LookAgain,
-    Nothing,
+    Dropped,
+    Empty,
     ChannelEnded,
 }
 
@@ -97,7 +97,7 @@ impl BlockingChannel {
             .hold(&announce)
             .ok_or(Error::AlreadyConsuming)?;
         let outcome = self.consume_all(&held);
-        let called = self.call_close_callbacks_held(&held);
+        let called = self.call_close_callbacks_under(&held);
         drop(held);
         // Other dispatching threads handle the remaining events.
         inner.shared.mark_ready();
@@ -114,7 +114,7 @@ impl BlockingChannel {
         let _subscription = inner.shared.inbox.subscribers().subscribe(&signal);
         let _connection_subscription = inner.shared.connection.own_subscribers.subscribe(&signal);
         let mut consuming = Consuming::default();
-        if !inner.callbacks.has_some() {
+        if !inner.consumer_callbacks.has_some() {
             // Earlier consumers may have ended with the channel.
             if let Some(error) = inner.ended_by_others() {
                 return Err(error);
@@ -125,7 +125,7 @@ impl BlockingChannel {
                 + self.call_notice_callbacks(held, EVENTS_PER_TURN_MAX, &|| false)?;
             match self.step(held, &mut consuming)? {
                 // Other consumers remain, so this cancellation does not end `start_consuming`.
-                Step::Handled if inner.callbacks.has_some() => consuming.cancelled = None,
+                Step::Handled if inner.consumer_callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
                 // Callbacks ran above and may have queued more work: check again before sleeping.
                 Step::Idle if dispatched > 0 => {}
@@ -136,7 +136,7 @@ impl BlockingChannel {
                 }
                 Step::NoConsumers => break,
                 Step::Ended => {
-                    inner.callbacks.clear();
+                    inner.consumer_callbacks.clear();
                     // The channel may have ended with its connection.
                     connection.dispatch_own(&|| false)?;
                     return inner.ended_by_others().map_or(Ok(()), Err);
@@ -191,9 +191,9 @@ impl BlockingChannel {
             }
         }
         if inner.shared.inbox.is_over() {
-            let is_unreported = inner.on_close.is_empty() && inner.callbacks.has_some();
-            inner.callbacks.clear();
-            self.call_close_callbacks_held(held)?;
+            let is_unreported = inner.on_close.is_empty() && inner.consumer_callbacks.has_some();
+            inner.consumer_callbacks.clear();
+            self.call_close_callbacks_under(held)?;
             match inner.shared.closed() {
                 // If the connection has ended, its own callbacks report the reason.
                 Some(reason) if is_unreported && reason.by != ClosedBy::Application => {
@@ -209,20 +209,20 @@ impl BlockingChannel {
     fn step(&self, held: &DispatchGuard<'_>, consuming: &mut Consuming) -> Result<Step> {
         let inner = self.inner();
         match inner.next_event() {
-            Next::NoConsumers => return Ok(Step::NoConsumers),
-            Next::Nothing => return Ok(Step::Idle),
-            Next::ChannelEnded => return Ok(Step::Ended),
-            Next::LookAgain => {}
-            Next::Call {
+            NextEvent::NoConsumers => return Ok(Step::NoConsumers),
+            NextEvent::Empty => return Ok(Step::Idle),
+            NextEvent::ChannelEnded => return Ok(Step::Ended),
+            NextEvent::Dropped => {}
+            NextEvent::Call {
                 content,
                 no_ack,
                 loan,
             } => self.run_callback(held, content, no_ack, loan)?,
-            Next::GiveBack(content, consumer) => {
+            NextEvent::GiveBack(content, consumer) => {
                 inner.give_back(&consumer, std::iter::once(content));
             }
-            Next::ConsumerEnded(consumer) => {
-                if let Some(tag) = inner.end_callback(&consumer) {
+            NextEvent::ConsumerEnded(consumer) => {
+                if let Some(tag) = inner.remove_ended_callback(&consumer) {
                     self.call_cancel_callbacks(held, tag, consuming)?;
                 }
             }
@@ -259,7 +259,7 @@ impl BlockingChannel {
             // The delivery cannot be settled any more. The broker requeues it.
             return Ok(());
         }
-        let delivery = inner.take(content, no_ack);
+        let delivery = inner.hand_out(content, no_ack);
         let Some(callback) = loan.callbacks() else {
             return Ok(());
         };
@@ -286,10 +286,10 @@ impl BlockingChannel {
     /// the end of the channel or connection, or a late reply.
     pub fn stop_consuming(&self) -> Result<()> {
         let inner = self.inner();
-        for consumer in inner.callbacks.running() {
-            inner.callbacks.set_stopping(&consumer, true);
+        for consumer in inner.consumer_callbacks.running() {
+            inner.consumer_callbacks.set_stopping(&consumer, true);
             if let Err(error) = inner.cancel(&consumer, false) {
-                inner.callbacks.set_stopping(&consumer, false);
+                inner.consumer_callbacks.set_stopping(&consumer, false);
                 return Err(error);
             }
             inner.requeue_for(&consumer);
@@ -304,27 +304,27 @@ impl ChannelInner {
     /// The inbox is read under the lock of the table of callbacks. A cancel takes the deliveries
     /// that it hands back under the same lock. So each delivery either finds its consumer or is
     /// handed back.
-    fn next_event(&self) -> Next<'_> {
-        let mut entries = self.callbacks.lock();
+    fn next_event(&self) -> NextEvent<'_> {
+        let mut entries = self.consumer_callbacks.lock();
         if entries.is_empty() {
-            return Next::NoConsumers;
+            return NextEvent::NoConsumers;
         }
         let content = match self.shared.inbox.try_pop() {
             inbox::Next::Message(content) => content,
-            inbox::Next::ConsumerEnded(consumer) => return Next::ConsumerEnded(consumer),
-            inbox::Next::Empty => return Next::Nothing,
-            inbox::Next::Ended => return Next::ChannelEnded,
+            inbox::Next::ConsumerEnded(consumer) => return NextEvent::ConsumerEnded(consumer),
+            inbox::Next::Empty => return NextEvent::Empty,
+            inbox::Next::Ended => return NextEvent::ChannelEnded,
         };
         let deliver = &content.method;
         match entries.with_tag(&deliver.consumer_tag) {
             // A delivery that needs no acknowledgement cannot be requeued, so its callback still
             // gets it.
             Some(entry) if !entry.is_running() && !entry.shared.no_ack => {
-                Next::GiveBack(content, Arc::clone(&entry.shared))
+                NextEvent::GiveBack(content, Arc::clone(&entry.shared))
             }
-            Some(entry) => Next::Call {
+            Some(entry) => NextEvent::Call {
                 no_ack: entry.shared.no_ack,
-                loan: entry.lend(&self.callbacks),
+                loan: entry.lend(&self.consumer_callbacks),
                 content,
             },
             None => {
@@ -334,15 +334,15 @@ impl ChannelInner {
                     "a delivery for the unknown consumer {} is dropped",
                     deliver.consumer_tag
                 );
-                Next::LookAgain
+                NextEvent::Dropped
             }
         }
     }
 
     /// Removes the callback of a consumer that did not start before the deadline, and requeues the
     /// deliveries that have arrived for it. With `no_ack` they are dropped.
-    pub(super) fn abandon_callback(self: &Arc<Self>, consumer: &Arc<ConsumerShared>) {
-        let mut entries = self.callbacks.lock();
+    pub(super) fn remove_unstarted_callback(self: &Arc<Self>, consumer: &Arc<ConsumerShared>) {
+        let mut entries = self.consumer_callbacks.lock();
         let entry = entries.remove(consumer);
         let left = match entry {
             Some(_) => self.extract_for(&consumer.tag),
@@ -362,13 +362,16 @@ impl ChannelInner {
 
     /// Returns whether there are events to dispatch.
     fn has_more(&self) -> bool {
-        self.callbacks.has_some() && !self.shared.inbox.is_empty()
+        self.consumer_callbacks.has_some() && !self.shared.inbox.is_empty()
     }
 
     /// Removes the callback of a cancelled consumer, and takes out the deliveries that it has not
     /// handled.
-    pub(super) fn remove_callback(&self, consumer: &Arc<ConsumerShared>) -> Option<Extracted> {
-        let mut entries = self.callbacks.lock();
+    pub(super) fn remove_cancelled_callback(
+        &self,
+        consumer: &Arc<ConsumerShared>,
+    ) -> Option<Extracted> {
+        let mut entries = self.consumer_callbacks.lock();
         let entry = entries.remove(consumer)?;
         let left = self.extract_for(&consumer.tag);
         drop(entries);
@@ -378,10 +381,10 @@ impl ChannelInner {
 
     /// Removes the callback of a consumer that has ended. Returns its tag if the broker has
     /// cancelled it.
-    fn end_callback(&self, consumer: &Weak<ConsumerShared>) -> Option<ShortString> {
+    fn remove_ended_callback(&self, consumer: &Weak<ConsumerShared>) -> Option<ShortString> {
         // A consumer that the program cancelled by its tag before has been dropped.
         let consumer = consumer.upgrade()?;
-        let entry = self.callbacks.lock().remove(&consumer);
+        let entry = self.consumer_callbacks.lock().remove(&consumer);
         // Outside the lock: the values that the callback captured may call this when they drop.
         drop(entry?);
         if consumer.cancelled_by_broker() != Some(true) {
@@ -393,7 +396,7 @@ impl ChannelInner {
 
     /// Requeues the deliveries of a stopped consumer, unless they need no acknowledgement.
     fn requeue_for(&self, consumer: &Arc<ConsumerShared>) {
-        let entries = self.callbacks.lock();
+        let entries = self.consumer_callbacks.lock();
         // The deliveries of a later consumer with the same tag are left alone.
         if consumer.no_ack || !entries.contains(consumer) {
             return;
