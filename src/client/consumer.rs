@@ -471,16 +471,7 @@ impl Drop for Handle {
         let channel = self.channel.inner();
         if self.shared.cancelled_by_broker().is_some() || !channel.is_open() {
             // The consumer has ended before, so only its untaken deliveries are left.
-            let left = self.shared.take_remaining();
-            match left.len() {
-                0 => {}
-                _ if !self.shared.no_ack => channel.give_back(&self.shared, left),
-                count => log::warn!(
-                    "consumer {} was dropped with {count} messages that needed no \
-                     acknowledgement; they are lost",
-                    self.shared.tag
-                ),
-            }
+            channel.requeue_or_log(self.shared.take_remaining(), &self.shared);
         } else {
             channel.shared.connection.send(Command::Discard {
                 channel: channel.shared.id,

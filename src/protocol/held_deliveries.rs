@@ -6,12 +6,17 @@
 //! delivery that finds no room is *held back*: its body is skipped as it arrives, and only its
 //! delivery tag and size are kept. For the broker it is unsettled. So held-back deliveries fill the
 //! prefetch, and the broker stops sending. When the program has taken enough deliveries, the oldest
-//! held-back delivery is *requeued*, and from then on it is *expected* again.
+//! held-back delivery is *requeued*, and from then on it is *expected* again. If it finds no room
+//! when it arrives, it is held back once more, in its former place.
 //!
 //! ```text
-//!                         +-- room -----------------------------> inbox
-//! content header ---------+                                         ^
-//!                         +-- no room --> held back --> requeued --> expected
+//! content header -- room --------------------------------------> inbox
+//!       |                                                          ^
+//!    no room                                                      room
+//!       v                                                          |
+//!   held back -- has room now: requeued --> expected -- arrives ---+
+//!       ^                                                          |
+//!       +------------------------- no room ------------------------+
 //! ```
 //!
 //! To keep the order of the queue, a new delivery is held back behind those that are held back or
@@ -28,9 +33,9 @@
 //! RabbitMQ's queues handle acknowledgements first, so an acknowledgement may bring a new delivery
 //! before one that was requeued earlier.
 //!
-//! A queue delivers messages that were delivered before in front of all others. So a redelivered
-//! message that arrives after a new one, or after the queue was empty, was just requeued by another
-//! consumer. Then there is no order to keep either.
+//! A queue delivers its requeued messages before those that it has never delivered. So if a
+//! redelivered message arrives after one that is not, or after the queue was empty, another consumer
+//! has just requeued it. Then too the consumer accepts deliveries out of order.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -97,7 +102,7 @@ pub(crate) struct HeldDeliveries {
     new_since_requeue: usize,
     /// How often in a row expected deliveries were given up.
     expected_in_vain: u8,
-    /// The instant at which an expected delivery was requeued or arrived last.
+    /// The last instant at which a delivery was requeued, or an expected delivery arrived.
     requeued_or_arrived_at: Instant,
     /// The arrival of the last delivery.
     last_arrival: Instant,
@@ -107,7 +112,7 @@ pub(crate) struct HeldDeliveries {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConsumerState {
     pub(crate) queue: QueueId,
-    /// Whether none of its deliveries waits.
+    /// Whether none of its deliveries waits in the inbox.
     pub(crate) is_idle: bool,
     /// Whether it accepts deliveries in any order.
     pub(crate) takes_out_of_order: bool,
@@ -128,7 +133,8 @@ pub(crate) struct Arrival {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     TakenIn,
-    /// The delivery is held back; in this place, if it was held back before.
+    /// The delivery is held back: in its former place if it was held back before, and behind all
+    /// others if not.
     HeldBack(Option<u32>),
     /// The order of the queue is lost: the delivery takes the place of a requeued one, or was
     /// requeued by another consumer.
@@ -162,7 +168,7 @@ impl HeldDeliveries {
         self.held.len() >= HELD_DELIVERIES_MAX
     }
 
-    /// Decides about a delivery, which is no longer expected then.
+    /// Decides about a delivery. If it was expected, it no longer is.
     pub(crate) fn judge(
         &mut self,
         arrival: Arrival,
@@ -197,7 +203,7 @@ impl HeldDeliveries {
         state: ConsumerState,
         room: &mut ReadRoom,
     ) -> Verdict {
-        // Each requeued delivery brings a delivery, though perhaps another one.
+        // For each requeued delivery the broker sends one, but it may be another message.
         match self.expected.pop_front() {
             Some(message) => {
                 room.end_expected(message.cost());
@@ -227,8 +233,8 @@ impl HeldDeliveries {
         state: ConsumerState,
         room: &mut ReadRoom,
     ) -> Verdict {
-        // A queue delivers messages that were delivered before in front of all others. So another
-        // consumer has just requeued this one.
+        // A queue delivers its requeued messages first, so another consumer has just requeued this
+        // one.
         if arrival.redelivered && (self.has_seen_first_delivery || self.is_drained) {
             return Verdict::OutOfOrder;
         }
@@ -250,8 +256,8 @@ impl HeldDeliveries {
         }
     }
 
-    /// Returns the place of the redelivered message that arrives now. An overdue delivery is older
-    /// than the next expected one.
+    /// Returns the place of the redelivered message that arrives now: the first of the places that
+    /// are expected or overdue.
     fn take_expected(&mut self, room: &mut ReadRoom) -> Option<u32> {
         let due = self.expected.pop_front();
         if let Some(message) = due {
@@ -277,9 +283,9 @@ impl HeldDeliveries {
         self.overdue.insert(index, place);
     }
 
-    /// Returns whether the broker has put the requeued deliveries behind newer messages. It
-    /// observes the prefetch, and together with the held-back and expected deliveries a new one
-    /// would exceed that.
+    /// Returns whether the broker has put the requeued deliveries behind newer messages. Otherwise
+    /// it would not have sent a new delivery, which together with the held-back and the expected
+    /// deliveries exceeds the prefetch.
     fn has_lost_its_place(&self, prefetch: u16) -> bool {
         prefetch > 0 && self.held.len() + self.expected.len() >= usize::from(prefetch)
     }
@@ -304,7 +310,8 @@ impl HeldDeliveries {
         if !self.can_requeue(state, room) {
             return None;
         }
-        // A large part of the prefetch is free, and unacknowledged deliveries cannot be the reason.
+        // Nothing arrives although held-back deliveries leave much of the prefetch free. So the
+        // queue is empty.
         let has_free_prefetch =
             state.prefetch == 0 || self.held.len() < usize::from(state.prefetch) / 4 * 3;
         self.is_drained |= has_free_prefetch && state.is_idle && self.is_quiet(state, room.now());
@@ -344,7 +351,8 @@ impl HeldDeliveries {
         self.last_progress(state) + QUIET_TIME <= now
     }
 
-    /// Returns the last arrival behind which another delivery to this consumer may follow.
+    /// Returns the instant of the last arrival that another delivery to this consumer may follow: of
+    /// a delivery, or of a part of a body.
     fn last_progress(&self, state: ConsumerState) -> Instant {
         let part = state.last_part.unwrap_or(self.last_arrival);
         part.max(self.last_arrival)
@@ -354,15 +362,22 @@ impl HeldDeliveries {
     pub(crate) fn fits_below(&self, room: &ReadRoom) -> Option<usize> {
         let first = self.held.front()?;
         let limit = room.limit_for_requeue(self.expected.is_empty());
-        let other = room.announced() + room.expected();
-        let others = other.saturating_add(first.message.cost());
+        let not_waiting = room.announced() + room.expected();
+        let with_first = not_waiting.saturating_add(first.message.cost());
         // A delivery that exceeds the whole budget has room only if almost nothing else waits.
-        let alone = (room.near_empty_bytes() + 1).saturating_sub(other).max(1);
-        Some(limit.saturating_add(1).saturating_sub(others).max(alone))
+        let alone = (room.near_empty_bytes() + 1)
+            .saturating_sub(not_waiting)
+            .max(1);
+        Some(
+            limit
+                .saturating_add(1)
+                .saturating_sub(with_first)
+                .max(alone),
+        )
     }
 
-    /// Returns the instant at which an expected delivery is overdue, or at which deliveries that
-    /// were sent earlier have arrived.
+    /// Returns the instant at which the rules must be applied again: because expected deliveries are
+    /// overdue, or because all deliveries that the broker sent earlier count as arrived.
     pub(crate) fn deadline(&self, state: ConsumerState, room: &ReadRoom) -> Option<Instant> {
         let expected = (!self.expected.is_empty()).then(|| self.overdue_at(state));
         let quiet = self.last_progress(state) + QUIET_TIME;
@@ -371,8 +386,8 @@ impl HeldDeliveries {
     }
 
     fn overdue_at(&self, state: ConsumerState) -> Instant {
-        // Requeued deliveries arrive behind all that the broker sent before. Without a prefetch
-        // these may never end, so their arrival does not extend the time.
+        // Requeued deliveries arrive behind all deliveries that the broker sent before. Without a
+        // prefetch these may never end, so their arrival does not extend the time.
         let is_endless = state.takes_out_of_order || state.prefetch == 0;
         match is_endless {
             true => self.requeued_or_arrived_at + QUIET_TIME,

@@ -75,20 +75,20 @@ impl ReadRoom {
         }
     }
 
-    /// Returns the most that may wait.
+    /// Returns how many bytes may wait at most.
     fn hard_limit(&self) -> usize {
         self.soft_limit.saturating_mul(2)
     }
 
-    /// Returns the limit for a delivery that can be held back, to a consumer of which none waits.
-    /// The rest is reserved for deliveries that cannot be held back, so that a few of them do not
-    /// stop the reading.
+    /// Returns the limit for a delivery to a consumer that has none waiting. The rest of the budget
+    /// is reserved for deliveries that cannot be held back, so that a few of them do not stop the
+    /// reading.
     fn limit_if_idle(&self) -> usize {
         self.hard_limit() - reserved_share(self.soft_limit)
     }
 
-    /// Returns the limit for a delivery to a consumer of which some wait already. The rest is
-    /// reserved for idle consumers.
+    /// Returns the limit for a delivery to a consumer that has some waiting already. The rest of the
+    /// budget is reserved for idle consumers.
     fn limit_if_waiting(&self) -> usize {
         self.hard_limit() - self.soft_limit / 4
     }
@@ -131,12 +131,15 @@ impl ReadRoom {
             || used.saturating_add(cost) <= self.limit_for_requeue(is_starving)
     }
 
-    /// Returns the use up to which the budget counts as almost empty. A very large delivery need
-    /// not wait until it is quite empty, because other consumers may always have deliveries.
+    /// Returns how many bytes may be used while the budget still counts as almost empty. A very
+    /// large delivery must not wait for an empty budget: deliveries of other consumers may always be
+    /// in it.
     pub(super) fn near_empty_bytes(&self) -> usize {
         reserved_share(self.soft_limit)
     }
 
+    /// Returns the limit for a delivery that is to be requeued. A consumer is starving if it has
+    /// neither waiting nor expected deliveries.
     pub(super) fn limit_for_requeue(&self, is_starving: bool) -> usize {
         match is_starving {
             true => self.limit_if_idle(),
@@ -144,6 +147,8 @@ impl ReadRoom {
         }
     }
 
+    /// Sets the size of the waiting deliveries. With `all_reported`, deliveries that have become
+    /// events are among them.
     pub(crate) fn set_waiting(&mut self, waiting: usize, all_reported: bool) {
         self.waiting = waiting;
         if all_reported {
@@ -192,7 +197,8 @@ impl ReadRoom {
         std::mem::take(&mut self.strays)
     }
 
-    /// Notes a redelivered message for a consumer that did not expect it.
+    /// Notes a redelivered message for a consumer that did not expect it. It may be a delivery that
+    /// another consumer expects.
     pub(super) fn note_stray(&mut self, queue: QueueId, cost: usize) {
         if self.expected > 0 {
             self.strays.push((queue, cost));

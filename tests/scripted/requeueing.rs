@@ -8,10 +8,11 @@ use std::time::Duration;
 use cony::{BlockingChannel, Delivery, Error, basic};
 
 use crate::common::{await_earlier_frames, dispatch_until, no_ack};
+use crate::support::log::TestLog;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    Frame, MULTIPLE, REQUEUE, SINGLE, TEST_TIMEOUT, Wire, args, declare_ok, deliver, header_with,
-    signal, with_channel, with_channel_and,
+    Frame, MULTIPLE, REQUEUE, SINGLE, TEST_TIMEOUT, Wire, args, close, declare_ok, deliver,
+    header_with, signal, with_channel, with_channel_and,
 };
 use crate::support::{expect_error, panic_text};
 
@@ -235,6 +236,32 @@ fn deliveries_for_a_consumer_whose_start_timed_out_are_requeued() {
                 // The end of the channel would requeue everything, so the client waits for the
                 // peer.
                 end.wait_dropped();
+            },
+        );
+    }
+}
+
+#[test]
+fn no_ack_deliveries_of_a_consumer_whose_start_failed_are_logged() {
+    TestLog::install();
+    let starts: [fn(&BlockingChannel) -> cony::Result<()>; 2] = [
+        |channel| channel.consume(no_ack()).map(drop),
+        |channel| channel.basic_consume(no_ack(), |_, _| Ok(())).map(drop),
+    ];
+    for (number, start) in starts.into_iter().enumerate() {
+        let name = format!("failed start {number}");
+        let line = format!("{name}: untaken deliveries of consumer cony-1.1 are lost");
+        with_channel_and(
+            |parameters| parameters.connection_name(name),
+            |wire| {
+                let tag = wire.expect_consume(1);
+                wire.deliver(1, &tag, 1, "before the close");
+                wire.send(1, CHANNEL_CLOSE, close(404, "no queue", BASIC_CONSUME));
+                wire.expect(1, CHANNEL_CLOSE_OK);
+            },
+            move |channel| {
+                expect_error!(start(&channel), Error::ChannelClosed(_));
+                assert_eq!(TestLog::count(&line), 1);
             },
         );
     }

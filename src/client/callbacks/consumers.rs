@@ -74,7 +74,7 @@ impl<H, D> ConsumerCallbacks<H, D> {
             cancelling: false,
         };
         let former = entries.insert(shared.tag.clone(), entry);
-        // Outside the lock: the values that a callback captured may call this when they drop.
+        // Dropped outside the lock: the `Drop` of a captured value may use this channel.
         drop(entries);
         drop(former);
         Ok(())
@@ -125,8 +125,8 @@ impl<H, D> ConsumerCallbacks<H, D> {
         drop(entries);
     }
 
-    /// Locks the table. The inbox of the channel may be changed under this lock, so that each
-    /// delivery either finds its consumer or is handed back with it.
+    /// Locks the table. Deliveries are taken out of the channel's inbox under this lock, so that
+    /// each delivery either finds its callback or goes with the cancel of its consumer.
     pub(crate) fn lock(&self) -> Locked<'_, H, D> {
         Locked(self.0.lock())
     }

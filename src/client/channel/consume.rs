@@ -174,8 +174,8 @@ impl BlockingChannel {
             consumer: Arc::clone(&shared),
         });
         if let Err(error) = inner.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
-            // Without the reply, deliveries may have arrived all the same.
-            inner.keep_or_give_back(shared.take_remaining(), &shared);
+            // Deliveries may have arrived even though the reply has not.
+            inner.requeue_or_log(shared.take_remaining(), &shared);
             return Err(error);
         }
         inner.add_without_callback(&shared);
@@ -282,7 +282,7 @@ impl BlockingChannel {
 }
 
 impl ChannelInner {
-    /// Adds a consumer without a callback to the list, and removes those that have ended.
+    /// Adds a consumer to the list of those without a callback, and removes those that have ended.
     fn add_without_callback(&self, consumer: &Arc<ConsumerShared>) {
         let mut consumers = self.without_callback.lock();
         consumers.retain(|known| known.upgrade().is_some_and(|known| known.is_alive()));
@@ -342,6 +342,21 @@ impl ChannelInner {
         }
         left.map(|content| self.hand_out(content, consumer.no_ack))
             .collect()
+    }
+
+    /// Requeues the untaken deliveries of a consumer that the program cannot take from. Those that
+    /// need no acknowledgement are lost, and their number is logged.
+    pub(crate) fn requeue_or_log(&self, left: Extracted, consumer: &ConsumerShared) {
+        match left.len() {
+            0 => {}
+            _ if !consumer.no_ack => self.give_back(consumer, left),
+            count => log::warn!(
+                "{}: untaken deliveries of consumer {} are lost, because they need no \
+                 acknowledgement: {count}",
+                self.shared.connection.name,
+                consumer.tag
+            ),
+        }
     }
 
     /// Turns a content into the delivery that the program gets, and counts it as unsettled.

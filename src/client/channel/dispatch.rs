@@ -1,4 +1,5 @@
-//! `start_consuming`, and the dispatching of one channel's deliveries to its callbacks.
+//! Runs the callbacks of one channel: `start_consuming`, `stop_consuming`, and the channel's share of
+//! `run`.
 
 use std::sync::{Arc, Weak};
 
@@ -29,7 +30,9 @@ enum NextEvent<'a> {
     },
     GiveBack(DeliveredContent, Arc<ConsumerShared>),
     ConsumerEnded(Weak<ConsumerShared>),
+    /// There was a delivery without a consumer, and it was dropped.
     Dropped,
+    /// No event has arrived.
     Empty,
     ChannelEnded,
 }
@@ -49,7 +52,8 @@ enum Step {
 struct Consuming {
     /// Whether the log has the warning that the prefetch is used up.
     warned: bool,
-    /// The consumer that the broker has cancelled last, if there is no cancel callback.
+    /// The consumer that the broker cancelled last. Always `None` if the channel has a cancel
+    /// callback.
     cancelled: Option<ShortString>,
 }
 
@@ -87,8 +91,8 @@ impl BlockingChannel {
     /// - The reason, if the channel or the connection ends without a close by this program.
     /// - [`Error::ConsumerCancelled`] if the broker has cancelled the last consumer and there is no
     ///   [cancel callback](Self::add_on_cancel_callback).
-    /// - [`Error::AlreadyConsuming`] if another thread runs the callbacks of this channel, or if it
-    ///   is called from one of them.
+    /// - [`Error::AlreadyConsuming`] if another thread runs the callbacks of this channel, or if
+    ///   one of these callbacks calls `start_consuming`.
     pub fn start_consuming(&self) -> Result<()> {
         let inner = self.inner();
         let announce = || inner.shared.mark_ready();
@@ -101,7 +105,8 @@ impl BlockingChannel {
         drop(held);
         // Other dispatching threads handle the remaining events.
         inner.shared.mark_ready();
-        // A close during this call could not take the lock, and has left its callbacks to it.
+        // A `close` in another thread could not take the dispatch lock meanwhile, so this thread
+        // runs the close callbacks.
         outcome
             .and(called)
             .and_then(|()| self.call_close_callbacks())
@@ -124,7 +129,7 @@ impl BlockingChannel {
             let dispatched = connection.dispatch_own(&|| false)?
                 + self.call_notice_callbacks(held, EVENTS_PER_TURN_MAX, &|| false)?;
             match self.step(held, &mut consuming)? {
-                // Other consumers remain, so this cancellation does not end `start_consuming`.
+                // The channel still has consumers, so `start_consuming` goes on.
                 Step::Handled if inner.consumer_callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
                 // Callbacks ran above and may have queued more work: check again before sleeping.
@@ -164,7 +169,8 @@ impl BlockingChannel {
         if !is_done || inner.has_more() {
             inner.shared.mark_ready();
         }
-        // A close during this call could not take the lock, and has left its callbacks to it.
+        // A `close` in another thread could not take the dispatch lock meanwhile, so this thread
+        // runs the close callbacks.
         let called = self.call_close_callbacks();
         outcome.and_then(|done| called.map(|()| done))
     }
@@ -230,8 +236,8 @@ impl BlockingChannel {
         Ok(Step::Handled)
     }
 
-    /// Calls the cancel callbacks. Without one, notes the consumer: the dispatching call then ends
-    /// with an error.
+    /// Calls the cancel callbacks. If there is none, records the tag of the consumer, and the
+    /// dispatching call ends with an error.
     fn call_cancel_callbacks(
         &self,
         held: &DispatchGuard<'_>,
@@ -273,12 +279,13 @@ impl BlockingChannel {
     }
 
     /// Cancels all consumers of this channel that have a callback, so that
-    /// [`start_consuming`](Self::start_consuming) returns. You can call it from a callback and from
-    /// any thread.
+    /// [`start_consuming`](Self::start_consuming) returns. You can call `stop_consuming` from a
+    /// callback and from any thread.
     ///
-    /// Deliveries that have arrived and that no callback has received are requeued. With `no_ack`
-    /// they cannot be, so their callback still receives them before `start_consuming` returns. If
-    /// this is called before `start_consuming`, that call returns at once.
+    /// Deliveries that have arrived and that no callback has received are requeued. Those of a
+    /// `no_ack` consumer cannot be requeued, so its callback still receives them before
+    /// `start_consuming` returns. After `stop_consuming`, a new call of `start_consuming` returns
+    /// at once, unless consumers were started in between.
     ///
     /// # Errors
     ///
@@ -301,9 +308,9 @@ impl BlockingChannel {
 impl ChannelInner {
     /// Takes the next event.
     ///
-    /// The inbox is read under the lock of the table of callbacks. A cancel takes the deliveries
-    /// that it hands back under the same lock. So each delivery either finds its consumer or is
-    /// handed back.
+    /// The inbox is read under the lock of the table of callbacks. A cancel takes out the untaken
+    /// deliveries under the same lock. So each delivery either finds its callback or goes with the
+    /// cancel.
     fn next_event(&self) -> NextEvent<'_> {
         let mut entries = self.consumer_callbacks.lock();
         if entries.is_empty() {
@@ -328,7 +335,7 @@ impl ChannelInner {
                 content,
             },
             None => {
-                // Logged outside the lock: a log backend that uses cony would deadlock.
+                // Outside the lock, because a log backend that uses this channel would deadlock.
                 drop(entries);
                 log::warn!(
                     "a delivery for the unknown consumer {} is dropped",
@@ -339,8 +346,8 @@ impl ChannelInner {
         }
     }
 
-    /// Removes the callback of a consumer that did not start before the deadline, and requeues the
-    /// deliveries that have arrived for it. With `no_ack` they are dropped.
+    /// Removes the callback of a consumer whose start failed. Deliveries that have arrived for the
+    /// consumer are requeued. Those of a `no_ack` consumer cannot be requeued: they are lost.
     pub(super) fn remove_unstarted_callback(self: &Arc<Self>, consumer: &Arc<ConsumerShared>) {
         let mut entries = self.consumer_callbacks.lock();
         let entry = entries.remove(consumer);
@@ -350,7 +357,7 @@ impl ChannelInner {
         };
         drop(entries);
         drop(entry);
-        self.keep_or_give_back(left, consumer);
+        self.requeue_or_log(left, consumer);
         // A thread in `start_consuming` may have waited for this consumer only.
         self.shared.mark_ready();
     }
@@ -382,10 +389,10 @@ impl ChannelInner {
     /// Removes the callback of a consumer that has ended. Returns its tag if the broker has
     /// cancelled it.
     fn remove_ended_callback(&self, consumer: &Weak<ConsumerShared>) -> Option<ShortString> {
-        // A consumer that the program cancelled by its tag before has been dropped.
+        // `None` if the program has cancelled this consumer by its tag before.
         let consumer = consumer.upgrade()?;
         let entry = self.consumer_callbacks.lock().remove(&consumer);
-        // Outside the lock: the values that the callback captured may call this when they drop.
+        // Dropped outside the lock: the `Drop` of a captured value may use this channel.
         drop(entry?);
         if consumer.cancelled_by_broker() != Some(true) {
             return None;
@@ -394,7 +401,7 @@ impl ChannelInner {
         Some(consumer.tag.clone())
     }
 
-    /// Requeues the deliveries of a stopped consumer, unless they need no acknowledgement.
+    /// Requeues the untaken deliveries of a stopped consumer, unless they need no acknowledgement.
     fn requeue_for(&self, consumer: &Arc<ConsumerShared>) {
         let entries = self.consumer_callbacks.lock();
         // The deliveries of a later consumer with the same tag are left alone.

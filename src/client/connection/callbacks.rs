@@ -147,7 +147,8 @@ impl BlockingConnection {
             // The error may have left events behind, for the next dispatching call.
             shared.signal_own_event();
         }
-        // A close during this call could not take the lock, and has left its callbacks to it.
+        // A `close` in another thread could not take the dispatch lock meanwhile, so this thread
+        // runs the close callbacks.
         let closed = self.call_close_callbacks();
         outcome.and_then(|dispatched| closed.map(|()| dispatched))
     }

@@ -22,15 +22,15 @@ impl<T: Tokens> Connection<T> {
         self.router.out.room.is_full()
     }
 
-    /// Sets the size of the deliveries that wait in inboxes, in bytes. To be called before bytes
-    /// are [`received`](Self::received), when all events have been taken.
+    /// Sets the size of the deliveries that wait in inboxes, in bytes. Call it before
+    /// [`received`](Self::received), when all events have been taken.
     pub(crate) fn set_waiting(&mut self, bytes: usize) {
         let out = &mut self.router.out;
         let all_reported = out.events.is_empty();
         out.room.set_waiting(bytes, all_reported);
     }
 
-    /// Returns whether deliveries are held back, or expected again after that.
+    /// Returns whether deliveries are held back, or requeued and expected again.
     pub(crate) fn is_holding_back(&self) -> bool {
         !self.router.out.held_back_channels.is_empty()
     }
