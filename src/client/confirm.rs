@@ -25,9 +25,9 @@ use crate::protocol::returned::Returned;
 /// [`PublishError`](crate::PublishError) for each failed publish. All three have the same sequence
 /// number.
 ///
-/// You may drop it: [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms) reports the
-/// failures of all publishes, and [`close`](crate::BlockingChannel::close) those that your program
-/// has not got otherwise.
+/// You may drop the handle. [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms)
+/// reports the failures of all publishes, and [`close`](crate::BlockingChannel::close) those that
+/// no other call or callback has reported.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -48,7 +48,7 @@ struct Numbered {
 }
 
 impl PublisherConfirm {
-    /// Returns the value for a message that will not be confirmed.
+    /// Returns the handle of a publish outside confirm mode, which has no outcome.
     pub(crate) fn none() -> Self {
         Self(None)
     }
@@ -72,16 +72,17 @@ impl PublisherConfirm {
     ///
     /// RabbitMQ confirms a message when all queues that it was routed to have it: on disk if the
     /// message is [persistent](crate::Message::persistent) and the queue durable, on a majority of
-    /// the nodes for a quorum queue. It also confirms a message that no queue is bound for, unless
-    /// the message is [`mandatory`](crate::Message::mandatory).
+    /// the nodes for a quorum queue. RabbitMQ also confirms a message that reaches no queue. To get
+    /// an error for such a message, make it [`mandatory`](crate::Message::mandatory).
     ///
     /// # Errors
     ///
     /// - [`Error::Nacked`] if the broker could not take the message.
-    /// - [`Error::Unroutable`], with the message, if it was mandatory and reached no queue.
-    /// - [`Error::Unconfirmed`] if the channel ended before the broker has confirmed the message:
-    ///   the broker may or may not have taken it. Also if the broker returned a message that may
-    ///   have been this one ([`Error::AmbiguousReturn`] is inside).
+    /// - [`Error::Unroutable`] if the message was mandatory and reached no queue. The error
+    ///   contains the message.
+    /// - [`Error::Unconfirmed`] if the channel ended before the broker confirmed the message: the
+    ///   broker may or may not have taken it. The same error, with [`Error::AmbiguousReturn`]
+    ///   inside, if the broker returned a message that may have been this one.
     /// - [`Error::Timeout`]: you can wait again.
     /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.
     pub fn wait(&self) -> Result<()> {
@@ -214,7 +215,7 @@ impl fmt::Debug for PublisherConfirm {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Confirmation {
-    /// The sequence number of the publish, which its [`PublisherConfirm`] has too.
+    /// The sequence number of the publish, as in its [`PublisherConfirm`].
     pub sequence_number: u64,
     /// `Ok` if the broker has taken the message, otherwise an error of [`PublisherConfirm::wait`].
     pub outcome: Result<()>,

@@ -120,8 +120,8 @@ impl Consumer {
     /// Waits for the next delivery, at most for `timeout`. Returns `None` if no delivery has
     /// arrived by then. After your program has ended the consumer, returns `None` at once.
     ///
-    /// [`is_cancelled`](Self::is_cancelled) tells these two cases apart. Check it in a loop that
-    /// goes on after `None`: otherwise the loop spins when another thread calls
+    /// [`is_cancelled`](Self::is_cancelled) distinguishes the two cases. A loop that goes on after
+    /// `None` must check it. Otherwise the loop spins after another thread has called
     /// [`cancel`](Self::cancel).
     ///
     /// ```
@@ -161,8 +161,8 @@ impl Consumer {
 
     /// Returns an iterator that waits for each delivery, as [`recv`](Self::recv) does.
     ///
-    /// `for delivery in &consumer` is the same. The consumer itself is no iterator: several threads
-    /// may take from it at the same time.
+    /// `for delivery in &consumer` is the same. The consumer itself is no iterator, because several
+    /// threads may take from it at the same time.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -184,8 +184,8 @@ impl Consumer {
         }
     }
 
-    /// Returns whether a loop over this consumer is done: your program has ended the consumer, and
-    /// no delivery is left to take.
+    /// Returns whether your program has ended this consumer and no delivery is left to take. A loop
+    /// over the consumer can end then.
     ///
     /// Your program ends the consumer by [`cancel`](Self::cancel), or by closing its channel or its
     /// connection. If the broker or the network has ended the consumer, this returns `false`, and
@@ -205,7 +205,8 @@ impl Consumer {
 
     /// Calls `act` with each delivery until the consumer ends, or `act` fails.
     ///
-    /// `act` may borrow. Several threads may do this at once, each with its own `act`.
+    /// `act` may borrow local variables. Several threads may call `for_each` at once, each with its
+    /// own `act`.
     ///
     /// If `act` panics, the delivery is [requeued](Delivery::requeue) at once, so that another
     /// worker gets it. This does not apply to a delivery that `act` has settled, one that needs no
@@ -410,7 +411,7 @@ impl Iterator for Iter<'_> {
 
 impl FusedIterator for Iter<'_> {}
 
-/// An iterator over the deliveries of a [`Consumer`] that it owns. Dropping the iterator drops the
+/// An iterator that owns a [`Consumer`] and returns its deliveries. Dropping the iterator drops the
 /// consumer.
 ///
 /// [`Consumer::into_iter`](IntoIterator::into_iter) returns it. Otherwise it is like [`Iter`].

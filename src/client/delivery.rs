@@ -104,9 +104,8 @@ impl Delivery {
         self.properties.get()
     }
 
-    /// Returns the properties as the bytes that have arrived, if
-    /// [`properties`](Self::properties) cannot represent all of them. Returns `None` for all
-    /// ordinary messages.
+    /// Returns the bytes of the properties as they arrived, if [`properties`](Self::properties)
+    /// cannot represent all of them. Returns `None` for every ordinary message.
     ///
     /// RabbitMQ does not check the properties of a message, so a faulty client can publish any
     /// bytes. cony delivers such a message all the same:
@@ -170,8 +169,8 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// As [`ack`](Self::ack); [`Error::AlreadySettled`] only if none of these deliveries was
-    /// unsettled.
+    /// As [`ack`](Self::ack), but [`Error::AlreadySettled`] only if all these deliveries were
+    /// settled before.
     pub fn ack_multiple(&self) -> Result<()> {
         self.settle(Settle::Ack { multiple: true })
     }
@@ -179,9 +178,9 @@ impl Delivery {
     /// Gives the message back to its queue, which delivers it again: to another consumer, or to
     /// this one.
     ///
-    /// This sends `basic.reject` with `requeue`. A quorum queue counts each of them, so that its
-    /// `delivery_limit` ends the loop of a message that always fails. RabbitMQ 4.3 does not count a
-    /// `basic.nack`.
+    /// This sends `basic.reject` with `requeue`. A quorum queue counts these rejects: a message
+    /// that always fails reaches the `delivery_limit` and is not delivered again. RabbitMQ 4.3 does
+    /// not count a `basic.nack`.
     ///
     /// A stream takes nothing back: RabbitMQ closes the connection (540).
     ///

@@ -11,7 +11,7 @@ use crate::protocol::table::field_value::FieldValue;
 use crate::protocol::time::{Expiration, Timestamp};
 use crate::protocol::wire::ShortString;
 
-/// A message to publish: a body, its properties, and whether it must be routed.
+/// A message to publish: a body, its properties, and the flag [`mandatory`](Self::mandatory).
 ///
 /// [`basic_publish`](crate::BlockingChannel::basic_publish) takes anything that converts into a
 /// `Message`: a `&str`, `&[u8]`, `String`, `Vec<u8>`, `Bytes`, or a reference to one of the last
@@ -52,10 +52,11 @@ use crate::protocol::wire::ShortString;
 ///
 /// # Copies
 ///
-/// A large body that you give away (`Vec<u8>`, `String`, `Bytes`), and a `&Bytes`, goes to the
-/// socket without a copy, unless the connection uses TLS. The IO thread drops it then. If such a
-/// body has an owner of its own (`Bytes::from_owner`), the drop of the owner must not wait for
-/// anything. Small bodies and borrowed ones are copied once.
+/// Without TLS, a large body goes to the socket without a copy if you give it away (`Vec<u8>`,
+/// `String`, `Bytes`) or lend it as a `&Bytes`. Every other body is copied once.
+///
+/// The IO thread drops a body that was not copied. If the body has an owner
+/// (`Bytes::from_owner`), the `Drop` of this owner must not block.
 #[derive(Debug, Clone)]
 #[must_use = "a message does nothing until it is published"]
 pub struct Message<'a> {

@@ -29,9 +29,9 @@ const OPERATION: &str = "an RPC request";
 
 /// Sends requests to a server and waits for the replies.
 ///
-/// Clone it to share it between threads: requests of several threads are under way at the same
-/// time. Replies arrive over RabbitMQ's direct reply-to, so no queue is declared for them. The
-/// client chooses the correlation ids.
+/// Clone it to share it between threads, which can then have requests under way at the same time.
+/// Replies arrive over RabbitMQ's direct reply-to, so no queue is declared for them. The client
+/// chooses the correlation ids.
 ///
 /// The client has a channel of its own, which closes with the last clone. If the broker refuses a
 /// request by closing this channel (for a `user_id` that is not the connection's, for example), all
@@ -134,9 +134,10 @@ impl RpcClient {
 
     /// Publishes a request to an exchange and waits for the reply, at most for `timeout`.
     ///
-    /// The time begins when the request is on its way. Before that the call may wait for room in
-    /// the write budget, as any publish does, or for another channel. If the exchange routes the
-    /// request to several queues, the first reply is returned and the others are dropped.
+    /// The time begins when the request is passed to the IO thread. Before that, the call may wait
+    /// for room in the write budget, as any publish does, or for a new channel if the former one
+    /// has ended. If the exchange routes the request to several queues, the first reply is returned
+    /// and the others are dropped.
     ///
     /// The client sets `reply_to` and `correlation_id` of the request and makes it mandatory. The
     /// reply needs no acknowledgement. Give the request an [`expiration`](Message::expiration), so

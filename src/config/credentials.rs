@@ -76,8 +76,8 @@ impl Credentials {
         })
     }
 
-    /// Returns credentials of user and password, for the SASL mechanism PLAIN (RFC 4616). Without
-    /// TLS the password can be read on the network. Neither may contain a NUL.
+    /// Returns credentials of user and password, for the SASL mechanism PLAIN (RFC 4616). Neither
+    /// of them may contain a NUL. Without TLS the password can be read on the network.
     ///
     /// ```
     /// use cony::{ConnectionParameters, Credentials};
@@ -99,7 +99,7 @@ impl Credentials {
         Self::with_password(PasswordMechanism::AmqPlain, username, password)
     }
 
-    /// Returns credentials that name the client certificate of the TLS connection, for the SASL
+    /// Returns credentials that rely on the client certificate of the TLS connection, for the SASL
     /// mechanism EXTERNAL (RFC 4422). RabbitMQ needs its plugin `rabbitmq_auth_mechanism_ssl`, and
     /// a listener that verifies client certificates.
     #[must_use]
@@ -127,8 +127,8 @@ impl Credentials {
 
     /// Appends `other` to the list. The first entry whose mechanism the broker offers is used.
     ///
-    /// If the broker refuses it, the opening fails. The next entry is not tried, because the broker
-    /// would count a second attempt as guessing.
+    /// If the broker refuses that entry, the opening fails. The next entry is not tried, because
+    /// the broker would count a second attempt as guessing.
     #[must_use]
     pub fn or(mut self, other: Self) -> Self {
         self.choices.extend(other.choices);
@@ -137,7 +137,7 @@ impl Credentials {
     }
 
     /// Sets whether the passwords are wiped, in all clones, when a connection has been opened with
-    /// them. They can be used for one connection only then. Default: `false`.
+    /// them. With `true` the credentials are good for one connection only. Default: `false`.
     #[must_use]
     pub fn erase_on_connect(mut self, erase: bool) -> Self {
         self.erase_on_connect = erase;

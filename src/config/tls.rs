@@ -12,8 +12,8 @@ use crate::protocol::secret::Secret;
 /// Options of TLS, for
 /// [`ConnectionParameters::tls_options`](crate::ConnectionParameters::tls_options).
 ///
-/// By default the authorities of the operating system are trusted. The broker's certificate must be
-/// valid and for the host of the connection.
+/// By default cony trusts the certificate authorities of the operating system. The broker's
+/// certificate must be signed by one of them, be valid, and name the host of the connection.
 ///
 /// ```
 /// use cony::{ConnectionParameters, Credentials, TlsOptions};

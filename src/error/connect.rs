@@ -68,10 +68,10 @@ pub enum ConnectError {
         /// The SASL mechanism.
         mechanism: String,
     },
-    /// The broker closed the stream after the frame with the credentials and the client properties,
-    /// and that frame exceeds the limit that is in force before the negotiation: 8192 bytes in
-    /// RabbitMQ, 4096 before 4.1, or its setting `initial_frame_max`. The usual cause is a long
-    /// OAuth 2 token.
+    /// The broker closed the stream after the frame with the credentials and the client properties.
+    /// The frame exceeds the limit before the negotiation of the frame size. In RabbitMQ the limit
+    /// is 8192 bytes (4096 before RabbitMQ 4.1), or its setting `initial_frame_max`. The usual
+    /// cause is a long OAuth 2 token.
     #[non_exhaustive]
     TooLargeBeforeTune {
         /// The size of that frame, in bytes.

@@ -36,10 +36,7 @@ pub enum ConnectionLostError {
         reason: ShortString,
     },
     /// The stream ended during or after a long reading pause. RabbitMQ drops a client that reads
-    /// nothing for about half a minute. A reading pause begins when untaken deliveries fill the
-    /// read budget and cannot be requeued: with `no_ack`, from a stream, or on a channel with
-    /// transactions. Consumers that acknowledge cause pauses of at most 5 s, which are not reported
-    /// here.
+    /// nothing for about half a minute. See [`ReadingPause`] for the cause of the pause.
     #[non_exhaustive]
     NotRead {
         /// The length of the pause.
@@ -100,9 +97,10 @@ impl std::error::Error for ConnectionLostError {}
 
 /// A pause in which nothing is read from the broker.
 ///
-/// It begins when untaken deliveries fill the read budget and cannot be requeued: with `no_ack`,
-/// from a stream, or on a channel with transactions. It ends when enough of them are taken.
-/// Consumers that acknowledge cause pauses of at most 5 s, which are not reported here.
+/// The pause begins when untaken deliveries fill twice the read budget and cannot be requeued:
+/// those with `no_ack`, from a stream, or on a channel with transactions. It ends when enough of
+/// them are taken. Consumers that acknowledge cause pauses of at most 5 s, which are not reported
+/// here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReadingPause {

@@ -67,8 +67,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// # Formats
 ///
-/// `{error}` and `{error:?}` are one sentence with the reason and a hint, so that
-/// `fn main() -> cony::Result<()>` ends with a sentence for the reader. `{error:#?}` is the
+/// `{error}` and `{error:?}` are one sentence with the reason and a hint. So a
+/// `fn main() -> cony::Result<()>` that fails prints a readable sentence. `{error:#?}` is the
 /// structure: the variant and its fields.
 ///
 /// The sentence contains the text of an error inside, such as a [`ConnectError`].
@@ -129,8 +129,8 @@ pub enum Error {
         mechanism: String,
         /// The text of the broker; empty if it sent none.
         text: String,
-        /// Whether the broker named the reason (403). If not, it closed the stream while it checked
-        /// the credentials, which wrong credentials are the usual reason for.
+        /// Whether the broker named the reason (403). If not, the broker closed the stream while it
+        /// checked the credentials. Wrong credentials are the usual reason.
         certain: bool,
     },
     /// The passwords of the credentials are erased, by
@@ -239,8 +239,7 @@ pub enum Error {
     /// The consumer with this tag was cancelled. If the program did not cancel it, the broker did,
     /// for instance because its queue was deleted or the queue's node went down.
     ConsumerCancelled(ShortString),
-    /// The callbacks of this channel are being run, by another thread or by an outer call of this
-    /// one.
+    /// Another thread runs the callbacks of this channel, or this call was made from one of them.
     AlreadyConsuming,
     /// [`send_method`](crate::BlockingConnection::send_method) does not send this method: it would
     /// change the state of a channel or connection without its handle.
@@ -257,7 +256,7 @@ pub enum Error {
     /// The delivery with this delivery tag is settled, or needs no acknowledgement. Nothing was
     /// sent: the broker would close the channel (406).
     AlreadySettled(u64),
-    /// The delivery of this tag has no property `reply_to`, so
+    /// The delivery with this delivery tag has no property `reply_to`, so
     /// [`reply`](crate::Delivery::reply) has no queue to publish to. Nothing was sent.
     NoReplyTo(u64),
     /// The channel is not in confirm mode: call
@@ -268,10 +267,11 @@ pub enum Error {
     Nacked,
     /// The message was mandatory and reached no queue.
     Unroutable(Returned),
-    /// The broker returned a mandatory message, and it is uncertain of which publish. One or more
-    /// unconfirmed publishes have its exchange, routing key and body, but none has its properties,
-    /// because a plugin of the broker has changed these. Each such publish that the broker
-    /// acknowledges fails with [`Unconfirmed`](Self::Unconfirmed), and this error is inside.
+    /// The broker returned a mandatory message, and it is uncertain to which publish it belongs.
+    /// One or more unconfirmed publishes have the exchange, the routing key and the body of the
+    /// returned message, but none has its properties, because a plugin of the broker has changed
+    /// these. Each such publish that the broker acknowledges fails with
+    /// [`Unconfirmed`](Self::Unconfirmed), and this error is inside.
     AmbiguousReturn(Returned),
     /// The outcome of a publish is unknown: the broker may have taken the message or not. The error
     /// inside is the reason, in most cases the end of the channel or connection before the confirm.
@@ -279,8 +279,8 @@ pub enum Error {
     /// The broker did not take some of the messages.
     #[non_exhaustive]
     PublishFailures {
-        /// The failures, up to a thousand, or up to 16 MiB of returned messages, or fewer if other
-        /// channels of the connection keep many.
+        /// The failures: at most a thousand, with at most 16 MiB of returned messages. There are
+        /// fewer if the failures of other channels of the connection use much memory.
         failures: Arc<[PublishError]>,
         /// The number of failures that are not in the list.
         more: u64,

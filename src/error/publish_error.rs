@@ -12,8 +12,8 @@ use super::Error;
 pub struct PublishError {
     /// The number of the channel that the message was published on.
     pub channel: u16,
-    /// The sequence number of the publish, which its [`PublisherConfirm`](crate::PublisherConfirm)
-    /// has too.
+    /// The sequence number of the publish, as in its
+    /// [`PublisherConfirm`](crate::PublisherConfirm).
     pub sequence_number: u64,
     /// [`Error::Nacked`] or [`Error::Unroutable`]; [`Error::Unconfirmed`] if the broker returned a
     /// message that may be this one.

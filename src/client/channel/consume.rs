@@ -230,12 +230,12 @@ impl BlockingChannel {
 
     /// Cancels the consumer with this tag.
     ///
-    /// Deliveries that have arrived and that nothing has taken are requeued. Those of a `no_ack`
-    /// consumer cannot be requeued, so this call returns them: up to twice `read_budget` bytes,
-    /// plus some 150 bytes for each delivery. Deliveries that your program has taken can still be
-    /// settled.
+    /// If the consumer has a callback, deliveries that have arrived and that the callback has not
+    /// received are requeued. Those of a `no_ack` consumer cannot be requeued, so this call returns
+    /// them: up to twice `read_budget` bytes, plus some 150 bytes for each delivery. Deliveries
+    /// that your program has taken can still be settled.
     ///
-    /// A [`Consumer`] ends after the deliveries that it has received. Its own
+    /// A [`Consumer`] returns the deliveries that have arrived, and then ends. Its own
     /// [`cancel`](Consumer::cancel) ends it at once.
     ///
     /// An unknown tag is no error. If several consumers had this tag one after the other, the

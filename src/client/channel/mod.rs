@@ -198,7 +198,8 @@ impl BlockingChannel {
         self.inner().shared.is_closing()
     }
 
-    /// Returns whether the channel has ended for good, with [`close_reason`](Self::close_reason).
+    /// Returns whether the channel has ended for good. [`close_reason`](Self::close_reason) then
+    /// returns the reason.
     pub fn is_closed(&self) -> bool {
         !self.is_open() && !self.is_closing()
     }
@@ -243,8 +244,8 @@ impl BlockingChannel {
         Ok(flow_ok.active)
     }
 
-    /// Returns whether the broker lets publishes pass. They wait while it does not. RabbitMQ never
-    /// stops them in this way.
+    /// Returns whether the broker accepts publishes on this channel. Publishes wait after the
+    /// broker has stopped them with `channel.flow`, which RabbitMQ never sends.
     pub fn is_flow_active(&self) -> bool {
         self.inner().shared.publisher.is_flow_active()
     }
@@ -265,8 +266,8 @@ impl BlockingChannel {
     /// [`basic_recover`](Self::basic_recover) does, without a reply. The specification has
     /// deprecated this method.
     ///
-    /// Deliveries that the broker has sent before it receives this method count as settled there.
-    /// If you settle one of them, the broker closes the channel (406).
+    /// For the broker, every delivery that it sent before it received this method is settled. If
+    /// you settle one of them, the broker closes the channel (406).
     ///
     /// # Errors
     ///

@@ -23,13 +23,13 @@ use crate::protocol::wire::ShortString;
 /// Callbacks are dropped when the channel is closed. A callback that captures a handle of its own
 /// channel keeps that channel open, so use the handle that it is called with.
 impl BlockingChannel {
-    /// Calls `callback` with each mandatory message that came back because it reached no queue.
-    /// Without a callback, take them with [`try_next_return`](Self::try_next_return).
+    /// Calls `callback` with each mandatory message that came back because it reached no queue. If
+    /// no thread of your program dispatches, take these messages with
+    /// [`try_next_return`](Self::try_next_return) instead.
     ///
     /// In [confirm mode](Self::confirm_delivery) a returned message is the error
     /// [`Unroutable`](crate::Error::Unroutable) of its
-    /// [`PublisherConfirm`](crate::PublisherConfirm), and this callback does not run. Without a
-    /// dispatching thread, use [`try_next_return`](Self::try_next_return).
+    /// [`PublisherConfirm`](crate::PublisherConfirm), and this callback does not run.
     pub fn add_on_return_callback(
         &self,
         mut callback: impl FnMut(&BlockingChannel, Returned) -> Result<()> + Send + 'static,

@@ -19,7 +19,7 @@ impl BlockingChannel {
     /// Publishes a message to an exchange, with a routing key. The default exchange has the empty
     /// name and routes to the queue whose name is the routing key.
     ///
-    /// The call returns when the message is on its way: the IO thread sends it. If too many bytes
+    /// The call passes the message to the IO thread, which sends it, and returns. If too many bytes
     /// wait to be written (`write_budget`, default 4 MiB), the call first waits for room, at most
     /// for `publish_timeout`. Publishes of several threads on one channel are never interleaved.
     ///
@@ -49,7 +49,7 @@ impl BlockingChannel {
     ///   channel or connection have ended.
     ///
     /// If the exchange does not exist, the broker closes the channel (404). A later call on the
-    /// channel returns that, or its [`close`](Self::close).
+    /// channel returns this error, at the latest its [`close`](Self::close).
     pub fn basic_publish<'a>(
         &self,
         exchange: impl AsRef<str>,

@@ -7,7 +7,7 @@ use crate::protocol::methods::basic;
 
 /// # Settling
 ///
-/// [`Delivery`](crate::Delivery) has the same as methods without a delivery tag.
+/// [`Delivery`](crate::Delivery) has methods for the same, which need no delivery tag.
 impl BlockingChannel {
     /// Acknowledges the delivery with this delivery tag. The broker deletes the message from its
     /// queue.
@@ -101,7 +101,7 @@ impl BlockingChannel {
     /// their queues.
     ///
     /// The former deliveries count as settled after this call. Deliveries that wait to be taken are
-    /// dropped, because they come again.
+    /// dropped, because the broker delivers them again.
     ///
     /// # Errors
     ///

@@ -8,7 +8,8 @@ use crate::protocol::reply_code::ReplyCode;
 /// # Checking queues and exchanges
 ///
 /// A passive declare does the same check, but if the queue or exchange does not exist, the broker
-/// closes the channel (404). These calls open a channel for the check, so they close none of yours.
+/// closes the channel (404). Each of these calls opens a channel of its own for the check, so your
+/// channels stay open.
 impl BlockingConnection {
     /// Returns `Some` if this queue exists, with the number of its messages and of its consumers.
     /// Returns `None` if it does not exist.

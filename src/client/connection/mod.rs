@@ -43,11 +43,10 @@ use crate::protocol::wire::ShortString;
 /// same connection. One background thread, the IO thread, owns the socket and sends the heartbeats,
 /// so the connection stays alive while the program's threads do other work.
 ///
-/// The connection closes when its last handle is dropped, and the last [`BlockingChannel`] and
-/// [`Consumer`](crate::Consumer) that belong to it. Dropping waits for the broker's reply to the
-/// close, at most for [`drop_timeout`](ConnectionParameters::drop_timeout), so that the last
-/// publishes of a script arrive. [`close`](Self::close) does the same, and returns an error if it
-/// fails.
+/// The connection closes when its last handle, and the last handle of each [`BlockingChannel`] and
+/// [`Consumer`](crate::Consumer) on it, have been dropped. The last drop waits for the broker's
+/// reply to the close, at most for [`drop_timeout`](ConnectionParameters::drop_timeout), so that
+/// the last publishes of a script arrive. [`close`](Self::close) also returns the errors.
 ///
 /// ```
 /// use cony::BlockingConnection;
@@ -98,7 +97,8 @@ impl Limits {
     }
 }
 
-/// How long to wait for the IO thread after the deadline that it has itself.
+/// How long a thread waits for the end of the IO thread beyond the deadline that the IO thread
+/// keeps itself.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
 impl BlockingConnection {
@@ -266,18 +266,18 @@ impl BlockingConnection {
 
     /// Closes the connection with its channels and consumers.
     ///
-    /// Before that, publishes that wait are written, and channels in confirm mode wait for their
-    /// confirms. Returns when the broker has replied, or when
-    /// [`close_timeout`](ConnectionParameters::close_timeout) has passed; then the socket is
-    /// closed. A second call returns `Ok`.
+    /// Before the close is sent, the waiting publishes are written, and channels in confirm mode
+    /// wait for their confirms. The call returns when the broker has replied to the close. If the
+    /// reply has not arrived after [`close_timeout`](ConnectionParameters::close_timeout), the
+    /// socket is closed. A second call returns `Ok`.
     ///
     /// # Errors
     ///
-    /// - The reason, if the connection ended before this call, or if the broker closes it at the
-    ///   same time. The last publishes may be lost. The same holds if the stream ends before the
-    ///   broker's reply, unless every publish is confirmed.
+    /// - The reason of the end, if the connection ended before this call, or if the broker closes
+    ///   it at the same time. Also if the stream ends before the broker's reply, unless every
+    ///   publish is confirmed. The last publishes may be lost in these cases.
     /// - [`Error::Timeout`] if the broker does not reply in time.
-    /// - Errors of channels with a handle, unless the program has got them before:
+    /// - Errors of channels with a handle, unless an earlier call or callback has reported them:
     ///   [`Error::ChannelClosed`] if the broker has closed one, and in confirm mode
     ///   [`Error::Unconfirmed`] and [`Error::PublishFailures`], as for [`BlockingChannel::close`].
     ///   The failures of all channels are in one error.
@@ -342,8 +342,8 @@ impl BlockingConnection {
         self.inner.shared.is_closing() && !self.is_closed()
     }
 
-    /// Returns whether the connection has ended for good, with
-    /// [`close_reason`](Self::close_reason).
+    /// Returns whether the connection has ended for good. [`close_reason`](Self::close_reason) then
+    /// returns the reason.
     pub fn is_closed(&self) -> bool {
         self.inner.shared.termination().is_some()
     }

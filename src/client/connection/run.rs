@@ -74,8 +74,8 @@ impl Drop for Running<'_> {
 /// # One thread for the whole connection
 ///
 /// Each of these calls runs callbacks in the calling thread: those of the connection, its timers,
-/// and those of all of its channels. It leaves out a channel whose callbacks another thread runs at
-/// the moment. Called from a callback, it leaves out the channel of that callback. A
+/// and those of all of its channels. The call leaves out a channel whose callbacks another thread
+/// runs at the moment. A call from inside a callback leaves out the channel of that callback. A
 /// [`Consumer`](crate::Consumer) has no callback, so these calls do not touch its deliveries.
 ///
 /// If a channel ends and has no
@@ -171,7 +171,7 @@ impl BlockingConnection {
         }
     }
 
-    /// Runs callbacks for the whole `duration`, also if events arrive earlier.
+    /// Runs callbacks until `duration` has passed, even if events arrive earlier.
     ///
     /// A program without callbacks can call `std::thread::sleep` instead: the IO thread sends the
     /// heartbeats.

@@ -10,11 +10,11 @@ use crate::protocol::methods::{Method, basic, confirm};
 
 impl BlockingConnection {
     /// Sends a method on the channel with this number, and returns the reply if the method has one.
-    /// `content` is the message of a `basic.publish`; it is mandatory if the message or the method
-    /// is.
+    /// `content` is the message of a `basic.publish`. The publish is mandatory if the flag is set
+    /// in the message or in the method.
     ///
-    /// This is for programs that hold methods as values. The methods of [`BlockingChannel`] do
-    /// the same with types.
+    /// This is for programs that have AMQP methods as values. All other programs call the methods
+    /// of [`BlockingChannel`], which return the type of each reply.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;

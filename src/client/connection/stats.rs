@@ -7,8 +7,9 @@ use super::BlockingConnection;
 
 /// The statistics of a connection, from [`BlockingConnection::stats`].
 ///
-/// The counters begin with 0 when the connection opens and only grow. To get rates, take the
-/// difference of two.
+/// The counters begin with 0 when the connection opens. They only grow, except that a rollback
+/// lowers `deliveries_settled`. For a rate, divide the growth of a counter between two calls by the
+/// time between them.
 ///
 /// ```
 /// # let connection = cony::BlockingConnection::open_default()?;
@@ -53,17 +54,17 @@ pub struct Stats {
     /// Now: deliveries that your program has taken and not settled yet. Those that need no
     /// acknowledgement (`no_ack`) are not included.
     pub deliveries_unsettled: u64,
-    /// Now: publishes in confirm mode that the broker has neither acknowledged nor nacked yet.
-    /// These are no errors: their confirms are still to arrive.
-    /// [`Error::Unconfirmed`](crate::Error::Unconfirmed) is the outcome of a publish for which it
-    /// stays unknown whether the broker has taken the message.
+    /// Now: publishes in confirm mode that the broker has neither acknowledged nor nacked yet. That
+    /// is no error, because their confirms are still to arrive.
+    /// ([`Error::Unconfirmed`](crate::Error::Unconfirmed) is the error of a publish whose outcome
+    /// stays unknown.)
     pub unconfirmed: usize,
     /// Now: bytes that wait to be written. A publish waits for room beyond `write_budget`.
     pub bytes_to_write: usize,
     /// Now: bytes of deliveries that wait to be taken. Beyond `read_budget`, reading pauses or
     /// deliveries are held back.
     pub bytes_to_take: usize,
-    /// Now: channels that your program has handles of.
+    /// Now: channels for which your program has a handle.
     pub channels: usize,
     /// Now: consumers on open channels, with callbacks and without.
     pub consumers: usize,
@@ -76,8 +77,8 @@ impl BlockingConnection {
     /// Returns the statistics of this connection: its traffic so far, and the messages and bytes
     /// that wait now.
     ///
-    /// This reads the figures one after the other. On a busy connection they may not match exactly.
-    /// The cost is a few locks for each channel, so once a second is no burden.
+    /// The figures are read one after the other, so on a busy connection they may not match
+    /// exactly. A call takes a few locks for each channel. Once a second is no burden.
     pub fn stats(&self) -> Stats {
         let shared = &self.inner.shared;
         let counters = &shared.counters;

@@ -10,8 +10,8 @@ use super::BlockingConnection;
 use crate::client::callbacks::dispatch_lock::DispatchGuard;
 use crate::error::Result;
 
-/// The id of a timer of [`add_timeout`](crate::BlockingConnection::add_timeout), so that
-/// [`remove_timeout`](crate::BlockingConnection::remove_timeout) can remove it.
+/// The id of a timer. [`add_timeout`](crate::BlockingConnection::add_timeout) returns it, and
+/// [`remove_timeout`](crate::BlockingConnection::remove_timeout) takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimerId {
     when: Instant,
@@ -33,7 +33,7 @@ pub(super) struct Timers {
 
 /// # Timers
 ///
-/// A timer is a callback that runs once at a time. Like the
+/// A timer is a callback that runs once, when its time has come. Like the
 /// [other callbacks](#callbacks) it runs in a thread that dispatches.
 impl BlockingConnection {
     /// Calls `callback` once after `delay`, in a thread that dispatches. The name is that of pika;
@@ -58,8 +58,9 @@ impl BlockingConnection {
     /// ```
     ///
     /// An error of the callback ends the dispatching call, which returns it. Any thread may call
-    /// this, so with a delay of zero it hands a callback to the dispatching thread. (Newer versions
-    /// of pika call these `call_later` and `add_callback_threadsafe`.)
+    /// `add_timeout`. With a delay of zero, the dispatching thread runs the callback as soon as
+    /// possible. (Newer versions of pika have `call_later` and `add_callback_threadsafe` for these
+    /// two uses.)
     #[doc(alias = "call_later")]
     #[doc(alias = "add_callback_threadsafe")]
     pub fn add_timeout(

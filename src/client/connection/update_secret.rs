@@ -13,7 +13,7 @@ impl BlockingConnection {
     /// Sends a new secret before the old one expires, such as an OAuth 2 token
     /// (`rabbitmq_auth_backend_oauth2`). `reason` is for the broker's log and is cut at 255 bytes.
     ///
-    /// Secrets are sent one at a time. A call that waits for its turn does so within
+    /// Secrets are sent one at a time, so a call may wait for an earlier one. This wait counts in
     /// [`rpc_timeout`](crate::ConnectionParameters::rpc_timeout). The secret is wiped from memory
     /// when it is written; copies in the TLS library are not.
     ///

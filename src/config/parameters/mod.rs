@@ -272,8 +272,9 @@ settings! {
         /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait.
         /// Default: 30 s.
         publish_timeout: Duration, copy get_publish_timeout: Duration;
-        /// Sets how long `close` of a connection or channel waits, confirms included. After that
-        /// the socket is closed. Default: 10 s.
+        /// Sets how long `close` of a connection or of a channel may take, including the wait for
+        /// confirms. After this time a connection closes its socket without the broker's reply.
+        /// Default: 10 s.
         close_timeout: Duration, copy get_close_timeout: Duration;
         /// Sets how long dropping the last handle of a connection waits for its close. Default: 2
         /// s.

@@ -44,7 +44,7 @@ impl TcpOptions {
 settings! {
     impl TcpOptions {
         /// Sets whether small writes are sent at once (`TCP_NODELAY`). Default: `true`. cony
-        /// gathers its writes itself, so with `false` every call only waits longer.
+        /// gathers its writes itself, so `false` only makes calls slower.
         nodelay: bool, copy get_nodelay: bool;
         /// Sets the idle time after which the operating system probes the connection, from 1 to
         /// 32767 s. `None` switches that off. Default: `None`, because heartbeats notice a dead
