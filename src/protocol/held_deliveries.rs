@@ -34,8 +34,8 @@
 //! before one that was requeued earlier.
 //!
 //! A queue delivers its requeued messages before those that it has never delivered. So if a
-//! redelivered message arrives after one that is not, or after the queue was empty, another consumer
-//! has just requeued it. Then too the consumer accepts deliveries out of order.
+//! redelivered message arrives after one that is not, or after the queue was empty, another
+//! consumer has just requeued it. Then too the consumer accepts deliveries out of order.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -351,8 +351,8 @@ impl HeldDeliveries {
         self.last_progress(state) + QUIET_TIME <= now
     }
 
-    /// Returns the instant of the last arrival that another delivery to this consumer may follow: of
-    /// a delivery, or of a part of a body.
+    /// Returns the instant of the last arrival that another delivery to this consumer may follow:
+    /// of a delivery, or of a part of a body.
     fn last_progress(&self, state: ConsumerState) -> Instant {
         let part = state.last_part.unwrap_or(self.last_arrival);
         part.max(self.last_arrival)
@@ -376,8 +376,8 @@ impl HeldDeliveries {
         )
     }
 
-    /// Returns the instant at which the rules must be applied again: because expected deliveries are
-    /// overdue, or because all deliveries that the broker sent earlier count as arrived.
+    /// Returns the instant at which the rules must be applied again: because expected deliveries
+    /// are overdue, or because all deliveries that the broker sent earlier count as arrived.
     pub(crate) fn deadline(&self, state: ConsumerState, room: &ReadRoom) -> Option<Instant> {
         let expected = (!self.expected.is_empty()).then(|| self.overdue_at(state));
         let quiet = self.last_progress(state) + QUIET_TIME;

@@ -87,8 +87,8 @@ impl ReadRoom {
         self.hard_limit() - reserved_share(self.soft_limit)
     }
 
-    /// Returns the limit for a delivery to a consumer that has some waiting already. The rest of the
-    /// budget is reserved for idle consumers.
+    /// Returns the limit for a delivery to a consumer that has some waiting already. The rest of
+    /// the budget is reserved for idle consumers.
     fn limit_if_waiting(&self) -> usize {
         self.hard_limit() - self.soft_limit / 4
     }
@@ -132,8 +132,8 @@ impl ReadRoom {
     }
 
     /// Returns how many bytes may be used while the budget still counts as almost empty. A very
-    /// large delivery must not wait for an empty budget: deliveries of other consumers may always be
-    /// in it.
+    /// large delivery must not wait for an empty budget: deliveries of other consumers may always
+    /// be in it.
     pub(super) fn near_empty_bytes(&self) -> usize {
         reserved_share(self.soft_limit)
     }

@@ -1,5 +1,5 @@
-//! Runs the callbacks of one channel: `start_consuming`, `stop_consuming`, and the channel's share of
-//! `run`.
+//! Runs the callbacks of one channel: `start_consuming`, `stop_consuming`, and the channel's share
+//! of `run`.
 
 use std::sync::{Arc, Weak};
 
