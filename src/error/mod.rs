@@ -1,13 +1,15 @@
-//! The error of every call. Its texts are in `display`, its structure in `structure`.
+//! The error of every call. Its texts are in `display`, its structure in `structure`, and its
+//! classes, such as the retryable errors, in `classes`.
 
+mod classes;
 mod connect;
 mod connection_lost;
+mod conversions;
 mod display;
 mod publish_error;
 mod structure;
 mod tls;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +20,7 @@ pub(crate) use self::display::LAST_PUBLISHES;
 pub use self::publish_error::PublishError;
 pub use self::tls::TlsError;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
-use crate::protocol::errors::{EncodeError, Flaw, ProtocolError};
-use crate::protocol::event::Termination;
+use crate::protocol::errors::ProtocolError;
 use crate::protocol::methods::MethodId;
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::returned::Returned;
@@ -305,115 +306,6 @@ impl Error {
         Self::Other(error.into().into())
     }
 
-    /// Returns code and text of the close, if the broker or this program closed the channel or
-    /// connection. For [`Unconfirmed`](Self::Unconfirmed) they are those of the error inside.
-    pub fn close_reason(&self) -> Option<&CloseReason> {
-        match self {
-            Self::ConnectionClosed(reason)
-            | Self::ChannelClosed(reason)
-            | Self::AccessDenied { reason, .. }
-            | Self::Connect {
-                cause: ConnectError::Closed(reason),
-                ..
-            } => Some(reason),
-            Self::Unconfirmed(reason) => reason.close_reason(),
-            _ => None,
-        }
-    }
-
-    /// Returns the code of [`close_reason`](Self::close_reason).
-    pub fn reply_code(&self) -> Option<ReplyCode> {
-        self.close_reason().map(|reason| reason.code)
-    }
-
-    /// Returns whether the connection has ended, or was not opened. `false` for
-    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there. For
-    /// [`Unconfirmed`](Self::Unconfirmed) the error inside decides.
-    pub fn is_connection_error(&self) -> bool {
-        match self {
-            Self::Connect { .. }
-            | Self::AuthenticationFailed { .. }
-            | Self::AccessDenied { .. }
-            | Self::UnsupportedProtocol { .. }
-            | Self::NotAmqp { .. }
-            | Self::ConnectionClosed(_)
-            | Self::ConnectionLost(_)
-            | Self::Protocol(_) => true,
-            Self::Unconfirmed(reason) => reason.is_connection_error(),
-            _ => false,
-        }
-    }
-
-    /// Returns whether a deadline has passed. For [`Unconfirmed`](Self::Unconfirmed) the error
-    /// inside decides.
-    pub fn is_timeout(&self) -> bool {
-        match self {
-            Self::Timeout { .. }
-            | Self::PublishTimeout { .. }
-            | Self::Connect {
-                cause: ConnectError::TimedOut(_),
-                ..
-            } => true,
-            Self::Unconfirmed(reason) => reason.is_timeout(),
-            _ => false,
-        }
-    }
-
-    /// Returns whether the same work may succeed later, with neither the program nor the settings
-    /// of the broker changed. The [table above](Self#) has the answer for each variant.
-    ///
-    /// Wait before you retry. If [`is_connection_error`](Self::is_connection_error) is `true`, open
-    /// a new connection; after [`ChannelClosed`](Self::ChannelClosed), open a new channel.
-    /// [`connection_attempts`](crate::ConnectionParameters::connection_attempts) goes by this
-    /// method.
-    ///
-    /// ```
-    /// use std::{thread, time::Duration};
-    ///
-    /// fn work() -> cony::Result<()> {
-    ///     let channel = cony::BlockingConnection::open_default()?.channel()?;
-    ///     channel.queue_declare("tasks")?;
-    ///     // …
-    ///     Ok(())
-    /// }
-    ///
-    /// while let Err(error) = work() {
-    ///     if !error.is_retryable() {
-    ///         return Err(error);
-    ///     }
-    ///     eprintln!("{error}; trying again in 5 s");
-    ///     thread::sleep(Duration::from_secs(5));
-    /// }
-    /// # Ok::<(), cony::Error>(())
-    /// ```
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Connect { cause, .. } => cause.is_retryable(),
-            Self::AuthenticationFailed { certain, .. } => !certain,
-            Self::ConnectionLost(_)
-            | Self::NoFreeChannels { .. }
-            | Self::Timeout { .. }
-            | Self::PublishTimeout { .. }
-            | Self::Nacked
-            | Self::ConsumerCancelled(_) => true,
-            Self::ConnectionClosed(reason) | Self::ChannelClosed(reason) => is_temporary(reason),
-            Self::Unconfirmed(reason) => reason.is_retryable(),
-            Self::PublishFailures { failures, .. } => {
-                failures.iter().all(|failure| failure.error.is_retryable())
-            }
-            _ => false,
-        }
-    }
-
-    /// Returns whether the error is anything but a close by this program. That includes
-    /// `Unconfirmed`, because a message may be lost.
-    pub(crate) fn is_of_others(&self) -> bool {
-        match self {
-            Self::Unconfirmed(_) => true,
-            _ => (self.close_reason()).is_none_or(|reason| reason.by != ClosedBy::Application),
-        }
-    }
-
     /// Returns the error of calls on a connection that this program is closing.
     pub(crate) fn being_closed() -> Self {
         let text = "the connection is being closed";
@@ -434,23 +326,6 @@ impl Error {
     }
 }
 
-/// Returns whether the reason of a close by the broker is a state of the broker that ends.
-fn is_temporary(reason: &CloseReason) -> bool {
-    if reason.by != ClosedBy::Broker {
-        return false;
-    }
-    match reason.code {
-        ReplyCode::CONNECTION_FORCED
-        | ReplyCode::RESOURCE_ERROR
-        | ReplyCode::INTERNAL_ERROR
-        // The queue is exclusive to another connection. After a lost connection that may be the
-        // former one, which the broker has not noticed yet.
-        | ReplyCode::RESOURCE_LOCKED => true,
-        ReplyCode::NOT_FOUND => display::is_node_down(reason),
-        _ => false,
-    }
-}
-
 impl std::error::Error for Error {
     /// Returns the first error that the sentence of `Display` does not contain.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
@@ -463,73 +338,9 @@ impl std::error::Error for Error {
     }
 }
 
-impl From<Infallible> for Error {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
-
-impl From<std::str::Utf8Error> for Error {
-    fn from(error: std::str::Utf8Error) -> Self {
-        Self::NotUtf8(error)
-    }
-}
-
-impl From<EncodeError> for Error {
-    fn from(error: EncodeError) -> Self {
-        let what = error.what;
-        match error.flaw {
-            Flaw::TooLong { size, limit } => Self::TooLong { what, size, limit },
-            Flaw::NotFinite => Self::NotFinite { what },
-            Flaw::OutOfRange => Self::OutOfRange { what },
-        }
-    }
-}
-
-impl From<&Termination> for Error {
-    fn from(termination: &Termination) -> Self {
-        match termination {
-            Termination::Closed(reason) => Self::ConnectionClosed(reason.clone()),
-            Termination::Protocol(error) => Self::Protocol(error.clone()),
-            Termination::Silence(silent) => {
-                Self::ConnectionLost(ConnectionLostError::MissedHeartbeats(*silent))
-            }
-            Termination::EndOfStream => Self::ConnectionLost(ConnectionLostError::EndOfStream),
-            Termination::CloseTimedOut => Self::ConnectionLost(ConnectionLostError::CloseTimedOut),
-            Termination::BlockedTooLong { after, reason } => {
-                Self::ConnectionLost(ConnectionLostError::BlockedTooLong {
-                    after: *after,
-                    reason: reason.clone(),
-                })
-            }
-            Termination::NotRead {
-                paused,
-                channel,
-                consumer,
-                bytes,
-                cause,
-            } => Self::ConnectionLost(ConnectionLostError::NotRead {
-                paused: *paused,
-                channel: *channel,
-                consumer: consumer.clone(),
-                bytes: *bytes,
-                cause: cause.clone(),
-            }),
-            Termination::Io(kind, text) => Self::ConnectionLost(ConnectionLostError::Io {
-                kind: *kind,
-                text: text.clone(),
-            }),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn closed_by(by: ClosedBy) -> CloseReason {
-        CloseReason::new(by, ReplyCode::CONNECTION_FORCED, "bye", None)
-    }
 
     fn connect(cause: ConnectError) -> Error {
         Error::Connect {
@@ -538,191 +349,6 @@ mod tests {
             tls: false,
             cause,
             others: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn is_connection_error_is_true_for_errors_of_a_connection_only() {
-        let reason = || closed_by(ClosedBy::Broker);
-        for error in [
-            connect(ConnectError::EndOfStream),
-            Error::AuthenticationFailed {
-                mechanism: "PLAIN".into(),
-                text: "no".into(),
-                certain: true,
-            },
-            Error::AccessDenied {
-                virtual_host: "/".into(),
-                reason: reason(),
-            },
-            Error::UnsupportedProtocol {
-                offered: *b"AMQP\0\0\x09\x01",
-            },
-            Error::NotAmqp {
-                address: "127.0.0.1:80".into(),
-                received: b"HTTP".to_vec(),
-            },
-            Error::ConnectionClosed(reason()),
-            Error::ConnectionLost(ConnectionLostError::CloseTimedOut),
-            Error::Protocol(ProtocolError::BodyTooLong),
-        ] {
-            assert!(error.is_connection_error(), "{error}");
-            assert!(!error.is_timeout(), "{error}");
-        }
-        for error in [
-            Error::ChannelClosed(reason()),
-            Error::ConsumerCancelled("me".into()),
-            Error::NoFreeChannels { max: 5 },
-            Error::Nacked,
-            Error::CredentialsErased,
-            Error::other("own"),
-        ] {
-            assert!(!error.is_connection_error(), "{error}");
-            assert!(!error.is_timeout(), "{error}");
-        }
-    }
-
-    #[test]
-    fn is_timeout_is_true_for_errors_of_a_deadline() {
-        let after = Duration::from_secs(1);
-        for (error, ends_connection) in [
-            (connect(ConnectError::TimedOut(after)), true),
-            (
-                Error::PublishTimeout {
-                    after,
-                    blocked: None,
-                    paused: None,
-                },
-                false,
-            ),
-            (
-                Error::Timeout {
-                    operation: "confirms",
-                    channel: None,
-                    after,
-                    blocked: None,
-                    paused: None,
-                },
-                false,
-            ),
-        ] {
-            assert!(error.is_timeout(), "{error}");
-            assert_eq!(error.is_connection_error(), ends_connection, "{error}");
-        }
-    }
-
-    #[test]
-    fn close_reason_is_that_of_the_error() {
-        for by in [ClosedBy::Broker, ClosedBy::Application] {
-            for error in [
-                connect(ConnectError::Closed(closed_by(by))),
-                Error::AccessDenied {
-                    virtual_host: "/".into(),
-                    reason: closed_by(by),
-                },
-                Error::ConnectionClosed(closed_by(by)),
-                Error::ChannelClosed(closed_by(by)),
-            ] {
-                assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
-                assert_eq!(error.close_reason(), Some(&closed_by(by)));
-                assert_eq!(error.is_of_others(), by == ClosedBy::Broker, "{error}");
-            }
-        }
-        let lost = Error::ConnectionLost(ConnectionLostError::EndOfStream);
-        assert_eq!(lost.reply_code(), None);
-        assert!(lost.is_of_others());
-    }
-
-    #[test]
-    fn the_methods_of_unconfirmed_return_those_of_the_error_inside() {
-        let unconfirmed = |reason: &Error| Error::Unconfirmed(Box::new(reason.clone()));
-        let lost = Error::ConnectionLost(ConnectionLostError::EndOfStream);
-        let closed = Error::ConnectionClosed(closed_by(ClosedBy::Broker));
-        let ended = Error::ChannelClosed(closed_by(ClosedBy::Application));
-        let timeout = Error::Timeout {
-            operation: "confirms",
-            channel: None,
-            after: Duration::ZERO,
-            blocked: None,
-            paused: None,
-        };
-        for reason in [lost, closed, ended, timeout] {
-            let error = unconfirmed(&reason);
-            assert_eq!(error.is_connection_error(), reason.is_connection_error());
-            assert_eq!(error.is_timeout(), reason.is_timeout());
-            assert_eq!(error.reply_code(), reason.reply_code());
-            assert_eq!(error.close_reason(), reason.close_reason());
-            assert!(error.is_of_others(), "a message may be lost");
-        }
-    }
-
-    #[test]
-    fn retryable_errors_are_those_of_the_table() {
-        let by_broker = |code, text: &str| CloseReason::new(ClosedBy::Broker, code, text, None);
-        let channel = |code, text: &str| Error::ChannelClosed(by_broker(code, text));
-        let tls = |error| {
-            connect(ConnectError::Tls {
-                error,
-                text: String::new(),
-            })
-        };
-        let refused = |certain| Error::AuthenticationFailed {
-            mechanism: "PLAIN".into(),
-            text: String::new(),
-            certain,
-        };
-        let lost = || Error::ConnectionLost(ConnectionLostError::EndOfStream);
-        let failures = |errors: Vec<Error>| Error::PublishFailures {
-            failures: errors
-                .into_iter()
-                .map(|error| PublishError {
-                    channel: 1,
-                    sequence_number: 1,
-                    error,
-                })
-                .collect(),
-            more: 0,
-        };
-        for error in [
-            connect(ConnectError::TimedOut(Duration::ZERO)),
-            connect(ConnectError::Closed(closed_by(ClosedBy::Broker))),
-            tls(TlsError::Refused),
-            refused(false),
-            lost(),
-            Error::ConnectionClosed(closed_by(ClosedBy::Broker)),
-            channel(ReplyCode::RESOURCE_LOCKED, "exclusive"),
-            channel(
-                ReplyCode::NOT_FOUND,
-                "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or \
-                 inaccessible",
-            ),
-            Error::NoFreeChannels { max: 1 },
-            Error::ConsumerCancelled("me".into()),
-            Error::Unconfirmed(Box::new(lost())),
-            failures(vec![Error::Nacked, Error::Nacked]),
-        ] {
-            assert!(error.is_retryable(), "{error}");
-        }
-        for error in [
-            connect(ConnectError::TooLargeBeforeTune { size: 5000 }),
-            tls(TlsError::WrongName),
-            refused(true),
-            Error::ConnectionClosed(closed_by(ClosedBy::Application)),
-            Error::ConnectionClosed(by_broker(ReplyCode::NOT_ALLOWED, "no")),
-            channel(
-                ReplyCode::NOT_FOUND,
-                "NOT_FOUND - no queue 'q' in vhost '/'",
-            ),
-            channel(ReplyCode::PRECONDITION_FAILED, "inequivalent arg"),
-            Error::CredentialsErased,
-            Error::AlreadySettled(1),
-            Error::other("own"),
-            Error::Unconfirmed(Box::new(Error::ChannelClosed(closed_by(
-                ClosedBy::Application,
-            )))),
-            failures(vec![Error::Nacked, Error::other("own")]),
-        ] {
-            assert!(!error.is_retryable(), "{error}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The settings of a connection.
 
+mod offer;
 mod oversized;
 mod settings;
 mod tcp_options;
@@ -15,7 +16,6 @@ use crate::config::credentials::Credentials;
 #[cfg(feature = "native-tls")]
 use crate::config::tls::TlsOptions;
 use crate::io::cancellation::CancellationToken;
-use crate::protocol::handshake::Offer;
 use crate::protocol::table::FieldTable;
 
 /// The port of `amqp://`.
@@ -409,53 +409,6 @@ impl ConnectionParameters {
     }
 }
 
-impl ConnectionParameters {
-    /// Returns the values for the handshake.
-    pub(crate) fn offer(&self) -> Offer {
-        Offer {
-            client_properties: self.all_client_properties(),
-            mechanisms: self.credentials.mechanisms(),
-            locale: self.locale.as_str().into(),
-            virtual_host: self.virtual_host.as_str().into(),
-            channel_max: self.channel_max,
-            frame_max: self.frame_max,
-            heartbeat: u16::try_from(self.heartbeat.as_secs())
-                .ok()
-                .filter(|seconds| *seconds > 0),
-        }
-    }
-
-    fn all_client_properties(&self) -> FieldTable {
-        // RabbitMQ reports cancelled consumers, blocked connections and wrong credentials only to
-        // clients with these capabilities.
-        let capabilities = [
-            "authentication_failure_close",
-            "basic.nack",
-            "connection.blocked",
-            "consumer_cancel_notify",
-            "exchange_exchange_bindings",
-            "publisher_confirms",
-        ];
-        let capabilities: FieldTable = capabilities.map(|name| (name, true)).into();
-        let platform = format!(
-            "Rust ({}, {})",
-            std::env::consts::OS,
-            std::env::consts::ARCH
-        );
-        let mut properties = FieldTable::new()
-            .with("product", "cony")
-            .with("version", env!("CARGO_PKG_VERSION"))
-            .with("platform", platform)
-            .with("capabilities", capabilities);
-        if let Some(name) = &self.connection_name {
-            properties.insert("connection_name", name.as_str());
-        }
-        let own = self.client_properties.clone();
-        properties.extend(own);
-        properties
-    }
-}
-
 impl fmt::Debug for ConnectionParameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("ConnectionParameters");
@@ -512,7 +465,6 @@ impl From<&ConnectionParameters> for ConnectionParameters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::table::field_value::FieldValue;
 
     #[test]
     fn the_defaults_are_those_of_the_documentation() {
@@ -537,21 +489,6 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is not in {shown}");
         }
-    }
-
-    #[test]
-    fn client_properties_of_the_program_replace_those_of_cony() {
-        let parameters = ConnectionParameters::new()
-            .connection_name("worker 7")
-            .client_properties([("product", "mine")]);
-        let properties = parameters.all_client_properties();
-        let text = |name: &str| properties.get(name).and_then(FieldValue::as_str);
-        assert_eq!(text("product"), Some("mine"));
-        assert_eq!(text("connection_name"), Some("worker 7"));
-        let capabilities = properties
-            .get("capabilities")
-            .and_then(FieldValue::as_table);
-        assert_eq!(capabilities.map(FieldTable::len), Some(6));
     }
 
     #[test]

@@ -12,12 +12,14 @@ mod channels;
 mod closing_channels;
 mod closing_connections;
 mod consumers;
+mod frames;
 mod heartbeats;
 mod holding_back;
 mod late_replies;
 mod oversized;
 mod protocol_errors;
 mod secret_updates;
+mod seen;
 mod transactions;
 
 use std::collections::BTreeMap;
@@ -26,14 +28,14 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::Config as ProptestConfig;
 
+use self::frames::*;
+use self::seen::{EndedBy, Seen};
 use super::assembly::SizeLimit;
 use super::close_reason::{CloseReason, ClosedBy};
 use super::connection::{Connection, ConnectionLimits};
 use super::delivery_batch::{Batch, PackedDelivery};
 use super::event::{CallFailure, ChannelId, Event, Gate, NumberError, Reply, Termination, Tokens};
-use super::frame::decode_method;
-use super::frame::tests::encode_content;
-use super::frame::{Frame, FrameDecoder, Settle, encode_method, encode_settle};
+use super::frame::{FrameDecoder, Settle, encode_settle};
 use super::handshake::Negotiated;
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
@@ -77,106 +79,6 @@ fn limits(blocked_timeout: Option<Duration>) -> ConnectionLimits {
         },
         read_budget: 1 << 30,
         blocked_timeout,
-    }
-}
-
-/// An event in a form that can be compared.
-#[derive(Debug, Clone, PartialEq)]
-enum Seen {
-    Reply(u32, Method),
-    /// The message of a get: delivery tag and body.
-    Message(u32, u64, Vec<u8>),
-    Sent(u32),
-    IsClosed(u32),
-    /// The channel is closed, but the broker had closed it first, for this reason.
-    WasClosed(u32, CloseReason),
-    Failed(u32, CallFailure),
-    /// Consumer, delivery tag and body.
-    Delivery(&'static str, u64, Vec<u8>),
-    /// Consumer and delivery tag.
-    PassedOver(Option<&'static str>, u64),
-    ConsumerEnded(&'static str, EndedBy),
-    Recovered(&'static str, Vec<&'static str>),
-    Returned(&'static str, Vec<u8>),
-    /// Channel, number, multiple, ack.
-    Confirmed(&'static str, u64, bool, bool),
-    Flow(&'static str, bool),
-    /// An opener may reserve a channel number again.
-    NumberFree(u32),
-    NoNumber(u32, NumberError),
-    OpenerLost(u32),
-    ChannelClosed(&'static str, Option<CloseReason>, Vec<&'static str>),
-    Blocked(String),
-    Unblocked,
-    Closed(Termination),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum EndedBy {
-    Us,
-    Broker,
-}
-
-impl From<Event<Script>> for Seen {
-    fn from(event: Event<Script>) -> Self {
-        match event {
-            Event::Reply { call, reply } => match reply {
-                Reply::Method(method) => Self::Reply(call, method),
-                Reply::Message(content) => {
-                    Self::Message(call, content.method.delivery_tag, content.body.to_vec())
-                }
-                Reply::Sent => Self::Sent(call),
-                Reply::Closed(None) => Self::IsClosed(call),
-                Reply::Closed(Some(reason)) => Self::WasClosed(call, reason),
-            },
-            Event::Failed { call, failure } => Self::Failed(call, failure),
-            Event::Deliveries { .. } => unreachable!("taken apart by `look`"),
-            Event::HeldBack { .. } | Event::Requeue { .. } => {
-                unreachable!("there is room for everything")
-            }
-            Event::PassedOver(passed_over) => {
-                Self::PassedOver(passed_over.consumer, passed_over.delivery_tag)
-            }
-            Event::Requeueable { .. }
-            | Event::Got { .. }
-            | Event::Prefetch { .. }
-            | Event::Unwanted { .. }
-            | Event::Requeued { .. } => unreachable!("filtered by `look`"),
-            Event::ConsumerEnded {
-                consumer,
-                by_broker: true,
-            } => Self::ConsumerEnded(consumer, EndedBy::Broker),
-            Event::ConsumerEnded { consumer, .. } => Self::ConsumerEnded(consumer, EndedBy::Us),
-            Event::Recovered {
-                channel,
-                mut consumers,
-            } => {
-                consumers.sort_unstable();
-                Self::Recovered(channel, consumers)
-            }
-            Event::NumberFree { opener } => Self::NumberFree(opener),
-            Event::NoNumber { opener, error } => Self::NoNumber(opener, error),
-            Event::OpenerLost { opener } => Self::OpenerLost(opener),
-            Event::Returned { channel, content } => Self::Returned(channel, content.body.to_vec()),
-            Event::Confirmed {
-                channel,
-                number,
-                multiple,
-                ack,
-            } => Self::Confirmed(channel, number, multiple, ack),
-            Event::Flow { channel, active } => Self::Flow(channel, active),
-            Event::ChannelClosed {
-                channel,
-                reason,
-                mut consumers,
-            } => {
-                consumers.sort_unstable();
-                Self::ChannelClosed(channel, reason, consumers)
-            }
-            Event::Blocked(reason) => Self::Blocked(reason.to_string()),
-            Event::Unblocked => Self::Unblocked,
-            Event::Closed(termination) => Self::Closed(termination),
-        }
     }
 }
 
@@ -530,98 +432,4 @@ fn proptest_config() -> ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::default()
     }
-}
-
-/// Returns the methods in `bytes`, which must be whole method frames.
-fn methods(bytes: &[u8]) -> Vec<(u16, Method)> {
-    let mut decoder = FrameDecoder::new(1 << 20);
-    super::frame::tests::feed(&mut decoder, bytes);
-    let mut methods = Vec::new();
-    while let Some(frame) = decoder.next().unwrap() {
-        let Frame::Method { channel, payload } = frame else {
-            panic!("{frame:?}");
-        };
-        methods.push((channel, decode_method(payload).unwrap()));
-    }
-    assert!(decoder.pending().is_empty(), "half a frame was sent");
-    methods
-}
-
-fn on(channel: u16, method: impl Into<Method>) -> (u16, Method) {
-    (channel, method.into())
-}
-
-fn frame(channel: u16, method: impl Into<Method>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode_method(&mut bytes, channel, &method.into(), 1 << 20).unwrap();
-    bytes
-}
-
-fn content(
-    channel: u16,
-    method: impl Into<Method>,
-    properties: Option<&BasicProperties>,
-    body: &[u8],
-) -> Vec<u8> {
-    let mut bytes = frame(channel, method);
-    encode_content(&mut bytes, channel, properties, body, FRAME_MAX as usize).unwrap();
-    bytes
-}
-
-/// Returns a content header without a body, for a body of this size.
-fn content_header(channel: u16, size: u64) -> Vec<u8> {
-    let [c1, c0] = channel.to_be_bytes();
-    let mut bytes = vec![2, c1, c0, 0, 0, 0, 14, 0, 60, 0, 0];
-    bytes.extend(size.to_be_bytes());
-    bytes.extend([0, 0, 0xce]);
-    bytes
-}
-
-fn deliver(tag: &str, delivery_tag: u64) -> basic::Deliver {
-    basic::Deliver::default()
-        .consumer_tag(tag)
-        .delivery_tag(delivery_tag)
-}
-
-fn consume_ok(tag: &str) -> Method {
-    basic::ConsumeOk::default().consumer_tag(tag).into()
-}
-
-fn cancel_ok(tag: &str) -> Method {
-    basic::CancelOk::default().consumer_tag(tag).into()
-}
-
-/// Returns the method that requeues one delivery.
-fn requeue(delivery_tag: u64) -> Method {
-    basic::Nack::new(delivery_tag).into()
-}
-
-/// Returns the broker's close of a channel, and the reason that is reported.
-fn not_found() -> (channel::Close, CloseReason) {
-    let close = channel::Close::default()
-        .reply_code(404)
-        .reply_text("no queue")
-        .class_id(60)
-        .method_id(70);
-    let method = Some(basic::Get::ID);
-    (close, reason(ClosedBy::Broker, 404, "no queue", method))
-}
-
-/// Returns the reason of a close by the client, as the helpers above send it.
-fn bye() -> CloseReason {
-    reason(ClosedBy::Application, 200, "bye", None)
-}
-
-fn channel_close() -> channel::Close {
-    channel::Close::default().reply_code(200).reply_text("bye")
-}
-
-fn connection_close() -> connection::Close {
-    connection::Close::default()
-        .reply_code(200)
-        .reply_text("bye")
-}
-
-fn reason(by: ClosedBy, code: u16, text: &str, method: Option<MethodId>) -> CloseReason {
-    CloseReason::new(by, code, text, method)
 }
