@@ -12,8 +12,8 @@ const CANCELLED_CONSUMERS_MAX: usize = 256;
 #[derive(Debug, Clone)]
 pub(crate) struct ConsumerRecord<C> {
     pub(crate) token: C,
-    /// The number of the call that started the consumer. It tells apart consumers with the same
-    /// tag.
+    /// The number of the call that started the consumer. It distinguishes consumers that had the
+    /// same tag one after the other.
     pub(crate) number: u64,
     pub(crate) no_ack: bool,
     pub(crate) queue: QueueId,
@@ -23,7 +23,7 @@ pub(crate) struct ConsumerRecord<C> {
     /// that a stream adds to each.
     pub(crate) is_requeueable: bool,
     /// Whether deliveries are accepted in any order while some are held back; see the module
-    /// [`held_back`](super::held_back).
+    /// [`held_deliveries`](super::held_deliveries).
     pub(crate) takes_out_of_order: bool,
     /// Whether the largest possible number of deliveries is held back.
     pub(crate) is_full: bool,

@@ -27,7 +27,7 @@ pub(crate) trait Tokens {
     fn has_waiting(consumer: &Self::Consumer) -> bool;
 }
 
-/// Identifies a channel of this connection. The generation tells apart channels that had the same
+/// Identifies a channel of this connection. The generation distinguishes channels that had the same
 /// number one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ChannelId {

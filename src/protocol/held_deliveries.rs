@@ -2,7 +2,7 @@
 //!
 //! The broker sends as many deliveries as the prefetch allows, and these may need far more memory
 //! than the read budget. Without reading, everything behind them would wait as well: replies and
-//! confirms, perhaps the very one for which the consuming thread waits. So reading continues, and a
+//! confirms, perhaps even the one that the consuming thread waits for. So reading continues, and a
 //! delivery that finds no room is *held back*: its body is skipped as it arrives, and only its
 //! delivery tag and size are kept. For the broker it is unsettled. So held-back deliveries fill the
 //! prefetch, and the broker stops sending. When the program has taken enough deliveries, the oldest
@@ -26,12 +26,12 @@
 //! on the consumer accepts deliveries *out of order*, which means each delivery that has room. The
 //! same applies to several consumers of one queue, which share its messages in any order.
 //!
-//! Only the redelivered flag tells an expected delivery apart from a new one. After another
+//! Only the redelivered flag distinguishes an expected delivery from a new one. After another
 //! consumer or the broker has died, new deliveries have the flag as well. Then nothing is requeued
 //! until all deliveries that the broker may have sent have arrived: the held-back deliveries fill
-//! the prefetch, or nothing has arrived for a while. They are then requeued one at a time:
-//! RabbitMQ's queues handle acknowledgements first, so an acknowledgement may bring a new delivery
-//! before one that was requeued earlier.
+//! the prefetch, or nothing has arrived for a while. From then on they are requeued one at a time,
+//! because RabbitMQ's queues handle acknowledgements first: an acknowledgement may bring a new
+//! delivery before one that was requeued earlier.
 //!
 //! A queue delivers its requeued messages before those that it has never delivered. So if a
 //! redelivered message arrives after one that is not, or after the queue was empty, another
@@ -275,6 +275,7 @@ impl HeldDeliveries {
         oldest
     }
 
+    /// Adds a place to those that were given up, in their order.
     fn note_overdue(&mut self, place: u32) {
         if self.overdue.len() >= HELD_DELIVERIES_MAX {
             self.overdue.pop_front();

@@ -10,7 +10,8 @@
 //! 3. [`connection`] passes received frames to each [`channel`]. The results are in [`output`] as
 //!    bytes and [`event`]s. [`heartbeat`] finds a dead broker.
 //! 4. [`delivery_batch`] stores deliveries. [`read_room`] counts their bytes against the read
-//!    budget. [`held_back`] decides which deliveries are held back, and when these are requeued.
+//!    budget. [`held_deliveries`] decides which deliveries are held back, and when these are
+//!    requeued.
 //! 5. [`confirms`] is the confirm ledger, and [`property_match`] finds the publish of a returned
 //!    message. [`settlements`] is the settlement ledger. It stores delivery tags in [`ranges`].
 //! 6. [`secret`] wipes passwords from memory. [`errors`] and [`reply_code`] have the reasons

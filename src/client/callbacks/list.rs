@@ -114,8 +114,8 @@ mod tests {
     #[test]
     fn a_callback_that_clears_its_list_is_dropped_after_it_has_run() {
         let (lock, captured) = (DispatchLock::default(), Arc::new(()));
-        let listeners: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
-        let own = Arc::new(listeners);
+        let callbacks: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
+        let own = Arc::new(callbacks);
         let (itself, kept) = (Arc::downgrade(&own), Arc::clone(&captured));
         own.add(move |_, ()| {
             itself.upgrade().unwrap().clear();
@@ -136,17 +136,17 @@ mod tests {
     #[test]
     fn a_panic_in_the_last_round_leaves_the_other_callbacks_for_the_next_call() {
         let (lock, called) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
-        let listeners: CallbackList<(), ()> = CallbackList::default();
+        let callbacks: CallbackList<(), ()> = CallbackList::default();
         for number in 0..3 {
             let called = Arc::clone(&called);
-            listeners.add(move |(), ()| {
+            callbacks.add(move |(), ()| {
                 called.lock().push(number);
                 assert_ne!(number, 1, "as a callback may fail");
                 Ok(())
             });
         }
         let held = lock.hold(&ignore).unwrap();
-        let call = || listeners.call_all_once(&held, &(), &());
+        let call = || callbacks.call_all_once(&held, &(), &());
         assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
         call().unwrap();
         call().unwrap();
@@ -156,8 +156,8 @@ mod tests {
     #[test]
     fn callbacks_that_are_added_by_a_callback_run_after_the_others() {
         let (lock, called) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
-        let listeners: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
-        let own = Arc::new(listeners);
+        let callbacks: CallbackList<CallbackList<(), ()>, ()> = CallbackList::default();
+        let own = Arc::new(callbacks);
         let (itself, order) = (Arc::downgrade(&own), Arc::clone(&called));
         own.add(move |_, ()| {
             order.lock().push("first");
@@ -180,10 +180,10 @@ mod tests {
     #[test]
     fn all_callbacks_of_the_last_round_run_and_the_first_error_is_returned() {
         let (lock, called) = (DispatchLock::default(), Arc::new(Mutex::new(Vec::new())));
-        let listeners: CallbackList<(), ()> = CallbackList::default();
+        let callbacks: CallbackList<(), ()> = CallbackList::default();
         for number in 0..4 {
             let called = Arc::clone(&called);
-            listeners.add(move |(), ()| {
+            callbacks.add(move |(), ()| {
                 called.lock().push(number);
                 match number {
                     1 | 2 => Err(Error::other(format!("error {number}"))),
@@ -192,7 +192,7 @@ mod tests {
             });
         }
         let held = lock.hold(&ignore).unwrap();
-        let error = listeners.call_all_once(&held, &(), &()).unwrap_err();
+        let error = callbacks.call_all_once(&held, &(), &()).unwrap_err();
         assert_eq!(error.to_string(), Error::other("error 1").to_string());
         assert_eq!(*called.lock(), [0, 1, 2, 3]);
     }

@@ -1,5 +1,5 @@
 //! The held-back deliveries of a channel and their requeuing. The rules are in the module
-//! [`held_back`](super::super::held_back).
+//! [`held_deliveries`](super::super::held_deliveries).
 
 use std::time::Instant;
 

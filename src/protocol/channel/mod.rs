@@ -186,7 +186,7 @@ impl<T: Tokens> Channel<T> {
     /// Cancels a consumer that has no owner any more, and requeues the deliveries that still
     /// arrive.
     ///
-    /// `is_meant` tells the consumer apart from a later one with the same tag.
+    /// `is_meant` distinguishes the consumer from a later one with the same tag.
     pub(crate) fn discard_consumer(
         &mut self,
         consumer_tag: &ShortString,

@@ -404,7 +404,8 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Cancels a consumer after the earlier calls of its channel. An event for `call` has the
-    /// outcome. `is_meant` tells the consumer apart from earlier and later ones with the same tag.
+    /// outcome. `is_meant` distinguishes the consumer from earlier and later ones with the same
+    /// tag.
     pub(crate) fn cancel_consumer(
         &mut self,
         id: ChannelId,

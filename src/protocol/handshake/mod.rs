@@ -59,7 +59,7 @@ pub(crate) struct Offer {
     /// For `channel_max` and `frame_max`, 0 means that the broker decides.
     pub(crate) channel_max: u16,
     pub(crate) frame_max: u32,
-    /// In seconds. `None`: heartbeats are off, also if the broker wants them. 0: the broker
+    /// In seconds. `None`: heartbeats are off, even if the broker requests them. 0: the broker
     /// decides.
     pub(crate) heartbeat: Option<u16>,
 }
