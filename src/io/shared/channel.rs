@@ -266,8 +266,8 @@ impl ChannelShared {
         self.prefetch.store(count.into(), Ordering::Release);
     }
 
-    /// Queues a call. Pass the returned receiver to [`finish`](ConnectionShared::finish). The core
-    /// sends calls in the order in which they were queued.
+    /// Queues a call. The core sends calls in the order in which they were queued. Pass the
+    /// returned receiver to [`await_outcome`](ConnectionShared::await_outcome).
     pub(crate) fn begin(
         &self,
         method: Method,
@@ -286,7 +286,7 @@ impl ChannelShared {
     }
 
     /// Queues the cancellation of `consumer`, but not of a later consumer with the same tag. Pass
-    /// the returned receiver to [`finish`](ConnectionShared::finish).
+    /// the returned receiver to [`await_outcome`](ConnectionShared::await_outcome).
     pub(crate) fn begin_cancel(
         &self,
         consumer: &Arc<ConsumerShared>,
