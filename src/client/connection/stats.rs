@@ -7,9 +7,8 @@ use super::BlockingConnection;
 
 /// The statistics of a connection, from [`BlockingConnection::stats`].
 ///
-/// The counters begin with 0 when the connection opens. They only grow, except that a rollback
-/// lowers `deliveries_settled`. For a rate, divide the growth of a counter between two calls by the
-/// time between them.
+/// The counters begin with 0 when the connection opens and only grow. To get rates, take the
+/// difference of two.
 ///
 /// ```
 /// # let connection = cony::BlockingConnection::open_default()?;
