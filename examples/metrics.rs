@@ -45,12 +45,11 @@ fn report(connection: &BlockingConnection, seconds: u32) {
         thread::sleep(next.saturating_duration_since(Instant::now()));
         let now = connection.stats();
         println!(
-            "published {}/s, confirmed {}/s, settled {}/s, unconfirmed {}, unsettled {}, \
+            "published {}/s, confirmed {}/s, acked {}/s, unconfirmed {}, unsettled {}, \
              to write {} bytes, to take {} bytes",
             now.messages_published - before.messages_published,
             now.messages_confirmed - before.messages_confirmed,
-            now.deliveries_settled
-                .saturating_sub(before.deliveries_settled),
+            now.deliveries_acked.saturating_sub(before.deliveries_acked),
             now.unconfirmed,
             now.deliveries_unsettled,
             now.bytes_to_write,

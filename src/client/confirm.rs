@@ -153,11 +153,13 @@ impl PublisherConfirm {
         }
     }
 
-    /// Returns whether the broker has confirmed, nacked or returned the message.
-    pub fn is_settled(&self) -> bool {
+    /// Returns whether [`try_outcome`](Self::try_outcome) returns an outcome: the broker has
+    /// confirmed, nacked or returned the message, or no confirm can arrive any more. The latter
+    /// applies if the channel has ended, or was not in confirm mode at the publish.
+    pub fn has_outcome(&self) -> bool {
         self.0
             .as_ref()
-            .is_some_and(|numbered| numbered.slot.get().is_some())
+            .is_none_or(|it| !it.channel.is_open() || it.slot.get().is_some())
     }
 
     /// Returns the reason why the broker did not take the message, if it is known.
@@ -204,7 +206,7 @@ impl fmt::Debug for PublisherConfirm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PublisherConfirm")
             .field("sequence_number", &self.sequence_number())
-            .field("is_settled", &self.is_settled())
+            .field("has_outcome", &self.has_outcome())
             .finish()
     }
 }

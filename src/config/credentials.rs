@@ -154,6 +154,27 @@ impl Credentials {
         }
     }
 
+    /// Returns the user of the first entry with a user and a password. Returns `None` if there is no
+    /// such entry. The password is never returned.
+    ///
+    /// ```
+    /// use cony::Credentials;
+    ///
+    /// let credentials = Credentials::external().or(Credentials::plain("www-data", "secret"));
+    /// assert_eq!(credentials.get_username(), Some("www-data"));
+    /// ```
+    pub fn get_username(&self) -> Option<&str> {
+        self.choices.iter().find_map(|choice| match choice {
+            Choice::Password { username, .. } => Some(username.as_str()),
+            Choice::External | Choice::Anonymous | Choice::Custom(_) => None,
+        })
+    }
+
+    /// Returns the setting [`erase_on_connect`](Self::erase_on_connect).
+    pub fn get_erase_on_connect(&self) -> bool {
+        self.erase_on_connect
+    }
+
     /// Notes that a connection has been opened with these credentials.
     pub(crate) fn connected(&self) {
         if self.erase_on_connect {
@@ -371,6 +392,20 @@ mod tests {
         assert_eq!(names(&list), ["EXTERNAL", "AMQPLAIN", "PLAIN", "ANONYMOUS"]);
         let shown = r#"External or AmqPlain("a", ***) or Plain("a", ***) or Anonymous"#;
         assert_eq!(format!("{list:?}"), shown);
+    }
+
+    #[test]
+    fn the_first_user_and_erase_on_connect_can_be_read() {
+        assert_eq!(Credentials::default().get_username(), Some("guest"));
+        assert_eq!(Credentials::external().get_username(), None);
+        let list = Credentials::anonymous()
+            .or(Credentials::amqplain("a", "hush"))
+            .or(Credentials::plain("b", "hush"));
+        assert_eq!(list.get_username(), Some("a"));
+        list.erase();
+        assert_eq!(list.get_username(), Some("a"), "only the password is wiped");
+        assert!(!list.get_erase_on_connect());
+        assert!(list.erase_on_connect(true).get_erase_on_connect());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use native_tls::{Certificate, Identity, Protocol, TlsConnector};
 
@@ -29,6 +29,11 @@ use crate::protocol::secret::Secret;
 /// ```
 ///
 /// Files are read each time a connection is opened, so renewed certificates need no restart.
+///
+/// There is no option `verify`, because the broker's certificate is always verified, unless you
+/// switch that off with
+/// [`danger_accept_invalid_certificates`](Self::danger_accept_invalid_certificates).
+#[doc(alias = "verify")]
 #[derive(Debug, Clone)]
 pub struct TlsOptions {
     authorities: Vec<Input>,
@@ -310,6 +315,64 @@ impl TlsOptions {
     }
 }
 
+/// # Reading the options
+///
+/// Each option has a getter. Certificates, keys and passwords are not returned: of these you can
+/// read the paths of the files.
+impl TlsOptions {
+    /// Returns the paths that were given to [`ca_file`](Self::ca_file), or in the URL.
+    pub fn get_ca_files(&self) -> impl Iterator<Item = &Path> {
+        self.authorities.iter().filter_map(Input::path)
+    }
+
+    /// Returns whether there is a client certificate, from a file or from bytes.
+    pub fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    /// Returns the path of the file with the client certificate. Returns `None` if there is no
+    /// client certificate, or if it was given as bytes.
+    pub fn get_identity_file(&self) -> Option<&Path> {
+        match self.identity.as_ref()? {
+            Proof::Pkcs12 { file, .. } | Proof::Either { file, .. } => file.path(),
+            Proof::Pem { certificate, .. } => certificate.path(),
+        }
+    }
+
+    /// Returns the setting [`disable_built_in_roots`](Self::disable_built_in_roots).
+    pub fn get_disable_built_in_roots(&self) -> bool {
+        self.disable_built_in_roots
+    }
+
+    /// Returns the setting [`server_name`](Self::server_name). `None` stands for the host of the
+    /// connection.
+    pub fn get_server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// Returns the setting [`server_name_indication`](Self::server_name_indication).
+    pub fn get_server_name_indication(&self) -> bool {
+        self.server_name_indication
+    }
+
+    /// Returns the setting [`min_protocol_version`](Self::min_protocol_version).
+    pub fn get_min_protocol_version(&self) -> TlsVersion {
+        self.min_protocol_version
+    }
+
+    /// Returns the setting
+    /// [`danger_accept_invalid_certificates`](Self::danger_accept_invalid_certificates).
+    pub fn get_danger_accept_invalid_certificates(&self) -> bool {
+        self.danger_accept_invalid_certificates
+    }
+
+    /// Returns the setting
+    /// [`danger_accept_invalid_host_names`](Self::danger_accept_invalid_host_names).
+    pub fn get_danger_accept_invalid_host_names(&self) -> bool {
+        self.danger_accept_invalid_host_names
+    }
+}
+
 impl From<TlsVersion> for Protocol {
     fn from(version: TlsVersion) -> Self {
         match version {
@@ -330,6 +393,13 @@ impl Input {
     fn bytes(option: &'static str, bytes: impl Into<Secret>) -> Self {
         let place = Place::Bytes(bytes.into());
         Self { option, place }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::File(path) => Some(path),
+            Place::Bytes(_) => None,
+        }
     }
 
     fn read(&self) -> Result<Secret> {
@@ -469,6 +539,59 @@ mod tests {
         assert!(none.warning().unwrap().contains("without verification"));
         let any = TlsOptions::new().danger_accept_invalid_host_names(true);
         assert!(any.warning().unwrap().contains("any name"));
+    }
+
+    #[test]
+    fn each_option_can_be_read_and_the_defaults_verify() {
+        let defaults = TlsOptions::new();
+        assert_eq!(defaults.get_ca_files().count(), 0);
+        assert!(!defaults.has_identity());
+        assert_eq!(defaults.get_identity_file(), None);
+        assert!(!defaults.get_disable_built_in_roots());
+        assert_eq!(defaults.get_server_name(), None);
+        assert!(defaults.get_server_name_indication());
+        assert_eq!(defaults.get_min_protocol_version(), TlsVersion::Tls12);
+        assert!(!defaults.get_danger_accept_invalid_certificates());
+        assert!(!defaults.get_danger_accept_invalid_host_names());
+
+        let options = TlsOptions::new()
+            .ca_file("a.pem")
+            .ca_pem("bytes have no path")
+            .ca_file("b.pem")
+            .disable_built_in_roots(true)
+            .server_name("rabbit")
+            .server_name_indication(false)
+            .min_protocol_version(TlsVersion::Tls13)
+            .danger_accept_invalid_certificates(true)
+            .danger_accept_invalid_host_names(true);
+        let files: Vec<_> = options.get_ca_files().collect();
+        assert_eq!(files, [Path::new("a.pem"), Path::new("b.pem")]);
+        assert!(options.get_disable_built_in_roots());
+        assert_eq!(options.get_server_name(), Some("rabbit"));
+        assert!(!options.get_server_name_indication());
+        assert_eq!(options.get_min_protocol_version(), TlsVersion::Tls13);
+        assert!(options.get_danger_accept_invalid_certificates());
+        assert!(options.get_danger_accept_invalid_host_names());
+    }
+
+    #[test]
+    fn the_path_of_the_client_certificate_can_be_read() {
+        let file = Some(Path::new("client"));
+        for options in [
+            TlsOptions::new().identity_pkcs12_file("client", "hush"),
+            TlsOptions::new().identity_pem_files("client", "key"),
+            TlsOptions::new().identity_files("client", None, None),
+        ] {
+            assert!(options.has_identity());
+            assert_eq!(options.get_identity_file(), file);
+        }
+        for options in [
+            TlsOptions::new().identity_pkcs12("hush", "hush"),
+            TlsOptions::new().identity_pem("hush", "hush"),
+        ] {
+            assert!(options.has_identity());
+            assert_eq!(options.get_identity_file(), None);
+        }
     }
 
     #[test]

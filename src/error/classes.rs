@@ -23,9 +23,18 @@ impl Error {
         }
     }
 
-    /// Returns the code of [`close_reason`](Self::close_reason).
-    pub fn reply_code(&self) -> Option<ReplyCode> {
-        self.close_reason().map(|reason| reason.code)
+    /// Returns the code of [`close_reason`](Self::close_reason) as a number, such as 404.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// let error = channel.queue_declare_passive("no.such.queue").unwrap_err();
+    /// assert_eq!(error.reply_code(), Some(404));
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// The field [`CloseReason::code`] has the code as a [`ReplyCode`], which has a name.
+    pub fn reply_code(&self) -> Option<u16> {
+        self.close_reason().map(|reason| reason.code.as_u16())
     }
 
     /// Returns whether the connection has ended, or was not opened. `false` for
@@ -239,7 +248,7 @@ mod tests {
                 Error::ConnectionClosed(closed_by(by)),
                 Error::ChannelClosed(closed_by(by)),
             ] {
-                assert_eq!(error.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+                assert_eq!(error.reply_code(), Some(320));
                 assert_eq!(error.close_reason(), Some(&closed_by(by)));
                 assert_eq!(error.is_of_others(), by == ClosedBy::Broker, "{error}");
             }

@@ -9,6 +9,12 @@ use crate::protocol::reply_code::ReplyCode;
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // The value may be a secret, so only the name is shown.
+            Self::InvalidOption {
+                option,
+                value,
+                rule,
+            } if value == HIDDEN => write!(f, "the option {option} is refused: {rule}"),
             Self::InvalidOption {
                 option,
                 value,
@@ -240,9 +246,9 @@ impl fmt::Display for Error {
             ),
             Self::AmbiguousReturn(returned) => write!(
                 f,
-                "one of several messages with the same body reached no queue, and came back with \
-                 other properties than any of them: {} (exchange '{}', routing key '{}'); a plugin \
-                 of the broker may have changed these",
+                "the broker returned a message that reached no queue, and it may be this one: it has \
+                 the same body, but other properties, which a plugin of the broker may have changed: \
+                 {} (exchange '{}', routing key '{}')",
                 returned.reply_text(),
                 returned.exchange(),
                 returned.routing_key()
@@ -268,6 +274,9 @@ impl fmt::Display for Error {
         }
     }
 }
+
+/// Stands for the value of an option that an error does not show.
+const HIDDEN: &str = "…";
 
 /// Returns a hint for a close by the broker. Where a code has several meanings, the text of
 /// RabbitMQ decides; these texts have not changed since 3.0.

@@ -21,6 +21,8 @@ pub(crate) struct Counters {
     /// Deliveries that the program has settled, on channels that have ended or that the program has
     /// dropped. Unlike the others, any thread may add to this counter.
     pub(crate) deliveries_settled: AtomicU64,
+    /// The nacked and rejected ones of `deliveries_settled`.
+    pub(crate) deliveries_rejected: AtomicU64,
 }
 
 #[derive(Debug, Default)]

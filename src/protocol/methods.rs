@@ -253,6 +253,8 @@ define_methods! {
         ExchangeDeleteOk = DeleteOk 21 "exchange.delete-ok" {}
         /// Binds an exchange to another exchange, which routes messages to it. (An extension of
         /// RabbitMQ.)
+        ///
+        /// [`exchange_bind_with`](crate::BlockingChannel::exchange_bind_with) takes this struct.
         ExchangeBind = Bind 30 "exchange.bind"
             new(destination: ShortString, source: ShortString, routing_key: ShortString)
             replies [BindOk] unless nowait
@@ -275,6 +277,8 @@ define_methods! {
         ExchangeBindOk = BindOk 31 "exchange.bind-ok" {}
         /// Removes the binding of two exchanges that has the same key and arguments. (An
         /// extension of RabbitMQ.)
+        ///
+        /// [`exchange_unbind_with`](crate::BlockingChannel::exchange_unbind_with) takes this struct.
         ExchangeUnbind = Unbind 40 "exchange.unbind"
             new(destination: ShortString, source: ShortString, routing_key: ShortString)
             replies [UnbindOk] unless nowait
@@ -335,6 +339,8 @@ define_methods! {
             consumer_count: u32,
         }
         /// Binds a queue to an exchange, which routes messages to it.
+        ///
+        /// [`queue_bind_with`](crate::BlockingChannel::queue_bind_with) takes this struct.
         QueueBind = Bind 20 "queue.bind"
             new(queue: ShortString, exchange: ShortString, routing_key: ShortString)
             replies [BindOk] unless nowait
@@ -395,6 +401,8 @@ define_methods! {
         }
         /// Removes the binding of a queue that has the same key and arguments. (The protocol has
         /// no `nowait` for this method.)
+        ///
+        /// [`queue_unbind_with`](crate::BlockingChannel::queue_unbind_with) takes this struct.
         QueueUnbind = Unbind 50 "queue.unbind"
             new(queue: ShortString, exchange: ShortString, routing_key: ShortString)
             replies [UnbindOk]

@@ -17,6 +17,10 @@ pub(crate) struct SettlementLedger {
     transaction: Option<Ranges>,
     /// The number of deliveries that the program has settled.
     count: u64,
+    /// The number of those that it has nacked or rejected.
+    rejected: u64,
+    /// The number of those that belong to the current transaction.
+    rejected_in_transaction: u64,
 }
 
 /// The effect of a call on the deliveries of its channel. It is noted when the call is sent, after
@@ -112,6 +116,14 @@ impl SettlementLedger {
         covered
     }
 
+    /// Counts `number` of the settled deliveries as nacked or rejected.
+    pub(crate) fn count_rejected(&mut self, number: u64) {
+        self.rejected += number;
+        if self.transaction.is_some() {
+            self.rejected_in_transaction += number;
+        }
+    }
+
     /// Marks `first` to `last`, which need no settlement. They do not count, and no transaction
     /// affects them.
     pub(crate) fn settle_for_good(&mut self, first: u64, last: u64) {
@@ -169,6 +181,7 @@ impl SettlementLedger {
 
     /// Forgets the settlements of the current transaction.
     fn roll_back(&mut self) {
+        self.rejected -= self.rejected_in_transaction;
         let undone = self.end_transaction();
         self.count -= undone.len();
         for (first, last) in undone.iter() {
@@ -178,6 +191,7 @@ impl SettlementLedger {
 
     /// Ends the current transaction, if the channel has transactions, and begins the next one.
     fn end_transaction(&mut self) -> Ranges {
+        self.rejected_in_transaction = 0;
         let transaction = self.transaction.as_mut();
         transaction.map(std::mem::take).unwrap_or_default()
     }
@@ -194,6 +208,11 @@ impl SettlementLedger {
     /// Returns the number of deliveries that the program has settled.
     pub(crate) fn count(&self) -> u64 {
         self.count
+    }
+
+    /// Returns how many of them the program has nacked or rejected.
+    pub(crate) fn rejected(&self) -> u64 {
+        self.rejected
     }
 }
 
@@ -325,6 +344,26 @@ mod tests {
         settlements.hold(8);
         settlements.recovered(8);
         assert_eq!(settlements.settle_up_to(9), multiple(9));
+    }
+
+    #[test]
+    fn a_rollback_undoes_the_rejects_of_its_transaction_only() {
+        let mut settlements = SettlementLedger::default();
+        let reject = |settlements: &mut SettlementLedger, tag| {
+            assert!(settlements.settle(tag));
+            settlements.count_rejected(1);
+        };
+        reject(&mut settlements, 1);
+        settlements.change(SettlementChange::SelectTransactions);
+        reject(&mut settlements, 2);
+        settlements.change(SettlementChange::Commit);
+        reject(&mut settlements, 3);
+        assert!(settlements.settle(4));
+        assert_eq!((settlements.count(), settlements.rejected()), (4, 3));
+        settlements.change(SettlementChange::RollBack);
+        assert_eq!((settlements.count(), settlements.rejected()), (2, 2));
+        settlements.change(SettlementChange::RollBack);
+        assert_eq!((settlements.count(), settlements.rejected()), (2, 2));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cony::{
     BasicProperties, BlockingConnection, ConnectionParameters, DeliveryMode, Error, Message,
-    PublisherConfirm, ReplyCode, queue,
+    PublisherConfirm, queue,
 };
 
 use crate::support::{
@@ -24,7 +24,7 @@ fn a_confirmed_message_is_in_the_queue() {
         let confirm = channel.basic_publish("", &queue, "x").unwrap();
         assert_eq!(confirm.sequence_number(), Some(number));
         confirm.wait().unwrap();
-        assert!(confirm.is_settled());
+        assert!(confirm.has_outcome());
         confirm.wait().unwrap();
         assert_eq!(u64::from(ready(&channel, &queue)), number);
     }
@@ -135,7 +135,7 @@ fn confirms_can_be_waited_for_in_any_order_and_by_any_thread() {
             });
         }
     });
-    assert!(confirms.iter().all(PublisherConfirm::is_settled));
+    assert!(confirms.iter().all(PublisherConfirm::has_outcome));
     await_ready(&channel, &queue, 1000);
 }
 
@@ -191,7 +191,7 @@ fn an_unconfirmed_publish_has_the_close_reason_of_its_channel() {
     let Err(Error::Unconfirmed(reason)) = confirm.wait() else {
         panic!("{confirm:?}");
     };
-    assert_eq!(reason.reply_code(), Some(ReplyCode::NOT_FOUND));
+    assert_eq!(reason.reply_code(), Some(404));
     expect_error!(channel.wait_for_confirms(PATIENCE), Error::Unconfirmed(_));
 }
 
@@ -239,7 +239,7 @@ fn close_reports_a_publish_to_an_unknown_exchange() {
             .basic_publish("cony.no.such.exchange", "", "lost")
             .unwrap();
         let error = connection.close().unwrap_err();
-        assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+        assert_eq!(error.reply_code(), Some(404));
     }
 }
 

@@ -231,7 +231,7 @@ fn a_connection_and_a_channel_report_their_state() {
     connection.close_with(320, "enough of it all").unwrap();
     assert!(!connection.is_open() && !connection.is_closing() && connection.is_closed());
     let reason = connection.close_reason().unwrap();
-    assert_eq!(reason.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+    assert_eq!(reason.reply_code(), Some(320));
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn an_exchange_can_be_declared_with_every_parameter() {
         let channel = connection.channel().unwrap();
         let error = channel.exchange_declare(other.clone()).unwrap_err();
         let code = error.reply_code();
-        assert_eq!(code, Some(ReplyCode::PRECONDITION_FAILED), "{other:?}");
+        assert_eq!(code, Some(406), "{other:?}");
     }
     // The exchange is auto-delete, so it ends with its last binding.
     let key = "a.#";
@@ -293,7 +293,7 @@ fn an_exchange_can_be_declared_with_every_parameter() {
     channel.queue_unbind(&queue, &exchange, key).unwrap();
     let passive = exchange::Declare::new(&exchange).passive(true);
     let error = channel.exchange_declare(passive).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+    assert_eq!(error.reply_code(), Some(404));
 }
 
 #[test]
@@ -346,7 +346,7 @@ fn a_consumer_can_be_started_with_every_parameter() {
     assert_eq!(channel.consumer_tags(), ["of my own"]);
     // The consumer is exclusive.
     let error = connection.channel().unwrap().consume(&queue).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
+    assert_eq!(error.reply_code(), Some(403));
     channel.basic_publish("", &queue, "once").unwrap();
     channel.start_consuming().unwrap();
     let noted: Vec<_> = noted.try_iter().collect();
@@ -427,8 +427,8 @@ fn every_nowait_call_takes_effect() {
         let passive = exchange::Declare::new(exchange).passive(true);
         let error = connection.channel().unwrap().exchange_declare(passive);
         let code = error.unwrap_err().reply_code();
-        assert_eq!(code, Some(ReplyCode::NOT_FOUND), "{exchange}");
+        assert_eq!(code, Some(404), "{exchange}");
     }
     let error = channel.queue_purge(&queue).unwrap_err();
-    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+    assert_eq!(error.reply_code(), Some(404));
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingChannel, Delivery, FieldTable, FieldValue, Message, ReplyCode,
+    BasicProperties, BlockingChannel, Delivery, FieldTable, FieldValue, Message,
     exchange, queue,
 };
 
@@ -78,9 +78,9 @@ fn exists(queue: &str) -> bool {
     match channel().queue_declare(passive) {
         Ok(_) => true,
         // The queue exists and is exclusive to another connection.
-        Err(error) if error.reply_code() == Some(ReplyCode::RESOURCE_LOCKED) => true,
+        Err(error) if error.reply_code() == Some(405) => true,
         Err(error) => {
-            assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+            assert_eq!(error.reply_code(), Some(404), "{error}");
             false
         }
     }

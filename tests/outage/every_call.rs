@@ -6,8 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error,
-    ReplyCode, basic, queue,
+    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error, basic, queue,
 };
 
 use crate::support::node::{Node, node};
@@ -94,7 +93,7 @@ const KILLED: Fault = Fault {
 const STOPPED: Fault = Fault {
     inflict: |node| node.control("stop"),
     mend: |node| node.control("start"),
-    is_expected: |error| is_lost(error) || error.reply_code() == Some(ReplyCode::CONNECTION_FORCED),
+    is_expected: |error| is_lost(error) || error.reply_code() == Some(320),
 };
 
 const PAUSED: Fault = Fault {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingConnection, ConnectionLostError, ConnectionParameters, Error, ReplyCode, basic,
+    BlockingConnection, ConnectionLostError, ConnectionParameters, Error, basic,
 };
 
 use crate::support::node::node;
@@ -197,7 +197,7 @@ fn an_orderly_stop_of_the_broker_is_reported_as_connection_forced() {
     let error = connection.wait_closed();
     assert_eq!(
         error.reply_code(),
-        Some(ReplyCode::CONNECTION_FORCED),
+        Some(320),
         "{error}"
     );
     assert_eq!(consumer.recv().unwrap_err().to_string(), error.to_string());

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingConnection, Error, Message, ReplyCode, basic};
+use cony::{BlockingConnection, Error, Message, basic};
 
 use crate::common::dispatch_until;
 use crate::support::expect_error;
@@ -107,7 +107,7 @@ fn deliveries_before_a_close_are_dispatched_before_its_error_is_returned() {
                     .unwrap();
                 connection.wait_closed();
                 let error = dispatch(&connection).unwrap_err();
-                assert_eq!(error.reply_code(), Some(ReplyCode::from(320)), "{error}");
+                assert_eq!(error.reply_code(), Some(320), "{error}");
                 assert_eq!(noted.try_iter().collect::<Vec<_>>(), [1]);
             },
         );

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use cony::{Error, ReplyCode, RpcClient};
+use cony::{Error, RpcClient};
 
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
@@ -149,7 +149,7 @@ fn after_a_channel_close_the_client_opens_one_channel_for_all_callers() {
                     scope.spawn(|| {
                         let error = client.call("q", "?", TEST_TIMEOUT).unwrap_err();
                         let code = error.reply_code();
-                        assert_eq!(code, Some(ReplyCode::PRECONDITION_FAILED), "{error}");
+                        assert_eq!(code, Some(406), "{error}");
                     });
                 }
             });
@@ -275,7 +275,7 @@ fn a_client_that_cannot_open_a_channel_fails_its_calls_and_retries_later() {
                 thread::yield_now();
             }
             let error = client.call("q", "?", TEST_TIMEOUT).unwrap_err();
-            assert_eq!(error.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
+            assert_eq!(error.reply_code(), Some(403));
             let _ = client.call("q", "?", TEST_TIMEOUT).unwrap();
         },
     );

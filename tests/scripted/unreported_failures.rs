@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingChannel, BlockingConnection, Error, PublisherConfirm, ReplyCode};
+use cony::{BlockingChannel, BlockingConnection, Error, PublisherConfirm};
 
 use crate::common::open_when_free;
 use crate::support::expect_error;
@@ -125,7 +125,7 @@ fn closing_a_connection_reports_an_unreported_channel_close() {
                     closing.join().unwrap().unwrap_err()
                 });
                 assert!(matches!(error, Error::ChannelClosed(_)), "{error:?}");
-                assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+                assert_eq!(error.reply_code(), Some(404));
                 // The second close does not report the error again.
                 connection.close().unwrap();
             },

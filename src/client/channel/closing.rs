@@ -139,8 +139,8 @@ impl BlockingChannel {
 }
 
 impl ChannelInner {
-    /// Waits until all publishes are confirmed, at most until `deadline`. Returns the reason if the
-    /// channel ends before that.
+    /// Waits until all publishes are confirmed, at most until `deadline`. Returns the reason if some
+    /// stay unconfirmed: the end of the channel, or the deadline.
     pub(crate) fn await_confirms(&self, deadline: Instant) -> Option<Error> {
         // The caller of an RPC request waits for the reply, so the confirms do not matter.
         if !self.is_open() || self.shared.is_rpc_only() {
@@ -151,12 +151,17 @@ impl ChannelInner {
         match publisher.wait_for_last(deadline, || !self.is_open()) {
             // `check_open` would also record that the program has got the reason.
             Err(WaitError::Closed) => self.shared.end(),
-            Err(WaitError::TimedOut) | Ok(()) => None,
+            Err(WaitError::TimedOut) => Some(self.shared.connection.timeout(
+                LAST_PUBLISHES,
+                Some(self.shared.id.number),
+                confirms_share(self.limits.close_timeout),
+            )),
+            Ok(()) => None,
         }
     }
 
     /// Takes out the errors that no call has reported, when the channel has ended or ends now.
-    /// `interrupted` is the reason if it ended before all confirms had arrived.
+    /// `interrupted` is the reason if not all confirms have arrived before the close.
     pub(crate) fn unreported_errors(&self, interrupted: Option<Error>) -> UnreportedErrors {
         let number = self.shared.id.number;
         let reason = self.shared.closed();
@@ -166,12 +171,8 @@ impl ChannelInner {
         let is_unreported = is_for_program && !self.shared.set_end_reported();
         let (taken, is_unsettled) = self.shared.publisher.take_unreported();
         let unconfirmed = || {
-            let confirms = self.shared.connection.timeout(
-                LAST_PUBLISHES,
-                Some(number),
-                confirms_share(self.limits.close_timeout),
-            );
-            Error::Unconfirmed(Box::new(interrupted.unwrap_or(confirms)))
+            // Without a reason the wait was successful. Another thread has published after it.
+            Error::Unconfirmed(Box::new(interrupted.unwrap_or_else(|| self.closed_error())))
         };
         let failures = taken.kept.into_iter();
         UnreportedErrors {
@@ -204,5 +205,39 @@ impl ChannelInner {
                 );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use crate::client::channel::tests::channel;
+    use crate::error::Error;
+
+    #[test]
+    fn a_close_reports_a_timeout_only_if_it_has_waited_until_the_deadline() {
+        let inner = channel(10, Duration::from_secs(1));
+        let publisher = &inner.shared.publisher;
+        publisher.select(|| {});
+        publisher.select_done(true);
+        let publish = || publisher.begin(&mut false).unwrap().commit(None);
+        publish();
+        let unconfirmed = |interrupted| match inner.unreported_errors(interrupted).unconfirmed {
+            Some(Error::Unconfirmed(reason)) => *reason,
+            other => panic!("{other:?}"),
+        };
+        let interrupted = inner.await_confirms(Instant::now());
+        let reason = unconfirmed(interrupted);
+        assert!(reason.is_timeout(), "{reason:?}");
+
+        // Another thread publishes and closes after the wait of this close.
+        publisher.confirmed(1, false, true);
+        let interrupted = inner.await_confirms(Instant::now() + Duration::from_secs(10));
+        assert!(interrupted.is_none(), "{interrupted:?}");
+        publish();
+        inner.await_confirms(Instant::now());
+        let reason = unconfirmed(interrupted);
+        assert!(matches!(reason, Error::ChannelClosed(_)), "{reason:?}");
     }
 }

@@ -13,7 +13,9 @@ use crate::error::{Error, Result};
 impl Delivery {
     /// Returns the channel on which this delivery arrived, for example to publish on it.
     ///
-    /// A delivery does not keep its channel open.
+    /// A delivery does not keep its channel open. A reply from an [`RpcClient`](crate::RpcClient)
+    /// returns the channel of the client. You may publish on it, but do not close it: all waiting
+    /// calls of the client would fail.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;

@@ -90,6 +90,9 @@ impl BlockingChannel {
     /// Binds the exchange `destination` to the exchange `source`, which routes messages that match
     /// `routing_key` to it. (An extension of RabbitMQ.)
     ///
+    /// [`exchange_bind_with`](Self::exchange_bind_with) takes an [`exchange::Bind`] instead of the
+    /// three names.
+    ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// use cony::exchange;
@@ -236,6 +239,9 @@ impl BlockingChannel {
     /// Binds a queue to an exchange, which routes messages that match `routing_key` to it.
     ///
     /// If the name of the queue is empty, it is the queue last declared on this channel.
+    ///
+    /// [`queue_bind_with`](Self::queue_bind_with) takes a [`queue::Bind`] instead of the three
+    /// names: use it for a binding with arguments.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;

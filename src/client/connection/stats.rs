@@ -7,8 +7,10 @@ use super::BlockingConnection;
 
 /// The statistics of a connection, from [`BlockingConnection::stats`].
 ///
-/// The counters begin with 0 when the connection opens and only grow. To get rates, take the
-/// difference of two.
+/// The counters begin with 0 when the connection opens. To get rates, take the difference of two.
+/// Counters only grow, with two exceptions: a rollback undoes the settlements of its transaction,
+/// and the deliveries that a channel has settled may be missing for an instant while the channel
+/// ends.
 ///
 /// ```
 /// # let connection = cony::BlockingConnection::open_default()?;
@@ -43,9 +45,12 @@ pub struct Stats {
     /// Counter: messages that were larger than `max_message_size` and that your program did not
     /// get: see [`Oversized::Reject`](crate::Oversized::Reject).
     pub messages_oversized: u64,
-    /// Counter: deliveries that your program has settled: acknowledged, requeued or rejected. In a
-    /// transaction, a rollback subtracts them.
-    pub deliveries_settled: u64,
+    /// Counter: deliveries that your program has acknowledged. A rollback of a transaction subtracts
+    /// those of the transaction.
+    pub deliveries_acked: u64,
+    /// Counter: deliveries that your program has nacked, requeued or rejected. A rollback of a
+    /// transaction subtracts those of the transaction.
+    pub deliveries_rejected: u64,
     /// Counter: deliveries that found no room (`read_budget`) and went back to their queue, to be
     /// delivered again when there is room. Each of them crosses the network twice: a smaller
     /// prefetch ([`basic_qos`](crate::BlockingChannel::basic_qos)) avoids that.
@@ -84,8 +89,13 @@ impl BlockingConnection {
         let channels = self.inner.open_channels();
         let shared_channels = || channels.iter().map(|channel| &channel.inner().shared);
         let open = || channels.iter().filter(|channel| channel.inner().is_open());
-        let settled_before = counters.deliveries_settled.load(Ordering::Relaxed);
-        let settled: u64 = shared_channels().map(|it| it.uncounted_settled()).sum();
+        let mut settled = counters.deliveries_settled.load(Ordering::Relaxed);
+        let mut rejected = counters.deliveries_rejected.load(Ordering::Relaxed);
+        for channel in shared_channels() {
+            let uncounted = channel.uncounted_settled();
+            settled += uncounted.0;
+            rejected += uncounted.1;
+        }
         Stats {
             bytes_sent: counters.bytes_sent.get(),
             bytes_received: counters.bytes_received.get(),
@@ -97,7 +107,9 @@ impl BlockingConnection {
             messages_returned: counters.messages_returned.get(),
             messages_received: counters.messages_received.get(),
             messages_oversized: counters.messages_oversized.get(),
-            deliveries_settled: settled_before + settled,
+            // A channel may end between the two loads.
+            deliveries_acked: settled.saturating_sub(rejected),
+            deliveries_rejected: rejected,
             deliveries_held_back: counters.deliveries_held_back.get(),
             deliveries_unsettled: open()
                 .map(|it| it.inner().shared.unsettled_deliveries())

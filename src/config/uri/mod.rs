@@ -248,7 +248,7 @@ fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Res
         "rpc_timeout" => parameters.rpc_timeout = seconds(name, value)?,
         "socket_timeout" => parameters.socket_timeout = seconds(name, value)?,
         // The value of an unknown option may be a secret.
-        _ => return Err(Error::invalid(name, "…", "there is no such option")),
+        _ => return Err(Error::invalid(name, "…", "URLs have no option of this name")),
     }
     Ok(())
 }
@@ -490,6 +490,15 @@ mod tests {
         assert_eq!(refused("amqp://h/?retry_delay=-1").0, "retry_delay");
         assert_eq!(refused("amqp://h/?retry_delay=nan").0, "retry_delay");
         assert_eq!(refused("amqp://h/?heartbeat"), ("url".into(), "…".into()));
+    }
+
+    #[test]
+    fn the_error_of_an_unknown_option_contains_its_name_and_not_its_value() {
+        let outcome = "amqp://h/?colour=red".parse::<ConnectionParameters>();
+        assert_eq!(
+            outcome.unwrap_err().to_string(),
+            "the option colour is refused: URLs have no option of this name"
+        );
     }
 
     #[test]

@@ -234,19 +234,27 @@ impl ChannelShared {
     /// or when the program has dropped it.
     pub(crate) fn count_settled(&self) {
         if !self.is_settled_counted.swap(true, Ordering::AcqRel) {
-            let settled = self.settlements.lock().count();
-            let counter = &self.connection.counters.deliveries_settled;
-            counter.fetch_add(settled, Ordering::Relaxed);
+            let settlements = self.settlements.lock();
+            let (settled, rejected) = (settlements.count(), settlements.rejected());
+            drop(settlements);
+            let counters = &self.connection.counters;
+            counters
+                .deliveries_settled
+                .fetch_add(settled, Ordering::Relaxed);
+            counters
+                .deliveries_rejected
+                .fetch_add(rejected, Ordering::Relaxed);
         }
     }
 
-    /// Returns how many deliveries the program has settled, or 0 if the connection's counters
-    /// include them already.
-    pub(crate) fn uncounted_settled(&self) -> u64 {
-        match self.is_settled_counted.load(Ordering::Acquire) {
-            true => 0,
-            false => self.settlements.lock().count(),
+    /// Returns how many deliveries the program has settled, and how many of those it has nacked or
+    /// rejected. Returns zeros if the connection's counters include them already.
+    pub(crate) fn uncounted_settled(&self) -> (u64, u64) {
+        if self.is_settled_counted.load(Ordering::Acquire) {
+            return (0, 0);
         }
+        let settlements = self.settlements.lock();
+        (settlements.count(), settlements.rejected())
     }
 
     /// Records that `basic.recover` has requeued all unsettled deliveries.
@@ -381,13 +389,21 @@ impl ChannelShared {
             if !settlements.settle(tag) {
                 return Err(Error::AlreadySettled(tag));
             }
+            if !settle.is_ack() {
+                settlements.count_rejected(1);
+            }
             self.connection.settle(self.id, tag, settle);
             return Ok(());
         }
+        let settled_before = settlements.count();
         let covered = settlements.settle_up_to(tag);
         // With the tag 0 it is no error that there is no unsettled delivery.
         if covered.is_nothing() && !is_all {
             return Err(Error::AlreadySettled(tag));
+        }
+        if !settle.is_ack() {
+            let settled = settlements.count() - settled_before;
+            settlements.count_rejected(settled);
         }
         if let Some(tag) = covered.up_to {
             self.connection.settle(self.id, tag, settle);

@@ -61,6 +61,10 @@ pub(crate) enum Settle {
 }
 
 impl Settle {
+    pub(crate) fn is_ack(self) -> bool {
+        matches!(self, Self::Ack { .. })
+    }
+
     /// Returns the same settlement for a single delivery.
     pub(crate) fn of_one(self) -> Self {
         match self {
