@@ -22,7 +22,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error, Message, basic, queue,
+    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error, Message,
+    basic, queue,
 };
 
 use crate::support::child::in_child_process;

@@ -154,8 +154,8 @@ impl Credentials {
         }
     }
 
-    /// Returns the user of the first entry with a user and a password. Returns `None` if there is no
-    /// such entry. The password is never returned.
+    /// Returns the user of the first entry with a user and a password. Returns `None` if there is
+    /// no such entry. The password is never returned.
     ///
     /// ```
     /// use cony::Credentials;

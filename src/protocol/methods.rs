@@ -278,7 +278,8 @@ define_methods! {
         /// Removes the binding of two exchanges that has the same key and arguments. (An
         /// extension of RabbitMQ.)
         ///
-        /// [`exchange_unbind_with`](crate::BlockingChannel::exchange_unbind_with) takes this struct.
+        /// [`exchange_unbind_with`](crate::BlockingChannel::exchange_unbind_with) takes this
+        /// struct.
         ExchangeUnbind = Unbind 40 "exchange.unbind"
             new(destination: ShortString, source: ShortString, routing_key: ShortString)
             replies [UnbindOk] unless nowait

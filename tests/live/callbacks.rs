@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionParameters, Delivery, Error, Message,
-    basic, queue,
+    BlockingChannel, BlockingConnection, ConnectionParameters, Delivery, Error, Message, basic,
+    queue,
 };
 
 use crate::support::{

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::thread;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionParameters, Consumer, Delivery, Error, methods, queue,
+    BlockingChannel, BlockingConnection, ConnectionParameters, Consumer, Delivery, Error, methods,
+    queue,
 };
 
 use crate::support::{PATIENCE, channel, connect, exclusive_queue, expect_error, get, until, url};

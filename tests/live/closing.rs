@@ -6,8 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ClosedBy, ConnectionParameters, Error, Message,
-    queue,
+    BlockingChannel, BlockingConnection, ClosedBy, ConnectionParameters, Error, Message, queue,
 };
 
 use crate::support::{

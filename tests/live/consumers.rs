@@ -1,5 +1,6 @@
 //! `Consumer`, which `consume` returns: receiving deliveries, and the end by a cancel, a drop, a
-//! close or the broker.
+//! close or the broker. How the broker distributes messages to several consumers (prefetch,
+//! priority, single active consumer) is in `distribution.rs`.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -5,8 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingChannel, Delivery, Error, Message, RpcClient, basic,
-    exchange, queue,
+    BasicProperties, BlockingChannel, Delivery, Error, Message, RpcClient, basic, exchange, queue,
 };
 
 use crate::support::{await_ready, channel, connect, exclusive_queue, get, unique, until};

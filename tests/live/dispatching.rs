@@ -90,11 +90,7 @@ fn run_returns_the_close_reason_and_ok_after_a_close_by_the_program() {
     let channel = connection.channel().unwrap();
     connection.add_timeout(Duration::ZERO, move |_| channel.flow(false).map(drop));
     let error = connection.run().unwrap_err();
-    assert_eq!(
-        error.reply_code(),
-        Some(540),
-        "{error}"
-    );
+    assert_eq!(error.reply_code(), Some(540), "{error}");
     assert_eq!(
         connection.run().unwrap_err().reply_code(),
         error.reply_code()

@@ -1,5 +1,5 @@
 //! How the broker distributes the messages of a queue to its consumers: prefetch, priority,
-//! exclusive consumers, single active consumers.
+//! exclusive consumers, single active consumers. The calls of `Consumer` are in `consumers.rs`.
 
 use std::iter;
 

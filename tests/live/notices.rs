@@ -61,10 +61,7 @@ fn the_close_callback_of_a_connection_runs_once() {
         channel.start_consuming().unwrap_err().reply_code(),
         Some(540)
     );
-    assert_eq!(
-        noted.try_recv().unwrap().reply_code(),
-        Some(540)
-    );
+    assert_eq!(noted.try_recv().unwrap().reply_code(), Some(540));
 }
 
 #[test]
@@ -82,10 +79,7 @@ fn the_close_callback_of_a_channel_runs_in_close_or_when_dispatching() {
                 channel.queue_purge(unique("no-such")),
                 Error::ChannelClosed(_)
             );
-            assert_eq!(
-                dispatch_until(&connection, &noted),
-                Some(404)
-            );
+            assert_eq!(dispatch_until(&connection, &noted), Some(404));
         } else {
             channel.close().unwrap();
             assert_eq!(noted.try_recv().unwrap(), Some(200));

@@ -1,8 +1,7 @@
 //! Messages that are larger than `max_message_size`, with and without `Oversized::Reject`.
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionParameters, Message, Oversized,
-    basic, queue,
+    BlockingChannel, BlockingConnection, ConnectionParameters, Message, Oversized, basic, queue,
 };
 
 use crate::support::{

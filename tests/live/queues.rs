@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingChannel, Delivery, FieldTable, FieldValue, Message,
-    exchange, queue,
+    BasicProperties, BlockingChannel, Delivery, FieldTable, FieldValue, Message, exchange, queue,
 };
 
 use crate::support::{

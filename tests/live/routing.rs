@@ -2,8 +2,7 @@
 //! exchanges, further routing keys.
 
 use cony::{
-    BasicProperties, BlockingChannel, Error, FieldTable, FieldValue, Message, exchange,
-    queue,
+    BasicProperties, BlockingChannel, Error, FieldTable, FieldValue, Message, exchange, queue,
 };
 
 use crate::support::{await_ready, channel, exclusive_queue, expect_error, get, ready, unique};

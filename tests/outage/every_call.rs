@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error, basic, queue,
+    BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error, basic,
+    queue,
 };
 
 use crate::support::node::{Node, node};

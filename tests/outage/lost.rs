@@ -5,9 +5,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use cony::{
-    BlockingConnection, ConnectionLostError, ConnectionParameters, Error, basic,
-};
+use cony::{BlockingConnection, ConnectionLostError, ConnectionParameters, Error, basic};
 
 use crate::support::node::node;
 use crate::support::{PATIENCE, exclusive_queue, expect_error};
@@ -195,11 +193,7 @@ fn an_orderly_stop_of_the_broker_is_reported_as_connection_forced() {
     let consumer = channel.consume(&queue).unwrap();
     node.control("stop");
     let error = connection.wait_closed();
-    assert_eq!(
-        error.reply_code(),
-        Some(320),
-        "{error}"
-    );
+    assert_eq!(error.reply_code(), Some(320), "{error}");
     assert_eq!(consumer.recv().unwrap_err().to_string(), error.to_string());
     node.control("start");
     node.connect().close().unwrap();

@@ -291,11 +291,7 @@ fn a_connection_close_without_publishes_succeeds_when_the_peer_resets() {
             let connection = BlockingConnection::open(parameters).unwrap();
             connection.close().unwrap();
             let reason = connection.close_reason().unwrap();
-            assert_eq!(
-                reason.reply_code(),
-                Some(200),
-                "{reason}"
-            );
+            assert_eq!(reason.reply_code(), Some(200), "{reason}");
         },
     );
 }

@@ -172,9 +172,7 @@ fn the_confirm_callback_gets_each_publish_once_in_the_order_of_the_broker() {
                         match &it.outcome {
                             Ok(()) => "acked",
                             Err(Error::Nacked) => "nacked",
-                            Err(Error::Unconfirmed(why))
-                                if why.reply_code() == Some(404) =>
-                            {
+                            Err(Error::Unconfirmed(why)) if why.reply_code() == Some(404) => {
                                 "unknown"
                             }
                             Err(other) => panic!("{other}"),

@@ -1,4 +1,5 @@
 //! Bytes that break the protocol: the error names them, and their connection ends and no other.
+//! Bytes that a connection survives are in `unusual_input.rs`.
 
 use cony::{BlockingConnection, ConnectionParameters, Error, basic};
 

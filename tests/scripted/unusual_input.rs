@@ -1,4 +1,4 @@
-//! Unusual bytes that a connection survives.
+//! Unusual bytes that a connection survives. Bytes that end it are in `protocol_errors.rs`.
 
 use cony::Message;
 

@@ -552,7 +552,8 @@ fn the_design_names_functions_and_types_that_exist() {
     let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut words = BTreeSet::new();
     for path in sources("src").into_iter().chain(sources("tests")) {
-        let text = fs::read_to_string(path).unwrap();
+        // A name that only unit tests mention is no part of the design.
+        let text = code(&path);
         let found = text.split(|c: char| !is_part_of_name(c));
         words.extend(found.map(str::to_owned));
     }
@@ -563,4 +564,82 @@ fn the_design_names_functions_and_types_that_exist() {
         .filter(|name| !name.split("::").all(|part| words.contains(part)))
         .collect();
     assert!(missing.is_empty(), "not in the sources: {missing:?}");
+}
+
+/// Returns the names in code spans that `text` places in a file, with this file: "`a` and `b` in
+/// `c.rs`" or "`a`, `c.rs`".
+fn names_in_files(text: &str) -> Vec<(&str, &str)> {
+    let is_name = |span: &str| {
+        let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+        span.starts_with(char::is_alphabetic) && span.chars().all(is_part)
+    };
+    let parts: Vec<&str> = text.split('`').collect();
+    let mut found = Vec::new();
+    let mut names: Vec<&str> = Vec::new();
+    // The parts are in turn text and code spans.
+    for pair in parts.chunks_exact(2) {
+        let [between, span] = pair else { continue };
+        let words: Vec<&str> = between.split_whitespace().collect();
+        let continues = matches!(words[..], [","] | ["and"] | [",", "and"]);
+        if span.ends_with(".rs") && (continues || words == ["in"]) {
+            found.extend(names.drain(..).map(|name| (name, *span)));
+        }
+        if !continues {
+            names.clear();
+        }
+        if is_name(span) {
+            names.push(span);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_name_belongs_to_the_file_that_follows_it() {
+    let text = "`A` has `b`, `c` and `D::e` in `f.rs`. `g`, `h.rs`; `i` of\n`j.rs`";
+    let expected = [
+        ("b", "f.rs"),
+        ("c", "f.rs"),
+        ("D::e", "f.rs"),
+        ("g", "h.rs"),
+    ];
+    assert_eq!(names_in_files(text), expected);
+}
+
+#[test]
+fn the_design_names_the_files_that_define_its_functions() {
+    let files = files_of_the_tree();
+    let design = fs::read_to_string(root().join("docs/design.md")).unwrap();
+    let names = names_in_files(&design);
+    assert!(names.len() > 20, "{names:?}");
+    let mut wrong = Vec::new();
+    for (name, file) in names {
+        let last = name.rsplit("::").next().unwrap();
+        let end = format!("/{file}");
+        let is_defined = files
+            .iter()
+            .filter(|path| *path == file || path.ends_with(&end))
+            .any(|path| defines(&code(&root().join(path)), last));
+        if !is_defined {
+            wrong.push(format!("`{name}` in `{file}`"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Returns whether `code` defines a function, a type, a constant or an implementation with this
+/// name.
+fn defines(code: &str, name: &str) -> bool {
+    let kinds = ["fn", "struct", "enum", "trait", "type", "const"];
+    let mut words = code.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+    let mut before = ("", "");
+    words.any(|word| {
+        let is_definition = kinds.contains(&before.1) || before == ("impl", "fmt");
+        before = if word.is_empty() {
+            before
+        } else {
+            (before.1, word)
+        };
+        is_definition && word == name
+    })
 }

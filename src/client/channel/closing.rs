@@ -139,8 +139,8 @@ impl BlockingChannel {
 }
 
 impl ChannelInner {
-    /// Waits until all publishes are confirmed, at most until `deadline`. Returns the reason if some
-    /// stay unconfirmed: the end of the channel, or the deadline.
+    /// Waits until all publishes are confirmed, at most until `deadline`. Returns the reason if
+    /// some stay unconfirmed: the end of the channel, or the deadline.
     pub(crate) fn await_confirms(&self, deadline: Instant) -> Option<Error> {
         // The caller of an RPC request waits for the reply, so the confirms do not matter.
         if !self.is_open() || self.shared.is_rpc_only() {

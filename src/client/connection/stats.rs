@@ -45,8 +45,8 @@ pub struct Stats {
     /// Counter: messages that were larger than `max_message_size` and that your program did not
     /// get: see [`Oversized::Reject`](crate::Oversized::Reject).
     pub messages_oversized: u64,
-    /// Counter: deliveries that your program has acknowledged. A rollback of a transaction subtracts
-    /// those of the transaction.
+    /// Counter: deliveries that your program has acknowledged. A rollback of a transaction
+    /// subtracts those of the transaction.
     pub deliveries_acked: u64,
     /// Counter: deliveries that your program has nacked, requeued or rejected. A rollback of a
     /// transaction subtracts those of the transaction.

@@ -248,7 +248,13 @@ fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Res
         "rpc_timeout" => parameters.rpc_timeout = seconds(name, value)?,
         "socket_timeout" => parameters.socket_timeout = seconds(name, value)?,
         // The value of an unknown option may be a secret.
-        _ => return Err(Error::invalid(name, "…", "URLs have no option of this name")),
+        _ => {
+            return Err(Error::invalid(
+                name,
+                "…",
+                "URLs have no option of this name",
+            ));
+        }
     }
     Ok(())
 }
