@@ -30,7 +30,7 @@
 //!
 //! The pages are the files in `docs/guide`. Their code runs as tests, against a real RabbitMQ.
 //!
-//! # The threads, and the way of a message
+//! # The threads, and the path of a message
 //!
 #![doc = include_str!("../docs/threads.svg")]
 //!
