@@ -174,3 +174,22 @@ fn direct_reply_to_needs_a_no_ack_consumer_before_the_request() {
     let error = client.basic_get(&queue).unwrap_err();
     assert_eq!(error.reply_code(), Some(406));
 }
+
+#[test]
+fn a_reply_with_a_reply_to_can_be_replied_to() {
+    let (server, queue, requests) = server();
+    let client = RpcClient::new(&server.connection()).unwrap();
+    let next_step = exclusive_queue(&server);
+    thread::scope(|scope| {
+        let call = scope.spawn(|| client.call(&queue, "first", PATIENCE).unwrap());
+        let request = requests.recv_timeout(PATIENCE).unwrap().unwrap();
+        let first = Message::new("second?").reply_to(&next_step);
+        request.reply(first).unwrap();
+        let reply = call.join().unwrap();
+        // The confirm proves that the message is in its queue.
+        reply.reply("second!").unwrap().wait().unwrap();
+    });
+    let second = server.basic_get(&next_step).unwrap().unwrap();
+    assert_eq!(second.text().unwrap(), "second!");
+    second.ack().unwrap();
+}
