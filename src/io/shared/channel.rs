@@ -378,23 +378,23 @@ impl ChannelShared {
         if delivery_tag > last || (delivery_tag == 0 && !multiple) {
             return Err(Error::UnknownDeliveryTag(delivery_tag));
         }
-        // On the wire the tag 0 would cover every delivery that the broker has sent. Some of them
-        // may not have arrived yet, and the program has not seen them.
-        let is_all = multiple && delivery_tag == 0;
-        let tag = if is_all { last } else { delivery_tag };
         // The settlement is queued under this lock, so that the ledger and the wire have the same
         // order.
         let mut settlements = self.settlements.lock();
         if !multiple {
-            if !settlements.settle(tag) {
-                return Err(Error::AlreadySettled(tag));
+            if !settlements.settle(delivery_tag) {
+                return Err(Error::AlreadySettled(delivery_tag));
             }
             if !settle.is_ack() {
                 settlements.count_rejected(1);
             }
-            self.connection.settle(self.id, tag, settle);
+            self.connection.settle(self.id, delivery_tag, settle);
             return Ok(());
         }
+        // On the wire the tag 0 would cover every delivery that the broker has sent. Some of them
+        // may not have arrived yet, and the program has not seen them.
+        let is_all = delivery_tag == 0;
+        let tag = if is_all { last } else { delivery_tag };
         let settled_before = settlements.count();
         let covered = settlements.settle_up_to(tag);
         // With the tag 0 it is no error that there is no unsettled delivery.
