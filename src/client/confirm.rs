@@ -98,23 +98,23 @@ impl PublisherConfirm {
     pub fn wait_timeout(&self, timeout: Duration) -> Result<()> {
         let numbered = self.numbered()?;
         let (channel, slot) = (&numbered.channel, &numbered.slot);
-        if let Some(settled) = slot.get() {
-            return numbered.report(settled);
+        if let Some(outcome) = slot.get() {
+            return numbered.report(outcome);
         }
         let connection = &channel.connection;
         let deadline = Instant::now().checked_add(timeout);
-        let _waiting = connection.wait_for_confirm();
+        let _waiting = connection.count_as_waiting_for_confirm();
         let is_pointless = || !channel.is_open();
-        let publisher = &channel.publisher;
+        let confirm_window = &channel.confirm_window;
         let found = connection.confirm_busy_wait.look_for(|| slot.get());
         let waited = match found {
-            Some(settled) => return numbered.report(settled),
-            None => publisher.wait_slot(slot, deadline, is_pointless),
+            Some(outcome) => return numbered.report(outcome),
+            None => confirm_window.wait_slot(slot, deadline, is_pointless),
         };
         match (slot.get(), waited) {
-            (Some(settled), _) => numbered.report(settled),
+            (Some(outcome), _) => numbered.report(outcome),
             (None, Err(WaitError::TimedOut)) => {
-                Err(connection.timeout("a confirm", Some(channel.id.number), timeout))
+                Err(connection.timeout_error("a confirm", Some(channel.id.number), timeout))
             }
             (None, _) => Err(Error::Unconfirmed(Box::new(channel.closed_error()))),
         }
@@ -147,7 +147,7 @@ impl PublisherConfirm {
         // In this order: the IO thread fills the slot before it records the end of the channel.
         let is_open = channel.is_open();
         match slot.get() {
-            Some(settled) => Some(numbered.report(settled)),
+            Some(outcome) => Some(numbered.report(outcome)),
             None if is_open => None,
             None => Some(Err(Error::Unconfirmed(Box::new(channel.closed_error())))),
         }
@@ -176,18 +176,18 @@ impl PublisherConfirm {
 impl Numbered {
     /// Returns the outcome, and records that the program has got a failure: `close` does not report
     /// it once more.
-    fn report(&self, settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
-        let outcome = outcome(settled);
-        if outcome.is_err() {
-            self.channel.publisher.mark_reported(&self.slot);
+    fn report(&self, outcome: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
+        let result = result_of(outcome);
+        if result.is_err() {
+            self.channel.confirm_window.mark_reported(&self.slot);
         }
-        outcome
+        result
     }
 }
 
-/// Returns the outcome of a settled publish.
-pub(crate) fn outcome(settled: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
-    match settled {
+/// Returns the outcome of a publish as the result for the program.
+pub(crate) fn result_of(outcome: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
+    match outcome {
         PublishOutcome::Acked => Ok(()),
         PublishOutcome::Nacked => Err(Error::Nacked),
         PublishOutcome::Returned(message) => {
@@ -224,15 +224,15 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// Creates a confirmation. If the channel ended before the confirm, `settled` is `None`, and
+    /// Creates a confirmation. If the channel ended before the confirm, `outcome` is `None`, and
     /// `why` returns the reason.
     pub(crate) fn new(
         sequence_number: u64,
-        settled: Option<&PublishOutcome<Arc<ReturnedContent>>>,
+        outcome: Option<&PublishOutcome<Arc<ReturnedContent>>>,
         why: impl FnOnce() -> Error,
     ) -> Self {
-        let outcome = match settled {
-            Some(settled) => outcome(settled),
+        let outcome = match outcome {
+            Some(outcome) => result_of(outcome),
             None => Err(Error::Unconfirmed(Box::new(why()))),
         };
         Self {

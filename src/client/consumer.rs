@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::io::shared::command::Command;
 use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::inbox::Next;
+use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::frame::Settle;
 use crate::protocol::wire::ShortString;
 
@@ -193,13 +194,16 @@ impl Consumer {
     pub fn is_cancelled(&self) -> bool {
         let shared = &self.handle.shared;
         let inbox = shared.inbox();
-        if !inbox.is_stopped() && !inbox.is_over() {
+        if !inbox.is_stopped() && !inbox.is_drained() {
             return false;
         }
-        match shared.cancelled_by_broker() {
-            Some(by_broker) => !by_broker,
+        match shared.canceller() {
+            Some(canceller) => canceller != ClosedBy::Broker,
             // (`ended_by_others` would record that the program got the reason.)
-            None => !shared.channel.end().is_some_and(|end| end.is_of_others()),
+            None => !shared
+                .channel
+                .end_error()
+                .is_some_and(|end| end.is_of_others()),
         }
     }
 
@@ -261,7 +265,7 @@ impl Consumer {
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
         let shared = &self.handle.shared;
         shared.inbox().stop();
-        if shared.cancelled_by_broker().is_none() {
+        if shared.canceller().is_none() {
             if let Err(error) = self.inner().cancel(shared, false) {
                 if !error.is_timeout() {
                     // No further delivery arrives, so the remaining ones can be taken.
@@ -272,7 +276,7 @@ impl Consumer {
         }
         Ok(self
             .inner()
-            .keep_or_give_back(shared.take_remaining(), shared))
+            .keep_or_requeue(shared.take_remaining(), shared))
     }
 
     /// Returns a crossbeam receiver that is ready when a delivery can be taken, or the consumer has
@@ -310,7 +314,7 @@ impl Consumer {
     /// # Ok::<(), cony::Error>(())
     /// ```
     pub fn ready(&self) -> &Receiver<()> {
-        self.handle.shared.inbox().ready()
+        self.handle.shared.inbox().select_signal()
     }
 
     fn inner(&self) -> &Arc<ChannelInner> {
@@ -350,9 +354,9 @@ impl Consumer {
     /// Returns the reason for the end as an error, unless this program has ended the consumer.
     fn end(&self) -> Result<()> {
         let shared = &self.handle.shared;
-        match shared.cancelled_by_broker() {
-            Some(true) => Err(Error::ConsumerCancelled(shared.tag.clone())),
-            Some(false) => Ok(()),
+        match shared.canceller() {
+            Some(ClosedBy::Broker) => Err(Error::ConsumerCancelled(shared.tag.clone())),
+            Some(_) => Ok(()),
             None => shared.channel.ended_by_others().map_or(Ok(()), Err),
         }
     }
@@ -470,7 +474,7 @@ impl IntoIterator for Consumer {
 impl Drop for Handle {
     fn drop(&mut self) {
         let channel = self.channel.inner();
-        if self.shared.cancelled_by_broker().is_some() || !channel.is_open() {
+        if self.shared.canceller().is_some() || !channel.is_open() {
             // The consumer has ended before, so only its untaken deliveries are left.
             channel.requeue_or_log(self.shared.take_remaining(), &self.shared);
         } else {

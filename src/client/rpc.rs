@@ -301,7 +301,7 @@ impl Pending<'_> {
         }
         let connection = &channel_inner.shared.connection;
         let deadline = Instant::now().checked_add(timeout);
-        let _waiting = connection.wait_for_confirm();
+        let _waiting = connection.count_as_waiting_for_confirm();
         let found = connection
             .rpc_busy_wait
             .look_for(|| self.outcome.try_recv().ok());
@@ -316,7 +316,7 @@ impl Pending<'_> {
                 .failure()
                 .unwrap_or_else(|| channel_inner.closed_error())),
             Err(RecvTimeoutError::Timeout) => {
-                Err(connection.timeout(OPERATION, Some(channel.number()), timeout))
+                Err(connection.timeout_error(OPERATION, Some(channel.number()), timeout))
             }
             Err(RecvTimeoutError::Disconnected) if channel_inner.is_open() => {
                 Err(Error::ConsumerCancelled(REPLY_TO.into()))

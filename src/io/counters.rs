@@ -11,7 +11,7 @@ pub(crate) struct Counters {
     pub(crate) frames_received: Counter,
     pub(crate) messages_published: Counter,
     /// Publishes that the broker has confirmed, on channels that have ended.
-    pub(crate) messages_settled: Counter,
+    pub(crate) confirmed_on_ended_channels: Counter,
     pub(crate) messages_confirmed: Counter,
     pub(crate) messages_nacked: Counter,
     pub(crate) messages_received: Counter,

@@ -1,5 +1,5 @@
 //! The confirm ledger: the unconfirmed publishes of a channel by number, and their returned
-//! messages.
+//! messages. The confirm window, which bounds them, is in `io/to_program/confirm_window.rs`.
 //!
 //! Rules: RabbitMQ, "Publisher Confirms". Sequence numbers count from 1 with the first publish
 //! after `confirm.select`. A confirm with `multiple` is for all publishes up to its number. A
@@ -180,14 +180,14 @@ impl<T, R> ConfirmLedger<T, R> {
         self.pending.get_mut(index)
     }
 
-    /// Confirms the publish `number`, or with `multiple` all publishes up to it, and calls `tell`
+    /// Confirms the publish `number`, or with `multiple` all publishes up to it, and calls `report`
     /// for each. A number that is not unconfirmed has no effect.
     pub(crate) fn confirm(
         &mut self,
         number: u64,
         multiple: bool,
         ack: bool,
-        mut tell: impl FnMut(u64, T, PublishOutcome<R>),
+        mut report: impl FnMut(u64, T, PublishOutcome<R>),
     ) {
         if multiple {
             let (start, last) = (self.first, number.min(self.last()));
@@ -196,14 +196,14 @@ impl<T, R> ConfirmLedger<T, R> {
             for (number, entry) in (start..).zip(self.pending.drain(..count)) {
                 if let Some(entry) = entry {
                     self.unconfirmed -= 1;
-                    let (token, settled) = entry.settle(&mut self.mandatory, number, ack);
-                    tell(number, token, settled);
+                    let (token, outcome) = entry.confirm(&mut self.mandatory, number, ack);
+                    report(number, token, outcome);
                 }
             }
         } else if let Some(entry) = self.entry(number).and_then(Option::take) {
             self.unconfirmed -= 1;
-            let (token, settled) = entry.settle(&mut self.mandatory, number, ack);
-            tell(number, token, settled);
+            let (token, outcome) = entry.confirm(&mut self.mandatory, number, ack);
+            report(number, token, outcome);
         }
         while let Some(None) = self.pending.front() {
             self.pending.pop_front();
@@ -211,11 +211,11 @@ impl<T, R> ConfirmLedger<T, R> {
         }
     }
 
-    /// Calls `tell` for every unconfirmed publish.
-    pub(crate) fn each_unconfirmed(&self, mut tell: impl FnMut(u64, &T)) {
+    /// Calls `report` for every unconfirmed publish.
+    pub(crate) fn each_unconfirmed(&self, mut report: impl FnMut(u64, &T)) {
         for (number, entry) in (self.first..).zip(&self.pending) {
             if let Some(entry) = entry {
-                tell(number, &entry.token);
+                report(number, &entry.token);
             }
         }
     }
@@ -223,20 +223,20 @@ impl<T, R> ConfirmLedger<T, R> {
 
 impl<T, R> PendingPublish<T, R> {
     /// Returns token and outcome of the publish after the confirm of its number.
-    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, PublishOutcome<R>) {
-        let settled = match self.returnable {
-            Some(returnable) => returnable.settle(mandatory, number, ack),
+    fn confirm(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, PublishOutcome<R>) {
+        let outcome = match self.returnable {
+            Some(returnable) => returnable.confirm(mandatory, number, ack),
             None if ack => PublishOutcome::Acked,
             None => PublishOutcome::Nacked,
         };
-        (self.token, settled)
+        (self.token, outcome)
     }
 }
 
 impl<R> Returnable<R> {
     // Not inlined, to keep the code short for publishes that are not mandatory.
     #[inline(never)]
-    fn settle(self, mandatory: &mut Candidates, number: u64, ack: bool) -> PublishOutcome<R> {
+    fn confirm(self, mandatory: &mut Candidates, number: u64, ack: bool) -> PublishOutcome<R> {
         if !matches!(self.returned, Back::Yes(_)) {
             forget_mandatory(mandatory, self.fingerprint, number);
         }
@@ -296,11 +296,11 @@ mod tests {
         multiple: bool,
         ack: bool,
     ) -> Told {
-        let mut told = Vec::new();
-        ledger.confirm(number, multiple, ack, |number, token, settled| {
-            told.push((number, token, settled));
+        let mut reported = Vec::new();
+        ledger.confirm(number, multiple, ack, |number, token, outcome| {
+            reported.push((number, token, outcome));
         });
-        told
+        reported
     }
 
     #[test]
@@ -385,7 +385,7 @@ mod tests {
             ]
         );
         let again = returned(&mut ledger, 9, &[], "again");
-        assert_eq!(again, Some("again"), "all settled");
+        assert_eq!(again, Some("again"), "all confirmed");
         assert!(ledger.mandatory.is_empty());
     }
 

@@ -32,8 +32,8 @@ pub(crate) struct ConsumerRecord<C> {
 }
 
 impl<C> ConsumerRecord<C> {
-    /// Returns whether deliveries to this consumer are never held back now.
-    pub(crate) fn never_held_back(&self) -> bool {
+    /// Returns whether deliveries to this consumer are fixed now: they cannot be held back.
+    pub(crate) fn has_fixed_deliveries(&self) -> bool {
         self.no_ack || self.is_full
     }
 }

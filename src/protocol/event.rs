@@ -24,7 +24,7 @@ pub(crate) trait Tokens {
     type Buffers: Buffers;
 
     /// Returns whether deliveries to `consumer` wait in its inbox.
-    fn has_waiting(consumer: &Self::Consumer) -> bool;
+    fn has_untaken(consumer: &Self::Consumer) -> bool;
 }
 
 /// Identifies a channel of this connection. The generation distinguishes channels that had the same
@@ -113,7 +113,7 @@ pub(crate) enum Termination {
     /// The stream ended or the socket failed after a long reading pause.
     NotRead {
         paused: Duration,
-        /// The number of the channel with the most waiting deliveries.
+        /// The number of the channel with the most untaken deliveries.
         channel: u16,
         /// The tag of the consumer to which they were sent.
         consumer: ShortString,
@@ -138,8 +138,8 @@ pub(crate) enum Event<T: Tokens> {
     Deliveries {
         consumer: T::Consumer,
         batches: VecDeque<Batch>,
-        /// Whether deliveries to this consumer are never held back.
-        never_held_back: bool,
+        /// Whether the deliveries are fixed: they cannot be held back.
+        is_fixed: bool,
     },
     /// A delivery found no room in the read budget and was dropped. It is unsettled.
     HeldBack {

@@ -359,7 +359,7 @@ impl HeldDeliveries {
         part.max(self.last_arrival)
     }
 
-    /// Returns the number of waiting bytes below which the oldest held-back delivery may have room.
+    /// Returns the number of untaken bytes below which the oldest held-back delivery may have room.
     pub(crate) fn fits_below(&self, room: &ReadRoom) -> Option<usize> {
         let first = self.held.front()?;
         let limit = room.limit_for_requeue(self.expected.is_empty());

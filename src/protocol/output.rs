@@ -62,18 +62,16 @@ impl<T: Tokens> Output<T> {
         &mut self,
         channel: u16,
         consumer: impl FnOnce() -> T::Consumer,
-        never_held_back: bool,
+        is_fixed: bool,
         delivery: Delivery<'_>,
     ) {
         let (tag, names) = (delivery.tag, delivery.names);
         let cost = match self.events.back_mut() {
             Some(Event::Deliveries {
                 batches,
-                never_held_back: so_far,
+                is_fixed: so_far,
                 ..
-            }) if *so_far == never_held_back
-                && self.writer.continues(batches, channel, tag, names) =>
-            {
+            }) if *so_far == is_fixed && self.writer.continues(batches, channel, tag, names) => {
                 self.writer.add(batches, channel, delivery)
             }
             _ => {
@@ -83,7 +81,7 @@ impl<T: Tokens> Output<T> {
                 self.events.push_back(Event::Deliveries {
                     consumer: consumer(),
                     batches,
-                    never_held_back,
+                    is_fixed,
                 });
                 cost
             }

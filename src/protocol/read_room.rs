@@ -11,7 +11,7 @@ pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 256;
 /// The most bytes that the names of exchange and routing key can have.
 const NAMES_BYTES_MAX: usize = 2 * 255;
 
-/// Returns the part of a read budget that is reserved for deliveries that are never held back.
+/// Returns the part of a read budget that is reserved for fixed deliveries.
 pub(crate) fn reserved_share(soft_limit: usize) -> usize {
     soft_limit / 8
 }
@@ -41,12 +41,12 @@ struct QueueConsumers {
     are_several: bool,
 }
 
-/// The limits for waiting deliveries and their use. All numbers are bytes.
+/// The limits for untaken deliveries and their use. All numbers are bytes.
 #[derive(Debug)]
 pub(crate) struct ReadRoom {
     soft_limit: usize,
     /// The deliveries that wait in inboxes, as the driver reported last.
-    waiting: usize,
+    untaken: usize,
     /// The deliveries that have become events since that report.
     emitted: usize,
     /// The contents of which a part has arrived.
@@ -65,7 +65,7 @@ impl ReadRoom {
     pub(crate) fn new(soft_limit: usize, now: Instant) -> Self {
         Self {
             soft_limit,
-            waiting: 0,
+            untaken: 0,
             emitted: 0,
             announced: 0,
             expected: 0,
@@ -94,7 +94,7 @@ impl ReadRoom {
     }
 
     fn used(&self) -> usize {
-        self.waiting + self.emitted + self.announced
+        self.untaken + self.emitted + self.announced
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -149,8 +149,8 @@ impl ReadRoom {
 
     /// Sets the size of the waiting deliveries. With `all_reported`, deliveries that have become
     /// events are among them.
-    pub(crate) fn set_waiting(&mut self, waiting: usize, all_reported: bool) {
-        self.waiting = waiting;
+    pub(crate) fn set_untaken_bytes(&mut self, bytes: usize, all_reported: bool) {
+        self.untaken = bytes;
         if all_reported {
             self.emitted = 0;
         }

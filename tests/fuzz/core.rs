@@ -32,7 +32,7 @@ impl Tokens for Numbers {
     type Opener = ();
     type Buffers = ();
 
-    fn has_waiting(_: &u8) -> bool {
+    fn has_untaken(_: &u8) -> bool {
         false
     }
 }

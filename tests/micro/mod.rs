@@ -21,8 +21,8 @@ use crate::io::shared::command::Command;
 use crate::io::to_io::command_queue::{CommandQueue, Entry};
 use crate::io::to_io::frames::Frames;
 use crate::io::to_io::wake::Wake;
-use crate::io::to_program::publisher::Publisher;
-use crate::io::to_program::retained::RetainedBytes;
+use crate::io::to_program::bounded_queue::TotalBytes;
+use crate::io::to_program::confirm_window::ConfirmWindow;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{ChannelId, Event, Tokens};
@@ -200,7 +200,7 @@ impl Tokens for NoTokens {
     type Opener = ();
     type Buffers = BufferPool;
 
-    fn has_waiting((): &()) -> bool {
+    fn has_untaken((): &()) -> bool {
         false
     }
 }
@@ -241,7 +241,7 @@ fn receive(core: &mut Connection<NoTokens>, bytes: &[u8], now: Instant) {
         let space = core.space();
         let count = rest.len().min(space.len());
         space[..count].copy_from_slice(&rest[..count]);
-        core.set_waiting(0);
+        core.set_untaken_bytes(0);
         core.received(count, now);
         rest = &rest[count..];
     }
@@ -338,12 +338,12 @@ fn enter_a_publish() {
             }
         }
     });
-    let plain = Publisher::new(1000, &RetainedBytes::default());
+    let plain = ConfirmWindow::new(1000, &TotalBytes::default());
     measure("enter a publish, no confirms", 1, || {
         let ticket = plain.begin(&mut false).unwrap();
         assert!(ticket.commit(None).is_none());
     });
-    let confirming = Publisher::new(1000, &RetainedBytes::default());
+    let confirming = ConfirmWindow::new(1000, &TotalBytes::default());
     assert!(confirming.select(|| ()));
     confirming.select_done(true);
     measure("enter and confirm a publish, 100 at once", 100, || {

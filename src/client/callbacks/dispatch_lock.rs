@@ -152,12 +152,12 @@ mod tests {
     #[test]
     fn only_one_thread_has_the_lock_at_a_time() {
         let lock = DispatchLock::default();
-        let held = lock.hold(&ignore);
+        let guard = lock.hold(&ignore);
         thread::scope(|scope| {
             let other = scope.spawn(|| lock.hold(&ignore).is_some());
             assert!(!other.join().unwrap());
         });
-        drop(held);
+        drop(guard);
         thread::scope(|scope| {
             let other = scope.spawn(|| lock.hold(&ignore).is_some());
             assert!(other.join().unwrap());
@@ -167,11 +167,11 @@ mod tests {
     #[test]
     fn the_holder_may_take_the_lock_again_but_not_from_a_callback_under_it() {
         let lock = DispatchLock::default();
-        let held = lock.hold(&ignore).unwrap();
+        let guard = lock.hold(&ignore).unwrap();
         drop(lock.hold(&ignore).unwrap());
-        held.call(|| assert!(lock.hold(&ignore).is_none()));
+        guard.call(|| assert!(lock.hold(&ignore).is_none()));
         let panic = catch_unwind(AssertUnwindSafe(|| {
-            held.call(|| panic!("as a callback may"));
+            guard.call(|| panic!("as a callback may"));
         }));
         assert!(panic.is_err());
         assert!(lock.hold(&ignore).is_some());
@@ -185,18 +185,18 @@ mod tests {
             calls.fetch_add(1, Ordering::Relaxed);
         };
         drop(lock.hold(&call));
-        let held = lock.hold(&call).unwrap();
+        let guard = lock.hold(&call).unwrap();
         assert!(lock.is_free());
-        held.call(|| assert!(!lock.is_free()));
+        guard.call(|| assert!(!lock.is_free()));
         drop(lock.hold(&call));
         assert_eq!(calls.load(Ordering::Relaxed), 0, "it is still held");
-        drop(held);
+        drop(guard);
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         drop(lock.hold(&call));
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         let panic = catch_unwind(AssertUnwindSafe(|| {
-            let held = lock.hold(&call).unwrap();
-            held.call(|| panic!("as a callback may"));
+            let guard = lock.hold(&call).unwrap();
+            guard.call(|| panic!("as a callback may"));
         }));
         assert!(panic.is_err());
         assert_eq!(calls.load(Ordering::Relaxed), 2);

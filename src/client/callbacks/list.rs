@@ -58,18 +58,18 @@ impl<H, E> CallbackList<H, E> {
 
     /// Calls each callback until one returns an error. Callbacks that are added meanwhile are not
     /// called, and take their place behind the others.
-    pub(crate) fn call_all(&self, held: &DispatchGuard<'_>, handle: &H, event: &E) -> Result<()> {
+    pub(crate) fn call_all(&self, guard: &DispatchGuard<'_>, handle: &H, event: &E) -> Result<()> {
         let taken = std::mem::take(&mut self.0.lock().callbacks);
         let mut loan = Loan::new(self, Some(taken));
         let mut callbacks = loan.callbacks().into_iter().flatten();
-        callbacks.try_for_each(|callback| held.call(|| callback(handle, event)))
+        callbacks.try_for_each(|callback| guard.call(|| callback(handle, event)))
     }
 
     /// Removes and calls each callback, and returns the first error. After a panic the callbacks
     /// that have not run are still in the list.
     pub(crate) fn call_all_once(
         &self,
-        held: &DispatchGuard<'_>,
+        guard: &DispatchGuard<'_>,
         handle: &H,
         event: &E,
     ) -> Result<()> {
@@ -78,7 +78,7 @@ impl<H, E> CallbackList<H, E> {
         for _ in 0..count {
             let first = self.0.lock().callbacks.pop_front();
             if let Some(mut callback) = first {
-                let called = held.call(|| callback(handle, event));
+                let called = guard.call(|| callback(handle, event));
                 outcome = outcome.and(called);
             }
         }
@@ -122,8 +122,8 @@ mod tests {
             assert_eq!(Arc::strong_count(&kept), 2, "it is still running");
             Ok(())
         });
-        let held = lock.hold(&ignore).unwrap();
-        own.call_all(&held, &CallbackList::default(), &()).unwrap();
+        let guard = lock.hold(&ignore).unwrap();
+        own.call_all(&guard, &CallbackList::default(), &()).unwrap();
         assert_eq!(Arc::strong_count(&captured), 1);
         let kept = Arc::clone(&captured);
         own.add(move |_, ()| {
@@ -145,8 +145,8 @@ mod tests {
                 Ok(())
             });
         }
-        let held = lock.hold(&ignore).unwrap();
-        let call = || callbacks.call_all_once(&held, &(), &());
+        let guard = lock.hold(&ignore).unwrap();
+        let call = || callbacks.call_all_once(&guard, &(), &());
         assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
         call().unwrap();
         call().unwrap();
@@ -170,9 +170,9 @@ mod tests {
             }
             Ok(())
         });
-        let held = lock.hold(&ignore).unwrap();
+        let guard = lock.hold(&ignore).unwrap();
         for _ in 0..2 {
-            own.call_all(&held, &CallbackList::default(), &()).unwrap();
+            own.call_all(&guard, &CallbackList::default(), &()).unwrap();
         }
         assert_eq!(*called.lock(), ["first", "first", "second"]);
     }
@@ -191,8 +191,8 @@ mod tests {
                 }
             });
         }
-        let held = lock.hold(&ignore).unwrap();
-        let error = callbacks.call_all_once(&held, &(), &()).unwrap_err();
+        let guard = lock.hold(&ignore).unwrap();
+        let error = callbacks.call_all_once(&guard, &(), &()).unwrap_err();
         assert_eq!(error.to_string(), Error::other("error 1").to_string());
         assert_eq!(*called.lock(), [0, 1, 2, 3]);
     }

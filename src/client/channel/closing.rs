@@ -108,7 +108,7 @@ impl BlockingChannel {
         let end = match outcome {
             Ok(reply) => {
                 if let Reply::Closed(Some(reason)) = reply {
-                    inner.shared.cross(reason);
+                    inner.shared.record_crossing(reason);
                 }
                 inner.shared.finish_close();
                 inner.ended_by_others()
@@ -146,12 +146,15 @@ impl ChannelInner {
         if !self.is_open() || self.shared.is_rpc_only() {
             return None;
         }
-        let _waiting = self.shared.connection.wait_for_room_or_confirm();
-        let publisher = &self.shared.publisher;
-        match publisher.wait_for_last(deadline, || !self.is_open()) {
+        let _waiting = self
+            .shared
+            .connection
+            .count_as_waiting_for_room_or_confirm();
+        let confirm_window = &self.shared.confirm_window;
+        match confirm_window.wait_for_last(deadline, || !self.is_open()) {
             // `check_open` would also record that the program has got the reason.
-            Err(WaitError::Closed) => self.shared.end(),
-            Err(WaitError::TimedOut) => Some(self.shared.connection.timeout(
+            Err(WaitError::Closed) => self.shared.end_error(),
+            Err(WaitError::TimedOut) => Some(self.shared.connection.timeout_error(
                 LAST_PUBLISHES,
                 Some(self.shared.id.number),
                 confirms_share(self.limits.close_timeout),
@@ -169,14 +172,14 @@ impl ChannelInner {
         // `RpcClient` reports the end of its channel to the callers itself.
         let is_for_program = reason.is_some() && !self.shared.is_rpc_only();
         let is_unreported = is_for_program && !self.shared.set_end_reported();
-        let (taken, is_unsettled) = self.shared.publisher.take_unreported();
+        let (taken, is_unconfirmed) = self.shared.confirm_window.take_unreported();
         let unconfirmed = || {
             // Without a reason the wait was successful. Another thread has published after it.
             Error::Unconfirmed(Box::new(interrupted.unwrap_or_else(|| self.closed_error())))
         };
         let failures = taken.kept.into_iter();
         UnreportedErrors {
-            unconfirmed: (is_unsettled && reason.is_none()).then(unconfirmed),
+            unconfirmed: (is_unconfirmed && reason.is_none()).then(unconfirmed),
             end: reason.filter(|_| is_unreported).map(Error::ChannelClosed),
             failures: failures
                 .filter_map(|failure| publish_error(number, failure))
@@ -218,10 +221,10 @@ mod tests {
     #[test]
     fn a_close_reports_a_timeout_only_if_it_has_waited_until_the_deadline() {
         let inner = channel(10, Duration::from_secs(1));
-        let publisher = &inner.shared.publisher;
-        publisher.select(|| {});
-        publisher.select_done(true);
-        let publish = || publisher.begin(&mut false).unwrap().commit(None);
+        let confirm_window = &inner.shared.confirm_window;
+        confirm_window.select(|| {});
+        confirm_window.select_done(true);
+        let publish = || confirm_window.begin(&mut false).unwrap().commit(None);
         publish();
         let unconfirmed = |interrupted| match inner.unreported_errors(interrupted).unconfirmed {
             Some(Error::Unconfirmed(reason)) => *reason,
@@ -232,7 +235,7 @@ mod tests {
         assert!(reason.is_timeout(), "{reason:?}");
 
         // Another thread publishes and closes after the wait of this close.
-        publisher.confirmed(1, false, true);
+        confirm_window.confirmed(1, false, true);
         let interrupted = inner.await_confirms(Instant::now() + Duration::from_secs(10));
         assert!(interrupted.is_none(), "{interrupted:?}");
         publish();

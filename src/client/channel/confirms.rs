@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::BlockingChannel;
-use crate::client::confirm::outcome;
+use crate::client::confirm::result_of;
 use crate::error::{Error, PublishError, Result};
 use crate::io::to_io::write_budget::WaitError;
 use crate::io::to_program::publish_failures::Failure;
@@ -55,7 +55,7 @@ impl BlockingChannel {
         let mut call = None;
         if !inner
             .shared
-            .publisher
+            .confirm_window
             .select(|| call = Some(inner.queue_call(select.into(), None)))
         {
             return self.await_confirm_mode();
@@ -68,7 +68,7 @@ impl BlockingChannel {
             let text = "the reply to confirm.select is late";
             inner.shared.close_by_library(text.into());
         }
-        inner.shared.publisher.select_done(outcome.is_ok());
+        inner.shared.confirm_window.select_done(outcome.is_ok());
         outcome.map(drop)
     }
 
@@ -76,25 +76,27 @@ impl BlockingChannel {
     fn await_confirm_mode(&self) -> Result<()> {
         let inner = self.inner();
         let after = inner.limits.rpc_timeout;
-        let _waiting = inner.shared.connection.wait_for_room_or_confirm();
-        let publisher = &inner.shared.publisher;
-        let waited = publisher.wait_selected(Instant::now() + after, || !inner.is_open());
+        let _waiting = inner
+            .shared
+            .connection
+            .count_as_waiting_for_room_or_confirm();
+        let confirm_window = &inner.shared.confirm_window;
+        let waited = confirm_window.wait_selected(Instant::now() + after, || !inner.is_open());
         match waited {
-            Err(WaitError::TimedOut) => {
-                Err(inner
-                    .shared
-                    .connection
-                    .timeout("confirm.select", Some(self.number()), after))
-            }
+            Err(WaitError::TimedOut) => Err(inner.shared.connection.timeout_error(
+                "confirm.select",
+                Some(self.number()),
+                after,
+            )),
             // `confirm.select` fails only if the channel ends.
-            Ok(()) if !publisher.is_confirming() => Err(inner.closed_error()),
+            Ok(()) if !confirm_window.is_confirming() => Err(inner.closed_error()),
             _ => inner.check_open(),
         }
     }
 
     /// Returns whether the channel is in confirm mode.
     pub fn is_confirming(&self) -> bool {
-        self.inner().shared.publisher.is_confirming()
+        self.inner().shared.confirm_window.is_confirming()
     }
 
     /// Waits until all publishes so far are confirmed, at most for `timeout`. Returns an error if
@@ -122,21 +124,24 @@ impl BlockingChannel {
     /// - [`Error::NotConfirming`] without confirm mode.
     pub fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {
         let inner = self.inner();
-        let publisher = &inner.shared.publisher;
-        if !publisher.is_confirming() {
+        let confirm_window = &inner.shared.confirm_window;
+        if !confirm_window.is_confirming() {
             inner.check_open()?;
             return Err(Error::NotConfirming);
         }
-        let _waiting = inner.shared.connection.wait_for_room_or_confirm();
-        let waited = publisher.wait_settled(
-            publisher.last_number(),
+        let _waiting = inner
+            .shared
+            .connection
+            .count_as_waiting_for_room_or_confirm();
+        let waited = confirm_window.wait_confirmed(
+            confirm_window.last_number(),
             Instant::now().checked_add(timeout),
             || !inner.is_open(),
         );
         match waited {
             Ok(()) => {}
             Err(WaitError::TimedOut) => {
-                return Err(inner.shared.connection.timeout(
+                return Err(inner.shared.connection.timeout_error(
                     "confirms",
                     Some(self.number()),
                     timeout,
@@ -146,7 +151,7 @@ impl BlockingChannel {
                 return Err(Error::Unconfirmed(Box::new(inner.closed_error())));
             }
         }
-        let failures = publisher.take_failures();
+        let failures = confirm_window.take_failures();
         if failures.kept.is_empty() && failures.more == 0 {
             return Ok(());
         }
@@ -162,7 +167,7 @@ impl BlockingChannel {
 
 /// Returns the error of a publish that failed; `None` if it did not.
 pub(super) fn publish_error(channel: u16, failure: Failure) -> Option<PublishError> {
-    let error = outcome(&failure.settled).err()?;
+    let error = result_of(&failure.outcome).err()?;
     Some(PublishError {
         channel,
         sequence_number: failure.number,

@@ -8,7 +8,7 @@ use crate::client::callbacks::consumers::Callback;
 use crate::client::consumer::Consumer;
 use crate::client::delivery::Delivery;
 use crate::error::Result;
-use crate::io::shared::consumer::{ConsumerShared, Route};
+use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::io::to_program::inbox::Extracted;
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::content::DeliveredContent;
@@ -117,10 +117,10 @@ impl BlockingChannel {
         let consumer = ConsumerShared::with_callback(&consume, shared);
         // Before the call, because deliveries may arrive before the reply.
         inner.consumer_callbacks.insert(callback, &consumer)?;
-        let route = Arc::new(Route {
+        let token = Arc::new(ConsumerToken {
             consumer: Arc::clone(&consumer),
         });
-        if let Err(error) = inner.round_trip(consume.into(), Some(route)) {
+        if let Err(error) = inner.round_trip(consume.into(), Some(token)) {
             inner.remove_unstarted_callback(&consumer);
             return Err(error);
         }
@@ -170,10 +170,10 @@ impl BlockingChannel {
         let inner = self.inner();
         let consume = self.prepare(consume.into().nowait(false))?;
         let shared = ConsumerShared::with_inbox(&consume, Arc::clone(&inner.shared));
-        let route = Arc::new(Route {
+        let token = Arc::new(ConsumerToken {
             consumer: Arc::clone(&shared),
         });
-        if let Err(error) = inner.call::<basic::ConsumeOk>(consume.into(), Some(route)) {
+        if let Err(error) = inner.call::<basic::ConsumeOk>(consume.into(), Some(token)) {
             // Deliveries may have arrived even though the reply has not.
             inner.requeue_or_log(shared.take_remaining(), &shared);
             return Err(error);
@@ -192,10 +192,10 @@ impl BlockingChannel {
         let consume = self.prepare(basic::Consume::new(queue).no_ack(true))?;
         let shared = Arc::clone(&inner.shared);
         shared.set_rpc_only(rpc_replies);
-        let route = Arc::new(Route {
+        let token = Arc::new(ConsumerToken {
             consumer: ConsumerShared::with_rpc_replies(&consume, shared, Arc::clone(rpc_replies)),
         });
-        let started: Result<basic::ConsumeOk> = inner.call(consume.into(), Some(route));
+        let started: Result<basic::ConsumeOk> = inner.call(consume.into(), Some(token));
         started.map(drop)
     }
 
@@ -277,7 +277,7 @@ impl BlockingChannel {
             return Err(error);
         }
         let left = inner.remove_cancelled_callback(&consumer);
-        Ok(left.map_or_else(Vec::new, |left| inner.keep_or_give_back(left, &consumer)))
+        Ok(left.map_or_else(Vec::new, |left| inner.keep_or_requeue(left, &consumer)))
     }
 }
 
@@ -324,20 +324,20 @@ impl ChannelInner {
             id: basic::Cancel::ID,
             after: self.limits.rpc_timeout,
             consumer_tag: Some(consumer.tag.clone()),
-            outcome: self.shared.begin_cancel(consumer, nowait, deadline),
+            outcome: self.shared.queue_cancel(consumer, nowait, deadline),
         };
         self.await_reply(&call).map(drop)
     }
 
     /// Requeues the untaken deliveries of a consumer. Returns those that need no acknowledgement,
     /// because the broker no longer has them.
-    pub(crate) fn keep_or_give_back(
+    pub(crate) fn keep_or_requeue(
         self: &Arc<Self>,
         left: Extracted,
         consumer: &ConsumerShared,
     ) -> Vec<Delivery> {
         if !consumer.no_ack {
-            self.give_back(consumer, left);
+            self.requeue(consumer, left);
             return Vec::new();
         }
         left.map(|content| self.hand_out(content, consumer.no_ack))
@@ -349,7 +349,7 @@ impl ChannelInner {
     pub(crate) fn requeue_or_log(&self, left: Extracted, consumer: &ConsumerShared) {
         match left.len() {
             0 => {}
-            _ if !consumer.no_ack => self.give_back(consumer, left),
+            _ if !consumer.no_ack => self.requeue(consumer, left),
             count => log::warn!(
                 "{}: untaken deliveries of consumer {} are lost, because they need no \
                  acknowledgement: {count}",

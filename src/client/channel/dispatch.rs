@@ -28,7 +28,7 @@ enum NextEvent<'a> {
         no_ack: bool,
         loan: Loan<'a>,
     },
-    GiveBack(DeliveredContent, Arc<ConsumerShared>),
+    Requeue(DeliveredContent, Arc<ConsumerShared>),
     ConsumerEnded(Weak<ConsumerShared>),
     /// There was a delivery without a consumer, and it was dropped.
     Dropped,
@@ -96,13 +96,13 @@ impl BlockingChannel {
     pub fn start_consuming(&self) -> Result<()> {
         let inner = self.inner();
         let announce = || inner.shared.mark_ready();
-        let held = inner
+        let guard = inner
             .dispatch_lock
             .hold(&announce)
             .ok_or(Error::AlreadyConsuming)?;
-        let outcome = self.consume_all(&held);
-        let called = self.call_close_callbacks_under(&held);
-        drop(held);
+        let outcome = self.consume_all(&guard);
+        let called = self.call_close_callbacks_under(&guard);
+        drop(guard);
         // Other dispatching threads handle the remaining events.
         inner.shared.mark_ready();
         // A `close` in another thread could not take the dispatch lock meanwhile, so this thread
@@ -112,7 +112,7 @@ impl BlockingChannel {
             .and_then(|()| self.call_close_callbacks())
     }
 
-    fn consume_all(&self, held: &DispatchGuard<'_>) -> Result<()> {
+    fn consume_all(&self, guard: &DispatchGuard<'_>) -> Result<()> {
         let inner = self.inner();
         let connection = self.connection();
         let signal = Signal::of_this_thread();
@@ -127,8 +127,8 @@ impl BlockingChannel {
         }
         loop {
             let dispatched = connection.dispatch_own(&|| false)?
-                + self.call_notice_callbacks(held, EVENTS_PER_TURN_MAX, &|| false)?;
-            match self.step(held, &mut consuming)? {
+                + self.call_notice_callbacks(guard, EVENTS_PER_TURN_MAX, &|| false)?;
+            match self.step(guard, &mut consuming)? {
                 // The channel still has consumers, so `start_consuming` goes on.
                 Step::Handled if inner.consumer_callbacks.has_some() => consuming.cancelled = None,
                 Step::Handled => {}
@@ -136,7 +136,11 @@ impl BlockingChannel {
                 Step::Idle if dispatched > 0 => {}
                 Step::Idle => {
                     inner.warn_if_stalled(&mut consuming.warned);
-                    let _waiting = inner.shared.connection.read_control.wait_for_delivery();
+                    let _waiting = inner
+                        .shared
+                        .connection
+                        .read_control
+                        .count_as_waiting_for_delivery();
                     signal.wait(connection.next_turn());
                 }
                 Step::NoConsumers => break,
@@ -160,11 +164,11 @@ impl BlockingChannel {
         let inner = self.inner();
         inner.shared.clear_ready();
         let announce = || inner.shared.mark_ready();
-        let Some(held) = inner.dispatch_lock.hold(&announce) else {
+        let Some(guard) = inner.dispatch_lock.hold(&announce) else {
             return Ok(0);
         };
-        let outcome = self.dispatch_share(&held, share, is_over);
-        drop(held);
+        let outcome = self.dispatch_share(&guard, share, is_over);
+        drop(guard);
         let is_done = outcome.as_ref().is_ok_and(|&done| done < share) && !is_over();
         if !is_done || inner.has_more() {
             inner.shared.mark_ready();
@@ -177,18 +181,18 @@ impl BlockingChannel {
 
     fn dispatch_share(
         &self,
-        held: &DispatchGuard<'_>,
+        guard: &DispatchGuard<'_>,
         share: usize,
         is_over: &dyn Fn() -> bool,
     ) -> Result<usize> {
         let inner = self.inner();
         let mut consuming = Consuming::default();
-        let mut done = self.call_notice_callbacks(held, share, is_over)?;
+        let mut done = self.call_notice_callbacks(guard, share, is_over)?;
         for _ in 0..inner.shared.inbox.len().min(share) {
             if is_over() {
                 return Ok(done);
             }
-            match self.step(held, &mut consuming)? {
+            match self.step(guard, &mut consuming)? {
                 Step::Handled => done += 1,
                 Step::Idle | Step::NoConsumers | Step::Ended => break,
             }
@@ -196,10 +200,10 @@ impl BlockingChannel {
                 return Err(Error::ConsumerCancelled(tag));
             }
         }
-        if inner.shared.inbox.is_over() {
+        if inner.shared.inbox.is_drained() {
             let is_unreported = inner.on_close.is_empty() && inner.consumer_callbacks.has_some();
             inner.consumer_callbacks.clear();
-            self.call_close_callbacks_under(held)?;
+            self.call_close_callbacks_under(guard)?;
             match inner.shared.closed() {
                 // If the connection has ended, its own callbacks report the reason.
                 Some(reason) if is_unreported && reason.by != ClosedBy::Application => {
@@ -212,7 +216,7 @@ impl BlockingChannel {
     }
 
     /// Handles the next event.
-    fn step(&self, held: &DispatchGuard<'_>, consuming: &mut Consuming) -> Result<Step> {
+    fn step(&self, guard: &DispatchGuard<'_>, consuming: &mut Consuming) -> Result<Step> {
         let inner = self.inner();
         match inner.next_event() {
             NextEvent::NoConsumers => return Ok(Step::NoConsumers),
@@ -223,13 +227,13 @@ impl BlockingChannel {
                 content,
                 no_ack,
                 loan,
-            } => self.run_callback(held, content, no_ack, loan)?,
-            NextEvent::GiveBack(content, consumer) => {
-                inner.give_back(&consumer, std::iter::once(content));
+            } => self.run_callback(guard, content, no_ack, loan)?,
+            NextEvent::Requeue(content, consumer) => {
+                inner.requeue(&consumer, std::iter::once(content));
             }
             NextEvent::ConsumerEnded(consumer) => {
                 if let Some(tag) = inner.remove_ended_callback(&consumer) {
-                    self.call_cancel_callbacks(held, tag, consuming)?;
+                    self.call_cancel_callbacks(guard, tag, consuming)?;
                 }
             }
         }
@@ -240,7 +244,7 @@ impl BlockingChannel {
     /// dispatching call ends with an error.
     fn call_cancel_callbacks(
         &self,
-        held: &DispatchGuard<'_>,
+        guard: &DispatchGuard<'_>,
         tag: ShortString,
         consuming: &mut Consuming,
     ) -> Result<()> {
@@ -249,13 +253,13 @@ impl BlockingChannel {
             consuming.cancelled = Some(tag);
             return Ok(());
         }
-        inner.on_cancel.call_all(held, self, &tag)
+        inner.on_cancel.call_all(guard, self, &tag)
     }
 
     /// Runs the callback for `content`.
     fn run_callback(
         &self,
-        held: &DispatchGuard<'_>,
+        guard: &DispatchGuard<'_>,
         content: DeliveredContent,
         no_ack: bool,
         mut loan: Loan<'_>,
@@ -269,10 +273,10 @@ impl BlockingChannel {
         let Some(callback) = loan.callbacks() else {
             return Ok(());
         };
-        let outcome = held.call(|| callback(self, delivery));
+        let outcome = guard.call(|| callback(self, delivery));
         // If another thread of this program closes the channel, calls of the callback fail. That is
         // no error of the callback.
-        match (outcome, inner.shared.end()) {
+        match (outcome, inner.shared.end_error()) {
             (Err(error), Some(end)) if !error.is_of_others() && !end.is_of_others() => Ok(()),
             (outcome, _) => outcome,
         }
@@ -327,7 +331,7 @@ impl ChannelInner {
             // A delivery that needs no acknowledgement cannot be requeued, so its callback still
             // gets it.
             Some(entry) if !entry.is_running() && !entry.shared.no_ack => {
-                NextEvent::GiveBack(content, Arc::clone(&entry.shared))
+                NextEvent::Requeue(content, Arc::clone(&entry.shared))
             }
             Some(entry) => NextEvent::Call {
                 no_ack: entry.shared.no_ack,
@@ -394,7 +398,7 @@ impl ChannelInner {
         let entry = self.consumer_callbacks.lock().remove(&consumer);
         // Dropped outside the lock: the `Drop` of a captured value may use this channel.
         drop(entry?);
-        if consumer.cancelled_by_broker() != Some(true) {
+        if consumer.canceller() != Some(ClosedBy::Broker) {
             return None;
         }
         log::warn!("the broker has cancelled consumer {}", consumer.tag);
@@ -410,7 +414,7 @@ impl ChannelInner {
         }
         let left = self.extract_for(&consumer.tag);
         drop(entries);
-        self.give_back(consumer, left);
+        self.requeue(consumer, left);
     }
 
     /// Logs, once, that no more deliveries can arrive because the prefetch is used up by unsettled

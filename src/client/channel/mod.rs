@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, OpenFailure, Opener, Outcome};
 use crate::io::shared::connection::ConnectionShared;
-use crate::io::shared::consumer::{ConsumerShared, Route};
+use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::protocol::content::DeliveredContent;
 use crate::protocol::event::{CallFailure, NumberError, Reply};
 use crate::protocol::methods::{Method, MethodId, access, basic, channel};
@@ -146,11 +146,13 @@ impl BlockingChannel {
                     None,
                 ),
                 OpenFailure::Number(NumberError::NoneFree) => Error::NoFreeChannels { max },
-                OpenFailure::Number(NumberError::Closing(number)) => connection.shared.timeout(
-                    "channel.close before channel.open",
-                    Some(number),
-                    limits.rpc_timeout,
-                ),
+                OpenFailure::Number(NumberError::Closing(number)) => {
+                    connection.shared.timeout_error(
+                        "channel.close before channel.open",
+                        Some(number),
+                        limits.rpc_timeout,
+                    )
+                }
                 OpenFailure::Number(error) => match (error, number.unwrap_or_default()) {
                     (NumberError::InUse, number) => Error::ChannelNumberInUse(number),
                     (_, number) => Error::InvalidChannelNumber { number, max },
@@ -247,7 +249,7 @@ impl BlockingChannel {
     /// Returns whether the broker accepts publishes on this channel. Publishes wait after the
     /// broker has stopped them with `channel.flow`, which RabbitMQ never sends.
     pub fn is_flow_active(&self) -> bool {
-        self.inner().shared.publisher.is_flow_active()
+        self.inner().shared.confirm_window.is_flow_active()
     }
 
     /// Requests an access ticket, which old brokers required. RabbitMQ replies, and ignores
@@ -336,7 +338,11 @@ impl ChannelInner {
         self.shared.ended_by_others()
     }
 
-    fn call<R: TryFrom<Method>>(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<R> {
+    fn call<R: TryFrom<Method>>(
+        &self,
+        method: Method,
+        consumer: Option<Arc<ConsumerToken>>,
+    ) -> Result<R> {
         match self.round_trip(method, consumer)? {
             Reply::Method(method) => R::try_from(method).map_err(|_| self.closed_error()),
             _ => Err(self.closed_error()),
@@ -344,21 +350,25 @@ impl ChannelInner {
     }
 
     /// Sends `method` when it is its turn, and waits for its reply.
-    pub(crate) fn round_trip(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Reply> {
+    pub(crate) fn round_trip(
+        &self,
+        method: Method,
+        consumer: Option<Arc<ConsumerToken>>,
+    ) -> Result<Reply> {
         let call = self.queue_call(method, consumer)?;
         self.await_reply(&call)
     }
 
     /// Queues `method`. The IO thread sends it when it is its turn.
-    fn queue_call(&self, method: Method, consumer: Option<Arc<Route>>) -> Result<Call> {
+    fn queue_call(&self, method: Method, consumer: Option<Arc<ConsumerToken>>) -> Result<Call> {
         self.check_open()?;
         Ok(Call {
             id: method.id(),
             after: self.limits.rpc_timeout,
-            consumer_tag: consumer.as_ref().map(|route| route.consumer.tag.clone()),
+            consumer_tag: consumer.as_ref().map(|token| token.consumer.tag.clone()),
             outcome: self
                 .shared
-                .begin(method, consumer, self.limits.call_deadline()),
+                .queue_call(method, consumer, self.limits.call_deadline()),
         })
     }
 
@@ -408,12 +418,12 @@ impl ChannelInner {
     }
 
     /// Requeues deliveries that have arrived for `consumer` and that the program will not take.
-    pub(crate) fn give_back(
+    pub(crate) fn requeue(
         &self,
         consumer: &ConsumerShared,
         messages: impl Iterator<Item = DeliveredContent>,
     ) {
-        consumer.give_back(messages, |command| self.shared.connection.send(command));
+        consumer.requeue(messages, |command| self.shared.connection.send(command));
     }
 }
 
@@ -428,7 +438,7 @@ pub(crate) fn call_error(
 ) -> Error {
     match failure {
         CallFailure::TimedOut => {
-            connection.timeout(operation, channel.map(|channel| channel.id.number), after)
+            connection.timeout_error(operation, channel.map(|channel| channel.id.number), after)
         }
         CallFailure::Encode(error) => error.into(),
         CallFailure::DuplicateConsumerTag => {
@@ -436,7 +446,7 @@ pub(crate) fn call_error(
         }
         CallFailure::Closed => match channel {
             Some(channel) => channel.closed_error(),
-            None => connection.end().unwrap_or_else(Error::being_closed),
+            None => connection.end_error().unwrap_or_else(Error::being_closed),
         },
     }
 }

@@ -108,7 +108,7 @@ impl BlockingChannel {
             .add(move |channel, confirmation: &Confirmation| {
                 callback(channel, confirmation.clone())
             });
-        self.inner().shared.publisher.keep_outcomes();
+        self.inner().shared.confirm_window.keep_outcomes();
     }
 
     /// Calls `callback` when the broker stops (`false`) or resumes (`true`) publishing with
@@ -141,7 +141,7 @@ impl BlockingChannel {
     /// Runs the callbacks for at most `limit` notices, and returns the number of notices.
     pub(super) fn call_notice_callbacks(
         &self,
-        held: &DispatchGuard<'_>,
+        guard: &DispatchGuard<'_>,
         limit: usize,
         is_over: &dyn Fn() -> bool,
     ) -> Result<usize> {
@@ -155,19 +155,19 @@ impl BlockingChannel {
             match notice {
                 Notice::Returned(message) => {
                     let returned = Returned::new(message);
-                    inner.on_return.call_all(held, self, &returned)?;
+                    inner.on_return.call_all(guard, self, &returned)?;
                 }
-                Notice::Cancelled(tag) => inner.on_cancel.call_all(held, self, &tag)?,
-                Notice::Flow(active) => inner.on_flow.call_all(held, self, &active)?,
+                Notice::Cancelled(tag) => inner.on_cancel.call_all(guard, self, &tag)?,
+                Notice::Flow(active) => inner.on_flow.call_all(guard, self, &active)?,
             }
         }
         while handled < limit && !is_over() {
-            let Some((number, settled)) = inner.shared.publisher.take_outcome() else {
+            let Some((number, outcome)) = inner.shared.confirm_window.take_outcome() else {
                 break;
             };
             handled += 1;
-            let confirmation = Confirmation::new(number, settled.as_ref(), || inner.closed_error());
-            inner.on_confirm.call_all(held, self, &confirmation)?;
+            let confirmation = Confirmation::new(number, outcome.as_ref(), || inner.closed_error());
+            inner.on_confirm.call_all(guard, self, &confirmation)?;
         }
         Ok(handled)
     }
@@ -180,19 +180,19 @@ impl BlockingChannel {
         }
         let announce = || inner.shared.mark_ready();
         match inner.dispatch_lock.hold(&announce) {
-            Some(held) => self.call_close_callbacks_under(&held),
+            Some(guard) => self.call_close_callbacks_under(&guard),
             None => Ok(()),
         }
     }
 
     /// Runs the close callbacks under the dispatch lock, after the callbacks for earlier notices.
-    pub(super) fn call_close_callbacks_under(&self, held: &DispatchGuard<'_>) -> Result<()> {
+    pub(super) fn call_close_callbacks_under(&self, guard: &DispatchGuard<'_>) -> Result<()> {
         let inner = self.inner();
         let Some(reason) = inner.end_to_report() else {
             return Ok(());
         };
         let rest = self
-            .call_notice_callbacks(held, usize::MAX, &|| false)
+            .call_notice_callbacks(guard, usize::MAX, &|| false)
             .map(drop);
         if rest.is_ok() {
             inner.clear_notice_callbacks();
@@ -201,7 +201,7 @@ impl BlockingChannel {
             // Records that the callbacks report the end, so that `close` does not report it again.
             let _ = inner.ended_by_others();
         }
-        let called = inner.on_close.call_all_once(held, self, &reason);
+        let called = inner.on_close.call_all_once(guard, self, &reason);
         rest.and(called)
     }
 }
@@ -211,7 +211,7 @@ impl ChannelInner {
     fn end_to_report(&self) -> Option<Error> {
         let shared = &self.shared;
         match shared.inbox.has_ended() && !shared.is_closing() {
-            true => shared.end(),
+            true => shared.end_error(),
             false => None,
         }
     }

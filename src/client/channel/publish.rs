@@ -9,7 +9,7 @@ use crate::client::confirm::PublisherConfirm;
 use crate::client::message::Message;
 use crate::error::{Error, Result};
 use crate::io::to_io::write_budget::WaitError;
-use crate::io::to_program::publisher::Ticket;
+use crate::io::to_program::confirm_window::Ticket;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::confirms::Mandatory;
 use crate::protocol::frame::{EncodedPublish, Publish};
@@ -106,11 +106,11 @@ impl ChannelInner {
         let channel = &*self.shared;
         let mut room = Room::new(self, encoded.size());
         loop {
-            // The lock of the publisher is taken first, and held until the publish is queued: so
+            // The lock of the confirm window is taken first, and held until the publish is queued: so
             // sequence numbers and the queue have one order. Outside confirm mode it is not needed.
-            let ticket = match channel.publisher.is_gated() {
+            let ticket = match channel.confirm_window.must_check_state() {
                 false => None,
-                true => match channel.publisher.begin(&mut room.has_place) {
+                true => match channel.confirm_window.begin(&mut room.has_place) {
                     Some(ticket) => Some(ticket),
                     None => {
                         room.wait_for_window()?;
@@ -125,7 +125,7 @@ impl ChannelInner {
                 return Err(self.closed_error());
             }
             // If another thread has queued `confirm.select` since, the broker counts this publish.
-            if ticket.is_none() && channel.publisher.is_gated() {
+            if ticket.is_none() && channel.confirm_window.must_check_state() {
                 continue;
             }
             if !room.reserved && !queue.take_room(encoded.size()) {
@@ -150,7 +150,7 @@ impl ChannelInner {
 }
 
 /// The room that a publish needs: a place in the confirm window, and bytes of the write budget.
-/// Dropping it gives back the part that the publish has not used.
+/// Dropping it frees the part that the publish has not used.
 struct Room<'a> {
     inner: &'a ChannelInner,
     size: usize,
@@ -183,11 +183,11 @@ impl<'a> Room<'a> {
 
     fn wait_for_window(&mut self) -> Result<()> {
         // Other publishes may use the bytes while this one waits.
-        self.give_back();
+        self.release_bytes();
         let deadline = self.deadline();
         let is_pointless = || !self.inner.is_open();
-        let publisher = &self.inner.shared.publisher;
-        let waited = publisher.wait_for_room(deadline, is_pointless);
+        let confirm_window = &self.inner.shared.confirm_window;
+        let waited = confirm_window.wait_for_room(deadline, is_pointless);
         waited.map_err(|no_room| self.wait_failed(no_room))?;
         self.has_place = true;
         Ok(())
@@ -207,7 +207,13 @@ impl<'a> Room<'a> {
         let inner = self.inner;
         let begin = || {
             let deadline = Instant::now() + inner.limits.publish_timeout;
-            (inner.shared.connection.wait_for_room_or_confirm(), deadline)
+            (
+                inner
+                    .shared
+                    .connection
+                    .count_as_waiting_for_room_or_confirm(),
+                deadline,
+            )
         };
         self.waiting.get_or_insert_with(begin).1
     }
@@ -218,14 +224,18 @@ impl<'a> Room<'a> {
             WaitError::TimedOut => Error::PublishTimeout {
                 after: self.inner.limits.publish_timeout,
                 blocked: self.inner.shared.connection.blocked(),
-                paused: self.inner.shared.connection.pause(),
+                paused: self.inner.shared.connection.reading_pause(),
             },
         }
     }
 
-    fn give_back(&mut self) {
+    fn release_bytes(&mut self) {
         if std::mem::take(&mut self.reserved) {
-            self.inner.shared.connection.commands().give_back(self.size);
+            self.inner
+                .shared
+                .connection
+                .commands()
+                .release_reserved(self.size);
         }
     }
 }
@@ -233,9 +243,9 @@ impl<'a> Room<'a> {
 impl Drop for Room<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.give_back();
+        self.release_bytes();
         if self.has_place {
-            self.inner.shared.publisher.give_back();
+            self.inner.shared.confirm_window.release_place();
         }
     }
 }
@@ -270,11 +280,11 @@ mod tests {
     }
 
     #[test]
-    fn a_publish_that_fails_gives_back_its_place_in_the_confirm_window() {
+    fn a_publish_that_fails_frees_its_place_in_the_confirm_window() {
         let inner = Arc::new(channel(1, Duration::ZERO));
-        let publisher = &inner.shared.publisher;
-        assert!(publisher.select(|| {}));
-        publisher.select_done(true);
+        let confirm_window = &inner.shared.confirm_window;
+        assert!(confirm_window.select(|| {}));
+        confirm_window.select_done(true);
         let mut failing = Room::new(&inner, 1);
         failing.wait_for_window().unwrap();
         let full = publish(&inner);
@@ -284,14 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn a_publish_gives_back_the_room_that_it_does_not_use() {
+    fn a_publish_frees_the_room_that_it_does_not_use() {
         let inner = Arc::new(channel(1, SECOND));
         let mut failing = Room::new(&inner, 100);
         failing.wait_for_budget().unwrap();
         assert_eq!(waiting_bytes(&inner), 100);
         drop(failing);
         assert_eq!(waiting_bytes(&inner), 0);
-        // A publish that waits for the confirm window gives back its bytes as well.
+        // A publish that waits for the confirm window frees its bytes as well.
         let mut waiting = Room::new(&inner, 100);
         waiting.wait_for_budget().unwrap();
         waiting.wait_for_window().unwrap();
@@ -305,11 +315,11 @@ mod tests {
         let inner = Arc::new(channel(1, SECOND * 30));
         publish(&inner).unwrap();
         let size = waiting_bytes(&inner);
-        let budget = inner.shared.connection.budget();
+        let budget = inner.shared.connection.write_budget();
         budget.take(1 << 20);
         thread::scope(|scope| {
             let waiting = scope.spawn(|| publish(&inner));
-            while !budget.is_awaited() {
+            while !budget.has_line() {
                 thread::yield_now();
             }
             inner.shared.connection.commands().release(1 << 20);
@@ -321,25 +331,25 @@ mod tests {
     #[test]
     fn a_place_in_the_window_survives_a_wait_for_the_write_budget_outside_confirm_mode() {
         let inner = Arc::new(channel(1, SECOND * 30));
-        let publisher = &inner.shared.publisher;
+        let confirm_window = &inner.shared.confirm_window;
         let commands = inner.shared.connection.commands();
-        let budget = inner.shared.connection.budget();
-        publisher.set_flow(false);
+        let budget = inner.shared.connection.write_budget();
+        confirm_window.set_flow(false);
         thread::scope(|scope| {
             let waiting = scope.spawn(|| publish(&inner));
-            while !publisher.is_room_awaited() {
+            while !confirm_window.is_room_awaited() {
                 thread::yield_now();
             }
             budget.take(1 << 20);
-            publisher.set_flow(true);
-            while !budget.is_awaited() {
+            confirm_window.set_flow(true);
+            while !budget.has_line() {
                 thread::yield_now();
             }
             commands.release(1 << 20);
             waiting.join().unwrap().unwrap();
         });
-        assert!(publisher.select(|| {}));
-        publisher.select_done(true);
+        assert!(confirm_window.select(|| {}));
+        confirm_window.select_done(true);
         assert_eq!(publish(&inner).unwrap().sequence_number(), Some(1));
     }
 }

@@ -138,11 +138,11 @@ impl BlockingConnection {
         let callbacks = self.callbacks();
         // If another thread has the lock, it dispatches these events too.
         let call_others = || shared.wake_dispatchers();
-        let Some(held) = callbacks.lock.hold(&call_others) else {
+        let Some(guard) = callbacks.lock.hold(&call_others) else {
             return Ok(0);
         };
-        let outcome = self.dispatch_held(&held, is_over);
-        drop(held);
+        let outcome = self.dispatch_under(&guard, is_over);
+        drop(guard);
         if outcome.is_err() {
             // The error may have left events behind, for the next dispatching call.
             shared.signal_own_event();
@@ -153,16 +153,20 @@ impl BlockingConnection {
         outcome.and_then(|dispatched| closed.map(|()| dispatched))
     }
 
-    fn dispatch_held(&self, held: &DispatchGuard<'_>, is_over: &dyn Fn() -> bool) -> Result<usize> {
+    fn dispatch_under(
+        &self,
+        guard: &DispatchGuard<'_>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<usize> {
         self.inner.shared.clear_own_event();
-        let changes = self.call_state_callbacks(held)?;
-        let timers = self.run_timers(held, is_over)?;
-        self.call_close_callbacks_under(held)?;
+        let changes = self.call_state_callbacks(guard)?;
+        let timers = self.run_timers(guard, is_over)?;
+        self.call_close_callbacks_under(guard)?;
         Ok(changes + timers)
     }
 
     /// Runs the callbacks for a state that differs from the one they were last called with.
-    fn call_state_callbacks(&self, held: &DispatchGuard<'_>) -> Result<usize> {
+    fn call_state_callbacks(&self, guard: &DispatchGuard<'_>) -> Result<usize> {
         let callbacks = self.callbacks();
         let (blocked, backpressure) = (
             self.blocked_reason(),
@@ -175,18 +179,18 @@ impl BlockingConnection {
         let mut changes = 0;
         match blocked {
             Some(reason) if !was_blocked => {
-                callbacks.on_blocked.call_all(held, self, &reason)?;
+                callbacks.on_blocked.call_all(guard, self, &reason)?;
                 changes += 1;
             }
             None if was_blocked => {
-                callbacks.on_unblocked.call_all(held, self, &())?;
+                callbacks.on_unblocked.call_all(guard, self, &())?;
                 changes += 1;
             }
             _ => {}
         }
         if backpressure && !had_backpressure {
             let waiting = self.inner.shared.commands().waiting_bytes();
-            callbacks.on_backpressure.call_all(held, self, &waiting)?;
+            callbacks.on_backpressure.call_all(guard, self, &waiting)?;
             changes += 1;
         }
         Ok(changes)
@@ -199,19 +203,19 @@ impl BlockingConnection {
         }
         let call_others = || self.inner.shared.wake_dispatchers();
         match self.callbacks().lock.hold(&call_others) {
-            Some(held) => self.call_close_callbacks_under(&held),
+            Some(guard) => self.call_close_callbacks_under(&guard),
             None => Ok(()),
         }
     }
 
-    fn call_close_callbacks_under(&self, held: &DispatchGuard<'_>) -> Result<()> {
+    fn call_close_callbacks_under(&self, guard: &DispatchGuard<'_>) -> Result<()> {
         let Some(reason) = self.close_reason() else {
             return Ok(());
         };
         let callbacks = self.callbacks();
         callbacks.clear();
         self.inner.timers.clear();
-        callbacks.on_close.call_all_once(held, self, &reason)
+        callbacks.on_close.call_all_once(guard, self, &reason)
     }
 }
 

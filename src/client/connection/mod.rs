@@ -312,7 +312,10 @@ impl BlockingConnection {
                 UnreportedErrors::sum(unreported).map_or(called, Err)
             }
             Some(termination) => Err(termination.into()),
-            None => Err(self.inner.shared.timeout("connection.close", None, timeout)),
+            None => Err(self
+                .inner
+                .shared
+                .timeout_error("connection.close", None, timeout)),
         }
     }
 
@@ -325,7 +328,8 @@ impl BlockingConnection {
     /// dispatches.
     pub fn disconnect(&self) {
         self.inner.shared.send(Command::Disconnect);
-        self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
+        self.inner
+            .wait_for_io_thread(Instant::now() + DEADLINE_GRACE);
     }
 
     /// Returns whether the connection is neither closing nor closed.
@@ -355,7 +359,7 @@ impl BlockingConnection {
 
     /// Waits until the connection has ended, without a limit, and returns the reason.
     pub fn wait_closed(&self) -> Error {
-        self.inner.shared.wait_ended(None);
+        self.inner.shared.wait_for_io_thread(None);
         self.inner.closed_error()
     }
 
@@ -442,7 +446,7 @@ impl fmt::Debug for BlockingConnection {
 impl ConnectionInner {
     /// Returns the reason as an error if the connection has ended or is closing.
     pub(crate) fn check_open(&self) -> Result<()> {
-        match self.shared.end() {
+        match self.shared.end_error() {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -450,7 +454,7 @@ impl ConnectionInner {
 
     /// Returns the reason of the end, for a call that failed because of it.
     pub(crate) fn closed_error(&self) -> Error {
-        self.shared.end().unwrap_or_else(Error::being_closed)
+        self.shared.end_error().unwrap_or_else(Error::being_closed)
     }
 
     fn close(&self, code: ReplyCode, text: &str, deadline: Instant) {
@@ -460,7 +464,7 @@ impl ConnectionInner {
             deadline,
         });
         // The IO thread has the same deadline and ends the connection itself.
-        self.wait_ended(deadline + DEADLINE_GRACE);
+        self.wait_for_io_thread(deadline + DEADLINE_GRACE);
     }
 
     /// Adds a channel to the list, until [`forget_channel`](Self::forget_channel).
@@ -487,8 +491,8 @@ impl ConnectionInner {
     }
 
     /// Waits for the end of the IO thread until `deadline`.
-    fn wait_ended(&self, deadline: Instant) {
-        if self.shared.wait_ended(Some(deadline)) {
+    fn wait_for_io_thread(&self, deadline: Instant) {
+        if self.shared.wait_for_io_thread(Some(deadline)) {
             if let Some(thread) = self.thread.lock().take() {
                 // A panic of the thread is reported as the reason of the end.
                 let _ = thread.join();
@@ -517,7 +521,7 @@ impl Drop for ConnectionInner {
             deadline: deadline.max(now + self.limits.close_timeout),
         });
         if patient || self.shared.termination().is_some() {
-            self.wait_ended(deadline);
+            self.wait_for_io_thread(deadline);
         }
     }
 }

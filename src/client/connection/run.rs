@@ -198,7 +198,11 @@ impl BlockingConnection {
 
     /// Waits until there are events, a timer is due, or the deadline has passed.
     fn wait(&self, signal: &Signal, deadline: Option<Instant>) {
-        let _waiting = self.inner.shared.read_control.wait_for_delivery();
+        let _waiting = self
+            .inner
+            .shared
+            .read_control
+            .count_as_waiting_for_delivery();
         signal.wait(earlier(deadline, self.next_turn()));
     }
 
@@ -261,7 +265,8 @@ impl BlockingConnection {
     /// Runs the callbacks of all channels after the end of the connection, which ends them all.
     fn dispatch_last(&self, share: usize, is_over: &dyn Fn() -> bool) -> Result<usize> {
         // When the IO thread has ended, each channel has recorded its end.
-        self.inner.wait_ended(Instant::now() + DEADLINE_GRACE);
+        self.inner
+            .wait_for_io_thread(Instant::now() + DEADLINE_GRACE);
         let mut dispatched = 0;
         for channel in self.inner.open_channels() {
             dispatched += channel.dispatch_some(share, is_over)?;

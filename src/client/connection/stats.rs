@@ -114,7 +114,9 @@ impl BlockingConnection {
             deliveries_unsettled: open()
                 .map(|it| it.inner().shared.unsettled_deliveries())
                 .sum(),
-            unconfirmed: shared_channels().map(|it| it.publisher.outstanding()).sum(),
+            unconfirmed: shared_channels()
+                .map(|it| it.confirm_window.outstanding())
+                .sum(),
             bytes_to_write: shared.commands().waiting_bytes(),
             bytes_to_take: shared.read_budget().bytes(),
             channels: channels.len(),

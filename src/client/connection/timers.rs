@@ -103,7 +103,7 @@ impl BlockingConnection {
     /// Runs the timers that are due, and returns their number.
     pub(super) fn run_timers(
         &self,
-        held: &DispatchGuard<'_>,
+        guard: &DispatchGuard<'_>,
         is_over: &dyn Fn() -> bool,
     ) -> Result<usize> {
         let timers = &self.inner.timers;
@@ -114,7 +114,7 @@ impl BlockingConnection {
                 break;
             };
             run += 1;
-            held.call(|| callback(self))?;
+            guard.call(|| callback(self))?;
         }
         self.set_timer_deadline();
         Ok(run)

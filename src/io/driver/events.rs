@@ -9,7 +9,7 @@ use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, OpenFailure, Outcome};
 use crate::io::shared::connection::ConnectionShared;
-use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Destination, Route};
+use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, ConsumerToken, Destination};
 use crate::io::shared::notices::Notice;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::confirms::fingerprint;
@@ -20,8 +20,8 @@ use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::wire::ShortString;
 
 /// Puts consecutive deliveries of one consumer into its inbox.
-fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) {
-    let consumer = &route.consumer;
+fn deliver(token: &ConsumerToken, batches: &mut VecDeque<Batch>, is_fixed: bool) {
+    let consumer = &token.consumer;
     let channel = &consumer.channel;
     let (Some(first), Some(last)) = (
         batches.front().map(Batch::first),
@@ -41,7 +41,7 @@ fn deliver(route: &Route, batches: &mut VecDeque<Batch>, never_held_back: bool) 
     match &consumer.destination {
         Destination::RpcReplies(rpc_replies) => rpc_replies.deliver(batches),
         Destination::Inbox(_) | Destination::Callback => {
-            put_into_inbox(consumer, |inbox| inbox.push(batches, never_held_back));
+            put_into_inbox(consumer, |inbox| inbox.push(batches, is_fixed));
         }
     }
 }
@@ -68,9 +68,9 @@ pub(crate) fn pass_on(
         Event::Deliveries {
             consumer,
             mut batches,
-            never_held_back,
+            is_fixed,
         } => {
-            deliver(&consumer, &mut batches, never_held_back);
+            deliver(&consumer, &mut batches, is_fixed);
             return Some(batches);
         }
         Event::Requeue {
@@ -78,7 +78,7 @@ pub(crate) fn pass_on(
             delivery_tag,
         } => {
             channel.settlements.lock().requeue_held_back(delivery_tag);
-            execute(Command::GiveBack {
+            execute(Command::Requeue {
                 channel: channel.id,
                 delivery_tags: vec![delivery_tag],
             });
@@ -138,7 +138,7 @@ pub(crate) fn pass_on(
             by_broker,
         } => end_consumer(&consumer, by_broker),
         Event::Recovered { channel, consumers } => {
-            channel.recovered();
+            channel.record_recovered();
             discard_unsettled(&channel, &consumers);
         }
         Event::ChannelClosed {
@@ -147,7 +147,7 @@ pub(crate) fn pass_on(
             consumers,
         } => {
             channel.close(reason.clone());
-            shared.budget().wake_to_recheck();
+            shared.write_budget().wake_to_recheck();
             discard_unsettled(&channel, &consumers);
             if let Some(reason) = reason {
                 log_channel_end(&channel, &reason);
@@ -163,7 +163,7 @@ pub(crate) fn pass_on(
             multiple,
             ack,
         } => {
-            let confirmed = channel.publisher.confirmed(number, multiple, ack);
+            let confirmed = channel.confirm_window.confirmed(number, multiple, ack);
             match ack {
                 true => shared.counters.messages_confirmed.add(confirmed.count),
                 false => shared.counters.messages_nacked.add(confirmed.count),
@@ -178,7 +178,7 @@ pub(crate) fn pass_on(
         }
         Event::Flow { channel, active } => {
             let number = channel.id.number;
-            channel.publisher.set_flow(active);
+            channel.confirm_window.set_flow(active);
             keep_notice(&channel, Notice::Flow(active));
             log::info!("{}: channel {number}: flow {active}", shared.name);
         }
@@ -211,7 +211,7 @@ fn record_oversized(shared: &ConnectionShared, passed_over: &PassedOver<DriverTo
     channel.record_delivery_tag(tag);
     shared.counters.messages_oversized.add(1);
     let consumer = passed_over.consumer.as_ref();
-    let consumer = consumer.map(|route| &route.consumer);
+    let consumer = consumer.map(|token| &token.consumer);
     let queue = consumer.map(|consumer| &consumer.queue);
     let queue = queue.or(passed_over.queue.as_ref());
     log::warn!(
@@ -262,7 +262,7 @@ fn log_channel_end(channel: &ChannelShared, reason: &CloseReason) {
 fn pass_on_returned(channel: &ChannelShared, content: ReturnedContent) {
     let returned = &content.method;
     let fingerprint = fingerprint(&returned.exchange, &returned.routing_key, &content.body);
-    let unclaimed = channel.publisher.returned(fingerprint, content);
+    let unclaimed = channel.confirm_window.returned(fingerprint, content);
     if let Some(message) = unclaimed {
         keep_notice(channel, Notice::Returned(message));
     }
@@ -293,24 +293,27 @@ fn keep_notice(channel: &ChannelShared, notice: Notice) {
 
 /// Drops untaken deliveries that need acknowledgement. They can no longer be acknowledged, and the
 /// broker requeues them. In the inbox they would use the read budget of other channels.
-fn discard_unsettled(channel: &ChannelShared, consumers: &[Arc<Route>]) {
+fn discard_unsettled(channel: &ChannelShared, consumers: &[Arc<ConsumerToken>]) {
     let needs_no_ack = |tag: &ShortString| {
         consumers
             .iter()
-            .any(|route| route.consumer.no_ack && route.consumer.tag == *tag)
+            .any(|token| token.consumer.no_ack && token.consumer.tag == *tag)
     };
     channel.inbox.discard(|tag| !needs_no_ack(tag));
-    for route in consumers.iter().filter(|route| !route.consumer.no_ack) {
-        if let Some(inbox) = route.consumer.own_inbox() {
+    for token in consumers.iter().filter(|token| !token.consumer.no_ack) {
+        if let Some(inbox) = token.consumer.own_inbox() {
             inbox.discard(|_| true);
         }
     }
 }
 
 /// Passes the end of a consumer to its callback, its inbox or its RPC requests.
-fn end_consumer(route: &Route, by_broker: bool) {
-    let consumer = &route.consumer;
-    consumer.cancel(by_broker);
+fn end_consumer(token: &ConsumerToken, by_broker: bool) {
+    let consumer = &token.consumer;
+    consumer.record_cancel(match by_broker {
+        true => ClosedBy::Broker,
+        false => ClosedBy::Application,
+    });
     match &consumer.destination {
         Destination::Callback => {
             put_into_inbox(consumer, |inbox| inbox.push_end(Arc::downgrade(consumer)));

@@ -16,7 +16,7 @@
 pub(crate) mod buffer_pool;
 mod events;
 pub(crate) mod outbox;
-pub(crate) mod read_pauses;
+pub(crate) mod pause_record;
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -37,13 +37,13 @@ use parking_lot::MutexGuard;
 
 use crate::io::busy_wait::{self, BusyWait};
 use crate::io::driver::outbox::{Outbox, UnwrittenOutput};
-use crate::io::driver::read_pauses::{HeldBackWarnings, ReadPauses};
+use crate::io::driver::pause_record::{HeldBackWarnings, PauseRecord};
 use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::driver::transport::Transport;
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{Command, Opener};
 use crate::io::shared::connection::{ConnectionShared, Settings};
-use crate::io::shared::consumer::{ConsumerShared, Route};
+use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::io::to_io::command_queue::Entry;
 use crate::io::to_io::frames::Frames;
 use crate::io::to_io::wake::Wake;
@@ -116,11 +116,11 @@ fn prepare(
         core,
         commands: VecDeque::new(),
         shared,
-        held_for_commit: Vec::new(),
+        kept_for_commit: Vec::new(),
         // `poll` reports changes only, and the socket may be ready already.
         readable: true,
         writable: true,
-        read_pauses: ReadPauses::default(),
+        pause_record: PauseRecord::default(),
         soft_pause_end: None,
         drains_socket: false,
         can_requeue_held: false,
@@ -131,7 +131,7 @@ fn prepare(
         publishes_taken: 0,
         unwritten_output: UnwrittenOutput::default(),
         held_back_warnings: HeldBackWarnings::default(),
-        abandoned: false,
+        discards_outbox: false,
         _waker: waker,
         _alive: alive,
     })
@@ -146,13 +146,13 @@ struct Driver {
     shared: Arc<ConnectionShared>,
     outbox: Outbox,
     /// The publishes and settlements of channels whose commit awaits its reply.
-    held_for_commit: Vec<Frames>,
+    kept_for_commit: Vec<Frames>,
     /// Whether the socket may have bytes to read. A read that finds none clears it.
     readable: bool,
     /// Whether the socket may accept bytes. A write that it refuses clears it.
     writable: bool,
     /// The reading pauses: nothing is read while the read budget is exceeded.
-    read_pauses: ReadPauses,
+    pause_record: PauseRecord,
     /// The end of a pause at the soft limit of the read budget. Such a pause has a longest time.
     soft_pause_end: Option<Instant>,
     /// Whether that end has passed: the socket is then read until it is empty, before the next
@@ -175,7 +175,7 @@ struct Driver {
     unwritten_output: UnwrittenOutput,
     held_back_warnings: HeldBackWarnings,
     /// Whether the socket is closed without writing the rest of the outbox.
-    abandoned: bool,
+    discards_outbox: bool,
     /// Ends the wait in `poll`; `Wake` has only a weak reference.
     _waker: Arc<Waker>,
     /// Dropped last: its receivers wait for the end of this thread.
@@ -190,7 +190,7 @@ impl Driver {
         let mut events = Events::with_capacity(16);
         loop {
             let now = Instant::now();
-            self.take_commands(now);
+            self.execute_commands(now);
             if self.core.poll_timeout().is_some_and(|due| due <= now) {
                 self.read_pending(&mut events);
                 self.core.handle_timeout(now);
@@ -214,7 +214,7 @@ impl Driver {
     }
 
     /// Takes and executes all commands.
-    fn take_commands(&mut self, now: Instant) {
+    fn execute_commands(&mut self, now: Instant) {
         self.publishes_taken = 0;
         self.send_committed();
         self.core.end_commits();
@@ -252,25 +252,25 @@ impl Driver {
 
     /// Keeps `frames` until the channel's commit has its reply. They leave the write budget, which
     /// all channels share, and later publishes of the channel wait in their threads.
-    fn hold_for_commit(&mut self, frames: Frames) {
+    fn keep_for_commit(&mut self, frames: Frames) {
         self.shared.commands().release(frames.len());
         if let Some(channel) = self.core.channel(frames.channel) {
-            channel.publisher.set_committing(true);
+            channel.confirm_window.set_committing(true);
         }
-        self.held_for_commit.push(frames);
+        self.kept_for_commit.push(frames);
     }
 
     /// Sends the frames that were kept behind commits that have their replies, in order.
     fn send_committed(&mut self) {
-        for frames in std::mem::take(&mut self.held_for_commit) {
+        for frames in std::mem::take(&mut self.kept_for_commit) {
             if self.core.gate(frames.channel) == Gate::Committing {
-                self.held_for_commit.push(frames);
+                self.kept_for_commit.push(frames);
                 continue;
             }
             if let Some(channel) = self.core.channel(frames.channel) {
-                channel.publisher.set_committing(false);
+                channel.confirm_window.set_committing(false);
             }
-            self.shared.budget().take(frames.len());
+            self.shared.write_budget().take(frames.len());
             self.push_frames(frames);
         }
     }
@@ -292,7 +292,7 @@ impl Driver {
                 self.shared.counters.frames_sent.add(frames.frames);
                 self.outbox.push(frames);
             }
-            Gate::Committing => self.hold_for_commit(frames),
+            Gate::Committing => self.keep_for_commit(frames),
             Gate::Closed => {
                 self.shared.commands().release(frames.len());
                 self.outbox.keep(frames.bytes);
@@ -322,7 +322,7 @@ impl Driver {
                 reply,
             } => {
                 let cancel = basic::Cancel::new(&consumer.tag).nowait(nowait);
-                let is_meant = |route: &Arc<Route>| Arc::ptr_eq(&route.consumer, &consumer);
+                let is_meant = |token: &Arc<ConsumerToken>| Arc::ptr_eq(&token.consumer, &consumer);
                 let token = CallToken::Caller(reply);
                 self.has_call_traffic = true;
                 self.core
@@ -330,14 +330,14 @@ impl Driver {
             }
             Command::OpenChannel(opener) => self.open_channel(opener),
             Command::Discard { channel, consumer } => {
-                self.core.discard_consumer(channel, &consumer.tag, |route| {
-                    Arc::ptr_eq(&route.consumer, &consumer)
+                self.core.discard_consumer(channel, &consumer.tag, |token| {
+                    Arc::ptr_eq(&token.consumer, &consumer)
                 });
                 // Earlier deliveries must be in the inbox before it is emptied.
                 self.dispatch();
                 self.requeue_untaken(&consumer, now);
             }
-            Command::GiveBack {
+            Command::Requeue {
                 channel,
                 delivery_tags,
             } => self.core.requeue(channel, delivery_tags),
@@ -366,7 +366,7 @@ impl Driver {
                 deadline,
             } => self.core.close(code, text, deadline.max(now)),
             Command::Disconnect => {
-                self.abandoned = true;
+                self.discards_outbox = true;
                 let code = ReplyCode::REPLY_SUCCESS;
                 let reason = CloseReason::new(ClosedBy::Application, code, "disconnected", None);
                 self.core.terminate(Termination::Closed(reason));
@@ -410,7 +410,7 @@ impl Driver {
         }
         let mut command = None;
         let send = |next| command = Some(next);
-        consumer.give_back(left, send);
+        consumer.requeue(left, send);
         if let Some(command) = command {
             self.execute(command, now);
         }
@@ -420,7 +420,8 @@ impl Driver {
     fn requeue_held(&mut self, now: Instant) {
         if self.core.is_holding_back() {
             self.dispatch();
-            self.core.set_waiting(self.shared.read_budget().bytes());
+            self.core
+                .set_untaken_bytes(self.shared.read_budget().bytes());
             self.core.requeue_held(now);
         }
     }
@@ -428,12 +429,12 @@ impl Driver {
     /// Moves the output of the core into the outbox, in order with the publishes.
     fn collect_output(&mut self) {
         if let Some(secret) = self.core.take_secret_output() {
-            self.shared.budget().take(secret.as_bytes().len());
+            self.shared.write_budget().take(secret.as_bytes().len());
             self.outbox.push_secret(secret);
         }
         let output = self.core.output();
         if !output.is_empty() {
-            self.shared.budget().take(output.len());
+            self.shared.write_budget().take(output.len());
             self.outbox.push_copy(output);
             self.unwritten_output.push(output.len(), self.outbox.len());
             output.clear();
@@ -477,7 +478,7 @@ impl Driver {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.writable = false,
                     io::ErrorKind::Interrupted => {}
-                    _ => return self.handle_write_error(&error),
+                    _ => return self.read_after_failed_write(&error),
                 },
             }
         }

@@ -30,9 +30,10 @@ const LAST_READS_MAX: usize = 256;
 impl Driver {
     /// Reads the bytes that the peer sent before `error` broke the stream, and ends the connection.
     /// They may contain a `connection.close` with the reason.
-    pub(super) fn handle_write_error(&mut self, error: &io::Error) {
+    pub(super) fn read_after_failed_write(&mut self, error: &io::Error) {
         self.dispatch();
-        self.core.set_waiting(self.shared.read_budget().bytes());
+        self.core
+            .set_untaken_bytes(self.shared.read_budget().bytes());
         for _ in 0..LAST_READS_MAX {
             match self.transport.read(self.core.space()) {
                 Ok(count) if count > 0 => self.core.received(count, Instant::now()),
@@ -47,7 +48,8 @@ impl Driver {
             {
                 break;
             }
-            self.core.set_waiting(self.shared.read_budget().bytes());
+            self.core
+                .set_untaken_bytes(self.shared.read_budget().bytes());
         }
         self.fail(error);
     }
@@ -69,8 +71,10 @@ impl Driver {
     /// Reads from the transport into the core, up to `BYTES_PER_TURN_MAX`.
     pub(super) fn read(&mut self) {
         let mut left = BYTES_PER_TURN_MAX;
-        self.core.set_waiting(self.shared.read_budget().bytes());
-        while self.readable && !self.read_pauses.is_on() && left > 0 && !self.core.is_closed() {
+        self.core
+            .set_untaken_bytes(self.shared.read_budget().bytes());
+        while self.readable && !self.pause_record.is_paused() && left > 0 && !self.core.is_closed()
+        {
             // Small messages use more memory than they have bytes on the wire, so the byte limit
             // alone does not keep the read budget.
             if self.core.is_full() && left < BYTES_PER_TURN_MAX {
@@ -138,14 +142,16 @@ impl Driver {
         // All confirms have been counted: the core accepts none after our close.
         let channels = self.core.channels().map(|(channel, _)| channel);
         let open = channels.filter(|channel| !channel.inbox.has_ended());
-        let settled: u64 = open.map(|channel| channel.publisher.settled()).sum();
+        let settled: u64 = open
+            .map(|channel| channel.confirm_window.confirmed_count())
+            .sum();
         let counters = &self.shared.counters;
-        counters.messages_published.get() == settled + counters.messages_settled.get()
+        counters.messages_published.get() == settled + counters.confirmed_on_ended_channels.get()
     }
 
     /// Ends the core. A loss of the stream names a reading pause that has probably led to it.
     pub(super) fn terminate(&mut self, termination: Termination) {
-        let explained = self.read_pauses.explain(Instant::now(), termination);
+        let explained = self.pause_record.explain(Instant::now(), termination);
         self.core.terminate(explained);
     }
 
@@ -157,7 +163,7 @@ impl Driver {
         let now = Instant::now();
         self.drains_socket &= self.readable;
         self.can_requeue_held = false;
-        let is_paused = self.read_pauses.is_on();
+        let is_paused = self.pause_record.is_paused();
         let requeues_below = self.core.requeues_below();
         // While the connection closes, the core drops all frames except those of the close, so
         // reading needs no limit.
@@ -168,20 +174,23 @@ impl Driver {
         if self
             .shared
             .read_budget()
-            .wait_for(below, has_unread_answers || stop.is_some())
+            .set_wake_bound(below, has_unread_answers || stop.is_some())
         {
             report_taken(&self.core);
         }
-        // The second check closes a race. `wait_for` has published the pause: from now on a
+        // The second check closes a race. `set_wake_bound` has published the pause: from now on a
         // thread that begins to wait or takes a delivery wakes this thread. A thread that did so
-        // between the first check and `wait_for` has not woken this thread. This check sees it.
+        // between the first check and `set_wake_bound` has not woken this thread. This check sees it.
         let stop = stop.and_then(|_| self.must_stop(now));
         let pause = has_unread_answers || stop.is_some();
         if !pause && self.shared.read_budget().is_paused() {
-            self.shared.read_budget().wait_for(requeues_below, false);
+            self.shared
+                .read_budget()
+                .set_wake_bound(requeues_below, false);
         }
         if requeues_below > 0 {
-            self.core.set_waiting(self.shared.read_budget().bytes());
+            self.core
+                .set_untaken_bytes(self.shared.read_budget().bytes());
             self.can_requeue_held = self.core.can_requeue();
         }
         if !pause {
@@ -194,12 +203,12 @@ impl Driver {
         match (pause, stop) {
             (true, Some((Stop::FixedDeliveries, _))) => {
                 let slowest = slowest_consumer(&self.core);
-                self.read_pauses.begin(now, slowest, &self.shared.name);
+                self.pause_record.begin(now, slowest, &self.shared.name);
             }
-            (true, _) => self.read_pauses.begin(now, None, &self.shared.name),
-            (false, _) => self.read_pauses.end(now),
+            (true, _) => self.pause_record.begin(now, None, &self.shared.name),
+            (false, _) => self.pause_record.end(now),
         }
-        self.shared.set_paused(self.read_pauses.current());
+        self.shared.set_reading_pause(self.pause_record.current());
     }
 
     /// Returns why reading must pause, and below how many untaken bytes it may go on.
@@ -210,9 +219,9 @@ impl Driver {
         // A requeued delivery is awaited as well: the broker sends it again, and then other
         // held-back deliveries find room.
         let awaited =
-            self.core.is_awaited() || self.core.is_expecting() || self.shared.needs_reading();
+            self.core.is_reply_awaited() || self.core.is_expecting() || self.shared.needs_reading();
         let announced = self.core.announced();
-        let is_paused = self.read_pauses.is_on();
+        let is_paused = self.pause_record.is_paused();
         let stop = self
             .shared
             .read_budget()
@@ -235,8 +244,8 @@ fn slowest_consumer(core: &Connection<DriverTokens>) -> Option<SlowestConsumer> 
     let mut slowest: Option<SlowestConsumer> = None;
     for (channel, consumers) in core.channels() {
         let shared = channel.inbox.bytes();
-        for route in consumers {
-            let consumer = &route.consumer;
+        for token in consumers {
+            let consumer = &token.consumer;
             let bytes = consumer.own_inbox().map_or(shared, Inbox::bytes);
             let known = slowest.as_ref().map_or(0, |slowest| slowest.bytes);
             if bytes > known || bytes == known && bytes > 0 && consumer.no_ack {
@@ -255,7 +264,7 @@ fn slowest_consumer(core: &Connection<DriverTokens>) -> Option<SlowestConsumer> 
 fn report_taken(core: &Connection<DriverTokens>) {
     for (channel, consumers) in core.channels() {
         channel.inbox.report_taken();
-        let own = consumers.filter_map(|route| route.consumer.own_inbox());
+        let own = consumers.filter_map(|token| token.consumer.own_inbox());
         own.for_each(Inbox::report_taken);
     }
 }

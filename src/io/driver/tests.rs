@@ -11,7 +11,7 @@ use socket2::SockRef;
 use super::*;
 use crate::io::shared::command::{Opener, Outcome};
 use crate::io::shared::connection::tests::{negotiated, settings};
-use crate::io::shared::consumer::Route;
+use crate::io::shared::consumer::ConsumerToken;
 use crate::io::to_program::inbox::Next;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::decode_method;
@@ -168,10 +168,10 @@ fn begin_consume(
     consume: basic::Consume,
 ) -> (Arc<ConsumerShared>, Receiver<Outcome>) {
     let consumer = ConsumerShared::with_inbox(&consume, Arc::clone(channel));
-    let route = Arc::new(Route {
+    let token = Arc::new(ConsumerToken {
         consumer: Arc::clone(&consumer),
     });
-    let outcome = channel.begin(consume.into(), Some(route), soon());
+    let outcome = channel.queue_call(consume.into(), Some(token), soon());
     (consumer, outcome)
 }
 
@@ -192,7 +192,7 @@ fn discarding_a_former_consumer_keeps_the_new_one_with_the_same_tag() {
         channel: channel.id,
         consumer: former,
     });
-    let outcome = channel.begin(queue::Declare::new("q").into(), None, soon());
+    let outcome = channel.queue_call(queue::Declare::new("q").into(), None, soon());
     play.peer.expect(queue::Declare::ID);
     play.peer.deliver("me", 1, b"x");
     play.peer.send(1, queue::DeclareOk::default());
@@ -211,12 +211,12 @@ fn a_late_cancel_ok_keeps_a_later_consumer_with_the_same_tag() {
     let channel = play.open_channel();
     let former = play.consume(&channel, "me");
     // The cancel gets no reply in time, and the program consumes again with the same tag.
-    let cancelled = channel.begin_cancel(&former, false, Instant::now());
+    let cancelled = channel.queue_cancel(&former, false, Instant::now());
     play.peer.expect(basic::Cancel::ID);
     let outcome = cancelled.recv().unwrap();
     assert!(matches!(outcome, Err(CallFailure::TimedOut)), "{outcome:?}");
     let (later, started) = begin_no_ack_consume(&channel, "me");
-    let again = channel.begin_cancel(&former, false, soon());
+    let again = channel.queue_cancel(&former, false, soon());
     play.shared.send(Command::Discard {
         channel: channel.id,
         consumer: former,
@@ -228,7 +228,7 @@ fn a_late_cancel_ok_keeps_a_later_consumer_with_the_same_tag() {
         .send(1, basic::ConsumeOk::default().consumer_tag("me"));
     expect_reply(&started);
     expect_reply(&again);
-    let outcome = channel.begin(queue::Declare::new("q").into(), None, soon());
+    let outcome = channel.queue_call(queue::Declare::new("q").into(), None, soon());
     play.peer.expect(queue::Declare::ID);
     play.peer.deliver("me", 1, b"x");
     play.peer.send(1, queue::DeclareOk::default());
@@ -241,7 +241,7 @@ fn a_late_cancel_ok_keeps_a_later_consumer_with_the_same_tag() {
 
 /// Executes commands and writes, without reading.
 fn turn(driver: &mut Driver) {
-    driver.take_commands(Instant::now());
+    driver.execute_commands(Instant::now());
     driver.dispatch();
     driver.write(Instant::now());
 }
@@ -300,12 +300,12 @@ fn consume_on(
 fn frames_kept_behind_a_commit_are_sent_before_the_io_thread_waits() {
     let (mut driver, mut peer) = connected(settings(1 << 20));
     let channel = open_channel(&mut driver, &mut peer);
-    let committed = channel.begin(tx::Commit::default().into(), None, soon());
+    let committed = channel.queue_call(tx::Commit::default().into(), None, soon());
     turn(&mut driver);
     channel
         .connection
         .settle(channel.id, 1, Settle::Ack { multiple: false });
-    let declared = channel.begin(queue::Declare::new("q").into(), None, soon());
+    let declared = channel.queue_call(queue::Declare::new("q").into(), None, soon());
     turn(&mut driver);
     peer.expect(tx::Commit::ID);
     peer.send(1, tx::CommitOk::default());
@@ -328,7 +328,7 @@ fn paused() -> (Driver, Peer, Arc<ConsumerShared>) {
     peer.deliver("slow", 1, &[b'x'; READ_LIMIT + 1000]);
     read_until(&mut driver, || consumer.inbox().len() == 1);
     driver.pause_or_resume();
-    assert!(driver.read_pauses.is_on());
+    assert!(driver.pause_record.is_paused());
     (driver, peer, consumer)
 }
 
@@ -340,13 +340,16 @@ fn a_soft_pause_ends_after_five_seconds_until_the_socket_is_empty() {
     let until_end = |driver: &Driver| end(driver).saturating_duration_since(Instant::now());
     assert!(until_end(&driver) <= Duration::from_secs(5));
     driver.pause_or_resume();
-    assert!(driver.read_pauses.is_on());
+    assert!(driver.pause_record.is_paused());
     driver.soft_pause_end = Some(Instant::now());
     for readable in [true, true, false] {
-        assert_eq!(driver.soft_pause_end.is_some(), driver.read_pauses.is_on());
+        assert_eq!(
+            driver.soft_pause_end.is_some(),
+            driver.pause_record.is_paused()
+        );
         driver.readable = readable;
         driver.pause_or_resume();
-        assert_eq!(driver.read_pauses.is_on(), !readable);
+        assert_eq!(driver.pause_record.is_paused(), !readable);
     }
     assert!(
         end(&driver) > Instant::now() + least,
@@ -422,13 +425,13 @@ fn reading_is_not_paused_while_a_requeued_delivery_is_expected() {
     peer.deliver("other", 4, &[b'x'; READ_LIMIT + 1000]);
     read_until(&mut driver, || other.inbox().len() == 1);
     driver.pause_or_resume();
-    assert!(!driver.read_pauses.is_on());
+    assert!(!driver.pause_record.is_paused());
     // Another consumer may have got the delivery by then.
     let later = Instant::now() + Duration::from_secs(2);
     driver.core.handle_timeout(later);
     assert!(!driver.core.is_expecting());
     driver.pause_or_resume();
-    assert!(driver.read_pauses.is_on());
+    assert!(driver.pause_record.is_paused());
 }
 
 #[test]
@@ -440,7 +443,7 @@ fn a_close_ends_a_pause_at_the_hard_limit() {
     read_until(&mut driver, || consumer.inbox().len() == 1);
     driver.pause_or_resume();
     assert!(
-        driver.read_pauses.current().is_some(),
+        driver.pause_record.current().is_some(),
         "the pause has a slowest consumer"
     );
     driver.shared.send(Command::Close {
@@ -450,7 +453,7 @@ fn a_close_ends_a_pause_at_the_hard_limit() {
     });
     turn(&mut driver);
     driver.pause_or_resume();
-    assert!(!driver.read_pauses.is_on());
+    assert!(!driver.pause_record.is_paused());
 }
 
 #[test]
@@ -468,7 +471,7 @@ fn reads_after_a_failed_write_keep_the_read_budget() {
         while !matches!(driver.transport.socket().peek(&mut [0; 1]), Ok(1)) {
             assert!(Instant::now() < deadline, "the bytes do not arrive in time");
         }
-        driver.handle_write_error(&io::ErrorKind::BrokenPipe.into());
+        driver.read_after_failed_write(&io::ErrorKind::BrokenPipe.into());
         driver.dispatch();
         assert!(driver.core.is_closed());
         // The hard limit, and the bytes by which the last read may exceed it.
@@ -482,7 +485,7 @@ fn reads_after_a_failed_write_keep_the_read_budget() {
 fn a_pending_reply_is_read_before_its_deadline_counts_as_missed_also_in_a_pause() {
     let (mut driver, mut peer, consumer) = paused();
     let declare = queue::Declare::new("q").into();
-    let declared = consumer.channel.begin(declare, None, soon());
+    let declared = consumer.channel.queue_call(declare, None, soon());
     turn(&mut driver);
     peer.expect(queue::Declare::ID);
     peer.send(1, queue::DeclareOk::default());
@@ -498,11 +501,11 @@ fn reading_is_paused_while_the_peer_does_not_read_the_answers() {
         let waiting = driver.unwritten_output.bytes() + more;
         driver.unwritten_output.push(more, waiting);
         driver.pause_or_resume();
-        assert_eq!(driver.read_pauses.is_on(), is_on);
+        assert_eq!(driver.pause_record.is_paused(), is_on);
     }
     driver.unwritten_output.written(MAX + 1);
     driver.pause_or_resume();
-    assert!(!driver.read_pauses.is_on());
+    assert!(!driver.pause_record.is_paused());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 use super::buffer_pool::BufferPool;
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{OpenFailure, Opener, Outcome};
-use crate::io::shared::consumer::Route;
+use crate::io::shared::consumer::ConsumerToken;
 use crate::protocol::event::Tokens;
 
 /// The types of these values.
@@ -17,11 +17,11 @@ pub(crate) struct DriverTokens;
 impl Tokens for DriverTokens {
     type Call = CallToken;
     type Channel = Arc<ChannelShared>;
-    type Consumer = Arc<Route>;
+    type Consumer = Arc<ConsumerToken>;
     type Opener = Opener;
     type Buffers = BufferPool;
 
-    fn has_waiting(consumer: &Arc<Route>) -> bool {
+    fn has_untaken(consumer: &Arc<ConsumerToken>) -> bool {
         !consumer.consumer.inbox().is_empty()
     }
 }

@@ -43,7 +43,7 @@ impl Driver {
         if self.is_busy() && self.may_rest() && shared.read_budget().begin_rest() {
             // A thread that began to wait before `begin_rest` does not wake this thread, so there
             // is no rest then.
-            let rested = match shared.is_awaited() {
+            let rested = match shared.is_room_or_confirm_awaited() {
                 true => Ok(()),
                 false => self.rest(events),
             };
@@ -77,20 +77,21 @@ impl Driver {
     fn gather(&self) {
         if self.publishes_taken < gather::STREAM_PUBLISHES_MIN
             || !self.outbox.is_empty()
-            || self.core.is_awaited()
+            || self.core.is_reply_awaited()
         {
             return;
         }
         let shared = &self.shared;
         shared.gather_pause.take(|| {
-            shared.is_awaited() || !shared.commands().may_gather(gather::GATHERED_BYTES_MAX)
+            shared.is_room_or_confirm_awaited()
+                || !shared.commands().may_gather(gather::GATHERED_BYTES_MAX)
         });
     }
 
     /// Returns whether this thread may rest while the consumers catch up: only reading is left to
     /// do, and no call waits for a reply.
     fn may_rest(&self) -> bool {
-        self.outbox.is_empty() && !self.has_commands_or_calls() && !self.core.is_awaited()
+        self.outbox.is_empty() && !self.has_commands_or_calls() && !self.core.is_reply_awaited()
     }
 
     /// Rests until enough deliveries are taken, a thread wakes this one, or `REST_LENGTH` is over.
@@ -113,13 +114,13 @@ impl Driver {
 
     /// Returns whether the next turn has work, so that `poll` must not block.
     pub(super) fn is_busy(&self) -> bool {
-        let reads = self.readable && !self.read_pauses.is_on();
+        let reads = self.readable && !self.pause_record.is_paused();
         reads || self.can_requeue_held || self.has_commands_or_calls()
     }
 
     /// Returns whether the next turn has commands to execute or calls to send.
     fn has_commands_or_calls(&self) -> bool {
-        !self.shared.commands().is_empty() || self.core.has_paused()
+        !self.shared.commands().is_empty() || self.core.has_calls_to_send()
     }
 
     /// Waits busily for a moment after a call was sent or its reply was passed on, because the
@@ -130,7 +131,7 @@ impl Driver {
         if !has_call_traffic || self.is_busy() {
             return Ok(false);
         }
-        let spin = match self.core.is_awaited() || self.shared.is_confirm_awaited() {
+        let spin = match self.core.is_reply_awaited() || self.shared.is_confirm_awaited() {
             true => &self.reply_busy_wait,
             false => &self.call_busy_wait,
         };
@@ -168,11 +169,11 @@ impl Driver {
     /// Writes the rest of the outbox after the end, if the broker still waits for a close or
     /// close-ok.
     pub(super) fn write_last_bytes(&mut self, events: &mut Events) {
-        let is_awaited = matches!(
+        let is_close_awaited = matches!(
             self.shared.termination(),
             Some(Termination::Closed(_) | Termination::Protocol(_))
         );
-        if !is_awaited || self.abandoned {
+        if !is_close_awaited || self.discards_outbox {
             return;
         }
         let last = Instant::now() + LAST_BYTES_TIME_MAX;

@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::io::shared::channel_end::{ChannelEnd, Ending};
 use crate::io::shared::command::{Command, Outcome};
 use crate::io::shared::connection::ConnectionShared;
-use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, Route};
+use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, ConsumerToken};
 use crate::io::shared::notices::{Notice, Notices};
-use crate::io::to_program::publisher::Publisher;
+use crate::io::to_program::confirm_window::ConfirmWindow;
 use crate::io::to_program::ready_list::ReadyFlag;
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
@@ -48,7 +48,7 @@ pub(crate) struct ChannelShared {
     prefetch: AtomicU32,
     /// The deliveries to all consumers with a callback, in the order of the wire.
     pub(crate) inbox: ConsumerInbox,
-    pub(crate) publisher: Publisher,
+    pub(crate) confirm_window: ConfirmWindow,
     pub(crate) notices: Notices,
     ready_flag: ReadyFlag,
     /// Whether the program has dropped all handles of the channel.
@@ -62,7 +62,7 @@ const NO_PREFETCH: u32 = u32::MAX;
 
 impl ChannelShared {
     pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionShared>, window: usize) -> Self {
-        let total = connection.retained.clone();
+        let total = connection.kept_bytes.clone();
         Self {
             id,
             inbox: ConsumerInbox::new(Arc::clone(&connection.read_control)),
@@ -75,7 +75,7 @@ impl ChannelShared {
             settlements: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: AtomicU32::new(NO_PREFETCH),
-            publisher: Publisher::new(window, &total),
+            confirm_window: ConfirmWindow::new(window, &total),
             notices: Notices::new(&total),
             ready_flag: ReadyFlag::new(),
             abandoned: AtomicBool::new(false),
@@ -100,8 +100,8 @@ impl ChannelShared {
 
     /// Returns the reason why the channel cannot be used, as an error. If the connection ended
     /// first, this is the reason of the connection.
-    pub(crate) fn end(&self) -> Option<Error> {
-        let lost = || self.connection.end();
+    pub(crate) fn end_error(&self) -> Option<Error> {
+        let lost = || self.connection.end_error();
         match self.end.get() {
             None => lost(),
             Some(Ending::Closing(None)) => lost().or_else(|| Some(being_closed())),
@@ -114,7 +114,7 @@ impl ChannelShared {
         }
     }
 
-    /// Returns whether the channel can be used. The result is that of [`end`](Self::end), but no
+    /// Returns whether the channel can be used. The result is that of [`end_error`](Self::end_error), but no
     /// error is created, because this runs for each message.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
@@ -133,7 +133,7 @@ impl ChannelShared {
 
     /// Returns the close reason as an error, if the channel or the connection is closed.
     pub(crate) fn check_open(&self) -> Result<()> {
-        // This branch avoids the lock in `end`. It runs for each message.
+        // This branch avoids the lock in `end_error`. It runs for each message.
         if self.is_open() {
             return Ok(());
         }
@@ -153,7 +153,7 @@ impl ChannelShared {
     /// Returns the close reason, and records that the program gets it now. A later close then does
     /// not return the same error again.
     fn report_end(&self) -> Option<Error> {
-        let end = self.end()?;
+        let end = self.end_error()?;
         if matches!(end, Error::ChannelClosed(_)) && end.is_of_others() {
             self.set_end_reported();
         }
@@ -182,8 +182,8 @@ impl ChannelShared {
 
     /// Records that the closes have crossed: the broker had closed the channel before the program
     /// did.
-    pub(crate) fn cross(&self, reason: CloseReason) {
-        self.end.cross(reason);
+    pub(crate) fn record_crossing(&self, reason: CloseReason) {
+        self.end.record_crossing(reason);
     }
 
     /// Records the end. `None` means that the channel has ended with its connection.
@@ -192,11 +192,14 @@ impl ChannelShared {
             self.end.record(reason);
         }
         if !self.inbox.has_ended() {
-            let settled = self.publisher.settled();
-            self.connection.counters.messages_settled.add(settled);
+            let settled = self.confirm_window.confirmed_count();
+            self.connection
+                .counters
+                .confirmed_on_ended_channels
+                .add(settled);
         }
         self.count_settled();
-        self.publisher.channel_ended();
+        self.confirm_window.channel_ended();
         self.inbox.end();
         self.mark_ready();
     }
@@ -258,7 +261,7 @@ impl ChannelShared {
     }
 
     /// Records that `basic.recover` has requeued all unsettled deliveries.
-    pub(crate) fn recovered(&self) {
+    pub(crate) fn record_recovered(&self) {
         let mut settlements = self.settlements.lock();
         settlements.recovered(self.last_delivery_tag());
         self.handed_out
@@ -276,10 +279,10 @@ impl ChannelShared {
 
     /// Queues a call. The core sends calls in the order in which they were queued. Pass the
     /// returned receiver to [`await_outcome`](ConnectionShared::await_outcome).
-    pub(crate) fn begin(
+    pub(crate) fn queue_call(
         &self,
         method: Method,
-        consumer: Option<Arc<Route>>,
+        consumer: Option<Arc<ConsumerToken>>,
         deadline: Instant,
     ) -> Receiver<Outcome> {
         let (reply, outcome) = bounded(1);
@@ -295,7 +298,7 @@ impl ChannelShared {
 
     /// Queues the cancellation of `consumer`, but not of a later consumer with the same tag. Pass
     /// the returned receiver to [`await_outcome`](ConnectionShared::await_outcome).
-    pub(crate) fn begin_cancel(
+    pub(crate) fn queue_cancel(
         &self,
         consumer: &Arc<ConsumerShared>,
         nowait: bool,
@@ -327,8 +330,8 @@ impl ChannelShared {
     pub(crate) fn abandon(&self) -> u64 {
         self.abandoned.store(true, Ordering::SeqCst);
         // A delivery or a confirm may keep this state alive, but gives no access to the notices.
-        self.notices.clear(&self.connection.retained);
-        let unreported = self.publisher.abandon();
+        self.notices.clear(&self.connection.kept_bytes);
+        let unreported = self.confirm_window.abandon();
         if self.ready_flag.is_set() {
             self.connection.ready_list.remove(self.id);
         }
@@ -338,8 +341,8 @@ impl ChannelShared {
     /// Uses the channel for RPC requests only. Failed publishes go to `rpc_replies`.
     pub(crate) fn set_rpc_only(&self, rpc_replies: &Arc<RpcReplies>) {
         self.is_rpc_only.store(true, Ordering::SeqCst);
-        self.publisher.abandon();
-        self.publisher.set_rpc_replies(rpc_replies);
+        self.confirm_window.abandon();
+        self.confirm_window.set_rpc_replies(rpc_replies);
     }
 
     pub(crate) fn is_rpc_only(&self) -> bool {
@@ -418,7 +421,7 @@ impl ChannelShared {
     ///
     /// Any thread may call this. `send` gets the command under the lock of the ledger. So a later
     /// settlement with `multiple` does not cover these deliveries.
-    pub(crate) fn give_back(
+    pub(crate) fn requeue(
         &self,
         delivery_tags: impl IntoIterator<Item = u64>,
         send: impl FnOnce(Command),
@@ -427,7 +430,7 @@ impl ChannelShared {
         let is_open = |tag: &u64| settlements.requeue(*tag);
         let delivery_tags: Vec<_> = delivery_tags.into_iter().filter(is_open).collect();
         if !delivery_tags.is_empty() {
-            send(Command::GiveBack {
+            send(Command::Requeue {
                 channel: self.id,
                 delivery_tags,
             });

@@ -124,7 +124,7 @@ impl ChannelEnd {
 
     /// Replaces the program's close reason by that of the broker. The closes have crossed: the
     /// broker had closed the channel first.
-    pub(crate) fn cross(&self, reason: CloseReason) {
+    pub(crate) fn record_crossing(&self, reason: CloseReason) {
         let mut stage = self.stage.lock();
         match &*stage {
             Stage::Closed(known) if known.by != ClosedBy::Application => {}
@@ -182,7 +182,7 @@ mod tests {
             end.record(library.clone());
             end.begin_close();
             end.finish_close();
-            end.cross(library.clone());
+            end.record_crossing(library.clone());
             assert_eq!(end.get(), Some(Ending::Closed(broker.clone())));
             assert!(!end.is_open());
         }
@@ -198,7 +198,7 @@ mod tests {
             if finishes {
                 end.finish_close();
             }
-            end.cross(theirs.clone());
+            end.record_crossing(theirs.clone());
             end.finish_close();
             assert_eq!(end.get(), Some(Ending::Closed(theirs.clone())));
         }

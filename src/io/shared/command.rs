@@ -6,7 +6,7 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::consumer::{ConsumerShared, Route};
+use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::event::{CallFailure, ChannelId, NumberError, Reply};
 use crate::protocol::methods::Method;
@@ -50,7 +50,7 @@ pub(crate) enum Command {
     Call {
         channel: ChannelId,
         method: Box<Method>,
-        consumer: Option<Arc<Route>>,
+        consumer: Option<Arc<ConsumerToken>>,
         deadline: Instant,
         reply: Sender<Outcome>,
     },
@@ -68,7 +68,7 @@ pub(crate) enum Command {
         consumer: Arc<ConsumerShared>,
     },
     /// Requeue these deliveries, because no thread will take them.
-    GiveBack {
+    Requeue {
         channel: ChannelId,
         delivery_tags: Vec<u64>,
     },

@@ -16,11 +16,11 @@ use crate::io::to_io::command_queue::CommandQueue;
 use crate::io::to_io::gather::GatherPause;
 use crate::io::to_io::wake::Wake;
 use crate::io::to_io::write_budget::WriteBudget;
+use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::dispatch_signal::Subscribers;
 use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::read_control::ReadControl;
 use crate::io::to_program::ready_list::ReadyList;
-use crate::io::to_program::retained::RetainedBytes;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::event::{CallFailure, ChannelId, Termination};
@@ -63,7 +63,7 @@ pub(crate) struct ConnectionShared {
     /// copies them anyway, and makes a separate record of each piece.
     pub(crate) shares_bodies: bool,
     /// The bytes of all notices, failures and outcomes of the connection's channels.
-    pub(crate) retained: RetainedBytes,
+    pub(crate) kept_bytes: TotalBytes,
     pub(crate) read_control: Arc<ReadControl>,
     pub(crate) negotiated: Negotiated,
     pub(crate) rpc_timeout: Duration,
@@ -71,14 +71,14 @@ pub(crate) struct ConnectionShared {
     pub(crate) name: String,
     /// Why the connection ended. It is written once, before the IO thread disconnects any channel
     /// of crossbeam. So a disconnected receiver always finds the reason here.
-    closed: OnceLock<Termination>,
+    termination: OnceLock<Termination>,
     closing: AtomicBool,
     /// Whether the program has dropped all handles of the connection.
     abandoned: AtomicBool,
     /// The state of `connection.blocked`.
     blocked: Mutex<Blocked>,
     /// The beginning of the current reading pause, and the slowest consumer.
-    paused: Mutex<Option<(Instant, SlowestConsumer)>>,
+    reading_pause: Mutex<Option<(Instant, SlowestConsumer)>>,
     pub(crate) backpressure: Backpressure,
     pub(crate) counters: Counters,
     /// Whether there is an event of the connection itself, or a timer is new or due.
@@ -93,7 +93,7 @@ pub(crate) struct ConnectionShared {
     /// no deadline of its own for it.
     timer_deadline: Mutex<Option<Instant>>,
     /// Whether spinning for replies has paid so far.
-    reply_busy_wait: BusyWait,
+    caller_busy_wait: BusyWait,
     pub(crate) confirm_busy_wait: BusyWait,
     /// Whether spinning for RPC replies has paid so far.
     pub(crate) rpc_busy_wait: BusyWait,
@@ -148,16 +148,16 @@ impl ConnectionShared {
             wake,
             gather_pause: GatherPause::default(),
             shares_bodies: !is_tls,
-            retained: RetainedBytes::default(),
+            kept_bytes: TotalBytes::default(),
             read_control,
             negotiated,
             rpc_timeout: settings.rpc_timeout,
             name: settings.name.clone(),
-            closed: OnceLock::new(),
+            termination: OnceLock::new(),
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             blocked: Mutex::default(),
-            paused: Mutex::default(),
+            reading_pause: Mutex::default(),
             backpressure: Backpressure::new(settings.backpressure_detection),
             counters: Counters::default(),
             own_event: AtomicBool::new(false),
@@ -165,7 +165,7 @@ impl ConnectionShared {
             all_subscribers: Subscribers::default(),
             ready_list: ReadyList::default(),
             timer_deadline: Mutex::default(),
-            reply_busy_wait: BusyWait::new(busy_wait_limit),
+            caller_busy_wait: BusyWait::new(busy_wait_limit),
             confirm_busy_wait: BusyWait::new(busy_wait_limit),
             rpc_busy_wait: BusyWait::new(busy_wait_limit),
             ended,
@@ -202,7 +202,7 @@ impl ConnectionShared {
         &self.commands
     }
 
-    pub(crate) fn budget(&self) -> &WriteBudget {
+    pub(crate) fn write_budget(&self) -> &WriteBudget {
         &self.commands.budget
     }
 
@@ -216,19 +216,19 @@ impl ConnectionShared {
 
     /// Returns the reason of the end, if the connection has ended.
     pub(crate) fn termination(&self) -> Option<&Termination> {
-        self.closed.get()
+        self.termination.get()
     }
 
     /// Returns the reason why the connection cannot be used, as an error. It may also be that the
     /// program is closing the connection.
-    pub(crate) fn end(&self) -> Option<Error> {
+    pub(crate) fn end_error(&self) -> Option<Error> {
         match self.termination() {
             Some(termination) => Some(termination.into()),
             None => self.is_closing().then(Error::being_closed),
         }
     }
 
-    /// Returns whether the connection can be used. The result is that of [`end`](Self::end), but no
+    /// Returns whether the connection can be used. The result is that of [`end_error`](Self::end_error), but no
     /// error is created.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
@@ -251,9 +251,9 @@ impl ConnectionShared {
 
     /// Records the end. The first reason counts.
     pub(crate) fn terminate(&self, termination: Termination) {
-        let _ = self.closed.set(termination);
+        let _ = self.termination.set(termination);
         self.blocked.lock().stop_clock(Instant::now());
-        self.budget().wake_to_recheck();
+        self.write_budget().wake_to_recheck();
         self.signal_own_event();
     }
 
@@ -303,7 +303,7 @@ impl ConnectionShared {
     }
 
     /// Waits until the IO thread has ended. Returns `false` at the deadline.
-    pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> bool {
+    pub(crate) fn wait_for_io_thread(&self, deadline: Option<Instant>) -> bool {
         use crossbeam_channel::RecvTimeoutError::Timeout;
         match deadline {
             None => self.ended.recv().is_err(),
@@ -313,27 +313,30 @@ impl ConnectionShared {
 
     /// Counts the calling thread among those that wait for confirms or for room, until the guard is
     /// dropped. The IO thread does not pause reading meanwhile.
-    pub(crate) fn wait_for_room_or_confirm(&self) -> Waiting<'_> {
-        let waiting = self.read_control.threads.wait_for_room_or_confirm();
-        self.end_pause();
+    pub(crate) fn count_as_waiting_for_room_or_confirm(&self) -> Waiting<'_> {
+        let waiting = self
+            .read_control
+            .threads
+            .count_as_waiting_for_room_or_confirm();
+        self.wake_reading();
         waiting
     }
 
     /// Returns whether a thread waits for an event that only reading can bring.
     pub(crate) fn needs_reading(&self) -> bool {
-        self.is_awaited() || self.read_control.threads.is_delivery_awaited()
+        self.is_room_or_confirm_awaited() || self.read_control.threads.is_delivery_awaited()
     }
 
     /// Counts the calling thread among those that wait for the confirm of one publish, until the
     /// guards are dropped.
-    pub(crate) fn wait_for_confirm(&self) -> [Waiting<'_>; 2] {
-        let waiting = self.read_control.threads.wait_for_confirm();
-        self.end_pause();
+    pub(crate) fn count_as_waiting_for_confirm(&self) -> [Waiting<'_>; 2] {
+        let waiting = self.read_control.threads.count_as_waiting_for_confirm();
+        self.wake_reading();
         waiting
     }
 
     /// Wakes the IO thread if it does not read, because a thread begins to wait for received bytes.
-    fn end_pause(&self) {
+    fn wake_reading(&self) {
         self.gather_pause.end();
         if self.read_budget().is_paused() || self.read_budget().is_resting() {
             self.wake.notify();
@@ -348,7 +351,7 @@ impl ConnectionShared {
     /// Waits for the outcome of a call. There is always one: the IO thread replies at the deadline,
     /// and at its own end.
     pub(crate) fn await_outcome(&self, outcome: &Receiver<Outcome>) -> Outcome {
-        let found = self.reply_busy_wait.look_for(|| match outcome.try_recv() {
+        let found = self.caller_busy_wait.look_for(|| match outcome.try_recv() {
             Ok(outcome) => Some(outcome),
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => Some(Err(CallFailure::Closed)),
@@ -357,7 +360,7 @@ impl ConnectionShared {
     }
 
     /// Returns whether a thread waits for confirms or for room.
-    pub(crate) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_room_or_confirm_awaited(&self) -> bool {
         self.read_control.threads.is_room_or_confirm_awaited()
     }
 
@@ -372,13 +375,13 @@ impl ConnectionShared {
     }
 
     /// Records the beginning of a reading pause and the slowest consumer, or with `None` its end.
-    pub(crate) fn set_paused(&self, paused: Option<(Instant, SlowestConsumer)>) {
-        *self.paused.lock() = paused;
+    pub(crate) fn set_reading_pause(&self, pause: Option<(Instant, SlowestConsumer)>) {
+        *self.reading_pause.lock() = pause;
     }
 
     /// Returns the current reading pause.
-    pub(crate) fn pause(&self) -> Option<Box<ReadingPause>> {
-        let (since, slowest) = self.paused.lock().clone()?;
+    pub(crate) fn reading_pause(&self) -> Option<Box<ReadingPause>> {
+        let (since, slowest) = self.reading_pause.lock().clone()?;
         Some(Box::new(ReadingPause {
             length: since.elapsed(),
             channel: slowest.channel,
@@ -389,7 +392,7 @@ impl ConnectionShared {
 
     /// Returns the error of an `operation` whose deadline has passed. The error contains possible
     /// reasons: a block by the broker, or a reading pause.
-    pub(crate) fn timeout(
+    pub(crate) fn timeout_error(
         &self,
         operation: &'static str,
         channel: Option<u16>,
@@ -400,7 +403,7 @@ impl ConnectionShared {
             channel,
             after,
             blocked: self.blocked(),
-            paused: self.pause(),
+            paused: self.reading_pause(),
         }
     }
 
@@ -494,12 +497,12 @@ pub(crate) mod tests {
             ConnectionShared::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
         let mut events = mio::Events::with_capacity(1);
         let waits: [fn(&ConnectionShared); 3] = [
-            |shared| drop(shared.wait_for_room_or_confirm()),
-            |shared| drop(shared.wait_for_confirm()),
-            |shared| drop(shared.read_control.wait_for_delivery()),
+            |shared| drop(shared.count_as_waiting_for_room_or_confirm()),
+            |shared| drop(shared.count_as_waiting_for_confirm()),
+            |shared| drop(shared.read_control.count_as_waiting_for_delivery()),
         ];
         for (wait, is_paused) in waits.iter().flat_map(|it| [(it, false), (it, true)]) {
-            shared.read_budget().wait_for(1, is_paused);
+            shared.read_budget().set_wake_bound(1, is_paused);
             shared.wake().begin_wait();
             wait(&shared);
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();

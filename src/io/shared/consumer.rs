@@ -7,6 +7,7 @@ use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::Command;
 use crate::io::to_program::inbox::{EndMark, Extracted, Inbox};
 use crate::io::to_program::rpc_replies::RpcReplies;
+use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::content::DeliveredContent;
 use crate::protocol::methods::basic;
 use crate::protocol::wire::ShortString;
@@ -24,13 +25,14 @@ impl EndMark for Weak<ConsumerShared> {
     }
 }
 
-/// The IO thread's reference to a consumer. The IO thread drops it at the consumer's end.
+/// The token by which the core knows a consumer. The core drops the token at the consumer's end.
+/// That ends the inbox, or the wait for RPC replies.
 #[derive(Debug)]
-pub(crate) struct Route {
+pub(crate) struct ConsumerToken {
     pub(crate) consumer: Arc<ConsumerShared>,
 }
 
-impl Drop for Route {
+impl Drop for ConsumerToken {
     fn drop(&mut self) {
         match &self.consumer.destination {
             Destination::Inbox(inbox) => inbox.end(),
@@ -60,8 +62,8 @@ pub(crate) struct ConsumerShared {
     pub(crate) no_ack: bool,
     pub(crate) channel: Arc<ChannelShared>,
     pub(crate) destination: Destination,
-    /// Set when the consumer was cancelled; `true` if the broker has cancelled it.
-    cancelled: OnceLock<bool>,
+    /// The side that has cancelled the consumer; empty if no side has.
+    canceller: OnceLock<ClosedBy>,
     /// Whether the consumer's queue accepts requeued deliveries. It is set when a delivery arrives
     /// without the header `x-stream-offset`, which a stream adds to each message.
     accepts_requeue: AtomicBool,
@@ -102,7 +104,7 @@ impl ConsumerShared {
             no_ack: consume.no_ack,
             channel,
             destination,
-            cancelled: OnceLock::new(),
+            canceller: OnceLock::new(),
             accepts_requeue: AtomicBool::new(false),
         })
     }
@@ -134,23 +136,23 @@ impl ConsumerShared {
     ///
     /// A message that was copied from a stream to a queue has the header of a stream as well.
     /// Therefore the header counts only until `accepts_requeue` is set.
-    pub(crate) fn give_back(
+    pub(crate) fn requeue(
         &self,
         messages: impl Iterator<Item = DeliveredContent>,
         send: impl FnOnce(Command),
     ) {
         let accepts_requeue = self.accepts_requeue();
-        let (mut returned, mut of_streams) = (Vec::new(), Vec::new());
+        let (mut to_requeue, mut of_streams) = (Vec::new(), Vec::new());
         for message in messages {
             match accepts_requeue || !message.is_of_stream() {
-                true => returned.push(message.method.delivery_tag),
+                true => to_requeue.push(message.method.delivery_tag),
                 false => of_streams.push(message.method.delivery_tag),
             }
         }
         for tag in of_streams {
             self.channel.settlements.lock().settle_for_good(tag, tag);
         }
-        self.channel.give_back(returned, send);
+        self.channel.requeue(to_requeue, send);
     }
 
     /// Returns the inbox with the consumer's deliveries.
@@ -166,16 +168,16 @@ impl ConsumerShared {
 
     /// Returns whether more deliveries may arrive.
     pub(crate) fn is_alive(&self) -> bool {
-        self.cancelled.get().is_none() && self.channel.end().is_none()
+        self.canceller.get().is_none() && self.channel.end_error().is_none()
     }
 
-    /// Returns whether the consumer was cancelled: `Some(true)` by the broker, `Some(false)` by the
-    /// program.
-    pub(crate) fn cancelled_by_broker(&self) -> Option<bool> {
-        self.cancelled.get().copied()
+    /// Returns the side that has cancelled the consumer; `None` if the consumer was not cancelled.
+    pub(crate) fn canceller(&self) -> Option<ClosedBy> {
+        self.canceller.get().copied()
     }
 
-    pub(crate) fn cancel(&self, by_broker: bool) {
-        let _ = self.cancelled.set(by_broker);
+    /// Records that the consumer was cancelled. The first record counts.
+    pub(crate) fn record_cancel(&self, by: ClosedBy) {
+        let _ = self.canceller.set(by);
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::io::to_program::bounded_queue::{BoundedQueue, TotalBytes};
 use crate::io::to_program::read_budget::ReadBudget;
-use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::wire::ShortString;
 
@@ -42,9 +42,9 @@ pub(crate) struct Notices {
 #[derive(Debug)]
 struct Kept {
     /// Returned messages that belong to no publish in confirm mode.
-    returns: Retained<Arc<ReturnedContent>>,
+    returns: BoundedQueue<Arc<ReturnedContent>>,
     /// Tags of the consumers without a callback that the broker has cancelled.
-    cancelled: Retained<ShortString>,
+    cancelled: BoundedQueue<ShortString>,
     /// The state in the last `channel.flow`.
     flow: Option<bool>,
 }
@@ -52,7 +52,7 @@ struct Kept {
 impl Notices {
     /// Creates an empty list. Its notices count in `total`, which all channels of a connection
     /// share.
-    pub(crate) fn new(total: &RetainedBytes) -> Self {
+    pub(crate) fn new(total: &TotalBytes) -> Self {
         Self {
             has_some: AtomicBool::new(false),
             kept: Mutex::new(Kept::new(total)),
@@ -99,7 +99,7 @@ impl Notices {
     }
 
     /// Drops all notices.
-    pub(crate) fn clear(&self, total: &RetainedBytes) {
+    pub(crate) fn clear(&self, total: &TotalBytes) {
         let dropped = std::mem::replace(&mut *self.kept.lock(), Kept::new(total));
         // The lock is free again before the notices are dropped, because many megabytes may be
         // freed.
@@ -108,10 +108,10 @@ impl Notices {
 }
 
 impl Kept {
-    fn new(total: &RetainedBytes) -> Self {
+    fn new(total: &TotalBytes) -> Self {
         Self {
-            returns: Retained::new(NOTICES_MAX, total),
-            cancelled: Retained::new(NOTICES_MAX, total),
+            returns: BoundedQueue::new(NOTICES_MAX, total),
+            cancelled: BoundedQueue::new(NOTICES_MAX, total),
             flow: None,
         }
     }

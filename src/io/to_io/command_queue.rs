@@ -117,7 +117,7 @@ impl<C> CommandQueue<C> {
     ) -> Result<(), WaitError> {
         let try_take = |bytes, beside| self.take_if_room(bytes, beside);
         self.budget
-            .queue_for(bytes, try_take, deadline, is_pointless)
+            .wait_in_line(bytes, try_take, deadline, is_pointless)
     }
 
     /// Takes room for `bytes`, if `beside` more bytes would fit as well. The queue is locked,
@@ -136,14 +136,14 @@ impl<C> CommandQueue<C> {
     }
 
     /// Gives reserved room back that will not be used.
-    pub(crate) fn give_back(&self, bytes: usize) {
+    pub(crate) fn release_reserved(&self, bytes: usize) {
         self.release(bytes);
         self.all_released();
     }
 
     /// Serves the waiting publishers when no more room will be given back for now.
     pub(crate) fn all_released(&self) {
-        if self.budget.is_awaited() {
+        if self.budget.has_line() {
             self.budget
                 .serve_all(|bytes, beside| self.take_if_room(bytes, beside));
         }
@@ -214,7 +214,7 @@ impl<C> QueueGuard<'_, C> {
     /// Takes room for `bytes` in the write budget, if there is room.
     #[inline]
     pub(crate) fn take_room(&mut self, bytes: usize) -> bool {
-        let has_room = self.owner.budget.has_room(self.queue.bytes, bytes);
+        let has_room = self.owner.budget.admit(self.queue.bytes, bytes);
         if has_room {
             self.queue.bytes += bytes;
         }

@@ -77,8 +77,8 @@ impl WriteBudget {
     /// Returns whether `bytes` more may be queued behind `queued` bytes. While publishers wait,
     /// only the share of the calling thread may be used. A message that is larger than the whole
     /// budget passes if no other byte waits.
-    pub(crate) fn has_room(&self, queued: usize, bytes: usize) -> bool {
-        self.fits(queued, bytes) && (!self.is_awaited() || self.take_share(bytes))
+    pub(crate) fn admit(&self, queued: usize, bytes: usize) -> bool {
+        self.fits(queued, bytes) && (!self.has_line() || self.take_share(bytes))
     }
 
     fn take_share(&self, bytes: usize) -> bool {
@@ -104,7 +104,7 @@ impl WriteBudget {
 
     /// Returns the claim of a publisher together with its share: four messages of its size, and for
     /// small messages enough to publish for a while.
-    fn share_of(&self, bytes: usize) -> usize {
+    fn claim_with_share(&self, bytes: usize) -> usize {
         let some = bytes.saturating_mul(4).max(self.limit / 64);
         some.min(self.limit / 16).max(bytes)
     }
@@ -145,11 +145,11 @@ impl WriteBudget {
     pub(crate) fn release(&self, bytes: usize) -> bool {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
         let is_enough = |used: usize| used <= self.limit - self.limit / 4;
-        self.is_awaited() && is_enough(left + self.shares.load(Ordering::SeqCst))
+        self.has_line() && is_enough(left + self.shares.load(Ordering::SeqCst))
     }
 
     /// Returns whether a publisher waits.
-    pub(crate) fn is_awaited(&self) -> bool {
+    pub(crate) fn has_line(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
@@ -177,7 +177,7 @@ impl WriteBudget {
     fn serve_line(&self, line: &mut WaitingLine<Claim>, try_take: impl Fn(usize, usize) -> bool) {
         line.serve_while(|claim| {
             let shares = self.shares.load(Ordering::SeqCst);
-            let more = self.share_of(claim.bytes) - claim.bytes;
+            let more = self.claim_with_share(claim.bytes) - claim.bytes;
             if try_take(claim.bytes, shares + more) {
                 let _ = claim.share.set(Share {
                     round: self.round.load(Ordering::SeqCst),
@@ -200,7 +200,7 @@ impl WriteBudget {
 
     /// Waits in the line until `try_take` has reserved room for `bytes`. `is_pointless` is called
     /// before each sleep.
-    pub(crate) fn queue_for(
+    pub(crate) fn wait_in_line(
         &self,
         bytes: usize,
         try_take: impl Fn(usize, usize) -> bool,
@@ -274,7 +274,7 @@ mod tests {
 
     fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), WaitError> {
         let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
-        budget.queue_for(bytes, try_take, deadline, never)
+        budget.wait_in_line(bytes, try_take, deadline, never)
     }
 
     fn release(budget: &WriteBudget, bytes: usize) {
@@ -290,9 +290,9 @@ mod tests {
     #[test]
     fn a_claim_that_fits_passes_and_a_larger_one_waits_until_its_deadline() {
         let budget = WriteBudget::new(100);
-        assert!(budget.has_room(40, 60));
+        assert!(budget.admit(40, 60));
         assert_eq!(reserve(&budget, 60, soon()), Ok(()));
-        assert!(budget.has_room(40, 0) && !budget.has_room(40, 1));
+        assert!(budget.admit(40, 0) && !budget.admit(40, 1));
         assert_eq!(reserve(&budget, 40, soon()), Ok(()));
         let now = Instant::now();
         assert_eq!(reserve(&budget, 1, now), Err(WaitError::TimedOut));
@@ -307,8 +307,8 @@ mod tests {
         let now = Instant::now();
         assert_eq!(reserve(&budget, 500, now), Err(WaitError::TimedOut));
         release(&budget, 1);
-        assert!(!budget.has_room(1, 500));
-        assert!(budget.has_room(0, 500));
+        assert!(!budget.admit(1, 500));
+        assert!(budget.admit(0, 500));
         assert_eq!(reserve(&budget, 500, soon()), Ok(()));
         assert_eq!(reserve(&budget, 1, now), Err(WaitError::TimedOut));
     }
@@ -325,7 +325,7 @@ mod tests {
             }
             let small = scope.spawn(|| {
                 let is_over = || over.load(Ordering::SeqCst);
-                budget.queue_for(
+                budget.wait_in_line(
                     1,
                     |bytes, beside| budget.take_if_room(beside, bytes),
                     soon(),
@@ -337,7 +337,7 @@ mod tests {
             }
             // There is room for the small claim only, but the large one is the first in the line.
             release(&budget, 50);
-            assert!(!budget.has_room(0, 1), "before the waiting publishers");
+            assert!(!budget.admit(0, 1), "before the waiting publishers");
             release(&budget, 50);
             assert_eq!(large.join().unwrap(), Ok(()));
             assert!(!small.is_finished());
@@ -400,7 +400,7 @@ mod tests {
                         // Called before the first sleep and after each wake-up.
                         let is_pointless = || asked.fetch_add(1, Ordering::SeqCst) == usize::MAX;
                         let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
-                        budget.queue_for(12, try_take, soon(), is_pointless)
+                        budget.wait_in_line(12, try_take, soon(), is_pointless)
                     };
                     let waiter = scope.spawn(wait);
                     await_line(&budget, count);
@@ -428,7 +428,7 @@ mod tests {
             );
         });
         assert_eq!(budget.taken(), 48);
-        assert!(!budget.is_awaited());
+        assert!(!budget.has_line());
     }
 
     #[test]
@@ -438,7 +438,7 @@ mod tests {
         budget.take(1600);
         let publish_as_many_as_pass = || {
             let mut count = 0;
-            while budget.has_room(0, SIZE) {
+            while budget.admit(0, SIZE) {
                 budget.take(SIZE);
                 count += 1;
             }
@@ -501,11 +501,11 @@ mod tests {
             budget.shares.store(90, Ordering::SeqCst);
             set_own_share(Share { round, bytes: 90 });
             budget.taken.store(1500, Ordering::SeqCst);
-            assert!(budget.has_room(0, 60) && !budget.has_room(0, 60));
+            assert!(budget.admit(0, 60) && !budget.admit(0, 60));
             assert_eq!(budget.shares.load(Ordering::SeqCst), 30);
             assert_eq!(in_line(60), Err(WaitError::TimedOut));
             assert_eq!(budget.shares.load(Ordering::SeqCst), 0);
-            assert!(!budget.has_room(0, 10), "the share was given back");
+            assert!(!budget.admit(0, 10), "the share was given back");
             release(&budget, 1500);
             assert_eq!(large.join().unwrap(), Ok(()));
         });
@@ -524,7 +524,7 @@ mod tests {
             }
             false
         };
-        let waited = budget.queue_for(10, try_take, Instant::now(), is_pointless);
+        let waited = budget.wait_in_line(10, try_take, Instant::now(), is_pointless);
         assert_eq!(waited, Ok(()));
         assert_eq!(budget.taken(), 100);
     }
@@ -532,7 +532,7 @@ mod tests {
     #[test]
     fn a_share_is_for_four_messages_but_no_large_part_of_the_room() {
         let budget = WriteBudget::new(6400);
-        let shares = [1, 50, 99, 200, 1000].map(|bytes| budget.share_of(bytes));
+        let shares = [1, 50, 99, 200, 1000].map(|bytes| budget.claim_with_share(bytes));
         assert_eq!(shares, [100, 200, 396, 400, 1000]);
     }
 
@@ -544,15 +544,15 @@ mod tests {
         let is_over = || over.load(Ordering::SeqCst);
         let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.queue_for(5000, try_take, soon(), is_over));
+            let large = scope.spawn(|| budget.wait_in_line(5000, try_take, soon(), is_over));
             await_line(&budget, 1);
             budget.taken.store(100, Ordering::SeqCst);
             let round = budget.round.load(Ordering::SeqCst);
             set_own_share(Share { round, bytes: 90 });
-            assert!(budget.has_room(0, 10));
+            assert!(budget.admit(0, 10));
             // The first publisher in the line finds no room, so it is not served.
             all_released(&budget);
-            assert!(!budget.has_room(0, 10), "another round has begun");
+            assert!(!budget.admit(0, 10), "another round has begun");
             over.store(true, Ordering::SeqCst);
             budget.wake_to_recheck();
             assert_eq!(large.join().unwrap(), Err(WaitError::Closed));
@@ -567,9 +567,9 @@ mod tests {
         let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         let is_over = || over.load(Ordering::SeqCst);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.queue_for(1000, try_take, soon(), is_over));
+            let large = scope.spawn(|| budget.wait_in_line(1000, try_take, soon(), is_over));
             await_line(&budget, 1);
-            let small = scope.spawn(|| budget.queue_for(10, try_take, soon(), never));
+            let small = scope.spawn(|| budget.wait_in_line(10, try_take, soon(), never));
             await_line(&budget, 2);
             over.store(true, Ordering::SeqCst);
             budget.wake_to_recheck();
@@ -579,9 +579,9 @@ mod tests {
         // The next publisher is also served when the first one times out.
         let soon_over = Instant::now() + Duration::from_millis(50);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.queue_for(1000, try_take, soon_over, never));
+            let large = scope.spawn(|| budget.wait_in_line(1000, try_take, soon_over, never));
             await_line(&budget, 1);
-            let small = scope.spawn(|| budget.queue_for(0, try_take, soon(), never));
+            let small = scope.spawn(|| budget.wait_in_line(0, try_take, soon(), never));
             assert_eq!(large.join().unwrap(), Err(WaitError::TimedOut));
             assert_eq!(small.join().unwrap(), Ok(()));
         });

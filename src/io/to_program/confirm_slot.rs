@@ -13,7 +13,7 @@ use crate::protocol::content::ReturnedContent;
 /// The outcome of one publish.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    settled: OnceLock<PublishOutcome<Arc<ReturnedContent>>>,
+    outcome: OnceLock<PublishOutcome<Arc<ReturnedContent>>>,
     /// The number of the count of [failures](super::publish_failures::Failures) that contains this
     /// one, until it was reported; otherwise 0.
     unreported_in: AtomicU64,
@@ -23,13 +23,13 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub(crate) fn get(&self) -> Option<&PublishOutcome<Arc<ReturnedContent>>> {
-        self.settled.get()
+        self.outcome.get()
     }
 
     /// Stores the outcome and wakes the waiting threads. Each publish has one outcome, so the slot
     /// is empty before. The caller holds the lock of the publisher.
-    pub(crate) fn fill(&self, settled: PublishOutcome<Arc<ReturnedContent>>) {
-        let _ = self.settled.set(settled);
+    pub(crate) fn fill(&self, outcome: PublishOutcome<Arc<ReturnedContent>>) {
+        let _ = self.outcome.set(outcome);
         self.changed.notify_all();
     }
 

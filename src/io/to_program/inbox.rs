@@ -75,7 +75,7 @@ pub(crate) struct Inbox<E: EndMark> {
     read_control: Arc<ReadControl>,
     /// The signals to set, in addition to the threads that sleep in [`pop`](Self::pop).
     subscribers: Subscribers,
-    ready: OnceLock<Arc<Signal>>,
+    select_signal: OnceLock<Arc<Signal>>,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +115,7 @@ impl<E: EndMark> Inbox<E> {
             changed: Condvar::new(),
             read_control,
             subscribers: Subscribers::default(),
-            ready: OnceLock::new(),
+            select_signal: OnceLock::new(),
         }
     }
 
@@ -224,7 +224,7 @@ impl<E: EndMark> Inbox<E> {
     #[cold]
     fn sleep(&self, state: &mut MutexGuard<'_, State<E>>, deadline: Option<Instant>) -> bool {
         state.asleep += 1;
-        let _waiting = self.read_control.wait_for_delivery();
+        let _waiting = self.read_control.count_as_waiting_for_delivery();
         let is_woken = match deadline {
             Some(deadline) => !self.changed.wait_until(state, deadline).timed_out(),
             None => {
@@ -302,7 +302,7 @@ impl<E: EndMark> Inbox<E> {
         self.wake_one(state);
         // A program that waits with `select!` is woken again for the remaining entries, and always
         // for an end.
-        if let Some(signal) = self.ready.get() {
+        if let Some(signal) = self.select_signal.get() {
             if state.ended || state.stopped || !state.queue.is_empty() {
                 signal.notify();
             }
@@ -347,7 +347,7 @@ impl<E: EndMark> Inbox<E> {
     }
 
     /// Returns whether the inbox is empty and has ended.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         let state = self.state.lock();
         state.ended && state.queue.is_empty()
     }
@@ -363,8 +363,8 @@ impl<E: EndMark> Inbox<E> {
     }
 
     /// Returns a slot that is full when there is an entry, or an end. It may also be full without.
-    pub(crate) fn ready(&self) -> &Receiver<()> {
-        let signal = self.ready.get_or_init(|| {
+    pub(crate) fn select_signal(&self) -> &Receiver<()> {
+        let signal = self.select_signal.get_or_init(|| {
             let signal = Arc::new(Signal::new());
             self.subscribers.add(&signal);
             signal
@@ -512,15 +512,15 @@ mod tests {
             |inbox| inbox.end(),
         ];
         let inbox = inbox();
-        let ready = inbox.ready();
+        let ready = inbox.select_signal();
         assert!(ready.try_recv().is_err(), "the inbox is empty");
         for change in changes {
             change(&inbox);
             assert!(ready.try_recv().is_ok());
             assert!(ready.try_recv().is_err(), "the slot was filled once");
         }
-        // The slot is full again for a thread that calls `ready` after the end.
-        assert!(inbox.ready().try_recv().is_ok());
+        // The slot is full again for a thread that calls `select_signal` after the end.
+        assert!(inbox.select_signal().try_recv().is_ok());
     }
 
     #[test]
@@ -589,7 +589,7 @@ mod tests {
         assert!(all >= 10 * SIZE);
         assert!(matches!(inbox.try_pop(), Next::Message(_)));
         assert_eq!(waiting(&inbox), all, "too few bytes for a report");
-        assert!(inbox.read_control.budget.wait_for(1, true));
+        assert!(inbox.read_control.budget.set_wake_bound(1, true));
         assert!(matches!(inbox.pop(None), Next::Message(_)));
         let left = waiting(&inbox);
         assert!(left <= all - 2 * SIZE, "{left} of {all}");

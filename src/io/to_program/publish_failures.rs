@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::io::to_program::bounded_queue::{BoundedQueue, TotalBytes};
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::read_budget::ReadBudget;
-use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 
@@ -15,15 +15,15 @@ const FAILURES_MAX: usize = 1000;
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) number: u64,
-    pub(crate) settled: PublishOutcome<Arc<ReturnedContent>>,
+    pub(crate) outcome: PublishOutcome<Arc<ReturnedContent>>,
     slot: Arc<Slot>,
 }
 
 /// The failures since the program last took them.
 #[derive(Debug)]
 pub(crate) struct Failures {
-    total: RetainedBytes,
-    kept: Retained<Failure>,
+    total: TotalBytes,
+    kept: BoundedQueue<Failure>,
     /// How many failures were counted but not kept.
     dropped: u64,
     /// How many of all failures were not reported to the program.
@@ -41,10 +41,10 @@ pub(crate) struct Taken {
 }
 
 impl Failures {
-    pub(crate) fn new(total: &RetainedBytes) -> Self {
+    pub(crate) fn new(total: &TotalBytes) -> Self {
         Self {
             total: total.clone(),
-            kept: Retained::new(FAILURES_MAX, total),
+            kept: BoundedQueue::new(FAILURES_MAX, total),
             dropped: 0,
             unreported: 0,
             count: 1,
@@ -55,7 +55,7 @@ impl Failures {
     pub(crate) fn add(
         &mut self,
         number: u64,
-        settled: PublishOutcome<Arc<ReturnedContent>>,
+        outcome: PublishOutcome<Arc<ReturnedContent>>,
         slot: &Arc<Slot>,
         is_reported: bool,
     ) {
@@ -66,9 +66,9 @@ impl Failures {
         let failure = Failure {
             number,
             slot: Arc::clone(slot),
-            settled,
+            outcome,
         };
-        if !self.kept.try_push(cost(&failure.settled), failure) {
+        if !self.kept.try_push(cost(&failure.outcome), failure) {
             self.dropped += 1;
         }
     }
@@ -106,16 +106,16 @@ impl Failures {
     }
 
     /// Begins another count. Returns the failures that were kept in the last one.
-    pub(crate) fn empty(&mut self) -> Retained<Failure> {
+    pub(crate) fn empty(&mut self) -> BoundedQueue<Failure> {
         self.unreported = 0;
         self.count += 1;
-        std::mem::replace(&mut self.kept, Retained::new(FAILURES_MAX, &self.total))
+        std::mem::replace(&mut self.kept, BoundedQueue::new(FAILURES_MAX, &self.total))
     }
 }
 
-/// Returns the cost of the returned message in `settled`, or 0 if there is none.
-pub(crate) fn cost(settled: &PublishOutcome<Arc<ReturnedContent>>) -> usize {
-    match settled {
+/// Returns the cost of the returned message in `outcome`, or 0 if there is none.
+pub(crate) fn cost(outcome: &PublishOutcome<Arc<ReturnedContent>>) -> usize {
+    match outcome {
         PublishOutcome::Returned(message) | PublishOutcome::Ambiguous(message) => {
             ReadBudget::cost(message)
         }

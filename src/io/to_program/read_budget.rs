@@ -128,7 +128,7 @@ impl ReadBudget {
     /// Sets the bound at which the IO thread is woken, 0 for never, and whether it does not read
     /// until then. Returns `true` if from now on each taken delivery must be reported at once: then
     /// the caller reports the deliveries that were taken before.
-    pub(crate) fn wait_for(&self, below: usize, is_paused: bool) -> bool {
+    pub(crate) fn set_wake_bound(&self, below: usize, is_paused: bool) -> bool {
         if below == 0 && !self.must_report_at_once() {
             return false;
         }
@@ -185,7 +185,7 @@ mod tests {
             read_budget.must_stop(false, false, 0),
             Some((Stop::SoftLimit, 751))
         );
-        assert!(read_budget.wait_for(751, true) && read_budget.is_paused());
+        assert!(read_budget.set_wake_bound(751, true) && read_budget.is_paused());
         assert!(!read_budget.remove(250, 0), "751 are left");
         assert!(read_budget.must_stop(true, false, 0).is_some());
         assert!(read_budget.remove(1, 0));
@@ -201,10 +201,10 @@ mod tests {
         read_budget.add(1, 1);
         let stop = Some((Stop::FixedDeliveries, usize::MAX));
         assert_eq!(read_budget.must_stop(false, true, 0), stop);
-        assert!(read_budget.wait_for(usize::MAX, true));
+        assert!(read_budget.set_wake_bound(usize::MAX, true));
         assert!(read_budget.remove(500, 0));
         assert_eq!(read_budget.must_stop(false, true, 0), stop);
-        read_budget.wait_for(usize::MAX, true);
+        read_budget.set_wake_bound(usize::MAX, true);
         assert!(read_budget.remove(1, 1));
         assert_eq!(read_budget.must_stop(false, true, 0), None);
     }

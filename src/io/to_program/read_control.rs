@@ -27,8 +27,8 @@ impl ReadControl {
     /// Counts the calling thread among those that wait for a delivery, until the guard is dropped.
     /// The thread has found an empty inbox. A reading pause would last until other threads have
     /// taken their deliveries, so the IO thread is woken to end it.
-    pub(crate) fn wait_for_delivery(&self) -> Waiting<'_> {
-        let waiting = self.threads.wait_for_delivery();
+    pub(crate) fn count_as_waiting_for_delivery(&self) -> Waiting<'_> {
+        let waiting = self.threads.count_as_waiting_for_delivery();
         if self.budget.is_paused() {
             self.wake.notify();
         }

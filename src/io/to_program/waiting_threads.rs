@@ -30,15 +30,15 @@ impl Drop for Waiting<'_> {
 }
 
 impl WaitingThreads {
-    pub(crate) fn wait_for_room_or_confirm(&self) -> Waiting<'_> {
+    pub(crate) fn count_as_waiting_for_room_or_confirm(&self) -> Waiting<'_> {
         Waiting::new(&self.room_or_confirm)
     }
 
-    pub(crate) fn wait_for_confirm(&self) -> [Waiting<'_>; 2] {
+    pub(crate) fn count_as_waiting_for_confirm(&self) -> [Waiting<'_>; 2] {
         [&self.single_confirm, &self.room_or_confirm].map(Waiting::new)
     }
 
-    pub(crate) fn wait_for_delivery(&self) -> Waiting<'_> {
+    pub(crate) fn count_as_waiting_for_delivery(&self) -> Waiting<'_> {
         Waiting::new(&self.delivery)
     }
 
@@ -71,14 +71,14 @@ mod tests {
                 threads.is_delivery_awaited(),
             ]
         };
-        let waiting = threads.wait_for_room_or_confirm();
+        let waiting = threads.count_as_waiting_for_room_or_confirm();
         assert_eq!(awaited(), [true, false, false]);
         drop(waiting);
         // A wait for one confirm needs an IO thread that reads, like all waits for confirms.
-        let waiting = threads.wait_for_confirm();
+        let waiting = threads.count_as_waiting_for_confirm();
         assert_eq!(awaited(), [true, true, false]);
         drop(waiting);
-        let waiting = threads.wait_for_delivery();
+        let waiting = threads.count_as_waiting_for_delivery();
         assert_eq!(awaited(), [false, false, true]);
         drop(waiting);
         assert_eq!(awaited(), [false; 3]);

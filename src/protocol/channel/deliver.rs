@@ -68,7 +68,7 @@ pub(super) fn deliver<T: Tokens>(
         Recipient::Consumer(consumer) if !consumer.discard => {
             let shows_queue = !consumer.is_requeueable && !may_be_of_stream(parts.properties());
             let is_requeueable = consumer.is_requeueable || shows_queue;
-            let never_held_back = consumer.never_held_back() || is_transactional || !is_requeueable;
+            let is_fixed = consumer.has_fixed_deliveries() || is_transactional || !is_requeueable;
             if shows_queue {
                 // This event comes first, because the consumer's thread may have to requeue the
                 // delivery at once.
@@ -81,12 +81,7 @@ pub(super) fn deliver<T: Tokens>(
                 names,
                 parts,
             };
-            out.deliver(
-                channel,
-                || consumer.token.clone(),
-                never_held_back,
-                delivery,
-            );
+            out.deliver(channel, || consumer.token.clone(), is_fixed, delivery);
             if shows_queue {
                 consumers.note_requeueable(tag);
             }

@@ -43,7 +43,7 @@ impl<T: Tokens> Channel<T> {
             return false;
         };
         let is_requeueable = consumer.is_requeueable || !may_be_of_stream(properties);
-        if consumer.never_held_back()
+        if consumer.has_fixed_deliveries()
             || consumer.discard
             || self.transaction.is_selected()
             || !is_requeueable
@@ -175,7 +175,7 @@ impl<T: Tokens> Channel<T> {
         self.note_if_none_held_back(out);
     }
 
-    /// Returns the number of waiting bytes below which a delivery can be requeued.
+    /// Returns the number of untaken bytes below which a delivery can be requeued.
     pub(crate) fn fits_below(&self, out: &Output<T>) -> Option<usize> {
         self.held_back
             .values()
@@ -239,7 +239,7 @@ fn state_of<T: Tokens>(
 ) -> ConsumerState {
     ConsumerState {
         queue: consumer.queue,
-        is_idle: !out.room.has_emitted() && !T::has_waiting(&consumer.token),
+        is_idle: !out.room.has_emitted() && !T::has_untaken(&consumer.token),
         takes_out_of_order: consumer.takes_out_of_order || out.room.is_shared(consumer.queue),
         prefetch: consumer.prefetch,
         last_part,

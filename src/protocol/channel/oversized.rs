@@ -115,7 +115,7 @@ impl<T: Tokens> Channel<T> {
             Method::BasicGet(get) => Some((call.token.is_some(), get)),
             _ => None,
         });
-        let Some((is_awaited, get)) = get else {
+        let Some((has_caller, get)) = get else {
             return Err(ProtocolError::UnexpectedMethod {
                 method: basic::GetOk::ID,
                 state: "without a call that expects it",
@@ -136,7 +136,7 @@ impl<T: Tokens> Channel<T> {
             limit,
             disposal,
         };
-        let again = is_awaited.then(|| get.clone());
+        let again = has_caller.then(|| get.clone());
         self.settle_passed_over(passed_over, settle, out);
         match again {
             Some(get) => out.send(self.id.number, &get.into()),

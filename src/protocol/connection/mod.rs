@@ -203,7 +203,7 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Returns whether a caller waits for a reply.
-    pub(crate) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_reply_awaited(&self) -> bool {
         self.router.out.first_deadline().is_some()
             || matches!(self.router.state, ConnectionState::Closing { .. })
     }
@@ -374,7 +374,7 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Returns whether a call waits only for earlier publishes or settlements.
-    pub(crate) fn has_paused(&self) -> bool {
+    pub(crate) fn has_calls_to_send(&self) -> bool {
         let out = &self.router.out;
         !out.committed.is_empty() || !out.changing.is_empty()
     }

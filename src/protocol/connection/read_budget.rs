@@ -24,10 +24,10 @@ impl<T: Tokens> Connection<T> {
 
     /// Sets the size of the deliveries that wait in inboxes, in bytes. Call it before
     /// [`received`](Self::received), when all events have been taken.
-    pub(crate) fn set_waiting(&mut self, bytes: usize) {
+    pub(crate) fn set_untaken_bytes(&mut self, bytes: usize) {
         let out = &mut self.router.out;
         let all_reported = out.events.is_empty();
-        out.room.set_waiting(bytes, all_reported);
+        out.room.set_untaken_bytes(bytes, all_reported);
     }
 
     /// Returns whether deliveries are held back, or requeued and expected again.
@@ -62,7 +62,7 @@ impl<T: Tokens> Connection<T> {
         })
     }
 
-    /// Returns the number of waiting bytes below which [`requeue_held`](Self::requeue_held) may
+    /// Returns the number of untaken bytes below which [`requeue_held`](Self::requeue_held) may
     /// requeue a delivery; 0 if none is held back.
     pub(crate) fn requeues_below(&self) -> usize {
         let router = &self.router;

@@ -30,7 +30,7 @@ fn a_second_call_waits_until_the_first_has_its_reply() {
     scenario.peer_sends(1, qos_ok.clone());
     assert_eq!(scenario.events(), [Seen::Reply(3, qos_ok.into())]);
     assert_eq!(scenario.sent(), []);
-    assert!(!scenario.core.is_awaited());
+    assert!(!scenario.core.is_reply_awaited());
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_call_that_cannot_be_sent_leaves_no_deadline_behind() {
     let id = scenario.open_channel(1);
     scenario.call(id, 1, queue::Declare::new("x".repeat(256)));
     assert_eq!(scenario.core.poll_timeout(), None);
-    assert!(!scenario.core.is_awaited());
+    assert!(!scenario.core.is_reply_awaited());
 }
 
 #[test]

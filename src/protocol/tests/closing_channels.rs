@@ -89,11 +89,11 @@ fn our_close_is_sent_at_once_and_fails_the_calls() {
         ]
     );
     assert!(!scenario.core.is_open(id));
-    assert!(scenario.core.is_awaited());
+    assert!(scenario.core.is_reply_awaited());
 
     scenario.peer_sends(1, channel::CloseOk::default());
     assert_eq!(scenario.events(), [Seen::IsClosed(3)]);
-    assert!(!scenario.core.is_awaited());
+    assert!(!scenario.core.is_reply_awaited());
 }
 
 #[test]

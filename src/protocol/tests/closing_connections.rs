@@ -85,7 +85,7 @@ fn frames_behind_a_close_in_the_same_buffer_are_ignored() {
 fn our_close_is_sent_at_once_and_close_ok_ends_the_connection() {
     let (mut scenario, _) = closing();
     assert_eq!(scenario.events(), []);
-    assert!(scenario.core.is_awaited());
+    assert!(scenario.core.is_reply_awaited());
     assert!(!scenario.core.is_closed());
     scenario.peer_sends(0, connection::CloseOk::default());
     assert_eq!(scenario.events(), all_ends(Termination::Closed(bye())));

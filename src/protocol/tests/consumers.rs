@@ -500,7 +500,7 @@ fn a_cancel_without_a_caller_has_no_deadline() {
     let (mut scenario, id) = two_consumers();
     scenario.core.discard_consumer(id, &"a".into(), |_| true);
     assert_eq!(scenario.core.poll_timeout(), None);
-    assert!(!scenario.core.is_awaited());
+    assert!(!scenario.core.is_reply_awaited());
 }
 
 #[test]

@@ -51,12 +51,12 @@ fn a_call_fails_at_its_deadline_and_not_before() {
     let mut scenario = Scenario::new();
     let id = scenario.open_channel(1);
     scenario.call(id, 1, queue::Declare::new("q"));
-    assert!(scenario.core.is_awaited());
+    assert!(scenario.core.is_reply_awaited());
     scenario.pass(RPC_TIMEOUT - Duration::from_nanos(1));
     assert_eq!(scenario.events(), []);
     scenario.pass(Duration::from_nanos(1));
     assert_eq!(scenario.events(), [Seen::Failed(1, CallFailure::TimedOut)]);
-    assert!(!scenario.core.is_awaited());
+    assert!(!scenario.core.is_reply_awaited());
     assert_eq!(scenario.core.poll_timeout(), None);
 }
 

@@ -65,7 +65,7 @@ impl Tokens for Script {
     type Opener = u32;
     type Buffers = ();
 
-    fn has_waiting(_: &&'static str) -> bool {
+    fn has_untaken(_: &&'static str) -> bool {
         false
     }
 }

@@ -39,7 +39,7 @@ fn a_secret_is_sent_apart_from_other_output_and_its_reply_is_reported() {
     scenario.peer_sends(0, ok());
     assert_eq!(scenario.events(), [Seen::Reply(1, ok().into())]);
     assert_eq!(scenario.secret_sent(), None);
-    assert!(!scenario.core.is_awaited());
+    assert!(!scenario.core.is_reply_awaited());
     assert_eq!(scenario.core.poll_timeout(), None);
 }
 

@@ -191,7 +191,10 @@ fn a_commit_is_sent_after_the_settlements_made_before_its_turn() {
     scenario.call(id, 2, queue::Declare::new("q"));
     scenario.call(id, 3, tx::Commit::default());
     scenario.feed(&frame(1, queue::DeclareOk::default()));
-    assert!(scenario.core.has_paused(), "the driver is not to sleep");
+    assert!(
+        scenario.core.has_calls_to_send(),
+        "the driver is not to sleep"
+    );
     let ack = Settle::Ack { multiple: false };
     scenario.settle_by_ledger("one", 2, ack).unwrap();
     assert_eq!(
@@ -217,9 +220,9 @@ fn after_a_commit_the_waiting_calls_prevent_the_driver_from_sleeping() {
     scenario.call(id, 2, tx::Commit::default());
     scenario.call(id, 3, queue::Declare::new("q"));
     scenario.sent();
-    assert!(!scenario.core.has_paused());
+    assert!(!scenario.core.has_calls_to_send());
     scenario.feed(&frame(1, tx::CommitOk::default()));
-    assert!(scenario.core.has_paused());
+    assert!(scenario.core.has_calls_to_send());
     assert_eq!(scenario.sent(), [on(1, queue::Declare::new("q"))]);
-    assert!(!scenario.core.has_paused());
+    assert!(!scenario.core.has_calls_to_send());
 }

@@ -30,7 +30,7 @@ impl Tokens for Model {
     type Opener = ();
     type Buffers = ();
 
-    fn has_waiting(consumer: &Shared) -> bool {
+    fn has_untaken(consumer: &Shared) -> bool {
         !consumer.borrow().waiting.is_empty()
     }
 }
@@ -124,7 +124,7 @@ impl World {
         let mut rest = bytes;
         while !rest.is_empty() {
             let waiting = self.waiting();
-            self.core.set_waiting(waiting);
+            self.core.set_untaken_bytes(waiting);
             let space = self.core.space();
             let count = rest.len().min(space.len());
             space[..count].copy_from_slice(&rest[..count]);
@@ -136,7 +136,7 @@ impl World {
 
     fn requeue(&mut self) {
         let waiting = self.waiting();
-        self.core.set_waiting(waiting);
+        self.core.set_untaken_bytes(waiting);
         let would = self.core.can_requeue();
         self.core.requeue_held(self.now);
         let before = self.to_broker.len();
@@ -522,7 +522,7 @@ fn a_redelivered_message_without_room_keeps_its_place_even_if_it_is_late() {
             room.set_now(now + Duration::from_secs(1));
             assert!(!holding.give_up_overdue(state, &mut room));
         }
-        room.set_waiting(7500, true);
+        room.set_untaken_bytes(7500, true);
         let arrival = Arrival {
             redelivered: true,
             cost: 1000,
@@ -533,7 +533,7 @@ fn a_redelivered_message_without_room_keeps_its_place_even_if_it_is_late() {
             panic!("{verdict:?}");
         };
         holding.hold(3, 1000, Some(place));
-        room.set_waiting(0, true);
+        room.set_untaken_bytes(0, true);
         assert_eq!(holding.requeue(state, &mut room), Some(3));
     }
 }

@@ -92,7 +92,7 @@ impl Client {
     fn bytes(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
-            self.core.set_waiting(self.waiting());
+            self.core.set_untaken_bytes(self.waiting());
             let space = self.core.space();
             let count = rest.len().min(space.len());
             space[..count].copy_from_slice(&rest[..count]);
@@ -121,7 +121,7 @@ impl Client {
                 Event::Deliveries {
                     consumer,
                     batches,
-                    never_held_back,
+                    is_fixed,
                 } => {
                     let mut eaters = self.eaters.iter();
                     let eater = eaters.find(|it| Rc::ptr_eq(&it.token, &consumer)).unwrap();
@@ -129,7 +129,7 @@ impl Client {
                         while let Some(packed) = batch.pop() {
                             let cost = batch.cost_of(&packed);
                             let delivery = packed.unpack().method.delivery_tag;
-                            let taken_in = Log::TakenIn(eater.tag, delivery, never_held_back);
+                            let taken_in = Log::TakenIn(eater.tag, delivery, is_fixed);
                             self.log.push(taken_in);
                             let mut program = consumer.borrow_mut();
                             program.waiting.push_back((delivery, 0, cost));
@@ -151,7 +151,7 @@ impl Client {
     }
 
     fn requeue(&mut self) -> Vec<u64> {
-        self.core.set_waiting(self.waiting());
+        self.core.set_untaken_bytes(self.waiting());
         let before = self.log.len();
         self.core.requeue_held(self.now);
         self.events();
@@ -283,9 +283,9 @@ fn requeuing_is_announced_for_the_size_at_which_the_oldest_delivery_just_fits() 
     }
     client.take("a", 10);
     let below = client.core.requeues_below();
-    client.core.set_waiting(below - 1);
+    client.core.set_untaken_bytes(below - 1);
     assert!(client.core.can_requeue());
-    client.core.set_waiting(below);
+    client.core.set_untaken_bytes(below);
     assert!(!client.core.can_requeue());
 }
 
@@ -337,8 +337,8 @@ fn after_a_recover_deliveries_can_be_held_back_again() {
     for tag in 70_001..=71_000 {
         client.deliver("a", tag, true, 1000);
     }
-    let never_held_back = |it: &Log| matches!(it, Log::TakenIn(.., true));
-    assert!(!client.log[before..].iter().any(never_held_back));
+    let is_fixed = |it: &Log| matches!(it, Log::TakenIn(.., true));
+    assert!(!client.log[before..].iter().any(is_fixed));
 }
 
 #[test]

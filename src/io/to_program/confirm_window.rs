@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::io::to_program::bounded_queue::{BoundedQueue, TotalBytes};
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::publish_failures::{Failures, Taken, cost};
-use crate::io::to_program::retained::{Retained, RetainedBytes};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{ConfirmLedger, Mandatory, PublishOutcome};
@@ -27,12 +27,12 @@ enum Mode {
 /// The publishing side of one channel. Its lock is held for a few instructions only, and never
 /// while a thread waits.
 #[derive(Debug)]
-pub(crate) struct Publisher {
+pub(crate) struct ConfirmWindow {
     window: usize,
-    total: RetainedBytes,
+    total: TotalBytes,
     /// Whether a publish must check the state: in confirm mode, while `channel.flow` stops
     /// publishes, or during a commit. Each publish reads this flag without the lock.
-    gated: AtomicBool,
+    must_check_state: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Publisher {
 struct State {
     mode: Mode,
     /// Whether the broker has stopped publishes with `channel.flow`.
-    held: bool,
+    flow_stopped: bool,
     /// Whether publishes wait for the reply to `tx.commit`, because a buffer is already kept back
     /// for it.
     committing: bool,
@@ -53,7 +53,7 @@ struct State {
     /// The RPC replies, whose threads are woken at once by a failed publish.
     rpc_replies: Option<Arc<RpcReplies>>,
     /// The sequence number of the last publish for which a close has waited.
-    closing_at: u64,
+    last_before_close: u64,
     /// The threads that wait for room in the confirm window. While there are any, a new publish
     /// finds no room, because all free places are reserved for them.
     room_line: WaitingLine<()>,
@@ -61,7 +61,7 @@ struct State {
     /// published yet.
     reserved_places: usize,
     /// The threads that wait until all publishes up to a number are confirmed.
-    settled_line: WaitingLine<u64>,
+    confirmed_line: WaitingLine<u64>,
     /// The threads that wait for the reply to `confirm.select`.
     select_line: WaitingLine<()>,
     /// Slots without a holder, for reuse. There are at most as many as the window has places.
@@ -71,7 +71,7 @@ struct State {
 /// The outcomes for callbacks, in the order in which the broker has confirmed them.
 #[derive(Debug)]
 struct OutcomeQueue {
-    kept: Retained<OutcomeRun>,
+    kept: BoundedQueue<OutcomeRun>,
     /// How many entries were dropped, because no thread dispatches the callbacks.
     dropped: u64,
 }
@@ -82,7 +82,7 @@ struct OutcomeRun {
     first: u64,
     last: u64,
     /// The outcome; `None` if the channel has ended before the confirm.
-    settled: Option<PublishOutcome<Arc<ReturnedContent>>>,
+    outcome: Option<PublishOutcome<Arc<ReturnedContent>>>,
 }
 
 /// How many entries of outcomes are kept. Acked publishes in a row share one entry.
@@ -121,26 +121,26 @@ pub(crate) struct Confirmed {
     pub(crate) has_outcomes: bool,
 }
 
-impl Publisher {
+impl ConfirmWindow {
     /// Creates the publisher of a channel. Its failures and outcomes count in `total`.
-    pub(crate) fn new(window: usize, total: &RetainedBytes) -> Self {
+    pub(crate) fn new(window: usize, total: &TotalBytes) -> Self {
         Self {
             window: window.max(1),
             total: total.clone(),
-            gated: AtomicBool::new(false),
+            must_check_state: AtomicBool::new(false),
             state: Mutex::new(State {
                 mode: Mode::Plain,
-                held: false,
+                flow_stopped: false,
                 committing: false,
                 ledger: ConfirmLedger::new(),
                 failures: Failures::new(total),
                 outcomes: None,
                 abandoned: false,
                 rpc_replies: None,
-                closing_at: 0,
+                last_before_close: 0,
                 room_line: WaitingLine::default(),
                 reserved_places: 0,
-                settled_line: WaitingLine::default(),
+                confirmed_line: WaitingLine::default(),
                 select_line: WaitingLine::default(),
                 slots: Vec::new(),
             }),
@@ -148,7 +148,7 @@ impl Publisher {
     }
 
     /// Waits in the line until a place in the window is reserved, for the next
-    /// [`begin`](Self::begin) or until [`give_back`](Self::give_back).
+    /// [`begin`](Self::begin) or until [`release_place`](Self::release_place).
     pub(crate) fn wait_for_room(
         &self,
         deadline: Instant,
@@ -166,15 +166,15 @@ impl Publisher {
     }
 
     /// Gives a reserved place back that will not be used.
-    pub(crate) fn give_back(&self) {
+    pub(crate) fn release_place(&self) {
         let mut state = self.state.lock();
         state.reserved_places -= 1;
         state.serve(self.window);
     }
 
     /// Returns whether a publish needs [`begin`](Self::begin) before it is queued.
-    pub(crate) fn is_gated(&self) -> bool {
-        self.gated.load(Ordering::Acquire)
+    pub(crate) fn must_check_state(&self) -> bool {
+        self.must_check_state.load(Ordering::Acquire)
     }
 
     /// Begins a publish: returns the lock under which it is queued and gets its sequence number, so
@@ -200,7 +200,7 @@ impl Publisher {
             return false;
         }
         state.mode = Mode::Selecting;
-        self.gated.store(true, Ordering::Release);
+        self.must_check_state.store(true, Ordering::Release);
         send();
         true
     }
@@ -211,7 +211,8 @@ impl Publisher {
             true => Mode::Confirming,
             false => Mode::Plain,
         };
-        self.gated.store(state.is_gated(), Ordering::Release);
+        self.must_check_state
+            .store(state.must_check_state(), Ordering::Release);
         state.select_line.serve_while(|()| true);
         state.serve(self.window);
     }
@@ -244,7 +245,7 @@ impl Publisher {
     }
 
     /// Waits until all publishes up to `number` are confirmed.
-    pub(crate) fn wait_settled(
+    pub(crate) fn wait_confirmed(
         &self,
         number: u64,
         deadline: Option<Instant>,
@@ -254,10 +255,10 @@ impl Publisher {
         if state.ledger.is_confirmed_up_to(number) {
             return Ok(());
         }
-        let waiter = state.settled_line.join_in_order(number);
+        let waiter = state.confirmed_line.join_in_order(number);
         let waited = waiter.wait(&mut state, deadline, is_pointless);
         if waited.is_err() {
-            state.settled_line.leave(&waiter);
+            state.confirmed_line.leave(&waiter);
         }
         waited
     }
@@ -285,19 +286,19 @@ impl Publisher {
     ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
         let last = state.ledger.last();
-        state.closing_at = last;
+        state.last_before_close = last;
         drop(state);
         // The close itself reports the publishes that are still unconfirmed.
-        self.wait_settled(last, Some(deadline), is_pointless)
+        self.wait_confirmed(last, Some(deadline), is_pointless)
     }
 
     /// Takes the failures that were not reported, and returns whether publishes for which a close
     /// has waited are unconfirmed. The latter is returned once.
     pub(crate) fn take_unreported(&self) -> (Taken, bool) {
         let mut state = self.state.lock();
-        let last = std::mem::take(&mut state.closing_at);
-        let is_settled = state.ledger.is_confirmed_up_to(last);
-        (state.failures.take_unreported(), !is_settled)
+        let last = std::mem::take(&mut state.last_before_close);
+        let is_confirmed = state.ledger.is_confirmed_up_to(last);
+        (state.failures.take_unreported(), !is_confirmed)
     }
 
     /// Records that the holder of `slot` gets its failure.
@@ -341,19 +342,19 @@ impl Publisher {
         } = &mut *state;
         let dropped_before = outcomes.as_ref().map_or(0, |outcomes| outcomes.dropped);
         let unconfirmed_before = ledger.unconfirmed();
-        ledger.confirm(number, multiple, ack, |number, mut slot, settled| {
-            let is_taken = matches!(settled, PublishOutcome::Acked);
+        ledger.confirm(number, multiple, ack, |number, mut slot, outcome| {
+            let is_taken = matches!(outcome, PublishOutcome::Acked);
             if !is_taken && !*abandoned {
-                failures.add(number, settled.clone(), &slot, outcomes.is_some());
+                failures.add(number, outcome.clone(), &slot, outcomes.is_some());
             }
             if let Some(outcomes) = outcomes {
-                outcomes.add(number, Some(settled.clone()));
+                outcomes.add(number, Some(outcome.clone()));
             }
             match Arc::get_mut(&mut slot) {
                 // No thread holds the confirm, so the slot can be used again.
                 Some(_) if slots.len() < self.window => slots.push(slot),
                 Some(_) => {}
-                None => slot.fill(settled),
+                None => slot.fill(outcome),
             }
             if let (false, Some(rpc_replies)) = (is_taken, &rpc_replies) {
                 rpc_replies.publish_failed(number);
@@ -367,10 +368,10 @@ impl Publisher {
         state.serve(self.window);
         let State {
             ledger,
-            settled_line,
+            confirmed_line,
             ..
         } = &mut *state;
-        settled_line.serve_while(|number| ledger.is_confirmed_up_to(*number));
+        confirmed_line.serve_while(|number| ledger.is_confirmed_up_to(*number));
         drop(state);
         // The lock is free before, because the program's log backend may publish.
         if dropped > 0 && dropped_before == 0 {
@@ -396,7 +397,7 @@ impl Publisher {
     }
 
     /// Returns how many publishes the broker has confirmed.
-    pub(crate) fn settled(&self) -> u64 {
+    pub(crate) fn confirmed_count(&self) -> u64 {
         let ledger = &self.state.lock().ledger;
         ledger.last() - ledger.unconfirmed() as u64
     }
@@ -409,8 +410,9 @@ impl Publisher {
     /// Stops or resumes publishes, for `channel.flow`.
     pub(crate) fn set_flow(&self, active: bool) {
         let mut state = self.state.lock();
-        state.held = !active;
-        self.gated.store(state.is_gated(), Ordering::Release);
+        state.flow_stopped = !active;
+        self.must_check_state
+            .store(state.must_check_state(), Ordering::Release);
         state.serve(self.window);
     }
 
@@ -420,13 +422,14 @@ impl Publisher {
         if std::mem::replace(&mut state.committing, committing) == committing {
             return;
         }
-        self.gated.store(state.is_gated(), Ordering::Release);
+        self.must_check_state
+            .store(state.must_check_state(), Ordering::Release);
         state.serve(self.window);
     }
 
     /// Returns whether the broker accepts publishes, according to `channel.flow`.
     pub(crate) fn is_flow_active(&self) -> bool {
-        !self.state.lock().held
+        !self.state.lock().flow_stopped
     }
 
     /// Wakes all waiting threads after the end of the channel: no more confirms will arrive.
@@ -442,7 +445,7 @@ impl Publisher {
             slot.wake_to_recheck();
         });
         state.room_line.wake_to_recheck();
-        state.settled_line.wake_to_recheck();
+        state.confirmed_line.wake_to_recheck();
         state.select_line.wake_to_recheck();
     }
 
@@ -465,13 +468,13 @@ impl State {
         self.slots.pop().unwrap_or_default()
     }
 
-    fn is_gated(&self) -> bool {
-        self.held || self.committing || self.mode != Mode::Plain
+    fn must_check_state(&self) -> bool {
+        self.flow_stopped || self.committing || self.mode != Mode::Plain
     }
 
     fn has_room(&self, window: usize) -> bool {
         match self.mode {
-            _ if self.held || self.committing => false,
+            _ if self.flow_stopped || self.committing => false,
             Mode::Plain => true,
             Mode::Selecting => false,
             Mode::Confirming => self.ledger.unconfirmed() + self.reserved_places < window,
@@ -488,9 +491,9 @@ impl State {
 }
 
 impl OutcomeQueue {
-    fn new(total: &RetainedBytes) -> Self {
+    fn new(total: &TotalBytes) -> Self {
         Self {
-            kept: Retained::new(CONFIRM_OUTCOMES_MAX, total),
+            kept: BoundedQueue::new(CONFIRM_OUTCOMES_MAX, total),
             dropped: 0,
         }
     }
@@ -500,25 +503,25 @@ impl OutcomeQueue {
         let number = run.first;
         if number < run.last {
             run.first += 1;
-            return Some((number, run.settled.clone()));
+            return Some((number, run.outcome.clone()));
         }
         let run = self.kept.pop()?;
-        Some((number, run.settled))
+        Some((number, run.outcome))
     }
 
-    fn add(&mut self, number: u64, settled: Option<PublishOutcome<Arc<ReturnedContent>>>) {
+    fn add(&mut self, number: u64, outcome: Option<PublishOutcome<Arc<ReturnedContent>>>) {
         // Extends the last entry if the outcome is the same; most outcomes are acks.
         if let Some(last) = self.kept.last_mut() {
-            if last.last + 1 == number && is_same_outcome(&last.settled, &settled) {
+            if last.last + 1 == number && is_same_outcome(&last.outcome, &outcome) {
                 last.last = number;
                 return;
             }
         }
-        let cost = settled.as_ref().map_or(0, cost);
+        let cost = outcome.as_ref().map_or(0, cost);
         let run = OutcomeRun {
             first: number,
             last: number,
-            settled,
+            outcome,
         };
         let removed = self.kept.push(cost, run);
         self.dropped += removed.len() as u64;
@@ -546,65 +549,65 @@ mod tests {
     use crate::io::to_program::rpc_replies::RpcEvent;
     use crate::protocol::methods::basic;
 
-    fn confirming(window: usize, total: &RetainedBytes) -> Publisher {
-        let publisher = Publisher::new(window, total);
-        assert!(publisher.select(|| {}));
-        publisher.select_done(true);
-        publisher
+    fn confirming(window: usize, total: &TotalBytes) -> ConfirmWindow {
+        let confirm_window = ConfirmWindow::new(window, total);
+        assert!(confirm_window.select(|| {}));
+        confirm_window.select_done(true);
+        confirm_window
     }
 
     /// Publishes in confirm mode. Returns the sequence number and the slot, or `None` if the window
     /// is full.
-    fn enter(publisher: &Publisher) -> Option<(u64, Arc<Slot>)> {
-        let ticket = publisher.begin(&mut false)?;
+    fn enter(confirm_window: &ConfirmWindow) -> Option<(u64, Arc<Slot>)> {
+        let ticket = confirm_window.begin(&mut false)?;
         Some(ticket.commit(None).expect("confirm mode"))
     }
 
     /// Publishes like `enter`, with a reserved place.
-    fn enter_with_place(publisher: &Publisher) -> Option<(u64, Arc<Slot>)> {
+    fn enter_with_place(confirm_window: &ConfirmWindow) -> Option<(u64, Arc<Slot>)> {
         let mut has_place = true;
-        let ticket = publisher.begin(&mut has_place);
+        let ticket = confirm_window.begin(&mut has_place);
         assert!(!has_place);
         Some(ticket?.commit(None).expect("confirm mode"))
     }
 
-    fn number(publisher: &Publisher) -> Option<u64> {
-        enter(publisher).map(|(number, _)| number)
+    fn number(confirm_window: &ConfirmWindow) -> Option<u64> {
+        enter(confirm_window).map(|(number, _)| number)
     }
 
-    fn slot(publisher: &Publisher) -> Arc<Slot> {
-        enter(publisher).expect("room in the window").1
+    fn slot(confirm_window: &ConfirmWindow) -> Arc<Slot> {
+        enter(confirm_window).expect("room in the window").1
     }
 
     #[test]
     fn the_window_bounds_the_unconfirmed_publishes() {
-        let publisher = confirming(2, &RetainedBytes::default());
-        let numbers = [(); 3].map(|()| number(&publisher));
+        let confirm_window = confirming(2, &TotalBytes::default());
+        let numbers = [(); 3].map(|()| number(&confirm_window));
         assert_eq!(numbers, [Some(1), Some(2), None]);
-        publisher.confirmed(2, false, true);
-        assert_eq!(number(&publisher), Some(3));
-        assert_eq!(number(&publisher), None);
-        publisher.confirmed(3, true, true);
-        assert_eq!(number(&publisher), Some(4));
+        confirm_window.confirmed(2, false, true);
+        assert_eq!(number(&confirm_window), Some(3));
+        assert_eq!(number(&confirm_window), None);
+        confirm_window.confirmed(3, true, true);
+        assert_eq!(number(&confirm_window), Some(4));
     }
 
-    impl Publisher {
+    impl ConfirmWindow {
         /// Whether a publish waits for room in the window.
         pub(crate) fn is_room_awaited(&self) -> bool {
             !self.state.lock().room_line.is_empty()
         }
     }
 
-    fn in_line(publisher: &Publisher) -> usize {
-        let state = publisher.state.lock();
-        state.room_line.len() + state.settled_line.len() + state.select_line.len()
+    fn in_line(confirm_window: &ConfirmWindow) -> usize {
+        let state = confirm_window.state.lock();
+        state.room_line.len() + state.confirmed_line.len() + state.select_line.len()
     }
 
     type Wait<'a> = &'a (dyn Fn(Instant) -> Result<(), WaitError> + Sync);
 
     /// Returns the result of `wait`, during which `change` is called.
     fn woken_by(
-        publisher: &Publisher,
+        confirm_window: &ConfirmWindow,
         wait: impl FnOnce(Instant) -> Result<(), WaitError> + Send,
         change: impl FnOnce(),
     ) -> Result<(), WaitError> {
@@ -616,7 +619,7 @@ mod tests {
                 assert!(Instant::now() < deadline);
                 outcome
             });
-            while in_line(publisher) == 0 {
+            while in_line(confirm_window) == 0 {
                 thread::yield_now();
             }
             change();
@@ -626,43 +629,46 @@ mod tests {
 
     #[test]
     fn waiting_threads_are_woken_by_the_event_that_ends_their_wait() {
-        let publisher = Publisher::new(1, &RetainedBytes::default());
-        let room = |deadline| publisher.wait_for_room(deadline, || false);
-        let selected = |deadline| publisher.wait_selected(deadline, || false);
+        let confirm_window = ConfirmWindow::new(1, &TotalBytes::default());
+        let room = |deadline| confirm_window.wait_for_room(deadline, || false);
+        let selected = |deadline| confirm_window.wait_selected(deadline, || false);
         for (wait, succeeds) in [(&room as Wait<'_>, false), (&selected, true)] {
-            assert!(publisher.select(|| {}));
-            let done = || publisher.select_done(succeeds);
-            assert_eq!(woken_by(&publisher, wait, done), Ok(()));
+            assert!(confirm_window.select(|| {}));
+            let done = || confirm_window.select_done(succeeds);
+            assert_eq!(woken_by(&confirm_window, wait, done), Ok(()));
         }
-        publisher.give_back();
-        assert_eq!(number(&publisher), Some(1));
+        confirm_window.release_place();
+        assert_eq!(number(&confirm_window), Some(1));
         let confirm = || {
-            let confirmed = publisher.confirmed(1, false, true);
+            let confirmed = confirm_window.confirmed(1, false, true);
             assert!(!confirmed.has_outcomes, "there is no callback for confirms");
             assert_eq!(confirmed.count, 1);
         };
-        assert_eq!(woken_by(&publisher, room, confirm), Ok(()));
-        publisher.give_back();
-        publisher.set_flow(false);
-        let flow = || publisher.set_flow(true);
-        assert_eq!(woken_by(&publisher, room, flow), Ok(()));
-        publisher.give_back();
-        publisher.set_committing(true);
-        let commit = || publisher.set_committing(false);
-        assert_eq!(woken_by(&publisher, room, commit), Ok(()));
-        publisher.give_back();
-        assert_eq!(number(&publisher), Some(2));
+        assert_eq!(woken_by(&confirm_window, room, confirm), Ok(()));
+        confirm_window.release_place();
+        confirm_window.set_flow(false);
+        let flow = || confirm_window.set_flow(true);
+        assert_eq!(woken_by(&confirm_window, room, flow), Ok(()));
+        confirm_window.release_place();
+        confirm_window.set_committing(true);
+        let commit = || confirm_window.set_committing(false);
+        assert_eq!(woken_by(&confirm_window, room, commit), Ok(()));
+        confirm_window.release_place();
+        assert_eq!(number(&confirm_window), Some(2));
         let is_over = AtomicBool::new(false);
-        let settled = |deadline| {
+        let confirmed = |deadline| {
             let is_pointless = || is_over.load(Ordering::SeqCst);
-            publisher.wait_settled(2, Some(deadline), is_pointless)
+            confirm_window.wait_confirmed(2, Some(deadline), is_pointless)
         };
         let end = || {
             is_over.store(true, Ordering::SeqCst);
-            publisher.channel_ended();
+            confirm_window.channel_ended();
         };
-        assert_eq!(woken_by(&publisher, settled, end), Err(WaitError::Closed));
-        assert_eq!(in_line(&publisher), 0);
+        assert_eq!(
+            woken_by(&confirm_window, confirmed, end),
+            Err(WaitError::Closed)
+        );
+        assert_eq!(in_line(&confirm_window), 0);
     }
 
     /// A waiting thread, and how often it has called `is_pointless`: before its first sleep, and
@@ -714,91 +720,92 @@ mod tests {
     #[test]
     fn a_confirm_wakes_one_thread_for_each_free_place_in_their_order() {
         const WINDOW: usize = 4;
-        let publisher = confirming(WINDOW, &RetainedBytes::default());
-        (1..=WINDOW as u64).for_each(|next| assert_eq!(number(&publisher), Some(next)));
+        let confirm_window = confirming(WINDOW, &TotalBytes::default());
+        (1..=WINDOW as u64).for_each(|next| assert_eq!(number(&confirm_window), Some(next)));
         thread::scope(|scope| {
-            let wait =
-                |is_pointless: &dyn Fn() -> bool| publisher.wait_for_room(soon(), is_pointless);
+            let wait = |is_pointless: &dyn Fn() -> bool| {
+                confirm_window.wait_for_room(soon(), is_pointless)
+            };
             let mut sleepers: Vec<_> = (0..16).map(|_| Sleeper::start(scope, wait)).collect();
             for (up_to, multiple, places) in [(3, false, 1), (3, true, 2), (4, true, 1)] {
-                publisher.confirmed(up_to, multiple, true);
+                confirm_window.confirmed(up_to, multiple, true);
                 let served: Vec<_> = sleepers.drain(..places).collect();
                 served.into_iter().for_each(Sleeper::assert_served);
-                assert_eq!(publisher.state.lock().room_line.len(), sleepers.len());
+                assert_eq!(confirm_window.state.lock().room_line.len(), sleepers.len());
                 assert_asleep(&sleepers);
                 // The served threads keep their places.
-                assert_eq!(number(&publisher), None);
+                assert_eq!(number(&confirm_window), None);
             }
             for next in 5..=8 {
-                let entered = enter_with_place(&publisher);
+                let entered = enter_with_place(&confirm_window);
                 assert!(matches!(entered, Some((number, _)) if number == next));
             }
             // A place that is given back serves the next thread.
-            publisher.confirmed(8, false, true);
+            confirm_window.confirmed(8, false, true);
             sleepers.remove(0).assert_served();
-            publisher.give_back();
+            confirm_window.release_place();
             sleepers.remove(0).assert_served();
             assert_asleep(&sleepers);
             for number in 5..=7 {
-                publisher.confirmed(number, false, true);
+                confirm_window.confirmed(number, false, true);
                 sleepers.remove(0).assert_served();
             }
             assert_asleep(&sleepers);
             // Each served thread publishes, and its confirm serves the next one.
             for number in 9.. {
-                let entered = enter_with_place(&publisher);
+                let entered = enter_with_place(&confirm_window);
                 assert!(matches!(entered, Some((given, _)) if given == number));
                 if sleepers.is_empty() {
                     break;
                 }
-                publisher.confirmed(number, true, true);
+                confirm_window.confirmed(number, true, true);
                 sleepers.remove(0).assert_served();
             }
         });
-        assert_eq!(in_line(&publisher), 0);
+        assert_eq!(in_line(&confirm_window), 0);
     }
 
     #[test]
     fn a_reserved_place_survives_a_cancelled_attempt_but_not_channel_flow() {
-        let publisher = confirming(1, &RetainedBytes::default());
-        let room = || publisher.wait_for_room(Instant::now(), || false);
+        let confirm_window = confirming(1, &TotalBytes::default());
+        let room = || confirm_window.wait_for_room(Instant::now(), || false);
         assert_eq!(room(), Ok(()));
         assert_eq!(room(), Err(WaitError::TimedOut));
         let mut has_place = true;
-        let ticket = publisher.begin(&mut has_place).unwrap();
+        let ticket = confirm_window.begin(&mut has_place).unwrap();
         assert!(!has_place && ticket.cancel());
-        assert_eq!(number(&publisher), None);
-        publisher.set_flow(false);
-        assert!(enter_with_place(&publisher).is_none());
-        publisher.set_flow(true);
-        assert_eq!(number(&publisher), Some(1));
+        assert_eq!(number(&confirm_window), None);
+        confirm_window.set_flow(false);
+        assert!(enter_with_place(&confirm_window).is_none());
+        confirm_window.set_flow(true);
+        assert_eq!(number(&confirm_window), Some(1));
     }
 
     #[test]
     fn a_confirm_wakes_only_the_threads_that_wait_for_it() {
-        let publisher = confirming(10, &RetainedBytes::default());
-        let slots: Vec<_> = (0..8).map(|_| slot(&publisher)).collect();
+        let confirm_window = confirming(10, &TotalBytes::default());
+        let slots: Vec<_> = (0..8).map(|_| slot(&confirm_window)).collect();
         thread::scope(|scope| {
-            let publisher = &publisher;
+            let confirm_window = &confirm_window;
             let mut sleepers: Vec<_> = slots
                 .iter()
                 .map(|slot| {
                     Sleeper::start(scope, |is_pointless| {
-                        publisher.wait_slot(slot, Some(soon()), is_pointless)
+                        confirm_window.wait_slot(slot, Some(soon()), is_pointless)
                     })
                 })
                 .collect();
             let last = Sleeper::start(scope, |is_pointless| {
-                publisher.wait_slot(&slots[7], None, is_pointless)
+                confirm_window.wait_slot(&slots[7], None, is_pointless)
             });
-            publisher.confirmed(6, false, true);
+            confirm_window.confirmed(6, false, true);
             sleepers.remove(5).assert_served();
             assert_asleep(&sleepers);
-            publisher.confirmed(3, true, false);
+            confirm_window.confirmed(3, true, false);
             let served: Vec<_> = sleepers.drain(..3).collect();
             served.into_iter().for_each(Sleeper::assert_served);
             assert_asleep(&sleepers);
-            publisher.confirmed(8, true, true);
+            confirm_window.confirmed(8, true, true);
             sleepers.into_iter().for_each(Sleeper::assert_served);
             last.assert_served();
         });
@@ -806,34 +813,34 @@ mod tests {
 
     #[test]
     fn a_wait_for_all_publishes_up_to_a_number_ends_when_they_are_confirmed() {
-        let publisher = confirming(10, &RetainedBytes::default());
-        (1..=4).for_each(|next| assert_eq!(number(&publisher), Some(next)));
+        let confirm_window = confirming(10, &TotalBytes::default());
+        (1..=4).for_each(|next| assert_eq!(number(&confirm_window), Some(next)));
         thread::scope(|scope| {
-            let publisher = &publisher;
+            let confirm_window = &confirm_window;
             // The threads start in another order than they are served.
             let [third, first, second] = [4, 2, 3].map(|number| {
                 Sleeper::start(scope, move |is_pointless| {
-                    publisher.wait_settled(number, Some(soon()), is_pointless)
+                    confirm_window.wait_confirmed(number, Some(soon()), is_pointless)
                 })
             });
-            publisher.confirmed(2, false, true);
-            publisher.confirmed(3, false, true);
+            confirm_window.confirmed(2, false, true);
+            confirm_window.confirmed(3, false, true);
             let sleepers = [first, second, third];
             assert_asleep(&sleepers);
-            publisher.confirmed(1, false, true);
+            confirm_window.confirmed(1, false, true);
             let [first, second, third] = sleepers;
             first.assert_served();
             second.assert_served();
             assert_asleep(std::slice::from_ref(&third));
-            publisher.confirmed(4, false, true);
+            confirm_window.confirmed(4, false, true);
             third.assert_served();
         });
     }
 
     #[test]
     fn the_end_of_the_channel_wakes_all_waiting_threads() {
-        let publisher = confirming(2, &RetainedBytes::default());
-        let slots = [(); 2].map(|()| slot(&publisher));
+        let confirm_window = confirming(2, &TotalBytes::default());
+        let slots = [(); 2].map(|()| slot(&confirm_window));
         let is_over = AtomicBool::new(false);
         let asked = AtomicUsize::new(0);
         let is_pointless = || {
@@ -842,50 +849,50 @@ mod tests {
         };
         thread::scope(|scope| {
             let waits = [
-                scope.spawn(|| publisher.wait_slot(&slots[1], None, is_pointless)),
-                scope.spawn(|| publisher.wait_settled(1, None, is_pointless)),
-                scope.spawn(|| publisher.wait_for_room(soon(), is_pointless)),
+                scope.spawn(|| confirm_window.wait_slot(&slots[1], None, is_pointless)),
+                scope.spawn(|| confirm_window.wait_confirmed(1, None, is_pointless)),
+                scope.spawn(|| confirm_window.wait_for_room(soon(), is_pointless)),
             ];
             while asked.load(Ordering::SeqCst) < waits.len() {
                 thread::yield_now();
             }
             is_over.store(true, Ordering::SeqCst);
-            publisher.channel_ended();
+            confirm_window.channel_ended();
             for wait in waits {
                 assert_eq!(wait.join().unwrap(), Err(WaitError::Closed));
             }
         });
-        assert_eq!(in_line(&publisher), 0);
+        assert_eq!(in_line(&confirm_window), 0);
     }
 
     #[test]
     fn channel_flow_still_stops_publishes_after_a_failed_confirm_select() {
-        let publisher = Publisher::new(2, &RetainedBytes::default());
-        publisher.set_flow(false);
-        assert!(publisher.select(|| {}));
-        publisher.select_done(false);
-        assert!(publisher.is_gated());
-        assert!(enter(&publisher).is_none());
-        publisher.set_flow(true);
-        assert!(!publisher.is_gated());
+        let confirm_window = ConfirmWindow::new(2, &TotalBytes::default());
+        confirm_window.set_flow(false);
+        assert!(confirm_window.select(|| {}));
+        confirm_window.select_done(false);
+        assert!(confirm_window.must_check_state());
+        assert!(enter(&confirm_window).is_none());
+        confirm_window.set_flow(true);
+        assert!(!confirm_window.must_check_state());
     }
 
     #[test]
     fn a_failure_without_room_is_counted() {
-        let total = RetainedBytes::default();
+        let total = TotalBytes::default();
         let others: Vec<_> = (0..4)
             .map(|_| {
-                let mut kept = Retained::new(10, &total);
+                let mut kept = BoundedQueue::new(10, &total);
                 kept.push((16 << 20) - 64, ());
                 kept
             })
             .collect();
-        let publisher = confirming(10, &total);
+        let confirm_window = confirming(10, &total);
         let mandatory = Mandatory {
             fingerprint: 7,
             properties: &[0, 0],
         };
-        let ticket = publisher.begin(&mut false).unwrap();
+        let ticket = confirm_window.begin(&mut false).unwrap();
         let slot = ticket.commit(Some(mandatory));
         drop(slot);
         let returned = ReturnedContent {
@@ -893,19 +900,19 @@ mod tests {
             properties: Default::default(),
             body: Bytes::from(vec![0; 1 << 20]),
         };
-        assert_eq!(publisher.returned(7, returned), None);
-        publisher.confirmed(1, false, true);
-        let failures = publisher.take_failures();
+        assert_eq!(confirm_window.returned(7, returned), None);
+        confirm_window.confirmed(1, false, true);
+        let failures = confirm_window.take_failures();
         assert!(failures.kept.is_empty());
         assert_eq!(failures.more, 1);
         drop(others);
     }
 
     /// Publishes `count` messages that the broker nacks.
-    fn nacked(publisher: &Publisher, count: u64) -> Vec<Arc<Slot>> {
-        let slots = (0..count).map(|_| match enter(publisher) {
+    fn nacked(confirm_window: &ConfirmWindow, count: u64) -> Vec<Arc<Slot>> {
+        let slots = (0..count).map(|_| match enter(confirm_window) {
             Some((number, slot)) => {
-                publisher.confirmed(number, false, false);
+                confirm_window.confirmed(number, false, false);
                 slot
             }
             _ => panic!("not confirming"),
@@ -915,62 +922,64 @@ mod tests {
 
     #[test]
     fn a_failure_is_unreported_until_the_program_gets_it() {
-        let publisher = confirming(10, &RetainedBytes::default());
-        let slots = nacked(&publisher, 1200);
+        let confirm_window = confirming(10, &TotalBytes::default());
+        let slots = nacked(&confirm_window, 1200);
         // Some of these failures are kept, others are only counted.
         for slot in [&slots[0], &slots[1], &slots[1100], &slots[0]] {
-            publisher.mark_reported(slot);
+            confirm_window.mark_reported(slot);
         }
-        let (unreported, unsettled) = publisher.take_unreported();
+        let (unreported, is_unconfirmed) = confirm_window.take_unreported();
         assert_eq!((unreported.kept.len(), unreported.more), (998, 199));
         assert_eq!(unreported.kept[0].number, 3);
-        assert!(!unsettled);
+        assert!(!is_unconfirmed);
         // A failure of an earlier count does not change the later one.
-        let later = nacked(&publisher, 2);
-        slots.iter().for_each(|slot| publisher.mark_reported(slot));
-        publisher.mark_reported(&later[0]);
-        let (unreported, _) = publisher.take_unreported();
+        let later = nacked(&confirm_window, 2);
+        slots
+            .iter()
+            .for_each(|slot| confirm_window.mark_reported(slot));
+        confirm_window.mark_reported(&later[0]);
+        let (unreported, _) = confirm_window.take_unreported();
         assert_eq!((unreported.kept.len(), unreported.more), (1, 0));
-        nacked(&publisher, 3);
-        assert_eq!(publisher.take_failures().kept.len(), 3);
-        let (unreported, _) = publisher.take_unreported();
+        nacked(&confirm_window, 3);
+        assert_eq!(confirm_window.take_failures().kept.len(), 3);
+        let (unreported, _) = confirm_window.take_unreported();
         assert_eq!((unreported.kept.len(), unreported.more), (0, 0));
     }
 
     #[test]
     fn publishes_that_stay_unconfirmed_after_a_close_are_reported_once() {
-        let publisher = confirming(10, &RetainedBytes::default());
-        number(&publisher);
-        assert!(!publisher.take_unreported().1, "no close has waited");
+        let confirm_window = confirming(10, &TotalBytes::default());
+        number(&confirm_window);
+        assert!(!confirm_window.take_unreported().1, "no close has waited");
         let now = Instant::now();
-        assert!(publisher.wait_for_last(now, || false).is_err());
+        assert!(confirm_window.wait_for_last(now, || false).is_err());
         assert_eq!(
-            [(); 2].map(|()| publisher.take_unreported().1),
+            [(); 2].map(|()| confirm_window.take_unreported().1),
             [true, false]
         );
-        assert!(publisher.wait_for_last(now, || false).is_err());
+        assert!(confirm_window.wait_for_last(now, || false).is_err());
         // The close has not waited for this publish.
-        number(&publisher);
-        publisher.confirmed(1, false, true);
-        assert!(!publisher.take_unreported().1);
+        number(&confirm_window);
+        confirm_window.confirmed(1, false, true);
+        assert!(!confirm_window.take_unreported().1);
     }
 
     #[test]
     fn failures_of_a_dropped_channel_are_not_kept() {
-        let (total, rpc_replies) = (RetainedBytes::default(), Arc::default());
-        let publisher = confirming(10, &total);
-        publisher.abandon();
-        publisher.set_rpc_replies(&rpc_replies);
+        let (total, rpc_replies) = (TotalBytes::default(), Arc::default());
+        let confirm_window = confirming(10, &total);
+        confirm_window.abandon();
+        confirm_window.set_rpc_replies(&rpc_replies);
         let events = rpc_replies.expect(7);
         rpc_replies.note_publish(7, 2);
-        let slots = nacked(&publisher, 2);
+        let slots = nacked(&confirm_window, 2);
         assert!(matches!(slots[1].get(), Some(PublishOutcome::Nacked)));
         assert!(matches!(events.try_recv(), Ok(RpcEvent::PublishFailed)));
         assert!(
             events.try_recv().is_err(),
             "the other publish is not its request"
         );
-        assert!(publisher.take_failures().kept.is_empty());
-        assert!(publisher.take_unreported().0.kept.is_empty());
+        assert!(confirm_window.take_failures().kept.is_empty());
+        assert!(confirm_window.take_unreported().0.kept.is_empty());
     }
 }

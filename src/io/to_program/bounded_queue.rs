@@ -19,9 +19,9 @@ const ITEM_OVERHEAD_BYTES: usize = 64;
 
 /// The bytes that all channels of a connection keep together. Only the IO thread adds to them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RetainedBytes(Arc<AtomicUsize>);
+pub(crate) struct TotalBytes(Arc<AtomicUsize>);
 
-impl RetainedBytes {
+impl TotalBytes {
     fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -33,17 +33,17 @@ impl RetainedBytes {
 }
 
 #[derive(Debug)]
-pub(crate) struct Retained<T> {
+pub(crate) struct BoundedQueue<T> {
     /// The items, each with its cost in bytes.
     items: VecDeque<(usize, T)>,
     bytes: usize,
     max: usize,
-    total: RetainedBytes,
+    total: TotalBytes,
 }
 
-impl<T> Retained<T> {
+impl<T> BoundedQueue<T> {
     /// Creates a queue for at most `max` items, whose bytes count in `total`.
-    pub(crate) fn new(max: usize, total: &RetainedBytes) -> Self {
+    pub(crate) fn new(max: usize, total: &TotalBytes) -> Self {
         Self {
             items: VecDeque::new(),
             bytes: 0,
@@ -129,7 +129,7 @@ impl<T> Retained<T> {
     }
 }
 
-impl<T> Drop for Retained<T> {
+impl<T> Drop for BoundedQueue<T> {
     fn drop(&mut self) {
         self.release(self.bytes);
     }
@@ -140,13 +140,13 @@ mod tests {
     use super::*;
 
     /// Adds `item`, and returns the removed items.
-    fn removed_by(kept: &mut Retained<char>, cost: usize, item: char) -> String {
+    fn removed_by(kept: &mut BoundedQueue<char>, cost: usize, item: char) -> String {
         kept.push(cost, item).into_iter().collect()
     }
 
     #[test]
     fn the_oldest_items_are_removed_when_there_are_too_many() {
-        let mut kept = Retained::new(2, &RetainedBytes::default());
+        let mut kept = BoundedQueue::new(2, &TotalBytes::default());
         assert_eq!(removed_by(&mut kept, 1, 'a'), "");
         assert_eq!(removed_by(&mut kept, 1, 'b'), "");
         assert_eq!(removed_by(&mut kept, 1, 'c'), "a");
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_oldest_items_are_removed_when_they_are_too_large() {
-        let mut kept = Retained::new(1000, &RetainedBytes::default());
+        let mut kept = BoundedQueue::new(1000, &TotalBytes::default());
         for item in ['a', 'b', 'c', 'd'] {
             assert_eq!(
                 removed_by(&mut kept, BYTES_MAX / 4 - ITEM_OVERHEAD_BYTES, item),
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn try_push_refuses_a_new_item_without_room() {
-        let mut kept = Retained::new(2, &RetainedBytes::default());
+        let mut kept = BoundedQueue::new(2, &TotalBytes::default());
         assert!(kept.try_push(BYTES_MAX * 2, 'a'));
         assert!(!kept.try_push(1, 'b'));
         assert_eq!(kept.pop(), Some('a'));
@@ -187,15 +187,16 @@ mod tests {
     #[test]
     fn all_channels_together_stay_within_the_bound_of_the_connection() {
         const QUARTER: usize = BYTES_MAX / 4 - ITEM_OVERHEAD_BYTES;
-        let total = RetainedBytes::default();
-        let mut channels: Vec<_> = (0..10).map(|_| Retained::new(1000, &total)).collect();
+        let total = TotalBytes::default();
+        let mut channels: Vec<_> = (0..10).map(|_| BoundedQueue::new(1000, &total)).collect();
         for kept in &mut channels {
             for item in ['a', 'b', 'c'] {
                 kept.push(QUARTER, item);
             }
         }
-        let kept =
-            |channels: &[Retained<char>]| channels.iter().map(|it| it.items.len()).sum::<usize>();
+        let kept = |channels: &[BoundedQueue<char>]| {
+            channels.iter().map(|it| it.items.len()).sum::<usize>()
+        };
         assert_eq!(kept(&channels), 4 * TOTAL_BYTES_MAX / BYTES_MAX);
         let (first, last) = (0, channels.len() - 1);
         assert!(!channels[last].try_push(QUARTER, 'd'));
@@ -229,10 +230,10 @@ mod tests {
 
     #[test]
     fn items_count_until_they_are_dropped() {
-        let total = RetainedBytes::default();
-        let mut kept = Retained::new(10, &total);
+        let total = TotalBytes::default();
+        let mut kept = BoundedQueue::new(10, &total);
         kept.push(100, 'a');
-        let taken = std::mem::replace(&mut kept, Retained::new(10, &total));
+        let taken = std::mem::replace(&mut kept, BoundedQueue::new(10, &total));
         assert_eq!(total.0.load(Ordering::Relaxed), 100 + ITEM_OVERHEAD_BYTES);
         assert_eq!(taken.into_items().collect::<String>(), "a");
         assert_eq!(total.0.load(Ordering::Relaxed), 0);

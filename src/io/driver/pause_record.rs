@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::io::driver::tokens::DriverTokens;
 use crate::io::shared::connection::{ConnectionShared, SlowestConsumer};
-use crate::io::shared::consumer::{ConsumerShared, Route};
+use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::protocol::connection::Connection;
 use crate::protocol::event::Termination;
 
@@ -22,7 +22,7 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
 /// The reading pause now, and the last long one.
 #[derive(Debug, Default)]
-pub(crate) struct ReadPauses {
+pub(crate) struct PauseRecord {
     current: Option<Pause>,
     last_long: Option<PastPause>,
     warned: Option<Instant>,
@@ -43,9 +43,9 @@ struct PastPause {
     ended: Instant,
 }
 
-impl ReadPauses {
+impl PauseRecord {
     /// Returns whether reading is paused now.
-    pub(crate) fn is_on(&self) -> bool {
+    pub(crate) fn is_paused(&self) -> bool {
         self.current.is_some()
     }
 
@@ -114,7 +114,7 @@ impl ReadPauses {
             _ => return termination,
         };
         let current = self.current.as_ref().and_then(|pause| pause.if_long(now));
-        let is_recent = |last: &PastPause| self.is_on() || now - last.ended <= REMEMBERED_FOR;
+        let is_recent = |last: &PastPause| self.is_paused() || now - last.ended <= REMEMBERED_FOR;
         match current.or_else(|| self.last_long.clone().filter(is_recent)) {
             Some(pause) => Termination::NotRead {
                 paused: pause.length,
@@ -165,7 +165,7 @@ impl HeldBackWarnings {
             return;
         }
         self.warned = Some(now);
-        let acknowledging = |route: &&Arc<Route>| !route.consumer.no_ack;
+        let acknowledging = |token: &&Arc<ConsumerToken>| !token.consumer.no_ack;
         let consumers = core
             .channels()
             .map(|(_, consumers)| consumers.filter(acknowledging).count());
@@ -198,7 +198,7 @@ mod tests {
         })
     }
 
-    fn explained(pauses: &ReadPauses, now: Instant) -> Option<(u64, u16)> {
+    fn explained(pauses: &PauseRecord, now: Instant) -> Option<(u64, u16)> {
         match pauses.explain(now, Termination::EndOfStream) {
             Termination::NotRead {
                 paused, channel, ..
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_long_pause_explains_a_loss_while_it_lasts_and_for_a_minute() {
         let t0 = Instant::now();
-        let mut pauses = ReadPauses::default();
+        let mut pauses = PauseRecord::default();
         assert_eq!(explained(&pauses, t0), None);
         pauses.begin(t0, slowest_on(3), "test");
         assert_eq!(explained(&pauses, t0 + SECOND), None);
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn short_pauses_after_a_long_one_prolong_its_record() {
         let t0 = Instant::now();
-        let mut pauses = ReadPauses::default();
+        let mut pauses = PauseRecord::default();
         pauses.begin(t0, slowest_on(3), "test");
         pauses.end(t0 + SECOND * 40);
         pauses.begin(t0 + SECOND * 90, slowest_on(4), "test");
@@ -235,16 +235,16 @@ mod tests {
     #[test]
     fn a_pause_without_a_slowest_consumer_explains_nothing() {
         let t0 = Instant::now();
-        let mut pauses = ReadPauses::default();
+        let mut pauses = PauseRecord::default();
         pauses.begin(t0, None, "test");
-        assert!(pauses.is_on());
+        assert!(pauses.is_paused());
         assert_eq!(explained(&pauses, t0 + SECOND * 40), None);
     }
 
     #[test]
     fn a_pause_explains_only_the_loss_of_the_stream() {
         let t0 = Instant::now();
-        let mut pauses = ReadPauses::default();
+        let mut pauses = PauseRecord::default();
         pauses.begin(t0, slowest_on(3), "test");
         let termination = Termination::CloseTimedOut;
         assert_eq!(
