@@ -14,10 +14,12 @@
 //! Reading is in `reading`, waiting in `waiting`.
 
 pub(crate) mod buffer_pool;
+mod ending;
 mod events;
 pub(crate) mod outbox;
 pub(crate) mod pause_record;
 mod reading;
+mod reading_pause;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -26,7 +28,6 @@ mod waiting;
 
 use std::collections::VecDeque;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -72,69 +73,12 @@ pub(crate) fn spawn(
     negotiated: Negotiated,
     settings: Settings,
 ) -> io::Result<(Arc<ConnectionShared>, JoinHandle<()>)> {
-    let driver = prepare(poll, waker, transport, decoder, negotiated, settings)?;
+    let driver = Driver::new(poll, waker, transport, decoder, negotiated, settings);
     let shared = Arc::clone(&driver.shared);
     let thread = thread::Builder::new()
         .name("cony-io".into())
         .spawn(move || driver.run())?;
     Ok((shared, thread))
-}
-
-fn prepare(
-    poll: Poll,
-    waker: Arc<Waker>,
-    transport: Transport,
-    decoder: FrameDecoder,
-    negotiated: Negotiated,
-    settings: Settings,
-) -> io::Result<Driver> {
-    let core = Connection::new(
-        decoder,
-        &negotiated,
-        ConnectionLimits {
-            message_size: settings.message_size,
-            read_budget: settings.read_limit,
-            blocked_timeout: settings.blocked_timeout,
-        },
-        Instant::now(),
-    );
-    let wake = Arc::new(Wake::with(&waker));
-    let (alive, ended) = bounded(0);
-    let busy_wait_limit = busy_wait::limit_for_this_machine(settings.busy_wait);
-    let shared = Arc::new(ConnectionShared::new(
-        wake,
-        ended,
-        negotiated,
-        &settings,
-        busy_wait_limit,
-        transport.is_tls(),
-    ));
-    Ok(Driver {
-        poll,
-        outbox: Outbox::default(),
-        transport,
-        core,
-        commands: VecDeque::new(),
-        shared,
-        kept_for_commit: Vec::new(),
-        // `poll` reports changes only, and the socket may be ready already.
-        readable: true,
-        writable: true,
-        pause_record: PauseRecord::default(),
-        soft_pause_end: None,
-        drains_socket: false,
-        can_requeue_held: false,
-        hung_up: false,
-        has_call_traffic: false,
-        reply_busy_wait: BusyWait::new(busy_wait_limit),
-        call_busy_wait: BusyWait::new(busy_wait_limit / CALL_BUSY_WAIT_SHARE),
-        publishes_taken: 0,
-        unwritten_output: UnwrittenOutput::default(),
-        held_back_warnings: HeldBackWarnings::default(),
-        discards_outbox: false,
-        _waker: waker,
-        _alive: alive,
-    })
 }
 
 struct Driver {
@@ -182,10 +126,67 @@ struct Driver {
     _alive: Sender<()>,
 }
 
-/// The lock on the settlement ledger of a channel, if one is needed.
-type Lock<'a> = Option<MutexGuard<'a, SettlementLedger>>;
+/// The guard of a channel's settlement ledger, if the ledger must be locked.
+type LedgerGuard<'a> = Option<MutexGuard<'a, SettlementLedger>>;
 
 impl Driver {
+    fn new(
+        poll: Poll,
+        waker: Arc<Waker>,
+        transport: Transport,
+        decoder: FrameDecoder,
+        negotiated: Negotiated,
+        settings: Settings,
+    ) -> Self {
+        let core = Connection::new(
+            decoder,
+            &negotiated,
+            ConnectionLimits {
+                message_size: settings.message_size,
+                read_budget: settings.read_limit,
+                blocked_timeout: settings.blocked_timeout,
+            },
+            Instant::now(),
+        );
+        let wake = Arc::new(Wake::with(&waker));
+        let (alive, ended) = bounded(0);
+        let busy_wait_limit = busy_wait::limit_for_this_machine(settings.busy_wait);
+        let shared = Arc::new(ConnectionShared::new(
+            wake,
+            ended,
+            negotiated,
+            &settings,
+            busy_wait_limit,
+            transport.is_tls(),
+        ));
+        Self {
+            poll,
+            outbox: Outbox::default(),
+            transport,
+            core,
+            commands: VecDeque::new(),
+            shared,
+            kept_for_commit: Vec::new(),
+            // `poll` reports changes only, and the socket may be ready already.
+            readable: true,
+            writable: true,
+            pause_record: PauseRecord::default(),
+            soft_pause_end: None,
+            drains_socket: false,
+            can_requeue_held: false,
+            hung_up: false,
+            has_call_traffic: false,
+            reply_busy_wait: BusyWait::new(busy_wait_limit),
+            call_busy_wait: BusyWait::new(busy_wait_limit / CALL_BUSY_WAIT_SHARE),
+            publishes_taken: 0,
+            unwritten_output: UnwrittenOutput::default(),
+            held_back_warnings: HeldBackWarnings::default(),
+            discards_outbox: false,
+            _waker: waker,
+            _alive: alive,
+        }
+    }
+
     fn run(mut self) {
         let mut events = Events::with_capacity(16);
         loop {
@@ -234,12 +235,12 @@ impl Driver {
     }
 
     /// Takes the command queue under the lock that `lock` takes, and executes its entries.
-    fn execute_queued<'a>(&mut self, now: Instant, lock: impl FnOnce() -> Lock<'a>) {
+    fn execute_queued<'a>(&mut self, now: Instant, lock: impl FnOnce() -> LedgerGuard<'a>) {
         let mut commands = std::mem::take(&mut self.commands);
         let spare_buffers = self.outbox.spare_buffers();
-        let lock = lock();
+        let guard = lock();
         self.shared.commands().take(&mut commands, spare_buffers);
-        drop(lock);
+        drop(guard);
         for entry in commands.drain(..) {
             match entry {
                 Entry::Frames(frames) => self.push_frames(frames),
@@ -486,42 +487,5 @@ impl Driver {
             self.shared.commands().all_released();
         }
         self.shared.detect_backpressure(self.outbox.len());
-    }
-}
-
-impl Driver {
-    /// Completes every call after a panic. The core or the log backend has panicked and may panic
-    /// again, so each step has a `catch_unwind` of its own.
-    fn end_after_panic(&mut self, termination: Termination) {
-        let channels: Vec<_> = self.core.channels().map(|(it, _)| Arc::clone(it)).collect();
-        let terminate = AssertUnwindSafe(|| self.core.terminate(termination));
-        let _ = catch_unwind(terminate);
-        let mut is_done = false;
-        while !is_done {
-            // An event whose handling panics has left the core already, so the loop ends.
-            let pass_on = AssertUnwindSafe(|| match self.core.poll_event() {
-                // Commands are dropped: this thread writes nothing any more.
-                Some(event) => drop(events::pass_on(&self.shared, event, drop)),
-                None => is_done = true,
-            });
-            let _ = catch_unwind(pass_on);
-        }
-        for channel in channels {
-            channel.end_with_connection();
-        }
-    }
-}
-
-impl Drop for Driver {
-    /// Fails all pending calls and closes the command queue, also after a panic.
-    fn drop(&mut self) {
-        if self.shared.termination().is_none() {
-            let kind = io::ErrorKind::Other;
-            let termination = Termination::Io(kind, "the IO thread has panicked".into());
-            self.shared.terminate(termination.clone());
-            self.end_after_panic(termination);
-        }
-        // Queued commands have the senders of their replies: dropping them wakes the callers.
-        self.shared.commands().close();
     }
 }

@@ -111,7 +111,7 @@ fn connected(settings: Settings) -> (Driver, Peer) {
     let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
     let decoder = FrameDecoder::new(FRAME_MAX);
     let transport = Transport::Plain(client);
-    let driver = prepare(poll, waker, transport, decoder, negotiated(), settings).unwrap();
+    let driver = Driver::new(poll, waker, transport, decoder, negotiated(), settings);
     let peer = Peer {
         socket,
         decoder: FrameDecoder::new(FRAME_MAX),

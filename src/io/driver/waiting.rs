@@ -1,4 +1,4 @@
-//! Waits for the socket and for commands, and at the end until the last bytes are written.
+//! Waits for the socket and for commands.
 
 use std::io;
 use std::sync::Arc;
@@ -8,17 +8,9 @@ use mio::Events;
 
 use super::{Driver, SOCKET};
 use crate::io::to_io::gather;
-use crate::protocol::event::Termination;
 
 /// The longest rest from reading while many deliveries are untaken.
 const REST_LENGTH: Duration = Duration::from_millis(1);
-
-/// The longest time without progress in writing the last bytes, such as a close-ok. The system may
-/// report progress only when a good part of its send buffer is free.
-const LAST_BYTES_STALL_MAX: Duration = Duration::from_secs(3);
-
-/// The longest time for the last bytes in all.
-const LAST_BYTES_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Returns the time until the first of the `deadlines`, or `None` without any.
 pub(super) fn until_first(deadlines: [Option<Instant>; 3], now: Instant) -> Option<Duration> {
@@ -163,40 +155,6 @@ impl Driver {
             self.hung_up |= hung_up;
             self.readable |= event.is_readable() || hung_up;
             self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
-        }
-    }
-
-    /// Writes the rest of the outbox after the end, if the broker still waits for a close or
-    /// close-ok.
-    pub(super) fn write_last_bytes(&mut self, events: &mut Events) {
-        let is_close_awaited = matches!(
-            self.shared.termination(),
-            Some(Termination::Closed(_) | Termination::Protocol(_))
-        );
-        if !is_close_awaited || self.discards_outbox {
-            return;
-        }
-        let last = Instant::now() + LAST_BYTES_TIME_MAX;
-        let mut deadline = Instant::now() + LAST_BYTES_STALL_MAX;
-        loop {
-            let before = self.outbox.len();
-            self.write(Instant::now());
-            if self.outbox.len() < before {
-                deadline = last.min(Instant::now() + LAST_BYTES_STALL_MAX);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.outbox.is_empty() || self.writable || left.is_zero() {
-                return;
-            }
-            match self.poll.poll(events, Some(left)) {
-                Ok(()) => {}
-                // A signal of the system must not cost the last bytes.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            }
-            self.writable = events
-                .iter()
-                .any(|event| event.token() == SOCKET && event.is_writable());
         }
     }
 }

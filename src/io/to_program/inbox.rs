@@ -453,6 +453,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::io::to_program::read_budget::ReadState;
     use crate::io::to_program::read_control::tests::read_control;
     use crate::protocol::delivery_batch::tests::packed;
 
@@ -632,6 +633,6 @@ mod tests {
         assert!(matches!(inbox.try_pop(), Next::Message(_)));
         drop(inbox);
         assert_eq!(budget.budget.bytes(), 0);
-        assert_eq!(budget.budget.must_stop(false, false, 0), None);
+        assert_eq!(budget.budget.reason_to_pause(ReadState::default()), None);
     }
 }

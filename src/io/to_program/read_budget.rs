@@ -30,13 +30,24 @@ pub(crate) struct ReadBudget {
     resting: AtomicBool,
 }
 
-/// Why the IO thread does not read.
+/// Why reading must pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub(crate) enum PauseReason {
     /// The soft limit is exceeded, and no thread waits for received bytes.
     SoftLimit,
     /// The hard limit is exceeded by deliveries that cannot be held back.
     FixedDeliveries,
+}
+
+/// The state on which a reading pause depends, beside the untaken bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ReadState {
+    /// Whether reading is paused already. It goes on only when a quarter of the room is free.
+    pub(crate) is_paused: bool,
+    /// Whether a thread waits for an event that only reading can bring.
+    pub(crate) is_awaited: bool,
+    /// The whole size of the incomplete messages, in bytes.
+    pub(crate) announced: usize,
 }
 
 /// With more untaken bytes than this the IO thread rests for a moment, if it may. Bytes that stay
@@ -142,31 +153,25 @@ impl ReadBudget {
         limit.saturating_sub(announced).max(limit / 4)
     }
 
-    /// Returns whether the IO thread must not read now: the reason, and the number of untaken bytes
-    /// below which it reads again. `announced` is the whole size of the incomplete messages.
-    pub(crate) fn must_stop(
-        &self,
-        is_paused: bool,
-        is_awaited: bool,
-        announced: usize,
-    ) -> Option<(Stop, usize)> {
+    /// Returns why reading must pause now, and the number of untaken bytes below which it may go on.
+    pub(crate) fn reason_to_pause(&self, state: ReadState) -> Option<(PauseReason, usize)> {
         let bytes = self.bytes();
         if bytes <= self.soft_limit / 4 {
             return None;
         }
         let hard = self.soft_limit.saturating_mul(2);
-        if bytes > Self::room(hard, announced)
+        if bytes > Self::room(hard, state.announced)
             && self.fixed.load(Ordering::SeqCst) > reserved_share(self.soft_limit)
         {
             // Any taken delivery may be fixed, and so be enough.
-            return Some((Stop::FixedDeliveries, usize::MAX));
+            return Some((PauseReason::FixedDeliveries, usize::MAX));
         }
-        let enough = Self::room(self.soft_limit - self.soft_limit / 4, announced);
-        let limit = match is_paused {
+        let enough = Self::room(self.soft_limit - self.soft_limit / 4, state.announced);
+        let limit = match state.is_paused {
             true => enough,
-            false => Self::room(self.soft_limit, announced),
+            false => Self::room(self.soft_limit, state.announced),
         };
-        (!is_awaited && bytes > limit).then_some((Stop::SoftLimit, enough + 1))
+        (!state.is_awaited && bytes > limit).then_some((PauseReason::SoftLimit, enough + 1))
     }
 }
 
@@ -174,39 +179,57 @@ impl ReadBudget {
 mod tests {
     use super::*;
 
+    const READING: ReadState = ReadState {
+        is_paused: false,
+        is_awaited: false,
+        announced: 0,
+    };
+    const PAUSED: ReadState = ReadState {
+        is_paused: true,
+        ..READING
+    };
+    const AWAITED: ReadState = ReadState {
+        is_awaited: true,
+        ..READING
+    };
+
+    fn with_announced(state: ReadState, announced: usize) -> ReadState {
+        ReadState { announced, ..state }
+    }
+
     #[test]
     fn a_pause_lasts_until_a_quarter_of_the_soft_limit_is_free_or_a_thread_waits() {
         let read_budget = ReadBudget::new(1000);
         read_budget.add(1000, 0);
-        assert_eq!(read_budget.must_stop(false, false, 0), None);
+        assert_eq!(read_budget.reason_to_pause(READING), None);
         read_budget.add(1, 0);
-        assert_eq!(read_budget.must_stop(false, true, 0), None);
+        assert_eq!(read_budget.reason_to_pause(AWAITED), None);
         assert_eq!(
-            read_budget.must_stop(false, false, 0),
-            Some((Stop::SoftLimit, 751))
+            read_budget.reason_to_pause(READING),
+            Some((PauseReason::SoftLimit, 751))
         );
         assert!(read_budget.set_wake_bound(751, true) && read_budget.is_paused());
         assert!(!read_budget.remove(250, 0), "751 are left");
-        assert!(read_budget.must_stop(true, false, 0).is_some());
+        assert!(read_budget.reason_to_pause(PAUSED).is_some());
         assert!(read_budget.remove(1, 0));
         assert!(!read_budget.remove(1, 0), "the IO thread is woken once");
-        assert_eq!(read_budget.must_stop(true, false, 0), None);
+        assert_eq!(read_budget.reason_to_pause(PAUSED), None);
     }
 
     #[test]
     fn only_fixed_deliveries_stop_reading_while_a_thread_waits() {
         let read_budget = ReadBudget::new(1000);
         read_budget.add(2500, 125);
-        assert_eq!(read_budget.must_stop(false, true, 0), None);
+        assert_eq!(read_budget.reason_to_pause(AWAITED), None);
         read_budget.add(1, 1);
-        let stop = Some((Stop::FixedDeliveries, usize::MAX));
-        assert_eq!(read_budget.must_stop(false, true, 0), stop);
+        let stop = Some((PauseReason::FixedDeliveries, usize::MAX));
+        assert_eq!(read_budget.reason_to_pause(AWAITED), stop);
         assert!(read_budget.set_wake_bound(usize::MAX, true));
         assert!(read_budget.remove(500, 0));
-        assert_eq!(read_budget.must_stop(false, true, 0), stop);
+        assert_eq!(read_budget.reason_to_pause(AWAITED), stop);
         read_budget.set_wake_bound(usize::MAX, true);
         assert!(read_budget.remove(1, 1));
-        assert_eq!(read_budget.must_stop(false, true, 0), None);
+        assert_eq!(read_budget.reason_to_pause(AWAITED), None);
     }
 
     #[test]
@@ -232,16 +255,23 @@ mod tests {
     fn incomplete_messages_take_room_but_not_the_last_quarter() {
         let read_budget = ReadBudget::new(1000);
         read_budget.add(400, 0);
-        assert_eq!(read_budget.must_stop(false, false, 600), None);
-        let stop = Some((Stop::SoftLimit, 188));
         assert_eq!(
-            read_budget.must_stop(false, false, 601),
-            Some((Stop::SoftLimit, 188))
+            read_budget.reason_to_pause(with_announced(READING, 600)),
+            None
         );
-        assert!(read_budget.must_stop(true, false, 561).is_some());
+        let stop = Some((PauseReason::SoftLimit, 188));
+        assert_eq!(
+            read_budget.reason_to_pause(with_announced(READING, 601)),
+            Some((PauseReason::SoftLimit, 188))
+        );
+        assert!(
+            read_budget
+                .reason_to_pause(with_announced(PAUSED, 561))
+                .is_some()
+        );
         assert!(!read_budget.remove(150, 0));
         assert_eq!(
-            read_budget.must_stop(false, false, usize::MAX),
+            read_budget.reason_to_pause(with_announced(READING, usize::MAX)),
             None,
             "{stop:?}"
         );
