@@ -106,8 +106,9 @@ impl ChannelInner {
         let channel = &*self.shared;
         let mut room = Room::new(self, encoded.size());
         loop {
-            // The lock of the confirm window is taken first, and held until the publish is queued: so
-            // sequence numbers and the queue have one order. Outside confirm mode it is not needed.
+            // The lock of the confirm window is taken first, and held until the publish is queued:
+            // so sequence numbers and the queue have one order. Outside confirm mode it is not
+            // needed.
             let ticket = match channel.confirm_window.must_check_state() {
                 false => None,
                 true => match channel.confirm_window.begin(&mut room.has_place) {

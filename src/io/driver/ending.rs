@@ -50,11 +50,11 @@ impl Driver {
         // All confirms have been counted: the core accepts none after our close.
         let channels = self.core.channels().map(|(channel, _)| channel);
         let open = channels.filter(|channel| !channel.inbox.has_ended());
-        let settled: u64 = open
+        let confirmed: u64 = open
             .map(|channel| channel.confirm_window.confirmed_count())
             .sum();
         let counters = &self.shared.counters;
-        counters.messages_published.get() == settled + counters.confirmed_on_ended_channels.get()
+        counters.messages_published.get() == confirmed + counters.confirmed_on_ended_channels.get()
     }
 
     /// Ends the core. A loss of the stream names a reading pause that has probably led to it.
@@ -122,8 +122,8 @@ impl Driver {
         }
     }
 
-    /// Completes every call after a panic. The core or the log backend has panicked and may panic
-    /// again, so each step has a `catch_unwind` of its own.
+    /// Completes every call after a panic of the core or of the log backend. Each step has a
+    /// `catch_unwind` of its own, because a further panic must not skip the remaining steps.
     fn end_after_panic(&mut self, termination: Termination) {
         let channels: Vec<_> = self.core.channels().map(|(it, _)| Arc::clone(it)).collect();
         let terminate = AssertUnwindSafe(|| self.core.terminate(termination));

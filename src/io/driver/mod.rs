@@ -8,10 +8,15 @@
 //! wait (only if nothing is left to do), then read -> core
 //! ```
 //!
+//! Each turn also handles the deadlines of the core, sets the signals for a due timer, and requeues
+//! held-back deliveries that have room again. The loop ends when the core is closed.
+//!
 //! The IO thread blocks only in `poll` and in the [gather pause](crate::io::to_io::gather). It runs
-//! no code of the program, except the log backend and the `Drop` of a body that was given away. It
-//! takes no lock that another thread holds while it waits, and completes every call before it ends.
-//! Reading is in `reading`, waiting in `waiting`.
+//! no code of the program, except the log backend and the `Drop` of a body that was given away. A
+//! thread that waits holds no lock that the IO thread takes. Before the IO thread ends, it
+//! completes every call.
+//!
+//! Reading is in `reading` and `reading_pause`, waiting in `waiting`, every end in `ending`.
 
 pub(crate) mod buffer_pool;
 mod ending;
@@ -95,12 +100,12 @@ struct Driver {
     readable: bool,
     /// Whether the socket may accept bytes. A write that it refuses clears it.
     writable: bool,
-    /// The reading pauses: nothing is read while the read budget is exceeded.
+    /// The current reading pause, and the last long one.
     pause_record: PauseRecord,
-    /// The end of a pause at the soft limit of the read budget. Such a pause has a longest time.
+    /// When the current pause at the soft limit of the read budget ends at the latest.
     soft_pause_end: Option<Instant>,
-    /// Whether that end has passed: the socket is then read until it is empty, before the next
-    /// pause.
+    /// Whether a pause has ended at `soft_pause_end`: the socket is then read until it is empty,
+    /// before the next pause.
     drains_socket: bool,
     /// Whether a held-back delivery has room in the read budget now.
     can_requeue_held: bool,
@@ -251,8 +256,8 @@ impl Driver {
         self.commands = commands;
     }
 
-    /// Keeps `frames` until the channel's commit has its reply. They leave the write budget, which
-    /// all channels share, and later publishes of the channel wait in their threads.
+    /// Keeps `frames` until the channel's commit has its reply. The frames leave the write budget,
+    /// because all channels share it. Later publishes of the channel wait in their calling threads.
     fn keep_for_commit(&mut self, frames: Frames) {
         self.shared.commands().release(frames.len());
         if let Some(channel) = self.core.channel(frames.channel) {

@@ -75,7 +75,8 @@ impl Driver {
         self.shared.set_reading_pause(self.pause_record.current());
     }
 
-    /// Returns why reading must pause now, and the number of untaken bytes below which it may go on.
+    /// Returns why reading must pause now, and the number of untaken bytes below which it may go
+    /// on.
     fn reason_to_pause(&mut self, now: Instant) -> Option<(PauseReason, usize)> {
         if self.core.is_closing() {
             return None;

@@ -114,8 +114,8 @@ impl ChannelShared {
         }
     }
 
-    /// Returns whether the channel can be used. The result is that of [`end_error`](Self::end_error), but no
-    /// error is created, because this runs for each message.
+    /// Returns whether the channel can be used. The result is that of
+    /// [`end_error`](Self::end_error), but no error is created, because this runs for each message.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.end.is_open() && self.connection.is_open()
@@ -181,7 +181,7 @@ impl ChannelShared {
     }
 
     /// Records that the closes have crossed: the broker had closed the channel before the program
-    /// did.
+    /// did. `reason` is that of the broker.
     pub(crate) fn record_crossing(&self, reason: CloseReason) {
         self.end.record_crossing(reason);
     }
@@ -192,11 +192,9 @@ impl ChannelShared {
             self.end.record(reason);
         }
         if !self.inbox.has_ended() {
-            let settled = self.confirm_window.confirmed_count();
-            self.connection
-                .counters
-                .confirmed_on_ended_channels
-                .add(settled);
+            let confirmed = self.confirm_window.confirmed_count();
+            let counters = &self.connection.counters;
+            counters.confirmed_on_ended_channels.add(confirmed);
         }
         self.count_settled();
         self.confirm_window.channel_ended();
@@ -361,7 +359,8 @@ impl ChannelShared {
     }
 
     /// Stores a notice for a callback and marks the channel as ready. Returns the notices that were
-    /// dropped for it; `None` if no thread can take the notice.
+    /// dropped to make room. Returns `None` without storing the notice if no callback can get it,
+    /// because the program has dropped the channel or cony uses it for RPC requests only.
     pub(crate) fn keep_notice(&self, notice: Notice) -> Option<Vec<Notice>> {
         let is_wanted = || !self.is_abandoned() && !self.is_rpc_only();
         let dropped = self.notices.push(notice, is_wanted)?;

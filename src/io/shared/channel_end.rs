@@ -12,7 +12,8 @@ use crate::protocol::close_reason::{CloseReason, ClosedBy};
 ///        begin_close               record          finish_close
 /// Open ------------------> Closing ------> Closing ----------> Closed
 ///   |                         |  (by the program, recorded)       ^
-///   |  record (broker, cony)  |  record (broker, cony), cross     |
+///   |  record (broker, cony)  |  record (broker, cony)            |
+///   |                         |  record_crossing                  |
 ///   +-------------------------+-----------------------------------+
 /// ```
 #[derive(Debug)]

@@ -39,7 +39,7 @@ pub(crate) struct Settings {
     /// How long the broker may block the connection until it counts as lost.
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
-    /// The default timeout of a wait for a confirm.
+    /// How long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for a confirm.
     pub(crate) rpc_timeout: Duration,
     /// How long a caller spins for a reply before it sleeps.
     pub(crate) busy_wait: Duration,
@@ -81,7 +81,8 @@ pub(crate) struct ConnectionShared {
     reading_pause: Mutex<Option<(Instant, SlowestConsumer)>>,
     pub(crate) backpressure: Backpressure,
     pub(crate) counters: Counters,
-    /// Whether there is an event of the connection itself, or a timer is new or due.
+    /// Whether a dispatching thread must look for events of the connection itself: a block, the
+    /// backpressure, the end, or a timer that is new or due.
     own_event: AtomicBool,
     /// The signals to set for events of the connection itself.
     pub(crate) own_subscribers: Subscribers,
@@ -89,13 +90,14 @@ pub(crate) struct ConnectionShared {
     pub(crate) all_subscribers: Subscribers,
     /// The channels with something to dispatch.
     pub(crate) ready_list: ReadyList,
-    /// When the IO thread sets the signals for a due timer. A program that waits with `select!` has
-    /// no deadline of its own for it.
+    /// The time of the next timer. At this time the IO thread sets the signals, because a program
+    /// that waits with `select!` has no deadline of its own for its timers.
     timer_deadline: Mutex<Option<Instant>>,
-    /// Whether spinning for replies has paid so far.
+    /// The busy wait of a caller for the reply to its call.
     caller_busy_wait: BusyWait,
+    /// The busy wait for the confirm of one publish.
     pub(crate) confirm_busy_wait: BusyWait,
-    /// Whether spinning for RPC replies has paid so far.
+    /// The busy wait for an RPC reply.
     pub(crate) rpc_busy_wait: BusyWait,
     /// This receiver is disconnected when the IO thread has ended.
     ended: Receiver<()>,
@@ -219,8 +221,8 @@ impl ConnectionShared {
         self.termination.get()
     }
 
-    /// Returns the reason why the connection cannot be used, as an error. It may also be that the
-    /// program is closing the connection.
+    /// Returns the reason why the connection cannot be used, as an error: its end, or a close that
+    /// the program has begun.
     pub(crate) fn end_error(&self) -> Option<Error> {
         match self.termination() {
             Some(termination) => Some(termination.into()),
@@ -228,8 +230,8 @@ impl ConnectionShared {
         }
     }
 
-    /// Returns whether the connection can be used. The result is that of [`end_error`](Self::end_error), but no
-    /// error is created.
+    /// Returns whether the connection can be used: [`end_error`](Self::end_error) would return
+    /// `None`. This function creates no error.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.termination().is_none() && !self.is_closing()

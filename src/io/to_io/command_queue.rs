@@ -87,7 +87,8 @@ impl<C> CommandQueue<C> {
         true
     }
 
-    /// Locks the queue, to append a publish. A thread that holds this lock takes no other one.
+    /// Locks the queue, to append a publish. Until the guard is dropped, the caller takes no other
+    /// lock.
     #[inline]
     pub(crate) fn lock(&self) -> QueueGuard<'_, C> {
         QueueGuard {
@@ -127,7 +128,8 @@ impl<C> CommandQueue<C> {
         self.budget.take_if_room(queue.bytes + beside, bytes)
     }
 
-    /// Gives room back, and serves the waiting publishers when a quarter of the room is free.
+    /// Frees room for `bytes`, and serves the waiting publishers when a quarter of the room is
+    /// free.
     pub(crate) fn release(&self, bytes: usize) {
         if self.budget.release(bytes) {
             self.budget
@@ -135,13 +137,13 @@ impl<C> CommandQueue<C> {
         }
     }
 
-    /// Gives reserved room back that will not be used.
+    /// Frees reserved room that will not be used.
     pub(crate) fn release_reserved(&self, bytes: usize) {
         self.release(bytes);
         self.all_released();
     }
 
-    /// Serves the waiting publishers when no more room will be given back for now.
+    /// Serves the waiting publishers when no more room will be freed for now.
     pub(crate) fn all_released(&self) {
         if self.budget.has_line() {
             self.budget

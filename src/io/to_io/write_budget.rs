@@ -74,9 +74,9 @@ impl WriteBudget {
         }
     }
 
-    /// Returns whether `bytes` more may be queued behind `queued` bytes. While publishers wait,
-    /// only the share of the calling thread may be used. A message that is larger than the whole
-    /// budget passes if no other byte waits.
+    /// Returns whether `bytes` more may be queued behind `queued` bytes. While publishers wait, the
+    /// bytes must fit into the share of the calling thread, and leave it. A message that is larger
+    /// than the whole budget passes if no other byte waits.
     pub(crate) fn admit(&self, queued: usize, bytes: usize) -> bool {
         self.fits(queued, bytes) && (!self.has_line() || self.take_share(bytes))
     }
@@ -102,8 +102,8 @@ impl WriteBudget {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
     }
 
-    /// Returns the claim of a publisher together with its share: four messages of its size, and for
-    /// small messages enough to publish for a while.
+    /// Returns the size of a claim together with its share, in bytes: four messages of the claimed
+    /// size, and for small messages enough to publish for a while.
     fn claim_with_share(&self, bytes: usize) -> usize {
         let some = bytes.saturating_mul(4).max(self.limit / 64);
         some.min(self.limit / 16).max(bytes)
@@ -139,8 +139,8 @@ impl WriteBudget {
         self.taken.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// Gives room back. Returns `true` if there is now enough to [`serve`](Self::serve) the waiting
-    /// publishers.
+    /// Frees room for `bytes`. Returns `true` if there is now enough to [`serve`](Self::serve) the
+    /// waiting publishers.
     #[must_use]
     pub(crate) fn release(&self, bytes: usize) -> bool {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
@@ -159,7 +159,7 @@ impl WriteBudget {
         self.serve_line(&mut self.line.lock(), try_take);
     }
 
-    /// Serves the line like [`serve`](Self::serve), when no more room will be given back for now.
+    /// Serves the line like [`serve`](Self::serve), when no more room will be freed for now.
     /// If the free room consists of unused shares, the shares become void, and the waiting
     /// publishers get that room.
     pub(crate) fn serve_all(&self, try_take: impl Fn(usize, usize) -> bool) {
@@ -220,11 +220,11 @@ impl WriteBudget {
         if is_first {
             self.begin_round();
         }
-        // The count is stored before the room is checked again. `release` gives room back before it
+        // The count is stored before the room is checked again. `release` frees room before it
         // reads the count. So either this thread finds the room, or `release` serves the line.
         self.waiting.store(line.len(), Ordering::SeqCst);
         if is_first {
-            // `release` has not served room that was given back before the count was stored.
+            // `release` has not served room that was freed before the count was stored.
             self.serve_line(&mut line, &try_take);
         }
         let waited = waiter.wait(&mut line, Some(deadline), is_pointless);
@@ -478,7 +478,7 @@ mod tests {
             go.store(false, Ordering::SeqCst);
             assert_eq!(serve(299), 8);
             assert_eq!(serve(1), 4);
-            // No more room is given back for now, and the shares are not used.
+            // No more room is freed for now, and the shares are not used.
             all_released(&budget);
             assert_eq!(waiting(), 1);
             all_released(&budget);

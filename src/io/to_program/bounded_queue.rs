@@ -17,7 +17,7 @@ const GUARANTEED_BYTES: usize = 16 * 1024;
 /// The bytes that an item counts in addition to its cost, for the memory of its entry.
 const ITEM_OVERHEAD_BYTES: usize = 64;
 
-/// The bytes that all channels of a connection keep together. Only the IO thread adds to them.
+/// The bytes in all bounded queues of a connection. Only the IO thread adds to them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TotalBytes(Arc<AtomicUsize>);
 
@@ -32,6 +32,7 @@ impl TotalBytes {
     }
 }
 
+/// A queue of items of one kind for one channel.
 #[derive(Debug)]
 pub(crate) struct BoundedQueue<T> {
     /// The items, each with its cost in bytes.

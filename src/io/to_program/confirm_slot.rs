@@ -27,7 +27,8 @@ impl Slot {
     }
 
     /// Stores the outcome and wakes the waiting threads. Each publish has one outcome, so the slot
-    /// is empty before. The caller holds the lock of the publisher.
+    /// is empty before. The caller holds the lock of the
+    /// confirm window.
     pub(crate) fn fill(&self, outcome: PublishOutcome<Arc<ReturnedContent>>) {
         let _ = self.outcome.set(outcome);
         self.changed.notify_all();

@@ -1,4 +1,6 @@
-//! The publishing side of a channel: sequence numbers, the confirm window and the outcomes.
+//! The confirm window: how many publishes of a channel may be unconfirmed, and the threads that
+//! wait for a place in it. Also the sequence numbers and outcomes of the publishes; their record is
+//! the confirm ledger (`protocol/confirms.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,11 +26,14 @@ enum Mode {
     Confirming,
 }
 
-/// The publishing side of one channel. Its lock is held for a few instructions only, and never
-/// while a thread waits.
+/// The confirm window of one channel. It also stops publishes for `channel.flow` and during a
+/// commit, whether or not the channel is in confirm mode.
+///
+/// The lock is held for a few instructions only, and never while a thread waits.
 #[derive(Debug)]
 pub(crate) struct ConfirmWindow {
-    window: usize,
+    /// How many publishes may be unconfirmed.
+    size: usize,
     total: TotalBytes,
     /// Whether a publish must check the state: in confirm mode, while `channel.flow` stops
     /// publishes, or during a commit. Each publish reads this flag without the lock.
@@ -88,7 +93,7 @@ struct OutcomeRun {
 /// How many entries of outcomes are kept. Acked publishes in a row share one entry.
 const CONFIRM_OUTCOMES_MAX: usize = 10_000;
 
-/// A publish that has begun. It holds the lock of the publisher.
+/// A publish that has begun. It holds the lock of the confirm window.
 pub(crate) struct Ticket<'a> {
     state: MutexGuard<'a, State>,
     had_place: bool,
@@ -122,10 +127,11 @@ pub(crate) struct Confirmed {
 }
 
 impl ConfirmWindow {
-    /// Creates the publisher of a channel. Its failures and outcomes count in `total`.
-    pub(crate) fn new(window: usize, total: &TotalBytes) -> Self {
+    /// Creates the confirm window of a channel, with `size` places. Its failures and outcomes count
+    /// in `total`.
+    pub(crate) fn new(size: usize, total: &TotalBytes) -> Self {
         Self {
-            window: window.max(1),
+            size: size.max(1),
             total: total.clone(),
             must_check_state: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -157,7 +163,7 @@ impl ConfirmWindow {
         let mut state = self.state.lock();
         let waiter = state.room_line.join(());
         // A confirm may have made room before this thread joined the line.
-        state.serve(self.window);
+        state.serve(self.size);
         let waited = waiter.wait(&mut state, Some(deadline), is_pointless);
         if waited.is_err() {
             state.room_line.leave(&waiter);
@@ -165,11 +171,11 @@ impl ConfirmWindow {
         waited
     }
 
-    /// Gives a reserved place back that will not be used.
+    /// Frees a reserved place that will not be used.
     pub(crate) fn release_place(&self) {
         let mut state = self.state.lock();
         state.reserved_places -= 1;
-        state.serve(self.window);
+        state.serve(self.size);
     }
 
     /// Returns whether a publish needs [`begin`](Self::begin) before it is queued.
@@ -187,7 +193,7 @@ impl ConfirmWindow {
         let had_place = std::mem::take(has_place);
         state.reserved_places -= usize::from(had_place);
         state
-            .has_room(self.window)
+            .has_room(self.size)
             .then_some(Ticket { state, had_place })
     }
 
@@ -214,7 +220,7 @@ impl ConfirmWindow {
         self.must_check_state
             .store(state.must_check_state(), Ordering::Release);
         state.select_line.serve_while(|()| true);
-        state.serve(self.window);
+        state.serve(self.size);
     }
 
     /// Waits until confirm mode is on, or could not be switched on.
@@ -352,7 +358,7 @@ impl ConfirmWindow {
             }
             match Arc::get_mut(&mut slot) {
                 // No thread holds the confirm, so the slot can be used again.
-                Some(_) if slots.len() < self.window => slots.push(slot),
+                Some(_) if slots.len() < self.size => slots.push(slot),
                 Some(_) => {}
                 None => slot.fill(outcome),
             }
@@ -365,7 +371,7 @@ impl ConfirmWindow {
             count: (unconfirmed_before - ledger.unconfirmed()) as u64,
             has_outcomes: outcomes.is_some(),
         };
-        state.serve(self.window);
+        state.serve(self.size);
         let State {
             ledger,
             confirmed_line,
@@ -413,7 +419,7 @@ impl ConfirmWindow {
         state.flow_stopped = !active;
         self.must_check_state
             .store(state.must_check_state(), Ordering::Release);
-        state.serve(self.window);
+        state.serve(self.size);
     }
 
     /// Makes publishes wait for the reply to `tx.commit`, so that no more of them are kept back.
@@ -424,7 +430,7 @@ impl ConfirmWindow {
         }
         self.must_check_state
             .store(state.must_check_state(), Ordering::Release);
-        state.serve(self.window);
+        state.serve(self.size);
     }
 
     /// Returns whether the broker accepts publishes, according to `channel.flow`.
@@ -449,8 +455,8 @@ impl ConfirmWindow {
         state.select_line.wake_to_recheck();
     }
 
-    /// Records a returned message as the outcome of its publish. Gives the message back if it
-    /// belongs to no publish in confirm mode.
+    /// Records a returned message as the outcome of its publish. Returns the message if it belongs
+    /// to no publish in confirm mode.
     pub(crate) fn returned(
         &self,
         fingerprint: u64,
@@ -740,7 +746,7 @@ mod tests {
                 let entered = enter_with_place(&confirm_window);
                 assert!(matches!(entered, Some((number, _)) if number == next));
             }
-            // A place that is given back serves the next thread.
+            // A place that is freed without a publish serves the next thread.
             confirm_window.confirmed(8, false, true);
             sleepers.remove(0).assert_served();
             confirm_window.release_place();

@@ -65,9 +65,10 @@ impl<E> Next<E, PackedDelivery> {
 /// The IO thread locks the inbox once for all batches of one read. All messages of one consumer can
 /// be extracted from between the others; the order stays.
 ///
-/// Of the sleeping threads one at a time is woken. It takes an entry, and wakes the next thread if
-/// there are more. So only as many threads wake up as there are entries for. To wake one for each
-/// message, or all, would wake many in vain, because the threads that are awake take most messages.
+/// The inbox wakes one sleeping thread at a time. That thread takes an entry, and wakes the next
+/// thread if there are more entries. So no more threads wake up than there are entries. Waking a
+/// thread for each message, or all threads, would wake many of them in vain, because the threads
+/// that are awake take most messages.
 #[derive(Debug)]
 pub(crate) struct Inbox<E: EndMark> {
     state: Mutex<State<E>>,
@@ -101,7 +102,7 @@ struct State<E> {
 #[derive(Debug, Default)]
 struct TakenBytes {
     cost: usize,
-    /// The part of the fixed deliveries.
+    /// The part of `cost` that fixed deliveries have.
     fixed: usize,
 }
 
@@ -145,6 +146,7 @@ impl<E: EndMark> Inbox<E> {
             drop(state);
             return entries.for_each(drop);
         }
+        // After a stop, deliveries do not count as fixed.
         let stopped = state.stopped;
         state.queue.extend(entries.map(|entry| match entry {
             Entry::Batch(batch, is_fixed) => Entry::Batch(batch, is_fixed && !stopped),
@@ -310,8 +312,9 @@ impl<E: EndMark> Inbox<E> {
         found
     }
 
-    /// Takes the cost that must be reported now: when it is large enough, when the queue is empty
-    /// so that no later report is certain, and when the IO thread waits for every byte.
+    /// Takes the cost of the taken deliveries out of `state` if it must be reported now. It must be
+    /// reported when it is large, when the queue is empty (a later report may never come), and when
+    /// the IO thread waits for every byte.
     #[inline]
     fn take_report(&self, state: &mut State<E>) -> Option<TakenBytes> {
         let is_due = state.taken.cost > UNREPORTED_BYTES_MAX
@@ -362,7 +365,8 @@ impl<E: EndMark> Inbox<E> {
         &self.subscribers
     }
 
-    /// Returns a slot that is full when there is an entry, or an end. It may also be full without.
+    /// Returns the slot for `select!`. The slot is full when there is an entry, or when no thread
+    /// can take entries any more. It may also be full without a reason.
     pub(crate) fn select_signal(&self) -> &Receiver<()> {
         let signal = self.select_signal.get_or_init(|| {
             let signal = Arc::new(Signal::new());

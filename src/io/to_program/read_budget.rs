@@ -21,7 +21,7 @@ pub(crate) struct ReadBudget {
     bytes: AtomicUsize,
     /// The bytes of the fixed deliveries among them.
     fixed: AtomicUsize,
-    /// The IO thread is woken when fewer bytes than this are left; 0 stands for never.
+    /// The wake bound: the IO thread is woken when fewer bytes are untaken; 0 stands for never.
     wake_below: AtomicUsize,
     /// Whether each taken delivery is reported at once, because every byte counts.
     must_report_at_once: AtomicBool,
@@ -42,7 +42,7 @@ pub(crate) enum PauseReason {
 /// The state on which a reading pause depends, beside the untaken bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ReadState {
-    /// Whether reading is paused already. It goes on only when a quarter of the room is free.
+    /// Whether reading is paused already. It goes on when a quarter of the room is free.
     pub(crate) is_paused: bool,
     /// Whether a thread waits for an event that only reading can bring.
     pub(crate) is_awaited: bool,
@@ -136,9 +136,11 @@ impl ReadBudget {
         self.must_report_at_once.load(Ordering::SeqCst)
     }
 
-    /// Sets the bound at which the IO thread is woken, 0 for never, and whether it does not read
-    /// until then. Returns `true` if from now on each taken delivery must be reported at once: then
-    /// the caller reports the deliveries that were taken before.
+    /// Sets the wake bound: the IO thread is woken when fewer bytes than `below` are untaken; 0
+    /// stands for never. `is_paused` is whether the IO thread stops reading until then.
+    ///
+    /// Returns `true` if each taken delivery must be reported at once from now on, and was not
+    /// before. The caller then reports the deliveries that were taken earlier.
     pub(crate) fn set_wake_bound(&self, below: usize, is_paused: bool) -> bool {
         if below == 0 && !self.must_report_at_once() {
             return false;
@@ -153,7 +155,8 @@ impl ReadBudget {
         limit.saturating_sub(announced).max(limit / 4)
     }
 
-    /// Returns why reading must pause now, and the number of untaken bytes below which it may go on.
+    /// Returns why reading must pause now, and the number of untaken bytes below which it may go
+    /// on.
     pub(crate) fn reason_to_pause(&self, state: ReadState) -> Option<(PauseReason, usize)> {
         let bytes = self.bytes();
         if bytes <= self.soft_limit / 4 {

@@ -35,8 +35,8 @@ impl ReadControl {
         waiting
     }
 
-    /// Gives room back: the program has taken deliveries of this cost. `fixed` bytes of it are of
-    /// fixed deliveries.
+    /// Frees room in the read budget, because the program has taken deliveries of this cost.
+    /// `fixed` bytes of the cost are those of fixed deliveries.
     pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {
         if self.budget.remove(cost, fixed) {
             self.wake.notify();
