@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::io::to_program::bounded_queue::{BoundedQueue, TotalBytes};
+use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::confirm_slot::Slot;
-use crate::io::to_program::publish_failures::{Failures, Taken, cost};
+use crate::io::to_program::outcome_queue::OutcomeQueue;
+use crate::io::to_program::publish_failures::{Failures, Taken};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{ConfirmLedger, Mandatory, PublishOutcome};
@@ -72,26 +73,6 @@ struct State {
     /// Slots without a holder, for reuse. There are at most as many as the window has places.
     slots: Vec<Arc<Slot>>,
 }
-
-/// The outcomes for callbacks, in the order in which the broker has confirmed them.
-#[derive(Debug)]
-struct OutcomeQueue {
-    kept: BoundedQueue<OutcomeRun>,
-    /// How many entries were dropped, because no thread dispatches the callbacks.
-    dropped: u64,
-}
-
-/// The common outcome of the publishes `first` to `last`.
-#[derive(Debug)]
-struct OutcomeRun {
-    first: u64,
-    last: u64,
-    /// The outcome; `None` if the channel has ended before the confirm.
-    outcome: Option<PublishOutcome<Arc<ReturnedContent>>>,
-}
-
-/// How many entries of outcomes are kept. Acked publishes in a row share one entry.
-const CONFIRM_OUTCOMES_MAX: usize = 10_000;
 
 /// A publish that has begun. It holds the lock of the confirm window.
 pub(crate) struct Ticket<'a> {
@@ -496,53 +477,6 @@ impl State {
     }
 }
 
-impl OutcomeQueue {
-    fn new(total: &TotalBytes) -> Self {
-        Self {
-            kept: BoundedQueue::new(CONFIRM_OUTCOMES_MAX, total),
-            dropped: 0,
-        }
-    }
-
-    fn take(&mut self) -> Option<(u64, Option<PublishOutcome<Arc<ReturnedContent>>>)> {
-        let run = self.kept.first_mut()?;
-        let number = run.first;
-        if number < run.last {
-            run.first += 1;
-            return Some((number, run.outcome.clone()));
-        }
-        let run = self.kept.pop()?;
-        Some((number, run.outcome))
-    }
-
-    fn add(&mut self, number: u64, outcome: Option<PublishOutcome<Arc<ReturnedContent>>>) {
-        // Extends the last entry if the outcome is the same; most outcomes are acks.
-        if let Some(last) = self.kept.last_mut() {
-            if last.last + 1 == number && is_same_outcome(&last.outcome, &outcome) {
-                last.last = number;
-                return;
-            }
-        }
-        let cost = outcome.as_ref().map_or(0, cost);
-        let run = OutcomeRun {
-            first: number,
-            last: number,
-            outcome,
-        };
-        let removed = self.kept.push(cost, run);
-        self.dropped += removed.len() as u64;
-    }
-}
-
-fn is_same_outcome<R>(one: &Option<PublishOutcome<R>>, other: &Option<PublishOutcome<R>>) -> bool {
-    matches!(
-        (one, other),
-        (None, None)
-            | (Some(PublishOutcome::Acked), Some(PublishOutcome::Acked))
-            | (Some(PublishOutcome::Nacked), Some(PublishOutcome::Nacked))
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
@@ -552,6 +486,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::io::to_program::bounded_queue::BoundedQueue;
     use crate::io::to_program::rpc_replies::RpcEvent;
     use crate::protocol::methods::basic;
 

@@ -6,6 +6,7 @@ pub(crate) mod confirm_slot;
 pub(crate) mod confirm_window;
 pub(crate) mod dispatch_signal;
 pub(crate) mod inbox;
+pub(crate) mod outcome_queue;
 pub(crate) mod publish_failures;
 pub(crate) mod read_budget;
 pub(crate) mod read_control;
