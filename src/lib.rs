@@ -80,21 +80,24 @@
 //!
 //! [`BlockingConnection`], [`BlockingChannel`] and [`Consumer`] are `Send`, `Sync` and cheap to
 //! clone. A [`Delivery`] can be settled from any thread. On one channel, calls of several threads
-//! take turns; publishes and acknowledgements do not wait for them. A channel closes with its last
-//! handle, and a connection with the last handle of all.
+//! take turns; publishes and acknowledgements do not wait for them. A channel closes when the last
+//! of its handles and consumers is dropped. A connection closes when its last handle and those of
+//! its channels and consumers are dropped.
 //!
 //! # Errors
 //!
 //! Every call returns a [`Result`] with the one type [`Error`]. If the broker refuses a call, it
 //! closes the channel, or for some mistakes the connection. The error has the code and the text of
 //! the broker, and later calls on that handle return the same reason. Mistakes that cony can find
-//! itself are errors before anything is sent. [`Error::is_retryable`] returns whether to try again.
+//! itself are errors before anything is sent. [`Error::is_retryable`] returns whether another
+//! attempt may succeed.
 //!
 //! # Bounds
 //!
 //! Calls have a deadline: they end with the reply, with the end of their channel or connection, or
-//! with [`Error::Timeout`]. [`ConnectionParameters`] has all timeouts. Only calls that are made to
-//! wait for messages or for the end, such as [`run`](BlockingConnection::run), have no limit.
+//! with [`Error::Timeout`]. [`ConnectionParameters`] has all timeouts. Only calls that wait for
+//! messages, or for the end of a connection, have no limit: [`run`](BlockingConnection::run), for
+//! example.
 //!
 //! Memory is bounded in both directions: publishes wait for room in the write budget, and reading
 //! pauses when untaken deliveries exceed the read budget.
@@ -104,10 +107,12 @@
 //! cony logs through the crate `log`, with the name of the connection:
 //!
 //! - `info`: a connection is opened, or is unblocked.
-//! - `warn`: something that you should look at, for example: the broker has blocked a connection;
-//!   reading is paused; a thread waits for a delivery, but the prefetch is used up by unsettled
-//!   deliveries, so none can arrive; a consumer with `no_ack` was dropped with deliveries that
-//!   nothing had taken, which are lost.
+//! - `warn`: something that you should look at, for example:
+//!   - The broker has blocked a connection.
+//!   - Reading is paused.
+//!   - A thread waits for a delivery, but none can arrive, because unsettled deliveries have used up
+//!     the prefetch.
+//!   - A consumer with `no_ack` was dropped, and its untaken deliveries are lost.
 //! - `debug`: a channel or connection has ended.
 //!
 //! It never logs a body or a secret. The IO thread logs as well, so the log backend should be
@@ -160,8 +165,8 @@ pub mod fuzz;
 #[path = "../tests/micro/mod.rs"]
 mod micro;
 
-/// The methods of AMQP that programs need rarely: those that cony sends itself, and those with a
-/// call that takes no arguments.
+/// The AMQP methods whose structs a program rarely needs. cony sends some of them itself. The calls
+/// for the others take no arguments.
 ///
 /// The methods that the calls of a channel take are in [`basic`], [`exchange`] and [`queue`].
 /// For methods as values see [`BlockingConnection::send_method`].

@@ -26,8 +26,8 @@ use crate::protocol::returned::Returned;
 /// number.
 ///
 /// You may drop the handle. [`wait_for_confirms`](crate::BlockingChannel::wait_for_confirms)
-/// reports the failures of all publishes, and [`close`](crate::BlockingChannel::close) those that
-/// no other call or callback has reported.
+/// reports the failures of all publishes. [`close`](crate::BlockingChannel::close) reports the
+/// failures that no other call or callback has reported.
 ///
 /// ```
 /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -154,8 +154,8 @@ impl PublisherConfirm {
     }
 
     /// Returns whether [`try_outcome`](Self::try_outcome) returns an outcome: the broker has
-    /// confirmed, nacked or returned the message, or no confirm can arrive any more. The latter
-    /// applies if the channel has ended, or was not in confirm mode at the publish.
+    /// confirmed, nacked or returned the message, or no confirm can arrive any more. No confirm can
+    /// arrive if the channel has ended, or was not in confirm mode at the publish.
     pub fn has_outcome(&self) -> bool {
         self.0
             .as_ref()

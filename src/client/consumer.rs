@@ -55,18 +55,19 @@ use crate::protocol::wire::ShortString;
 ///
 /// The methods return the same outcome again on every later call and in every clone.
 ///
-/// Some deliveries may have arrived before the end, and nothing has taken them yet:
+/// The kind of end decides about deliveries that have arrived and that no thread has taken:
 ///
 /// - If the broker has cancelled the consumer, the methods first return these deliveries. You can
 ///   still settle them.
-/// - If the channel or the connection has ended, the methods first return those of a `no_ack`
-///   consumer. They skip all others, which can no longer be settled: the broker delivers these
-///   messages again.
+/// - If the channel or the connection has ended, the methods first return the deliveries of a
+///   `no_ack` consumer. They skip the deliveries of all other consumers. These can no longer be
+///   settled, and the broker delivers them again.
 /// - After [`cancel`](Self::cancel) the methods return no delivery. `cancel` requeues the
 ///   deliveries of a consumer that acknowledges, and returns those of a `no_ack` consumer.
 #[must_use = "a consumer that is dropped is cancelled"]
 pub struct Consumer {
     handle: Arc<Handle>,
+    /// Whether the warning about a used-up prefetch was logged. Clones do not log it.
     warned: AtomicBool,
 }
 
@@ -185,12 +186,13 @@ impl Consumer {
         }
     }
 
-    /// Returns whether your program has ended this consumer and no delivery is left to take. A loop
-    /// over the consumer can end then.
+    /// Returns whether your program has ended this consumer and no delivery is left to take. A
+    /// cancel by the broker does not count. Your own [`cancel`](Self::cancel) does, and so does a
+    /// close of the channel or the connection by your program.
     ///
-    /// Your program ends the consumer by [`cancel`](Self::cancel), or by closing its channel or its
-    /// connection. If the broker or the network has ended the consumer, this returns `false`, and
-    /// [`recv`](Self::recv) returns the reason as an error.
+    /// A loop over the consumer can end when this is true. If the broker or the network has ended
+    /// the consumer, `is_cancelled` returns `false`, and [`recv`](Self::recv) returns the reason as
+    /// an error.
     pub fn is_cancelled(&self) -> bool {
         let shared = &self.handle.shared;
         let inbox = shared.inbox();
@@ -233,7 +235,7 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// The error of `act`. The consumer goes on then: call `for_each` again, or
+    /// The error of `act`. It does not end the consumer: call `for_each` again, or
     /// [`cancel`](Self::cancel). Otherwise as [`recv`](Self::recv).
     pub fn for_each(&self, mut act: impl FnMut(Delivery) -> Result<()>) -> Result<()> {
         while let Some(delivery) = self.recv()? {
@@ -259,7 +261,7 @@ impl Consumer {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply. After [`Error::Timeout`] the consumer
+    /// the end of the channel or connection, or a timeout. After [`Error::Timeout`] the consumer
     /// has ended nevertheless, but its untaken deliveries are not requeued yet. To requeue them,
     /// call `cancel` again or drop the consumer.
     pub fn cancel(&self) -> Result<Vec<Delivery>> {
@@ -279,8 +281,9 @@ impl Consumer {
             .keep_or_requeue(shared.take_remaining(), shared))
     }
 
-    /// Returns a crossbeam receiver that is ready when a delivery can be taken, or the consumer has
-    /// ended. The receiver is only a signal, of the type `()`: it does not return the deliveries.
+    /// Returns a receiver for `crossbeam_channel::select!`. It is ready when a delivery can be
+    /// taken, or the consumer has ended. The receiver is only a signal, of the type `()`: it does
+    /// not return the deliveries.
     ///
     /// Use it to wait for several consumers, [connections](crate::BlockingConnection::ready) and
     /// channels of your program in one `select!`, and then take with [`try_recv`](Self::try_recv).

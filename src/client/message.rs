@@ -185,6 +185,7 @@ impl<'a> Message<'a> {
     }
 
     /// Sets the kind of message, in the terms of your program. (AMQP calls it `type`.)
+    #[doc(alias = "type")]
     pub fn message_type(self, message_type: impl Into<ShortString>) -> Self {
         self.with(|properties| properties.message_type(message_type))
     }

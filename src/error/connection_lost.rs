@@ -35,7 +35,8 @@ pub enum ConnectionLostError {
         /// The broker's reason for blocking.
         reason: ShortString,
     },
-    /// The stream ended during or after a long reading pause. RabbitMQ drops a client that reads
+    /// Your program took too few deliveries, so cony read nothing and the broker gave up. The
+    /// stream ended during or after a long reading pause. RabbitMQ drops a client that reads
     /// nothing for about half a minute. See [`ReadingPause`] for the cause of the pause.
     #[non_exhaustive]
     NotRead {
@@ -97,10 +98,10 @@ impl std::error::Error for ConnectionLostError {}
 
 /// A pause in which nothing is read from the broker.
 ///
-/// The pause begins when untaken deliveries fill twice the read budget and cannot be requeued:
-/// those with `no_ack`, from a stream, or on a channel with transactions. It ends when enough of
-/// them are taken. Consumers that acknowledge cause pauses of at most 5 s, which are not reported
-/// here.
+/// The pause begins when untaken deliveries fill twice the read budget, and more than a sixteenth
+/// of it are deliveries that cannot be requeued: those with `no_ack`, from a stream, or on a
+/// channel with transactions. It ends when enough of them are taken. Consumers that acknowledge
+/// cause pauses of at most 5 s, which are not reported here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReadingPause {

@@ -241,6 +241,7 @@ pub enum Error {
     /// for instance because its queue was deleted or the queue's node went down.
     ConsumerCancelled(ShortString),
     /// Another thread runs the callbacks of this channel, or this call was made from one of them.
+    /// This concerns callbacks only: several threads may use a [`Consumer`](crate::Consumer).
     AlreadyConsuming,
     /// [`send_method`](crate::BlockingConnection::send_method) does not send this method: it would
     /// change the state of a channel or connection without its handle.

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters that only the IO thread writes, and that every thread may read.
+/// The counters of a connection. Only the IO thread adds to a `Counter`. Any thread may add to an
+/// `AtomicU64`.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) bytes_sent: Counter,
@@ -19,9 +20,9 @@ pub(crate) struct Counters {
     pub(crate) deliveries_held_back: Counter,
     pub(crate) messages_oversized: Counter,
     /// Deliveries that the program has settled, on channels that have ended or that the program has
-    /// dropped. Unlike the others, any thread may add to this counter.
+    /// dropped.
     pub(crate) deliveries_settled: AtomicU64,
-    /// The nacked and rejected ones of `deliveries_settled`.
+    /// The part of `deliveries_settled` that was nacked or rejected.
     pub(crate) deliveries_rejected: AtomicU64,
 }
 

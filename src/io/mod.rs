@@ -9,6 +9,10 @@
 //! | [`to_program`] | from the IO thread to the program's threads |
 //! | [`shared`] | the state of a connection, a channel and a consumer, which both sides hold |
 //! | [`driver`] | inside the IO thread: only this thread uses it |
+//! | [`open`] | on the calling thread, before the IO thread exists |
+//!
+//! The files beside the folders are tools of both directions: waiting lines, busy wait, counters,
+//! backpressure, cancellation.
 //!
 //! A *crossing* is a place where data passes from one thread to another. The table in
 //! docs/design.md, "Threads and crossings", lists them with their bounds, and with the threads that

@@ -3,11 +3,12 @@
 //!
 //! Read the modules in this order:
 //!
-//! 1. [`wire`], [`time`] and [`table`] are the types of the wire, [`methods`] is the table of all
-//!    methods and [`arguments`] are RabbitMQ's additions to it. [`frame`] has frames, [`assembly`]
-//!    makes a [`content`] of several frames.
+//! 1. [`wire`], [`time`] and [`table`] have the types of the wire. [`methods`] is the table of all
+//!    methods. The macro in `define` makes the structs and the codec from it. [`arguments`] adds
+//!    RabbitMQ's arguments. [`frame`] reads and writes frames. [`assembly`] puts a [`content`]
+//!    together from several frames.
 //! 2. [`addresses`] chooses the address of a broker, and [`handshake`] opens a connection.
-//! 3. [`connection`] passes received frames to each [`channel`]. The results are in [`output`] as
+//! 3. [`connection`] passes received frames to each [`channel`]. [`output`] collects the results:
 //!    bytes and [`event`]s. [`heartbeat`] finds a dead broker.
 //! 4. [`delivery_batch`] stores deliveries. [`read_room`] counts their bytes against the read
 //!    budget. [`held_deliveries`] decides which deliveries are held back, and when these are

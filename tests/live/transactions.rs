@@ -201,7 +201,7 @@ fn a_commit_for_a_deleted_queue_gets_a_reply() {
     let (channel, queue, _) = got(0);
     channel.basic_publish("", &queue, "x").unwrap();
     channel.queue_delete(&queue).unwrap();
-    // RabbitMQ 3.10 accepts the commit, RabbitMQ 4 closes the channel.
+    // RabbitMQ 3.10 accepts the commit, RabbitMQ 4.0 closes the channel.
     match channel.tx_commit() {
         Ok(()) => channel.tx_commit().unwrap(),
         Err(error) => {

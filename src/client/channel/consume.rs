@@ -37,8 +37,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply. RabbitMQ closes the connection (540)
-    /// if `prefetch_size` is not 0.
+    /// the end of the channel or connection, or a timeout. RabbitMQ closes the connection (540) if
+    /// `prefetch_size` is not 0.
     pub fn basic_qos(&self, qos: impl Into<basic::Qos>) -> Result<()> {
         self.inner().set_prefetch(qos.into(), false)
     }
@@ -244,7 +244,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply. The consumer goes on then.
+    /// the end of the channel or connection, or a timeout. The consumer goes on then.
     pub fn basic_cancel(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(false))
     }
@@ -258,7 +258,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply.
+    /// the end of the channel or connection, or a timeout.
     pub fn basic_cancel_nowait(&self, cancel: impl Into<basic::Cancel>) -> Result<Vec<Delivery>> {
         self.cancel(cancel.into().nowait(true))
     }

@@ -294,7 +294,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply.
+    /// the end of the channel or connection, or a timeout.
     pub fn stop_consuming(&self) -> Result<()> {
         let inner = self.inner();
         for consumer in inner.consumer_callbacks.running() {

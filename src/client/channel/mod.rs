@@ -1,5 +1,5 @@
 //! [`BlockingChannel`]: its handle, its opening and the common part of its calls. Each file has the
-//! methods of one subject.
+//! methods of one subject. Begin with `publish` and `consume`. `dispatch` runs the callbacks.
 
 mod closing;
 mod confirms;
@@ -229,7 +229,8 @@ impl BlockingChannel {
 
 /// # For completeness
 ///
-/// The specification or pika has these. RabbitMQ does not need them, or does not implement them.
+/// The specification or pika has these methods. No program needs them with RabbitMQ, and RabbitMQ
+/// does not implement all of them.
 impl BlockingChannel {
     /// Makes the broker stop (`false`) or resume (`true`) the deliveries of this channel with
     /// `channel.flow`. Returns the state that the broker confirms.
@@ -240,7 +241,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply.
+    /// the end of the channel or connection, or a timeout.
     pub fn flow(&self, active: bool) -> Result<bool> {
         let flow_ok: channel::FlowOk = self.call(channel::Flow::new(active))?;
         Ok(flow_ok.active)
@@ -258,7 +259,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply.
+    /// the end of the channel or connection, or a timeout.
     pub fn access_request(&self, request: impl Into<access::Request>) -> Result<u16> {
         let granted: access::RequestOk = self.call(request.into())?;
         Ok(granted.ticket)

@@ -106,8 +106,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](crate::BlockingChannel#errors-of-a-call): a refusal by the broker,
-    /// the end of the channel or connection, or a late reply. RabbitMQ closes the connection (540)
-    /// if `requeue` is off, so it is on by default.
+    /// the end of the channel or connection, or a timeout. RabbitMQ closes the connection (540) if
+    /// `requeue` is off, so it is on by default.
     pub fn basic_recover(&self, recover: impl Into<basic::Recover>) -> Result<()> {
         self.call::<basic::RecoverOk>(recover.into()).map(drop)
     }

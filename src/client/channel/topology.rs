@@ -34,7 +34,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. RabbitMQ refuses (406) if the exchange exists with
+    /// channel or connection, or a timeout. RabbitMQ refuses (406) if the exchange exists with
     /// other properties. For an unknown type, RabbitMQ 3 closes the connection (503), RabbitMQ 4
     /// the channel (406).
     pub fn exchange_declare(&self, declare: impl Into<exchange::Declare>) -> Result<()> {
@@ -47,8 +47,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (404) if there is no such
-    /// exchange, and closes the channel.
+    /// channel or connection, or a timeout. The broker refuses (404) if there is no such exchange,
+    /// and closes the channel.
     /// [`BlockingConnection::exchange_exists`](crate::BlockingConnection::exchange_exists) does not
     /// cost your channel.
     pub fn exchange_declare_passive(&self, exchange: impl Into<ShortString>) -> Result<()> {
@@ -71,7 +71,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply.
+    /// channel or connection, or a timeout.
     pub fn exchange_delete(&self, delete: impl Into<exchange::Delete>) -> Result<()> {
         self.call::<exchange::DeleteOk>(delete.into().nowait(false))
             .map(drop)
@@ -108,8 +108,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (404) if one of the exchanges
-    /// does not exist.
+    /// channel or connection, or a timeout. The broker refuses (404) if one of the exchanges does
+    /// not exist.
     pub fn exchange_bind(
         &self,
         destination: impl Into<ShortString>,
@@ -146,7 +146,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply.
+    /// channel or connection, or a timeout.
     pub fn exchange_unbind(
         &self,
         destination: impl Into<ShortString>,
@@ -162,7 +162,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply.
+    /// channel or connection, or a timeout.
     pub fn exchange_unbind_with(&self, unbind: impl Into<exchange::Unbind>) -> Result<()> {
         self.call::<exchange::UnbindOk>(unbind.into().nowait(false))
             .map(drop)
@@ -197,8 +197,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. RabbitMQ refuses (406) if the queue exists with
-    /// other properties, and (405) if it is exclusive to another connection.
+    /// channel or connection, or a timeout. RabbitMQ refuses (406) if the queue exists with other
+    /// properties, and (405) if it is exclusive to another connection.
     pub fn queue_declare(&self, declare: impl Into<queue::Declare>) -> Result<queue::DeclareOk> {
         self.call(declare.into().nowait(false))
     }
@@ -217,8 +217,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (404) if there is no such queue,
-    /// and closes the channel.
+    /// channel or connection, or a timeout. The broker refuses (404) if there is no such queue, and
+    /// closes the channel.
     /// [`BlockingConnection::queue_exists`](crate::BlockingConnection::queue_exists) does not cost
     /// your channel.
     pub fn queue_declare_passive(&self, queue: impl Into<ShortString>) -> Result<queue::DeclareOk> {
@@ -253,8 +253,8 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (404) if there is no such queue
-    /// or exchange.
+    /// channel or connection, or a timeout. The broker refuses (404) if there is no such queue or
+    /// exchange.
     pub fn queue_bind(
         &self,
         queue: impl Into<ShortString>,
@@ -304,7 +304,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply.
+    /// channel or connection, or a timeout.
     pub fn queue_unbind(
         &self,
         queue: impl Into<ShortString>,
@@ -320,7 +320,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply.
+    /// channel or connection, or a timeout.
     pub fn queue_unbind_with(&self, unbind: impl Into<queue::Unbind>) -> Result<()> {
         self.call::<queue::UnbindOk>(unbind.into()).map(drop)
     }
@@ -330,7 +330,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (404) if there is no such queue.
+    /// channel or connection, or a timeout. The broker refuses (404) if there is no such queue.
     pub fn queue_purge(&self, purge: impl Into<queue::Purge>) -> Result<u32> {
         let purged: queue::PurgeOk = self.call(purge.into().nowait(false))?;
         Ok(purged.message_count)
@@ -352,7 +352,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (406) if
+    /// channel or connection, or a timeout. The broker refuses (406) if
     /// [`if_unused`](queue::Delete::if_unused) or [`if_empty`](queue::Delete::if_empty) is set and
     /// the queue has consumers or messages.
     pub fn queue_delete(&self, delete: impl Into<queue::Delete>) -> Result<u32> {

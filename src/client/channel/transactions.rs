@@ -25,7 +25,7 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (406) in confirm mode.
+    /// channel or connection, or a timeout. The broker refuses (406) in confirm mode.
     pub fn tx_select(&self) -> Result<()> {
         self.call::<tx::SelectOk>(tx::Select::default()).map(drop)
     }
@@ -39,10 +39,11 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// The [errors of a call](Self#errors-of-a-call): a refusal by the broker, the end of the
-    /// channel or connection, or a late reply. The broker refuses (406) without
-    /// [`tx_select`](Self::tx_select). RabbitMQ 4 and later also refuses (406, `partial tx
-    /// completion`) if a queue with publishes of the transaction has been deleted; the rest of the
-    /// transaction may have taken effect.
+    /// channel or connection, or a timeout. The broker refuses (406) without
+    /// [`tx_select`](Self::tx_select). If a queue with publishes of the transaction has been
+    /// deleted, the outcome depends on the version of RabbitMQ: 3.10 accepts the commit, 4.0 closes
+    /// the channel (406, `partial tx completion`), and 4.3 closes the connection (506). The rest of
+    /// the transaction may have taken effect nevertheless.
     pub fn tx_commit(&self) -> Result<()> {
         self.call::<tx::CommitOk>(tx::Commit::default()).map(drop)
     }

@@ -94,9 +94,8 @@ impl BlockingConnection {
     /// This needs the parameter
     /// [`backpressure_detection`](crate::ConnectionParameters::backpressure_detection).
     /// [`set_backpressure_multiplier`](Self::set_backpressure_multiplier) changes the number of
-    /// frames. It is only a report: the
-    /// [`write_budget`](crate::ConnectionParameters::write_budget) bounds the waiting bytes in any
-    /// case.
+    /// frames. It is only a report: the [`write_budget`](crate::ConnectionParameters::write_budget)
+    /// bounds the waiting bytes in any case. The name is that of pika.
     pub fn add_backpressure_callback(
         &self,
         mut callback: impl FnMut(&BlockingConnection, usize) -> Result<()> + Send + 'static,

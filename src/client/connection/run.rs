@@ -206,9 +206,9 @@ impl BlockingConnection {
         signal.wait(earlier(deadline, self.next_turn()));
     }
 
-    /// Returns a receiver that is ready when there may be events for
-    /// [`process_data_events`](Self::process_data_events). The receiver is only a signal, of the
-    /// type `()`: it does not return the events.
+    /// Returns a receiver for `crossbeam_channel::select!`. It is ready when there may be events
+    /// for [`process_data_events`](Self::process_data_events). The receiver is only a signal, of
+    /// the type `()`: it does not return the events.
     ///
     /// With it one `select!` can wait for several connections, [consumers](crate::Consumer::ready)
     /// and channels of the program. The receiver may be ready without an event. Its type is from

@@ -7,10 +7,10 @@ use super::BlockingConnection;
 
 /// The statistics of a connection, from [`BlockingConnection::stats`].
 ///
-/// The counters begin with 0 when the connection opens. To get rates, take the difference of two.
-/// Counters only grow, with two exceptions: a rollback undoes the settlements of its transaction,
-/// and the deliveries that a channel has settled may be missing for an instant while the channel
-/// ends.
+/// The counters begin with 0 when the connection opens. For a rate, subtract the counters of two
+/// calls of `stats`. Counters only grow, with two exceptions: a rollback undoes the settlements of
+/// its transaction, and the deliveries that a channel has settled may be missing for an instant
+/// while the channel ends.
 ///
 /// ```
 /// # let connection = cony::BlockingConnection::open_default()?;

@@ -334,9 +334,10 @@ settings! {
         /// message of which only a part has arrived counts with its whole size.
         ///
         /// Deliveries of `no_ack` consumers, of streams, and on channels with transactions cannot
-        /// be requeued. If they fill twice the budget, the IO thread reads nothing until your
-        /// program takes some of them. RabbitMQ closes the connection of a client that reads
-        /// nothing for about half a minute ([`NotRead`](crate::ConnectionLostError::NotRead)).
+        /// be requeued. When twice the budget is used up and they take more than a sixteenth of it,
+        /// the IO thread reads nothing until your program takes some of them. RabbitMQ closes the
+        /// connection of a client that reads nothing for about half a minute
+        /// ([`NotRead`](crate::ConnectionLostError::NotRead)).
         read_budget: usize, copy get_read_budget: usize;
     }
 }

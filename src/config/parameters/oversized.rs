@@ -12,6 +12,7 @@
 ///     .oversized(Oversized::Reject);
 /// # let _ = parameters;
 /// ```
+#[doc(alias = "max_message_size")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Oversized {

@@ -26,7 +26,7 @@ impl Tokens for DriverTokens {
     }
 }
 
-/// The receiver of the outcome of a call.
+/// The destination for the outcome of a call.
 #[derive(Debug)]
 pub(crate) enum CallToken {
     Caller(Sender<Outcome>),
