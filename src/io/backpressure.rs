@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// same default.
 const BACKPRESSURE_MULTIPLIER: usize = 10;
 
-/// Whether far more bytes wait to be written than usual. pika has the same event: it means that the
-/// broker, or the network, is slower than the program.
+/// The state of the backpressure detection, which pika has as well.
 #[derive(Debug)]
 pub(crate) struct Backpressure {
     is_enabled: bool,

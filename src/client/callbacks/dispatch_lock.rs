@@ -29,9 +29,9 @@ impl DispatchLock {
     /// callbacks under it. A thread that has the lock may take it again from a callback under
     /// another lock.
     ///
-    /// After a `None` the holder does the work. When it releases the lock, the guard calls
-    /// `call_others`, so that the other thread looks again. It also does so after a panic, which
-    /// may have left work behind.
+    /// After a `None` the holder does the work. When the holder releases the lock, its guard calls
+    /// `call_others`, and the refused thread checks for events again. The guard also calls
+    /// `call_others` after a panic, which may have left work behind.
     pub(crate) fn hold<'a>(&'a self, call_others: &'a dyn Fn()) -> Option<DispatchGuard<'a>> {
         let mut state = self.0.lock();
         let former = state.holder;

@@ -125,7 +125,8 @@ impl ChannelInner {
                 room.give_up_attempt(ticket);
                 return Err(self.closed_error());
             }
-            // If another thread has queued `confirm.select` since, the broker counts this publish.
+            // If another thread has queued `confirm.select` since, the broker counts this publish,
+            // so it needs a ticket.
             if ticket.is_none() && channel.confirm_window.must_check_state() {
                 continue;
             }
@@ -174,8 +175,8 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// Takes back the place in the confirm window that an attempt had, if it had one. Without a
-    /// ticket the place is still here.
+    /// Gives up an attempt. If its ticket has taken over the reserved place, this publish gets the
+    /// place back.
     fn give_up_attempt(&mut self, ticket: Option<Ticket<'_>>) {
         if let Some(ticket) = ticket {
             self.has_place = ticket.cancel();

@@ -41,8 +41,8 @@ impl Driver {
         }
     }
 
-    /// Returns whether the stream has ended behind our close with only the close-ok missing: every
-    /// publish has its outcome.
+    /// Returns whether only the close-ok is missing: this side has sent its close, and every
+    /// publish has its confirm.
     fn lacks_only_close_ok(&self) -> bool {
         if !self.core.is_closing() {
             return false;

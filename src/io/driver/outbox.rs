@@ -181,7 +181,8 @@ pub(crate) struct UnwrittenOutput {
 }
 
 impl UnwrittenOutput {
-    /// Counts `size` bytes of output that were added as the last of now `waiting` bytes.
+    /// Counts `size` bytes that were just added to the end of the outbox, which now has `waiting`
+    /// bytes.
     pub(crate) fn push(&mut self, size: usize, waiting: usize) {
         let end = self.written + waiting as u64;
         self.bytes += size;

@@ -16,8 +16,8 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// client that has read nothing for about half a minute, without a `connection.close`.)
 const LONG_PAUSE_MIN: Duration = Duration::from_secs(5);
 
-/// How long after such a pause a loss of the stream is explained by it. The client first reads the
-/// bytes that the broker sent before it closed the stream.
+/// How long after the end of such a pause it still explains a loss of the stream. The client first
+/// reads the bytes that the broker sent before it closed the stream.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
 /// The reading pause now, and the last long one.

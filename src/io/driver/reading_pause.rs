@@ -41,12 +41,12 @@ impl Driver {
         {
             report_all_taken(&self.core);
         }
-        // The second check closes a race. `set_wake_bound` has announced the pause: a thread that
-        // begins to wait or takes a delivery after that wakes this thread. A thread that did so
-        // between the first check and `set_wake_bound` has not, but the second check sees it.
+        // The second check closes a race. `set_wake_bound` announces the pause. A thread that
+        // begins to wait or takes a delivery after that wakes this thread. A thread that does so
+        // before wakes no thread, but this second check sees its effect.
         let reason = reason.and_then(|_| self.reason_to_pause(now));
         let pause = has_unread_answers || reason.is_some();
-        // The announced pause does not begin. The bound for requeues stays.
+        // Takes back the announced pause, but keeps the wake bound for requeues.
         if !pause && self.shared.read_budget().is_paused() {
             self.shared
                 .read_budget()

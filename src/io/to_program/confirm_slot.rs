@@ -14,8 +14,8 @@ use crate::protocol::content::ReturnedContent;
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     outcome: OnceLock<PublishOutcome<Arc<ReturnedContent>>>,
-    /// The number of the count of [failures](super::publish_failures::Failures) that contains this
-    /// one, until it was reported; otherwise 0.
+    /// The period of [`Failures`](super::publish_failures::Failures) that counts this failure as
+    /// unreported; 0 if none does.
     unreported_in: AtomicU64,
     /// Wakes the threads that wait for this publish.
     changed: Condvar,
@@ -27,8 +27,7 @@ impl Slot {
     }
 
     /// Stores the outcome and wakes the waiting threads. Each publish has one outcome, so the slot
-    /// is empty before. The caller holds the lock of the
-    /// confirm window.
+    /// is empty before. The caller holds the lock of the confirm window.
     pub(crate) fn fill(&self, outcome: PublishOutcome<Arc<ReturnedContent>>) {
         let _ = self.outcome.set(outcome);
         self.changed.notify_all();
@@ -50,14 +49,14 @@ impl Slot {
         self.changed.notify_all();
     }
 
-    /// Records that the failure is unreported, as part of this count. It must be done before
+    /// Records that the failure is unreported, in this period. It must be done before
     /// [`fill`](Self::fill), so that a thread that sees the outcome sees this too.
-    pub(crate) fn set_unreported_in(&self, count: u64) {
-        self.unreported_in.store(count, Ordering::Release);
+    pub(crate) fn set_unreported_in(&self, period: u64) {
+        self.unreported_in.store(period, Ordering::Release);
     }
 
-    /// Records that the failure is reported. Returns the number of the count that contained it
-    /// until now, or 0.
+    /// Records that the failure is reported. Returns the period that counted it as unreported until
+    /// now, or 0.
     pub(crate) fn mark_reported(&self) -> u64 {
         // A load is cheaper than a swap, and most publishes do not fail.
         match self.unreported_in.load(Ordering::Acquire) {

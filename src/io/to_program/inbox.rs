@@ -62,8 +62,8 @@ impl<E> Next<E, PackedDelivery> {
 
 /// A queue of deliveries, for any number of threads.
 ///
-/// The IO thread locks the inbox once for all batches of one read. All messages of one consumer can
-/// be extracted from between the others; the order stays.
+/// The IO thread locks the inbox once for all batches of one read. The messages of one consumer can
+/// be taken out of the queue. The other messages keep their order.
 ///
 /// The inbox wakes one sleeping thread at a time. That thread takes an entry, and wakes the next
 /// thread if there are more entries. So no more threads wake up than there are entries. Waking a

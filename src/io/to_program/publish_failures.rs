@@ -28,8 +28,8 @@ pub(crate) struct Failures {
     dropped: u64,
     /// How many of all failures were not reported to the program.
     unreported: u64,
-    /// The number of this count. Each time the failures are taken, another count begins.
-    count: u64,
+    /// The number of the current period. A period ends when the program takes the failures.
+    period: u64,
 }
 
 /// Failures that the program has taken.
@@ -47,7 +47,7 @@ impl Failures {
             kept: BoundedQueue::new(FAILURES_MAX, total),
             dropped: 0,
             unreported: 0,
-            count: 1,
+            period: 1,
         }
     }
 
@@ -61,7 +61,7 @@ impl Failures {
     ) {
         if !is_reported {
             self.unreported += 1;
-            slot.set_unreported_in(self.count);
+            slot.set_unreported_in(self.period);
         }
         let failure = Failure {
             number,
@@ -73,9 +73,9 @@ impl Failures {
         }
     }
 
-    /// Records that a failure of the count with this number was reported.
-    pub(crate) fn mark_reported(&mut self, count: u64) {
-        if count == self.count {
+    /// Records that a failure of the period with this number was reported.
+    pub(crate) fn mark_reported(&mut self, period: u64) {
+        if period == self.period {
             self.unreported = self.unreported.saturating_sub(1);
         }
     }
@@ -105,10 +105,10 @@ impl Failures {
         Taken { kept, more }
     }
 
-    /// Begins another count. Returns the failures that were kept in the last one.
+    /// Begins another period. Returns the failures that were kept in the last one.
     pub(crate) fn empty(&mut self) -> BoundedQueue<Failure> {
         self.unreported = 0;
-        self.count += 1;
+        self.period += 1;
         std::mem::replace(&mut self.kept, BoundedQueue::new(FAILURES_MAX, &self.total))
     }
 }

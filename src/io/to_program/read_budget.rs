@@ -13,8 +13,8 @@ use crate::protocol::read_room::{MESSAGE_OVERHEAD_BYTES, reserved_share};
 /// reading unconditionally.
 ///
 /// Incomplete messages count with their whole size. But only reading can complete them, so a
-/// quarter of the room stays reserved for complete ones. Otherwise a few deliveries that one thread
-/// does not take would end the large messages of all others.
+/// quarter of the room stays reserved for complete ones. Otherwise, beside large incomplete
+/// messages, a few untaken deliveries would stop the reading that completes them (D42).
 #[derive(Debug)]
 pub(crate) struct ReadBudget {
     soft_limit: usize,
@@ -166,7 +166,8 @@ impl ReadBudget {
         if bytes > Self::room(hard, state.announced)
             && self.fixed.load(Ordering::SeqCst) > reserved_share(self.soft_limit)
         {
-            // Any taken delivery may be fixed, and so be enough.
+            // Every taken delivery wakes the IO thread, because it may be a fixed one whose room is
+            // enough.
             return Some((PauseReason::FixedDeliveries, usize::MAX));
         }
         let enough = Self::room(self.soft_limit - self.soft_limit / 4, state.announced);
