@@ -110,8 +110,8 @@
 //! - `warn`: something that you should look at, for example:
 //!   - The broker has blocked a connection.
 //!   - Reading is paused.
-//!   - A thread waits for a delivery, but none can arrive, because unsettled deliveries have used up
-//!     the prefetch.
+//!   - A thread waits for a delivery, but none can arrive, because unsettled deliveries have used
+//!     up the prefetch.
 //!   - A consumer with `no_ack` was dropped, and its untaken deliveries are lost.
 //! - `debug`: a channel or connection has ended.
 //!
