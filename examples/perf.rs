@@ -49,8 +49,8 @@ Options:
   --prefetch N       how many unacknowledged messages a consumer gets (500)
   --window N         how many unconfirmed messages a channel may have (1000)
   --read-budget MIB  the read budget of each connection (64)
-  --busy-wait US     how many microseconds a thread spins for a reply before it
-                     sleeps; 0 is off (100)
+  --busy-wait US     how many microseconds a thread spins before it sleeps, in round
+                     trips; 0 is off (100)
 
 The queues are exclusive, so the broker deletes them at the end. Processor time,
 context switches and memory are those of the whole process, and known only on Linux.

@@ -335,6 +335,9 @@ impl Consumer {
                     let mut warned = self.warned.load(Ordering::Relaxed);
                     self.inner().warn_if_stalled(&mut warned);
                     self.warned.store(warned, Ordering::Relaxed);
+                    if !shared.no_ack && shared.channel.has_small_prefetch() {
+                        inbox.spin(deadline);
+                    }
                     inbox.pop(deadline)
                 }
                 popped => popped,

@@ -338,12 +338,12 @@ fn enter_a_publish() {
             }
         }
     });
-    let plain = ConfirmWindow::new(1000, &TotalBytes::default());
+    let plain = ConfirmWindow::new(1000, Duration::ZERO, &TotalBytes::default());
     measure("enter a publish, no confirms", 1, || {
         let ticket = plain.begin(&mut false).unwrap();
         assert!(ticket.commit(None).is_none());
     });
-    let confirming = ConfirmWindow::new(1000, &TotalBytes::default());
+    let confirming = ConfirmWindow::new(1000, Duration::ZERO, &TotalBytes::default());
     assert!(confirming.select(|| ()));
     confirming.select_done(true);
     measure("enter and confirm a publish, 100 at once", 100, || {

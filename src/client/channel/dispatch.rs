@@ -136,6 +136,13 @@ impl BlockingChannel {
                 Step::Idle if dispatched > 0 => {}
                 Step::Idle => {
                     inner.warn_if_stalled(&mut consuming.warned);
+                    if inner.shared.has_small_prefetch() {
+                        let is_set = || signal.is_set();
+                        inner
+                            .shared
+                            .inbox
+                            .spin_until(connection.next_turn(), is_set);
+                    }
                     let _waiting = inner
                         .shared
                         .connection

@@ -189,7 +189,8 @@ impl<'a> Room<'a> {
         let deadline = self.deadline();
         let is_pointless = || !self.inner.is_open();
         let confirm_window = &self.inner.shared.confirm_window;
-        let waited = confirm_window.wait_for_room(deadline, is_pointless);
+        let threads = &self.inner.shared.connection.read_control.threads;
+        let waited = confirm_window.wait_for_room(deadline, threads, is_pointless);
         waited.map_err(|no_room| self.wait_failed(no_room))?;
         self.has_place = true;
         Ok(())

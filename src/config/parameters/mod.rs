@@ -288,13 +288,17 @@ settings! {
         /// [`add_backpressure_callback`](crate::BlockingConnection::add_backpressure_callback) are
         /// called. Default: `false`. URL option, `t` or `f`.
         backpressure_detection: bool, copy get_backpressure_detection: bool;
-        /// Sets how long a thread that waits for a reply or a confirm checks for it in a loop
-        /// (*spins*) before it sleeps. At most 10 ms. Default: 100 µs.
+        /// Sets how long a waiting thread checks in a loop (*spins*) before it sleeps. At most 10
+        /// ms. Default: 100 µs. Zero switches spinning off.
         ///
         /// A broker nearby replies in less time than it takes to wake a sleeping thread, so
-        /// spinning makes calls faster. It costs processor time. If the reply often does not come
-        /// within this time, cony spins more rarely. Zero switches spinning off. On a machine with
-        /// one processor cony never spins.
+        /// spinning makes round trips faster. It costs processor time. cony spins
+        ///
+        /// - for the reply to a call, and for the confirm of one message;
+        /// - for a place in a confirm window of at most 32 messages;
+        /// - for a delivery, on a channel with a prefetch of at most 32.
+        ///
+        /// If the event often does not come soon enough, cony spins more rarely.
         busy_wait: Duration, copy get_busy_wait: Duration;
         /// Sets the size of the largest body to accept, in bytes. A larger one closes its channel
         /// (311), unless [`oversized`](Self::oversized) is set. Default: 128 MiB.

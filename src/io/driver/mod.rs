@@ -41,7 +41,7 @@ use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token, Waker};
 use parking_lot::MutexGuard;
 
-use crate::io::busy_wait::{self, BusyWait};
+use crate::io::busy_wait::BusyWait;
 use crate::io::driver::outbox::{Outbox, UnwrittenOutput};
 use crate::io::driver::pause_record::{HeldBackWarnings, PauseRecord};
 use crate::io::driver::tokens::{CallToken, DriverTokens};
@@ -114,6 +114,9 @@ struct Driver {
     hung_up: bool,
     /// Whether this turn has executed a call or passed on a reply.
     has_call_traffic: bool,
+    /// Whether threads of the program were spinning before the last turn. Such a thread has
+    /// probably got its confirm or delivery in that turn, and will soon publish or acknowledge.
+    had_spinning_threads: bool,
     /// The busy wait for the reply to a call.
     reply_busy_wait: BusyWait,
     /// The busy wait for the next call.
@@ -155,13 +158,11 @@ impl Driver {
         );
         let wake = Arc::new(Wake::with(&waker));
         let (alive, ended) = bounded(0);
-        let busy_wait_limit = busy_wait::limit_for_this_machine(settings.busy_wait);
         let shared = Arc::new(ConnectionShared::new(
             wake,
             ended,
             negotiated,
             &settings,
-            busy_wait_limit,
             transport.is_tls(),
         ));
         Self {
@@ -181,8 +182,9 @@ impl Driver {
             can_requeue_held: false,
             hung_up: false,
             has_call_traffic: false,
-            reply_busy_wait: BusyWait::new(busy_wait_limit),
-            call_busy_wait: BusyWait::new(busy_wait_limit / CALL_BUSY_WAIT_SHARE),
+            had_spinning_threads: false,
+            reply_busy_wait: BusyWait::for_replies(settings.busy_wait),
+            call_busy_wait: BusyWait::for_replies(settings.busy_wait / CALL_BUSY_WAIT_SHARE),
             publishes_taken: 0,
             unwritten_output: UnwrittenOutput::default(),
             held_back_warnings: HeldBackWarnings::default(),

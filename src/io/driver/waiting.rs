@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mio::Events;
 
 use super::{Driver, SOCKET};
+use crate::io::busy_wait::{BusyWait, Spin};
 use crate::io::to_io::gather;
 
 /// The longest rest from reading while many deliveries are untaken.
@@ -21,7 +22,7 @@ pub(super) fn until_first(deadlines: [Option<Instant>; 3], now: Instant) -> Opti
 impl Driver {
     /// Waits until the socket is ready, a command is queued, or a deadline has passed.
     pub(super) fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        if self.wait_busily(events)? {
+        if self.wait_busily() {
             // The read budget must hold even if every busy wait finds work.
             self.pause_or_resume();
             return Ok(());
@@ -115,33 +116,62 @@ impl Driver {
         !self.shared.commands().is_empty() || self.core.has_calls_to_send()
     }
 
-    /// Waits busily for a moment after a call was sent or its reply was passed on, because the
-    /// reply or the next call is probably near. Returns whether it came.
-    pub(super) fn wait_busily(&mut self, events: &mut Events) -> io::Result<bool> {
-        let has_call_traffic =
-            std::mem::take(&mut self.has_call_traffic) || self.shared.is_confirm_awaited();
-        if !has_call_traffic || self.is_busy() {
-            return Ok(false);
+    /// Spins for a moment if a reply, a confirm, a delivery or the next command is probably near.
+    /// Returns whether it has arrived.
+    pub(super) fn wait_busily(&mut self) -> bool {
+        let has_spinning_threads = self.has_spinning_threads();
+        let had_spinning_threads =
+            std::mem::replace(&mut self.had_spinning_threads, has_spinning_threads);
+        let is_confirm_awaited = self.shared.is_confirm_awaited();
+        let has_call_traffic = std::mem::take(&mut self.has_call_traffic) || is_confirm_awaited;
+        // A spin would not notice that the socket accepts bytes again.
+        if self.is_busy() || !self.outbox.is_empty() {
+            return false;
         }
-        let spin = match self.core.is_reply_awaited() || self.shared.is_confirm_awaited() {
+        if has_spinning_threads {
+            // Whether this pays is counted by the busy waits of these threads.
+            let spin = Spin::new(self.shared.busy_wait_limit);
+            return self.spin(&spin, Self::has_spinning_threads);
+        }
+        let is_reply_awaited = is_confirm_awaited || self.core.is_reply_awaited();
+        let begin = || self.busy_wait(is_reply_awaited).begin();
+        let spin = (has_call_traffic || had_spinning_threads).then(begin);
+        let Some(spin) = spin.flatten() else {
+            return false;
+        };
+        let has_arrived = self.spin(&spin, |_| true);
+        self.busy_wait(is_reply_awaited).end(&spin, has_arrived);
+        has_arrived
+    }
+
+    fn busy_wait(&self, is_reply_awaited: bool) -> &BusyWait {
+        match is_reply_awaited {
             true => &self.reply_busy_wait,
             false => &self.call_busy_wait,
-        };
-        let (shared, poll) = (&self.shared, &mut self.poll);
-        // The events of the last wait are noted already, and `look_for` may return without a poll.
-        events.clear();
-        let found = spin.look_for(|| {
-            if !shared.commands().is_empty() {
-                return Some(Ok(()));
+        }
+    }
+
+    fn has_spinning_threads(&self) -> bool {
+        self.shared.read_control.threads.are_spinning()
+    }
+
+    /// Looks for commands and received bytes until there are some, or `goes_on` returns `false`.
+    /// Reading without a `poll` before it saves a system call for each round trip.
+    fn spin(&mut self, spin: &Spin, goes_on: impl Fn(&Self) -> bool) -> bool {
+        let received = self.shared.counters.bytes_received.get();
+        loop {
+            if self.has_commands_or_calls() {
+                return true;
             }
-            match poll.poll(events, Some(Duration::ZERO)) {
-                Ok(()) if events.is_empty() => None,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-                other => Some(other),
+            self.readable = true;
+            self.read();
+            if self.core.is_closed() || self.shared.counters.bytes_received.get() != received {
+                return true;
             }
-        });
-        self.note_readiness(events);
-        found.transpose().map(|found| found.is_some())
+            if !goes_on(self) || !spin.yield_now() {
+                return false;
+            }
+        }
     }
 
     /// Records the readiness of the socket from `events`.

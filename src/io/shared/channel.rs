@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::io::busy_wait::ROUND_TRIP_MESSAGES_MAX;
 use crate::io::shared::channel_end::{ChannelEnd, Ending};
 use crate::io::shared::command::{Command, Outcome};
 use crate::io::shared::connection::ConnectionShared;
@@ -62,10 +63,11 @@ const NO_PREFETCH: u32 = u32::MAX;
 
 impl ChannelShared {
     pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionShared>, window: usize) -> Self {
+        let busy_wait_limit = connection.busy_wait_limit;
         let total = connection.kept_bytes.clone();
         Self {
             id,
-            inbox: ConsumerInbox::new(Arc::clone(&connection.read_control)),
+            inbox: ConsumerInbox::new(Arc::clone(&connection.read_control), busy_wait_limit),
             connection,
             end: ChannelEnd::default(),
             handle: OnceLock::new(),
@@ -75,7 +77,7 @@ impl ChannelShared {
             settlements: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: AtomicU32::new(NO_PREFETCH),
-            confirm_window: ConfirmWindow::new(window, &total),
+            confirm_window: ConfirmWindow::new(window, busy_wait_limit, &total),
             notices: Notices::new(&total),
             ready_flag: ReadyFlag::new(),
             abandoned: AtomicBool::new(false),
@@ -269,6 +271,12 @@ impl ChannelShared {
     /// Returns the current prefetch; `None` before the first `basic.qos`.
     pub(crate) fn prefetch(&self) -> Option<u16> {
         self.prefetch.load(Ordering::Acquire).try_into().ok()
+    }
+
+    /// Returns whether the prefetch is so small that most waits for a delivery last a round trip.
+    pub(crate) fn has_small_prefetch(&self) -> bool {
+        let prefetch = self.prefetch().map_or(0, usize::from);
+        (1..=ROUND_TRIP_MESSAGES_MAX).contains(&prefetch)
     }
 
     pub(crate) fn set_prefetch(&self, count: u16) {

@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     pub(crate) backpressure_detection: bool,
     /// How long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for a confirm.
     pub(crate) rpc_timeout: Duration,
-    /// How long a caller spins for a reply before it sleeps.
+    /// How long a thread spins before it sleeps, at most.
     pub(crate) busy_wait: Duration,
 }
 
@@ -93,6 +93,8 @@ pub(crate) struct ConnectionShared {
     /// The time of the next timer. At this time the IO thread sets the signals, because a program
     /// that waits with `select!` has no deadline of its own for its timers.
     timer_deadline: Mutex<Option<Instant>>,
+    /// How long a thread spins before it sleeps, at most.
+    pub(crate) busy_wait_limit: Duration,
     /// The busy wait of a caller for the reply to its call.
     caller_busy_wait: BusyWait,
     /// The busy wait for the confirm of one publish.
@@ -141,7 +143,6 @@ impl ConnectionShared {
         ended: Receiver<()>,
         negotiated: Negotiated,
         settings: &Settings,
-        busy_wait_limit: Duration,
         is_tls: bool,
     ) -> Self {
         let read_control = Arc::new(ReadControl::new(settings.read_limit, Arc::clone(&wake)));
@@ -167,9 +168,10 @@ impl ConnectionShared {
             all_subscribers: Subscribers::default(),
             ready_list: ReadyList::default(),
             timer_deadline: Mutex::default(),
-            caller_busy_wait: BusyWait::new(busy_wait_limit),
-            confirm_busy_wait: BusyWait::new(busy_wait_limit),
-            rpc_busy_wait: BusyWait::new(busy_wait_limit),
+            busy_wait_limit: settings.busy_wait,
+            caller_busy_wait: BusyWait::for_replies(settings.busy_wait),
+            confirm_busy_wait: BusyWait::for_replies(settings.busy_wait),
+            rpc_busy_wait: BusyWait::for_replies(settings.busy_wait),
             ended,
         }
     }
@@ -466,9 +468,7 @@ pub(crate) mod tests {
         let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(read_limit);
-        let busy_wait_limit = Duration::ZERO;
-        let shared =
-            ConnectionShared::new(wake, ended, negotiated(), &settings, busy_wait_limit, false);
+        let shared = ConnectionShared::new(wake, ended, negotiated(), &settings, false);
         Arc::new(shared)
     }
 
@@ -495,8 +495,7 @@ pub(crate) mod tests {
         let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(1 << 20);
-        let shared =
-            ConnectionShared::new(wake, ended, negotiated(), &settings, Duration::ZERO, false);
+        let shared = ConnectionShared::new(wake, ended, negotiated(), &settings, false);
         let mut events = mio::Events::with_capacity(1);
         let waits: [fn(&ConnectionShared); 3] = [
             |shared| drop(shared.count_as_waiting_for_room_or_confirm()),

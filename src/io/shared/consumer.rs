@@ -80,7 +80,10 @@ impl ConsumerShared {
 
     /// Creates a consumer with an inbox of its own.
     pub(crate) fn with_inbox(consume: &basic::Consume, channel: Arc<ChannelShared>) -> Arc<Self> {
-        let inbox = Inbox::new(Arc::clone(&channel.connection.read_control));
+        let inbox = Inbox::new(
+            Arc::clone(&channel.connection.read_control),
+            channel.connection.busy_wait_limit,
+        );
         Self::new(consume, channel, Destination::Inbox(inbox))
     }
 

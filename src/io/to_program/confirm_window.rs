@@ -4,15 +4,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::io::busy_wait::{BusyWait, ROUND_TRIP_MESSAGES_MAX};
 use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::io::to_program::outcome_queue::OutcomeQueue;
 use crate::io::to_program::publish_failures::{Failures, Taken};
 use crate::io::to_program::rpc_replies::RpcReplies;
+use crate::io::to_program::waiting_threads::WaitingThreads;
 use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{ConfirmLedger, Mandatory, PublishOutcome};
 use crate::protocol::content::ReturnedContent;
@@ -35,6 +37,8 @@ enum Mode {
 pub(crate) struct ConfirmWindow {
     /// How many publishes may be unconfirmed.
     size: usize,
+    /// The busy wait for a place in a small window.
+    busy_wait: BusyWait,
     total: TotalBytes,
     /// Whether a publish must check the state: in confirm mode, while `channel.flow` stops
     /// publishes, or during a commit. Each publish reads this flag without the lock.
@@ -110,9 +114,10 @@ pub(crate) struct Confirmed {
 impl ConfirmWindow {
     /// Creates the confirm window of a channel, with `size` places. Its failures and outcomes count
     /// in `total`.
-    pub(crate) fn new(size: usize, total: &TotalBytes) -> Self {
+    pub(crate) fn new(size: usize, busy_wait_limit: Duration, total: &TotalBytes) -> Self {
         Self {
             size: size.max(1),
+            busy_wait: BusyWait::for_streams(busy_wait_limit),
             total: total.clone(),
             must_check_state: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -139,12 +144,20 @@ impl ConfirmWindow {
     pub(crate) fn wait_for_room(
         &self,
         deadline: Instant,
+        threads: &WaitingThreads,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), WaitError> {
         let mut state = self.state.lock();
         let waiter = state.room_line.join(());
         // A confirm may have made room before this thread joined the line.
         state.serve(self.size);
+        if self.size <= ROUND_TRIP_MESSAGES_MAX && !waiter.is_served() {
+            let _spinning = threads.count_as_spinning();
+            let look = || (waiter.is_served() || is_pointless()).then_some(());
+            MutexGuard::unlocked(&mut state, || {
+                self.busy_wait.look_until(Some(deadline), look);
+            });
+        }
         let waited = waiter.wait(&mut state, Some(deadline), is_pointless);
         if waited.is_err() {
             state.room_line.leave(&waiter);
@@ -491,10 +504,18 @@ mod tests {
     use crate::protocol::methods::basic;
 
     fn confirming(window: usize, total: &TotalBytes) -> ConfirmWindow {
-        let confirm_window = ConfirmWindow::new(window, total);
+        let confirm_window = ConfirmWindow::new(window, Duration::ZERO, total);
         assert!(confirm_window.select(|| {}));
         confirm_window.select_done(true);
         confirm_window
+    }
+
+    fn wait_for_room(
+        confirm_window: &ConfirmWindow,
+        deadline: Instant,
+        is_pointless: impl Fn() -> bool,
+    ) -> Result<(), WaitError> {
+        confirm_window.wait_for_room(deadline, &WaitingThreads::default(), is_pointless)
     }
 
     /// Publishes in confirm mode. Returns the sequence number and the slot, or `None` if the window
@@ -570,8 +591,8 @@ mod tests {
 
     #[test]
     fn waiting_threads_are_woken_by_the_event_that_ends_their_wait() {
-        let confirm_window = ConfirmWindow::new(1, &TotalBytes::default());
-        let room = |deadline| confirm_window.wait_for_room(deadline, || false);
+        let confirm_window = ConfirmWindow::new(1, Duration::ZERO, &TotalBytes::default());
+        let room = |deadline| wait_for_room(&confirm_window, deadline, || false);
         let selected = |deadline| confirm_window.wait_selected(deadline, || false);
         for (wait, succeeds) in [(&room as Wait<'_>, false), (&selected, true)] {
             assert!(confirm_window.select(|| {}));
@@ -658,6 +679,65 @@ mod tests {
         Instant::now() + Duration::from_secs(30)
     }
 
+    /// Returns a full confirm window with a longest spin of ten minutes.
+    fn full(size: usize) -> ConfirmWindow {
+        let spin = Duration::from_secs(600);
+        let confirm_window = ConfirmWindow::new(size, spin, &TotalBytes::default());
+        assert!(confirm_window.select(|| {}));
+        confirm_window.select_done(true);
+        while enter(&confirm_window).is_some() {}
+        confirm_window
+    }
+
+    #[test]
+    fn a_thread_spins_for_a_place_in_a_small_window_until_a_confirm_or_the_end() {
+        let confirm_window = full(ROUND_TRIP_MESSAGES_MAX);
+        let (threads, is_over) = (WaitingThreads::default(), AtomicBool::new(false));
+        let wait = || {
+            let deadline = Instant::now() + Duration::from_secs(3600);
+            let is_pointless = || is_over.load(Ordering::SeqCst);
+            confirm_window.wait_for_room(deadline, &threads, is_pointless)
+        };
+        let wait_while_spinning = |then: &dyn Fn()| {
+            thread::scope(|scope| {
+                let waiting = scope.spawn(wait);
+                while !threads.are_spinning() {
+                    thread::yield_now();
+                }
+                then();
+                waiting.join().unwrap()
+            })
+        };
+        let confirm = || assert_eq!(confirm_window.confirmed(1, false, true).count, 1);
+        assert_eq!(wait_while_spinning(&confirm), Ok(()));
+        assert!(enter_with_place(&confirm_window).is_some());
+        let end = || is_over.store(true, Ordering::SeqCst);
+        assert_eq!(wait_while_spinning(&end), Err(WaitError::Closed));
+        assert!(!threads.are_spinning());
+    }
+
+    #[test]
+    fn a_thread_sleeps_at_once_at_a_large_window_and_with_a_near_deadline() {
+        let threads = WaitingThreads::default();
+        let wait = |confirm_window: &ConfirmWindow, deadline| {
+            // Called before each sleep. A spin would call it as well, while the thread is counted.
+            let is_pointless = || {
+                assert!(!threads.are_spinning());
+                true
+            };
+            confirm_window.wait_for_room(deadline, &threads, is_pointless)
+        };
+        let far = Instant::now() + Duration::from_secs(3600);
+        let large = full(ROUND_TRIP_MESSAGES_MAX + 1);
+        assert_eq!(wait(&large, far), Err(WaitError::Closed));
+        let small = full(1);
+        let late = thread::scope(|scope| {
+            let wait = || small.wait_for_room(Instant::now(), &threads, || false);
+            scope.spawn(wait).join().unwrap()
+        });
+        assert_eq!(late, Err(WaitError::TimedOut));
+    }
+
     #[test]
     fn a_confirm_wakes_one_thread_for_each_free_place_in_their_order() {
         const WINDOW: usize = 4;
@@ -665,7 +745,7 @@ mod tests {
         (1..=WINDOW as u64).for_each(|next| assert_eq!(number(&confirm_window), Some(next)));
         thread::scope(|scope| {
             let wait = |is_pointless: &dyn Fn() -> bool| {
-                confirm_window.wait_for_room(soon(), is_pointless)
+                wait_for_room(&confirm_window, soon(), is_pointless)
             };
             let mut sleepers: Vec<_> = (0..16).map(|_| Sleeper::start(scope, wait)).collect();
             for (up_to, multiple, places) in [(3, false, 1), (3, true, 2), (4, true, 1)] {
@@ -709,7 +789,7 @@ mod tests {
     #[test]
     fn a_reserved_place_survives_a_cancelled_attempt_but_not_channel_flow() {
         let confirm_window = confirming(1, &TotalBytes::default());
-        let room = || confirm_window.wait_for_room(Instant::now(), || false);
+        let room = || wait_for_room(&confirm_window, Instant::now(), || false);
         assert_eq!(room(), Ok(()));
         assert_eq!(room(), Err(WaitError::TimedOut));
         let mut has_place = true;
@@ -792,7 +872,7 @@ mod tests {
             let waits = [
                 scope.spawn(|| confirm_window.wait_slot(&slots[1], None, is_pointless)),
                 scope.spawn(|| confirm_window.wait_confirmed(1, None, is_pointless)),
-                scope.spawn(|| confirm_window.wait_for_room(soon(), is_pointless)),
+                scope.spawn(|| wait_for_room(&confirm_window, soon(), is_pointless)),
             ];
             while asked.load(Ordering::SeqCst) < waits.len() {
                 thread::yield_now();
@@ -808,7 +888,7 @@ mod tests {
 
     #[test]
     fn channel_flow_still_stops_publishes_after_a_failed_confirm_select() {
-        let confirm_window = ConfirmWindow::new(2, &TotalBytes::default());
+        let confirm_window = ConfirmWindow::new(2, Duration::ZERO, &TotalBytes::default());
         confirm_window.set_flow(false);
         assert!(confirm_window.select(|| {}));
         confirm_window.select_done(false);

@@ -35,6 +35,10 @@ impl Signal {
         let _ = self.sender.try_send(());
     }
 
+    pub(crate) fn is_set(&self) -> bool {
+        self.receiver.is_full()
+    }
+
     /// Waits until the signal is set, or until the deadline.
     pub(crate) fn wait(&self, deadline: Option<Instant>) {
         // In both cases the caller checks for events.

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::io::busy_wait::BusyWait;
 use crate::io::to_program::dispatch_signal::{Signal, Subscribers};
 use crate::io::to_program::read_control::ReadControl;
 use crate::protocol::content::DeliveredContent;
@@ -73,6 +74,8 @@ impl<E> Next<E, PackedDelivery> {
 pub(crate) struct Inbox<E: EndMark> {
     state: Mutex<State<E>>,
     changed: Condvar,
+    /// The busy wait for a delivery.
+    busy_wait: BusyWait,
     read_control: Arc<ReadControl>,
     /// The signals to set, in addition to the threads that sleep in [`pop`](Self::pop).
     subscribers: Subscribers,
@@ -98,6 +101,13 @@ struct State<E> {
     taken: TakenBytes,
 }
 
+impl<E> State<E> {
+    /// Returns whether a thread that waits for a delivery has something to do.
+    fn has_news(&self) -> bool {
+        self.ended || self.stopped || !self.queue.is_empty()
+    }
+}
+
 /// The cost of taken deliveries.
 #[derive(Debug, Default)]
 struct TakenBytes {
@@ -110,10 +120,11 @@ struct TakenBytes {
 const UNREPORTED_BYTES_MAX: usize = 16 * 1024;
 
 impl<E: EndMark> Inbox<E> {
-    pub(crate) fn new(read_control: Arc<ReadControl>) -> Self {
+    pub(crate) fn new(read_control: Arc<ReadControl>, busy_wait_limit: Duration) -> Self {
         Self {
             state: Mutex::default(),
             changed: Condvar::new(),
+            busy_wait: BusyWait::for_streams(busy_wait_limit),
             read_control,
             subscribers: Subscribers::default(),
             select_signal: OnceLock::new(),
@@ -253,6 +264,22 @@ impl<E: EndMark> Inbox<E> {
         found.unpack()
     }
 
+    /// Spins until there is an entry or an end, if that pays and `deadline` is not too near.
+    pub(crate) fn spin(&self, deadline: Option<Instant>) {
+        self.spin_until(deadline, || self.has_news());
+    }
+
+    /// Spins until `is_over` returns `true`, if that pays and `deadline` is not too near.
+    pub(crate) fn spin_until(&self, deadline: Option<Instant>, is_over: impl Fn() -> bool) {
+        let _spinning = self.read_control.count_as_spinning_for_delivery();
+        let look = || is_over().then_some(());
+        self.busy_wait.look_until(deadline, look);
+    }
+
+    fn has_news(&self) -> bool {
+        self.state.lock().has_news()
+    }
+
     /// Waits for the next entry and takes it. Returns `Empty` at the deadline.
     pub(crate) fn pop(&self, deadline: Option<Instant>) -> Next<E> {
         let mut state = self.state.lock();
@@ -305,7 +332,7 @@ impl<E: EndMark> Inbox<E> {
         // A program that waits with `select!` is woken again for the remaining entries, and always
         // for an end.
         if let Some(signal) = self.select_signal.get() {
-            if state.ended || state.stopped || !state.queue.is_empty() {
+            if state.has_news() {
                 signal.notify();
             }
         }
@@ -374,7 +401,7 @@ impl<E: EndMark> Inbox<E> {
             signal
         });
         let state = self.state.lock();
-        if state.ended || state.stopped || !state.queue.is_empty() {
+        if state.has_news() {
             signal.notify();
         }
         signal.receiver()
@@ -470,12 +497,37 @@ mod tests {
     }
 
     fn inbox() -> Inbox<()> {
-        Inbox::new(read_control(1 << 20))
+        Inbox::new(read_control(1 << 20), Duration::ZERO)
     }
 
     /// Appends this many fixed deliveries at once.
     fn push(inbox: &Inbox<()>, count: usize) {
         inbox.push(&mut packed(&vec![(SIZE, "key"); count]), true);
+    }
+
+    #[test]
+    fn a_spin_ends_with_a_delivery_a_stop_and_an_end_and_counts_as_a_wait() {
+        let ends: [fn(&Inbox<()>); 4] = [
+            |inbox| push(inbox, 1),
+            Inbox::stop,
+            Inbox::end,
+            |inbox| {
+                inbox.push_end(());
+            },
+        ];
+        for end in ends {
+            let inbox: Inbox<()> = Inbox::new(read_control(1 << 20), Duration::from_secs(600));
+            let threads = &inbox.read_control.threads;
+            thread::scope(|scope| {
+                let spinning = scope.spawn(|| inbox.spin(None));
+                while !threads.are_spinning() {
+                    thread::yield_now();
+                }
+                assert!(threads.is_delivery_awaited() && !spinning.is_finished());
+                end(&inbox);
+            });
+            assert!(!threads.are_spinning() && !threads.is_delivery_awaited());
+        }
     }
 
     /// Returns how many untaken bytes the read budget counts.

@@ -35,6 +35,14 @@ impl ReadControl {
         waiting
     }
 
+    /// Counts the calling thread as one that spins for a delivery, until the guards are dropped.
+    pub(crate) fn count_as_spinning_for_delivery(&self) -> [Waiting<'_>; 2] {
+        [
+            self.count_as_waiting_for_delivery(),
+            self.threads.count_as_spinning(),
+        ]
+    }
+
     /// Frees room in the read budget, because the program has taken deliveries of this cost.
     /// `fixed` bytes of the cost are those of fixed deliveries.
     pub(crate) fn handed_out(&self, cost: usize, fixed: usize) {

@@ -11,6 +11,8 @@ pub(crate) struct WaitingThreads {
     single_confirm: AtomicUsize,
     /// The threads that wait for a delivery at an empty inbox.
     delivery: AtomicUsize,
+    /// The threads that spin for a place in a confirm window or for a delivery.
+    spinning: AtomicUsize,
 }
 
 /// Counts its thread as waiting until it is dropped.
@@ -42,6 +44,10 @@ impl WaitingThreads {
         Waiting::new(&self.delivery)
     }
 
+    pub(crate) fn count_as_spinning(&self) -> Waiting<'_> {
+        Waiting::new(&self.spinning)
+    }
+
     /// Returns whether a thread waits for confirms or for room.
     pub(crate) fn is_room_or_confirm_awaited(&self) -> bool {
         self.room_or_confirm.load(Ordering::SeqCst) > 0
@@ -54,6 +60,11 @@ impl WaitingThreads {
 
     pub(crate) fn is_delivery_awaited(&self) -> bool {
         self.delivery.load(Ordering::SeqCst) > 0
+    }
+
+    /// Returns whether a thread spins for a place in a confirm window or for a delivery.
+    pub(crate) fn are_spinning(&self) -> bool {
+        self.spinning.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -69,18 +80,22 @@ mod tests {
                 threads.is_room_or_confirm_awaited(),
                 threads.is_confirm_awaited(),
                 threads.is_delivery_awaited(),
+                threads.are_spinning(),
             ]
         };
         let waiting = threads.count_as_waiting_for_room_or_confirm();
-        assert_eq!(awaited(), [true, false, false]);
+        assert_eq!(awaited(), [true, false, false, false]);
         drop(waiting);
         // A wait for one confirm needs an IO thread that reads, like all waits for confirms.
         let waiting = threads.count_as_waiting_for_confirm();
-        assert_eq!(awaited(), [true, true, false]);
+        assert_eq!(awaited(), [true, true, false, false]);
         drop(waiting);
         let waiting = threads.count_as_waiting_for_delivery();
-        assert_eq!(awaited(), [false, false, true]);
+        assert_eq!(awaited(), [false, false, true, false]);
         drop(waiting);
-        assert_eq!(awaited(), [false; 3]);
+        let spinning = threads.count_as_spinning();
+        assert_eq!(awaited(), [false, false, false, true]);
+        drop(spinning);
+        assert_eq!(awaited(), [false; 4]);
     }
 }
