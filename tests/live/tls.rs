@@ -225,6 +225,33 @@ fn a_connector_of_the_program_carries_small_and_large_messages() {
     connection.close().unwrap();
 }
 
+/// The bodies end near each size at which bytes are divided: the read buffer and its half, a
+/// record, and several of these. A reader that took a record for the last one would wait for ever.
+#[test]
+fn messages_that_end_near_any_boundary_arrive_whole_and_in_order() {
+    let connection = BlockingConnection::open(parameters().tls_options(trusting())).unwrap();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let boundaries = [4, 8, 16, 24, 32, 64, 128].map(|kib: usize| kib * 1024);
+    let sizes: Vec<usize> = boundaries
+        .iter()
+        .flat_map(|boundary| (0..=120).step_by(15).map(move |less| boundary - less))
+        .chain(1..50)
+        .collect();
+    let body = |size: usize| -> Vec<u8> { (0..=250).cycle().skip(size % 251).take(size).collect() };
+    let consumer = channel.consume(&queue).unwrap();
+    for &size in &sizes {
+        channel.basic_publish("", &queue, body(size)).unwrap();
+    }
+    for &size in &sizes {
+        let delivery = consumer.recv_timeout(Duration::from_secs(30)).unwrap();
+        let delivery = delivery.expect("a delivery within the time");
+        assert_eq!(delivery.body, body(size), "{size}");
+        delivery.ack().unwrap();
+    }
+    connection.close().unwrap();
+}
+
 #[test]
 fn a_certificate_for_another_name_is_refused() {
     let options = trusting().server_name("rabbit.example");

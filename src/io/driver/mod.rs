@@ -27,6 +27,8 @@ mod reading;
 mod reading_pause;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "native-tls")]
+pub(crate) mod tls;
 mod tokens;
 pub(crate) mod transport;
 mod waiting;

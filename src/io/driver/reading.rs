@@ -46,7 +46,7 @@ impl Driver {
                 }
                 Ok(count) => {
                     left = left.saturating_sub(count);
-                    self.readable = self.may_have_more(count, room);
+                    self.readable = self.hung_up || self.transport.may_have_more(count, room);
                     self.core.received(count, Instant::now());
                     let counters = &self.shared.counters;
                     counters.bytes_received.add(count as u64);
@@ -62,13 +62,5 @@ impl Driver {
                 },
             }
         }
-    }
-
-    /// Returns whether the socket may have more bytes after a read of `count` bytes into `room`.
-    /// After a shorter read the socket is empty, and `poll` reports new bytes. TLS may keep
-    /// decrypted bytes that `poll` does not report.
-    pub(super) fn may_have_more(&self, count: usize, room: usize) -> bool {
-        let short_read_means_empty = cfg!(any(target_os = "linux", target_os = "android"));
-        !short_read_means_empty || count == room || self.hung_up || self.transport.is_tls()
     }
 }

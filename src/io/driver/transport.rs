@@ -10,6 +10,9 @@ use crossbeam_channel::{Receiver, bounded};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
+#[cfg(feature = "native-tls")]
+use crate::io::driver::tls::TlsTransport;
+
 /// The flag `MSG_NOSIGNAL`: a write to a closed stream fails and raises no SIGPIPE. That signal
 /// ends a process that does not ignore it; Rust's runtime ignores it, but a program in another
 /// language may not. (Apple's systems lack the flag, and socket2 sets `SO_NOSIGPIPE` there.)
@@ -18,6 +21,11 @@ const NO_SIGNAL: i32 = match () {
     () if cfg!(target_os = "freebsd") => 0x2_0000,
     () => 0,
 };
+
+/// Whether a read that returns less than it could take has emptied the socket. `poll` then reports
+/// new bytes.
+pub(crate) const SHORT_READ_MEANS_EMPTY: bool =
+    cfg!(any(target_os = "linux", target_os = "android"));
 
 /// The options of the socket.
 #[derive(Debug, Clone)]
@@ -33,7 +41,7 @@ pub(crate) struct SocketOptions {
 pub(crate) enum Transport {
     Plain(TcpStream),
     #[cfg(feature = "native-tls")]
-    Tls(Box<native_tls::TlsStream<TcpStream>>),
+    Tls(Box<TlsTransport>),
 }
 
 impl Transport {
@@ -42,7 +50,7 @@ impl Transport {
         match self {
             Self::Plain(socket) => socket,
             #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => stream.get_mut(),
+            Self::Tls(tls) => tls.socket(),
         }
     }
 
@@ -50,12 +58,21 @@ impl Transport {
         !matches!(self, Self::Plain(_))
     }
 
+    /// Returns whether there may be more bytes after a read of `count` bytes into `room`.
+    pub(crate) fn may_have_more(&self, count: usize, room: usize) -> bool {
+        match self {
+            _ if count == room => true,
+            Self::Plain(_) => !SHORT_READ_MEANS_EMPTY,
+            #[cfg(feature = "native-tls")]
+            Self::Tls(tls) => !tls.is_drained(),
+        }
+    }
+
     /// Ends the sending direction. Bytes that were written still arrive.
     pub(crate) fn shut_down(&mut self) {
         #[cfg(feature = "native-tls")]
-        if let Self::Tls(stream) = self {
-            // If the alert cannot be written, the end of the TCP stream follows anyway.
-            let _ = stream.shutdown();
+        if let Self::Tls(tls) = self {
+            tls.shut_down();
         }
         let _ = self.socket().shutdown(std::net::Shutdown::Write);
     }
@@ -66,18 +83,14 @@ impl Read for Transport {
         match self {
             Self::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => stream.read(buffer).map_err(end_of_stream),
+            Self::Tls(tls) => tls.read(buffer),
         }
     }
 }
 
 impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(socket) => socket.write(bytes),
-            #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => stream.write(bytes),
-        }
+        self.write_vectored(&[IoSlice::new(bytes)])
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -87,28 +100,12 @@ impl Write for Transport {
                 SockRef::from(&*socket).send_vectored_with_flags(slices, NO_SIGNAL)
             }
             #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => match slices.iter().find(|slice| !slice.is_empty()) {
-                Some(slice) => stream.write(slice),
-                None => Ok(0),
-            },
+            Self::Tls(tls) => tls.write_vectored(slices),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(socket) => socket.flush(),
-            #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => stream.flush(),
-        }
-    }
-}
-
-/// Turns the TLS error for a stream that ended without a `close_notify` into the end of the stream.
-#[cfg(feature = "native-tls")]
-fn end_of_stream(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        None if error.to_string().contains("unexpected eof") => io::ErrorKind::UnexpectedEof.into(),
-        _ => error,
+        self.socket().flush()
     }
 }
 

@@ -7,6 +7,8 @@ use mio::net::TcpStream;
 use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsStream};
 
 use super::{Cause, Failure, Target};
+#[cfg(feature = "native-tls")]
+use crate::io::driver::tls::{TlsSocket, TlsTransport};
 use crate::io::driver::transport::Transport;
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::{Handshake, Negotiated, Offer};
@@ -58,7 +60,9 @@ impl Negotiation {
     ) -> Result<Self, Failure> {
         match &target.tls {
             Some(tls) => {
-                let outcome = tls.connector.connect(&tls.server_name, socket);
+                let outcome = tls
+                    .connector
+                    .connect(&tls.server_name, TlsSocket::new(socket));
                 Self::after_tls(outcome, address, offer)
             }
             None => Ok(Self::over_stream(Transport::Plain(socket), address, offer)),
@@ -67,13 +71,13 @@ impl Negotiation {
 
     #[cfg(feature = "native-tls")]
     fn after_tls(
-        outcome: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>,
+        outcome: Result<TlsStream<TlsSocket>, HandshakeError<TlsSocket>>,
         address: String,
         offer: Offer,
     ) -> Result<Self, Failure> {
         match outcome {
             Ok(stream) => Ok(Self::over_stream(
-                Transport::Tls(Box::new(stream)),
+                Transport::Tls(Box::new(TlsTransport::new(stream))),
                 address,
                 offer,
             )),
@@ -132,7 +136,7 @@ impl Negotiation {
 #[cfg(feature = "native-tls")]
 pub(super) struct TlsHandshake {
     address: String,
-    unfinished: MidHandshakeTlsStream<TcpStream>,
+    unfinished: MidHandshakeTlsStream<TlsSocket>,
     /// For the AMQP handshake, which follows.
     offer: Offer,
 }
