@@ -16,6 +16,8 @@ pub(crate) struct Counters {
     pub(crate) messages_confirmed: Counter,
     pub(crate) messages_nacked: Counter,
     pub(crate) messages_received: Counter,
+    /// The part of `messages_received` on channels with a small prefetch.
+    pub(crate) received_with_small_prefetch: Counter,
     pub(crate) messages_returned: Counter,
     pub(crate) deliveries_held_back: Counter,
     pub(crate) messages_oversized: Counter,

@@ -30,7 +30,11 @@ fn deliver(token: &ConsumerToken, batches: &mut VecDeque<Batch>, is_fixed: bool)
         return;
     };
     let count = batches.iter().map(|batch| batch.len() as u64).sum();
-    channel.connection.counters.messages_received.add(count);
+    let counters = &channel.connection.counters;
+    counters.messages_received.add(count);
+    if !consumer.no_ack && channel.has_small_prefetch() {
+        counters.received_with_small_prefetch.add(count);
+    }
     // The ledger records the deliveries before `delivered`, after which the program may settle all
     // up to `last`.
     if consumer.no_ack {
