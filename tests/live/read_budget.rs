@@ -60,6 +60,16 @@ fn number(body: &[u8]) -> u32 {
     u32::from_be_bytes(*body.first_chunk().unwrap())
 }
 
+/// Waits until a delivery was held back. Each call makes the IO thread read everything that arrives
+/// before its reply. A channel of RabbitMQ may send the reply before deliveries that left the queue
+/// earlier, so one call is not enough.
+fn await_held_back(connection: &BlockingConnection, channel: &BlockingChannel, queue: &str) {
+    until("a held-back delivery", || {
+        ready(channel, queue);
+        connection.stats().deliveries_held_back > 0
+    });
+}
+
 fn open_with_small_budget() -> BlockingConnection {
     let parameters = ConnectionParameters::try_from(url()).unwrap();
     BlockingConnection::open(parameters.read_budget(256 * KIB)).unwrap()
@@ -76,12 +86,8 @@ fn work(channel: &BlockingChannel, stock: &Stock, calls: bool) -> Vec<u32> {
         .unwrap();
     publisher.confirm_delivery().unwrap();
     let consumer = channel.consume(&*stock.queue).unwrap();
-    // Receives nothing until a delivery was held back. The call makes the IO thread read everything
-    // that arrives before its reply.
-    until("a held-back delivery", || {
-        ready(channel, &stock.queue);
-        connection.stats().deliveries_held_back > 0
-    });
+    // Receives nothing until a delivery was held back.
+    await_held_back(&connection, channel, &stock.queue);
     let mut seen = Vec::new();
     while seen.len() < stock.count as usize {
         let delivery = consumer.recv_timeout(PATIENCE).unwrap();
@@ -166,9 +172,8 @@ fn held_back_deliveries_are_requeued_at_the_end_of_their_consumer() {
         channel.basic_qos(100).unwrap();
         let consumer = channel.consume(&*stock.queue).unwrap();
         let first = consumer.recv().unwrap().unwrap();
-        // The call makes the IO thread read everything that arrives before its reply.
         await_ready(&channel, &stock.queue, 0);
-        assert!(connection.stats().deliveries_held_back > 0, "{how}");
+        await_held_back(&connection, &channel, &stock.queue);
         first.ack().unwrap();
         match how {
             "cancel" => drop(consumer.cancel().unwrap()),
@@ -325,9 +330,8 @@ fn an_idle_second_consumer_does_not_keep_messages_from_the_first() {
     let channel = connection.channel().unwrap();
     let _idle = channel.consume(&*other.queue).unwrap();
     let consumer = channel.consume(&*stock.queue).unwrap();
-    // The call makes the IO thread read everything that arrives before its reply.
     await_ready(&channel, &stock.queue, 1300);
-    assert!(connection.stats().deliveries_held_back > 0);
+    await_held_back(&connection, &channel, &stock.queue);
     let mut seen = Vec::new();
     for _ in 0..stock.count {
         let delivery = consumer.recv_timeout(PATIENCE).unwrap();
