@@ -148,22 +148,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::error::tests::connect;
     use crate::error::{ConnectionLostError, PublishError, TlsError};
     use crate::protocol::errors::ProtocolError;
-    use crate::protocol::stage::Stage;
 
     fn closed_by(by: ClosedBy) -> CloseReason {
         CloseReason::new(by, ReplyCode::CONNECTION_FORCED, "bye", None)
-    }
-
-    fn connect(cause: ConnectError) -> Error {
-        Error::Connect {
-            address: "127.0.0.1:5672".into(),
-            stage: Stage::Open,
-            tls: false,
-            cause,
-            others: Vec::new(),
-        }
     }
 
     #[test]

@@ -340,10 +340,10 @@ impl std::error::Error for Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn connect(cause: ConnectError) -> Error {
+    pub(super) fn connect(cause: ConnectError) -> Error {
         Error::Connect {
             address: "127.0.0.1:5672".into(),
             stage: Stage::Open,

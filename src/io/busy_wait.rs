@@ -29,7 +29,7 @@ static STREAM_RULE: Rule = Rule {
     bad_max: 4,
 };
 
-/// When spins for replies pay: each spin with success does, because a call should return soon.
+/// When spins for replies pay: each one that ends in time does, because a call should return soon.
 static REPLY_RULE: Rule = Rule {
     good_share: 1,
     spins: 1,

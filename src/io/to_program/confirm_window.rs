@@ -152,8 +152,12 @@ impl ConfirmWindow {
         // A confirm may have made room before this thread joined the line.
         state.serve(self.size);
         if self.size <= ROUND_TRIP_MESSAGES_MAX && !waiter.is_served() {
-            let _spinning = threads.count_as_spinning();
-            let look = || (waiter.is_served() || is_pointless()).then_some(());
+            // Counted at the first look: where spinning does not pay, most waits do not spin.
+            let mut spinning = None;
+            let look = || {
+                spinning.get_or_insert_with(|| threads.count_as_spinning());
+                (waiter.is_served() || is_pointless()).then_some(())
+            };
             MutexGuard::unlocked(&mut state, || {
                 self.busy_wait.look_until(Some(deadline), look);
             });

@@ -271,9 +271,12 @@ impl<E: EndMark> Inbox<E> {
 
     /// Spins until `is_over` returns `true`, if that pays and `deadline` is not too near.
     pub(crate) fn spin_until(&self, deadline: Option<Instant>, is_over: impl Fn() -> bool) {
-        let _spinning = self.read_control.count_as_spinning_for_delivery();
-        let look = || is_over().then_some(());
-        self.busy_wait.look_until(deadline, look);
+        // Counted at the first look: where spinning does not pay, most waits do not spin.
+        let mut spinning = None;
+        self.busy_wait.look_until(deadline, || {
+            spinning.get_or_insert_with(|| self.read_control.count_as_spinning_for_delivery());
+            is_over().then_some(())
+        });
     }
 
     fn has_news(&self) -> bool {
