@@ -11,7 +11,7 @@ use crossbeam_channel::Receiver;
 use crate::client::channel::{BlockingChannel, ChannelInner};
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::io::shared::command::Command;
+use crate::io::shared::command::ChannelCommand;
 use crate::io::shared::consumer::ConsumerShared;
 use crate::io::to_program::inbox::Next;
 use crate::protocol::close_reason::ClosedBy;
@@ -484,10 +484,8 @@ impl Drop for Handle {
             // The consumer has ended before, so only its untaken deliveries are left.
             channel.requeue_or_log(self.shared.take_remaining(), &self.shared);
         } else {
-            channel.shared.connection.send(Command::Discard {
-                channel: channel.shared.id,
-                consumer: Arc::clone(&self.shared),
-            });
+            let consumer = Arc::clone(&self.shared);
+            channel.shared.send(ChannelCommand::Discard { consumer });
         }
     }
 }

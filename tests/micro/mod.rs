@@ -18,8 +18,10 @@ use mio::{Events, Poll, Token, Waker};
 use crate::io::driver::buffer_pool::BufferPool;
 use crate::io::driver::outbox::Outbox;
 use crate::io::shared::command::Command;
-use crate::io::to_io::command_queue::{CommandQueue, Entry};
+use crate::io::to_io::block::Block;
+use crate::io::to_io::command_queue::{CommandQueue, Taken};
 use crate::io::to_io::frames::Frames;
+use crate::io::to_io::spare_buffers::SpareBuffers;
 use crate::io::to_io::wake::Wake;
 use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::confirm_window::ConfirmWindow;
@@ -151,7 +153,7 @@ fn write_the_outbox() {
             number: 1,
             generation: 1,
         };
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::new(Arc::new(SpareBuffers::new()));
         measure(
             &format!("clone, gather, write a chunk of {size} B"),
             100,
@@ -307,7 +309,7 @@ fn decode_a_delivery() {
 #[test]
 #[ignore = "a benchmark"]
 fn enter_a_publish() {
-    let commands = CommandQueue::<Command>::new(4 << 20);
+    let (commands, entries) = CommandQueue::<Command>::new(4 << 20);
     let id = ChannelId {
         number: 1,
         generation: 1,
@@ -322,19 +324,19 @@ fn enter_a_publish() {
     };
     let mut scratch = Vec::new();
     let encoded = EncodedPublish::new(1, publish, FRAME_MAX as usize, &mut scratch).unwrap();
-    let (mut taken, mut written) = (VecDeque::new(), Vec::new());
+    let block = Block::new(id);
+    let mut taken = VecDeque::new();
     measure("queue a publish, taken 100 at once", 100, || {
         for _ in 0..100 {
-            let mut queue = commands.lock();
-            assert!(queue.take_room(encoded.size()));
-            queue.push_publish(id, black_box(&encoded));
+            assert!(commands.budget.admit(encoded.size()));
+            let queued = commands.publish(block.lock(), black_box(&encoded));
+            assert!(queued.is_ok());
         }
-        commands.take(&mut taken, &mut written);
+        commands.take(&entries, &mut taken);
         for entry in taken.drain(..) {
-            if let Entry::Frames(mut frames) = entry {
-                commands.release(frames.bytes.len());
-                frames.bytes.clear();
-                written.push(frames.bytes);
+            if let Taken::Frames(frames) = entry {
+                commands.budget.release(frames.bytes.len());
+                commands.spare_buffers().put(frames.bytes);
             }
         }
     });

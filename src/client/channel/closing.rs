@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_close_reports_a_timeout_only_if_it_has_waited_until_the_deadline() {
-        let inner = channel(10, Duration::from_secs(1));
+        let (inner, _entries) = channel(10, Duration::from_secs(1));
         let confirm_window = &inner.shared.confirm_window;
         confirm_window.select(|| {});
         confirm_window.select_done(true);

@@ -424,7 +424,7 @@ impl ChannelInner {
         consumer: &ConsumerShared,
         messages: impl Iterator<Item = DeliveredContent>,
     ) {
-        consumer.requeue(messages, |command| self.shared.connection.send(command));
+        consumer.requeue(messages, |command| self.shared.send(command));
     }
 }
 
@@ -459,29 +459,34 @@ mod tests {
 
     use super::*;
     use crate::client::connection::tests::limits;
-    use crate::io::shared::connection::tests::shared;
-    use crate::io::to_io::command_queue::Entry;
+    use crate::io::shared::command::ChannelCommand;
+    use crate::io::shared::connection::tests::shared_with_entries;
+    use crate::io::to_io::command_queue::{EntryReceiver, Taken};
     use crate::protocol::event::ChannelId;
     use crate::protocol::methods::queue;
 
-    /// A channel of a connection without an IO thread.
-    pub(super) fn channel(window: usize, publish_timeout: Duration) -> ChannelInner {
+    /// A channel of a connection without an IO thread, and the receiving side of the command queue.
+    pub(super) fn channel(
+        window: usize,
+        publish_timeout: Duration,
+    ) -> (ChannelInner, EntryReceiver<Command>) {
         let id = ChannelId {
             number: 1,
             generation: 1,
         };
-        let shared = ChannelShared::new(id, shared(1 << 20), window);
+        let (connection, entries) = shared_with_entries(1 << 20);
+        let shared = ChannelShared::new(id, connection, window);
         let limits = Limits {
             publish_timeout,
             ..limits()
         };
-        ChannelInner::new(Arc::new(shared), limits)
+        (ChannelInner::new(Arc::new(shared), limits), entries)
     }
 
     #[test]
     fn the_deadline_of_a_call_is_the_rpc_timeout_after_its_start() {
         let second = Duration::from_secs(1);
-        let inner = channel(1, second);
+        let (inner, entries) = channel(1, second);
         let connection = &inner.shared.connection;
         let before = Instant::now();
         let call = inner
@@ -494,8 +499,10 @@ mod tests {
             "the error of the call has this time"
         );
         let mut commands = VecDeque::new();
-        connection.commands().take(&mut commands, &mut Vec::new());
-        let Some(Entry::Command(Command::Call { deadline, .. })) = commands.pop_front() else {
+        connection.commands().take(&entries, &mut commands);
+        let Some(Taken::Command(Command::Channel(_, ChannelCommand::Call { deadline, .. }))) =
+            commands.pop_front()
+        else {
             panic!("no call is queued");
         };
         assert!(before + second * 7 <= deadline && deadline <= after + second * 7);

@@ -119,9 +119,15 @@ impl ChannelInner {
                     }
                 },
             };
-            let mut queue = channel.connection.commands().lock();
-            if queue.is_closed() || !channel.takes_publishes() {
-                drop(queue);
+            // Before the block is locked, so that its lock is held for the copy only.
+            if !room.take_bytes() {
+                room.give_up_attempt(ticket);
+                room.wait_for_budget()?;
+                continue;
+            }
+            let block = channel.block.lock();
+            if !channel.takes_frames() {
+                drop(block);
                 room.give_up_attempt(ticket);
                 return Err(self.closed_error());
             }
@@ -130,17 +136,16 @@ impl ChannelInner {
             if ticket.is_none() && channel.confirm_window.must_check_state() {
                 continue;
             }
-            if !room.reserved && !queue.take_room(encoded.size()) {
-                drop(queue);
+            let queued = channel.connection.commands().publish(block, encoded);
+            let Ok(is_first) = queued else {
                 room.give_up_attempt(ticket);
-                room.wait_for_budget()?;
-                continue;
-            }
-            queue.push_publish(channel.id, encoded);
-            drop(queue);
+                return Err(self.closed_error());
+            };
             room.reserved = false;
             let numbered = ticket.and_then(|ticket| ticket.commit(mandatory));
-            channel.connection.wake().notify();
+            if is_first {
+                channel.connection.wake().notify();
+            }
             return Ok(match numbered {
                 None => PublisherConfirm::none(),
                 Some((number, slot)) => {
@@ -196,11 +201,20 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
+    /// Takes bytes of the write budget, unless they are reserved already. Returns `false` if there
+    /// is no room.
+    #[inline]
+    fn take_bytes(&mut self) -> bool {
+        let budget = self.inner.shared.connection.write_budget();
+        self.reserved = self.reserved || budget.admit(self.size);
+        self.reserved
+    }
+
     fn wait_for_budget(&mut self) -> Result<()> {
         let deadline = self.deadline();
         let is_pointless = || !self.inner.is_open();
-        let commands = self.inner.shared.connection.commands();
-        let waited = commands.reserve(self.size, deadline, is_pointless);
+        let budget = self.inner.shared.connection.write_budget();
+        let waited = budget.reserve(self.size, deadline, is_pointless);
         waited.map_err(|no_room| self.wait_failed(no_room))?;
         self.reserved = true;
         Ok(())
@@ -237,7 +251,7 @@ impl<'a> Room<'a> {
             self.inner
                 .shared
                 .connection
-                .commands()
+                .write_budget()
                 .release_reserved(self.size);
         }
     }
@@ -264,7 +278,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn publish(inner: &Arc<ChannelInner>) -> Result<PublisherConfirm> {
+    fn publish(inner: &ChannelInner) -> Result<PublisherConfirm> {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
@@ -284,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_publish_that_fails_frees_its_place_in_the_confirm_window() {
-        let inner = Arc::new(channel(1, Duration::ZERO));
+        let (inner, _entries) = channel(1, Duration::ZERO);
         let confirm_window = &inner.shared.confirm_window;
         assert!(confirm_window.select(|| {}));
         confirm_window.select_done(true);
@@ -298,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_publish_frees_the_room_that_it_does_not_use() {
-        let inner = Arc::new(channel(1, SECOND));
+        let (inner, _entries) = channel(1, SECOND);
         let mut failing = Room::new(&inner, 100);
         failing.wait_for_budget().unwrap();
         assert_eq!(waiting_bytes(&inner), 100);
@@ -315,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_publish_that_has_waited_for_room_takes_its_size_of_the_budget() {
-        let inner = Arc::new(channel(1, SECOND * 30));
+        let (inner, _entries) = channel(1, SECOND * 30);
         publish(&inner).unwrap();
         let size = waiting_bytes(&inner);
         let budget = inner.shared.connection.write_budget();
@@ -325,7 +339,7 @@ mod tests {
             while !budget.has_line() {
                 thread::yield_now();
             }
-            inner.shared.connection.commands().release(1 << 20);
+            inner.shared.connection.write_budget().release(1 << 20);
             waiting.join().unwrap().unwrap();
         });
         assert_eq!(waiting_bytes(&inner), 2 * size);
@@ -333,9 +347,8 @@ mod tests {
 
     #[test]
     fn a_place_in_the_window_survives_a_wait_for_the_write_budget_outside_confirm_mode() {
-        let inner = Arc::new(channel(1, SECOND * 30));
+        let (inner, _entries) = channel(1, SECOND * 30);
         let confirm_window = &inner.shared.confirm_window;
-        let commands = inner.shared.connection.commands();
         let budget = inner.shared.connection.write_budget();
         confirm_window.set_flow(false);
         thread::scope(|scope| {
@@ -348,7 +361,7 @@ mod tests {
             while !budget.has_line() {
                 thread::yield_now();
             }
-            commands.release(1 << 20);
+            budget.release(1 << 20);
             waiting.join().unwrap().unwrap();
         });
         assert!(confirm_window.select(|| {}));

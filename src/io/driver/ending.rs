@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mio::Events;
 
 use super::{Driver, SOCKET, events};
+use crate::io::to_io::command_queue::Taken;
 use crate::io::to_program::read_budget::ReadState;
 use crate::protocol::event::Termination;
 
@@ -61,6 +62,32 @@ impl Driver {
     pub(super) fn terminate(&mut self, termination: Termination) {
         let explained = self.pause_record.explain(Instant::now(), termination);
         self.core.terminate(explained);
+    }
+
+    /// Moves all publishes and settlements that were queued before the connection's close into the
+    /// outbox.
+    ///
+    /// A thread that has found the connection open may have appended to the block of its channel
+    /// after the close was queued. Such an announcement, and frames that were sealed meanwhile, stand
+    /// behind the close. No command of their own channel stands between: it would have been queued
+    /// behind the close as well, and a thread that appends behind such a command knows of the close.
+    pub(super) fn push_frames_before_close(&mut self) {
+        // From the moment at which a block was locked here, no thread appends to it.
+        let channels = self.core.channels().map(|(channel, _)| channel);
+        let last: Vec<_> = channels
+            .filter_map(|channel| channel.block.take())
+            .collect();
+        self.take_queued();
+        let queued = std::mem::take(&mut self.commands);
+        for entry in queued {
+            match entry {
+                Taken::Frames(frames) => self.push_frames(frames),
+                command @ Taken::Command(_) => self.commands.push_back(command),
+            }
+        }
+        for frames in last {
+            self.push_frames(frames);
+        }
     }
 
     /// Reads the bytes that the peer sent before `error` broke the stream, and ends the connection.
@@ -145,7 +172,8 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Fails all pending calls and closes the command queue, also after a panic.
+    /// Completes all pending calls, also after a panic. The calls that are still queued end when the
+    /// fields of the driver are dropped, after this function.
     fn drop(&mut self) {
         if self.shared.termination().is_none() {
             let kind = io::ErrorKind::Other;
@@ -153,7 +181,5 @@ impl Drop for Driver {
             self.shared.terminate(termination.clone());
             self.end_after_panic(termination);
         }
-        // Queued commands have the senders of their replies: dropping them wakes the callers.
-        self.shared.commands().close();
     }
 }

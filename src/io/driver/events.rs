@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::command::{Command, OpenFailure, Outcome};
+use crate::io::shared::command::{ChannelCommand, Command, OpenFailure, Outcome};
 use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, ConsumerToken, Destination};
 use crate::io::shared::notices::Notice;
@@ -82,10 +82,9 @@ pub(crate) fn pass_on(
             delivery_tag,
         } => {
             channel.settlements.lock().requeue_held_back(delivery_tag);
-            execute(Command::Requeue {
-                channel: channel.id,
-                delivery_tags: vec![delivery_tag],
-            });
+            let delivery_tags = vec![delivery_tag];
+            let requeue = ChannelCommand::Requeue { delivery_tags };
+            execute(Command::Channel(channel.id, requeue));
         }
         Event::HeldBack {
             consumer,

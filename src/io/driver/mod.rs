@@ -38,7 +38,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use mio::{Events, Poll, Token, Waker};
@@ -51,15 +51,15 @@ use crate::io::driver::pause_record::{HeldBackWarnings, PauseRecord};
 use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::driver::transport::Transport;
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::command::{Command, Opener};
+use crate::io::shared::command::{ChannelCommand, Command, Opener};
 use crate::io::shared::connection::{ConnectionShared, Settings};
 use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
-use crate::io::to_io::command_queue::Entry;
+use crate::io::to_io::command_queue::{CommandQueue, EntryReceiver, Taken};
 use crate::io::to_io::frames::Frames;
 use crate::io::to_io::wake::Wake;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::connection::{Connection, ConnectionLimits};
-use crate::protocol::event::{Event, Gate, NumberError, Termination};
+use crate::protocol::event::{ChannelId, Event, Gate, NumberError, Termination};
 use crate::protocol::frame::FrameDecoder;
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::basic;
@@ -72,6 +72,9 @@ pub(crate) const WAKE: Token = Token(1);
 /// The busy wait for the next call is shorter than the one for a reply, by this factor: a program
 /// may do something else between two calls, while a broker answers at once.
 const CALL_BUSY_WAIT_SHARE: u32 = 5;
+
+/// How long a spare buffer is unused before it is freed, at least.
+const TRIM_PERIOD: Duration = Duration::from_secs(1);
 
 /// Starts the IO thread of an open connection. `waker` ends its wait in `poll`.
 pub(crate) fn spawn(
@@ -95,7 +98,7 @@ struct Driver {
     transport: Transport,
     core: Connection<DriverTokens>,
     /// The entries taken from the command queue and not executed yet.
-    commands: VecDeque<Entry<Command>>,
+    commands: VecDeque<Taken<Command>>,
     shared: Arc<ConnectionShared>,
     outbox: Outbox,
     /// The publishes and settlements of channels whose commit awaits its reply.
@@ -133,6 +136,11 @@ struct Driver {
     held_back_warnings: HeldBackWarnings,
     /// Whether the socket is closed without writing the rest of the outbox.
     discards_outbox: bool,
+    /// When spare buffers that were not used lately are freed.
+    trim_deadline: Option<Instant>,
+    /// The receiving side of the command queue. Dropping it drops the queued commands with the
+    /// senders for their replies, which wakes the callers.
+    entries: EntryReceiver<Command>,
     /// Ends the wait in `poll`; `Wake` has only a weak reference.
     _waker: Arc<Waker>,
     /// Dropped last: its receivers wait for the end of this thread.
@@ -163,7 +171,10 @@ impl Driver {
         );
         let wake = Arc::new(Wake::with(&waker));
         let (alive, ended) = bounded(0);
+        let (queue, entries) = CommandQueue::new(settings.write_limit);
+        let outbox = Outbox::new(Arc::clone(queue.spare_buffers()));
         let shared = Arc::new(ConnectionShared::new(
+            queue,
             wake,
             ended,
             negotiated,
@@ -172,7 +183,7 @@ impl Driver {
         ));
         Self {
             poll,
-            outbox: Outbox::default(),
+            outbox,
             transport,
             core,
             commands: VecDeque::new(),
@@ -195,6 +206,8 @@ impl Driver {
             unwritten_output: UnwrittenOutput::default(),
             held_back_warnings: HeldBackWarnings::default(),
             discards_outbox: false,
+            trim_deadline: None,
+            entries,
             _waker: waker,
             _alive: alive,
         }
@@ -217,6 +230,7 @@ impl Driver {
             if self.core.is_closed() {
                 break;
             }
+            self.trim_spare_buffers(now);
             if let Err(error) = self.wait(&mut events) {
                 self.fail(&error);
             }
@@ -249,25 +263,29 @@ impl Driver {
 
     /// Takes the command queue under the lock that `lock` takes, and executes its entries.
     fn execute_queued<'a>(&mut self, now: Instant, lock: impl FnOnce() -> LedgerGuard<'a>) {
-        let mut commands = std::mem::take(&mut self.commands);
-        let spare_buffers = self.outbox.spare_buffers();
         let guard = lock();
-        self.shared.commands().take(&mut commands, spare_buffers);
+        self.take_queued();
         drop(guard);
-        for entry in commands.drain(..) {
+        // The entries stay in `self` until their turn: after a panic, a reply must not be dropped
+        // before the reason of the end is there.
+        while let Some(entry) = self.commands.pop_front() {
             match entry {
-                Entry::Frames(frames) => self.push_frames(frames),
-                Entry::Command(command) => self.execute(command, now),
+                Taken::Frames(frames) => self.push_frames(frames),
+                Taken::Command(command) => self.execute(command, now),
             }
         }
-        // The memory of the queue is used again.
-        self.commands = commands;
+    }
+
+    /// Takes everything that is in the command queue now.
+    fn take_queued(&mut self) {
+        let commands = self.shared.commands();
+        commands.take(&self.entries, &mut self.commands);
     }
 
     /// Keeps `frames` until the channel's commit has its reply. The frames leave the write budget,
     /// because all channels share it. Later publishes of the channel wait in their calling threads.
     fn keep_for_commit(&mut self, frames: Frames) {
-        self.shared.commands().release(frames.len());
+        self.shared.write_budget().release(frames.len());
         if let Some(channel) = self.core.channel(frames.channel) {
             channel.confirm_window.set_committing(true);
         }
@@ -308,7 +326,7 @@ impl Driver {
             }
             Gate::Committing => self.keep_for_commit(frames),
             Gate::Closed => {
-                self.shared.commands().release(frames.len());
+                self.shared.write_budget().release(frames.len());
                 self.outbox.keep(frames.bytes);
             }
         }
@@ -317,54 +335,8 @@ impl Driver {
     /// Executes a command: hands it to the core.
     fn execute(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Call {
-                channel,
-                method,
-                consumer,
-                deadline,
-                reply,
-            } => {
-                let token = CallToken::Caller(reply);
-                self.has_call_traffic = true;
-                self.core.call(channel, *method, consumer, token, deadline);
-            }
-            Command::Cancel {
-                channel,
-                consumer,
-                nowait,
-                deadline,
-                reply,
-            } => {
-                let cancel = basic::Cancel::new(&consumer.tag).nowait(nowait);
-                let is_meant = |token: &Arc<ConsumerToken>| Arc::ptr_eq(&token.consumer, &consumer);
-                let token = CallToken::Caller(reply);
-                self.has_call_traffic = true;
-                self.core
-                    .cancel_consumer(channel, cancel, is_meant, token, deadline);
-            }
             Command::OpenChannel(opener) => self.open_channel(opener),
-            Command::Discard { channel, consumer } => {
-                self.core.discard_consumer(channel, &consumer.tag, |token| {
-                    Arc::ptr_eq(&token.consumer, &consumer)
-                });
-                // Earlier deliveries must be in the inbox before it is emptied.
-                self.dispatch();
-                self.requeue_untaken(&consumer, now);
-            }
-            Command::Requeue {
-                channel,
-                delivery_tags,
-            } => self.core.requeue(channel, delivery_tags),
-            Command::CloseChannel {
-                channel,
-                by,
-                code,
-                text,
-                reply,
-            } => {
-                let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
-                self.core.close_channel(channel, by, code, text, call);
-            }
+            Command::Channel(id, command) => self.execute_on_channel(id, command, now),
             Command::UpdateSecret {
                 secret,
                 reason,
@@ -378,12 +350,61 @@ impl Driver {
                 code,
                 text,
                 deadline,
-            } => self.core.close(code, text, deadline.max(now)),
+            } => {
+                self.push_frames_before_close();
+                self.core.close(code, text, deadline.max(now));
+            }
             Command::Disconnect => {
                 self.discards_outbox = true;
                 let code = ReplyCode::REPLY_SUCCESS;
                 let reason = CloseReason::new(ClosedBy::Application, code, "disconnected", None);
                 self.core.terminate(Termination::Closed(reason));
+            }
+        }
+    }
+
+    fn execute_on_channel(&mut self, id: ChannelId, command: ChannelCommand, now: Instant) {
+        match command {
+            ChannelCommand::Call {
+                method,
+                consumer,
+                deadline,
+                reply,
+            } => {
+                let token = CallToken::Caller(reply);
+                self.has_call_traffic = true;
+                self.core.call(id, *method, consumer, token, deadline);
+            }
+            ChannelCommand::Cancel {
+                consumer,
+                nowait,
+                deadline,
+                reply,
+            } => {
+                let cancel = basic::Cancel::new(&consumer.tag).nowait(nowait);
+                let is_meant = |token: &Arc<ConsumerToken>| Arc::ptr_eq(&token.consumer, &consumer);
+                let token = CallToken::Caller(reply);
+                self.has_call_traffic = true;
+                self.core
+                    .cancel_consumer(id, cancel, is_meant, token, deadline);
+            }
+            ChannelCommand::Discard { consumer } => {
+                self.core.discard_consumer(id, &consumer.tag, |token| {
+                    Arc::ptr_eq(&token.consumer, &consumer)
+                });
+                // Earlier deliveries must be in the inbox before it is emptied.
+                self.dispatch();
+                self.requeue_untaken(&consumer, now);
+            }
+            ChannelCommand::Requeue { delivery_tags } => self.core.requeue(id, delivery_tags),
+            ChannelCommand::Close {
+                by,
+                code,
+                text,
+                reply,
+            } => {
+                let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
+                self.core.close_channel(id, by, code, text, call);
             }
         }
     }
@@ -426,7 +447,7 @@ impl Driver {
         let send = |next| command = Some(next);
         consumer.requeue(left, send);
         if let Some(command) = command {
-            self.execute(command, now);
+            self.execute_on_channel(consumer.channel.id, command, now);
         }
     }
 
@@ -457,6 +478,16 @@ impl Driver {
         }
     }
 
+    /// Frees spare buffers that no thread has needed for a while, also if the connection is idle.
+    fn trim_spare_buffers(&mut self, now: Instant) {
+        let has_spare_buffers = match self.trim_deadline {
+            Some(due) if due <= now => self.outbox.trim(),
+            Some(_) => return,
+            None => self.outbox.has_spare_buffers(),
+        };
+        self.trim_deadline = has_spare_buffers.then(|| now + TRIM_PERIOD);
+    }
+
     /// Passes the events of the core to the program's threads.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
@@ -484,7 +515,7 @@ impl Driver {
             match self.outbox.write_to(&mut self.transport) {
                 Ok(0) => return self.fail(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.shared.commands().release(count);
+                    self.shared.write_budget().release(count);
                     self.unwritten_output.written(count);
                     self.shared.counters.bytes_sent.add(count as u64);
                     self.core.sent(now);
@@ -497,7 +528,7 @@ impl Driver {
             }
         }
         if self.outbox.is_empty() {
-            self.shared.commands().all_released();
+            self.shared.write_budget().all_released();
         }
         self.shared.detect_backpressure(self.outbox.len());
     }

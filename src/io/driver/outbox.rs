@@ -5,10 +5,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::io::to_io::frames::{BUFFER_BYTES_MAX, Frames};
+use crate::io::to_io::spare_buffers::SpareBuffers;
 use crate::protocol::secret::Secret;
 
 /// Chunks below this size are copied into common buffers, so that one write takes many of them.
@@ -19,9 +21,6 @@ const SLICES_PER_WRITE_MAX: usize = 32;
 
 /// The most bytes in one write: more than this leaves the processor's cache.
 const BYTES_PER_WRITE_MAX: usize = 256 * 1024;
-
-/// The most written buffers that are kept for further use.
-const SPARE_BUFFERS_MAX: usize = 8;
 
 /// Consecutive bytes in one piece of memory.
 #[derive(Debug)]
@@ -43,17 +42,30 @@ impl Chunk {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbox {
     chunks: VecDeque<Chunk>,
     /// The number of written bytes of the first chunk.
     start: usize,
     bytes: usize,
-    /// Empty buffers for further use.
-    spare: Vec<Vec<u8>>,
+    /// Empty buffers, which the threads of the program use as well.
+    spare: Arc<SpareBuffers>,
+    /// The least number of spare buffers since the last [`trim`](Self::trim). As many were not
+    /// needed.
+    unused: usize,
 }
 
 impl Outbox {
+    pub(crate) fn new(spare: Arc<SpareBuffers>) -> Self {
+        Self {
+            chunks: VecDeque::new(),
+            start: 0,
+            bytes: 0,
+            spare,
+            unused: 0,
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
@@ -71,8 +83,10 @@ impl Outbox {
                 last.extend_from_slice(bytes);
             }
             _ => {
-                let unused = self.spare.pop();
-                let mut chunk = unused.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MAX));
+                let mut chunk = self
+                    .spare
+                    .take()
+                    .unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MAX));
                 chunk.extend_from_slice(bytes);
                 self.chunks.push_back(Chunk::Plain(chunk));
             }
@@ -122,16 +136,23 @@ impl Outbox {
     }
 
     /// Keeps the memory of a written or unneeded buffer for further use.
-    pub(crate) fn keep(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() == BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX {
-            buffer.clear();
-            self.spare.push(buffer);
-        }
+    pub(crate) fn keep(&mut self, buffer: Vec<u8>) {
+        self.unused = self.unused.min(self.spare.count());
+        self.spare.put(buffer);
     }
 
-    /// Returns the empty buffers, which the command queue may use as well.
-    pub(crate) fn spare_buffers(&mut self) -> &mut Vec<Vec<u8>> {
-        &mut self.spare
+    /// Frees the spare buffers that were not needed since the last call. Returns whether there are
+    /// others.
+    pub(crate) fn trim(&mut self) -> bool {
+        for _ in 0..self.unused {
+            drop(self.spare.take());
+        }
+        self.unused = self.spare.count();
+        self.unused > 0
+    }
+
+    pub(crate) fn has_spare_buffers(&self) -> bool {
+        self.spare.count() > 0
     }
 
     /// Writes once to `stream`, and returns the number of bytes that it accepted.
@@ -269,7 +290,7 @@ mod tests {
 
     #[test]
     fn many_small_chunks_are_written_at_once() {
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::new(Arc::new(SpareBuffers::new()));
         for _ in 0..1000 {
             outbox.push_chunk(vec![1; 20]);
         }
@@ -296,7 +317,7 @@ mod tests {
     fn shared_bodies_are_written_at_their_offsets() {
         let joined = b"<first>one body, and another<second>one body, and another";
         for room in [5, 1000] {
-            let mut outbox = Outbox::default();
+            let mut outbox = Outbox::new(Arc::new(SpareBuffers::new()));
             outbox.push_copy(b"before ");
             outbox.push(frames_with_shared_bodies());
             outbox.push_copy(b" behind");
@@ -312,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_written_in_order_and_dropped_after_that() {
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::new(Arc::new(SpareBuffers::new()));
         outbox.push_copy(b"before ");
         outbox.push_secret("hush".into());
         outbox.push_copy(b" behind");
@@ -342,7 +363,7 @@ mod tests {
             sizes in proptest::collection::vec(0usize..9000, 0..40),
             room in 1usize..30_000,
         ) {
-            let mut outbox = Outbox::default();
+            let mut outbox = Outbox::new(Arc::new(SpareBuffers::new()));
             let mut expected = Vec::new();
             let mut stream = Narrow { room, taken: Vec::new() };
             for (index, size) in sizes.into_iter().enumerate() {

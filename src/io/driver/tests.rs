@@ -9,6 +9,7 @@ use mio::Interest;
 use socket2::SockRef;
 
 use super::*;
+use crate::error::Error;
 use crate::io::shared::command::{Opener, Outcome};
 use crate::io::shared::connection::tests::{negotiated, settings};
 use crate::io::shared::consumer::ConsumerToken;
@@ -188,10 +189,7 @@ fn discarding_a_former_consumer_keeps_the_new_one_with_the_same_tag() {
     // The broker has cancelled the former consumer, and the program drops it only now.
     let consume = basic::Consume::new("q").consumer_tag("me").no_ack(true);
     let former = ConsumerShared::with_inbox(&consume, Arc::clone(&channel));
-    play.shared.send(Command::Discard {
-        channel: channel.id,
-        consumer: former,
-    });
+    channel.send(ChannelCommand::Discard { consumer: former });
     let outcome = channel.queue_call(queue::Declare::new("q").into(), None, soon());
     play.peer.expect(queue::Declare::ID);
     play.peer.deliver("me", 1, b"x");
@@ -217,10 +215,7 @@ fn a_late_cancel_ok_keeps_a_later_consumer_with_the_same_tag() {
     assert!(matches!(outcome, Err(CallFailure::TimedOut)), "{outcome:?}");
     let (later, started) = begin_no_ack_consume(&channel, "me");
     let again = channel.queue_cancel(&former, false, soon());
-    play.shared.send(Command::Discard {
-        channel: channel.id,
-        consumer: former,
-    });
+    channel.send(ChannelCommand::Discard { consumer: former });
     play.peer
         .send(1, basic::CancelOk::default().consumer_tag("me"));
     play.peer.expect(basic::Consume::ID);
@@ -274,6 +269,27 @@ fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelShared> {
     opened.recv().unwrap().unwrap()
 }
 
+/// Queues an acknowledgement, like a thread that has found channel and connection open.
+fn queue_settlement(channel: &ChannelShared, delivery_tag: u64) {
+    let settle = Settle::Ack { multiple: false };
+    let commands = channel.connection.commands();
+    let _ = commands.settle(
+        channel.block.lock(),
+        channel.id.number,
+        delivery_tag,
+        settle,
+    );
+    channel.connection.wake().notify();
+}
+
+fn close_command() -> Command {
+    Command::Close {
+        code: ReplyCode::REPLY_SUCCESS,
+        text: "done".into(),
+        deadline: soon(),
+    }
+}
+
 fn consume(driver: &mut Driver, peer: &mut Peer, tag: &str) -> Arc<ConsumerShared> {
     let channel = open_channel(driver, peer);
     let consume = basic::Consume::new("q").consumer_tag(tag).no_ack(true);
@@ -302,9 +318,7 @@ fn frames_kept_behind_a_commit_are_sent_before_the_io_thread_waits() {
     let channel = open_channel(&mut driver, &mut peer);
     let committed = channel.queue_call(tx::Commit::default().into(), None, soon());
     turn(&mut driver);
-    channel
-        .connection
-        .settle(channel.id, 1, Settle::Ack { multiple: false });
+    queue_settlement(&channel, 1);
     let declared = channel.queue_call(queue::Declare::new("q").into(), None, soon());
     turn(&mut driver);
     peer.expect(tx::Commit::ID);
@@ -446,11 +460,7 @@ fn a_close_ends_a_pause_at_the_hard_limit() {
         driver.pause_record.current().is_some(),
         "the pause has a slowest consumer"
     );
-    driver.shared.send(Command::Close {
-        code: ReplyCode::REPLY_SUCCESS,
-        text: "done".into(),
-        deadline: soon(),
-    });
+    driver.shared.send(close_command());
     turn(&mut driver);
     driver.pause_or_resume();
     assert!(!driver.pause_record.is_paused());
@@ -540,9 +550,7 @@ fn a_close_before_a_reset_is_read_after_a_failed_write() {
     play.peer.send(0, close);
     play.peer.reset();
     wait_until(|| {
-        channel
-            .connection
-            .settle(channel.id, 1, Settle::Ack { multiple: false });
+        queue_settlement(&channel, 1);
         play.shared.termination().is_some()
     });
     match play.shared.termination() {
@@ -572,11 +580,64 @@ fn settlements_of_a_closed_channel_leave_the_write_budget() {
     play.peer.send(1, channel::Close::default().reply_code(404));
     play.peer.expect(channel::CloseOk::ID);
     for tag in 1..=100 {
-        channel
-            .connection
-            .settle(channel.id, tag, Settle::Ack { multiple: false });
+        queue_settlement(&channel, tag);
     }
     wait_until(|| play.shared.commands().waiting_bytes() == 0);
     play.shared.send(Command::Disconnect);
     play.thread.join().unwrap();
+}
+
+#[test]
+fn frames_of_threads_that_have_not_seen_the_close_go_out_before_it() {
+    let (mut driver, mut peer) = connected(settings(1 << 20));
+    let channel = open_channel(&mut driver, &mut peer);
+    queue_settlement(&channel, 1);
+    assert!(driver.shared.commands().send(close_command()));
+    // These threads have found the connection open, before the close was queued. One part of the
+    // block is sealed by a call, the other is announced.
+    queue_settlement(&channel, 2);
+    let declared = channel.queue_call(queue::Declare::new("q").into(), None, soon());
+    queue_settlement(&channel, 3);
+    turn(&mut driver);
+    for _ in 1..=3 {
+        peer.expect(basic::Ack::ID);
+    }
+    peer.expect(connection::Close::ID);
+    assert!(!matches!(declared.recv(), Ok(Ok(_))));
+}
+
+#[test]
+fn a_settlement_does_not_pass_a_requeue_that_stands_behind_the_close() {
+    let (mut driver, mut peer) = connected(settings(1 << 20));
+    let channel = open_channel(&mut driver, &mut peer);
+    channel.record_delivery_tag(10);
+    driver.shared.send(close_command());
+    channel.requeue([5], |requeue| channel.send(requeue));
+    let settled = channel.settle(10, Settle::Ack { multiple: true });
+    assert!(matches!(settled, Err(Error::ConnectionClosed(_))));
+    turn(&mut driver);
+    peer.expect(connection::Close::ID);
+    assert!(driver.outbox.is_empty());
+}
+
+#[test]
+fn spare_buffers_that_are_not_needed_are_freed_when_the_connection_is_idle() {
+    let (mut driver, mut peer) = connected(settings(1 << 20));
+    let channel = open_channel(&mut driver, &mut peer);
+    for _ in 0..200 {
+        queue_settlement(&channel, 1);
+        turn(&mut driver);
+    }
+    let spare = Arc::clone(driver.shared.commands().spare_buffers());
+    assert!((1..=2).contains(&spare.count()), "{}", spare.count());
+    let mut now = Instant::now();
+    for _ in 0..3 {
+        driver.trim_spare_buffers(now);
+        now += TRIM_PERIOD;
+    }
+    assert_eq!(spare.count(), 0);
+    assert_eq!(
+        driver.trim_deadline, None,
+        "an idle connection has no deadline"
+    );
 }

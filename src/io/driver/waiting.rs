@@ -15,7 +15,10 @@ use crate::io::to_io::gather;
 const REST_LENGTH: Duration = Duration::from_millis(1);
 
 /// Returns the time until the first of the `deadlines`, or `None` without any.
-pub(super) fn until_first(deadlines: [Option<Instant>; 3], now: Instant) -> Option<Duration> {
+pub(super) fn until_first<const N: usize>(
+    deadlines: [Option<Instant>; N],
+    now: Instant,
+) -> Option<Duration> {
     let first = deadlines.into_iter().flatten().min()?;
     Some(first.saturating_duration_since(now))
 }
@@ -52,6 +55,7 @@ impl Driver {
                     self.core.poll_timeout(),
                     shared.timer_deadline(),
                     self.soft_pause_end,
+                    self.trim_deadline,
                 ];
                 until_first(deadlines, Instant::now())
             }
@@ -130,7 +134,7 @@ impl Driver {
 
     /// Returns whether the next turn has commands to execute or calls to send.
     fn has_commands_or_calls(&self) -> bool {
-        !self.shared.commands().is_empty() || self.core.has_calls_to_send()
+        !self.entries.is_empty() || self.core.has_calls_to_send()
     }
 
     /// Spins for a moment if a reply, a confirm, a delivery or the next command is probably near.

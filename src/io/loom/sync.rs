@@ -2,19 +2,19 @@
 //! every interleaving.
 
 #[cfg(not(all(test, loom)))]
-pub(crate) use parking_lot::Mutex;
+pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(all(test, loom)))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 #[cfg(all(test, loom))]
-pub(crate) use self::model::Mutex;
+pub(crate) use self::model::{Mutex, MutexGuard};
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 /// Gives loom's mutex the interface of `parking_lot::Mutex`.
 #[cfg(all(test, loom))]
 mod model {
-    use loom::sync::MutexGuard;
+    pub(crate) use loom::sync::MutexGuard;
 
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);

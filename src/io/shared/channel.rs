@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::io::busy_wait::ROUND_TRIP_MESSAGES_MAX;
 use crate::io::shared::channel_end::{ChannelEnd, Ending};
-use crate::io::shared::command::{Command, Outcome};
+use crate::io::shared::command::{ChannelCommand, Command, Outcome};
 use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, ConsumerToken};
 use crate::io::shared::notices::{Notice, Notices};
+use crate::io::to_io::block::Block;
 use crate::io::to_program::confirm_window::ConfirmWindow;
 use crate::io::to_program::ready_list::ReadyFlag;
 use crate::io::to_program::rpc_replies::RpcReplies;
@@ -31,6 +32,8 @@ use crate::protocol::wire::ShortString;
 pub(crate) struct ChannelShared {
     pub(crate) id: ChannelId,
     pub(crate) connection: Arc<ConnectionShared>,
+    /// The publishes and settlements that the IO thread has not taken.
+    pub(crate) block: Arc<Block>,
     /// The steps of the close, and the close reason.
     end: ChannelEnd,
     /// The program's `BlockingChannel`, without its type. A delivery finds its channel with it.
@@ -69,6 +72,7 @@ impl ChannelShared {
             id,
             inbox: ConsumerInbox::new(Arc::clone(&connection.read_control), busy_wait_limit),
             connection,
+            block: Block::new(id),
             end: ChannelEnd::default(),
             handle: OnceLock::new(),
             is_end_reported: AtomicBool::new(false),
@@ -126,10 +130,11 @@ impl ChannelShared {
     /// Returns `false` as soon as the program has begun to close the channel or the connection, or
     /// the broker has closed the channel.
     ///
-    /// The caller holds the lock of the command queue. Therefore no publish is queued behind a
-    /// close.
+    /// The caller holds the lock of the block, under which the close of the channel is queued.
+    /// Therefore no publish or settlement is queued behind that close. One that has found the
+    /// connection open is in the block before the IO thread executes the connection's close.
     #[inline]
-    pub(crate) fn takes_publishes(&self) -> bool {
+    pub(crate) fn takes_frames(&self) -> bool {
         self.end.is_open() && !self.connection.is_closing()
     }
 
@@ -283,6 +288,37 @@ impl ChannelShared {
         self.prefetch.store(count.into(), Ordering::Release);
     }
 
+    /// Queues `command` behind all publishes and settlements of the channel, and wakes the IO thread
+    /// if it waits. After the end of the connection the command is dropped with the sender for its
+    /// reply, which wakes the caller.
+    pub(crate) fn send(&self, command: ChannelCommand) {
+        self.send_and(command, || {});
+    }
+
+    /// Queues `command` like [`send`](Self::send), and calls `note` under the lock of the block. A
+    /// thread that queues another entry of the channel behind the command sees the effect of `note`.
+    fn send_and(&self, command: ChannelCommand, note: impl FnOnce()) {
+        let command = Command::Channel(self.id, command);
+        let commands = self.connection.commands();
+        if commands.send_behind(&self.block, command, note) {
+            self.connection.wake_for_command();
+        }
+    }
+
+    /// Queues the settlement of a delivery. The caller holds the lock of the settlement ledger.
+    fn queue_settlement(&self, delivery_tag: u64, settle: Settle) {
+        let block = self.block.lock();
+        // Behind a close, the IO thread would drop the settlement.
+        if !self.takes_frames() {
+            return;
+        }
+        let commands = self.connection.commands();
+        let queued = commands.settle(block, self.id.number, delivery_tag, settle);
+        if let Ok(true) = queued {
+            self.connection.wake().notify();
+        }
+    }
+
     /// Queues a call. The core sends calls in the order in which they were queued. Pass the
     /// returned receiver to [`await_outcome`](ConnectionShared::await_outcome).
     pub(crate) fn queue_call(
@@ -292,8 +328,7 @@ impl ChannelShared {
         deadline: Instant,
     ) -> Receiver<Outcome> {
         let (reply, outcome) = bounded(1);
-        self.connection.send(Command::Call {
-            channel: self.id,
+        self.send(ChannelCommand::Call {
             method: Box::new(method),
             consumer,
             deadline,
@@ -311,8 +346,7 @@ impl ChannelShared {
         deadline: Instant,
     ) -> Receiver<Outcome> {
         let (reply, outcome) = bounded(1);
-        self.connection.send(Command::Cancel {
-            channel: self.id,
+        self.send(ChannelCommand::Cancel {
             consumer: Arc::clone(consumer),
             nowait,
             deadline,
@@ -398,7 +432,7 @@ impl ChannelShared {
             if !settle.is_ack() {
                 settlements.count_rejected(1);
             }
-            self.connection.settle(self.id, delivery_tag, settle);
+            self.queue_settlement(delivery_tag, settle);
             return Ok(());
         }
         // On the wire the tag 0 would cover every delivery that the broker has sent. Some of them
@@ -416,10 +450,10 @@ impl ChannelShared {
             settlements.count_rejected(settled);
         }
         if let Some(tag) = covered.up_to {
-            self.connection.settle(self.id, tag, settle);
+            self.queue_settlement(tag, settle);
         }
         for tag in covered.singly {
-            self.connection.settle(self.id, tag, settle.of_one());
+            self.queue_settlement(tag, settle.of_one());
         }
         Ok(())
     }
@@ -431,16 +465,13 @@ impl ChannelShared {
     pub(crate) fn requeue(
         &self,
         delivery_tags: impl IntoIterator<Item = u64>,
-        send: impl FnOnce(Command),
+        send: impl FnOnce(ChannelCommand),
     ) {
         let mut settlements = self.settlements.lock();
         let is_open = |tag: &u64| settlements.requeue(*tag);
         let delivery_tags: Vec<_> = delivery_tags.into_iter().filter(is_open).collect();
         if !delivery_tags.is_empty() {
-            send(Command::Requeue {
-                channel: self.id,
-                delivery_tags,
-            });
+            send(ChannelCommand::Requeue { delivery_tags });
         }
     }
 
@@ -466,14 +497,13 @@ impl ChannelShared {
         text: ShortString,
         reply: Option<(Sender<Outcome>, Instant)>,
     ) {
-        let close = Command::CloseChannel {
-            channel: self.id,
+        let close = ChannelCommand::Close {
             by,
             code,
             text,
             reply,
         };
-        self.connection.send_and(close, || self.end.begin_close());
+        self.send_and(close, || self.end.begin_close());
     }
 }
 

@@ -47,38 +47,8 @@ impl Opener {
 #[derive(Debug)]
 pub(crate) enum Command {
     OpenChannel(Opener),
-    Call {
-        channel: ChannelId,
-        method: Box<Method>,
-        consumer: Option<Arc<ConsumerToken>>,
-        deadline: Instant,
-        reply: Sender<Outcome>,
-    },
-    /// Cancels this consumer, but not a later consumer with the same tag.
-    Cancel {
-        channel: ChannelId,
-        consumer: Arc<ConsumerShared>,
-        nowait: bool,
-        deadline: Instant,
-        reply: Sender<Outcome>,
-    },
-    /// The program has dropped this consumer: cancel it and requeue its deliveries.
-    Discard {
-        channel: ChannelId,
-        consumer: Arc<ConsumerShared>,
-    },
-    /// Requeue these deliveries, because no thread will take them.
-    Requeue {
-        channel: ChannelId,
-        delivery_tags: Vec<u64>,
-    },
-    CloseChannel {
-        channel: ChannelId,
-        by: ClosedBy,
-        code: ReplyCode,
-        text: ShortString,
-        reply: Option<(Sender<Outcome>, Instant)>,
-    },
+    /// An order that concerns one channel.
+    Channel(ChannelId, ChannelCommand),
     UpdateSecret {
         secret: Secret,
         reason: ShortString,
@@ -92,4 +62,33 @@ pub(crate) enum Command {
     },
     /// Close the socket without `connection.close`.
     Disconnect,
+}
+
+/// An order that concerns one channel. It is executed behind all publishes and settlements that
+/// were queued before.
+#[derive(Debug)]
+pub(crate) enum ChannelCommand {
+    Call {
+        method: Box<Method>,
+        consumer: Option<Arc<ConsumerToken>>,
+        deadline: Instant,
+        reply: Sender<Outcome>,
+    },
+    /// Cancels this consumer, but not a later consumer with the same tag.
+    Cancel {
+        consumer: Arc<ConsumerShared>,
+        nowait: bool,
+        deadline: Instant,
+        reply: Sender<Outcome>,
+    },
+    /// The program has dropped this consumer: cancel it and requeue its deliveries.
+    Discard { consumer: Arc<ConsumerShared> },
+    /// Requeue these deliveries, because no thread will take them.
+    Requeue { delivery_tags: Vec<u64> },
+    Close {
+        by: ClosedBy,
+        code: ReplyCode,
+        text: ShortString,
+        reply: Option<(Sender<Outcome>, Instant)>,
+    },
 }

@@ -23,8 +23,7 @@ use crate::io::to_program::read_control::ReadControl;
 use crate::io::to_program::ready_list::ReadyList;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::assembly::SizeLimit;
-use crate::protocol::event::{CallFailure, ChannelId, Termination};
-use crate::protocol::frame::Settle;
+use crate::protocol::event::{CallFailure, Termination};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::wire::ShortString;
 
@@ -139,6 +138,7 @@ impl Blocked {
 
 impl ConnectionShared {
     pub(crate) fn new(
+        commands: CommandQueue<Command>,
         wake: Arc<Wake>,
         ended: Receiver<()>,
         negotiated: Negotiated,
@@ -147,7 +147,7 @@ impl ConnectionShared {
     ) -> Self {
         let read_control = Arc::new(ReadControl::new(settings.read_limit, Arc::clone(&wake)));
         Self {
-            commands: CommandQueue::new(settings.write_limit),
+            commands,
             wake,
             gather_pause: GatherPause::default(),
             shares_bodies: !is_tls,
@@ -176,29 +176,22 @@ impl ConnectionShared {
         }
     }
 
-    /// Queues `command`, and wakes the IO thread if it waits. After the end of the connection the
-    /// command is dropped with the sender for its reply, which wakes the caller.
+    /// Queues a command that concerns no channel, and wakes the IO thread if it waits. After the end
+    /// of the connection the command is dropped with the sender for its reply, which wakes the
+    /// caller.
     pub(crate) fn send(&self, command: Command) {
-        let ends = matches!(command, Command::Close { .. } | Command::Disconnect);
-        self.send_and(command, || {
-            if ends {
-                self.closing.store(true, Ordering::Release);
-            }
-        });
-    }
-
-    /// Queues `command` like [`send`](Self::send), and calls `note` under the lock of the queue. A
-    /// thread that queues another entry behind the command sees the effect of `note`.
-    pub(crate) fn send_and(&self, command: Command, note: impl FnOnce()) {
-        if self.commands.send(command, note) {
-            self.gather_pause.end();
-            self.wake.notify();
+        if matches!(command, Command::Close { .. } | Command::Disconnect) {
+            // Before the command is queued: the IO thread relies on it when it executes the close.
+            self.closing.store(true, Ordering::SeqCst);
+        }
+        if self.commands.send(command) {
+            self.wake_for_command();
         }
     }
 
-    /// Queues the settlement of a delivery, and wakes the IO thread if it waits.
-    pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
-        self.commands.settle(channel, delivery_tag, settle);
+    /// Wakes the IO thread for a command.
+    pub(crate) fn wake_for_command(&self) {
+        self.gather_pause.end();
         self.wake.notify();
     }
 
@@ -342,7 +335,10 @@ impl ConnectionShared {
     /// Wakes the IO thread if it does not read, because a thread begins to wait for received bytes.
     fn wake_reading(&self) {
         self.gather_pause.end();
-        if self.read_budget().is_paused() || self.read_budget().is_resting() {
+        let is_paused = self.read_budget().is_paused() || self.read_budget().is_resting();
+        // A publish of this thread may be in a block that another thread has announced, without
+        // having woken the IO thread yet.
+        if is_paused || !self.commands.is_empty() {
             self.wake.notify();
         }
     }
@@ -433,6 +429,7 @@ pub(crate) mod tests {
     use mio::{Poll, Token, Waker};
 
     use super::*;
+    use crate::io::to_io::command_queue::EntryReceiver;
     use crate::protocol::table::FieldTable;
 
     pub(crate) fn negotiated() -> Negotiated {
@@ -461,15 +458,24 @@ pub(crate) mod tests {
         }
     }
 
-    /// Returns the shared state of a connection without an IO thread.
+    /// Returns the shared state of a connection whose IO thread has ended.
     pub(crate) fn shared(read_limit: usize) -> Arc<ConnectionShared> {
+        shared_with_entries(read_limit).0
+    }
+
+    /// Returns the shared state of a connection without an IO thread, and the receiving side of its
+    /// command queue.
+    pub(crate) fn shared_with_entries(
+        read_limit: usize,
+    ) -> (Arc<ConnectionShared>, EntryReceiver<Command>) {
         let poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
         let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(read_limit);
-        let shared = ConnectionShared::new(wake, ended, negotiated(), &settings, false);
-        Arc::new(shared)
+        let (commands, entries) = CommandQueue::new(settings.write_limit);
+        let shared = ConnectionShared::new(commands, wake, ended, negotiated(), &settings, false);
+        (Arc::new(shared), entries)
     }
 
     #[test]
@@ -495,7 +501,8 @@ pub(crate) mod tests {
         let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(1 << 20);
-        let shared = ConnectionShared::new(wake, ended, negotiated(), &settings, false);
+        let (commands, entries) = CommandQueue::new(settings.write_limit);
+        let shared = ConnectionShared::new(commands, wake, ended, negotiated(), &settings, false);
         let mut events = mio::Events::with_capacity(1);
         let waits: [fn(&ConnectionShared); 3] = [
             |shared| drop(shared.count_as_waiting_for_room_or_confirm()),
@@ -509,6 +516,14 @@ pub(crate) mod tests {
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
             assert_eq!(!events.is_empty(), is_paused);
         }
+        // Another thread has queued an entry, and has not woken the IO thread yet.
+        shared.read_budget().set_wake_bound(1, false);
+        shared.wake().begin_wait();
+        assert!(shared.commands().send(Command::Disconnect));
+        waits[0](&shared);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(!events.is_empty());
+        drop(entries);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::command::Command;
+use crate::io::shared::command::ChannelCommand;
 use crate::io::to_program::inbox::{EndMark, Extracted, Inbox};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::close_reason::ClosedBy;
@@ -142,7 +142,7 @@ impl ConsumerShared {
     pub(crate) fn requeue(
         &self,
         messages: impl Iterator<Item = DeliveredContent>,
-        send: impl FnOnce(Command),
+        send: impl FnOnce(ChannelCommand),
     ) {
         let accepts_requeue = self.accepts_requeue();
         let (mut to_requeue, mut of_streams) = (Vec::new(), Vec::new());

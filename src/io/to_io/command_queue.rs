@@ -1,371 +1,269 @@
-//! The command queue: from the program's threads to the IO thread, which takes all of its entries
-//! at once.
+//! The command queue: from the program's threads to the IO thread.
 //!
-//! The calling thread encodes publishes and settlements right here. Successive ones of the same
-//! channel share one buffer. So a message costs its thread one lock and one copy, but no allocation
-//! of its own. The IO thread moves the buffer to its outbox, and returns it when it is written.
+//! One crossbeam channel carries the commands, and announces the blocks in which publishes and
+//! settlements wait. See [`Block`] for the order of its entries.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::frames::{BUFFER_BYTES_MAX, Frames};
-use super::write_budget::{WaitError, WriteBudget};
-use crate::protocol::event::ChannelId;
+use super::block::{Block, BlockGuard, Ended, Entry};
+use super::frames::Frames;
+use super::spare_buffers::SpareBuffers;
+use super::write_budget::WriteBudget;
 use crate::protocol::frame::{EncodedPublish, SETTLE_FRAME_BYTES, Settle, encode_settle};
 
-/// The first size of a buffer. It is small, because channels that publish in turns get one buffer
-/// each.
-const BUFFER_BYTES_MIN: usize = 256;
-
-/// How many written buffers are kept for reuse.
-const SPARE_BUFFERS_MAX: usize = 4;
-
-/// The command queue with its write budget.
+/// The sending side of the command queue, with its write budget.
 #[derive(Debug)]
 pub(crate) struct CommandQueue<C> {
-    queue: Mutex<Queue<C>>,
-    /// Whether the queue is empty. The IO thread reads this flag without the lock, so that it does
-    /// not block publishers. It is changed under the lock.
-    is_empty: AtomicBool,
+    entries: Sender<Entry<C>>,
+    /// The number of commands that the IO thread has not taken.
+    commands: AtomicUsize,
     pub(crate) budget: WriteBudget,
+    spare: Arc<SpareBuffers>,
 }
 
-/// An entry of the queue.
+/// The receiving side, which the IO thread has. The command queue refuses all further entries once
+/// it is dropped, and drops the queued ones with the senders for their replies.
+pub(crate) type EntryReceiver<C> = Receiver<Entry<C>>;
+
+/// An entry that was taken from the queue.
 #[derive(Debug)]
-pub(crate) enum Entry<C> {
+pub(crate) enum Taken<C> {
     /// Publishes and settlements. Their bytes count in the write budget.
     Frames(Frames),
     Command(C),
 }
 
-#[derive(Debug)]
-struct Queue<C> {
-    entries: VecDeque<Entry<C>>,
-    /// The frames behind all entries, to which more may be appended.
-    last: Option<Frames>,
-    /// The number of bytes of all frames in the queue.
-    bytes: usize,
-    /// Written buffers, for reuse.
-    spare: Vec<Vec<u8>>,
-    /// The channel and the capacity of the last buffer.
-    grown: Option<(ChannelId, usize)>,
-    /// Whether the IO thread has ended.
-    closed: bool,
-}
-
 impl<C> CommandQueue<C> {
-    pub(crate) fn new(write_limit: usize) -> Self {
-        Self {
-            queue: Mutex::new(Queue {
-                entries: VecDeque::new(),
-                last: None,
-                bytes: 0,
-                spare: Vec::new(),
-                grown: None,
-                closed: false,
-            }),
-            is_empty: AtomicBool::new(true),
+    pub(crate) fn new(write_limit: usize) -> (Self, EntryReceiver<C>) {
+        let (entries, receiver) = unbounded();
+        let queue = Self {
+            entries,
+            commands: AtomicUsize::new(0),
             budget: WriteBudget::new(write_limit),
-        }
+            spare: Arc::new(SpareBuffers::new()),
+        };
+        (queue, receiver)
     }
 
-    /// Queues `command`, and calls `note` under the same lock: a thread that queues another entry
-    /// behind the command sees the effect of `note`. Returns `false` if the IO thread has ended.
-    /// Then the command is dropped with the sender for its reply.
-    pub(crate) fn send(&self, command: C, note: impl FnOnce()) -> bool {
-        let mut queue = self.queue.lock();
+    /// Returns the buffers that the IO thread has written and that can be used again.
+    pub(crate) fn spare_buffers(&self) -> &Arc<SpareBuffers> {
+        &self.spare
+    }
+
+    /// Queues a command that concerns no channel. Returns `false` if the IO thread has ended. Then
+    /// the command is dropped with the sender for its reply.
+    pub(crate) fn send(&self, command: C) -> bool {
+        self.commands.fetch_add(1, Ordering::SeqCst);
+        self.entries.send(Entry::Command(command)).is_ok()
+    }
+
+    /// Queues a command of the channel with this block, behind all publishes and settlements of the
+    /// channel. `note` is called under the lock of the block: a thread that appends to the block
+    /// behind the command sees the effect of `note`.
+    pub(crate) fn send_behind(&self, block: &Arc<Block>, command: C, note: impl FnOnce()) -> bool {
+        let guard = block.lock();
         note();
-        if queue.closed {
-            return false;
-        }
-        queue.seal();
-        queue.entries.push_back(Entry::Command(command));
-        self.is_empty.store(false, Ordering::Release);
-        true
+        self.commands.fetch_add(1, Ordering::SeqCst);
+        guard.send(command, &self.entries).is_ok()
     }
 
-    /// Locks the queue, to append a publish. Until the guard is dropped, the caller takes no other
-    /// lock.
+    /// Appends a publish, for which room in the write budget is reserved, to the block of its
+    /// channel, and unlocks the block. Returns whether the IO thread must be woken.
     #[inline]
-    pub(crate) fn lock(&self) -> QueueGuard<'_, C> {
-        QueueGuard {
-            queue: self.queue.lock(),
-            owner: self,
-        }
-    }
-
-    /// Queues the settlement of a delivery, even without room in the write budget.
-    pub(crate) fn settle(&self, channel: ChannelId, delivery_tag: u64, settle: Settle) {
-        let mut queue = self.queue.lock();
-        if !queue.closed {
-            queue.bytes += SETTLE_FRAME_BYTES;
-            let frames = queue.frames(channel, SETTLE_FRAME_BYTES);
-            encode_settle(&mut frames.bytes, channel.number, delivery_tag, settle);
-            frames.frames += 1;
-            self.is_empty.store(false, Ordering::Release);
-        }
-    }
-
-    /// Waits until there is room for `bytes`, and reserves it.
-    pub(crate) fn reserve(
+    pub(crate) fn publish(
         &self,
-        bytes: usize,
-        deadline: Instant,
-        is_pointless: impl Fn() -> bool,
-    ) -> Result<(), WaitError> {
-        let try_take = |bytes, beside| self.take_if_room(bytes, beside);
-        self.budget
-            .wait_in_line(bytes, try_take, deadline, is_pointless)
+        block: BlockGuard<'_>,
+        publish: &EncodedPublish<'_>,
+    ) -> Result<bool, Ended> {
+        block.append(
+            publish.copied_size(),
+            &self.spare,
+            &self.entries,
+            |frames| {
+                let shared = &mut frames.shared;
+                publish.write_to(&mut frames.bytes, |at, bytes| shared.push((at, bytes)));
+                frames.frames += publish.frames();
+                frames.messages += 1;
+            },
+        )
     }
 
-    /// Takes room for `bytes`, if `beside` more bytes would fit as well. The queue is locked,
-    /// because its bytes and those on the IO thread are compared with the limit in one step.
-    fn take_if_room(&self, bytes: usize, beside: usize) -> bool {
-        let queue = self.queue.lock();
-        self.budget.take_if_room(queue.bytes + beside, bytes)
-    }
-
-    /// Frees room for `bytes`, and serves the waiting publishers when a quarter of the room is
-    /// free.
-    pub(crate) fn release(&self, bytes: usize) {
-        if self.budget.release(bytes) {
-            self.budget
-                .serve(|bytes, beside| self.take_if_room(bytes, beside));
-        }
-    }
-
-    /// Frees reserved room that will not be used.
-    pub(crate) fn release_reserved(&self, bytes: usize) {
-        self.release(bytes);
-        self.all_released();
-    }
-
-    /// Serves the waiting publishers when no more room will be freed for now.
-    pub(crate) fn all_released(&self) {
-        if self.budget.has_line() {
-            self.budget
-                .serve_all(|bytes, beside| self.take_if_room(bytes, beside));
-        }
-    }
-
-    /// Returns how many bytes wait to be written.
-    pub(crate) fn waiting_bytes(&self) -> usize {
-        self.queue.lock().bytes + self.budget.taken()
+    /// Appends the settlement of a delivery to the block of its channel, even without room in the
+    /// write budget, and unlocks the block. Returns whether the IO thread must be woken.
+    pub(crate) fn settle(
+        &self,
+        block: BlockGuard<'_>,
+        channel: u16,
+        delivery_tag: u64,
+        settle: Settle,
+    ) -> Result<bool, Ended> {
+        self.budget.take(SETTLE_FRAME_BYTES);
+        block.append(SETTLE_FRAME_BYTES, &self.spare, &self.entries, |frames| {
+            encode_settle(&mut frames.bytes, channel, delivery_tag, settle);
+            frames.frames += 1;
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.is_empty.load(Ordering::Acquire)
+        self.entries.is_empty()
     }
 
-    /// Returns whether the queue contains publishes and settlements only, with less than `enough`
-    /// bytes. Then the IO thread may let more gather.
+    /// Returns how many bytes wait to be written, with the room that is reserved for publishes.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.budget.taken()
+    }
+
+    /// Returns whether no command waits, and less than `enough` bytes. Then the IO thread may let
+    /// more publishes gather.
     pub(crate) fn may_gather(&self, enough: usize) -> bool {
-        let queue = self.queue.lock();
-        let are_frames = |entry| matches!(entry, &Entry::Frames(_));
-        queue.bytes < enough && queue.entries.iter().all(are_frames)
+        self.commands.load(Ordering::SeqCst) == 0 && self.waiting_bytes() < enough
     }
 
-    /// Moves all entries into `entries`, which is empty, and takes `written` buffers for reuse.
-    pub(crate) fn take(&self, entries: &mut VecDeque<Entry<C>>, written: &mut Vec<Vec<u8>>) {
-        if self.is_empty() {
-            return;
-        }
-        let mut queue = self.queue.lock();
-        queue.seal();
-        self.is_empty.store(true, Ordering::Release);
-        self.budget.take(std::mem::take(&mut queue.bytes));
-        std::mem::swap(&mut queue.entries, entries);
-        while queue.spare.len() < SPARE_BUFFERS_MAX {
-            match written.pop() {
-                Some(buffer) => queue.spare.push(buffer),
-                None => break,
+    /// Appends to `taken` everything that is in the queue now. Entries that arrive meanwhile stay
+    /// there, so that busy publishers cannot hold up the IO thread.
+    pub(crate) fn take(&self, receiver: &EntryReceiver<C>, taken: &mut VecDeque<Taken<C>>) {
+        for _ in 0..receiver.len() {
+            match receiver.try_recv() {
+                Ok(Entry::Announcement(announcement)) => {
+                    taken.extend(announcement.take().map(Taken::Frames));
+                }
+                Ok(Entry::Frames(frames)) => taken.push_back(Taken::Frames(frames)),
+                Ok(Entry::Command(command)) => {
+                    self.commands.fetch_sub(1, Ordering::SeqCst);
+                    taken.push_back(Taken::Command(command));
+                }
+                Err(_) => return,
             }
-        }
-        drop(queue);
-        written.clear();
-    }
-
-    /// Refuses all further commands, because the IO thread ends, and drops the queued ones with the
-    /// senders for their replies.
-    pub(crate) fn close(&self) {
-        let mut queue = self.queue.lock();
-        queue.closed = true;
-        let left = (queue.last.take(), std::mem::take(&mut queue.entries));
-        drop(queue);
-        // The bodies belong to the program. Their `Drop` may run code of the program, so the lock
-        // is free before.
-        drop(left);
-    }
-}
-
-/// The queue under its lock.
-pub(crate) struct QueueGuard<'a, C> {
-    queue: MutexGuard<'a, Queue<C>>,
-    owner: &'a CommandQueue<C>,
-}
-
-impl<C> QueueGuard<'_, C> {
-    /// Returns whether the IO thread has ended.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.queue.closed
-    }
-
-    /// Takes room for `bytes` in the write budget, if there is room.
-    #[inline]
-    pub(crate) fn take_room(&mut self, bytes: usize) -> bool {
-        let has_room = self.owner.budget.admit(self.queue.bytes, bytes);
-        if has_room {
-            self.queue.bytes += bytes;
-        }
-        has_room
-    }
-
-    /// Appends a publish for which room was taken or reserved before.
-    #[inline]
-    pub(crate) fn push_publish(&mut self, channel: ChannelId, publish: &EncodedPublish<'_>) {
-        let frames = self.queue.frames(channel, publish.copied_size());
-        let shared = &mut frames.shared;
-        publish.write_to(&mut frames.bytes, |at, bytes| shared.push((at, bytes)));
-        frames.frames += publish.frames();
-        frames.messages += 1;
-        self.owner.is_empty.store(false, Ordering::Release);
-    }
-}
-
-impl<C> Queue<C> {
-    /// Returns the frames to which `size` bytes of this channel can be appended.
-    fn frames(&mut self, channel: ChannelId, size: usize) -> &mut Frames {
-        let has_room = |frames: &Frames| {
-            frames.channel == channel && frames.bytes.capacity() - frames.bytes.len() >= size
-        };
-        if !self.last.as_ref().is_some_and(has_room) {
-            self.seal();
-        }
-        let Self {
-            last, spare, grown, ..
-        } = self;
-        last.get_or_insert_with(|| Frames::new(channel, new_buffer(spare, grown, channel, size)))
-    }
-
-    /// Moves the last frames to the entries, so that nothing more is appended to them.
-    fn seal(&mut self) {
-        if let Some(frames) = self.last.take() {
-            self.entries.push_back(Entry::Frames(frames));
-        }
-    }
-}
-
-/// Returns an empty buffer for at least `size` bytes. If the last buffer was for the same channel,
-/// this one is four times as large, up to [`BUFFER_BYTES_MAX`].
-fn new_buffer(
-    spare: &mut Vec<Vec<u8>>,
-    grown: &mut Option<(ChannelId, usize)>,
-    channel: ChannelId,
-    size: usize,
-) -> Vec<u8> {
-    let capacity = match grown {
-        Some((known, capacity)) if *known == channel => (*capacity * 4).min(BUFFER_BYTES_MAX),
-        _ => BUFFER_BYTES_MIN,
-    };
-    *grown = Some((channel, capacity));
-    match spare.pop() {
-        Some(buffer) if capacity == BUFFER_BYTES_MAX && size <= BUFFER_BYTES_MAX => buffer,
-        unfit => {
-            spare.extend(unfit);
-            Vec::with_capacity(capacity.max(size))
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use crossbeam_channel::{Sender, bounded};
+pub(crate) mod tests {
+    use crossbeam_channel::bounded;
 
     use super::*;
+    use crate::protocol::event::ChannelId;
     use crate::protocol::frame::{Publish, PublishBody};
 
-    const ID: ChannelId = ChannelId {
-        number: 1,
-        generation: 1,
-    };
+    type Queue = CommandQueue<Sender<()>>;
 
-    /// Publishes if there is room. Returns whether there was.
-    fn publish(commands: &CommandQueue<Sender<()>>) -> bool {
-        publish_with(commands, false)
+    fn block() -> Arc<Block> {
+        Block::new(ChannelId {
+            number: 1,
+            generation: 1,
+        })
     }
 
-    fn publish_with(commands: &CommandQueue<Sender<()>>, reserved: bool) -> bool {
+    /// Returns whether the IO thread must be woken; `None` after its end.
+    fn publish(commands: &Queue, block: &Arc<Block>, body: &[u8]) -> Option<bool> {
         let publish = Publish {
             exchange: "",
             routing_key: "q",
             mandatory: false,
             immediate: false,
             properties: None,
-            body: PublishBody::Borrowed(b"body"),
+            body: PublishBody::Borrowed(body),
         };
         let mut scratch = Vec::new();
-        let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
-        let mut queue = commands.lock();
-        let has_room = !queue.is_closed() && (reserved || queue.take_room(encoded.size()));
-        if has_room {
-            queue.push_publish(ID, &encoded);
-        }
-        has_room
+        let encoded = EncodedPublish::new(1, publish, 1 << 20, &mut scratch).unwrap();
+        assert!(commands.budget.admit(encoded.size()));
+        commands.publish(block.lock(), &encoded).ok()
+    }
+
+    fn settle(commands: &Queue, block: &Arc<Block>) -> Option<bool> {
+        let ack = Settle::Ack { multiple: false };
+        commands.settle(block.lock(), 1, 7, ack).ok()
+    }
+
+    /// Takes the queue. Returns the number of messages and frames of each entry, and zeros for a
+    /// command.
+    fn take(commands: &Queue, entries: &EntryReceiver<Sender<()>>) -> Vec<(u64, u64)> {
+        let mut taken = VecDeque::new();
+        commands.take(entries, &mut taken);
+        let sizes = taken.iter().map(|entry| match entry {
+            Taken::Frames(frames) => (frames.messages, frames.frames),
+            Taken::Command(_) => (0, 0),
+        });
+        sizes.collect()
     }
 
     #[test]
     fn after_the_end_new_entries_are_refused_and_queued_ones_are_dropped() {
-        let commands = CommandQueue::new(1000);
-        let (reply, opened) = bounded(1);
-        assert!(commands.send(reply.clone(), || {}));
-        assert!(publish(&commands));
-        assert!(!commands.is_empty());
-        commands.close();
-        assert!(!publish(&commands));
-        commands.settle(ID, 1, Settle::Ack { multiple: false });
-        assert!(!commands.send(reply, || {}));
-        assert!(opened.recv().is_err(), "the sender of the reply is dropped");
+        let (commands, entries) = CommandQueue::new(10_000);
+        let (reply, outcome) = bounded(1);
+        let block = block();
+        assert!(commands.send(reply.clone()));
+        assert_eq!(publish(&commands, &block, b"body"), Some(true));
+        drop(entries);
+        assert!(block.take().is_none(), "the frames are dropped");
+        assert!(!commands.send(reply.clone()));
+        assert!(!commands.send_behind(&block, reply, || {}));
+        assert!(
+            outcome.recv().is_err(),
+            "the sender of the reply is dropped"
+        );
+        for _ in 0..2 {
+            assert_eq!(publish(&commands, &block, b"body"), None);
+            assert_eq!(settle(&commands, &block), None);
+            assert!(block.take().is_none());
+        }
     }
 
     #[test]
-    fn reserved_room_is_counted_once_for_its_publish() {
-        let commands = CommandQueue::new(1000);
-        publish(&commands);
-        let size = commands.waiting_bytes();
-        let reserved = commands.reserve(size, Instant::now(), || false);
-        assert_eq!(reserved, Ok(()));
-        assert_eq!(commands.waiting_bytes(), 2 * size);
-        assert!(publish_with(&commands, true));
-        assert_eq!(commands.waiting_bytes(), 2 * size);
-        let (mut taken, mut written) = (VecDeque::new(), Vec::new());
-        commands.take(&mut taken, &mut written);
-        commands.release(2 * size);
-        assert_eq!(commands.waiting_bytes(), 0);
-    }
-
-    #[test]
-    fn all_entries_are_taken_in_their_order() {
-        let commands = CommandQueue::new(1000);
-        publish(&commands);
-        commands.settle(ID, 1, Settle::Ack { multiple: false });
+    fn the_entries_of_a_channel_are_taken_in_their_order() {
+        let (commands, entries) = CommandQueue::new(10_000);
+        let block = block();
+        assert_eq!(publish(&commands, &block, b"body"), Some(true));
+        assert_eq!(settle(&commands, &block), Some(false));
         assert!(commands.may_gather(1000) && !commands.may_gather(10));
-        commands.send(bounded(1).0, || {});
+        assert!(commands.send_behind(&block, bounded(1).0, || {}));
         assert!(!commands.may_gather(1000), "a command needs a reply");
-        publish(&commands);
-        let (mut taken, mut written) = (VecDeque::new(), Vec::new());
-        commands.take(&mut taken, &mut written);
-        let kinds: Vec<_> = taken
-            .iter()
-            .map(|command| match command {
-                Entry::Frames(frames) => (frames.messages, frames.frames),
-                Entry::Command(_) => (0, 0),
-            })
-            .collect();
-        assert_eq!(kinds, [(1, 4), (0, 0), (1, 3)]);
-        assert!(commands.is_empty());
-        assert_eq!(commands.waiting_bytes(), commands.budget.taken());
+        assert_eq!(publish(&commands, &block, b"body"), Some(true));
+        assert_eq!(take(&commands, &entries), [(1, 4), (0, 0), (1, 3)]);
+        assert!(commands.is_empty() && commands.may_gather(1000));
+        assert_eq!(take(&commands, &entries), []);
+        assert_eq!(publish(&commands, &block, b"body"), Some(true));
+        assert_eq!(take(&commands, &entries), [(1, 3)]);
+    }
+
+    #[test]
+    fn a_full_buffer_is_sealed_and_the_next_one_is_larger() {
+        let (commands, entries) = CommandQueue::new(1 << 20);
+        let block = block();
+        for _ in 0..100 {
+            publish(&commands, &block, &[b'x'; 100]).unwrap();
+        }
+        let sizes = take(&commands, &entries);
+        let messages: Vec<_> = sizes.iter().map(|(messages, _)| messages).collect();
+        assert_eq!(messages.iter().copied().sum::<u64>(), 100);
+        assert!(sizes.len() <= 4, "{sizes:?}");
+    }
+
+    #[test]
+    fn a_message_that_fills_a_buffer_is_an_entry_of_its_own() {
+        let (commands, entries) = CommandQueue::new(1 << 20);
+        let block = block();
+        let body = vec![b'x'; 100_000];
+        assert_eq!(publish(&commands, &block, b"small"), Some(true));
+        assert_eq!(publish(&commands, &block, &body), Some(true));
+        assert!(block.take().is_none());
+        assert_eq!(publish(&commands, &block, b"small"), Some(true));
+        assert_eq!(take(&commands, &entries), [(1, 3), (1, 3), (1, 3)]);
+    }
+
+    #[test]
+    fn an_entry_that_arrives_while_the_queue_is_taken_waits_for_the_next_time() {
+        let (commands, entries) = CommandQueue::new(1 << 20);
+        let (first, second) = (block(), block());
+        publish(&commands, &first, b"body").unwrap();
+        publish(&commands, &second, b"body").unwrap();
+        assert!(first.take().is_some());
+        publish(&commands, &first, b"body").unwrap();
+        assert_eq!(take(&commands, &entries), [(1, 3), (1, 3)]);
     }
 }

@@ -15,9 +15,9 @@ use crate::io::waiting_line::WaitingLine;
 /// order in which they came. All other commands take room unconditionally, so that acknowledgements
 /// and closes are never stuck behind a publisher.
 ///
-/// Bytes in the command queue are counted there, under its lock. `taken` counts the bytes that the
-/// IO thread has taken from the queue, and the room that is reserved for publishers that have
-/// waited.
+/// `taken` counts the bytes in the blocks of all channels, those that the IO thread has taken and
+/// not written yet, and the room that is reserved for publishers that have waited. It is one atomic
+/// number, so that publishers on different channels share no lock.
 ///
 /// When a quarter of the room is free, the IO thread reserves room for the first publishers in the
 /// line, and wakes only these. It would cost several times as much as publishing to wake all of
@@ -74,24 +74,29 @@ impl WriteBudget {
         }
     }
 
-    /// Returns whether `bytes` more may be queued behind `queued` bytes. While publishers wait, the
-    /// bytes must fit into the share of the calling thread, and leave it. A message that is larger
-    /// than the whole budget passes if no other byte waits.
-    pub(crate) fn admit(&self, queued: usize, bytes: usize) -> bool {
-        self.fits(queued, bytes) && (!self.has_line() || self.take_share(bytes))
+    /// Takes room for the `bytes` of a publish, if there is room. While publishers wait, the bytes
+    /// must fit into the share of the calling thread, and leave it. A message that is larger than
+    /// the whole budget passes if no other byte waits.
+    #[inline]
+    pub(crate) fn admit(&self, bytes: usize) -> bool {
+        match self.has_line() {
+            false => self.take_if_room(bytes, 0),
+            true => self.take_from_share(bytes),
+        }
     }
 
-    fn take_share(&self, bytes: usize) -> bool {
+    fn take_from_share(&self, bytes: usize) -> bool {
         let share = own_share();
         let is_good = share.round == self.round.load(Ordering::SeqCst) && share.bytes >= bytes;
-        if is_good {
+        let has_room = is_good && self.take_if_room(bytes, 0);
+        if has_room {
             self.use_up(bytes);
             set_own_share(Share {
                 bytes: share.bytes - bytes,
                 ..share
             });
         }
-        is_good
+        has_room
     }
 
     fn use_up(&self, bytes: usize) {
@@ -116,18 +121,24 @@ impl WriteBudget {
         self.shares.store(0, Ordering::SeqCst);
     }
 
-    /// Takes room for `bytes`, if they fit behind `queued` bytes.
-    pub(crate) fn take_if_room(&self, queued: usize, bytes: usize) -> bool {
-        let fits = self.fits(queued, bytes);
-        if fits {
-            self.take(bytes);
+    /// Takes room for `bytes`, if `beside` more bytes would fit as well.
+    #[inline]
+    fn take_if_room(&self, bytes: usize, beside: usize) -> bool {
+        let mut used = self.taken.load(Ordering::SeqCst);
+        loop {
+            let all = used.saturating_add(beside).saturating_add(bytes);
+            if used + beside > 0 && all > self.limit {
+                return false;
+            }
+            let more = used + bytes;
+            match self
+                .taken
+                .compare_exchange_weak(used, more, Ordering::SeqCst, Ordering::SeqCst)
+            {
+                Ok(_) => return true,
+                Err(changed) => used = changed,
+            }
         }
-        fits
-    }
-
-    fn fits(&self, queued: usize, bytes: usize) -> bool {
-        let used = queued + self.taken();
-        used == 0 || used.saturating_add(bytes) <= self.limit
     }
 
     pub(crate) fn taken(&self) -> usize {
@@ -139,13 +150,20 @@ impl WriteBudget {
         self.taken.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// Frees room for `bytes`. Returns `true` if there is now enough to [`serve`](Self::serve) the
-    /// waiting publishers.
-    #[must_use]
-    pub(crate) fn release(&self, bytes: usize) -> bool {
+    /// Frees room for `bytes`, and serves the waiting publishers when a quarter of the room is
+    /// free.
+    pub(crate) fn release(&self, bytes: usize) {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
         let is_enough = |used: usize| used <= self.limit - self.limit / 4;
-        self.has_line() && is_enough(left + self.shares.load(Ordering::SeqCst))
+        if self.has_line() && is_enough(left + self.shares.load(Ordering::SeqCst)) {
+            self.serve_line(&mut self.line.lock());
+        }
+    }
+
+    /// Frees reserved room that will not be used.
+    pub(crate) fn release_reserved(&self, bytes: usize) {
+        self.release(bytes);
+        self.all_released();
     }
 
     /// Returns whether a publisher waits.
@@ -153,32 +171,29 @@ impl WriteBudget {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Reserves room for the first publishers in the line, and wakes them. `try_take` takes room
-    /// for its first argument if as many bytes as its second argument remain free.
-    pub(crate) fn serve(&self, try_take: impl Fn(usize, usize) -> bool) {
-        self.serve_line(&mut self.line.lock(), try_take);
-    }
-
-    /// Serves the line like [`serve`](Self::serve), when no more room will be freed for now.
-    /// If the free room consists of unused shares, the shares become void, and the waiting
-    /// publishers get that room.
-    pub(crate) fn serve_all(&self, try_take: impl Fn(usize, usize) -> bool) {
+    /// Serves the waiting publishers when no more room will be freed for now. If the free room
+    /// consists of unused shares, the shares become void, and the waiting publishers get that room.
+    pub(crate) fn all_released(&self) {
+        if !self.has_line() {
+            return;
+        }
         let mut line = self.line.lock();
         let before = line.len();
-        self.serve_line(&mut line, &try_take);
+        self.serve_line(&mut line);
         // The served publishers will publish, and then this function is called again. So shares
         // become void only if no publisher could be served.
         if line.len() == before {
             self.begin_round();
-            self.serve_line(&mut line, &try_take);
+            self.serve_line(&mut line);
         }
     }
 
-    fn serve_line(&self, line: &mut WaitingLine<Claim>, try_take: impl Fn(usize, usize) -> bool) {
+    /// Reserves room for the first publishers in the line, and wakes them.
+    fn serve_line(&self, line: &mut WaitingLine<Claim>) {
         line.serve_while(|claim| {
             let shares = self.shares.load(Ordering::SeqCst);
             let more = self.claim_with_share(claim.bytes) - claim.bytes;
-            if try_take(claim.bytes, shares + more) {
+            if self.take_if_room(claim.bytes, shares + more) {
                 let _ = claim.share.set(Share {
                     round: self.round.load(Ordering::SeqCst),
                     bytes: more,
@@ -188,7 +203,7 @@ impl WriteBudget {
             }
             // Without room for a share the claim is served alone, unless the free room is reserved
             // for unused shares.
-            shares == 0 && try_take(claim.bytes, 0)
+            shares == 0 && self.take_if_room(claim.bytes, 0)
         });
         self.waiting.store(line.len(), Ordering::SeqCst);
     }
@@ -198,12 +213,11 @@ impl WriteBudget {
         self.line.lock().wake_to_recheck();
     }
 
-    /// Waits in the line until `try_take` has reserved room for `bytes`. `is_pointless` is called
+    /// Waits in the line until there is room for `bytes`, and reserves it. `is_pointless` is called
     /// before each sleep.
-    pub(crate) fn wait_in_line(
+    pub(crate) fn reserve(
         &self,
         bytes: usize,
-        try_take: impl Fn(usize, usize) -> bool,
         deadline: Instant,
         is_pointless: impl Fn() -> bool,
     ) -> Result<(), WaitError> {
@@ -225,7 +239,7 @@ impl WriteBudget {
         self.waiting.store(line.len(), Ordering::SeqCst);
         if is_first {
             // `release` has not served room that was freed before the count was stored.
-            self.serve_line(&mut line, &try_take);
+            self.serve_line(&mut line);
         }
         let waited = waiter.wait(&mut line, Some(deadline), is_pointless);
         set_own_share(waiter.claim().share.get().copied().unwrap_or_default());
@@ -235,14 +249,14 @@ impl WriteBudget {
         if no_room == WaitError::TimedOut {
             // There may be less room than `release` serves, or room in shares that are not used.
             self.begin_round();
-            self.serve_line(&mut line, &try_take);
+            self.serve_line(&mut line);
         }
         if waiter.is_served() {
             return Ok(());
         }
         line.leave(&waiter);
         // The next publishers in the line may need less room.
-        self.serve_line(&mut line, &try_take);
+        self.serve_line(&mut line);
         Err(no_room)
     }
 }
@@ -273,30 +287,18 @@ mod tests {
     }
 
     fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), WaitError> {
-        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
-        budget.wait_in_line(bytes, try_take, deadline, never)
-    }
-
-    fn release(budget: &WriteBudget, bytes: usize) {
-        if budget.release(bytes) {
-            all_released(budget);
-        }
-    }
-
-    fn all_released(budget: &WriteBudget) {
-        budget.serve_all(|bytes, beside| budget.take_if_room(beside, bytes));
+        budget.reserve(bytes, deadline, never)
     }
 
     #[test]
     fn a_claim_that_fits_passes_and_a_larger_one_waits_until_its_deadline() {
         let budget = WriteBudget::new(100);
-        assert!(budget.admit(40, 60));
-        assert_eq!(reserve(&budget, 60, soon()), Ok(()));
-        assert!(budget.admit(40, 0) && !budget.admit(40, 1));
+        assert!(budget.admit(60));
         assert_eq!(reserve(&budget, 40, soon()), Ok(()));
+        assert!(budget.admit(0) && !budget.admit(1));
         let now = Instant::now();
         assert_eq!(reserve(&budget, 1, now), Err(WaitError::TimedOut));
-        release(&budget, 50);
+        budget.release(50);
         assert_eq!(reserve(&budget, 50, soon()), Ok(()));
     }
 
@@ -306,9 +308,10 @@ mod tests {
         budget.take(1);
         let now = Instant::now();
         assert_eq!(reserve(&budget, 500, now), Err(WaitError::TimedOut));
-        release(&budget, 1);
-        assert!(!budget.admit(1, 500));
-        assert!(budget.admit(0, 500));
+        budget.release(1);
+        assert!(budget.admit(500));
+        assert!(!budget.admit(1));
+        budget.release(500);
         assert_eq!(reserve(&budget, 500, soon()), Ok(()));
         assert_eq!(reserve(&budget, 1, now), Err(WaitError::TimedOut));
     }
@@ -325,20 +328,15 @@ mod tests {
             }
             let small = scope.spawn(|| {
                 let is_over = || over.load(Ordering::SeqCst);
-                budget.wait_in_line(
-                    1,
-                    |bytes, beside| budget.take_if_room(beside, bytes),
-                    soon(),
-                    is_over,
-                )
+                budget.reserve(1, soon(), is_over)
             });
             while budget.waiting.load(Ordering::SeqCst) < 2 {
                 thread::yield_now();
             }
             // There is room for the small claim only, but the large one is the first in the line.
-            release(&budget, 50);
-            assert!(!budget.admit(0, 1), "before the waiting publishers");
-            release(&budget, 50);
+            budget.release(50);
+            assert!(!budget.admit(1), "before the waiting publishers");
+            budget.release(50);
             assert_eq!(large.join().unwrap(), Ok(()));
             assert!(!small.is_finished());
             over.store(true, Ordering::SeqCst);
@@ -356,9 +354,9 @@ mod tests {
             while budget.waiting.load(Ordering::SeqCst) < 1 {
                 thread::yield_now();
             }
-            release(&budget, 20);
+            budget.release(20);
             assert!(!waiter.is_finished());
-            release(&budget, 5);
+            budget.release(5);
             assert_eq!(waiter.join().unwrap(), Ok(()));
         });
         budget.take(15);
@@ -368,11 +366,11 @@ mod tests {
                 thread::yield_now();
             }
             // The rest stays taken for long, as behind a commit.
-            release(&budget, 15);
-            all_released(&budget);
+            budget.release(15);
+            budget.all_released();
             assert_eq!(waiter.join().unwrap(), Ok(()));
         });
-        release(&budget, 10);
+        budget.release(10);
         // 85 bytes are taken. The wait has a deadline that has passed already.
         assert_eq!(reserve(&budget, 15, Instant::now()), Ok(()));
         assert_eq!(
@@ -399,8 +397,7 @@ mod tests {
                     let wait = || {
                         // Called before the first sleep and after each wake-up.
                         let is_pointless = || asked.fetch_add(1, Ordering::SeqCst) == usize::MAX;
-                        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
-                        budget.wait_in_line(12, try_take, soon(), is_pointless)
+                        budget.reserve(12, soon(), is_pointless)
                     };
                     let waiter = scope.spawn(wait);
                     await_line(&budget, count);
@@ -411,11 +408,11 @@ mod tests {
             while asked.load(Ordering::SeqCst) < 4 {
                 thread::yield_now();
             }
-            release(&budget, 25);
+            budget.release(25);
             assert_eq!(budget.waiting.load(Ordering::SeqCst), 2);
             assert!(!waiters[2].is_finished() && !waiters[3].is_finished());
             assert_eq!(asked.load(Ordering::SeqCst), 4);
-            release(&budget, 75);
+            budget.release(75);
             assert!(
                 waiters
                     .into_iter()
@@ -438,8 +435,7 @@ mod tests {
         budget.take(1600);
         let publish_as_many_as_pass = || {
             let mut count = 0;
-            while budget.admit(0, SIZE) {
-                budget.take(SIZE);
+            while budget.admit(SIZE) {
                 count += 1;
             }
             count
@@ -454,9 +450,7 @@ mod tests {
         };
         let waiting = || budget.waiting.load(Ordering::SeqCst);
         let serve = |bytes| {
-            if budget.release(bytes) {
-                budget.serve(|bytes, beside| budget.take_if_room(beside, bytes));
-            }
+            budget.release(bytes);
             waiting()
         };
         thread::scope(|scope| {
@@ -479,9 +473,9 @@ mod tests {
             assert_eq!(serve(299), 8);
             assert_eq!(serve(1), 4);
             // No more room is freed for now, and the shares are not used.
-            all_released(&budget);
+            budget.all_released();
             assert_eq!(waiting(), 1);
-            all_released(&budget);
+            budget.all_released();
             assert_eq!(waiting(), 0);
             go.store(true, Ordering::SeqCst);
         });
@@ -501,12 +495,12 @@ mod tests {
             budget.shares.store(90, Ordering::SeqCst);
             set_own_share(Share { round, bytes: 90 });
             budget.taken.store(1500, Ordering::SeqCst);
-            assert!(budget.admit(0, 60) && !budget.admit(0, 60));
+            assert!(budget.admit(60) && !budget.admit(60));
             assert_eq!(budget.shares.load(Ordering::SeqCst), 30);
             assert_eq!(in_line(60), Err(WaitError::TimedOut));
             assert_eq!(budget.shares.load(Ordering::SeqCst), 0);
-            assert!(!budget.admit(0, 10), "the share was given back");
-            release(&budget, 1500);
+            assert!(!budget.admit(10), "the share was given back");
+            budget.release(1560);
             assert_eq!(large.join().unwrap(), Ok(()));
         });
     }
@@ -515,16 +509,17 @@ mod tests {
     fn room_of_less_than_a_quarter_is_found_at_the_deadline() {
         let budget = WriteBudget::new(100);
         budget.take(100);
-        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         let given_back = AtomicBool::new(false);
         // Called when the thread is in the line already.
         let is_pointless = || {
             if !given_back.swap(true, Ordering::SeqCst) {
-                assert!(!budget.release(10), "this is less than a quarter");
+                // This is less than a quarter, so the line is not served.
+                budget.release(10);
+                assert!(budget.has_line());
             }
             false
         };
-        let waited = budget.wait_in_line(10, try_take, Instant::now(), is_pointless);
+        let waited = budget.reserve(10, Instant::now(), is_pointless);
         assert_eq!(waited, Ok(()));
         assert_eq!(budget.taken(), 100);
     }
@@ -542,17 +537,16 @@ mod tests {
         budget.take(1600);
         let over = AtomicBool::new(false);
         let is_over = || over.load(Ordering::SeqCst);
-        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.wait_in_line(5000, try_take, soon(), is_over));
+            let large = scope.spawn(|| budget.reserve(5000, soon(), is_over));
             await_line(&budget, 1);
             budget.taken.store(100, Ordering::SeqCst);
             let round = budget.round.load(Ordering::SeqCst);
             set_own_share(Share { round, bytes: 90 });
-            assert!(budget.admit(0, 10));
+            assert!(budget.admit(10));
             // The first publisher in the line finds no room, so it is not served.
-            all_released(&budget);
-            assert!(!budget.admit(0, 10), "another round has begun");
+            budget.all_released();
+            assert!(!budget.admit(10), "another round has begun");
             over.store(true, Ordering::SeqCst);
             budget.wake_to_recheck();
             assert_eq!(large.join().unwrap(), Err(WaitError::Closed));
@@ -564,12 +558,11 @@ mod tests {
         let budget = WriteBudget::new(100);
         budget.take(90);
         let over = AtomicBool::new(false);
-        let try_take = |bytes, beside| budget.take_if_room(beside, bytes);
         let is_over = || over.load(Ordering::SeqCst);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.wait_in_line(1000, try_take, soon(), is_over));
+            let large = scope.spawn(|| budget.reserve(1000, soon(), is_over));
             await_line(&budget, 1);
-            let small = scope.spawn(|| budget.wait_in_line(10, try_take, soon(), never));
+            let small = scope.spawn(|| budget.reserve(10, soon(), never));
             await_line(&budget, 2);
             over.store(true, Ordering::SeqCst);
             budget.wake_to_recheck();
@@ -579,9 +572,9 @@ mod tests {
         // The next publisher is also served when the first one times out.
         let soon_over = Instant::now() + Duration::from_millis(50);
         thread::scope(|scope| {
-            let large = scope.spawn(|| budget.wait_in_line(1000, try_take, soon_over, never));
+            let large = scope.spawn(|| budget.reserve(1000, soon_over, never));
             await_line(&budget, 1);
-            let small = scope.spawn(|| budget.wait_in_line(0, try_take, soon(), never));
+            let small = scope.spawn(|| budget.reserve(0, soon(), never));
             assert_eq!(large.join().unwrap(), Err(WaitError::TimedOut));
             assert_eq!(small.join().unwrap(), Ok(()));
         });
