@@ -12,14 +12,20 @@
 
 use loom::model;
 use loom::sync::atomic::AtomicUsize as Counter;
-use loom::sync::atomic::Ordering::Relaxed;
+use loom::sync::atomic::Ordering::{Relaxed, SeqCst};
 use loom::sync::{Arc, Condvar, Mutex as Lock};
 use loom::thread;
 
+use std::collections::VecDeque;
+
 use super::sync::Mutex;
+use crate::io::to_io::block::{Block, Entry, EntrySender};
+use crate::io::to_io::frames::Frames;
+use crate::io::to_io::spare_buffers::SpareBuffers;
 use crate::io::to_io::wake::{Wake, Waker};
 use crate::io::to_program::dispatch_signal::{Notify, Subscribers};
 use crate::io::to_program::ready_list::ReadyFlag;
+use crate::protocol::event::ChannelId;
 
 /// One slot, like that of the kernel. loom reports a wait that no thread ends as a deadlock.
 struct Slot {
@@ -186,5 +192,173 @@ fn an_event_of_a_channel_is_seen_or_the_channel_is_on_the_list() {
             thread.join().unwrap();
         }
         assert!(seen == THREADS || *list.lock() > 0, "{seen} seen");
+    });
+}
+
+/// The entries on their way to the IO thread; `None` after its end.
+struct Entries(Mutex<Option<VecDeque<Entry<u8>>>>);
+
+impl Entries {
+    fn new() -> Self {
+        Self(Mutex::new(Some(VecDeque::new())))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().as_ref().is_none_or(VecDeque::is_empty)
+    }
+
+    /// Takes the present entries. Returns the bytes of all frames and commands.
+    fn take(&self) -> Vec<u8> {
+        let entries = self.0.lock().as_mut().map(std::mem::take);
+        let mut taken = Vec::new();
+        for entry in entries.into_iter().flatten() {
+            match entry {
+                Entry::Announcement(announcement) => taken.extend(bytes(announcement.take())),
+                Entry::Frames(frames) => taken.extend(frames.bytes),
+                Entry::Command(command) => taken.push(command),
+            }
+        }
+        taken
+    }
+}
+
+impl EntrySender<u8> for Entries {
+    fn send(&self, entry: Entry<u8>) -> Result<(), Box<Entry<u8>>> {
+        match &mut *self.0.lock() {
+            Some(entries) => entries.push_back(entry),
+            None => return Err(Box::new(entry)),
+        }
+        Ok(())
+    }
+}
+
+/// What the threads share in the models of a block.
+struct Way {
+    block: std::sync::Arc<Block>,
+    entries: Entries,
+    spare: SpareBuffers,
+}
+
+impl Way {
+    fn new() -> Arc<Self> {
+        let id = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        Arc::new(Self {
+            block: Block::new(id),
+            entries: Entries::new(),
+            spare: SpareBuffers::new(),
+        })
+    }
+
+    /// Appends one byte to the block. Returns whether the IO thread must be woken; `None` after its
+    /// end.
+    fn append(&self, byte: u8) -> Option<bool> {
+        let write = |frames: &mut Frames| {
+            frames.bytes.push(byte);
+            frames.frames += 1;
+        };
+        let block = self.block.lock();
+        block.append(1, &self.spare, &self.entries, write).ok()
+    }
+}
+
+fn bytes(frames: Option<Frames>) -> Vec<u8> {
+    frames.map_or_else(Vec::new, |frames| frames.bytes)
+}
+
+#[test]
+fn a_block_is_taken_in_order_although_only_its_first_entry_wakes_the_io_thread() {
+    model(|| {
+        let slot = Arc::new(Slot::new());
+        let waker = std::sync::Arc::new(Arc::clone(&slot));
+        let wake = Arc::new(Wake::with(&waker));
+        let way = Way::new();
+        let first = {
+            let (way, wake) = (Arc::clone(&way), Arc::clone(&wake));
+            thread::spawn(move || {
+                let notify = |is_first| match is_first {
+                    Some(true) => wake.notify(),
+                    other => assert_eq!(other, Some(false)),
+                };
+                notify(way.append(1));
+                assert!(way.block.lock().send(2, &way.entries).is_ok());
+                wake.notify();
+                notify(way.append(3));
+            })
+        };
+        let second = {
+            let (way, wake) = (Arc::clone(&way), Arc::clone(&wake));
+            thread::spawn(move || {
+                if way.append(4) == Some(true) {
+                    wake.notify();
+                }
+            })
+        };
+        let mut taken = Vec::new();
+        while taken.len() < 4 {
+            taken.extend(way.entries.take());
+            wake.begin_wait();
+            if way.entries.is_empty() && taken.len() < 4 {
+                slot.wait();
+            }
+            wake.end_wait();
+        }
+        taken.retain(|&byte| byte != 4);
+        assert_eq!(taken, [1, 2, 3]);
+        first.join().unwrap();
+        second.join().unwrap();
+    });
+}
+
+#[test]
+fn frames_of_threads_that_find_the_connection_open_are_there_when_it_is_closed() {
+    model(|| {
+        let way = Way::new();
+        let closing = Arc::new(Counter::new(0));
+        let publishers: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|byte| {
+                let (way, closing) = (Arc::clone(&way), Arc::clone(&closing));
+                thread::spawn(move || {
+                    let block = way.block.lock();
+                    if closing.load(SeqCst) == 1 {
+                        return 0;
+                    }
+                    let write = |frames: &mut Frames| {
+                        frames.bytes.push(byte);
+                        frames.frames += 1;
+                    };
+                    let appended = block.append(1, &way.spare, &way.entries, write);
+                    usize::from(appended.is_ok())
+                })
+            })
+            .collect();
+        // This thread is the closing thread, and then the IO thread at the close.
+        closing.store(1, SeqCst);
+        let last = bytes(way.block.take());
+        let taken = way.entries.take().len() + last.len();
+        let accepted: usize = publishers.into_iter().map(|it| it.join().unwrap()).sum();
+        assert_eq!(taken, accepted);
+        assert!(way.block.take().is_none());
+    });
+}
+
+#[test]
+fn at_the_end_of_the_io_thread_no_frames_stay_in_a_block() {
+    model(|| {
+        let way = Way::new();
+        let publisher = {
+            let way = Arc::clone(&way);
+            thread::spawn(move || {
+                way.append(1);
+                way.append(2);
+            })
+        };
+        let entries = way.entries.0.lock().take();
+        drop(entries);
+        publisher.join().unwrap();
+        assert!(way.block.take().is_none());
     });
 }
