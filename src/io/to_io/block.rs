@@ -25,8 +25,12 @@ use crate::protocol::event::ChannelId;
 /// The first size of a buffer. It is small, because many channels may have a buffer each.
 const BUFFER_BYTES_MIN: usize = 256;
 
-/// How much larger the next buffer is if one was too small, and how much smaller if one was nearly
-/// empty.
+/// From this capacity on, a block gets a spare buffer. A small new buffer costs less than a large
+/// one whose memory has left the processor's cache.
+const SPARE_WANTED_BYTES_MIN: usize = 1024;
+
+/// How much larger the next buffer is if one was too small, and how much smaller if that would have
+/// been enough.
 const GROWTH: usize = 4;
 
 /// An entry for the IO thread.
@@ -114,7 +118,7 @@ impl State {
             return None;
         }
         self.part += 1;
-        if self.frames.bytes.len() < self.capacity / (2 * GROWTH) {
+        if self.frames.bytes.len() <= self.capacity / GROWTH {
             self.capacity = (self.capacity / GROWTH).max(BUFFER_BYTES_MIN);
         }
         let empty = Frames::new(self.frames.channel, Vec::new());
@@ -188,10 +192,10 @@ impl BlockGuard<'_> {
             self.seal(entries)?;
             self.state.capacity = (self.state.capacity * GROWTH).min(BUFFER_BYTES_MAX);
         }
-        let fitting = (size <= BUFFER_BYTES_MAX).then(|| spare.take());
         let capacity = self.state.capacity.max(size);
-        let buffer = fitting.flatten();
-        self.state.frames.bytes = buffer.unwrap_or_else(|| Vec::with_capacity(capacity));
+        let is_spare_wanted = (SPARE_WANTED_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&capacity);
+        let spare = is_spare_wanted.then(|| spare.take()).flatten();
+        self.state.frames.bytes = spare.unwrap_or_else(|| Vec::with_capacity(capacity));
         Ok(())
     }
 

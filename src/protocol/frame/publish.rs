@@ -55,8 +55,8 @@ impl<'a> PublishBody<'a> {
     }
 }
 
-/// A checked publish with encoded properties. The caller holds the lock of the command queue while
-/// it is written, so all checks come before.
+/// A checked publish with encoded properties. The caller holds the lock of a block while it is
+/// written, so all checks come before.
 ///
 /// The frames are written without a gap, because nothing else may come between them on their
 /// channel.
