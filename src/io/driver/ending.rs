@@ -68,9 +68,10 @@ impl Driver {
     /// outbox.
     ///
     /// A thread that has found the connection open may have appended to the block of its channel
-    /// after the close was queued. Such an announcement, and frames that were sealed meanwhile, stand
-    /// behind the close. No command of their own channel stands between: it would have been queued
-    /// behind the close as well, and a thread that appends behind such a command knows of the close.
+    /// after the close was queued. Such an announcement, and frames that were sealed meanwhile,
+    /// stand behind the close. No command of their own channel stands between: it would have been
+    /// queued behind the close as well, and a thread that appends behind such a command knows of
+    /// the close.
     pub(super) fn push_frames_before_close(&mut self) {
         // From the moment at which a block was locked here, no thread appends to it.
         let channels = self.core.channels().map(|(channel, _)| channel);
@@ -172,8 +173,8 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Completes all pending calls, also after a panic. The calls that are still queued end when the
-    /// fields of the driver are dropped, after this function.
+    /// Completes all pending calls, also after a panic. The calls that are still queued end when
+    /// the fields of the driver are dropped, after this function.
     fn drop(&mut self) {
         if self.shared.termination().is_none() {
             let kind = io::ErrorKind::Other;

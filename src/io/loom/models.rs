@@ -25,7 +25,6 @@ use crate::io::to_io::spare_buffers::SpareBuffers;
 use crate::io::to_io::wake::{Wake, Waker};
 use crate::io::to_program::dispatch_signal::{Notify, Subscribers};
 use crate::io::to_program::ready_list::ReadyFlag;
-use crate::protocol::event::ChannelId;
 
 /// One slot, like that of the kernel. loom reports a wait that no thread ends as a deadlock.
 struct Slot {
@@ -232,7 +231,7 @@ impl EntrySender<u8> for Entries {
     }
 }
 
-/// What the threads share in the models of a block.
+/// The parts that the threads share in the models of a block.
 struct Way {
     block: std::sync::Arc<Block>,
     entries: Entries,
@@ -241,12 +240,8 @@ struct Way {
 
 impl Way {
     fn new() -> Arc<Self> {
-        let id = ChannelId {
-            number: 1,
-            generation: 1,
-        };
         Arc::new(Self {
-            block: Block::new(id),
+            block: Block::of_channel_1(),
             entries: Entries::new(),
             spare: SpareBuffers::new(),
         })

@@ -288,15 +288,16 @@ impl ChannelShared {
         self.prefetch.store(count.into(), Ordering::Release);
     }
 
-    /// Queues `command` behind all publishes and settlements of the channel, and wakes the IO thread
-    /// if it waits. After the end of the connection the command is dropped with the sender for its
-    /// reply, which wakes the caller.
+    /// Queues `command` behind all publishes and settlements of the channel, and wakes the IO
+    /// thread if it waits. After the end of the connection the command is dropped with the sender
+    /// for its reply, which wakes the caller.
     pub(crate) fn send(&self, command: ChannelCommand) {
         self.send_and(command, || {});
     }
 
     /// Queues `command` like [`send`](Self::send), and calls `note` under the lock of the block. A
-    /// thread that queues another entry of the channel behind the command sees the effect of `note`.
+    /// thread that queues another entry of the channel behind the command sees the effect of
+    /// `note`.
     fn send_and(&self, command: ChannelCommand, note: impl FnOnce()) {
         let command = Command::Channel(self.id, command);
         let commands = self.connection.commands();

@@ -176,8 +176,8 @@ impl ConnectionShared {
         }
     }
 
-    /// Queues a command that concerns no channel, and wakes the IO thread if it waits. After the end
-    /// of the connection the command is dropped with the sender for its reply, which wakes the
+    /// Queues a command that concerns no channel, and wakes the IO thread if it waits. After the
+    /// end of the connection the command is dropped with the sender for its reply, which wakes the
     /// caller.
     pub(crate) fn send(&self, command: Command) {
         if matches!(command, Command::Close { .. } | Command::Disconnect) {

@@ -85,6 +85,14 @@ impl Block {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn of_channel_1() -> Arc<Self> {
+        Self::new(ChannelId {
+            number: 1,
+            generation: 1,
+        })
+    }
+
     /// Locks the block. Until the guard is dropped, the caller takes no other lock but that of the
     /// end of the channel.
     #[inline]

@@ -147,17 +147,9 @@ pub(crate) mod tests {
     use crossbeam_channel::bounded;
 
     use super::*;
-    use crate::protocol::event::ChannelId;
     use crate::protocol::frame::{Publish, PublishBody};
 
     type Queue = CommandQueue<Sender<()>>;
-
-    fn block() -> Arc<Block> {
-        Block::new(ChannelId {
-            number: 1,
-            generation: 1,
-        })
-    }
 
     /// Returns whether the IO thread must be woken; `None` after its end.
     fn publish(commands: &Queue, block: &Arc<Block>, body: &[u8]) -> Option<bool> {
@@ -196,7 +188,7 @@ pub(crate) mod tests {
     fn after_the_end_new_entries_are_refused_and_queued_ones_are_dropped() {
         let (commands, entries) = CommandQueue::new(10_000);
         let (reply, outcome) = bounded(1);
-        let block = block();
+        let block = Block::of_channel_1();
         assert!(commands.send(reply.clone()));
         assert_eq!(publish(&commands, &block, b"body"), Some(true));
         drop(entries);
@@ -217,7 +209,7 @@ pub(crate) mod tests {
     #[test]
     fn the_entries_of_a_channel_are_taken_in_their_order() {
         let (commands, entries) = CommandQueue::new(10_000);
-        let block = block();
+        let block = Block::of_channel_1();
         assert_eq!(publish(&commands, &block, b"body"), Some(true));
         assert_eq!(settle(&commands, &block), Some(false));
         assert!(commands.may_gather(1000) && !commands.may_gather(10));
@@ -234,7 +226,7 @@ pub(crate) mod tests {
     #[test]
     fn a_full_buffer_is_sealed_and_the_next_one_is_larger() {
         let (commands, entries) = CommandQueue::new(1 << 20);
-        let block = block();
+        let block = Block::of_channel_1();
         for _ in 0..100 {
             publish(&commands, &block, &[b'x'; 100]).unwrap();
         }
@@ -247,7 +239,7 @@ pub(crate) mod tests {
     #[test]
     fn a_message_that_fills_a_buffer_is_an_entry_of_its_own() {
         let (commands, entries) = CommandQueue::new(1 << 20);
-        let block = block();
+        let block = Block::of_channel_1();
         let body = vec![b'x'; 100_000];
         assert_eq!(publish(&commands, &block, b"small"), Some(true));
         assert_eq!(publish(&commands, &block, &body), Some(true));
@@ -259,7 +251,7 @@ pub(crate) mod tests {
     #[test]
     fn an_entry_that_arrives_while_the_queue_is_taken_waits_for_the_next_time() {
         let (commands, entries) = CommandQueue::new(1 << 20);
-        let (first, second) = (block(), block());
+        let (first, second) = (Block::of_channel_1(), Block::of_channel_1());
         publish(&commands, &first, b"body").unwrap();
         publish(&commands, &second, b"body").unwrap();
         assert!(first.take().is_some());
