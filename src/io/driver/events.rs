@@ -186,6 +186,14 @@ pub(crate) fn pass_on(
             keep_notice(&channel, Notice::Flow(active));
             log::info!("{}: channel {number}: flow {active}", shared.name);
         }
+        // These follow a `detach` of the core only.
+        Event::ChannelSuspended { .. }
+        | Event::TransactionDropped { .. }
+        | Event::ChannelResumed { .. }
+        | Event::ChannelRestored { .. }
+        | Event::ConsumerRefused { .. }
+        | Event::ConsumerResumed { .. }
+        | Event::Restored => {}
         Event::Blocked(reason) => {
             shared.set_blocked(Some(reason.clone()));
             log::warn!("{}: blocked by the broker: {reason}", shared.name);
