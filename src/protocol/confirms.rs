@@ -511,7 +511,7 @@ mod tests {
         assert_eq!(returned(&mut ledger, 9, &named("returned"), "back"), None);
         let mut lost = Vec::new();
         ledger.detach(3, |number, token, returned| {
-            lost.push((number, token, returned))
+            lost.push((number, token, returned));
         });
         assert_eq!(lost, [(2, "returned", Some("back")), (3, "written", None)]);
         assert!(ledger.is_confirmed_up_to(3) && !ledger.is_confirmed_up_to(4));
@@ -578,9 +578,8 @@ mod tests {
                     Act::Confirm(number, multiple) => {
                         let number = number.min(wire.len() as u64);
                         let first = if multiple { 1 } else { number.max(1) };
-                        for number in first..=number {
-                            due.push(wire[number as usize - 1]);
-                        }
+                        let covered = (1..).zip(&wire).filter(|(at, _)| (first..=number).contains(at));
+                        due.extend(covered.map(|(_, published)| *published));
                         ledger.confirm(number, multiple, true, |number, token, _| {
                             ended.push((number, token));
                         });

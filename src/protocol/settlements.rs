@@ -180,10 +180,6 @@ impl SettlementLedger {
 
     /// Notes that the connection is lost. All deliveries so far become stale, and the current
     /// transaction is rolled back.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn detach(&mut self, detached: DetachedChannel) {
         self.roll_back();
         self.transaction = detached.has_transactions.then(Ranges::default);
@@ -597,9 +593,9 @@ mod tests {
         fn broker_settles(&mut self, wire_tag: u64) {
             let tag = self.base + wire_tag;
             assert!(self.unsettled.remove(&tag), "406 for {tag}");
-            self.transaction
-                .iter_mut()
-                .for_each(|it| drop(it.insert(tag)));
+            if let Some(transaction) = &mut self.transaction {
+                transaction.insert(tag);
+            }
         }
 
         fn settle(&mut self, settlements: &mut SettlementLedger, tag: u64) {

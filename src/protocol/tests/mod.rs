@@ -146,7 +146,10 @@ impl Scenario {
         };
         if !multiple {
             return match ledgers.settlements.settle(delivery_tag) {
-                Settled::Fresh { wire_tag } => Some(self.settle(id, wire_tag, settle)),
+                Settled::Fresh { wire_tag } => {
+                    self.settle(id, wire_tag, settle);
+                    Some(())
+                }
                 Settled::Stale | Settled::Again => None,
             };
         }

@@ -103,8 +103,9 @@ impl World {
     }
 
     fn next_call(&mut self, channel: &'static str) -> u32 {
+        let call = u32::try_from(self.calls.len()).unwrap();
         self.calls.push(channel);
-        self.calls.len() as u32 - 1
+        call
     }
 
     fn step(&mut self, step: Step) {
@@ -187,10 +188,11 @@ impl World {
             return;
         };
         let call = self.next_call(name);
+        let prefetch = u16::try_from(call % 3).unwrap();
         let method: Method = match kind {
             0 => queue::Declare::new(call.to_string()).into(),
-            1 => basic::Qos::new(call as u16 % 3).into(),
-            2 => basic::Qos::new(call as u16 % 3).global(true).into(),
+            1 => basic::Qos::new(prefetch).into(),
+            2 => basic::Qos::new(prefetch).global(true).into(),
             3 => queue::Purge::new("q").nowait(true).into(),
             4 => basic::Get::new("q").no_ack(true).into(),
             5 => basic::Get::new("q").into(),
@@ -340,7 +342,7 @@ impl World {
             assert_eq!(unsettled, channel.unsettled, "unsettled on {name}");
         }
         self.outcomes.sort_unstable();
-        let calls: Vec<_> = (0..self.calls.len() as u32).collect();
+        let calls: Vec<_> = (0..).zip(&self.calls).map(|(call, _)| call).collect();
         assert_eq!(self.outcomes, calls);
         assert_eq!(self.scenario.core.poll_timeout(), None);
     }

@@ -165,3 +165,32 @@ fn an_unexpected_reply_or_content_is_a_violation() {
         assert!(seen.iter().any(ended), "{seen:?}");
     }
 }
+
+#[test]
+fn a_suspended_channel_that_ends_leaves_its_number_to_the_topology() {
+    for is_closed in [true, false] {
+        let mut scenario = preparing(1);
+        let id = scenario.ledgers("one").id;
+        if !is_closed {
+            // An opening that times out ends as well.
+            scenario.begin_close_channel(id, 1);
+            scenario.begin_open(1, "one", 2);
+        }
+        assert_eq!(scenario.core.open_maintenance(), Some(1));
+        scenario.core.call_maintenance(1, declare("a"), 10);
+        match is_closed {
+            true => scenario.begin_close_channel(id, 1),
+            false => scenario.pass(RPC_TIMEOUT),
+        }
+        scenario.sent();
+        let taken = scenario.core.reserve_channel(Some(1));
+        assert_eq!(taken, Err(NumberError::Closing(1)));
+        scenario.peer_sends(1, channel::OpenOk::default());
+        scenario.core.close_maintenance(1);
+        scenario.core.restore_channels(scenario.now);
+        scenario.sent();
+        scenario.peer_sends(1, channel::CloseOk::default());
+        assert_eq!(scenario.sent(), []);
+        assert!(scenario.core.reserve_channel(Some(1)).is_ok());
+    }
+}

@@ -148,6 +148,66 @@ fn nothing_of_the_lost_connection_reaches_the_next_one() {
 }
 
 #[test]
+fn a_tag_at_the_end_of_its_range_settles_nothing() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    scenario.peer_sends_content(1, deliver("c", u64::MAX), None, b"x");
+    scenario.reopen();
+    scenario.peer_sends(1, consume_ok("c"));
+    scenario.sent();
+    scenario.events();
+    scenario.peer_sends_content(1, deliver("c", 1), None, b"x");
+    let last = Seen::Delivery("c", u64::MAX, b"x".to_vec());
+    assert_eq!(scenario.events(), [last]);
+    scenario.settle_by_ledger("one", u64::MAX, Settle::Ack { multiple: true });
+    scenario.core.requeue(id, vec![u64::MAX]);
+    assert_eq!(scenario.sent(), []);
+}
+
+#[test]
+fn deliveries_that_were_held_back_are_forgotten() {
+    let now = Instant::now();
+    let limits = ConnectionLimits {
+        read_budget: 1000,
+        ..limits(None)
+    };
+    let decoder = FrameDecoder::new(FRAME_MAX);
+    let core = Connection::new(decoder, &negotiated(), limits, now);
+    let mut scenario = Scenario::of(core, now);
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "c");
+    for tag in 1..=10 {
+        let bytes = content(1, deliver("c", tag), None, &[0; 500]);
+        scenario.feed(&bytes);
+    }
+    while scenario.core.poll_event().is_some() {}
+    assert!(scenario.core.is_holding_back());
+    scenario.core.set_untaken_bytes(0);
+    scenario.core.requeue_held(now);
+    assert!(scenario.core.is_expecting());
+    scenario.core.detach(now);
+    assert!(!scenario.core.is_holding_back() && !scenario.core.is_expecting());
+    let mut bases = Vec::new();
+    let mut requeued = Vec::new();
+    while let Some(event) = scenario.core.poll_event() {
+        match event {
+            Event::Requeue { delivery_tag, .. } => requeued.push(delivery_tag),
+            Event::ChannelSuspended { detached, .. } => bases.push(detached.base),
+            event => panic!("{event:?}"),
+        }
+    }
+    assert_eq!(bases, [10]);
+    assert!(!requeued.is_empty());
+    scenario.core.requeue(id, requeued.clone());
+    scenario.restore();
+    scenario.peer_sends(1, channel::OpenOk::default());
+    scenario.peer_sends(1, consume_ok("c"));
+    scenario.core.requeue(id, requeued);
+    assert_eq!(scenario.sent(), [open(), consume("c")]);
+}
+
+#[test]
 fn the_state_of_the_lost_connection_is_over() {
     let mut scenario = Scenario::with(&Negotiated {
         heartbeat: 10,
