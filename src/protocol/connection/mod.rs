@@ -34,7 +34,7 @@
 //!  +-- close (broker): answered; end of stream, protocol error, silence -----------> closed
 //! ```
 
-pub(crate) mod maintenance;
+mod maintenance;
 mod number_queue;
 mod read_budget;
 pub(crate) mod recovery;
