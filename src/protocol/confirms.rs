@@ -7,6 +7,10 @@
 //! other publishes may arrive between the two. So it is found by exchange, routing key, body and
 //! properties. If the broker has changed the message on its way, several publishes may match, and
 //! the outcome of each of these is ambiguous.
+//!
+//! The sequence numbers of the program go on for as long as its channel handle lives, while the
+//! broker counts from 1 again on each new connection. So the number of the program is that on the
+//! wire plus a *base*: the last number that was written to a former connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,6 +21,8 @@ use super::property_match::{PropertyMatch, ReturnedProperties};
 /// The publishes in the order of their sequence numbers, each with a token of the caller.
 #[derive(Debug)]
 pub(crate) struct ConfirmLedger<T, R> {
+    /// The number of the last publish that was written to a former connection; 0 on the first one.
+    base: u64,
     /// The sequence number of the first entry of `pending`.
     first: u64,
     /// `None`: this publish was confirmed before an earlier one.
@@ -89,6 +95,7 @@ pub(crate) fn fingerprint(exchange: &str, routing_key: &str, body: &[u8]) -> u64
 impl<T, R> ConfirmLedger<T, R> {
     pub(crate) fn new() -> Self {
         Self {
+            base: 0,
             first: 1,
             pending: VecDeque::new(),
             unconfirmed: 0,
@@ -180,15 +187,17 @@ impl<T, R> ConfirmLedger<T, R> {
         self.pending.get_mut(index)
     }
 
-    /// Confirms the publish `number`, or with `multiple` all publishes up to it, and calls `report`
-    /// for each. A number that is not unconfirmed has no effect.
+    /// Confirms a publish, or with `multiple` all publishes up to it, and calls `report` for each.
+    /// `wire_number` is the number that the broker gave. A number that is not unconfirmed has no
+    /// effect.
     pub(crate) fn confirm(
         &mut self,
-        number: u64,
+        wire_number: u64,
         multiple: bool,
         ack: bool,
         mut report: impl FnMut(u64, T, PublishOutcome<R>),
     ) {
+        let number = self.base.saturating_add(wire_number);
         if multiple {
             let (start, last) = (self.first, number.min(self.last()));
             self.first = start.max(last.saturating_add(1));
@@ -205,6 +214,37 @@ impl<T, R> ConfirmLedger<T, R> {
             let (token, outcome) = entry.confirm(&mut self.mandatory, number, ack);
             report(number, token, outcome);
         }
+        self.remove_confirmed();
+    }
+
+    /// Notes that the connection is lost, on which the publishes up to number `written` were
+    /// written. Calls `report` for those of them that are unconfirmed, with the returned message if
+    /// there is one; otherwise the outcome remains unknown. Later publishes keep their numbers, and
+    /// the next connection counts them from 1.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the driver does not detach the core yet")
+    )]
+    pub(crate) fn detach(&mut self, written: u64, mut report: impl FnMut(u64, T, Option<R>)) {
+        self.base = self.base.max(written.min(self.last()));
+        while self.first <= self.base {
+            let number = self.first;
+            self.first += 1;
+            if let Some(entry) = self.pending.pop_front().flatten() {
+                self.unconfirmed -= 1;
+                let (token, outcome) = entry.confirm(&mut self.mandatory, number, false);
+                let returned = match outcome {
+                    PublishOutcome::Returned(message) => Some(message),
+                    _ => None,
+                };
+                report(number, token, returned);
+            }
+        }
+        self.remove_confirmed();
+    }
+
+    /// Removes the confirmed publishes before the first one that is unconfirmed.
+    fn remove_confirmed(&mut self) {
         while let Some(None) = self.pending.front() {
             self.pending.pop_front();
             self.first += 1;
@@ -461,10 +501,103 @@ mod tests {
         assert!(ledger.mandatory.is_empty());
     }
 
+    #[test]
+    fn a_loss_ends_the_written_publishes_and_the_others_keep_their_numbers() {
+        let mut ledger = ConfirmLedger::new();
+        for token in ["confirmed", "returned", "written", "queued"] {
+            ledger.publish(token, mandatory(9, &named(token)));
+        }
+        settle(&mut ledger, 1, false, true);
+        assert_eq!(returned(&mut ledger, 9, &named("returned"), "back"), None);
+        let mut lost = Vec::new();
+        ledger.detach(3, |number, token, returned| {
+            lost.push((number, token, returned));
+        });
+        assert_eq!(lost, [(2, "returned", Some("back")), (3, "written", None)]);
+        assert!(ledger.is_confirmed_up_to(3) && !ledger.is_confirmed_up_to(4));
+        assert!(settle(&mut ledger, 0, true, true).is_empty());
+        assert_eq!(ledger.publish("new", None), 5);
+        assert_eq!(
+            settle(&mut ledger, 2, true, true),
+            [
+                (4, "queued", PublishOutcome::Acked),
+                (5, "new", PublishOutcome::Acked)
+            ]
+        );
+        assert!(ledger.mandatory.is_empty());
+        ledger.detach(u64::MAX, |_, _, _| panic!("all are confirmed"));
+        assert_eq!(ledger.publish("next", None), 6);
+        assert_eq!(settle(&mut ledger, 1, false, true).len(), 1);
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        Publish,
+        Write(usize),
+        Confirm(u64, bool),
+        Lose,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => Just(Act::Publish),
+            4 => (1usize..5).prop_map(Act::Write),
+            4 => (0u64..8, any::<bool>()).prop_map(|(number, multiple)| Act::Confirm(number, multiple)),
+            1 => Just(Act::Lose),
+        ]
+    }
+
     proptest! {
         // proptest prints a failing case. Without this it would also write a file into the source
         // tree.
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn each_connection_counts_its_publishes_from_one(
+            acts in proptest::collection::vec(act(), 0..200),
+        ) {
+            let mut ledger: ConfirmLedger<u64, ()> = ConfirmLedger::new();
+            let (mut published, mut written) = (0, 0);
+            // The numbers of this connection's publishes, in the order of the wire.
+            let mut wire = Vec::new();
+            let mut open = std::collections::BTreeSet::new();
+            for act in acts {
+                let mut due = Vec::new();
+                let mut ended = Vec::new();
+                match act {
+                    Act::Publish => {
+                        published += 1;
+                        open.insert(published);
+                        prop_assert_eq!(ledger.publish(published, None), published);
+                    }
+                    Act::Write(count) => {
+                        let next = (written + 1..=published).take(count);
+                        wire.extend(next);
+                        written = written.max(wire.last().copied().unwrap_or(0));
+                    }
+                    Act::Confirm(number, multiple) => {
+                        let number = number.min(wire.len() as u64);
+                        let first = if multiple { 1 } else { number.max(1) };
+                        let covered = (1..).zip(&wire).filter(|(at, _)| (first..=number).contains(at));
+                        due.extend(covered.map(|(_, published)| *published));
+                        ledger.confirm(number, multiple, true, |number, token, _| {
+                            ended.push((number, token));
+                        });
+                    }
+                    Act::Lose => {
+                        due.append(&mut wire);
+                        ledger.detach(written, |number, token, _| ended.push((number, token)));
+                    }
+                }
+                due.retain(|number| open.remove(number));
+                let due: Vec<_> = due.into_iter().map(|number| (number, number)).collect();
+                prop_assert_eq!(ended, due);
+                prop_assert_eq!(ledger.unconfirmed(), open.len());
+                let lowest = open.first().copied().unwrap_or(published + 1);
+                prop_assert!(ledger.is_confirmed_up_to(lowest - 1));
+                prop_assert!(!ledger.is_confirmed_up_to(lowest));
+            }
+        }
 
         #[test]
         fn each_publish_is_confirmed_exactly_once(

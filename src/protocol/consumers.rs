@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::methods::basic;
 use super::read_room::QueueId;
 use super::wire::ShortString;
 
@@ -38,10 +39,32 @@ impl<C> ConsumerRecord<C> {
     }
 }
 
+/// The values with which a consumer is started again on another connection.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) consume: basic::Consume,
+    /// The prefetch at its start; `None` if the channel had set none.
+    pub(crate) prefetch: Option<u16>,
+    /// Whether the broker has refused to start it again.
+    is_refused: bool,
+}
+
+impl Subscription {
+    pub(crate) fn new(consume: basic::Consume, prefetch: Option<u16>) -> Self {
+        Self {
+            consume,
+            prefetch,
+            is_refused: false,
+        }
+    }
+}
+
 /// The consumers of a channel by their tags.
 #[derive(Debug)]
 pub(crate) struct Consumers<C> {
     alive: HashMap<ShortString, ConsumerRecord<C>>,
+    /// The subscription of each of them. It is apart, because the record is cloned often.
+    subscriptions: HashMap<ShortString, Subscription>,
     /// The consumer of the last delivery, with the version of its tag. Mostly the next delivery is
     /// for it as well.
     last: Option<(u64, ConsumerRecord<C>)>,
@@ -76,6 +99,7 @@ impl<C: Clone> Consumers<C> {
     pub(crate) fn new() -> Self {
         Self {
             alive: HashMap::new(),
+            subscriptions: HashMap::new(),
             last: None,
             cancelled: VecDeque::new(),
             starting: None,
@@ -93,6 +117,71 @@ impl<C: Clone> Consumers<C> {
             self.starting = Some(tag.clone());
         }
         self.alive.insert(tag, consumer);
+    }
+
+    /// Keeps the subscription of a consumer.
+    pub(crate) fn subscribe(&mut self, tag: ShortString, subscription: Subscription) {
+        self.subscriptions.insert(tag, subscription);
+    }
+
+    /// Returns the subscription of consumer `number`, unless the consumer has ended.
+    pub(crate) fn subscription(&self, tag: &ShortString, number: u64) -> Option<&Subscription> {
+        let consumer = self.alive.get(tag)?;
+        let is_meant = consumer.number == number && !consumer.discard;
+        self.subscriptions.get(tag).filter(|_| is_meant)
+    }
+
+    /// Returns the numbers and tags of the consumers in the order of their starts, without those
+    /// that the broker has refused.
+    pub(crate) fn in_order(&self) -> Vec<(u64, ShortString)> {
+        let mut consumers: Vec<_> = self
+            .alive
+            .iter()
+            .filter(|(tag, consumer)| !consumer.discard && !self.is_refused(tag))
+            .map(|(tag, consumer)| (consumer.number, tag.clone()))
+            .collect();
+        consumers.sort_unstable_by_key(|(number, _)| *number);
+        consumers
+    }
+
+    /// Notes that the connection is lost. Returns the tags of the consumers that have no owner any
+    /// more, and that need not be started again.
+    pub(crate) fn detach(&mut self) -> Vec<ShortString> {
+        self.cancelled.clear();
+        self.starting = None;
+        self.last = None;
+        for consumer in self.alive.values_mut() {
+            consumer.is_requeueable = false;
+            consumer.takes_out_of_order = false;
+            consumer.is_full = false;
+        }
+        let discarded = self.alive.iter().filter(|(_, consumer)| consumer.discard);
+        discarded.map(|(tag, _)| tag.clone()).collect()
+    }
+
+    /// Notes that the broker refuses to start a consumer again.
+    pub(crate) fn note_refusal(&mut self, tag: &ShortString) {
+        if let Some(subscription) = self.subscriptions.get_mut(tag) {
+            subscription.is_refused = true;
+        }
+    }
+
+    pub(crate) fn is_refused(&self, tag: &ShortString) -> bool {
+        let subscription = self.subscriptions.get(tag);
+        subscription.is_some_and(|subscription| subscription.is_refused)
+    }
+
+    /// Notes that a consumer has started again. Returns whether it was refused before.
+    pub(crate) fn end_refusal(&mut self, tag: &ShortString) -> bool {
+        let subscription = self.subscriptions.get_mut(tag);
+        subscription.is_some_and(|it| std::mem::take(&mut it.is_refused))
+    }
+
+    /// Forgets which consumers were refused: on another connection all are tried again.
+    pub(crate) fn forget_refusals(&mut self) {
+        for subscription in self.subscriptions.values_mut() {
+            subscription.is_refused = false;
+        }
     }
 
     /// Notes that the broker has confirmed the start of a consumer. No more deliveries arrive for
@@ -175,6 +264,7 @@ impl<C: Clone> Consumers<C> {
 
     pub(crate) fn remove(&mut self, tag: &ShortString) -> Option<C> {
         self.last = None;
+        self.subscriptions.remove(tag);
         self.alive.remove(tag).map(|consumer| consumer.token)
     }
 
@@ -197,6 +287,7 @@ impl<C: Clone> Consumers<C> {
         self.cancelled.clear();
         self.starting = None;
         self.last = None;
+        self.subscriptions.clear();
         let alive = self.alive.drain();
         alive.map(|(_, consumer)| consumer.token).collect()
     }

@@ -10,6 +10,7 @@ use super::content::{GotContent, ReturnedContent};
 use super::delivery_batch::Batch;
 use super::errors::{EncodeError, ProtocolError};
 use super::methods::Method;
+use super::settlements::DetachedChannel;
 use super::wire::ShortString;
 
 /// Values of the IO thread that the core keeps with calls, channels and consumers. Each event
@@ -48,6 +49,20 @@ pub(crate) struct PendingCall<T: Tokens> {
     /// The number of the one consumer that a `basic.cancel` is for. `None`: the cancel is for the
     /// consumer that has the tag when the cancel is sent.
     pub(crate) cancels: Option<u64>,
+    pub(crate) purpose: Purpose,
+}
+
+/// The purpose of a call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The program, or the core itself, wants the effect of the call.
+    #[default]
+    Usual,
+    /// The call restores a channel after a loss of the connection.
+    Restore,
+    /// The call is a rollback in the place of the commit that the program has requested. A part of
+    /// its transaction was lost with the connection.
+    EndLostTransaction,
 }
 
 /// The successful outcome of a call.
@@ -70,6 +85,13 @@ pub(crate) enum CallFailure {
     DuplicateConsumerTag,
     /// The channel or connection is closed. An earlier event has the reason.
     Closed,
+    /// The connection was lost before the reply. Whether the call has taken effect is unknown.
+    Interrupted,
+    /// The commit was not made, because a part of the transaction was lost with the connection. The
+    /// rest is rolled back.
+    TransactionLost,
+    /// The broker has refused a call on a [maintenance channel](super::connection::Connection).
+    Refused(CloseReason),
 }
 
 /// Whether a publish or a settlement may be sent on a channel.
@@ -78,6 +100,8 @@ pub(crate) enum Gate {
     Open,
     /// Not before the reply to `tx.commit`: RabbitMQ would close the connection (504).
     Committing,
+    /// Not before the channel is restored after a loss of the connection.
+    Suspended,
     Closed,
 }
 
@@ -228,6 +252,38 @@ pub(crate) enum Event<T: Tokens> {
         reason: Option<CloseReason>,
         consumers: Vec<T::Consumer>,
     },
+    /// The connection is lost, or the broker has closed the channel because it refuses a restored
+    /// consumer. The channel waits until it is restored. Events of the lost connection precede this
+    /// one, and the outcomes of interrupted calls follow.
+    ChannelSuspended {
+        channel: T::Channel,
+        detached: DetachedChannel,
+    },
+    /// The transaction of a suspended channel has ended. Publishes that wait for the channel are
+    /// part of it, and must be dropped.
+    TransactionDropped {
+        channel: T::Channel,
+    },
+    /// Publishes and settlements may be sent on the channel again.
+    ChannelResumed {
+        channel: T::Channel,
+    },
+    /// The channel is restored, with all its consumers but those that were refused.
+    ChannelRestored {
+        channel: T::Channel,
+    },
+    /// The broker has refused to restore a consumer.
+    /// [`resume_consumer`](super::connection::Connection::resume_consumer) tries again.
+    ConsumerRefused {
+        consumer: T::Consumer,
+        reason: CloseReason,
+    },
+    /// A consumer that was refused has started again.
+    ConsumerResumed {
+        consumer: T::Consumer,
+    },
+    /// Every channel is restored.
+    Restored,
     Blocked(ShortString),
     Unblocked,
     /// The connection has ended. This event precedes all others that the end of the connection

@@ -9,7 +9,8 @@
 //!    together from several frames.
 //! 2. [`addresses`] chooses the address of a broker, and [`handshake`] opens a connection.
 //! 3. [`connection`] passes received frames to each [`channel`]. [`output`] collects the results:
-//!    bytes and [`event`]s. [`heartbeat`] finds a dead broker.
+//!    bytes and [`event`]s. [`heartbeat`] finds a dead broker. [`connection::recovery`] continues
+//!    with another connection.
 //! 4. [`delivery_batch`] stores deliveries. [`read_room`] counts their bytes against the read
 //!    budget. [`held_deliveries`] decides which deliveries are held back, and when these are
 //!    requeued.

@@ -28,6 +28,10 @@ pub(crate) struct Output<T: Tokens> {
     pub(crate) committed: Vec<ChannelId>,
     /// The channels whose next call is sent after the settlements that the program made before it.
     pub(crate) changing: Vec<ChannelId>,
+    /// The numbers of the channels that are not restored yet.
+    pub(crate) unrestored: BTreeSet<u16>,
+    /// Whether an event reports that all channels are restored.
+    pub(crate) reports_restored: bool,
     /// An empty list of batches, kept for its memory.
     spare: VecDeque<Batch>,
     /// The deadlines of calls: instant, number of the channel, number of the call.
@@ -47,6 +51,8 @@ impl<T: Tokens> Output<T> {
             writer: BatchWriter::default(),
             committed: Vec::new(),
             changing: Vec::new(),
+            unrestored: BTreeSet::new(),
+            reports_restored: false,
             spare: VecDeque::new(),
             deadlines: BTreeSet::new(),
             frame_max,
@@ -132,6 +138,29 @@ impl<T: Tokens> Output<T> {
         }
         self.deadlines.pop_first();
         Some((channel, number))
+    }
+
+    /// Drops all that was meant for the lost connection.
+    pub(crate) fn detach(&mut self) {
+        self.bytes = Vec::new();
+        self.committed.clear();
+        self.changing.clear();
+        self.reports_restored = false;
+        self.room.forget_consumers();
+    }
+
+    /// Notes that channel `number` is restored, or has ended.
+    pub(crate) fn note_restored(&mut self, number: u16) {
+        self.unrestored.remove(&number);
+        self.report_if_restored();
+    }
+
+    /// Reports that all channels are restored, if so and if no event has reported it.
+    pub(crate) fn report_if_restored(&mut self) {
+        if self.reports_restored && self.unrestored.is_empty() {
+            self.reports_restored = false;
+            self.events.push_back(Event::Restored);
+        }
     }
 
     pub(crate) fn frame_max(&self) -> usize {

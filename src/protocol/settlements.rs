@@ -1,5 +1,11 @@
 //! The settlement ledger: the settled deliveries of a channel. The broker would close the channel
 //! if a delivery was settled twice.
+//!
+//! The delivery tags of the program grow for as long as its channel handle lives, while those on
+//! the wire count from 1 again on each new connection. So the tag of the program is that on the
+//! wire plus a *base*, which [`detach`](SettlementLedger::detach) moves up to the last tag when the
+//! connection is lost. Deliveries up to the base are *stale*: the broker has requeued them. Every
+//! tag that goes to the wire is computed in here, from a tag above the base.
 
 use super::methods::Method;
 use super::ranges::Ranges;
@@ -7,6 +13,8 @@ use super::ranges::Ranges;
 /// The settled deliveries of a channel by delivery tag. Tags count from 1.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SettlementLedger {
+    /// The last delivery tag before the current connection; 0 on the first one.
+    base: u64,
     /// The deliveries that the program can no longer settle.
     settled: Ranges,
     /// Those of them that the broker still has as unsettled, because they are requeued later. No
@@ -21,6 +29,29 @@ pub(crate) struct SettlementLedger {
     rejected: u64,
     /// The number of those that belong to the current transaction.
     rejected_in_transaction: u64,
+    /// The number of settlements of stale deliveries.
+    stale: u64,
+}
+
+/// The effect of the settlement of one delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// The settlement is to be sent with this delivery tag.
+    Fresh { wire_tag: u64 },
+    /// The delivery came with a former connection. There is nothing to send.
+    Stale,
+    /// The delivery was settled before.
+    Again,
+}
+
+/// The state in which the loss of its connection leaves a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DetachedChannel {
+    /// The last delivery tag of the lost connection, as the program knows it. All deliveries up to
+    /// it are stale.
+    pub(crate) base: u64,
+    /// Whether the channel will have transactions again.
+    pub(crate) has_transactions: bool,
 }
 
 /// The effect of a call on the deliveries of its channel. It is noted when the call is sent, after
@@ -50,13 +81,15 @@ impl SettlementChange {
 }
 
 /// The settlements that together cover all deliveries up to a tag. RabbitMQ requires that each
-/// named tag is unsettled.
+/// named tag is unsettled. All tags are those for the wire.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Covered {
     /// The tag for a settlement with `multiple`.
     pub(crate) up_to: Option<u64>,
     /// The tags for single settlements.
     pub(crate) singly: Vec<u64>,
+    /// Whether all deliveries up to the tag are stale.
+    pub(crate) is_stale: bool,
 }
 
 impl Covered {
@@ -70,8 +103,21 @@ impl Covered {
 const SINGLE_TAGS_MAX: usize = 1 << 20;
 
 impl SettlementLedger {
-    /// Marks `tag` as settled. Returns `false` if it was settled before.
-    pub(crate) fn settle(&mut self, tag: u64) -> bool {
+    /// Marks `tag` as settled.
+    pub(crate) fn settle(&mut self, tag: u64) -> Settled {
+        // Stale deliveries count as settled, so the frequent case needs no further comparison.
+        if self.mark(tag) {
+            let wire_tag = tag - self.base;
+            return Settled::Fresh { wire_tag };
+        }
+        match self.note_if_stale(tag) {
+            true => Settled::Stale,
+            false => Settled::Again,
+        }
+    }
+
+    /// Marks `tag` as settled. Returns `false` if it was marked before.
+    fn mark(&mut self, tag: u64) -> bool {
         let is_new = self.settled.insert(tag);
         if is_new {
             self.count += 1;
@@ -85,24 +131,22 @@ impl SettlementLedger {
     /// Marks all unsettled deliveries up to `tag` as settled.
     pub(crate) fn settle_up_to(&mut self, tag: u64) -> Covered {
         let Some(highest) = self.settled.highest_missing(tag) else {
-            return Covered::default();
+            return Covered {
+                is_stale: self.note_if_stale(tag),
+                ..Covered::default()
+            };
         };
         let held = self.held.lowest_from(1);
-        let covered = match held.filter(|held| *held < highest) {
-            None => Covered {
-                up_to: Some(highest),
-                singly: Vec::new(),
-            },
+        let (up_to, singly) = match held.filter(|held| *held < highest) {
+            None => (Some(highest), Vec::new()),
             Some(held) => {
                 let behind = self.settled.missing(held, highest).into_iter();
                 let behind = behind.flat_map(|(first, last)| first..=last);
-                Covered {
-                    up_to: self.settled.highest_missing(held),
-                    singly: behind.take(SINGLE_TAGS_MAX).collect(),
-                }
+                let singly = behind.take(SINGLE_TAGS_MAX).collect();
+                (self.settled.highest_missing(held), singly)
             }
         };
-        if let Some(up_to) = covered.up_to {
+        if let Some(up_to) = up_to {
             if let Some(transaction) = &mut self.transaction {
                 for (first, last) in self.settled.missing(1, up_to) {
                     transaction.insert_all(first, last);
@@ -110,10 +154,41 @@ impl SettlementLedger {
             }
             self.count += self.settled.fill(up_to);
         }
-        for tag in &covered.singly {
-            self.settle(*tag);
+        for tag in &singly {
+            self.mark(*tag);
         }
-        covered
+        let base = self.base;
+        Covered {
+            up_to: up_to.map(|tag| tag - base),
+            singly: singly.into_iter().map(|tag| tag - base).collect(),
+            is_stale: false,
+        }
+    }
+
+    /// Returns whether the delivery with this tag came with a former connection.
+    pub(crate) fn is_stale(&self, tag: u64) -> bool {
+        (1..=self.base).contains(&tag)
+    }
+
+    /// Counts a settlement whose delivery is stale. Returns whether it is.
+    #[cold]
+    fn note_if_stale(&mut self, tag: u64) -> bool {
+        let is_stale = self.is_stale(tag);
+        self.stale += u64::from(is_stale);
+        is_stale
+    }
+
+    /// Notes that the connection is lost. All deliveries so far become stale, and the current
+    /// transaction is rolled back.
+    pub(crate) fn detach(&mut self, detached: DetachedChannel) {
+        self.roll_back();
+        self.transaction = detached.has_transactions.then(Ranges::default);
+        self.held = Ranges::default();
+        self.base = self.base.max(detached.base);
+        self.settled.fill(self.base);
+        if let Some(next) = self.base.checked_add(1) {
+            self.settled.remove_all(next, u64::MAX);
+        }
     }
 
     /// Counts `number` of the settled deliveries as nacked or rejected.
@@ -144,8 +219,10 @@ impl SettlementLedger {
     /// Marks `tag`, which is held back. The program cannot settle it, and it stays unsettled at the
     /// broker until [`requeue_held_back`](Self::requeue_held_back).
     pub(crate) fn hold(&mut self, tag: u64) {
-        self.settled.insert(tag);
-        self.held.insert(tag);
+        if !self.is_stale(tag) {
+            self.settled.insert(tag);
+            self.held.insert(tag);
+        }
     }
 
     /// Notes that the held-back delivery `tag` is requeued. On a channel with transactions,
@@ -199,6 +276,7 @@ impl SettlementLedger {
     /// Notes that the broker has requeued its unsettled deliveries, of which `last` is the last
     /// one. The settlements of the current transaction are not affected.
     pub(crate) fn recovered(&mut self, last: u64) {
+        let last = last.max(self.base);
         self.held.remove_all(1, last);
         if let Some(next) = last.checked_add(1) {
             self.settled.remove_all(next, u64::MAX);
@@ -214,6 +292,15 @@ impl SettlementLedger {
     pub(crate) fn rejected(&self) -> u64 {
         self.rejected
     }
+
+    /// Returns the number of settlements of stale deliveries.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the driver does not detach the core yet")
+    )]
+    pub(crate) fn stale(&self) -> u64 {
+        self.stale
+    }
 }
 
 #[cfg(test)]
@@ -227,20 +314,24 @@ mod tests {
     fn multiple(tag: u64) -> Covered {
         Covered {
             up_to: Some(tag),
-            singly: Vec::new(),
+            ..Covered::default()
         }
+    }
+
+    fn is_fresh(settlements: &mut SettlementLedger, tag: u64) -> bool {
+        matches!(settlements.settle(tag), Settled::Fresh { .. })
     }
 
     #[test]
     fn each_delivery_is_settled_once_and_the_highest_unsettled_tag_covers_those_below() {
         let mut settlements = SettlementLedger::default();
-        assert!(settlements.settle(3));
-        assert!(!settlements.settle(3));
-        assert!(settlements.settle(1));
+        assert!(is_fresh(&mut settlements, 3));
+        assert!(!is_fresh(&mut settlements, 3));
+        assert!(is_fresh(&mut settlements, 1));
         assert_eq!(settlements.settle_up_to(3), multiple(2));
         assert!(settlements.settle_up_to(3).is_nothing());
-        assert!(!settlements.settle(2));
-        assert!(settlements.settle(4));
+        assert!(!is_fresh(&mut settlements, 2));
+        assert!(is_fresh(&mut settlements, 4));
         assert_eq!(settlements.count(), 4);
         settlements.settle_for_good(6, 8);
         assert_eq!(settlements.settle_up_to(8), multiple(5));
@@ -252,10 +343,10 @@ mod tests {
         let mut settlements = SettlementLedger::default();
         settlements.settle(1);
         settlements.change(SettlementChange::RollBack);
-        assert!(!settlements.settle(1), "there was none");
+        assert!(!is_fresh(&mut settlements, 1), "there was none");
         settlements.change(SettlementChange::SelectTransactions);
         for _ in 0..2 {
-            assert!(settlements.settle(3));
+            assert!(is_fresh(&mut settlements, 3));
             assert_eq!(settlements.settle_up_to(2), multiple(2));
             settlements.change(SettlementChange::SelectTransactions);
             settlements.change(SettlementChange::RollBack);
@@ -267,36 +358,36 @@ mod tests {
             1,
             "deliveries without settlement do not count"
         );
-        assert!(!settlements.settle(1) && !settlements.settle(2));
+        assert!(!is_fresh(&mut settlements, 1) && !is_fresh(&mut settlements, 2));
         settlements.settle(4);
         settlements.change(SettlementChange::Commit);
         settlements.settle(5);
         settlements.change(SettlementChange::RollBack);
-        assert!(!settlements.settle(4));
-        assert!(settlements.settle(5));
+        assert!(!is_fresh(&mut settlements, 4));
+        assert!(is_fresh(&mut settlements, 5));
     }
 
     #[test]
     fn recovered_deliveries_cannot_be_settled_after_commit_or_rollback() {
         let mut settlements = SettlementLedger::default();
         settlements.change(SettlementChange::SelectTransactions);
-        assert!(settlements.settle(2) && settlements.requeue(4));
+        assert!(is_fresh(&mut settlements, 2) && settlements.requeue(4));
         settlements.change(SettlementChange::Recover);
-        assert!(!settlements.settle(3) && !settlements.settle(6));
+        assert!(!is_fresh(&mut settlements, 3) && !is_fresh(&mut settlements, 6));
         assert!(!settlements.requeue(6), "it goes back anyway");
         settlements.settle_for_good(6, 6);
         settlements.recovered(6);
-        assert!(!settlements.settle(3) && !settlements.settle(6));
-        assert!(settlements.settle(8));
+        assert!(!is_fresh(&mut settlements, 3) && !is_fresh(&mut settlements, 6));
+        assert!(is_fresh(&mut settlements, 8));
         assert_eq!(settlements.settle_up_to(8), multiple(7));
         settlements.change(SettlementChange::RollBack);
         assert_eq!(settlements.count(), 0);
-        assert!(settlements.settle(2), "it was no part of that");
-        assert!(!settlements.settle(1));
+        assert!(is_fresh(&mut settlements, 2), "it was no part of that");
+        assert!(!is_fresh(&mut settlements, 1));
         assert_eq!(settlements.settle_up_to(8), multiple(8));
         settlements.change(SettlementChange::Recover);
         settlements.recovered(u64::MAX);
-        assert!(!settlements.settle(u64::MAX));
+        assert!(!is_fresh(&mut settlements, u64::MAX));
     }
 
     #[test]
@@ -309,14 +400,16 @@ mod tests {
         let covered = Covered {
             up_to: Some(4),
             singly: vec![6, 8],
+            is_stale: false,
         };
         assert_eq!(settlements.settle_up_to(8), covered);
         settlements.change(SettlementChange::RollBack);
-        assert!(!settlements.settle(5), "it is not the program's");
+        assert!(!is_fresh(&mut settlements, 5), "it is not the program's");
         settlements.requeued(5);
         let covered = Covered {
             up_to: Some(6),
             singly: vec![8],
+            is_stale: false,
         };
         assert_eq!(settlements.settle_up_to(8), covered);
         settlements.requeued(7);
@@ -330,10 +423,14 @@ mod tests {
         settlements.settle(2);
         settlements.hold(3);
         settlements.hold(7);
-        assert!(!settlements.settle(3), "the program does not have it");
+        assert!(
+            !is_fresh(&mut settlements, 3),
+            "the program does not have it"
+        );
         let covered = Covered {
             up_to: Some(1),
             singly: vec![4, 5],
+            is_stale: false,
         };
         assert_eq!(settlements.settle_up_to(5), covered);
         let count = settlements.count();
@@ -350,7 +447,7 @@ mod tests {
     fn a_rollback_undoes_the_rejects_of_its_transaction_only() {
         let mut settlements = SettlementLedger::default();
         let reject = |settlements: &mut SettlementLedger, tag| {
-            assert!(settlements.settle(tag));
+            assert!(is_fresh(settlements, tag));
             settlements.count_rejected(1);
         };
         reject(&mut settlements, 1);
@@ -358,7 +455,7 @@ mod tests {
         reject(&mut settlements, 2);
         settlements.change(SettlementChange::Commit);
         reject(&mut settlements, 3);
-        assert!(settlements.settle(4));
+        assert!(is_fresh(&mut settlements, 4));
         assert_eq!((settlements.count(), settlements.rejected()), (4, 3));
         settlements.change(SettlementChange::RollBack);
         assert_eq!((settlements.count(), settlements.rejected()), (2, 2));
@@ -369,11 +466,11 @@ mod tests {
     #[test]
     fn very_large_tags_need_no_memory() {
         let mut settlements = SettlementLedger::default();
-        assert!(settlements.settle(u64::MAX));
-        assert!(settlements.settle(u64::MAX - 1000));
+        assert!(is_fresh(&mut settlements, u64::MAX));
+        assert!(is_fresh(&mut settlements, u64::MAX - 1000));
         assert!(!settlements.settle_up_to(u64::MAX - 500).is_nothing());
         assert!(!settlements.settle_up_to(u64::MAX).is_nothing());
-        assert!(!settlements.settle(u64::MAX));
+        assert!(!is_fresh(&mut settlements, u64::MAX));
         assert_eq!(settlements.count(), u64::MAX);
         settlements.change(SettlementChange::SelectTransactions);
         settlements.change(SettlementChange::RollBack);
@@ -385,10 +482,229 @@ mod tests {
         assert_eq!(covered.singly.len(), SINGLE_TAGS_MAX);
     }
 
+    fn lost(base: u64) -> DetachedChannel {
+        DetachedChannel {
+            base,
+            has_transactions: false,
+        }
+    }
+
+    #[test]
+    fn after_a_loss_the_deliveries_of_before_are_stale_and_the_tags_on_the_wire_begin_again() {
+        let mut settlements = SettlementLedger::default();
+        assert!(is_fresh(&mut settlements, 1));
+        settlements.hold(3);
+        settlements.detach(lost(5));
+        for tag in [1, 2, 5] {
+            assert_eq!(settlements.settle(tag), Settled::Stale);
+            assert!(settlements.is_stale(tag));
+        }
+        assert!(!settlements.is_stale(0) && !settlements.is_stale(6));
+        assert_eq!(settlements.settle(0), Settled::Again);
+        let covered = settlements.settle_up_to(4);
+        assert!(covered.is_nothing() && covered.is_stale);
+        assert_eq!(settlements.settle(7), Settled::Fresh { wire_tag: 2 });
+        assert_eq!(settlements.settle(7), Settled::Again);
+        assert_eq!(settlements.settle_up_to(8), multiple(3));
+        assert_eq!((settlements.count(), settlements.stale()), (4, 4));
+        settlements.hold(4);
+        assert_eq!(settlements.settle_up_to(9), multiple(4), "it is not held");
+    }
+
+    #[test]
+    fn a_loss_rolls_the_transaction_back_and_ends_a_recover() {
+        let mut settlements = SettlementLedger::default();
+        settlements.change(SettlementChange::SelectTransactions);
+        assert!(is_fresh(&mut settlements, 1));
+        settlements.count_rejected(1);
+        settlements.change(SettlementChange::Recover);
+        settlements.detach(DetachedChannel {
+            base: 2,
+            has_transactions: true,
+        });
+        assert_eq!((settlements.count(), settlements.rejected()), (0, 0));
+        assert_eq!(settlements.settle(1), Settled::Stale);
+        assert_eq!(settlements.settle(3), Settled::Fresh { wire_tag: 1 });
+        settlements.change(SettlementChange::RollBack);
+        assert_eq!(settlements.count(), 0);
+        assert_eq!(settlements.settle(1), Settled::Stale);
+        settlements.recovered(1);
+        assert_eq!(settlements.settle(2), Settled::Stale);
+        settlements.detach(lost(2));
+        assert!(!settlements.has_transactions());
+    }
+
+    #[test]
+    fn a_tag_at_the_end_of_its_range_leaves_only_stale_deliveries() {
+        let mut settlements = SettlementLedger::default();
+        settlements.detach(lost(u64::MAX));
+        assert_eq!(settlements.settle(u64::MAX), Settled::Stale);
+        assert!(settlements.settle_up_to(u64::MAX).is_stale);
+    }
+
+    /// An action on the ledger, with a random number that chooses the tag.
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        Deliver,
+        Hold,
+        Settle(u64),
+        SettleUpTo(u64),
+        Requeue(u64),
+        Select,
+        Commit,
+        RollBack,
+        Lose,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            8 => Just(Act::Deliver),
+            1 => Just(Act::Hold),
+            6 => any::<u64>().prop_map(Act::Settle),
+            3 => any::<u64>().prop_map(Act::SettleUpTo),
+            1 => any::<u64>().prop_map(Act::Requeue),
+            1 => Just(Act::Select),
+            1 => Just(Act::Commit),
+            1 => Just(Act::RollBack),
+            2 => Just(Act::Lose),
+        ]
+    }
+
+    /// The deliveries of all connections. The broker of the model knows the current one only.
+    #[derive(Debug, Default)]
+    struct Model {
+        base: u64,
+        last: u64,
+        /// The deliveries of this connection that the program may settle, and those that the core
+        /// keeps.
+        unsettled: BTreeSet<u64>,
+        held: BTreeSet<u64>,
+        transaction: Option<BTreeSet<u64>>,
+        stale: u64,
+    }
+
+    impl Model {
+        /// Returns any tag that has been delivered.
+        fn tag(&self, random: u64) -> u64 {
+            1 + random % self.last
+        }
+
+        /// Handles a settlement as the broker does: by the tag on the wire.
+        fn broker_settles(&mut self, wire_tag: u64) {
+            let tag = self.base + wire_tag;
+            assert!(self.unsettled.remove(&tag), "406 for {tag}");
+            if let Some(transaction) = &mut self.transaction {
+                transaction.insert(tag);
+            }
+        }
+
+        fn settle(&mut self, settlements: &mut SettlementLedger, tag: u64) {
+            let settled = settlements.settle(tag);
+            match settled {
+                Settled::Fresh { wire_tag } => self.broker_settles(wire_tag),
+                Settled::Stale => self.stale += 1,
+                Settled::Again => assert!(!self.unsettled.contains(&tag)),
+            }
+            assert_eq!(settled == Settled::Stale, tag <= self.base, "{tag}");
+        }
+
+        fn settle_up_to(&mut self, settlements: &mut SettlementLedger, tag: u64) {
+            let due: Vec<_> = self.unsettled.range(..=tag).copied().collect();
+            let covered = settlements.settle_up_to(tag);
+            if let Some(up_to) = covered.up_to {
+                assert!(self.held.range(..=self.base + up_to).next().is_none());
+                let tags: Vec<_> = self
+                    .unsettled
+                    .range(..=self.base + up_to)
+                    .copied()
+                    .collect();
+                assert_eq!(
+                    tags.last(),
+                    Some(&(self.base + up_to)),
+                    "it must be unsettled"
+                );
+                tags.iter()
+                    .for_each(|tag| self.broker_settles(tag - self.base));
+            }
+            covered
+                .singly
+                .iter()
+                .for_each(|tag| self.broker_settles(*tag));
+            assert!(due.iter().all(|tag| !self.unsettled.contains(tag)));
+            assert_eq!(covered.is_stale, tag <= self.base);
+            self.stale += u64::from(covered.is_stale);
+        }
+
+        fn lose(&mut self, settlements: &mut SettlementLedger) {
+            self.base = self.last;
+            self.unsettled.clear();
+            self.held.clear();
+            self.transaction = self.transaction.take().map(|_| BTreeSet::new());
+            settlements.detach(DetachedChannel {
+                base: self.base,
+                has_transactions: self.transaction.is_some(),
+            });
+        }
+
+        fn act(&mut self, settlements: &mut SettlementLedger, act: Act) {
+            match act {
+                Act::Settle(_) | Act::SettleUpTo(_) | Act::Requeue(_) if self.last == 0 => {}
+                Act::Deliver => {
+                    self.last += 1;
+                    self.unsettled.insert(self.last);
+                }
+                // No delivery is held back on a channel with transactions.
+                Act::Hold if self.transaction.is_none() => {
+                    self.last += 1;
+                    self.held.insert(self.last);
+                    settlements.hold(self.last);
+                }
+                Act::Hold => {}
+                Act::Settle(random) => self.settle(settlements, self.tag(random)),
+                Act::SettleUpTo(random) => self.settle_up_to(settlements, self.tag(random)),
+                Act::Requeue(random) => {
+                    let tag = self.tag(random);
+                    let is_unsettled = self.unsettled.remove(&tag);
+                    assert_eq!(settlements.requeue(tag), is_unsettled);
+                    if is_unsettled {
+                        settlements.requeued(tag);
+                    }
+                }
+                Act::Select => {
+                    self.transaction.get_or_insert_default();
+                    settlements.change(SettlementChange::SelectTransactions);
+                }
+                Act::Commit => {
+                    self.transaction = self.transaction.take().map(|_| BTreeSet::new());
+                    settlements.change(SettlementChange::Commit);
+                }
+                Act::RollBack => {
+                    if let Some(transaction) = &mut self.transaction {
+                        self.unsettled.append(transaction);
+                    }
+                    settlements.change(SettlementChange::RollBack);
+                }
+                Act::Lose => self.lose(settlements),
+            }
+        }
+    }
+
     proptest! {
         // proptest prints a failing case. Without this it would also write a file into the source
         // tree.
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_settlement_reaches_the_connection_of_another_delivery(
+            acts in proptest::collection::vec(act(), 0..200),
+        ) {
+            let mut settlements = SettlementLedger::default();
+            let mut model = Model::default();
+            for act in acts {
+                model.act(&mut settlements, act);
+                prop_assert_eq!(settlements.stale(), model.stale);
+            }
+        }
 
         #[test]
         fn the_ledger_equals_a_set_of_tags(acts in proptest::collection::vec((1u64..300, any::<bool>()), 0..200)) {
@@ -400,12 +716,12 @@ mod tests {
                     model.extend(1..=tag);
                     prop_assert_eq!(settlements.settle_up_to(tag).up_to, open);
                 } else {
-                    prop_assert_eq!(settlements.settle(tag), model.insert(tag));
+                    prop_assert_eq!(is_fresh(&mut settlements, tag), model.insert(tag));
                 }
                 prop_assert_eq!(settlements.count(), model.len() as u64);
             }
             for tag in 1..300 {
-                prop_assert_eq!(settlements.settle(tag), model.insert(tag));
+                prop_assert_eq!(is_fresh(&mut settlements, tag), model.insert(tag));
             }
         }
     }

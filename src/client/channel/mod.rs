@@ -445,7 +445,11 @@ pub(crate) fn call_error(
         CallFailure::DuplicateConsumerTag => {
             Error::DuplicateConsumerTag(consumer_tag.cloned().unwrap_or_default())
         }
-        CallFailure::Closed => match channel {
+        // The last three follow a `detach` of the core only.
+        CallFailure::Closed
+        | CallFailure::Interrupted
+        | CallFailure::TransactionLost
+        | CallFailure::Refused(_) => match channel {
             Some(channel) => channel.closed_error(),
             None => connection.end_error().unwrap_or_else(Error::being_closed),
         },

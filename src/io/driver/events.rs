@@ -185,6 +185,31 @@ pub(crate) fn pass_on(
             keep_notice(&channel, Notice::Flow(active));
             log::info!("{}: channel {number}: flow {active}", shared.name);
         }
+        Event::ChannelSuspended { channel, detached } => {
+            channel.settlements.lock().detach(detached);
+            channel.record_delivery_tag(detached.base);
+            log_restore(&channel, "is suspended");
+        }
+        Event::TransactionDropped { channel } => log_restore(&channel, "has lost a transaction"),
+        Event::ChannelResumed { channel } => log_restore(&channel, "takes publishes again"),
+        Event::ChannelRestored { channel } => log_restore(&channel, "is restored"),
+        Event::ConsumerRefused { consumer, reason } => {
+            let consumer = &consumer.consumer;
+            let (name, number) = (&shared.name, consumer.channel.id.number);
+            log::warn!(
+                "{name}: channel {number}: consumer {} cannot be restored now: {reason}",
+                consumer.tag
+            );
+        }
+        Event::ConsumerResumed { consumer } => {
+            let consumer = &consumer.consumer;
+            let (name, number) = (&shared.name, consumer.channel.id.number);
+            log::info!(
+                "{name}: channel {number}: consumer {} is restored",
+                consumer.tag
+            );
+        }
+        Event::Restored => log::info!("{}: all channels are restored", shared.name),
         Event::Blocked(reason) => {
             shared.set_blocked(Some(reason.clone()));
             log::warn!("{}: blocked by the broker: {reason}", shared.name);
@@ -199,6 +224,12 @@ pub(crate) fn pass_on(
         }
     }
     None
+}
+
+/// Logs a step of the way of a channel from one connection to the next.
+fn log_restore(channel: &ChannelShared, step: &str) {
+    let (name, number) = (&channel.connection.name, channel.id.number);
+    log::debug!("{name}: channel {number} {step}");
 }
 
 /// Records and logs a message that exceeds `max_message_size`.

@@ -295,7 +295,7 @@ impl Driver {
     /// Sends the frames that were kept behind commits that have their replies, in order.
     fn send_committed(&mut self) {
         for frames in std::mem::take(&mut self.kept_for_commit) {
-            if self.core.gate(frames.channel) == Gate::Committing {
+            if let Gate::Committing | Gate::Suspended = self.core.gate(frames.channel) {
                 self.kept_for_commit.push(frames);
                 continue;
             }
@@ -324,7 +324,7 @@ impl Driver {
                 self.shared.counters.frames_sent.add(frames.frames);
                 self.outbox.push(frames);
             }
-            Gate::Committing => self.keep_for_commit(frames),
+            Gate::Committing | Gate::Suspended => self.keep_for_commit(frames),
             Gate::Closed => {
                 self.shared.write_budget().release(frames.len());
                 self.outbox.keep(frames.bytes);

@@ -24,7 +24,7 @@ use crate::protocol::event::ChannelId;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
 use crate::protocol::reply_code::ReplyCode;
-use crate::protocol::settlements::SettlementLedger;
+use crate::protocol::settlements::{Settled, SettlementLedger};
 use crate::protocol::wire::ShortString;
 
 /// The shared state of one channel.
@@ -427,13 +427,15 @@ impl ChannelShared {
         // order.
         let mut settlements = self.settlements.lock();
         if !multiple {
-            if !settlements.settle(delivery_tag) {
-                return Err(Error::AlreadySettled(delivery_tag));
-            }
+            let wire_tag = match settlements.settle(delivery_tag) {
+                Settled::Fresh { wire_tag } => wire_tag,
+                Settled::Stale => return Ok(()),
+                Settled::Again => return Err(Error::AlreadySettled(delivery_tag)),
+            };
             if !settle.is_ack() {
                 settlements.count_rejected(1);
             }
-            self.queue_settlement(delivery_tag, settle);
+            self.queue_settlement(wire_tag, settle);
             return Ok(());
         }
         // On the wire the tag 0 would cover every delivery that the broker has sent. Some of them
@@ -443,7 +445,7 @@ impl ChannelShared {
         let settled_before = settlements.count();
         let covered = settlements.settle_up_to(tag);
         // With the tag 0 it is no error that there is no unsettled delivery.
-        if covered.is_nothing() && !is_all {
+        if covered.is_nothing() && !is_all && !covered.is_stale {
             return Err(Error::AlreadySettled(tag));
         }
         if !settle.is_ack() {

@@ -2,14 +2,15 @@
 //! channel.
 
 use super::super::close_reason::ClosedBy;
-use super::super::consumers::ConsumerRecord;
+use super::super::consumers::{ConsumerRecord, Subscription};
 use super::super::errors::ProtocolError;
-use super::super::event::{CallFailure, Event, PendingCall, Reply, Tokens};
+use super::super::event::{CallFailure, Event, PendingCall, Purpose, Reply, Tokens};
 use super::super::methods::{Method, MethodId, basic};
 use super::super::output::Output;
 use super::super::read_room::QueueId;
 use super::super::reply_code::ReplyCode;
 use super::super::settlements::SettlementChange;
+use super::detach::OPENED_TOO_LATE;
 use super::{Channel, Pause};
 
 impl<T: Tokens> Channel<T> {
@@ -40,7 +41,14 @@ impl<T: Tokens> Channel<T> {
         if let Method::BasicConsume(consume) = &call.method {
             self.consumers.started(&consume.consumer_tag);
         }
+        if let Reply::Method(Method::QueueDeclareOk(declare_ok)) = &reply {
+            self.last_queue = declare_ok.queue.clone();
+        }
         match call.token {
+            _ if call.purpose == Purpose::Restore => self.receive_script_reply(&call.method, out),
+            token if call.purpose == Purpose::EndLostTransaction => {
+                out.fail(token, CallFailure::TransactionLost);
+            }
             Some(token) => {
                 self.apply_reply(&call.method, out);
                 out.events.push_back(Event::Reply { call: token, reply });
@@ -51,7 +59,7 @@ impl<T: Tokens> Channel<T> {
             // The publishes and settlements that waited for the commit are sent before the next
             // call, because the program made them before it.
             true => {
-                self.pause = Some(Pause::AfterCommit);
+                self.pause = Some(Pause::AfterPublishes);
                 out.committed.push(self.id);
             }
             false => self.advance(out),
@@ -69,8 +77,9 @@ impl<T: Tokens> Channel<T> {
                 self.end_consumer(&cancel.consumer_tag, false, out);
             }
             Method::BasicQos(qos) => {
-                if !qos.global {
-                    self.prefetch = qos.prefetch_count;
+                match qos.global {
+                    true => self.global_qos = Some(qos.clone()),
+                    false => self.prefetch = Some(qos.prefetch_count),
                 }
                 out.events.push_back(Event::Prefetch {
                     channel: self.token.clone(),
@@ -83,6 +92,11 @@ impl<T: Tokens> Channel<T> {
                     channel: self.token.clone(),
                     consumers: self.consumers.tokens().cloned().collect(),
                 });
+            }
+            Method::ConfirmSelect(_) => self.is_confirming = true,
+            Method::TxSelect(_) => self.transaction.selected(),
+            Method::QueueDeclare(declare) if declare.nowait => {
+                self.last_queue = declare.queue.clone();
             }
             _ => {}
         }
@@ -101,9 +115,8 @@ impl<T: Tokens> Channel<T> {
                 self.waiting.push_front(call);
             }
             (Method::ChannelOpen(_), _) => {
-                let text = "channel opened after its deadline";
-                let code = ReplyCode::REPLY_SUCCESS;
-                self.close(code, text.into(), ClosedBy::Library, None, out);
+                let (code, text) = (ReplyCode::REPLY_SUCCESS, OPENED_TOO_LATE.into());
+                self.close(code, text, ClosedBy::Library, None, out);
             }
             _ => self.apply_reply(method, out),
         }
@@ -118,6 +131,7 @@ impl<T: Tokens> Channel<T> {
             deadline: None,
             consumer: None,
             cancels: None,
+            purpose: Purpose::Usual,
         }
     }
 
@@ -139,6 +153,11 @@ impl<T: Tokens> Channel<T> {
         let mut waiting = self.waiting.iter();
         let waiting = waiting.find(|call| call.consumer.as_ref().is_some_and(&is_meant));
         let number = alive.map(|consumer| consumer.number);
+        if number.is_some() && self.is_suspended() {
+            // The loss of the connection has ended the consumer at the broker.
+            self.end_consumer(&cancel.consumer_tag.clone(), false, out);
+            return self.answer_cancel(call, out);
+        }
         match number.or_else(|| waiting.map(|call| call.number)) {
             None => self.answer_cancel(call, out),
             number => {
@@ -178,6 +197,12 @@ impl<T: Tokens> Channel<T> {
     /// Sends waiting calls until one of them expects a reply.
     pub(super) fn advance(&mut self, out: &mut Output<T>) {
         while self.active.is_none() && self.is_open() && self.pause.is_none() {
+            if self.restore.is_some() {
+                if let Some(call) = self.next_of_script(out) {
+                    self.transmit(call, out);
+                }
+                continue;
+            }
             let next = self.waiting.front();
             if next.is_some_and(|call| SettlementChange::by(&call.method).is_some()) {
                 self.pause = Some(Pause::BeforeSettlementChange);
@@ -221,7 +246,10 @@ impl<T: Tokens> Channel<T> {
         call: &mut PendingCall<T>,
         out: &mut Output<T>,
     ) -> Result<(), CallFailure> {
-        if let Method::BasicConsume(consume) = &call.method {
+        if self.is_reopened {
+            self.name_last_queue(&mut call.method);
+        }
+        if let (Method::BasicConsume(consume), Purpose::Usual) = (&call.method, call.purpose) {
             if self.consumers.contains(&consume.consumer_tag) {
                 return Err(CallFailure::DuplicateConsumerTag);
             }
@@ -247,8 +275,15 @@ impl<T: Tokens> Channel<T> {
                 is_requeueable: false,
                 takes_out_of_order: false,
                 is_full: false,
-                prefetch: self.prefetch,
+                prefetch: self.prefetch.unwrap_or(0),
             };
+            let mut method = Method::from(consume.clone());
+            self.name_last_queue(&mut method);
+            if let Method::BasicConsume(consume) = method {
+                let subscription = Subscription::new(consume, self.prefetch);
+                let tag = subscription.consume.consumer_tag.clone();
+                self.consumers.subscribe(tag, subscription);
+            }
             let tag = consume.consumer_tag.clone();
             self.consumers.insert(tag, consumer, !consume.nowait);
         }

@@ -100,6 +100,11 @@ impl<T: Tokens> CloseExchange<T> {
         self.answer(out, || Ok(Reply::Closed(None)));
     }
 
+    /// Answers all callers: the channel is gone with its connection.
+    pub(super) fn finish_by_loss(&mut self, out: &mut Output<T>) {
+        self.answer(out, || Ok(Reply::Closed(None)));
+    }
+
     /// Answers all callers after the end of the connection.
     pub(super) fn end_with_connection(mut self, out: &mut Output<T>) {
         self.answer(out, || Err(CallFailure::Closed));

@@ -12,6 +12,9 @@
 //!                              we answer close-ok
 //! ```
 //!
+//! A lost connection suspends the channel in the states opening and open, and ends it in the others:
+//! see `detach` and `restore`.
+//!
 //! *Opening* is an open channel whose call on the wire is `channel.open`. The program has no handle
 //! of it yet, so there are no other calls.
 //!
@@ -23,9 +26,14 @@
 
 mod calls;
 mod close_exchange;
+mod consumer_end;
 mod deliver;
+mod delivery_tags;
+mod detach;
 mod held_back;
+mod loss_effect;
 mod oversized;
+mod restore;
 mod transactions;
 
 use std::collections::VecDeque;
@@ -33,16 +41,18 @@ use std::time::Instant;
 
 use self::close_exchange::CloseExchange;
 use self::deliver::{Destination, Undelivered, deliver};
+use self::delivery_tags::DeliveryTags;
+use self::restore::Restore;
 use self::transactions::Transaction;
 use super::assembly::{Announced, Assembly, Head, SizeLimit};
 use super::close_reason::{CloseReason, ClosedBy};
 use super::consumers::Consumers;
 use super::errors::ProtocolError;
-use super::event::{CallFailure, ChannelId, Event, Gate, PendingCall, Reply, Tokens};
+use super::event::{CallFailure, ChannelId, Event, Gate, PendingCall, Purpose, Reply, Tokens};
 use super::frame::{decode_method, split_method};
 use super::held_deliveries::HeldDeliveriesByTag;
 use super::last_names::LastNames;
-use super::methods::{Method, MethodId, basic, channel};
+use super::methods::{Method, MethodId, basic, channel, tx};
 use super::output::Output;
 use super::reply_code::ReplyCode;
 use super::settlements::SettlementChange;
@@ -67,18 +77,32 @@ pub(crate) struct Channel<T: Tokens> {
     held_back: HeldDeliveriesByTag,
     /// The arrival of the last body frame that did not complete its content.
     last_part: Option<Instant>,
-    /// The prefetch of consumers that start from now on; 0 means no limit.
-    prefetch: u16,
+    /// The prefetch of consumers that start from now on; 0 means no limit. `None`: the program has
+    /// set none.
+    prefetch: Option<u16>,
+    /// The last prefetch for the whole channel.
+    global_qos: Option<basic::Qos>,
+    is_confirming: bool,
+    /// The queue that the channel has declared last.
+    last_queue: ShortString,
+    delivery_tags: DeliveryTags,
+    /// Whether an earlier connection had this channel.
+    is_reopened: bool,
+    /// The rest of the script that restores the channel.
+    restore: Option<Box<Restore>>,
 }
 
 /// The reason why the next call waits although no call is on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pause {
-    /// A commit is answered. The publishes and settlements that waited for it are sent first.
-    AfterCommit,
+    /// A commit is answered, or the channel is restored. The publishes and settlements that waited
+    /// for that are sent first.
+    AfterPublishes,
     /// The call changes the settlement ledger. The settlements that the program made before it are
     /// sent first.
     BeforeSettlementChange,
+    /// The connection is lost, and the channel is not opened again yet.
+    Suspended,
 }
 
 /// The state of a channel after a received method.
@@ -90,11 +114,13 @@ pub(crate) enum Fate {
 }
 
 impl<T: Tokens> Channel<T> {
-    /// Returns a channel and sends its `channel.open`.
+    /// Returns a channel and sends its `channel.open`. If the channel is suspended, that is sent
+    /// later.
     pub(crate) fn open(
         id: ChannelId,
         token: T::Channel,
         call: PendingCall<T>,
+        is_suspended: bool,
         out: &mut Output<T>,
     ) -> Self {
         let mut channel = Self {
@@ -104,14 +130,20 @@ impl<T: Tokens> Channel<T> {
             close_exchange: CloseExchange::new(id.number),
             active: None,
             waiting: VecDeque::new(),
-            pause: None,
+            pause: is_suspended.then_some(Pause::Suspended),
             transaction: Transaction::default(),
             consumers: Consumers::new(),
             assembly: Assembly::default(),
             names: LastNames::default(),
             held_back: HeldDeliveriesByTag::new(),
             last_part: None,
-            prefetch: 0,
+            prefetch: None,
+            global_qos: None,
+            is_confirming: false,
+            last_queue: ShortString::default(),
+            delivery_tags: DeliveryTags::default(),
+            is_reopened: false,
+            restore: None,
         };
         channel.call(call, out);
         channel
@@ -144,11 +176,15 @@ impl<T: Tokens> Channel<T> {
         if self.is_committing() {
             return Gate::Committing;
         }
+        let is_restored = self.restore.as_ref().is_none_or(|it| it.is_gate_open());
+        if self.is_suspended() || !is_restored {
+            return Gate::Suspended;
+        }
         self.transaction.begin();
         Gate::Open
     }
 
-    /// Continues with the next call after the publishes and settlements that waited for a commit.
+    /// Continues with the next call after the publishes and settlements that waited.
     pub(crate) fn end_commit(&mut self, out: &mut Output<T>) {
         self.pause = None;
         self.advance(out);
@@ -179,29 +215,15 @@ impl<T: Tokens> Channel<T> {
     /// Sends `call`, or queues it behind the calls before it.
     pub(crate) fn call(&mut self, call: PendingCall<T>, out: &mut Output<T>) {
         out.watch(self.id.number, &call);
-        self.waiting.push_back(call);
-        self.advance(out);
-    }
-
-    /// Cancels a consumer that has no owner any more, and requeues the deliveries that still
-    /// arrive.
-    ///
-    /// `is_meant` distinguishes the consumer from a later one with the same tag.
-    pub(crate) fn discard_consumer(
-        &mut self,
-        consumer_tag: &ShortString,
-        is_meant: impl FnOnce(&T::Consumer) -> bool,
-        out: &mut Output<T>,
-    ) {
-        let consumer = self.consumers.get_mut(consumer_tag);
-        let Some(consumer) = consumer.filter(|consumer| is_meant(&consumer.token)) else {
-            return;
+        let call = match self.is_suspended() {
+            true => self.answer_if_done(call, out),
+            false => Some(call),
         };
-        if !std::mem::replace(&mut consumer.discard, true) {
-            let number = consumer.number;
-            let cancel = basic::Cancel::new(consumer_tag);
-            let mut call = self.internal_call(cancel.into(), out);
-            call.cancels = Some(number);
+        if let Some(mut call) = call {
+            if self.transaction.is_lost() && matches!(call.method, Method::TxCommit(_)) {
+                call.method = tx::Rollback::default().into();
+                call.purpose = Purpose::EndLostTransaction;
+            }
             self.waiting.push_back(call);
             self.advance(out);
         }
@@ -255,8 +277,12 @@ impl<T: Tokens> Channel<T> {
     }
 
     /// Fails call `number` after its deadline.
-    pub(crate) fn time_out(&mut self, number: u64, out: &mut Output<T>) {
-        if let Some(active) = self.active.as_mut().filter(|call| call.number == number) {
+    pub(crate) fn time_out(&mut self, number: u64, out: &mut Output<T>) -> Fate {
+        let is_of_script =
+            |call: &PendingCall<T>| call.number == number && call.purpose == Purpose::Restore;
+        if self.active.as_ref().is_some_and(is_of_script) {
+            self.open_gate(out);
+        } else if let Some(active) = self.active.as_mut().filter(|call| call.number == number) {
             // The consumer may exist already, but its owner receives a timeout now.
             if let Method::BasicConsume(consume) = &active.method {
                 if let Some(consumer) = self.consumers.get_mut(&consume.consumer_tag) {
@@ -265,11 +291,18 @@ impl<T: Tokens> Channel<T> {
             }
             out.fail(active.token.take(), CallFailure::TimedOut);
         } else if let Some(index) = self.waiting.iter().position(|call| call.number == number) {
-            let call = self.waiting.remove(index);
-            out.fail(call.and_then(|call| call.token), CallFailure::TimedOut);
+            let is_open = self.waiting.remove(index).is_some_and(|call| {
+                out.fail(call.token, CallFailure::TimedOut);
+                matches!(call.method, Method::ChannelOpen(_))
+            });
+            if is_open {
+                self.end_unopened(out);
+                return Fate::Gone;
+            }
         } else {
             self.close_exchange.time_out(number, out);
         }
+        Fate::Lives
     }
 
     pub(crate) fn receive_method(
@@ -287,12 +320,12 @@ impl<T: Tokens> Channel<T> {
             ));
         }
         if id == basic::Deliver::ID {
-            let (delivery_tag, redelivered) = self
+            let (wire_tag, redelivered) = self
                 .names
                 .read_deliver(arguments.rest())
                 .map_err(|error| ProtocolError::Malformed { method: id, error })?;
             self.assembly.begin(Head::Deliver {
-                delivery_tag,
+                delivery_tag: self.delivery_tags.receive(wire_tag),
                 redelivered,
             });
             return Ok(Fate::Lives);
@@ -365,7 +398,12 @@ impl<T: Tokens> Channel<T> {
         match method {
             Method::ChannelClose(close) => {
                 out.send(self.id.number, &channel::CloseOk::default().into());
-                self.end(Some(CloseReason::of_channel(&close)), out);
+                let reason = CloseReason::of_channel(&close);
+                if let Some(consumer) = self.refused_consumer(&reason) {
+                    self.restore_without(&consumer, reason, out);
+                    return Ok(Fate::Lives);
+                }
+                self.end(Some(reason), out);
                 return Ok(Fate::Gone);
             }
             Method::ChannelFlow(flow) => {
@@ -376,7 +414,10 @@ impl<T: Tokens> Channel<T> {
                     active: flow.active,
                 });
             }
-            Method::BasicGetOk(get_ok) => self.assembly.begin(Head::GetOk(get_ok.into())),
+            Method::BasicGetOk(mut get_ok) => {
+                get_ok.delivery_tag = self.delivery_tags.receive(get_ok.delivery_tag);
+                self.assembly.begin(Head::GetOk(get_ok.into()));
+            }
             Method::BasicReturn(returned) => self.assembly.begin(Head::Return(returned.into())),
             Method::BasicCancel(cancel) => self.receive_cancel(&cancel, out),
             Method::BasicAck(ack) => {
@@ -425,78 +466,6 @@ impl<T: Tokens> Channel<T> {
         Ok(())
     }
 
-    /// Drops a delivery without a consumer, and requeues it if possible.
-    fn refuse(
-        &mut self,
-        delivery_tag: u64,
-        no_ack: bool,
-        is_requeueable: bool,
-        out: &mut Output<T>,
-    ) {
-        let is_requeued = !no_ack && is_requeueable && !self.is_recovering();
-        out.events.push_back(Event::Unwanted {
-            channel: self.token.clone(),
-            delivery_tag,
-            is_requeued,
-        });
-        if is_requeued {
-            // Without delay, because the next call may get the message from its queue.
-            self.requeue(vec![delivery_tag], out);
-        }
-        if no_ack {
-            log::warn!(
-                "channel {}: delivery {delivery_tag} without acknowledgement arrived after its \
-                 consumer was cancelled, and is lost",
-                self.id.number
-            );
-        }
-    }
-
-    fn receive_cancel(&mut self, cancel: &basic::Cancel, out: &mut Output<T>) {
-        let tag = &cancel.consumer_tag;
-        if !cancel.nowait {
-            let cancel_ok = basic::CancelOk::default().consumer_tag(tag);
-            out.send(self.id.number, &cancel_ok.into());
-        }
-        let (is_starting, is_cancelling) = match self.active.as_ref().map(|call| &call.method) {
-            Some(Method::BasicConsume(consume)) => (consume.consumer_tag == *tag, false),
-            Some(Method::BasicCancel(ours)) => (false, ours.consumer_tag == *tag),
-            _ => (false, false),
-        };
-        // The broker's cancel has crossed our `basic.cancel` with nowait, which was for an earlier
-        // consumer with this tag. The consumer that is starting is not affected.
-        if is_starting {
-            return;
-        }
-        if self.end_consumer(tag, true, out) && !is_cancelling {
-            // RabbitMQ 4.3 keeps the tag of a consumer that it cancelled for slowness until it
-            // receives a cancel. It would close the connection if a new consumer used the tag
-            // before.
-            let cancel = basic::Cancel::new(tag).nowait(true);
-            let call = self.internal_call(cancel.into(), out);
-            self.waiting.push_front(call);
-            self.advance(out);
-        }
-    }
-
-    /// Ends a consumer. Returns whether there was one with this tag.
-    fn end_consumer(
-        &mut self,
-        consumer_tag: &ShortString,
-        by_broker: bool,
-        out: &mut Output<T>,
-    ) -> bool {
-        let Some(consumer) = self.consumers.remove(consumer_tag) else {
-            return false;
-        };
-        self.requeue_all_of(consumer_tag, out);
-        out.events.push_back(Event::ConsumerEnded {
-            consumer,
-            by_broker,
-        });
-        true
-    }
-
     /// Ends the channel and all its calls. `reason` is `None` if the connection ends.
     fn end(&mut self, reason: Option<CloseReason>, out: &mut Output<T>) {
         out.room.end_announced(self.assembly.announced());
@@ -511,5 +480,6 @@ impl<T: Tokens> Channel<T> {
             out.unwatch(self.id.number, &call);
             out.fail(call.token, CallFailure::Closed);
         }
+        out.note_restored(self.id.number);
     }
 }

@@ -15,8 +15,13 @@ use super::Channel;
 pub(super) struct Transaction {
     /// Whether the channel has transactions.
     is_selected: bool,
+    /// Whether the first `tx.select` has no reply yet.
+    is_selecting: bool,
     /// Whether the current transaction contains a publish or a settlement.
     has_begun: bool,
+    /// Whether a part of the current transaction was lost with the connection. It can only be
+    /// rolled back.
+    is_lost: bool,
     /// The settlements of the core that are sent before the next commit.
     deferred: Vec<(u64, Settle)>,
 }
@@ -37,13 +42,40 @@ impl Transaction {
         match method {
             Method::TxSelect(_) if !self.is_selected => {
                 self.is_selected = true;
+                self.is_selecting = true;
                 self.has_begun = false;
             }
-            Method::TxCommit(_) | Method::TxRollback(_) => self.has_begun = false,
+            Method::TxCommit(_) => self.has_begun = false,
+            Method::TxRollback(_) => self.end_lost(),
             // A recover requeues these deliveries as well.
             Method::BasicRecover(_) | Method::BasicRecoverAsync(_) => self.deferred.clear(),
             _ => {}
         }
+    }
+
+    /// Notes the reply to `tx.select`.
+    pub(super) fn selected(&mut self) {
+        self.is_selecting = false;
+    }
+
+    /// Notes that the connection is lost, and with it the current transaction.
+    pub(super) fn detach(&mut self) {
+        // A select without a reply is sent again.
+        self.is_selected &= !std::mem::take(&mut self.is_selecting);
+        self.is_lost |= self.is_selected && self.has_begun;
+        self.has_begun = false;
+        self.deferred.clear();
+    }
+
+    /// Returns whether a part of the current transaction is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// Notes that the current transaction is rolled back, whether or not a part of it is lost.
+    pub(super) fn end_lost(&mut self) {
+        self.is_lost = false;
+        self.has_begun = false;
     }
 }
 
@@ -67,6 +99,10 @@ impl<T: Tokens> Channel<T> {
         if !self.is_open() {
             return;
         }
+        let tags = &self.delivery_tags;
+        // Deliveries of a former connection were requeued by the broker.
+        let is_current = |(tag, _): &(u64, Settle)| tags.on_wire(*tag).is_some();
+        let settlements = settlements.into_iter().filter(is_current);
         self.transaction.deferred.extend(settlements);
         match self.transaction.is_selected || self.is_committing() {
             true => self.advance(out),
@@ -80,6 +116,7 @@ impl<T: Tokens> Channel<T> {
             is_selected,
             has_begun,
             deferred,
+            ..
         } = &self.transaction;
         let is_due = *is_selected && !has_begun && !deferred.is_empty();
         is_due.then(|| self.internal_call(tx::Commit::default().into(), out))
@@ -88,7 +125,9 @@ impl<T: Tokens> Channel<T> {
     pub(super) fn send_deferred(&mut self, out: &mut Output<T>) {
         let deferred = std::mem::take(&mut self.transaction.deferred);
         for (delivery_tag, settle) in &deferred {
-            out.settle(self.id.number, *delivery_tag, *settle);
+            if let Some(wire_tag) = self.delivery_tags.on_wire(*delivery_tag) {
+                out.settle(self.id.number, wire_tag, *settle);
+            }
         }
         if self.transaction.is_selected && !deferred.is_empty() {
             let delivery_tags = deferred.into_iter().map(|(tag, _)| tag).collect();

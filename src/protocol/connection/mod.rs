@@ -23,6 +23,8 @@
 //! driver notes the change, sends the settlements that the program made before, and calls
 //! [`make_change`](Connection::make_change).
 //!
+//! If another connection is to take the place of a lost one, see the module `recovery`.
+//!
 //! [`Event::Closed`] comes once and is final.
 //!
 //! ```text
@@ -32,12 +34,14 @@
 //!  +-- close (broker): answered; end of stream, protocol error, silence -----------> closed
 //! ```
 
+mod maintenance;
 mod number_queue;
 mod read_budget;
+pub(crate) mod recovery;
 mod router;
 mod secret_updates;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::number_queue::NumberQueue;
@@ -48,7 +52,8 @@ use super::channel::Channel;
 use super::close_reason::{CloseReason, ClosedBy};
 use super::delivery_batch::Batch;
 use super::event::{
-    CallFailure, ChannelId, Event, Gate, NumberError, PendingCall, Reply, Termination, Tokens,
+    CallFailure, ChannelId, Event, Gate, NumberError, PendingCall, Purpose, Reply, Termination,
+    Tokens,
 };
 use super::frame::{FrameDecoder, HEARTBEAT_FRAME};
 use super::handshake::Negotiated;
@@ -96,6 +101,9 @@ impl<T: Tokens> Connection<T> {
                 channel_max: negotiated.channel_max,
                 message_size: limits.message_size,
                 channels: vec![None],
+                suspended: BTreeMap::new(),
+                maintenance: BTreeMap::new(),
+                is_preparing: false,
                 lowest_free: 1,
                 generations: 0,
                 heartbeat: Heartbeat::new(interval, now),
@@ -123,7 +131,7 @@ impl<T: Tokens> Connection<T> {
         self.decoder.filled(count);
         self.router.heartbeat.received(now);
         self.router.out.room.set_now(now);
-        while !self.is_closed() {
+        while self.has_stream() {
             let outcome = match self.decoder.next() {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.router.route(frame, now),
@@ -153,6 +161,13 @@ impl<T: Tokens> Connection<T> {
 
     pub(crate) fn is_closed(&self) -> bool {
         matches!(self.router.state, ConnectionState::Closed)
+    }
+
+    fn has_stream(&self) -> bool {
+        matches!(
+            self.router.state,
+            ConnectionState::Open | ConnectionState::Closing { .. }
+        )
     }
 
     /// Returns whether our close waits for its close-ok.
@@ -198,14 +213,18 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn channels(
         &self,
     ) -> impl Iterator<Item = (&T::Channel, impl Iterator<Item = &T::Consumer>)> {
-        let channels = self.router.channels.iter().flatten();
+        let suspended = self.router.suspended.values();
+        let channels = self.router.channels.iter().flatten().chain(suspended);
         channels.map(|channel| channel.tokens())
     }
 
     /// Returns whether a caller waits for a reply.
     pub(crate) fn is_reply_awaited(&self) -> bool {
-        self.router.out.first_deadline().is_some()
-            || matches!(self.router.state, ConnectionState::Closing { .. })
+        match self.router.state {
+            ConnectionState::Open => self.router.out.first_deadline().is_some(),
+            ConnectionState::Closing { .. } => true,
+            ConnectionState::Detached | ConnectionState::Closed => false,
+        }
     }
 
     /// Returns the instant at which [`handle_timeout`](Self::handle_timeout) is due; `None` after
@@ -232,13 +251,12 @@ impl<T: Tokens> Connection<T> {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let router = &mut self.router;
         while let Some((channel, number)) = router.out.pop_due(now) {
-            match router.channels.get_mut(usize::from(channel)) {
-                Some(Some(channel)) => channel.time_out(number, &mut router.out),
-                _ if channel == 0 => {
+            match channel {
+                0 => {
                     router.secret_updates.time_out(number, &mut router.out);
                     router.time_out_opener(number);
                 }
-                _ => {}
+                _ => router.time_out(channel, number),
             }
         }
         match &router.state {
@@ -286,28 +304,25 @@ impl<T: Tokens> Connection<T> {
         deadline: Instant,
     ) {
         let router = &mut self.router;
-        if !matches!(router.state, ConnectionState::Open) {
+        if !router.state.accepts_commands() {
             return router.out.fail(Some(call), CallFailure::Closed);
         }
-        let call = PendingCall {
-            number: router.out.next_call(),
-            token: Some(call),
-            method: channel::Open::default().into(),
-            deadline: Some(deadline),
-            consumer: None,
-            cancels: None,
-        };
-        let channel = Channel::open(id, channel, call, &mut router.out);
-        let index = usize::from(id.number);
-        if router.channels.len() <= index {
-            router.channels.resize_with(index + 1, || None);
+        let open = channel::Open::default().into();
+        let call = program_call(call, open, None, deadline, &mut router.out);
+        let is_suspended = router.is_preparing;
+        let channel = Channel::open(id, channel, call, is_suspended, &mut router.out);
+        match is_suspended {
+            true => {
+                router.suspended.insert(id.number, Box::new(channel));
+                router.out.unrestored.insert(id.number);
+            }
+            false => router.place(Box::new(channel)),
         }
-        router.channels[index] = Some(Box::new(channel));
     }
 
-    /// Returns whether the client may send methods on a channel.
+    /// Returns whether a channel accepts calls. If it is suspended, they are sent later.
     pub(crate) fn is_open(&self, id: ChannelId) -> bool {
-        matches!(self.router.state, ConnectionState::Open)
+        self.router.state.accepts_commands()
             && self
                 .router
                 .find(id)
@@ -318,7 +333,7 @@ impl<T: Tokens> Connection<T> {
     /// it must be sent, since it counts as part of the transaction.
     pub(crate) fn gate(&mut self, id: ChannelId) -> Gate {
         match self.router.state {
-            ConnectionState::Open => {
+            ConnectionState::Open | ConnectionState::Detached => {
                 let channel = self.router.find_mut(id);
                 channel.map_or(Gate::Closed, Channel::gate)
             }
@@ -342,8 +357,9 @@ impl<T: Tokens> Connection<T> {
         Some(token)
     }
 
-    /// Continues with the calls that waited for a commit. To be called after the publishes and
-    /// settlements that waited for it, because the program made these first.
+    /// Continues with the calls that waited for a commit or for a restored channel. To be called
+    /// after the publishes and settlements that waited for it, because the program made these
+    /// first.
     pub(crate) fn end_commits(&mut self) {
         for id in std::mem::take(&mut self.router.out.committed) {
             self.router
@@ -391,14 +407,7 @@ impl<T: Tokens> Connection<T> {
         if !self.is_open(id) {
             return self.router.out.fail(Some(call), CallFailure::Closed);
         }
-        let call = PendingCall {
-            number: self.router.out.next_call(),
-            token: Some(call),
-            method,
-            deadline: Some(deadline),
-            consumer,
-            cancels: None,
-        };
+        let call = program_call(call, method, consumer, deadline, &mut self.router.out);
         self.router
             .with_channel(id, |channel, out| channel.call(call, out));
     }
@@ -417,14 +426,7 @@ impl<T: Tokens> Connection<T> {
         if !self.is_open(id) {
             return self.router.out.fail(Some(call), CallFailure::Closed);
         }
-        let call = PendingCall {
-            number: self.router.out.next_call(),
-            token: Some(call),
-            method: cancel.into(),
-            deadline: Some(deadline),
-            consumer: None,
-            cancels: None,
-        };
+        let call = program_call(call, cancel.into(), None, deadline, &mut self.router.out);
         self.router.with_channel(id, |channel, out| {
             channel.cancel_consumer(call, is_meant, out);
         });
@@ -455,6 +457,15 @@ impl<T: Tokens> Connection<T> {
     ) {
         let open = self.is_open(id);
         let number = self.router.out.next_call();
+        if self
+            .router
+            .end_suspended(id, || CloseReason::new(by, code, text.clone(), None))
+        {
+            if let Some((token, _)) = call {
+                self.router.out.answer(token, Ok(Reply::Closed(None)));
+            }
+            return;
+        }
         let mut call = call;
         self.router.with_channel(id, |channel, out| {
             if open {
@@ -473,8 +484,11 @@ impl<T: Tokens> Connection<T> {
     /// connection, or at their own deadlines.
     pub(crate) fn close(&mut self, code: ReplyCode, text: ShortString, deadline: Instant) {
         let router = &mut self.router;
-        if !matches!(router.state, ConnectionState::Open) {
-            return;
+        let reason = CloseReason::new(ClosedBy::Application, code, text.clone(), None);
+        match router.state {
+            ConnectionState::Open => {}
+            ConnectionState::Detached => return router.terminate(Termination::Closed(reason)),
+            ConnectionState::Closing { .. } | ConnectionState::Closed => return,
         }
         let close = connection::Close::default()
             .reply_code(code.into())
@@ -483,7 +497,25 @@ impl<T: Tokens> Connection<T> {
         // The close has its own deadline, and `connection.unblocked` is ignored from now on. So the
         // timeout of a blocked connection must not run any longer.
         router.blocked.since = None;
-        let reason = CloseReason::new(ClosedBy::Application, code, text, None);
         router.state = ConnectionState::Closing { reason, deadline };
+    }
+}
+
+/// Returns a call of the program with the next number.
+fn program_call<T: Tokens>(
+    call: T::Call,
+    method: Method,
+    consumer: Option<T::Consumer>,
+    deadline: Instant,
+    out: &mut Output<T>,
+) -> PendingCall<T> {
+    PendingCall {
+        number: out.next_call(),
+        token: Some(call),
+        method,
+        deadline: Some(deadline),
+        consumer,
+        cancels: None,
+        purpose: Purpose::Usual,
     }
 }

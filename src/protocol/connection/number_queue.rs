@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::super::event::{Event, NumberError, Tokens};
 use super::super::output::Output;
-use super::{Connection, ConnectionState, Router};
+use super::{Connection, Router};
 
 /// A caller that waits for a channel number.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl<T: Tokens> Connection<T> {
             number_queue,
             ..
         } = &mut self.router;
-        if !matches!(state, ConnectionState::Open) {
+        if !state.accepts_commands() {
             return out.events.push_back(Event::OpenerLost { opener });
         }
         let call = out.next_call();
@@ -106,13 +106,12 @@ impl<T: Tokens> Router<T> {
     /// Returns the number of a channel that is closing: `number`, or any.
     pub(super) fn closing(&self, number: Option<u16>) -> Option<u16> {
         match number {
+            Some(number) if self.maintenance.contains_key(&number) => return Some(number),
             Some(number) => self.channel(number).filter(|it| !it.is_open()),
-            None => self
-                .channels
-                .iter()
-                .flatten()
-                .map(Box::as_ref)
-                .find(|it| !it.is_open()),
+            None => {
+                let mut channels = self.channels.iter().flatten().map(Box::as_ref);
+                channels.find(|it| !it.is_open())
+            }
         }
         .map(|channel| channel.id().number)
     }

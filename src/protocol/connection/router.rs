@@ -1,6 +1,7 @@
 //! The router: passes received frames to their channels, and handles the methods of the connection
 //! itself.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::super::assembly::SizeLimit;
@@ -14,17 +15,28 @@ use super::super::heartbeat::Heartbeat;
 use super::super::methods::{Method, MethodId, channel, connection};
 use super::super::output::Output;
 use super::super::wire::ShortString;
+use super::maintenance::MaintenanceChannel;
 use super::number_queue::NumberQueue;
 use super::secret_updates::SecretUpdates;
 
 #[derive(Debug)]
 pub(super) enum ConnectionState {
     Open,
+    /// The connection is lost, and another one is to take its place.
+    Detached,
     Closing {
         reason: CloseReason,
         deadline: Instant,
     },
     Closed,
+}
+
+impl ConnectionState {
+    /// Returns whether commands of the program are executed, now or after another connection is
+    /// attached.
+    pub(super) fn accepts_commands(&self) -> bool {
+        matches!(self, Self::Open | Self::Detached)
+    }
 }
 
 /// The connection without its decoder. The two are apart because frames borrow from the decoder.
@@ -35,6 +47,12 @@ pub(super) struct Router<T: Tokens> {
     pub(super) message_size: SizeLimit,
     /// The channels by number. Index 0 stays empty, since channel 0 is the connection itself.
     pub(super) channels: Vec<Option<Box<Channel<T>>>>,
+    /// The channels of a lost connection that are not opened again yet, by number. They are apart,
+    /// so that no received frame finds them.
+    pub(super) suspended: BTreeMap<u16, Box<Channel<T>>>,
+    pub(super) maintenance: BTreeMap<u16, MaintenanceChannel<T>>,
+    /// Whether all channels stay suspended, because the topology is not declared again yet.
+    pub(super) is_preparing: bool,
     /// All numbers below this one are in use.
     pub(super) lowest_free: u16,
     pub(super) generations: u64,
@@ -102,8 +120,7 @@ impl<T: Tokens> Router<T> {
         }
         let slot = self.channels.get_mut(usize::from(number));
         let Some(Some(channel)) = slot else {
-            self.receive_late(number, frame);
-            return Ok(());
+            return self.receive_elsewhere(number, frame);
         };
         let out = &mut self.out;
         match frame {
@@ -125,7 +142,7 @@ impl<T: Tokens> Router<T> {
     /// Handles a frame for a channel that has ended. Such frames are not an error, but a close must
     /// be answered: if it crossed ours, the broker ignores all methods on this number until the
     /// close-ok arrives, so the next `channel.open` would get no reply.
-    fn receive_late(&mut self, number: u16, frame: Frame<'_>) {
+    pub(super) fn receive_late(&mut self, number: u16, frame: Frame<'_>) {
         if method_id(frame) == Some(channel::Close::ID) {
             self.out.send(number, &channel::CloseOk::default().into());
         }
@@ -201,7 +218,12 @@ impl<T: Tokens> Router<T> {
         }
         self.state = ConnectionState::Closed;
         self.out.events.push_back(Event::Closed(termination));
-        for channel in self.channels.drain(..).flatten() {
+        self.out.reports_restored = false;
+        let suspended = std::mem::take(&mut self.suspended).into_values();
+        for channel in self.channels.drain(..).flatten().chain(suspended) {
+            channel.end_with_connection(&mut self.out);
+        }
+        for (_, channel) in std::mem::take(&mut self.maintenance) {
             channel.end_with_connection(&mut self.out);
         }
         self.secret_updates.end_with_connection(&mut self.out);
@@ -236,8 +258,8 @@ impl<T: Tokens> Router<T> {
         })
     }
 
-    fn is_taken(&self, number: u16) -> bool {
-        matches!(self.channels.get(usize::from(number)), Some(Some(_)))
+    pub(super) fn is_taken(&self, number: u16) -> bool {
+        self.channel(number).is_some() || self.maintenance.contains_key(&number)
     }
 
     fn lowest_free(&mut self) -> Option<u16> {
@@ -246,7 +268,7 @@ impl<T: Tokens> Router<T> {
         number
     }
 
-    fn free(&mut self, number: u16) {
+    pub(super) fn free(&mut self, number: u16) {
         if let Some(slot) = self.channels.get_mut(usize::from(number)) {
             *slot = None;
         }
@@ -255,12 +277,22 @@ impl<T: Tokens> Router<T> {
     }
 
     pub(super) fn find(&self, id: ChannelId) -> Option<&Channel<T>> {
-        let channel = self.channels.get(usize::from(id.number))?.as_deref()?;
-        (channel.id() == id).then_some(channel)
+        self.channel(id.number).filter(|channel| channel.id() == id)
     }
 
     pub(super) fn channel(&self, number: u16) -> Option<&Channel<T>> {
-        self.channels.get(usize::from(number))?.as_deref()
+        let in_place = self.channels.get(usize::from(number));
+        let in_place = in_place.and_then(Option::as_ref);
+        in_place
+            .or_else(|| self.suspended.get(&number))
+            .map(Box::as_ref)
+    }
+
+    fn channel_mut(&mut self, number: u16) -> Option<(&mut Channel<T>, &mut Output<T>)> {
+        let in_place = self.channels.get_mut(usize::from(number));
+        let in_place = in_place.and_then(Option::as_mut);
+        let channel = in_place.or_else(|| self.suspended.get_mut(&number))?;
+        Some((channel, &mut self.out))
     }
 
     /// Returns the numbers of the channels with deliveries that are held back or expected again.
@@ -297,14 +329,14 @@ impl<T: Tokens> Router<T> {
         number: u16,
         act: impl FnOnce(&mut Channel<T>, &mut Output<T>),
     ) {
-        if let Some(Some(channel)) = self.channels.get_mut(usize::from(number)) {
-            act(channel, &mut self.out);
+        if let Some((channel, out)) = self.channel_mut(number) {
+            act(channel, out);
         }
     }
 
     pub(super) fn find_mut(&mut self, id: ChannelId) -> Option<&mut Channel<T>> {
-        let channel = self.channels.get_mut(usize::from(id.number))?;
-        channel.as_deref_mut().filter(|channel| channel.id() == id)
+        let (channel, _) = self.channel_mut(id.number)?;
+        (channel.id() == id).then_some(channel)
     }
 
     pub(super) fn with_channel(
@@ -312,9 +344,9 @@ impl<T: Tokens> Router<T> {
         id: ChannelId,
         act: impl FnOnce(&mut Channel<T>, &mut Output<T>),
     ) {
-        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.number)) {
+        if let Some((channel, out)) = self.channel_mut(id.number) {
             if channel.id() == id {
-                act(channel, &mut self.out);
+                act(channel, out);
             }
         }
     }

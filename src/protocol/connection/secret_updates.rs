@@ -11,7 +11,7 @@ use super::super::methods::connection;
 use super::super::output::Output;
 use super::super::secret::{Secret, encode_secret};
 use super::super::wire::ShortString;
-use super::{Connection, ConnectionState, Router};
+use super::{Connection, Router};
 
 impl<T: Tokens> Connection<T> {
     /// Sends a new secret after the earlier updates are answered.
@@ -28,7 +28,7 @@ impl<T: Tokens> Connection<T> {
             secret_updates,
             ..
         } = &mut self.router;
-        if !matches!(state, ConnectionState::Open) {
+        if !state.accepts_commands() {
             return out.fail(Some(call), CallFailure::Closed);
         }
         let bare = connection::UpdateSecret::default().reason(reason);
@@ -63,6 +63,8 @@ pub(super) struct SecretUpdates<T: Tokens> {
     /// The frame to be sent. It is apart from the other output because it is wiped after it is
     /// written.
     output: Option<Secret>,
+    /// Whether there is no connection now.
+    is_detached: bool,
 }
 
 impl<T: Tokens> SecretUpdates<T> {
@@ -70,7 +72,29 @@ impl<T: Tokens> SecretUpdates<T> {
         Self {
             updates: VecDeque::new(),
             output: None,
+            is_detached: false,
         }
+    }
+
+    /// Notes that the connection is lost. The next one is opened with the secret of the update on
+    /// the wire.
+    pub(super) fn detach(&mut self) {
+        self.is_detached = true;
+        self.output = None;
+    }
+
+    /// Answers the update that was on the wire of the lost connection, and sends the next one.
+    pub(super) fn attach(&mut self, out: &mut Output<T>) {
+        self.is_detached = false;
+        match self.is_first_sent() {
+            true => drop(self.receive_ok(out)),
+            false => self.send_first(),
+        }
+    }
+
+    fn is_first_sent(&self) -> bool {
+        let first = self.updates.front();
+        first.is_some_and(|update| update.frame.as_bytes().is_empty())
     }
 
     fn call(&mut self, frame: Secret, token: T::Call, deadline: Instant, out: &mut Output<T>) {
@@ -82,7 +106,7 @@ impl<T: Tokens> SecretUpdates<T> {
             deadline,
             frame,
         });
-        if self.updates.len() == 1 {
+        if self.updates.len() == 1 && !self.is_detached {
             self.send_first();
         }
     }

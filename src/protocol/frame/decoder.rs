@@ -64,6 +64,17 @@ impl FrameDecoder {
         }
     }
 
+    /// Returns a decoder without a buffer, for the time without a connection.
+    pub(crate) fn detached() -> Self {
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            skipped: 0,
+            frame_max: UNSPLIT_FRAME_BYTES_MAX,
+        }
+    }
+
     pub(crate) fn set_frame_max(&mut self, frame_max: u32) {
         self.frame_max = frame_max;
     }

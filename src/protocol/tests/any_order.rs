@@ -320,7 +320,8 @@ impl World {
             if let Some(channel) = self.broker.channels.get(&id.number) {
                 if self.scenario.core.is_open(*id) {
                     let mut settlements = self.scenario.ledgers[name].settlements.clone();
-                    let is_open = |tag: &u64| settlements.settle(*tag);
+                    let is_open =
+                        |tag: &u64| matches!(settlements.settle(*tag), Settled::Fresh { .. });
                     let open: BTreeSet<_> = (1..=channel.delivery_tag).filter(is_open).collect();
                     assert_eq!(
                         open, channel.unsettled,

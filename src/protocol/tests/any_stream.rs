@@ -150,6 +150,26 @@ enum Step {
     Pass(u64),
     Close,
     End,
+    Lose,
+    Attach,
+    /// A call on a maintenance channel with any method, and its close.
+    Maintain(usize, bool),
+    Restore,
+    Resume(usize),
+}
+
+/// Returns a step of a connection that is lost from time to time.
+fn step_or_loss() -> impl Strategy<Value = Step> {
+    let methods = every_method().len();
+    prop_oneof![
+        100 => step(),
+        10 => Just(Step::Lose),
+        15 => Just(Step::Attach),
+        10 => (0..methods, any::<bool>())
+            .prop_map(|(method, closes)| Step::Maintain(method, closes)),
+        15 => Just(Step::Restore),
+        5 => (0usize..4).prop_map(Step::Resume),
+    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -209,8 +229,10 @@ impl Subject {
     }
 
     fn feed(&mut self, bytes: &[u8]) {
-        self.received += bytes.len();
-        self.scenario.peer_sends_bytes(bytes);
+        if !self.scenario.core.is_detached() {
+            self.received += bytes.len();
+            self.scenario.peer_sends_bytes(bytes);
+        }
     }
 
     fn suffer(&mut self, step: Step) {
@@ -280,7 +302,57 @@ impl Subject {
             Step::Pass(seconds) => self.scenario.pass(SECOND * u32::try_from(seconds).unwrap()),
             Step::Close => self.scenario.begin_close(SECOND * 10),
             Step::End => self.scenario.core.ended(),
+            Step::Lose => self.scenario.core.detach(self.scenario.now),
+            Step::Attach if self.scenario.core.is_detached() => {
+                let decoder = FrameDecoder::new(FRAME_MAX);
+                let now = self.scenario.now;
+                let attached = self.scenario.core.attach(decoder, &negotiated(), now);
+                assert_eq!(attached, Ok(()));
+            }
+            Step::Attach => {}
+            Step::Maintain(method, closes) => self.maintain(method, closes),
+            Step::Restore => self.scenario.core.restore_channels(self.scenario.now),
+            Step::Resume(handle) => {
+                if let Some(id) = id(handle) {
+                    let now = self.scenario.now;
+                    let core = &mut self.scenario.core;
+                    core.resume_consumer(id, &"c".into(), |_| true, now);
+                }
+            }
         }
+    }
+
+    fn maintain(&mut self, method: usize, closes: bool) {
+        if let Some(number) = self.scenario.core.open_maintenance() {
+            let call = self.next_call();
+            let method = every_method().swap_remove(method);
+            self.scenario.core.call_maintenance(number, method, call);
+            self.feed(&frame(number, channel::OpenOk::default()));
+            if closes {
+                self.scenario.core.close_maintenance(number);
+                self.feed(&frame(number, channel::CloseOk::default()));
+            }
+        }
+    }
+
+    /// Suffers all steps. Returns the number of bytes that were sent.
+    fn suffer_all(&mut self, steps: Vec<Step>) -> usize {
+        let mut sent = 0;
+        for step in steps {
+            let was_closed = self.scenario.core.is_closed();
+            self.suffer(step);
+            sent += self.look(was_closed);
+        }
+        sent
+    }
+
+    /// Ends the connection, and checks that each call has one outcome.
+    fn end(&mut self) {
+        let was_closed = self.scenario.core.is_closed();
+        self.scenario.core.terminate(Termination::EndOfStream);
+        self.look(was_closed);
+        self.outcomes.sort_unstable();
+        assert_eq!(self.outcomes, (0..self.calls).collect::<Vec<_>>());
     }
 
     /// Takes the events. After the end only outcomes of calls are allowed.
@@ -316,12 +388,7 @@ proptest! {
     ) {
         let mut subject = Subject::new();
         let count = steps.len();
-        let mut sent = 0;
-        for step in steps {
-            let was_closed = subject.scenario.core.is_closed();
-            subject.suffer(step);
-            sent += subject.look(was_closed);
-        }
+        let sent = subject.suffer_all(steps);
         // The output is bounded by the received bytes and the calls. The memory is also bounded by
         // the largest message of each channel. It is measured as text, in which a byte has at most
         // five characters.
@@ -331,12 +398,22 @@ proptest! {
         let pending = 5 * 128 * 1024;
         let held = subject.scenario.held();
         prop_assert!(held <= fresh + messages + pending + 1000 * count, "{} held", held);
+        subject.end();
+    }
 
-        let was_closed = subject.scenario.core.is_closed();
-        subject.scenario.core.terminate(Termination::EndOfStream);
-        subject.look(was_closed);
-        subject.outcomes.sort_unstable();
-        prop_assert_eq!(subject.outcomes, (0..subject.calls).collect::<Vec<_>>());
+    #[test]
+    fn no_loss_does_damage_and_each_call_has_one_outcome(
+        steps in vec(step_or_loss(), 0..120),
+    ) {
+        let mut subject = Subject::new();
+        let fresh = subject.scenario.held();
+        let count = steps.len();
+        subject.suffer_all(steps);
+        let held = subject.scenario.held();
+        let messages = 5 * 5 * usize::try_from(MAX_MESSAGE_SIZE).unwrap();
+        let pending = 5 * 128 * 1024;
+        prop_assert!(held <= fresh + messages + pending + 1000 * count, "{} held", held);
+        subject.end();
     }
 
     #[test]

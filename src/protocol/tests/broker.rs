@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::super::methods::{queue, tx};
+use super::super::methods::{confirm, queue, tx};
 use super::super::wire::ShortString;
 use super::*;
 
@@ -28,7 +28,9 @@ pub(super) struct BrokerChannel {
     /// The call that is not answered yet.
     pub(super) due: Option<Method>,
     /// The consumer tags, and whether their deliveries need no acknowledgement.
-    consumers: BTreeMap<ShortString, bool>,
+    pub(super) consumers: BTreeMap<ShortString, bool>,
+    /// The number of publishes.
+    pub(super) published: u64,
     /// The tags of consumers that the broker has cancelled. They cannot be used again before the
     /// client has cancelled them as well.
     lingering: BTreeSet<ShortString>,
@@ -39,7 +41,7 @@ pub(super) struct BrokerChannel {
 }
 
 impl Broker {
-    fn send(&mut self, channel: u16, method: impl Into<Method>) {
+    pub(super) fn send(&mut self, channel: u16, method: impl Into<Method>) {
         self.output.extend(frame(channel, method));
     }
 
@@ -117,6 +119,7 @@ impl Broker {
             Some(Method::BasicGet(_)) => self.send(number, basic::GetEmpty::default()),
             Some(Method::BasicQos(_)) => self.send(number, basic::QosOk::default()),
             Some(Method::BasicRecover(_)) => self.send(number, basic::RecoverOk::default()),
+            Some(Method::ConfirmSelect(_)) => self.send(number, confirm::SelectOk::default()),
             Some(Method::TxSelect(_)) => self.send(number, tx::SelectOk::default()),
             Some(Method::TxCommit(_)) => self.send(number, tx::CommitOk::default()),
             Some(Method::TxRollback(_)) => self.send(number, tx::RollbackOk::default()),
@@ -163,6 +166,23 @@ impl Broker {
                 self.send(number, not_found().0);
             }
             _ => {}
+        }
+    }
+
+    /// Closes a channel that waits for the reply to a `basic.consume`, as a refusal of that.
+    pub(super) fn refuse(&mut self, number: u16) {
+        if let Some(channel) = self.channels.get_mut(&number) {
+            if !channel.closing && matches!(channel.due, Some(Method::BasicConsume(_))) {
+                *channel = BrokerChannel {
+                    closing: true,
+                    ..BrokerChannel::default()
+                };
+                let close = channel::Close::default()
+                    .reply_code(404)
+                    .class_id(60)
+                    .method_id(20);
+                self.send(number, close);
+            }
         }
     }
 
@@ -235,6 +255,7 @@ impl BrokerChannel {
                 self.consumers.insert(tag, consume.no_ack);
             }
             Method::BasicCancel(cancel) if cancel.nowait => self.forget(&cancel.consumer_tag),
+            Method::BasicPublish(_) => self.published += 1,
             Method::BasicCancelOk(_) | Method::ChannelFlowOk(_) | Method::QueuePurge(_) => {}
             _ => {
                 if let Method::BasicConsume(consume) = &method {

@@ -18,6 +18,7 @@ mod holding_back;
 mod late_replies;
 mod oversized;
 mod protocol_errors;
+mod recovery;
 mod secret_updates;
 mod seen;
 mod transactions;
@@ -40,7 +41,7 @@ use super::handshake::Negotiated;
 use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
 use super::reply_code::ReplyCode;
-use super::settlements::SettlementLedger;
+use super::settlements::{Settled, SettlementLedger};
 use super::table::FieldTable;
 
 const FRAME_MAX: u32 = 4096;
@@ -144,8 +145,13 @@ impl Scenario {
             Settle::Reject { .. } => false,
         };
         if !multiple {
-            let is_new = ledgers.settlements.settle(delivery_tag);
-            return is_new.then(|| self.settle(id, delivery_tag, settle));
+            return match ledgers.settlements.settle(delivery_tag) {
+                Settled::Fresh { wire_tag } => {
+                    self.settle(id, wire_tag, settle);
+                    Some(())
+                }
+                Settled::Stale | Settled::Again => None,
+            };
         }
         let covered = ledgers.settlements.settle_up_to(delivery_tag);
         if let Some(tag) = covered.up_to {
@@ -159,10 +165,10 @@ impl Scenario {
 
     /// Settles a delivery as the driver does, with the gate.
     fn settle(&mut self, id: ChannelId, delivery_tag: u64, settle: Settle) {
-        match self.core.gate(id) {
+        match self.core.settlement_gate(id) {
             Gate::Open => encode_settle(self.core.output(), id.number, delivery_tag, settle),
             Gate::Committing => self.held.push((id, delivery_tag, settle)),
-            Gate::Closed => {}
+            Gate::Suspended | Gate::Closed => {}
         }
     }
 
@@ -308,6 +314,13 @@ impl Scenario {
                         let ledgers = self.ledgers(channel);
                         ledgers.settlements.recovered(ledgers.last);
                     }
+                    if let Event::ChannelSuspended { channel, detached } = &event {
+                        let ledgers = self.ledgers(channel);
+                        ledgers.settlements.detach(*detached);
+                        ledgers.last = ledgers.last.max(detached.base);
+                        let id = ledgers.id;
+                        self.held.retain(|(held, ..)| *held != id);
+                    }
                     self.happened.push(event.into());
                 }
             }
@@ -331,6 +344,11 @@ impl Scenario {
         let id = self.core.reserve_channel(Some(number)).unwrap();
         let deadline = self.now + RPC_TIMEOUT;
         self.core.open_channel(id, name, call, deadline);
+        self.add_ledger(id, name);
+        id
+    }
+
+    fn add_ledger(&mut self, id: ChannelId, name: &'static str) {
         let ledgers = DeliveryLedger {
             id,
             settlements: SettlementLedger::default(),
@@ -338,7 +356,6 @@ impl Scenario {
             prefetch: None,
         };
         self.ledgers.insert(name, ledgers);
-        id
     }
 
     fn open_channel(&mut self, number: u16) -> ChannelId {

@@ -3,6 +3,7 @@
 use super::super::close_reason::CloseReason;
 use super::super::event::{CallFailure, Event, NumberError, Reply, Termination};
 use super::super::methods::Method;
+use super::super::settlements::DetachedChannel;
 use super::Script;
 
 /// An event in a form that can be compared.
@@ -31,6 +32,13 @@ pub(super) enum Seen {
     NoNumber(u32, NumberError),
     OpenerLost(u32),
     ChannelClosed(&'static str, Option<CloseReason>, Vec<&'static str>),
+    Suspended(&'static str, DetachedChannel),
+    TransactionDropped(&'static str),
+    Resumed(&'static str),
+    ChannelRestored(&'static str),
+    Refused(&'static str, CloseReason),
+    ConsumerResumed(&'static str),
+    Restored,
     Blocked(String),
     Unblocked,
     Closed(Termination),
@@ -98,6 +106,13 @@ impl From<Event<Script>> for Seen {
                 consumers.sort_unstable();
                 Self::ChannelClosed(channel, reason, consumers)
             }
+            Event::ChannelSuspended { channel, detached } => Self::Suspended(channel, detached),
+            Event::TransactionDropped { channel } => Self::TransactionDropped(channel),
+            Event::ChannelResumed { channel } => Self::Resumed(channel),
+            Event::ChannelRestored { channel } => Self::ChannelRestored(channel),
+            Event::ConsumerRefused { consumer, reason } => Self::Refused(consumer, reason),
+            Event::ConsumerResumed { consumer } => Self::ConsumerResumed(consumer),
+            Event::Restored => Self::Restored,
             Event::Blocked(reason) => Self::Blocked(reason.to_string()),
             Event::Unblocked => Self::Unblocked,
             Event::Closed(termination) => Self::Closed(termination),
