@@ -146,6 +146,24 @@ impl Entity {
             Self::Consumer { .. } => basic::Consume::ID,
         }
     }
+
+    /// Returns the exchange or queue.
+    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
+        match self {
+            Self::Exchange(name) => Some(Endpoint::Exchange(name.clone())),
+            Self::Queue(name) => Some(Endpoint::Queue(name.clone())),
+            Self::Binding(_) | Self::Consumer { .. } => None,
+        }
+    }
+
+    /// Returns whether the entity is this exchange or queue.
+    pub(crate) fn is(&self, endpoint: &Endpoint) -> bool {
+        match (self, endpoint) {
+            (Self::Exchange(name), Endpoint::Exchange(other))
+            | (Self::Queue(name), Endpoint::Queue(other)) => name == other,
+            _ => false,
+        }
+    }
 }
 
 impl From<Endpoint> for Entity {

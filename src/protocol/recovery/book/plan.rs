@@ -94,6 +94,13 @@ impl Book {
         }
     }
 
+    pub(in super::super) fn has_endpoint(&self, endpoint: &Endpoint) -> bool {
+        match endpoint {
+            Endpoint::Exchange(name) => self.exchanges.contains_key(name),
+            Endpoint::Queue(name) => self.queues.contains_key(name),
+        }
+    }
+
     pub(in super::super) fn queue(&self, name: &ShortString) -> Option<&queue::Declare> {
         self.queues.get(name).map(|entry| &entry.value)
     }
