@@ -16,7 +16,8 @@
 //!    requeued.
 //! 5. [`confirms`] is the confirm ledger, and [`property_match`] finds the publish of a returned
 //!    message. [`settlements`] is the settlement ledger. It stores delivery tags in [`ranges`].
-//! 6. [`secret`] wipes passwords from memory. [`errors`] and [`reply_code`] have the reasons
+//! 6. [`recovery`] decides what happens after the loss of a connection.
+//! 7. [`secret`] wipes passwords from memory. [`errors`] and [`reply_code`] have the reasons
 //!    for an end.
 //!
 //! Nothing in here uses the rest of the crate.
@@ -50,6 +51,11 @@ pub(crate) mod properties;
 mod property_match;
 mod ranges;
 pub(crate) mod read_room;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the driver does not use the module yet")
+)]
+pub(crate) mod recovery;
 pub(crate) mod reply_code;
 pub(crate) mod returned;
 pub(crate) mod sasl;

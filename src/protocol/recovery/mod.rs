@@ -1,0 +1,17 @@
+//! Recovery: the decisions after the loss of a connection, without thread, socket, clock or random
+//! source. The time and random numbers are parameters.
+//!
+//! - [`book`] records the topology that the program has declared.
+//! - [`restoration`] declares it again on a new connection.
+//! - [`policy`] decides which losses and which failed attempts are final.
+//! - [`session`] decides when an attempt is made, with which broker, and when the last one was made.
+//!   Its delays are in `series`.
+
+pub(crate) mod book;
+pub(crate) mod policy;
+mod random;
+pub(crate) mod restoration;
+mod series;
+pub(crate) mod session;
+#[cfg(test)]
+mod tests;
