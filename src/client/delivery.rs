@@ -182,7 +182,8 @@ impl Delivery {
     /// that always fails reaches the `delivery_limit` and is not delivered again. RabbitMQ 4.3 does
     /// not count a `basic.nack`.
     ///
-    /// A stream takes nothing back: RabbitMQ closes the connection (540).
+    /// A stream takes nothing back: RabbitMQ 3 closes the connection (540), and RabbitMQ 4 handles
+    /// this as an acknowledgement.
     ///
     /// # Errors
     ///

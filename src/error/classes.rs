@@ -320,6 +320,7 @@ mod tests {
         }
         for error in [
             connect(ConnectError::TooLargeBeforeTune { size: 5000 }),
+            connect(ConnectError::FrameMaxRefused { frame_max: 4096 }),
             tls(TlsError::WrongName),
             refused(true),
             Error::ConnectionClosed(closed_by(ClosedBy::Application)),

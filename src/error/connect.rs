@@ -77,6 +77,14 @@ pub enum ConnectError {
         /// The size of that frame, in bytes.
         size: usize,
     },
+    /// The broker closed the stream after a [`frame_max`](crate::ConnectionParameters::frame_max)
+    /// below 8192 was negotiated. RabbitMQ from 4.1 on accepts no smaller one, and takes about
+    /// three seconds to close the stream.
+    #[non_exhaustive]
+    FrameMaxRefused {
+        /// The `frame_max` of the parameters, in bytes.
+        frame_max: u32,
+    },
     /// The broker violated the protocol.
     Protocol(ProtocolError),
 }
@@ -85,9 +93,10 @@ impl ConnectError {
     /// Returns whether another attempt with the same parameters may succeed.
     pub(super) fn is_retryable(&self) -> bool {
         match self {
-            Self::NoLocale { .. } | Self::NoMechanism { .. } | Self::TooLargeBeforeTune { .. } => {
-                false
-            }
+            Self::NoLocale { .. }
+            | Self::NoMechanism { .. }
+            | Self::TooLargeBeforeTune { .. }
+            | Self::FrameMaxRefused { .. } => false,
             Self::Tls { error, .. } => matches!(error, TlsError::Refused | TlsError::Other),
             _ => true,
         }
@@ -106,6 +115,9 @@ impl ConnectError {
             (_, Self::TooLargeBeforeTune { .. }) => {
                 "; RabbitMQ accepts 8192 there, before 4.1 only 4096: use a shorter token and \
                  fewer client properties, or raise its initial_frame_max"
+            }
+            (_, Self::FrameMaxRefused { .. }) => {
+                "; RabbitMQ 4.1 and later accept no frame_max below 8192"
             }
             (_, Self::Protocol(_)) => "; check the port (AMQP usually has 5672)",
             (Stage::Resolve, _) => "; check the name and the network",
@@ -160,6 +172,12 @@ impl fmt::Display for ConnectError {
                 "the broker closed the stream after {size} bytes of credentials and client \
                  properties"
             ),
+            Self::FrameMaxRefused { frame_max } => {
+                write!(
+                    f,
+                    "the broker closed the stream after frame_max {frame_max}"
+                )
+            }
             Self::Protocol(error) => write!(f, "the peer violated the protocol: {error}"),
         }
     }

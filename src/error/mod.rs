@@ -47,7 +47,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `ConnectionClosed` by the broker | the connection | with code 320, 506, 541 |
 /// | `ChannelClosed`, `ConnectionClosed` by this program | the channel, the connection | no |
 /// | `ConnectionLost` | the connection | yes |
-/// | `Connect` | no connection was opened | yes, except for `NoLocale`, `NoMechanism`, `TooLargeBeforeTune`, and TLS errors other than `Refused` and `Other` |
+/// | `Connect` | no connection was opened | yes, except for `NoLocale`, `NoMechanism`, `TooLargeBeforeTune`, `FrameMaxRefused`, and TLS errors other than `Refused` and `Other` |
 /// | `AuthenticationFailed` | no connection was opened | if the broker did not name the reason (`certain` is `false`) |
 /// | `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | no connection was opened | no |
 /// | `OpenCancelled` | no connection was opened | no |

@@ -131,7 +131,8 @@ impl queue::Declare {
 
     /// Sets how often a message may return to the queue (`x-delivery-limit`). At the next return
     /// the message is dropped or dead-lettered: `delivery_limit(2)` means three deliveries.
-    /// Quorum queues only. RabbitMQ 4.3 counts `basic.reject` with requeue, but not `basic.nack`.
+    /// Quorum queues only. RabbitMQ 4.3 counts `basic.reject` with requeue, but neither
+    /// `basic.nack` nor `basic.recover`.
     #[must_use]
     pub fn delivery_limit(self, returns: u32) -> Self {
         self.argument("x-delivery-limit", i64::from(returns))

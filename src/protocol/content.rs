@@ -37,8 +37,8 @@ impl DeliveredContent {
     /// Returns whether the message came from a stream, by the header that RabbitMQ adds there. A
     /// message that was moved from a stream to a queue still has the header.
     ///
-    /// A stream keeps its messages, so they cannot be requeued: RabbitMQ closes the connection
-    /// (540) for a nack.
+    /// A stream keeps its messages, so they cannot be requeued: RabbitMQ 3 closes the
+    /// connection (540) for a nack.
     pub(crate) fn is_of_stream(&self) -> bool {
         has_offset(&self.properties)
     }

@@ -306,8 +306,9 @@ define_methods! {
     class queue 50 with Type | Overflow {
         /// Declares a queue: creates it if it does not exist.
         ///
-        /// `durable` is on by default, unlike in pika: RabbitMQ 4.3 and later refuse a queue
-        /// that is neither durable nor exclusive, and close the connection (541).
+        /// `durable` is on by default, unlike in pika. Queues that are neither durable nor
+        /// exclusive are deprecated: RabbitMQ 4.3 accepts them by default, but a setting refuses
+        /// them and closes the connection (541).
         QueueDeclare = Declare 10 "queue.declare"
             new(queue: ShortString)
             replies [DeclareOk] unless nowait
@@ -436,7 +437,8 @@ define_methods! {
             /// The number of unsettled deliveries; 0 means no limit.
             prefetch_count: u16 = 0,
             /// Whether the limit is for all consumers of the channel together. Otherwise it is
-            /// for each consumer that starts later. RabbitMQ 4.3 no longer supports it.
+            /// for each consumer that starts later. RabbitMQ 4.3 with its default settings ignores
+            /// this field, and always limits each consumer.
             global: bool = false,
         }
         /// Confirms the limit.

@@ -61,6 +61,10 @@ def show(path, value):
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         # Which of them it is differs between the versions of pika.
         print(f"{path}: number {int(value) if value == int(value) else value}")
+    elif isinstance(value, datetime.datetime):
+        # Some versions of pika add the time zone, which is always UTC.
+        assert value.utcoffset() in (None, datetime.timedelta(0)), value
+        print(f"{path}: datetime {value.replace(tzinfo=None)!r}")
     else:
         print(f"{path}: {type(value).__name__} {value!r}")
 

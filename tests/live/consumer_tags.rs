@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-use cony::{Error, basic, queue};
+use cony::{Error, basic};
 
-use crate::support::{
-    PATIENCE, broker_version, channel, connect, exclusive_queue, expect_error, fill, next_delivery,
-    unique, until,
-};
+use crate::support::{channel, connect, exclusive_queue, expect_error, fill, next_delivery, until};
 
 #[test]
 fn consumer_tags_lists_consumers_with_and_without_a_callback() {
@@ -100,34 +97,4 @@ fn a_consumer_that_the_broker_refuses_leaves_no_tag() {
     assert!(refused.consumer_tags().is_empty());
     let error = refused.start_consuming().unwrap_err();
     assert_eq!(error.reply_code(), Some(404));
-}
-
-#[test]
-fn a_tag_is_free_again_after_the_consumer_timeout_of_the_broker() {
-    let connection = connect();
-    if broker_version(&connection) < (4, 3) {
-        // Before 4.3 the timeout closes the channel, and with it every consumer.
-        return;
-    }
-    let channel = connection.channel().unwrap();
-    let queue = unique("slow");
-    let declare = queue::Declare::new_quorum(&queue).argument("x-consumer-timeout", 1000);
-    channel.queue_declare(declare).unwrap();
-    fill(&channel, &queue, 0..1);
-    let consume = || basic::Consume::new(&queue).consumer_tag("same");
-    for _ in 0..2 {
-        let slow = channel.consume(consume()).unwrap();
-        let unsettled = next_delivery(&slow);
-        expect_error!(slow.recv_timeout(PATIENCE), Error::ConsumerCancelled(_));
-        // This ack is too late, and RabbitMQ ignores it.
-        unsettled.ack().unwrap();
-        channel.basic_qos(1).unwrap();
-    }
-    let quick = channel.consume(consume()).unwrap();
-    let again = next_delivery(&quick);
-    assert!(again.redelivered);
-    again.ack().unwrap();
-    quick.cancel().unwrap();
-    channel.queue_delete(&queue).unwrap();
-    connection.close().unwrap();
 }

@@ -240,6 +240,16 @@ cases! {
     ConnectError::TooLargeBeforeTune: || {
         refused(broker().client_properties([("token", "x".repeat(100_000))]))
     }, ["closed the stream after 100", "while the broker checked the credentials", "initial_frame_max"];
+    ConnectError::FrameMaxRefused: || from_peer(
+        |listener| {
+            let mut wire = listener.accept();
+            wire.expect_start_ok();
+            wire.tune(TUNE);
+            hang_up(wire);
+        },
+        |parameters| refused(parameters.frame_max(4096)),
+    ), ["closed the stream after frame_max 4096", "while the virtual host was being opened",
+        "below 8192"];
     ConnectError::Protocol: || not_opened(|wire| {
         wire.expect_start_ok();
         wire.raw(&frame(9, 0, b"?"));

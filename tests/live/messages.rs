@@ -7,7 +7,9 @@ use cony::{
     DeliveryMode, Error, FieldTable, FieldValue, LongString, Message, queue,
 };
 
-use crate::support::{await_ready, channel, connect, exclusive_queue, expect_error, get, url};
+use crate::support::{
+    await_ready, channel, connect, exclusive_queue, expect_error, get, smallest_frame_max, url,
+};
 
 #[test]
 fn bodies_around_the_size_of_a_frame_arrive_unchanged() {
@@ -24,11 +26,13 @@ fn bodies_around_the_size_of_a_frame_arrive_unchanged() {
 
 #[test]
 fn bodies_arrive_unchanged_with_the_smallest_frame_max() {
-    let connection = BlockingConnection::open(format!("{}?frame_max=4096", url())).unwrap();
-    assert_eq!(connection.frame_max(), 4096);
+    let least = smallest_frame_max();
+    let connection = BlockingConnection::open(format!("{}?frame_max={least}", url())).unwrap();
+    assert_eq!(connection.frame_max(), least);
     let channel = connection.channel().unwrap();
     let queue = exclusive_queue(&channel);
-    for size in [4087, 4088, 4089, 100_000] {
+    let fits = least as usize - 8;
+    for size in [fits - 1, fits, fits + 1, 100_000] {
         let body = vec![7; size];
         channel.basic_publish("", &queue, &body).unwrap();
         assert_eq!(get(&channel, &queue).body, body, "{size}");
@@ -37,7 +41,8 @@ fn bodies_arrive_unchanged_with_the_smallest_frame_max() {
 
 #[test]
 fn bodies_that_fill_their_frames_arrive_unchanged_for_several_frame_max() {
-    for frame_max in [4096, 4097, 10_000, 131_072] {
+    let least = smallest_frame_max();
+    for frame_max in [least, least + 1, 10_000, 131_072] {
         let parameters: ConnectionParameters = url().parse().unwrap();
         let connection = BlockingConnection::open(parameters.frame_max(frame_max)).unwrap();
         let channel = connection.channel().unwrap();
@@ -307,8 +312,9 @@ fn header_values_at_their_limits_arrive_unchanged() {
 
 #[test]
 fn properties_may_fill_one_frame_but_not_more() {
+    let frame_max = smallest_frame_max();
     let parameters: ConnectionParameters = url().parse().unwrap();
-    let connection = BlockingConnection::open(parameters.frame_max(4096)).unwrap();
+    let connection = BlockingConnection::open(parameters.frame_max(frame_max)).unwrap();
     let channel = connection.channel().unwrap();
     let queue = exclusive_queue(&channel);
     let of_size = |size| BasicProperties::new().headers([("h", "v".repeat(size))]);
@@ -319,7 +325,7 @@ fn properties_may_fill_one_frame_but_not_more() {
     };
     // The frame has 8 bytes of its own, the content header with its flags 14, and the table
     // 4, 2, 1 and 4.
-    let most = 4096 - 8 - 14 - 4 - 2 - 1 - 4;
+    let most = frame_max as usize - 8 - 14 - 4 - 2 - 1 - 4;
     publish(most).unwrap();
     assert_eq!(*get(&channel, &queue).properties(), of_size(most));
     expect_error!(publish(most + 1), Error::TooLong { .. });

@@ -11,7 +11,7 @@ use cony::{
     ReplyCode, Stage,
 };
 
-use crate::support::{connect, expect_error, run, unique, url, variable};
+use crate::support::{broker_version, connect, expect_error, run, unique, url, variable};
 
 fn parameters() -> ConnectionParameters {
     url().parse().unwrap()
@@ -44,6 +44,28 @@ fn limits_are_negotiated() {
     let channels: Vec<_> = (0..5).map(|_| connection.channel().unwrap()).collect();
     expect_error!(connection.channel(), Error::NoFreeChannels { max: 5, .. });
     drop(channels);
+}
+
+#[test]
+fn a_frame_max_below_8192_is_refused_from_rabbitmq_4_1_on() {
+    let outcome = BlockingConnection::open(parameters().frame_max(8191));
+    if broker_version(&connect()) < (4, 1) {
+        assert_eq!(outcome.unwrap().frame_max(), 8191);
+        return;
+    }
+    let error = expect_error!(
+        outcome,
+        Error::Connect {
+            cause: ConnectError::FrameMaxRefused {
+                frame_max: 8191,
+                ..
+            },
+            stage: Stage::Open,
+            ..
+        }
+    );
+    let text = error.to_string();
+    assert!(text.contains("no frame_max below 8192"), "{text}");
 }
 
 #[test]

@@ -8,7 +8,9 @@ use cony::{
     basic, exchange, queue,
 };
 
-use crate::support::{await_ready, channel, connect, exclusive_queue, expect_error, unique};
+use crate::support::{
+    await_ready, broker_version, channel, connect, exclusive_queue, expect_error, unique,
+};
 
 /// Asserts that `act` fails because the broker closes the channel with this code and method, and
 /// that the connection stays open.
@@ -187,12 +189,16 @@ fn an_unknown_exchange_type_is_refused() {
     let channel = connection.channel().unwrap();
     let declare = exchange::Declare::new(unique("type")).exchange_type("no-such-type");
     let error = channel.exchange_declare(declare).unwrap_err();
-    // RabbitMQ 3 closes the connection, RabbitMQ 4 the channel.
+    let by_version = match broker_version(&connection) < (4, 0) {
+        true => ReplyCode::COMMAND_INVALID,
+        false => ReplyCode::PRECONDITION_FAILED,
+    };
     let (reason, code) = match &error {
         Error::ConnectionClosed(reason) => (reason, ReplyCode::COMMAND_INVALID),
         Error::ChannelClosed(reason) => (reason, ReplyCode::PRECONDITION_FAILED),
         other => panic!("{other}"),
     };
+    assert_eq!(code, by_version, "{reason}");
     assert_eq!(reason.by, ClosedBy::Broker);
     assert_eq!(reason.code, code, "{reason}");
     assert!(reason.text.contains("no-such-type"), "{reason}");

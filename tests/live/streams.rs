@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use cony::{BlockingChannel, Delivery, Error, FieldTable, FieldValue, basic, queue};
 
-use crate::support::{PATIENCE, channel, connect, exclusive_queue, expect_error, unique};
+use crate::support::{
+    PATIENCE, broker_version, channel, connect, exclusive_queue, expect_error, next_delivery,
+    unique,
+};
 
 fn text(message: &Delivery) -> String {
     message.text().unwrap().to_owned()
@@ -128,6 +131,27 @@ fn a_stream_refuses_gets_and_consumers_without_a_prefetch() {
     unlimited.basic_qos(0).unwrap();
     let error = expect_error!(unlimited.consume(&stream), Error::ChannelClosed(_));
     assert_eq!(error.reply_code(), Some(406));
+    setup.queue_delete(&stream).unwrap();
+}
+
+#[test]
+fn a_stream_takes_no_delivery_back() {
+    let setup = channel();
+    let stream = stream(&setup, 3);
+    let connection = connect();
+    let channel = connection.channel().unwrap();
+    channel.basic_qos(1).unwrap();
+    let consumer = channel.consume(read_from(&stream, "first")).unwrap();
+    next_delivery(&consumer).requeue().unwrap();
+    if broker_version(&connection) < (4, 0) {
+        assert_eq!(connection.wait_closed().reply_code(), Some(540));
+    } else {
+        // RabbitMQ 4 handles the reject as an ack.
+        let second = next_delivery(&consumer);
+        assert_eq!(text(&second), "1");
+        second.reject().unwrap();
+        assert_eq!(text(&next_delivery(&consumer)), "2");
+    }
     setup.queue_delete(&stream).unwrap();
 }
 

@@ -4,7 +4,9 @@ use std::{iter, thread};
 
 use cony::{BlockingChannel, Delivery, Error, Message, basic};
 
-use crate::support::{await_ready, channel, connect, exclusive_queue, expect_error};
+use crate::support::{
+    await_ready, broker_version, channel, connect, exclusive_queue, expect_error,
+};
 
 #[test]
 fn a_commit_makes_publishes_and_acks_take_effect_together() {
@@ -197,21 +199,31 @@ fn nacks_take_effect_with_the_commit() {
 }
 
 #[test]
-fn a_commit_for_a_deleted_queue_gets_a_reply() {
+fn a_commit_for_a_deleted_queue_succeeds_or_closes_the_channel_or_the_connection() {
     let (channel, queue, _) = got(0);
+    let connection = channel.connection();
+    let version = broker_version(&connection);
     channel.basic_publish("", &queue, "x").unwrap();
     channel.queue_delete(&queue).unwrap();
-    // RabbitMQ 3.10 accepts the commit, RabbitMQ 4.0 closes the channel.
-    match channel.tx_commit() {
-        Ok(()) => channel.tx_commit().unwrap(),
-        Err(error) => {
-            assert!(matches!(error, Error::ChannelClosed(_)), "{error}");
-            assert_eq!(error.reply_code(), Some(406));
-            let later = channel.tx_commit().unwrap_err();
-            assert_eq!(later.to_string(), error.to_string());
-        }
-    }
-    exclusive_queue(&channel.connection().channel().unwrap());
+    let outcome = channel.tx_commit();
+    let error = if version < (4, 0) {
+        outcome.unwrap();
+        channel.tx_commit().unwrap();
+        return;
+    } else if version < (4, 3) {
+        let error = expect_error!(outcome, Error::ChannelClosed(_));
+        assert_eq!(error.reply_code(), Some(406));
+        exclusive_queue(&connection.channel().unwrap());
+        error
+    } else {
+        let error = expect_error!(outcome, Error::ConnectionClosed(_));
+        assert_eq!(error.reply_code(), Some(506));
+        error
+    };
+    let reason = error.close_reason().unwrap();
+    assert_eq!(reason.method.unwrap().to_string(), "tx.commit");
+    let later = channel.tx_commit().unwrap_err();
+    assert_eq!(later.to_string(), error.to_string());
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Settings that only a private node may change.
 
-use cony::{BlockingConnection, ConnectError, ConnectionParameters, Error, ReplyCode};
+use cony::{
+    BlockingConnection, ConnectError, ConnectionParameters, Error, ReplyCode, basic, queue,
+};
 
-use crate::support::exclusive_queue;
-use crate::support::node::node;
+use crate::support::node::{Node, node};
+use crate::support::{PATIENCE, broker_version, expect_error, fill, next_delivery, unique};
 
 #[test]
 fn initial_frame_max_decides_whether_a_long_start_ok_is_accepted() {
@@ -29,36 +31,108 @@ fn initial_frame_max_decides_whether_a_long_start_ok_is_accepted() {
     assert!(size > 5000, "{size}");
 }
 
-#[test]
-fn consumer_timeout_closes_the_channel_and_requeues_the_delivery() {
-    let node = node();
-    // The broker checks the timeout at every channel tick.
-    for (name, time) in [("consumer_timeout", 500), ("channel_tick_interval", 100)] {
-        node.configure(name, time);
+/// A short `consumer_timeout` of the node. Dropping this sets the usual one.
+struct ShortConsumerTimeout<'a>(&'a Node);
+
+impl<'a> ShortConsumerTimeout<'a> {
+    fn set(node: &'a Node) -> Self {
+        let short = Self(node);
+        // The broker checks the timeout at every tick of a channel.
+        short.configure(500, 100);
+        short
     }
+
+    fn configure(&self, timeout: u32, tick: u32) {
+        self.0.configure("consumer_timeout", timeout);
+        self.0.configure("channel_tick_interval", tick);
+    }
+}
+
+impl Drop for ShortConsumerTimeout<'_> {
+    fn drop(&mut self) {
+        self.configure(1_800_000, 60_000);
+    }
+}
+
+#[test]
+fn consumer_timeout_closes_the_channel_or_cancels_the_consumer_of_a_quorum_queue() {
+    let node = node();
     let connection = node.connect();
+    let by_channel = broker_version(&connection) < (4, 3);
+    for quorum in [false, true] {
+        let queue = unique("slow");
+        let declare = match quorum {
+            true => queue::Declare::new_quorum(&queue),
+            false => queue::Declare::new(&queue),
+        };
+        let setup = connection.channel().unwrap();
+        setup.queue_declare(declare).unwrap();
+        fill(&setup, &queue, ["slow"]);
+        let short = ShortConsumerTimeout::set(&node);
+        match (by_channel, quorum) {
+            (true, _) => assert_timeout_closes_the_channel(&connection, &queue),
+            (false, true) => assert_timeout_cancels_the_consumer(&connection, &queue),
+            (false, false) => assert_no_timeout(&connection, &queue),
+        }
+        drop(short);
+        if by_channel || quorum {
+            let delivery = next_delivery(&setup.consume(&queue).unwrap());
+            assert!(delivery.redelivered);
+            delivery.ack().unwrap();
+        }
+        setup.queue_delete(&queue).unwrap();
+    }
+    connection.close().unwrap();
+}
+
+fn assert_timeout_closes_the_channel(connection: &BlockingConnection, queue: &str) {
     let channel = connection.channel().unwrap();
-    let queue = exclusive_queue(&channel);
-    channel.basic_publish("", &queue, "slow").unwrap();
-    let consumer = channel.consume(&queue).unwrap();
-    let delivery = consumer.recv().unwrap().unwrap();
-    let error = consumer.recv().unwrap_err();
+    let consumer = channel.consume(queue).unwrap();
+    let delivery = next_delivery(&consumer);
+    let error = expect_error!(consumer.recv_timeout(PATIENCE), Error::ChannelClosed(_));
     let reason = error.close_reason().unwrap();
     assert_eq!(reason.code, ReplyCode::PRECONDITION_FAILED, "{error}");
     assert!(error.to_string().contains("timed out"), "{error}");
-    let Err(Error::ChannelClosed(again)) = delivery.ack() else {
-        panic!("expected Error::ChannelClosed");
-    };
-    assert_eq!(again.code, reason.code);
-    for (name, time) in [
-        ("consumer_timeout", 1_800_000),
-        ("channel_tick_interval", 60_000),
-    ] {
-        node.configure(name, time);
+    let again = expect_error!(delivery.ack(), Error::ChannelClosed(_));
+    assert_eq!(again.to_string(), error.to_string());
+}
+
+/// Also asserts that the tag is free again. RabbitMQ keeps it until the client cancels, too.
+fn assert_timeout_cancels_the_consumer(connection: &BlockingConnection, queue: &str) {
+    let channel = connection.channel().unwrap();
+    let consume = || basic::Consume::new(queue).consumer_tag("same");
+    for _ in 0..2 {
+        let slow = channel.consume(consume()).unwrap();
+        let unsettled = next_delivery(&slow);
+        expect_error!(slow.recv_timeout(PATIENCE), Error::ConsumerCancelled(_));
+        // This ack is too late, and RabbitMQ ignores it.
+        unsettled.ack().unwrap();
+        channel.basic_qos(1).unwrap();
     }
-    let other = connection.channel().unwrap();
-    let delivery = other.consume(&queue).unwrap().recv().unwrap().unwrap();
-    assert!(delivery.redelivered);
+    channel.close().unwrap();
+}
+
+/// Asserts that a consumer of a classic queue lives on, while that of a quorum queue, which got its
+/// delivery later, is cancelled.
+fn assert_no_timeout(connection: &BlockingConnection, queue: &str) {
+    let channel = connection.channel().unwrap();
+    let consumer = channel.consume(queue).unwrap();
+    let delivery = next_delivery(&consumer);
+    let other = unique("quorum");
+    channel
+        .queue_declare(queue::Declare::new_quorum(&other))
+        .unwrap();
+    fill(&channel, &other, ["later"]);
+    let cancelled = channel.consume(&other).unwrap();
+    let _unsettled = next_delivery(&cancelled);
+    expect_error!(
+        cancelled.recv_timeout(PATIENCE),
+        Error::ConsumerCancelled(_)
+    );
+    assert!(consumer.try_recv().unwrap().is_none());
     delivery.ack().unwrap();
-    connection.close().unwrap();
+    channel.basic_publish("", queue, "next").unwrap();
+    next_delivery(&consumer).ack().unwrap();
+    channel.queue_delete(&other).unwrap();
+    channel.close().unwrap();
 }

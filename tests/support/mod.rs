@@ -202,3 +202,11 @@ pub(crate) fn broker_version(connection: &BlockingConnection) -> (u32, u32) {
     let mut next = || numbers.next().unwrap().parse().unwrap();
     (next(), next())
 }
+
+/// Returns the smallest `frame_max` that the broker accepts.
+pub(crate) fn smallest_frame_max() -> u32 {
+    match broker_version(&connect()) < (4, 1) {
+        true => 4096,
+        false => 8192,
+    }
+}

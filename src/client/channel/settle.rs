@@ -101,7 +101,8 @@ impl BlockingChannel {
     /// their queues.
     ///
     /// The former deliveries count as settled after this call. Deliveries that wait to be taken are
-    /// dropped, because the broker delivers them again.
+    /// dropped, because the broker delivers them again. RabbitMQ 4.3 does not count this for the
+    /// `delivery_limit` of a quorum queue.
     ///
     /// # Errors
     ///

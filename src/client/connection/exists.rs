@@ -27,8 +27,9 @@ impl BlockingConnection {
     /// # Errors
     ///
     /// [`Error::ChannelClosed`] with 405 if the queue is exclusive to another connection (it exists
-    /// then), and with 403 if the user has no permission. [`Error::InvalidOption`] for an empty
-    /// name. [`Error::TooLong`], [`Error::Timeout`], and the errors of [`channel`](Self::channel).
+    /// then). RabbitMQ 4.3 also refuses (403) if the user has no permission at all for the queue.
+    /// [`Error::InvalidOption`] for an empty name. [`Error::TooLong`], [`Error::Timeout`], and the
+    /// errors of [`channel`](Self::channel).
     pub fn queue_exists(&self, name: impl AsRef<str>) -> Result<Option<queue::DeclareOk>> {
         let name = name.as_ref();
         // In a passive declare an empty name stands for the queue last declared on the channel.
@@ -52,8 +53,9 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelClosed`] with 403 if the user has no permission. [`Error::TooLong`],
-    /// [`Error::Timeout`], and the errors of [`channel`](Self::channel).
+    /// [`Error::ChannelClosed`] with 403 if the user has no permission at all for the exchange
+    /// (RabbitMQ 4.3; 3.10 needs none). [`Error::TooLong`], [`Error::Timeout`], and the errors of
+    /// [`channel`](Self::channel).
     pub fn exchange_exists(&self, name: impl AsRef<str>) -> Result<bool> {
         let name = name.as_ref();
         // RabbitMQ refuses every declare of the default exchange, also a passive one (403).

@@ -16,7 +16,7 @@ use crate::io::shared::connection::Settings;
 use crate::protocol::addresses::Pace;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::close_reason::CloseReason;
-use crate::protocol::handshake::{HandshakeFailure, INITIAL_FRAME_SAFE_BYTES};
+use crate::protocol::handshake::{FRAME_MAX_SAFE, HandshakeFailure, INITIAL_FRAME_SAFE_BYTES};
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::stage::Stage;
 
@@ -169,6 +169,7 @@ fn address_error(
     } = failure;
     let mechanism = mechanism.unwrap_or_default();
     let hung_up = cause.is_hang_up();
+    let frame_max = parameters.frame_max;
     let cause = match cause {
         Cause::Handshake(failure) => match failure {
             HandshakeFailure::Version(offered) => return Error::UnsupportedProtocol { offered },
@@ -208,6 +209,9 @@ fn address_error(
                 text: String::new(),
                 certain: false,
             };
+        }
+        _ if hung_up && stage == Stage::Open && (1..FRAME_MAX_SAFE).contains(&frame_max) => {
+            ConnectError::FrameMaxRefused { frame_max }
         }
         Cause::Cancelled => {
             return Error::OpenCancelled {

@@ -229,7 +229,8 @@ settings! {
         /// broker. Default: 2047, as in RabbitMQ. URL option.
         channel_max: u16, copy get_channel_max: u16;
         /// Sets the size of the largest frame to request, in bytes; the broker may lower it. 0
-        /// leaves it to the broker. From 4096 (for RabbitMQ 4.1 and later from 8192) to 134217728
+        /// leaves it to the broker. From 4096 (for RabbitMQ 4.1 and later from 8192, see
+        /// [`ConnectError::FrameMaxRefused`](crate::ConnectError::FrameMaxRefused)) to 134217728
         /// (128 MiB). Default: 131072. URL option.
         frame_max: u32, copy get_frame_max: u32;
         /// Sets the heartbeat interval to request, in whole seconds; the broker may lower it. Zero

@@ -85,8 +85,8 @@ impl<T: Tokens> Channel<T> {
         let (disposal, settle) = match (no_ack, is_requeueable) {
             (true, _) => (Disposal::Lost, None),
             (false, true) => (Disposal::Rejected, Some(Settle::Reject { requeue: false })),
-            // RabbitMQ would close the connection (540) for a reject, and the stream keeps the
-            // message.
+            // RabbitMQ 3 would close the connection (540) for a reject, and the stream keeps
+            // the message.
             (false, false) => (Disposal::Skipped, Some(Settle::Ack { multiple: false })),
         };
         let passed_over = PassedOver {

@@ -82,7 +82,7 @@ impl Transaction {
 impl<T: Tokens> Channel<T> {
     /// Requeues deliveries that the program does not have.
     pub(crate) fn requeue(&mut self, delivery_tags: Vec<u64>, out: &mut Output<T>) {
-        // A nack, unlike a reject, does not count for the delivery limit of RabbitMQ 4.
+        // A nack, unlike a reject, does not count for the delivery limit of RabbitMQ 4.3.
         let nack = Settle::Nack {
             multiple: false,
             requeue: true,

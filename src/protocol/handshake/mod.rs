@@ -40,6 +40,10 @@ const INITIAL_FRAME_MAX: u32 = 128 * 1024;
 /// without an answer after a longer frame.
 pub(crate) const INITIAL_FRAME_SAFE_BYTES: usize = 4096;
 
+/// The smallest `frame_max` that every broker accepts. RabbitMQ from 4.1 on closes the stream
+/// without an answer, after some seconds, if a smaller one is negotiated.
+pub(crate) const FRAME_MAX_SAFE: u32 = 8192;
+
 /// The version of the protocol in `connection.start`. 0-9-1 is revision 1 of 0-9.
 const PROTOCOL_VERSION: (u8, u8) = (0, 9);
 
