@@ -55,8 +55,9 @@ use crate::protocol::wire::ShortString;
 /// Without TLS, a large body goes to the socket without a copy if you give it away (`Vec<u8>`,
 /// `String`, `Bytes`) or lend it as a `&Bytes`. Every other body is copied once.
 ///
-/// The IO thread drops a body that was not copied. If the body has an owner
-/// (`Bytes::from_owner`), the `Drop` of this owner must not block.
+/// The IO thread drops a body that was not copied; at the end of the connection, a thread that uses
+/// it may do so as well. If the body has an owner (`Bytes::from_owner`), the `Drop` of this owner
+/// must neither block nor use the connection.
 #[derive(Debug, Clone)]
 #[must_use = "a message does nothing until it is published"]
 pub struct Message<'a> {

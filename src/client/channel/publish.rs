@@ -137,13 +137,13 @@ impl ChannelInner {
                 continue;
             }
             let queued = channel.connection.commands().publish(block, encoded);
-            let Ok(is_first) = queued else {
+            let Ok(must_wake) = queued else {
                 room.give_up_attempt(ticket);
                 return Err(self.closed_error());
             };
             room.reserved = false;
             let numbered = ticket.and_then(|ticket| ticket.commit(mandatory));
-            if is_first {
+            if must_wake {
                 channel.connection.wake().notify();
             }
             return Ok(match numbered {

@@ -64,14 +64,15 @@ impl Driver {
         self.core.terminate(explained);
     }
 
-    /// Moves all publishes and settlements that were queued before the connection's close into the
-    /// outbox.
+    /// Moves all publishes and settlements of threads that have found the connection open into the
+    /// outbox, before the connection's close.
     ///
     /// A thread that has found the connection open may have appended to the block of its channel
     /// after the close was queued. Such an announcement, and frames that were sealed meanwhile,
-    /// stand behind the close. No command of their own channel stands between: it would have been
-    /// queued behind the close as well, and a thread that appends behind such a command knows of
-    /// the close.
+    /// stand behind the close. No command of their own channel stands between: the command would
+    /// have been queued behind the close as well, and a thread that appends behind such a command
+    /// knows of the close. For that, the mark of the close must be visible to a thread that sends
+    /// after it: each send to the crossbeam channel changes one atomic index.
     pub(super) fn push_frames_before_close(&mut self) {
         // From the moment at which a block was locked here, no thread appends to it.
         let channels = self.core.channels().map(|(channel, _)| channel);
@@ -79,11 +80,11 @@ impl Driver {
             .filter_map(|channel| channel.block.take())
             .collect();
         self.take_queued();
-        let queued = std::mem::take(&mut self.commands);
-        for entry in queued {
-            match entry {
-                Taken::Frames(frames) => self.push_frames(frames),
-                command @ Taken::Command(_) => self.commands.push_back(command),
+        for _ in 0..self.commands.len() {
+            match self.commands.pop_front() {
+                Some(Taken::Frames(frames)) => self.push_frames(frames),
+                Some(command) => self.commands.push_back(command),
+                None => {}
             }
         }
         for frames in last {
@@ -173,14 +174,18 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Completes all pending calls, also after a panic. The calls that are still queued end when
-    /// the fields of the driver are dropped, after this function.
+    /// Completes all pending and queued calls, also after a panic.
     fn drop(&mut self) {
         if self.shared.termination().is_none() {
             let kind = io::ErrorKind::Other;
             let termination = Termination::Io(kind, "the IO thread has panicked".into());
             self.shared.terminate(termination.clone());
             self.end_after_panic(termination);
+        }
+        // One by one, because the `Drop` of a body is code of the program and may panic: the other
+        // entries have the senders of replies, for which callers wait.
+        while let Ok(entry) = self.entries.try_recv() {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(entry)));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use mio::Interest;
 use socket2::SockRef;
@@ -17,7 +18,7 @@ use crate::io::to_program::inbox::Next;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::tests::encode_content;
-use crate::protocol::frame::{Frame, Settle, encode_method};
+use crate::protocol::frame::{EncodedPublish, Frame, Publish, PublishBody, Settle, encode_method};
 use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
 
 /// The deadline of every wait in these tests.
@@ -640,4 +641,43 @@ fn spare_buffers_that_are_not_needed_are_freed_when_the_connection_is_idle() {
         driver.trim_deadline, None,
         "an idle connection has no deadline"
     );
+}
+
+#[test]
+fn a_queued_call_ends_although_the_drop_of_a_queued_body_panics() {
+    struct PanicsInDrop(Vec<u8>);
+    impl AsRef<[u8]> for PanicsInDrop {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            panic!("the program's own panic");
+        }
+    }
+
+    let (mut driver, mut peer) = connected(settings(1 << 20));
+    let channel = open_channel(&mut driver, &mut peer);
+    let body = Bytes::from_owner(PanicsInDrop(vec![b'x'; 100_000]));
+    let publish = Publish {
+        exchange: "",
+        routing_key: "q",
+        mandatory: false,
+        immediate: false,
+        properties: None,
+        body: PublishBody::Shared(&body),
+    };
+    let mut scratch = Vec::new();
+    let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
+    let queued = driver
+        .shared
+        .commands()
+        .publish(channel.block.lock(), &encoded);
+    assert!(queued.is_ok());
+    drop(body);
+    let declared = channel.queue_call(queue::Declare::new("q").into(), None, soon());
+    drop(driver);
+    assert!(!matches!(declared.recv_timeout(TEST_TIMEOUT), Ok(Ok(_))));
+    assert!(channel.block.take().is_none());
 }

@@ -7,8 +7,8 @@
 //! would make loom report a deadlock at three preemptions: loom allows another store between a swap
 //! and the value that it has read.)
 //!
-//! A queue is modelled by a relaxed counter. The counter promises less than any queue, so the
-//! result does not depend on the queue.
+//! A queue is modelled by a relaxed counter, which promises less than any queue. The models of the
+//! blocks need the entries themselves: there a mutex and a list stand for the crossbeam channel.
 
 use loom::model;
 use loom::sync::atomic::AtomicUsize as Counter;
@@ -19,7 +19,7 @@ use loom::thread;
 use std::collections::VecDeque;
 
 use super::sync::Mutex;
-use crate::io::to_io::block::{Block, Entry, EntrySender};
+use crate::io::to_io::block::{Block, BlockGuard, Entry, EntrySender};
 use crate::io::to_io::frames::Frames;
 use crate::io::to_io::spare_buffers::SpareBuffers;
 use crate::io::to_io::wake::{Wake, Waker};
@@ -194,7 +194,7 @@ fn an_event_of_a_channel_is_seen_or_the_channel_is_on_the_list() {
     });
 }
 
-/// The entries on their way to the IO thread; `None` after its end.
+/// The entries on their crossing to the IO thread; `None` after its end.
 struct Entries(Mutex<Option<VecDeque<Entry<u8>>>>);
 
 impl Entries {
@@ -232,13 +232,13 @@ impl EntrySender<u8> for Entries {
 }
 
 /// The parts that the threads share in the models of a block.
-struct Way {
+struct Crossing {
     block: std::sync::Arc<Block>,
     entries: Entries,
     spare: SpareBuffers,
 }
 
-impl Way {
+impl Crossing {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             block: Block::of_channel_1(),
@@ -250,14 +250,21 @@ impl Way {
     /// Appends one byte to the block. Returns whether the IO thread must be woken; `None` after its
     /// end.
     fn append(&self, byte: u8) -> Option<bool> {
+        self.append_to(self.block.lock(), byte)
+    }
+
+    fn append_to(&self, block: BlockGuard<'_>, byte: u8) -> Option<bool> {
         let write = |frames: &mut Frames| {
             frames.bytes.push(byte);
             frames.frames += 1;
         };
-        let block = self.block.lock();
         block.append(1, &self.spare, &self.entries, write).ok()
     }
 }
+
+const CALL: u8 = 10;
+const BEHIND_CALL: u8 = 11;
+const CLOSE: u8 = 12;
 
 fn bytes(frames: Option<Frames>) -> Vec<u8> {
     frames.map_or_else(Vec::new, |frames| frames.bytes)
@@ -269,33 +276,33 @@ fn a_block_is_taken_in_order_although_only_its_first_entry_wakes_the_io_thread()
         let slot = Arc::new(Slot::new());
         let waker = std::sync::Arc::new(Arc::clone(&slot));
         let wake = Arc::new(Wake::with(&waker));
-        let way = Way::new();
+        let crossing = Crossing::new();
         let first = {
-            let (way, wake) = (Arc::clone(&way), Arc::clone(&wake));
+            let (crossing, wake) = (Arc::clone(&crossing), Arc::clone(&wake));
             thread::spawn(move || {
                 let notify = |is_first| match is_first {
                     Some(true) => wake.notify(),
                     other => assert_eq!(other, Some(false)),
                 };
-                notify(way.append(1));
-                assert!(way.block.lock().send(2, &way.entries).is_ok());
+                notify(crossing.append(1));
+                assert!(crossing.block.lock().send(2, &crossing.entries).is_ok());
                 wake.notify();
-                notify(way.append(3));
+                notify(crossing.append(3));
             })
         };
         let second = {
-            let (way, wake) = (Arc::clone(&way), Arc::clone(&wake));
+            let (crossing, wake) = (Arc::clone(&crossing), Arc::clone(&wake));
             thread::spawn(move || {
-                if way.append(4) == Some(true) {
+                if crossing.append(4) == Some(true) {
                     wake.notify();
                 }
             })
         };
         let mut taken = Vec::new();
         while taken.len() < 4 {
-            taken.extend(way.entries.take());
+            taken.extend(crossing.entries.take());
             wake.begin_wait();
-            if way.entries.is_empty() && taken.len() < 4 {
+            if crossing.entries.is_empty() && taken.len() < 4 {
                 slot.wait();
             }
             wake.end_wait();
@@ -310,50 +317,68 @@ fn a_block_is_taken_in_order_although_only_its_first_entry_wakes_the_io_thread()
 #[test]
 fn frames_of_threads_that_find_the_connection_open_are_there_when_it_is_closed() {
     model(|| {
-        let way = Way::new();
+        let crossing = Crossing::new();
         let closing = Arc::new(Counter::new(0));
         let publishers: Vec<_> = [1, 2]
             .into_iter()
             .map(|byte| {
-                let (way, closing) = (Arc::clone(&way), Arc::clone(&closing));
+                let (crossing, closing) = (Arc::clone(&crossing), Arc::clone(&closing));
                 thread::spawn(move || {
-                    let block = way.block.lock();
+                    let block = crossing.block.lock();
                     if closing.load(SeqCst) == 1 {
                         return 0;
                     }
-                    let write = |frames: &mut Frames| {
-                        frames.bytes.push(byte);
-                        frames.frames += 1;
-                    };
-                    let appended = block.append(1, &way.spare, &way.entries, write);
-                    usize::from(appended.is_ok())
+                    usize::from(crossing.append_to(block, byte).is_some())
                 })
             })
             .collect();
+        let caller = {
+            let (crossing, closing) = (Arc::clone(&crossing), Arc::clone(&closing));
+            thread::spawn(move || {
+                assert!(crossing.block.lock().send(CALL, &crossing.entries).is_ok());
+                let block = crossing.block.lock();
+                if closing.load(SeqCst) == 0 {
+                    crossing.append_to(block, BEHIND_CALL);
+                }
+            })
+        };
         // This thread is the closing thread, and then the IO thread at the close.
         closing.store(1, SeqCst);
-        let last = bytes(way.block.take());
-        let taken = way.entries.take().len() + last.len();
+        assert!(crossing.entries.send(Entry::Command(CLOSE)).is_ok());
+        let last = bytes(crossing.block.take());
+        let mut taken = crossing.entries.take();
+        taken.extend(last);
+        let frames = |taken: &[u8]| taken.iter().filter(|byte| **byte <= 2).count();
         let accepted: usize = publishers.into_iter().map(|it| it.join().unwrap()).sum();
-        assert_eq!(taken, accepted);
-        assert!(way.block.take().is_none());
+        caller.join().unwrap();
+        assert_eq!(frames(&taken), accepted);
+        let position = |entry| taken.iter().position(|byte| *byte == entry);
+        if let (Some(close), Some(call), Some(_)) =
+            (position(CLOSE), position(CALL), position(BEHIND_CALL))
+        {
+            assert!(
+                call < close,
+                "frames pass the close, but not a call: {taken:?}"
+            );
+        }
+        assert!(crossing.block.take().is_none());
     });
 }
 
 #[test]
 fn at_the_end_of_the_io_thread_no_frames_stay_in_a_block() {
     model(|| {
-        let way = Way::new();
+        let crossing = Crossing::new();
         let publisher = {
-            let way = Arc::clone(&way);
+            let crossing = Arc::clone(&crossing);
             thread::spawn(move || {
-                way.append(1);
-                way.append(2);
+                crossing.append(1);
+                crossing.append(2);
             })
         };
-        let entries = way.entries.0.lock().take();
+        let entries = crossing.entries.0.lock().take();
         drop(entries);
         publisher.join().unwrap();
-        assert!(way.block.take().is_none());
+        assert!(crossing.block.take().is_none());
     });
 }

@@ -315,7 +315,9 @@ impl ChannelShared {
         }
         let commands = self.connection.commands();
         let queued = commands.settle(block, self.id.number, delivery_tag, settle);
-        if let Ok(true) = queued {
+        if queued.is_ok() {
+            // In any case: this thread may wait for the next delivery now, and another thread that
+            // has begun the part may not run for a while.
             self.connection.wake().notify();
         }
     }

@@ -146,7 +146,8 @@ pub(crate) struct BlockGuard<'a> {
 
 impl BlockGuard<'_> {
     /// Appends the `size` bytes that `write` writes, and unlocks the block. Returns whether the IO
-    /// thread must be woken, because the block was empty.
+    /// thread must be woken, because a part of the block begins with them. For later frames of the
+    /// part, the thread that has begun it wakes the IO thread.
     #[inline]
     pub(crate) fn append<C>(
         mut self,
@@ -176,13 +177,16 @@ impl BlockGuard<'_> {
         command: C,
         entries: &impl EntrySender<C>,
     ) -> Result<(), Ended> {
-        let sent = self.seal(entries);
-        let sent = sent.and_then(|()| entries.send(Entry::Command(command)));
+        // Not `and_then`: its closure would drop an unsent command before the block is unlocked.
+        let sent = match self.seal(entries) {
+            Ok(()) => entries.send(Entry::Command(command)),
+            unsent => unsent,
+        };
         self.unlock(sent)
     }
 
-    /// Unlocks the block before an entry that was not sent is dropped. It may contain a body, whose
-    /// `Drop` is code of the program, or the handle of this block.
+    /// Unlocks the block before an entry that was not sent is dropped. The entry may contain a
+    /// body, whose `Drop` is code of the program, or the handle of this block.
     fn unlock<C>(self, sent: Result<(), Box<Entry<C>>>) -> Result<(), Ended> {
         drop(self);
         sent.map_err(|_unsent| Ended)

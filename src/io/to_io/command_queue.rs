@@ -25,8 +25,8 @@ pub(crate) struct CommandQueue<C> {
     spare: Arc<SpareBuffers>,
 }
 
-/// The receiving side, which the IO thread has. The command queue refuses all further entries once
-/// it is dropped, and drops the queued ones with the senders for their replies.
+/// The receiving side, which the IO thread has. Once the receiver is dropped, the command queue
+/// refuses all further entries, and the queued ones are dropped with the senders for their replies.
 pub(crate) type EntryReceiver<C> = Receiver<Entry<C>>;
 
 /// An entry that was taken from the queue.
@@ -93,19 +93,20 @@ impl<C> CommandQueue<C> {
     }
 
     /// Appends the settlement of a delivery to the block of its channel, even without room in the
-    /// write budget, and unlocks the block. Returns whether the IO thread must be woken.
+    /// write budget, and unlocks the block.
     pub(crate) fn settle(
         &self,
         block: BlockGuard<'_>,
         channel: u16,
         delivery_tag: u64,
         settle: Settle,
-    ) -> Result<bool, Ended> {
+    ) -> Result<(), Ended> {
         self.budget.take(SETTLE_FRAME_BYTES);
-        block.append(SETTLE_FRAME_BYTES, &self.spare, &self.entries, |frames| {
+        let appended = block.append(SETTLE_FRAME_BYTES, &self.spare, &self.entries, |frames| {
             encode_settle(&mut frames.bytes, channel, delivery_tag, settle);
             frames.frames += 1;
-        })
+        });
+        appended.map(|_begins_part| ())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -167,7 +168,7 @@ pub(crate) mod tests {
         commands.publish(block.lock(), &encoded).ok()
     }
 
-    fn settle(commands: &Queue, block: &Arc<Block>) -> Option<bool> {
+    fn settle(commands: &Queue, block: &Arc<Block>) -> Option<()> {
         let ack = Settle::Ack { multiple: false };
         commands.settle(block.lock(), 1, 7, ack).ok()
     }
@@ -211,7 +212,7 @@ pub(crate) mod tests {
         let (commands, entries) = CommandQueue::new(10_000);
         let block = Block::of_channel_1();
         assert_eq!(publish(&commands, &block, b"body"), Some(true));
-        assert_eq!(settle(&commands, &block), Some(false));
+        assert_eq!(settle(&commands, &block), Some(()));
         assert!(commands.may_gather(1000) && !commands.may_gather(10));
         assert!(commands.send_behind(&block, bounded(1).0, || {}));
         assert!(!commands.may_gather(1000), "a command needs a reply");
