@@ -103,8 +103,9 @@ impl<T: Tokens> Router<T> {
         }
     }
 
-    /// Returns the number of a channel that is closing: `number`, or any. A maintenance channel counts
-    /// as closing, because its number becomes free soon, unless it is that of a suspended channel.
+    /// Returns the number of a channel that is closing: `number`, or any. A maintenance channel
+    /// counts as closing, because its number becomes free soon, unless that belongs to a suspended
+    /// channel.
     pub(super) fn closing(&self, number: Option<u16>) -> Option<u16> {
         let is_closing = |number: &u16| match self.channel(*number) {
             Some(channel) => !channel.is_open(),
