@@ -260,7 +260,8 @@ pub(crate) enum Event<T: Tokens> {
         detached: DetachedChannel,
     },
     /// The transaction of a suspended channel has ended. Publishes that wait for the channel are
-    /// part of it, and must be dropped.
+    /// part of it, and must be dropped. (Those that had passed the gate, and are not written, are
+    /// dropped at the loss.)
     TransactionDropped {
         channel: T::Channel,
     },

@@ -1,4 +1,4 @@
-//! The ends of consumers: by a cancel of the client or of the broker, or because they have no owner.
+//! The ends of consumers: by a cancel of the client or of the broker, or without an owner.
 
 use super::super::event::{Event, Tokens};
 use super::super::methods::{Method, basic};

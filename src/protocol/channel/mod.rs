@@ -12,8 +12,8 @@
 //!                              we answer close-ok
 //! ```
 //!
-//! A lost connection suspends the channel in the states opening and open, and ends it in the others:
-//! see `detach` and `restore`.
+//! A lost connection suspends the channel in the states opening and open, and ends it in the
+//! others: see `detach` and `restore`.
 //!
 //! *Opening* is an open channel whose call on the wire is `channel.open`. The program has no handle
 //! of it yet, so there are no other calls.

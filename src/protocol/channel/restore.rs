@@ -9,11 +9,11 @@
 //!     +---- loss ------ loss -----+                                      v refused consumer
 //! ```
 //!
-//! The script: `channel.open`, the global prefetch, confirm mode or transactions, then the consumers
-//! in the order of their consumes, each with the prefetch that it had, and the last prefetch. Then
-//! the *gate* opens: publishes and settlements may be sent, and after them the waiting calls. A
-//! `basic.consume` without a reply opens the gate for publishes and settlements after
-//! [`CONSUME_PATIENCE`]: a queue that no node leads now must not stop them.
+//! The script: `channel.open`, the global prefetch, confirm mode or transactions, then the
+//! consumers in the order of their consumes, each with the prefetch that it had, and the last
+//! prefetch. Then the *gate* opens: publishes may be sent, and after them the waiting calls. A
+//! `basic.consume` without a reply opens the gate for publishes after [`CONSUME_PATIENCE`]: a queue
+//! that no node leads now must not stop them. Settlements may be sent from the first consume on.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -2,9 +2,9 @@
 //! again after a loss of the connection.
 //!
 //! Such a channel uses the number of a suspended channel, which is free until that channel is
-//! restored, or else the highest free number. It opens with its first call. If the broker refuses a
-//! call, it closes the channel: then the call fails with the reason, and the channel opens again for
-//! the next call.
+//! restored, or else the highest free number. It opens with its first call. If the broker refuses
+//! a call, it closes the channel: then the call fails with the reason, and the channel opens again
+//! for the next call.
 
 use std::collections::VecDeque;
 
@@ -65,8 +65,8 @@ impl<T: Tokens> Connection<T> {
         Some(number)
     }
 
-    /// Sends `method` on a maintenance channel after the earlier calls. It has no deadline. An event
-    /// for `call` has the outcome.
+    /// Sends `method` on a maintenance channel after the earlier calls. It has no deadline. An
+    /// event for `call` has the outcome.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "the driver does not detach the core yet")
@@ -166,8 +166,8 @@ impl<T: Tokens> MaintenanceChannel<T> {
         Ok(Fate::Lives)
     }
 
-    /// Handles a close by the broker: it refuses the call on the wire. Without such a call it refuses
-    /// the channel itself.
+    /// Handles a close by the broker: it refuses the call on the wire. Without such a call it
+    /// refuses the channel itself.
     fn refuse(&mut self, reason: &CloseReason, out: &mut Output<T>) {
         self.state = State::Unopened;
         let failure = CallFailure::Refused(reason.clone());

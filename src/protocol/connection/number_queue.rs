@@ -103,16 +103,23 @@ impl<T: Tokens> Router<T> {
         }
     }
 
-    /// Returns the number of a channel that is closing: `number`, or any.
+    /// Returns the number of a channel that is closing: `number`, or any. A maintenance channel
+    /// counts as closing, because its number becomes free soon, unless that belongs to a suspended
+    /// channel.
     pub(super) fn closing(&self, number: Option<u16>) -> Option<u16> {
+        let is_closing = |number: &u16| match self.channel(*number) {
+            Some(channel) => !channel.is_open(),
+            None => self.maintenance.contains_key(number),
+        };
         match number {
-            Some(number) if self.maintenance.contains_key(&number) => return Some(number),
-            Some(number) => self.channel(number).filter(|it| !it.is_open()),
+            Some(number) => Some(number).filter(is_closing),
             None => {
-                let mut channels = self.channels.iter().flatten().map(Box::as_ref);
-                channels.find(|it| !it.is_open())
+                let channels = self.channels.iter().flatten();
+                let mut numbers = channels
+                    .map(|channel| channel.id().number)
+                    .chain(self.maintenance.keys().copied());
+                numbers.find(is_closing)
             }
         }
-        .map(|channel| channel.id().number)
     }
 }

@@ -184,8 +184,10 @@ impl<T: Tokens> Router<T> {
             self.out.events.push_back(Event::Unblocked);
         }
         self.secret_updates.detach();
-        for (_, maintenance) in std::mem::take(&mut self.maintenance) {
+        let mut freed = Vec::new();
+        for (number, maintenance) in std::mem::take(&mut self.maintenance) {
             maintenance.end_with_connection(&mut self.out);
+            freed.push(number);
         }
         let channels = std::mem::replace(&mut self.channels, vec![None]);
         self.lowest_free = 1;
@@ -193,8 +195,12 @@ impl<T: Tokens> Router<T> {
             let number = channel.id().number;
             match channel.detach(&mut self.out) {
                 Fate::Lives => drop(self.suspended.insert(number, channel)),
-                Fate::Gone => self.serve_openers(number),
+                Fate::Gone => freed.push(number),
             }
+        }
+        freed.retain(|number| !self.is_taken(*number));
+        for number in freed {
+            self.serve_openers(number);
         }
     }
 

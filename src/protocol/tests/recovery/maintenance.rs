@@ -85,8 +85,8 @@ fn without_suspended_channels_the_highest_free_number_is_taken() {
     assert_eq!(numbers, [1, 2, 5, 4, 3]);
     assert_eq!(
         core.reserve_channel(None),
-        Err(NumberError::NoneFree),
-        "all are used"
+        Err(NumberError::Closing(3)),
+        "the first two are those of the program's channels"
     );
     let deadline = scenario.now + SECOND;
     let closing = scenario.core.reserve_channel(Some(5));
@@ -97,6 +97,13 @@ fn without_suspended_channels_the_highest_free_number_is_taken() {
     assert_eq!(scenario.sent(), [], "it was not opened");
     assert!(scenario.core.reserve_channel(Some(5)).is_ok());
     scenario.core.close_maintenance(5);
+    // The numbers of suspended channels do not become free.
+    let in_use = scenario.core.reserve_channel(Some(1));
+    assert_eq!(in_use, Err(NumberError::InUse));
+    let deadline = scenario.now + SECOND;
+    scenario.core.await_number(Some(4), deadline, 8);
+    scenario.lose();
+    assert_eq!(scenario.events(), [Seen::NumberFree(8)]);
 }
 
 #[test]
