@@ -9,6 +9,7 @@ use super::event::{CallFailure, ChannelId, Event, PendingCall, Reply, Tokens};
 use super::frame::{Settle, encode_method, encode_settle};
 use super::methods::Method;
 use super::read_room::ReadRoom;
+use super::recovery::book::Book;
 
 /// The parts of a connection that its channels write to and read from.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct Output<T: Tokens> {
     pub(crate) committed: Vec<ChannelId>,
     /// The channels whose next call is sent after the settlements that the program made before it.
     pub(crate) changing: Vec<ChannelId>,
+    /// The topology that the program has declared, if it is to be restored after a loss.
+    pub(crate) book: Option<Box<Book>>,
     /// The numbers of the channels that are not restored yet.
     pub(crate) unrestored: BTreeSet<u16>,
     /// Whether an event reports that all channels are restored.
@@ -51,6 +54,7 @@ impl<T: Tokens> Output<T> {
             writer: BatchWriter::default(),
             committed: Vec::new(),
             changing: Vec::new(),
+            book: None,
             unrestored: BTreeSet::new(),
             reports_restored: false,
             spare: VecDeque::new(),
@@ -193,6 +197,15 @@ impl<T: Tokens> Output<T> {
     pub(crate) fn settle(&mut self, channel: u16, delivery_tag: u64, settle: Settle) {
         self.frames += 1;
         encode_settle(&mut self.bytes, channel, delivery_tag, settle);
+    }
+
+    /// Records the effect of a call of the program on the topology.
+    pub(crate) fn record(&mut self, channel: u16, method: &Method, reply: &Reply) {
+        if let Some(book) = &mut self.book {
+            if let Some(warning) = book.record(channel, method, reply) {
+                log::warn!("{warning}");
+            }
+        }
     }
 
     pub(crate) fn answer(&mut self, call: T::Call, outcome: Result<Reply, CallFailure>) {

@@ -44,6 +44,9 @@ impl<T: Tokens> Channel<T> {
         if let Reply::Method(Method::QueueDeclareOk(declare_ok)) = &reply {
             self.last_queue = declare_ok.queue.clone();
         }
+        if call.purpose == Purpose::Usual {
+            out.record(self.id.number, &call.method, &reply);
+        }
         match call.token {
             _ if call.purpose == Purpose::Restore => self.receive_script_reply(&call.method, out),
             token if call.purpose == Purpose::EndLostTransaction => {
@@ -232,6 +235,7 @@ impl<T: Tokens> Channel<T> {
             out.fail(call.token, failure);
         } else if call.method.replies().is_empty() {
             out.unwatch(self.id.number, &call);
+            out.record(self.id.number, &call.method, &Reply::Sent);
             self.apply_reply(&call.method, out);
             if let Some(token) = call.token.take() {
                 out.answer(token, Ok(Reply::Sent));
@@ -248,6 +252,9 @@ impl<T: Tokens> Channel<T> {
     ) -> Result<(), CallFailure> {
         if self.is_reopened {
             self.name_last_queue(&mut call.method);
+        }
+        if let Some(book) = &out.book {
+            book.resolve(self.id.number, &mut call.method);
         }
         if let (Method::BasicConsume(consume), Purpose::Usual) = (&call.method, call.purpose) {
             if self.consumers.contains(&consume.consumer_tag) {

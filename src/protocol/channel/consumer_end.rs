@@ -100,6 +100,9 @@ impl<T: Tokens> Channel<T> {
             return false;
         };
         self.requeue_all_of(consumer_tag, out);
+        if let Some(book) = out.book.as_mut().filter(|_| by_broker) {
+            book.consumer_cancelled(self.id.number, consumer_tag);
+        }
         out.events.push_back(Event::ConsumerEnded {
             consumer,
             by_broker,

@@ -471,6 +471,10 @@ impl<T: Tokens> Channel<T> {
         out.room.end_announced(self.assembly.announced());
         self.assembly.abort();
         self.forget_held(out);
+        if let Some(book) = &mut out.book {
+            let culprit = reason.as_ref().and_then(|reason| reason.method);
+            book.channel_closed(self.id.number, culprit);
+        }
         out.events.push_back(Event::ChannelClosed {
             channel: self.token.clone(),
             reason,

@@ -99,6 +99,7 @@ impl<T: Tokens> Connection<T> {
             router: Router {
                 out: Output::new(negotiated.frame_max as usize, room),
                 channel_max: negotiated.channel_max,
+                outlives_losses: false,
                 message_size: limits.message_size,
                 channels: vec![None],
                 suspended: BTreeMap::new(),
@@ -150,8 +151,14 @@ impl<T: Tokens> Connection<T> {
                 let reason = reason.clone();
                 self.terminate(Termination::Closed(reason));
             }
-            _ => self.terminate(Termination::EndOfStream),
+            _ => self.lose(Termination::EndOfStream),
         }
+    }
+
+    /// Ends the connection at once, for a reason outside the protocol, unless another connection may
+    /// take its place.
+    pub(crate) fn lose(&mut self, termination: Termination) {
+        self.router.lose(termination);
     }
 
     /// Ends the connection at once, for a reason outside the protocol.
@@ -223,7 +230,7 @@ impl<T: Tokens> Connection<T> {
         match self.router.state {
             ConnectionState::Open => self.router.out.first_deadline().is_some(),
             ConnectionState::Closing { .. } => true,
-            ConnectionState::Detached | ConnectionState::Closed => false,
+            ConnectionState::Lost(_) | ConnectionState::Detached | ConnectionState::Closed => false,
         }
     }
 
@@ -282,7 +289,7 @@ impl<T: Tokens> Connection<T> {
                 // The connection was idle for a while and may stay so.
                 router.out.release_memory();
             }
-            Due::PeerIsDead { silent } => router.terminate(Termination::Silence(silent)),
+            Due::PeerIsDead { silent } => router.lose(Termination::Silence(silent)),
         }
     }
 
@@ -333,7 +340,7 @@ impl<T: Tokens> Connection<T> {
     /// it must be sent, since it counts as part of the transaction.
     pub(crate) fn gate(&mut self, id: ChannelId) -> Gate {
         match self.router.state {
-            ConnectionState::Open | ConnectionState::Detached => {
+            ConnectionState::Open | ConnectionState::Lost(_) | ConnectionState::Detached => {
                 let channel = self.router.find_mut(id);
                 channel.map_or(Gate::Closed, Channel::gate)
             }
@@ -487,7 +494,9 @@ impl<T: Tokens> Connection<T> {
         let reason = CloseReason::new(ClosedBy::Application, code, text.clone(), None);
         match router.state {
             ConnectionState::Open => {}
-            ConnectionState::Detached => return router.terminate(Termination::Closed(reason)),
+            ConnectionState::Lost(_) | ConnectionState::Detached => {
+                return router.terminate(Termination::Closed(reason));
+            }
             ConnectionState::Closing { .. } | ConnectionState::Closed => return,
         }
         let close = connection::Close::default()

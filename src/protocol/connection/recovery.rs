@@ -24,10 +24,11 @@ use std::time::{Duration, Instant};
 
 use super::super::channel::{Channel, Fate};
 use super::super::close_reason::CloseReason;
-use super::super::event::{ChannelId, Event, Gate, Tokens};
+use super::super::event::{ChannelId, Event, Gate, Termination, Tokens};
 use super::super::frame::FrameDecoder;
 use super::super::handshake::Negotiated;
 use super::super::heartbeat::Heartbeat;
+use super::super::recovery::book::Book;
 use super::super::wire::ShortString;
 use super::{Connection, ConnectionState, Router};
 
@@ -59,6 +60,30 @@ impl fmt::Display for AttachError {
 }
 
 impl<T: Tokens> Connection<T> {
+    /// Lets [`loss`](Self::loss) report a loss instead of ending the connection.
+    pub(crate) fn outlive_losses(&mut self) {
+        self.router.outlives_losses = true;
+    }
+
+    /// Records the topology that the program declares, from now on.
+    pub(crate) fn record_topology(&mut self) {
+        self.router.out.book = Some(Box::default());
+    }
+
+    /// Returns the book of the topology, if it is recorded.
+    pub(crate) fn book(&mut self) -> Option<&mut Book> {
+        self.router.out.book.as_deref_mut()
+    }
+
+    /// Returns the reason of a loss that the driver has to handle: with [`detach`](Self::detach), or
+    /// with [`terminate`](Self::terminate) if it is final.
+    pub(crate) fn loss(&self) -> Option<&Termination> {
+        match &self.router.state {
+            ConnectionState::Lost(termination) => Some(termination),
+            _ => None,
+        }
+    }
+
     /// Handles the loss of the stream, if another connection is to take its place. The output that
     /// was not taken is dropped, and so is an incomplete message.
     ///
@@ -69,7 +94,7 @@ impl<T: Tokens> Connection<T> {
     )]
     pub(crate) fn detach(&mut self, now: Instant) {
         match self.router.state {
-            ConnectionState::Open => {
+            ConnectionState::Open | ConnectionState::Lost(_) => {
                 self.decoder = FrameDecoder::detached();
                 self.router.detach(now);
             }
@@ -180,6 +205,9 @@ impl<T: Tokens> Router<T> {
         self.heartbeat = Heartbeat::new(Duration::ZERO, now);
         self.out.room.set_now(now);
         self.out.detach();
+        if let Some(book) = &mut self.out.book {
+            book.connection_lost();
+        }
         if self.blocked.since.take().is_some() {
             self.out.events.push_back(Event::Unblocked);
         }

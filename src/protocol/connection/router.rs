@@ -22,6 +22,9 @@ use super::secret_updates::SecretUpdates;
 #[derive(Debug)]
 pub(super) enum ConnectionState {
     Open,
+    /// The connection is lost for this reason. The driver decides whether another one takes its
+    /// place.
+    Lost(Termination),
     /// The connection is lost, and another one is to take its place.
     Detached,
     Closing {
@@ -35,7 +38,7 @@ impl ConnectionState {
     /// Returns whether commands of the program are executed, now or after another connection is
     /// attached.
     pub(super) fn accepts_commands(&self) -> bool {
-        matches!(self, Self::Open | Self::Detached)
+        matches!(self, Self::Open | Self::Lost(_) | Self::Detached)
     }
 }
 
@@ -44,6 +47,8 @@ impl ConnectionState {
 pub(super) struct Router<T: Tokens> {
     pub(super) out: Output<T>,
     pub(super) channel_max: u16,
+    /// Whether another connection may take the place of a lost one.
+    pub(super) outlives_losses: bool,
     pub(super) message_size: SizeLimit,
     /// The channels by number. Index 0 stays empty, since channel 0 is the connection itself.
     pub(super) channels: Vec<Option<Box<Channel<T>>>>,
@@ -174,7 +179,7 @@ impl<T: Tokens> Router<T> {
                 self.out.send(0, &connection::CloseOk::default().into());
                 // Also if this close crosses ours: the broker may have dropped methods that we sent
                 // before ours, so the program must get its reason.
-                self.terminate(Termination::Closed(CloseReason::of_connection(&close)));
+                self.lose(Termination::Closed(CloseReason::of_connection(&close)));
             }
             (ConnectionState::Closing { reason, .. }, Method::ConnectionCloseOk(_)) => {
                 let reason = reason.clone();
@@ -209,7 +214,17 @@ impl<T: Tokens> Router<T> {
             .reply_code(error.reply_code().into())
             .reply_text(text);
         self.out.send(0, &close.into());
-        self.terminate(Termination::Protocol(error));
+        self.lose(Termination::Protocol(error));
+    }
+
+    /// Ends the connection, unless another one may take its place.
+    pub(super) fn lose(&mut self, termination: Termination) {
+        match self.state {
+            ConnectionState::Open if self.outlives_losses => {
+                self.state = ConnectionState::Lost(termination);
+            }
+            _ => self.terminate(termination),
+        }
     }
 
     pub(super) fn terminate(&mut self, termination: Termination) {

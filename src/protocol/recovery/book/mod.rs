@@ -24,6 +24,7 @@ mod tests;
 mod unproven;
 
 use std::collections::HashMap;
+use std::fmt;
 
 use self::bindings::Bindings;
 use self::consumers::RecordedConsumers;
@@ -53,6 +54,23 @@ pub(crate) enum BookWarning {
     Many,
     /// The book has [`ENTRIES_MAX`] entries, and the present one is not recorded.
     Full,
+}
+
+impl fmt::Display for BookWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Many => write!(
+                f,
+                "the program has declared {ENTRIES_MANY} exchanges, queues and bindings, which are \
+                 all kept in memory for a loss of the connection"
+            ),
+            Self::Full => write!(
+                f,
+                "the program has declared {ENTRIES_MAX} exchanges, queues and bindings; further ones \
+                 are not restored after a loss of the connection"
+            ),
+        }
+    }
 }
 
 /// An entry of the book.
