@@ -190,6 +190,7 @@ pub(crate) fn result_of(outcome: &PublishOutcome<Arc<ReturnedContent>>) -> Resul
     match outcome {
         PublishOutcome::Acked => Ok(()),
         PublishOutcome::Nacked => Err(Error::Nacked),
+        PublishOutcome::Lost(reason) => Err(Error::Unconfirmed(Box::new((&**reason).into()))),
         PublishOutcome::Returned(message) => {
             Err(Error::Unroutable(Returned::new(Arc::clone(message))))
         }

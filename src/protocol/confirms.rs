@@ -14,7 +14,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
+use super::event::Termination;
 use super::properties::ReceivedProperties;
 use super::property_match::{PropertyMatch, ReturnedProperties};
 
@@ -74,6 +76,8 @@ pub(crate) enum PublishOutcome<R> {
     Returned(R),
     /// A message was returned that may belong to this publish, so its outcome is unknown.
     Ambiguous(R),
+    /// The connection was lost for this reason before the confirm, so the outcome is unknown.
+    Lost(Arc<Termination>),
 }
 
 /// The values by which a returned message is found.

@@ -191,7 +191,10 @@ pub(crate) fn pass_on(
             log_restore(&channel, "is suspended");
         }
         Event::TransactionDropped { channel } => log_restore(&channel, "has lost a transaction"),
-        Event::ChannelResumed { channel } => log_restore(&channel, "takes publishes again"),
+        Event::ChannelResumed { channel } => {
+            channel.confirm_window.resume();
+            log_restore(&channel, "takes publishes again");
+        }
         Event::ChannelRestored { channel } => log_restore(&channel, "is restored"),
         Event::ConsumerRefused { consumer, reason } => {
             let consumer = &consumer.consumer;
@@ -327,7 +330,7 @@ fn keep_notice(channel: &ChannelShared, notice: Notice) {
 
 /// Drops untaken deliveries that need acknowledgement. They can no longer be acknowledged, and the
 /// broker requeues them. In the inbox they would use the read budget of other channels.
-fn discard_unsettled(channel: &ChannelShared, consumers: &[Arc<ConsumerToken>]) {
+pub(super) fn discard_unsettled(channel: &ChannelShared, consumers: &[Arc<ConsumerToken>]) {
     let needs_no_ack = |tag: &ShortString| {
         consumers
             .iter()
@@ -368,6 +371,8 @@ fn complete_call(call: CallToken, outcome: Outcome) {
         CallToken::Caller(reply) => {
             let _ = reply.try_send(outcome);
         }
+        // The driver has taken these outcomes.
+        CallToken::Lane(_) => {}
         CallToken::Opener { channel, reply } => {
             let _ = reply.try_send(match outcome {
                 Ok(_) => Ok(channel),

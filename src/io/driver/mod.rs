@@ -217,15 +217,19 @@ impl Driver {
         let mut events = Events::with_capacity(16);
         loop {
             let now = Instant::now();
+            self.handle_loss(now);
             self.execute_commands(now);
             if self.core.poll_timeout().is_some_and(|due| due <= now) {
                 self.read_pending(&mut events);
                 self.core.handle_timeout(now);
             }
+            self.advance_recovery(now);
             self.signal_due_timer(now);
             self.requeue_held(now);
             self.dispatch();
             self.write(now);
+            self.dispatch();
+            self.handle_loss(now);
             self.dispatch();
             if self.core.is_closed() {
                 break;
@@ -320,11 +324,17 @@ impl Driver {
             Gate::Open => {
                 self.collect_output();
                 self.publishes_taken += frames.messages;
+                if self.recovery.is_some() {
+                    if let Some(channel) = self.core.channel(frames.channel) {
+                        channel.confirm_window.count_written(frames.messages);
+                    }
+                }
                 self.shared.counters.messages_published.add(frames.messages);
                 self.shared.counters.frames_sent.add(frames.frames);
                 self.outbox.push(frames);
             }
-            Gate::Committing | Gate::Suspended => self.keep_for_commit(frames),
+            Gate::Committing => self.keep_for_commit(frames),
+            Gate::Suspended => self.keep_suspended(frames),
             Gate::Closed => {
                 self.shared.write_budget().release(frames.len());
                 self.outbox.keep(frames.bytes);
@@ -373,6 +383,9 @@ impl Driver {
             } => {
                 let token = CallToken::Caller(reply);
                 self.has_call_traffic = true;
+                if let (Method::ConfirmSelect(_), Some(channel)) = (&*method, self.core.channel(id)) {
+                    channel.confirm_window.begin_numbers();
+                }
                 self.core.call(id, *method, consumer, token, deadline);
             }
             ChannelCommand::Cancel {
@@ -491,6 +504,9 @@ impl Driver {
     /// Passes the events of the core to the program's threads.
     fn dispatch(&mut self) {
         while let Some(event) = self.core.poll_event() {
+            let Some(event) = self.take_recovery_event(event) else {
+                continue;
+            };
             if let Event::HeldBack { consumer, cost, .. } = &event {
                 let consumer = &consumer.consumer;
                 self.held_back_warnings

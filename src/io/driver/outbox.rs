@@ -141,6 +141,17 @@ impl Outbox {
         self.spare.put(buffer);
     }
 
+    /// Drops everything that is not written. Returns the number of bytes.
+    pub(crate) fn clear(&mut self) -> usize {
+        for chunk in std::mem::take(&mut self.chunks) {
+            if let Chunk::Plain(buffer) = chunk {
+                self.keep(buffer);
+            }
+        }
+        self.start = 0;
+        std::mem::take(&mut self.bytes)
+    }
+
     /// Frees the spare buffers that were not needed since the last call. Returns whether there are
     /// others.
     pub(crate) fn trim(&mut self) -> bool {

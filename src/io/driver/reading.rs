@@ -30,8 +30,7 @@ impl Driver {
         let mut left = BYTES_PER_TURN_MAX;
         self.core
             .set_untaken_bytes(self.shared.read_budget().bytes());
-        while self.readable && !self.pause_record.is_paused() && left > 0 && !self.core.is_closed()
-        {
+        while self.readable && !self.pause_record.is_paused() && left > 0 && self.has_stream() {
             // Small messages use more memory than they have bytes on the wire, so the byte limit
             // alone does not keep the read budget.
             if self.core.is_full() && left < BYTES_PER_TURN_MAX {

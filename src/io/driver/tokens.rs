@@ -30,6 +30,8 @@ impl Tokens for DriverTokens {
 #[derive(Debug)]
 pub(crate) enum CallToken {
     Caller(Sender<Outcome>),
+    /// The restoration of the topology, by the index of its lane.
+    Lane(usize),
     /// A caller that opens a channel.
     Opener {
         channel: Arc<ChannelShared>,

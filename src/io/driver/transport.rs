@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
+use mio::Registry;
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
@@ -66,6 +67,15 @@ impl Transport {
             #[cfg(feature = "native-tls")]
             Self::Tls(tls) => !tls.is_drained(),
         }
+    }
+
+    /// Ends both directions, and the events of the socket in `registry`. The socket itself is closed
+    /// when the transport is dropped.
+    pub(crate) fn close(&mut self, registry: &Registry) {
+        let socket = self.socket();
+        // Both fail if the socket is broken, and then there is nothing to end.
+        let _ = registry.deregister(socket);
+        let _ = socket.shutdown(std::net::Shutdown::Both);
     }
 
     /// Ends the sending direction. Bytes that were written still arrive.

@@ -56,6 +56,7 @@ impl Driver {
                     shared.timer_deadline(),
                     self.soft_pause_end,
                     self.trim_deadline,
+                    self.recovery_deadline(),
                 ];
                 until_first(deadlines, Instant::now())
             }
@@ -186,7 +187,7 @@ impl Driver {
             }
             self.readable = true;
             self.read();
-            if self.core.is_closed() || self.shared.counters.bytes_received.get() != received {
+            if !self.has_stream() || self.shared.counters.bytes_received.get() != received {
                 return true;
             }
             if !goes_on(self) || !spin.yield_now() {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::protocol::event::ChannelId;
+use crate::protocol::frame::{FRAME_HEADER_BYTES, FRAME_OVERHEAD, is_settlement, payload_size};
 
 /// The largest buffer for the publishes and settlements of one channel.
 pub(crate) const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -28,6 +29,36 @@ impl Frames {
             frames: 0,
             messages: 0,
         }
+    }
+
+    /// Separates the settlements from the publishes. Each part keeps its order.
+    pub(crate) fn split_settlements(self) -> (Self, Self) {
+        let mut settlements = Self::new(self.channel, Vec::new());
+        let mut publishes = Self::new(self.channel, Vec::new());
+        publishes.messages = self.messages;
+        let mut shared = self.shared.into_iter().peekable();
+        let mut rest = self.bytes.as_slice();
+        while let Some(header) = rest.get(..FRAME_HEADER_BYTES) {
+            let at = self.bytes.len() - rest.len() + FRAME_HEADER_BYTES;
+            let is_shared = shared.peek().is_some_and(|(place, _)| *place == at);
+            let payload = match is_shared {
+                true => 0,
+                false => payload_size(header),
+            };
+            let size = FRAME_OVERHEAD + payload;
+            let (frame, behind) = rest.split_at(size.min(rest.len()));
+            rest = behind;
+            let part = match is_settlement(frame) {
+                true => &mut settlements,
+                false => &mut publishes,
+            };
+            if let Some((_, body)) = shared.next_if(|_| is_shared) {
+                part.shared.push((part.bytes.len() + FRAME_HEADER_BYTES, body));
+            }
+            part.bytes.extend_from_slice(frame);
+            part.frames += 1;
+        }
+        (settlements, publishes)
     }
 
     /// Returns the number of bytes, with those of shared bodies.

@@ -3,7 +3,7 @@
 //! the confirm ledger (`protocol/confirms.rs`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -18,6 +18,7 @@ use crate::io::to_program::waiting_threads::WaitingThreads;
 use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{ConfirmLedger, Mandatory, PublishOutcome};
 use crate::protocol::content::ReturnedContent;
+use crate::protocol::event::Termination;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Mode {
@@ -29,8 +30,8 @@ enum Mode {
     Confirming,
 }
 
-/// The confirm window of one channel. It also stops publishes for `channel.flow` and during a
-/// commit, whether or not the channel is in confirm mode.
+/// The confirm window of one channel. It also stops publishes for `channel.flow`, during a commit
+/// and after a loss of the connection, whether or not the channel is in confirm mode.
 ///
 /// The lock is held for a few instructions only, and never while a thread waits.
 #[derive(Debug)]
@@ -43,6 +44,9 @@ pub(crate) struct ConfirmWindow {
     /// Whether a publish must check the state: in confirm mode, while `channel.flow` stops
     /// publishes, or during a commit. Each publish reads this flag without the lock.
     must_check_state: AtomicBool,
+    /// The number of publishes that were handed to the transport; in confirm mode the number of the
+    /// last one. The IO thread counts them if the connection can outlive a loss.
+    written: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -54,6 +58,8 @@ struct State {
     /// Whether publishes wait for the reply to `tx.commit`, because a buffer is already kept back
     /// for it.
     committing: bool,
+    /// Whether publishes wait until the channel is restored after a loss of the connection.
+    suspended: bool,
     ledger: ConfirmLedger<Arc<Slot>, Arc<ReturnedContent>>,
     failures: Failures,
     /// The outcomes for callbacks; `None` if there are no callbacks for confirms.
@@ -120,10 +126,12 @@ impl ConfirmWindow {
             busy_wait: BusyWait::for_streams(busy_wait_limit),
             total: total.clone(),
             must_check_state: AtomicBool::new(false),
+            written: AtomicU64::new(0),
             state: Mutex::new(State {
                 mode: Mode::Plain,
                 flow_stopped: false,
                 committing: false,
+                suspended: false,
                 ledger: ConfirmLedger::new(),
                 failures: Failures::new(total),
                 outcomes: None,
@@ -334,6 +342,59 @@ impl ConfirmWindow {
 
     /// Records a confirm of the broker.
     pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) -> Confirmed {
+        self.end_publishes(|ledger, outcomes| {
+            ledger.confirm(number, multiple, ack, |number, slot, outcome| {
+                outcomes.record(number, slot, outcome);
+            });
+        })
+    }
+
+    /// Stops publishes until [`resume`](Self::resume), after a loss of the connection. The written
+    /// publishes that are unconfirmed end with `reason`.
+    pub(crate) fn suspend(&self, reason: &Arc<Termination>) {
+        let written = self.written.load(Ordering::Relaxed);
+        self.set_suspended(true);
+        self.end_publishes(|ledger, outcomes| {
+            ledger.detach(written, |number, slot, returned| {
+                let lost = || PublishOutcome::Lost(Arc::clone(reason));
+                let outcome = returned.map_or_else(lost, PublishOutcome::Returned);
+                outcomes.record(number, slot, outcome);
+            });
+        });
+    }
+
+    /// Lets publishes go on after a loss of the connection.
+    pub(crate) fn resume(&self) {
+        self.set_suspended(false);
+    }
+
+    fn set_suspended(&self, suspended: bool) {
+        let mut state = self.state.lock();
+        state.suspended = suspended;
+        self.must_check_state
+            .store(state.must_check_state(), Ordering::Release);
+        state.serve(self.size);
+    }
+
+    /// Counts publishes that are handed to the transport. They have sequence numbers only in
+    /// confirm mode.
+    pub(crate) fn count_written(&self, publishes: u64) {
+        self.written.fetch_add(publishes, Ordering::Relaxed);
+    }
+
+    /// Notes that the next publish has the first sequence number, if no publish has one.
+    pub(crate) fn begin_numbers(&self) {
+        if self.last_number() == 0 {
+            self.written.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets `act` record the outcomes of publishes.
+    #[inline]
+    fn end_publishes(
+        &self,
+        act: impl FnOnce(&mut ConfirmLedger<Arc<Slot>, Arc<ReturnedContent>>, &mut Outcomes<'_>),
+    ) -> Confirmed {
         let mut state = self.state.lock();
         let State {
             ledger,
@@ -346,24 +407,15 @@ impl ConfirmWindow {
         } = &mut *state;
         let dropped_before = outcomes.as_ref().map_or(0, |outcomes| outcomes.dropped);
         let unconfirmed_before = ledger.unconfirmed();
-        ledger.confirm(number, multiple, ack, |number, mut slot, outcome| {
-            let is_taken = matches!(outcome, PublishOutcome::Acked);
-            if !is_taken && !*abandoned {
-                failures.add(number, outcome.clone(), &slot, outcomes.is_some());
-            }
-            if let Some(outcomes) = outcomes {
-                outcomes.add(number, Some(outcome.clone()));
-            }
-            match Arc::get_mut(&mut slot) {
-                // No thread holds the confirm, so the slot can be used again.
-                Some(_) if slots.len() < self.size => slots.push(slot),
-                Some(_) => {}
-                None => slot.fill(outcome),
-            }
-            if let (false, Some(rpc_replies)) = (is_taken, &rpc_replies) {
-                rpc_replies.publish_failed(number);
-            }
-        });
+        let mut recorder = Outcomes {
+            failures,
+            outcomes,
+            is_abandoned: *abandoned,
+            rpc_replies: rpc_replies.as_deref(),
+            slots,
+            slots_max: self.size,
+        };
+        act(ledger, &mut recorder);
         let dropped = outcomes.as_ref().map_or(0, |outcomes| outcomes.dropped);
         let confirmed = Confirmed {
             count: (unconfirmed_before - ledger.unconfirmed()) as u64,
@@ -467,18 +519,57 @@ impl ConfirmWindow {
     }
 }
 
+/// Records the outcomes of publishes, under the lock of the confirm window.
+struct Outcomes<'a> {
+    failures: &'a mut Failures,
+    outcomes: &'a mut Option<OutcomeQueue>,
+    is_abandoned: bool,
+    rpc_replies: Option<&'a RpcReplies>,
+    slots: &'a mut Vec<Arc<Slot>>,
+    slots_max: usize,
+}
+
+impl Outcomes<'_> {
+    #[inline]
+    fn record(
+        &mut self,
+        number: u64,
+        mut slot: Arc<Slot>,
+        outcome: PublishOutcome<Arc<ReturnedContent>>,
+    ) {
+        let is_taken = matches!(outcome, PublishOutcome::Acked);
+        if !is_taken && !self.is_abandoned {
+            let has_outcomes = self.outcomes.is_some();
+            self.failures
+                .add(number, outcome.clone(), &slot, has_outcomes);
+        }
+        if let Some(outcomes) = self.outcomes {
+            outcomes.add(number, Some(outcome.clone()));
+        }
+        match Arc::get_mut(&mut slot) {
+            // No thread holds the confirm, so the slot can be used again.
+            Some(_) if self.slots.len() < self.slots_max => self.slots.push(slot),
+            Some(_) => {}
+            None => slot.fill(outcome),
+        }
+        if let (false, Some(rpc_replies)) = (is_taken, self.rpc_replies) {
+            rpc_replies.publish_failed(number);
+        }
+    }
+}
+
 impl State {
     fn new_slot(&mut self) -> Arc<Slot> {
         self.slots.pop().unwrap_or_default()
     }
 
     fn must_check_state(&self) -> bool {
-        self.flow_stopped || self.committing || self.mode != Mode::Plain
+        self.flow_stopped || self.committing || self.suspended || self.mode != Mode::Plain
     }
 
     fn has_room(&self, window: usize) -> bool {
         match self.mode {
-            _ if self.flow_stopped || self.committing => false,
+            _ if self.flow_stopped || self.committing || self.suspended => false,
             Mode::Plain => true,
             Mode::Selecting => false,
             Mode::Confirming => self.ledger.unconfirmed() + self.reserved_places < window,

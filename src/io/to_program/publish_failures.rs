@@ -119,6 +119,6 @@ pub(crate) fn cost(outcome: &PublishOutcome<Arc<ReturnedContent>>) -> usize {
         PublishOutcome::Returned(message) | PublishOutcome::Ambiguous(message) => {
             ReadBudget::cost(message)
         }
-        PublishOutcome::Acked | PublishOutcome::Nacked => 0,
+        PublishOutcome::Acked | PublishOutcome::Nacked | PublishOutcome::Lost(_) => 0,
     }
 }

@@ -223,6 +223,7 @@ impl<T: Tokens> Router<T> {
             ConnectionState::Open if self.outlives_losses => {
                 self.state = ConnectionState::Lost(termination);
             }
+            ConnectionState::Lost(_) | ConnectionState::Detached => {}
             _ => self.terminate(termination),
         }
     }

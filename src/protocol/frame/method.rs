@@ -3,7 +3,7 @@
 use super::super::errors::{EncodeError, ProtocolError};
 use super::super::methods::{Method, MethodId, basic};
 use super::super::wire::{Reader, Writer};
-use super::{FRAME_END, FRAME_OVERHEAD, METHOD};
+use super::{FRAME_END, FRAME_HEADER_BYTES, FRAME_OVERHEAD, METHOD};
 
 /// Appends a frame with the payload that `payload` writes. `out` is unchanged after an error, and
 /// if the frame would exceed `frame_max`.
@@ -96,6 +96,22 @@ pub(crate) fn encode_settle(out: &mut Vec<u8>, channel: u16, delivery_tag: u64, 
     out.extend_from_slice(&[METHOD, c1, c0, 0, 0, 0, 13, i1, i0, m1, m0]);
     out.extend_from_slice(&delivery_tag.to_be_bytes());
     out.extend_from_slice(&[bits, FRAME_END]);
+}
+
+/// Returns the size of the payload from the header of an encoded frame.
+pub(crate) fn payload_size(header: &[u8]) -> usize {
+    let size = header.get(3..FRAME_HEADER_BYTES).unwrap_or_default();
+    size.iter()
+        .fold(0, |size, byte| size << 8 | usize::from(*byte))
+}
+
+/// Returns whether an encoded frame is the settlement of a delivery.
+pub(crate) fn is_settlement(frame: &[u8]) -> bool {
+    let class = basic::Ack::ID.class.to_be_bytes();
+    let methods = [basic::Ack::ID, basic::Nack::ID, basic::Reject::ID];
+    let named = frame.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + 4);
+    let is_named = |id: MethodId| named == Some(&[class, id.method.to_be_bytes()].concat()[..]);
+    frame.first() == Some(&METHOD) && methods.into_iter().any(is_named)
 }
 
 /// Decodes the payload of a method frame.

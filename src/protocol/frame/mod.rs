@@ -10,7 +10,8 @@ pub(crate) mod tests;
 
 pub(crate) use self::decoder::{Frame, FrameDecoder};
 pub(crate) use self::method::{
-    SETTLE_FRAME_BYTES, Settle, decode_method, encode_method, encode_settle, split_method,
+    SETTLE_FRAME_BYTES, Settle, decode_method, encode_method, encode_settle, is_settlement,
+    payload_size, split_method,
 };
 pub(crate) use self::publish::{EncodedPublish, Publish, PublishBody};
 
@@ -21,7 +22,7 @@ pub(crate) const FRAME_OVERHEAD: usize = FRAME_HEADER_BYTES + 1;
 /// The smallest `frame_max` that the specification allows. (RabbitMQ 4.1 requires 8192.)
 pub(crate) const FRAME_MIN_SIZE: u32 = 4096;
 
-const FRAME_HEADER_BYTES: usize = 7;
+pub(crate) const FRAME_HEADER_BYTES: usize = 7;
 const FRAME_END: u8 = 0xce;
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;

@@ -1,0 +1,535 @@
+//! The way from a lost connection to the next one.
+//!
+//! ```text
+//! handle_loss: suspend -----> connect -----> attach -----> restore the topology -----> channels
+//!     |                       ^     | failed                     | lost
+//!     | final                 +-----+----------------------------+
+//!     v
+//!   the end
+//! ```
+//!
+//! [`Session`] decides when and with which broker, and [`Restoration`] which calls restore the
+//! topology. This file makes the attempts ([`Connecting`]), gives the new stream to the core, and
+//! takes care of everything that the driver itself has of the lost connection.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::Waker;
+
+use super::connecting::{AttemptError, Connecting, RecoverySettings};
+use super::link::Link;
+use super::outbox::UnwrittenOutput;
+use super::tokens::CallToken;
+use super::{Driver, events};
+use crate::io::shared::channel::ChannelShared;
+use crate::io::shared::consumer::ConsumerToken;
+use crate::io::to_io::command_queue::Taken;
+use crate::io::to_io::frames::Frames;
+use crate::protocol::event::{CallFailure, Event, Gate, Reply, Termination};
+use crate::protocol::recovery::policy::{AttemptFailure, Culprit};
+use crate::protocol::recovery::restoration::{self, LANES_MAX, Outcome, Restoration};
+use crate::protocol::recovery::session::{Session, SessionEvent, Step};
+use super::tokens::DriverTokens;
+
+/// The delays before a refused consumer is tried again: the first one, and the longest.
+const CONSUMER_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
+/// The state of recovery. It exists only if a loss does not end the connection.
+pub(super) struct Recovering {
+    settings: RecoverySettings,
+    session: Session,
+    connecting: Option<Connecting>,
+    restoration: Option<Restoration>,
+    /// The maintenance channels of the lanes.
+    lanes: Vec<Lane>,
+    /// Whether the topology has been restored, so that the channels are restored now.
+    restores_channels: bool,
+    /// The consumers that the broker has refused.
+    refused: Vec<RefusedConsumer>,
+}
+
+/// A lane of the restoration.
+#[derive(Debug, Default)]
+struct Lane {
+    number: Option<u16>,
+    is_busy: bool,
+}
+
+struct RefusedConsumer {
+    consumer: Arc<ConsumerToken>,
+    delay: Duration,
+    /// When the consumer is tried again. `None` while it is.
+    due: Option<Instant>,
+}
+
+impl Recovering {
+    pub(super) fn new(settings: RecoverySettings, now: Instant) -> Self {
+        let seed = random();
+        Self {
+            session: Session::new(settings.session, settings.first_broker, seed, now),
+            settings,
+            connecting: None,
+            restoration: None,
+            lanes: Vec::new(),
+            restores_channels: false,
+            refused: Vec::new(),
+        }
+    }
+
+    /// Returns when the next action is due.
+    fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let restoration = self.restoration.as_ref();
+        let refused = self.refused.iter().filter_map(|refused| refused.due);
+        let others = [
+            self.session.poll_timeout(),
+            restoration.and_then(|restoration| restoration.poll_timeout(now)),
+        ];
+        others.into_iter().flatten().chain(refused).min()
+    }
+}
+
+/// Returns a random number of the standard library.
+fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+impl Driver {
+    /// Returns when recovery has something to do.
+    pub(super) fn recovery_deadline(&self) -> Option<Instant> {
+        self.recovery.as_ref()?.poll_timeout(Instant::now())
+    }
+
+    /// Returns whether the stream has neither ended nor failed.
+    pub(super) fn has_stream(&self) -> bool {
+        !self.core.is_closed() && self.core.loss().is_none() && !self.core.is_detached()
+    }
+
+    /// Takes the next steps of recovery.
+    pub(super) fn advance_recovery(&mut self, now: Instant) {
+        self.handle_loss(now);
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        if self.core.is_closed() || self.core.is_closing() {
+            recovery.session.end();
+            recovery.connecting = None;
+            return;
+        }
+        match recovery.session.poll(now) {
+            Some(Step::Connect { broker, deadline }) => self.connect(broker, deadline, now),
+            Some(Step::GiveUp(event)) => self.give_up(event),
+            None => {}
+        }
+        self.take_connection(now);
+        self.advance_restoration(now);
+        self.resume_refused(now);
+    }
+
+    /// Suspends the connection after a loss, or ends it.
+    pub(super) fn handle_loss(&mut self, now: Instant) {
+        let Some(loss) = self.core.loss().cloned() else {
+            return;
+        };
+        let Some(recovery) = &mut self.recovery else {
+            return self.core.terminate(loss);
+        };
+        let restoration = recovery.restoration.take();
+        let culprit = match (&loss, &restoration) {
+            (Termination::Closed(reason), Some(restoration)) if restoration.is_culprit(reason) => {
+                Culprit::Restoration
+            }
+            _ => Culprit::Program,
+        };
+        if let (Some(restoration), Some(book)) = (restoration, self.core.book()) {
+            restoration.lost(&loss, book);
+        }
+        recovery.lanes.clear();
+        recovery.refused.clear();
+        recovery.restores_channels = false;
+        match recovery.session.lost(&loss, culprit, now) {
+            Some(event @ SessionEvent::GaveUp(..)) => self.give_up(event),
+            Some(event) => {
+                self.suspend(&loss, now);
+                self.report(&event);
+            }
+            None => self.core.terminate(loss),
+        }
+    }
+
+    /// Suspends the connection: drops all that belongs to the lost one, and keeps the publishes that
+    /// were not handed to it.
+    fn suspend(&mut self, loss: &Termination, now: Instant) {
+        // The answer to a close of the broker. A failure changes nothing.
+        self.collect_output();
+        if self.writable {
+            let _ = self.outbox.write_to(&mut self.transport);
+        }
+        self.transport.close(self.poll.registry());
+        self.dispatch();
+        let channels: Vec<_> = self.core.channels().map(owned).collect();
+        self.core.detach(now);
+        self.dispatch();
+        let reason = Arc::new(loss.clone());
+        for (channel, consumers) in &channels {
+            events::discard_unsettled(channel, consumers);
+            channel.confirm_window.suspend(&reason);
+        }
+        self.take_queued();
+        // From here on, a settlement in a block belongs to no delivery of the lost connection: the
+        // ledgers were advanced before.
+        let blocks = channels.iter().filter_map(|(channel, _)| channel.block.take());
+        let blocks: Vec<_> = blocks.collect();
+        let queued = std::mem::take(&mut self.commands);
+        let (mut commands, mut frames) = (VecDeque::new(), Vec::new());
+        for entry in queued {
+            match entry {
+                Taken::Frames(queued) => frames.push(queued),
+                command @ Taken::Command(_) => commands.push_back(command),
+            }
+        }
+        self.commands = commands;
+        for frames in frames.into_iter().chain(blocks) {
+            self.keep_suspended(frames);
+        }
+        let unwritten = self.outbox.clear();
+        self.shared.write_budget().release(unwritten);
+        self.unwritten_output = UnwrittenOutput::default();
+        self.readable = false;
+        self.writable = false;
+        self.hung_up = false;
+    }
+
+    /// Keeps the publishes of a suspended channel until it is restored, and sends its settlements if
+    /// they belong to the present connection.
+    pub(super) fn keep_suspended(&mut self, frames: Frames) {
+        let channel = frames.channel;
+        let size = frames.len();
+        let (settlements, publishes) = frames.split_settlements();
+        let is_sent = settlements.frames > 0
+            && !self.core.is_detached()
+            && self.core.settlement_gate(channel) == Gate::Open;
+        let sent = match is_sent {
+            true => settlements.len(),
+            false => 0,
+        };
+        if is_sent {
+            self.collect_output();
+            self.shared.counters.frames_sent.add(settlements.frames);
+            self.outbox.push(settlements);
+        }
+        // Later publishes of the channel wait in their calling threads.
+        self.shared.write_budget().release(size - sent);
+        if publishes.frames > 0 {
+            self.kept_for_commit.push(publishes);
+        }
+    }
+
+    fn connect(&mut self, broker: usize, deadline: Instant, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let connect = Arc::clone(&recovery.settings.connect);
+        match Connecting::begin(connect, broker, deadline, &self.waker) {
+            Ok(connecting) => recovery.connecting = Some(connecting),
+            Err(error) => {
+                log::warn!("{}: no thread to connect: {error}", self.shared.name);
+                self.attempt_failed(AttemptFailure::Preparation, now);
+            }
+        }
+    }
+
+    fn attempt_failed(&mut self, failure: AttemptFailure, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        match recovery.session.failed(failure, now) {
+            Some(event @ SessionEvent::GaveUp(..)) => self.give_up(event),
+            Some(event) => self.report(&event),
+            None => {}
+        }
+    }
+
+    /// Takes the new connection over, if the attempt has succeeded.
+    fn take_connection(&mut self, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let result = recovery.connecting.as_ref().and_then(Connecting::result);
+        let Some(result) = result else {
+            return;
+        };
+        recovery.connecting = None;
+        match result {
+            Ok(link) => self.attach(link, now),
+            Err(AttemptError { failure, error }) => {
+                log::warn!("{}: attempt to connect: {error}", self.shared.name);
+                self.attempt_failed(failure, now);
+            }
+        }
+    }
+
+    fn attach(&mut self, link: Link, now: Instant) {
+        let parts = link.into_parts_for(self.poll.registry());
+        let (transport, decoder, negotiated) = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                log::warn!("{}: the new socket: {error}", self.shared.name);
+                return self.attempt_failed(AttemptFailure::Preparation, now);
+            }
+        };
+        if let Err(error) = self.core.attach(decoder, &negotiated, now) {
+            log::warn!("{}: {error}", self.shared.name);
+            return self.attempt_failed(AttemptFailure::SmallerLimits, now);
+        }
+        self.transport = transport;
+        self.readable = true;
+        self.writable = true;
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        recovery.session.connected();
+        let settings = restoration::Settings {
+            topology: recovery.settings.topology,
+            lanes: LANES_MAX,
+            heartbeat: Duration::from_secs(negotiated.heartbeat.into()),
+        };
+        if let Some(book) = self.core.book() {
+            let restoration = Restoration::new(book, settings);
+            recovery.lanes.resize_with(restoration.lanes(), Lane::default);
+            recovery.restoration = Some(restoration);
+            for lane in 0..recovery.lanes.len() {
+                self.open_lane(lane);
+            }
+        }
+    }
+
+    /// Opens the maintenance channel of a lane, if a number is free.
+    fn open_lane(&mut self, index: usize) {
+        let number = self.core.open_maintenance();
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        if let (Some(restoration), Some(lane)) =
+            (&mut recovery.restoration, recovery.lanes.get_mut(index))
+        {
+            lane.number = number;
+            if number.is_some() {
+                restoration.opened(index);
+            }
+        }
+    }
+
+    /// Makes the next calls that restore the topology, and then lets the channels restore
+    /// themselves.
+    fn advance_restoration(&mut self, now: Instant) {
+        if self.core.is_detached() || self.core.loss().is_some() {
+            return;
+        }
+        let Some(mut recovery) = self.recovery.take() else {
+            return;
+        };
+        if let Some(restoration) = &mut recovery.restoration {
+            loop {
+                let bits = || u128::from(random()) << 64 | u128::from(random());
+                let Some(book) = self.core.book() else {
+                    break;
+                };
+                let Some(call) = restoration.next(book, now, bits) else {
+                    break;
+                };
+                if let Some(lane) = recovery.lanes.get_mut(call.lane) {
+                    lane.is_busy = true;
+                    if let Some(number) = lane.number {
+                        let token = CallToken::Lane(call.lane);
+                        self.core.call_maintenance(number, call.method, token);
+                    }
+                }
+            }
+            if restoration.is_through(now) {
+                for (index, lane) in recovery.lanes.iter_mut().enumerate() {
+                    if let Some(number) = lane.number.take_if(|_| !lane.is_busy) {
+                        restoration.released(index);
+                        self.core.close_maintenance(number);
+                    }
+                }
+            }
+        }
+        let is_through = recovery
+            .restoration
+            .as_ref()
+            .is_none_or(|restoration| restoration.is_through(now));
+        let needs_lane = recovery
+            .restoration
+            .as_ref()
+            .is_some_and(|restoration| restoration.needs_lane(now));
+        let begins_channels = is_through
+            && recovery.session.outage().is_some()
+            && !std::mem::replace(&mut recovery.restores_channels, true);
+        if !is_through {
+            recovery.restores_channels = false;
+        }
+        self.recovery = Some(recovery);
+        if begins_channels {
+            self.core.restore_channels(now);
+        }
+        if needs_lane {
+            self.open_lane(0);
+        }
+    }
+
+    /// Handles an event of recovery. Returns any other event.
+    pub(super) fn take_recovery_event(
+        &mut self,
+        event: Event<DriverTokens>,
+    ) -> Option<Event<DriverTokens>> {
+        let now = Instant::now();
+        match event {
+            Event::Reply {
+                call: CallToken::Lane(lane),
+                reply,
+            } => {
+                if let Reply::Method(method) = &reply {
+                    self.lane_done(lane, &Outcome::Replied(method), now);
+                }
+            }
+            Event::Failed {
+                call: CallToken::Lane(lane),
+                failure,
+            } => {
+                if let CallFailure::Refused(reason) = &failure {
+                    self.lane_done(lane, &Outcome::Closed(reason), now);
+                }
+            }
+            Event::Restored => self.restored(now),
+            Event::TransactionDropped { channel } => {
+                self.kept_for_commit
+                    .retain(|frames| frames.channel != channel.id);
+            }
+            Event::ConsumerRefused { consumer, reason } => {
+                self.note_refused(&consumer, now);
+                return Some(Event::ConsumerRefused { consumer, reason });
+            }
+            Event::ConsumerResumed { consumer } => {
+                if let Some(recovery) = &mut self.recovery {
+                    let is_other = |refused: &RefusedConsumer| {
+                        !Arc::ptr_eq(&refused.consumer, &consumer)
+                    };
+                    recovery.refused.retain(is_other);
+                }
+                return Some(Event::ConsumerResumed { consumer });
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    fn lane_done(&mut self, index: usize, outcome: &Outcome<'_>, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        if let (Some(restoration), Some(book)) = (&mut recovery.restoration, self.core.book()) {
+            restoration.done(index, outcome, book, now);
+            if let Some(lane) = recovery.lanes.get_mut(index) {
+                lane.is_busy = false;
+                // A maintenance channel opens again by itself.
+                if lane.number.is_some() {
+                    restoration.opened(index);
+                }
+            }
+        }
+    }
+
+    fn restored(&mut self, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        if let Some(event) = recovery.session.restored(now) {
+            self.report(&event);
+        }
+    }
+
+    fn note_refused(&mut self, consumer: &Arc<ConsumerToken>, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let [first, longest] = CONSUMER_DELAYS;
+        let mut refused = recovery.refused.iter_mut();
+        match refused.find(|refused| Arc::ptr_eq(&refused.consumer, consumer)) {
+            Some(refused) => {
+                refused.delay = longest.min(refused.delay * 2);
+                refused.due = Some(now + refused.delay);
+            }
+            None => recovery.refused.push(RefusedConsumer {
+                consumer: Arc::clone(consumer),
+                delay: first,
+                due: Some(now + first),
+            }),
+        }
+    }
+
+    /// Tries refused consumers again whose time has come, with their queues declared once more.
+    fn resume_refused(&mut self, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let is_due = |refused: &&mut RefusedConsumer| refused.due.is_some_and(|due| due <= now);
+        let mut due = Vec::new();
+        for refused in recovery.refused.iter_mut().filter(is_due) {
+            refused.due = None;
+            due.push(Arc::clone(&refused.consumer));
+        }
+        for token in due {
+            let consumer = &token.consumer;
+            if let (Some(restoration), Some(book)) = (
+                self.recovery
+                    .as_mut()
+                    .and_then(|recovery| recovery.restoration.as_mut()),
+                self.core.book(),
+            ) {
+                restoration.restore_queue(&consumer.queue, book, now);
+            }
+            let is_meant = |other: &Arc<ConsumerToken>| Arc::ptr_eq(other, &token);
+            self.core
+                .resume_consumer(consumer.channel.id, &consumer.tag, is_meant, now);
+        }
+    }
+
+    /// Ends the connection, because no further attempt is made.
+    fn give_up(&mut self, event: SessionEvent) {
+        self.report(&event);
+        if let SessionEvent::GaveUp(_, outage) = event {
+            self.core.terminate(outage.lost);
+        }
+    }
+
+    /// Logs a change of recovery.
+    fn report(&self, event: &SessionEvent) {
+        let name = &self.shared.name;
+        match event {
+            SessionEvent::Lost(outage) => log::warn!("{name}: lost: {:?}", outage.lost),
+            SessionEvent::AttemptFailed(outage) => {
+                log::warn!("{name}: attempt {} has failed", outage.attempts);
+            }
+            SessionEvent::Recovered {
+                lasted, attempts, ..
+            } => log::info!("{name}: recovered after {lasted:?}, with {attempts} attempts"),
+            SessionEvent::GaveUp(reason, outage) => log::error!(
+                "{name}: given up after {} attempts: {reason:?}",
+                outage.attempts
+            ),
+        }
+    }
+}
+
+/// Returns the tokens of a channel and of its consumers for themselves.
+fn owned<'a>(
+    (channel, consumers): (
+        &'a Arc<ChannelShared>,
+        impl Iterator<Item = &'a Arc<ConsumerToken>>,
+    ),
+) -> (Arc<ChannelShared>, Vec<Arc<ConsumerToken>>) {
+    (Arc::clone(channel), consumers.cloned().collect())
+}
