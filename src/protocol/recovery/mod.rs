@@ -4,8 +4,7 @@
 //! - [`book`] records the topology that the program has declared.
 //! - [`restoration`] declares it again on a new connection.
 //! - [`policy`] decides which losses and which failed attempts are final.
-//! - [`session`] decides when an attempt is made, with which broker, and when the last one was made.
-//!   Its delays are in `series`.
+//! - [`session`] decides when an attempt is made and with which broker. Its delays are in `series`.
 
 pub(crate) mod book;
 pub(crate) mod policy;

@@ -1,8 +1,7 @@
 //! The policy: which losses and which failed attempts are followed by another attempt.
 //!
-//! The rule is that of a restart: a fault of the network or of a node passes, and a refusal of this
-//! program does not. Only the code of a close decides and whether it names a culprit, never its
-//! text.
+//! A fault of the network or of a node passes. A refusal of this program does not, because the next
+//! connection would be refused as well. The code of a close and its culprit decide, never its text.
 
 use super::super::close_reason::{CloseReason, ClosedBy};
 use super::super::event::Termination;
@@ -85,7 +84,8 @@ pub(crate) enum AttemptFailure {
     /// TLS failed because of a certificate, a name or a version, on either side, or because the
     /// peer does not use TLS.
     Tls,
-    /// The broker closed the stream after a frame with the credentials that exceeds its first limit.
+    /// The broker closed the stream after the frame with the credentials, which exceeds the limit
+    /// before the negotiation.
     TooLargeBeforeTune,
     /// The broker refused the handshake, or violated the protocol in it.
     Handshake(Stage, HandshakeFailure),

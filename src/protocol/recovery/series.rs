@@ -59,8 +59,8 @@ impl Series {
         self.next(self.max_delay, random)
     }
 
-    /// Returns the delay after a failed attempt. `is_early`: it ended before the protocol header was
-    /// answered.
+    /// Returns the delay after a failed attempt. `is_early`: the attempt ended before the protocol
+    /// header was answered.
     pub(super) fn after_attempt(&mut self, is_early: bool, random: &mut Random) -> Duration {
         let max = match is_early {
             true => self.max_delay.min(EARLY_DELAY_MAX),
@@ -90,8 +90,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// Calls `delays` with many seeds, and asserts that each of the delays stays between half of its
-    /// bound and the bound, and reaches both about.
+    /// Calls `delays` with many seeds. Asserts that each of the delays stays between half of its
+    /// bound and the bound, and nearly reaches both.
     fn assert_bounds(bounds: &[Duration], delays: impl Fn(&mut Random) -> Vec<Duration>) {
         let all: Vec<Vec<Duration>> = (0..1_000)
             .map(|seed| delays(&mut Random::new(seed)))

@@ -391,8 +391,9 @@ impl Book {
     /// Records the end of a channel, by either side, with the connection still open. `culprit` is
     /// the method that the broker names as the cause.
     ///
-    /// What calls of that method without a reply have recorded is forgotten, unless a later reply
-    /// on the channel proves that they succeeded.
+    /// The entries that calls of that method without a reply have made are forgotten, unless a
+    /// later reply on the channel proves that the calls succeeded. If there are several such calls,
+    /// the refused one is not known, and the entries of all are forgotten.
     pub(crate) fn channel_closed(&mut self, channel: u16, culprit: Option<MethodId>) {
         let unproven = self.unproven.remove(&channel).unwrap_or_default();
         for (order, entity) in unproven.into_entries() {

@@ -111,13 +111,13 @@ impl Book {
     }
 
     /// Gives a queue that cony has named another name, and with it its bindings and consumers.
-    /// Does nothing for other queues.
-    pub(in super::super) fn rename_queue(&mut self, old: &ShortString, new: &ShortString) {
+    /// Returns `false` for other queues, which keep their names.
+    pub(in super::super) fn rename_queue(&mut self, old: &ShortString, new: &ShortString) -> bool {
         if !is_client_made(old) || self.queues.contains_key(new) {
-            return;
+            return false;
         }
         let Some(mut entry) = self.queues.remove(old) else {
-            return;
+            return false;
         };
         entry.value.queue = new.clone();
         self.queues.insert(new.clone(), entry);
@@ -134,6 +134,7 @@ impl Book {
             *name = new.clone();
         }
         self.replacements.insert(old, new);
+        true
     }
 }
 

@@ -339,7 +339,7 @@ fn a_renamed_queue_keeps_everything_and_is_known_by_its_first_name() {
     record(&mut book, queue::Bind::new(&old, "x", "k"));
     record(&mut book, consume(&old, "a"));
     record(&mut book, queue::Declare::new(&old).passive(true));
-    book.rename_queue(&old, &new);
+    assert!(book.rename_queue(&old, &new));
     let plan = book.plan(Topology::All);
     assert_eq!(plan.queues[0], Entity::Queue(new.clone()));
     let bind = queue::Bind::new(&new, "x", "k");
@@ -360,7 +360,9 @@ fn a_renamed_queue_keeps_everything_and_is_known_by_its_first_name() {
 fn a_name_that_the_program_has_chosen_is_never_changed() {
     let mut book = Book::default();
     record(&mut book, queue::Declare::new("q"));
-    book.rename_queue(&"q".into(), &names::client_made_name(1));
+    let new = names::client_made_name(1);
+    assert!(!book.rename_queue(&"q".into(), &new));
+    assert!(!book.rename_queue(&names::client_made_name(2), &new));
     assert_eq!(all(&book), ["queue \"q\""]);
 }
 

@@ -63,8 +63,8 @@ pub(crate) struct Settings {
     pub(crate) topology: Topology,
     /// The number of channels that the topology may use at once, at most [`LANES_MAX`].
     pub(crate) lanes: usize,
-    /// The negotiated heartbeat timeout; zero if heartbeats are off. The broker notices the end of
-    /// the old connection after at most three of them.
+    /// The heartbeat timeout of the lost connection; zero if heartbeats were off. The broker
+    /// notices the end of that connection after at most three of them.
     pub(crate) heartbeat: Duration,
 }
 
@@ -204,7 +204,7 @@ impl Restoration {
             };
             let is_alone = match book.strikes(&task.entity) {
                 Some(strikes) if strikes.is_out() => {
-                    self.skip(task.entity, &strikes.reason);
+                    self.fail(task.entity, &strikes.reason, book);
                     continue;
                 }
                 strikes => strikes.is_some(),
@@ -316,8 +316,9 @@ impl Restoration {
         };
         self.aside.remove(&endpoint);
         if let (Endpoint::Queue(old), Some(new)) = (&endpoint, job.new_name) {
-            book.rename_queue(old, &new);
-            self.report.renamed.push((old.clone(), new.clone()));
+            if book.rename_queue(old, &new) {
+                self.report.renamed.push((old.clone(), new.clone()));
+            }
             endpoint = Endpoint::Queue(new);
         }
         if let (Endpoint::Queue(name), Method::QueueDeclareOk(declare_ok)) = (&endpoint, reply) {
@@ -366,15 +367,19 @@ impl Restoration {
                 Some(endpoint) if is_locked || is_missing => {
                     self.aside.refused(endpoint, is_locked, now);
                 }
-                Some(endpoint) => {
-                    self.aside.remove(&endpoint);
-                    self.skip(entity, reason);
-                    // The queue or exchange may exist with other properties.
-                    self.follow(&endpoint, book);
-                }
-                None => self.skip(entity, reason),
+                _ => self.fail(entity, reason, book),
             },
         }
+    }
+
+    /// Skips an entry. The bindings of a queue or exchange are tried all the same, because it may
+    /// exist with other properties.
+    fn fail(&mut self, entity: Entity, reason: &CloseReason, book: &Book) {
+        if let Some(endpoint) = entity.endpoint() {
+            self.aside.remove(&endpoint);
+            self.follow(&endpoint, book);
+        }
+        self.skip(entity, reason);
     }
 
     /// Declares the endpoints of a refused binding once more. The binding follows them. Returns
@@ -436,8 +441,8 @@ impl Restoration {
     /// [wait](Self::waiting).
     pub(crate) fn is_through(&self, now: Instant) -> bool {
         // While every lane hangs, the entries behind these calls wait as well.
-        let can_work = self.lanes.iter().any(|lane| lane.job.is_none());
-        !self.is_working(now) && !(can_work && self.has_entries())
+        let can_begin = self.has_entries() && self.lanes.iter().any(|lane| lane.job.is_none());
+        !self.is_working(now) && !can_begin
     }
 
     fn has_entries(&self) -> bool {

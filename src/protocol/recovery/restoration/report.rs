@@ -52,10 +52,10 @@ impl<T> Default for Listed<T> {
 impl Report {
     /// Notes a declared queue if it is new.
     ///
-    /// The reply does not tell whether the queue existed before. An exclusive queue ends with its
-    /// connection, so it is always new. An auto-delete queue that had a consumer of this connection,
-    /// and a queue that is not durable, count as new if they have neither messages nor consumers.
-    /// A durable queue that is empty was most likely empty before.
+    /// The reply does not contain whether the queue existed before. An exclusive queue ends with
+    /// its connection, so it is always new. An auto-delete queue that had a consumer of this
+    /// connection, and a queue that is not durable, count as new if they have neither messages nor
+    /// consumers. A durable queue that is empty was most likely empty before.
     pub(super) fn note_declared(
         &mut self,
         book: &Book,

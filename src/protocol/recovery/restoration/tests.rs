@@ -235,7 +235,7 @@ fn a_client_made_name_is_replaced_when_its_lock_outlasts_three_heartbeats() {
     assert!(driver.now - since >= secs(35));
     let new = client_made_name(7);
     assert_eq!(report.renamed, [(old.clone(), new.clone())]);
-    assert_eq!(report.recreated.first, [new.clone()]);
+    assert_eq!(report.recreated.first, std::slice::from_ref(&new));
     let bind = queue::Bind::new(&new, "amq.topic", "k");
     assert_eq!(driver.made.last(), Some(&bind.into()));
     let mut consume = basic::Consume::new(&old).into();
@@ -277,6 +277,50 @@ fn a_binding_that_is_not_found_has_its_exchange_and_queue_declared_once_more() {
     };
     assert_eq!(declares(exchange::Declare::ID), 2);
     assert_eq!(declares(queue::Declare::ID), 2);
+}
+
+#[test]
+fn a_late_refusal_of_a_binding_that_follows_its_queue_does_not_count() {
+    let mut setup = Setup::with([
+        queue::Declare::new("q").into(),
+        queue::Bind::new("q", "amq.topic", "1").into(),
+        queue::Bind::new("q", "amq.topic", "2").into(),
+    ]);
+    let before = setup.model.clone();
+    let mut driver = setup.restore_with(Topology::All, 2);
+    setup.accept(&mut driver);
+    assert_eq!(driver.calls.len(), 2);
+    // The queue is gone. It is declared again before the second binding is answered.
+    setup.model.delete_queue(&"q".into());
+    setup.refuse(&mut driver, 404);
+    driver.step(1, &mut setup.model, &mut setup.book);
+    setup.refuse(&mut driver, 404);
+    setup.run(&mut driver);
+    assert_eq!(skipped(&mut driver), []);
+    assert_eq!(setup.model, before);
+}
+
+#[test]
+fn a_lock_counts_from_its_first_refusal_in_a_row() {
+    let old = client_made_name(1);
+    let declare = |name: &ShortString| Method::from(queue::Declare::new(name).exclusive(true));
+    let mut setup = Setup::with([declare(&old)]);
+    let mut driver = setup.restore();
+    let mut refuse_for = |driver: &mut Driver, code, time| {
+        let until = driver.now + time;
+        while driver.now < until {
+            let call = &driver.calls[0].1;
+            assert_eq!(*call, declare(&old), "after {:?}", until - driver.now);
+            setup.refuse(driver, code);
+            assert!(driver.pass_time(&setup.book));
+        }
+    };
+    // The delays have grown to 30 s after 31 s, so each refusal is 30 s later than the one before.
+    refuse_for(&mut driver, 404, secs(31));
+    refuse_for(&mut driver, 405, secs(30));
+    refuse_for(&mut driver, 404, secs(30));
+    refuse_for(&mut driver, 405, secs(60));
+    assert_eq!(driver.calls[0].1, declare(&client_made_name(7)));
 }
 
 #[test]
@@ -378,6 +422,58 @@ fn an_entry_that_has_cost_a_connection_is_tried_alone_and_then_left_out() {
     let mut driver = setup.restore();
     setup.run(&mut driver);
     assert_eq!(driver.made.len(), 8);
+}
+
+#[test]
+fn the_bindings_of_a_queue_that_is_left_out_are_tried_and_reported() {
+    let mut setup = Setup::with([
+        queue::Declare::new("q").into(),
+        queue::Bind::new("q", "amq.topic", "k").into(),
+    ]);
+    let lost = close(541, "internal error", queue::Declare::default());
+    for _ in 0..2 {
+        let driver = setup.restore();
+        driver.restoration.lost(&lost, &mut setup.book);
+    }
+    setup.model.delete_queue(&"q".into());
+    let mut driver = setup.restore();
+    setup.run(&mut driver);
+    let bind: Method = queue::Bind::new("q", "amq.topic", "k").into();
+    assert!(driver.made.iter().all(|method| *method == bind));
+    let skipped = skipped(&mut driver);
+    let binding = "binding of queue \"q\" to exchange \"amq.topic\" with key \"k\"".to_owned();
+    assert_eq!(skipped, [("queue \"q\"".to_owned(), 541), (binding, 404)]);
+    // A consumer that does not find it changes nothing.
+    let restoration = &mut driver.restoration;
+    restoration.restore_queue(&"q".into(), &setup.book, driver.now);
+    setup.run(&mut driver);
+    assert!(driver.restoration.is_through(driver.now));
+    assert_eq!(driver.restoration.waiting(driver.now).count, 0);
+}
+
+#[test]
+fn a_queue_that_is_deleted_while_its_new_name_is_declared_is_not_renamed() {
+    let old = client_made_name(1);
+    let mut setup = Setup::with([queue::Declare::new(&old).exclusive(true).into()]);
+    let mut driver = setup.restore();
+    while driver.made.last()
+        != Some(
+            &queue::Declare::new(client_made_name(7))
+                .exclusive(true)
+                .into(),
+        )
+    {
+        if !driver.calls.is_empty() {
+            setup.refuse(&mut driver, 405);
+        }
+        assert!(driver.pass_time(&setup.book));
+    }
+    let delete = queue::Delete::new(&old).into();
+    call(&mut setup.book, &mut setup.model, 1, false, delete);
+    setup.accept(&mut driver);
+    assert_eq!(driver.restoration.take_report().renamed, []);
+    assert_eq!(setup.book.len(), 0);
+    assert!(!driver.pass_time(&setup.book));
 }
 
 #[test]

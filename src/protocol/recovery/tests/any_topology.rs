@@ -3,6 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::super::super::event::Reply;
 use super::super::super::methods::{Method, basic, exchange, queue};
 use super::super::super::wire::ShortString;
 use super::super::book::Book;
@@ -122,7 +123,6 @@ impl Act {
             }
             Self::CloseChannel(channel) => return (channel, None),
         };
-        // The declares and binds use the channels in turn with the consumers.
         (1, Some(method))
     }
 }
@@ -145,8 +145,7 @@ fn execute(acts: &[(Act, bool)], book: &mut Book, model: &mut Model) {
                 // A reply directly before: a refused call without a reply is then certainly this
                 // one.
                 let qos = basic::Qos::default().into();
-                let qos_ok =
-                    super::super::super::event::Reply::Method(basic::QosOk::default().into());
+                let qos_ok = Reply::Method(basic::QosOk::default().into());
                 book.record(channel, &qos, &qos_ok);
                 call(book, model, channel, *nowait, method);
             }
@@ -184,7 +183,7 @@ fn consume_again(before: &Model, model: &mut Model, driver: &mut Driver, book: &
 proptest! {
     // proptest prints a failing case. Without this it would also write a file into the source
     // tree.
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn after_a_loss_the_restored_broker_equals_the_one_before(
