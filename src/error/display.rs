@@ -201,7 +201,8 @@ impl fmt::Display for Error {
             Self::ConsumerCancelled(tag) => write!(
                 f,
                 "the consumer '{tag}' was cancelled, by the broker unless this program did: its \
-                 queue may be deleted, or its node down"
+                 queue may be deleted, its node down, or a delivery of a quorum queue unsettled \
+                 for longer than consumer_timeout"
             ),
             Self::AlreadyConsuming => f.write_str(
                 "the callbacks of this channel are being run already, by another thread or by an \
@@ -302,10 +303,20 @@ pub(super) fn remedy(reason: &CloseReason) -> &'static str {
         ReplyCode::NOT_ALLOWED if contains("connection limit (") => {
             "; try again when other connections have ended"
         }
+        // The answers to tx.commit by RabbitMQ 4.0 and 4.3.
+        ReplyCode::PRECONDITION_FAILED if contains("partial tx completion") => PARTIAL_COMMIT,
+        ReplyCode::RESOURCE_ERROR if contains("failed to deliver message") => PARTIAL_COMMIT,
+        ReplyCode::INTERNAL_ERROR if contains("`transient_nonexcl_queues` is deprecated") => {
+            "; declare the queue as durable or as exclusive"
+        }
         ReplyCode::INTERNAL_ERROR => "; the broker's log has the details",
         _ => "",
     }
 }
+
+/// The hint for a commit that had only a part of its effect.
+const PARTIAL_COMMIT: &str = "; a queue that the transaction has published to was deleted, and the \
+     rest of the transaction may have taken effect";
 
 /// Returns whether a 404 is about a queue that exists on a node that is down.
 pub(super) fn is_node_down(reason: &CloseReason) -> bool {
@@ -330,5 +341,42 @@ fn timeout_hint(operation: &str) -> &'static str {
         }
         "channel.close" | "connection.close" => "; close_timeout is the limit for it",
         _ => "; the broker is busy or cannot be reached: try again, or raise rpc_timeout",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The texts of RabbitMQ 4.0.5 and 4.3.6.
+    #[test]
+    fn the_hint_for_a_close_follows_the_text_of_rabbitmq_4() {
+        for (code, text, hint) in [
+            (
+                ReplyCode::PRECONDITION_FAILED,
+                "PRECONDITION_FAILED - partial tx completion",
+                "was deleted",
+            ),
+            (
+                ReplyCode::RESOURCE_ERROR,
+                "RESOURCE_ERROR - failed to deliver message: {not_found,{resource,<<\"/\">>,queue,\
+                 <<\"q\">>}}",
+                "was deleted",
+            ),
+            (
+                ReplyCode::INTERNAL_ERROR,
+                "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.",
+                "durable or as exclusive",
+            ),
+            (ReplyCode::INTERNAL_ERROR, "INTERNAL_ERROR", "log"),
+        ] {
+            let reason = CloseReason {
+                by: ClosedBy::Broker,
+                code,
+                text: text.into(),
+                method: None,
+            };
+            assert!(remedy(&reason).contains(hint), "{text}");
+        }
     }
 }

@@ -222,8 +222,9 @@ fn a_commit_for_a_deleted_queue_succeeds_or_closes_the_channel_or_the_connection
     };
     let reason = error.close_reason().unwrap();
     assert_eq!(reason.method.unwrap().to_string(), "tx.commit");
-    let later = channel.tx_commit().unwrap_err();
-    assert_eq!(later.to_string(), error.to_string());
+    let later = channel.tx_commit().unwrap_err().to_string();
+    assert_eq!(later, error.to_string());
+    assert!(later.contains("a queue that the transaction has published to was deleted"));
 }
 
 #[test]
