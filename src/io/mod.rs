@@ -9,7 +9,7 @@
 //! | [`to_program`] | from the IO thread to the program's threads |
 //! | [`shared`] | the state of a connection, a channel and a consumer, which both sides hold |
 //! | [`driver`] | inside the IO thread: only this thread uses it |
-//! | [`open`] | on the calling thread, before the IO thread exists |
+//! | [`open`] | on the calling thread, before the IO thread exists; after a loss on a thread of its own |
 //!
 //! The files beside the folders are tools of both directions: waiting lines, busy wait, counters,
 //! backpressure, cancellation.

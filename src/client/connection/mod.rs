@@ -1,8 +1,10 @@
 //! [`BlockingConnection`]: its handles, its closing and its state. `open` turns parameters into a
-//! target and failures of the opening into errors. `callbacks` and `timers` hold the callbacks of
-//! the connection, and `run` has the loops that dispatch them.
+//! target and failures of the opening into errors. `connect_again` opens the connection that follows
+//! a lost one. `callbacks` and `timers` hold the callbacks of the connection, and `run` has the
+//! loops that dispatch them.
 
 mod callbacks;
+mod connect_again;
 mod exists;
 mod open;
 mod run;
@@ -101,6 +103,10 @@ impl Limits {
 /// keeps itself.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
+/// The number of brokers of a list to which a lost connection is opened again. The list may be
+/// endless.
+const BROKERS_MAX: usize = 100;
+
 impl BlockingConnection {
     /// Opens a connection with a URL or with [`ConnectionParameters`].
     ///
@@ -137,29 +143,7 @@ impl BlockingConnection {
         P: TryInto<ConnectionParameters>,
         Error: From<P::Error>,
     {
-        let parameters = parameters.try_into()?;
-        parameters.validate()?;
-        let mut attempt = 1;
-        let mut pause = Duration::ZERO;
-        loop {
-            if parameters.cancellation_token.wait(pause) {
-                return Err(Error::OpenCancelled {
-                    address: parameters.host,
-                    stage: None,
-                });
-            }
-            match Self::try_open(&parameters) {
-                Ok(connection) => return Ok(connection),
-                Err(error)
-                    if attempt >= parameters.connection_attempts || !error.is_retryable() =>
-                {
-                    return Err(error);
-                }
-                Err(error) => log::warn!("attempt {attempt} to connect failed: {error}"),
-            }
-            attempt += 1;
-            pause = parameters.retry_delay;
-        }
+        Self::open_listed(&open::checked(parameters)?, &[], 0)
     }
 
     /// Opens a connection with the URL in the environment variable `AMQP_URL`, or with the default
@@ -193,9 +177,18 @@ impl BlockingConnection {
         P: TryInto<ConnectionParameters>,
         Error: From<P::Error>,
     {
+        let mut list = list.into_iter().map(open::checked);
+        // Recovery needs all of them from the beginning.
+        let entries = Vec::from_iter(list.by_ref().take(BROKERS_MAX));
+        let brokers = Vec::from_iter(entries.iter().flatten().cloned());
+        let mut index = 0;
         let mut last = Error::invalid("brokers", "none", "the list needs at least one");
-        for parameters in list {
-            match Self::open(parameters) {
+        for entry in entries.into_iter().chain(list) {
+            let opened = entry.and_then(|parameters| {
+                index += 1;
+                Self::open_listed(&parameters, &brokers, index - 1)
+            });
+            match opened {
                 Ok(connection) => return Ok(connection),
                 Err(error @ Error::OpenCancelled { .. }) => return Err(error),
                 Err(error) => {
@@ -207,10 +200,47 @@ impl BlockingConnection {
         Err(last)
     }
 
-    fn try_open(parameters: &ConnectionParameters) -> Result<Self> {
+    /// Opens a connection to a broker that has this index in the list `brokers`, or to one that
+    /// follows the list.
+    fn open_listed(
+        parameters: &ConnectionParameters,
+        brokers: &[ConnectionParameters],
+        index: usize,
+    ) -> Result<Self> {
+        let mut attempt = 1;
+        let mut pause = Duration::ZERO;
+        loop {
+            if parameters.cancellation_token.wait(pause) {
+                return Err(Error::OpenCancelled {
+                    address: parameters.host.clone(),
+                    stage: None,
+                });
+            }
+            match Self::try_open(parameters, brokers, index) {
+                Ok(connection) => return Ok(connection),
+                Err(error)
+                    if attempt >= parameters.connection_attempts || !error.is_retryable() =>
+                {
+                    return Err(error);
+                }
+                Err(error) => log::warn!("attempt {attempt} to connect failed: {error}"),
+            }
+            attempt += 1;
+            pause = parameters.retry_delay;
+        }
+    }
+
+    fn try_open(
+        parameters: &ConnectionParameters,
+        brokers: &[ConnectionParameters],
+        index: usize,
+    ) -> Result<Self> {
+        let opening_error = |error| open::opening_error(error, parameters);
         let target = open::target(parameters)?;
-        let (shared, thread) = io::open::open(&target, || parameters.offer())
-            .map_err(|error| open::opening_error(error, parameters))?;
+        let link = io::open::connect(&target, || parameters.offer()).map_err(opening_error)?;
+        let recovery = connect_again::recovery(parameters, brokers, index, &link.negotiated);
+        let settings = open::settings(parameters);
+        let (shared, thread) = io::open::start(link, settings, recovery).map_err(opening_error)?;
         parameters.credentials.connected();
         log::info!("{}: connected", shared.name);
         Ok(Self {

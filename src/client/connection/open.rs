@@ -33,14 +33,23 @@ pub(super) fn default_parameters(variable: Option<OsString>) -> Result<Connectio
     }
 }
 
+/// Returns the parameters as they are, if all of them can be used.
+pub(super) fn checked<P>(parameters: P) -> Result<ConnectionParameters>
+where
+    P: TryInto<ConnectionParameters>,
+    Error: From<P::Error>,
+{
+    let parameters = parameters.try_into()?;
+    parameters.validate()?;
+    Ok(parameters)
+}
+
+/// Returns the target. Reads the files of TLS.
 pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
-    let (host, port) = (parameters.host.clone(), parameters.get_port());
-    let name = match &parameters.connection_name {
-        Some(name) => name.clone(),
-        None => format!("{host}:{port}"),
-    };
     let tcp = &parameters.tcp_options;
     Ok(Target {
+        host: parameters.host.clone(),
+        port: parameters.get_port(),
         socket: SocketOptions {
             nodelay: tcp.nodelay,
             keepalive: tcp.keepalive,
@@ -48,31 +57,41 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             receive_buffer: tcp.receive_buffer,
         },
         #[cfg(feature = "native-tls")]
-        tls: tls(parameters, &name)?,
+        tls: tls(parameters)?,
         socket_timeout: parameters.socket_timeout,
         handshake_timeout: parameters.handshake_timeout,
         pace: Pace::default(),
         cancellation: parameters.cancellation_token.clone(),
-        settings: Settings {
-            name,
-            write_limit: parameters.write_budget,
-            read_limit: parameters.read_budget,
-            message_size: SizeLimit {
-                bytes: parameters.max_message_size,
-                rejects: parameters.oversized == Oversized::Reject,
-            },
-            busy_wait: parameters.busy_wait,
-            blocked_timeout: parameters.blocked_connection_timeout,
-            backpressure_detection: parameters.backpressure_detection,
-            rpc_timeout: parameters.rpc_timeout,
-        },
-        host,
-        port,
     })
 }
 
+/// Returns the parameters for the IO thread.
+pub(super) fn settings(parameters: &ConnectionParameters) -> Settings {
+    Settings {
+        name: name(parameters),
+        write_limit: parameters.write_budget,
+        read_limit: parameters.read_budget,
+        message_size: SizeLimit {
+            bytes: parameters.max_message_size,
+            rejects: parameters.oversized == Oversized::Reject,
+        },
+        busy_wait: parameters.busy_wait,
+        blocked_timeout: parameters.blocked_connection_timeout,
+        backpressure_detection: parameters.backpressure_detection,
+        rpc_timeout: parameters.rpc_timeout,
+    }
+}
+
+/// Returns the name of the connection for the log.
+fn name(parameters: &ConnectionParameters) -> String {
+    match &parameters.connection_name {
+        Some(name) => name.clone(),
+        None => format!("{}:{}", parameters.host, parameters.get_port()),
+    }
+}
+
 #[cfg(feature = "native-tls")]
-fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
+fn tls(parameters: &ConnectionParameters) -> Result<Option<Tls>> {
     if !parameters.tls {
         return Ok(None);
     }
@@ -89,7 +108,7 @@ fn tls(parameters: &ConnectionParameters, name: &str) -> Result<Option<Tls>> {
         Some(connector) => connector.clone(),
         None => {
             if let Some(warning) = options.warning() {
-                log::warn!("{name}: {warning}");
+                log::warn!("{}: {warning}", name(parameters));
             }
             options.connector()?
         }

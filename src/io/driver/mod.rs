@@ -19,9 +19,15 @@
 //! Reading is in `reading` and `reading_pause`, waiting in `waiting`, every end in `ending`.
 
 pub(crate) mod buffer_pool;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the driver does not make attempts yet")
+)]
+pub(crate) mod connecting;
 mod ending;
 mod events;
 mod large_reads;
+pub(crate) mod link;
 pub(crate) mod outbox;
 pub(crate) mod pause_record;
 mod reading;
@@ -45,7 +51,9 @@ use mio::{Events, Poll, Token, Waker};
 use parking_lot::MutexGuard;
 
 use crate::io::busy_wait::BusyWait;
+use crate::io::driver::connecting::RecoverySettings;
 use crate::io::driver::large_reads::LargeReads;
+use crate::io::driver::link::Link;
 use crate::io::driver::outbox::{Outbox, UnwrittenOutput};
 use crate::io::driver::pause_record::{HeldBackWarnings, PauseRecord};
 use crate::io::driver::tokens::{CallToken, DriverTokens};
@@ -60,8 +68,6 @@ use crate::io::to_io::wake::Wake;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{ChannelId, Event, Gate, NumberError, Termination};
-use crate::protocol::frame::FrameDecoder;
-use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::basic;
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::settlements::SettlementLedger;
@@ -76,16 +82,13 @@ const CALL_BUSY_WAIT_SHARE: u32 = 5;
 /// How long a spare buffer is unused before it is freed, at least.
 const TRIM_PERIOD: Duration = Duration::from_secs(1);
 
-/// Starts the IO thread of an open connection. `waker` ends its wait in `poll`.
+/// Starts the IO thread of an open connection. `recovery` is `None` if a loss ends the connection.
 pub(crate) fn spawn(
-    poll: Poll,
-    waker: Arc<Waker>,
-    transport: Transport,
-    decoder: FrameDecoder,
-    negotiated: Negotiated,
+    link: Link,
     settings: Settings,
+    recovery: Option<RecoverySettings>,
 ) -> io::Result<(Arc<ConnectionShared>, JoinHandle<()>)> {
-    let driver = Driver::new(poll, waker, transport, decoder, negotiated, settings);
+    let driver = Driver::new(link, settings, recovery);
     let shared = Arc::clone(&driver.shared);
     let thread = thread::Builder::new()
         .name("cony-io".into())
@@ -138,6 +141,9 @@ struct Driver {
     discards_outbox: bool,
     /// When spare buffers that were not used lately are freed.
     trim_deadline: Option<Instant>,
+    /// `None` if a loss ends the connection.
+    #[expect(dead_code, reason = "the driver does not make attempts yet")]
+    recovery: Option<RecoverySettings>,
     /// The receiving side of the command queue. Dropping it drops the queued commands with the
     /// senders for their replies, which wakes the callers.
     entries: EntryReceiver<Command>,
@@ -151,14 +157,15 @@ struct Driver {
 type LedgerGuard<'a> = Option<MutexGuard<'a, SettlementLedger>>;
 
 impl Driver {
-    fn new(
-        poll: Poll,
-        waker: Arc<Waker>,
-        transport: Transport,
-        decoder: FrameDecoder,
-        negotiated: Negotiated,
-        settings: Settings,
-    ) -> Self {
+    fn new(link: Link, settings: Settings, recovery: Option<RecoverySettings>) -> Self {
+        let Link {
+            transport,
+            decoder,
+            negotiated,
+            poll,
+            waker,
+            ..
+        } = link;
         let core = Connection::new(
             decoder,
             &negotiated,
@@ -207,6 +214,7 @@ impl Driver {
             held_back_warnings: HeldBackWarnings::default(),
             discards_outbox: false,
             trim_deadline: None,
+            recovery,
             entries,
             _waker: waker,
             _alive: alive,

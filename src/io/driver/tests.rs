@@ -18,7 +18,9 @@ use crate::io::to_program::inbox::Next;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::tests::encode_content;
-use crate::protocol::frame::{EncodedPublish, Frame, Publish, PublishBody, Settle, encode_method};
+use crate::protocol::frame::{
+    EncodedPublish, Frame, FrameDecoder, Publish, PublishBody, Settle, encode_method,
+};
 use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
 
 /// The deadline of every wait in these tests.
@@ -111,9 +113,15 @@ fn connected(settings: Settings) -> (Driver, Peer) {
     let both = Interest::READABLE | Interest::WRITABLE;
     poll.registry().register(&mut client, SOCKET, both).unwrap();
     let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
-    let decoder = FrameDecoder::new(FRAME_MAX);
-    let transport = Transport::Plain(client);
-    let driver = Driver::new(poll, waker, transport, decoder, negotiated(), settings);
+    let link = Link {
+        transport: Transport::Plain(client),
+        decoder: FrameDecoder::new(FRAME_MAX),
+        negotiated: negotiated(),
+        poll,
+        waker,
+        address: String::new(),
+    };
+    let driver = Driver::new(link, settings, None);
     let peer = Peer {
         socket,
         decoder: FrameDecoder::new(FRAME_MAX),

@@ -1,7 +1,9 @@
-//! Opens a connection under one deadline: name resolution, TCP, TLS and the AMQP handshake. The IO
-//! thread then takes over the stream.
+//! Opens a connection under one deadline: name resolution, TCP, TLS and the AMQP handshake. The
+//! result is a [`Link`]. For the first connection, [`start`] then starts the IO thread, which takes
+//! over the stream. After a loss the IO thread has the next link opened on a thread of its own
+//! ([`connecting`](crate::io::driver::connecting)).
 //!
-//! The opening runs on the calling thread, which waits in one place only: a `Poll` for all sockets
+//! The opening runs on its calling thread, which waits in one place only: a `Poll` for all sockets
 //! and a waker. [`protocol::addresses`](crate::protocol::addresses) decides which address is tried;
 //! `negotiate` has the handshake with one address. Only the system's resolver blocks elsewhere, on
 //! a thread of its own, because it has no deadline. This thread wakes the calling thread when it is
@@ -15,7 +17,7 @@
 
 mod negotiate;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,6 +32,8 @@ use mio::{Events, Interest, Poll, Waker};
 use self::negotiate::{Negotiation, OpenStream, Progress};
 use super::cancellation::{CancellationToken, Registration, wake};
 use super::driver::{self, SOCKET, WAKE};
+use crate::io::driver::connecting::RecoverySettings;
+use crate::io::driver::link::Link;
 use crate::io::driver::transport::{self, SocketOptions};
 use crate::io::shared::connection::{ConnectionShared, Settings};
 use crate::protocol::addresses::{Addresses, Bounds, Pace, Step};
@@ -50,7 +54,6 @@ pub(crate) struct Target {
     pub(crate) pace: Pace,
     /// Cancels the opening from another thread.
     pub(crate) cancellation: CancellationToken,
-    pub(crate) settings: Settings,
 }
 
 /// The options of TLS.
@@ -162,24 +165,35 @@ impl Cause {
 pub(crate) type Opened = (Arc<ConnectionShared>, JoinHandle<()>);
 
 /// Opens a connection. `offer` is called once for each address.
-pub(crate) fn open(target: &Target, offer: impl Fn() -> Offer) -> Result<Opened, OpenError> {
+pub(crate) fn connect(target: &Target, offer: impl Fn() -> Offer) -> Result<Link, OpenError> {
     let start = Instant::now();
     let mut readiness =
         Readiness::new(&target.cancellation).map_err(|error| target.failure(Cause::Io(error)))?;
     let addresses = readiness
         .resolve(target, start + target.handshake_timeout)
         .map_err(|cause| target.failure(cause))?;
-    open_at(&addresses, target, readiness, start, offer)
+    connect_to(&addresses, target, readiness, start, offer)
+}
+
+/// Starts the IO thread of an open connection.
+pub(crate) fn start(
+    link: Link,
+    settings: Settings,
+    recovery: Option<RecoverySettings>,
+) -> Result<Opened, OpenError> {
+    let address = link.address.clone();
+    driver::spawn(link, settings, recovery)
+        .map_err(|error| Failure::new(Stage::Open, address, Cause::Io(error)).into())
 }
 
 /// Opens a connection to one of these addresses.
-fn open_at(
+fn connect_to(
     addresses: &[SocketAddr],
     target: &Target,
     readiness: Readiness,
     start: Instant,
     offer: impl Fn() -> Offer,
-) -> Result<Opened, OpenError> {
+) -> Result<Link, OpenError> {
     let bounds = Bounds {
         start,
         deadline: start + target.handshake_timeout,
@@ -296,7 +310,7 @@ struct Candidate {
 }
 
 impl<F: Fn() -> Offer> Attempt<'_, F> {
-    fn run(mut self) -> Result<Opened, OpenError> {
+    fn run(mut self) -> Result<Link, OpenError> {
         loop {
             // In every turn, because a peer that sends without end causes no wait.
             if self.readiness.registration.is_cancelled() {
@@ -311,7 +325,7 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
                 Step::Wait(until) => match self.negotiation.take() {
                     Some((index, negotiation)) => {
                         if let Some(stream) = self.advance(index, negotiation, until)? {
-                            return self.start_io_thread(index, stream);
+                            return Ok(self.into_link(index, stream));
                         }
                     }
                     None => self.wait(until)?,
@@ -461,13 +475,18 @@ impl<F: Fn() -> Offer> Attempt<'_, F> {
         }
     }
 
-    fn start_io_thread(self, index: usize, stream: OpenStream) -> Result<Opened, OpenError> {
+    fn into_link(self, index: usize, stream: OpenStream) -> Link {
         let address = self.address(index);
         let (transport, decoder, negotiated) = stream;
         let Readiness { poll, waker, .. } = self.readiness;
-        let settings = self.target.settings.clone();
-        driver::spawn(poll, waker, transport, decoder, negotiated, settings)
-            .map_err(|error| Failure::new(Stage::Open, address, Cause::Io(error)).into())
+        Link {
+            transport,
+            decoder,
+            negotiated,
+            poll,
+            waker,
+            address,
+        }
     }
 }
 

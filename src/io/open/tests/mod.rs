@@ -1,5 +1,7 @@
 //! Tests the opening of a host with several addresses. Each address is a listener of the test.
 
+mod connecting;
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
@@ -61,16 +63,17 @@ fn target(handshake_timeout: Duration) -> Target {
         handshake_timeout,
         pace: Pace::default(),
         cancellation: CancellationToken::new(),
-        settings: settings(1 << 20),
     }
 }
 
-fn attempt(target: &Target, addresses: &[SocketAddr]) -> Result<Opened, OpenError> {
+fn attempt(target: &Target, addresses: &[SocketAddr]) -> Result<Link, OpenError> {
     let readiness = Readiness::new(&target.cancellation).unwrap();
-    open_at(addresses, target, readiness, Instant::now(), offer)
+    connect_to(addresses, target, readiness, Instant::now(), offer)
 }
 
-fn end((shared, thread): Opened) {
+/// Starts the IO thread of a connection, and ends it.
+fn end(link: Link) {
+    let (shared, thread) = start(link, settings(1 << 20), None).unwrap();
     shared.send(Command::Disconnect);
     thread.join().unwrap();
 }
@@ -114,7 +117,7 @@ fn full() -> Full {
 }
 
 /// The peer of an opening.
-struct Peer {
+pub(crate) struct Peer {
     socket: std::net::TcpStream,
     decoder: FrameDecoder,
 }
@@ -129,25 +132,29 @@ impl Peer {
         }
     }
 
-    fn expect_protocol_header(&mut self) {
+    pub(crate) fn expect_protocol_header(&mut self) {
         let mut header = [0; 8];
         self.socket.read_exact(&mut header).unwrap();
         assert_eq!(header, PROTOCOL_HEADER);
     }
 
-    fn send(&mut self, method: impl Into<Method>) {
+    pub(crate) fn send(&mut self, method: impl Into<Method>) {
         let mut bytes = Vec::new();
         encode_method(&mut bytes, 0, &method.into(), FRAME_MAX as usize).unwrap();
         self.socket.write_all(&bytes).unwrap();
     }
 
-    fn expect(&mut self, id: MethodId) {
+    pub(crate) fn expect(&mut self, id: MethodId) {
+        assert_eq!(self.next_method().id(), id);
+    }
+
+    pub(crate) fn next_method(&mut self) -> Method {
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
                 let Frame::Method { payload, .. } = frame else {
                     panic!("{frame:?}");
                 };
-                return assert_eq!(decode_method(payload).unwrap().id(), id);
+                return decode_method(payload).unwrap();
             }
             let count = self.socket.read(self.decoder.space()).unwrap();
             assert_ne!(count, 0, "the client has closed the stream");
@@ -156,7 +163,7 @@ impl Peer {
     }
 
     /// Plays the handshake up to the credentials.
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.expect_protocol_header();
         self.send(connection::Start::default());
         self.expect(connection::StartOk::ID);
@@ -174,13 +181,15 @@ impl Peer {
         self.expect(connection::CloseOk::ID);
     }
 
-    fn expect_end(&mut self) {
+    pub(crate) fn expect_end(&mut self) {
         assert_eq!(self.socket.read(&mut [0]).unwrap(), 0);
     }
 }
 
 /// Plays a peer for one connection, on a thread of its own.
-fn play(script: impl FnOnce(&mut Peer) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
+pub(crate) fn play(
+    script: impl FnOnce(&mut Peer) + Send + 'static,
+) -> (SocketAddr, JoinHandle<()>) {
     let (listener, address) = listen();
     let thread = thread::spawn(move || script(&mut Peer::accept(&listener)));
     (address, thread)
@@ -288,7 +297,7 @@ fn an_opening_without_time_left_fails_with_the_host_and_all_addresses() {
         .checked_sub(target.handshake_timeout)
         .unwrap();
     let readiness = Readiness::new(&target.cancellation).unwrap();
-    let error = open_at(&[address], &target, readiness, past, offer);
+    let error = connect_to(&[address], &target, readiness, past, offer);
     let error = error.err().unwrap();
     assert_eq!(error.failure.stage, Stage::Resolve);
     assert_eq!(error.failure.address, target.host);
@@ -322,7 +331,7 @@ fn a_spurious_wake_does_not_end_an_opening() {
     let target = target(TEST_TIMEOUT);
     let readiness = Readiness::new(&target.cancellation).unwrap();
     readiness.waker.wake().unwrap();
-    let opened = open_at(&[address], &target, readiness, Instant::now(), offer);
+    let opened = connect_to(&[address], &target, readiness, Instant::now(), offer);
     end(opened.unwrap());
     broker.join().unwrap();
 }
