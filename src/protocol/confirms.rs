@@ -225,10 +225,6 @@ impl<T, R> ConfirmLedger<T, R> {
     /// written. Calls `report` for those of them that are unconfirmed, with the returned message if
     /// there is one; otherwise the outcome remains unknown. Later publishes keep their numbers, and
     /// the next connection counts them from 1.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn detach(&mut self, written: u64, mut report: impl FnMut(u64, T, Option<R>)) {
         self.base = self.base.max(written.min(self.last()));
         while self.first <= self.base {

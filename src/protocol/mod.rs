@@ -51,10 +51,6 @@ pub(crate) mod properties;
 mod property_match;
 mod ranges;
 pub(crate) mod read_room;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver does not use the module yet")
-)]
 pub(crate) mod recovery;
 pub(crate) mod reply_code;
 pub(crate) mod returned;

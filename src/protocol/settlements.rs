@@ -294,10 +294,6 @@ impl SettlementLedger {
     }
 
     /// Returns the number of settlements of stale deliveries.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn stale(&self) -> u64 {
         self.stale
     }

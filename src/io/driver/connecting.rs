@@ -47,7 +47,6 @@ pub(crate) struct AttemptError {
 }
 
 /// The parameters of recovery.
-#[expect(dead_code, reason = "the driver does not make attempts yet")]
 pub(crate) struct RecoverySettings {
     pub(crate) connect: Arc<Connect>,
     pub(crate) session: session::Settings,

@@ -29,10 +29,6 @@ impl Link {
     /// the parts for an IO thread that has a `Poll` already.
     ///
     /// `registry` reports the socket if it is ready already.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not make attempts yet")
-    )]
     pub(crate) fn into_parts_for(
         mut self,
         registry: &Registry,

@@ -19,10 +19,6 @@
 //! Reading is in `reading` and `reading_pause`, waiting in `waiting`, every end in `ending`.
 
 pub(crate) mod buffer_pool;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver does not make attempts yet")
-)]
 pub(crate) mod connecting;
 mod ending;
 mod events;
@@ -32,6 +28,7 @@ pub(crate) mod outbox;
 pub(crate) mod pause_record;
 mod reading;
 mod reading_pause;
+mod recovering;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "native-tls")]
@@ -56,6 +53,7 @@ use crate::io::driver::large_reads::LargeReads;
 use crate::io::driver::link::Link;
 use crate::io::driver::outbox::{Outbox, UnwrittenOutput};
 use crate::io::driver::pause_record::{HeldBackWarnings, PauseRecord};
+use crate::io::driver::recovering::Recovering;
 use crate::io::driver::tokens::{CallToken, DriverTokens};
 use crate::io::driver::transport::Transport;
 use crate::io::shared::channel::ChannelShared;
@@ -68,7 +66,8 @@ use crate::io::to_io::wake::Wake;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{ChannelId, Event, Gate, NumberError, Termination};
-use crate::protocol::methods::basic;
+use crate::protocol::methods::{Method, basic};
+use crate::protocol::recovery::book::entity::Topology;
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::settlements::SettlementLedger;
 
@@ -142,13 +141,12 @@ struct Driver {
     /// When spare buffers that were not used lately are freed.
     trim_deadline: Option<Instant>,
     /// `None` if a loss ends the connection.
-    #[expect(dead_code, reason = "the driver does not make attempts yet")]
-    recovery: Option<RecoverySettings>,
+    recovery: Option<Box<Recovering>>,
     /// The receiving side of the command queue. Dropping it drops the queued commands with the
     /// senders for their replies, which wakes the callers.
     entries: EntryReceiver<Command>,
     /// Ends the wait in `poll`; `Wake` has only a weak reference.
-    _waker: Arc<Waker>,
+    waker: Arc<Waker>,
     /// Dropped last: its receivers wait for the end of this thread.
     _alive: Sender<()>,
 }
@@ -166,7 +164,7 @@ impl Driver {
             waker,
             ..
         } = link;
-        let core = Connection::new(
+        let mut core = Connection::new(
             decoder,
             &negotiated,
             ConnectionLimits {
@@ -176,6 +174,13 @@ impl Driver {
             },
             Instant::now(),
         );
+        let recovery = recovery.map(|settings| {
+            core.outlive_losses();
+            if settings.topology != Topology::Off {
+                core.record_topology();
+            }
+            Box::new(Recovering::new(settings, Instant::now()))
+        });
         let wake = Arc::new(Wake::with(&waker));
         let (alive, ended) = bounded(0);
         let (queue, entries) = CommandQueue::new(settings.write_limit);
@@ -216,7 +221,7 @@ impl Driver {
             trim_deadline: None,
             recovery,
             entries,
-            _waker: waker,
+            waker,
             _alive: alive,
         }
     }
@@ -391,7 +396,8 @@ impl Driver {
             } => {
                 let token = CallToken::Caller(reply);
                 self.has_call_traffic = true;
-                if let (Method::ConfirmSelect(_), Some(channel)) = (&*method, self.core.channel(id)) {
+                if let (Method::ConfirmSelect(_), Some(channel)) = (&*method, self.core.channel(id))
+                {
                     channel.confirm_window.begin_numbers();
                 }
                 self.core.call(id, *method, consumer, token, deadline);

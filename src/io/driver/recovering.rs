@@ -14,15 +14,14 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-
-use mio::Waker;
 
 use super::connecting::{AttemptError, Connecting, RecoverySettings};
 use super::link::Link;
 use super::outbox::UnwrittenOutput;
 use super::tokens::CallToken;
+use super::tokens::DriverTokens;
 use super::{Driver, events};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::consumer::ConsumerToken;
@@ -32,7 +31,6 @@ use crate::protocol::event::{CallFailure, Event, Gate, Reply, Termination};
 use crate::protocol::recovery::policy::{AttemptFailure, Culprit};
 use crate::protocol::recovery::restoration::{self, LANES_MAX, Outcome, Restoration};
 use crate::protocol::recovery::session::{Session, SessionEvent, Step};
-use super::tokens::DriverTokens;
 
 /// The delays before a refused consumer is tried again: the first one, and the longest.
 const CONSUMER_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
@@ -59,10 +57,17 @@ struct Lane {
 }
 
 struct RefusedConsumer {
-    consumer: Arc<ConsumerToken>,
+    /// Not the token itself: dropping the last one ends the consumer.
+    consumer: Weak<ConsumerToken>,
     delay: Duration,
     /// When the consumer is tried again. `None` while it is.
     due: Option<Instant>,
+}
+
+impl RefusedConsumer {
+    fn is(&self, consumer: &Arc<ConsumerToken>) -> bool {
+        self.consumer.as_ptr() == Arc::as_ptr(consumer)
+    }
 }
 
 impl Recovering {
@@ -180,7 +185,9 @@ impl Driver {
         self.take_queued();
         // From here on, a settlement in a block belongs to no delivery of the lost connection: the
         // ledgers were advanced before.
-        let blocks = channels.iter().filter_map(|(channel, _)| channel.block.take());
+        let blocks = channels
+            .iter()
+            .filter_map(|(channel, _)| channel.block.take());
         let blocks: Vec<_> = blocks.collect();
         let queued = std::mem::take(&mut self.commands);
         let (mut commands, mut frames) = (VecDeque::new(), Vec::new());
@@ -298,7 +305,9 @@ impl Driver {
         };
         if let Some(book) = self.core.book() {
             let restoration = Restoration::new(book, settings);
-            recovery.lanes.resize_with(restoration.lanes(), Lane::default);
+            recovery
+                .lanes
+                .resize_with(restoration.lanes(), Lane::default);
             recovery.restoration = Some(restoration);
             for lane in 0..recovery.lanes.len() {
                 self.open_lane(lane);
@@ -414,10 +423,7 @@ impl Driver {
             }
             Event::ConsumerResumed { consumer } => {
                 if let Some(recovery) = &mut self.recovery {
-                    let is_other = |refused: &RefusedConsumer| {
-                        !Arc::ptr_eq(&refused.consumer, &consumer)
-                    };
-                    recovery.refused.retain(is_other);
+                    recovery.refused.retain(|refused| !refused.is(&consumer));
                 }
                 return Some(Event::ConsumerResumed { consumer });
             }
@@ -457,13 +463,13 @@ impl Driver {
         };
         let [first, longest] = CONSUMER_DELAYS;
         let mut refused = recovery.refused.iter_mut();
-        match refused.find(|refused| Arc::ptr_eq(&refused.consumer, consumer)) {
+        match refused.find(|refused| refused.is(consumer)) {
             Some(refused) => {
                 refused.delay = longest.min(refused.delay * 2);
                 refused.due = Some(now + refused.delay);
             }
             None => recovery.refused.push(RefusedConsumer {
-                consumer: Arc::clone(consumer),
+                consumer: Arc::downgrade(consumer),
                 delay: first,
                 due: Some(now + first),
             }),
@@ -479,7 +485,7 @@ impl Driver {
         let mut due = Vec::new();
         for refused in recovery.refused.iter_mut().filter(is_due) {
             refused.due = None;
-            due.push(Arc::clone(&refused.consumer));
+            due.extend(refused.consumer.upgrade());
         }
         for token in due {
             let consumer = &token.consumer;

@@ -53,7 +53,8 @@ impl Frames {
                 false => &mut publishes,
             };
             if let Some((_, body)) = shared.next_if(|_| is_shared) {
-                part.shared.push((part.bytes.len() + FRAME_HEADER_BYTES, body));
+                part.shared
+                    .push((part.bytes.len() + FRAME_HEADER_BYTES, body));
             }
             part.bytes.extend_from_slice(frame);
             part.frames += 1;

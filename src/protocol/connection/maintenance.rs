@@ -40,10 +40,6 @@ enum State {
 
 impl<T: Tokens> Connection<T> {
     /// Returns the number of a new maintenance channel; `None` if no number is free.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn open_maintenance(&mut self) -> Option<u16> {
         let router = &mut self.router;
         if !matches!(router.state, ConnectionState::Open) {
@@ -67,10 +63,6 @@ impl<T: Tokens> Connection<T> {
 
     /// Sends `method` on a maintenance channel after the earlier calls. It has no deadline. An
     /// event for `call` has the outcome.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn call_maintenance(&mut self, number: u16, method: Method, call: T::Call) {
         let Router {
             maintenance, out, ..
@@ -85,10 +77,6 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Closes a maintenance channel. Calls without a reply fail.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn close_maintenance(&mut self, number: u16) {
         let Router {
             maintenance, out, ..

@@ -88,10 +88,6 @@ impl<T: Tokens> Connection<T> {
     /// was not taken is dropped, and so is an incomplete message.
     ///
     /// Call it when all events are taken. An earlier close of the program ends the connection.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn detach(&mut self, now: Instant) {
         match self.router.state {
             ConnectionState::Open | ConnectionState::Lost(_) => {
@@ -105,10 +101,6 @@ impl<T: Tokens> Connection<T> {
 
     /// Continues with another connection, as [`new`](Self::new) begins with the first one. Channels
     /// stay suspended until [`restore_channels`](Self::restore_channels).
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn attach(
         &mut self,
         decoder: FrameDecoder,
@@ -123,10 +115,6 @@ impl<T: Tokens> Connection<T> {
 
     /// Restores each channel by itself, after the topology. An event for each channel reports it,
     /// and then one for all.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn restore_channels(&mut self, now: Instant) {
         let router = &mut self.router;
         if matches!(router.state, ConnectionState::Open) && router.is_preparing {
@@ -142,10 +130,6 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Starts a consumer again that the broker has refused to restore. An event has the outcome.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn resume_consumer(
         &mut self,
         id: ChannelId,
@@ -163,10 +147,6 @@ impl<T: Tokens> Connection<T> {
 
     /// Returns whether a settlement may be sent on a channel now, as [`gate`](Self::gate) does for
     /// publishes. While the channel is restored, settlements may be sent before publishes.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn settlement_gate(&mut self, id: ChannelId) -> Gate {
         match self.router.state.accepts_commands() {
             true => {
@@ -178,19 +158,11 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Returns whether there is no connection now.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn is_detached(&self) -> bool {
         matches!(self.router.state, ConnectionState::Detached)
     }
 
     /// Returns the tokens of the channels that are not restored yet.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn unrestored(&self) -> impl Iterator<Item = &T::Channel> {
         let numbers = self.router.out.unrestored.iter();
         let channels = numbers.filter_map(|number| self.router.channel(*number));

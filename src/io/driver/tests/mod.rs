@@ -1,7 +1,9 @@
 //! Tests the IO thread between queued commands and a peer that the test plays itself.
 
+mod recovering;
+
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -103,30 +105,39 @@ struct Play {
 /// Returns a driver without a thread, and its peer.
 fn connected(settings: Settings) -> (Driver, Peer) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let link = link_to(listener.local_addr().unwrap()).unwrap();
+    let driver = Driver::new(link, settings, None);
+    (driver, accept(&listener))
+}
+
+/// Accepts a connection, without a handshake.
+fn accept(listener: &TcpListener) -> Peer {
     let (socket, _) = listener.accept().unwrap();
     socket.set_nodelay(true).unwrap();
     socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    client.set_nonblocking(true).unwrap();
+    Peer {
+        socket,
+        decoder: FrameDecoder::new(FRAME_MAX),
+    }
+}
+
+/// Connects to a peer, without a handshake.
+fn link_to(address: SocketAddr) -> io::Result<Link> {
+    let client = TcpStream::connect(address)?;
+    client.set_nonblocking(true)?;
     let mut client = mio::net::TcpStream::from_std(client);
-    let poll = Poll::new().unwrap();
+    let poll = Poll::new()?;
     let both = Interest::READABLE | Interest::WRITABLE;
-    poll.registry().register(&mut client, SOCKET, both).unwrap();
-    let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
-    let link = Link {
+    poll.registry().register(&mut client, SOCKET, both)?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+    Ok(Link {
         transport: Transport::Plain(client),
         decoder: FrameDecoder::new(FRAME_MAX),
         negotiated: negotiated(),
         poll,
         waker,
         address: String::new(),
-    };
-    let driver = Driver::new(link, settings, None);
-    let peer = Peer {
-        socket,
-        decoder: FrameDecoder::new(FRAME_MAX),
-    };
-    (driver, peer)
+    })
 }
 
 impl Play {
