@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::io::driver::connecting::AttemptError;
-use crate::protocol::methods::exchange;
+use crate::io::to_program::confirm_slot::Slot;
+use crate::protocol::confirms::PublishOutcome;
+use crate::protocol::methods::{confirm, exchange};
 use crate::protocol::recovery::policy::AttemptFailure;
 use crate::protocol::recovery::session::{self, BrokerOrder};
 use crate::protocol::stage::Stage;
@@ -13,30 +15,39 @@ struct Recovery {
     listener: TcpListener,
 }
 
+/// Returns a driver that outlives losses for `limit`, and connects to `listener`.
+fn driver(listener: &TcpListener, limit: Option<Duration>) -> Driver {
+    let address = listener.local_addr().unwrap();
+    let connect = move |_, _, _: &_| {
+        link_to(address).map_err(|error| AttemptError {
+            failure: AttemptFailure::Unreachable(Stage::Tcp),
+            error: Box::new(Error::other(error)),
+        })
+    };
+    let recovery = RecoverySettings {
+        connect: Arc::new(connect),
+        session: session::Settings {
+            brokers: 1,
+            order: BrokerOrder::Shuffled,
+            max_delay: Duration::from_secs(1),
+            limit,
+            attempt_timeout: TEST_TIMEOUT,
+        },
+        topology: Topology::All,
+        first_broker: 0,
+    };
+    let link = link_to(address).unwrap();
+    Driver::new(link, settings(1 << 20), Some(recovery))
+}
+
 impl Recovery {
     fn begin() -> Self {
+        Self::begin_with_limit(None)
+    }
+
+    fn begin_with_limit(limit: Option<Duration>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
-        let connect = move |_, _, _: &_| {
-            link_to(address).map_err(|error| AttemptError {
-                failure: AttemptFailure::Unreachable(Stage::Tcp),
-                error: Box::new(Error::other(error)),
-            })
-        };
-        let recovery = RecoverySettings {
-            connect: Arc::new(connect),
-            session: session::Settings {
-                brokers: 1,
-                order: BrokerOrder::Shuffled,
-                max_delay: Duration::from_secs(1),
-                limit: None,
-                attempt_timeout: TEST_TIMEOUT,
-            },
-            topology: Topology::All,
-            first_broker: 0,
-        };
-        let link = link_to(address).unwrap();
-        let driver = Driver::new(link, settings(1 << 20), Some(recovery));
+        let driver = driver(&listener, limit);
         let play = Play {
             shared: Arc::clone(&driver.shared),
             thread: thread::spawn(move || driver.run()),
@@ -91,11 +102,151 @@ impl Peer {
         match id {
             channel::Open::ID => self.send(1, channel::OpenOk::default()),
             channel::Close::ID => self.send(1, channel::CloseOk::default()),
+            confirm::Select::ID => self.send(1, confirm::SelectOk::default()),
             exchange::Declare::ID => self.send(1, exchange::DeclareOk::default()),
             basic::Consume::ID => self.send(1, basic::ConsumeOk::default().consumer_tag("me")),
             _ => panic!("{id} has no answer here"),
         }
     }
+
+    /// Expects a publish with its content.
+    fn expect_publish(&mut self) {
+        self.expect(basic::Publish::ID);
+        for _ in ["header", "body"] {
+            while self.decoder.next().unwrap().is_none() {
+                let count = self.socket.read(self.decoder.space()).unwrap();
+                assert_ne!(count, 0, "the client has closed the stream");
+                self.decoder.filled(count);
+            }
+        }
+    }
+}
+
+/// Publishes in confirm mode. `None`: the channel takes no publishes now.
+fn publish(channel: &ChannelShared) -> Option<(u64, Arc<Slot>)> {
+    let publish = Publish {
+        exchange: "",
+        routing_key: "q",
+        mandatory: false,
+        immediate: false,
+        properties: None,
+        body: PublishBody::Borrowed(b"body"),
+    };
+    let mut scratch = Vec::new();
+    let encoded = EncodedPublish::new(1, publish, FRAME_MAX as usize, &mut scratch).unwrap();
+    let ticket = channel.confirm_window.begin(&mut false)?;
+    let connection = &channel.connection;
+    assert!(connection.write_budget().admit(encoded.size()));
+    connection
+        .commands()
+        .publish(channel.block.lock(), &encoded)
+        .unwrap();
+    let numbered = ticket.commit(None);
+    connection.wake().notify();
+    numbered
+}
+
+fn begin_confirms(channel: &ChannelShared, peer: &mut Peer) {
+    let mut selected = None;
+    let select = confirm::Select::default();
+    assert!(channel.confirm_window.select(|| {
+        selected = Some(channel.queue_call(select.into(), None, soon()));
+    }));
+    peer.answer(confirm::Select::ID);
+    expect_reply(&selected.unwrap());
+    channel.confirm_window.select_done(true);
+}
+
+#[test]
+fn written_publishes_are_unconfirmed_and_numbers_go_on_after_a_loss() {
+    let mut recovery = Recovery::begin();
+    let channel = recovery.play.open_channel();
+    begin_confirms(&channel, &mut recovery.play.peer);
+    let (_, confirmed) = publish(&channel).unwrap();
+    let (_, lost) = publish(&channel).unwrap();
+    recovery.play.peer.expect_publish();
+    recovery.play.peer.expect_publish();
+    let ack = basic::Ack::default().delivery_tag(1);
+    recovery.play.peer.send(1, ack.clone());
+    wait_until(|| confirmed.get().is_some());
+    recovery.lose();
+    wait_until(|| lost.get().is_some());
+    assert!(matches!(confirmed.get(), Some(PublishOutcome::Acked)));
+    assert!(matches!(lost.get(), Some(PublishOutcome::Lost(_))));
+    assert!(publish(&channel).is_none(), "the channel is not restored");
+    recovery.play.peer.answer(channel::Open::ID);
+    recovery.play.peer.answer(confirm::Select::ID);
+    wait_until(|| channel.confirm_window.begin(&mut false).is_some());
+    let (number, later) = publish(&channel).unwrap();
+    assert_eq!(number, 3);
+    recovery.play.peer.expect_publish();
+    recovery.play.peer.send(1, ack);
+    wait_until(|| later.get().is_some());
+    assert!(matches!(later.get(), Some(PublishOutcome::Acked)));
+    recovery.end();
+}
+
+#[test]
+fn a_publish_that_was_not_handed_to_the_lost_connection_goes_out_on_the_next_one() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut driver = driver(&listener, None);
+    let mut peer = accept(&listener);
+    let channel = open_channel(&mut driver, &mut peer);
+    driver.core.lose(Termination::EndOfStream);
+    let (_, queued) = {
+        channel.confirm_window.select(|| {});
+        channel.confirm_window.select_done(true);
+        publish(&channel).unwrap()
+    };
+    queue_settlement(&channel, 1);
+    driver.handle_loss(Instant::now());
+    assert!(queued.get().is_none(), "its outcome is still to come");
+    let waiting = driver.shared.commands().waiting_bytes();
+    assert_eq!(waiting, 0, "{:?}", driver.kept_for_commit);
+    let shared = Arc::clone(&driver.shared);
+    let thread = thread::spawn(move || driver.run());
+    let mut peer = accept(&listener);
+    peer.answer(channel::Open::ID);
+    peer.expect_publish();
+    assert!(queued.get().is_none());
+    shared.send(Command::Disconnect);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_close_ends_an_outage_at_once() {
+    for command in [close_command(), Command::Disconnect] {
+        let mut recovery = Recovery::begin();
+        let (_, consumer) = recovery.use_channel();
+        let Recovery { play, listener } = recovery;
+        // No connection is accepted any more.
+        drop(listener);
+        drop(play.peer);
+        play.shared.send(command);
+        play.thread.join().unwrap();
+        assert!(matches!(
+            play.shared.termination(),
+            Some(Termination::Closed(_))
+        ));
+        assert!(!consumer.is_alive());
+    }
+}
+
+#[test]
+fn the_reason_of_the_loss_is_final_when_the_outage_has_reached_its_limit() {
+    let recovery = Recovery::begin_with_limit(Some(Duration::from_millis(1)));
+    let Recovery { play, listener } = recovery;
+    drop(listener);
+    drop(play.peer);
+    play.thread.join().unwrap();
+    let termination = play.shared.termination();
+    assert!(
+        matches!(
+            termination,
+            Some(Termination::EndOfStream | Termination::Io(..))
+        ),
+        "{termination:?}"
+    );
 }
 
 #[test]
