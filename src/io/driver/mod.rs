@@ -19,10 +19,6 @@
 //! Reading is in `reading` and `reading_pause`, waiting in `waiting`, every end in `ending`.
 
 pub(crate) mod buffer_pool;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver does not make attempts yet")
-)]
 pub(crate) mod connecting;
 mod ending;
 mod events;
