@@ -1,7 +1,7 @@
 //! [`BlockingConnection`]: its handles, its closing and its state. `open` turns parameters into a
-//! target and failures of the opening into errors. `connect_again` opens the connection that follows
-//! a lost one. `callbacks` and `timers` hold the callbacks of the connection, and `run` has the
-//! loops that dispatch them.
+//! target and failures of the opening into errors. `connect_again` opens the connection after a
+//! lost one. `callbacks` and `timers` hold the callbacks of the connection, and `run` has the loops
+//! that dispatch them.
 
 mod callbacks;
 mod connect_again;
@@ -30,7 +30,6 @@ use crate::client::callbacks::dispatch_lock::is_in_callback;
 use crate::client::channel::{BlockingChannel, UnreportedErrors, WeakChannel, confirms_share};
 use crate::config::parameters::ConnectionParameters;
 use crate::error::{Error, Result};
-use crate::io;
 use crate::io::shared::command::Command;
 use crate::io::shared::connection::ConnectionShared;
 use crate::protocol::close_reason::ClosedBy;
@@ -198,69 +197,6 @@ impl BlockingConnection {
             }
         }
         Err(last)
-    }
-
-    /// Opens a connection to a broker that has this index in the list `brokers`, or to one that
-    /// follows the list.
-    fn open_listed(
-        parameters: &ConnectionParameters,
-        brokers: &[ConnectionParameters],
-        index: usize,
-    ) -> Result<Self> {
-        let mut attempt = 1;
-        let mut pause = Duration::ZERO;
-        loop {
-            if parameters.cancellation_token.wait(pause) {
-                return Err(Error::OpenCancelled {
-                    address: parameters.host.clone(),
-                    stage: None,
-                });
-            }
-            match Self::try_open(parameters, brokers, index) {
-                Ok(connection) => return Ok(connection),
-                Err(error)
-                    if attempt >= parameters.connection_attempts || !error.is_retryable() =>
-                {
-                    return Err(error);
-                }
-                Err(error) => log::warn!("attempt {attempt} to connect failed: {error}"),
-            }
-            attempt += 1;
-            pause = parameters.retry_delay;
-        }
-    }
-
-    fn try_open(
-        parameters: &ConnectionParameters,
-        brokers: &[ConnectionParameters],
-        index: usize,
-    ) -> Result<Self> {
-        let opening_error = |error| open::opening_error(error, parameters);
-        let target = open::target(parameters)?;
-        let link = io::open::connect(&target, || parameters.offer()).map_err(opening_error)?;
-        let recovery = connect_again::recovery(parameters, brokers, index, &link.negotiated);
-        let settings = open::settings(parameters);
-        let (shared, thread) = io::open::start(link, settings, recovery).map_err(opening_error)?;
-        parameters.credentials.connected();
-        log::info!("{}: connected", shared.name);
-        Ok(Self {
-            inner: Arc::new(ConnectionInner {
-                shared,
-                limits: Limits {
-                    rpc_timeout: parameters.rpc_timeout,
-                    publish_timeout: parameters.publish_timeout,
-                    close_timeout: parameters.close_timeout,
-                    drop_timeout: parameters.drop_timeout,
-                    default_prefetch: parameters.default_prefetch,
-                    confirm_window: parameters.confirm_window,
-                },
-                thread: Mutex::new(Some(thread)),
-                channels: Mutex::default(),
-                callbacks: ConnectionCallbacks::default(),
-                timers: Timers::default(),
-                stops: Stops::default(),
-            }),
-        })
     }
 
     pub(crate) fn from_inner(inner: Arc<ConnectionInner>) -> Self {

@@ -1,13 +1,22 @@
-//! Turns parameters into the target of an opening, and a failed opening into an error.
+//! Opens a connection: turns parameters into the target of an opening, and a failed opening into an
+//! error.
 
 use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
+use super::callbacks::ConnectionCallbacks;
+use super::run::Stops;
+use super::timers::Timers;
+use super::{BlockingConnection, ConnectionInner, Limits, connect_again};
 use crate::config::parameters::{ConnectionParameters, Oversized};
 #[cfg(feature = "native-tls")]
 use crate::error::TlsError;
 use crate::error::{ConnectError, Error, Result};
+use crate::io;
 use crate::io::driver::transport::SocketOptions;
 #[cfg(feature = "native-tls")]
 use crate::io::open::Tls;
@@ -30,6 +39,71 @@ pub(super) fn default_parameters(variable: Option<OsString>) -> Result<Connectio
     match std::str::from_utf8(&url) {
         Ok(url) => url.parse(),
         Err(_) => Err(Error::invalid("AMQP_URL", "…", "a URL is UTF-8")),
+    }
+}
+
+impl BlockingConnection {
+    /// Opens a connection to a broker that has this index in the list `brokers`, or to one that
+    /// follows the list.
+    pub(super) fn open_listed(
+        parameters: &ConnectionParameters,
+        brokers: &[ConnectionParameters],
+        index: usize,
+    ) -> Result<Self> {
+        let mut attempt = 1;
+        let mut pause = Duration::ZERO;
+        loop {
+            if parameters.cancellation_token.wait(pause) {
+                return Err(Error::OpenCancelled {
+                    address: parameters.host.clone(),
+                    stage: None,
+                });
+            }
+            match Self::try_open(parameters, brokers, index) {
+                Ok(connection) => return Ok(connection),
+                Err(error)
+                    if attempt >= parameters.connection_attempts || !error.is_retryable() =>
+                {
+                    return Err(error);
+                }
+                Err(error) => log::warn!("attempt {attempt} to connect failed: {error}"),
+            }
+            attempt += 1;
+            pause = parameters.retry_delay;
+        }
+    }
+
+    fn try_open(
+        parameters: &ConnectionParameters,
+        brokers: &[ConnectionParameters],
+        index: usize,
+    ) -> Result<Self> {
+        let failed = |error| opening_error(error, parameters);
+        let target = target(parameters)?;
+        let link = io::open::connect(&target, || parameters.offer()).map_err(failed)?;
+        let recovery = connect_again::recovery(parameters, brokers, index, &link.negotiated);
+        let settings = settings(parameters);
+        let (shared, thread) = io::open::start(link, settings, recovery).map_err(failed)?;
+        parameters.credentials.connected();
+        log::info!("{}: connected", shared.name);
+        Ok(Self {
+            inner: Arc::new(ConnectionInner {
+                shared,
+                limits: Limits {
+                    rpc_timeout: parameters.rpc_timeout,
+                    publish_timeout: parameters.publish_timeout,
+                    close_timeout: parameters.close_timeout,
+                    drop_timeout: parameters.drop_timeout,
+                    default_prefetch: parameters.default_prefetch,
+                    confirm_window: parameters.confirm_window,
+                },
+                thread: Mutex::new(Some(thread)),
+                channels: Mutex::default(),
+                callbacks: ConnectionCallbacks::default(),
+                timers: Timers::default(),
+                stops: Stops::default(),
+            }),
+        })
     }
 }
 
@@ -316,7 +390,7 @@ mod tests {
 
     #[test]
     fn an_error_names_all_addresses_and_their_failures() {
-        let time = std::time::Duration::from_secs(5);
+        let time = Duration::from_secs(5);
         let refused = std::io::Error::other("connection refused");
         let mail = HandshakeFailure::NotAmqp(b"220 mail".to_vec());
         let version = HandshakeFailure::Version(*b"AMQP\x00\x01\x00\x00");
