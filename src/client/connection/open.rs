@@ -64,7 +64,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
             busy_wait: parameters.busy_wait,
             blocked_timeout: parameters.blocked_connection_timeout,
             backpressure_detection: parameters.backpressure_detection,
-            rpc_timeout: parameters.rpc_timeout,
+            confirm_timeout: parameters.get_confirm_timeout(),
         },
         host,
         port,
