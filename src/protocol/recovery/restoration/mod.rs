@@ -437,7 +437,7 @@ impl Restoration {
     pub(crate) fn is_through(&self, now: Instant) -> bool {
         // While every lane hangs, the entries behind these calls wait as well.
         let can_work = self.lanes.iter().any(|lane| lane.job.is_none());
-        !self.is_working(now) && !(can_work && self.has_entries())
+        !(self.is_working(now) || can_work && self.has_entries())
     }
 
     fn has_entries(&self) -> bool {

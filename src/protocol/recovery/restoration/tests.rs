@@ -235,7 +235,7 @@ fn a_client_made_name_is_replaced_when_its_lock_outlasts_three_heartbeats() {
     assert!(driver.now - since >= secs(35));
     let new = client_made_name(7);
     assert_eq!(report.renamed, [(old.clone(), new.clone())]);
-    assert_eq!(report.recreated.first, [new.clone()]);
+    assert_eq!(report.recreated.first, std::slice::from_ref(&new));
     let bind = queue::Bind::new(&new, "amq.topic", "k");
     assert_eq!(driver.made.last(), Some(&bind.into()));
     let mut consume = basic::Consume::new(&old).into();

@@ -86,7 +86,10 @@ impl Model {
     fn declare_exchange(&mut self, declare: exchange::Declare) -> Result<Method, u16> {
         let declare = declare.nowait(false);
         let name = declare.exchange.clone();
-        let existing = self.exchanges.entry(name).or_insert(declare.clone());
+        let existing = self
+            .exchanges
+            .entry(name)
+            .or_insert_with(|| declare.clone());
         match *existing == declare {
             true => Ok(exchange::DeclareOk::default().into()),
             false => Err(406),
@@ -99,7 +102,10 @@ impl Model {
         if self.locked.contains(&name) {
             return Err(405);
         }
-        let existing = self.queues.entry(name.clone()).or_insert(declare.clone());
+        let existing = self
+            .queues
+            .entry(name.clone())
+            .or_insert_with(|| declare.clone());
         if *existing != declare {
             return Err(406);
         }
