@@ -195,6 +195,7 @@ pub use client::message::Message;
 pub use client::rpc::RpcClient;
 pub use config::credentials::Credentials;
 pub use config::parameters::{ConnectionParameters, Oversized, TcpOptions};
+pub use config::recovery::Recovery;
 #[cfg(feature = "native-tls")]
 pub use config::tls::{TlsOptions, TlsVersion};
 pub use error::{
@@ -214,6 +215,11 @@ pub use protocol::table::FieldTable;
 pub use protocol::table::field_value::FieldValue;
 pub use protocol::time::{Expiration, Timestamp};
 pub use protocol::wire::{LongString, ShortString};
+
+/// The choices and the results of [`Recovery`].
+pub mod recovery {
+    pub use crate::config::recovery::{BrokerOrder, Topology};
+}
 
 /// Consumers whose deliveries you take one by one, and their iterators.
 pub mod consumer {

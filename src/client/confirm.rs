@@ -68,7 +68,9 @@ impl PublisherConfirm {
         self.0.as_ref().map(|numbered| numbered.number)
     }
 
-    /// Waits until the broker has taken the message, at most for `rpc_timeout` (default 30 s).
+    /// Waits until the broker has taken the message, at most for
+    /// [`confirm_timeout`](crate::ConnectionParameters::confirm_timeout) (default: `rpc_timeout`, 30
+    /// s).
     ///
     /// RabbitMQ confirms a message when all queues that it was routed to have it: on disk if the
     /// message is [persistent](crate::Message::persistent) and the queue durable, on a majority of
@@ -87,7 +89,7 @@ impl PublisherConfirm {
     /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.
     pub fn wait(&self) -> Result<()> {
         let numbered = self.numbered()?;
-        self.wait_timeout(numbered.channel.connection.rpc_timeout)
+        self.wait_timeout(numbered.channel.connection.confirm_timeout)
     }
 
     /// Waits as [`wait`](Self::wait) does, at most for `timeout`.

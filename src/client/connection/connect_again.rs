@@ -6,10 +6,11 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::open;
 use crate::config::parameters::ConnectionParameters;
+use crate::config::recovery::Recovery;
 use crate::error::{ConnectError, Error, Result};
 use crate::io;
 use crate::io::cancellation::CancellationToken;
@@ -20,14 +21,10 @@ use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::frame::{FRAME_MIN_SIZE, encode_method};
 use crate::protocol::handshake::{INITIAL_FRAME_SAFE_BYTES, Negotiated, Offer, combine};
 use crate::protocol::methods::connection;
-use crate::protocol::recovery::book::entity::Topology;
 use crate::protocol::recovery::policy::AttemptFailure;
-use crate::protocol::recovery::session::{self, BrokerOrder};
+use crate::protocol::recovery::session;
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::stage::Stage;
-
-/// The longest delay between two attempts.
-const MAX_DELAY: Duration = Duration::from_secs(30);
 
 /// Returns the parameters of recovery for a connection that was opened with `parameters`, or `None`
 /// if a loss ends it. `index` is the position of `parameters` in `brokers`; if it is beyond the
@@ -38,13 +35,12 @@ pub(super) fn recovery(
     index: usize,
     negotiated: &Negotiated,
 ) -> Option<RecoverySettings> {
-    match is_wanted(parameters) {
-        true => settings(parameters, brokers.to_vec(), index, negotiated),
-        false => None,
-    }
+    let recovery = parameters.recovery.as_ref()?;
+    settings(recovery, parameters, brokers.to_vec(), index, negotiated)
 }
 
 fn settings(
+    recovery: &Recovery,
     parameters: &ConnectionParameters,
     mut brokers: Vec<ConnectionParameters>,
     index: usize,
@@ -57,20 +53,15 @@ fn settings(
     Some(RecoverySettings {
         session: session::Settings {
             brokers: brokers.len(),
-            order: BrokerOrder::default(),
-            max_delay: MAX_DELAY,
-            limit: None,
+            order: recovery.brokers.into(),
+            max_delay: recovery.max_delay,
+            limit: recovery.limit,
             attempt_timeout: parameters.handshake_timeout,
         },
-        topology: Topology::default(),
+        topology: recovery.topology.into(),
         first_broker,
         connect: connect_again(brokers, Limits::of(negotiated))?,
     })
-}
-
-/// Returns whether a lost connection is opened again.
-fn is_wanted(_: &ConnectionParameters) -> bool {
-    false
 }
 
 /// The limits of the first connection.
@@ -370,7 +361,7 @@ mod tests {
         let list = [broker("a"), broker("b")];
         for (brokers, index, count) in [(&list[..], 1, 2), (&list[..], 7, 3), (&[], 0, 1)] {
             let negotiated = negotiated(100, 10_000);
-            let settings = settings(&list[1], brokers.to_vec(), index, &negotiated).unwrap();
+            let settings = settings(&Recovery::new(), &list[1], brokers.to_vec(), index, &negotiated).unwrap();
             assert_eq!(settings.session.brokers, count);
             assert_eq!(settings.first_broker, index.min(count - 1));
         }

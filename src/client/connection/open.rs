@@ -152,7 +152,7 @@ pub(super) fn settings(parameters: &ConnectionParameters) -> Settings {
         busy_wait: parameters.busy_wait,
         blocked_timeout: parameters.blocked_connection_timeout,
         backpressure_detection: parameters.backpressure_detection,
-        rpc_timeout: parameters.rpc_timeout,
+        confirm_timeout: parameters.get_confirm_timeout(),
     }
 }
 

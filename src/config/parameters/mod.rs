@@ -2,7 +2,7 @@
 
 mod offer;
 mod oversized;
-mod settings;
+pub(super) mod settings;
 mod tcp_options;
 mod validation;
 
@@ -13,6 +13,7 @@ pub use self::oversized::Oversized;
 use self::settings::settings;
 pub use self::tcp_options::TcpOptions;
 use crate::config::credentials::Credentials;
+use crate::config::recovery::Recovery;
 #[cfg(feature = "native-tls")]
 use crate::config::tls::TlsOptions;
 use crate::io::cancellation::CancellationToken;
@@ -139,9 +140,11 @@ pub struct ConnectionParameters {
     pub(crate) handshake_timeout: Duration,
     pub(crate) rpc_timeout: Duration,
     pub(crate) publish_timeout: Duration,
+    pub(crate) confirm_timeout: Option<Duration>,
     pub(crate) close_timeout: Duration,
     pub(crate) drop_timeout: Duration,
     pub(crate) blocked_connection_timeout: Option<Duration>,
+    pub(crate) recovery: Option<Recovery>,
     pub(crate) backpressure_detection: bool,
     pub(crate) busy_wait: Duration,
     pub(crate) max_message_size: u64,
@@ -178,9 +181,11 @@ impl Default for ConnectionParameters {
             handshake_timeout: Duration::from_secs(15),
             rpc_timeout: Duration::from_secs(30),
             publish_timeout: Duration::from_secs(30),
+            confirm_timeout: None,
             close_timeout: Duration::from_secs(10),
             drop_timeout: Duration::from_secs(2),
             blocked_connection_timeout: None,
+            recovery: None,
             backpressure_detection: false,
             busy_wait: Duration::from_micros(100),
             max_message_size: 128 * MIB as u64,
@@ -212,6 +217,36 @@ impl ConnectionParameters {
     #[must_use]
     pub fn connection_name(mut self, name: impl Into<String>) -> Self {
         self.connection_name = Some(name.into());
+        self
+    }
+
+    /// Sets how long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for the confirm
+    /// of the broker before it fails with [`Error::Timeout`](crate::Error::Timeout). Default: the
+    /// value of [`rpc_timeout`](Self::rpc_timeout), 30 s. URL option.
+    #[must_use]
+    pub fn confirm_timeout(mut self, timeout: Duration) -> Self {
+        self.confirm_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how a lost connection is opened again. `None` switches that off: a lost connection has
+    /// ended. Default: `None`; recovery is off by default in this version.
+    ///
+    /// Recovery begins when the connection is open. The attempts of the opening itself are set with
+    /// [`connection_attempts`](Self::connection_attempts). See [`Recovery`]. URL option, `on` or
+    /// `off`; the URL options of [`Recovery`] switch it on as well.
+    ///
+    /// ```
+    /// use cony::{ConnectionParameters, Recovery};
+    ///
+    /// let parameters = ConnectionParameters::new().recovery(Recovery::new());
+    /// assert!(parameters.get_recovery().is_some());
+    /// let parameters = parameters.recovery(None);
+    /// assert!(parameters.get_recovery().is_none());
+    /// ```
+    #[must_use]
+    pub fn recovery(mut self, recovery: impl Into<Option<Recovery>>) -> Self {
+        self.recovery = recovery.into();
         self
     }
 }
@@ -264,14 +299,14 @@ settings! {
         /// Sets how long a call waits for the reply of the broker before it fails with
         /// [`Error::Timeout`](crate::Error::Timeout). Default: 30 s. URL option.
         ///
-        /// This applies to every method with a reply, such as `queue_declare`, and also to
-        /// [`PublisherConfirm::wait`](crate::PublisherConfirm::wait). A `close` has
-        /// [`close_timeout`](Self::close_timeout) instead. A request of an
+        /// This applies to every method with a reply, such as `queue_declare`. A `close` has
+        /// [`close_timeout`](Self::close_timeout) instead, and the wait for a confirm has
+        /// [`confirm_timeout`](Self::confirm_timeout). A request of an
         /// [`RpcClient`](crate::RpcClient) has a timeout of its own, the argument of its call.
         rpc_timeout: Duration, copy get_rpc_timeout: Duration;
         /// Sets how long a publish waits for room before it fails with
         /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait.
-        /// Default: 30 s.
+        /// Default: 30 s. URL option.
         publish_timeout: Duration, copy get_publish_timeout: Duration;
         /// Sets how long `close` of a connection or of a channel may take, including the wait for
         /// confirms. After this time a connection closes its socket without the broker's reply.
@@ -360,6 +395,16 @@ impl ConnectionParameters {
     pub fn get_connection_name(&self) -> Option<&str> {
         self.connection_name.as_deref()
     }
+
+    /// Returns the setting [`confirm_timeout`](Self::confirm_timeout), or its default.
+    pub fn get_confirm_timeout(&self) -> Duration {
+        self.confirm_timeout.unwrap_or(self.rpc_timeout)
+    }
+
+    /// Returns the setting [`recovery`](Self::recovery).
+    pub fn get_recovery(&self) -> Option<&Recovery> {
+        self.recovery.as_ref()
+    }
 }
 
 /// # TLS
@@ -444,12 +489,14 @@ impl fmt::Debug for ConnectionParameters {
             .field("handshake_timeout", &self.handshake_timeout)
             .field("rpc_timeout", &self.rpc_timeout)
             .field("publish_timeout", &self.publish_timeout)
+            .field("confirm_timeout", &self.get_confirm_timeout())
             .field("close_timeout", &self.close_timeout)
             .field("drop_timeout", &self.drop_timeout)
             .field(
                 "blocked_connection_timeout",
                 &self.blocked_connection_timeout,
             )
+            .field("recovery", &self.recovery)
             .field("backpressure_detection", &self.backpressure_detection)
             .field("busy_wait", &self.busy_wait)
             .field("max_message_size", &self.max_message_size)
@@ -485,6 +532,8 @@ mod tests {
             "handshake_timeout: 15s",
             "rpc_timeout: 30s",
             "publish_timeout: 30s",
+            "confirm_timeout: 30s",
+            "recovery: None",
             "close_timeout: 10s",
             "drop_timeout: 2s",
             "max_message_size: 134217728",
@@ -550,6 +599,16 @@ mod tests {
             parameters.cancellation_token.is_cancelled(),
             "it is a clone"
         );
+    }
+
+    #[test]
+    fn the_wait_for_a_confirm_lasts_as_long_as_a_call_unless_it_is_set() {
+        let second = Duration::from_secs(1);
+        let parameters = ConnectionParameters::new().rpc_timeout(second);
+        assert_eq!(parameters.get_confirm_timeout(), second);
+        let parameters = parameters.confirm_timeout(second * 2);
+        assert_eq!(parameters.get_confirm_timeout(), second * 2);
+        assert_eq!(parameters.get_rpc_timeout(), second);
     }
 
     #[test]

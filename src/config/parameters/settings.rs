@@ -37,4 +37,4 @@ macro_rules! settings {
         }
     };
 }
-pub(super) use settings;
+pub(in crate::config) use settings;

@@ -97,12 +97,18 @@ impl ConnectionParameters {
             return Err(Error::invalid("heartbeat", format!("{heartbeat:?}"), rule));
         }
         let blocked = self.blocked_connection_timeout;
+        let recovery = self.recovery.as_ref();
+        let max_delay = recovery.map(|recovery| recovery.max_delay);
+        let limit = recovery.and_then(|recovery| recovery.limit);
         // The last field: whether zero is allowed, for "do not wait".
         for (option, time, zero) in [
             ("socket_timeout", Some(self.socket_timeout), false),
             ("handshake_timeout", Some(self.handshake_timeout), false),
             ("rpc_timeout", Some(self.rpc_timeout), false),
+            ("confirm_timeout", self.confirm_timeout, false),
             ("blocked_connection_timeout", blocked, false),
+            ("recovery_max_delay", max_delay, false),
+            ("recovery_limit", limit, false),
             ("publish_timeout", Some(self.publish_timeout), true),
             ("close_timeout", Some(self.close_timeout), true),
             ("drop_timeout", Some(self.drop_timeout), true),
@@ -152,6 +158,7 @@ impl TcpOptions {
 mod tests {
     use super::*;
     use crate::config::credentials::Credentials;
+    use crate::config::recovery::Recovery;
 
     fn refused(parameters: ConnectionParameters) -> String {
         match parameters.validate() {
@@ -208,12 +215,19 @@ mod tests {
         for bad in [Duration::from_millis(1500), Duration::from_secs(65_536)] {
             assert_eq!(refused(new().heartbeat(bad)), "heartbeat");
         }
-        let set: [(&str, Set); 4] = [
+        let set: [(&str, Set); 7] = [
             ("socket_timeout", |time| new().socket_timeout(time)),
             ("handshake_timeout", |time| new().handshake_timeout(time)),
             ("rpc_timeout", |time| new().rpc_timeout(time)),
+            ("confirm_timeout", |time| new().confirm_timeout(time)),
             ("blocked_connection_timeout", |time| {
                 new().blocked_connection_timeout(time)
+            }),
+            ("recovery_max_delay", |time| {
+                new().recovery(Recovery::new().max_delay(time))
+            }),
+            ("recovery_limit", |time| {
+                new().recovery(Recovery::new().limit(time))
             }),
         ];
         for (option, set) in set {

@@ -4,6 +4,7 @@
 //! the option names are those of pika 0.9.6 and of RabbitMQ.
 
 mod parts;
+mod recovery;
 #[cfg(feature = "native-tls")]
 mod tls;
 
@@ -14,6 +15,7 @@ use percent_encoding::percent_decode_str;
 use zeroize::{Zeroize, Zeroizing};
 
 use self::parts::Parts;
+use self::recovery::RecoveryQuery;
 #[cfg(feature = "native-tls")]
 use self::tls::TlsQuery;
 use crate::config::credentials::Credentials;
@@ -52,6 +54,7 @@ fn from_parts(parts: &Parts) -> Result<ConnectionParameters> {
     if let Some(credentials) = credentials {
         parameters.credentials = credentials;
     }
+    parameters.recovery = query.recovery.finish(parameters.recovery)?;
     #[cfg(feature = "native-tls")]
     {
         parameters.tls_options = query.tls.options()?;
@@ -90,6 +93,7 @@ struct Query {
     /// The names of the options that have been read.
     seen: Vec<String>,
     mechanisms: Vec<String>,
+    recovery: RecoveryQuery,
     #[cfg(feature = "native-tls")]
     tls: TlsQuery,
 }
@@ -123,7 +127,11 @@ impl Query {
             return Ok(());
         }
         if !TLS_OPTIONS.contains(&name) {
-            return option(parameters, name, &decoded(name, value)?);
+            let value = decoded(name, value)?;
+            return match self.recovery.take(name, &value)? {
+                true => Ok(()),
+                false => option(parameters, name, &value),
+            };
         }
         if !parameters.tls {
             let rule = "options of TLS need the scheme amqps";
@@ -233,6 +241,7 @@ fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Res
             parameters.blocked_connection_timeout = Some(seconds(name, value)?);
         }
         "channel_max" => parameters.channel_max = number(name, value)?,
+        "confirm_timeout" => parameters.confirm_timeout = Some(seconds(name, value)?),
         "connection_attempts" => parameters.connection_attempts = number(name, value)?,
         "connection_name" => parameters.connection_name = Some(value.into()),
         "connection_timeout" => {
@@ -244,6 +253,7 @@ fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Res
             parameters.heartbeat = Duration::from_secs(number::<u16>(name, value)?.into());
         }
         "locale" => parameters.locale = value.into(),
+        "publish_timeout" => parameters.publish_timeout = seconds(name, value)?,
         "retry_delay" => parameters.retry_delay = seconds(name, value)?,
         "rpc_timeout" => parameters.rpc_timeout = seconds(name, value)?,
         "socket_timeout" => parameters.socket_timeout = seconds(name, value)?,
@@ -378,10 +388,14 @@ mod tests {
         let parameters = parse(
             "amqp://h/?socket_timeout=0.25&retry_delay=1.5&connection_attempts=3&channel_max=7\
              &locale=de_DE&connection_name=my%20app&handshake_timeout=3&rpc_timeout=4.5\
-             &blocked_connection_timeout=60&heartbeat_interval=9",
+             &blocked_connection_timeout=60&heartbeat_interval=9&publish_timeout=0\
+             &confirm_timeout=120.5",
         );
         assert_eq!(parameters.handshake_timeout, Duration::from_secs(3));
         assert_eq!(parameters.rpc_timeout, Duration::from_millis(4500));
+        assert_eq!(parameters.publish_timeout, Duration::ZERO);
+        let confirm = parameters.confirm_timeout;
+        assert_eq!(confirm, Some(Duration::from_millis(120_500)));
         let blocked = parameters.blocked_connection_timeout;
         assert_eq!(blocked, Some(Duration::from_secs(60)));
         assert_eq!(parameters.heartbeat, Duration::from_secs(9));

@@ -39,7 +39,7 @@ pub(crate) struct Settings {
     pub(crate) blocked_timeout: Option<Duration>,
     pub(crate) backpressure_detection: bool,
     /// How long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for a confirm.
-    pub(crate) rpc_timeout: Duration,
+    pub(crate) confirm_timeout: Duration,
     /// How long a thread spins before it sleeps, at most.
     pub(crate) busy_wait: Duration,
 }
@@ -65,7 +65,7 @@ pub(crate) struct ConnectionShared {
     pub(crate) kept_bytes: TotalBytes,
     pub(crate) read_control: Arc<ReadControl>,
     pub(crate) negotiated: Negotiated,
-    pub(crate) rpc_timeout: Duration,
+    pub(crate) confirm_timeout: Duration,
     /// The connection's name, for the log.
     pub(crate) name: String,
     /// Why the connection ended. It is written once, before the IO thread disconnects any channel
@@ -154,7 +154,7 @@ impl ConnectionShared {
             kept_bytes: TotalBytes::default(),
             read_control,
             negotiated,
-            rpc_timeout: settings.rpc_timeout,
+            confirm_timeout: settings.confirm_timeout,
             name: settings.name.clone(),
             termination: OnceLock::new(),
             closing: AtomicBool::new(false),
@@ -453,7 +453,7 @@ pub(crate) mod tests {
             },
             blocked_timeout: None,
             backpressure_detection: false,
-            rpc_timeout: Duration::ZERO,
+            confirm_timeout: Duration::ZERO,
             busy_wait: Duration::ZERO,
         }
     }
