@@ -17,3 +17,4 @@ mod alarms;
 mod broker_settings;
 mod every_call;
 mod lost;
+mod recovery;

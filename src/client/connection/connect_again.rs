@@ -209,6 +209,7 @@ fn refuse(mut link: Link, limits: Limits, parameters: &ConnectionParameters) -> 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::Duration;
 
     use super::*;
     use crate::config::credentials::Credentials;
@@ -361,7 +362,14 @@ mod tests {
         let list = [broker("a"), broker("b")];
         for (brokers, index, count) in [(&list[..], 1, 2), (&list[..], 7, 3), (&[], 0, 1)] {
             let negotiated = negotiated(100, 10_000);
-            let settings = settings(&Recovery::new(), &list[1], brokers.to_vec(), index, &negotiated).unwrap();
+            let settings = settings(
+                &Recovery::new(),
+                &list[1],
+                brokers.to_vec(),
+                index,
+                &negotiated,
+            )
+            .unwrap();
             assert_eq!(settings.session.brokers, count);
             assert_eq!(settings.first_broker, index.min(count - 1));
         }

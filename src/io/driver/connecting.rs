@@ -13,11 +13,6 @@
 //! the program, or a file system that does not answer, may hold the thread up longer. After
 //! [`CANCEL_TIME`] the thread is abandoned, and its connection is closed as soon as it is there.
 
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver does not make attempts yet")
-)]
-
 use std::io;
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
