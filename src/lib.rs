@@ -188,6 +188,7 @@ pub use native_tls;
 
 pub use client::channel::BlockingChannel;
 pub use client::confirm::{Confirmation, PublisherConfirm};
+pub use client::connection::recovery::RecoveryEvent;
 pub use client::connection::{BlockingConnection, Stats, TimerId};
 pub use client::consumer::Consumer;
 pub use client::delivery::Delivery;
@@ -199,7 +200,7 @@ pub use config::recovery::Recovery;
 #[cfg(feature = "native-tls")]
 pub use config::tls::{TlsOptions, TlsVersion};
 pub use error::{
-    ConnectError, ConnectionLostError, Error, PublishError, ReadingPause, Result, TlsError,
+    ConnectError, ConnectionLostError, Error, Outage, PublishError, ReadingPause, Result, TlsError,
 };
 pub use io::cancellation::CancellationToken;
 pub use protocol::close_reason::{CloseReason, ClosedBy};
@@ -218,6 +219,7 @@ pub use protocol::wire::{LongString, ShortString};
 
 /// The choices and the results of [`Recovery`].
 pub mod recovery {
+    pub use crate::client::connection::recovery::{Entity, Recovered, RenamedQueue, SkippedEntity};
     pub use crate::config::recovery::{BrokerOrder, Topology};
 }
 

@@ -63,12 +63,17 @@ pub struct Delivery {
     /// The body.
     pub body: Bytes,
     properties: ReceivedProperties,
+    no_ack: bool,
     channel: Arc<ChannelShared>,
 }
 
 impl Delivery {
     /// Creates the delivery of a consumer.
-    pub(crate) fn of_consumer(content: DeliveredContent, channel: Arc<ChannelShared>) -> Self {
+    pub(crate) fn of_consumer(
+        content: DeliveredContent,
+        no_ack: bool,
+        channel: Arc<ChannelShared>,
+    ) -> Self {
         let deliver = content.method;
         Self {
             delivery_tag: deliver.delivery_tag,
@@ -79,12 +84,13 @@ impl Delivery {
             message_count: None,
             body: content.body,
             properties: content.properties,
+            no_ack,
             channel,
         }
     }
 
     /// Creates the delivery of a `basic.get-ok`.
-    pub(crate) fn of_get(content: GotContent, channel: Arc<ChannelShared>) -> Self {
+    pub(crate) fn of_get(content: GotContent, no_ack: bool, channel: Arc<ChannelShared>) -> Self {
         let get_ok = content.method;
         Self {
             delivery_tag: get_ok.delivery_tag,
@@ -95,6 +101,7 @@ impl Delivery {
             message_count: Some(get_ok.message_count),
             body: content.body,
             properties: content.properties,
+            no_ack,
             channel,
         }
     }
@@ -147,6 +154,30 @@ impl Delivery {
     /// [`Error::NotUtf8`] if the body is not UTF-8.
     pub fn text(&self) -> Result<&str> {
         std::str::from_utf8(&self.body).map_err(Error::from)
+    }
+
+    /// Returns whether the connection was lost since this delivery arrived, and was restored, or is
+    /// being restored, by [`Recovery`](crate::Recovery). Unless the broker had got its
+    /// acknowledgement before, it delivers the message again, to this consumer or to another one.
+    ///
+    /// Settling a stale delivery returns `Ok` and sends nothing. Returns `false` for a delivery
+    /// that needs no acknowledgement (`no_ack`): the broker does not deliver it again.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("reports")?;
+    /// # channel.basic_publish("", "reports", "hello")?;
+    /// # let delivery = channel.basic_get("reports")?.expect("a message");
+    /// // … a step of the work that takes long …
+    /// if delivery.is_stale() {
+    ///     println!("the message is delivered again: the other steps can wait for that");
+    /// }
+    /// # delivery.ack()?;
+    /// # channel.queue_delete("reports")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn is_stale(&self) -> bool {
+        !self.no_ack && self.channel.is_stale(self.delivery_tag)
     }
 
     /// Acknowledges the delivery, so that the broker deletes the message from the queue.

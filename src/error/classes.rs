@@ -8,7 +8,8 @@ use crate::protocol::reply_code::ReplyCode;
 /// # Classes of errors
 impl Error {
     /// Returns code and text of the close, if the broker or this program closed the channel or
-    /// connection. For [`Unconfirmed`](Self::Unconfirmed) they are those of the error inside.
+    /// connection. For [`Unconfirmed`](Self::Unconfirmed) and the errors of
+    /// [`Recovery`](crate::Recovery) they are those of the error inside.
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match self {
             Self::ConnectionClosed(reason)
@@ -18,7 +19,11 @@ impl Error {
                 cause: ConnectError::Closed(reason),
                 ..
             } => Some(reason),
-            Self::Unconfirmed(reason) => reason.close_reason(),
+            Self::Unconfirmed(reason)
+            | Self::TransactionLost(reason)
+            | Self::Interrupted { reason, .. }
+            | Self::InDoubt { reason, .. } => reason.close_reason(),
+            Self::RecoveryFailed { lost, last, .. } => last.as_ref().unwrap_or(lost).close_reason(),
             _ => None,
         }
     }
@@ -38,7 +43,9 @@ impl Error {
     }
 
     /// Returns whether the connection has ended, or was not opened. `false` for
-    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there. For
+    /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there. Also
+    /// `false` for an error of a connection that recovery restores: [`Timeout`](Self::Timeout),
+    /// [`Interrupted`](Self::Interrupted) and [`TransactionLost`](Self::TransactionLost). For
     /// [`Unconfirmed`](Self::Unconfirmed) the error inside decides.
     pub fn is_connection_error(&self) -> bool {
         match self {
@@ -49,6 +56,7 @@ impl Error {
             | Self::NotAmqp { .. }
             | Self::ConnectionClosed(_)
             | Self::ConnectionLost(_)
+            | Self::RecoveryFailed { .. }
             | Self::Protocol(_) => true,
             Self::Unconfirmed(reason) => reason.is_connection_error(),
             _ => false,
@@ -105,10 +113,13 @@ impl Error {
             | Self::NoFreeChannels { .. }
             | Self::Timeout { .. }
             | Self::PublishTimeout { .. }
+            | Self::Interrupted { .. }
+            | Self::TransactionLost(_)
             | Self::Nacked
             | Self::ConsumerCancelled(_) => true,
             Self::ConnectionClosed(reason) | Self::ChannelClosed(reason) => is_temporary(reason),
-            Self::Unconfirmed(reason) => reason.is_retryable(),
+            Self::Unconfirmed(reason) | Self::InDoubt { reason, .. } => reason.is_retryable(),
+            Self::RecoveryFailed { lost, last, .. } => last.as_ref().unwrap_or(lost).is_retryable(),
             Self::PublishFailures { failures, .. } => {
                 failures.iter().all(|failure| failure.error.is_retryable())
             }
@@ -117,10 +128,10 @@ impl Error {
     }
 
     /// Returns whether the error is anything but a close by this program. That includes
-    /// `Unconfirmed`, because a message may be lost.
+    /// `Unconfirmed` and `InDoubt`, because a message may be lost, and `RecoveryFailed`.
     pub(crate) fn is_of_others(&self) -> bool {
         match self {
-            Self::Unconfirmed(_) => true,
+            Self::Unconfirmed(_) | Self::InDoubt { .. } | Self::RecoveryFailed { .. } => true,
             _ => (self.close_reason()).is_none_or(|reason| reason.by != ClosedBy::Application),
         }
     }
@@ -145,11 +156,11 @@ fn is_temporary(reason: &CloseReason) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::error::tests::connect;
-    use crate::error::{ConnectionLostError, PublishError, TlsError};
+    use crate::error::{ConnectionLostError, Outage, PublishError, TlsError};
     use crate::protocol::errors::ProtocolError;
 
     fn closed_by(by: ClosedBy) -> CloseReason {
@@ -207,6 +218,7 @@ mod tests {
                     after,
                     blocked: None,
                     paused: None,
+                    outage: None,
                 },
                 false,
             ),
@@ -217,12 +229,83 @@ mod tests {
                     after,
                     blocked: None,
                     paused: None,
+                    outage: None,
                 },
                 false,
             ),
         ] {
             assert!(error.is_timeout(), "{error}");
             assert_eq!(error.is_connection_error(), ends_connection, "{error}");
+        }
+    }
+
+    #[test]
+    fn an_outage_ends_no_connection_and_a_failed_recovery_does() {
+        let lost = || Box::new(Error::ConnectionLost(ConnectionLostError::EndOfStream));
+        let refused = || Error::AuthenticationFailed {
+            mechanism: "PLAIN".into(),
+            text: "no".into(),
+            certain: true,
+        };
+        let in_outage = || Some(Box::new(Outage::new(*lost(), Instant::now())));
+        let after = Duration::from_secs(1);
+        let timeout = Error::Timeout {
+            operation: "queue.declare",
+            channel: Some(1),
+            after,
+            blocked: None,
+            paused: None,
+            outage: in_outage(),
+        };
+        let publish_timeout = Error::PublishTimeout {
+            after,
+            blocked: None,
+            paused: None,
+            outage: in_outage(),
+        };
+        let interrupted = Error::Interrupted {
+            operation: "queue.purge",
+            channel: Some(1),
+            reason: lost(),
+        };
+        for error in [timeout, publish_timeout] {
+            assert!(error.is_timeout() && error.is_retryable(), "{error}");
+            assert!(!error.is_connection_error(), "{error}");
+        }
+        for error in [interrupted, Error::TransactionLost(lost())] {
+            assert!(!error.is_timeout() && error.is_retryable(), "{error}");
+            assert!(!error.is_connection_error(), "{error}");
+        }
+        for (last, is_retryable) in [
+            (None, true),
+            (Some(connect(ConnectError::EndOfStream)), true),
+            (Some(refused()), false),
+        ] {
+            let error = Error::RecoveryFailed {
+                lost: lost(),
+                last: last.map(Box::new),
+                attempts: 1,
+                after,
+            };
+            assert!(error.is_connection_error() && !error.is_timeout());
+            assert!(error.is_of_others());
+            assert_eq!(error.is_retryable(), is_retryable, "{error}");
+        }
+    }
+
+    #[test]
+    fn messages_in_doubt_are_as_retryable_as_the_loss() {
+        let ended = Error::ConnectionClosed(closed_by(ClosedBy::Application));
+        let lost = Error::ConnectionLost(ConnectionLostError::EndOfStream);
+        for (reason, is_retryable) in [(ended, false), (lost, true)] {
+            let error = Error::InDoubt {
+                messages: 1,
+                unsent: 0,
+                reason: Box::new(reason.clone()),
+            };
+            assert_eq!(error.is_retryable(), is_retryable, "{error}");
+            assert_eq!(error.close_reason(), reason.close_reason());
+            assert!(error.is_of_others() && !error.is_connection_error());
         }
     }
 
@@ -260,6 +343,7 @@ mod tests {
             after: Duration::ZERO,
             blocked: None,
             paused: None,
+            outage: None,
         };
         for reason in [lost, closed, ended, timeout] {
             let error = unconfirmed(&reason);

@@ -1,8 +1,10 @@
 //! The texts of errors: one sentence with the reason and a hint.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::Error;
+use super::outage::{Brief, Outage};
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::reply_code::ReplyCode;
 
@@ -132,8 +134,10 @@ impl fmt::Display for Error {
                 after,
                 blocked,
                 paused,
+                outage,
             } => {
                 match *operation {
+                    RECOVERY => f.write_str("the connection was not restored")?,
                     "a confirm" | "confirms" => f.write_str("no confirm")?,
                     LAST_PUBLISHES => write!(f, "no confirm of {operation}")?,
                     _ => write!(f, "no reply to {operation}")?,
@@ -143,6 +147,7 @@ impl fmt::Display for Error {
                 }
                 write!(f, " within {after:?}")?;
                 match (paused, blocked) {
+                    _ if outage.is_some() => write_outage(f, outage.as_deref()),
                     (Some(pause), _) => write!(f, "; {pause}"),
                     (None, Some(reason)) => write!(
                         f,
@@ -152,6 +157,14 @@ impl fmt::Display for Error {
                     ),
                     (None, None) => f.write_str(timeout_hint(operation)),
                 }
+            }
+            Self::PublishTimeout {
+                after,
+                outage: outage @ Some(_),
+                ..
+            } => {
+                write!(f, "no room to publish within {after:?}")?;
+                write_outage(f, outage.as_deref())
             }
             Self::PublishTimeout {
                 after,
@@ -257,6 +270,39 @@ impl fmt::Display for Error {
             Self::Unconfirmed(reason) => {
                 write!(f, "the outcome of the publish is unknown: {reason}")
             }
+            Self::RecoveryFailed {
+                lost,
+                last,
+                attempts,
+                after,
+            } => write_failed_recovery(f, lost, last.as_deref(), *attempts, *after),
+            Self::Interrupted {
+                operation,
+                channel,
+                reason,
+            } => {
+                write!(f, "the connection was lost during {operation}")?;
+                if let Some(number) = channel {
+                    write!(f, " on channel {number}")?;
+                }
+                write!(
+                    f,
+                    ", which may have taken effect or not: repeat it if a second time does no harm \
+                     ({})",
+                    Brief(reason)
+                )
+            }
+            Self::TransactionLost(reason) => write!(
+                f,
+                "nothing was committed, because the connection was lost during the transaction: \
+                 begin it again ({})",
+                Brief(reason)
+            ),
+            Self::InDoubt {
+                messages,
+                unsent,
+                reason,
+            } => write_doubt(f, *messages, *unsent, reason),
             Self::PublishFailures { failures, more } => {
                 let count = failures.len() as u64 + more;
                 match count {
@@ -274,6 +320,58 @@ impl fmt::Display for Error {
             Self::Other(error) => error.fmt(f),
         }
     }
+}
+
+fn write_outage(f: &mut fmt::Formatter<'_>, outage: Option<&Outage>) -> fmt::Result {
+    match outage {
+        Some(outage) => write!(f, "; {outage}"),
+        None => Ok(()),
+    }
+}
+
+fn write_failed_recovery(
+    f: &mut fmt::Formatter<'_>,
+    lost: &Error,
+    last: Option<&Error>,
+    attempts: u32,
+    after: Duration,
+) -> fmt::Result {
+    write!(f, "the connection was lost ({}), and ", Brief(lost))?;
+    match attempts {
+        1 => f.write_str("1 attempt has")?,
+        _ => write!(f, "{attempts} attempts have")?,
+    }
+    write!(f, " not restored it within {:.1} s", after.as_secs_f64())?;
+    match last {
+        Some(last) => write!(f, "; the last failure was: {last}"),
+        None => Ok(()),
+    }
+}
+
+fn write_doubt(
+    f: &mut fmt::Formatter<'_>,
+    messages: u64,
+    unsent: u64,
+    reason: &Error,
+) -> fmt::Result {
+    if messages > 0 || unsent == 0 {
+        write!(
+            f,
+            "the broker may not have got {messages} of the published messages"
+        )?;
+    }
+    if messages > 0 && unsent > 0 {
+        f.write_str(", and ")?;
+    }
+    if unsent > 0 {
+        write!(f, "{unsent} of the published messages were never sent")?;
+    }
+    write!(
+        f,
+        ", because the connection was lost: publish in confirm mode to know the outcome of each \
+         ({})",
+        Brief(reason)
+    )
 }
 
 /// Stands for the value of an option that an error does not show.
@@ -326,6 +424,9 @@ pub(super) fn is_node_down(reason: &CloseReason) -> bool {
 /// The operation in the error of a close that ends before all confirms have arrived.
 pub(crate) const LAST_PUBLISHES: &str = "the last publishes";
 
+/// The operation in the error of a wait for the end of an outage.
+pub(crate) const RECOVERY: &str = "recovery";
+
 /// Returns a hint for a call without a reply.
 fn timeout_hint(operation: &str) -> &'static str {
     match operation {
@@ -339,6 +440,7 @@ fn timeout_hint(operation: &str) -> &'static str {
             "; until the broker answers, the number of that channel stays in use: try again, or \
              raise rpc_timeout"
         }
+        RECOVERY => "; you can wait for it again",
         "channel.close" | "connection.close" => "; close_timeout is the limit for it",
         _ => "; the broker is busy or cannot be reached: try again, or raise rpc_timeout",
     }
@@ -346,7 +448,10 @@ fn timeout_hint(operation: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::error::{ConnectError, ConnectionLostError, ReadingPause, tests::connect};
 
     /// The texts of RabbitMQ 4.0.5 and 4.3.6.
     #[test]
@@ -377,6 +482,133 @@ mod tests {
                 method: None,
             };
             assert!(remedy(&reason).contains(hint), "{text}");
+        }
+    }
+
+    fn lost() -> Box<Error> {
+        Box::new(Error::ConnectionLost(ConnectionLostError::EndOfStream))
+    }
+
+    #[test]
+    fn a_timeout_in_an_outage_names_the_outage_and_no_other_cause() {
+        let outage = Outage::new(*lost(), Instant::now());
+        let (after, operation) = (Duration::from_secs(2), "queue.declare");
+        let paused = ReadingPause {
+            length: after,
+            channel: 7,
+            consumer: "slow".into(),
+            bytes: 1,
+        };
+        let timeout = |operation| Error::Timeout {
+            operation,
+            channel: Some(3),
+            after,
+            blocked: Some("low on memory".into()),
+            paused: Some(Box::new(paused.clone())),
+            outage: Some(Box::new(outage.clone())),
+        };
+        let publish = Error::PublishTimeout {
+            after,
+            blocked: Some("low on memory".into()),
+            paused: Some(Box::new(paused.clone())),
+            outage: Some(Box::new(outage.clone())),
+        };
+        for (error, begin) in [
+            (
+                timeout(operation),
+                "no reply to queue.declare on channel 3 within 2s; ",
+            ),
+            (timeout("confirms"), "no confirm on channel 3 within 2s; "),
+            (
+                timeout(RECOVERY),
+                "the connection was not restored on channel 3 within 2s; ",
+            ),
+            (publish, "no room to publish within 2s; "),
+        ] {
+            let text = error.to_string();
+            let rest = text.strip_prefix(begin).unwrap_or_else(|| panic!("{text}"));
+            assert!(rest.starts_with("the connection was lost "), "{text}");
+            assert!(
+                rest.ends_with("no attempt to open it again so far"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_errors_of_recovery_name_the_loss_once() {
+        let refused = connect(ConnectError::EndOfStream);
+        let failed = |attempts, last: Option<&Error>| Error::RecoveryFailed {
+            lost: lost(),
+            last: last.cloned().map(Box::new),
+            attempts,
+            after: Duration::from_millis(61_500),
+        };
+        let interrupted = |channel| Error::Interrupted {
+            operation: "queue.purge",
+            channel,
+            reason: lost(),
+        };
+        let in_doubt = |messages, unsent| Error::InDoubt {
+            messages,
+            unsent,
+            reason: lost(),
+        };
+        let why = ConnectionLostError::EndOfStream;
+        let repeat = "which may have taken effect or not: repeat it if a second time does no harm";
+        let confirm =
+            "because the connection was lost: publish in confirm mode to know the outcome of each";
+        for (error, text) in [
+            (
+                failed(4, Some(&refused)),
+                format!(
+                    "the connection was lost ({why}), and 4 attempts have not restored it \
+                     within 61.5 s; the last failure was: {refused}"
+                ),
+            ),
+            (
+                failed(1, None),
+                format!(
+                    "the connection was lost ({why}), and 1 attempt has not restored it \
+                     within 61.5 s"
+                ),
+            ),
+            (
+                interrupted(Some(3)),
+                format!(
+                    "the connection was lost during queue.purge on channel 3, {repeat} ({why})"
+                ),
+            ),
+            (
+                interrupted(None),
+                format!("the connection was lost during queue.purge, {repeat} ({why})"),
+            ),
+            (
+                Error::TransactionLost(lost()),
+                format!(
+                    "nothing was committed, because the connection was lost during the \
+                     transaction: begin it again ({why})"
+                ),
+            ),
+            (
+                in_doubt(3, 0),
+                format!(
+                    "the broker may not have got 3 of the published messages, {confirm} ({why})"
+                ),
+            ),
+            (
+                in_doubt(0, 2),
+                format!("2 of the published messages were never sent, {confirm} ({why})"),
+            ),
+            (
+                in_doubt(3, 2),
+                format!(
+                    "the broker may not have got 3 of the published messages, and 2 of the \
+                     published messages were never sent, {confirm} ({why})"
+                ),
+            ),
+        ] {
+            assert_eq!(error.to_string(), text);
         }
     }
 }

@@ -6,6 +6,7 @@ mod connect;
 mod connection_lost;
 mod conversions;
 mod display;
+mod outage;
 mod publish_error;
 mod structure;
 mod tls;
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 pub use self::connect::ConnectError;
 pub use self::connection_lost::{ConnectionLostError, ReadingPause};
-pub(crate) use self::display::LAST_PUBLISHES;
+pub(crate) use self::display::{LAST_PUBLISHES, RECOVERY};
+pub use self::outage::Outage;
 pub use self::publish_error::PublishError;
 pub use self::tls::TlsError;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
@@ -41,12 +43,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `Unroutable` | nothing; the broker did not take the message | no |
 /// | `PublishFailures` | nothing; the broker did not take these messages | yes, if each failure is retryable |
 /// | `AmbiguousReturn` | nothing | no |
+/// | `Interrupted` | nothing; the call may have taken effect or not | yes |
+/// | `TransactionLost` | nothing; the transaction is rolled back | yes |
+/// | `InDoubt` | only your `close` returns it; some messages may be lost | as the error inside; a second publish may create a duplicate |
 /// | `Unconfirmed` | see the error inside | as the error inside; a second publish may create a duplicate |
 /// | `ConsumerCancelled` | the consumer | yes |
 /// | `ChannelClosed` by the broker | the channel | with code 405, 506, 541, and with 404 if the node of the queue is down |
 /// | `ConnectionClosed` by the broker | the connection | with code 320, 506, 541 |
 /// | `ChannelClosed`, `ConnectionClosed` by this program | the channel, the connection | no |
 /// | `ConnectionLost` | the connection | yes |
+/// | `RecoveryFailed` | the connection | as the last failure |
 /// | `Connect` | no connection was opened | yes, except for `NoLocale`, `NoMechanism`, `TooLargeBeforeTune`, `FrameMaxRefused`, and TLS errors other than `Refused` and `Other` |
 /// | `AuthenticationFailed` | no connection was opened | if the broker did not name the reason (`certain` is `false`) |
 /// | `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | no connection was opened | no |
@@ -164,6 +170,19 @@ pub enum Error {
     ConnectionClosed(CloseReason),
     /// The connection ended without an AMQP close.
     ConnectionLost(ConnectionLostError),
+    /// The connection was lost, and recovery has given up. This is the reason of the end for all
+    /// its handles.
+    #[non_exhaustive]
+    RecoveryFailed {
+        /// The reason of the loss that began the outage.
+        lost: Box<Error>,
+        /// The failure of the last attempt, if there was one.
+        last: Option<Box<Error>>,
+        /// The number of attempts to open the connection again.
+        attempts: u32,
+        /// How long the outage lasted.
+        after: Duration,
+    },
     /// The broker violated the protocol, so this side ended the connection.
     Protocol(ProtocolError),
     /// The broker or this program closed the channel.
@@ -198,6 +217,8 @@ pub enum Error {
         blocked: Option<ShortString>,
         /// The reading pause, if reading is paused. The reply may be among the unread bytes.
         paused: Option<Box<ReadingPause>>,
+        /// The outage, if the connection was lost and not restored at the deadline.
+        outage: Option<Box<Outage>>,
     },
     /// A publish had no room in the write budget or in the confirm window before its deadline. It
     /// was not sent.
@@ -209,6 +230,39 @@ pub enum Error {
         blocked: Option<ShortString>,
         /// The reading pause, if reading is paused. Confirms may be among the unread bytes.
         paused: Option<Box<ReadingPause>>,
+        /// The outage, if the connection was lost and not restored at the deadline.
+        outage: Option<Box<Outage>>,
+    },
+    /// The connection was lost during a call that is not repeated, because a second time could have
+    /// another effect. It is unknown whether the call has taken effect. Connection and channel are
+    /// restored, and go on.
+    #[non_exhaustive]
+    Interrupted {
+        /// The call, such as `queue.purge`.
+        operation: &'static str,
+        /// The number of the channel; `None` for a call of the connection.
+        channel: Option<u16>,
+        /// The reason of the loss.
+        reason: Box<Error>,
+    },
+    /// The connection was lost during a transaction, so [`tx_commit`] has committed nothing.
+    /// Publishes and settlements of the transaction are rolled back, those after the loss too. The
+    /// error inside is the reason of the loss. The channel has begun the next transaction.
+    ///
+    /// [`tx_commit`]: crate::BlockingChannel::tx_commit
+    TransactionLost(Box<Error>),
+    /// At a loss of the connection, messages outside confirm mode were on their way. The broker may
+    /// have taken them or not. Only the `close` of a channel or connection returns this error.
+    #[non_exhaustive]
+    InDoubt {
+        /// The number of messages that were written to the socket, and that the broker may not have
+        /// got.
+        messages: u64,
+        /// The number of messages that were accepted for publishing and never written. The broker
+        /// has not got them.
+        unsent: u64,
+        /// The reason of the last loss.
+        reason: Box<Error>,
     },
     /// A value is too long for the protocol, or for the negotiated limits. Nothing was sent.
     #[non_exhaustive]
@@ -333,7 +387,10 @@ impl std::error::Error for Error {
         match self {
             Self::NotUtf8(error) => Some(error),
             Self::Other(error) => error.source(),
-            Self::Unconfirmed(reason) => reason.source(),
+            Self::Unconfirmed(reason)
+            | Self::TransactionLost(reason)
+            | Self::Interrupted { reason, .. }
+            | Self::InDoubt { reason, .. } => reason.source(),
             _ => None,
         }
     }

@@ -21,11 +21,19 @@ pub(crate) struct Counters {
     pub(crate) messages_returned: Counter,
     pub(crate) deliveries_held_back: Counter,
     pub(crate) messages_oversized: Counter,
+    /// Outages that ended with a restored connection.
+    pub(crate) recoveries: Counter,
+    /// Attempts to open the connection again.
+    pub(crate) recovery_attempts: Counter,
+    /// Publishes outside confirm mode that were written before a loss and may be lost.
+    pub(crate) messages_in_doubt: Counter,
     /// Deliveries that the program has settled, on channels that have ended or that the program has
     /// dropped.
     pub(crate) deliveries_settled: AtomicU64,
     /// The part of `deliveries_settled` that was nacked or rejected.
     pub(crate) deliveries_rejected: AtomicU64,
+    /// Settlements of stale deliveries on those channels.
+    pub(crate) stale_settlements: AtomicU64,
 }
 
 #[derive(Debug, Default)]

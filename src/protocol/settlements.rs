@@ -44,6 +44,17 @@ pub(crate) enum Settled {
     Again,
 }
 
+/// The numbers of settlements by the program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SettlementCounts {
+    /// The deliveries that it has settled.
+    pub(crate) settled: u64,
+    /// The part of `settled` that it has nacked or rejected.
+    pub(crate) rejected: u64,
+    /// The settlements of stale deliveries, which were not sent.
+    pub(crate) stale: u64,
+}
+
 /// The state in which the loss of its connection leaves a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DetachedChannel {
@@ -288,14 +299,13 @@ impl SettlementLedger {
         self.count
     }
 
-    /// Returns how many of them the program has nacked or rejected.
-    pub(crate) fn rejected(&self) -> u64 {
-        self.rejected
-    }
-
-    /// Returns the number of settlements of stale deliveries.
-    pub(crate) fn stale(&self) -> u64 {
-        self.stale
+    /// Returns the numbers of all settlements by the program.
+    pub(crate) fn counts(&self) -> SettlementCounts {
+        SettlementCounts {
+            settled: self.count,
+            rejected: self.rejected,
+            stale: self.stale,
+        }
     }
 }
 
@@ -452,11 +462,11 @@ mod tests {
         settlements.change(SettlementChange::Commit);
         reject(&mut settlements, 3);
         assert!(is_fresh(&mut settlements, 4));
-        assert_eq!((settlements.count(), settlements.rejected()), (4, 3));
+        assert_eq!((settlements.count(), settlements.counts().rejected), (4, 3));
         settlements.change(SettlementChange::RollBack);
-        assert_eq!((settlements.count(), settlements.rejected()), (2, 2));
+        assert_eq!((settlements.count(), settlements.counts().rejected), (2, 2));
         settlements.change(SettlementChange::RollBack);
-        assert_eq!((settlements.count(), settlements.rejected()), (2, 2));
+        assert_eq!((settlements.count(), settlements.counts().rejected), (2, 2));
     }
 
     #[test]
@@ -502,7 +512,7 @@ mod tests {
         assert_eq!(settlements.settle(7), Settled::Fresh { wire_tag: 2 });
         assert_eq!(settlements.settle(7), Settled::Again);
         assert_eq!(settlements.settle_up_to(8), multiple(3));
-        assert_eq!((settlements.count(), settlements.stale()), (4, 4));
+        assert_eq!((settlements.count(), settlements.counts().stale), (4, 4));
         settlements.hold(4);
         assert_eq!(settlements.settle_up_to(9), multiple(4), "it is not held");
     }
@@ -518,7 +528,7 @@ mod tests {
             base: 2,
             has_transactions: true,
         });
-        assert_eq!((settlements.count(), settlements.rejected()), (0, 0));
+        assert_eq!((settlements.count(), settlements.counts().rejected), (0, 0));
         assert_eq!(settlements.settle(1), Settled::Stale);
         assert_eq!(settlements.settle(3), Settled::Fresh { wire_tag: 1 });
         settlements.change(SettlementChange::RollBack);
@@ -698,7 +708,7 @@ mod tests {
             let mut model = Model::default();
             for act in acts {
                 model.act(&mut settlements, act);
-                prop_assert_eq!(settlements.stale(), model.stale);
+                prop_assert_eq!(settlements.counts().stale, model.stale);
             }
         }
 

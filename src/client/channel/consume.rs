@@ -364,6 +364,6 @@ impl ChannelInner {
         if !no_ack {
             self.shared.count_handed_out();
         }
-        Delivery::of_consumer(content, Arc::clone(&self.shared))
+        Delivery::of_consumer(content, no_ack, Arc::clone(&self.shared))
     }
 }

@@ -51,6 +51,55 @@ impl ChannelInner {
         if !no_ack {
             self.shared.count_handed_out();
         }
-        Delivery::of_get(content, Arc::clone(&self.shared))
+        Delivery::of_get(content, no_ack, Arc::clone(&self.shared))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::client::channel::tests::channel;
+    use crate::protocol::properties::ReceivedProperties;
+    use crate::protocol::settlements::DetachedChannel;
+
+    fn content(delivery_tag: u64) -> GotContent {
+        GotContent {
+            method: basic::GetOk {
+                delivery_tag,
+                ..basic::GetOk::default()
+            },
+            properties: ReceivedProperties::default(),
+            body: "x".into(),
+        }
+    }
+
+    #[test]
+    fn a_loss_makes_a_delivery_stale_unless_it_needs_no_acknowledgement() {
+        let (inner, entries) = channel(1, Duration::ZERO);
+        let inner = Arc::new(inner);
+        let shared = &inner.shared;
+        shared.record_delivery_tag(2);
+        let (with_ack, without) = (
+            inner.take_got(content(1), false),
+            inner.take_got(content(2), true),
+        );
+        shared.settlements.lock().settle_for_good(2, 2);
+        assert!(!with_ack.is_stale() && !without.is_stale());
+        shared.settlements.lock().detach(DetachedChannel {
+            base: 2,
+            has_transactions: false,
+        });
+        assert!(with_ack.is_stale() && !without.is_stale());
+        with_ack.ack().unwrap();
+        with_ack.ack().unwrap();
+        let counts = shared.uncounted_settled();
+        assert_eq!((counts.settled, counts.stale), (0, 2));
+        shared.record_delivery_tag(3);
+        assert!(!inner.take_got(content(3), false).is_stale());
+        let mut sent = std::collections::VecDeque::new();
+        shared.connection.commands().take(&entries, &mut sent);
+        assert!(sent.is_empty(), "a stale settlement is not sent");
     }
 }

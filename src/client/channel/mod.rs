@@ -445,11 +445,14 @@ pub(crate) fn call_error(
         CallFailure::DuplicateConsumerTag => {
             Error::DuplicateConsumerTag(consumer_tag.cloned().unwrap_or_default())
         }
-        // The last three follow a `detach` of the core only.
-        CallFailure::Closed
-        | CallFailure::Interrupted
-        | CallFailure::TransactionLost
-        | CallFailure::Refused(_) => match channel {
+        CallFailure::Interrupted => Error::Interrupted {
+            operation,
+            channel: channel.map(|channel| channel.id.number),
+            reason: Box::new(connection.last_loss()),
+        },
+        CallFailure::TransactionLost => Error::TransactionLost(Box::new(connection.last_loss())),
+        // Only calls of the core itself are refused.
+        CallFailure::Closed | CallFailure::Refused(_) => match channel {
             Some(channel) => channel.closed_error(),
             None => connection.end_error().unwrap_or_else(Error::being_closed),
         },
@@ -463,10 +466,11 @@ mod tests {
 
     use super::*;
     use crate::client::connection::tests::limits;
+    use crate::error::Outage;
     use crate::io::shared::command::ChannelCommand;
     use crate::io::shared::connection::tests::shared_with_entries;
     use crate::io::to_io::command_queue::{EntryReceiver, Taken};
-    use crate::protocol::event::ChannelId;
+    use crate::protocol::event::{ChannelId, Termination};
     use crate::protocol::methods::queue;
 
     /// A channel of a connection without an IO thread, and the receiving side of the command queue.
@@ -510,5 +514,35 @@ mod tests {
             panic!("no call is queued");
         };
         assert!(before + second * 7 <= deadline && deadline <= after + second * 7);
+    }
+
+    #[test]
+    fn a_call_that_a_loss_has_ended_names_the_loss() {
+        let (inner, _entries) = channel(1, Duration::ZERO);
+        let connection = &inner.shared.connection;
+        let lost = Error::from(&Termination::EndOfStream);
+        let outage = Outage::new(lost.clone(), Instant::now());
+        connection.recovery.set_outage(Some(outage));
+        // The thread of the call may wake when the outage is over.
+        connection.recovery.set_outage(None);
+        let error = |failure, channel| {
+            let after = Duration::ZERO;
+            call_error(connection, channel, failure, "queue.purge", after, None)
+        };
+        match error(CallFailure::Interrupted, Some(&inner.shared)) {
+            Error::Interrupted {
+                operation,
+                channel,
+                reason,
+            } => {
+                assert_eq!((operation, channel), ("queue.purge", Some(1)));
+                assert_eq!(reason.to_string(), lost.to_string());
+            }
+            other => panic!("{other:?}"),
+        }
+        match error(CallFailure::TransactionLost, None) {
+            Error::TransactionLost(reason) => assert_eq!(reason.to_string(), lost.to_string()),
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -242,6 +242,7 @@ impl<'a> Room<'a> {
                 after: self.inner.limits.publish_timeout,
                 blocked: self.inner.shared.connection.blocked(),
                 paused: self.inner.shared.connection.reading_pause(),
+                outage: self.inner.shared.connection.recovery.outage().map(Box::new),
             },
         }
     }
@@ -274,6 +275,8 @@ mod tests {
 
     use super::*;
     use crate::client::channel::tests::channel;
+    use crate::error::Outage;
+    use crate::protocol::event::Termination;
     use crate::protocol::frame::PublishBody;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -305,7 +308,21 @@ mod tests {
         let mut failing = Room::new(&inner, 1);
         failing.wait_for_window().unwrap();
         let full = publish(&inner);
-        assert!(matches!(full, Err(Error::PublishTimeout { .. })));
+        let none = matches!(full, Err(Error::PublishTimeout { outage: None, .. }));
+        assert!(none, "{full:?}");
+        let lost = Error::from(&Termination::EndOfStream);
+        let recovery = &inner.shared.connection.recovery;
+        recovery.set_outage(Some(Outage::new(lost, Instant::now())));
+        let in_outage = publish(&inner);
+        let some = matches!(
+            in_outage,
+            Err(Error::PublishTimeout {
+                outage: Some(_),
+                ..
+            })
+        );
+        assert!(some, "{in_outage:?}");
+        recovery.set_outage(None);
         drop(failing);
         assert_eq!(publish(&inner).unwrap().sequence_number(), Some(1));
     }

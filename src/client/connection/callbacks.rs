@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::BlockingConnection;
+use super::recovery::RecoveryEvent;
 use crate::client::callbacks::dispatch_lock::{DispatchGuard, DispatchLock};
 use crate::client::callbacks::list::CallbackList;
 use crate::error::{Error, Result};
@@ -21,6 +22,7 @@ pub(super) struct ConnectionCallbacks {
     on_blocked: CallbackList<BlockingConnection, ShortString>,
     on_unblocked: CallbackList<BlockingConnection, ()>,
     on_backpressure: CallbackList<BlockingConnection, usize>,
+    pub(super) on_recovery: CallbackList<BlockingConnection, RecoveryEvent>,
     reported: Mutex<ReportedState>,
     pub(super) ready: OnceLock<Arc<Signal>>,
 }
@@ -158,7 +160,7 @@ impl BlockingConnection {
         is_over: &dyn Fn() -> bool,
     ) -> Result<usize> {
         self.inner.shared.clear_own_event();
-        let changes = self.call_state_callbacks(guard)?;
+        let changes = self.call_state_callbacks(guard)? + self.call_recovery_callbacks(guard)?;
         let timers = self.run_timers(guard, is_over)?;
         self.call_close_callbacks_under(guard)?;
         Ok(changes + timers)
@@ -238,5 +240,6 @@ impl ConnectionCallbacks {
         self.on_blocked.clear();
         self.on_unblocked.clear();
         self.on_backpressure.clear();
+        self.on_recovery.clear();
     }
 }

@@ -1,12 +1,13 @@
 //! [`BlockingConnection`]: its handles, its closing and its state. `open` turns parameters into a
 //! target and failures of the opening into errors. `connect_again` opens the connection after a
 //! lost one. `callbacks` and `timers` hold the callbacks of the connection, and `run` has the loops
-//! that dispatch them.
+//! that dispatch them. `recovery` has the outage and its events.
 
 mod callbacks;
 mod connect_again;
 mod exists;
 mod open;
+pub(crate) mod recovery;
 mod run;
 mod send_method;
 mod stats;
@@ -277,7 +278,7 @@ impl BlockingConnection {
                 let unreported = ends.map(|(channel, end)| channel.inner().unreported_errors(end));
                 UnreportedErrors::sum(unreported).map_or(called, Err)
             }
-            Some(termination) => Err(termination.into()),
+            Some(_) => Err(self.inner.closed_error()),
             None => Err(self
                 .inner
                 .shared
@@ -298,7 +299,8 @@ impl BlockingConnection {
             .wait_for_io_thread(Instant::now() + DEADLINE_GRACE);
     }
 
-    /// Returns whether the connection is neither closing nor closed.
+    /// Returns whether the connection is neither closing nor closed. In an
+    /// [outage](Self::is_recovering) it is open.
     ///
     /// The broker may have closed the connection a moment ago: `true` does not promise that the
     /// broker can be reached, and the next call may still fail.
@@ -320,7 +322,7 @@ impl BlockingConnection {
 
     /// Returns the reason of the end, if the connection has ended.
     pub fn close_reason(&self) -> Option<Error> {
-        self.inner.shared.termination().map(Error::from)
+        self.inner.shared.close_reason()
     }
 
     /// Waits until the connection has ended, without a limit, and returns the reason.

@@ -75,6 +75,21 @@ pub struct Stats {
     /// For how long the broker has blocked this connection (`connection.blocked`), all times added
     /// up, including a block that still lasts.
     pub blocked_time: Duration,
+    /// Now: the number of the connection to a broker, or of the lost one: 1 for the first one. Each
+    /// one that [`Recovery`](crate::Recovery) opens has the next number.
+    pub epoch: u64,
+    /// Now: whether the connection is lost and not restored yet.
+    pub recovering: bool,
+    /// Counter: outages that ended with a restored connection.
+    pub recoveries: u64,
+    /// Counter: attempts to open the connection again.
+    pub recovery_attempts: u64,
+    /// Counter: messages outside confirm mode that were written to a connection before it was lost,
+    /// so that the broker may not have got them.
+    pub messages_in_doubt: u64,
+    /// Counter: settlements of deliveries from before a loss, which were not sent: see
+    /// [`Delivery::is_stale`](crate::Delivery::is_stale).
+    pub stale_settlements: u64,
 }
 
 impl BlockingConnection {
@@ -91,10 +106,12 @@ impl BlockingConnection {
         let open = || channels.iter().filter(|channel| channel.inner().is_open());
         let mut settled = counters.deliveries_settled.load(Ordering::Relaxed);
         let mut rejected = counters.deliveries_rejected.load(Ordering::Relaxed);
+        let mut stale = counters.stale_settlements.load(Ordering::Relaxed);
         for channel in shared_channels() {
             let uncounted = channel.uncounted_settled();
-            settled += uncounted.0;
-            rejected += uncounted.1;
+            settled += uncounted.settled;
+            rejected += uncounted.rejected;
+            stale += uncounted.stale;
         }
         Stats {
             bytes_sent: counters.bytes_sent.get(),
@@ -122,6 +139,12 @@ impl BlockingConnection {
             channels: channels.len(),
             consumers: open().map(|it| it.consumer_tags().len()).sum(),
             blocked_time: shared.blocked_time(),
+            epoch: shared.recovery.epoch(),
+            recovering: shared.recovery.is_recovering(),
+            recoveries: counters.recoveries.get(),
+            recovery_attempts: counters.recovery_attempts.get(),
+            messages_in_doubt: counters.messages_in_doubt.get(),
+            stale_settlements: stale,
         }
     }
 }

@@ -220,9 +220,9 @@ impl ConnectionParameters {
         self
     }
 
-    /// Sets how long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for the confirm
-    /// of the broker before it fails with [`Error::Timeout`](crate::Error::Timeout). Default: the
-    /// value of [`rpc_timeout`](Self::rpc_timeout), 30 s. URL option.
+    /// Sets how long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for the
+    /// confirm of the broker before it fails with [`Error::Timeout`](crate::Error::Timeout).
+    /// Default: the value of [`rpc_timeout`](Self::rpc_timeout), 30 s. URL option.
     #[must_use]
     pub fn confirm_timeout(mut self, timeout: Duration) -> Self {
         self.confirm_timeout = Some(timeout);

@@ -24,7 +24,7 @@ use crate::protocol::event::ChannelId;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
 use crate::protocol::reply_code::ReplyCode;
-use crate::protocol::settlements::{Settled, SettlementLedger};
+use crate::protocol::settlements::{Settled, SettlementCounts, SettlementLedger};
 use crate::protocol::wire::ShortString;
 
 /// The shared state of one channel.
@@ -242,27 +242,32 @@ impl ChannelShared {
     /// or when the program has dropped it.
     pub(crate) fn count_settled(&self) {
         if !self.is_settled_counted.swap(true, Ordering::AcqRel) {
-            let settlements = self.settlements.lock();
-            let (settled, rejected) = (settlements.count(), settlements.rejected());
-            drop(settlements);
+            let counts = self.settlements.lock().counts();
             let counters = &self.connection.counters;
             counters
                 .deliveries_settled
-                .fetch_add(settled, Ordering::Relaxed);
+                .fetch_add(counts.settled, Ordering::Relaxed);
             counters
                 .deliveries_rejected
-                .fetch_add(rejected, Ordering::Relaxed);
+                .fetch_add(counts.rejected, Ordering::Relaxed);
+            counters
+                .stale_settlements
+                .fetch_add(counts.stale, Ordering::Relaxed);
         }
     }
 
-    /// Returns how many deliveries the program has settled, and how many of those it has nacked or
-    /// rejected. Returns zeros if the connection's counters include them already.
-    pub(crate) fn uncounted_settled(&self) -> (u64, u64) {
+    /// Returns the settlements of the program. Returns zeros if the connection's counters include
+    /// them already.
+    pub(crate) fn uncounted_settled(&self) -> SettlementCounts {
         if self.is_settled_counted.load(Ordering::Acquire) {
-            return (0, 0);
+            return SettlementCounts::default();
         }
-        let settlements = self.settlements.lock();
-        (settlements.count(), settlements.rejected())
+        self.settlements.lock().counts()
+    }
+
+    /// Returns whether the connection was lost since the delivery with this tag.
+    pub(crate) fn is_stale(&self, delivery_tag: u64) -> bool {
+        self.settlements.lock().is_stale(delivery_tag)
     }
 
     /// Records that `basic.recover` has requeued all unsettled deliveries.

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, TryRecvError};
 use parking_lot::Mutex;
 
-use crate::error::{Error, ReadingPause};
+use crate::error::{Error, RECOVERY, ReadingPause};
 use crate::io::backpressure::Backpressure;
 use crate::io::busy_wait::BusyWait;
 use crate::io::counters::Counters;
 use crate::io::shared::command::{Command, Outcome};
+use crate::io::shared::recovery::{RecoveryNotice, RecoveryState};
 use crate::io::to_io::command_queue::CommandQueue;
 use crate::io::to_io::gather::GatherPause;
 use crate::io::to_io::wake::Wake;
@@ -22,6 +23,7 @@ use crate::io::to_program::read_budget::ReadBudget;
 use crate::io::to_program::read_control::ReadControl;
 use crate::io::to_program::ready_list::ReadyList;
 use crate::io::to_program::waiting_threads::Waiting;
+use crate::io::waiting_line::WaitError;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::event::{CallFailure, Termination};
 use crate::protocol::handshake::Negotiated;
@@ -78,6 +80,7 @@ pub(crate) struct ConnectionShared {
     blocked: Mutex<Blocked>,
     /// The beginning of the current reading pause, and the slowest consumer.
     reading_pause: Mutex<Option<(Instant, SlowestConsumer)>>,
+    pub(crate) recovery: RecoveryState,
     pub(crate) backpressure: Backpressure,
     pub(crate) counters: Counters,
     /// Whether a dispatching thread must look for events of the connection itself: a block, the
@@ -145,13 +148,15 @@ impl ConnectionShared {
         settings: &Settings,
         is_tls: bool,
     ) -> Self {
+        let kept_bytes = TotalBytes::default();
         let read_control = Arc::new(ReadControl::new(settings.read_limit, Arc::clone(&wake)));
         Self {
             commands,
             wake,
             gather_pause: GatherPause::default(),
             shares_bodies: !is_tls,
-            kept_bytes: TotalBytes::default(),
+            recovery: RecoveryState::new(&kept_bytes),
+            kept_bytes,
             read_control,
             negotiated,
             confirm_timeout: settings.confirm_timeout,
@@ -220,9 +225,20 @@ impl ConnectionShared {
     /// the program has begun.
     pub(crate) fn end_error(&self) -> Option<Error> {
         match self.termination() {
-            Some(termination) => Some(termination.into()),
+            Some(termination) => Some(self.final_error(termination)),
             None => self.is_closing().then(Error::being_closed),
         }
+    }
+
+    /// Returns the reason of the end, if the connection has ended.
+    pub(crate) fn close_reason(&self) -> Option<Error> {
+        let termination = self.termination()?;
+        Some(self.final_error(termination))
+    }
+
+    fn final_error(&self, termination: &Termination) -> Error {
+        let failure = self.recovery.failure();
+        failure.map_or_else(|| termination.into(), Error::clone)
     }
 
     /// Returns whether the connection can be used: [`end_error`](Self::end_error) would return
@@ -250,6 +266,7 @@ impl ConnectionShared {
     pub(crate) fn terminate(&self, termination: Termination) {
         let _ = self.termination.set(termination);
         self.blocked.lock().stop_clock(Instant::now());
+        self.recovery.end();
         self.write_budget().wake_to_recheck();
         self.signal_own_event();
     }
@@ -391,7 +408,7 @@ impl ConnectionShared {
     }
 
     /// Returns the error of an `operation` whose deadline has passed. The error contains possible
-    /// reasons: a block by the broker, or a reading pause.
+    /// reasons: a block by the broker, a reading pause, or an outage.
     pub(crate) fn timeout_error(
         &self,
         operation: &'static str,
@@ -404,6 +421,49 @@ impl ConnectionShared {
             after,
             blocked: self.blocked(),
             paused: self.reading_pause(),
+            outage: self.recovery.outage().map(Box::new),
+        }
+    }
+
+    /// Stores a notice about recovery, and wakes the threads that dispatch it.
+    pub(crate) fn push_recovery_notice(&self, notice: RecoveryNotice) {
+        let dropped = self.recovery.push(notice);
+        if dropped > 0 {
+            log::debug!(
+                "{}: {dropped} events of recovery are dropped, because no callback has taken them",
+                self.name
+            );
+        }
+        self.signal_own_event();
+    }
+
+    /// Records that recovery gives up. `reason` becomes the reason of the end. The driver calls
+    /// [`terminate`](Self::terminate) next.
+    pub(crate) fn give_up(&self, reason: Error) {
+        self.recovery.fail(reason.clone());
+        self.push_recovery_notice(RecoveryNotice::GaveUp(reason));
+    }
+
+    /// Returns the reason of the last loss, for a call that it has ended.
+    pub(crate) fn last_loss(&self) -> Error {
+        let lost = self.recovery.last_loss().or_else(|| self.end_error());
+        lost.unwrap_or_else(Error::being_closed)
+    }
+
+    /// Waits until the connection is no longer in an outage. Returns at once if it is in none.
+    ///
+    /// # Errors
+    ///
+    /// The reason of the end; `Timeout` at the deadline, which is `timeout` after the call.
+    pub(crate) fn wait_recovered(&self, timeout: Duration) -> Result<(), Error> {
+        let deadline = Instant::now().checked_add(timeout);
+        let waited = self
+            .recovery
+            .wait(deadline, || self.termination().is_some());
+        match (self.end_error(), waited) {
+            (Some(end), _) => Err(end),
+            (None, Err(WaitError::TimedOut)) => Err(self.timeout_error(RECOVERY, None, timeout)),
+            (None, _) => Ok(()),
         }
     }
 
@@ -429,6 +489,7 @@ pub(crate) mod tests {
     use mio::{Poll, Token, Waker};
 
     use super::*;
+    use crate::error::Outage;
     use crate::io::to_io::command_queue::EntryReceiver;
     use crate::protocol::table::FieldTable;
 
@@ -476,6 +537,72 @@ pub(crate) mod tests {
         let (commands, entries) = CommandQueue::new(settings.write_limit);
         let shared = ConnectionShared::new(commands, wake, ended, negotiated(), &settings, false);
         (Arc::new(shared), entries)
+    }
+
+    fn outage() -> Outage {
+        Outage::new((&Termination::EndOfStream).into(), Instant::now())
+    }
+
+    #[test]
+    fn the_error_of_a_deadline_contains_the_outage() {
+        let (shared, after) = (shared(1 << 20), Duration::from_secs(1));
+        let found = || match shared.timeout_error("queue.declare", Some(1), after) {
+            Error::Timeout { outage, .. } => outage,
+            other => panic!("{other:?}"),
+        };
+        assert!(found().is_none());
+        shared.recovery.set_outage(Some(outage()));
+        assert_eq!(found().unwrap().attempts, 0);
+        shared.recovery.set_outage(None);
+        assert!(found().is_none());
+    }
+
+    #[test]
+    fn a_wait_for_the_end_of_an_outage_ends_with_it_or_with_the_connection() {
+        let shared = shared(1 << 20);
+        assert!(shared.wait_recovered(Duration::MAX).is_ok(), "no outage");
+        shared.recovery.set_outage(Some(outage()));
+        let timed_out = shared.wait_recovered(Duration::ZERO).unwrap_err();
+        let text = timed_out.to_string();
+        assert!(
+            text.starts_with("the connection was not restored within 0ns"),
+            "{text}"
+        );
+        let waiting = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.wait_recovered(Duration::MAX)
+        });
+        shared.give_up(Error::RecoveryFailed {
+            lost: Box::new(outage().lost),
+            last: None,
+            attempts: 0,
+            after: Duration::ZERO,
+        });
+        shared.terminate(Termination::EndOfStream);
+        let ended = waiting.join().unwrap();
+        assert!(
+            matches!(ended, Err(Error::RecoveryFailed { .. })),
+            "{ended:?}"
+        );
+        assert!(!shared.recovery.is_recovering());
+        let reason = shared.close_reason();
+        assert!(
+            matches!(reason, Some(Error::RecoveryFailed { .. })),
+            "{reason:?}"
+        );
+    }
+
+    #[test]
+    fn a_notice_about_recovery_wakes_the_dispatching_threads() {
+        let shared = shared(1 << 20);
+        assert!(!shared.has_own_event());
+        shared.push_recovery_notice(RecoveryNotice::Lost(outage()));
+        assert!(shared.has_own_event());
+        let notice = shared.recovery.pop();
+        assert!(
+            matches!(notice, Some(RecoveryNotice::Lost(_))),
+            "{notice:?}"
+        );
     }
 
     #[test]

@@ -7,3 +7,4 @@ pub(crate) mod command;
 pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod notices;
+pub(crate) mod recovery;

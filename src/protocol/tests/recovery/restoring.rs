@@ -301,8 +301,8 @@ fn a_refusal_behind_an_open_gate_makes_later_deliveries_stale_as_well() {
     assert_eq!(scenario.gate(id), Gate::Suspended);
     let again = scenario.settle_by_ledger("one", 1, Settle::Ack { multiple: false });
     assert_eq!(again, None);
-    let counts = &scenario.ledgers("one").settlements;
-    assert_eq!((counts.count(), counts.stale()), (1, 1));
+    let counts = scenario.ledgers("one").settlements.counts();
+    assert_eq!((counts.settled, counts.stale), (1, 1));
 }
 
 #[test]

@@ -1,0 +1,543 @@
+//! Recovery as the program sees it: the outage of a connection, and the events for callbacks.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::BlockingConnection;
+use crate::client::callbacks::dispatch_lock::DispatchGuard;
+use crate::error::{Error, Outage, Result};
+use crate::io::shared::recovery::{RecoveredSummary, RecoveryNotice};
+use crate::protocol::close_reason::CloseReason;
+use crate::protocol::recovery::book::entity;
+use crate::protocol::wire::ShortString;
+
+/// # Recovery
+///
+/// With [`Recovery`](crate::Recovery) a connection that is lost is opened again, and its channels,
+/// consumers and topology are restored. From the loss until then it is in an *outage*: calls wait,
+/// within their own deadlines.
+impl BlockingConnection {
+    /// Returns whether the connection is in an outage: it is lost, and not restored yet.
+    pub fn is_recovering(&self) -> bool {
+        self.inner.shared.recovery.is_recovering()
+    }
+
+    /// Returns the present outage; `None` if there is none.
+    ///
+    /// ```
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// match connection.outage() {
+    ///     None => println!("the broker can be reached"),
+    ///     Some(outage) => println!("{outage}"),
+    /// }
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn outage(&self) -> Option<Outage> {
+        self.inner.shared.recovery.outage()
+    }
+
+    /// Waits until the connection is restored, at most for `timeout`. Returns at once if the
+    /// connection is in no outage.
+    ///
+    /// ```
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// use std::time::Duration;
+    ///
+    /// connection.wait_recovered(Duration::from_secs(60))?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`], which contains the outage. The reason of the end, if the connection has
+    /// ended or this program is closing it.
+    pub fn wait_recovered(&self, timeout: Duration) -> Result<()> {
+        self.inner.shared.wait_recovered(timeout)
+    }
+
+    /// Calls `callback` for each event of recovery: the loss of the connection, failed attempts to
+    /// open it again, the end of the outage.
+    ///
+    /// Events wait for a thread that dispatches, at most a hundred of them. Beyond this number the
+    /// oldest are dropped. Several failed attempts in a row are one event, the last one.
+    ///
+    /// ```
+    /// use cony::RecoveryEvent;
+    ///
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// connection.add_on_recovery_callback(|_, event| {
+    ///     match event {
+    ///         RecoveryEvent::Lost(outage) => eprintln!("{outage}"),
+    ///         RecoveryEvent::Recovered(recovered) => {
+    ///             eprintln!("restored after {:?}", recovered.lasted);
+    ///         }
+    ///         _ => {}
+    ///     }
+    ///     Ok(())
+    /// });
+    /// # connection.process_data_events(std::time::Duration::ZERO)?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn add_on_recovery_callback(
+        &self,
+        mut callback: impl FnMut(&BlockingConnection, RecoveryEvent) -> Result<()> + Send + 'static,
+    ) {
+        self.callbacks()
+            .on_recovery
+            .add(move |connection, event: &RecoveryEvent| callback(connection, event.clone()));
+        self.inner.shared.signal_own_event();
+    }
+
+    /// Runs the callbacks for the events of recovery. Returns the number of events. Without a
+    /// callback the events stay.
+    pub(super) fn call_recovery_callbacks(&self, guard: &DispatchGuard<'_>) -> Result<usize> {
+        let on_recovery = &self.callbacks().on_recovery;
+        let mut events = 0;
+        while !on_recovery.is_empty() {
+            let Some(notice) = self.inner.shared.recovery.pop() else {
+                break;
+            };
+            on_recovery.call_all(guard, self, &notice.into())?;
+            events += 1;
+        }
+        Ok(events)
+    }
+}
+
+/// A change that the callbacks of
+/// [`add_on_recovery_callback`](BlockingConnection::add_on_recovery_callback) are called with.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum RecoveryEvent {
+    /// The connection is lost. An outage has begun.
+    Lost(Outage),
+    /// An attempt to open the connection again has failed, or the connection was lost before it was
+    /// restored. Another attempt follows.
+    AttemptFailed(Outage),
+    /// The connection is restored. The outage is over.
+    Recovered(Box<Recovered>),
+    /// The broker has refused to restore a consumer. cony tries it again later, or the consumer
+    /// ends with [`Error::ConsumerCancelled`].
+    #[non_exhaustive]
+    ConsumerRefused {
+        /// The number of the channel.
+        channel: u16,
+        /// The tag of the consumer.
+        tag: ShortString,
+        /// The refusal of the broker.
+        reason: CloseReason,
+    },
+    /// A consumer that was refused has started again.
+    #[non_exhaustive]
+    ConsumerResumed {
+        /// The number of the channel.
+        channel: u16,
+        /// The tag of the consumer.
+        tag: ShortString,
+    },
+    /// Recovery has given up, and the connection has ended with this error.
+    GaveUp(Error),
+}
+
+/// The results of an outage that is over. Each list has at most a thousand entries.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// The number of the new connection to a broker: 2 after the first outage. See
+    /// [`Stats::epoch`](crate::Stats::epoch).
+    pub epoch: u64,
+    /// The address of the broker.
+    pub broker: String,
+    /// How long the outage lasted.
+    pub lasted: Duration,
+    /// The number of attempts to open the connection again.
+    pub attempts: u32,
+    /// The number of messages outside confirm mode that were written to the lost connection, so
+    /// that the broker may not have got them.
+    pub in_doubt: u64,
+    /// The number of deliveries that have become [stale](crate::Delivery::is_stale).
+    pub stale: u64,
+    /// The queues that the broker had deleted, with their messages, and that are declared again.
+    pub recreated: Vec<Entity>,
+    /// The parts of the topology that the broker has refused to restore.
+    pub skipped: Vec<SkippedEntity>,
+    /// The queues that have a new name, because the broker refused the earlier one. That concerns
+    /// only names that the program did not choose.
+    pub renamed: Vec<RenamedQueue>,
+    /// The parts of the topology that could not be restored yet, and are tried again.
+    pub waiting: Vec<Entity>,
+}
+
+/// A part of the topology that the broker has refused to restore.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SkippedEntity {
+    /// The part.
+    pub entity: Entity,
+    /// The refusal, an [`Error::ChannelClosed`].
+    pub error: Error,
+}
+
+/// A queue with a new name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RenamedQueue {
+    /// The earlier name. Calls on this connection may still use it.
+    pub old: ShortString,
+    /// The new name.
+    pub new: ShortString,
+}
+
+/// A part of the topology, or a consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Entity {
+    /// The exchange with this name.
+    Exchange(ShortString),
+    /// The queue with this name.
+    Queue(ShortString),
+    /// A binding of a queue to an exchange.
+    #[non_exhaustive]
+    QueueBinding {
+        /// The name of the queue.
+        queue: ShortString,
+        /// The name of the exchange.
+        exchange: ShortString,
+        /// The routing key.
+        routing_key: ShortString,
+    },
+    /// A binding of an exchange to another one.
+    #[non_exhaustive]
+    ExchangeBinding {
+        /// The name of the exchange that gets the messages.
+        destination: ShortString,
+        /// The name of the exchange that routes them.
+        source: ShortString,
+        /// The routing key.
+        routing_key: ShortString,
+    },
+    /// A consumer.
+    #[non_exhaustive]
+    Consumer {
+        /// The number of the channel.
+        channel: u16,
+        /// The tag of the consumer.
+        tag: ShortString,
+    },
+}
+
+impl fmt::Display for Entity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exchange(name) => write!(f, "exchange '{name}'"),
+            Self::Queue(name) => write!(f, "queue '{name}'"),
+            Self::QueueBinding {
+                queue,
+                exchange,
+                routing_key,
+            } => write!(
+                f,
+                "binding of queue '{queue}' to exchange '{exchange}' with routing key \
+                 '{routing_key}'"
+            ),
+            Self::ExchangeBinding {
+                destination,
+                source,
+                routing_key,
+            } => write!(
+                f,
+                "binding of exchange '{destination}' to exchange '{source}' with routing key \
+                 '{routing_key}'"
+            ),
+            Self::Consumer { channel, tag } => write!(f, "consumer '{tag}' on channel {channel}"),
+        }
+    }
+}
+
+impl From<RecoveryNotice> for RecoveryEvent {
+    fn from(notice: RecoveryNotice) -> Self {
+        match notice {
+            RecoveryNotice::Lost(outage) => Self::Lost(outage),
+            RecoveryNotice::AttemptFailed(outage) => Self::AttemptFailed(outage),
+            RecoveryNotice::Recovered(summary) => Self::Recovered(Box::new((*summary).into())),
+            RecoveryNotice::ConsumerResumed { channel, tag } => {
+                Self::ConsumerResumed { channel, tag }
+            }
+            RecoveryNotice::ConsumerRefused {
+                channel,
+                tag,
+                reason,
+            } => Self::ConsumerRefused {
+                channel,
+                tag,
+                reason,
+            },
+            RecoveryNotice::GaveUp(error) => Self::GaveUp(error),
+        }
+    }
+}
+
+impl From<RecoveredSummary> for Recovered {
+    fn from(summary: RecoveredSummary) -> Self {
+        let skipped = summary.skipped.into_iter();
+        let renamed = summary.renamed.into_iter();
+        Self {
+            epoch: summary.epoch,
+            broker: summary.broker,
+            lasted: summary.lasted,
+            attempts: summary.attempts,
+            in_doubt: summary.in_doubt,
+            stale: summary.stale,
+            recreated: summary.recreated.into_iter().map(Entity::Queue).collect(),
+            skipped: skipped
+                .map(|(entity, reason)| SkippedEntity {
+                    entity: entity.into(),
+                    error: Error::ChannelClosed(reason),
+                })
+                .collect(),
+            renamed: renamed
+                .map(|(old, new)| RenamedQueue { old, new })
+                .collect(),
+            waiting: summary.waiting.into_iter().map(Entity::from).collect(),
+        }
+    }
+}
+
+impl From<entity::Entity> for Entity {
+    fn from(entity: entity::Entity) -> Self {
+        match entity {
+            entity::Entity::Exchange(name) => Self::Exchange(name),
+            entity::Entity::Queue(name) => Self::Queue(name),
+            entity::Entity::Consumer { channel, tag } => Self::Consumer { channel, tag },
+            entity::Entity::Binding(key) => {
+                let (source, routing_key) = (key.source, key.routing_key);
+                match key.destination {
+                    entity::Endpoint::Queue(queue) => Self::QueueBinding {
+                        queue,
+                        exchange: source,
+                        routing_key,
+                    },
+                    entity::Endpoint::Exchange(destination) => Self::ExchangeBinding {
+                        destination,
+                        source,
+                        routing_key,
+                    },
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::client::connection::tests::connection;
+    use crate::protocol::close_reason::ClosedBy;
+    use crate::protocol::event::Termination;
+    use crate::protocol::reply_code::ReplyCode;
+
+    fn outage() -> Outage {
+        Outage::new((&Termination::EndOfStream).into(), Instant::now())
+    }
+
+    fn refusal() -> CloseReason {
+        CloseReason::new(ClosedBy::Broker, ReplyCode::NOT_FOUND, "no queue", None)
+    }
+
+    fn word(event: &RecoveryEvent) -> &'static str {
+        match event {
+            RecoveryEvent::Lost(_) => "lost",
+            RecoveryEvent::AttemptFailed(_) => "failed",
+            RecoveryEvent::Recovered(_) => "recovered",
+            RecoveryEvent::ConsumerRefused { .. } => "refused",
+            RecoveryEvent::ConsumerResumed { .. } => "resumed",
+            RecoveryEvent::GaveUp(_) => "gave up",
+        }
+    }
+
+    /// Adds a callback that notes a word for each event, and returns the list.
+    fn noted(connection: &BlockingConnection) -> Arc<Mutex<Vec<&'static str>>> {
+        let words = Arc::new(Mutex::new(Vec::new()));
+        let called = Arc::clone(&words);
+        connection.add_on_recovery_callback(move |_, event| {
+            called.lock().push(word(&event));
+            Ok(())
+        });
+        words
+    }
+
+    fn push_all(connection: &BlockingConnection) {
+        let (channel, tag) = (1, ShortString::from("me"));
+        let summary = RecoveredSummary::default();
+        for notice in [
+            RecoveryNotice::Lost(outage()),
+            RecoveryNotice::AttemptFailed(outage()),
+            RecoveryNotice::ConsumerRefused {
+                channel,
+                tag: tag.clone(),
+                reason: refusal(),
+            },
+            RecoveryNotice::Recovered(Box::new(summary)),
+            RecoveryNotice::ConsumerResumed { channel, tag },
+        ] {
+            connection.inner.shared.push_recovery_notice(notice);
+        }
+    }
+
+    const ALL: [&str; 5] = ["lost", "failed", "refused", "recovered", "resumed"];
+
+    #[test]
+    fn each_event_is_dispatched_once_in_its_order() {
+        let connection = connection();
+        let words = noted(&connection);
+        push_all(&connection);
+        assert!(words.lock().is_empty(), "no thread dispatches yet");
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 5);
+        assert_eq!(*words.lock(), ALL);
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 0);
+        assert_eq!(words.lock().len(), 5);
+    }
+
+    #[test]
+    fn events_wait_for_a_callback() {
+        let connection = connection();
+        push_all(&connection);
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 0);
+        let words = noted(&connection);
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 5);
+        assert_eq!(*words.lock(), ALL);
+    }
+
+    #[test]
+    fn events_behind_an_error_of_a_callback_are_left_for_the_next_call() {
+        let connection = connection();
+        let words = Arc::new(Mutex::new(Vec::new()));
+        let called = Arc::clone(&words);
+        connection.add_on_recovery_callback(move |_, event| {
+            let word = word(&event);
+            called.lock().push(word);
+            match word {
+                "failed" => Err(Error::other("own")),
+                _ => Ok(()),
+            }
+        });
+        push_all(&connection);
+        let error = connection.dispatch_own(&|| false).unwrap_err();
+        assert_eq!(error.to_string(), "own");
+        assert_eq!(*words.lock(), ["lost", "failed"]);
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 3);
+        assert_eq!(*words.lock(), ALL);
+    }
+
+    #[test]
+    fn the_last_event_comes_before_the_close_callback() {
+        let connection = connection();
+        let words = noted(&connection);
+        let called = Arc::clone(&words);
+        connection.add_on_close_callback(move |_, error| {
+            assert!(matches!(error, Error::RecoveryFailed { .. }), "{error}");
+            called.lock().push("closed");
+            Ok(())
+        });
+        let shared = &connection.inner.shared;
+        shared.push_recovery_notice(RecoveryNotice::Lost(outage()));
+        shared.give_up(Error::RecoveryFailed {
+            lost: Box::new(outage().lost),
+            last: None,
+            attempts: 1,
+            after: Duration::ZERO,
+        });
+        shared.terminate(Termination::EndOfStream);
+        connection.dispatch_own(&|| false).unwrap();
+        assert_eq!(*words.lock(), ["lost", "gave up", "closed"]);
+        assert!(connection.is_closed() && !connection.is_open());
+    }
+
+    #[test]
+    fn a_connection_in_an_outage_is_open() {
+        let connection = connection();
+        assert!(!connection.is_recovering() && connection.outage().is_none());
+        let shared = &connection.inner.shared;
+        shared.recovery.set_outage(Some(outage()));
+        assert!(connection.is_recovering() && connection.is_open());
+        assert!(!connection.is_closed() && connection.close_reason().is_none());
+        assert_eq!(connection.outage().unwrap().attempts, 0);
+        let stats = connection.stats();
+        assert!(stats.recovering);
+        assert_eq!((stats.epoch, stats.recoveries), (1, 0));
+        let error = connection.wait_recovered(Duration::ZERO).unwrap_err();
+        assert!(
+            error.is_timeout() && !error.is_connection_error(),
+            "{error}"
+        );
+        shared.recovery.set_outage(None);
+        connection.wait_recovered(Duration::MAX).unwrap();
+        assert!(!connection.stats().recovering);
+    }
+
+    #[test]
+    fn a_summary_becomes_public_with_all_its_parts() {
+        let queue = || entity::Entity::Queue("q".into());
+        let consumer = entity::Entity::Consumer {
+            channel: 3,
+            tag: "me".into(),
+        };
+        let summary = RecoveredSummary {
+            epoch: 2,
+            broker: "10.0.0.1:5672".into(),
+            lasted: Duration::from_secs(3),
+            attempts: 4,
+            in_doubt: 5,
+            stale: 6,
+            recreated: vec!["gone".into()],
+            skipped: vec![(queue(), refusal())],
+            renamed: vec![("old".into(), "new".into())],
+            waiting: vec![consumer],
+        };
+        let recovered = Recovered::from(summary);
+        assert_eq!((recovered.epoch, recovered.attempts), (2, 4));
+        assert_eq!((recovered.in_doubt, recovered.stale), (5, 6));
+        assert_eq!(recovered.lasted, Duration::from_secs(3));
+        assert_eq!(recovered.broker, "10.0.0.1:5672");
+        assert_eq!(recovered.recreated, [Entity::Queue("gone".into())]);
+        let skipped = &recovered.skipped[0];
+        assert_eq!(skipped.entity.to_string(), "queue 'q'");
+        assert_eq!(skipped.error.reply_code(), Some(404));
+        let renamed = &recovered.renamed[0];
+        assert_eq!((&*renamed.old, &*renamed.new), ("old", "new"));
+        assert_eq!(
+            recovered.waiting[0].to_string(),
+            "consumer 'me' on channel 3"
+        );
+    }
+
+    #[test]
+    fn an_entity_is_named_by_kind_and_names() {
+        for (entity, text) in [
+            (Entity::Exchange("e".into()), "exchange 'e'"),
+            (
+                Entity::QueueBinding {
+                    queue: "q".into(),
+                    exchange: "e".into(),
+                    routing_key: "k".into(),
+                },
+                "binding of queue 'q' to exchange 'e' with routing key 'k'",
+            ),
+            (
+                Entity::ExchangeBinding {
+                    destination: "d".into(),
+                    source: "s".into(),
+                    routing_key: "k".into(),
+                },
+                "binding of exchange 'd' to exchange 's' with routing key 'k'",
+            ),
+        ] {
+            assert_eq!(entity.to_string(), text);
+        }
+    }
+}
