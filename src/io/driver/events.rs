@@ -371,6 +371,12 @@ fn complete_call(call: CallToken, outcome: Outcome) {
         CallToken::Caller(reply) => {
             let _ = reply.try_send(outcome);
         }
+        CallToken::Proving(reply, channel, publishes) => {
+            if outcome.is_ok() {
+                channel.confirm_window.prove(publishes);
+            }
+            let _ = reply.try_send(outcome);
+        }
         // The driver has taken these outcomes.
         CallToken::Lane(_) => {}
         CallToken::Opener { channel, reply } => {

@@ -66,7 +66,7 @@ use crate::io::to_io::wake::Wake;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::connection::{Connection, ConnectionLimits};
 use crate::protocol::event::{ChannelId, Event, Gate, NumberError, Termination};
-use crate::protocol::methods::{Method, basic};
+use crate::protocol::methods::basic;
 use crate::protocol::recovery::book::entity::Topology;
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::settlements::SettlementLedger;
@@ -394,12 +394,8 @@ impl Driver {
                 deadline,
                 reply,
             } => {
-                let token = CallToken::Caller(reply);
+                let token = self.call_token(id, &method, reply);
                 self.has_call_traffic = true;
-                if let (Method::ConfirmSelect(_), Some(channel)) = (&*method, self.core.channel(id))
-                {
-                    channel.confirm_window.begin_numbers();
-                }
                 self.core.call(id, *method, consumer, token, deadline);
             }
             ChannelCommand::Cancel {

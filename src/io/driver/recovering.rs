@@ -17,20 +17,29 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
 use super::connecting::{AttemptError, Connecting, RecoverySettings};
 use super::link::Link;
 use super::outbox::UnwrittenOutput;
 use super::tokens::CallToken;
 use super::tokens::DriverTokens;
 use super::{Driver, events};
+use crate::error::{Error, Outage};
 use crate::io::shared::channel::ChannelShared;
+use crate::io::shared::command::Outcome as CallOutcome;
 use crate::io::shared::consumer::ConsumerToken;
+use crate::io::shared::recovery::{RecoveredSummary, RecoveryNotice};
 use crate::io::to_io::command_queue::Taken;
 use crate::io::to_io::frames::Frames;
-use crate::protocol::event::{CallFailure, Event, Gate, Reply, Termination};
+use crate::protocol::event::{CallFailure, ChannelId, Event, Gate, Reply, Termination};
+use crate::protocol::methods::Method;
 use crate::protocol::recovery::policy::{AttemptFailure, Culprit};
 use crate::protocol::recovery::restoration::{self, LANES_MAX, Outcome, Restoration};
 use crate::protocol::recovery::session::{Session, SessionEvent, Step};
+
+/// How long the outage counts as not over because a channel or an entity is not restored yet.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The delays before a refused consumer is tried again: the first one, and the longest.
 const CONSUMER_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
@@ -47,6 +56,16 @@ pub(super) struct Recovering {
     restores_channels: bool,
     /// The consumers that the broker has refused.
     refused: Vec<RefusedConsumer>,
+    /// The publishes outside confirm mode that are in doubt, and the deliveries that have become
+    /// stale, in the present outage.
+    in_doubt: u64,
+    stale: u64,
+    /// The error of the last failed attempt.
+    last_error: Option<Error>,
+    /// The address of the present broker.
+    broker: String,
+    /// When the outage counts as over, even if a channel or an entity is not restored.
+    restore_deadline: Option<Instant>,
 }
 
 /// A lane of the restoration.
@@ -81,7 +100,18 @@ impl Recovering {
             lanes: Vec::new(),
             restores_channels: false,
             refused: Vec::new(),
+            in_doubt: 0,
+            stale: 0,
+            last_error: None,
+            broker: String::new(),
+            restore_deadline: None,
         }
+    }
+
+    /// Returns the present outage, for the program.
+    fn outage(&self) -> Option<Outage> {
+        let outage = self.session.outage()?;
+        Some(Outage::of(outage, self.last_error.clone()))
     }
 
     /// Returns when the next action is due.
@@ -90,6 +120,7 @@ impl Recovering {
         let refused = self.refused.iter().filter_map(|refused| refused.due);
         let others = [
             self.session.poll_timeout(),
+            self.restore_deadline,
             restoration.and_then(|restoration| restoration.poll_timeout(now)),
         ];
         others.into_iter().flatten().chain(refused).min()
@@ -124,13 +155,22 @@ impl Driver {
             return;
         }
         match recovery.session.poll(now) {
-            Some(Step::Connect { broker, deadline }) => self.connect(broker, deadline, now),
+            Some(Step::Connect { broker, deadline }) => {
+                self.shared.counters.recovery_attempts.add(1);
+                let outage = recovery.outage();
+                self.shared.recovery.set_outage(outage);
+                self.connect(broker, deadline, now);
+            }
             Some(Step::GiveUp(event)) => self.give_up(event),
             None => {}
         }
         self.take_connection(now);
         self.advance_restoration(now);
         self.resume_refused(now);
+        let deadline = self.recovery.as_ref().and_then(|it| it.restore_deadline);
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.restored(now);
+        }
     }
 
     /// Suspends the connection after a loss, or ends it.
@@ -151,6 +191,7 @@ impl Driver {
         if let (Some(restoration), Some(book)) = (restoration, self.core.book()) {
             restoration.lost(&loss, book);
         }
+        recovery.restore_deadline = None;
         recovery.lanes.clear();
         recovery.refused.clear();
         recovery.restores_channels = false;
@@ -158,7 +199,7 @@ impl Driver {
             Some(event @ SessionEvent::GaveUp(..)) => self.give_up(event),
             Some(event) => {
                 self.suspend(&loss, now);
-                self.report(&event);
+                self.report(event);
             }
             None => self.core.terminate(loss),
         }
@@ -175,12 +216,23 @@ impl Driver {
         self.transport.close(self.poll.registry());
         self.dispatch();
         let channels: Vec<_> = self.core.channels().map(owned).collect();
+        let unsettled = channels.iter().map(|(it, _)| it.unsettled_deliveries());
+        let stale = unsettled.sum::<u64>();
         self.core.detach(now);
         self.dispatch();
         let reason = Arc::new(loss.clone());
+        let mut in_doubt = 0;
         for (channel, consumers) in &channels {
             events::discard_unsettled(channel, consumers);
             channel.confirm_window.suspend(&reason);
+            if !channel.settlements.lock().has_transactions() {
+                in_doubt += channel.confirm_window.take_in_doubt();
+            }
+        }
+        self.shared.counters.messages_in_doubt.add(in_doubt);
+        if let Some(recovery) = &mut self.recovery {
+            recovery.in_doubt += in_doubt;
+            recovery.stale += stale;
         }
         self.take_queued();
         // From here on, a settlement in a block belongs to no delivery of the lost connection: the
@@ -254,7 +306,7 @@ impl Driver {
         };
         match recovery.session.failed(failure, now) {
             Some(event @ SessionEvent::GaveUp(..)) => self.give_up(event),
-            Some(event) => self.report(&event),
+            Some(event) => self.report(event),
             None => {}
         }
     }
@@ -272,13 +324,14 @@ impl Driver {
         match result {
             Ok(link) => self.attach(link, now),
             Err(AttemptError { failure, error }) => {
-                log::warn!("{}: attempt to connect: {error}", self.shared.name);
+                recovery.last_error = Some(*error);
                 self.attempt_failed(failure, now);
             }
         }
     }
 
     fn attach(&mut self, link: Link, now: Instant) {
+        let broker = link.address.clone();
         let parts = link.into_parts_for(self.poll.registry());
         let (transport, decoder, negotiated) = match parts {
             Ok(parts) => parts,
@@ -298,6 +351,11 @@ impl Driver {
             return;
         };
         recovery.session.connected();
+        recovery.broker = broker;
+        recovery.restore_deadline = Some(now + RESTORE_PATIENCE);
+        self.shared.recovery.begin_epoch();
+        let outage = recovery.outage();
+        self.shared.recovery.set_outage(outage);
         let settings = restoration::Settings {
             topology: recovery.settings.topology,
             lanes: LANES_MAX,
@@ -419,12 +477,23 @@ impl Driver {
             }
             Event::ConsumerRefused { consumer, reason } => {
                 self.note_refused(&consumer, now);
+                self.shared
+                    .push_recovery_notice(RecoveryNotice::ConsumerRefused {
+                        channel: consumer.consumer.channel.id.number,
+                        tag: consumer.consumer.tag.clone(),
+                        reason: reason.clone(),
+                    });
                 return Some(Event::ConsumerRefused { consumer, reason });
             }
             Event::ConsumerResumed { consumer } => {
                 if let Some(recovery) = &mut self.recovery {
                     recovery.refused.retain(|refused| !refused.is(&consumer));
                 }
+                self.shared
+                    .push_recovery_notice(RecoveryNotice::ConsumerResumed {
+                        channel: consumer.consumer.channel.id.number,
+                        tag: consumer.consumer.tag.clone(),
+                    });
                 return Some(Event::ConsumerResumed { consumer });
             }
             other => return Some(other),
@@ -448,13 +517,43 @@ impl Driver {
         }
     }
 
+    /// Ends the outage: everything is restored, or takes too long.
     fn restored(&mut self, now: Instant) {
         let Some(recovery) = &mut self.recovery else {
             return;
         };
-        if let Some(event) = recovery.session.restored(now) {
-            self.report(&event);
+        recovery.restore_deadline = None;
+        let Some(SessionEvent::Recovered {
+            lasted, attempts, ..
+        }) = recovery.session.restored(now)
+        else {
+            return;
+        };
+        let mut summary = RecoveredSummary {
+            epoch: self.shared.recovery.epoch(),
+            broker: recovery.broker.clone(),
+            lasted,
+            attempts,
+            in_doubt: std::mem::take(&mut recovery.in_doubt),
+            stale: std::mem::take(&mut recovery.stale),
+            ..RecoveredSummary::default()
+        };
+        if let Some(restoration) = &mut recovery.restoration {
+            let report = restoration.take_report();
+            summary.recreated = report.recreated.first;
+            summary.skipped = report.skipped.first;
+            summary.renamed = report.renamed;
+            summary.waiting = restoration.waiting(now).first;
         }
+        self.shared.counters.recoveries.add(1);
+        log_recovered(&self.shared.name, &summary);
+        for channel in self.core.unrestored() {
+            let number = channel.id.number;
+            log::warn!("{}: channel {number} is not restored yet", self.shared.name);
+        }
+        self.shared.recovery.set_outage(None);
+        let notice = RecoveryNotice::Recovered(Box::new(summary));
+        self.shared.push_recovery_notice(notice);
     }
 
     fn note_refused(&mut self, consumer: &Arc<ConsumerToken>, now: Instant) {
@@ -505,28 +604,88 @@ impl Driver {
 
     /// Ends the connection, because no further attempt is made.
     fn give_up(&mut self, event: SessionEvent) {
-        self.report(&event);
-        if let SessionEvent::GaveUp(_, outage) = event {
-            self.core.terminate(outage.lost);
+        let SessionEvent::GaveUp(_, outage) = event else {
+            return;
+        };
+        let last = self.recovery.as_mut().and_then(|it| it.last_error.take());
+        let name = &self.shared.name;
+        if outage.attempts > 0 {
+            let public = Outage::of(&outage, last);
+            let error = Error::RecoveryFailed {
+                lost: Box::new(public.lost),
+                last: public.last.map(Box::new),
+                attempts: outage.attempts,
+                after: outage.since.elapsed(),
+            };
+            log::error!("{name}: {error}");
+            self.shared.give_up(error);
         }
+        self.core.terminate(outage.lost);
     }
 
-    /// Logs a change of recovery.
-    fn report(&self, event: &SessionEvent) {
-        let name = &self.shared.name;
-        match event {
-            SessionEvent::Lost(outage) => log::warn!("{name}: lost: {:?}", outage.lost),
+    /// Tells the program of a loss or of a failed attempt.
+    fn report(&self, event: SessionEvent) {
+        let Some(recovery) = &self.recovery else {
+            return;
+        };
+        let public = |outage| Outage::of(outage, recovery.last_error.clone());
+        let (notice, outage) = match &event {
+            SessionEvent::Lost(outage) => (RecoveryNotice::Lost(public(outage)), outage),
             SessionEvent::AttemptFailed(outage) => {
-                log::warn!("{name}: attempt {} has failed", outage.attempts);
+                (RecoveryNotice::AttemptFailed(public(outage)), outage)
             }
-            SessionEvent::Recovered {
-                lasted, attempts, ..
-            } => log::info!("{name}: recovered after {lasted:?}, with {attempts} attempts"),
-            SessionEvent::GaveUp(reason, outage) => log::error!(
-                "{name}: given up after {} attempts: {reason:?}",
-                outage.attempts
-            ),
+            SessionEvent::Recovered { .. } | SessionEvent::GaveUp(..) => return,
+        };
+        let outage = public(outage);
+        log::warn!("{}: {outage}", self.shared.name);
+        self.shared.recovery.set_outage(Some(outage));
+        self.shared.push_recovery_notice(notice);
+    }
+
+    /// Returns the token of a call, whose reply may prove that earlier publishes have arrived.
+    pub(super) fn call_token(
+        &self,
+        id: ChannelId,
+        method: &Method,
+        reply: Sender<CallOutcome>,
+    ) -> CallToken {
+        let channel = self.core.channel(id).filter(|_| self.recovery.is_some());
+        let Some(channel) = channel else {
+            return CallToken::Caller(reply);
+        };
+        if matches!(method, Method::ConfirmSelect(_)) {
+            channel.confirm_window.begin_numbers();
         }
+        let written = channel.confirm_window.written();
+        CallToken::Proving(reply, Arc::clone(channel), written)
+    }
+}
+
+/// Logs the end of an outage, and everything that did not come back as it was.
+fn log_recovered(name: &str, summary: &RecoveredSummary) {
+    log::info!(
+        "{name}: recovered at {} after {:?}, with {} attempts",
+        summary.broker,
+        summary.lasted,
+        summary.attempts
+    );
+    if summary.in_doubt > 0 {
+        log::warn!(
+            "{name}: {} messages outside confirm mode are in doubt: the broker may not have them",
+            summary.in_doubt
+        );
+    }
+    for queue in &summary.recreated {
+        log::warn!("{name}: the queue {queue} is new, so the messages of the former one are lost");
+    }
+    for (entity, reason) in &summary.skipped {
+        log::warn!("{name}: {entity:?} is not restored: {reason}");
+    }
+    for (old, new) in &summary.renamed {
+        log::warn!("{name}: the queue {old} is now {new}");
+    }
+    for entity in &summary.waiting {
+        log::warn!("{name}: {entity:?} is restored later");
     }
 }
 

@@ -30,6 +30,9 @@ impl Tokens for DriverTokens {
 #[derive(Debug)]
 pub(crate) enum CallToken {
     Caller(Sender<Outcome>),
+    /// A caller whose reply proves that the broker has got the earlier publishes of the channel:
+    /// this number of them in all.
+    Proving(Sender<Outcome>, Arc<ChannelShared>, u64),
     /// The restoration of the topology, by the index of its lane.
     Lane(usize),
     /// A caller that opens a channel.

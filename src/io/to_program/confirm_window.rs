@@ -47,6 +47,8 @@ pub(crate) struct ConfirmWindow {
     /// The number of publishes that were handed to the transport; in confirm mode the number of the
     /// last one. The IO thread counts them if the connection can outlive a loss.
     written: AtomicU64,
+    /// How many of these publishes the broker has certainly got, outside confirm mode.
+    proven: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -127,6 +129,7 @@ impl ConfirmWindow {
             total: total.clone(),
             must_check_state: AtomicBool::new(false),
             written: AtomicU64::new(0),
+            proven: AtomicU64::new(0),
             state: Mutex::new(State {
                 mode: Mode::Plain,
                 flow_stopped: false,
@@ -380,6 +383,26 @@ impl ConfirmWindow {
     /// confirm mode.
     pub(crate) fn count_written(&self, publishes: u64) {
         self.written.fetch_add(publishes, Ordering::Relaxed);
+    }
+
+    /// Returns the number of publishes that were handed to the transport.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the broker has got this number of publishes.
+    pub(crate) fn prove(&self, publishes: u64) {
+        self.proven.fetch_max(publishes, Ordering::Relaxed);
+    }
+
+    /// Returns how many publishes outside confirm mode are in doubt after a loss of the connection,
+    /// and forgets them.
+    pub(crate) fn take_in_doubt(&self) -> u64 {
+        if self.state.lock().mode != Mode::Plain {
+            return 0;
+        }
+        let written = self.written();
+        written.saturating_sub(self.proven.swap(written, Ordering::Relaxed))
     }
 
     /// Notes that the next publish has the first sequence number, if no publish has one.
