@@ -131,7 +131,7 @@ impl<C> CommandQueue<C> {
     /// Frees room for `bytes`, and serves the waiting publishers when a quarter of the room is
     /// free.
     pub(crate) fn release(&self, bytes: usize) {
-        if self.budget.release(bytes) {
+        if self.budget.release(bytes, || self.queue.lock().bytes) {
             self.budget
                 .serve(|bytes, beside| self.take_if_room(bytes, beside));
         }

@@ -140,12 +140,16 @@ impl WriteBudget {
     }
 
     /// Frees room for `bytes`. Returns `true` if there is now enough to [`serve`](Self::serve) the
-    /// waiting publishers.
+    /// waiting publishers. `queued` returns the bytes in the command queue, which count as well.
     #[must_use]
-    pub(crate) fn release(&self, bytes: usize) -> bool {
+    pub(crate) fn release(&self, bytes: usize, queued: impl FnOnce() -> usize) -> bool {
         let left = self.taken.fetch_sub(bytes, Ordering::SeqCst) - bytes;
         let is_enough = |used: usize| used <= self.limit - self.limit / 4;
-        self.has_line() && is_enough(left + self.shares.load(Ordering::SeqCst))
+        self.has_line() && {
+            let used = left + self.shares.load(Ordering::SeqCst);
+            // Without enough room the queue need not be locked for its bytes.
+            is_enough(used) && is_enough(used + queued())
+        }
     }
 
     /// Returns whether a publisher waits.
@@ -278,7 +282,7 @@ mod tests {
     }
 
     fn release(budget: &WriteBudget, bytes: usize) {
-        if budget.release(bytes) {
+        if budget.release(bytes, || 0) {
             all_released(budget);
         }
     }
@@ -298,6 +302,18 @@ mod tests {
         assert_eq!(reserve(&budget, 1, now), Err(WaitError::TimedOut));
         release(&budget, 50);
         assert_eq!(reserve(&budget, 50, soon()), Ok(()));
+    }
+
+    #[test]
+    fn a_publisher_is_served_when_a_quarter_is_free_of_taken_and_queued_bytes() {
+        let budget = WriteBudget::new(100);
+        budget.take(60);
+        assert!(!budget.release(1, || panic!("no publisher waits")));
+        budget.waiting.store(1, Ordering::SeqCst);
+        assert!(!budget.release(19, || 36), "76 are used");
+        assert!(budget.release(1, || 36));
+        budget.take(40);
+        assert!(!budget.release(1, || panic!("78 are used without the queue")));
     }
 
     #[test]
@@ -454,7 +470,7 @@ mod tests {
         };
         let waiting = || budget.waiting.load(Ordering::SeqCst);
         let serve = |bytes| {
-            if budget.release(bytes) {
+            if budget.release(bytes, || 0) {
                 budget.serve(|bytes, beside| budget.take_if_room(beside, bytes));
             }
             waiting()
@@ -520,7 +536,7 @@ mod tests {
         // Called when the thread is in the line already.
         let is_pointless = || {
             if !given_back.swap(true, Ordering::SeqCst) {
-                assert!(!budget.release(10), "this is less than a quarter");
+                assert!(!budget.release(10, || 0), "this is less than a quarter");
             }
             false
         };
