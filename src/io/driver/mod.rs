@@ -20,9 +20,9 @@
 
 pub(crate) mod buffer_pool;
 pub(crate) mod connecting;
+mod delivery_stream;
 mod ending;
 mod events;
-mod large_reads;
 pub(crate) mod link;
 pub(crate) mod outbox;
 pub(crate) mod pause_record;
@@ -49,7 +49,7 @@ use parking_lot::MutexGuard;
 
 use crate::io::busy_wait::BusyWait;
 use crate::io::driver::connecting::RecoverySettings;
-use crate::io::driver::large_reads::LargeReads;
+use crate::io::driver::delivery_stream::DeliveryStream;
 use crate::io::driver::link::Link;
 use crate::io::driver::outbox::{Outbox, UnwrittenOutput};
 use crate::io::driver::pause_record::{HeldBackWarnings, PauseRecord};
@@ -126,7 +126,7 @@ struct Driver {
     /// Whether threads of the program were spinning before the last turn. Such a thread has
     /// probably got its confirm or delivery in that turn, and will soon publish or acknowledge.
     had_spinning_threads: bool,
-    large_reads: LargeReads,
+    delivery_stream: DeliveryStream,
     /// The busy wait for the reply to a call.
     reply_busy_wait: BusyWait,
     /// The busy wait for the next call.
@@ -211,7 +211,7 @@ impl Driver {
             hung_up: false,
             has_call_traffic: false,
             had_spinning_threads: false,
-            large_reads: LargeReads::default(),
+            delivery_stream: DeliveryStream::default(),
             reply_busy_wait: BusyWait::for_replies(settings.busy_wait),
             call_busy_wait: BusyWait::for_replies(settings.busy_wait / CALL_BUSY_WAIT_SHARE),
             publishes_taken: 0,

@@ -171,11 +171,16 @@ impl Outbox {
         let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE_MAX];
         let (mut count, mut bytes, mut start) = (0, 0, self.start);
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            // A secret is written alone, because TLS copies slices into a common buffer.
+            let is_secret = matches!(chunk, Chunk::Secret(_));
+            if is_secret && count > 0 {
+                break;
+            }
             *slice = IoSlice::new(chunk.bytes().get(start..).unwrap_or_default());
             bytes += slice.len();
             count += 1;
             start = 0;
-            if bytes >= BYTES_PER_WRITE_MAX {
+            if is_secret || bytes >= BYTES_PER_WRITE_MAX {
                 break;
             }
         }
@@ -350,17 +355,24 @@ mod tests {
         outbox.push_copy(b" behind");
         assert!(!format!("{outbox:?}").contains("hush"));
         let mut stream = Narrow {
-            room: 9,
+            room: 3,
             taken: Vec::new(),
         };
-        outbox.write_to(&mut stream).unwrap();
         let holds_secret = |outbox: &Outbox| {
             let mut chunks = outbox.chunks.iter();
             chunks.any(|chunk| matches!(chunk, Chunk::Secret(_)))
         };
-        assert!(holds_secret(&outbox), "only half of the secret is written");
+        for _ in 0..4 {
+            outbox.write_to(&mut stream).unwrap();
+        }
+        assert_eq!(stream.taken, b"before hus");
+        assert!(holds_secret(&outbox), "one byte is left");
         outbox.write_to(&mut stream).unwrap();
         assert!(!holds_secret(&outbox));
+        assert_eq!(stream.taken, b"before hush", "the secret is written alone");
+        while !outbox.is_empty() {
+            outbox.write_to(&mut stream).unwrap();
+        }
         assert_eq!(stream.taken, b"before hush behind");
         assert!(outbox.is_empty());
     }

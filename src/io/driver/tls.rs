@@ -18,12 +18,17 @@ const READ_BUFFER_BYTES: usize = 8 * 1024;
 /// A read of at least this many bytes is received without the buffer, if the buffer is empty.
 const DIRECT_READ_BYTES_MIN: usize = READ_BUFFER_BYTES / 2;
 
+/// The most bytes in one record of TLS.
+const RECORD_BYTES_MAX: usize = 16 * 1024;
+
 /// A TLS stream.
 #[derive(Debug)]
 pub(crate) struct TlsTransport {
     stream: TlsStream<TlsSocket>,
     /// The error of a read that came behind decrypted bytes.
     read_error: Option<io::Error>,
+    /// The content of a record that is made of several slices.
+    joined: Vec<u8>,
 }
 
 impl TlsTransport {
@@ -31,6 +36,7 @@ impl TlsTransport {
         Self {
             stream,
             read_error: None,
+            joined: Vec::new(),
         }
     }
 
@@ -77,14 +83,33 @@ impl TlsTransport {
         socket.is_empty && socket.unread.is_empty() && self.read_error.is_none()
     }
 
-    /// Writes the first slice that is not empty. Each write makes records of their own, and the
-    /// outbox has joined small chunks already.
+    /// Writes the beginning of `slices`, which makes one record.
     pub(crate) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match slices.iter().find(|slice| !slice.is_empty()) {
-            Some(slice) => self.stream.write(slice),
-            None => Ok(0),
+        match next_record(slices, &mut self.joined) {
+            [] => Ok(0),
+            bytes => self.stream.write(bytes),
         }
     }
+}
+
+/// Returns the beginning of `slices` that the next write gets: at least a full record, if there are
+/// enough bytes. Slices that do not fill a record are joined in `joined`, because a record of a few
+/// bytes costs both sides nearly as much as a full one.
+fn next_record<'a>(slices: &'a [IoSlice<'_>], joined: &'a mut Vec<u8>) -> &'a [u8] {
+    let mut slices = slices.iter().filter(|slice| !slice.is_empty()).peekable();
+    let Some(first) = slices.next() else {
+        return &[];
+    };
+    if first.len() >= RECORD_BYTES_MAX || slices.peek().is_none() {
+        return first;
+    }
+    joined.clear();
+    joined.extend_from_slice(first);
+    for slice in slices {
+        let missing = RECORD_BYTES_MAX - joined.len();
+        joined.extend_from_slice(slice.get(..missing).unwrap_or(slice));
+    }
+    joined
 }
 
 /// Turns the TLS error for a stream that ended without a `close_notify` into the end of the stream.
@@ -202,6 +227,23 @@ mod tests {
             0,
             "the end of the stream"
         );
+    }
+
+    #[test]
+    fn small_slices_make_one_record_and_a_large_one_is_not_copied() {
+        let (small, large) = ([1; 100], [2; RECORD_BYTES_MAX]);
+        let [small, large, empty] = [&small[..], &large, &[]].map(IoSlice::new);
+        let mut joined = Vec::new();
+        let slices = [empty, small, empty, large, small];
+        let next = next_record(&slices, &mut joined);
+        assert_eq!(next.len(), RECORD_BYTES_MAX);
+        assert_eq!((&next[..100], &next[100..]), (&small[..], &large[100..]));
+        assert_eq!(next_record(&[small, small], &mut joined), [1; 200]);
+        for alone in [&[empty, large, small][..], &[small, empty]] {
+            let next = next_record(alone, &mut joined).as_ptr();
+            assert!([small.as_ptr(), large.as_ptr()].contains(&next));
+        }
+        assert!(next_record(&[empty], &mut joined).is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use mio::Events;
 
 use super::{Driver, SOCKET};
 use crate::io::busy_wait::{BusyWait, Spin};
-use crate::io::driver::large_reads::Received;
+use crate::io::driver::delivery_stream::Received;
 use crate::io::to_io::gather;
 
 /// The longest rest from reading while many deliveries are untaken.
@@ -71,36 +71,39 @@ impl Driver {
         Ok(())
     }
 
-    /// Makes the gather pause, if the last commands had many publishes, or if large deliveries
-    /// stream in. No thread must wait for a reply, a confirm or a round trip.
+    /// Makes the gather pause, if the last commands had many publishes, or if deliveries stream in.
+    /// No thread must wait for a reply, a confirm or a round trip.
     fn gather(&mut self) {
-        let has_deliveries = self.has_stream_of_deliveries();
-        if !has_deliveries && self.publishes_taken < gather::STREAM_PUBLISHES_MIN
-            || !self.outbox.is_empty()
-            || self.core.is_reply_awaited()
-        {
+        let for_deliveries = self.pause_for_deliveries();
+        let has_publishes = self.publishes_taken >= gather::STREAM_PUBLISHES_MIN;
+        let for_publishes = has_publishes.then_some(gather::PAUSE_LENGTH);
+        let Some(length) = for_deliveries.or(for_publishes) else {
+            return;
+        };
+        if !self.outbox.is_empty() || self.core.is_reply_awaited() {
             return;
         }
         let shared = &self.shared;
-        shared.gather_pause.take(|| {
+        shared.gather_pause.take(length, || {
             shared.is_room_or_confirm_awaited()
                 || !shared.commands().may_gather(gather::GATHERED_BYTES_MAX)
         });
         // Deliveries have probably arrived, so that no `poll` is needed before the next read.
-        self.readable |= has_deliveries;
+        self.readable |= for_deliveries.is_some();
     }
 
-    /// Returns whether large deliveries stream in, and all that have arrived are read.
-    fn has_stream_of_deliveries(&mut self) -> bool {
+    /// Returns the length of the pause for more deliveries, if deliveries stream in, and all that
+    /// have arrived are read.
+    fn pause_for_deliveries(&mut self) -> Option<Duration> {
         let counters = &self.shared.counters;
         let received = Received {
             bytes: counters.bytes_received.get(),
             deliveries: counters.messages_received.get(),
             with_small_prefetch: counters.received_with_small_prefetch.get(),
         };
-        let is_stream = self.large_reads.is_stream(received, Instant::now());
+        let length = self.delivery_stream.pause(received, Instant::now());
         // A program that answers each delivery with a publish must not wait for the pause.
-        is_stream && !self.is_busy() && self.publishes_taken == 0
+        length.filter(|_| !self.is_busy() && self.publishes_taken == 0)
     }
 
     /// Returns whether this thread may rest while the consumers catch up: only reading is left to

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-/// The length of the pause. The timer of the system adds to it: some 50 µs on Linux.
-const PAUSE_LENGTH: Duration = Duration::from_micros(20);
+/// The length of a pause for publishes and for large deliveries. The timer of the system adds to
+/// it: some 50 µs on Linux.
+pub(crate) const PAUSE_LENGTH: Duration = Duration::from_micros(20);
 
 /// With at least this many publishes in one turn, the program is taken to publish a stream.
 pub(crate) const STREAM_PUBLISHES_MIN: u64 = 16;
@@ -28,8 +29,8 @@ pub(crate) struct GatherPause {
 }
 
 impl GatherPause {
-    /// Lets the calling thread sleep for a moment, unless `is_pointless` returns `true`.
-    pub(crate) fn take(&self, is_pointless: impl FnOnce() -> bool) {
+    /// Lets the calling thread sleep for `length`, unless `is_pointless` returns `true`.
+    pub(crate) fn take(&self, length: Duration, is_pointless: impl FnOnce() -> bool) {
         // On Windows the sleep can be a hundred times as long.
         if cfg!(windows) {
             return;
@@ -39,7 +40,7 @@ impl GatherPause {
         // before `end` loads the flag. So one of the two threads sees the other.
         self.is_on.store(true, Ordering::SeqCst);
         if !is_pointless() {
-            thread::park_timeout(PAUSE_LENGTH);
+            thread::park_timeout(length);
         }
         self.is_on.store(false, Ordering::SeqCst);
     }
@@ -62,9 +63,9 @@ mod tests {
     fn a_pause_ends_by_itself_and_a_pointless_one_does_not_begin() {
         let pause = GatherPause::default();
         pause.end();
-        pause.take(|| false);
+        pause.take(PAUSE_LENGTH, || false);
         // The token of `unpark` stays, and lets the `park` below return.
-        pause.take(|| {
+        pause.take(PAUSE_LENGTH, || {
             pause.end();
             true
         });
