@@ -97,6 +97,9 @@ impl BlockingConnection {
             let Some(notice) = self.inner.shared.recovery.pop() else {
                 break;
             };
+            if let RecoveryNotice::Recovered(summary) = &notice {
+                self.inner.shared.recovery.told_in_doubt(summary.in_doubt);
+            }
             on_recovery.call_all(guard, self, &notice.into())?;
             events += 1;
         }

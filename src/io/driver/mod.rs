@@ -375,6 +375,7 @@ impl Driver {
                 deadline,
             } => {
                 self.push_frames_before_close();
+                self.count_unsent();
                 self.core.close(code, text, deadline.max(now));
             }
             Command::Disconnect => {

@@ -230,6 +230,7 @@ impl Driver {
             }
         }
         self.shared.counters.messages_in_doubt.add(in_doubt);
+        self.shared.recovery.add_in_doubt(in_doubt);
         if let Some(recovery) = &mut self.recovery {
             recovery.in_doubt += in_doubt;
             recovery.stale += stale;
@@ -283,6 +284,20 @@ impl Driver {
         self.shared.write_budget().release(size - sent);
         if publishes.frames > 0 {
             self.kept_for_commit.push(publishes);
+        }
+    }
+
+    /// Counts the kept publishes that will never be written, because the program closes the
+    /// connection in an outage. Those in confirm mode end as unconfirmed.
+    pub(super) fn count_unsent(&self) {
+        if self.core.is_detached() {
+            let kept = self.kept_for_commit.iter();
+            let plain = kept.filter(|frames| {
+                let channel = self.core.channel(frames.channel);
+                channel.is_some_and(|channel| !channel.confirm_window.is_confirming())
+            });
+            let unsent = plain.map(|frames| frames.messages).sum();
+            self.shared.recovery.add_unsent(unsent);
         }
     }
 

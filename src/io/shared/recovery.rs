@@ -94,6 +94,11 @@ pub(crate) struct RecoveryState {
     /// The outage is over, or the connection has ended.
     changed: Condvar,
     epoch: AtomicU64,
+    /// The publishes outside confirm mode that are in doubt, as far as no callback was told.
+    in_doubt: AtomicU64,
+    /// The publishes outside confirm mode that were never written, because the program has closed
+    /// the connection in an outage.
+    unsent: AtomicU64,
     /// The reason of the end, if recovery has given up.
     failure: OnceLock<Error>,
     notices: Mutex<BoundedQueue<RecoveryNotice>>,
@@ -115,6 +120,8 @@ impl RecoveryState {
             losses: Mutex::default(),
             changed: Condvar::new(),
             epoch: AtomicU64::new(1),
+            in_doubt: AtomicU64::new(0),
+            unsent: AtomicU64::new(0),
             failure: OnceLock::new(),
             notices: Mutex::new(BoundedQueue::new(NOTICES_MAX, total)),
         }
@@ -162,6 +169,31 @@ impl RecoveryState {
     /// Counts another connection to a broker, and returns its number.
     pub(crate) fn begin_epoch(&self) -> u64 {
         self.epoch.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Counts publishes that are in doubt.
+    pub(crate) fn add_in_doubt(&self, publishes: u64) {
+        self.in_doubt.fetch_add(publishes, Ordering::AcqRel);
+    }
+
+    /// Counts publishes that were never written.
+    pub(crate) fn add_unsent(&self, publishes: u64) {
+        self.unsent.fetch_add(publishes, Ordering::AcqRel);
+    }
+
+    /// Returns the numbers of publishes that are in doubt and of those that were never written, and
+    /// forgets both.
+    pub(crate) fn take_in_doubt(&self) -> (u64, u64) {
+        let take = |number: &AtomicU64| number.swap(0, Ordering::AcqRel);
+        (take(&self.in_doubt), take(&self.unsent))
+    }
+
+    /// Notes that a callback was told of publishes that are in doubt.
+    pub(crate) fn told_in_doubt(&self, publishes: u64) {
+        let less = |in_doubt: u64| Some(in_doubt.saturating_sub(publishes));
+        let _ = self
+            .in_doubt
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 
     /// Waits until there is no outage. `has_ended` returns whether the connection has ended, and is

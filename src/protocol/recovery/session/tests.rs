@@ -165,7 +165,7 @@ fn an_outage_goes_from_the_loss_to_the_end_of_the_restoration() {
     };
     assert_eq!(clock.session.restored(clock.now), Some(recovered));
     assert_eq!(clock.session.outage(), None);
-    assert_eq!(clock.session.broker(), 1);
+    assert_eq!(clock.session.brokers.current(), 1);
 }
 
 #[test]
