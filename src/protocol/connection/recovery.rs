@@ -153,10 +153,6 @@ impl<T: Tokens> Connection<T> {
     }
 
     /// Returns whether there is no connection now.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver does not detach the core yet")
-    )]
     pub(crate) fn is_detached(&self) -> bool {
         matches!(self.router.state, ConnectionState::Detached)
     }
