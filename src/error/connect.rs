@@ -172,12 +172,10 @@ impl fmt::Display for ConnectError {
                 "the broker closed the stream after {size} bytes of credentials and client \
                  properties"
             ),
-            Self::FrameMaxRefused { frame_max } => {
-                write!(
-                    f,
-                    "the broker closed the stream after frame_max {frame_max}"
-                )
-            }
+            Self::FrameMaxRefused { frame_max } => write!(
+                f,
+                "the broker closed the stream after frame_max {frame_max} was requested"
+            ),
             Self::Protocol(error) => write!(f, "the peer violated the protocol: {error}"),
         }
     }

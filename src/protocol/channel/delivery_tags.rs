@@ -14,7 +14,8 @@ impl DeliveryTags {
     // Inlined, because it runs for each delivery.
     #[inline]
     pub(super) fn receive(&mut self, wire_tag: u64) -> u64 {
-        let tag = self.base.saturating_add(wire_tag);
+        // A sum beyond the range is below the base, and so belongs to a stale delivery.
+        let tag = self.base.wrapping_add(wire_tag);
         self.last = self.last.max(tag);
         tag
     }

@@ -129,10 +129,13 @@ impl<T: Tokens> Connection<T> {
 
     /// Handles the `count` bytes that were put into [`space`](Self::space).
     pub(crate) fn received(&mut self, count: usize, now: Instant) {
+        if self.is_detached() {
+            return;
+        }
         self.decoder.filled(count);
         self.router.heartbeat.received(now);
         self.router.out.room.set_now(now);
-        while self.has_stream() {
+        while !self.is_closed() {
             let outcome = match self.decoder.next() {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.router.route(frame, now),
@@ -168,13 +171,6 @@ impl<T: Tokens> Connection<T> {
 
     pub(crate) fn is_closed(&self) -> bool {
         matches!(self.router.state, ConnectionState::Closed)
-    }
-
-    fn has_stream(&self) -> bool {
-        matches!(
-            self.router.state,
-            ConnectionState::Open | ConnectionState::Closing { .. }
-        )
     }
 
     /// Returns whether our close waits for its close-ok.
