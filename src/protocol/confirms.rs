@@ -1,5 +1,5 @@
 //! The confirm ledger: the unconfirmed publishes of a channel by number, and their returned
-//! messages. The confirm window, which bounds them, is in `io/to_program/confirm_window.rs`.
+//! messages. The confirm window, which bounds them, is in `io/to_program/confirm_window/mod.rs`.
 //!
 //! Rules: RabbitMQ, "Publisher Confirms". Sequence numbers count from 1 with the first publish
 //! after `confirm.select`. A confirm with `multiple` is for all publishes up to its number. A

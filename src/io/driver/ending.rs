@@ -58,8 +58,8 @@ impl Driver {
         counters.messages_published.get() == confirmed + counters.confirmed_on_ended_channels.get()
     }
 
-    /// Ends the core, unless another connection may take the place of this one. A loss of the stream
-    /// names a reading pause that has probably led to it.
+    /// Ends the core, unless another connection may take the place of this one. A loss of the
+    /// stream names a reading pause that has probably led to it.
     pub(super) fn terminate(&mut self, termination: Termination) {
         let explained = self.pause_record.explain(Instant::now(), termination);
         self.core.lose(explained);

@@ -69,8 +69,8 @@ impl Transport {
         }
     }
 
-    /// Ends both directions, and the events of the socket in `registry`. The socket itself is closed
-    /// when the transport is dropped.
+    /// Ends both directions, and the events of the socket in `registry`. The socket itself is
+    /// closed when the transport is dropped.
     pub(crate) fn close(&mut self, registry: &Registry) {
         let socket = self.socket();
         // Both fail if the socket is broken, and then there is nothing to end.

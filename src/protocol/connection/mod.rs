@@ -158,8 +158,8 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Ends the connection at once, for a reason outside the protocol, unless another connection may
-    /// take its place.
+    /// Ends the connection at once, for a reason outside the protocol, unless another connection
+    /// may take its place.
     pub(crate) fn lose(&mut self, termination: Termination) {
         self.router.lose(termination);
     }

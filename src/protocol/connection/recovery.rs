@@ -75,8 +75,8 @@ impl<T: Tokens> Connection<T> {
         self.router.out.book.as_deref_mut()
     }
 
-    /// Returns the reason of a loss that the driver has to handle: with [`detach`](Self::detach), or
-    /// with [`terminate`](Self::terminate) if it is final.
+    /// Returns the reason of a loss that the driver has to handle: with [`detach`](Self::detach),
+    /// or with [`terminate`](Self::terminate) if it is final.
     pub(crate) fn loss(&self) -> Option<&Termination> {
         match &self.router.state {
             ConnectionState::Lost(termination) => Some(termination),

@@ -83,6 +83,10 @@ pub(crate) enum AttemptFailure {
     Unreachable(Stage),
     /// TLS failed because of a certificate, a name or a version, on either side, or because the
     /// peer does not use TLS.
+    #[cfg_attr(
+        not(any(test, feature = "native-tls")),
+        expect(dead_code, reason = "without TLS no attempt fails in it")
+    )]
     Tls,
     /// The broker closed the stream after the frame with the credentials, which exceeds the limit
     /// before the negotiation.

@@ -2,12 +2,16 @@
 //! wait for a place in it. Also the sequence numbers and outcomes of the publishes; their record is
 //! the confirm ledger (`protocol/confirms.rs`).
 
+mod losses;
+mod outcomes;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use self::outcomes::Outcomes;
 use crate::io::busy_wait::{BusyWait, ROUND_TRIP_MESSAGES_MAX};
 use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::confirm_slot::Slot;
@@ -18,7 +22,6 @@ use crate::io::to_program::waiting_threads::WaitingThreads;
 use crate::io::waiting_line::{WaitError, WaitingLine};
 use crate::protocol::confirms::{ConfirmLedger, Mandatory, PublishOutcome};
 use crate::protocol::content::ReturnedContent;
-use crate::protocol::event::Termination;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Mode {
@@ -352,66 +355,6 @@ impl ConfirmWindow {
         })
     }
 
-    /// Stops publishes until [`resume`](Self::resume), after a loss of the connection. The written
-    /// publishes that are unconfirmed end with `reason`.
-    pub(crate) fn suspend(&self, reason: &Arc<Termination>) {
-        let written = self.written.load(Ordering::Relaxed);
-        self.set_suspended(true);
-        self.end_publishes(|ledger, outcomes| {
-            ledger.detach(written, |number, slot, returned| {
-                let lost = || PublishOutcome::Lost(Arc::clone(reason));
-                let outcome = returned.map_or_else(lost, PublishOutcome::Returned);
-                outcomes.record(number, slot, outcome);
-            });
-        });
-    }
-
-    /// Lets publishes go on after a loss of the connection.
-    pub(crate) fn resume(&self) {
-        self.set_suspended(false);
-    }
-
-    fn set_suspended(&self, suspended: bool) {
-        let mut state = self.state.lock();
-        state.suspended = suspended;
-        self.must_check_state
-            .store(state.must_check_state(), Ordering::Release);
-        state.serve(self.size);
-    }
-
-    /// Counts publishes that are handed to the transport. They have sequence numbers only in
-    /// confirm mode.
-    pub(crate) fn count_written(&self, publishes: u64) {
-        self.written.fetch_add(publishes, Ordering::Relaxed);
-    }
-
-    /// Returns the number of publishes that were handed to the transport.
-    pub(crate) fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
-    }
-
-    /// Notes that the broker has got this number of publishes.
-    pub(crate) fn prove(&self, publishes: u64) {
-        self.proven.fetch_max(publishes, Ordering::Relaxed);
-    }
-
-    /// Returns how many publishes outside confirm mode are in doubt after a loss of the connection,
-    /// and forgets them.
-    pub(crate) fn take_in_doubt(&self) -> u64 {
-        if self.state.lock().mode != Mode::Plain {
-            return 0;
-        }
-        let written = self.written();
-        written.saturating_sub(self.proven.swap(written, Ordering::Relaxed))
-    }
-
-    /// Notes that the next publish has the first sequence number, if no publish has one.
-    pub(crate) fn begin_numbers(&self) {
-        if self.last_number() == 0 {
-            self.written.store(0, Ordering::Relaxed);
-        }
-    }
-
     /// Lets `act` record the outcomes of publishes.
     #[inline]
     fn end_publishes(
@@ -539,45 +482,6 @@ impl ConfirmWindow {
         let mut state = self.state.lock();
         let ledger = &mut state.ledger;
         ledger.returned(fingerprint, &message.properties, Arc::clone(&message))
-    }
-}
-
-/// Records the outcomes of publishes, under the lock of the confirm window.
-struct Outcomes<'a> {
-    failures: &'a mut Failures,
-    outcomes: &'a mut Option<OutcomeQueue>,
-    is_abandoned: bool,
-    rpc_replies: Option<&'a RpcReplies>,
-    slots: &'a mut Vec<Arc<Slot>>,
-    slots_max: usize,
-}
-
-impl Outcomes<'_> {
-    #[inline]
-    fn record(
-        &mut self,
-        number: u64,
-        mut slot: Arc<Slot>,
-        outcome: PublishOutcome<Arc<ReturnedContent>>,
-    ) {
-        let is_taken = matches!(outcome, PublishOutcome::Acked);
-        if !is_taken && !self.is_abandoned {
-            let has_outcomes = self.outcomes.is_some();
-            self.failures
-                .add(number, outcome.clone(), &slot, has_outcomes);
-        }
-        if let Some(outcomes) = self.outcomes {
-            outcomes.add(number, Some(outcome.clone()));
-        }
-        match Arc::get_mut(&mut slot) {
-            // No thread holds the confirm, so the slot can be used again.
-            Some(_) if self.slots.len() < self.slots_max => self.slots.push(slot),
-            Some(_) => {}
-            None => slot.fill(outcome),
-        }
-        if let (false, Some(rpc_replies)) = (is_taken, self.rpc_replies) {
-            rpc_replies.publish_failed(number);
-        }
     }
 }
 

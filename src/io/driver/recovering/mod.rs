@@ -1,0 +1,319 @@
+//! The way from a lost connection to the next one.
+//!
+//! ```text
+//! handle_loss: suspend -----> connect -----> attach -----> restore the topology -----> channels
+//!     |                       ^     | failed                     | lost
+//!     | final                 +-----+----------------------------+
+//!     v
+//!   the end
+//! ```
+//!
+//! [`Session`] decides when and with which broker, and [`Restoration`] which calls restore the
+//! topology. This file makes the attempts ([`Connecting`]) and gives the new stream to the core.
+//! `suspending` takes care of everything that the driver itself has of the lost connection,
+//! `restoring` makes the calls, and `reporting` tells the program.
+
+mod reporting;
+mod restoring;
+mod suspending;
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::restoring::{Lane, RefusedConsumer};
+use super::Driver;
+use super::connecting::{AttemptError, Connecting, RecoverySettings};
+use super::link::Link;
+use super::tokens::{CallToken, DriverTokens};
+use crate::error::{Error, Outage};
+use crate::io::shared::recovery::RecoveryNotice;
+use crate::protocol::event::{CallFailure, Event, Reply, Termination};
+use crate::protocol::recovery::policy::{AttemptFailure, Culprit};
+use crate::protocol::recovery::restoration::{self, LANES_MAX, Outcome, Restoration};
+use crate::protocol::recovery::session::{Session, SessionEvent, Step};
+
+/// How long the outage counts as not over because a channel or an entity is not restored yet.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The state of recovery. It exists only if a loss does not end the connection.
+pub(super) struct Recovering {
+    settings: RecoverySettings,
+    session: Session,
+    connecting: Option<Connecting>,
+    restoration: Option<Restoration>,
+    /// The maintenance channels of the lanes.
+    lanes: Vec<Lane>,
+    /// Whether the topology has been restored, so that the channels are restored now.
+    restores_channels: bool,
+    /// The consumers that the broker has refused.
+    refused: Vec<RefusedConsumer>,
+    /// The publishes outside confirm mode that are in doubt, and the deliveries that have become
+    /// stale, in the present outage.
+    in_doubt: u64,
+    stale: u64,
+    /// The error of the last failed attempt.
+    last_error: Option<Error>,
+    /// The address of the present broker.
+    broker: String,
+    /// When the outage counts as over, even if a channel or an entity is not restored.
+    restore_deadline: Option<Instant>,
+}
+
+impl Recovering {
+    pub(super) fn new(settings: RecoverySettings, now: Instant) -> Self {
+        let seed = random();
+        Self {
+            session: Session::new(settings.session, settings.first_broker, seed, now),
+            settings,
+            connecting: None,
+            restoration: None,
+            lanes: Vec::new(),
+            restores_channels: false,
+            refused: Vec::new(),
+            in_doubt: 0,
+            stale: 0,
+            last_error: None,
+            broker: String::new(),
+            restore_deadline: None,
+        }
+    }
+
+    /// Returns the present outage, for the program.
+    fn outage(&self) -> Option<Outage> {
+        let outage = self.session.outage()?;
+        Some(Outage::of(outage, self.last_error.clone()))
+    }
+
+    /// Returns when the next action is due.
+    fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let restoration = self.restoration.as_ref();
+        let refused = self.refused.iter().filter_map(|refused| refused.due);
+        let others = [
+            self.session.poll_timeout(),
+            self.restore_deadline,
+            restoration.and_then(|restoration| restoration.poll_timeout(now)),
+        ];
+        others.into_iter().flatten().chain(refused).min()
+    }
+}
+
+/// Returns a random number of the standard library.
+fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+impl Driver {
+    /// Returns when recovery has something to do.
+    pub(super) fn recovery_deadline(&self) -> Option<Instant> {
+        self.recovery.as_ref()?.poll_timeout(Instant::now())
+    }
+
+    /// Returns whether the stream has neither ended nor failed.
+    pub(super) fn has_stream(&self) -> bool {
+        !self.core.is_closed() && self.core.loss().is_none() && !self.core.is_detached()
+    }
+
+    /// Takes the next steps of recovery.
+    pub(super) fn advance_recovery(&mut self, now: Instant) {
+        self.handle_loss(now);
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        if self.core.is_closed() || self.core.is_closing() {
+            recovery.session.end();
+            recovery.connecting = None;
+            return;
+        }
+        match recovery.session.poll(now) {
+            Some(Step::Connect { broker, deadline }) => {
+                self.shared.counters.recovery_attempts.add(1);
+                let outage = recovery.outage();
+                self.shared.recovery.set_outage(outage);
+                self.connect(broker, deadline, now);
+            }
+            Some(Step::GiveUp(event)) => self.give_up(event),
+            None => {}
+        }
+        self.take_connection(now);
+        self.advance_restoration(now);
+        self.resume_refused(now);
+        let deadline = self.recovery.as_ref().and_then(|it| it.restore_deadline);
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.restored(now);
+        }
+    }
+
+    /// Suspends the connection after a loss, or ends it.
+    pub(super) fn handle_loss(&mut self, now: Instant) {
+        let Some(loss) = self.core.loss().cloned() else {
+            return;
+        };
+        let Some(recovery) = &mut self.recovery else {
+            return self.core.terminate(loss);
+        };
+        let restoration = recovery.restoration.take();
+        let culprit = match (&loss, &restoration) {
+            (Termination::Closed(reason), Some(restoration)) if restoration.is_culprit(reason) => {
+                Culprit::Restoration
+            }
+            _ => Culprit::Program,
+        };
+        if let (Some(restoration), Some(book)) = (restoration, self.core.book()) {
+            restoration.lost(&loss, book);
+        }
+        recovery.restore_deadline = None;
+        recovery.lanes.clear();
+        recovery.refused.clear();
+        recovery.restores_channels = false;
+        match recovery.session.lost(&loss, culprit, now) {
+            Some(event @ SessionEvent::GaveUp(..)) => self.give_up(event),
+            Some(event) => {
+                self.suspend(&loss, now);
+                self.report(event);
+            }
+            None => self.core.terminate(loss),
+        }
+    }
+
+    fn connect(&mut self, broker: usize, deadline: Instant, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let connect = Arc::clone(&recovery.settings.connect);
+        match Connecting::begin(connect, broker, deadline, &self.waker) {
+            Ok(connecting) => recovery.connecting = Some(connecting),
+            Err(error) => {
+                log::warn!("{}: no thread to connect: {error}", self.shared.name);
+                self.attempt_failed(AttemptFailure::Preparation, now);
+            }
+        }
+    }
+
+    fn attempt_failed(&mut self, failure: AttemptFailure, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        match recovery.session.failed(failure, now) {
+            Some(event @ SessionEvent::GaveUp(..)) => self.give_up(event),
+            Some(event) => self.report(event),
+            None => {}
+        }
+    }
+
+    /// Takes the new connection over, if the attempt has succeeded.
+    fn take_connection(&mut self, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let result = recovery.connecting.as_ref().and_then(Connecting::result);
+        let Some(result) = result else {
+            return;
+        };
+        recovery.connecting = None;
+        match result {
+            Ok(link) => self.attach(link, now),
+            Err(AttemptError { failure, error }) => {
+                recovery.last_error = Some(*error);
+                self.attempt_failed(failure, now);
+            }
+        }
+    }
+
+    fn attach(&mut self, link: Link, now: Instant) {
+        let broker = link.address.clone();
+        let parts = link.into_parts_for(self.poll.registry());
+        let (transport, decoder, negotiated) = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                log::warn!("{}: the new socket: {error}", self.shared.name);
+                return self.attempt_failed(AttemptFailure::Preparation, now);
+            }
+        };
+        if let Err(error) = self.core.attach(decoder, &negotiated, now) {
+            log::warn!("{}: {error}", self.shared.name);
+            return self.attempt_failed(AttemptFailure::SmallerLimits, now);
+        }
+        self.transport = transport;
+        self.readable = true;
+        self.writable = true;
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        recovery.session.connected();
+        recovery.broker = broker;
+        recovery.restore_deadline = Some(now + RESTORE_PATIENCE);
+        self.shared.recovery.begin_epoch();
+        let outage = recovery.outage();
+        self.shared.recovery.set_outage(outage);
+        let settings = restoration::Settings {
+            topology: recovery.settings.topology,
+            lanes: LANES_MAX,
+            heartbeat: Duration::from_secs(negotiated.heartbeat.into()),
+        };
+        if let Some(book) = self.core.book() {
+            let restoration = Restoration::new(book, settings);
+            recovery
+                .lanes
+                .resize_with(restoration.lanes(), Lane::default);
+            recovery.restoration = Some(restoration);
+            for lane in 0..recovery.lanes.len() {
+                self.open_lane(lane);
+            }
+        }
+    }
+
+    /// Handles an event of recovery. Returns any other event.
+    pub(super) fn take_recovery_event(
+        &mut self,
+        event: Event<DriverTokens>,
+    ) -> Option<Event<DriverTokens>> {
+        let now = Instant::now();
+        match event {
+            Event::Reply {
+                call: CallToken::Lane(lane),
+                reply,
+            } => {
+                if let Reply::Method(method) = &reply {
+                    self.lane_done(lane, &Outcome::Replied(method), now);
+                }
+            }
+            Event::Failed {
+                call: CallToken::Lane(lane),
+                failure,
+            } => {
+                if let CallFailure::Refused(reason) = &failure {
+                    self.lane_done(lane, &Outcome::Closed(reason), now);
+                }
+            }
+            Event::Restored => self.restored(now),
+            Event::TransactionDropped { channel } => {
+                self.kept_for_commit
+                    .retain(|frames| frames.channel != channel.id);
+            }
+            Event::ConsumerRefused { consumer, reason } => {
+                self.note_refused(&consumer, now);
+                self.shared
+                    .push_recovery_notice(RecoveryNotice::ConsumerRefused {
+                        channel: consumer.consumer.channel.id.number,
+                        tag: consumer.consumer.tag.clone(),
+                        reason: reason.clone(),
+                    });
+                return Some(Event::ConsumerRefused { consumer, reason });
+            }
+            Event::ConsumerResumed { consumer } => {
+                if let Some(recovery) = &mut self.recovery {
+                    recovery.refused.retain(|refused| !refused.is(&consumer));
+                }
+                self.shared
+                    .push_recovery_notice(RecoveryNotice::ConsumerResumed {
+                        channel: consumer.consumer.channel.id.number,
+                        tag: consumer.consumer.tag.clone(),
+                    });
+                return Some(Event::ConsumerResumed { consumer });
+            }
+            other => return Some(other),
+        }
+        None
+    }
+}

@@ -1,0 +1,71 @@
+//! The confirm window after a loss of the connection, and the publishes that the broker has
+//! certainly got.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{ConfirmWindow, Mode};
+use crate::protocol::confirms::PublishOutcome;
+use crate::protocol::event::Termination;
+
+impl ConfirmWindow {
+    /// Stops publishes until [`resume`](Self::resume), after a loss of the connection. The written
+    /// publishes that are unconfirmed end with `reason`.
+    pub(crate) fn suspend(&self, reason: &Arc<Termination>) {
+        let written = self.written.load(Ordering::Relaxed);
+        self.set_suspended(true);
+        self.end_publishes(|ledger, outcomes| {
+            ledger.detach(written, |number, slot, returned| {
+                let lost = || PublishOutcome::Lost(Arc::clone(reason));
+                let outcome = returned.map_or_else(lost, PublishOutcome::Returned);
+                outcomes.record(number, slot, outcome);
+            });
+        });
+    }
+
+    /// Lets publishes go on after a loss of the connection.
+    pub(crate) fn resume(&self) {
+        self.set_suspended(false);
+    }
+
+    fn set_suspended(&self, suspended: bool) {
+        let mut state = self.state.lock();
+        state.suspended = suspended;
+        self.must_check_state
+            .store(state.must_check_state(), Ordering::Release);
+        state.serve(self.size);
+    }
+
+    /// Counts publishes that are handed to the transport. They have sequence numbers only in
+    /// confirm mode.
+    pub(crate) fn count_written(&self, publishes: u64) {
+        self.written.fetch_add(publishes, Ordering::Relaxed);
+    }
+
+    /// Returns the number of publishes that were handed to the transport.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the broker has got this number of publishes.
+    pub(crate) fn prove(&self, publishes: u64) {
+        self.proven.fetch_max(publishes, Ordering::Relaxed);
+    }
+
+    /// Returns how many publishes outside confirm mode are in doubt after a loss of the connection,
+    /// and forgets them.
+    pub(crate) fn take_in_doubt(&self) -> u64 {
+        if self.state.lock().mode != Mode::Plain {
+            return 0;
+        }
+        let written = self.written();
+        written.saturating_sub(self.proven.swap(written, Ordering::Relaxed))
+    }
+
+    /// Notes that the next publish has the first sequence number, if no publish has one.
+    pub(crate) fn begin_numbers(&self) {
+        if self.last_number() == 0 {
+            self.written.store(0, Ordering::Relaxed);
+        }
+    }
+}
