@@ -283,6 +283,8 @@ impl BlockingConnection {
     ///   [`Error::ChannelClosed`] if the broker has closed one, and in confirm mode
     ///   [`Error::Unconfirmed`] and [`Error::PublishFailures`], as for [`BlockingChannel::close`].
     ///   The failures of all channels are in one error.
+    /// - [`Error::InDoubt`], if a loss may have cost messages outside confirm mode: see
+    ///   [`take_in_doubt`](Self::take_in_doubt).
     /// - The error of a close callback.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
@@ -311,7 +313,9 @@ impl BlockingConnection {
             Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => {
                 let ends = channels.iter().zip(interrupted).filter(|_| is_first);
                 let unreported = ends.map(|(channel, end)| channel.inner().unreported_errors(end));
-                UnreportedErrors::sum(unreported).map_or(called, Err)
+                let in_doubt = || self.take_doubt_error().filter(|_| is_first);
+                let error = UnreportedErrors::sum(unreported).or_else(in_doubt);
+                error.map_or(called, Err)
             }
             Some(_) => Err(self.inner.closed_error()),
             None => Err(self

@@ -100,7 +100,18 @@ pub(crate) struct RecoveryState {
     epoch: AtomicU64,
     /// The reason of the end, if recovery has given up.
     failure: OnceLock<Error>,
+    doubt: Mutex<Doubt>,
     notices: Mutex<BoundedQueue<RecoveryNotice>>,
+}
+
+/// The messages outside confirm mode that losses may have cost, unless a callback or a call was told
+/// about them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Doubt {
+    /// The messages that were written, and that the broker may not have got.
+    pub(crate) messages: u64,
+    /// The messages that were accepted and never written.
+    pub(crate) unsent: u64,
 }
 
 #[derive(Debug, Default)]
@@ -120,6 +131,7 @@ impl RecoveryState {
             changed: Condvar::new(),
             epoch: AtomicU64::new(1),
             failure: OnceLock::new(),
+            doubt: Mutex::default(),
             notices: Mutex::new(BoundedQueue::new(NOTICES_MAX, total)),
         }
     }
@@ -197,6 +209,28 @@ impl RecoveryState {
     /// Returns the reason of the end, if recovery has given up.
     pub(crate) fn failure(&self) -> Option<&Error> {
         self.failure.get()
+    }
+
+    /// Adds messages in doubt.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the driver does not use it yet")
+    )]
+    pub(crate) fn add_doubt(&self, more: Doubt) {
+        let mut doubt = self.doubt.lock();
+        doubt.messages += more.messages;
+        doubt.unsent += more.unsent;
+    }
+
+    /// Notes that a callback was told about this many messages in doubt.
+    pub(crate) fn reported_doubt(&self, messages: u64) {
+        let mut doubt = self.doubt.lock();
+        doubt.messages = doubt.messages.saturating_sub(messages);
+    }
+
+    /// Returns the messages in doubt, and forgets them.
+    pub(crate) fn take_doubt(&self) -> Doubt {
+        std::mem::take(&mut *self.doubt.lock())
     }
 
     /// Stores a notice, and returns how many older ones were dropped for it. A failed attempt takes
@@ -363,6 +397,19 @@ mod tests {
         let large = RecoveryNotice::Recovered(Box::new(large));
         assert!(large.cost() > 3000 * ERROR_BYTES);
         assert!(recovered(1).cost() < ERROR_BYTES);
+    }
+
+    #[test]
+    fn messages_in_doubt_are_told_once() {
+        let state = state();
+        let doubt = |messages, unsent| Doubt { messages, unsent };
+        state.add_doubt(doubt(3, 0));
+        state.add_doubt(doubt(4, 2));
+        state.reported_doubt(3);
+        assert_eq!(state.take_doubt(), doubt(4, 2));
+        assert_eq!(state.take_doubt(), doubt(0, 0));
+        state.reported_doubt(1);
+        assert_eq!(state.take_doubt(), doubt(0, 0));
     }
 
     #[test]
