@@ -104,8 +104,8 @@ pub(crate) struct RecoveryState {
     notices: Mutex<BoundedQueue<RecoveryNotice>>,
 }
 
-/// The messages outside confirm mode that losses may have cost, unless a callback or a call was told
-/// about them.
+/// The messages outside confirm mode that losses may have cost, unless a callback or a call was
+/// told about them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Doubt {
     /// The messages that were written, and that the broker may not have got.
