@@ -248,9 +248,8 @@ impl BlockingConnection {
     ///   [`Error::ChannelClosed`] if the broker has closed one, and in confirm mode
     ///   [`Error::Unconfirmed`] and [`Error::PublishFailures`], as for [`BlockingChannel::close`].
     ///   The failures of all channels are in one error.
-    /// - With [recovery](ConnectionParameters::recovery), [`Error::InDoubt`] if messages outside
-    ///   confirm mode were on their way when the connection was lost, and no recovery callback was
-    ///   told.
+    /// - [`Error::InDoubt`], if a loss may have cost messages outside confirm mode: see
+    ///   [`take_in_doubt`](Self::take_in_doubt).
     /// - The error of a close callback.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::REPLY_SUCCESS, "Normal shutdown")
@@ -279,9 +278,9 @@ impl BlockingConnection {
             Some(Termination::Closed(reason)) if reason.by == ClosedBy::Application => {
                 let ends = channels.iter().zip(interrupted).filter(|_| is_first);
                 let unreported = ends.map(|(channel, end)| channel.inner().unreported_errors(end));
-                let unreported = UnreportedErrors::sum(unreported);
-                let in_doubt = self.in_doubt();
-                unreported.or(in_doubt).map_or(called, Err)
+                let in_doubt = || self.take_doubt_error().filter(|_| is_first);
+                let error = UnreportedErrors::sum(unreported).or_else(in_doubt);
+                error.map_or(called, Err)
             }
             Some(_) => Err(self.inner.closed_error()),
             None => Err(self
@@ -289,16 +288,6 @@ impl BlockingConnection {
                 .shared
                 .timeout_error("connection.close", None, timeout)),
         }
-    }
-
-    /// Returns the error about messages that may be lost, which no callback was told.
-    fn in_doubt(&self) -> Option<Error> {
-        let (messages, unsent) = self.inner.shared.recovery.take_in_doubt();
-        (messages + unsent > 0).then(|| Error::InDoubt {
-            messages,
-            unsent,
-            reason: Box::new(self.inner.shared.last_loss()),
-        })
     }
 
     /// Closes the socket at once, without an AMQP close. Waiting publishes and calls fail.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::BlockingConnection;
 use crate::client::callbacks::dispatch_lock::DispatchGuard;
 use crate::error::{Error, Outage, Result};
-use crate::io::shared::recovery::{RecoveredSummary, RecoveryNotice};
+use crate::io::shared::recovery::{Doubt, RecoveredSummary, RecoveryNotice};
 use crate::protocol::close_reason::CloseReason;
 use crate::protocol::recovery::book::entity;
 use crate::protocol::wire::ShortString;
@@ -55,6 +55,35 @@ impl BlockingConnection {
         self.inner.shared.wait_recovered(timeout)
     }
 
+    /// Returns how many messages outside confirm mode were written before a loss, so that the
+    /// broker may not have got them, and forgets them. Messages that a callback of
+    /// [`add_on_recovery_callback`](Self::add_on_recovery_callback) was told about are not counted.
+    ///
+    /// The messages that are left at the end are the [`Error::InDoubt`] of [`close`](Self::close).
+    ///
+    /// ```
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// let in_doubt = connection.take_in_doubt();
+    /// if in_doubt > 0 {
+    ///     eprintln!("{in_doubt} messages may be lost");
+    /// }
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn take_in_doubt(&self) -> u64 {
+        self.inner.shared.recovery.take_doubt().messages
+    }
+
+    /// Returns the error of a close for messages in doubt, and forgets these.
+    pub(super) fn take_doubt_error(&self) -> Option<Error> {
+        let shared = &self.inner.shared;
+        let doubt = shared.recovery.take_doubt();
+        (doubt != Doubt::default()).then(|| Error::InDoubt {
+            messages: doubt.messages,
+            unsent: doubt.unsent,
+            reason: Box::new(shared.last_loss()),
+        })
+    }
+
     /// Calls `callback` for each event of recovery: the loss of the connection, failed attempts to
     /// open it again, the end of the outage.
     ///
@@ -97,10 +126,14 @@ impl BlockingConnection {
             let Some(notice) = self.inner.shared.recovery.pop() else {
                 break;
             };
-            if let RecoveryNotice::Recovered(summary) = &notice {
-                self.inner.shared.recovery.told_in_doubt(summary.in_doubt);
+            let event = notice.into();
+            if let RecoveryEvent::Recovered(recovered) = &event {
+                self.inner
+                    .shared
+                    .recovery
+                    .reported_doubt(recovered.in_doubt);
             }
-            on_recovery.call_all(guard, self, &notice.into())?;
+            on_recovery.call_all(guard, self, &event)?;
             events += 1;
         }
         Ok(events)
@@ -435,6 +468,47 @@ mod tests {
         assert_eq!(*words.lock(), ["lost", "failed"]);
         assert_eq!(connection.dispatch_own(&|| false).unwrap(), 3);
         assert_eq!(*words.lock(), ALL);
+    }
+
+    #[test]
+    fn messages_in_doubt_are_told_by_a_callback_or_by_the_close() {
+        let connection = connection();
+        let recovery = &connection.inner.shared.recovery;
+        let recovered = |in_doubt| {
+            let summary = RecoveredSummary {
+                in_doubt,
+                ..RecoveredSummary::default()
+            };
+            recovery.add_doubt(Doubt {
+                messages: in_doubt,
+                unsent: 0,
+            });
+            let notice = RecoveryNotice::Recovered(Box::new(summary));
+            connection.inner.shared.push_recovery_notice(notice);
+        };
+        recovery.set_outage(Some(outage()));
+        recovery.set_outage(None);
+        assert!(connection.take_doubt_error().is_none());
+        recovered(2);
+        connection.dispatch_own(&|| false).unwrap();
+        match connection.take_doubt_error() {
+            Some(Error::InDoubt {
+                messages: 2,
+                unsent: 0,
+                reason,
+            }) => assert_eq!(reason.to_string(), outage().lost.to_string()),
+            other => panic!("{other:?}"),
+        }
+        recovered(3);
+        assert_eq!(connection.take_in_doubt(), 3);
+        assert_eq!(connection.take_in_doubt(), 0);
+        recovered(4);
+        noted(&connection);
+        connection.dispatch_own(&|| false).unwrap();
+        assert!(
+            connection.take_doubt_error().is_none(),
+            "a callback was told"
+        );
     }
 
     #[test]

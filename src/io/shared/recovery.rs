@@ -94,14 +94,20 @@ pub(crate) struct RecoveryState {
     /// The outage is over, or the connection has ended.
     changed: Condvar,
     epoch: AtomicU64,
-    /// The publishes outside confirm mode that are in doubt, as far as no callback was told.
-    in_doubt: AtomicU64,
-    /// The publishes outside confirm mode that were never written, because the program has closed
-    /// the connection in an outage.
-    unsent: AtomicU64,
     /// The reason of the end, if recovery has given up.
     failure: OnceLock<Error>,
+    doubt: Mutex<Doubt>,
     notices: Mutex<BoundedQueue<RecoveryNotice>>,
+}
+
+/// The messages outside confirm mode that losses may have cost, unless a callback or a call was
+/// told about them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Doubt {
+    /// The messages that were written, and that the broker may not have got.
+    pub(crate) messages: u64,
+    /// The messages that were accepted and never written.
+    pub(crate) unsent: u64,
 }
 
 #[derive(Debug, Default)]
@@ -120,9 +126,8 @@ impl RecoveryState {
             losses: Mutex::default(),
             changed: Condvar::new(),
             epoch: AtomicU64::new(1),
-            in_doubt: AtomicU64::new(0),
-            unsent: AtomicU64::new(0),
             failure: OnceLock::new(),
+            doubt: Mutex::default(),
             notices: Mutex::new(BoundedQueue::new(NOTICES_MAX, total)),
         }
     }
@@ -171,31 +176,6 @@ impl RecoveryState {
         self.epoch.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// Counts publishes that are in doubt.
-    pub(crate) fn add_in_doubt(&self, publishes: u64) {
-        self.in_doubt.fetch_add(publishes, Ordering::AcqRel);
-    }
-
-    /// Counts publishes that were never written.
-    pub(crate) fn add_unsent(&self, publishes: u64) {
-        self.unsent.fetch_add(publishes, Ordering::AcqRel);
-    }
-
-    /// Returns the numbers of publishes that are in doubt and of those that were never written, and
-    /// forgets both.
-    pub(crate) fn take_in_doubt(&self) -> (u64, u64) {
-        let take = |number: &AtomicU64| number.swap(0, Ordering::AcqRel);
-        (take(&self.in_doubt), take(&self.unsent))
-    }
-
-    /// Notes that a callback was told of publishes that are in doubt.
-    pub(crate) fn told_in_doubt(&self, publishes: u64) {
-        let less = |in_doubt: u64| Some(in_doubt.saturating_sub(publishes));
-        let _ = self
-            .in_doubt
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
-    }
-
     /// Waits until there is no outage. `has_ended` returns whether the connection has ended, and is
     /// called before each sleep.
     pub(crate) fn wait(
@@ -221,6 +201,24 @@ impl RecoveryState {
     /// Returns the reason of the end, if recovery has given up.
     pub(crate) fn failure(&self) -> Option<&Error> {
         self.failure.get()
+    }
+
+    /// Adds messages in doubt.
+    pub(crate) fn add_doubt(&self, more: Doubt) {
+        let mut doubt = self.doubt.lock();
+        doubt.messages += more.messages;
+        doubt.unsent += more.unsent;
+    }
+
+    /// Notes that a callback was told about this many messages in doubt.
+    pub(crate) fn reported_doubt(&self, messages: u64) {
+        let mut doubt = self.doubt.lock();
+        doubt.messages = doubt.messages.saturating_sub(messages);
+    }
+
+    /// Returns the messages in doubt, and forgets them.
+    pub(crate) fn take_doubt(&self) -> Doubt {
+        std::mem::take(&mut *self.doubt.lock())
     }
 
     /// Stores a notice, and returns how many older ones were dropped for it. A failed attempt takes
@@ -387,6 +385,19 @@ mod tests {
         let large = RecoveryNotice::Recovered(Box::new(large));
         assert!(large.cost() > 3000 * ERROR_BYTES);
         assert!(recovered(1).cost() < ERROR_BYTES);
+    }
+
+    #[test]
+    fn messages_in_doubt_are_told_once() {
+        let state = state();
+        let doubt = |messages, unsent| Doubt { messages, unsent };
+        state.add_doubt(doubt(3, 0));
+        state.add_doubt(doubt(4, 2));
+        state.reported_doubt(3);
+        assert_eq!(state.take_doubt(), doubt(4, 2));
+        assert_eq!(state.take_doubt(), doubt(0, 0));
+        state.reported_doubt(1);
+        assert_eq!(state.take_doubt(), doubt(0, 0));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::io::driver::outbox::UnwrittenOutput;
 use crate::io::driver::{Driver, events};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::consumer::ConsumerToken;
+use crate::io::shared::recovery::Doubt;
 use crate::io::to_io::command_queue::Taken;
 use crate::io::to_io::frames::Frames;
 use crate::protocol::event::{Gate, Termination};
@@ -39,7 +40,10 @@ impl Driver {
             }
         }
         self.shared.counters.messages_in_doubt.add(in_doubt);
-        self.shared.recovery.add_in_doubt(in_doubt);
+        self.shared.recovery.add_doubt(Doubt {
+            messages: in_doubt,
+            unsent: 0,
+        });
         if let Some(recovery) = &mut self.recovery {
             recovery.in_doubt += in_doubt;
             recovery.stale += stale;
@@ -106,7 +110,10 @@ impl Driver {
                 channel.is_some_and(|channel| !channel.confirm_window.is_confirming())
             });
             let unsent = plain.map(|frames| frames.messages).sum();
-            self.shared.recovery.add_unsent(unsent);
+            self.shared.recovery.add_doubt(Doubt {
+                messages: 0,
+                unsent,
+            });
         }
     }
 }
