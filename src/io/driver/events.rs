@@ -185,12 +185,8 @@ pub(crate) fn pass_on(
             keep_notice(&channel, Notice::Flow(active));
             log::info!("{}: channel {number}: flow {active}", shared.name);
         }
-        Event::ChannelSuspended { channel, detached } => {
-            channel.settlements.lock().detach(detached);
-            channel.record_delivery_tag(detached.base);
-            log_restore(&channel, "is suspended");
-        }
-        Event::TransactionDropped { channel } => log_restore(&channel, "has lost a transaction"),
+        // The driver has handled these events.
+        Event::ChannelSuspended { .. } | Event::TransactionDropped { .. } | Event::Restored => {}
         Event::ChannelResumed { channel } => {
             channel.confirm_window.resume();
             log_restore(&channel, "takes publishes again");
@@ -212,7 +208,6 @@ pub(crate) fn pass_on(
                 consumer.tag
             );
         }
-        Event::Restored => log::info!("{}: all channels are restored", shared.name),
         Event::Blocked(reason) => {
             shared.set_blocked(Some(reason.clone()));
             log::warn!("{}: blocked by the broker: {reason}", shared.name);

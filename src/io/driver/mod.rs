@@ -142,6 +142,8 @@ struct Driver {
     trim_deadline: Option<Instant>,
     /// `None` if a loss ends the connection.
     recovery: Option<Box<Recovering>>,
+    /// The reason of the last loss that did not end the connection.
+    loss: Option<Arc<Termination>>,
     /// The receiving side of the command queue. Dropping it drops the queued commands with the
     /// senders for their replies, which wakes the callers.
     entries: EntryReceiver<Command>,
@@ -220,6 +222,7 @@ impl Driver {
             discards_outbox: false,
             trim_deadline: None,
             recovery,
+            loss: None,
             entries,
             waker,
             _alive: alive,

@@ -24,7 +24,7 @@ use crate::protocol::event::ChannelId;
 use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
 use crate::protocol::reply_code::ReplyCode;
-use crate::protocol::settlements::{Settled, SettlementCounts, SettlementLedger};
+use crate::protocol::settlements::{DetachedChannel, Settled, SettlementCounts, SettlementLedger};
 use crate::protocol::wire::ShortString;
 
 /// The shared state of one channel.
@@ -228,6 +228,18 @@ impl ChannelShared {
     /// Counts a delivery that needs an acknowledgement and goes to the program.
     pub(crate) fn count_handed_out(&self) {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that the connection is lost, or that the channel is opened again: all deliveries so
+    /// far are stale, and publishes are not stopped by the broker any more.
+    pub(crate) fn detach(&self, detached: DetachedChannel) {
+        let mut settlements = self.settlements.lock();
+        settlements.detach(detached);
+        self.handed_out
+            .store(settlements.counts().settled, Ordering::Relaxed);
+        drop(settlements);
+        self.record_delivery_tag(detached.base);
+        self.confirm_window.set_flow(true);
     }
 
     /// Returns how many deliveries the program has got and not settled.

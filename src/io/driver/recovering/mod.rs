@@ -169,6 +169,9 @@ impl Driver {
         match recovery.session.lost(&loss, culprit, now) {
             Some(event @ SessionEvent::GaveUp(..)) => self.give_up(event),
             Some(event) => {
+                // Before the events of the suspension: interrupted calls name the loss.
+                let outage = recovery.outage();
+                self.shared.recovery.set_outage(outage);
                 self.suspend(&loss, now);
                 self.report(event);
             }
@@ -237,6 +240,7 @@ impl Driver {
         self.transport = transport;
         self.readable = true;
         self.writable = true;
+        self.core.set_reading(!self.pause_record.is_paused(), now);
         let Some(recovery) = &mut self.recovery else {
             return;
         };
@@ -285,6 +289,10 @@ impl Driver {
                 if let CallFailure::Refused(reason) = &failure {
                     self.lane_done(lane, &Outcome::Closed(reason), now);
                 }
+            }
+            Event::ChannelSuspended { channel, detached } => {
+                channel.detach(detached);
+                self.suspend_channel(&channel);
             }
             Event::Restored => self.restored(now),
             Event::TransactionDropped { channel } => {

@@ -28,13 +28,12 @@ impl Driver {
         let channels: Vec<_> = self.core.channels().map(owned).collect();
         let unsettled = channels.iter().map(|(it, _)| it.unsettled_deliveries());
         let stale = unsettled.sum::<u64>();
+        self.loss = Some(Arc::new(loss.clone()));
         self.core.detach(now);
         self.dispatch();
-        let reason = Arc::new(loss.clone());
         let mut in_doubt = 0;
         for (channel, consumers) in &channels {
             events::discard_unsettled(channel, consumers);
-            channel.confirm_window.suspend(&reason);
             if !channel.settlements.lock().has_transactions() {
                 in_doubt += channel.confirm_window.take_in_doubt();
             }
@@ -73,6 +72,20 @@ impl Driver {
         self.readable = false;
         self.writable = false;
         self.hung_up = false;
+    }
+
+    /// Suspends a channel that the broker does not know any more. The settlement ledger was advanced
+    /// before.
+    pub(super) fn suspend_channel(&mut self, channel: &ChannelShared) {
+        if let Some(loss) = &self.loss {
+            channel.confirm_window.suspend(loss);
+        }
+        if let Some(frames) = (!self.core.is_detached())
+            .then(|| channel.block.take())
+            .flatten()
+        {
+            self.keep_suspended(frames);
+        }
     }
 
     /// Keeps the publishes of a suspended channel until it is restored, and sends its settlements
