@@ -13,9 +13,10 @@ use socket2::SockRef;
 
 use super::*;
 use crate::error::Error;
-use crate::io::shared::command::{Opener, Outcome};
+use crate::io::shared::channel::ChannelShared;
+use crate::io::shared::command::{ChannelCommand, Opener, Outcome};
 use crate::io::shared::connection::tests::{negotiated, settings};
-use crate::io::shared::consumer::ConsumerToken;
+use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::io::to_program::inbox::Next;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::decode_method;
@@ -23,7 +24,8 @@ use crate::protocol::frame::tests::encode_content;
 use crate::protocol::frame::{
     EncodedPublish, Frame, FrameDecoder, Publish, PublishBody, Settle, encode_method,
 };
-use crate::protocol::methods::{Method, MethodId, channel, connection, queue, tx};
+use crate::protocol::methods::{Method, MethodId, basic, channel, connection, queue, tx};
+use crate::protocol::reply_code::ReplyCode;
 
 /// The deadline of every wait in these tests.
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);

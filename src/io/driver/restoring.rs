@@ -3,9 +3,9 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::random;
-use crate::io::driver::Driver;
-use crate::io::driver::tokens::CallToken;
+use super::Driver;
+use super::recovering::random;
+use super::tokens::CallToken;
 use crate::io::shared::consumer::ConsumerToken;
 use crate::protocol::recovery::restoration::Outcome;
 
@@ -15,8 +15,8 @@ const CONSUMER_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_s
 /// A lane of the restoration.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    number: Option<u16>,
-    is_busy: bool,
+    pub(super) number: Option<u16>,
+    pub(super) is_busy: bool,
 }
 
 pub(super) struct RefusedConsumer {

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
+use super::Driver;
+use super::tokens::CallToken;
 use crate::error::{Error, Outage};
-use crate::io::driver::Driver;
-use crate::io::driver::tokens::CallToken;
 use crate::io::shared::command::Outcome;
 use crate::io::shared::recovery::{RecoveredSummary, RecoveryNotice};
 use crate::protocol::event::ChannelId;
@@ -95,7 +95,7 @@ impl Driver {
     }
 
     /// Returns the token of a call, whose reply may prove that earlier publishes have arrived.
-    pub(in crate::io::driver) fn call_token(
+    pub(super) fn call_token(
         &self,
         id: ChannelId,
         method: &Method,

@@ -11,20 +11,16 @@
 //! [`Session`] decides when and with which broker, and [`Restoration`] which calls restore the
 //! topology. This file makes the attempts ([`Connecting`]) and gives the new stream to the core.
 //! `suspending` takes care of everything that the driver itself has of the lost connection,
-//! `restoring` makes the calls, and `reporting` tells the program.
-
-mod reporting;
-mod restoring;
-mod suspending;
+//! `restoring` makes the calls, and `recovery_reports` tells the program.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::restoring::{Lane, RefusedConsumer};
 use super::Driver;
 use super::connecting::{AttemptError, Connecting, RecoverySettings};
 use super::link::Link;
+use super::restoring::{Lane, RefusedConsumer};
 use super::tokens::{CallToken, DriverTokens};
 use crate::error::{Error, Outage};
 use crate::io::shared::recovery::RecoveryNotice;
@@ -38,26 +34,26 @@ const RESTORE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The state of recovery. It exists only if a loss does not end the connection.
 pub(super) struct Recovering {
-    settings: RecoverySettings,
-    session: Session,
-    connecting: Option<Connecting>,
-    restoration: Option<Restoration>,
+    pub(super) settings: RecoverySettings,
+    pub(super) session: Session,
+    pub(super) connecting: Option<Connecting>,
+    pub(super) restoration: Option<Restoration>,
     /// The maintenance channels of the lanes.
-    lanes: Vec<Lane>,
+    pub(super) lanes: Vec<Lane>,
     /// Whether the topology has been restored, so that the channels are restored now.
-    restores_channels: bool,
+    pub(super) restores_channels: bool,
     /// The consumers that the broker has refused.
-    refused: Vec<RefusedConsumer>,
+    pub(super) refused: Vec<RefusedConsumer>,
     /// The publishes outside confirm mode that are in doubt, and the deliveries that have become
     /// stale, in the present outage.
-    in_doubt: u64,
-    stale: u64,
+    pub(super) in_doubt: u64,
+    pub(super) stale: u64,
     /// The error of the last failed attempt.
-    last_error: Option<Error>,
+    pub(super) last_error: Option<Error>,
     /// The address of the present broker.
-    broker: String,
+    pub(super) broker: String,
     /// When the outage counts as over, even if a channel or an entity is not restored.
-    restore_deadline: Option<Instant>,
+    pub(super) restore_deadline: Option<Instant>,
 }
 
 impl Recovering {
@@ -80,7 +76,7 @@ impl Recovering {
     }
 
     /// Returns the present outage, for the program.
-    fn outage(&self) -> Option<Outage> {
+    pub(super) fn outage(&self) -> Option<Outage> {
         let outage = self.session.outage()?;
         Some(Outage::of(outage, self.last_error.clone()))
     }
@@ -99,7 +95,7 @@ impl Recovering {
 }
 
 /// Returns a random number of the standard library.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     RandomState::new().hash_one(0)
 }
 
@@ -193,7 +189,7 @@ impl Driver {
         }
     }
 
-    fn attempt_failed(&mut self, failure: AttemptFailure, now: Instant) {
+    pub(super) fn attempt_failed(&mut self, failure: AttemptFailure, now: Instant) {
         let Some(recovery) = &mut self.recovery else {
             return;
         };

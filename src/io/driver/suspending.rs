@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::io::driver::outbox::UnwrittenOutput;
-use crate::io::driver::{Driver, events};
+use super::outbox::UnwrittenOutput;
+use super::{Driver, events};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::consumer::ConsumerToken;
 use crate::io::shared::recovery::Doubt;
@@ -74,8 +74,8 @@ impl Driver {
         self.hung_up = false;
     }
 
-    /// Suspends a channel that the broker does not know any more. The settlement ledger was advanced
-    /// before.
+    /// Suspends a channel that the broker does not know any more. The settlement ledger was
+    /// advanced before.
     pub(super) fn suspend_channel(&mut self, channel: &ChannelShared) {
         if let Some(loss) = &self.loss {
             channel.confirm_window.suspend(loss);
@@ -90,7 +90,7 @@ impl Driver {
 
     /// Keeps the publishes of a suspended channel until it is restored, and sends its settlements
     /// if they belong to the present connection.
-    pub(in crate::io::driver) fn keep_suspended(&mut self, frames: Frames) {
+    pub(super) fn keep_suspended(&mut self, frames: Frames) {
         let channel = frames.channel;
         let size = frames.len();
         let (settlements, publishes) = frames.split_settlements();
@@ -115,7 +115,7 @@ impl Driver {
 
     /// Counts the kept publishes that will never be written, because the program closes the
     /// connection in an outage. Those in confirm mode end as unconfirmed.
-    pub(in crate::io::driver) fn count_unsent(&self) {
+    pub(super) fn count_unsent(&self) {
         if self.core.is_detached() {
             let kept = self.kept_for_commit.iter();
             let plain = kept.filter(|frames| {
