@@ -9,6 +9,7 @@
 //! | [`threads`] | which handle goes where, worker pools, shutting down |
 //! | [`errors`] | the errors, the end that each means, and how to react |
 //! | [`timeouts`] | every deadline, and heartbeats |
+//! | [`recovery`] | the connection breaks: recovery, and its limits |
 //! | [`one_thread`] | several channels and connections in one thread |
 //! | [`rpc`] | requests and replies with direct reply-to |
 //! | [`queue_types`] | quorum queues, streams and other arguments |
@@ -48,6 +49,7 @@ macro_rules! pages {
             /// [threads]: crate::guide::threads
             /// [errors]: crate::guide::errors
             /// [timeouts]: crate::guide::timeouts
+            /// [recovery]: crate::guide::recovery
             /// [one-thread]: crate::guide::one_thread
             /// [rpc]: crate::guide::rpc
             /// [queue-types]: crate::guide::queue_types
@@ -82,6 +84,7 @@ pages! {
     threads: "threads.md",
     errors: "errors.md",
     timeouts: "timeouts.md",
+    recovery: "recovery.md",
     one_thread: "one-thread.md",
     rpc: "rpc.md",
     queue_types: "queue-types.md",
