@@ -44,6 +44,7 @@ mod prefetch;
 mod protocol_errors;
 mod publishing;
 mod read_budget;
+mod recovery;
 mod requeueing;
 mod rpc;
 mod settling;

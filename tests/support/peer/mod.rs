@@ -11,7 +11,8 @@ mod play;
 mod tls;
 mod wire;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -79,6 +80,17 @@ impl Listener {
 
     pub(crate) fn accept(&self) -> Wire {
         let (stream, _) = self.listener.accept().expect("no client connected in time");
+        self.serve(stream)
+    }
+
+    /// Expects that no client has connected since the last one that was accepted.
+    pub(crate) fn expect_no_client(&self) {
+        self.listener.set_nonblocking(true).unwrap();
+        let error = self.listener.accept().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+
+    fn serve(&self, stream: TcpStream) -> Wire {
         stream.set_read_timeout(Some(STEP_TIMEOUT)).unwrap();
         stream.set_write_timeout(Some(STEP_TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();

@@ -1,0 +1,93 @@
+//! The topology of a connection is there again after the broker has stopped and started.
+
+use cony::recovery::Entity;
+use cony::{RecoveryEvent, basic, exchange, queue};
+
+use super::{await_outage, connect, events_of, events_until_recovered};
+use crate::support::node::node;
+use crate::support::{PATIENCE, expect_error, next_delivery, unique};
+
+#[test]
+fn exclusive_and_auto_delete_queues_exchanges_and_bindings_come_back() {
+    let node = node();
+    let connection = connect(&node);
+    let events = events_of(&connection);
+    let channel = connection.channel().unwrap();
+    let [source, target, exclusive, transient] =
+        ["source", "target", "exclusive", "auto-delete"].map(unique);
+    let declare = exchange::Declare::new(&source)
+        .exchange_type("topic")
+        .auto_delete(true);
+    channel.exchange_declare(declare).unwrap();
+    let declare = exchange::Declare::new(&target).exchange_type("fanout");
+    channel.exchange_declare(declare.durable(false)).unwrap();
+    channel.exchange_bind(&target, &source, "all.#").unwrap();
+    let declare = queue::Declare::new(&exclusive).exclusive(true);
+    channel.queue_declare(declare).unwrap();
+    let declare = queue::Declare::new(&transient).auto_delete(true);
+    channel.queue_declare(declare).unwrap();
+    let named_by_broker = channel
+        .queue_declare(queue::Declare::new_exclusive())
+        .unwrap()
+        .queue;
+    channel.queue_bind(&exclusive, &source, "one.*").unwrap();
+    channel.queue_bind(&transient, &target, "").unwrap();
+    channel.queue_bind(&named_by_broker, &target, "").unwrap();
+    // This binding is removed, so that it must not come back.
+    channel.queue_bind(&transient, &source, "one.*").unwrap();
+    channel.queue_unbind(&transient, &source, "one.*").unwrap();
+    let consumers = [&exclusive, &transient].map(|queue| channel.consume(queue).unwrap());
+    let third = channel
+        .consume(basic::Consume::new(&named_by_broker).exclusive(true))
+        .unwrap();
+
+    node.control("stop");
+    await_outage(&connection);
+    let outage = connection.outage().unwrap();
+    assert_eq!(outage.lost.reply_code(), Some(320), "{outage}");
+    node.control("start");
+    connection.wait_recovered(PATIENCE).unwrap();
+
+    channel.confirm_delivery().unwrap();
+    for key in ["one.a", "all.a.b"] {
+        let confirm = channel.basic_publish(&source, key, key).unwrap();
+        confirm.wait().unwrap();
+    }
+    for (consumer, text) in [
+        (&consumers[0], "one.a"),
+        (&consumers[1], "all.a.b"),
+        (&third, "all.a.b"),
+    ] {
+        let delivery = next_delivery(consumer);
+        assert_eq!(delivery.text().unwrap(), text);
+        delivery.ack().unwrap();
+        assert!(consumer.try_recv().unwrap().is_none());
+    }
+    let taken = events_until_recovered(&connection, &events);
+    assert!(matches!(taken[0], RecoveryEvent::Lost(_)), "{taken:?}");
+    let Some(RecoveryEvent::Recovered(recovered)) = taken.last() else {
+        panic!("{taken:?}");
+    };
+    assert_eq!(
+        (recovered.epoch, recovered.in_doubt, recovered.stale),
+        (2, 0, 0)
+    );
+    let lists = (&recovered.skipped, &recovered.waiting);
+    assert!(lists.0.is_empty() && lists.1.is_empty(), "{lists:?}");
+    let recreated = |name: &str| recovered.recreated.contains(&Entity::Queue(name.into()));
+    assert!(
+        recreated(&exclusive) && recreated(&transient),
+        "{recovered:?}"
+    );
+
+    let other = node.connect().channel().unwrap();
+    let declare = queue::Declare::new(&exclusive).passive(true);
+    let error = expect_error!(other.queue_declare(declare), cony::Error::ChannelClosed(_));
+    assert_eq!(error.reply_code(), Some(405), "the queue is exclusive");
+    connection
+        .channel()
+        .unwrap()
+        .exchange_delete(&target)
+        .unwrap();
+    connection.close().unwrap();
+}
