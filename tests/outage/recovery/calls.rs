@@ -156,7 +156,7 @@ fn a_close_and_a_drop_in_an_outage_return() {
     let node = node();
     let [closed, dropped] = [connect(&node), connect(&node)];
     let channel = closed.channel().unwrap();
-    let consumer = channel.consume(&exclusive_queue(&channel)).unwrap();
+    let consumer = channel.consume(exclusive_queue(&channel)).unwrap();
     let confirming = closed.channel().unwrap();
     fill(&confirming, "nowhere", ["unroutable"]);
     let in_use = dropped.channel().unwrap();
