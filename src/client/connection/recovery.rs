@@ -152,8 +152,8 @@ pub enum RecoveryEvent {
     AttemptFailed(Outage),
     /// The connection is restored. The outage is over.
     Recovered(Box<Recovered>),
-    /// The broker has refused to restore a consumer. cony tries it again later, or the consumer
-    /// ends with [`Error::ConsumerCancelled`].
+    /// The broker has refused to restore a consumer. cony tries it again later, for as
+    /// long as the connection lives.
     #[non_exhaustive]
     ConsumerRefused {
         /// The number of the channel.

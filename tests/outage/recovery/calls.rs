@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingConnection, Error, basic};
+use cony::{BlockingConnection, Error, basic, queue};
 
 use super::{await_outage, connect, recovering};
 use crate::support::node::node;
@@ -134,7 +134,10 @@ fn the_first_commit_after_a_loss_fails_and_the_next_one_commits() {
     let node = node();
     let connection = connect(&node);
     let channel = connection.channel().unwrap();
-    let queue = exclusive_queue(&channel);
+    // A name of the program's own, because a name of the broker does not come back.
+    let queue = unique("transaction");
+    let declare = queue::Declare::new(&queue).exclusive(true);
+    channel.queue_declare(declare).unwrap();
     channel.tx_select().unwrap();
     channel.basic_publish("", &queue, "lost").unwrap();
     node.control("kill");
