@@ -26,19 +26,20 @@ fn exclusive_and_auto_delete_queues_exchanges_and_bindings_come_back() {
     channel.queue_declare(declare).unwrap();
     let declare = queue::Declare::new(&transient).auto_delete(true);
     channel.queue_declare(declare).unwrap();
-    let named_by_broker = channel
+    let unnamed = channel
         .queue_declare(queue::Declare::new_exclusive())
         .unwrap()
         .queue;
+    assert!(unnamed.starts_with("cony.gen-"), "{unnamed}");
     channel.queue_bind(&exclusive, &source, "one.*").unwrap();
     channel.queue_bind(&transient, &target, "").unwrap();
-    channel.queue_bind(&named_by_broker, &target, "").unwrap();
+    channel.queue_bind(&unnamed, &target, "").unwrap();
     // This binding is removed, so that it must not come back.
     channel.queue_bind(&transient, &source, "one.*").unwrap();
     channel.queue_unbind(&transient, &source, "one.*").unwrap();
     let consumers = [&exclusive, &transient].map(|queue| channel.consume(queue).unwrap());
     let third = channel
-        .consume(basic::Consume::new(&named_by_broker).exclusive(true))
+        .consume(basic::Consume::new(&unnamed).exclusive(true))
         .unwrap();
 
     node.control("stop");
