@@ -60,10 +60,7 @@ impl Driver {
             return;
         };
         if let Some(restoration) = &mut recovery.restoration {
-            loop {
-                let Some(book) = self.core.book() else {
-                    break;
-                };
+            while let Some(book) = self.core.book() {
                 let Some(call) = restoration.next(book, now, random_bits) else {
                     break;
                 };
