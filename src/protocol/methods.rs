@@ -315,7 +315,8 @@ define_methods! {
         {
             /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The name of the queue. If it is empty, the broker chooses one.
+            /// The name of the queue. If it is empty, the broker chooses one; with
+            /// [`Recovery`](crate::Recovery) that restores the topology, cony does.
             queue: ShortString,
             /// Whether to check only that the queue exists. The broker then ignores every other
             /// field but the name, and refuses (404) if there is no such queue.

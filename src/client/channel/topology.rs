@@ -182,7 +182,9 @@ impl BlockingChannel {
     /// Declares a queue: creates it if it does not exist. Returns its name and the numbers of its
     /// messages and consumers.
     ///
-    /// If the name is empty, the broker chooses one.
+    /// If the name is empty, the broker chooses one. With [`Recovery`](crate::Recovery) that
+    /// restores the topology, cony chooses it, because no client can declare a name of the broker
+    /// again.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;

@@ -154,20 +154,6 @@ impl BlockingConnection {
         outcome.and_then(|dispatched| closed.map(|()| dispatched))
     }
 
-    /// Runs the callbacks for the events of recovery, unless another thread dispatches the events
-    /// of the connection. Returns the number of events.
-    pub(super) fn dispatch_recovery_events(&self) -> Result<usize> {
-        let call_others = || self.inner.shared.wake_dispatchers();
-        let Some(guard) = self.callbacks().lock.hold(&call_others) else {
-            return Ok(0);
-        };
-        let called = self.call_recovery_callbacks(&guard);
-        drop(guard);
-        // As in `dispatch_own`.
-        let closed = self.call_close_callbacks();
-        called.and_then(|events| closed.map(|()| events))
-    }
-
     fn dispatch_under(
         &self,
         guard: &DispatchGuard<'_>,
@@ -228,9 +214,15 @@ impl BlockingConnection {
             return Ok(());
         };
         let callbacks = self.callbacks();
+        // The last event of recovery may still wait.
+        let recovery = match self.inner.shared.recovery.failure() {
+            Some(_) => self.call_recovery_callbacks(guard).map(drop),
+            None => Ok(()),
+        };
         callbacks.clear();
         self.inner.timers.clear();
-        callbacks.on_close.call_all_once(guard, self, &reason)
+        let closed = callbacks.on_close.call_all_once(guard, self, &reason);
+        recovery.and(closed)
     }
 }
 

@@ -267,8 +267,7 @@ impl BlockingConnection {
         // When the IO thread has ended, each channel has recorded its end.
         self.inner
             .wait_for_io_thread(Instant::now() + DEADLINE_GRACE);
-        // First, because the end of a channel may be an error that ends this round.
-        let mut dispatched = self.dispatch_recovery_events()?;
+        let mut dispatched = 0;
         for channel in self.inner.open_channels() {
             dispatched += channel.dispatch_some(share, is_over)?;
         }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Driver;
+use super::recovering::random_bits;
 use super::tokens::CallToken;
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{ChannelCommand, Command, Opener};
 use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::event::{ChannelId, NumberError, Termination};
-use crate::protocol::methods::basic;
+use crate::protocol::methods::{Method, basic};
+use crate::protocol::recovery::book::names::client_made_name;
 use crate::protocol::reply_code::ReplyCode;
 
 impl Driver {
@@ -54,11 +56,12 @@ impl Driver {
     ) {
         match command {
             ChannelCommand::Call {
-                method,
+                mut method,
                 consumer,
                 deadline,
                 reply,
             } => {
+                self.name_new_queue(&mut method);
                 let token = self.call_token(id, &method, reply);
                 self.has_call_traffic = true;
                 self.core.call(id, *method, consumer, token, deadline);
@@ -93,6 +96,16 @@ impl Driver {
             } => {
                 let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
                 self.core.close_channel(id, by, code, text, call);
+            }
+        }
+    }
+
+    /// Gives a queue without a name one that recovery can declare again. Nothing happens if the
+    /// topology is not restored.
+    fn name_new_queue(&mut self, method: &mut Method) {
+        if let Method::QueueDeclare(declare) = method {
+            if declare.queue.is_empty() && !declare.passive && self.core.book().is_some() {
+                declare.queue = client_made_name(random_bits());
             }
         }
     }

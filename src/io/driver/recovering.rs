@@ -94,8 +94,13 @@ impl Recovering {
     }
 }
 
+/// Returns random bits for the name of a queue.
+pub(super) fn random_bits() -> u128 {
+    u128::from(random()) << 64 | u128::from(random())
+}
+
 /// Returns a random number of the standard library.
-pub(super) fn random() -> u64 {
+fn random() -> u64 {
     RandomState::new().hash_one(0)
 }
 

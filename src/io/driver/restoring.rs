@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Driver;
-use super::recovering::random;
+use super::recovering::random_bits;
 use super::tokens::CallToken;
 use crate::io::shared::consumer::ConsumerToken;
 use crate::protocol::recovery::restoration::Outcome;
@@ -60,12 +60,8 @@ impl Driver {
             return;
         };
         if let Some(restoration) = &mut recovery.restoration {
-            loop {
-                let bits = || u128::from(random()) << 64 | u128::from(random());
-                let Some(book) = self.core.book() else {
-                    break;
-                };
-                let Some(call) = restoration.next(book, now, bits) else {
+            while let Some(book) = self.core.book() {
+                let Some(call) = restoration.next(book, now, random_bits) else {
                     break;
                 };
                 if let Some(lane) = recovery.lanes.get_mut(call.lane) {

@@ -1,7 +1,7 @@
 //! The topology of a connection is there again after the broker has stopped and started.
 
 use cony::recovery::Entity;
-use cony::{RecoveryEvent, exchange, queue};
+use cony::{RecoveryEvent, basic, exchange, queue};
 
 use super::{await_outage, connect, events_of, events_until_recovered};
 use crate::support::node::node;
@@ -26,12 +26,21 @@ fn exclusive_and_auto_delete_queues_exchanges_and_bindings_come_back() {
     channel.queue_declare(declare).unwrap();
     let declare = queue::Declare::new(&transient).auto_delete(true);
     channel.queue_declare(declare).unwrap();
+    let unnamed = channel
+        .queue_declare(queue::Declare::new_exclusive())
+        .unwrap()
+        .queue;
+    assert!(unnamed.starts_with("cony.gen-"), "{unnamed}");
     channel.queue_bind(&exclusive, &source, "one.*").unwrap();
     channel.queue_bind(&transient, &target, "").unwrap();
+    channel.queue_bind(&unnamed, &target, "").unwrap();
     // This binding is removed, so that it must not come back.
     channel.queue_bind(&transient, &source, "one.*").unwrap();
     channel.queue_unbind(&transient, &source, "one.*").unwrap();
     let consumers = [&exclusive, &transient].map(|queue| channel.consume(queue).unwrap());
+    let third = channel
+        .consume(basic::Consume::new(&unnamed).exclusive(true))
+        .unwrap();
 
     node.control("stop");
     await_outage(&connection);
@@ -45,7 +54,11 @@ fn exclusive_and_auto_delete_queues_exchanges_and_bindings_come_back() {
         let confirm = channel.basic_publish(&source, key, key).unwrap();
         confirm.wait().unwrap();
     }
-    for (consumer, text) in consumers.iter().zip(["one.a", "all.a.b"]) {
+    for (consumer, text) in [
+        (&consumers[0], "one.a"),
+        (&consumers[1], "all.a.b"),
+        (&third, "all.a.b"),
+    ] {
         let delivery = next_delivery(consumer);
         assert_eq!(delivery.text().unwrap(), text);
         delivery.ack().unwrap();
