@@ -134,7 +134,6 @@ fn the_first_commit_after_a_loss_fails_and_the_next_one_commits() {
     let node = node();
     let connection = connect(&node);
     let channel = connection.channel().unwrap();
-    // A name of the program's own, because a name of the broker does not come back.
     let queue = unique("transaction");
     let declare = queue::Declare::new(&queue).exclusive(true);
     channel.queue_declare(declare).unwrap();
