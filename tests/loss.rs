@@ -1,4 +1,5 @@
-//! Accounts for every message while the broker is killed and restarted in a loop.
+//! Accounts for every message while the broker is killed and restarted in a loop, and the program
+//! opens new connections: recovery is off.
 //!
 //! `CONY_TEST_ROUNDS` is the number of restarts, 3 by default.
 
@@ -18,8 +19,8 @@ use std::thread;
 use std::time::Duration;
 
 use cony::{
-    BasicProperties, BlockingChannel, BlockingConnection, DeliveryMode, Error, Message,
-    PublisherConfirm, Result, basic,
+    BasicProperties, BlockingChannel, BlockingConnection, ConnectionParameters, DeliveryMode,
+    Error, Message, PublisherConfirm, Result, basic,
 };
 use parking_lot::Mutex;
 
@@ -86,14 +87,14 @@ const WINDOW: usize = 50;
 impl Publisher {
     fn publish_until(
         mut self,
-        url: &str,
+        parameters: &ConnectionParameters,
         queue: &str,
         enough: &AtomicBool,
         confirmed: &AtomicUsize,
     ) -> HashMap<String, Account> {
         while !enough.load(Ordering::SeqCst) {
             // The broker may be starting.
-            let Ok(connection) = BlockingConnection::open(url) else {
+            let Ok(connection) = BlockingConnection::open(parameters) else {
                 thread::yield_now();
                 continue;
             };
@@ -183,6 +184,7 @@ impl Publisher {
 #[test]
 fn every_message_is_in_the_queue_as_often_as_its_confirms_allow() {
     let node = node();
+    let parameters = node.parameters();
     let queue = durable_queue(&node, "published");
     let (enough, confirmed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let accounts: HashMap<String, Account> = thread::scope(|scope| {
@@ -194,9 +196,9 @@ fn every_message_is_in_the_queue_as_often_as_its_confirms_allow() {
                     again: VecDeque::new(),
                     accounts: HashMap::new(),
                 };
-                let (url, queue) = (&node.url, &queue);
+                let (parameters, queue) = (&parameters, &queue);
                 let (enough, confirmed) = (&enough, &confirmed);
-                scope.spawn(move || publisher.publish_until(url, queue, enough, confirmed))
+                scope.spawn(move || publisher.publish_until(parameters, queue, enough, confirmed))
             })
             .collect();
         for _ in 0..rounds() {
@@ -244,9 +246,14 @@ struct Books {
 /// The prefetch of each consumer.
 const PREFETCH: u16 = 20;
 
-fn consume_until(url: &str, queue: &str, enough: &AtomicBool, books: &Mutex<Books>) {
+fn consume_until(
+    parameters: &ConnectionParameters,
+    queue: &str,
+    enough: &AtomicBool,
+    books: &Mutex<Books>,
+) {
     while !enough.load(Ordering::SeqCst) {
-        let Ok(connection) = BlockingConnection::open(url) else {
+        let Ok(connection) = BlockingConnection::open(parameters) else {
             thread::yield_now();
             continue;
         };
@@ -316,12 +323,13 @@ fn supply(node: &Node, queue: &str, names: impl Iterator<Item = String>) {
 fn acknowledged_messages_never_return_and_no_other_message_is_lost() {
     const SUPPLY: usize = 2000;
     let node = node();
+    let parameters = node.parameters();
     let queue = durable_queue(&node, "consumed");
     let enough = AtomicBool::new(false);
     let books = Mutex::new(Books::default());
     thread::scope(|scope| {
         let consumers: Vec<_> = (0..3)
-            .map(|_| scope.spawn(|| consume_until(&node.url, &queue, &enough, &books)))
+            .map(|_| scope.spawn(|| consume_until(&parameters, &queue, &enough, &books)))
             .collect();
         for round in 0..rounds() {
             let seen = books.lock().delivered.len();

@@ -69,8 +69,7 @@ impl PublisherConfirm {
     }
 
     /// Waits until the broker has taken the message, at most for
-    /// [`confirm_timeout`](crate::ConnectionParameters::confirm_timeout) (default: `rpc_timeout`, 30
-    /// s).
+    /// [`confirm_timeout`](crate::ConnectionParameters::confirm_timeout) (default: 120 s).
     ///
     /// RabbitMQ confirms a message when all queues that it was routed to have it: on disk if the
     /// message is [persistent](crate::Message::persistent) and the queue durable, on a majority of

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use cony::{BlockingConnection, ConnectionLostError, ConnectionParameters, Error};
+use cony::{BlockingConnection, ConnectionLostError, Error};
 
 use crate::support::node::{Alarm, node};
 use crate::support::{PATIENCE, unique, until};
@@ -11,8 +11,8 @@ use crate::support::{PATIENCE, unique, until};
 #[test]
 fn an_alarm_blocks_publishing_connections_only() {
     let node = node();
-    let parameters: ConnectionParameters = node.url.parse().unwrap();
-    let parameters = parameters
+    let parameters = node
+        .parameters()
         .publish_timeout(Duration::from_millis(500))
         .close_timeout(Duration::from_secs(1))
         .write_budget(100_000);
@@ -112,8 +112,8 @@ fn the_blocked_callbacks_run_at_the_beginning_and_at_the_end_of_an_alarm() {
 fn blocked_connection_timeout_ends_the_connection_during_an_alarm() {
     let node = node();
     let after = Duration::from_millis(200);
-    let parameters: ConnectionParameters = node.url.parse().unwrap();
-    let publisher = BlockingConnection::open(parameters.blocked_connection_timeout(after)).unwrap();
+    let parameters = node.parameters().blocked_connection_timeout(after);
+    let publisher = BlockingConnection::open(parameters).unwrap();
     let channel = publisher.channel().unwrap();
     channel.confirm_delivery().unwrap();
     let (note, noted) = mpsc::channel();

@@ -156,8 +156,7 @@ impl Busy {
 }
 
 fn parameters(node: &Node) -> ConnectionParameters {
-    let parameters: ConnectionParameters = node.url.parse().unwrap();
-    parameters
+    node.parameters()
         .heartbeat(Duration::from_secs(1))
         .rpc_timeout(Duration::from_secs(20))
         .blocked_connection_timeout(Duration::from_secs(1))

@@ -5,7 +5,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingConnection, ConnectionLostError, ConnectionParameters, Error, basic};
+use cony::{BlockingConnection, ConnectionLostError, Error, basic};
 
 use crate::support::node::node;
 use crate::support::{PATIENCE, exclusive_queue, expect_error};
@@ -154,9 +154,8 @@ fn calls_that_wait_for_a_reply_fail_when_the_broker_is_killed() {
 #[test]
 fn a_paused_broker_is_lost_by_missed_heartbeats() {
     let node = node();
-    let parameters: ConnectionParameters = node.url.parse().unwrap();
-    let connection =
-        BlockingConnection::open(parameters.heartbeat(Duration::from_secs(1))).unwrap();
+    let parameters = node.parameters().heartbeat(Duration::from_secs(1));
+    let connection = BlockingConnection::open(parameters).unwrap();
     node.control("pause");
     let error = connection.wait_closed();
     node.control("resume");
@@ -172,8 +171,7 @@ fn a_paused_broker_is_lost_by_missed_heartbeats() {
 #[test]
 fn a_close_that_a_paused_broker_does_not_answer_fails_at_its_deadline() {
     let node = node();
-    let parameters: ConnectionParameters = node.url.parse().unwrap();
-    let impatient = parameters.close_timeout(Duration::from_millis(100));
+    let impatient = node.parameters().close_timeout(Duration::from_millis(100));
     let connection = BlockingConnection::open(impatient).unwrap();
     node.control("pause");
     expect_error!(

@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use cony::BlockingConnection;
+use cony::{BlockingConnection, ConnectionParameters};
 use parking_lot::{Mutex, MutexGuard};
 
 pub(crate) struct Node {
@@ -63,8 +64,20 @@ impl Node {
         super::run(&mut command, b"");
     }
 
+    /// Returns parameters of a connection that a loss ends. A call ends long before the loss is
+    /// noticed by missed heartbeats.
+    pub(crate) fn parameters(&self) -> ConnectionParameters {
+        let parameters: ConnectionParameters = self.url.parse().unwrap();
+        parameters
+            .recovery(None)
+            .heartbeat(Duration::from_secs(60))
+            .publish_timeout(Duration::from_secs(30))
+            .confirm_timeout(Duration::from_secs(30))
+    }
+
+    /// Opens a connection that a loss ends.
     pub(crate) fn connect(&self) -> BlockingConnection {
-        BlockingConnection::open(&self.url).unwrap()
+        BlockingConnection::open(self.parameters()).unwrap()
     }
 }
 

@@ -36,7 +36,15 @@ pub(super) fn recovery(
     negotiated: &Negotiated,
 ) -> Option<RecoverySettings> {
     let recovery = parameters.recovery.as_ref()?;
-    settings(recovery, parameters, brokers.to_vec(), index, negotiated)
+    let settings = settings(recovery, parameters, brokers.to_vec(), index, negotiated);
+    if settings.is_none() && parameters.is_recovery_set {
+        let name = open::name(parameters);
+        log::warn!(
+            "{name}: recovery is off, because credentials with erase_on_connect allow no second \
+             login"
+        );
+    }
+    settings
 }
 
 fn settings(
@@ -142,7 +150,11 @@ fn attempt(
 /// Returns the error of an attempt that was not begun.
 fn unprepared(error: Error) -> AttemptError {
     AttemptError {
-        failure: AttemptFailure::Preparation,
+        failure: match error {
+            // No later attempt has a password again.
+            Error::CredentialsErased => AttemptFailure::Erased,
+            _ => AttemptFailure::Preparation,
+        },
         error: Box::new(error),
     }
 }
@@ -324,7 +336,7 @@ mod tests {
         erased.erase();
         let parameters = ConnectionParameters::new().credentials(erased);
         let error = connected(parameters, TEST_TIMEOUT).err().unwrap();
-        assert_eq!(error.failure, AttemptFailure::Preparation);
+        assert_eq!(error.failure, AttemptFailure::Erased);
         assert!(matches!(*error.error, Error::CredentialsErased));
 
         let connect = connect_again(vec![ConnectionParameters::new()], FIRST).unwrap();

@@ -152,12 +152,12 @@ pub(super) fn settings(parameters: &ConnectionParameters) -> Settings {
         busy_wait: parameters.busy_wait,
         blocked_timeout: parameters.blocked_connection_timeout,
         backpressure_detection: parameters.backpressure_detection,
-        confirm_timeout: parameters.get_confirm_timeout(),
+        confirm_timeout: parameters.confirm_timeout,
     }
 }
 
 /// Returns the name of the connection for the log.
-fn name(parameters: &ConnectionParameters) -> String {
+pub(super) fn name(parameters: &ConnectionParameters) -> String {
     match &parameters.connection_name {
         Some(name) => name.clone(),
         None => format!("{}:{}", parameters.host, parameters.get_port()),

@@ -98,7 +98,8 @@ const MIB: usize = 1024 * KIB;
 ///
 /// | | pika | cony | because |
 /// |---|---|---|---|
-/// | [`heartbeat`](Self::heartbeat) | off | 60 s | otherwise a dead network goes unnoticed |
+/// | [`heartbeat`](Self::heartbeat) | off | 10 s | otherwise a dead network goes unnoticed |
+/// | [`recovery`](Self::recovery) | none | on | a restart of the broker is not the end of a program |
 /// | [`socket_timeout`](Self::socket_timeout) | 0.25 s | 10 s | real networks are slower |
 /// | [`channel_max`](Self::channel_max) | 0 | 2047 | the broker's default, known in advance |
 /// | `cert_reqs` in `ssl_options` | `CERT_NONE` | `CERT_REQUIRED` | TLS without verification does not protect |
@@ -140,11 +141,13 @@ pub struct ConnectionParameters {
     pub(crate) handshake_timeout: Duration,
     pub(crate) rpc_timeout: Duration,
     pub(crate) publish_timeout: Duration,
-    pub(crate) confirm_timeout: Option<Duration>,
+    pub(crate) confirm_timeout: Duration,
     pub(crate) close_timeout: Duration,
     pub(crate) drop_timeout: Duration,
     pub(crate) blocked_connection_timeout: Option<Duration>,
     pub(crate) recovery: Option<Recovery>,
+    /// Whether `recovery` was set, and is not the default.
+    pub(crate) is_recovery_set: bool,
     pub(crate) backpressure_detection: bool,
     pub(crate) busy_wait: Duration,
     pub(crate) max_message_size: u64,
@@ -164,7 +167,7 @@ impl Default for ConnectionParameters {
             credentials: Credentials::default(),
             channel_max: 2047,
             frame_max: 131_072,
-            heartbeat: Duration::from_secs(60),
+            heartbeat: Duration::from_secs(10),
             locale: "en_US".into(),
             connection_name: None,
             client_properties: FieldTable::new(),
@@ -180,12 +183,13 @@ impl Default for ConnectionParameters {
             socket_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(15),
             rpc_timeout: Duration::from_secs(30),
-            publish_timeout: Duration::from_secs(30),
-            confirm_timeout: None,
+            publish_timeout: Duration::from_secs(120),
+            confirm_timeout: Duration::from_secs(120),
             close_timeout: Duration::from_secs(10),
             drop_timeout: Duration::from_secs(2),
             blocked_connection_timeout: None,
-            recovery: None,
+            recovery: Some(Recovery::new()),
+            is_recovery_set: false,
             backpressure_detection: false,
             busy_wait: Duration::from_micros(100),
             max_message_size: 128 * MIB as u64,
@@ -220,33 +224,34 @@ impl ConnectionParameters {
         self
     }
 
-    /// Sets how long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for the
-    /// confirm of the broker before it fails with [`Error::Timeout`](crate::Error::Timeout).
-    /// Default: the value of [`rpc_timeout`](Self::rpc_timeout), 30 s. URL option.
-    #[must_use]
-    pub fn confirm_timeout(mut self, timeout: Duration) -> Self {
-        self.confirm_timeout = Some(timeout);
-        self
-    }
-
-    /// Sets how a lost connection is opened again. `None` switches that off: a lost connection has
-    /// ended. Default: `None`; recovery is off by default in this version.
+    /// Sets how a lost connection is opened again. `None` switches recovery off: the loss then ends
+    /// the connection. Default: [`Recovery::new`]. URL option, `on` or `off`.
     ///
     /// Recovery begins when the connection is open. The attempts of the opening itself are set with
-    /// [`connection_attempts`](Self::connection_attempts). See [`Recovery`]. URL option, `on` or
-    /// `off`; the URL options of [`Recovery`] switch it on as well.
+    /// [`connection_attempts`](Self::connection_attempts). The guide has a page about
+    /// [recovery](crate::guide::recovery).
+    ///
+    /// Recovery is off if the credentials have
+    /// [`erase_on_connect`](crate::Credentials::erase_on_connect), because cony cannot log in again
+    /// without the password. If you have set recovery as well, a warning in the log says so.
     ///
     /// ```
+    /// use std::time::Duration;
     /// use cony::{ConnectionParameters, Recovery};
     ///
-    /// let parameters = ConnectionParameters::new().recovery(Recovery::new());
-    /// assert!(parameters.get_recovery().is_some());
-    /// let parameters = parameters.recovery(None);
-    /// assert!(parameters.get_recovery().is_none());
+    /// let parameters = ConnectionParameters::new();
+    /// assert_eq!(parameters.get_recovery(), Some(&Recovery::new()));
+    /// let limited = parameters.clone().recovery(Recovery::new().limit(Duration::from_secs(600)));
+    /// # let by_url: ConnectionParameters = "amqp://?recovery_limit=600".parse()?;
+    /// # assert_eq!(by_url.get_recovery(), limited.get_recovery());
+    /// let without = parameters.recovery(None);
+    /// assert_eq!(without.get_recovery(), None);
+    /// # Ok::<(), cony::Error>(())
     /// ```
     #[must_use]
     pub fn recovery(mut self, recovery: impl Into<Option<Recovery>>) -> Self {
         self.recovery = recovery.into();
+        self.is_recovery_set = true;
         self
     }
 }
@@ -270,7 +275,10 @@ settings! {
         frame_max: u32, copy get_frame_max: u32;
         /// Sets the heartbeat interval to request, in whole seconds; the broker may lower it. Zero
         /// switches heartbeats off. A connection on which nothing arrives for two intervals is
-        /// lost. Default: 60 s. URL options `heartbeat` and `heartbeat_interval`.
+        /// lost. Default: 10 s. URL options `heartbeat` and `heartbeat_interval`.
+        ///
+        /// Both sides check this: a program that stands still for two to three intervals loses its
+        /// connection as well.
         heartbeat: Duration, copy get_heartbeat: Duration;
         /// Sets the language of the broker's texts. Default: `en_US`, which every broker has. URL
         /// option.
@@ -305,9 +313,13 @@ settings! {
         /// [`RpcClient`](crate::RpcClient) has a timeout of its own, the argument of its call.
         rpc_timeout: Duration, copy get_rpc_timeout: Duration;
         /// Sets how long a publish waits for room before it fails with
-        /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it does not wait.
-        /// Default: 30 s. URL option.
+        /// [`Error::PublishTimeout`](crate::Error::PublishTimeout). Zero: it fails at once, also in
+        /// an outage. Default: 120 s. URL option.
         publish_timeout: Duration, copy get_publish_timeout: Duration;
+        /// Sets how long [`PublisherConfirm::wait`](crate::PublisherConfirm::wait) waits for the
+        /// confirm of the broker before it fails with [`Error::Timeout`](crate::Error::Timeout).
+        /// Default: 120 s. URL option.
+        confirm_timeout: Duration, copy get_confirm_timeout: Duration;
         /// Sets how long `close` of a connection or of a channel may take, including the wait for
         /// confirms. After this time a connection closes its socket without the broker's reply.
         /// Default: 10 s.
@@ -394,11 +406,6 @@ impl ConnectionParameters {
     /// Returns the setting [`connection_name`](Self::connection_name).
     pub fn get_connection_name(&self) -> Option<&str> {
         self.connection_name.as_deref()
-    }
-
-    /// Returns the setting [`confirm_timeout`](Self::confirm_timeout), or its default.
-    pub fn get_confirm_timeout(&self) -> Duration {
-        self.confirm_timeout.unwrap_or(self.rpc_timeout)
     }
 
     /// Returns the setting [`recovery`](Self::recovery).
@@ -489,7 +496,7 @@ impl fmt::Debug for ConnectionParameters {
             .field("handshake_timeout", &self.handshake_timeout)
             .field("rpc_timeout", &self.rpc_timeout)
             .field("publish_timeout", &self.publish_timeout)
-            .field("confirm_timeout", &self.get_confirm_timeout())
+            .field("confirm_timeout", &self.confirm_timeout)
             .field("close_timeout", &self.close_timeout)
             .field("drop_timeout", &self.drop_timeout)
             .field(
@@ -525,15 +532,15 @@ mod tests {
         for part in [
             "channel_max: 2047",
             "frame_max: 131072",
-            "heartbeat: 60s",
+            "heartbeat: 10s",
             "connection_attempts: 1",
             "retry_delay: 2s",
             "socket_timeout: 10s",
             "handshake_timeout: 15s",
             "rpc_timeout: 30s",
-            "publish_timeout: 30s",
-            "confirm_timeout: 30s",
-            "recovery: None",
+            "publish_timeout: 120s",
+            "confirm_timeout: 120s",
+            "recovery: Some(Recovery { max_delay: 30s, limit: None, ",
             "close_timeout: 10s",
             "drop_timeout: 2s",
             "max_message_size: 134217728",
@@ -577,6 +584,7 @@ mod tests {
             .client_properties([("product", "mine")])
             .channel_max(5)
             .rpc_timeout(second)
+            .confirm_timeout(second * 4)
             .blocked_connection_timeout(second * 2)
             .oversized(Oversized::Reject)
             .tcp_options(TcpOptions::new().keepalive(second * 3).nodelay(false));
@@ -587,6 +595,7 @@ mod tests {
         assert_eq!(parameters.get_client_properties().len(), 1);
         assert_eq!(parameters.get_channel_max(), 5);
         assert_eq!(parameters.get_rpc_timeout(), second);
+        assert_eq!(parameters.get_confirm_timeout(), second * 4);
         let blocked = parameters.get_blocked_connection_timeout();
         assert_eq!(blocked, Some(second * 2));
         assert_eq!(parameters.get_oversized(), Oversized::Reject);
@@ -599,16 +608,6 @@ mod tests {
             parameters.cancellation_token.is_cancelled(),
             "it is a clone"
         );
-    }
-
-    #[test]
-    fn the_wait_for_a_confirm_lasts_as_long_as_a_call_unless_it_is_set() {
-        let second = Duration::from_secs(1);
-        let parameters = ConnectionParameters::new().rpc_timeout(second);
-        assert_eq!(parameters.get_confirm_timeout(), second);
-        let parameters = parameters.confirm_timeout(second * 2);
-        assert_eq!(parameters.get_confirm_timeout(), second * 2);
-        assert_eq!(parameters.get_rpc_timeout(), second);
     }
 
     #[test]

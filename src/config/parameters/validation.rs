@@ -105,7 +105,7 @@ impl ConnectionParameters {
             ("socket_timeout", Some(self.socket_timeout), false),
             ("handshake_timeout", Some(self.handshake_timeout), false),
             ("rpc_timeout", Some(self.rpc_timeout), false),
-            ("confirm_timeout", self.confirm_timeout, false),
+            ("confirm_timeout", Some(self.confirm_timeout), false),
             ("blocked_connection_timeout", blocked, false),
             ("recovery_max_delay", max_delay, false),
             ("recovery_limit", limit, false),

@@ -54,7 +54,7 @@ fn from_parts(parts: &Parts) -> Result<ConnectionParameters> {
     if let Some(credentials) = credentials {
         parameters.credentials = credentials;
     }
-    parameters.recovery = query.recovery.finish(parameters.recovery)?;
+    parameters = query.recovery.apply(parameters)?;
     #[cfg(feature = "native-tls")]
     {
         parameters.tls_options = query.tls.options()?;
@@ -241,7 +241,7 @@ fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Res
             parameters.blocked_connection_timeout = Some(seconds(name, value)?);
         }
         "channel_max" => parameters.channel_max = number(name, value)?,
-        "confirm_timeout" => parameters.confirm_timeout = Some(seconds(name, value)?),
+        "confirm_timeout" => parameters.confirm_timeout = seconds(name, value)?,
         "connection_attempts" => parameters.connection_attempts = number(name, value)?,
         "connection_name" => parameters.connection_name = Some(value.into()),
         "connection_timeout" => {
@@ -394,8 +394,7 @@ mod tests {
         assert_eq!(parameters.handshake_timeout, Duration::from_secs(3));
         assert_eq!(parameters.rpc_timeout, Duration::from_millis(4500));
         assert_eq!(parameters.publish_timeout, Duration::ZERO);
-        let confirm = parameters.confirm_timeout;
-        assert_eq!(confirm, Some(Duration::from_millis(120_500)));
+        assert_eq!(parameters.confirm_timeout, Duration::from_millis(120_500));
         let blocked = parameters.blocked_connection_timeout;
         assert_eq!(blocked, Some(Duration::from_secs(60)));
         assert_eq!(parameters.heartbeat, Duration::from_secs(9));

@@ -1,6 +1,7 @@
 //! The options of recovery in a URL.
 
 use super::seconds;
+use crate::config::parameters::ConnectionParameters;
 use crate::config::recovery::{Recovery, Topology};
 use crate::error::{Error, Result};
 
@@ -41,16 +42,16 @@ impl RecoveryQuery {
         Ok(true)
     }
 
-    /// Returns the value of the parameter; `default` if the URL has no option of recovery.
-    pub(super) fn finish(self, default: Option<Recovery>) -> Result<Option<Recovery>> {
+    /// Sets the parameter, unless the URL has no option of recovery.
+    pub(super) fn apply(self, parameters: ConnectionParameters) -> Result<ConnectionParameters> {
         match (self.is_on, self.detail) {
             (Some(false), Some(detail)) => {
                 let rule = "the URL has recovery=off as well";
                 Err(Error::invalid(detail, "…", rule))
             }
-            (Some(false), None) => Ok(None),
-            (Some(true), _) | (None, Some(_)) => Ok(Some(self.recovery)),
-            (None, None) => Ok(default),
+            (Some(false), None) => Ok(parameters.recovery(None)),
+            (Some(true), _) | (None, Some(_)) => Ok(parameters.recovery(self.recovery)),
+            (None, None) => Ok(parameters),
         }
     }
 }
@@ -72,7 +73,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::parameters::ConnectionParameters;
 
     fn parse(options: &str) -> Result<Option<Recovery>> {
         let parameters: ConnectionParameters = format!("amqp://h/?{options}").parse()?;
@@ -83,9 +83,20 @@ mod tests {
     fn recovery_is_switched_on_and_off_by_name() {
         assert_eq!(parse("recovery=on").unwrap(), Some(Recovery::new()));
         assert_eq!(parse("recovery=off").unwrap(), None);
-        let default = ConnectionParameters::new();
-        let default = default.get_recovery().cloned();
-        assert_eq!(parse("heartbeat=10").unwrap(), default);
+        assert_eq!(parse("heartbeat=10").unwrap(), Some(Recovery::new()));
+    }
+
+    #[test]
+    fn a_url_sets_recovery_only_if_it_has_one_of_its_options() {
+        for (options, expected) in [
+            ("recovery=on", true),
+            ("recovery=off", true),
+            ("recovery_limit=9", true),
+            ("heartbeat=10", false),
+        ] {
+            let parameters: ConnectionParameters = format!("amqp://h/?{options}").parse().unwrap();
+            assert_eq!(parameters.is_recovery_set, expected, "{options}");
+        }
     }
 
     #[test]

@@ -78,6 +78,8 @@ fn after_close(reason: &CloseReason, culprit: Culprit) -> LossVerdict {
 pub(crate) enum AttemptFailure {
     /// The secret or a TLS file could not be read anew.
     Preparation,
+    /// The passwords were erased after the first connection was opened.
+    Erased,
     /// The host name, TCP, TLS or the stream failed, or the time was over. A TLS failure without a
     /// clear reason counts here.
     Unreachable(Stage),
@@ -113,7 +115,8 @@ pub(crate) enum AttemptVerdict {
 pub(crate) fn after_attempt(failure: &AttemptFailure) -> AttemptVerdict {
     match failure {
         AttemptFailure::Preparation | AttemptFailure::Unreachable(_) => AttemptVerdict::Passes,
-        AttemptFailure::Tls
+        AttemptFailure::Erased
+        | AttemptFailure::Tls
         | AttemptFailure::TooLargeBeforeTune
         | AttemptFailure::SmallerLimits => AttemptVerdict::Unfit,
         AttemptFailure::Handshake(_, HandshakeFailure::Closed(reason)) => match reason.code {
@@ -142,7 +145,7 @@ impl AttemptFailure {
     /// Returns whether the attempt ended before the broker had answered the protocol header.
     pub(crate) fn is_early(&self) -> bool {
         match self {
-            Self::Preparation | Self::Tls => true,
+            Self::Preparation | Self::Erased | Self::Tls => true,
             Self::Unreachable(stage) | Self::Handshake(stage, _) => *stage <= Stage::Header,
             Self::TooLargeBeforeTune | Self::SmallerLimits => false,
         }
@@ -247,6 +250,7 @@ mod tests {
         let offered = String::new;
         let mut table = vec![
             (AttemptFailure::Preparation, Passes, true),
+            (AttemptFailure::Erased, Unfit, true),
             (AttemptFailure::Unreachable(Stage::Resolve), Passes, true),
             (AttemptFailure::Unreachable(Stage::Tcp), Passes, true),
             (AttemptFailure::Unreachable(Stage::Tls), Passes, true),
