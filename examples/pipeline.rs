@@ -59,8 +59,8 @@ fn main() -> cony::Result<()> {
                     delivery.ack()?;
                     moved += 1;
                 }
-                // The other queue is full: this message is tried again.
-                Err(Error::Nacked) => delivery.requeue()?,
+                // The other queue is full, or the connection was lost: this message is tried again.
+                Err(Error::Nacked | Error::Unconfirmed(_)) => delivery.requeue()?,
                 // Deliveries that are not acknowledged go back to their queue.
                 Err(error) => return Err(error),
             }

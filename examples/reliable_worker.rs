@@ -1,5 +1,6 @@
-//! A worker for production: four threads, an orderly stop at Ctrl-C or SIGTERM, a dead-letter
-//! queue for messages that fail three times, and a new connection when one is lost.
+//! A worker for production: it waits for its broker, works in four threads, goes on after a lost
+//! connection, moves messages that fail three times to another queue, and stops in good order at
+//! Ctrl-C or SIGTERM.
 //!
 //!     cargo run --example reliable_worker -- QUEUE
 //!
@@ -25,21 +26,17 @@ fn main() -> Result<()> {
         .connection_attempts(u32::MAX)
         .retry_delay(Duration::from_secs(5))
         .cancellation_token(stop.clone());
-    loop {
-        println!("waiting for the broker");
-        let connection = BlockingConnection::open(parameters.clone());
-        match connection.and_then(|connection| work(&connection, &queue, &stop)) {
-            Ok(()) | Err(Error::OpenCancelled { .. }) => break,
-            Err(error) if error.is_retryable() => eprintln!("connecting again: {error}"),
-            Err(error) => return Err(error),
-        }
-        thread::sleep(Duration::from_secs(1));
+    println!("waiting for the broker");
+    match BlockingConnection::open(parameters) {
+        Err(Error::OpenCancelled { .. }) => {}
+        connection => work(&connection?, &queue, &stop)?,
     }
     println!("stopped");
     Ok(())
 }
 
-/// Works on one connection. `Ok` means that the token is cancelled.
+/// Works until the token is cancelled. After a loss cony opens the connection again, and restores
+/// the queues and the consumer; the loops below only wait for longer.
 fn work(connection: &BlockingConnection, queue: &str, stop: &CancellationToken) -> Result<()> {
     let channel = connection.channel()?;
     let dead = format!("{queue}.dead");

@@ -31,7 +31,7 @@ use crate::support::peer::methods::*;
 use crate::support::peer::{
     self, Frame, Listener, TEST_TIMEOUT, Tune, Wire, args, body, header, method, play, signal,
 };
-use crate::support::{unique, until, url};
+use crate::support::{unique, until, url, without_recovery};
 
 const MIB: usize = 1 << 20;
 
@@ -674,9 +674,8 @@ fn flooded(queue: &str) -> (BlockingConnection, cony::Consumer) {
         setup.basic_publish("", queue, Message::new(&text)).unwrap();
     }
     setup.wait_for_confirms(TEST_TIMEOUT).unwrap();
-    let parameters = ConnectionParameters::try_from(url()).unwrap();
-    let heartbeat = Duration::from_secs(5);
-    let parameters = parameters.read_budget(READ_BUDGET).heartbeat(heartbeat);
+    let parameters = without_recovery(&url()).read_budget(READ_BUDGET);
+    let parameters = parameters.heartbeat(Duration::from_secs(5));
     let connection = BlockingConnection::open(parameters).unwrap();
     let _first = connection.channel().unwrap();
     let channel = connection.channel().unwrap();

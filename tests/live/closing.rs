@@ -5,12 +5,11 @@ use std::process::Command;
 use std::sync::Barrier;
 use std::thread;
 
-use cony::{
-    BlockingChannel, BlockingConnection, ClosedBy, ConnectionParameters, Error, Message, queue,
-};
+use cony::{BlockingChannel, BlockingConnection, ClosedBy, Error, Message, queue};
 
 use crate::support::{
-    await_ready, channel, connect, exclusive_queue, expect_error, run, unique, until, url, variable,
+    await_ready, channel, connect, exclusive_queue, expect_error, run, unique, until, url,
+    variable, without_recovery,
 };
 
 #[test]
@@ -77,8 +76,8 @@ fn disconnect_ends_the_connection_without_waiting() {
 #[test]
 fn the_text_of_an_operator_that_closes_the_connection_is_reported() {
     let name = unique("forced");
-    let parameters: ConnectionParameters = url().parse().unwrap();
-    let connection = BlockingConnection::open(parameters.connection_name(name.clone())).unwrap();
+    let parameters = without_recovery(&url()).connection_name(name.clone());
+    let connection = BlockingConnection::open(parameters).unwrap();
     let ctl = variable("CONY_BROKER_CTL");
     let listed = run(
         Command::new(&ctl).args(["-q", "list_connections", "pid", "client_properties"]),

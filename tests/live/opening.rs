@@ -24,7 +24,7 @@ fn open_default_connects_with_the_default_limits() {
     assert_eq!(product.as_str(), Some("RabbitMQ"));
     assert_eq!(connection.channel_max(), 2047);
     assert_eq!(connection.frame_max(), 131_072);
-    assert_eq!(connection.heartbeat().as_secs(), 60);
+    assert_eq!(connection.heartbeat().as_secs(), 10);
     assert!(connection.is_open());
     connection.close().unwrap();
     assert!(connection.is_closed());

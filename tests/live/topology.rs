@@ -1,9 +1,10 @@
 //! Declaring, binding and deleting exchanges and queues: the calls and their replies.
 
-use cony::{Error, ReplyCode, basic, exchange, queue};
+use cony::{BlockingConnection, Error, ReplyCode, basic, exchange, queue};
 
 use crate::support::{
-    PATIENCE, await_ready, channel, connect, exclusive_queue, expect_error, get, unique,
+    PATIENCE, await_ready, channel, connect, exclusive_queue, expect_error, get, unique, url,
+    without_recovery,
 };
 
 #[test]
@@ -24,14 +25,17 @@ fn declare_ok_has_the_name_and_the_counts_of_a_queue() {
 }
 
 #[test]
-fn the_broker_generates_a_name_for_an_empty_one() {
-    let channel = channel();
-    let name = exclusive_queue(&channel);
-    assert!(name.starts_with("amq.gen-"), "{name}");
-    // From now on an empty name means this queue.
-    channel.basic_publish("", &name, "x").unwrap();
-    await_ready(&channel, &name, 1);
-    assert_eq!(channel.queue_purge("").unwrap(), 1);
+fn cony_generates_a_name_for_an_empty_one_and_without_recovery_the_broker_does() {
+    let without_recovery = BlockingConnection::open(without_recovery(&url())).unwrap();
+    for (connection, prefix) in [(connect(), "cony.gen-"), (without_recovery, "amq.gen-")] {
+        let channel = connection.channel().unwrap();
+        let name = exclusive_queue(&channel);
+        assert!(name.starts_with(prefix), "{name}");
+        // From now on an empty name means this queue.
+        channel.basic_publish("", &name, "x").unwrap();
+        await_ready(&channel, &name, 1);
+        assert_eq!(channel.queue_purge("").unwrap(), 1);
+    }
 }
 
 #[test]

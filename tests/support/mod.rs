@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use cony::{BlockingChannel, BlockingConnection, Consumer, Delivery, basic, queue};
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectionParameters, Consumer, Delivery, basic, queue,
+};
 
 /// The time after which a condition that must become true counts as never true.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,6 +67,16 @@ pub(crate) fn url() -> String {
 
 pub(crate) fn connect() -> BlockingConnection {
     BlockingConnection::open(url()).unwrap()
+}
+
+/// Returns parameters of a connection that a loss ends. Calls end long before missed heartbeats do.
+pub(crate) fn without_recovery(url: &str) -> ConnectionParameters {
+    let parameters = ConnectionParameters::try_from(url).unwrap();
+    parameters
+        .recovery(None)
+        .heartbeat(Duration::from_secs(60))
+        .publish_timeout(Duration::from_secs(30))
+        .confirm_timeout(Duration::from_secs(30))
 }
 
 /// Opens a connection and a channel. The channel is the only handle: dropping it closes both.

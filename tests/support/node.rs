@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use cony::{BlockingConnection, ConnectionParameters};
 use parking_lot::{Mutex, MutexGuard};
@@ -64,15 +63,9 @@ impl Node {
         super::run(&mut command, b"");
     }
 
-    /// Returns parameters of a connection that a loss ends. A call ends long before the loss is
-    /// noticed by missed heartbeats.
+    /// Returns parameters of a connection that a loss ends.
     pub(crate) fn parameters(&self) -> ConnectionParameters {
-        let parameters: ConnectionParameters = self.url.parse().unwrap();
-        parameters
-            .recovery(None)
-            .heartbeat(Duration::from_secs(60))
-            .publish_timeout(Duration::from_secs(30))
-            .confirm_timeout(Duration::from_secs(30))
+        super::without_recovery(&self.url)
     }
 
     /// Opens a connection that a loss ends.
