@@ -14,7 +14,8 @@
 //!
 //! Calls are plain functions, without a runtime and without futures: each returns when it is done,
 //! or when its deadline has passed. One background thread, the IO thread, owns the socket and sends
-//! the heartbeats, so a callback may take an hour. Every handle can be used from several threads.
+//! the heartbeats, so a callback may take an hour. Every handle can be used from several threads. If
+//! the connection is lost, cony opens it again, and the handles stay usable.
 //!
 //! cony is to Rust as pika's `BlockingConnection` is to Python. If you know pika, the page [from
 //! pika to cony][from-pika] lists each of its names with the counterpart here.
@@ -92,6 +93,14 @@
 //! itself are errors before anything is sent. [`Error::is_retryable`] returns whether another
 //! attempt may succeed.
 //!
+//! # Lost connections
+//!
+//! A lost connection is opened again, with the same channels and consumers, and with the exchanges,
+//! queues and bindings that were declared on it. Until then calls wait, within their deadlines.
+//! Deliveries that were not settled come again. Publishes without a confirm end as
+//! [`Error::Unconfirmed`]. See [`guide::recovery`], and
+//! [`recovery`](ConnectionParameters::recovery) to switch this off.
+//!
 //! # Bounds
 //!
 //! Calls have a deadline: they end with the reply, with the end of their channel or connection, or
@@ -106,8 +115,9 @@
 //!
 //! cony logs through the crate `log`, with the name of the connection:
 //!
-//! - `info`: a connection is opened, or is unblocked.
+//! - `info`: a connection is opened, opened again after a loss, or unblocked.
 //! - `warn`: something that you should look at, for example:
+//!   - A connection is lost, or an attempt to open it again has failed.
 //!   - The broker has blocked a connection.
 //!   - Reading is paused.
 //!   - A thread waits for a delivery, but none can arrive, because unsettled deliveries have used

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cony::{BlockingConnection, ConnectionParameters, Delivery};
+use cony::{BlockingConnection, ConnectionParameters, Delivery, Recovery};
 
 use crate::support::child::in_child_process;
 use crate::support::panic_text;
@@ -118,7 +118,7 @@ impl Broker {
     }
 
     fn parameters(&self) -> ConnectionParameters {
-        parameters(self.port)
+        parameters(self.port).recovery(Recovery::new())
     }
 
     fn connect(&self) -> BlockingConnection {

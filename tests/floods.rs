@@ -16,7 +16,7 @@ mod support;
 use std::fs;
 use std::thread;
 
-use cony::{BlockingConnection, basic};
+use cony::{BlockingConnection, Recovery, basic};
 
 use crate::support::peer::methods::*;
 use crate::support::peer::{
@@ -152,6 +152,7 @@ fn meet(bytes: &[u8]) {
             });
         },
         move |parameters| {
+            let parameters = parameters.recovery(Recovery::new());
             let parameters = parameters.read_budget(READ_BUDGET);
             let connection = BlockingConnection::open(parameters).unwrap();
             let channel = connection.channel().unwrap();

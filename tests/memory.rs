@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use cony::{
     BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error, Message,
-    basic, queue,
+    Recovery, basic, queue,
 };
 
 use crate::support::child::in_child_process;
@@ -55,7 +55,7 @@ fn assert_grown_at_most(start: usize, bytes: usize) {
     assert!(grown <= bytes, "grown by {grown} bytes");
 }
 
-/// Runs a script that begins after the handshake and may end in any way, and a client.
+/// Runs a script that begins after the handshake and may end in any way, and a client with recovery.
 fn open(
     adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
     script: impl FnOnce(Wire) + Send + 'static,
@@ -67,7 +67,8 @@ fn open(
         script(wire);
     };
     play(script, |parameters| {
-        client(BlockingConnection::open(adjust(parameters)).unwrap());
+        let parameters = adjust(parameters.recovery(Recovery::new()));
+        client(BlockingConnection::open(parameters).unwrap());
     });
 }
 
@@ -196,7 +197,8 @@ fn a_flood_ends(size: usize) {
     };
     let parameters = |parameters: ConnectionParameters| {
         let heartbeat = Duration::from_secs(1);
-        parameters.heartbeat(heartbeat).read_budget(READ_BUDGET)
+        let parameters = parameters.recovery(None).heartbeat(heartbeat);
+        parameters.read_budget(READ_BUDGET)
     };
     open(parameters, script, |connection| {
         let start = memory("VmRSS");

@@ -137,7 +137,8 @@ impl Credentials {
     }
 
     /// Sets whether the passwords are wiped, in all clones, when a connection has been opened with
-    /// them. With `true` the credentials are good for one connection only. Default: `false`.
+    /// them. With `true` the credentials are good for one connection only, so
+    /// [recovery](crate::ConnectionParameters::recovery) is off. Default: `false`.
     #[must_use]
     pub fn erase_on_connect(mut self, erase: bool) -> Self {
         self.erase_on_connect = erase;
@@ -145,7 +146,8 @@ impl Credentials {
     }
 
     /// Wipes the passwords, in all clones. A later [`open`](crate::BlockingConnection::open) fails
-    /// with [`Error::CredentialsErased`], unless the list has an entry without a password.
+    /// with [`Error::CredentialsErased`], unless the list has an entry without a password. So does
+    /// the recovery of a connection, with [`Error::RecoveryFailed`].
     pub fn erase(&self) {
         for choice in &self.choices {
             if let Choice::Password { password, .. } = choice {

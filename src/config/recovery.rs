@@ -9,7 +9,8 @@ use crate::protocol::recovery::{book, session};
 /// [`ConnectionParameters::recovery`](crate::ConnectionParameters::recovery).
 ///
 /// With recovery, a connection that is lost is opened again: with the same handles, channels and
-/// consumers, and with the topology that was declared on it.
+/// consumers, and with the topology that was declared on it. It is on by default, with these
+/// settings, for a connection that was open once.
 ///
 /// ```
 /// use std::time::Duration;

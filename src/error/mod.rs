@@ -51,7 +51,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `ChannelClosed` by the broker | the channel | with code 405, 506, 541, and with 404 if the node of the queue is down |
 /// | `ConnectionClosed` by the broker | the connection | with code 320, 506, 541 |
 /// | `ChannelClosed`, `ConnectionClosed` by this program | the channel, the connection | no |
-/// | `ConnectionLost` | the connection | yes |
+/// | `ConnectionLost` | the connection; [recovery](crate::ConnectionParameters::recovery) is off, or the loss is final | yes |
 /// | `RecoveryFailed` | the connection | as the last failure |
 /// | `Connect` | no connection was opened | yes, except for `NoLocale`, `NoMechanism`, `TooLargeBeforeTune`, `FrameMaxRefused`, and TLS errors other than `Refused` and `Other` |
 /// | `AuthenticationFailed` | no connection was opened | if the broker did not name the reason (`certain` is `false`) |

@@ -315,8 +315,9 @@ define_methods! {
         {
             /// Reserved by the specification; RabbitMQ ignores it.
             ticket: u16,
-            /// The name of the queue. If it is empty, the broker chooses one; with
-            /// [`Recovery`](crate::Recovery) that restores the topology, cony does.
+            /// The name of the queue. If it is empty, cony chooses one; the broker does if
+            /// [recovery](crate::ConnectionParameters::recovery) is off or does not restore the
+            /// topology.
             queue: ShortString,
             /// Whether to check only that the queue exists. The broker then ignores every other
             /// field but the name, and refuses (404) if there is no such queue.

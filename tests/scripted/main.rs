@@ -45,6 +45,7 @@ mod protocol_errors;
 mod publishing;
 mod read_budget;
 mod recovery;
+mod recovery_defaults;
 mod requeueing;
 mod rpc;
 mod settling;

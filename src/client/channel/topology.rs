@@ -182,9 +182,10 @@ impl BlockingChannel {
     /// Declares a queue: creates it if it does not exist. Returns its name and the numbers of its
     /// messages and consumers.
     ///
-    /// If the name is empty, the broker chooses one. With [`Recovery`](crate::Recovery) that
-    /// restores the topology, cony chooses it, because no client can declare a name of the broker
-    /// again.
+    /// If the name is empty, cony chooses one, `cony.gen-…`, so that
+    /// [recovery](crate::ConnectionParameters::recovery) can declare the queue again: no client can
+    /// declare a name of the broker. The broker chooses it, `amq.gen-…`, if recovery is off or does
+    /// not restore the topology.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
