@@ -20,7 +20,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`worker`] | a worker for production: threads, signals, dead letters, panics, reconnecting |
+//! | [`worker`] | a worker for production: threads, signals, dead letters, panics, lost connections |
 //! | [`retry`] | trying a failed message again after a delay |
 //! | [`pipeline`] | from queue to queue without loss |
 //! | [`certainty`] | a file, and which of its lines have arrived |

@@ -14,8 +14,8 @@
 //!
 //! Calls are plain functions, without a runtime and without futures: each returns when it is done,
 //! or when its deadline has passed. One background thread, the IO thread, owns the socket and sends
-//! the heartbeats, so a callback may take an hour. Every handle can be used from several threads. If
-//! the connection is lost, cony opens it again, and the handles stay usable.
+//! the heartbeats, so a callback may take an hour. Every handle can be used from several threads.
+//! If the connection is lost, cony opens it again, and the handles stay usable.
 //!
 //! cony is to Rust as pika's `BlockingConnection` is to Python. If you know pika, the page [from
 //! pika to cony][from-pika] lists each of its names with the counterpart here.

@@ -55,7 +55,8 @@ fn assert_grown_at_most(start: usize, bytes: usize) {
     assert!(grown <= bytes, "grown by {grown} bytes");
 }
 
-/// Runs a script that begins after the handshake and may end in any way, and a client with recovery.
+/// Runs a script that begins after the handshake and may end in any way, and a client with
+/// recovery.
 fn open(
     adjust: impl FnOnce(ConnectionParameters) -> ConnectionParameters + Send + 'static,
     script: impl FnOnce(Wire) + Send + 'static,

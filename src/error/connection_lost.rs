@@ -64,7 +64,8 @@ impl fmt::Display for ConnectionLostError {
                 write!(
                     f,
                     "nothing was received from the broker for {silent:.0?}, which is twice the \
-                     heartbeat interval; the broker or the network is down"
+                     heartbeat interval; the broker or the network is down, or this machine stood \
+                     still"
                 )
             }
             Self::CloseTimedOut => f.write_str(

@@ -385,7 +385,7 @@ pub(super) fn remedy(reason: &CloseReason) -> &'static str {
     }
     let contains = |words| reason.text.contains(words);
     match reason.code {
-        ReplyCode::CONNECTION_FORCED => "; an operator or a shutdown did that: connect again",
+        ReplyCode::CONNECTION_FORCED => "; an operator or a shutdown did that",
         ReplyCode::ACCESS_REFUSED if contains("refused for user") => {
             "; the user needs that permission (rabbitmqctl set_permissions)"
         }

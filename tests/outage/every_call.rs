@@ -159,6 +159,7 @@ fn parameters(node: &Node) -> ConnectionParameters {
     node.parameters()
         .heartbeat(Duration::from_secs(1))
         .rpc_timeout(Duration::from_secs(20))
+        .confirm_timeout(Duration::from_secs(20))
         .blocked_connection_timeout(Duration::from_secs(1))
         .close_timeout(Duration::from_secs(1))
         .drop_timeout(Duration::from_secs(1))

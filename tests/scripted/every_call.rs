@@ -129,8 +129,7 @@ fn all_waiting_threads_get_the_same_reason_when_the_peer_closes_the_connection()
             for error in crowd(&connection) {
                 let text = error.to_string();
                 let expected = "the connection was closed by the broker: 320 CONNECTION_FORCED \
-                                (the same for all); an operator or a shutdown did that: connect \
-                                again";
+                                (the same for all); an operator or a shutdown did that";
                 assert_eq!(text, expected);
             }
         },

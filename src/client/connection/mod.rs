@@ -161,9 +161,9 @@ impl BlockingConnection {
     /// The brokers are tried in order, each with its own parameters. The log has a warning for each
     /// that fails.
     ///
-    /// [Recovery](ConnectionParameters::recovery) tries all of them again after a loss, the lost one
-    /// last. The entry that opened first decides about recovery, and its deadlines and budgets hold
-    /// for the life of the connection.
+    /// [Recovery](ConnectionParameters::recovery) tries all of them again after a loss, the lost
+    /// one last. The entry that opened first decides about recovery, and its deadlines and budgets
+    /// hold for the life of the connection.
     ///
     /// ```
     /// # let url = std::env::var("AMQP_URL").expect("AMQP_URL names a broker");

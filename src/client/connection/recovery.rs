@@ -13,9 +13,9 @@ use crate::protocol::wire::ShortString;
 
 /// # Recovery
 ///
-/// A connection that is lost is opened again, and its channels, consumers and topology are restored,
-/// unless [`recovery`](crate::ConnectionParameters::recovery) is switched off. From the loss until
-/// then it is in an *outage*: calls wait, within their own deadlines.
+/// A connection that is lost is opened again, and its channels, consumers and topology are
+/// restored, unless [`recovery`](crate::ConnectionParameters::recovery) is switched off. From the
+/// loss until then it is in an *outage*: calls wait, within their own deadlines.
 impl BlockingConnection {
     /// Returns whether the connection is in an outage: it is lost, and not restored yet.
     pub fn is_recovering(&self) -> bool {

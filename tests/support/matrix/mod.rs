@@ -251,6 +251,7 @@ fn adjust(parameters: ConnectionParameters, fault: Fault) -> ConnectionParameter
         .heartbeat(Duration::from_secs(heartbeat))
         .rpc_timeout(deadline)
         .publish_timeout(deadline)
+        .confirm_timeout(deadline)
         .close_timeout(deadline)
         .drop_timeout(deadline)
         .confirm_window(1)

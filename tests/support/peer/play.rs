@@ -12,8 +12,8 @@ use cony::{BlockingChannel, BlockingConnection, ConnectionParameters};
 use super::tls;
 use super::{Listener, STEP_TIMEOUT, TEST_TIMEOUT, Transport, Tune, Wire};
 
-/// Returns parameters for a client of the peer at `port`: without heartbeats, prefetch and recovery,
-/// which most scripts do not expect, and with deadlines beyond those of the peer.
+/// Returns parameters for a client of the peer at `port`: without heartbeats, prefetch and
+/// recovery, which most scripts do not expect, and with deadlines beyond those of the peer.
 pub(crate) fn parameters(port: u16) -> ConnectionParameters {
     ConnectionParameters::new()
         .host("127.0.0.1")
