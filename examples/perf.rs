@@ -293,6 +293,11 @@ fn run(options: &Options) -> Result<Report<'_>> {
     }
     let cost = measure(&workers, options, &stop)?;
     for connection in connections {
+        // Recovery passes over a loss, but the figures would contain the outage.
+        let stats = connection.stats();
+        if stats.recovering || stats.epoch > 1 {
+            return Err(Error::other("a connection was lost during the measurement"));
+        }
         connection.close()?;
     }
     Ok(Report {
