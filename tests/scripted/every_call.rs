@@ -1,17 +1,37 @@
-//! Every blocking call meets every fault of `support::matrix`, and many threads wait for one fault.
+//! Every blocking call meets every fault of `support::matrix`, without recovery and with it, and
+//! many threads wait for one fault.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use cony::{BlockingConnection, ConnectionLostError, Error};
 
-use crate::support::matrix::{CALLS, Call, Fault, applies, meet};
+use crate::support::matrix::{
+    CALLS, Call, Fault, applies, applies_with_recovery, meet, meet_with_recovery,
+};
 use crate::support::peer::methods::*;
 use crate::support::peer::{TEST_TIMEOUT, Transport, Wire, close, connected};
 
 /// Runs every call with this fault, all at the same time, and panics with all failures.
 fn every_call_meets(fault: Fault, transport: Transport) {
     let calls = CALLS.iter().filter(|call| applies(call, fault));
+    meet_all(calls, fault, transport, meet);
+}
+
+/// Does so on connections that recover.
+fn every_call_recovers_from(fault: Fault, transport: Transport) {
+    let calls = CALLS
+        .iter()
+        .filter(|call| applies_with_recovery(call, fault));
+    meet_all(calls, fault, transport, meet_with_recovery);
+}
+
+fn meet_all(
+    calls: impl Iterator<Item = &'static Call>,
+    fault: Fault,
+    transport: Transport,
+    meet: fn(&'static Call, Fault, Transport),
+) {
     let meetings: Vec<(&Call, _)> = calls
         .map(|call| {
             let meeting = move || catch_unwind(AssertUnwindSafe(|| meet(call, fault, transport)));
@@ -70,6 +90,40 @@ every_call! {
     with_a_late_reply_is_undone_and_answers_no_other_call: LateReply;
     ends_when_the_peer_vanishes: HalfOpen;
     ends_when_the_peer_stalls_in_the_middle_of_a_frame: MidFrame;
+    succeeds_when_the_peer_answers_byte_by_byte: ByteByByte;
+    ends_when_the_peer_runs_out_of_memory: MemoryAlarm;
+    ends_when_the_peer_runs_out_of_disk_space_for_too_long: DiskAlarm;
+    ends_when_the_io_thread_panics: IoThreadGone;
+}
+
+/// The tests of a connection that recovers.
+macro_rules! with_recovery {
+    ($($name:ident: $fault:ident;)*) => {
+        #[test]
+        fn every_fault_has_a_test_with_recovery() {
+            assert_eq!([$(Fault::$fault),*], Fault::ALL);
+        }
+
+        mod with_recovery_every_call {
+            use super::*;
+
+            $(#[test]
+            fn $name() {
+                every_call_recovers_from(Fault::$fault, Transport::Tcp);
+            })*
+        }
+    };
+}
+
+with_recovery! {
+    and_the_next_one_work_when_the_peer_falls_silent: Silence;
+    and_the_next_one_work_when_the_peer_hangs_up: Fin;
+    and_the_next_one_work_when_the_peer_resets_the_connection: Reset;
+    ends_when_the_peer_closes_the_channel: ChannelClosed;
+    and_the_next_one_work_when_the_peer_closes_the_connection: ConnectionClosed;
+    with_a_late_reply_is_undone_and_answers_no_other_call: LateReply;
+    and_the_next_one_work_when_the_peer_vanishes: HalfOpen;
+    and_the_next_one_work_when_the_peer_stalls_in_the_middle_of_a_frame: MidFrame;
     succeeds_when_the_peer_answers_byte_by_byte: ByteByByte;
     ends_when_the_peer_runs_out_of_memory: MemoryAlarm;
     ends_when_the_peer_runs_out_of_disk_space_for_too_long: DiskAlarm;

@@ -45,6 +45,9 @@ mod protocol_errors;
 mod publishing;
 mod read_budget;
 mod recovery;
+mod recovery_calls;
+#[cfg(target_os = "linux")]
+mod recovery_ends;
 mod requeueing;
 mod rpc;
 mod settling;
