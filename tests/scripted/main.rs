@@ -48,6 +48,7 @@ mod recovery;
 mod recovery_calls;
 #[cfg(target_os = "linux")]
 mod recovery_ends;
+mod recovery_refusals;
 mod requeueing;
 mod rpc;
 mod settling;

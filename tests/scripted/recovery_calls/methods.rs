@@ -136,7 +136,11 @@ fn lose_under(case: &Case, sent_again: usize, check: fn(Result<(), Error>)) {
     let (run, channel, method) = (case.run, case.channel, case.method);
     lose(Phase::Connected, case.until_it_waits, move |client| {
         check(run(&mut Handles::new(&client.connection, &client.channel)));
-        client.channel.queue_unbind("the", "next", "call").unwrap();
+        // Another call, which works.
+        match method {
+            QUEUE_UNBIND => client.channel.queue_bind("q", "x", "k").unwrap(),
+            _ => client.channel.queue_unbind("q", "x", "k").unwrap(),
+        }
         assert_eq!(client.finish().count(channel, method), sent_again);
     });
 }

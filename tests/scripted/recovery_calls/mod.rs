@@ -62,8 +62,10 @@ impl Client {
         self.connection.wait_recovered(STEP_TIMEOUT).unwrap();
     }
 
-    /// Closes the connection. Returns the methods that have arrived on the restored connection.
+    /// Closes the connection when the outage is over. Returns the methods that have arrived on the
+    /// restored connection.
     fn finish(self) -> Arrived {
+        self.connection.wait_recovered(STEP_TIMEOUT).unwrap();
         self.connection.close().unwrap();
         Arrived(self.arrived.recv_timeout(STEP_TIMEOUT).unwrap())
     }

@@ -1,5 +1,6 @@
 //! Publishes, and the waits for their confirms. Recovery does not repeat a publish.
 
+use std::thread;
 use std::time::Duration;
 
 use cony::{BlockingChannel, ConnectionParameters, Error, PublisherConfirm};
@@ -121,7 +122,10 @@ fn assert_lost(outcome: Result<(), Error>) {
 }
 
 fn assert_lost_among_all(outcome: Result<(), Error>) {
-    let Err(Error::PublishFailures { failures, more: 0, .. }) = outcome else {
+    let Err(Error::PublishFailures {
+        failures, more: 0, ..
+    }) = outcome
+    else {
         panic!("{outcome:?}");
     };
     let [failure] = &failures[..] else {
@@ -233,4 +237,30 @@ mod wait_for_confirms {
             }
         });
     }
+}
+
+/// The second thread waits for the reply to the first one, which is never sent.
+#[test]
+fn confirm_delivery_fails_in_each_thread_at_the_deadline_in_an_outage_and_works_after_it() {
+    let adjust = |parameters: ConnectionParameters| parameters.rpc_timeout(Duration::from_secs(1));
+    lose_with(0, Phase::Reconnecting, adjust, accept_nothing, |client| {
+        client.await_phase();
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    expect_error!(
+                        client.channel.confirm_delivery(),
+                        Error::Timeout {
+                            outage: Some(_),
+                            ..
+                        }
+                    );
+                });
+            }
+        });
+        client.recover();
+        confirm(&client.channel);
+        publish(&client.channel).wait().unwrap();
+        assert_eq!(client.finish().count(1, CONFIRM_SELECT), 1);
+    });
 }

@@ -11,11 +11,14 @@ use crate::support::peer::{STEP_TIMEOUT, Wire};
 fn take_two(channel: &BlockingChannel) -> (Consumer, [Delivery; 2]) {
     let consumer = channel.consume("q").unwrap();
     let deliveries = [(); 2].map(|()| consumer.recv().unwrap().unwrap());
+    channel.queue_declare_passive("q").unwrap();
     (consumer, deliveries)
 }
 
+/// Delivers twice, and waits until the client has taken both: a loss drops the others.
 fn deliver_two(wire: &mut Wire) {
     wire.accept_consumer_and_deliver(1, 2);
+    wire.accept_declare(1);
 }
 
 /// Settles the second delivery in the phase, or after a loss and its outage.
@@ -103,7 +106,7 @@ mod a_second_ack {
             let (_consumer, [_, delivery]) = take_two(&client.channel);
             delivery.ack().unwrap();
             expect_error!(delivery.ack(), Error::AlreadySettled(2));
-            client.channel.queue_declare("q").unwrap();
+            client.channel.queue_declare_passive("q").unwrap();
             client.channel.queue_unbind("q", "x", "k").unwrap();
             delivery.ack().unwrap();
             client.finish();

@@ -191,7 +191,12 @@ fn survives(call: &Call, fault: F, outcome: &Result<(), Error>) -> bool {
     match (call.after_loss, outcome) {
         (AfterLoss::Ok | AfterLoss::GoesOn, Ok(())) => true,
         (AfterLoss::Interrupted, Err(Error::Interrupted { reason, .. })) => is_of_loss(reason),
-        (AfterLoss::Lost, Err(Error::PublishFailures { failures, more: 0, .. })) => {
+        (
+            AfterLoss::Lost,
+            Err(Error::PublishFailures {
+                failures, more: 0, ..
+            }),
+        ) => {
             let [failure] = &failures[..] else {
                 return false;
             };
