@@ -177,7 +177,7 @@ fn enter(phase: Phase, second: &mut SecondBroker, drop_timeout: Duration) -> Cli
     let consumer = channel.consume("q").unwrap();
     gone.join().unwrap();
     match phase {
-        Phase::Waiting => await_failures(&connection),
+        Phase::Waiting => await_failure(&connection),
         Phase::Resolving => until("a resolver", || threads_named("cony-resolve") > resolving),
         Phase::Connecting => until("an attempt", || {
             let outage = connection.outage();
@@ -193,16 +193,16 @@ fn enter(phase: Phase, second: &mut SecondBroker, drop_timeout: Duration) -> Cli
     }
 }
 
-/// Waits until two attempts have failed. The next one follows after a second or more.
-fn await_failures(connection: &BlockingConnection) {
+/// Waits until an attempt has failed. The next one follows after half a second or more.
+fn await_failure(connection: &BlockingConnection) {
     let (note, noted) = std::sync::mpsc::channel();
     connection.add_on_recovery_callback(move |_, event| {
-        if let RecoveryEvent::AttemptFailed(outage) = event {
-            note.send(outage.attempts).unwrap();
+        if let RecoveryEvent::AttemptFailed(_) = event {
+            note.send(()).unwrap();
         }
         Ok(())
     });
-    while dispatch_until(connection, &noted) < 2 {}
+    dispatch_until(connection, &noted);
 }
 
 /// Ends a connection in its phase in each way. Then threads and descriptors are as before.

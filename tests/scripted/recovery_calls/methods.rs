@@ -218,6 +218,9 @@ fn returns_the_reason_after_the_end(case: &Case) {
 fn every_call_fails_at_its_deadline(phase: Phase) {
     let done = DONE.iter().filter(|_| phase == Phase::Restoring);
     let calls = REPEATED.iter().chain(INTERRUPTED).chain(done);
+    // A call on a channel of its own does not wait for channel 1.
+    let is_held_up = |case: &Case| phase == Phase::Reconnecting || case.channel == 1;
+    let calls = calls.filter(|(_, case)| is_held_up(&case()));
     let outcomes: Vec<_> = calls
         .map(|(name, case)| {
             let case = case();

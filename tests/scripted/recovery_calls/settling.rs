@@ -95,32 +95,40 @@ settlements! {
 mod a_second_ack {
     use super::*;
 
+    /// Accepts the first ack, and replies to the call behind it.
+    fn accept_ack(wire: &mut Wire) {
+        deliver_two(wire);
+        wire.expect(1, BASIC_ACK);
+        wire.accept_declare(1);
+    }
+
+    fn ack(channel: &BlockingChannel) -> (Consumer, [Delivery; 2]) {
+        let taken = take_two(channel);
+        taken.1[1].ack().unwrap();
+        channel.queue_declare_passive("q").unwrap();
+        taken
+    }
+
     #[test]
-    fn fails_before_a_loss_and_is_ok_after_it() {
+    fn fails_while_connected_and_is_ok_after_a_loss() {
         let script = |wire: &mut Wire| {
-            deliver_two(wire);
-            wire.expect(1, BASIC_ACK);
+            accept_ack(wire);
             wire.accept_declare(1);
         };
         lose(Phase::Connected, script, |client| {
-            let (_consumer, [_, delivery]) = take_two(&client.channel);
-            delivery.ack().unwrap();
+            let (_consumer, [_, delivery]) = ack(&client.channel);
             expect_error!(delivery.ack(), Error::AlreadySettled(2));
             client.channel.queue_declare_passive("q").unwrap();
+            // This call is answered by the next connection.
             client.channel.queue_unbind("q", "x", "k").unwrap();
             delivery.ack().unwrap();
-            client.finish();
+            assert_eq!(client.finish().count(1, BASIC_ACK), 0);
         });
     }
 
     #[test]
     fn returns_the_reason_after_the_end() {
-        let prepare = |channel: &BlockingChannel| {
-            let taken = take_two(channel);
-            taken.1[1].ack().unwrap();
-            taken
-        };
-        end(deliver_two, prepare, |_, (_, [_, delivery]), reason| {
+        end(accept_ack, ack, |_, (_, [_, delivery]), reason| {
             assert_reason(delivery.ack(), reason);
         });
     }
