@@ -31,12 +31,11 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidChannelNumber`] if the connection is open and the program has no open channel
-    /// with this number.
-    /// [`Error::MethodRefused`] for a method that only brokers send, for a method that would change
-    /// the state of a channel or connection without its handle, and for a method that starts
-    /// deliveries or returns a message, because this call could not return these. Otherwise the
-    /// errors of the call that sends the method.
+    /// [`Error::InvalidChannelNumber`] if the program has no open channel with this number, though
+    /// the connection is open. [`Error::MethodRefused`] for a method that only brokers send, for a
+    /// method that would change the state of a channel or connection without its handle, and for a
+    /// method that starts deliveries or returns a message, because this call could not return
+    /// these. Otherwise the errors of the call that sends the method.
     pub fn send_method(
         &self,
         channel_number: u16,
