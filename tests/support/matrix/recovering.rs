@@ -72,8 +72,14 @@ fn recover(call: &'static Call, fault: F, transport: Transport) {
             // A silent peer keeps the lost connection open.
             let _lost = lose(call, fault, wire);
             while let Some(mut wire) = listener.accept_opening() {
-                wire.handshake(Tune::default());
-                wire.oblige();
+                match call.after_loss {
+                    // The loss came before the close, which then ends the attempt at any step.
+                    AfterLoss::Closes => wire.drain(),
+                    _ => {
+                        wire.handshake(Tune::default());
+                        wire.oblige();
+                    }
+                }
             }
         },
         move |parameters| {
