@@ -25,15 +25,7 @@ use crate::support::peer::methods::*;
 use crate::support::peer::{
     self, TEST_TIMEOUT, Transport, Tune, connected, method, play_over, signal,
 };
-
-/// Returns the number of threads with this name.
-fn threads(name: &str) -> usize {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    tasks
-        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
-        .filter(|comm| comm.trim_end() == name)
-        .count()
-}
+use crate::support::resources::{await_count, threads_named};
 
 /// Returns the number of sockets of the process.
 fn sockets() -> usize {
@@ -54,18 +46,8 @@ fn alarms() -> usize {
         .count()
 }
 
-/// Waits until the count is `expected`.
-fn await_count(name: &str, expected: usize, count: impl Fn() -> usize) {
-    let deadline = Instant::now() + TEST_TIMEOUT;
-    while count() != expected {
-        let found = count();
-        assert!(Instant::now() < deadline, "{found} {name}, not {expected}");
-        thread::yield_now();
-    }
-}
-
 fn await_threads(name: &str, count: usize) {
-    await_count(&format!("threads {name}"), count, || threads(name));
+    await_count(&format!("threads {name}"), count, || threads_named(name));
 }
 
 fn all_calls_meet(fault: Fault, transport: Transport) {
@@ -239,7 +221,7 @@ fn an_interrupted_wait_loses_none_of_the_last_bytes() {
             }
             for _ in 0..3 {
                 interrupt();
-                assert_eq!(threads("cony-io"), 1, "the IO thread still waits");
+                assert_eq!(threads_named("cony-io"), 1, "the IO thread still waits");
             }
             closed.send(()).unwrap();
             await_threads("cony-io", 0);

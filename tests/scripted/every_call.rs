@@ -1,36 +1,67 @@
-//! Every blocking call meets every fault of `support::matrix`, and many threads wait for one fault.
+//! Every blocking call meets every fault of `support::matrix`, without recovery and with it, and
+//! many threads wait for one fault.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use cony::{BlockingConnection, ConnectionLostError, Error};
 
-use crate::support::matrix::{CALLS, Call, Fault, applies, meet};
+use crate::support::matrix::{
+    CALLS, Call, Fault, applies, applies_with_recovery, meet, meet_with_recovery,
+};
+use crate::support::panic_text;
 use crate::support::peer::methods::*;
 use crate::support::peer::{TEST_TIMEOUT, Transport, Wire, close, connected};
 
 /// Runs every call with this fault, all at the same time, and panics with all failures.
 fn every_call_meets(fault: Fault, transport: Transport) {
     let calls = CALLS.iter().filter(|call| applies(call, fault));
-    let meetings: Vec<(&Call, _)> = calls
-        .map(|call| {
-            let meeting = move || catch_unwind(AssertUnwindSafe(|| meet(call, fault, transport)));
-            (call, thread::spawn(meeting))
-        })
-        .collect();
-    let mut failures = Vec::new();
-    for (call, meeting) in meetings {
-        if let Err(panic) = meeting.join().unwrap() {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).into()));
-            failures.push(format!("{}: {}", call.name, text.unwrap_or_default()));
+    let meetings = calls.map(|call| Meeting::begin(call, fault, transport, meet));
+    end_all(meetings.collect());
+}
+
+/// Does so on connections that recover, with several faults at the same time.
+fn every_call_recovers_from(faults: &[Fault]) {
+    let meetings = faults.iter().flat_map(|&fault| {
+        let calls = CALLS
+            .iter()
+            .filter(move |call| applies_with_recovery(call, fault));
+        calls.map(move |call| Meeting::begin(call, fault, Transport::Tcp, meet_with_recovery))
+    });
+    end_all(meetings.collect());
+}
+
+/// A call that meets a fault in a thread.
+struct Meeting {
+    name: String,
+    thread: JoinHandle<thread::Result<()>>,
+}
+
+impl Meeting {
+    fn begin(
+        call: &'static Call,
+        fault: Fault,
+        transport: Transport,
+        meet: fn(&'static Call, Fault, Transport),
+    ) -> Self {
+        let meeting = move || catch_unwind(AssertUnwindSafe(|| meet(call, fault, transport)));
+        Self {
+            name: format!("{}, {fault:?} over {transport:?}", call.name),
+            thread: thread::spawn(meeting),
         }
     }
-    assert!(
-        failures.is_empty(),
-        "{fault:?} over {transport:?}:\n{}",
-        failures.join("\n")
-    );
+}
+
+/// Waits for the end of all, and panics with all failures.
+fn end_all(meetings: Vec<Meeting>) {
+    let mut failures = Vec::new();
+    for Meeting { name, thread } in meetings {
+        let outcome = thread.join().unwrap();
+        if outcome.is_err() {
+            failures.push(format!("{name}: {}", panic_text(outcome)));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 macro_rules! every_call {
@@ -74,6 +105,44 @@ every_call! {
     ends_when_the_peer_runs_out_of_memory: MemoryAlarm;
     ends_when_the_peer_runs_out_of_disk_space_for_too_long: DiskAlarm;
     ends_when_the_io_thread_panics: IoThreadGone;
+}
+
+/// The faults of which a connection recovers, and the others. Most of them have only a deadline to
+/// wait for, so the faults of a list happen at the same time.
+const LOST_IN_SILENCE: &[Fault] = &[Fault::Silence, Fault::HalfOpen, Fault::MidFrame];
+const LOST_AT_ONCE: &[Fault] = &[Fault::Fin, Fault::Reset, Fault::ConnectionClosed];
+const ANSWERED: &[Fault] = &[Fault::ChannelClosed, Fault::ByteByByte, Fault::IoThreadGone];
+const HELD_UP: &[Fault] = &[Fault::LateReply, Fault::MemoryAlarm, Fault::DiskAlarm];
+
+#[test]
+fn every_fault_is_in_one_list_for_connections_that_recover() {
+    let lists = [LOST_IN_SILENCE, LOST_AT_ONCE, ANSWERED, HELD_UP].concat();
+    assert_eq!(lists.len(), Fault::ALL.len());
+    assert!(Fault::ALL.iter().all(|fault| lists.contains(fault)));
+}
+
+mod every_call_with_recovery {
+    use super::*;
+
+    #[test]
+    fn ends_in_time_and_the_next_one_works_when_the_peer_is_silent() {
+        every_call_recovers_from(LOST_IN_SILENCE);
+    }
+
+    #[test]
+    fn outlives_a_loss_and_the_next_one_works() {
+        every_call_recovers_from(LOST_AT_ONCE);
+    }
+
+    #[test]
+    fn ends_as_without_it_when_the_peer_answers_or_the_io_thread_panics() {
+        every_call_recovers_from(ANSWERED);
+    }
+
+    #[test]
+    fn ends_as_without_it_when_the_peer_is_late_or_blocks_the_connection() {
+        every_call_recovers_from(HELD_UP);
+    }
 }
 
 /// Waits in many threads for the same connection, in all kinds of calls. Returns the errors of all

@@ -45,7 +45,11 @@ mod protocol_errors;
 mod publishing;
 mod read_budget;
 mod recovery;
+mod recovery_calls;
 mod recovery_defaults;
+#[cfg(target_os = "linux")]
+mod recovery_ends;
+mod recovery_refusals;
 mod requeueing;
 mod rpc;
 mod settling;

@@ -33,8 +33,9 @@ impl BlockingChannel {
     /// # Errors
     ///
     /// [`Error::ChannelClosed`] (406) on a channel with transactions. After [`Error::Timeout`] the
-    /// channel is closed, because it is unknown which publishes the broker counts. Otherwise the
-    /// [errors of a call](crate::BlockingChannel#errors-of-a-call).
+    /// channel is closed, because it is unknown which publishes the broker counts. In an
+    /// [outage](crate::BlockingConnection::outage) it stays open, since the broker has got nothing.
+    /// Otherwise the [errors of a call](crate::BlockingChannel#errors-of-a-call).
     pub fn confirm_delivery(&self) -> Result<()> {
         self.select_confirms(confirm::Select::default())
     }
@@ -64,7 +65,9 @@ impl BlockingChannel {
             Some(begun) => begun.and_then(|call| inner.await_reply(&call)),
             None => Ok(Reply::Sent),
         };
-        if matches!(outcome, Err(Error::Timeout { .. })) {
+        let is_late = matches!(outcome, Err(Error::Timeout { .. }));
+        // A suspended channel has sent nothing that the broker of the next connection knows.
+        if is_late && !inner.shared.confirm_window.is_suspended() {
             let text = "the reply to confirm.select is late";
             inner.shared.close_by_library(text.into());
         }
@@ -82,16 +85,13 @@ impl BlockingChannel {
             .count_as_waiting_for_room_or_confirm();
         let confirm_window = &inner.shared.confirm_window;
         let waited = confirm_window.wait_selected(Instant::now() + after, || !inner.is_open());
-        match waited {
-            Err(WaitError::TimedOut) => Err(inner.shared.connection.timeout_error(
-                "confirm.select",
-                Some(self.number()),
-                after,
-            )),
-            // `confirm.select` fails only if the channel ends.
-            Ok(()) if !confirm_window.is_confirming() => Err(inner.closed_error()),
-            _ => inner.check_open(),
+        inner.check_open()?;
+        // `confirm.select` of the other thread fails on an open channel only at its deadline.
+        if waited.is_err() || !confirm_window.is_confirming() {
+            let connection = &inner.shared.connection;
+            return Err(connection.timeout_error("confirm.select", Some(self.number()), after));
         }
+        Ok(())
     }
 
     /// Returns whether the channel is in confirm mode.

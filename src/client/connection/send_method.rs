@@ -31,17 +31,18 @@ impl BlockingConnection {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidChannelNumber`] if the program has no open channel with this number.
-    /// [`Error::MethodRefused`] for a method that only brokers send, for a method that would change
-    /// the state of a channel or connection without its handle, and for a method that starts
-    /// deliveries or returns a message, because this call could not return these. Otherwise the
-    /// errors of the call that sends the method.
+    /// [`Error::InvalidChannelNumber`] if the program has no open channel with this number, though
+    /// the connection is open. [`Error::MethodRefused`] for a method that only brokers send, for a
+    /// method that would change the state of a channel or connection without its handle, and for a
+    /// method that starts deliveries or returns a message, because this call could not return
+    /// these. Otherwise the errors of the call that sends the method.
     pub fn send_method(
         &self,
         channel_number: u16,
         method: impl Into<Method>,
         content: Option<Message<'_>>,
     ) -> Result<Option<Method>> {
+        self.inner.check_open()?;
         let channel = self.channel_by_number(channel_number)?;
         match method.into() {
             Method::BasicPublish(publish) => {

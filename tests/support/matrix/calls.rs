@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cony::{BlockingChannel, Error, PublisherConfirm, RpcClient, exchange, queue};
 
-use super::{Call, Ending as E, Fault as F};
+use super::{AfterLoss, Call, Ending as E, Fault as F};
 use crate::support::peer::methods::*;
 use crate::support::peer::{
     REQUEUE, TEST_TIMEOUT, Wire, args, body, declare_ok, deliver, get_ok, header_with, method,
@@ -82,7 +82,8 @@ pub(crate) const CALLS: &[Call] = &[
         QUEUE_PURGE,
         QUEUE_PURGE_OK args().u32(7),
         |channel| channel.queue_purge("q").map(drop)
-    ),
+    )
+    .after_loss(AfterLoss::Interrupted),
     plain!(
         "queue_delete",
         QUEUE_DELETE,
@@ -203,7 +204,8 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.expect(0, CONNECTION_CLOSE)),
         Some(|wire| wire.send(0, CONNECTION_CLOSE_OK, args())),
     )
-    .unusual(CLOSING),
+    .unusual(CLOSING)
+    .after_loss(AfterLoss::Closes),
     Call::new(
         "wait_closed",
         |handles| Err(handles.connection().wait_closed()),
@@ -214,7 +216,8 @@ pub(crate) const CALLS: &[Call] = &[
         (F::Silence, E::MissedHeartbeats),
         (F::ChannelClosed, E::None),
         (F::MemoryAlarm, E::None),
-    ]),
+    ])
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "start_consuming",
         |handles| {
@@ -225,7 +228,8 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "iterating a Consumer",
         |handles| {
@@ -235,14 +239,16 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "for_each",
         |handles| handles.channel().consume("q")?.for_each(|_| Ok(())),
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "recv_timeout",
         |handles| {
@@ -252,7 +258,8 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "run",
         |handles| {
@@ -262,7 +269,8 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "sleep",
         |handles| {
@@ -272,7 +280,8 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "process_data_events",
         |handles| {
@@ -289,7 +298,8 @@ pub(crate) const CALLS: &[Call] = &[
         (F::DiskAlarm, E::Ok),
         // The IO thread panics while it logs the block, and the call may return before that.
         (F::IoThreadGone, E::None),
-    ]),
+    ])
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "waiting for Consumer::ready",
         |handles| {
@@ -300,7 +310,8 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "waiting for BlockingConnection::ready",
         |handles| {
@@ -315,13 +326,15 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.accept_consumer(1)),
         None,
     )
-    .unusual(PATIENT),
+    .unusual(PATIENT)
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "PublisherConfirm::wait",
         |handles| unconfirmed(handles.channel(), |_, confirm| confirm.wait()),
         expect_unconfirmed,
         Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
-    ),
+    )
+    .after_loss(AfterLoss::Lost),
     Call::new(
         "wait_for_confirms",
         |handles| {
@@ -333,7 +346,8 @@ pub(crate) const CALLS: &[Call] = &[
         Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
     )
     // The deadline of the call may pass first.
-    .unusual(&[(F::DiskAlarm, E::None)]),
+    .unusual(&[(F::DiskAlarm, E::None)])
+    .after_loss(AfterLoss::Lost),
     Call::new(
         "basic_publish that waits for the confirm window",
         |handles| {
@@ -366,7 +380,8 @@ pub(crate) const CALLS: &[Call] = &[
         TX_COMMIT,
         TX_COMMIT_OK args(),
         |channel| channel.tx_commit()
-    ),
+    )
+    .after_loss(AfterLoss::Interrupted),
     plain!(
         "tx_rollback",
         TX_ROLLBACK,
@@ -399,7 +414,8 @@ pub(crate) const CALLS: &[Call] = &[
             let purge = queue::Purge::new("q");
             channel.connection().send_method(1, purge, None).map(drop)
         }
-    ),
+    )
+    .after_loss(AfterLoss::Interrupted),
     Call::new(
         "queue_exists",
         |handles| handles.connection().queue_exists("q").map(drop),
@@ -455,7 +471,8 @@ pub(crate) const CALLS: &[Call] = &[
     .undone(|wire| wire.serve_until(2, CHANNEL_CLOSE))
     .on_channel(2)
     // The deadline of the call may pass first.
-    .unusual(&[(F::DiskAlarm, E::None)]),
+    .unusual(&[(F::DiskAlarm, E::None)])
+    .after_loss(AfterLoss::Timeout),
     Call::new(
         "basic_publish that waits for room",
         |handles| {
@@ -473,7 +490,8 @@ pub(crate) const CALLS: &[Call] = &[
     .unusual(&[
         (F::Silence, E::PublishTimeout),
         (F::MemoryAlarm, E::PublishBlocked),
-    ]),
+    ])
+    .after_loss(AfterLoss::GoesOn),
     Call::new(
         "connection.close behind a publish that does not leave",
         |handles| {
@@ -493,7 +511,8 @@ pub(crate) const CALLS: &[Call] = &[
         (F::MemoryAlarm, E::CloseTimedOut),
         (F::DiskAlarm, E::None),
         (F::IoThreadGone, E::None),
-    ]),
+    ])
+    .after_loss(AfterLoss::Closes),
     Call::new(
         "drop",
         |handles| {
@@ -507,7 +526,8 @@ pub(crate) const CALLS: &[Call] = &[
         },
         None,
     )
-    .unusual(ALWAYS_OK),
+    .unusual(ALWAYS_OK)
+    .after_loss(AfterLoss::Closes),
     Call::new(
         "drop behind a publish that does not leave",
         |handles| {
@@ -520,7 +540,8 @@ pub(crate) const CALLS: &[Call] = &[
         |wire| drop(wire.expect(1, BASIC_PUBLISH)),
         None,
     )
-    .unusual(ALWAYS_OK),
+    .unusual(ALWAYS_OK)
+    .after_loss(AfterLoss::Closes),
     Call::new(
         "disconnect",
         |handles| {
@@ -539,7 +560,8 @@ pub(crate) const CALLS: &[Call] = &[
         (F::MemoryAlarm, E::Ok),
         (F::DiskAlarm, E::None),
         (F::IoThreadGone, E::None),
-    ]),
+    ])
+    .after_loss(AfterLoss::Closes),
 ];
 
 /// Publishes one message without a confirm, which fills the confirm window, and calls `go_on`.

@@ -1,7 +1,9 @@
 //! Two tables: the blocking calls, and the faults that can happen during a call. Every call meets
-//! every fault. A new call or a new fault is one more entry.
+//! every fault. A new call or a new fault is one more entry. `recovering` has the same for a
+//! connection that recovers.
 
 mod calls;
+mod recovering;
 
 use crate::support::log::{DOOMED, TestLog};
 use crate::support::peer::methods::*;
@@ -11,7 +13,7 @@ use crate::support::peer::{
 };
 use cony::{
     BlockingChannel, BlockingConnection, ConnectionLostError, ConnectionParameters, Error,
-    PublisherConfirm, ReplyCode, RpcClient, TcpOptions, exchange, queue,
+    PublisherConfirm, Recovery, ReplyCode, RpcClient, TcpOptions, exchange, queue,
 };
 use parking_lot::Mutex;
 use std::panic::resume_unwind;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use self::Ending as E;
 use self::Fault as F;
 pub(crate) use self::calls::CALLS;
+pub(crate) use self::recovering::{AfterLoss, applies_with_recovery, meet_with_recovery};
 
 /// A fault that happens while a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,11 +159,18 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    fn connection(&self) -> &BlockingConnection {
+    pub(crate) fn new(connection: &BlockingConnection, channel: &BlockingChannel) -> Self {
+        Self {
+            connection: Some(connection.clone()),
+            channel: Some(channel.clone()),
+        }
+    }
+
+    pub(crate) fn connection(&self) -> &BlockingConnection {
         self.connection.as_ref().unwrap()
     }
 
-    fn channel(&self) -> &BlockingChannel {
+    pub(crate) fn channel(&self) -> &BlockingChannel {
         self.channel.as_ref().unwrap()
     }
 }
@@ -168,9 +178,9 @@ impl Handles {
 /// A blocking call.
 pub(crate) struct Call {
     pub(crate) name: &'static str,
-    run: fn(&mut Handles) -> Result<(), Error>,
+    pub(crate) run: fn(&mut Handles) -> Result<(), Error>,
     /// The steps of the peer until the call waits for the peer only.
-    until_it_waits: fn(&mut Wire),
+    pub(crate) until_it_waits: fn(&mut Wire),
     /// The channel of the call, or 0.
     channel: u16,
     /// Sends the reply.
@@ -179,6 +189,8 @@ pub(crate) struct Call {
     undone: fn(&mut Wire),
     /// The faults for which the call ends otherwise than `Ending::usual`.
     unusual: &'static [(Fault, Ending)],
+    /// How the call ends if the connection recovers from the fault.
+    after_loss: AfterLoss,
 }
 
 impl Call {
@@ -197,6 +209,7 @@ impl Call {
             reply,
             undone: |_| {},
             unusual: &[],
+            after_loss: AfterLoss::Ok,
         }
     }
 
@@ -212,6 +225,11 @@ impl Call {
 
     const fn unusual(mut self, unusual: &'static [(Fault, Ending)]) -> Self {
         self.unusual = unusual;
+        self
+    }
+
+    const fn after_loss(mut self, after_loss: AfterLoss) -> Self {
+        self.after_loss = after_loss;
         self
     }
 
@@ -265,6 +283,11 @@ pub(crate) fn applies(call: &Call, fault: Fault) -> bool {
 /// Runs `call` with `fault`. Panics unless the call ends as expected, the handles return the same
 /// error afterwards, and closing and dropping the handles ends.
 pub(crate) fn meet(call: &'static Call, fault: Fault, transport: Transport) {
+    meet_with(call, fault, transport, None);
+}
+
+/// Does so with this setting of recovery. The connection must not be lost by the fault.
+fn meet_with(call: &'static Call, fault: Fault, transport: Transport, recovery: Option<Recovery>) {
     if fault == F::IoThreadGone {
         TestLog::install();
     }
@@ -283,7 +306,8 @@ pub(crate) fn meet(call: &'static Call, fault: Fault, transport: Transport) {
             inflict(call, fault, wire, &deadline);
         },
         move |parameters| {
-            let connection = BlockingConnection::open(adjust(parameters, fault)).unwrap();
+            let parameters = adjust(parameters, fault).recovery(recovery);
+            let connection = BlockingConnection::open(parameters).unwrap();
             let channel = connection.channel().unwrap();
             let mut handles = Handles {
                 connection: Some(connection),

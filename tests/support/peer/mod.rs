@@ -6,6 +6,7 @@
 
 mod encoding;
 pub(crate) mod methods;
+mod oblige;
 mod play;
 #[cfg(feature = "native-tls")]
 mod tls;
@@ -81,6 +82,16 @@ impl Listener {
     pub(crate) fn accept(&self) -> Wire {
         let (stream, _) = self.listener.accept().expect("no client connected in time");
         self.serve(stream)
+    }
+
+    /// Accepts a client that opens a connection. Returns `None` if it hangs up without a byte.
+    pub(crate) fn accept_opening(&self) -> Option<Wire> {
+        let (stream, _) = self.listener.accept().expect("no client connected in time");
+        stream.set_read_timeout(Some(STEP_TIMEOUT)).unwrap();
+        match stream.peek(&mut [0]) {
+            Ok(1) => Some(self.serve(stream)),
+            _ => None,
+        }
     }
 
     /// Expects that no client has connected since the last one that was accepted.

@@ -89,7 +89,7 @@ impl Wire {
     }
 
     /// Sends bytes to a client that may have hung up.
-    fn try_send(&mut self, bytes: &[u8]) {
+    pub(super) fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 

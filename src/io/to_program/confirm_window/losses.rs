@@ -28,6 +28,11 @@ impl ConfirmWindow {
         self.set_suspended(false);
     }
 
+    /// Returns whether the channel is not restored since the last loss of the connection.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.state.lock().suspended
+    }
+
     fn set_suspended(&self, suspended: bool) {
         let mut state = self.state.lock();
         state.suspended = suspended;
