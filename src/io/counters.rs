@@ -46,6 +46,12 @@ impl Counter {
         self.0.store(self.get() + count, Ordering::Relaxed);
     }
 
+    /// Takes `count` back that was added too early.
+    pub(crate) fn take_back(&self, count: u64) {
+        self.0
+            .store(self.get().saturating_sub(count), Ordering::Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -76,20 +76,13 @@ impl Driver {
     /// after it: each send to the crossbeam channel changes one atomic index.
     pub(super) fn push_frames_before_close(&mut self) {
         // From the moment at which a block was locked here, no thread appends to it.
-        let channels = self.core.channels().map(|(channel, _)| channel);
-        let last: Vec<_> = channels
-            .filter_map(|channel| channel.block.take())
-            .collect();
-        self.take_queued();
+        self.take_with_blocks();
         for _ in 0..self.commands.len() {
             match self.commands.pop_front() {
                 Some(Taken::Frames(frames)) => self.push_frames(frames),
                 Some(command) => self.commands.push_back(command),
                 None => {}
             }
-        }
-        for frames in last {
-            self.push_frames(frames);
         }
     }
 

@@ -102,8 +102,9 @@ struct Driver {
     commands: VecDeque<Taken<Command>>,
     shared: Arc<ConnectionShared>,
     outbox: Outbox,
-    /// The publishes and settlements of channels whose commit awaits its reply.
-    kept_for_commit: Vec<Frames>,
+    /// The publishes and settlements of channels whose commit awaits its reply, and the publishes of
+    /// channels that are not restored after a loss. They do not count in the write budget.
+    kept: Vec<Frames>,
     /// Whether the socket may have bytes to read. A read that finds none clears it.
     readable: bool,
     /// Whether the socket may accept bytes. A write that it refuses clears it.
@@ -201,7 +202,7 @@ impl Driver {
             core,
             commands: VecDeque::new(),
             shared,
-            kept_for_commit: Vec::new(),
+            kept: Vec::new(),
             // `poll` reports changes only, and the socket may be ready already.
             readable: true,
             writable: true,
@@ -263,7 +264,7 @@ impl Driver {
     /// Takes and executes all commands.
     fn execute_commands(&mut self, now: Instant) {
         self.publishes_taken = 0;
-        self.send_committed();
+        self.send_kept();
         self.core.end_commits();
         self.execute_queued(now, || None);
         while let Some((id, channel, change)) = self.core.next_change() {
@@ -301,6 +302,16 @@ impl Driver {
         commands.take(&self.entries, &mut self.commands);
     }
 
+    /// Takes the command queue together with all that is in the blocks of the channels. A part of a
+    /// block may have been sealed already and be in the queue: the blocks are sealed too, so that
+    /// the frames of a channel keep their order.
+    fn take_with_blocks(&mut self) {
+        for (channel, _) in self.core.channels() {
+            self.shared.commands().seal(&channel.block);
+        }
+        self.take_queued();
+    }
+
     /// Keeps `frames` until the channel's commit has its reply. The frames leave the write budget,
     /// because all channels share it. Later publishes of the channel wait in their calling threads.
     fn keep_for_commit(&mut self, frames: Frames) {
@@ -308,14 +319,14 @@ impl Driver {
         if let Some(channel) = self.core.channel(frames.channel) {
             channel.confirm_window.set_committing(true);
         }
-        self.kept_for_commit.push(frames);
+        self.kept.push(frames);
     }
 
-    /// Sends the frames that were kept behind commits that have their replies, in order.
-    fn send_committed(&mut self) {
-        for frames in std::mem::take(&mut self.kept_for_commit) {
+    /// Sends the kept frames whose channel may send again, in order.
+    fn send_kept(&mut self) {
+        for frames in std::mem::take(&mut self.kept) {
             if let Gate::Committing | Gate::Suspended = self.core.gate(frames.channel) {
-                self.kept_for_commit.push(frames);
+                self.kept.push(frames);
                 continue;
             }
             if let Some(channel) = self.core.channel(frames.channel) {

@@ -2,6 +2,12 @@
 //!
 //! Bytes are only appended. TLS requires that: after a write that would block, the next write must
 //! begin with the same bytes.
+//!
+//! A written chunk stays until the message that it belongs to is written whole. After a loss of the
+//! connection, [`take_unfinished`](Outbox::take_unfinished) returns every message of which a byte is
+//! missing: the broker cannot have taken it.
+
+mod unfinished;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
@@ -11,6 +17,7 @@ use bytes::Bytes;
 
 use crate::io::to_io::frames::{BUFFER_BYTES_MAX, Frames};
 use crate::io::to_io::spare_buffers::SpareBuffers;
+use crate::protocol::frame::FRAME_OVERHEAD;
 use crate::protocol::secret::Secret;
 
 /// Chunks below this size are copied into common buffers, so that one write takes many of them.
@@ -24,7 +31,16 @@ const BYTES_PER_WRITE_MAX: usize = 256 * 1024;
 
 /// Consecutive bytes in one piece of memory.
 #[derive(Debug)]
-enum Chunk {
+struct Chunk {
+    memory: Memory,
+    /// Whether the first byte belongs to a message that begins in an earlier chunk.
+    continues: bool,
+    /// Whether a message, or a frame that belongs to none, begins in this chunk.
+    has_start: bool,
+}
+
+#[derive(Debug)]
+enum Memory {
     Plain(Vec<u8>),
     /// A part of a body that the program gave away, without a copy.
     Shared(Bytes),
@@ -33,17 +49,36 @@ enum Chunk {
 }
 
 impl Chunk {
+    /// Returns a chunk that begins with a frame, and contains only whole messages.
+    fn whole(memory: Memory) -> Self {
+        Self {
+            memory,
+            continues: false,
+            has_start: true,
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Plain(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
-            Self::Secret(secret) => secret.as_bytes(),
+        match &self.memory {
+            Memory::Plain(bytes) => bytes,
+            Memory::Shared(bytes) => bytes,
+            Memory::Secret(secret) => secret.as_bytes(),
+        }
+    }
+
+    /// Returns the buffer if it has room for `size` more bytes.
+    fn with_room(&mut self, size: usize) -> Option<&mut Vec<u8>> {
+        match &mut self.memory {
+            Memory::Plain(bytes) if bytes.capacity() - bytes.len() >= size => Some(bytes),
+            _ => None,
         }
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
+    /// The written chunks of a message that is written in part.
+    begun: Vec<Chunk>,
     chunks: VecDeque<Chunk>,
     /// The number of written bytes of the first chunk.
     start: usize,
@@ -58,6 +93,7 @@ pub(crate) struct Outbox {
 impl Outbox {
     pub(crate) fn new(spare: Arc<SpareBuffers>) -> Self {
         Self {
+            begun: Vec::new(),
             chunks: VecDeque::new(),
             start: 0,
             bytes: 0,
@@ -78,25 +114,33 @@ impl Outbox {
     /// Adds a copy of `bytes`.
     pub(crate) fn push_copy(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len();
-        match self.chunks.back_mut() {
-            Some(Chunk::Plain(last)) if last.capacity() - last.len() >= bytes.len() => {
-                last.extend_from_slice(bytes);
-            }
-            _ => {
-                let mut chunk = self
-                    .spare
-                    .take()
-                    .unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MAX));
-                chunk.extend_from_slice(bytes);
-                self.chunks.push_back(Chunk::Plain(chunk));
-            }
+        if !self.append(bytes) {
+            let mut chunk = self
+                .spare
+                .take()
+                .unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES_MAX));
+            chunk.extend_from_slice(bytes);
+            self.chunks.push_back(Chunk::whole(Memory::Plain(chunk)));
         }
+    }
+
+    /// Appends a copy of bytes that begin with a frame to the last chunk, if there is room.
+    fn append(&mut self, bytes: &[u8]) -> bool {
+        let Some(last) = self.chunks.back_mut() else {
+            return false;
+        };
+        let Some(buffer) = last.with_room(bytes.len()) else {
+            return false;
+        };
+        buffer.extend_from_slice(bytes);
+        last.has_start = true;
+        true
     }
 
     /// Adds bytes whose memory is wiped after they are written.
     pub(crate) fn push_secret(&mut self, secret: Secret) {
         self.bytes += secret.as_bytes().len();
-        self.chunks.push_back(Chunk::Secret(secret));
+        self.chunks.push_back(Chunk::whole(Memory::Secret(secret)));
     }
 
     /// Adds `frames`, without a copy if they are large.
@@ -107,22 +151,29 @@ impl Outbox {
         self.bytes += frames.len();
         let mut start = 0;
         for (at, shared) in frames.shared {
-            self.push_between(frames.bytes.get(start..at).unwrap_or_default());
-            self.chunks.push_back(Chunk::Shared(shared));
+            self.push_between(frames.bytes.get(start..at).unwrap_or_default(), start > 0);
+            self.chunks.push_back(Chunk {
+                memory: Memory::Shared(shared),
+                continues: true,
+                has_start: false,
+            });
             start = at;
         }
-        self.push_between(frames.bytes.get(start..).unwrap_or_default());
+        self.push_between(frames.bytes.get(start..).unwrap_or_default(), true);
         self.keep(frames.bytes);
     }
 
-    /// Adds the small pieces (methods, headers, frame ends) between shared bytes.
-    fn push_between(&mut self, bytes: &[u8]) {
-        match self.chunks.back_mut() {
-            Some(Chunk::Plain(last)) if last.capacity() - last.len() >= bytes.len() => {
-                last.extend_from_slice(bytes);
-            }
+    /// Adds the small pieces (frame ends, methods, headers) between shared bytes. A piece that
+    /// `continues` a message begins with the end of a body frame. The next body frame of the
+    /// message, or another message, may begin behind that.
+    fn push_between(&mut self, bytes: &[u8], continues: bool) {
+        if continues || !self.append(bytes) {
             // Exactly as large as needed: there may be one of these chunks for each large body.
-            _ => self.chunks.push_back(Chunk::Plain(bytes.to_vec())),
+            self.chunks.push_back(Chunk {
+                memory: Memory::Plain(bytes.to_vec()),
+                continues,
+                has_start: !continues || bytes.len() > FRAME_OVERHEAD,
+            });
         }
     }
 
@@ -132,24 +183,13 @@ impl Outbox {
             return self.keep(chunk);
         }
         self.bytes += chunk.len();
-        self.chunks.push_back(Chunk::Plain(chunk));
+        self.chunks.push_back(Chunk::whole(Memory::Plain(chunk)));
     }
 
     /// Keeps the memory of a written or unneeded buffer for further use.
     pub(crate) fn keep(&mut self, buffer: Vec<u8>) {
         self.unused = self.unused.min(self.spare.count());
         self.spare.put(buffer);
-    }
-
-    /// Drops everything that is not written. Returns the number of bytes.
-    pub(crate) fn clear(&mut self) -> usize {
-        for chunk in std::mem::take(&mut self.chunks) {
-            if let Chunk::Plain(buffer) = chunk {
-                self.keep(buffer);
-            }
-        }
-        self.start = 0;
-        std::mem::take(&mut self.bytes)
     }
 
     /// Frees the spare buffers that were not needed since the last call. Returns whether there are
@@ -172,7 +212,7 @@ impl Outbox {
         let (mut count, mut bytes, mut start) = (0, 0, self.start);
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
             // A secret is written alone, because TLS copies slices into a common buffer.
-            let is_secret = matches!(chunk, Chunk::Secret(_));
+            let is_secret = matches!(chunk.memory, Memory::Secret(_));
             if is_secret && count > 0 {
                 break;
             }
@@ -198,9 +238,24 @@ impl Outbox {
                 return;
             }
             self.start -= length;
-            if let Some(Chunk::Plain(buffer)) = self.chunks.pop_front() {
-                self.keep(buffer);
+            if let Some(chunk) = self.chunks.pop_front() {
+                self.written(chunk);
             }
+        }
+    }
+
+    /// Keeps a written chunk if a message in it is written in part, else its memory.
+    fn written(&mut self, chunk: Chunk) {
+        let next = self.chunks.front();
+        let is_needed = next.is_some_and(|next| next.continues);
+        if chunk.has_start || !is_needed {
+            // None of these holds anything but messages that are written whole now.
+            self.begun.clear();
+        }
+        match chunk.memory {
+            _ if is_needed => self.begun.push(chunk),
+            Memory::Plain(buffer) => self.keep(buffer),
+            Memory::Shared(_) | Memory::Secret(_) => {}
         }
     }
 }
@@ -360,7 +415,7 @@ mod tests {
         };
         let holds_secret = |outbox: &Outbox| {
             let mut chunks = outbox.chunks.iter();
-            chunks.any(|chunk| matches!(chunk, Chunk::Secret(_)))
+            chunks.any(|chunk| matches!(chunk.memory, Memory::Secret(_)))
         };
         for _ in 0..4 {
             outbox.write_to(&mut stream).unwrap();

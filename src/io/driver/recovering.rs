@@ -273,14 +273,13 @@ impl Driver {
         &mut self,
         event: Event<DriverTokens>,
     ) -> Option<Event<DriverTokens>> {
-        let now = Instant::now();
         match event {
             Event::Reply {
                 call: CallToken::Lane(lane),
                 reply,
             } => {
                 if let Reply::Method(method) = &reply {
-                    self.lane_done(lane, &Outcome::Replied(method), now);
+                    self.lane_done(lane, &Outcome::Replied(method), Instant::now());
                 }
             }
             Event::Failed {
@@ -288,20 +287,19 @@ impl Driver {
                 failure,
             } => {
                 if let CallFailure::Refused(reason) = &failure {
-                    self.lane_done(lane, &Outcome::Closed(reason), now);
+                    self.lane_done(lane, &Outcome::Closed(reason), Instant::now());
                 }
             }
             Event::ChannelSuspended { channel, detached } => {
                 channel.detach(detached);
                 self.suspend_channel(&channel);
             }
-            Event::Restored => self.restored(now),
+            Event::Restored => self.restored(Instant::now()),
             Event::TransactionDropped { channel } => {
-                self.kept_for_commit
-                    .retain(|frames| frames.channel != channel.id);
+                self.kept.retain(|frames| frames.channel != channel.id);
             }
             Event::ConsumerRefused { consumer, reason } => {
-                self.note_refused(&consumer, now);
+                self.note_refused(&consumer, Instant::now());
                 self.shared
                     .push_recovery_notice(RecoveryNotice::ConsumerRefused {
                         channel: consumer.consumer.channel.id.number,

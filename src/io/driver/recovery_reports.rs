@@ -49,9 +49,10 @@ impl Driver {
             let number = channel.id.number;
             log::warn!("{}: channel {number} is not restored yet", self.shared.name);
         }
-        self.shared.recovery.set_outage(None);
+        // Before the end of the outage: a thread that has waited for it finds the notice.
         let notice = RecoveryNotice::Recovered(Box::new(summary));
         self.shared.push_recovery_notice(notice);
+        self.shared.recovery.set_outage(None);
     }
 
     /// Ends the connection, because no further attempt is made.
@@ -61,7 +62,8 @@ impl Driver {
         };
         let last = self.recovery.as_mut().and_then(|it| it.last_error.take());
         let name = &self.shared.name;
-        if outage.attempts > 0 {
+        // A loss that is final begins no outage: its own reason is the reason of the end.
+        if self.shared.recovery.is_recovering() {
             let public = Outage::of(&outage, last);
             let error = Error::RecoveryFailed {
                 lost: Box::new(public.lost),
@@ -106,7 +108,9 @@ impl Driver {
             return CallToken::Caller(reply);
         };
         if matches!(method, Method::ConfirmSelect(_)) {
-            channel.confirm_window.begin_numbers();
+            let kept = self.kept.iter().filter(|frames| frames.channel == id);
+            let unwritten = kept.map(|frames| frames.messages).sum();
+            channel.confirm_window.begin_numbers(unwritten);
         }
         let written = channel.confirm_window.written();
         CallToken::Proving(reply, Arc::clone(channel), written)

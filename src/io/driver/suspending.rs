@@ -1,7 +1,6 @@
 //! The suspension of the driver after a loss: its part of the lost connection is dropped, and the
 //! publishes that were not handed to it are kept.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,11 +11,11 @@ use crate::io::shared::consumer::ConsumerToken;
 use crate::io::shared::recovery::Doubt;
 use crate::io::to_io::command_queue::Taken;
 use crate::io::to_io::frames::Frames;
-use crate::protocol::event::{Gate, Termination};
+use crate::protocol::event::{ChannelId, Gate, Termination};
 
 impl Driver {
     /// Suspends the connection: drops all that belongs to the lost one, and keeps the publishes
-    /// that were not handed to it.
+    /// that were not written to it.
     pub(super) fn suspend(&mut self, loss: &Termination, now: Instant) {
         // The answer to a close of the broker. A failure changes nothing.
         self.collect_output();
@@ -25,53 +24,86 @@ impl Driver {
         }
         self.transport.close(self.poll.registry());
         self.dispatch();
+        self.take_back_unfinished();
         let channels: Vec<_> = self.core.channels().map(owned).collect();
+        // Before the loss itself replies to a call: that reply proves nothing.
+        let in_doubt = channels.iter().map(|(channel, _)| take_in_doubt(channel));
+        self.note_doubt(in_doubt.sum());
         let unsettled = channels.iter().map(|(it, _)| it.unsettled_deliveries());
         let stale = unsettled.sum::<u64>();
+        if let Some(recovery) = &mut self.recovery {
+            recovery.stale += stale;
+        }
         self.loss = Some(Arc::new(loss.clone()));
         self.core.detach(now);
         self.dispatch();
-        let mut in_doubt = 0;
         for (channel, consumers) in &channels {
             events::discard_unsettled(channel, consumers);
-            if !channel.settlements.lock().has_transactions() {
-                in_doubt += channel.confirm_window.take_in_doubt();
-            }
         }
-        self.shared.counters.messages_in_doubt.add(in_doubt);
-        self.shared.recovery.add_doubt(Doubt {
-            messages: in_doubt,
-            unsent: 0,
-        });
-        if let Some(recovery) = &mut self.recovery {
-            recovery.in_doubt += in_doubt;
-            recovery.stale += stale;
-        }
-        self.take_queued();
-        // From here on, a settlement in a block belongs to no delivery of the lost connection: the
-        // ledgers were advanced before.
-        let blocks = channels
-            .iter()
-            .filter_map(|(channel, _)| channel.block.take());
-        let blocks: Vec<_> = blocks.collect();
-        let queued = std::mem::take(&mut self.commands);
-        let (mut commands, mut frames) = (VecDeque::new(), Vec::new());
-        for entry in queued {
-            match entry {
-                Taken::Frames(queued) => frames.push(queued),
-                command @ Taken::Command(_) => commands.push_back(command),
-            }
-        }
-        self.commands = commands;
-        for frames in frames.into_iter().chain(blocks) {
-            self.keep_suspended(frames);
-        }
-        let unwritten = self.outbox.clear();
-        self.shared.write_budget().release(unwritten);
+        // The ledgers were advanced. From here on a thread queues no settlement of the lost
+        // connection.
+        self.cut_settlements(|_| true);
         self.unwritten_output = UnwrittenOutput::default();
         self.readable = false;
         self.writable = false;
         self.hung_up = false;
+    }
+
+    /// Takes the publishes back of which a byte is still in the outbox, and drops the rest of it.
+    fn take_back_unfinished(&mut self) {
+        let waiting = self.outbox.len();
+        let core = &self.core;
+        let unfinished = self
+            .outbox
+            .take_unfinished(|number| core.channel_id(number));
+        self.shared.write_budget().release(waiting);
+        for frames in &unfinished {
+            if let Some(channel) = self.core.channel(frames.channel) {
+                channel.confirm_window.take_back_written(frames.messages);
+            }
+            let counters = &self.shared.counters;
+            counters.messages_published.take_back(frames.messages);
+            counters.frames_sent.take_back(frames.frames);
+        }
+        self.kept.splice(..0, unfinished);
+    }
+
+    /// Counts messages that the broker may not have got.
+    fn note_doubt(&mut self, messages: u64) {
+        self.shared.counters.messages_in_doubt.add(messages);
+        self.shared.recovery.add_doubt(Doubt {
+            messages,
+            unsent: 0,
+        });
+        if let Some(recovery) = &mut self.recovery {
+            recovery.in_doubt += messages;
+        }
+    }
+
+    /// Drops the waiting settlements of the channels that `is_meant` returns `true` for. No thread
+    /// queues any more of them, because their deliveries are stale by now.
+    fn cut_settlements(&mut self, is_meant: impl Fn(ChannelId) -> bool) {
+        self.take_with_blocks();
+        let mut cut = 0;
+        self.commands.retain_mut(|entry| match entry {
+            Taken::Frames(frames) if is_meant(frames.channel) => {
+                cut += frames.cut_settlements();
+                frames.frames > 0
+            }
+            _ => true,
+        });
+        self.shared.write_budget().release(cut);
+        self.kept.retain_mut(|frames| {
+            if !is_meant(frames.channel) {
+                return true;
+            }
+            frames.cut_settlements();
+            if let Some(channel) = self.core.channel(frames.channel) {
+                // The commit is lost too.
+                channel.confirm_window.set_committing(false);
+            }
+            frames.frames > 0
+        });
     }
 
     /// Suspends a channel that the broker does not know any more. The settlement ledger was
@@ -80,11 +112,15 @@ impl Driver {
         if let Some(loss) = &self.loss {
             channel.confirm_window.suspend(loss);
         }
-        if let Some(frames) = (!self.core.is_detached())
-            .then(|| channel.block.take())
-            .flatten()
-        {
-            self.keep_suspended(frames);
+        // After a loss of the connection, `suspend` does the rest for all channels.
+        if self.core.is_detached() {
+            return;
+        }
+        self.note_doubt(take_in_doubt(channel));
+        self.cut_settlements(|id| id == channel.id);
+        let mut channels = self.core.channels().map(owned);
+        if let Some((channel, consumers)) = channels.find(|(it, _)| it.id == channel.id) {
+            events::discard_unsettled(&channel, &consumers);
         }
     }
 
@@ -109,7 +145,7 @@ impl Driver {
         // Later publishes of the channel wait in their calling threads.
         self.shared.write_budget().release(size - sent);
         if publishes.frames > 0 {
-            self.kept_for_commit.push(publishes);
+            self.kept.push(publishes);
         }
     }
 
@@ -117,7 +153,7 @@ impl Driver {
     /// connection in an outage. Those in confirm mode end as unconfirmed.
     pub(super) fn count_unsent(&self) {
         if self.core.is_detached() {
-            let kept = self.kept_for_commit.iter();
+            let kept = self.kept.iter();
             let plain = kept.filter(|frames| {
                 let channel = self.core.channel(frames.channel);
                 channel.is_some_and(|channel| !channel.confirm_window.is_confirming())
@@ -128,6 +164,15 @@ impl Driver {
                 unsent,
             });
         }
+    }
+}
+
+/// Returns how many written publishes of a channel are in doubt. Those of a transaction are not:
+/// its commit fails.
+fn take_in_doubt(channel: &ChannelShared) -> u64 {
+    match channel.settlements.lock().has_transactions() {
+        true => 0,
+        false => channel.confirm_window.take_in_doubt(),
     }
 }
 

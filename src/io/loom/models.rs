@@ -345,9 +345,9 @@ fn frames_of_threads_that_find_the_connection_open_are_there_when_it_is_closed()
         // This thread is the closing thread, and then the IO thread at the close.
         closing.store(1, SeqCst);
         assert!(crossing.entries.send(Entry::Command(CLOSE)).is_ok());
-        let last = bytes(crossing.block.take());
-        let mut taken = crossing.entries.take();
-        taken.extend(last);
+        let block = crossing.block.lock();
+        assert!(block.send_frames(&crossing.entries).is_ok());
+        let taken = crossing.entries.take();
         let frames = |taken: &[u8]| taken.iter().filter(|byte| **byte <= 2).count();
         let accepted: usize = publishers.into_iter().map(|it| it.join().unwrap()).sum();
         caller.join().unwrap();
@@ -362,6 +362,27 @@ fn frames_of_threads_that_find_the_connection_open_are_there_when_it_is_closed()
             );
         }
         assert!(crossing.block.take().is_none());
+    });
+}
+
+#[test]
+fn the_frames_of_a_channel_keep_their_order_when_the_io_thread_seals_the_block() {
+    model(|| {
+        let crossing = Crossing::new();
+        let publisher = {
+            let crossing = Arc::clone(&crossing);
+            thread::spawn(move || {
+                crossing.append(1);
+                assert!(crossing.block.lock().send(CALL, &crossing.entries).is_ok());
+                crossing.append(2);
+            })
+        };
+        let block = crossing.block.lock();
+        assert!(block.send_frames(&crossing.entries).is_ok());
+        let mut taken = crossing.entries.take();
+        publisher.join().unwrap();
+        taken.extend(crossing.entries.take());
+        assert_eq!(taken, [1, CALL, 2]);
     });
 }
 

@@ -104,6 +104,7 @@ impl Block {
     }
 
     /// Takes the frames, if there are any.
+    #[cfg(test)]
     pub(crate) fn take(&self) -> Option<Frames> {
         self.state.lock().take()
     }
@@ -182,6 +183,12 @@ impl BlockGuard<'_> {
             Ok(()) => entries.send(Entry::Command(command)),
             unsent => unsent,
         };
+        self.unlock(sent)
+    }
+
+    /// Sends the frames as an entry of their own, and unlocks the block.
+    pub(crate) fn send_frames<C>(mut self, entries: &impl EntrySender<C>) -> Result<(), Ended> {
+        let sent = self.seal(entries);
         self.unlock(sent)
     }
 

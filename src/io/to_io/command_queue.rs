@@ -71,6 +71,11 @@ impl<C> CommandQueue<C> {
         guard.send(command, &self.entries).is_ok()
     }
 
+    /// Seals the block of a channel: its frames become an entry, in front of all later ones.
+    pub(crate) fn seal(&self, block: &Arc<Block>) {
+        let _ = block.lock().send_frames(&self.entries);
+    }
+
     /// Appends a publish, for which room in the write budget is reserved, to the block of its
     /// channel, and unlocks the block. Returns whether the IO thread must be woken.
     #[inline]
@@ -148,20 +153,14 @@ pub(crate) mod tests {
     use crossbeam_channel::bounded;
 
     use super::*;
-    use crate::protocol::frame::{Publish, PublishBody};
+    use crate::protocol::frame::PublishBody;
+    use crate::protocol::frame::tests::to_queue;
 
     type Queue = CommandQueue<Sender<()>>;
 
     /// Returns whether the IO thread must be woken; `None` after its end.
     fn publish(commands: &Queue, block: &Arc<Block>, body: &[u8]) -> Option<bool> {
-        let publish = Publish {
-            exchange: "",
-            routing_key: "q",
-            mandatory: false,
-            immediate: false,
-            properties: None,
-            body: PublishBody::Borrowed(body),
-        };
+        let publish = to_queue(PublishBody::Borrowed(body));
         let mut scratch = Vec::new();
         let encoded = EncodedPublish::new(1, publish, 1 << 20, &mut scratch).unwrap();
         assert!(commands.budget.admit(encoded.size()));

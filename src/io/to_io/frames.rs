@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use crate::protocol::event::ChannelId;
-use crate::protocol::frame::{FRAME_HEADER_BYTES, FRAME_OVERHEAD, is_settlement, payload_size};
+use crate::protocol::frame::{
+    FRAME_HEADER_BYTES, FRAME_OVERHEAD, FrameKind, frame_kind, payload_size,
+};
 
 /// The largest buffer for the publishes and settlements of one channel.
 pub(crate) const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -48,9 +50,9 @@ impl Frames {
             let size = FRAME_OVERHEAD + payload;
             let (frame, behind) = rest.split_at(size.min(rest.len()));
             rest = behind;
-            let part = match is_settlement(frame) {
-                true => &mut settlements,
-                false => &mut publishes,
+            let part = match frame_kind(frame) {
+                Some((FrameKind::Settlement, _)) => &mut settlements,
+                _ => &mut publishes,
             };
             if let Some((_, body)) = shared.next_if(|_| is_shared) {
                 part.shared
@@ -60,6 +62,14 @@ impl Frames {
             part.frames += 1;
         }
         (settlements, publishes)
+    }
+
+    /// Drops the settlements. Returns the number of their bytes.
+    pub(crate) fn cut_settlements(&mut self) -> usize {
+        let empty = Self::new(self.channel, Vec::new());
+        let (settlements, publishes) = std::mem::replace(self, empty).split_settlements();
+        *self = publishes;
+        settlements.len()
     }
 
     /// Returns the number of bytes, with those of shared bodies.

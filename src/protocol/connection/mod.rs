@@ -212,6 +212,11 @@ impl<T: Tokens> Connection<T> {
         self.router.heartbeat.set_reading(reading, now);
     }
 
+    /// Returns the channel that has this number now.
+    pub(crate) fn channel_id(&self, number: u16) -> Option<ChannelId> {
+        self.router.channel(number).map(Channel::id)
+    }
+
     /// Returns the tokens of each channel and of its consumers.
     pub(crate) fn channels(
         &self,

@@ -1,9 +1,9 @@
 //! Method frames, with a faster encoder for settlements.
 
 use super::super::errors::{EncodeError, ProtocolError};
-use super::super::methods::{Method, MethodId, basic};
+use super::super::methods::{Method, MethodId, basic, channel};
 use super::super::wire::{Reader, Writer};
-use super::{FRAME_END, FRAME_HEADER_BYTES, FRAME_OVERHEAD, METHOD};
+use super::{BODY, FRAME_END, FRAME_HEADER_BYTES, FRAME_OVERHEAD, HEADER, METHOD};
 
 /// Appends a frame with the payload that `payload` writes. `out` is unchanged after an error, and
 /// if the frame would exceed `frame_max`.
@@ -105,13 +105,40 @@ pub(crate) fn payload_size(header: &[u8]) -> usize {
         .fold(0, |size, byte| size << 8 | usize::from(*byte))
 }
 
-/// Returns whether an encoded frame is the settlement of a delivery.
-pub(crate) fn is_settlement(frame: &[u8]) -> bool {
-    let class = basic::Ack::ID.class.to_be_bytes();
-    let methods = [basic::Ack::ID, basic::Nack::ID, basic::Reject::ID];
-    let named = frame.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + 4);
-    let is_named = |id: MethodId| named == Some(&[class, id.method.to_be_bytes()].concat()[..]);
-    frame.first() == Some(&METHOD) && methods.into_iter().any(is_named)
+/// The content of an encoded frame, as far as it matters after a loss of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FrameKind {
+    /// A `basic.publish`. Its content follows.
+    Publish,
+    /// The header, or a part of the body, of a message.
+    Content,
+    /// The settlement of a delivery.
+    Settlement,
+    /// The `channel.close` of this side, or its `channel.close-ok`.
+    ChannelEnd,
+    Other,
+}
+
+/// Returns the kind of an encoded frame and the number of its channel. The beginning of the frame
+/// is enough: its header, and the number of the method. `None`: there is no header.
+pub(crate) fn frame_kind(frame: &[u8]) -> Option<(FrameKind, u16)> {
+    let (header, payload) = frame.split_first_chunk::<FRAME_HEADER_BYTES>()?;
+    let [kind, c1, c0, ..] = *header;
+    let kind = match (kind, payload.first_chunk()) {
+        (HEADER | BODY, _) => FrameKind::Content,
+        (METHOD, Some(&[i1, i0, m1, m0])) => {
+            let class = u16::from_be_bytes([i1, i0]);
+            let method = u16::from_be_bytes([m1, m0]);
+            match (MethodId { class, method }) {
+                basic::Publish::ID => FrameKind::Publish,
+                basic::Ack::ID | basic::Nack::ID | basic::Reject::ID => FrameKind::Settlement,
+                channel::Close::ID | channel::CloseOk::ID => FrameKind::ChannelEnd,
+                _ => FrameKind::Other,
+            }
+        }
+        _ => FrameKind::Other,
+    };
+    Some((kind, u16::from_be_bytes([c1, c0])))
 }
 
 /// Decodes the payload of a method frame.

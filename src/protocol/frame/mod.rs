@@ -10,7 +10,7 @@ pub(crate) mod tests;
 
 pub(crate) use self::decoder::{Frame, FrameDecoder};
 pub(crate) use self::method::{
-    SETTLE_FRAME_BYTES, Settle, decode_method, encode_method, encode_settle, is_settlement,
+    FrameKind, SETTLE_FRAME_BYTES, Settle, decode_method, encode_method, encode_settle, frame_kind,
     payload_size, split_method,
 };
 pub(crate) use self::publish::{EncodedPublish, Publish, PublishBody};

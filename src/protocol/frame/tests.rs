@@ -9,6 +9,18 @@ use super::decoder::{READ_BUFFER_BYTES, UNSPLIT_FRAME_BYTES_MAX};
 use super::publish::{SHARED_BODY_BYTES_MIN, encode_body, frame_size, put_content_header};
 use super::*;
 
+/// Returns a publish to the queue "q".
+pub(crate) fn to_queue(body: PublishBody<'_>) -> Publish<'_> {
+    Publish {
+        exchange: "",
+        routing_key: "q",
+        mandatory: false,
+        immediate: false,
+        properties: None,
+        body,
+    }
+}
+
 /// Returns the frames of a publish in one buffer.
 pub(crate) fn encode_publish(
     channel: u16,

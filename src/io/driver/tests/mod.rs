@@ -20,9 +20,9 @@ use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::io::to_program::inbox::Next;
 use crate::protocol::event::CallFailure;
 use crate::protocol::frame::decode_method;
-use crate::protocol::frame::tests::encode_content;
+use crate::protocol::frame::tests::{encode_content, to_queue};
 use crate::protocol::frame::{
-    EncodedPublish, Frame, FrameDecoder, Publish, PublishBody, Settle, encode_method,
+    EncodedPublish, Frame, FrameDecoder, PublishBody, Settle, encode_method,
 };
 use crate::protocol::methods::{Method, MethodId, basic, channel, connection, queue, tx};
 use crate::protocol::reply_code::ReplyCode;
@@ -681,14 +681,7 @@ fn a_queued_call_ends_although_the_drop_of_a_queued_body_panics() {
     let (mut driver, mut peer) = connected(settings(1 << 20));
     let channel = open_channel(&mut driver, &mut peer);
     let body = Bytes::from_owner(PanicsInDrop(vec![b'x'; 100_000]));
-    let publish = Publish {
-        exchange: "",
-        routing_key: "q",
-        mandatory: false,
-        immediate: false,
-        properties: None,
-        body: PublishBody::Shared(&body),
-    };
+    let publish = to_queue(PublishBody::Shared(&body));
     let mut scratch = Vec::new();
     let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch).unwrap();
     let queued = driver

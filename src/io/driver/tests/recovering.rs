@@ -103,6 +103,7 @@ impl Peer {
             channel::Open::ID => self.send(1, channel::OpenOk::default()),
             channel::Close::ID => self.send(1, channel::CloseOk::default()),
             confirm::Select::ID => self.send(1, confirm::SelectOk::default()),
+            tx::Select::ID => self.send(1, tx::SelectOk::default()),
             exchange::Declare::ID => self.send(1, exchange::DeclareOk::default()),
             basic::Consume::ID => self.send(1, basic::ConsumeOk::default().consumer_tag("me")),
             _ => panic!("{id} has no answer here"),
@@ -122,16 +123,9 @@ impl Peer {
     }
 }
 
-/// Publishes in confirm mode. `None`: the channel takes no publishes now.
-fn publish(channel: &ChannelShared) -> Option<(u64, Arc<Slot>)> {
-    let publish = Publish {
-        exchange: "",
-        routing_key: "q",
-        mandatory: false,
-        immediate: false,
-        properties: None,
-        body: PublishBody::Borrowed(b"body"),
-    };
+/// Publishes a message. `None`: the channel takes no publishes now, or is not in confirm mode.
+fn publish(channel: &ChannelShared, body: &[u8]) -> Option<(u64, Arc<Slot>)> {
+    let publish = to_queue(PublishBody::Borrowed(body));
     let mut scratch = Vec::new();
     let encoded = EncodedPublish::new(1, publish, FRAME_MAX as usize, &mut scratch).unwrap();
     let ticket = channel.confirm_window.begin(&mut false)?;
@@ -162,8 +156,8 @@ fn written_publishes_are_unconfirmed_and_numbers_go_on_after_a_loss() {
     let mut recovery = Recovery::begin();
     let channel = recovery.play.open_channel();
     begin_confirms(&channel, &mut recovery.play.peer);
-    let (_, confirmed) = publish(&channel).unwrap();
-    let (_, lost) = publish(&channel).unwrap();
+    let (_, confirmed) = publish(&channel, b"body").unwrap();
+    let (_, lost) = publish(&channel, b"body").unwrap();
     recovery.play.peer.expect_publish();
     recovery.play.peer.expect_publish();
     let ack = basic::Ack::default().delivery_tag(1);
@@ -173,11 +167,14 @@ fn written_publishes_are_unconfirmed_and_numbers_go_on_after_a_loss() {
     wait_until(|| lost.get().is_some());
     assert!(matches!(confirmed.get(), Some(PublishOutcome::Acked)));
     assert!(matches!(lost.get(), Some(PublishOutcome::Lost(_))));
-    assert!(publish(&channel).is_none(), "the channel is not restored");
+    assert!(
+        publish(&channel, b"body").is_none(),
+        "the channel is not restored"
+    );
     recovery.play.peer.answer(channel::Open::ID);
     recovery.play.peer.answer(confirm::Select::ID);
     wait_until(|| channel.confirm_window.begin(&mut false).is_some());
-    let (number, later) = publish(&channel).unwrap();
+    let (number, later) = publish(&channel, b"body").unwrap();
     assert_eq!(number, 3);
     recovery.play.peer.expect_publish();
     recovery.play.peer.send(1, ack);
@@ -193,22 +190,19 @@ fn a_publish_that_was_not_handed_to_the_lost_connection_goes_out_on_the_next_one
     let mut peer = accept(&listener);
     let channel = open_channel(&mut driver, &mut peer);
     driver.core.lose(Termination::EndOfStream);
-    let (_, queued) = {
-        channel.confirm_window.select(|| {});
-        channel.confirm_window.select_done(true);
-        publish(&channel).unwrap()
-    };
+    channel.confirm_window.select(|| {});
+    channel.confirm_window.select_done(true);
+    let (_, queued) = publish(&channel, b"body").unwrap();
     queue_settlement(&channel, 1);
     driver.handle_loss(Instant::now());
     assert!(queued.get().is_none(), "its outcome is still to come");
-    let waiting = driver.shared.commands().waiting_bytes();
-    assert_eq!(waiting, 0, "{:?}", driver.kept_for_commit);
     let shared = Arc::clone(&driver.shared);
     let thread = thread::spawn(move || driver.run());
     let mut peer = accept(&listener);
     peer.answer(channel::Open::ID);
     peer.expect_publish();
     assert!(queued.get().is_none());
+    wait_until(|| shared.commands().waiting_bytes() == 0);
     shared.send(Command::Disconnect);
     thread.join().unwrap();
 }
@@ -233,20 +227,111 @@ fn a_close_ends_an_outage_at_once() {
 }
 
 #[test]
-fn the_reason_of_the_loss_is_final_when_the_outage_has_reached_its_limit() {
+fn an_outage_that_reaches_its_limit_before_an_attempt_ends_with_recovery_failed() {
     let recovery = Recovery::begin_with_limit(Some(Duration::from_millis(1)));
     let Recovery { play, listener } = recovery;
     drop(listener);
     drop(play.peer);
     play.thread.join().unwrap();
-    let termination = play.shared.termination();
+    let failure = play.shared.recovery.failure();
     assert!(
-        matches!(
-            termination,
-            Some(Termination::EndOfStream | Termination::Io(..))
-        ),
-        "{termination:?}"
+        matches!(failure, Some(Error::RecoveryFailed { .. })),
+        "{failure:?}"
     );
+}
+
+/// Opens a channel in confirm mode on a driver without a thread.
+fn open_confirming(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelShared> {
+    let channel = open_channel(driver, peer);
+    channel.confirm_window.select(|| {});
+    channel.confirm_window.select_done(true);
+    channel
+}
+
+#[test]
+fn a_publish_that_is_not_written_whole_goes_out_on_the_next_connection() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut driver = driver(&listener, None);
+    let mut peer = accept(&listener);
+    let channel = open_confirming(&mut driver, &mut peer);
+    let (_, written) = publish(&channel, b"body").unwrap();
+    turn(&mut driver);
+    peer.expect_publish();
+    // The socket takes the first bytes only.
+    let (_, unwritten) = publish(&channel, b"body").unwrap();
+    driver.execute_commands(Instant::now());
+    let mut first_bytes = [0; 20];
+    let taken = driver.outbox.write_to(&mut &mut first_bytes[..]).unwrap();
+    driver.shared.write_budget().release(taken);
+    driver.writable = false;
+    driver.core.lose(Termination::EndOfStream);
+    driver.handle_loss(Instant::now());
+    assert!(matches!(written.get(), Some(PublishOutcome::Lost(_))));
+    assert!(unwritten.get().is_none(), "its outcome is still to come");
+    assert_eq!(driver.shared.commands().waiting_bytes(), 0);
+    assert_eq!(driver.shared.counters.messages_published.get(), 1);
+    let shared = Arc::clone(&driver.shared);
+    let thread = thread::spawn(move || driver.run());
+    let mut peer = accept(&listener);
+    peer.answer(channel::Open::ID);
+    peer.expect_publish();
+    peer.send(1, basic::Ack::default().delivery_tag(1));
+    wait_until(|| unwritten.get().is_some());
+    assert!(matches!(unwritten.get(), Some(PublishOutcome::Acked)));
+    assert_eq!(shared.counters.messages_published.get(), 2);
+    shared.send(Command::Disconnect);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_reply_that_is_due_to_the_loss_proves_no_publish() {
+    let mut recovery = Recovery::begin();
+    let (channel, consumer) = recovery.use_channel();
+    assert!(publish(&channel, b"body").is_none(), "not in confirm mode");
+    recovery.play.peer.expect_publish();
+    let cancelled = channel.queue_cancel(&consumer, false, soon());
+    recovery.play.peer.expect(basic::Cancel::ID);
+    recovery.lose();
+    expect_reply(&cancelled);
+    let doubt = recovery.play.shared.recovery.take_doubt();
+    assert_eq!((doubt.messages, doubt.unsent), (1, 0));
+    recovery.end();
+}
+
+#[test]
+fn a_settlement_that_was_kept_behind_a_commit_is_lost_with_the_connection() {
+    let mut recovery = Recovery::begin();
+    let (channel, consumer) = recovery.use_channel();
+    let peer = &mut recovery.play.peer;
+    let selected = channel.queue_call(tx::Select::default().into(), None, soon());
+    peer.answer(tx::Select::ID);
+    expect_reply(&selected);
+    peer.deliver("me", 1, b"one");
+    wait_until(|| consumer.inbox().len() == 1);
+    let committed = channel.queue_call(tx::Commit::default().into(), None, soon());
+    peer.expect(tx::Commit::ID);
+    channel.settle(1, Settle::Ack { multiple: false }).unwrap();
+    wait_until(|| channel.connection.commands().waiting_bytes() == 0);
+    recovery.lose();
+    let outcome = committed.recv().unwrap();
+    assert!(
+        matches!(outcome, Err(CallFailure::Interrupted)),
+        "{outcome:?}"
+    );
+    for id in [
+        channel::Open::ID,
+        exchange::Declare::ID,
+        channel::Close::ID,
+        channel::Open::ID,
+        tx::Select::ID,
+        basic::Consume::ID,
+    ] {
+        recovery.play.peer.answer(id);
+    }
+    let declared = channel.queue_call(exchange::Declare::new("e").into(), None, soon());
+    recovery.play.peer.answer(exchange::Declare::ID);
+    expect_reply(&declared);
+    recovery.end();
 }
 
 #[test]

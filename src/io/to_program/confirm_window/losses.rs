@@ -12,7 +12,7 @@ impl ConfirmWindow {
     /// Stops publishes until [`resume`](Self::resume), after a loss of the connection. The written
     /// publishes that are unconfirmed end with `reason`.
     pub(crate) fn suspend(&self, reason: &Arc<Termination>) {
-        let written = self.written.load(Ordering::Relaxed);
+        let written = self.written();
         self.set_suspended(true);
         self.end_publishes(|ledger, outcomes| {
             ledger.detach(written, |number, slot, returned| {
@@ -41,15 +41,24 @@ impl ConfirmWindow {
         state.serve(self.size);
     }
 
-    /// Counts publishes that are handed to the transport. They have sequence numbers only in
-    /// confirm mode.
+    /// Counts publishes that are handed to the outbox.
     pub(crate) fn count_written(&self, publishes: u64) {
+        self.add_written(signed(publishes));
+    }
+
+    /// Takes publishes back that were counted as written and have stayed in the outbox.
+    pub(crate) fn take_back_written(&self, publishes: u64) {
+        self.add_written(-signed(publishes));
+    }
+
+    fn add_written(&self, publishes: i64) {
         self.written.fetch_add(publishes, Ordering::Relaxed);
     }
 
-    /// Returns the number of publishes that were handed to the transport.
+    /// Returns the number of publishes that were handed to the outbox.
     pub(crate) fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        let written = self.written.load(Ordering::Relaxed);
+        u64::try_from(written).unwrap_or(0)
     }
 
     /// Notes that the broker has got this number of publishes.
@@ -67,10 +76,15 @@ impl ConfirmWindow {
         written.saturating_sub(self.proven.swap(written, Ordering::Relaxed))
     }
 
-    /// Notes that the next publish has the first sequence number, if no publish has one.
-    pub(crate) fn begin_numbers(&self) {
+    /// Notes that the next publish has the first sequence number, if no publish has one. Publishes
+    /// without a number are `unwritten`, and are written before it.
+    pub(crate) fn begin_numbers(&self, unwritten: u64) {
         if self.last_number() == 0 {
-            self.written.store(0, Ordering::Relaxed);
+            self.written.store(-signed(unwritten), Ordering::Relaxed);
         }
     }
+}
+
+fn signed(publishes: u64) -> i64 {
+    i64::try_from(publishes).unwrap_or(i64::MAX)
 }

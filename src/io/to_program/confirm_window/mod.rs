@@ -6,7 +6,7 @@ mod losses;
 mod outcomes;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -47,9 +47,10 @@ pub(crate) struct ConfirmWindow {
     /// Whether a publish must check the state: in confirm mode, while `channel.flow` stops
     /// publishes, or during a commit. Each publish reads this flag without the lock.
     must_check_state: AtomicBool,
-    /// The number of publishes that were handed to the transport; in confirm mode the number of the
-    /// last one. The IO thread counts them if the connection can outlive a loss.
-    written: AtomicU64,
+    /// The number of publishes that were handed to the outbox; in confirm mode the number of the
+    /// last one, or less than zero as long as publishes without a number precede the first one. The
+    /// IO thread counts them if the connection can outlive a loss.
+    written: AtomicI64,
     /// How many of these publishes the broker has certainly got, outside confirm mode.
     proven: AtomicU64,
     state: Mutex<State>,
@@ -131,7 +132,7 @@ impl ConfirmWindow {
             busy_wait: BusyWait::for_streams(busy_wait_limit),
             total: total.clone(),
             must_check_state: AtomicBool::new(false),
-            written: AtomicU64::new(0),
+            written: AtomicI64::new(0),
             proven: AtomicU64::new(0),
             state: Mutex::new(State {
                 mode: Mode::Plain,
