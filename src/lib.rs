@@ -229,7 +229,9 @@ pub use protocol::wire::{LongString, ShortString};
 
 /// The choices and the results of [`Recovery`].
 pub mod recovery {
-    pub use crate::client::connection::recovery::{Entity, Recovered, RenamedQueue, SkippedEntity};
+    pub use crate::client::connection::recovery::{
+        Entity, Recovered, RenamedQueue, RestoredLater, SkippedEntity,
+    };
     pub use crate::config::recovery::{BrokerOrder, Topology};
 }
 

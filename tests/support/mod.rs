@@ -12,6 +12,7 @@ pub(crate) mod log;
 pub(crate) mod matrix;
 pub(crate) mod node;
 pub(crate) mod peer;
+pub(crate) mod proxy;
 pub(crate) mod resources;
 
 use std::process::Command;

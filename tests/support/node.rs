@@ -44,6 +44,17 @@ impl Node {
         }
     }
 
+    /// Returns the port for AMQP, on the loopback address.
+    pub(crate) fn port(&self) -> u16 {
+        let parameters: ConnectionParameters = self.url.parse().unwrap();
+        parameters.get_port()
+    }
+
+    pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) {
+        let mut command = Command::new(&self.control);
+        super::run(command.arg("-q").args(arguments), b"");
+    }
+
     pub(crate) fn control(&self, act: &str) {
         let done = Command::new(&self.control).arg(act).status().unwrap();
         assert!(done.success(), "{act}: {done}");
@@ -51,16 +62,12 @@ impl Node {
 
     /// Sets a parameter of the application `rabbit` while the node runs.
     pub(crate) fn configure(&self, name: &str, value: u32) {
-        let mut command = Command::new(&self.control);
         let set = format!("application:set_env(rabbit, {name}, {value}).");
-        command.args(["-q", "eval", &set]);
-        super::run(&mut command, b"");
+        self.rabbitmqctl(&["eval", &set]);
     }
 
     pub(crate) fn set_watermark(&self, value: &str) {
-        let mut command = Command::new(&self.control);
-        command.args(["-q", "set_vm_memory_high_watermark", value]);
-        super::run(&mut command, b"");
+        self.rabbitmqctl(&["set_vm_memory_high_watermark", value]);
     }
 
     /// Returns parameters of a connection that a loss ends.
@@ -89,6 +96,12 @@ impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         self.0.set_watermark("0.6");
     }
+}
+
+/// Returns a node that no test disturbs, so that several tests may use it at the same time.
+pub(crate) fn steady_node() -> &'static Node {
+    static NODE: OnceLock<Node> = OnceLock::new();
+    NODE.get_or_init(Node::start)
 }
 
 /// Returns the running node, which only one test at a time may use.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::BlockingConnection;
 use crate::client::callbacks::dispatch_lock::DispatchGuard;
 use crate::error::{Error, Outage, Result};
-use crate::io::shared::recovery::{Doubt, RecoveredSummary, RecoveryNotice};
+use crate::io::shared::recovery::{Doubt, RecoveredSummary, RecoveryNotice, RestoredLaterSummary};
 use crate::protocol::close_reason::CloseReason;
 use crate::protocol::recovery::book::entity;
 use crate::protocol::wire::ShortString;
@@ -152,6 +152,8 @@ pub enum RecoveryEvent {
     AttemptFailed(Outage),
     /// The connection is restored. The outage is over.
     Recovered(Box<Recovered>),
+    /// Parts of the topology that were [waiting](Recovered::waiting) have an outcome.
+    RestoredLater(Box<RestoredLater>),
     /// The broker has refused to restore a consumer. cony tries it again later, for as
     /// long as the connection lives.
     #[non_exhaustive]
@@ -200,8 +202,24 @@ pub struct Recovered {
     /// The queues that have a new name, because the broker refused the earlier one. That concerns
     /// only names that the program did not choose.
     pub renamed: Vec<RenamedQueue>,
-    /// The parts of the topology that could not be restored yet, and are tried again.
+    /// The parts of the topology that could not be restored yet, and are tried again: see
+    /// [`RecoveryEvent::RestoredLater`].
     pub waiting: Vec<Entity>,
+}
+
+/// The outcomes of parts of the topology that were [waiting](Recovered::waiting) at the end of the
+/// outage.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RestoredLater {
+    /// The parts that are restored now. A queue with a new name has its earlier one here.
+    pub restored: Vec<Entity>,
+    /// The queues that the broker had deleted: see [`Recovered::recreated`].
+    pub recreated: Vec<Entity>,
+    /// The parts that the broker has refused for good.
+    pub skipped: Vec<SkippedEntity>,
+    /// The queues that have a new name: see [`Recovered::renamed`].
+    pub renamed: Vec<RenamedQueue>,
 }
 
 /// A part of the topology that the broker has refused to restore.
@@ -296,6 +314,7 @@ impl From<RecoveryNotice> for RecoveryEvent {
             RecoveryNotice::Lost(outage) => Self::Lost(outage),
             RecoveryNotice::AttemptFailed(outage) => Self::AttemptFailed(outage),
             RecoveryNotice::Recovered(summary) => Self::Recovered(Box::new((*summary).into())),
+            RecoveryNotice::RestoredLater(later) => Self::RestoredLater(Box::new((*later).into())),
             RecoveryNotice::ConsumerResumed { channel, tag } => {
                 Self::ConsumerResumed { channel, tag }
             }
@@ -315,8 +334,6 @@ impl From<RecoveryNotice> for RecoveryEvent {
 
 impl From<RecoveredSummary> for Recovered {
     fn from(summary: RecoveredSummary) -> Self {
-        let skipped = summary.skipped.into_iter();
-        let renamed = summary.renamed.into_iter();
         Self {
             epoch: summary.epoch,
             broker: summary.broker,
@@ -324,18 +341,41 @@ impl From<RecoveredSummary> for Recovered {
             attempts: summary.attempts,
             in_doubt: summary.in_doubt,
             stale: summary.stale,
-            recreated: summary.recreated.into_iter().map(Entity::Queue).collect(),
-            skipped: skipped
-                .map(|(entity, reason)| SkippedEntity {
-                    entity: entity.into(),
-                    error: Error::ChannelClosed(reason),
-                })
-                .collect(),
-            renamed: renamed
-                .map(|(old, new)| RenamedQueue { old, new })
-                .collect(),
-            waiting: summary.waiting.into_iter().map(Entity::from).collect(),
+            recreated: all(summary.recreated.into_iter().map(Entity::Queue)),
+            skipped: all(summary.skipped),
+            renamed: all(summary.renamed),
+            waiting: all(summary.waiting),
         }
+    }
+}
+
+impl From<RestoredLaterSummary> for RestoredLater {
+    fn from(summary: RestoredLaterSummary) -> Self {
+        Self {
+            restored: all(summary.restored),
+            recreated: all(summary.recreated.into_iter().map(Entity::Queue)),
+            skipped: all(summary.skipped),
+            renamed: all(summary.renamed),
+        }
+    }
+}
+
+fn all<T: Into<U>, U>(list: impl IntoIterator<Item = T>) -> Vec<U> {
+    list.into_iter().map(Into::into).collect()
+}
+
+impl From<(entity::Entity, CloseReason)> for SkippedEntity {
+    fn from((entity, reason): (entity::Entity, CloseReason)) -> Self {
+        Self {
+            entity: entity.into(),
+            error: Error::ChannelClosed(reason),
+        }
+    }
+}
+
+impl From<(ShortString, ShortString)> for RenamedQueue {
+    fn from((old, new): (ShortString, ShortString)) -> Self {
+        Self { old, new }
     }
 }
 
@@ -390,6 +430,7 @@ mod tests {
             RecoveryEvent::Lost(_) => "lost",
             RecoveryEvent::AttemptFailed(_) => "failed",
             RecoveryEvent::Recovered(_) => "recovered",
+            RecoveryEvent::RestoredLater(_) => "later",
             RecoveryEvent::ConsumerRefused { .. } => "refused",
             RecoveryEvent::ConsumerResumed { .. } => "resumed",
             RecoveryEvent::GaveUp(_) => "gave up",
@@ -419,13 +460,14 @@ mod tests {
                 reason: refusal(),
             },
             RecoveryNotice::Recovered(Box::new(summary)),
+            RecoveryNotice::RestoredLater(Box::default()),
             RecoveryNotice::ConsumerResumed { channel, tag },
         ] {
             connection.inner.shared.push_recovery_notice(notice);
         }
     }
 
-    const ALL: [&str; 5] = ["lost", "failed", "refused", "recovered", "resumed"];
+    const ALL: [&str; 6] = ["lost", "failed", "refused", "recovered", "later", "resumed"];
 
     #[test]
     fn each_event_is_dispatched_once_in_its_order() {
@@ -433,10 +475,10 @@ mod tests {
         let words = noted(&connection);
         push_all(&connection);
         assert!(words.lock().is_empty(), "no thread dispatches yet");
-        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 5);
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 6);
         assert_eq!(*words.lock(), ALL);
         assert_eq!(connection.dispatch_own(&|| false).unwrap(), 0);
-        assert_eq!(words.lock().len(), 5);
+        assert_eq!(words.lock().len(), 6);
     }
 
     #[test]
@@ -445,7 +487,7 @@ mod tests {
         push_all(&connection);
         assert_eq!(connection.dispatch_own(&|| false).unwrap(), 0);
         let words = noted(&connection);
-        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 5);
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 6);
         assert_eq!(*words.lock(), ALL);
     }
 
@@ -466,7 +508,7 @@ mod tests {
         let error = connection.dispatch_own(&|| false).unwrap_err();
         assert_eq!(error.to_string(), "own");
         assert_eq!(*words.lock(), ["lost", "failed"]);
-        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 3);
+        assert_eq!(connection.dispatch_own(&|| false).unwrap(), 4);
         assert_eq!(*words.lock(), ALL);
     }
 
@@ -591,6 +633,21 @@ mod tests {
             recovered.waiting[0].to_string(),
             "consumer 'me' on channel 3"
         );
+    }
+
+    #[test]
+    fn a_later_summary_becomes_public_with_all_its_parts() {
+        let queue = |name: &str| entity::Entity::Queue(name.into());
+        let later = RestoredLater::from(RestoredLaterSummary {
+            restored: vec![queue("old")],
+            recreated: vec!["new".into()],
+            skipped: vec![(queue("q"), refusal())],
+            renamed: vec![("old".into(), "new".into())],
+        });
+        assert_eq!(later.restored, [Entity::Queue("old".into())]);
+        assert_eq!(later.recreated, [Entity::Queue("new".into())]);
+        assert_eq!(later.skipped[0].error.reply_code(), Some(404));
+        assert_eq!(&*later.renamed[0].new, "new");
     }
 
     #[test]

@@ -9,10 +9,13 @@ use super::Driver;
 use super::tokens::CallToken;
 use crate::error::{Error, Outage};
 use crate::io::shared::command::Outcome;
-use crate::io::shared::recovery::{RecoveredSummary, RecoveryNotice};
+use crate::io::shared::recovery::{RecoveredSummary, RecoveryNotice, RestoredLaterSummary};
+use crate::protocol::close_reason::CloseReason;
 use crate::protocol::event::ChannelId;
 use crate::protocol::methods::Method;
+use crate::protocol::recovery::book::entity::Entity;
 use crate::protocol::recovery::session::SessionEvent;
+use crate::protocol::wire::ShortString;
 
 impl Driver {
     /// Ends the outage: everything is restored, or takes too long.
@@ -37,11 +40,11 @@ impl Driver {
             ..RecoveredSummary::default()
         };
         if let Some(restoration) = &mut recovery.restoration {
-            let report = restoration.take_report();
+            let (report, waiting) = restoration.first_report(now);
             summary.recreated = report.recreated.first;
             summary.skipped = report.skipped.first;
             summary.renamed = report.renamed;
-            summary.waiting = restoration.waiting(now).first;
+            summary.waiting = waiting.first;
         }
         self.shared.counters.recoveries.add(1);
         log_recovered(&self.shared.name, &summary);
@@ -53,6 +56,34 @@ impl Driver {
         let notice = RecoveryNotice::Recovered(Box::new(summary));
         self.shared.push_recovery_notice(notice);
         self.shared.recovery.set_outage(None);
+    }
+
+    /// Tells the program of entries that were still waiting at the end of the outage.
+    pub(super) fn report_later(&mut self) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let is_over = recovery.session.outage().is_none();
+        let Some(restoration) = recovery.restoration.as_mut().filter(|_| is_over) else {
+            return;
+        };
+        let report = restoration.take_report();
+        if report.is_empty() {
+            return;
+        }
+        let summary = RestoredLaterSummary {
+            restored: report.restored.first,
+            recreated: report.recreated.first,
+            skipped: report.skipped.first,
+            renamed: report.renamed,
+        };
+        let name = &self.shared.name;
+        for entity in &summary.restored {
+            log::info!("{name}: {entity:?} is restored now");
+        }
+        log_changes(name, &summary.recreated, &summary.skipped, &summary.renamed);
+        let notice = RecoveryNotice::RestoredLater(Box::new(summary));
+        self.shared.push_recovery_notice(notice);
     }
 
     /// Ends the connection, because no further attempt is made.
@@ -131,16 +162,32 @@ fn log_recovered(name: &str, summary: &RecoveredSummary) {
             summary.in_doubt
         );
     }
-    for queue in &summary.recreated {
-        log::warn!("{name}: the queue {queue} is new, so the messages of the former one are lost");
-    }
-    for (entity, reason) in &summary.skipped {
-        log::warn!("{name}: {entity:?} is not restored: {reason}");
-    }
-    for (old, new) in &summary.renamed {
-        log::warn!("{name}: the queue {old} is now {new}");
-    }
+    let RecoveredSummary {
+        recreated,
+        skipped,
+        renamed,
+        ..
+    } = summary;
+    log_changes(name, recreated, skipped, renamed);
     for entity in &summary.waiting {
         log::warn!("{name}: {entity:?} is restored later");
+    }
+}
+
+/// Logs the entries that did not come back as they were.
+fn log_changes(
+    name: &str,
+    recreated: &[ShortString],
+    skipped: &[(Entity, CloseReason)],
+    renamed: &[(ShortString, ShortString)],
+) {
+    for queue in recreated {
+        log::warn!("{name}: the queue {queue} is new, so the messages of the former one are lost");
+    }
+    for (entity, reason) in skipped {
+        log::warn!("{name}: {entity:?} is not restored: {reason}");
+    }
+    for (old, new) in renamed {
+        log::warn!("{name}: the queue {old} is now {new}");
     }
 }

@@ -23,6 +23,10 @@ pub(super) struct RefusedConsumer {
     /// Not the token itself: dropping the last one ends the consumer.
     consumer: Weak<ConsumerToken>,
     delay: Duration,
+    /// Whether its queue has been declared since the refusal, or cannot be.
+    is_queue_declared: bool,
+    /// Whether it waits for that declare already.
+    is_postponed: bool,
     /// When the consumer is tried again. `None` while it is.
     pub(super) due: Option<Instant>,
 }
@@ -102,6 +106,16 @@ impl Driver {
         };
         if let (Some(restoration), Some(book)) = (&mut recovery.restoration, self.core.book()) {
             restoration.done(index, outcome, book, now);
+            let declared = restoration.take_declared();
+            for refused in &mut recovery.refused {
+                let consumer = refused.consumer.upgrade();
+                if consumer
+                    .is_some_and(|it| declared.contains(book.present_name(&it.consumer.queue)))
+                {
+                    refused.is_queue_declared = true;
+                    refused.due = refused.due.map(|_| now);
+                }
+            }
             if let Some(lane) = recovery.lanes.get_mut(index) {
                 lane.is_busy = false;
                 // A maintenance channel opens again by itself.
@@ -110,6 +124,7 @@ impl Driver {
                 }
             }
         }
+        self.report_later();
     }
 
     pub(super) fn note_refused(&mut self, consumer: &Arc<ConsumerToken>, now: Instant) {
@@ -126,12 +141,15 @@ impl Driver {
             None => recovery.refused.push(RefusedConsumer {
                 consumer: Arc::downgrade(consumer),
                 delay: first,
+                is_queue_declared: false,
+                is_postponed: false,
                 due: Some(now + first),
             }),
         }
     }
 
-    /// Tries refused consumers again whose time has come, with their queues declared once more.
+    /// Tries refused consumers again whose time has come. Their queues are declared before: the
+    /// broker would close the channel once more for a queue that is missing or locked.
     pub(super) fn resume_refused(&mut self, now: Instant) {
         let Some(recovery) = &mut self.recovery else {
             return;
@@ -140,18 +158,26 @@ impl Driver {
         let mut due = Vec::new();
         for refused in recovery.refused.iter_mut().filter(is_due) {
             refused.due = None;
-            due.extend(refused.consumer.upgrade());
+            let Some(token) = refused.consumer.upgrade() else {
+                continue;
+            };
+            let declares = !std::mem::take(&mut refused.is_queue_declared);
+            if let (true, Some(restoration), Some(book)) =
+                (declares, &mut recovery.restoration, self.core.book())
+            {
+                // Without a channel number for the declare, the consumer is tried all the same.
+                let is_stuck = refused.is_postponed && restoration.needs_lane(now);
+                if restoration.restore_queue(&token.consumer.queue, book, now) && !is_stuck {
+                    refused.is_postponed = true;
+                    refused.due = Some(now + refused.delay);
+                    continue;
+                }
+            }
+            refused.is_postponed = false;
+            due.push(token);
         }
         for token in due {
             let consumer = &token.consumer;
-            if let (Some(restoration), Some(book)) = (
-                self.recovery
-                    .as_mut()
-                    .and_then(|recovery| recovery.restoration.as_mut()),
-                self.core.book(),
-            ) {
-                restoration.restore_queue(&consumer.queue, book, now);
-            }
             let is_meant = |other: &Arc<ConsumerToken>| Arc::ptr_eq(other, &token);
             self.core
                 .resume_consumer(consumer.channel.id, &consumer.tag, is_meant, now);

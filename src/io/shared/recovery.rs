@@ -27,6 +27,8 @@ pub(crate) enum RecoveryNotice {
     Lost(Outage),
     AttemptFailed(Outage),
     Recovered(Box<RecoveredSummary>),
+    /// Entities that were waiting at the end of the outage have an outcome.
+    RestoredLater(Box<RestoredLaterSummary>),
     /// A consumer that was refused at the restoration has started again.
     ConsumerResumed {
         channel: u16,
@@ -64,12 +66,23 @@ pub(crate) struct RecoveredSummary {
     pub(crate) waiting: Vec<Entity>,
 }
 
+/// The outcomes of entities that were waiting at the end of the outage.
+#[derive(Debug, Default)]
+pub(crate) struct RestoredLaterSummary {
+    pub(crate) restored: Vec<Entity>,
+    /// See [`RecoveredSummary`].
+    pub(crate) recreated: Vec<ShortString>,
+    pub(crate) skipped: Vec<(Entity, CloseReason)>,
+    pub(crate) renamed: Vec<(ShortString, ShortString)>,
+}
+
 impl RecoveryNotice {
     /// Returns about how many bytes the notice takes.
     fn cost(&self) -> usize {
         let content = match self {
             Self::Lost(_) | Self::AttemptFailed(_) => 2 * ERROR_BYTES,
             Self::Recovered(summary) => summary.cost(),
+            Self::RestoredLater(summary) => summary.cost(),
             Self::ConsumerResumed { .. } => 0,
             Self::ConsumerRefused { .. } | Self::GaveUp(_) => ERROR_BYTES,
         };
@@ -82,6 +95,13 @@ impl RecoveredSummary {
         // Each entity has a few names, and each skipped one also a text of the broker.
         let names = self.recreated.len() + self.renamed.len() + self.waiting.len();
         size_of::<Self>() + self.broker.len() + (names + self.skipped.len()) * ERROR_BYTES
+    }
+}
+
+impl RestoredLaterSummary {
+    fn cost(&self) -> usize {
+        let names = self.restored.len() + self.recreated.len() + self.renamed.len();
+        size_of::<Self>() + (names + self.skipped.len()) * ERROR_BYTES
     }
 }
 
@@ -271,6 +291,7 @@ mod tests {
             RecoveryNotice::Lost(outage) => format!("lost{}", outage.attempts),
             RecoveryNotice::AttemptFailed(outage) => format!("failed{}", outage.attempts),
             RecoveryNotice::Recovered(summary) => format!("recovered{}", summary.epoch),
+            RecoveryNotice::RestoredLater(later) => format!("later{}", later.restored.len()),
             RecoveryNotice::ConsumerResumed { tag, .. } => format!("resumed-{tag}"),
             RecoveryNotice::ConsumerRefused { tag, .. } => format!("refused-{tag}"),
             RecoveryNotice::GaveUp(_) => "end".into(),

@@ -1,20 +1,46 @@
-//! Connections that recover by themselves from a real broker's kills, stops and closes.
+//! Connections that recover by themselves: from a real broker's kills, stops and closes, and from
+//! the faults of a proxy in front of it.
+//!
+//! `CONY_TEST_ROUNDS` is the number of restarts in a test, 2 by default. There are ten times as
+//! many cuts.
 
+mod alarms;
+mod brokers;
 mod calls;
+mod cuts;
+mod locks;
+mod logins;
+mod silence;
 mod topology;
+mod traffic;
 mod workers;
+
+use std::time::Duration;
 
 use std::sync::mpsc::{Receiver, channel};
 
 use cony::{BlockingConnection, ConnectionParameters, Recovery, RecoveryEvent};
 
 use crate::support::node::Node;
+use crate::support::proxy::Proxy;
 use crate::support::{dispatch_until, until};
+
+fn rounds() -> usize {
+    std::env::var("CONY_TEST_ROUNDS").map_or(2, |value| value.parse().unwrap())
+}
 
 /// Returns parameters of a connection that recovers.
 fn recovering(node: &Node) -> ConnectionParameters {
     let parameters: ConnectionParameters = node.url.parse().unwrap();
     parameters.recovery(Recovery::new())
+}
+
+/// Returns parameters of a connection through `proxy` that recovers soon.
+fn through(proxy: &Proxy) -> ConnectionParameters {
+    ConnectionParameters::new()
+        .host("127.0.0.1")
+        .port(proxy.port)
+        .recovery(Recovery::new().max_delay(Duration::from_millis(50)))
 }
 
 fn connect(node: &Node) -> BlockingConnection {

@@ -5,7 +5,9 @@ use cony::{RecoveryEvent, basic, exchange, queue};
 
 use super::{await_outage, connect, events_of, events_until_recovered};
 use crate::support::node::node;
-use crate::support::{PATIENCE, expect_error, next_delivery, unique};
+use crate::support::{
+    PATIENCE, exclusive_queue, expect_error, fill, get, next_delivery, ready, unique,
+};
 
 #[test]
 fn exclusive_and_auto_delete_queues_exchanges_and_bindings_come_back() {
@@ -90,5 +92,55 @@ fn exclusive_and_auto_delete_queues_exchanges_and_bindings_come_back() {
         .unwrap()
         .exchange_delete(&target)
         .unwrap();
+    connection.close().unwrap();
+}
+
+#[test]
+fn the_topology_comes_back_on_a_node_that_has_lost_its_data() {
+    let node = node();
+    let connection = connect(&node);
+    let events = events_of(&connection);
+    let channel = connection.channel().unwrap();
+    let [durable, quorum, source] = ["durable", "quorum", "source"].map(unique);
+    channel.queue_declare(&durable).unwrap();
+    channel
+        .queue_declare(queue::Declare::new_quorum(&quorum))
+        .unwrap();
+    let exclusive = exclusive_queue(&channel);
+    let declare = exchange::Declare::new(&source).exchange_type("fanout");
+    channel.exchange_declare(declare).unwrap();
+    let queues = [&durable, &quorum, &exclusive];
+    for queue in queues {
+        channel.queue_bind(queue, &source, "").unwrap();
+    }
+    fill(&channel, &durable, ["lost"]);
+    let consumers = queues[1..].iter().map(|queue| channel.consume(*queue));
+    let consumers: Vec<_> = consumers.map(Result::unwrap).collect();
+
+    node.control("stop");
+    node.control("forget");
+    node.control("start");
+    let taken = events_until_recovered(&connection, &events);
+    let Some(RecoveryEvent::Recovered(recovered)) = taken.last() else {
+        panic!("{taken:?}");
+    };
+    let lists = (&recovered.skipped, &recovered.waiting);
+    assert!(lists.0.is_empty() && lists.1.is_empty(), "{lists:?}");
+    // The broker does not tell whether a durable queue is new.
+    let recreated = [Entity::Queue(exclusive.as_str().into())];
+    assert_eq!(recovered.recreated, recreated);
+    assert_eq!(ready(&channel, &durable), 0);
+    let confirm = channel.basic_publish(&source, "", "routed").unwrap();
+    confirm.wait().unwrap();
+    for consumer in &consumers {
+        let delivery = next_delivery(consumer);
+        assert_eq!(delivery.text().unwrap(), "routed");
+        delivery.ack().unwrap();
+    }
+    assert_eq!(get(&channel, &durable).text().unwrap(), "routed");
+    for name in [&durable, &quorum] {
+        channel.queue_delete(name).unwrap();
+    }
+    channel.exchange_delete(&source).unwrap();
     connection.close().unwrap();
 }

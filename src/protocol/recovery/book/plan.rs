@@ -101,6 +101,11 @@ impl Book {
         }
     }
 
+    /// Returns the name that a queue has at the broker now. The program may know an earlier one.
+    pub(crate) fn present_name<'a>(&'a self, name: &'a ShortString) -> &'a ShortString {
+        self.replacements.present_name(name).unwrap_or(name)
+    }
+
     pub(in super::super) fn queue(&self, name: &ShortString) -> Option<&queue::Declare> {
         self.queues.get(name).map(|entry| &entry.value)
     }

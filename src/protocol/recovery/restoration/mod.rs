@@ -30,6 +30,7 @@
 //! have no call, and opens one again when [`needs_lane`](Restoration::needs_lane) returns `true`.
 
 mod aside;
+mod lanes;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::aside::Aside;
+use self::lanes::{Job, Lane, Task};
+use self::report::Awaited;
 pub(crate) use self::report::{Listed, Report};
 use super::super::close_reason::{CloseReason, ClosedBy};
 use super::super::event::Termination;
@@ -92,33 +95,6 @@ enum Phase {
     QueueBindings,
 }
 
-#[derive(Debug, Default)]
-struct Lane {
-    is_open: bool,
-    job: Option<Job>,
-}
-
-/// A call that has no answer yet.
-#[derive(Debug)]
-struct Job {
-    entity: Entity,
-    since: Instant,
-    /// The number of calls before it.
-    number: u64,
-    /// The name that replaces that of the queue.
-    new_name: Option<ShortString>,
-    /// Whether no other call may be made at the same time.
-    is_alone: bool,
-}
-
-/// The next entry of a lane.
-struct Task {
-    entity: Entity,
-    new_name: Option<ShortString>,
-    /// Whether the entry waits aside, and goes back there if it cannot be tried now.
-    is_aside: bool,
-}
-
 #[derive(Debug)]
 pub(crate) struct Restoration {
     settings: Settings,
@@ -139,6 +115,9 @@ pub(crate) struct Restoration {
     calls: u64,
     skipped: HashSet<Entity>,
     report: Report,
+    awaited: Awaited,
+    /// The queues whose declare has an outcome, for [`take_declared`](Self::take_declared).
+    declared: Vec<ShortString>,
 }
 
 impl Restoration {
@@ -162,6 +141,8 @@ impl Restoration {
             calls: 0,
             skipped: HashSet::new(),
             report: Report::default(),
+            awaited: Awaited::default(),
+            declared: Vec::new(),
         }
     }
 
@@ -311,6 +292,7 @@ impl Restoration {
 
     fn restored(&mut self, job: Job, reply: &Method, book: &mut Book) {
         book.acquit(&job.entity, true);
+        let is_told = self.awaited.restored(&job.entity, &mut self.report);
         let Some(mut endpoint) = job.entity.endpoint() else {
             return;
         };
@@ -322,9 +304,10 @@ impl Restoration {
             endpoint = Endpoint::Queue(new);
         }
         if let (Endpoint::Queue(name), Method::QueueDeclareOk(declare_ok)) = (&endpoint, reply) {
-            if !self.repairs.contains_key(&endpoint) {
+            if is_told && !self.repairs.contains_key(&endpoint) {
                 self.report.note_declared(book, name, declare_ok);
             }
+            self.declared.push(name.clone());
         }
         self.follow(&endpoint, book);
     }
@@ -378,6 +361,9 @@ impl Restoration {
         if let Some(endpoint) = entity.endpoint() {
             self.aside.remove(&endpoint);
             self.follow(&endpoint, book);
+            if let Endpoint::Queue(name) = endpoint {
+                self.declared.push(name);
+            }
         }
         self.skip(entity, reason);
     }
@@ -410,10 +396,20 @@ impl Restoration {
     }
 
     /// Declares a queue of the book once more, with its bindings: a consumer did not find it.
-    pub(crate) fn restore_queue(&mut self, name: &ShortString, book: &Book, now: Instant) {
-        if self.settings.topology != Topology::Off && book.queue(name).is_some() {
+    /// Returns `false` if that is not possible.
+    pub(crate) fn restore_queue(&mut self, name: &ShortString, book: &Book, now: Instant) -> bool {
+        let name = book.present_name(name);
+        let is_possible = self.settings.topology != Topology::Off && book.queue(name).is_some();
+        if is_possible {
             self.aside.add(Endpoint::Queue(name.clone()), now);
         }
+        is_possible
+    }
+
+    /// Returns the present names of the queues whose declare has succeeded, or has failed for good,
+    /// since the last call.
+    pub(crate) fn take_declared(&mut self) -> Vec<ShortString> {
+        std::mem::take(&mut self.declared)
     }
 
     /// Ends the restoration with the loss of its connection. If the broker closed the connection
@@ -487,31 +483,17 @@ impl Restoration {
         instants.filter(|instant| *instant > now).min()
     }
 
+    /// Returns the results so far, and what [waits](Self::waiting). Later reports have the outcomes
+    /// of these entries.
+    pub(crate) fn first_report(&mut self, now: Instant) -> (Report, Listed<Entity>) {
+        let waiting = self.waiting(now);
+        self.awaited.begin(&waiting);
+        (self.take_report(), waiting)
+    }
+
     /// Returns the results since the last report.
     pub(crate) fn take_report(&mut self) -> Report {
         std::mem::take(&mut self.report)
-    }
-}
-
-impl Lane {
-    fn is_free(&self) -> bool {
-        self.is_open && self.job.is_none()
-    }
-}
-
-impl Job {
-    fn hangs(&self, now: Instant) -> bool {
-        now >= self.since + HANG_TIME
-    }
-}
-
-impl Task {
-    fn new(entity: Entity) -> Self {
-        Self {
-            entity,
-            new_name: None,
-            is_aside: false,
-        }
     }
 }
 

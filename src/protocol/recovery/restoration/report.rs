@@ -1,5 +1,7 @@
 //! The results of a restoration that the program is told.
 
+use std::collections::HashSet;
+
 use super::super::super::close_reason::CloseReason;
 use super::super::super::methods::queue;
 use super::super::super::wire::ShortString;
@@ -19,9 +21,34 @@ pub(crate) struct Report {
     /// The queues that are new, so the messages in the earlier ones are lost; see
     /// [`note_declared`](Self::note_declared).
     pub(crate) recreated: Listed<ShortString>,
+    /// The entries that the [first report](Awaited) listed as waiting, and that are restored now.
+    pub(crate) restored: Listed<Entity>,
     /// The queues that have a new name: the earlier name and the new one. Consumers of the earlier
     /// name start on the new one.
     pub(crate) renamed: Vec<(ShortString, ShortString)>,
+}
+
+/// The entries that were waiting when the first report was taken. Later reports have only the
+/// outcomes of these, because other entries are repeated without need.
+#[derive(Debug, Default)]
+pub(super) struct Awaited(Option<HashSet<Entity>>);
+
+impl Awaited {
+    pub(super) fn begin(&mut self, waiting: &Listed<Entity>) {
+        self.0 = Some(waiting.first.iter().cloned().collect());
+    }
+
+    /// Notes that an entry is restored. Returns whether a report mentions that.
+    pub(super) fn restored(&mut self, entity: &Entity, report: &mut Report) -> bool {
+        let Some(awaited) = &mut self.0 else {
+            return true;
+        };
+        let is_awaited = awaited.remove(entity);
+        if is_awaited {
+            report.restored.push(entity.clone());
+        }
+        is_awaited
+    }
 }
 
 /// The first elements of a list, and the number of all.
@@ -50,6 +77,16 @@ impl<T> Default for Listed<T> {
 }
 
 impl Report {
+    pub(crate) fn is_empty(&self) -> bool {
+        let counts = [
+            self.skipped.count,
+            self.recreated.count,
+            self.restored.count,
+            self.renamed.len(),
+        ];
+        counts == [0; 4]
+    }
+
     /// Notes a declared queue if it is new.
     ///
     /// The reply does not contain whether the queue existed before. An exclusive queue ends with

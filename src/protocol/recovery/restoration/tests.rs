@@ -608,6 +608,32 @@ fn a_queue_that_a_consumer_does_not_find_is_restored_with_its_bindings() {
 }
 
 #[test]
+fn later_reports_have_the_outcomes_of_entries_that_were_waiting() {
+    let declare = |name: &str| queue::Declare::new(name).exclusive(true).into();
+    let mut setup = Setup::with([declare("a"), declare("b")]);
+    let mut driver = setup.restore_with(Topology::All, 1);
+    setup.refuse(&mut driver, 405);
+    setup.run(&mut driver);
+    let (first, waiting) = driver.restoration.first_report(driver.now);
+    assert_eq!(waiting.first, [queue_entity("a")]);
+    assert_eq!(
+        (first.recreated.first, first.restored.count),
+        (vec!["b".into()], 0)
+    );
+    driver.pass_time(&setup.book);
+    setup.run(&mut driver);
+    let later = driver.restoration.take_report();
+    assert_eq!(later.restored.first, [queue_entity("a")]);
+    assert_eq!(later.recreated.first, ["a"]);
+    assert_eq!(driver.restoration.take_declared(), ["b", "a"]);
+    // A repetition for a consumer is no news.
+    let restoration = &mut driver.restoration;
+    assert!(restoration.restore_queue(&"b".into(), &setup.book, driver.now));
+    setup.run(&mut driver);
+    assert!(driver.restoration.take_report().is_empty());
+}
+
+#[test]
 fn without_topology_nothing_is_declared() {
     let mut setup = Setup::with(queues(&["q"]));
     let mut driver = setup.restore_with(Topology::Off, 4);

@@ -166,7 +166,9 @@ fn consume_again(before: &Model, model: &mut Model, driver: &mut Driver, book: &
         for _ in 0..1_000 {
             match model.call(*channel, &consume) {
                 Ok(_) => break,
-                Err(_) => driver.restoration.restore_queue(name, book, driver.now),
+                Err(_) => {
+                    driver.restoration.restore_queue(name, book, driver.now);
+                }
             }
             driver.make_calls(book);
             driver.run(model, book);
