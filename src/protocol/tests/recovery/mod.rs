@@ -298,10 +298,12 @@ fn ten_thousand_losses_need_no_memory() {
             scenario.pass(RPC_TIMEOUT);
             assert_eq!(scenario.events().len(), 1);
         }
-        memory.push(scenario.held() + scenario.core.output().capacity());
+        if [101, 9_999].contains(&round) {
+            memory.push(scenario.held() + scenario.core.output().capacity());
+        }
     }
     // The numbers in the output have become longer.
-    let (early, late) = (memory[101], memory[9_999]);
+    let (early, late) = (memory[0], memory[1]);
     assert!(late < early + 100, "{early} {late}");
     assert_eq!(scenario.core.poll_timeout(), None);
 }
