@@ -249,6 +249,7 @@ fn publishes_that_wait_for_a_commit_take_no_shared_room_and_are_bounded() {
     let (committing, begun) = signal();
     let (taken, is_taken) = signal();
     let (refused, is_refused) = signal();
+    let (received, is_received) = signal();
     with_channel_and(
         |parameters| {
             let parameters = parameters.write_budget(BUDGET);
@@ -268,6 +269,7 @@ fn publishes_that_wait_for_a_commit_take_no_shared_room_and_are_bounded() {
             for key in ["held", "later"] {
                 assert_eq!(wire.expect_publish(1).0, key);
             }
+            received.send(()).unwrap();
         },
         move |channel| {
             let other = channel.connection().channel().unwrap();
@@ -288,6 +290,7 @@ fn publishes_that_wait_for_a_commit_take_no_shared_room_and_are_bounded() {
                 refused.send(()).unwrap();
                 commits.join().unwrap().unwrap();
                 channel.basic_publish("", "later", "x").unwrap();
+                is_received.wait();
             });
         },
     );

@@ -61,7 +61,7 @@ fn a_network_that_swallows_everything_for_a_time_costs_attempts_only() {
     let proxy = Proxy::before(steady_node().port());
     let parameters = through(&proxy)
         .heartbeat(Duration::from_secs(1))
-        .handshake_timeout(Duration::from_millis(200));
+        .handshake_timeout(Duration::from_secs(1));
     let connection = BlockingConnection::open(parameters).unwrap();
     let events = events_of(&connection);
     let channel = connection.channel().unwrap();
@@ -72,15 +72,15 @@ fn a_network_that_swallows_everything_for_a_time_costs_attempts_only() {
     });
     proxy.set_flow(Flow::Pass);
     let taken = events_until_recovered(&connection, &events);
-    let [
-        RecoveryEvent::Lost(_),
-        RecoveryEvent::AttemptFailed(failed),
-        RecoveryEvent::Recovered(_),
-    ] = &taken[..]
-    else {
-        panic!("{taken:?}");
-    };
-    assert!(failed.last.as_ref().unwrap().is_timeout(), "{failed}");
+    assert!(
+        matches!(taken.first(), Some(RecoveryEvent::Lost(_))),
+        "{taken:?}"
+    );
+    let unanswered = taken.iter().any(|event| match event {
+        RecoveryEvent::AttemptFailed(outage) => outage.last.as_ref().is_some_and(Error::is_timeout),
+        _ => false,
+    });
+    assert!(unanswered, "{taken:?}");
     drop(queue);
     connection.close().unwrap();
 }
