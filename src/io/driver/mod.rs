@@ -102,8 +102,8 @@ struct Driver {
     commands: VecDeque<Taken<Command>>,
     shared: Arc<ConnectionShared>,
     outbox: Outbox,
-    /// The publishes and settlements of channels whose commit awaits its reply, and the publishes of
-    /// channels that are not restored after a loss. They do not count in the write budget.
+    /// The publishes and settlements of channels whose commit awaits its reply, and the publishes
+    /// of channels that are not restored after a loss. They do not count in the write budget.
     kept: Vec<Frames>,
     /// Whether the socket may have bytes to read. A read that finds none clears it.
     readable: bool,

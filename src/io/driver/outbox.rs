@@ -4,8 +4,8 @@
 //! begin with the same bytes.
 //!
 //! A written chunk stays until the message that it belongs to is written whole. After a loss of the
-//! connection, [`take_unfinished`](Outbox::take_unfinished) returns every message of which a byte is
-//! missing: the broker cannot have taken it.
+//! connection, [`take_unfinished`](Outbox::take_unfinished) returns every message of which a byte
+//! is missing: the broker cannot have taken it.
 
 mod unfinished;
 
