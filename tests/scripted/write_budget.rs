@@ -290,6 +290,7 @@ fn publishes_that_wait_for_a_commit_take_no_shared_room_and_are_bounded() {
                 refused.send(()).unwrap();
                 commits.join().unwrap().unwrap();
                 channel.basic_publish("", "later", "x").unwrap();
+                // The end of `other` may overtake it: channels have no order among each other.
                 is_received.wait();
             });
         },
