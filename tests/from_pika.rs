@@ -379,6 +379,7 @@ fn the_defaults_are_the_ones_on_the_page() {
         "default_prefetch: 200",
         "confirm_window: 1000",
         "write_budget: 4194304",
+        "unconfirmed_budget: 16777216",
         "read_budget: 67108864",
     ] {
         assert!(shown.contains(default), "{default} is not in {shown}");

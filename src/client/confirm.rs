@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
-use crate::io::to_io::write_budget::WaitError;
+use crate::io::to_io::byte_budget::WaitError;
 use crate::io::to_program::confirm_slot::Slot;
 use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;

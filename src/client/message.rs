@@ -64,6 +64,7 @@ pub struct Message<'a> {
     pub(crate) body: Body<'a>,
     properties: Properties<'a>,
     pub(crate) mandatory: bool,
+    pub(crate) resend: bool,
     pub(crate) immediate: bool,
 }
 
@@ -213,6 +214,19 @@ impl<'a> Message<'a> {
         self
     }
 
+    /// Sets whether the message is sent again after a loss of the connection, if it was written and
+    /// not confirmed. Default: `true`. It matters only in confirm mode: see
+    /// [`Recovery::resend`](crate::Recovery::resend).
+    ///
+    /// With `false` the message never arrives twice: its
+    /// [`PublisherConfirm`](crate::PublisherConfirm) ends with
+    /// [`Error::Unconfirmed`](crate::Error::Unconfirmed) at the loss. A message that was not
+    /// written whole is sent in any case, because the broker cannot have it.
+    pub fn resend(mut self, resend: bool) -> Self {
+        self.resend = resend;
+        self
+    }
+
     /// Sets one property. Borrowed properties are copied for that.
     fn with(mut self, set: impl FnOnce(BasicProperties) -> BasicProperties) -> Self {
         let mut owned = match self.properties {
@@ -251,6 +265,7 @@ impl<'a> From<Body<'a>> for Message<'a> {
             body,
             properties: Properties::None,
             mandatory: false,
+            resend: true,
             immediate: false,
         }
     }

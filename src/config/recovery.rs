@@ -27,6 +27,8 @@ pub struct Recovery {
     pub(crate) max_delay: Duration,
     pub(crate) limit: Option<Duration>,
     pub(crate) topology: Topology,
+    pub(crate) resend: bool,
+    pub(crate) mark_resent: bool,
     pub(crate) brokers: BrokerOrder,
 }
 
@@ -36,6 +38,8 @@ impl Default for Recovery {
             max_delay: Duration::from_secs(30),
             limit: None,
             topology: Topology::All,
+            resend: true,
+            mark_resent: true,
             brokers: BrokerOrder::Shuffled,
         }
     }
@@ -67,6 +71,25 @@ settings! {
         /// Sets which part of the topology is declared again. Default: [`Topology::All`]. URL
         /// option `recovery_topology`.
         topology: Topology, copy get_topology: Topology;
+        /// Sets whether unconfirmed publishes are sent again. Default: `true`. URL option
+        /// `recovery_resend`.
+        ///
+        /// On a channel in [confirm mode](crate::BlockingChannel::confirm_delivery) each publish is
+        /// kept until the broker has confirmed it. After a loss it is sent on the next connection,
+        /// in the order of the publishes, and its confirm arrives from there. The broker may have
+        /// taken the first copy, so a message can arrive twice: see
+        /// [`mark_resent`](Self::mark_resent). Without this, a publish that was written and not
+        /// confirmed ends with [`Error::Unconfirmed`](crate::Error::Unconfirmed) at the loss. A
+        /// single message is left out with [`Message::resend`](crate::Message::resend).
+        resend: bool, copy get_resend: bool;
+        /// Sets whether a message that the broker may have already is marked when it is sent again.
+        /// Default: `true`.
+        ///
+        /// The mark is the header `x-resent` with the value `true`. A consumer that gets a message
+        /// without it, and without `redelivered`, has not seen the message before. A header of that
+        /// name that your program has set is replaced. A message whose headers have no room for the
+        /// mark within `frame_max` is sent without it, and a warning says so.
+        mark_resent: bool, copy get_mark_resent: bool;
         /// Sets the order in which the brokers of
         /// [`open_any`](crate::BlockingConnection::open_any) are tried after a loss. Default:
         /// [`BrokerOrder::Shuffled`].
@@ -131,6 +154,7 @@ mod tests {
         let recovery = Recovery::new();
         assert_eq!(recovery.get_max_delay(), Duration::from_secs(30));
         assert_eq!(recovery.get_limit(), None);
+        assert!(recovery.get_resend() && recovery.get_mark_resent());
         let topology: book::entity::Topology = recovery.get_topology().into();
         assert_eq!(topology, book::entity::Topology::default());
         let order: session::BrokerOrder = recovery.get_brokers().into();

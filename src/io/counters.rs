@@ -27,6 +27,8 @@ pub(crate) struct Counters {
     pub(crate) recovery_attempts: Counter,
     /// Publishes outside confirm mode that were written before a loss and may be lost.
     pub(crate) messages_in_doubt: Counter,
+    /// Publishes that were sent again after a loss, and that the broker may have had already.
+    pub(crate) messages_resent: Counter,
     /// Deliveries that the program has settled, on channels that have ended or that the program has
     /// dropped.
     pub(crate) deliveries_settled: AtomicU64,

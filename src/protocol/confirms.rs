@@ -9,8 +9,9 @@
 //! the outcome of each of these is ambiguous.
 //!
 //! The sequence numbers of the program go on for as long as its channel handle lives, while the
-//! broker counts from 1 again on each new connection. So the number of the program is that on the
-//! wire plus a *base*: the last number that was written to a former connection.
+//! broker counts from 1 again on each new connection. Its first numbers there are those of the
+//! publishes that are sent again, in their order; all later ones differ from the numbers of the
+//! program by a constant.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,8 +24,15 @@ use super::property_match::{PropertyMatch, ReturnedProperties};
 /// The publishes in the order of their sequence numbers, each with a token of the caller.
 #[derive(Debug)]
 pub(crate) struct ConfirmLedger<T, R> {
-    /// The number of the last publish that was written to a former connection; 0 on the first one.
+    /// The number of the last publish that was handed to a former connection; 0 on the first one.
+    handed: u64,
+    /// The publishes that are sent again on the present connection, by the number that the broker
+    /// gives them. It is empty when all of them are confirmed.
+    resent: Vec<u64>,
+    /// The difference between the program's number and the broker's, for all later publishes.
     base: u64,
+    /// The publishes that are not sent again if the broker may have them, in their order.
+    sent_once: VecDeque<u64>,
     /// The sequence number of the first entry of `pending`.
     first: u64,
     /// `None`: this publish was confirmed before an earlier one.
@@ -99,7 +107,10 @@ pub(crate) fn fingerprint(exchange: &str, routing_key: &str, body: &[u8]) -> u64
 impl<T, R> ConfirmLedger<T, R> {
     pub(crate) fn new() -> Self {
         Self {
+            handed: 0,
+            resent: Vec::new(),
             base: 0,
+            sent_once: VecDeque::new(),
             first: 1,
             pending: VecDeque::new(),
             unconfirmed: 0,
@@ -145,6 +156,14 @@ impl<T, R> ConfirmLedger<T, R> {
                 });
         }
         number
+    }
+
+    /// Notes that the last publish is not sent again if the broker may have it.
+    pub(crate) fn send_last_once(&mut self) {
+        while self.sent_once.front().is_some_and(|it| *it < self.first) {
+            self.sent_once.pop_front();
+        }
+        self.sent_once.push_back(self.last());
     }
 
     /// Notes a returned message with these properties. Returns `message` if it belongs to no
@@ -201,7 +220,7 @@ impl<T, R> ConfirmLedger<T, R> {
         ack: bool,
         mut report: impl FnMut(u64, T, PublishOutcome<R>),
     ) {
-        let number = self.base.saturating_add(wire_number);
+        let number = self.number(wire_number);
         if multiple {
             let (start, last) = (self.first, number.min(self.last()));
             self.first = start.max(last.saturating_add(1));
@@ -221,18 +240,48 @@ impl<T, R> ConfirmLedger<T, R> {
         self.remove_confirmed();
     }
 
-    /// Notes that the connection is lost, on which the publishes up to number `written` were
-    /// written. Calls `report` for those of them that are unconfirmed, with the returned message if
-    /// there is one; otherwise the outcome remains unknown. Later publishes keep their numbers, and
-    /// the next connection counts them from 1.
-    pub(crate) fn detach(&mut self, written: u64, mut report: impl FnMut(u64, T, Option<R>)) {
-        self.base = self.base.max(written.min(self.last()));
-        while self.first <= self.base {
-            let number = self.first;
-            self.first += 1;
-            if let Some(entry) = self.pending.pop_front().flatten() {
+    /// Returns the program's number of the publish to which the broker gave this number.
+    fn number(&self, wire_number: u64) -> u64 {
+        let Some(index) = wire_number.checked_sub(1) else {
+            return 0;
+        };
+        let resent = usize::try_from(index).ok().and_then(|it| self.resent.get(it));
+        match resent {
+            Some(number) => *number,
+            None => self.base.saturating_add(wire_number),
+        }
+    }
+
+    /// Notes that the connection is lost. Later publishes keep their numbers.
+    ///
+    /// Publishes up to number `handed` were handed to the connection, and those up to `whole` were
+    /// written whole, so that the broker may have them. `kept` are the numbers of the publishes
+    /// that can be sent again, in their order. Returns those that are unconfirmed and will be sent
+    /// again. `report` is called for all others that were handed over and are unconfirmed, with the
+    /// returned message if there is one; otherwise the outcome remains unknown.
+    pub(crate) fn detach(
+        &mut self,
+        handed: u64,
+        whole: u64,
+        kept: impl IntoIterator<Item = u64>,
+        mut report: impl FnMut(u64, T, Option<R>),
+    ) -> Vec<u64> {
+        self.handed = self.handed.max(handed.min(self.last()));
+        let mut kept = kept.into_iter().peekable();
+        let mut resent = Vec::new();
+        for (number, entry) in (self.first..=self.handed).zip(&mut self.pending) {
+            let Some(publish) = entry else {
+                continue;
+            };
+            while kept.next_if(|kept| *kept < number).is_some() {}
+            let is_kept = kept.next_if_eq(&number).is_some();
+            let is_final = publish.is_returned() || self.sent_once.binary_search(&number).is_ok();
+            if is_kept && (number > whole || !is_final) {
+                publish.forget_return();
+                resent.push(number);
+            } else if let Some(publish) = entry.take() {
                 self.unconfirmed -= 1;
-                let (token, outcome) = entry.confirm(&mut self.mandatory, number, false);
+                let (token, outcome) = publish.confirm(&mut self.mandatory, number, false);
                 let returned = match outcome {
                     PublishOutcome::Returned(message) => Some(message),
                     _ => None,
@@ -240,7 +289,10 @@ impl<T, R> ConfirmLedger<T, R> {
                 report(number, token, returned);
             }
         }
+        self.base = self.handed - resent.len() as u64;
+        self.resent.clone_from(&resent);
         self.remove_confirmed();
+        resent
     }
 
     /// Removes the confirmed publishes before the first one that is unconfirmed.
@@ -248,6 +300,9 @@ impl<T, R> ConfirmLedger<T, R> {
         while let Some(None) = self.pending.front() {
             self.pending.pop_front();
             self.first += 1;
+        }
+        if self.resent.last().is_some_and(|last| *last < self.first) {
+            self.resent = Vec::new();
         }
     }
 
@@ -262,6 +317,20 @@ impl<T, R> ConfirmLedger<T, R> {
 }
 
 impl<T, R> PendingPublish<T, R> {
+    /// Returns whether the broker has returned this message.
+    fn is_returned(&self) -> bool {
+        let returnable = self.returnable.as_ref();
+        returnable.is_some_and(|it| matches!(it.returned, Back::Yes(_)))
+    }
+
+    /// Forgets a returned message that may have been this one: the publish is sent again, and is
+    /// returned again if it reaches no queue.
+    fn forget_return(&mut self) {
+        if let Some(returnable) = &mut self.returnable {
+            returnable.returned = Back::No;
+        }
+    }
+
     /// Returns token and outcome of the publish after the confirm of its number.
     fn confirm(self, mandatory: &mut Candidates, number: u64, ack: bool) -> (T, PublishOutcome<R>) {
         let outcome = match self.returnable {
@@ -510,7 +579,7 @@ mod tests {
         settle(&mut ledger, 1, false, true);
         assert_eq!(returned(&mut ledger, 9, &named("returned"), "back"), None);
         let mut lost = Vec::new();
-        ledger.detach(3, |number, token, returned| {
+        ledger.detach(3, 3, [], |number, token, returned| {
             lost.push((number, token, returned));
         });
         assert_eq!(lost, [(2, "returned", Some("back")), (3, "written", None)]);
@@ -525,25 +594,82 @@ mod tests {
             ]
         );
         assert!(ledger.mandatory.is_empty());
-        ledger.detach(u64::MAX, |_, _, _| panic!("all are confirmed"));
+        ledger.detach(u64::MAX, u64::MAX, [], |_, _, _| panic!("all are confirmed"));
         assert_eq!(ledger.publish("next", None), 6);
         assert_eq!(settle(&mut ledger, 1, false, true).len(), 1);
+    }
+
+    #[test]
+    fn publishes_that_are_sent_again_are_counted_first_and_in_their_order() {
+        let mut ledger = ConfirmLedger::new();
+        for token in ["settled", "back", "whole", "once", "cut", "queued"] {
+            ledger.publish(token, mandatory(9, &named(token)));
+            if token == "once" || token == "cut" {
+                ledger.send_last_once();
+            }
+        }
+        settle(&mut ledger, 1, false, true);
+        assert_eq!(returned(&mut ledger, 9, &named("back"), "back"), None);
+        let mut lost = Vec::new();
+        let resent = ledger.detach(5, 4, 1..=5, |number, token, returned| {
+            lost.push((number, token, returned));
+        });
+        assert_eq!(resent, [3, 5]);
+        assert_eq!(lost, [(2, "back", Some("back")), (4, "once", None)]);
+        assert_eq!(
+            settle(&mut ledger, 2, false, true),
+            [(5, "cut", PublishOutcome::Acked)]
+        );
+        assert_eq!(
+            settle(&mut ledger, 3, true, true),
+            [
+                (3, "whole", PublishOutcome::Acked),
+                (6, "queued", PublishOutcome::Acked)
+            ]
+        );
+        assert_eq!(ledger.publish("next", None), 7);
+        assert_eq!(settle(&mut ledger, 4, false, true).len(), 1);
+        assert!(ledger.resent.is_empty() && ledger.mandatory.is_empty());
+    }
+
+    #[test]
+    fn a_message_that_was_perhaps_returned_is_judged_by_its_second_copy() {
+        let mut ledger = ConfirmLedger::new();
+        for token in ["a", "b"] {
+            ledger.publish(token, mandatory(9, &named(token)));
+        }
+        assert_eq!(returned(&mut ledger, 9, &named("other"), "unclear"), None);
+        assert_eq!(
+            ledger.detach(2, 2, 1..=2, |_, _, _| panic!("all are kept")),
+            [1, 2]
+        );
+        assert_eq!(returned(&mut ledger, 9, &named("b"), "b back"), None);
+        assert_eq!(
+            settle(&mut ledger, 2, true, true),
+            [
+                (1, "a", PublishOutcome::Acked),
+                (2, "b", PublishOutcome::Returned("b back"))
+            ]
+        );
     }
 
     #[derive(Debug, Clone, Copy)]
     enum Act {
         Publish,
+        PublishOnce,
         Write(usize),
         Confirm(u64, bool),
-        Lose,
+        /// The last publishes on the wire, as many as this, are not written whole.
+        Lose(usize),
     }
 
     fn act() -> impl Strategy<Value = Act> {
         prop_oneof![
             4 => Just(Act::Publish),
+            1 => Just(Act::PublishOnce),
             4 => (1usize..5).prop_map(Act::Write),
             4 => (0u64..8, any::<bool>()).prop_map(|(number, multiple)| Act::Confirm(number, multiple)),
-            1 => Just(Act::Lose),
+            1 => (0usize..4).prop_map(Act::Lose),
         ]
     }
 
@@ -555,25 +681,33 @@ mod tests {
         #[test]
         fn each_connection_counts_its_publishes_from_one(
             acts in proptest::collection::vec(act(), 0..200),
+            keeps in any::<bool>(),
         ) {
             let mut ledger: ConfirmLedger<u64, ()> = ConfirmLedger::new();
-            let (mut published, mut written) = (0, 0);
-            // The numbers of this connection's publishes, in the order of the wire.
-            let mut wire = Vec::new();
-            let mut open = std::collections::BTreeSet::new();
+            let (mut published, mut handed) = (0, 0);
+            // The numbers of the publishes that wait, and of those on this connection in the order
+            // of the wire.
+            let (mut waiting, mut wire) = (VecDeque::new(), Vec::new());
+            let (mut open, mut once) = (std::collections::BTreeSet::new(), Vec::new());
             for act in acts {
                 let mut due = Vec::new();
                 let mut ended = Vec::new();
                 match act {
-                    Act::Publish => {
+                    Act::Publish | Act::PublishOnce => {
                         published += 1;
                         open.insert(published);
+                        waiting.push_back(published);
                         prop_assert_eq!(ledger.publish(published, None), published);
+                        if matches!(act, Act::PublishOnce) {
+                            ledger.send_last_once();
+                            once.push(published);
+                        }
                     }
                     Act::Write(count) => {
-                        let next = (written + 1..=published).take(count);
-                        wire.extend(next);
-                        written = written.max(wire.last().copied().unwrap_or(0));
+                        // What is sent again goes out at once.
+                        let again = waiting.iter().filter(|number| **number <= handed).count();
+                        wire.extend(waiting.drain(..waiting.len().min(count.max(again))));
+                        handed = handed.max(wire.last().copied().unwrap_or(0));
                     }
                     Act::Confirm(number, multiple) => {
                         let number = number.min(wire.len() as u64);
@@ -584,9 +718,22 @@ mod tests {
                             ended.push((number, token));
                         });
                     }
-                    Act::Lose => {
-                        due.append(&mut wire);
-                        ledger.detach(written, |number, token, _| ended.push((number, token)));
+                    Act::Lose(cut) => {
+                        let whole = wire.len().saturating_sub(cut).checked_sub(1);
+                        let whole = whole.and_then(|it| wire.get(it)).copied().unwrap_or(0);
+                        let again = |number: &u64| keeps && (*number > whole || !once.contains(number));
+                        due.extend(wire.iter().filter(|it| !again(it)).copied());
+                        let resent: Vec<_> = wire
+                            .drain(..)
+                            .filter(|number| again(number) && open.contains(number))
+                            .collect();
+                        resent.into_iter().rev().for_each(|it| waiting.push_front(it));
+                        let kept: Vec<_> = (1..=handed).filter(|_| keeps).collect();
+                        let sent = ledger.detach(handed, whole, kept, |number, token, _| {
+                            ended.push((number, token));
+                        });
+                        let again = waiting.iter().take_while(|number| **number <= handed);
+                        prop_assert_eq!(sent, again.copied().collect::<Vec<_>>());
                     }
                 }
                 due.retain(|number| open.remove(number));

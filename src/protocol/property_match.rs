@@ -6,14 +6,15 @@
 
 use std::cell::OnceCell;
 
+use super::frame::RESENT_HEADER;
 use super::properties::{BasicProperties, Decoded, ReceivedProperties};
 use super::table::FieldTable;
 use super::table::field_value::FieldValue;
 use super::time::Timestamp;
 use super::wire::ShortString;
 
-/// Headers that RabbitMQ may remove.
-const HEADERS_LEFT_OUT: [&str; 2] = ["BCC", "x-resent"];
+/// The header that RabbitMQ removes.
+const HEADER_LEFT_OUT: &str = "BCC";
 
 /// The address of RabbitMQ's "Direct Reply-to" in a publish. RabbitMQ replaces it by a longer one
 /// with this prefix.
@@ -67,8 +68,11 @@ struct ComparableProperties {
 impl ComparableProperties {
     fn new(decoded: Decoded) -> Self {
         let mut properties = decoded.properties;
+        let mut headers = properties.headers.take().unwrap_or_default();
+        // Only the second copy of a message has it.
+        while headers.remove(RESENT_HEADER).is_some() {}
         Self {
-            headers: properties.headers.take().unwrap_or_default(),
+            headers,
             timestamp: properties.timestamp.take(),
             reply_to: properties.reply_to.take(),
             rest: properties,
@@ -107,7 +111,7 @@ impl ComparableProperties {
             let mut same_name = same.by_ref().take_while(|(known, _)| *known == name);
             match same_name.any(|(_, known)| *known == value) {
                 true => count += 1,
-                false if HEADERS_LEFT_OUT.contains(&name) => {}
+                false if name == HEADER_LEFT_OUT => {}
                 false => return None,
             }
         }

@@ -309,7 +309,7 @@ fn decode_a_delivery() {
 #[test]
 #[ignore = "a benchmark"]
 fn enter_a_publish() {
-    let (commands, entries) = CommandQueue::<Command>::new(4 << 20);
+    let (commands, entries) = CommandQueue::<Command>::new(4 << 20, 16 << 20);
     let id = ChannelId {
         number: 1,
         generation: 1,
@@ -329,7 +329,7 @@ fn enter_a_publish() {
     measure("queue a publish, taken 100 at once", 100, || {
         for _ in 0..100 {
             assert!(commands.budget.admit(encoded.size()));
-            let queued = commands.publish(block.lock(), black_box(&encoded));
+            let queued = commands.publish(block.lock(), black_box(&encoded), false);
             assert!(queued.is_ok());
         }
         commands.take(&entries, &mut taken);
@@ -340,24 +340,24 @@ fn enter_a_publish() {
             }
         }
     });
-    let plain = ConfirmWindow::new(1000, Duration::ZERO, &TotalBytes::default());
+    let plain = ConfirmWindow::new(1000, Duration::ZERO, false, &TotalBytes::default());
     measure("enter a publish, no confirms", 1, || {
         let ticket = plain.begin(&mut false).unwrap();
-        assert!(ticket.commit(None).is_none());
+        assert!(ticket.commit(None, false).is_none());
     });
-    let confirming = ConfirmWindow::new(1000, Duration::ZERO, &TotalBytes::default());
+    let confirming = ConfirmWindow::new(1000, Duration::ZERO, false, &TotalBytes::default());
     assert!(confirming.select(|| ()));
     confirming.select_done(true);
     measure("enter and confirm a publish, 100 at once", 100, || {
         let mut last = 0;
         for _ in 0..100 {
             let ticket = confirming.begin(&mut false).unwrap();
-            if let Some((number, slot)) = ticket.commit(None) {
+            if let Some((number, slot)) = ticket.commit(None, false) {
                 last = number;
                 black_box(slot);
             }
         }
-        confirming.confirmed(last, true, true);
+        confirming.confirmed(last, true, true, |_| {});
     });
 }
 

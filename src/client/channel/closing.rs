@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 use super::confirms::publish_error;
 use super::{BlockingChannel, ChannelInner, call_error};
 use crate::error::{Error, LAST_PUBLISHES, PublishError, Result};
-use crate::io::to_io::write_budget::WaitError;
+use crate::io::to_io::byte_budget::WaitError;
 use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::event::{CallFailure, Reply};
 use crate::protocol::reply_code::ReplyCode;
@@ -224,7 +224,7 @@ mod tests {
         let confirm_window = &inner.shared.confirm_window;
         confirm_window.select(|| {});
         confirm_window.select_done(true);
-        let publish = || confirm_window.begin(&mut false).unwrap().commit(None);
+        let publish = || confirm_window.begin(&mut false).unwrap().commit(None, false);
         publish();
         let unconfirmed = |interrupted| match inner.unreported_errors(interrupted).unconfirmed {
             Some(Error::Unconfirmed(reason)) => *reason,
@@ -235,7 +235,7 @@ mod tests {
         assert!(reason.is_timeout(), "{reason:?}");
 
         // Another thread publishes and closes after the wait of this close.
-        confirm_window.confirmed(1, false, true);
+        confirm_window.confirmed(1, false, true, |_| {});
         let interrupted = inner.await_confirms(Instant::now() + Duration::from_secs(10));
         assert!(interrupted.is_none(), "{interrupted:?}");
         publish();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::BlockingChannel;
 use crate::client::confirm::result_of;
 use crate::error::{Error, PublishError, Result};
-use crate::io::to_io::write_budget::WaitError;
+use crate::io::to_io::byte_budget::WaitError;
 use crate::io::to_program::publish_failures::Failure;
 use crate::protocol::event::Reply;
 use crate::protocol::methods::confirm;

@@ -8,7 +8,7 @@ use super::{BlockingChannel, ChannelInner};
 use crate::client::confirm::PublisherConfirm;
 use crate::client::message::Message;
 use crate::error::{Error, Result};
-use crate::io::to_io::write_budget::WaitError;
+use crate::io::to_io::byte_budget::WaitError;
 use crate::io::to_program::confirm_window::Ticket;
 use crate::io::to_program::waiting_threads::Waiting;
 use crate::protocol::confirms::Mandatory;
@@ -76,7 +76,7 @@ impl BlockingChannel {
                 fingerprint: publish.fingerprint(),
                 properties: encoded.properties(),
             });
-            inner.publish(&encoded, mandatory)
+            inner.publish(&encoded, mandatory, !message.resend)
         })
     }
 }
@@ -102,6 +102,7 @@ impl ChannelInner {
         &self,
         encoded: &EncodedPublish<'_>,
         mandatory: Option<Mandatory<'_>>,
+        is_sent_once: bool,
     ) -> Result<PublisherConfirm> {
         let channel = &*self.shared;
         let mut room = Room::new(self, encoded.size());
@@ -119,10 +120,11 @@ impl ChannelInner {
                     }
                 },
             };
+            let is_kept = ticket.as_ref().is_some_and(Ticket::is_kept);
             // Before the block is locked, so that its lock is held for the copy only.
-            if !room.take_bytes() {
+            if let Err(exhausted) = room.take_bytes(is_kept) {
                 room.give_up_attempt(ticket);
-                room.wait_for_budget()?;
+                room.wait_for_budget(exhausted)?;
                 continue;
             }
             let block = channel.block.lock();
@@ -136,13 +138,13 @@ impl ChannelInner {
             if ticket.is_none() && channel.confirm_window.must_check_state() {
                 continue;
             }
-            let queued = channel.connection.commands().publish(block, encoded);
+            let queued = channel.connection.commands().publish(block, encoded, is_kept);
             let Ok(must_wake) = queued else {
                 room.give_up_attempt(ticket);
                 return Err(self.closed_error());
             };
-            room.reserved = false;
-            let numbered = ticket.and_then(|ticket| ticket.commit(mandatory));
+            room.use_bytes();
+            let numbered = ticket.and_then(|ticket| ticket.commit(mandatory, is_sent_once));
             if must_wake {
                 channel.connection.wake().notify();
             }
@@ -156,13 +158,22 @@ impl ChannelInner {
     }
 }
 
-/// The room that a publish needs: a place in the confirm window, and bytes of the write budget.
-/// Dropping it frees the part that the publish has not used.
+/// A budget without room for a publish.
+enum Exhausted {
+    Write,
+    Unconfirmed,
+}
+
+/// The room that a publish needs: a place in the confirm window, bytes of the write budget, and
+/// bytes of the unconfirmed budget if it is kept. Dropping it frees the part that the publish has
+/// not used.
 struct Room<'a> {
     inner: &'a ChannelInner,
     size: usize,
     /// Whether bytes of the write budget are reserved.
     reserved: bool,
+    /// Whether bytes of the unconfirmed budget are reserved.
+    reserved_unconfirmed: bool,
     /// Whether a place in the confirm window is reserved.
     has_place: bool,
     /// Set while the publish waits: the mark of a waiting thread, and the deadline.
@@ -175,6 +186,7 @@ impl<'a> Room<'a> {
             inner,
             size,
             reserved: false,
+            reserved_unconfirmed: false,
             has_place: false,
             waiting: None,
         }
@@ -201,23 +213,47 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// Takes bytes of the write budget, unless they are reserved already. Returns `false` if there
-    /// is no room.
+    /// Takes the bytes that are not reserved already: of the write budget, and of the unconfirmed
+    /// budget if the publish is kept.
     #[inline]
-    fn take_bytes(&mut self) -> bool {
-        let budget = self.inner.shared.connection.write_budget();
-        self.reserved = self.reserved || budget.admit(self.size);
-        self.reserved
+    fn take_bytes(&mut self, is_kept: bool) -> Result<(), Exhausted> {
+        let connection = &self.inner.shared.connection;
+        self.reserved = self.reserved || connection.write_budget().admit(self.size);
+        if !self.reserved {
+            return Err(Exhausted::Write);
+        }
+        if is_kept && !self.reserved_unconfirmed {
+            self.reserved_unconfirmed = connection.unconfirmed_budget().admit(self.size);
+            if !self.reserved_unconfirmed {
+                return Err(Exhausted::Unconfirmed);
+            }
+        }
+        Ok(())
     }
 
-    fn wait_for_budget(&mut self) -> Result<()> {
+    /// The queued publish has taken over the reserved bytes.
+    #[inline]
+    fn use_bytes(&mut self) {
+        self.reserved = false;
+        self.reserved_unconfirmed = false;
+    }
+
+    fn wait_for_budget(&mut self, exhausted: Exhausted) -> Result<()> {
+        // Other publishes may use the bytes of the other budget meanwhile.
+        self.release_bytes();
         let deadline = self.deadline();
         let is_pointless = || !self.inner.is_open();
-        let budget = self.inner.shared.connection.write_budget();
+        let connection = &self.inner.shared.connection;
+        let (budget, reserved) = match exhausted {
+            Exhausted::Write => (connection.write_budget(), &mut self.reserved),
+            Exhausted::Unconfirmed => (
+                connection.unconfirmed_budget(),
+                &mut self.reserved_unconfirmed,
+            ),
+        };
         let waited = budget.reserve(self.size, deadline, is_pointless);
-        waited.map_err(|no_room| self.wait_failed(no_room))?;
-        self.reserved = true;
-        Ok(())
+        *reserved = waited.is_ok();
+        waited.map_err(|no_room| self.wait_failed(no_room))
     }
 
     fn deadline(&mut self) -> Instant {
@@ -248,12 +284,12 @@ impl<'a> Room<'a> {
     }
 
     fn release_bytes(&mut self) {
+        let connection = &self.inner.shared.connection;
         if std::mem::take(&mut self.reserved) {
-            self.inner
-                .shared
-                .connection
-                .write_budget()
-                .release_reserved(self.size);
+            connection.write_budget().release_reserved(self.size);
+        }
+        if std::mem::take(&mut self.reserved_unconfirmed) {
+            connection.unconfirmed_budget().release_reserved(self.size);
         }
     }
 }
@@ -292,7 +328,7 @@ mod tests {
         };
         let mut scratch = Vec::new();
         let encoded = EncodedPublish::new(1, publish, 4096, &mut scratch)?;
-        inner.publish(&encoded, None)
+        inner.publish(&encoded, None, false)
     }
 
     fn waiting_bytes(inner: &ChannelInner) -> usize {
@@ -331,13 +367,13 @@ mod tests {
     fn a_publish_frees_the_room_that_it_does_not_use() {
         let (inner, _entries) = channel(1, SECOND);
         let mut failing = Room::new(&inner, 100);
-        failing.wait_for_budget().unwrap();
+        failing.wait_for_budget(Exhausted::Write).unwrap();
         assert_eq!(waiting_bytes(&inner), 100);
         drop(failing);
         assert_eq!(waiting_bytes(&inner), 0);
         // A publish that waits for the confirm window frees its bytes as well.
         let mut waiting = Room::new(&inner, 100);
-        waiting.wait_for_budget().unwrap();
+        waiting.wait_for_budget(Exhausted::Write).unwrap();
         waiting.wait_for_window().unwrap();
         assert_eq!(waiting_bytes(&inner), 0);
         drop(waiting);

@@ -67,6 +67,7 @@ fn settings(
             attempt_timeout: parameters.handshake_timeout,
         },
         topology: recovery.topology.into(),
+        mark_resent: recovery.mark_resent,
         first_broker,
         connect: connect_again(brokers, Limits::of(negotiated))?,
     })

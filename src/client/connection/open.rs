@@ -141,9 +141,13 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
 
 /// Returns the parameters for the IO thread.
 pub(super) fn settings(parameters: &ConnectionParameters) -> Settings {
+    let recovery = parameters.recovery.as_ref();
     Settings {
         name: name(parameters),
         write_limit: parameters.write_budget,
+        unconfirmed_limit: recovery
+            .filter(|recovery| recovery.resend)
+            .map(|_| parameters.unconfirmed_budget),
         read_limit: parameters.read_budget,
         message_size: SizeLimit {
             bytes: parameters.max_message_size,

@@ -190,6 +190,9 @@ pub struct Recovered {
     pub lasted: Duration,
     /// The number of attempts to open the connection again.
     pub attempts: u32,
+    /// The number of messages in confirm mode that are sent again, and that the broker may have had
+    /// already. See [`Recovery::mark_resent`](crate::Recovery::mark_resent).
+    pub resent: u64,
     /// The number of messages outside confirm mode that were written to the lost connection, so
     /// that the broker may not have got them.
     pub in_doubt: u64,
@@ -339,6 +342,7 @@ impl From<RecoveredSummary> for Recovered {
             broker: summary.broker,
             lasted: summary.lasted,
             attempts: summary.attempts,
+            resent: summary.resent,
             in_doubt: summary.in_doubt,
             stale: summary.stale,
             recreated: all(summary.recreated.into_iter().map(Entity::Queue)),
@@ -611,6 +615,7 @@ mod tests {
             broker: "10.0.0.1:5672".into(),
             lasted: Duration::from_secs(3),
             attempts: 4,
+            resent: 7,
             in_doubt: 5,
             stale: 6,
             recreated: vec!["gone".into()],
@@ -621,6 +626,7 @@ mod tests {
         let recovered = Recovered::from(summary);
         assert_eq!((recovered.epoch, recovered.attempts), (2, 4));
         assert_eq!((recovered.in_doubt, recovered.stale), (5, 6));
+        assert_eq!(recovered.resent, 7);
         assert_eq!(recovered.lasted, Duration::from_secs(3));
         assert_eq!(recovered.broker, "10.0.0.1:5672");
         assert_eq!(recovered.recreated, [Entity::Queue("gone".into())]);

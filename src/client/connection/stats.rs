@@ -65,6 +65,10 @@ pub struct Stats {
     pub unconfirmed: usize,
     /// Now: bytes that wait to be written. A publish waits for room beyond `write_budget`.
     pub bytes_to_write: usize,
+    /// Now: bytes of unconfirmed publishes that are kept, to send them again after a loss. A publish
+    /// waits for room beyond
+    /// [`unconfirmed_budget`](crate::ConnectionParameters::unconfirmed_budget).
+    pub unconfirmed_bytes: usize,
     /// Now: bytes of deliveries that wait to be taken. Beyond `read_budget`, reading pauses or
     /// deliveries are held back.
     pub bytes_to_take: usize,
@@ -87,6 +91,9 @@ pub struct Stats {
     /// Counter: messages outside confirm mode that were written to a connection before it was lost,
     /// so that the broker may not have got them.
     pub messages_in_doubt: u64,
+    /// Counter: messages in confirm mode that were written to a connection before it was lost, and
+    /// that are sent again.
+    pub messages_resent: u64,
     /// Counter: settlements of deliveries from before a loss, which were not sent: see
     /// [`Delivery::is_stale`](crate::Delivery::is_stale).
     pub stale_settlements: u64,
@@ -135,6 +142,7 @@ impl BlockingConnection {
                 .map(|it| it.confirm_window.outstanding())
                 .sum(),
             bytes_to_write: shared.commands().waiting_bytes(),
+            unconfirmed_bytes: shared.unconfirmed_budget().taken(),
             bytes_to_take: shared.read_budget().bytes(),
             channels: channels.len(),
             consumers: open().map(|it| it.consumer_tags().len()).sum(),
@@ -144,6 +152,7 @@ impl BlockingConnection {
             recoveries: counters.recoveries.get(),
             recovery_attempts: counters.recovery_attempts.get(),
             messages_in_doubt: counters.messages_in_doubt.get(),
+            messages_resent: counters.messages_resent.get(),
             stale_settlements: stale,
         }
     }

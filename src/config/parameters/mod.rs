@@ -155,6 +155,7 @@ pub struct ConnectionParameters {
     pub(crate) default_prefetch: u16,
     pub(crate) confirm_window: usize,
     pub(crate) write_budget: usize,
+    pub(crate) unconfirmed_budget: usize,
     pub(crate) read_budget: usize,
 }
 
@@ -197,6 +198,7 @@ impl Default for ConnectionParameters {
             default_prefetch: 200,
             confirm_window: 1000,
             write_budget: 4 * MIB,
+            unconfirmed_budget: 16 * MIB,
             read_budget: 64 * MIB,
         }
     }
@@ -373,6 +375,17 @@ settings! {
         /// This limits the memory for publishes; [`read_budget`](Self::read_budget) limits the
         /// memory for deliveries.
         write_budget: usize, copy get_write_budget: usize;
+        /// Sets how many bytes of unconfirmed publishes may be kept, to send them again after a
+        /// loss of the connection. At this limit a publish in confirm mode waits, at most for
+        /// [`publish_timeout`](Self::publish_timeout). Default: 16 MiB. URL option
+        /// `unconfirmed_budget`, in bytes.
+        ///
+        /// The bytes count for all channels of the connection together, from the publish to its
+        /// confirm. Publishes outside confirm mode do not count, and with [`Recovery::resend`] off
+        /// none does. A larger message passes when no other one is kept. In an outage, publishes in
+        /// confirm mode are accepted until the budget or the
+        /// [`confirm_window`](Self::confirm_window) is used up.
+        unconfirmed_budget: usize, copy get_unconfirmed_budget: usize;
         /// Sets how many bytes of deliveries may wait to be taken by the program. Default: 64 MiB.
         ///
         /// While more bytes wait, the IO thread pauses reading from the socket, for at most 5 s.
@@ -511,6 +524,7 @@ impl fmt::Debug for ConnectionParameters {
             .field("default_prefetch", &self.default_prefetch)
             .field("confirm_window", &self.confirm_window)
             .field("write_budget", &self.write_budget)
+            .field("unconfirmed_budget", &self.unconfirmed_budget)
             .field("read_budget", &self.read_budget)
             .finish()
     }
@@ -547,6 +561,7 @@ mod tests {
             "default_prefetch: 200",
             "confirm_window: 1000",
             "write_budget: 4194304",
+            "unconfirmed_budget: 16777216",
             "read_budget: 67108864",
         ] {
             assert!(shown.contains(part), "{part} is not in {shown}");

@@ -76,6 +76,7 @@ impl ConnectionParameters {
             ("max_message_size", self.max_message_size == 0),
             ("confirm_window", self.confirm_window == 0),
             ("write_budget", self.write_budget == 0),
+            ("unconfirmed_budget", self.unconfirmed_budget == 0),
             ("read_budget", self.read_budget == 0),
         ] {
             if is_zero {
@@ -205,6 +206,8 @@ mod tests {
         assert_eq!(refused(new().max_message_size(0)), "max_message_size");
         assert_eq!(refused(new().confirm_window(0)), "confirm_window");
         assert_eq!(refused(new().write_budget(0)), "write_budget");
+        let no_budget = new().unconfirmed_budget(0);
+        assert_eq!(refused(no_budget), "unconfirmed_budget");
         assert_eq!(refused(new().read_budget(0)), "read_budget");
     }
 

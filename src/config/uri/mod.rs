@@ -257,6 +257,7 @@ fn option(parameters: &mut ConnectionParameters, name: &str, value: &str) -> Res
         "retry_delay" => parameters.retry_delay = seconds(name, value)?,
         "rpc_timeout" => parameters.rpc_timeout = seconds(name, value)?,
         "socket_timeout" => parameters.socket_timeout = seconds(name, value)?,
+        "unconfirmed_budget" => parameters.unconfirmed_budget = number(name, value)?,
         // The value of an unknown option may be a secret.
         _ => {
             return Err(Error::invalid(

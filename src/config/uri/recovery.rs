@@ -1,6 +1,6 @@
 //! The options of recovery in a URL.
 
-use super::seconds;
+use super::{seconds, switch};
 use crate::config::parameters::ConnectionParameters;
 use crate::config::recovery::{Recovery, Topology};
 use crate::error::{Error, Result};
@@ -36,6 +36,10 @@ impl RecoveryQuery {
             "recovery_topology" => {
                 self.recovery.topology = topology(name, value)?;
                 self.detail = Some("recovery_topology");
+            }
+            "recovery_resend" => {
+                self.recovery.resend = switch(name, value)?;
+                self.detail = Some("recovery_resend");
             }
             _ => return Ok(false),
         }
@@ -104,17 +108,19 @@ mod tests {
         let recovery = Recovery::new()
             .max_delay(Duration::from_millis(2500))
             .limit(Duration::from_secs(600))
-            .topology(Topology::Transient);
+            .topology(Topology::Transient)
+            .resend(false);
         let options = [
             "recovery_max_delay=2.5",
             "recovery_limit=600",
             "recovery_topology=transient",
+            "recovery_resend=f",
         ];
-        let [delay, limit, topology] = options;
+        let [delay, limit, topology, resend] = options;
         for url in [
-            format!("{delay}&{limit}&{topology}"),
-            format!("recovery=on&{topology}&{limit}&{delay}"),
-            format!("{topology}&{limit}&{delay}&recovery=on"),
+            format!("{delay}&{limit}&{topology}&{resend}"),
+            format!("recovery=on&{topology}&{limit}&{resend}&{delay}"),
+            format!("{resend}&{topology}&{limit}&{delay}&recovery=on"),
         ] {
             assert_eq!(parse(&url).unwrap().as_ref(), Some(&recovery), "{url}");
         }
@@ -133,6 +139,7 @@ mod tests {
             ("recovery_max_delay=soon", "recovery_max_delay"),
             ("recovery_max_delay=0", "recovery_max_delay"),
             ("recovery_limit=0", "recovery_limit"),
+            ("recovery_resend=maybe", "recovery_resend"),
             ("recovery=off&recovery_limit=9", "recovery_limit"),
             ("recovery_topology=all&recovery=off", "recovery_topology"),
         ] {

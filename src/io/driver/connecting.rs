@@ -51,6 +51,8 @@ pub(crate) struct RecoverySettings {
     pub(crate) connect: Arc<Connect>,
     pub(crate) session: session::Settings,
     pub(crate) topology: Topology,
+    /// Whether messages that the broker may have already are marked when they are sent again.
+    pub(crate) mark_resent: bool,
     /// The broker of the first connection, by its index in the list.
     pub(crate) first_broker: usize,
 }

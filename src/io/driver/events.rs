@@ -150,7 +150,9 @@ pub(crate) fn pass_on(
             consumers,
         } => {
             channel.close(reason.clone());
-            shared.write_budget().wake_to_recheck();
+            let freed = channel.unconfirmed.lock().clear();
+            shared.release_unconfirmed(freed);
+            shared.wake_publishers();
             discard_unsettled(&channel, &consumers);
             if let Some(reason) = reason {
                 log_channel_end(&channel, &reason);
@@ -166,7 +168,16 @@ pub(crate) fn pass_on(
             multiple,
             ack,
         } => {
-            let confirmed = channel.confirm_window.confirmed(number, multiple, ack);
+            let mut unconfirmed = channel.unconfirmed.lock();
+            let spare = shared.commands().spare_buffers();
+            let mut freed = 0;
+            let confirmed = channel
+                .confirm_window
+                .confirmed(number, multiple, ack, |number| {
+                    freed += unconfirmed.settle(number, spare);
+                });
+            drop(unconfirmed);
+            shared.release_unconfirmed(freed);
             match ack {
                 true => shared.counters.messages_confirmed.add(confirmed.count),
                 false => shared.counters.messages_nacked.add(confirmed.count),

@@ -176,6 +176,10 @@ impl Driver {
             },
             Instant::now(),
         );
+        let mut settings = settings;
+        if recovery.is_none() {
+            settings.unconfirmed_limit = None;
+        }
         let recovery = recovery.map(|settings| {
             core.outlive_losses();
             if settings.topology != Topology::Off {
@@ -185,7 +189,10 @@ impl Driver {
         });
         let wake = Arc::new(Wake::with(&waker));
         let (alive, ended) = bounded(0);
-        let (queue, entries) = CommandQueue::new(settings.write_limit);
+        let (queue, entries) = CommandQueue::new(
+            settings.write_limit,
+            settings.unconfirmed_limit.unwrap_or(0),
+        );
         let outbox = Outbox::new(Arc::clone(queue.spare_buffers()));
         let shared = Arc::new(ConnectionShared::new(
             queue,
@@ -350,21 +357,50 @@ impl Driver {
             Gate::Open => {
                 self.collect_output();
                 self.publishes_taken += frames.messages;
-                if self.recovery.is_some() {
-                    if let Some(channel) = self.core.channel(frames.channel) {
-                        channel.confirm_window.count_written(frames.messages);
-                    }
-                }
-                self.shared.counters.messages_published.add(frames.messages);
                 self.shared.counters.frames_sent.add(frames.frames);
-                self.outbox.push(frames);
+                // Publishes that are sent again have been counted before.
+                if frames.numbers.is_empty() {
+                    self.shared.counters.messages_published.add(frames.messages);
+                }
+                self.hand_over(frames);
             }
             Gate::Committing => self.keep_for_commit(frames),
             Gate::Suspended => self.keep_suspended(frames),
             Gate::Closed => {
                 self.shared.write_budget().release(frames.len());
+                self.shared.release_unconfirmed(frames.unconfirmed);
                 self.outbox.keep(frames.bytes);
             }
+        }
+    }
+
+    /// Hands frames to the outbox, and keeps their publishes until they are confirmed if they may be
+    /// sent again.
+    fn hand_over(&mut self, mut frames: Frames) {
+        let channel = match &self.recovery {
+            Some(_) => self.core.channel(frames.channel),
+            None => None,
+        };
+        let Some(channel) = channel else {
+            return self.outbox.push(frames);
+        };
+        let next = channel.confirm_window.written() + 1;
+        if frames.numbers.is_empty() {
+            channel.confirm_window.count_written(frames.messages);
+        }
+        if frames.unconfirmed == 0 {
+            return self.outbox.push(frames);
+        }
+        let mut unconfirmed = channel.unconfirmed.lock();
+        let before = unconfirmed.bytes();
+        let shared = unconfirmed.keep(&mut frames, next, self.shared.commands().spare_buffers());
+        // The budget counts the memory that is really used.
+        let budget = self.shared.unconfirmed_budget();
+        budget.take(unconfirmed.bytes() - before);
+        self.shared.release_unconfirmed(frames.unconfirmed);
+        match shared {
+            Some(bytes) => self.outbox.push_shared(bytes),
+            None => self.outbox.push(frames),
         }
     }
 

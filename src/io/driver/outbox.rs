@@ -44,6 +44,8 @@ enum Memory {
     Plain(Vec<u8>),
     /// A part of a body that the program gave away, without a copy.
     Shared(Bytes),
+    /// Frames that are kept until their publishes are confirmed.
+    Kept(Bytes),
     /// Wiped when it is dropped.
     Secret(Secret),
 }
@@ -61,7 +63,7 @@ impl Chunk {
     fn bytes(&self) -> &[u8] {
         match &self.memory {
             Memory::Plain(bytes) => bytes,
-            Memory::Shared(bytes) => bytes,
+            Memory::Shared(bytes) | Memory::Kept(bytes) => bytes,
             Memory::Secret(secret) => secret.as_bytes(),
         }
     }
@@ -141,6 +143,12 @@ impl Outbox {
     pub(crate) fn push_secret(&mut self, secret: Secret) {
         self.bytes += secret.as_bytes().len();
         self.chunks.push_back(Chunk::whole(Memory::Secret(secret)));
+    }
+
+    /// Adds frames without a copy.
+    pub(crate) fn push_shared(&mut self, frames: Bytes) {
+        self.bytes += frames.len();
+        self.chunks.push_back(Chunk::whole(Memory::Kept(frames)));
     }
 
     /// Adds `frames`, without a copy if they are large.
@@ -255,7 +263,7 @@ impl Outbox {
         match chunk.memory {
             _ if is_needed => self.begun.push(chunk),
             Memory::Plain(buffer) => self.keep(buffer),
-            Memory::Shared(_) | Memory::Secret(_) => {}
+            Memory::Shared(_) | Memory::Kept(_) | Memory::Secret(_) => {}
         }
     }
 }

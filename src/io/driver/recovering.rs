@@ -47,6 +47,8 @@ pub(super) struct Recovering {
     /// The publishes outside confirm mode that are in doubt, and the deliveries that have become
     /// stale, in the present outage.
     pub(super) in_doubt: u64,
+    /// The publishes that are sent again after the present outage and may be at the broker already.
+    pub(super) resent: u64,
     pub(super) stale: u64,
     /// The error of the last failed attempt.
     pub(super) last_error: Option<Error>,
@@ -68,6 +70,7 @@ impl Recovering {
             restores_channels: false,
             refused: Vec::new(),
             in_doubt: 0,
+            resent: 0,
             stale: 0,
             last_error: None,
             broker: String::new(),

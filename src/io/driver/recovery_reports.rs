@@ -35,6 +35,7 @@ impl Driver {
             broker: recovery.broker.clone(),
             lasted,
             attempts,
+            resent: std::mem::take(&mut recovery.resent),
             in_doubt: std::mem::take(&mut recovery.in_doubt),
             stale: std::mem::take(&mut recovery.stale),
             ..RecoveredSummary::default()
@@ -156,6 +157,9 @@ fn log_recovered(name: &str, summary: &RecoveredSummary) {
         summary.lasted,
         summary.attempts
     );
+    if summary.resent > 0 {
+        log::info!("{name}: {} unconfirmed messages are sent again", summary.resent);
+    }
     if summary.in_doubt > 0 {
         log::warn!(
             "{name}: {} messages outside confirm mode are in doubt: the broker may not have them",

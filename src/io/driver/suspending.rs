@@ -57,15 +57,60 @@ impl Driver {
             .outbox
             .take_unfinished(|number| core.channel_id(number));
         self.shared.write_budget().release(waiting);
-        for frames in &unfinished {
-            if let Some(channel) = self.core.channel(frames.channel) {
-                channel.confirm_window.take_back_written(frames.messages);
-            }
-            let counters = &self.shared.counters;
-            counters.messages_published.take_back(frames.messages);
+        let counters = &self.shared.counters;
+        let mut plain = Vec::new();
+        for frames in unfinished {
+            let Some(channel) = self.core.channel(frames.channel) else {
+                continue;
+            };
             counters.frames_sent.take_back(frames.frames);
+            if channel.confirm_window.is_keeping() {
+                // They are kept already.
+                channel.unconfirmed.lock().note_cut(frames.messages);
+                continue;
+            }
+            channel.confirm_window.take_back_written(frames.messages);
+            counters.messages_published.take_back(frames.messages);
+            plain.push(frames);
         }
-        self.kept.splice(..0, unfinished);
+        self.kept.splice(..0, plain);
+    }
+
+    /// Prepares the unconfirmed publishes of a channel for the next connection.
+    fn keep_unconfirmed(&mut self, channel: &ChannelShared, loss: &Arc<Termination>) {
+        let mut unconfirmed = channel.unconfirmed.lock();
+        let whole = match channel.confirm_window.is_keeping() {
+            true => unconfirmed.last_whole(),
+            false => channel.confirm_window.written(),
+        };
+        // Those that the lost connection has not got yet wait in `kept`.
+        let waiting = self.kept.iter().filter(|it| it.channel == channel.id);
+        let waiting = waiting.flat_map(|frames| frames.numbers.iter().copied());
+        let numbers = unconfirmed.numbers().chain(waiting);
+        let resent = channel.confirm_window.suspend(loss, whole, numbers);
+        let settings = self.recovery.as_ref().map(|it| it.settings.mark_resent);
+        let frame_max = self.shared.negotiated.frame_max as usize;
+        let frame_max = settings.unwrap_or(false).then_some(frame_max);
+        let freed = unconfirmed.bytes();
+        let resend = unconfirmed.take(channel.id, &resent, whole, frame_max);
+        drop(unconfirmed);
+        let budget = self.shared.unconfirmed_budget();
+        budget.take(resend.frames.iter().map(|frames| frames.unconfirmed).sum());
+        self.shared.release_unconfirmed(freed);
+        self.kept.splice(..0, resend.frames);
+        self.shared.counters.messages_resent.add(resend.repeated);
+        if let Some(recovery) = &mut self.recovery {
+            recovery.resent += resend.repeated;
+        }
+        if resend.unmarked > 0 {
+            log::warn!(
+                "{}: channel {}: {} messages are sent again without the header x-resent, for which \
+                 their headers have no room",
+                self.shared.name,
+                channel.id.number,
+                resend.unmarked
+            );
+        }
     }
 
     /// Counts messages that the broker may not have got.
@@ -109,8 +154,8 @@ impl Driver {
     /// Suspends a channel that the broker does not know any more. The settlement ledger was
     /// advanced before.
     pub(super) fn suspend_channel(&mut self, channel: &ChannelShared) {
-        if let Some(loss) = &self.loss {
-            channel.confirm_window.suspend(loss);
+        if let Some(loss) = self.loss.clone() {
+            self.keep_unconfirmed(channel, &loss);
         }
         // After a loss of the connection, `suspend` does the rest for all channels.
         if self.core.is_detached() {

@@ -16,6 +16,7 @@ use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, ConsumerToken};
 use crate::io::shared::notices::{Notice, Notices};
 use crate::io::to_io::block::Block;
+use crate::io::to_io::unconfirmed_publishes::UnconfirmedPublishes;
 use crate::io::to_program::confirm_window::ConfirmWindow;
 use crate::io::to_program::ready_list::ReadyFlag;
 use crate::io::to_program::rpc_replies::RpcReplies;
@@ -53,6 +54,9 @@ pub(crate) struct ChannelShared {
     /// The deliveries to all consumers with a callback, in the order of the wire.
     pub(crate) inbox: ConsumerInbox,
     pub(crate) confirm_window: ConfirmWindow,
+    /// The publishes that are sent again if the connection is lost before their confirms. Only the
+    /// IO thread takes this lock.
+    pub(crate) unconfirmed: Mutex<UnconfirmedPublishes>,
     pub(crate) notices: Notices,
     ready_flag: ReadyFlag,
     /// Whether the program has dropped all handles of the channel.
@@ -68,6 +72,7 @@ impl ChannelShared {
     pub(crate) fn new(id: ChannelId, connection: Arc<ConnectionShared>, window: usize) -> Self {
         let busy_wait_limit = connection.busy_wait_limit;
         let total = connection.kept_bytes.clone();
+        let keeps = connection.keeps_unconfirmed;
         Self {
             id,
             inbox: ConsumerInbox::new(Arc::clone(&connection.read_control), busy_wait_limit),
@@ -81,7 +86,8 @@ impl ChannelShared {
             settlements: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: AtomicU32::new(NO_PREFETCH),
-            confirm_window: ConfirmWindow::new(window, busy_wait_limit, &total),
+            confirm_window: ConfirmWindow::new(window, busy_wait_limit, keeps, &total),
+            unconfirmed: Mutex::default(),
             notices: Notices::new(&total),
             ready_flag: ReadyFlag::new(),
             abandoned: AtomicBool::new(false),

@@ -16,7 +16,7 @@ use crate::io::shared::recovery::{RecoveryNotice, RecoveryState};
 use crate::io::to_io::command_queue::CommandQueue;
 use crate::io::to_io::gather::GatherPause;
 use crate::io::to_io::wake::Wake;
-use crate::io::to_io::write_budget::WriteBudget;
+use crate::io::to_io::byte_budget::ByteBudget;
 use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::dispatch_signal::Subscribers;
 use crate::io::to_program::read_budget::ReadBudget;
@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     /// The connection's name, for the log.
     pub(crate) name: String,
     pub(crate) write_limit: usize,
+    /// The unconfirmed budget. `None`: publishes are not kept until they are confirmed.
+    pub(crate) unconfirmed_limit: Option<usize>,
     pub(crate) read_limit: usize,
     pub(crate) message_size: SizeLimit,
     /// How long the broker may block the connection until it counts as lost.
@@ -63,6 +65,9 @@ pub(crate) struct ConnectionShared {
     /// Whether large bodies are written without a copy in the outbox. With TLS they are not: TLS
     /// copies them anyway, and makes a separate record of each piece.
     pub(crate) shares_bodies: bool,
+    /// Whether publishes in confirm mode are kept until they are confirmed, to send them again
+    /// after a loss.
+    pub(crate) keeps_unconfirmed: bool,
     /// The bytes of all notices, failures and outcomes of the connection's channels.
     pub(crate) kept_bytes: TotalBytes,
     pub(crate) read_control: Arc<ReadControl>,
@@ -155,6 +160,7 @@ impl ConnectionShared {
             wake,
             gather_pause: GatherPause::default(),
             shares_bodies: !is_tls,
+            keeps_unconfirmed: settings.unconfirmed_limit.is_some(),
             recovery: RecoveryState::new(&kept_bytes),
             kept_bytes,
             read_control,
@@ -204,8 +210,27 @@ impl ConnectionShared {
         &self.commands
     }
 
-    pub(crate) fn write_budget(&self) -> &WriteBudget {
+    pub(crate) fn write_budget(&self) -> &ByteBudget {
         &self.commands.budget
+    }
+
+    pub(crate) fn unconfirmed_budget(&self) -> &ByteBudget {
+        &self.commands.unconfirmed_budget
+    }
+
+    /// Frees room of the unconfirmed budget, and serves the publishers that wait for it.
+    #[inline]
+    pub(crate) fn release_unconfirmed(&self, bytes: usize) {
+        if bytes > 0 {
+            self.unconfirmed_budget().release(bytes);
+            self.unconfirmed_budget().all_released();
+        }
+    }
+
+    /// Wakes all publishers that wait for room in a budget, because their channel may have ended.
+    pub(crate) fn wake_publishers(&self) {
+        self.write_budget().wake_to_recheck();
+        self.unconfirmed_budget().wake_to_recheck();
     }
 
     pub(crate) fn read_budget(&self) -> &ReadBudget {
@@ -267,7 +292,7 @@ impl ConnectionShared {
         let _ = self.termination.set(termination);
         self.blocked.lock().stop_clock(Instant::now());
         self.recovery.end();
-        self.write_budget().wake_to_recheck();
+        self.wake_publishers();
         self.signal_own_event();
     }
 
@@ -507,6 +532,7 @@ pub(crate) mod tests {
         Settings {
             name: "test".into(),
             write_limit: 1 << 20,
+            unconfirmed_limit: None,
             read_limit,
             message_size: SizeLimit {
                 bytes: 1 << 20,
@@ -534,7 +560,7 @@ pub(crate) mod tests {
         let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(read_limit);
-        let (commands, entries) = CommandQueue::new(settings.write_limit);
+        let (commands, entries) = CommandQueue::new(settings.write_limit, 0);
         let shared = ConnectionShared::new(commands, wake, ended, negotiated(), &settings, false);
         (Arc::new(shared), entries)
     }
@@ -628,7 +654,7 @@ pub(crate) mod tests {
         let wake = Arc::new(Wake::with(&waker));
         let (_, ended) = crossbeam_channel::bounded(0);
         let settings = settings(1 << 20);
-        let (commands, entries) = CommandQueue::new(settings.write_limit);
+        let (commands, entries) = CommandQueue::new(settings.write_limit, 0);
         let shared = ConnectionShared::new(commands, wake, ended, negotiated(), &settings, false);
         let mut events = mio::Events::with_capacity(1);
         let waits: [fn(&ConnectionShared); 3] = [

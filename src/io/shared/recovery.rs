@@ -52,6 +52,8 @@ pub(crate) struct RecoveredSummary {
     pub(crate) broker: String,
     pub(crate) lasted: Duration,
     pub(crate) attempts: u32,
+    /// The number of publishes that are sent again and may be at the broker already.
+    pub(crate) resent: u64,
     /// The number of publishes outside confirm mode that were written and may be lost.
     pub(crate) in_doubt: u64,
     /// The number of unsettled deliveries that have become stale.

@@ -12,16 +12,19 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::block::{Block, BlockGuard, Ended, Entry};
 use super::frames::Frames;
 use super::spare_buffers::SpareBuffers;
-use super::write_budget::WriteBudget;
+use super::byte_budget::ByteBudget;
 use crate::protocol::frame::{EncodedPublish, SETTLE_FRAME_BYTES, Settle, encode_settle};
 
-/// The sending side of the command queue, with its write budget.
+/// The sending side of the command queue, with the budgets of publishes.
 #[derive(Debug)]
 pub(crate) struct CommandQueue<C> {
     entries: Sender<Entry<C>>,
     /// The number of commands that the IO thread has not taken.
     commands: AtomicUsize,
-    pub(crate) budget: WriteBudget,
+    /// The write budget.
+    pub(crate) budget: ByteBudget,
+    /// The budget for publishes that are kept until they are confirmed.
+    pub(crate) unconfirmed_budget: ByteBudget,
     spare: Arc<SpareBuffers>,
 }
 
@@ -38,12 +41,13 @@ pub(crate) enum Taken<C> {
 }
 
 impl<C> CommandQueue<C> {
-    pub(crate) fn new(write_limit: usize) -> (Self, EntryReceiver<C>) {
+    pub(crate) fn new(write_limit: usize, unconfirmed_limit: usize) -> (Self, EntryReceiver<C>) {
         let (entries, receiver) = unbounded();
         let queue = Self {
             entries,
             commands: AtomicUsize::new(0),
-            budget: WriteBudget::new(write_limit),
+            budget: ByteBudget::new(write_limit),
+            unconfirmed_budget: ByteBudget::new(unconfirmed_limit),
             spare: Arc::new(SpareBuffers::new()),
         };
         (queue, receiver)
@@ -77,12 +81,14 @@ impl<C> CommandQueue<C> {
     }
 
     /// Appends a publish, for which room in the write budget is reserved, to the block of its
-    /// channel, and unlocks the block. Returns whether the IO thread must be woken.
+    /// channel, and unlocks the block. Returns whether the IO thread must be woken. `is_kept` is
+    /// whether room is reserved in the unconfirmed budget, too.
     #[inline]
     pub(crate) fn publish(
         &self,
         block: BlockGuard<'_>,
         publish: &EncodedPublish<'_>,
+        is_kept: bool,
     ) -> Result<bool, Ended> {
         block.append(
             publish.copied_size(),
@@ -93,6 +99,9 @@ impl<C> CommandQueue<C> {
                 publish.write_to(&mut frames.bytes, |at, bytes| shared.push((at, bytes)));
                 frames.frames += publish.frames();
                 frames.messages += 1;
+                if is_kept {
+                    frames.unconfirmed += publish.size();
+                }
             },
         )
     }
@@ -164,7 +173,7 @@ pub(crate) mod tests {
         let mut scratch = Vec::new();
         let encoded = EncodedPublish::new(1, publish, 1 << 20, &mut scratch).unwrap();
         assert!(commands.budget.admit(encoded.size()));
-        commands.publish(block.lock(), &encoded).ok()
+        commands.publish(block.lock(), &encoded, false).ok()
     }
 
     fn settle(commands: &Queue, block: &Arc<Block>) -> Option<()> {
@@ -186,7 +195,7 @@ pub(crate) mod tests {
 
     #[test]
     fn after_the_end_new_entries_are_refused_and_queued_ones_are_dropped() {
-        let (commands, entries) = CommandQueue::new(10_000);
+        let (commands, entries) = CommandQueue::new(10_000, 0);
         let (reply, outcome) = bounded(1);
         let block = Block::of_channel_1();
         assert!(commands.send(reply.clone()));
@@ -208,7 +217,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_entries_of_a_channel_are_taken_in_their_order() {
-        let (commands, entries) = CommandQueue::new(10_000);
+        let (commands, entries) = CommandQueue::new(10_000, 0);
         let block = Block::of_channel_1();
         assert_eq!(publish(&commands, &block, b"body"), Some(true));
         assert_eq!(settle(&commands, &block), Some(()));
@@ -225,7 +234,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_full_buffer_is_sealed_and_the_next_one_is_larger() {
-        let (commands, entries) = CommandQueue::new(1 << 20);
+        let (commands, entries) = CommandQueue::new(1 << 20, 0);
         let block = Block::of_channel_1();
         for _ in 0..100 {
             publish(&commands, &block, &[b'x'; 100]).unwrap();
@@ -238,7 +247,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_message_that_fills_a_buffer_is_an_entry_of_its_own() {
-        let (commands, entries) = CommandQueue::new(1 << 20);
+        let (commands, entries) = CommandQueue::new(1 << 20, 0);
         let block = Block::of_channel_1();
         let body = vec![b'x'; 100_000];
         assert_eq!(publish(&commands, &block, b"small"), Some(true));
@@ -250,7 +259,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_entry_that_arrives_while_the_queue_is_taken_waits_for_the_next_time() {
-        let (commands, entries) = CommandQueue::new(1 << 20);
+        let (commands, entries) = CommandQueue::new(1 << 20, 0);
         let (first, second) = (Block::of_channel_1(), Block::of_channel_1());
         publish(&commands, &first, b"body").unwrap();
         publish(&commands, &second, b"body").unwrap();

@@ -20,6 +20,71 @@ pub(crate) struct Frames {
     /// The number of frames, and of the publishes among them.
     pub(crate) frames: u64,
     pub(crate) messages: u64,
+    /// The bytes that count in the unconfirmed budget; 0 if the publishes are not kept for another
+    /// connection.
+    pub(crate) unconfirmed: usize,
+    /// The sequence numbers of publishes that are sent again. Empty: the publishes have no numbers,
+    /// or the next ones of their channel.
+    pub(crate) numbers: Vec<u64>,
+}
+
+/// An encoded frame. A large body is apart: `bytes` is then the header and the end of its frame.
+pub(crate) struct FramePiece<'a> {
+    pub(crate) kind: FrameKind,
+    bytes: &'a [u8],
+    shared: Option<&'a Bytes>,
+}
+
+/// Reads encoded frames with the shared bodies among them.
+pub(crate) struct FrameReader<'a> {
+    bytes: &'a [u8],
+    /// The position of `rest` in `bytes`.
+    at: usize,
+    shared: &'a [(usize, Bytes)],
+}
+
+impl<'a> FrameReader<'a> {
+    pub(crate) fn new(bytes: &'a [u8], shared: &'a [(usize, Bytes)]) -> Self {
+        Self {
+            bytes,
+            at: 0,
+            shared,
+        }
+    }
+}
+
+impl<'a> Iterator for FrameReader<'a> {
+    type Item = FramePiece<'a>;
+
+    fn next(&mut self) -> Option<FramePiece<'a>> {
+        let rest = self.bytes.get(self.at..)?;
+        let header = rest.get(..FRAME_HEADER_BYTES)?;
+        let (shared, others) = match self.shared {
+            [(at, body), others @ ..] if *at == self.at + FRAME_HEADER_BYTES => {
+                (Some(body), others)
+            }
+            others => (None, others),
+        };
+        let payload = match shared {
+            Some(_) => 0,
+            None => payload_size(header),
+        };
+        let bytes = rest.get(..FRAME_OVERHEAD + payload)?;
+        self.at += bytes.len();
+        self.shared = others;
+        Some(FramePiece {
+            kind: frame_kind(bytes).map_or(FrameKind::Other, |(kind, _)| kind),
+            bytes,
+            shared,
+        })
+    }
+}
+
+impl FramePiece<'_> {
+    /// Returns the whole frame, unless its body is apart.
+    pub(crate) fn whole(&self) -> Option<&[u8]> {
+        self.shared.is_none().then_some(self.bytes)
+    }
 }
 
 impl Frames {
@@ -30,7 +95,24 @@ impl Frames {
             shared: Vec::new(),
             frames: 0,
             messages: 0,
+            unconfirmed: 0,
+            numbers: Vec::new(),
         }
+    }
+
+    /// Appends a frame.
+    pub(crate) fn push(&mut self, piece: &FramePiece<'_>) {
+        if let Some(body) = piece.shared {
+            let at = self.bytes.len() + FRAME_HEADER_BYTES;
+            self.shared.push((at, body.clone()));
+        }
+        self.push_whole(piece.bytes);
+    }
+
+    /// Appends a frame without a shared body.
+    pub(crate) fn push_whole(&mut self, frame: &[u8]) {
+        self.bytes.extend_from_slice(frame);
+        self.frames += 1;
     }
 
     /// Separates the settlements from the publishes. Each part keeps its order.
@@ -38,28 +120,13 @@ impl Frames {
         let mut settlements = Self::new(self.channel, Vec::new());
         let mut publishes = Self::new(self.channel, Vec::new());
         publishes.messages = self.messages;
-        let mut shared = self.shared.into_iter().peekable();
-        let mut rest = self.bytes.as_slice();
-        while let Some(header) = rest.get(..FRAME_HEADER_BYTES) {
-            let at = self.bytes.len() - rest.len() + FRAME_HEADER_BYTES;
-            let is_shared = shared.peek().is_some_and(|(place, _)| *place == at);
-            let payload = match is_shared {
-                true => 0,
-                false => payload_size(header),
-            };
-            let size = FRAME_OVERHEAD + payload;
-            let (frame, behind) = rest.split_at(size.min(rest.len()));
-            rest = behind;
-            let part = match frame_kind(frame) {
-                Some((FrameKind::Settlement, _)) => &mut settlements,
-                _ => &mut publishes,
-            };
-            if let Some((_, body)) = shared.next_if(|_| is_shared) {
-                part.shared
-                    .push((part.bytes.len() + FRAME_HEADER_BYTES, body));
+        publishes.unconfirmed = self.unconfirmed;
+        publishes.numbers = self.numbers;
+        for piece in FrameReader::new(&self.bytes, &self.shared) {
+            match piece.kind {
+                FrameKind::Settlement => settlements.push(&piece),
+                _ => publishes.push(&piece),
             }
-            part.bytes.extend_from_slice(frame);
-            part.frames += 1;
         }
         (settlements, publishes)
     }

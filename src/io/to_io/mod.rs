@@ -2,9 +2,11 @@
 //! bounds, and the wake-up.
 
 pub(crate) mod block;
+pub(crate) mod byte_budget;
 pub(crate) mod command_queue;
 pub(crate) mod frames;
 pub(crate) mod gather;
 pub(crate) mod spare_buffers;
+pub(crate) mod unconfirmed_publishes;
 pub(crate) mod wake;
-pub(crate) mod write_budget;
+

@@ -5,6 +5,7 @@
 mod decoder;
 mod method;
 mod publish;
+mod resent;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -14,6 +15,7 @@ pub(crate) use self::method::{
     payload_size, split_method,
 };
 pub(crate) use self::publish::{EncodedPublish, Publish, PublishBody};
+pub(crate) use self::resent::{RESENT_HEADER, mark_resent};
 
 /// The bytes that a frame adds to its payload: type, channel, size and frame end. The negotiated
 /// `frame_max` includes them.

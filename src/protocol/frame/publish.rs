@@ -166,7 +166,7 @@ impl<'a> EncodedPublish<'a> {
         out.extend_from_slice(routing_key);
         let body = self.body.as_slice();
         out.extend_from_slice(&[self.bits, FRAME_END]);
-        put_content_header(out, self.channel, self.properties, body.len());
+        put_content_header(out, self.channel, self.properties, body.len() as u64);
         let Some(shared) = self.body.shared() else {
             return encode_body(out, self.channel, body, self.chunk_max);
         };
@@ -182,7 +182,7 @@ impl<'a> EncodedPublish<'a> {
 }
 
 /// The size of a content header before its properties, in bytes.
-const CONTENT_HEADER_BYTES: usize = 12;
+pub(super) const CONTENT_HEADER_BYTES: usize = 12;
 
 /// Encodes the size of a payload. It fits into four octets, since the negotiated `frame_max` does.
 pub(super) fn frame_size(size: usize) -> [u8; 4] {
@@ -200,7 +200,7 @@ pub(super) fn put_content_header(
     out: &mut Vec<u8>,
     channel: u16,
     properties: &[u8],
-    body_size: usize,
+    body_size: u64,
 ) {
     put_frame_header(
         out,
@@ -210,7 +210,7 @@ pub(super) fn put_content_header(
     );
     let [i1, i0] = basic::Publish::ID.class.to_be_bytes();
     out.extend_from_slice(&[i1, i0, 0, 0]);
-    out.extend_from_slice(&(body_size as u64).to_be_bytes());
+    out.extend_from_slice(&body_size.to_be_bytes());
     out.extend_from_slice(properties);
     out.push(FRAME_END);
 }

@@ -52,7 +52,7 @@ pub(crate) fn encode_content(
         encoded.clear();
         properties.write(&mut Writer::new(&mut encoded))?;
     }
-    put_content_header(out, channel, &encoded, body.len());
+    put_content_header(out, channel, &encoded, body.len() as u64);
     encode_body(out, channel, body, frame_max - FRAME_OVERHEAD);
     Ok(())
 }

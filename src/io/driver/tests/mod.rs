@@ -687,7 +687,7 @@ fn a_queued_call_ends_although_the_drop_of_a_queued_body_panics() {
     let queued = driver
         .shared
         .commands()
-        .publish(channel.block.lock(), &encoded);
+        .publish(channel.block.lock(), &encoded, false);
     assert!(queued.is_ok());
     drop(body);
     let declared = channel.queue_call(queue::Declare::new("q").into(), None, soon());

@@ -34,6 +34,7 @@ fn driver(listener: &TcpListener, limit: Option<Duration>) -> Driver {
             attempt_timeout: TEST_TIMEOUT,
         },
         topology: Topology::All,
+        mark_resent: true,
         first_broker: 0,
     };
     let link = link_to(address).unwrap();
@@ -131,11 +132,15 @@ fn publish(channel: &ChannelShared, body: &[u8]) -> Option<(u64, Arc<Slot>)> {
     let ticket = channel.confirm_window.begin(&mut false)?;
     let connection = &channel.connection;
     assert!(connection.write_budget().admit(encoded.size()));
+    let is_kept = ticket.is_kept();
+    if is_kept {
+        assert!(connection.unconfirmed_budget().admit(encoded.size()));
+    }
     connection
         .commands()
-        .publish(channel.block.lock(), &encoded)
+        .publish(channel.block.lock(), &encoded, is_kept)
         .unwrap();
-    let numbered = ticket.commit(None);
+    let numbered = ticket.commit(None, false);
     connection.wake().notify();
     numbered
 }

@@ -9,18 +9,34 @@ use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::event::Termination;
 
 impl ConfirmWindow {
-    /// Stops publishes until [`resume`](Self::resume), after a loss of the connection. The written
-    /// publishes that are unconfirmed end with `reason`.
-    pub(crate) fn suspend(&self, reason: &Arc<Termination>) {
-        let written = self.written();
+    /// Suspends the channel until [`resume`](Self::resume), after a loss of the connection.
+    /// Publishes wait, unless they are kept.
+    ///
+    /// `kept` are the numbers of the kept publishes, and those up to the number `whole` may be at
+    /// the broker. Returns the numbers of those that are sent again. All others that were handed to
+    /// the outbox and are unconfirmed end with `reason`.
+    pub(crate) fn suspend(
+        &self,
+        reason: &Arc<Termination>,
+        whole: u64,
+        kept: impl IntoIterator<Item = u64>,
+    ) -> Vec<u64> {
+        let handed = self.written();
         self.set_suspended(true);
+        let mut resent = Vec::new();
         self.end_publishes(|ledger, outcomes| {
-            ledger.detach(written, |number, slot, returned| {
+            resent = ledger.detach(handed, whole, kept, |number, slot, returned| {
                 let lost = || PublishOutcome::Lost(Arc::clone(reason));
                 let outcome = returned.map_or_else(lost, PublishOutcome::Returned);
                 outcomes.record(number, slot, outcome);
             });
         });
+        resent
+    }
+
+    /// Returns whether the channel is in confirm mode and its publishes are kept.
+    pub(crate) fn is_keeping(&self) -> bool {
+        self.state.lock().is_kept()
     }
 
     /// Lets publishes go on after a loss of the connection.

@@ -64,8 +64,12 @@ struct State {
     /// Whether publishes wait for the reply to `tx.commit`, because a buffer is already kept back
     /// for it.
     committing: bool,
-    /// Whether publishes wait until the channel is restored after a loss of the connection.
+    /// Whether the channel is not restored after a loss of the connection. Publishes wait until it
+    /// is, unless they are kept.
     suspended: bool,
+    /// Whether publishes in confirm mode are kept until they are confirmed, to send them again
+    /// after a loss.
+    keeps: bool,
     ledger: ConfirmLedger<Arc<Slot>, Arc<ReturnedContent>>,
     failures: Failures,
     /// The outcomes for callbacks; `None` if there are no callbacks for confirms.
@@ -97,13 +101,26 @@ pub(crate) struct Ticket<'a> {
 }
 
 impl Ticket<'_> {
+    /// Returns whether the publish is kept until it is confirmed.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.state.is_kept()
+    }
+
     /// Records that the publish is queued. Returns its number and its slot, in confirm mode.
-    pub(crate) fn commit(mut self, mandatory: Option<Mandatory<'_>>) -> Option<(u64, Arc<Slot>)> {
+    /// `is_sent_once`: the publish is not sent again after a loss if the broker may have it.
+    pub(crate) fn commit(
+        mut self,
+        mandatory: Option<Mandatory<'_>>,
+        is_sent_once: bool,
+    ) -> Option<(u64, Arc<Slot>)> {
         if self.state.mode == Mode::Plain {
             return None;
         }
         let slot = self.state.new_slot();
         let number = self.state.ledger.publish(Arc::clone(&slot), mandatory);
+        if is_sent_once {
+            self.state.ledger.send_last_once();
+        }
         Some((number, slot))
     }
 
@@ -125,8 +142,13 @@ pub(crate) struct Confirmed {
 
 impl ConfirmWindow {
     /// Creates the confirm window of a channel, with `size` places. Its failures and outcomes count
-    /// in `total`.
-    pub(crate) fn new(size: usize, busy_wait_limit: Duration, total: &TotalBytes) -> Self {
+    /// in `total`. `keeps` is whether publishes are kept until they are confirmed.
+    pub(crate) fn new(
+        size: usize,
+        busy_wait_limit: Duration,
+        keeps: bool,
+        total: &TotalBytes,
+    ) -> Self {
         Self {
             size: size.max(1),
             busy_wait: BusyWait::for_streams(busy_wait_limit),
@@ -139,6 +161,7 @@ impl ConfirmWindow {
                 flow_stopped: false,
                 committing: false,
                 suspended: false,
+                keeps,
                 ledger: ConfirmLedger::new(),
                 failures: Failures::new(total),
                 outcomes: None,
@@ -347,10 +370,17 @@ impl ConfirmWindow {
         self.state.lock().rpc_replies = Some(Arc::clone(rpc_replies));
     }
 
-    /// Records a confirm of the broker.
-    pub(crate) fn confirmed(&self, number: u64, multiple: bool, ack: bool) -> Confirmed {
+    /// Records a confirm of the broker. `settle` is called with the number of each publish.
+    pub(crate) fn confirmed(
+        &self,
+        number: u64,
+        multiple: bool,
+        ack: bool,
+        mut settle: impl FnMut(u64),
+    ) -> Confirmed {
         self.end_publishes(|ledger, outcomes| {
             ledger.confirm(number, multiple, ack, |number, slot, outcome| {
+                settle(number);
                 outcomes.record(number, slot, outcome);
             });
         })
@@ -495,9 +525,14 @@ impl State {
         self.flow_stopped || self.committing || self.suspended || self.mode != Mode::Plain
     }
 
+    fn is_kept(&self) -> bool {
+        self.keeps && self.mode == Mode::Confirming
+    }
+
     fn has_room(&self, window: usize) -> bool {
         match self.mode {
-            _ if self.flow_stopped || self.committing || self.suspended => false,
+            _ if self.flow_stopped || self.committing => false,
+            _ if self.suspended && !self.is_kept() => false,
             Mode::Plain => true,
             Mode::Selecting => false,
             Mode::Confirming => self.ledger.unconfirmed() + self.reserved_places < window,
@@ -527,7 +562,7 @@ mod tests {
     use crate::protocol::methods::basic;
 
     fn confirming(window: usize, total: &TotalBytes) -> ConfirmWindow {
-        let confirm_window = ConfirmWindow::new(window, Duration::ZERO, total);
+        let confirm_window = ConfirmWindow::new(window, Duration::ZERO, false, total);
         assert!(confirm_window.select(|| {}));
         confirm_window.select_done(true);
         confirm_window
@@ -545,7 +580,7 @@ mod tests {
     /// is full.
     fn enter(confirm_window: &ConfirmWindow) -> Option<(u64, Arc<Slot>)> {
         let ticket = confirm_window.begin(&mut false)?;
-        Some(ticket.commit(None).expect("confirm mode"))
+        Some(ticket.commit(None, false).expect("confirm mode"))
     }
 
     /// Publishes like `enter`, with a reserved place.
@@ -553,7 +588,7 @@ mod tests {
         let mut has_place = true;
         let ticket = confirm_window.begin(&mut has_place);
         assert!(!has_place);
-        Some(ticket?.commit(None).expect("confirm mode"))
+        Some(ticket?.commit(None, false).expect("confirm mode"))
     }
 
     fn number(confirm_window: &ConfirmWindow) -> Option<u64> {
@@ -569,10 +604,10 @@ mod tests {
         let confirm_window = confirming(2, &TotalBytes::default());
         let numbers = [(); 3].map(|()| number(&confirm_window));
         assert_eq!(numbers, [Some(1), Some(2), None]);
-        confirm_window.confirmed(2, false, true);
+        confirm_window.confirmed(2, false, true, |_| {});
         assert_eq!(number(&confirm_window), Some(3));
         assert_eq!(number(&confirm_window), None);
-        confirm_window.confirmed(3, true, true);
+        confirm_window.confirmed(3, true, true, |_| {});
         assert_eq!(number(&confirm_window), Some(4));
     }
 
@@ -614,7 +649,7 @@ mod tests {
 
     #[test]
     fn waiting_threads_are_woken_by_the_event_that_ends_their_wait() {
-        let confirm_window = ConfirmWindow::new(1, Duration::ZERO, &TotalBytes::default());
+        let confirm_window = ConfirmWindow::new(1, Duration::ZERO, false, &TotalBytes::default());
         let room = |deadline| wait_for_room(&confirm_window, deadline, || false);
         let selected = |deadline| confirm_window.wait_selected(deadline, || false);
         for (wait, succeeds) in [(&room as Wait<'_>, false), (&selected, true)] {
@@ -625,7 +660,7 @@ mod tests {
         confirm_window.release_place();
         assert_eq!(number(&confirm_window), Some(1));
         let confirm = || {
-            let confirmed = confirm_window.confirmed(1, false, true);
+            let confirmed = confirm_window.confirmed(1, false, true, |_| {});
             assert!(!confirmed.has_outcomes, "there is no callback for confirms");
             assert_eq!(confirmed.count, 1);
         };
@@ -705,7 +740,7 @@ mod tests {
     /// Returns a full confirm window with a longest spin of ten minutes.
     fn full(size: usize) -> ConfirmWindow {
         let spin = Duration::from_secs(600);
-        let confirm_window = ConfirmWindow::new(size, spin, &TotalBytes::default());
+        let confirm_window = ConfirmWindow::new(size, spin, false, &TotalBytes::default());
         assert!(confirm_window.select(|| {}));
         confirm_window.select_done(true);
         while enter(&confirm_window).is_some() {}
@@ -731,7 +766,7 @@ mod tests {
                 waiting.join().unwrap()
             })
         };
-        let confirm = || assert_eq!(confirm_window.confirmed(1, false, true).count, 1);
+        let confirm = || assert_eq!(confirm_window.confirmed(1, false, true, |_| {}).count, 1);
         assert_eq!(wait_while_spinning(&confirm), Ok(()));
         assert!(enter_with_place(&confirm_window).is_some());
         let end = || is_over.store(true, Ordering::SeqCst);
@@ -772,7 +807,7 @@ mod tests {
             };
             let mut sleepers: Vec<_> = (0..16).map(|_| Sleeper::start(scope, wait)).collect();
             for (up_to, multiple, places) in [(3, false, 1), (3, true, 2), (4, true, 1)] {
-                confirm_window.confirmed(up_to, multiple, true);
+                confirm_window.confirmed(up_to, multiple, true, |_| {});
                 let served: Vec<_> = sleepers.drain(..places).collect();
                 served.into_iter().for_each(Sleeper::assert_served);
                 assert_eq!(confirm_window.state.lock().room_line.len(), sleepers.len());
@@ -785,13 +820,13 @@ mod tests {
                 assert!(matches!(entered, Some((number, _)) if number == next));
             }
             // A place that is freed without a publish serves the next thread.
-            confirm_window.confirmed(8, false, true);
+            confirm_window.confirmed(8, false, true, |_| {});
             sleepers.remove(0).assert_served();
             confirm_window.release_place();
             sleepers.remove(0).assert_served();
             assert_asleep(&sleepers);
             for number in 5..=7 {
-                confirm_window.confirmed(number, false, true);
+                confirm_window.confirmed(number, false, true, |_| {});
                 sleepers.remove(0).assert_served();
             }
             assert_asleep(&sleepers);
@@ -802,7 +837,7 @@ mod tests {
                 if sleepers.is_empty() {
                     break;
                 }
-                confirm_window.confirmed(number, true, true);
+                confirm_window.confirmed(number, true, true, |_| {});
                 sleepers.remove(0).assert_served();
             }
         });
@@ -842,14 +877,14 @@ mod tests {
             let last = Sleeper::start(scope, |is_pointless| {
                 confirm_window.wait_slot(&slots[7], None, is_pointless)
             });
-            confirm_window.confirmed(6, false, true);
+            confirm_window.confirmed(6, false, true, |_| {});
             sleepers.remove(5).assert_served();
             assert_asleep(&sleepers);
-            confirm_window.confirmed(3, true, false);
+            confirm_window.confirmed(3, true, false, |_| {});
             let served: Vec<_> = sleepers.drain(..3).collect();
             served.into_iter().for_each(Sleeper::assert_served);
             assert_asleep(&sleepers);
-            confirm_window.confirmed(8, true, true);
+            confirm_window.confirmed(8, true, true, |_| {});
             sleepers.into_iter().for_each(Sleeper::assert_served);
             last.assert_served();
         });
@@ -867,16 +902,16 @@ mod tests {
                     confirm_window.wait_confirmed(number, Some(soon()), is_pointless)
                 })
             });
-            confirm_window.confirmed(2, false, true);
-            confirm_window.confirmed(3, false, true);
+            confirm_window.confirmed(2, false, true, |_| {});
+            confirm_window.confirmed(3, false, true, |_| {});
             let sleepers = [first, second, third];
             assert_asleep(&sleepers);
-            confirm_window.confirmed(1, false, true);
+            confirm_window.confirmed(1, false, true, |_| {});
             let [first, second, third] = sleepers;
             first.assert_served();
             second.assert_served();
             assert_asleep(std::slice::from_ref(&third));
-            confirm_window.confirmed(4, false, true);
+            confirm_window.confirmed(4, false, true, |_| {});
             third.assert_served();
         });
     }
@@ -911,7 +946,7 @@ mod tests {
 
     #[test]
     fn channel_flow_still_stops_publishes_after_a_failed_confirm_select() {
-        let confirm_window = ConfirmWindow::new(2, Duration::ZERO, &TotalBytes::default());
+        let confirm_window = ConfirmWindow::new(2, Duration::ZERO, false, &TotalBytes::default());
         confirm_window.set_flow(false);
         assert!(confirm_window.select(|| {}));
         confirm_window.select_done(false);
@@ -937,7 +972,7 @@ mod tests {
             properties: &[0, 0],
         };
         let ticket = confirm_window.begin(&mut false).unwrap();
-        let slot = ticket.commit(Some(mandatory));
+        let slot = ticket.commit(Some(mandatory), false);
         drop(slot);
         let returned = ReturnedContent {
             method: basic::Return::default(),
@@ -945,7 +980,7 @@ mod tests {
             body: Bytes::from(vec![0; 1 << 20]),
         };
         assert_eq!(confirm_window.returned(7, returned), None);
-        confirm_window.confirmed(1, false, true);
+        confirm_window.confirmed(1, false, true, |_| {});
         let failures = confirm_window.take_failures();
         assert!(failures.kept.is_empty());
         assert_eq!(failures.more, 1);
@@ -956,7 +991,7 @@ mod tests {
     fn nacked(confirm_window: &ConfirmWindow, count: u64) -> Vec<Arc<Slot>> {
         let slots = (0..count).map(|_| match enter(confirm_window) {
             Some((number, slot)) => {
-                confirm_window.confirmed(number, false, false);
+                confirm_window.confirmed(number, false, false, |_| {});
                 slot
             }
             _ => panic!("not confirming"),
@@ -1004,7 +1039,7 @@ mod tests {
         assert!(confirm_window.wait_for_last(now, || false).is_err());
         // The close has not waited for this publish.
         number(&confirm_window);
-        confirm_window.confirmed(1, false, true);
+        confirm_window.confirmed(1, false, true, |_| {});
         assert!(!confirm_window.take_unreported().1);
     }
 

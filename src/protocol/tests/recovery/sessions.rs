@@ -158,7 +158,7 @@ impl Session {
                     let written = self.confirms.last() - self.kept.len() as u64;
                     let ended = &mut self.publishes_ended;
                     self.confirms
-                        .detach(written, |number, _, _| ended.push(number));
+                        .detach(written, written, [], |number, _, _| ended.push(number));
                 }
                 Seen::Resumed(_) => {
                     for _ in std::mem::take(&mut self.kept) {

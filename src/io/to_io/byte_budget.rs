@@ -1,5 +1,7 @@
-//! The write budget: bounds the bytes that wait to be written, and keeps the line of publishers
-//! that wait for room.
+//! A byte budget bounds the bytes of publishes, and keeps the line of publishers that wait for room.
+//!
+//! A connection has two: the write budget for what waits to be written, and the unconfirmed budget
+//! for what may have to be sent again.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -11,13 +13,13 @@ use parking_lot::Mutex;
 pub(crate) use crate::io::waiting_line::WaitError;
 use crate::io::waiting_line::WaitingLine;
 
-/// The room for bytes that wait to be written. Publishers wait for room, and are served in the
-/// order in which they came. All other commands take room unconditionally, so that acknowledgements
-/// and closes are never stuck behind a publisher.
+/// The room for the bytes of publishes. Publishers wait for room, and are served in the order in
+/// which they came. All other commands take room unconditionally, so that acknowledgements and
+/// closes are never stuck behind a publisher.
 ///
 /// `taken` counts the bytes in the blocks of all channels, those that the IO thread has taken and
-/// not written yet, and the room that is reserved for publishers that have waited. It is one atomic
-/// number, so that publishers on different channels share no lock.
+/// not released yet, and the room that is reserved for publishers that have waited. It is one
+/// atomic number, so that publishers on different channels share no lock.
 ///
 /// When a quarter of the room is free, the IO thread reserves room for the first publishers in the
 /// line, and wakes only these. It would cost several times as much as publishing to wake all of
@@ -25,7 +27,7 @@ use crate::io::waiting_line::WaitingLine;
 /// for its next messages, which it may queue before the publishers that still wait. When the line
 /// is empty, all threads publish without waiting until the room is used up.
 #[derive(Debug)]
-pub(crate) struct WriteBudget {
+pub(crate) struct ByteBudget {
     limit: usize,
     taken: AtomicUsize,
     /// How many publishers wait. It is changed under the lock of the line, and read without it,
@@ -62,7 +64,7 @@ thread_local! {
 /// The number of the last round of any budget.
 static LAST_ROUND: AtomicU64 = AtomicU64::new(0);
 
-impl WriteBudget {
+impl ByteBudget {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -286,13 +288,13 @@ mod tests {
         false
     }
 
-    fn reserve(budget: &WriteBudget, bytes: usize, deadline: Instant) -> Result<(), WaitError> {
+    fn reserve(budget: &ByteBudget, bytes: usize, deadline: Instant) -> Result<(), WaitError> {
         budget.reserve(bytes, deadline, never)
     }
 
     #[test]
     fn a_claim_that_fits_passes_and_a_larger_one_waits_until_its_deadline() {
-        let budget = WriteBudget::new(100);
+        let budget = ByteBudget::new(100);
         assert!(budget.admit(60));
         assert_eq!(reserve(&budget, 40, soon()), Ok(()));
         assert!(budget.admit(0) && !budget.admit(1));
@@ -304,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_claim_larger_than_the_budget_passes_when_the_budget_is_empty() {
-        let budget = WriteBudget::new(100);
+        let budget = ByteBudget::new(100);
         budget.take(1);
         let now = Instant::now();
         assert_eq!(reserve(&budget, 500, now), Err(WaitError::TimedOut));
@@ -318,7 +320,7 @@ mod tests {
 
     #[test]
     fn waiting_publishers_are_served_in_their_order_and_fail_at_the_end() {
-        let budget = WriteBudget::new(100);
+        let budget = ByteBudget::new(100);
         budget.take(100);
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -347,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_quarter_of_the_room_serves_the_line_and_less_is_found_at_the_deadline() {
-        let budget = WriteBudget::new(100);
+        let budget = ByteBudget::new(100);
         budget.take(100);
         thread::scope(|scope| {
             let waiter = scope.spawn(|| reserve(&budget, 10, soon()));
@@ -380,7 +382,7 @@ mod tests {
     }
 
     /// Waits until this many threads are in the line.
-    fn await_line(budget: &WriteBudget, count: usize) {
+    fn await_line(budget: &ByteBudget, count: usize) {
         while budget.waiting.load(Ordering::SeqCst) < count {
             thread::yield_now();
         }
@@ -388,7 +390,7 @@ mod tests {
 
     #[test]
     fn claims_that_fit_are_served_together_and_no_other_thread_is_woken() {
-        let budget = WriteBudget::new(100);
+        let budget = ByteBudget::new(100);
         budget.take(100);
         let asked = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -431,7 +433,7 @@ mod tests {
     #[test]
     fn if_not_all_claims_fit_fewer_are_served_and_each_gets_a_share() {
         const SIZE: usize = 25;
-        let budget = WriteBudget::new(1600);
+        let budget = ByteBudget::new(1600);
         budget.take(1600);
         let publish_as_many_as_pass = || {
             let mut count = 0;
@@ -483,7 +485,7 @@ mod tests {
 
     #[test]
     fn a_publisher_that_waits_again_gives_back_the_rest_of_its_share() {
-        let budget = WriteBudget::new(1600);
+        let budget = ByteBudget::new(1600);
         let in_line = |bytes| reserve(&budget, bytes, Instant::now());
         budget.take(1600);
         assert_eq!(in_line(10), Err(WaitError::TimedOut));
@@ -507,7 +509,7 @@ mod tests {
 
     #[test]
     fn room_of_less_than_a_quarter_is_found_at_the_deadline() {
-        let budget = WriteBudget::new(100);
+        let budget = ByteBudget::new(100);
         budget.take(100);
         let given_back = AtomicBool::new(false);
         // Called when the thread is in the line already.
@@ -526,14 +528,14 @@ mod tests {
 
     #[test]
     fn a_share_is_for_four_messages_but_no_large_part_of_the_room() {
-        let budget = WriteBudget::new(6400);
+        let budget = ByteBudget::new(6400);
         let shares = [1, 50, 99, 200, 1000].map(|bytes| budget.claim_with_share(bytes));
         assert_eq!(shares, [100, 200, 396, 400, 1000]);
     }
 
     #[test]
     fn a_share_of_an_earlier_round_is_void() {
-        let budget = WriteBudget::new(1600);
+        let budget = ByteBudget::new(1600);
         budget.take(1600);
         let over = AtomicBool::new(false);
         let is_over = || over.load(Ordering::SeqCst);
@@ -555,7 +557,7 @@ mod tests {
 
     #[test]
     fn the_next_publisher_is_served_when_the_first_one_gives_up() {
-        let budget = WriteBudget::new(100);
+        let budget = ByteBudget::new(100);
         budget.take(90);
         let over = AtomicBool::new(false);
         let is_over = || over.load(Ordering::SeqCst);

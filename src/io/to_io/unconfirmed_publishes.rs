@@ -1,0 +1,305 @@
+//! The publishes of a channel that were handed to a connection and are not confirmed. After a loss
+//! of the connection they are sent again.
+//!
+//! A publish is kept in its encoded form, in buffers of many publishes. A buffer is freed when all
+//! its publishes are settled, so one late confirm keeps no other buffer.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::frames::{BUFFER_BYTES_MAX, FrameReader, Frames};
+use super::spare_buffers::SpareBuffers;
+use crate::protocol::event::ChannelId;
+use crate::protocol::frame::{FrameKind, mark_resent};
+
+/// From this size on, frames are shared with the outbox. Smaller ones are copied, and the outbox
+/// gathers them as well.
+const SHARED_FRAMES_BYTES_MIN: usize = 4 * 1024;
+
+/// The first size of a buffer for copies.
+const BUFFER_BYTES_MIN: usize = 256;
+
+/// How much larger the next buffer is if one was too small.
+const GROWTH: usize = 4;
+
+/// The unconfirmed publishes of one channel, in the order of their sequence numbers.
+#[derive(Debug, Default)]
+pub(crate) struct UnconfirmedPublishes {
+    buffers: VecDeque<Buffer>,
+    /// The memory of all buffers and shared bodies.
+    bytes: usize,
+    /// How many of the last publishes are not written whole. It is noted at a loss.
+    cut: u64,
+}
+
+#[derive(Debug)]
+struct Buffer {
+    memory: Memory,
+    /// The large bodies, each with its place in the memory.
+    shared: Vec<(usize, Bytes)>,
+    /// The sequence numbers of the publishes.
+    numbers: Vec<Range<u64>>,
+    /// How many of these publishes are not settled.
+    unsettled: u64,
+    /// The size of the memory and of the shared bodies.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+enum Memory {
+    /// A buffer of copies, to which more may be appended.
+    Copied(Vec<u8>),
+    /// A buffer that the outbox writes.
+    Shared(Bytes),
+}
+
+/// What is left of publishes after a loss of their connection.
+#[derive(Debug, Default)]
+pub(crate) struct Resend {
+    /// The publishes that are sent again.
+    pub(crate) frames: Vec<Frames>,
+    /// How many of them the broker may have already.
+    pub(crate) repeated: u64,
+    /// How many of these have no mark, because their headers have no room for it.
+    pub(crate) unmarked: u64,
+}
+
+impl Buffer {
+    fn first(&self) -> u64 {
+        self.numbers.first().map_or(0, |range| range.start)
+    }
+
+    fn end(&self) -> u64 {
+        self.numbers.last().map_or(0, |range| range.end)
+    }
+
+    fn memory(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Copied(bytes) => bytes,
+            Memory::Shared(bytes) => bytes,
+        }
+    }
+
+    fn note(&mut self, numbers: impl Iterator<Item = u64>) {
+        for number in numbers {
+            self.unsettled += 1;
+            match self.numbers.last_mut() {
+                Some(last) if last.end == number => last.end += 1,
+                _ => self.numbers.push(number..number + 1),
+            }
+        }
+    }
+}
+
+impl UnconfirmedPublishes {
+    /// Returns the number of bytes that are kept.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns the numbers of all publishes in the buffers, including settled ones.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u64> {
+        let buffers = self.buffers.iter();
+        buffers.flat_map(|buffer| buffer.numbers.iter().cloned().flatten())
+    }
+
+    /// Keeps publishes, the first of which has the number `next` if they have none. Returns the
+    /// bytes that the outbox shall write, if the memory of the frames is needed here.
+    pub(crate) fn keep(
+        &mut self,
+        frames: &mut Frames,
+        next: u64,
+        spare: &SpareBuffers,
+    ) -> Option<Bytes> {
+        let size = frames.bytes.len();
+        let is_shared = frames.shared.is_empty()
+            && size >= SHARED_FRAMES_BYTES_MIN
+            // A buffer that is mostly empty would keep much memory for few publishes.
+            && size >= frames.bytes.capacity() / 2;
+        let shared = is_shared.then(|| self.share(std::mem::take(&mut frames.bytes)));
+        if shared.is_none() {
+            self.copy(frames, spare);
+        }
+        if let Some(buffer) = self.buffers.back_mut() {
+            match frames.numbers.is_empty() {
+                true => buffer.note(next..next + frames.messages),
+                false => buffer.note(frames.numbers.iter().copied()),
+            }
+        }
+        shared
+    }
+
+    fn share(&mut self, memory: Vec<u8>) -> Bytes {
+        let bytes = memory.capacity();
+        let memory = Bytes::from(memory);
+        self.push(Memory::Shared(memory.clone()), bytes);
+        memory
+    }
+
+    fn push(&mut self, memory: Memory, bytes: usize) {
+        self.bytes += bytes;
+        self.buffers.push_back(Buffer {
+            memory,
+            shared: Vec::new(),
+            numbers: Vec::new(),
+            unsettled: 0,
+            bytes,
+        });
+    }
+
+    fn copy(&mut self, frames: &Frames, spare: &SpareBuffers) {
+        let size = frames.bytes.len();
+        let capacity = match self.buffers.back().map(|last| &last.memory) {
+            Some(Memory::Copied(last)) if last.capacity() - last.len() >= size => None,
+            Some(Memory::Copied(last)) => Some(last.capacity() * GROWTH),
+            _ => Some(BUFFER_BYTES_MIN),
+        };
+        if let Some(capacity) = capacity {
+            let capacity = capacity.min(BUFFER_BYTES_MAX).max(size);
+            let spare = (capacity == BUFFER_BYTES_MAX).then(|| spare.take());
+            let memory = spare.flatten();
+            let memory = memory.unwrap_or_else(|| Vec::with_capacity(capacity));
+            self.push(Memory::Copied(memory), capacity);
+        }
+        let Some(last) = self.buffers.back_mut() else {
+            return;
+        };
+        if let Memory::Copied(memory) = &mut last.memory {
+            for (at, body) in &frames.shared {
+                last.shared.push((memory.len() + at, body.clone()));
+                last.bytes += body.len();
+                self.bytes += body.len();
+            }
+            memory.extend_from_slice(&frames.bytes);
+        }
+    }
+
+    /// Notes that the publish with this number is settled. Returns the number of freed bytes.
+    #[inline]
+    pub(crate) fn settle(&mut self, number: u64, spare: &SpareBuffers) -> usize {
+        let index = match self.buffers.front() {
+            None => return 0,
+            Some(front) if number < front.end() => 0,
+            Some(_) => self.buffers.partition_point(|it| it.end() <= number),
+        };
+        let Some(buffer) = self.buffers.get_mut(index) else {
+            return 0;
+        };
+        if number < buffer.first() {
+            return 0;
+        }
+        buffer.unsettled = buffer.unsettled.saturating_sub(1);
+        match buffer.unsettled {
+            0 => self.free(index, spare),
+            _ => 0,
+        }
+    }
+
+    /// Frees the memory of a buffer. Its place stays until all earlier buffers are free.
+    fn free(&mut self, index: usize, spare: &SpareBuffers) -> usize {
+        let Some(buffer) = self.buffers.get_mut(index) else {
+            return 0;
+        };
+        let freed = std::mem::take(&mut buffer.bytes);
+        buffer.shared = Vec::new();
+        match std::mem::replace(&mut buffer.memory, Memory::Shared(Bytes::new())) {
+            Memory::Copied(memory) => spare.put(memory),
+            Memory::Shared(memory) => {
+                if let Ok(memory) = memory.try_into_mut() {
+                    spare.put(memory.into());
+                }
+            }
+        }
+        while self.buffers.front().is_some_and(|it| it.unsettled == 0) {
+            self.buffers.pop_front();
+        }
+        self.bytes -= freed;
+        freed
+    }
+
+    /// Notes that the last publishes, as many as `count` more, were not written whole before the
+    /// loss.
+    pub(crate) fn note_cut(&mut self, count: u64) {
+        self.cut += count;
+    }
+
+    /// Returns the number of the last publish that was written whole; 0 if there is none.
+    pub(crate) fn last_whole(&self) -> u64 {
+        let mut cut = self.cut;
+        let buffers = self.buffers.iter().rev();
+        for range in buffers.flat_map(|buffer| buffer.numbers.iter().rev()) {
+            let count = range.end - range.start;
+            if cut < count {
+                return range.end - 1 - cut;
+            }
+            cut -= count;
+        }
+        0
+    }
+
+    /// Drops everything, and returns the number of its bytes.
+    pub(crate) fn clear(&mut self) -> usize {
+        self.buffers.clear();
+        self.cut = 0;
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Takes the publishes with the numbers `resent`, which ascend. Those up to the number `whole`
+    /// may be at the broker already. They are marked if `frame_max` is given, and the frame of
+    /// their headers stays within it.
+    pub(crate) fn take(
+        &mut self,
+        channel: ChannelId,
+        resent: &[u64],
+        whole: u64,
+        frame_max: Option<usize>,
+    ) -> Resend {
+        let mut resend = Resend::default();
+        let mut resent = resent.iter().copied().peekable();
+        self.bytes = 0;
+        self.cut = 0;
+        for buffer in self.buffers.drain(..) {
+            let mut frames = Frames::new(channel, Vec::new());
+            let mut numbers = buffer.numbers.iter().cloned().flatten();
+            let mut is_taken = false;
+            let mut awaits_mark = false;
+            for piece in FrameReader::new(buffer.memory(), &buffer.shared) {
+                match piece.kind {
+                    FrameKind::Publish => {
+                        let number = numbers.next().unwrap_or(u64::MAX);
+                        while resent.next_if(|it| *it < number).is_some() {}
+                        is_taken = resent.next_if_eq(&number).is_some();
+                        awaits_mark = is_taken && number <= whole;
+                        resend.repeated += u64::from(awaits_mark);
+                        if is_taken {
+                            frames.numbers.push(number);
+                            frames.messages += 1;
+                        }
+                    }
+                    FrameKind::Content => {
+                        if let Some(frame_max) = frame_max.filter(|_| awaits_mark) {
+                            awaits_mark = false;
+                            let marked = piece.whole().and_then(|it| mark_resent(it, frame_max));
+                            if let Some(marked) = marked {
+                                frames.push_whole(&marked);
+                                continue;
+                            }
+                            resend.unmarked += 1;
+                        }
+                    }
+                    _ => continue,
+                }
+                if is_taken {
+                    frames.push(&piece);
+                }
+            }
+            if frames.messages > 0 {
+                frames.unconfirmed = frames.len();
+                resend.frames.push(frames);
+            }
+        }
+        resend
+    }
+}
