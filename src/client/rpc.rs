@@ -172,6 +172,9 @@ impl RpcClient {
     ///   is full.
     /// - [`Error::Timeout`] if no reply arrives in time. A server may or may not have done the
     ///   work.
+    /// - [`Error::Interrupted`] if the connection was lost behind the request: its reply cannot
+    ///   arrive any more. A server may or may not have done the work. See
+    ///   [`call_again`](Self::call_again).
     /// - [`Error::ChannelClosed`], [`Error::ConnectionClosed`] or [`Error::ConnectionLost`] if
     ///   channel or connection end; (404) if there is no such exchange.
     /// - [`Error::TooLong`], [`Error::NotFinite`] and [`Error::PublishTimeout`], as from
@@ -202,6 +205,73 @@ impl RpcClient {
                 // The request was not sent, so another session may send it.
                 Err(Error::ChannelClosed(_)) if sessions < SESSIONS_MAX => sessions += 1,
                 Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// # Requests that may be repeated
+impl RpcClient {
+    /// Sends a request to a queue as [`call`](Self::call) does. If the connection is lost before
+    /// the reply arrives, the request is sent again on the next connection, until `timeout` has
+    /// passed.
+    ///
+    /// A server may then do the work twice. Use this for questions, and for work that is harmless
+    /// when it is repeated.
+    ///
+    /// ```
+    /// # let connection = cony::BlockingConnection::open_default()?;
+    /// use std::time::Duration;
+    /// use cony::RpcClient;
+    /// # let server = connection.channel()?;
+    /// # let queue = server.queue_declare(cony::queue::Declare::new("time").exclusive(true))?.queue;
+    /// # let requests = server.consume(&queue)?;
+    /// # let thread = std::thread::spawn(move || {
+    /// #     let request = requests.recv()?.expect("a request");
+    /// #     request.reply("noon")?;
+    /// #     request.ack()
+    /// # });
+    ///
+    /// let client = RpcClient::new(&connection)?;
+    /// let reply = client.call_again("time", "what time is it?", Duration::from_secs(10))?;
+    /// assert_eq!(reply.text()?, "noon");
+    /// # thread.join().expect("the server ends")?;
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`call_exchange`](Self::call_exchange), without [`Error::Interrupted`].
+    pub fn call_again<'a>(
+        &self,
+        queue: impl AsRef<str>,
+        request: impl Into<Message<'a>>,
+        timeout: Duration,
+    ) -> Result<Delivery> {
+        self.call_exchange_again("", queue, request, timeout)
+    }
+
+    /// Publishes a request to an exchange as [`call_exchange`](Self::call_exchange) does, and sends
+    /// it again after a loss of the connection as [`call_again`](Self::call_again) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`call_exchange`](Self::call_exchange), without [`Error::Interrupted`].
+    pub fn call_exchange_again<'a>(
+        &self,
+        exchange: impl AsRef<str>,
+        routing_key: impl AsRef<str>,
+        request: impl Into<Message<'a>>,
+        timeout: Duration,
+    ) -> Result<Delivery> {
+        let (exchange, routing_key) = (exchange.as_ref(), routing_key.as_ref());
+        let request = request.into();
+        let start = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(start.elapsed());
+            match self.call_exchange(exchange, routing_key, request.clone(), left) {
+                Err(Error::Interrupted { .. }) => {}
+                outcome => return outcome,
             }
         }
     }
@@ -297,7 +367,7 @@ impl Pending<'_> {
             rpc_replies.note_publish(self.id, number);
         }
         if let Some(failure) = confirm.failure() {
-            return Err(failure);
+            return Err(self.of_request(failure));
         }
         let connection = &channel_inner.shared.connection;
         let deadline = Instant::now().checked_add(timeout);
@@ -314,7 +384,8 @@ impl Pending<'_> {
             Ok(RpcEvent::Reply(reply)) => Ok(channel_inner.hand_out(reply, true)),
             Ok(RpcEvent::PublishFailed) => Err(confirm
                 .failure()
-                .unwrap_or_else(|| channel_inner.closed_error())),
+                .map_or_else(|| channel_inner.closed_error(), |it| self.of_request(it))),
+            Ok(RpcEvent::Interrupted) => Err(self.interrupted(connection.last_loss())),
             Err(RecvTimeoutError::Timeout) => {
                 Err(connection.timeout_error(OPERATION, Some(channel.number()), timeout))
             }
@@ -322,6 +393,25 @@ impl Pending<'_> {
                 Err(Error::ConsumerCancelled(REPLY_TO.into()))
             }
             Err(RecvTimeoutError::Disconnected) => Err(channel_inner.closed_error()),
+        }
+    }
+}
+
+impl Pending<'_> {
+    /// Returns the error of the request for the failure of its publish. A request that was lost has
+    /// lost its reply as well.
+    fn of_request(&self, failure: Error) -> Error {
+        match failure {
+            Error::Unconfirmed(reason) if reason.is_connection_error() => self.interrupted(*reason),
+            failure => failure,
+        }
+    }
+
+    fn interrupted(&self, reason: Error) -> Error {
+        Error::Interrupted {
+            operation: OPERATION,
+            channel: Some(self.session.channel.number()),
+            reason: Box::new(reason),
         }
     }
 }

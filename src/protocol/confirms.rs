@@ -245,7 +245,9 @@ impl<T, R> ConfirmLedger<T, R> {
         let Some(index) = wire_number.checked_sub(1) else {
             return 0;
         };
-        let resent = usize::try_from(index).ok().and_then(|it| self.resent.get(it));
+        let resent = usize::try_from(index)
+            .ok()
+            .and_then(|it| self.resent.get(it));
         match resent {
             Some(number) => *number,
             None => self.base.saturating_add(wire_number),
@@ -594,7 +596,9 @@ mod tests {
             ]
         );
         assert!(ledger.mandatory.is_empty());
-        ledger.detach(u64::MAX, u64::MAX, [], |_, _, _| panic!("all are confirmed"));
+        ledger.detach(u64::MAX, u64::MAX, [], |_, _, _| {
+            panic!("all are confirmed")
+        });
         assert_eq!(ledger.publish("next", None), 6);
         assert_eq!(settle(&mut ledger, 1, false, true).len(), 1);
     }

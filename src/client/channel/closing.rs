@@ -224,7 +224,12 @@ mod tests {
         let confirm_window = &inner.shared.confirm_window;
         confirm_window.select(|| {});
         confirm_window.select_done(true);
-        let publish = || confirm_window.begin(&mut false).unwrap().commit(None, false);
+        let publish = || {
+            confirm_window
+                .begin(&mut false)
+                .unwrap()
+                .commit(None, false)
+        };
         publish();
         let unconfirmed = |interrupted| match inner.unreported_errors(interrupted).unconfirmed {
             Some(Error::Unconfirmed(reason)) => *reason,

@@ -138,7 +138,10 @@ impl ChannelInner {
             if ticket.is_none() && channel.confirm_window.must_check_state() {
                 continue;
             }
-            let queued = channel.connection.commands().publish(block, encoded, is_kept);
+            let queued = channel
+                .connection
+                .commands()
+                .publish(block, encoded, is_kept);
             let Ok(must_wake) = queued else {
                 room.give_up_attempt(ticket);
                 return Err(self.closed_error());

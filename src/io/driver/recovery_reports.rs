@@ -158,7 +158,10 @@ fn log_recovered(name: &str, summary: &RecoveredSummary) {
         summary.attempts
     );
     if summary.resent > 0 {
-        log::info!("{name}: {} unconfirmed messages are sent again", summary.resent);
+        log::info!(
+            "{name}: {} unconfirmed messages are sent again",
+            summary.resent
+        );
     }
     if summary.in_doubt > 0 {
         log::warn!(

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::block::{Block, BlockGuard, Ended, Entry};
+use super::byte_budget::ByteBudget;
 use super::frames::Frames;
 use super::spare_buffers::SpareBuffers;
-use super::byte_budget::ByteBudget;
 use crate::protocol::frame::{EncodedPublish, SETTLE_FRAME_BYTES, Settle, encode_settle};
 
 /// The sending side of the command queue, with the budgets of publishes.

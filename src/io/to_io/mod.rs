@@ -9,4 +9,3 @@ pub(crate) mod gather;
 pub(crate) mod spare_buffers;
 pub(crate) mod unconfirmed_publishes;
 pub(crate) mod wake;
-

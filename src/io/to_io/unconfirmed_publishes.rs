@@ -303,3 +303,202 @@ impl UnconfirmedPublishes {
         resend
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+    use crate::protocol::frame::tests::{encode_publish, to_queue};
+    use crate::protocol::frame::{EncodedPublish, PublishBody, Settle, encode_settle};
+    use crate::protocol::properties::BasicProperties;
+
+    const FRAME_MAX: usize = 40_000;
+
+    fn id() -> ChannelId {
+        ChannelId {
+            number: 1,
+            generation: 1,
+        }
+    }
+
+    /// Returns the body of the publish with this number.
+    fn body(number: u64, size: usize) -> Bytes {
+        let mut body = number.to_be_bytes().to_vec();
+        body.resize(size.max(8), b'x');
+        body.into()
+    }
+
+    /// Returns the frames of one publish in one buffer.
+    fn encoded(number: u64, size: usize, is_marked: bool) -> Vec<u8> {
+        let marked = BasicProperties::new().header("x-resent", true);
+        let body = body(number, size);
+        let mut publish = to_queue(PublishBody::Shared(&body));
+        publish.properties = is_marked.then_some(&marked);
+        encode_publish(1, publish, FRAME_MAX).unwrap()
+    }
+
+    /// Returns frames with publishes of these sizes, the first of which has the number `next`, and
+    /// with a settlement before each.
+    fn frames(next: u64, sizes: &[usize], capacity: usize) -> Frames {
+        let mut frames = Frames::new(id(), Vec::with_capacity(capacity));
+        for (number, size) in (next..).zip(sizes) {
+            encode_settle(&mut frames.bytes, 1, 1, Settle::Ack { multiple: false });
+            let body = body(number, *size);
+            let publish = to_queue(PublishBody::Shared(&body));
+            let mut scratch = Vec::new();
+            let encoded = EncodedPublish::new(1, publish, FRAME_MAX, &mut scratch).unwrap();
+            let Frames { bytes, shared, .. } = &mut frames;
+            encoded.write_to(bytes, |at, body| shared.push((at, body)));
+            frames.messages += 1;
+        }
+        frames
+    }
+
+    fn joined(frames: &Frames) -> Vec<u8> {
+        let mut bytes = frames.bytes.clone();
+        for (at, body) in frames.shared.iter().rev() {
+            bytes.splice(at..at, body.iter().copied());
+        }
+        bytes
+    }
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        /// Publishes of these sizes, in a buffer of this capacity.
+        Publish(Vec<usize>, usize),
+        Settle(Index),
+        SettleUpTo(Index),
+        /// The last publishes, as many as this, are not written whole.
+        Lose(u64),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let size = prop_oneof![4 => 8..300usize, 1 => 2_000..5_000usize, 1 => 16_000..90_000usize];
+        let publishes = (proptest::collection::vec(size, 1..12), 0..70_000usize);
+        prop_oneof![
+            4 => publishes.prop_map(|(sizes, capacity)| Act::Publish(sizes, capacity)),
+            4 => any::<Index>().prop_map(Act::Settle),
+            1 => any::<Index>().prop_map(Act::SettleUpTo),
+            1 => (0..4u64).prop_map(Act::Lose),
+        ]
+    }
+
+    proptest! {
+        // A failing case is printed. A file for it would litter the tree.
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn each_unsettled_publish_is_sent_again_in_its_order_and_no_other(
+            acts in proptest::collection::vec(act(), 1..40),
+        ) {
+            let spare = SpareBuffers::new();
+            let mut kept = UnconfirmedPublishes::default();
+            let (mut next, mut held) = (1, 0);
+            // The size of each unsettled publish, and whether it was marked before.
+            let mut open: BTreeMap<u64, (usize, bool)> = BTreeMap::new();
+            for act in acts {
+                match act {
+                    Act::Publish(sizes, capacity) => {
+                        let mut frames = frames(next, &sizes, capacity);
+                        let before = joined(&frames);
+                        match kept.keep(&mut frames, next, &spare) {
+                            Some(shared) => prop_assert_eq!(&before[..], &shared[..]),
+                            None => prop_assert_eq!(before, joined(&frames)),
+                        }
+                        for size in sizes {
+                            open.insert(next, (size, false));
+                            next += 1;
+                        }
+                        prop_assert!(kept.bytes() >= held);
+                        held = kept.bytes();
+                    }
+                    Act::Settle(_) | Act::SettleUpTo(_) if open.is_empty() => {}
+                    Act::Settle(index) => {
+                        let number = *index.get(&open.keys().copied().collect::<Vec<_>>());
+                        open.remove(&number);
+                        held -= kept.settle(number, &spare);
+                    }
+                    Act::SettleUpTo(index) => {
+                        let number = *index.get(&open.keys().copied().collect::<Vec<_>>());
+                        let later = open.split_off(&(number + 1));
+                        for number in std::mem::replace(&mut open, later).into_keys() {
+                            held -= kept.settle(number, &spare);
+                        }
+                    }
+                    Act::Lose(cut) => {
+                        let numbers: Vec<_> = kept.numbers().collect();
+                        let cut = cut.min(numbers.len() as u64);
+                        kept.note_cut(cut);
+                        let whole = kept.last_whole();
+                        let count = numbers.len() - usize::try_from(cut).unwrap();
+                        let last = count.checked_sub(1).and_then(|it| numbers.get(it));
+                        prop_assert_eq!(whole, last.copied().unwrap_or(0));
+                        let resent: Vec<_> = open.keys().copied().collect();
+                        let resend = kept.take(id(), &resent, whole, Some(FRAME_MAX));
+                        prop_assert_eq!(kept.bytes(), 0);
+                        let repeated = resent.iter().filter(|number| **number <= whole).count();
+                        prop_assert_eq!(resend.repeated, repeated as u64);
+                        prop_assert_eq!(resend.unmarked, 0);
+                        for (number, (_, is_marked)) in &mut open {
+                            *is_marked |= *number <= whole;
+                        }
+                        let expected: Vec<u8> = open
+                            .iter()
+                            .flat_map(|(number, (size, is_marked))| {
+                                encoded(*number, *size, *is_marked)
+                            })
+                            .collect();
+                        let sent = resend.frames.iter().flat_map(joined);
+                        prop_assert!(expected == sent.collect::<Vec<_>>());
+                        let numbers = resend.frames.iter().flat_map(|it| it.numbers.clone());
+                        prop_assert_eq!(numbers.collect::<Vec<_>>(), resent);
+                        // They are handed to the next connection.
+                        for mut frames in resend.frames {
+                            prop_assert_eq!(frames.messages, frames.numbers.len() as u64);
+                            prop_assert_eq!(frames.unconfirmed, frames.len());
+                            kept.keep(&mut frames, u64::MAX, &spare);
+                        }
+                        held = kept.bytes();
+                    }
+                }
+                prop_assert_eq!(kept.bytes(), held);
+                prop_assert!(!open.is_empty() || (held == 0 && kept.buffers.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_confirm_keeps_one_buffer_only() {
+        let spare = SpareBuffers::new();
+        let mut kept = UnconfirmedPublishes::default();
+        for first in (1..=91).step_by(10) {
+            let mut frames = frames(first, &[1_000; 10], 11_000);
+            assert!(kept.keep(&mut frames, first, &spare).is_some());
+        }
+        let one = kept.bytes() / 10;
+        for number in 2..=100 {
+            kept.settle(number, &spare);
+        }
+        assert_eq!(kept.bytes(), one);
+        assert_eq!(kept.settle(1, &spare), one);
+        assert_eq!(kept.settle(1, &spare), 0, "it is settled");
+    }
+
+    #[test]
+    fn a_buffer_that_the_outbox_has_written_is_used_again() {
+        let spare = SpareBuffers::new();
+        let mut kept = UnconfirmedPublishes::default();
+        let mut large = frames(1, &[1_000; 50], BUFFER_BYTES_MAX);
+        drop(kept.keep(&mut large, 1, &spare));
+        for number in 1..=50 {
+            kept.settle(number, &spare);
+        }
+        assert_eq!(spare.count(), 1);
+        let buffer = spare.take().unwrap();
+        assert_eq!((buffer.len(), buffer.capacity()), (0, BUFFER_BYTES_MAX));
+    }
+}

@@ -16,8 +16,11 @@ use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 #[derive(Debug)]
 pub(crate) enum RpcEvent {
     Reply(DeliveredContent),
-    /// The broker has nacked or returned the request. The confirm has the reason.
+    /// The broker has nacked or returned the request, or a loss has made its outcome unknown. The
+    /// confirm has the reason.
     PublishFailed,
+    /// The connection was lost, and with it the address of the reply.
+    Interrupted,
 }
 
 /// The threads that wait for RPC replies.
@@ -28,6 +31,8 @@ pub(crate) struct RpcReplies(Mutex<State>);
 struct State {
     /// The waiting threads, by correlation id.
     waiting: HashMap<u64, Waiting>,
+    /// The last publish that may have reached a lost connection.
+    interrupted: u64,
     /// Whether there will be no more replies.
     ended: bool,
 }
@@ -43,8 +48,8 @@ impl RpcReplies {
     /// Returns the receiver of the events for the request `id`. They arrive until
     /// [`forget`](Self::forget).
     pub(crate) fn expect(&self, id: u64) -> Receiver<RpcEvent> {
-        // One slot for the reply, and one for a failure of the publish.
-        let (sender, events) = bounded(2);
+        // One slot for the reply, one for a failure of the publish, and one for a loss.
+        let (sender, events) = bounded(3);
         let mut state = self.0.lock();
         if !state.ended {
             let publish = None;
@@ -60,8 +65,24 @@ impl RpcReplies {
     /// Records the sequence number of the request. The caller checks the confirm after this call,
     /// because it may have arrived before.
     pub(crate) fn note_publish(&self, id: u64, number: u64) {
-        if let Some(waiting) = self.0.lock().waiting.get_mut(&id) {
+        let mut state = self.0.lock();
+        let is_interrupted = number <= state.interrupted;
+        if let Some(waiting) = state.waiting.get_mut(&id) {
             waiting.publish = Some(number);
+            if is_interrupted {
+                let _ = waiting.sender.try_send(RpcEvent::Interrupted);
+            }
+        }
+    }
+
+    /// Ends the wait for the replies to all requests up to this number, after a loss of the
+    /// connection.
+    pub(crate) fn interrupt(&self, number: u64) {
+        let mut state = self.0.lock();
+        state.interrupted = number;
+        let waiting = state.waiting.values();
+        for waiting in waiting.filter(|it| it.publish.is_some_and(|publish| publish <= number)) {
+            let _ = waiting.sender.try_send(RpcEvent::Interrupted);
         }
     }
 
@@ -121,6 +142,20 @@ mod tests {
     use crossbeam_channel::TryRecvError;
 
     use super::*;
+
+    #[test]
+    fn a_loss_interrupts_the_requests_that_may_have_been_sent() {
+        let rpc_replies = RpcReplies::default();
+        let [sent, noted_late, later] = [1, 2, 3].map(|id| rpc_replies.expect(id));
+        rpc_replies.note_publish(1, 7);
+        rpc_replies.interrupt(8);
+        rpc_replies.note_publish(2, 8);
+        rpc_replies.note_publish(3, 9);
+        for events in [sent, noted_late] {
+            assert!(matches!(events.try_recv(), Ok(RpcEvent::Interrupted)));
+        }
+        assert_eq!(later.try_recv().unwrap_err(), TryRecvError::Empty);
+    }
 
     #[test]
     fn the_end_disconnects_waiting_and_later_requests() {

@@ -112,7 +112,7 @@ fn lose_with(
             report.send(wire.oblige_with(deliveries)).unwrap();
         },
         move |parameters| {
-            let parameters = adjust(parameters).recovery(recovery());
+            let parameters = adjust(parameters.recovery(recovery()));
             let connection = BlockingConnection::open(parameters).unwrap();
             client(Client {
                 channel: connection.channel().unwrap(),

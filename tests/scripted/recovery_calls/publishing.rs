@@ -1,11 +1,12 @@
-//! Publishes, and the waits for their confirms. Recovery does not repeat a publish.
+//! Publishes, and the waits for their confirms. A publish in confirm mode is sent again until it is
+//! confirmed.
 
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingChannel, ConnectionParameters, Error, PublisherConfirm};
+use cony::{BlockingChannel, ConnectionParameters, Error, Message, PublisherConfirm};
 
-use super::{OUTAGE, Phase, assert_reason, end, lose, lose_with};
+use super::{OUTAGE, Phase, assert_reason, end, lose, lose_with, recovery};
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
 use crate::support::peer::{STEP_TIMEOUT, Wire, args};
@@ -121,46 +122,118 @@ fn assert_lost(outcome: Result<(), Error>) {
     assert!(matches!(**reason, Error::ConnectionLost(_)), "{reason:?}");
 }
 
-fn assert_lost_among_all(outcome: Result<(), Error>) {
-    let Err(Error::PublishFailures {
-        failures, more: 0, ..
-    }) = outcome
-    else {
-        panic!("{outcome:?}");
-    };
-    let [failure] = &failures[..] else {
-        panic!("{failures:?}");
-    };
-    assert_eq!(failure.sequence_number, 1);
-    assert_lost(Err(failure.error.clone()));
-}
-
 mod basic_publish_in_confirm_mode {
     use super::*;
 
     #[test]
-    fn that_was_written_is_unconfirmed_after_a_loss_and_not_repeated() {
+    fn that_was_written_is_sent_again_after_a_loss() {
         lose(Phase::Connected, accept_publish, |client| {
-            let lost = confirm_and_publish(&client.channel);
-            assert_lost(lost.wait());
+            let first = confirm_and_publish(&client.channel);
+            first.wait().unwrap();
             let next = publish(&client.channel);
             next.wait().unwrap();
             assert_eq!(next.sequence_number(), Some(2));
             assert_eq!(client.connection.take_in_doubt(), 0);
+            let stats = client.connection.stats();
+            assert_eq!((stats.messages_published, stats.messages_resent), (2, 1));
+            assert_eq!((stats.unconfirmed, stats.unconfirmed_bytes), (0, 0));
+            assert_eq!(client.finish().count(1, BASIC_PUBLISH), 2);
+        });
+    }
+
+    #[test]
+    fn that_must_not_be_sent_twice_is_unconfirmed_after_a_loss() {
+        lose(Phase::Connected, accept_publish, |client| {
+            confirm(&client.channel);
+            let message = Message::from("x").resend(false);
+            let lost = client.channel.basic_publish("", "q", message).unwrap();
+            assert_lost(lost.wait());
+            let next = publish(&client.channel);
+            next.wait().unwrap();
+            assert_eq!(next.sequence_number(), Some(2));
             assert_eq!(client.finish().count(1, BASIC_PUBLISH), 1);
         });
     }
 
     #[test]
-    fn waits_while_cony_reconnects() {
-        publish_in(Phase::Reconnecting, confirm, accept_confirm);
-        publish_too_early(Phase::Reconnecting, confirm, accept_confirm);
+    fn is_unconfirmed_after_a_loss_if_nothing_is_sent_again() {
+        let adjust =
+            |parameters: ConnectionParameters| parameters.recovery(recovery().resend(false));
+        lose_with(0, Phase::Connected, adjust, accept_publish, |client| {
+            let lost = confirm_and_publish(&client.channel);
+            assert_lost(lost.wait());
+            publish(&client.channel).wait().unwrap();
+            assert_eq!(client.connection.stats().unconfirmed_bytes, 0);
+            assert_eq!(client.finish().count(1, BASIC_PUBLISH), 1);
+        });
     }
 
     #[test]
-    fn waits_while_the_channel_is_restored() {
-        publish_in(Phase::Restoring, confirm, accept_confirm);
-        publish_too_early(Phase::Restoring, confirm, accept_confirm);
+    fn is_accepted_in_an_outage_and_sent_after_it() {
+        for phase in OUTAGE {
+            lose(phase, accept_publish, |client| {
+                let written = confirm_and_publish(&client.channel);
+                client.await_phase();
+                let accepted = publish(&client.channel);
+                assert!(written.try_outcome().is_none() && accepted.try_outcome().is_none());
+                client.recover();
+                client.channel.wait_for_confirms(STEP_TIMEOUT).unwrap();
+                assert!(written.wait().is_ok() && accepted.wait().is_ok());
+                assert_eq!(client.finish().count(1, BASIC_PUBLISH), 2);
+            });
+        }
+    }
+
+    /// Lets a publish wait in an outage for the room that the one before has taken.
+    fn wait_for_room(adjust: fn(ConnectionParameters) -> ConnectionParameters) {
+        for phase in OUTAGE {
+            lose_with(0, phase, adjust, accept_confirm, |client| {
+                confirm(&client.channel);
+                client.await_phase();
+                let accepted = publish(&client.channel);
+                expect_error!(
+                    client.channel.basic_publish("", "q", "x"),
+                    Error::PublishTimeout {
+                        outage: Some(_),
+                        ..
+                    }
+                );
+                client.recover();
+                accepted.wait().unwrap();
+                publish(&client.channel).wait().unwrap();
+                assert_eq!(client.finish().count(1, BASIC_PUBLISH), 2);
+            });
+        }
+    }
+
+    #[test]
+    fn waits_in_an_outage_for_a_place_in_the_confirm_window() {
+        wait_for_room(|parameters| {
+            let timeout = Duration::from_millis(100);
+            parameters.publish_timeout(timeout).confirm_window(1)
+        });
+    }
+
+    #[test]
+    fn waits_in_an_outage_for_room_in_the_unconfirmed_budget() {
+        wait_for_room(|parameters| {
+            let timeout = Duration::from_millis(100);
+            parameters.publish_timeout(timeout).unconfirmed_budget(1)
+        });
+    }
+
+    #[test]
+    fn waits_for_room_until_the_end_of_the_outage() {
+        let adjust = |parameters: ConnectionParameters| parameters.confirm_window(1);
+        for phase in OUTAGE {
+            lose_with(0, phase, adjust, accept_publish, |client| {
+                confirm_and_publish(&client.channel);
+                client.await_phase();
+                client.go_on();
+                publish(&client.channel).wait().unwrap();
+                assert_eq!(client.finish().count(1, BASIC_PUBLISH), 2);
+            });
+        }
     }
 
     #[test]
@@ -173,21 +246,28 @@ mod waiting_for_a_confirm {
     use super::*;
 
     #[test]
-    fn returns_the_loss() {
+    fn goes_on_after_a_loss() {
         lose(Phase::Connected, accept_publish, |client| {
-            assert_lost(confirm_and_publish(&client.channel).wait());
+            confirm_and_publish(&client.channel).wait().unwrap();
             client.finish();
         });
     }
 
     #[test]
-    fn returns_the_loss_in_an_outage() {
+    fn goes_on_in_an_outage_until_its_deadline() {
         for phase in OUTAGE {
             lose(phase, accept_publish, |client| {
                 let confirm = confirm_and_publish(&client.channel);
                 client.await_phase();
-                assert_lost(confirm.wait());
-                client.recover();
+                expect_error!(
+                    confirm.wait_timeout(Duration::from_millis(100)),
+                    Error::Timeout {
+                        outage: Some(_),
+                        ..
+                    }
+                );
+                client.go_on();
+                confirm.wait().unwrap();
                 client.finish();
             });
         }
@@ -205,22 +285,28 @@ mod wait_for_confirms {
     use super::*;
 
     #[test]
-    fn returns_the_loss() {
+    fn goes_on_after_a_loss() {
         lose(Phase::Connected, accept_publish, |client| {
             confirm_and_publish(&client.channel);
-            assert_lost_among_all(client.channel.wait_for_confirms(STEP_TIMEOUT));
+            client.channel.wait_for_confirms(STEP_TIMEOUT).unwrap();
             client.finish();
         });
     }
 
     #[test]
-    fn returns_the_loss_in_an_outage() {
+    fn goes_on_in_an_outage_until_its_deadline() {
         for phase in OUTAGE {
             lose(phase, accept_publish, |client| {
                 confirm_and_publish(&client.channel);
                 client.await_phase();
-                assert_lost_among_all(client.channel.wait_for_confirms(STEP_TIMEOUT));
-                client.recover();
+                expect_error!(
+                    client.channel.wait_for_confirms(Duration::from_millis(100)),
+                    Error::Timeout {
+                        outage: Some(_),
+                        ..
+                    }
+                );
+                client.go_on();
                 client.channel.wait_for_confirms(STEP_TIMEOUT).unwrap();
                 client.finish();
             });
@@ -230,11 +316,10 @@ mod wait_for_confirms {
     #[test]
     fn returns_that_a_message_is_unconfirmed_after_the_end() {
         end(accept_publish, confirm_and_publish, |channel, _, _| {
-            match channel.wait_for_confirms(STEP_TIMEOUT) {
-                // The outcome is that of the loss, or the end came first.
-                Err(Error::PublishFailures { .. } | Error::Unconfirmed(_)) => {}
-                outcome => panic!("{outcome:?}"),
-            }
+            expect_error!(
+                channel.wait_for_confirms(STEP_TIMEOUT),
+                Error::Unconfirmed(_)
+            );
         });
     }
 }

@@ -28,7 +28,7 @@ mod rpc_call {
 
     /// The reply is lost with the connection, and the broker has confirmed the request.
     #[test]
-    fn with_a_confirm_ends_at_its_timeout_after_a_loss_and_the_next_one_works() {
+    fn with_a_confirm_is_interrupted_by_a_loss_and_not_repeated() {
         let script = |wire: &mut Wire| {
             accept_session(wire, 2);
             wire.expect_publish(2);
@@ -36,14 +36,14 @@ mod rpc_call {
         };
         lose(Phase::Connected, script, |client| {
             let rpc = RpcClient::new(&client.connection).unwrap();
-            let outcome = rpc.call("q", "?", Duration::from_millis(300));
-            expect_error!(outcome, Error::Timeout { .. });
-            client.finish();
+            let outcome = rpc.call("q", "?", STEP_TIMEOUT);
+            expect_error!(outcome, Error::Interrupted { .. });
+            assert_eq!(client.finish().count(2, BASIC_PUBLISH), 0);
         });
     }
 
     #[test]
-    fn without_a_confirm_is_unconfirmed_after_a_loss_and_not_repeated() {
+    fn without_a_confirm_is_interrupted_by_a_loss_and_not_repeated() {
         let script = |wire: &mut Wire| {
             accept_session(wire, 2);
             wire.expect_publish(2);
@@ -51,9 +51,47 @@ mod rpc_call {
         lose(Phase::Connected, script, |client| {
             let rpc = RpcClient::new(&client.connection).unwrap();
             let outcome = rpc.call("q", "?", STEP_TIMEOUT);
-            expect_error!(outcome, Error::Unconfirmed(_));
+            expect_error!(outcome, Error::Interrupted { .. });
             assert_eq!(client.finish().count(2, BASIC_PUBLISH), 0);
         });
+    }
+
+    /// Expects a request on channel 1, and sends the reply with this correlation id.
+    fn answer(wire: &mut Wire, consumer_tag: &str, id: &str) {
+        wire.expect_publish(1);
+        let mut reply = method(1, BASIC_DELIVER, deliver(consumer_tag, 1));
+        reply.extend(header_with(1, 1, &args().u16(1 << 10).short(id).bytes()));
+        reply.extend(body(1, b"!"));
+        wire.raw(&reply);
+    }
+
+    #[test]
+    fn that_may_be_repeated_is_sent_again_after_a_loss() {
+        play(
+            |listener| {
+                for confirms in [true, false] {
+                    let mut wire = listener.accept();
+                    wire.handshake(Tune::default());
+                    accept_session(&mut wire, 1);
+                    wire.expect_publish(1);
+                    if confirms {
+                        wire.send(1, BASIC_ACK, args().u64(1).u8(0));
+                    }
+                }
+                let mut wire = listener.accept();
+                wire.handshake(Tune::default());
+                let tag = accept_session(&mut wire, 1);
+                answer(&mut wire, &tag, "3");
+                wire.finish();
+            },
+            |parameters| {
+                let connection = BlockingConnection::open(parameters.recovery(recovery())).unwrap();
+                let rpc = RpcClient::new(&connection).unwrap();
+                let reply = rpc.call_again("q", "?", STEP_TIMEOUT).unwrap();
+                assert_eq!(reply.text().unwrap(), "!");
+                connection.close().unwrap();
+            },
+        );
     }
 
     /// Begins a call in an outage, shortly before its end.
@@ -71,12 +109,7 @@ mod rpc_call {
                     wire.open_channel(1);
                 }
                 let tag = accept_confirms_and_consumer(&mut wire, 1);
-                wire.expect_publish(1);
-                let mut reply = method(1, BASIC_DELIVER, deliver(&tag, 1));
-                let correlation_id = args().u16(1 << 10).short("1");
-                reply.extend(header_with(1, 1, &correlation_id.bytes()));
-                reply.extend(body(1, b"!"));
-                wire.raw(&reply);
+                answer(&mut wire, &tag, "1");
                 wire.finish();
             },
             move |parameters| {

@@ -333,8 +333,7 @@ pub(crate) const CALLS: &[Call] = &[
         |handles| unconfirmed(handles.channel(), |_, confirm| confirm.wait()),
         expect_unconfirmed,
         Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
-    )
-    .after_loss(AfterLoss::Lost),
+    ),
     Call::new(
         "wait_for_confirms",
         |handles| {
@@ -346,8 +345,7 @@ pub(crate) const CALLS: &[Call] = &[
         Some(|wire| wire.send(1, BASIC_ACK, args().u64(1).u8(0))),
     )
     // The deadline of the call may pass first.
-    .unusual(&[(F::DiskAlarm, E::None)])
-    .after_loss(AfterLoss::Lost),
+    .unusual(&[(F::DiskAlarm, E::None)]),
     Call::new(
         "basic_publish that waits for the confirm window",
         |handles| {
@@ -472,7 +470,7 @@ pub(crate) const CALLS: &[Call] = &[
     .on_channel(2)
     // The deadline of the call may pass first.
     .unusual(&[(F::DiskAlarm, E::None)])
-    .after_loss(AfterLoss::Timeout),
+    .after_loss(AfterLoss::Interrupted),
     Call::new(
         "basic_publish that waits for room",
         |handles| {

@@ -19,11 +19,8 @@ use crate::support::until;
 pub(crate) enum AfterLoss {
     /// The call is repeated, or the loss has its effect.
     Ok,
+    /// It is unknown whether the call has taken effect.
     Interrupted,
-    /// With the reason of the loss.
-    Lost,
-    /// At its deadline, because its reply is lost.
-    Timeout,
     /// The call goes on until the program closes the connection.
     GoesOn,
     /// The call itself closes the connection, so that it ends as it does without recovery.
@@ -198,19 +195,6 @@ fn survives(call: &Call, fault: F, outcome: &Result<(), Error>) -> bool {
     match (call.after_loss, outcome) {
         (AfterLoss::Ok | AfterLoss::GoesOn, Ok(())) => true,
         (AfterLoss::Interrupted, Err(Error::Interrupted { reason, .. })) => is_of_loss(reason),
-        (
-            AfterLoss::Lost,
-            Err(Error::PublishFailures {
-                failures, more: 0, ..
-            }),
-        ) => {
-            let [failure] = &failures[..] else {
-                return false;
-            };
-            matches!(&failure.error, Error::Unconfirmed(reason) if is_of_loss(reason))
-        }
-        (AfterLoss::Lost, Err(error)) => is_of_loss(error),
-        (AfterLoss::Timeout, Err(Error::Timeout { .. })) => true,
         (AfterLoss::GoesOn, Err(error)) => is_own_close(error),
         (AfterLoss::Closes, outcome) => E::of(outcome) == Some(call.ending(fault)),
         _ => false,

@@ -17,6 +17,15 @@ struct Recovery {
 
 /// Returns a driver that outlives losses for `limit`, and connects to `listener`.
 fn driver(listener: &TcpListener, limit: Option<Duration>) -> Driver {
+    driver_with(listener, limit, None)
+}
+
+/// Returns a driver that keeps this number of bytes of unconfirmed publishes.
+fn driver_with(
+    listener: &TcpListener,
+    limit: Option<Duration>,
+    unconfirmed_limit: Option<usize>,
+) -> Driver {
     let address = listener.local_addr().unwrap();
     let connect = move |_, _, _: &_| {
         link_to(address).map_err(|error| AttemptError {
@@ -38,7 +47,11 @@ fn driver(listener: &TcpListener, limit: Option<Duration>) -> Driver {
         first_broker: 0,
     };
     let link = link_to(address).unwrap();
-    Driver::new(link, settings(1 << 20), Some(recovery))
+    let settings = Settings {
+        unconfirmed_limit,
+        ..settings(1 << 20)
+    };
+    Driver::new(link, settings, Some(recovery))
 }
 
 impl Recovery {
@@ -47,8 +60,17 @@ impl Recovery {
     }
 
     fn begin_with_limit(limit: Option<Duration>) -> Self {
+        Self::begin_with(|listener| driver(listener, limit))
+    }
+
+    /// Publishes in confirm mode are kept.
+    fn begin_keeping() -> Self {
+        Self::begin_with(|listener| driver_with(listener, None, Some(1 << 20)))
+    }
+
+    fn begin_with(driver: impl FnOnce(&TcpListener) -> Driver) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let driver = driver(&listener, limit);
+        let driver = driver(&listener);
         let play = Play {
             shared: Arc::clone(&driver.shared),
             thread: thread::spawn(move || driver.run()),
@@ -111,21 +133,59 @@ impl Peer {
         }
     }
 
-    /// Expects a publish with its content.
-    fn expect_publish(&mut self) {
+    /// Expects a publish with its content. Returns the body, and whether the message is marked as
+    /// sent again.
+    fn expect_publish(&mut self) -> (Vec<u8>, bool) {
         self.expect(basic::Publish::ID);
-        for _ in ["header", "body"] {
-            while self.decoder.next().unwrap().is_none() {
+        let (mut body, mut is_marked) = (Vec::new(), false);
+        for part in ["header", "body"] {
+            loop {
+                let frame = self.decoder.next().unwrap();
+                match frame {
+                    Some(Frame::Header { payload, .. }) if part == "header" => {
+                        is_marked = payload.windows(8).any(|it| it == b"x-resent");
+                        break;
+                    }
+                    Some(Frame::Body { payload, .. }) if part == "body" => {
+                        body.extend_from_slice(payload);
+                        break;
+                    }
+                    Some(other) => panic!("{other:?}"),
+                    None => {}
+                }
                 let count = self.socket.read(self.decoder.space()).unwrap();
                 assert_ne!(count, 0, "the client has closed the stream");
                 self.decoder.filled(count);
             }
         }
+        (body, is_marked)
+    }
+
+    /// Expects these publishes, each with its mark.
+    fn expect_publishes(&mut self, publishes: &[(&str, bool)]) {
+        for (body, is_marked) in publishes {
+            let (sent, mark) = self.expect_publish();
+            assert_eq!(String::from_utf8_lossy(&sent), *body);
+            assert_eq!(mark, *is_marked, "{body}");
+        }
+    }
+
+    fn ack(&mut self, delivery_tag: u64, multiple: bool) {
+        let ack = basic::Ack::default().delivery_tag(delivery_tag);
+        self.send(1, ack.multiple(multiple));
     }
 }
 
 /// Publishes a message. `None`: the channel takes no publishes now, or is not in confirm mode.
 fn publish(channel: &ChannelShared, body: &[u8]) -> Option<(u64, Arc<Slot>)> {
+    publish_with(channel, body, false)
+}
+
+fn publish_with(
+    channel: &ChannelShared,
+    body: &[u8],
+    is_sent_once: bool,
+) -> Option<(u64, Arc<Slot>)> {
     let publish = to_queue(PublishBody::Borrowed(body));
     let mut scratch = Vec::new();
     let encoded = EncodedPublish::new(1, publish, FRAME_MAX as usize, &mut scratch).unwrap();
@@ -140,7 +200,7 @@ fn publish(channel: &ChannelShared, body: &[u8]) -> Option<(u64, Arc<Slot>)> {
         .commands()
         .publish(channel.block.lock(), &encoded, is_kept)
         .unwrap();
-    let numbered = ticket.commit(None, false);
+    let numbered = ticket.commit(None, is_sent_once);
     connection.wake().notify();
     numbered
 }
@@ -286,6 +346,154 @@ fn a_publish_that_is_not_written_whole_goes_out_on_the_next_connection() {
     assert_eq!(shared.counters.messages_published.get(), 2);
     shared.send(Command::Disconnect);
     thread.join().unwrap();
+}
+
+fn is_acked(slot: &Slot) -> bool {
+    matches!(slot.get(), Some(PublishOutcome::Acked))
+}
+
+#[test]
+fn unconfirmed_publishes_are_sent_again_in_their_order_and_before_later_ones() {
+    let mut recovery = Recovery::begin_keeping();
+    let channel = recovery.play.open_channel();
+    begin_confirms(&channel, &mut recovery.play.peer);
+    let [a, b, c] = ["a", "b", "c"].map(|body| publish(&channel, body.as_bytes()).unwrap().1);
+    let peer = &mut recovery.play.peer;
+    peer.expect_publishes(&[("a", false), ("b", false), ("c", false)]);
+    peer.ack(2, false);
+    wait_until(|| b.get().is_some());
+    recovery.lose();
+    wait_until(|| channel.confirm_window.is_suspended());
+    let (number, d) = publish(&channel, b"d").unwrap();
+    assert_eq!(number, 4);
+    recovery.play.peer.answer(channel::Open::ID);
+    recovery.play.peer.answer(confirm::Select::ID);
+    let peer = &mut recovery.play.peer;
+    peer.expect_publishes(&[("a", true), ("c", true), ("d", false)]);
+    assert!([&a, &c, &d].iter().all(|slot| slot.get().is_none()));
+    peer.ack(2, true);
+    wait_until(|| is_acked(&c));
+    assert!(is_acked(&a) && d.get().is_none());
+    peer.ack(3, false);
+    wait_until(|| is_acked(&d));
+    let shared = &recovery.play.shared;
+    wait_until(|| shared.unconfirmed_budget().taken() == 0);
+    assert_eq!(shared.write_budget().taken(), 0);
+    assert_eq!(shared.counters.messages_published.get(), 4);
+    assert_eq!(shared.counters.messages_resent.get(), 2);
+    recovery.end();
+}
+
+#[test]
+fn a_second_loss_keeps_what_is_unconfirmed_in_each_phase() {
+    let mut recovery = Recovery::begin_keeping();
+    let channel = recovery.play.open_channel();
+    begin_confirms(&channel, &mut recovery.play.peer);
+    let [a, b] = ["a", "b"].map(|body| publish(&channel, body.as_bytes()).unwrap().1);
+    recovery
+        .play
+        .peer
+        .expect_publishes(&[("a", false), ("b", false)]);
+    // Before the channel is restored, and then after its publishes are sent again.
+    recovery.lose();
+    recovery.play.peer.expect(channel::Open::ID);
+    recovery.lose();
+    recovery.play.peer.answer(channel::Open::ID);
+    recovery.play.peer.answer(confirm::Select::ID);
+    recovery
+        .play
+        .peer
+        .expect_publishes(&[("a", true), ("b", true)]);
+    let (_, c) = publish(&channel, b"c").unwrap();
+    recovery.play.peer.expect_publishes(&[("c", false)]);
+    recovery.play.peer.ack(1, false);
+    wait_until(|| is_acked(&a));
+    recovery.lose();
+    recovery.play.peer.answer(channel::Open::ID);
+    recovery.play.peer.answer(confirm::Select::ID);
+    recovery
+        .play
+        .peer
+        .expect_publishes(&[("b", true), ("c", true)]);
+    recovery.play.peer.ack(2, true);
+    wait_until(|| is_acked(&b) && is_acked(&c));
+    let shared = &recovery.play.shared;
+    wait_until(|| shared.unconfirmed_budget().taken() == 0);
+    recovery.end();
+}
+
+#[test]
+fn a_kept_publish_that_is_not_written_whole_is_sent_again_without_a_mark() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut driver = driver_with(&listener, None, Some(1 << 20));
+    let mut peer = accept(&listener);
+    let channel = open_confirming(&mut driver, &mut peer);
+    let (_, whole) = publish(&channel, b"whole").unwrap();
+    turn(&mut driver);
+    peer.expect_publishes(&[("whole", false)]);
+    let (_, cut) = publish(&channel, b"cut").unwrap();
+    driver.execute_commands(Instant::now());
+    let mut first_bytes = [0; 20];
+    let taken = driver.outbox.write_to(&mut &mut first_bytes[..]).unwrap();
+    driver.shared.write_budget().release(taken);
+    driver.writable = false;
+    driver.core.lose(Termination::EndOfStream);
+    driver.handle_loss(Instant::now());
+    assert!(whole.get().is_none() && cut.get().is_none());
+    assert_eq!(driver.shared.commands().waiting_bytes(), 0);
+    let shared = Arc::clone(&driver.shared);
+    let thread = thread::spawn(move || driver.run());
+    let mut peer = accept(&listener);
+    peer.answer(channel::Open::ID);
+    peer.expect_publishes(&[("whole", true), ("cut", false)]);
+    peer.ack(2, true);
+    wait_until(|| is_acked(&whole) && is_acked(&cut));
+    assert_eq!(shared.counters.messages_published.get(), 2);
+    assert_eq!(shared.counters.messages_resent.get(), 1);
+    shared.send(Command::Disconnect);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_publish_that_is_sent_once_is_unconfirmed_after_a_loss_and_the_others_are_not() {
+    let mut recovery = Recovery::begin_keeping();
+    let channel = recovery.play.open_channel();
+    begin_confirms(&channel, &mut recovery.play.peer);
+    let [_, b] = ["a", "b"].map(|body| publish(&channel, body.as_bytes()).unwrap().1);
+    let (_, once) = publish_with(&channel, b"once", true).unwrap();
+    recovery
+        .play
+        .peer
+        .expect_publishes(&[("a", false), ("b", false), ("once", false)]);
+    recovery.lose();
+    wait_until(|| once.get().is_some());
+    assert!(matches!(once.get(), Some(PublishOutcome::Lost(_))));
+    recovery.play.peer.answer(channel::Open::ID);
+    recovery.play.peer.answer(confirm::Select::ID);
+    let (_, next) = publish(&channel, b"next").unwrap();
+    recovery
+        .play
+        .peer
+        .expect_publishes(&[("a", true), ("b", true), ("next", false)]);
+    recovery.play.peer.ack(3, true);
+    wait_until(|| is_acked(&next));
+    assert!(is_acked(&b));
+    recovery.end();
+}
+
+#[test]
+fn the_end_of_a_channel_frees_the_room_of_its_unconfirmed_publishes() {
+    let mut recovery = Recovery::begin_keeping();
+    let channel = recovery.play.open_channel();
+    begin_confirms(&channel, &mut recovery.play.peer);
+    publish(&channel, b"body").unwrap();
+    recovery.play.peer.expect_publish();
+    let shared = Arc::clone(&recovery.play.shared);
+    assert!(shared.unconfirmed_budget().taken() > 0);
+    let close = channel::Close::default().reply_code(404u16);
+    recovery.play.peer.send(1, close);
+    wait_until(|| shared.unconfirmed_budget().taken() == 0);
+    recovery.end();
 }
 
 #[test]

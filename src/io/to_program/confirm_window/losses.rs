@@ -31,6 +31,9 @@ impl ConfirmWindow {
                 outcomes.record(number, slot, outcome);
             });
         });
+        if let Some(rpc_replies) = &self.state.lock().rpc_replies {
+            rpc_replies.interrupt(whole);
+        }
         resent
     }
 

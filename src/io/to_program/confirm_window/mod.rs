@@ -365,9 +365,12 @@ impl ConfirmWindow {
         unreported
     }
 
-    /// Reports each failed publish to `rpc_replies` from now on.
+    /// Reports each failed publish to `rpc_replies` from now on. Requests are not sent again after a
+    /// loss, because a server may have done the work.
     pub(crate) fn set_rpc_replies(&self, rpc_replies: &Arc<RpcReplies>) {
-        self.state.lock().rpc_replies = Some(Arc::clone(rpc_replies));
+        let mut state = self.state.lock();
+        state.rpc_replies = Some(Arc::clone(rpc_replies));
+        state.keeps = false;
     }
 
     /// Records a confirm of the broker. `settle` is called with the number of each publish.
