@@ -10,6 +10,7 @@ mod calls;
 mod cuts;
 mod locks;
 mod logins;
+mod publishing;
 mod silence;
 mod topology;
 mod traffic;

@@ -160,13 +160,20 @@ fn confirm_first(
     Ok(())
 }
 
+/// Returns whether the message may have been delivered before: by the mark of the broker, or by that
+/// of cony on the second copy of a publish.
+fn is_marked(delivery: &Delivery) -> bool {
+    let headers = delivery.properties().headers.as_ref();
+    delivery.redelivered || headers.is_some_and(|headers| headers.contains_key("x-resent"))
+}
+
 fn work(consumer: &Consumer, account: &Account) -> Result<()> {
     for delivery in consumer {
         let delivery = delivery?;
         let text = delivery.text()?.to_owned();
         let is_end = text == END;
         let mut handled = account.handled.lock();
-        *handled.entry(text).or_default() += usize::from(!delivery.redelivered);
+        *handled.entry(text).or_default() += usize::from(!is_marked(&delivery));
         drop(handled);
         delivery.ack()?;
         if is_end {
