@@ -1,7 +1,7 @@
 //! After any fault during a call, dropping the handles ends the IO thread and closes the socket. An
 //! IO thread that waits uses no processor time.
 //!
-//! This is a test program of its own, because it counts threads and descriptors of the process.
+//! Each test runs in a process of its own, because it counts threads and descriptors of the process.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,9 +18,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cony::BlockingConnection;
-use parking_lot::Mutex;
 
+use crate::support::child::in_child_process;
 use crate::support::matrix::{CALLS, Fault, applies, meet};
+use crate::support::pause;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
     self, TEST_TIMEOUT, Transport, Tune, connected, method, play_over, signal,
@@ -50,10 +51,14 @@ fn await_threads(name: &str, count: usize) {
     await_count(&format!("threads {name}"), count, || threads_named(name));
 }
 
-fn all_calls_meet(fault: Fault, transport: Transport) {
-    let calls = CALLS.iter().filter(|call| applies(call, fault));
-    let meetings: Vec<_> = calls
-        .map(|call| thread::spawn(move || meet(call, fault, transport)))
+/// Runs every call with each of these faults, all at the same time.
+fn all_calls_meet(faults: &[Fault], transport: Transport) {
+    let meetings: Vec<_> = faults
+        .iter()
+        .flat_map(|&fault| {
+            let calls = CALLS.iter().filter(move |call| applies(call, fault));
+            calls.map(move |call| thread::spawn(move || meet(call, fault, transport)))
+        })
         .collect();
     for meeting in meetings {
         // tests/scripted/every_call.rs checks the outcomes of the calls.
@@ -98,10 +103,8 @@ fn await_rest(state: &str) {
 #[cfg(target_os = "linux")]
 #[test]
 fn an_io_thread_that_cannot_progress_uses_no_processor_time() {
-    let _alone = ALONE.lock();
-    for &transport in Transport::ALL {
-        rest(transport);
-    }
+    let name = "an_io_thread_that_cannot_progress_uses_no_processor_time";
+    in_child_process(name, || Transport::ALL.iter().copied().for_each(rest));
 }
 
 /// Checks an idle connection; a connection with bytes that the peer does not read; then also with
@@ -155,7 +158,11 @@ fn rest(transport: Transport) {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_delivery_keeps_no_descriptor_of_an_ended_connection() {
-    let _alone = ALONE.lock();
+    let name = "a_delivery_keeps_no_descriptor_of_an_ended_connection";
+    in_child_process(name, end_before_a_delivery);
+}
+
+fn end_before_a_delivery() {
     let before = alarms();
     connected(
         |parameters| parameters,
@@ -196,7 +203,11 @@ fn interrupt() {
 #[cfg(target_os = "linux")]
 #[test]
 fn an_interrupted_wait_loses_none_of_the_last_bytes() {
-    let _alone = ALONE.lock();
+    let name = "an_interrupted_wait_loses_none_of_the_last_bytes";
+    in_child_process(name, interrupt_waits);
+}
+
+fn interrupt_waits() {
     let (closed, is_closed) = signal();
     let (full, is_full) = signal();
     play_over(
@@ -217,7 +228,7 @@ fn an_interrupted_wait_loses_none_of_the_last_bytes() {
             while channel.basic_publish("", "q", vec![0; 10_000]).is_ok() {}
             full.send(()).unwrap();
             while connection.is_open() {
-                thread::yield_now();
+                pause();
             }
             for _ in 0..3 {
                 interrupt();
@@ -229,13 +240,25 @@ fn an_interrupted_wait_loses_none_of_the_last_bytes() {
     );
 }
 
-/// The counts are of the whole process, so the tests run one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-
 #[cfg(target_os = "linux")]
 #[test]
 fn no_thread_and_no_socket_outlives_its_connection_after_any_fault() {
-    let _alone = ALONE.lock();
+    let name = "no_thread_and_no_socket_outlives_its_connection_after_any_fault";
+    in_child_process(name, || count_after_faults(Transport::Tcp));
+}
+
+#[cfg(all(target_os = "linux", feature = "native-tls"))]
+#[test]
+fn no_thread_and_no_socket_outlives_its_tls_connection_after_any_fault() {
+    let name = "no_thread_and_no_socket_outlives_its_tls_connection_after_any_fault";
+    in_child_process(name, || count_after_faults(Transport::Tls));
+}
+
+/// Most faults have only a deadline to wait for, so several happen at the same time: as many as
+/// the usual limit of descriptors has room for.
+const AT_A_TIME: usize = 3;
+
+fn count_after_faults(transport: Transport) {
     let before = sockets();
     // Checks the counts themselves with an open connection.
     connected(
@@ -247,12 +270,10 @@ fn no_thread_and_no_socket_outlives_its_connection_after_any_fault() {
             await_count("sockets", before + 3, sockets);
         },
     );
-    for &transport in Transport::ALL {
-        for fault in Fault::ALL {
-            all_calls_meet(fault, transport);
-            // After a drop, the IO thread may need a second for the last bytes.
-            await_threads("cony-io", 0);
-            await_count("sockets", before, sockets);
-        }
+    for faults in Fault::ALL.chunks(AT_A_TIME) {
+        all_calls_meet(faults, transport);
+        // After a drop, the IO thread may need a second for the last bytes.
+        await_threads("cony-io", 0);
+        await_count(&format!("sockets after {faults:?}"), before, sockets);
     }
 }

@@ -25,7 +25,7 @@ use cony::{
 use parking_lot::Mutex;
 
 use support::node::{Node, node};
-use support::{unique, until};
+use support::{pause, unique, until};
 
 fn rounds() -> usize {
     std::env::var("CONY_TEST_ROUNDS").map_or(3, |value| value.parse().unwrap())
@@ -95,7 +95,7 @@ impl Publisher {
         while !enough.load(Ordering::SeqCst) {
             // The broker may be starting.
             let Ok(connection) = BlockingConnection::open(parameters) else {
-                thread::yield_now();
+                pause();
                 continue;
             };
             let mut pending = VecDeque::new();
@@ -254,7 +254,7 @@ fn consume_until(
 ) {
     while !enough.load(Ordering::SeqCst) {
         let Ok(connection) = BlockingConnection::open(parameters) else {
-            thread::yield_now();
+            pause();
             continue;
         };
         let outcome = connection

@@ -176,6 +176,10 @@ const READ_TURN: usize = MIB;
 
 /// Floods the second of two channels with deliveries that are not taken, until the peer resets the
 /// connection. The client sends heartbeats meanwhile.
+///
+/// A call waits for its reply all the time. Without one, reading would pause for five seconds each
+/// time that the untaken deliveries exceed the read budget and the socket is empty, and the number
+/// of these pauses would depend on the load of the machine.
 fn a_flood_ends(size: usize) {
     const TAKEN: usize = 200;
     const TAKEN_SIZE: usize = 100_000;
@@ -188,6 +192,7 @@ fn a_flood_ends(size: usize) {
         (0..TAKEN).for_each(|_| wire.raw(&taken));
         wire.raw(&delivery(1, &idle, b"never taken"));
         let busy = wire.accept_consumer(2);
+        wire.expect(1, QUEUE_DECLARE);
         let bytes = delivery(2, &busy, &vec![7; size]).repeat(100_000 / size + 1);
         let sent = wire.flood_until_stuck(&bytes, Duration::from_secs(6));
         assert!(sent > READ_BUDGET / 4, "{sent}");
@@ -203,12 +208,13 @@ fn a_flood_ends(size: usize) {
     };
     open(parameters, script, |connection| {
         let start = memory("VmRSS");
-        let idle = connection.channel().unwrap();
+        let calling = connection.channel().unwrap();
         let busy = connection.channel().unwrap();
-        let idle = idle.consume(no_ack("idle")).unwrap();
+        let idle = calling.consume(no_ack("idle")).unwrap();
         let taken = idle.iter().take(TAKEN).filter(Result::is_ok);
         assert_eq!(taken.count(), TAKEN);
         let consumer = busy.consume(no_ack("busy")).unwrap();
+        let call = thread::spawn(move || calling.queue_declare("unanswered"));
         let Error::ConnectionLost(loss) = connection.wait_closed() else {
             panic!("{}", connection.wait_closed());
         };
@@ -220,6 +226,11 @@ fn a_flood_ends(size: usize) {
         };
         assert_eq!(channel, 2, "{loss}");
         assert!(paused >= Duration::from_secs(5), "{loss}");
+        let outcome = call.join().unwrap();
+        assert!(
+            matches!(outcome, Err(Error::ConnectionLost(_))),
+            "{outcome:?}"
+        );
         // At the end of the connection, cony reads a little more to find a close reason.
         let waiting = connection.stats().bytes_to_take;
         assert!(waiting <= 2 * READ_BUDGET + READ_TURN, "{waiting}");

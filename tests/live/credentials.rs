@@ -4,6 +4,7 @@ use cony::{
     BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Mechanism, Secret,
 };
 
+use crate::support::child::in_child_process;
 use crate::support::{connect, expect_error, url};
 
 fn open(credentials: Credentials) -> cony::Result<BlockingConnection> {
@@ -136,18 +137,14 @@ fn update_secret_is_accepted_by_the_broker() {
     );
 }
 
-/// Searches the memory of this process.
+/// Searches the memory of this process. A test that does so runs in a process of its own, which has
+/// much less memory than that of all tests.
 #[cfg(target_os = "linux")]
 mod memory {
     use std::fs;
     use std::os::unix::fs::FileExt;
 
-    use parking_lot::Mutex;
     use zeroize::Zeroize;
-
-    /// Allows one search at a time, because a search would find the canary in the buffer of another
-    /// search.
-    static SEARCH: Mutex<()> = Mutex::new(());
 
     /// The search compares with the masked bytes of the canary, so that it does not find its own
     /// pattern.
@@ -161,7 +158,6 @@ mod memory {
 
     /// Counts the copies of the canary.
     pub(super) fn copies(hidden: &[u8]) -> usize {
-        let _search = SEARCH.lock();
         let memory = fs::File::open("/proc/self/mem").unwrap();
         let mut found = 0;
         // The buffer is so large that it has pages of its own. They are left out, because reading
@@ -204,8 +200,8 @@ mod memory {
 
     fn count_in(bytes: &[u8], hidden: &[u8]) -> usize {
         let is_it = |window: &&[u8]| {
-            let pairs = window.iter().zip(hidden);
-            pairs.clone().all(|(byte, hidden)| byte ^ MASK == *hidden)
+            let mut pairs = window.iter().zip(hidden);
+            pairs.all(|(byte, hidden)| byte ^ MASK == *hidden)
         };
         bytes.windows(hidden.len()).filter(is_it).count()
     }
@@ -214,6 +210,12 @@ mod memory {
 #[cfg(target_os = "linux")]
 #[test]
 fn no_copy_of_a_password_stays_in_memory() {
+    let name = "credentials::no_copy_of_a_password_stays_in_memory";
+    in_child_process(name, search_for_a_refused_password);
+}
+
+#[cfg(target_os = "linux")]
+fn search_for_a_refused_password() {
     // No user has this password, so the broker refuses it.
     let hidden: Vec<u8> = (0..32u8)
         .map(|index| index.wrapping_mul(37) ^ 0x91)
@@ -245,6 +247,12 @@ fn no_copy_of_a_password_stays_in_memory() {
 #[cfg(target_os = "linux")]
 #[test]
 fn no_copy_of_a_fresh_secret_stays_in_memory() {
+    let name = "credentials::no_copy_of_a_fresh_secret_stays_in_memory";
+    in_child_process(name, search_for_a_fresh_secret);
+}
+
+#[cfg(target_os = "linux")]
+fn search_for_a_fresh_secret() {
     let hidden: Vec<u8> = (0..32u8)
         .map(|index| index.wrapping_mul(41) ^ 0x83)
         .collect();
@@ -263,6 +271,12 @@ fn no_copy_of_a_fresh_secret_stays_in_memory() {
 #[cfg(target_os = "linux")]
 #[test]
 fn no_copy_of_a_password_of_a_url_stays_in_memory() {
+    let name = "credentials::no_copy_of_a_password_of_a_url_stays_in_memory";
+    in_child_process(name, search_for_a_password_of_a_url);
+}
+
+#[cfg(target_os = "linux")]
+fn search_for_a_password_of_a_url() {
     let letters = |index: u8| (b'a' + index.wrapping_mul(7) % 26) ^ 0x5a;
     let hidden: Vec<u8> = (0..32).map(letters).collect();
     let canary = memory::canary(&hidden);

@@ -124,8 +124,14 @@ pub(crate) fn until(condition: &str, mut is_met: impl FnMut() -> bool) {
             Instant::now() < deadline,
             "{condition}: not within {PATIENCE:?}"
         );
-        std::thread::yield_now();
+        pause();
     }
+}
+
+/// Waits a moment before a condition is checked again. Many tests wait at the same time: threads
+/// that only yield would take the processors from the threads for which they wait.
+pub(crate) fn pause() {
+    std::thread::sleep(Duration::from_millis(1));
 }
 
 /// Gets a message from `queue`, and waits until there is one.

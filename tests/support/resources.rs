@@ -1,9 +1,9 @@
 //! The threads and the descriptors of this process.
 
 use std::fs;
-use std::thread;
 use std::time::Instant;
 
+use super::pause;
 use super::peer::TEST_TIMEOUT;
 
 /// Returns the number of threads with this name.
@@ -31,6 +31,6 @@ pub(crate) fn await_count(name: &str, expected: usize, count: impl Fn() -> usize
     while count() != expected {
         let found = count();
         assert!(Instant::now() < deadline, "{found} {name}, not {expected}");
-        thread::yield_now();
+        pause();
     }
 }

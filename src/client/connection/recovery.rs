@@ -215,7 +215,8 @@ pub struct Recovered {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RestoredLater {
-    /// The parts that are restored now. A queue with a new name has its earlier one here.
+    /// The parts that are restored now, each queue with its bindings. A queue with a new name has
+    /// its earlier one here.
     pub restored: Vec<Entity>,
     /// The queues that the broker had deleted: see [`Recovered::recreated`].
     pub recreated: Vec<Entity>,

@@ -98,6 +98,8 @@ impl Driver {
         if needs_lane {
             self.open_lane(0);
         }
+        // A binding that has begun to hang holds up the outcomes no longer.
+        self.tell_outcomes(now);
     }
 
     pub(super) fn lane_done(&mut self, index: usize, outcome: &Outcome<'_>, now: Instant) {
@@ -106,7 +108,32 @@ impl Driver {
         };
         if let (Some(restoration), Some(book)) = (&mut recovery.restoration, self.core.book()) {
             restoration.done(index, outcome, book, now);
-            let declared = restoration.take_declared();
+            if let Some(lane) = recovery.lanes.get_mut(index) {
+                lane.is_busy = false;
+                // A maintenance channel opens again by itself.
+                if lane.number.is_some() {
+                    restoration.opened(index);
+                }
+            }
+        }
+        self.tell_outcomes(now);
+    }
+
+    /// Lets refused consumers of declared queues start, and tells the program what is restored,
+    /// unless bindings of these queues are still to be made.
+    fn tell_outcomes(&mut self, now: Instant) {
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let Some(restoration) = recovery
+            .restoration
+            .as_mut()
+            .filter(|it| it.is_settled(now))
+        else {
+            return;
+        };
+        let declared = restoration.take_declared();
+        if let (false, Some(book)) = (declared.is_empty(), self.core.book()) {
             for refused in &mut recovery.refused {
                 let consumer = refused.consumer.upgrade();
                 if consumer
@@ -114,13 +141,6 @@ impl Driver {
                 {
                     refused.is_queue_declared = true;
                     refused.due = refused.due.map(|_| now);
-                }
-            }
-            if let Some(lane) = recovery.lanes.get_mut(index) {
-                lane.is_busy = false;
-                // A maintenance channel opens again by itself.
-                if lane.number.is_some() {
-                    restoration.opened(index);
                 }
             }
         }

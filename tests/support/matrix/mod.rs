@@ -6,6 +6,7 @@ mod calls;
 mod recovering;
 
 use crate::support::log::{DOOMED, TestLog};
+use crate::support::pause;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
     Signal, TEST_TIMEOUT, Transport, Tune, Wire, args, body, close, declare_ok, deliver, get_ok,
@@ -19,7 +20,6 @@ use parking_lot::Mutex;
 use std::panic::resume_unwind;
 use std::sync::mpsc::Sender;
 use std::sync::{LazyLock, Once};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use self::Ending as E;
@@ -484,7 +484,7 @@ fn assert_numbers_are_free(connection: &BlockingConnection) {
                 return;
             }
             assert!(Instant::now() < deadline, "channel {number} is never free");
-            thread::yield_now();
+            pause();
         }
     }
 }

@@ -126,10 +126,13 @@ impl TestThread {
         }
     }
 
+    /// Returns how the thread has ended. Panics if it does not end in time.
     fn join(self) -> Result<(), Box<dyn Any + Send>> {
-        match self.ended.recv_timeout(TEST_TIMEOUT + STEP_TIMEOUT) {
+        let patience = TEST_TIMEOUT + STEP_TIMEOUT;
+        match self.ended.recv_timeout(patience) {
+            // No thread has printed this failure yet, and `resume_unwind` would not do so.
             Err(RecvTimeoutError::Timeout) => {
-                Err(Box::new(format!("the {} did not end", self.name)))
+                panic!("the {} did not end within {patience:?}", self.name)
             }
             _ => self.thread.join(),
         }

@@ -50,9 +50,14 @@ pub(crate) fn acceptor() -> &'static TlsAcceptor {
 
 /// Changes the parameters of a client so that it trusts the peer.
 pub(crate) fn trust(parameters: ConnectionParameters) -> ConnectionParameters {
-    let connector = TlsConnector::builder()
-        .add_root_certificate(Certificate::from_pem(certificate()).unwrap())
-        .build()
-        .unwrap();
-    parameters.tls(true).tls_connector(connector)
+    // One for all clients: each new one reads all authorities of the system, which takes longer
+    // than most tests.
+    static CONNECTOR: OnceLock<TlsConnector> = OnceLock::new();
+    let connector = CONNECTOR.get_or_init(|| {
+        TlsConnector::builder()
+            .add_root_certificate(Certificate::from_pem(certificate()).unwrap())
+            .build()
+            .unwrap()
+    });
+    parameters.tls(true).tls_connector(connector.clone())
 }

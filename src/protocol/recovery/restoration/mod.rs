@@ -446,6 +446,15 @@ impl Restoration {
         has_later || !self.pending.is_empty() || !self.again.is_empty()
     }
 
+    /// Returns whether the bindings of every declared queue are answered, except for those that
+    /// hang. The program is told of a queue only then, because it may publish to it at once.
+    pub(crate) fn is_settled(&self, now: Instant) -> bool {
+        let mut jobs = self.lanes.iter().filter_map(|lane| lane.job.as_ref());
+        let binds = jobs.any(|job| matches!(job.entity, Entity::Binding(_)) && !job.hangs(now));
+        let can_begin = !self.again.is_empty() && self.lanes.iter().any(|lane| lane.job.is_none());
+        !binds && !can_begin
+    }
+
     /// Returns whether a call is under way that does not hang.
     fn is_working(&self, now: Instant) -> bool {
         let mut jobs = self.lanes.iter().filter_map(|lane| lane.job.as_ref());

@@ -183,6 +183,30 @@ fn a_locked_queue_is_declared_again_until_it_is_free_and_its_bindings_follow() {
 }
 
 #[test]
+fn a_declared_queue_is_settled_when_its_bindings_are_answered_or_hang() {
+    let mut setup = Setup::with([
+        queue::Declare::new("locked").exclusive(true).into(),
+        queue::Bind::new("locked", "amq.topic", "1").into(),
+        queue::Bind::new("locked", "amq.topic", "2").into(),
+    ]);
+    for hangs in [false, true] {
+        let mut driver = setup.restore_with(Topology::All, 2);
+        setup.refuse(&mut driver, 405);
+        assert!(driver.restoration.is_settled(driver.now));
+        assert!(driver.pass_time(&setup.book));
+        setup.accept(&mut driver);
+        for binding in ["1", "2"] {
+            assert!(!driver.restoration.is_settled(driver.now), "{binding}");
+            match hangs {
+                true => driver.now += HANG_TIME / 2,
+                false => setup.accept(&mut driver),
+            }
+        }
+        assert!(driver.restoration.is_settled(driver.now));
+    }
+}
+
+#[test]
 fn a_queue_of_a_node_that_is_down_is_tried_for_ever() {
     let mut setup = Setup::with(queues(&["q"]));
     let mut driver = setup.restore();
