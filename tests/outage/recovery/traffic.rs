@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use cony::{
-    BlockingChannel, BlockingConnection, Consumer, Error, Message, PublisherConfirm, Result,
+    BlockingChannel, BlockingConnection, Consumer, Delivery, Error, Message, PublisherConfirm,
+    Result,
 };
 use parking_lot::Mutex;
 
