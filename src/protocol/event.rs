@@ -50,6 +50,8 @@ pub(crate) struct PendingCall<T: Tokens> {
     /// consumer that has the tag when the cancel is sent.
     pub(crate) cancels: Option<u64>,
     pub(crate) purpose: Purpose,
+    /// Whether a loss interrupts the call where it would repeat another call of the same method.
+    pub(crate) is_once: bool,
 }
 
 /// The purpose of a call.

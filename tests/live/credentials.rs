@@ -1,7 +1,8 @@
 //! Credentials: every mechanism of the test broker, and that no copy of a password stays in memory.
 
 use cony::{
-    BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Mechanism, Secret,
+    BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Mechanism,
+    Recovery, Secret,
 };
 
 use crate::support::{connect, expect_error, url};
@@ -244,20 +245,26 @@ fn no_copy_of_a_password_stays_in_memory() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn no_copy_of_a_fresh_secret_stays_in_memory() {
+fn a_fresh_secret_stays_in_memory_only_for_recovery_and_until_the_end_of_the_connection() {
     let hidden: Vec<u8> = (0..32u8)
         .map(|index| index.wrapping_mul(41) ^ 0x83)
         .collect();
-    let connection = connect();
-    let secret = memory::canary(&hidden);
-    assert_ne!(
-        memory::copies(&hidden),
-        0,
-        "the search must find the canary"
-    );
-    connection.update_secret(secret, "a canary").unwrap();
-    assert_eq!(memory::copies(&hidden), 0);
-    connection.close().unwrap();
+    for (recovery, copies) in [(None, 0), (Some(Recovery::new()), 1)] {
+        let parameters: ConnectionParameters = url().parse().unwrap();
+        let connection = BlockingConnection::open(parameters.recovery(recovery)).unwrap();
+        for _ in 0..2 {
+            let secret = memory::canary(&hidden);
+            assert_ne!(
+                memory::copies(&hidden),
+                0,
+                "the search must find the canary"
+            );
+            connection.update_secret(secret, "a canary").unwrap();
+            assert_eq!(memory::copies(&hidden), copies);
+        }
+        connection.close().unwrap();
+        assert_eq!(memory::copies(&hidden), 0);
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Driver;
-use super::connecting::{AttemptError, Connecting, RecoverySettings};
+use super::connecting::{AttemptError, ConnectOrder, Connecting, NewestSecret, RecoverySettings};
 use super::link::Link;
 use super::restoring::{Lane, RefusedConsumer};
 use super::tokens::{CallToken, DriverTokens};
@@ -28,6 +28,7 @@ use crate::protocol::event::{CallFailure, Event, Reply, Termination};
 use crate::protocol::recovery::policy::{AttemptFailure, Culprit};
 use crate::protocol::recovery::restoration::{self, LANES_MAX, Outcome, Restoration};
 use crate::protocol::recovery::session::{Session, SessionEvent, Step};
+use crate::protocol::secret::Secret;
 
 /// How long the outage counts as not over because a channel or an entity is not restored yet.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +49,10 @@ pub(super) struct Recovering {
     /// stale, in the present outage.
     pub(super) in_doubt: u64,
     pub(super) stale: u64,
+    /// The index of the broker of the present or the lost connection.
+    last_broker: usize,
+    /// The secret with which the next attempts log in, in place of the one of the opening.
+    newest_secret: Option<NewestSecret>,
     /// The error of the last failed attempt.
     pub(super) last_error: Option<Error>,
     /// The address of the present broker.
@@ -61,6 +66,8 @@ impl Recovering {
         let seed = random();
         Self {
             session: Session::new(settings.session, settings.first_broker, seed, now),
+            last_broker: settings.first_broker,
+            newest_secret: None,
             settings,
             connecting: None,
             restoration: None,
@@ -73,6 +80,14 @@ impl Recovering {
             broker: String::new(),
             restore_deadline: None,
         }
+    }
+
+    /// Keeps the secret of an update for the next attempts.
+    pub(super) fn keep_secret(&mut self, secret: Secret) {
+        self.newest_secret = Some(NewestSecret {
+            broker: self.last_broker,
+            secret,
+        });
     }
 
     /// Returns the present outage, for the program.
@@ -185,7 +200,12 @@ impl Driver {
             return;
         };
         let connect = Arc::clone(&recovery.settings.connect);
-        match Connecting::begin(connect, broker, deadline, &self.waker) {
+        let order = ConnectOrder {
+            broker,
+            deadline,
+            newest_secret: recovery.newest_secret.clone(),
+        };
+        match Connecting::begin(connect, order, &self.waker) {
             Ok(connecting) => recovery.connecting = Some(connecting),
             Err(error) => {
                 log::warn!("{}: no thread to connect: {error}", self.shared.name);
@@ -246,6 +266,7 @@ impl Driver {
             return;
         };
         recovery.session.connected();
+        recovery.last_broker = recovery.session.broker();
         recovery.broker = broker;
         recovery.restore_deadline = Some(now + RESTORE_PATIENCE);
         self.shared.recovery.begin_epoch();

@@ -92,6 +92,7 @@ impl<T: Tokens> Channel<T> {
         };
         let outcome = match LossEffect::on(&call.method) {
             _ if call.purpose == Purpose::EndLostTransaction => Err(CallFailure::TransactionLost),
+            LossEffect::Repeated if call.is_once => Err(CallFailure::Interrupted),
             LossEffect::Repeated => match self.take_starting(&mut call) {
                 Ok(()) => {
                     call.token = Some(token);

@@ -24,13 +24,14 @@ use std::time::{Duration, Instant};
 
 use super::super::channel::{Channel, Fate};
 use super::super::close_reason::CloseReason;
-use super::super::event::{ChannelId, Event, Gate, Termination, Tokens};
+use super::super::event::{CallFailure, ChannelId, Event, Gate, Termination, Tokens};
 use super::super::frame::FrameDecoder;
 use super::super::handshake::Negotiated;
 use super::super::heartbeat::Heartbeat;
+use super::super::methods::Method;
 use super::super::recovery::book::Book;
 use super::super::wire::ShortString;
-use super::{Connection, ConnectionState, Router};
+use super::{Connection, ConnectionState, Router, program_call};
 
 /// The reason why a new connection cannot take the place of the lost one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +127,26 @@ impl<T: Tokens> Connection<T> {
                 router.restore(number);
             }
             router.out.report_if_restored();
+        }
+    }
+
+    /// Sends a method as [`call`](Self::call) does. A loss while it is on the wire interrupts it,
+    /// even if a second time would have the same effect.
+    pub(crate) fn call_once(
+        &mut self,
+        id: ChannelId,
+        method: Method,
+        call: T::Call,
+        deadline: Instant,
+    ) {
+        let out = &mut self.router.out;
+        let mut call = program_call(call, method, None, deadline, out);
+        call.is_once = true;
+        match self.is_open(id) {
+            true => self
+                .router
+                .with_channel(id, |channel, out| channel.call(call, out)),
+            false => self.router.out.fail(call.token, CallFailure::Closed),
         }
     }
 

@@ -18,7 +18,7 @@ struct Recovery {
 /// Returns a driver that outlives losses for `limit`, and connects to `listener`.
 fn driver(listener: &TcpListener, limit: Option<Duration>) -> Driver {
     let address = listener.local_addr().unwrap();
-    let connect = move |_, _, _: &_| {
+    let connect = move |_: &_, _: &_| {
         link_to(address).map_err(|error| AttemptError {
             failure: AttemptFailure::Unreachable(Stage::Tcp),
             error: Box::new(Error::other(error)),
