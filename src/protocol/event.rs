@@ -280,6 +280,13 @@ pub(crate) enum Event<T: Tokens> {
     ConsumerRefused {
         consumer: T::Consumer,
         reason: CloseReason,
+        /// Whether the broker has closed the connection, so that the consumer must be tried alone.
+        is_suspect: bool,
+    },
+    /// A consumer ends, because it is not started again.
+    ConsumerSkipped {
+        consumer: T::Consumer,
+        reason: CloseReason,
     },
     /// A consumer that was refused has started again.
     ConsumerResumed {

@@ -30,6 +30,7 @@ use super::super::handshake::Negotiated;
 use super::super::heartbeat::Heartbeat;
 use super::super::methods::Method;
 use super::super::recovery::book::Book;
+use super::super::recovery::restoration::is_timeout;
 use super::super::wire::ShortString;
 use super::{Connection, ConnectionState, Router, program_call};
 
@@ -93,7 +94,13 @@ impl<T: Tokens> Connection<T> {
         match self.router.state {
             ConnectionState::Open | ConnectionState::Lost(_) => {
                 self.decoder = FrameDecoder::detached();
-                self.router.detach(now);
+                let culprit = match self.loss() {
+                    // The node has no majority, whichever consumer is started.
+                    Some(Termination::Closed(reason)) if is_timeout(reason) => None,
+                    Some(Termination::Closed(reason)) => Some(reason.clone()),
+                    _ => None,
+                };
+                self.router.detach(culprit.as_ref(), now);
             }
             ConnectionState::Closing { .. } => self.ended(),
             ConnectionState::Detached | ConnectionState::Closed => {}
@@ -166,6 +173,28 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
+    /// Ends a consumer that is not started again. An event has its token and `reason`.
+    pub(crate) fn skip_consumer(
+        &mut self,
+        id: ChannelId,
+        consumer_tag: &ShortString,
+        is_meant: impl FnOnce(&T::Consumer) -> bool,
+        reason: CloseReason,
+    ) {
+        if self.is_open(id) {
+            self.router.with_channel(id, |channel, out| {
+                channel.skip_consumer(consumer_tag, is_meant, reason, out);
+            });
+        }
+    }
+
+    /// Returns whether the broker has closed the connection because the core starts a consumer
+    /// again.
+    pub(crate) fn is_refusing_consumer(&self, reason: &CloseReason) -> bool {
+        let mut channels = self.router.channels.iter().flatten();
+        channels.any(|channel| channel.refused_consumer(reason).is_some())
+    }
+
     /// Returns whether a settlement may be sent on a channel now, as [`gate`](Self::gate) does for
     /// publishes. While the channel is restored, settlements may be sent before publishes.
     pub(crate) fn settlement_gate(&mut self, id: ChannelId) -> Gate {
@@ -192,7 +221,7 @@ impl<T: Tokens> Connection<T> {
 }
 
 impl<T: Tokens> Router<T> {
-    fn detach(&mut self, now: Instant) {
+    fn detach(&mut self, culprit: Option<&CloseReason>, now: Instant) {
         self.state = ConnectionState::Detached;
         self.is_preparing = true;
         self.heartbeat = Heartbeat::new(Duration::ZERO, now);
@@ -214,7 +243,7 @@ impl<T: Tokens> Router<T> {
         self.lowest_free = 1;
         for mut channel in channels.into_iter().flatten() {
             let number = channel.id().number;
-            match channel.detach(&mut self.out) {
+            match channel.detach(culprit, &mut self.out) {
                 Fate::Lives => drop(self.suspended.insert(number, channel)),
                 Fate::Gone => freed.push(number),
             }
