@@ -406,6 +406,7 @@ fn close_by_consume(scenario: &mut Scenario, code: u16) -> CloseReason {
 fn a_consumer_that_closes_the_connection_is_tried_once_more_and_then_ends() {
     for code in [530, 541] {
         let mut scenario = Scenario::new();
+        scenario.core.outlive_losses();
         let id = scenario.open_channel(1);
         scenario.consume(id, "a");
         scenario.consume(id, "b");
@@ -433,6 +434,7 @@ fn a_consumer_that_closes_the_connection_is_tried_once_more_and_then_ends() {
 #[test]
 fn a_success_in_between_acquits_a_consumer() {
     let mut scenario = Scenario::new();
+    scenario.core.outlive_losses();
     let id = scenario.open_channel(1);
     scenario.consume(id, "a");
     scenario.reopen();
