@@ -31,7 +31,7 @@ fn expect_look(wire: &mut Wire) {
     wire.open_channel(own_channel());
     let mut look = wire.expect(own_channel(), QUEUE_DECLARE);
     assert_eq!((look.u16(), look.short()), (0, "q".into()));
-    assert_eq!(look.u8(), 1, "it is passive");
+    assert_eq!(look.u8() & 1, 1, "it is passive");
 }
 
 fn refuse_look(wire: &mut Wire, code: u16, text: &str) {

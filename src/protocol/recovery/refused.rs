@@ -37,8 +37,8 @@ const LOOKS_MAX: usize = 4;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Step<K> {
     /// Declare its queue, if it is in the book, and report the outcome with
-    /// [`queues_declared`](RefusedConsumers::queues_declared). `is_repeated`: the last declare has no
-    /// outcome yet.
+    /// [`queues_declared`](RefusedConsumers::queues_declared). `is_repeated`: the last declare has
+    /// no outcome yet.
     Declare { consumer: K, is_repeated: bool },
     /// Look for its queue, and report the outcome with [`looked`](RefusedConsumers::looked).
     Look(K),
