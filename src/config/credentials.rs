@@ -166,15 +166,38 @@ impl Credentials {
     /// assert_eq!(credentials.get_username(), Some("www-data"));
     /// ```
     pub fn get_username(&self) -> Option<&str> {
-        self.choices.iter().find_map(|choice| match choice {
-            Choice::Password { username, .. } => Some(username.as_str()),
-            Choice::External | Choice::Anonymous | Choice::Custom(_) => None,
-        })
+        self.usernames().next()
     }
 
     /// Returns the setting [`erase_on_connect`](Self::erase_on_connect).
     pub fn get_erase_on_connect(&self) -> bool {
         self.erase_on_connect
+    }
+
+    /// Returns these credentials with `secret` as the password of each user of `others`. An erased
+    /// password stays erased.
+    pub(crate) fn renewed(&self, others: &Self, secret: &Secret) -> Self {
+        let mut renewed = self.clone();
+        for choice in &mut renewed.choices {
+            if let Choice::Password {
+                username, password, ..
+            } = choice
+            {
+                let is_kept = password.lock().is_some();
+                if is_kept && others.usernames().any(|other| other == username) {
+                    // A lock of its own: the clones of the program keep their password.
+                    *password = Arc::new(Mutex::new(Some(secret.clone())));
+                }
+            }
+        }
+        renewed
+    }
+
+    fn usernames(&self) -> impl Iterator<Item = &str> {
+        self.choices.iter().filter_map(|choice| match choice {
+            Choice::Password { username, .. } => Some(username.as_str()),
+            Choice::External | Choice::Anonymous | Choice::Custom(_) => None,
+        })
     }
 
     /// Notes that a connection has been opened with these credentials.
@@ -408,6 +431,22 @@ mod tests {
         assert_eq!(list.get_username(), Some("a"), "only the password is wiped");
         assert!(!list.get_erase_on_connect());
         assert!(list.erase_on_connect(true).get_erase_on_connect());
+    }
+
+    #[test]
+    fn a_new_secret_replaces_the_password_of_its_user_in_one_connection() {
+        let own = Credentials::plain("me", "old");
+        let list = own.clone().or(Credentials::amqplain("other", "theirs"));
+        let renewed = list.renewed(&own, &"new".into());
+        let mut mechanisms = renewed.mechanisms();
+        let mut responses = mechanisms.iter_mut().map(|one| one.respond(None).unwrap());
+        assert_eq!(responses.next().unwrap().as_bytes(), b"\0me\0new");
+        let other = responses.next().unwrap();
+        assert!(other.as_bytes().ends_with(b"theirs"));
+        assert_eq!(response(&own), b"\0me\0old", "the program's own");
+        own.erase();
+        let renewed = own.renewed(&own, &"new".into());
+        assert!(renewed.are_erased(), "an erased password is not replaced");
     }
 
     #[test]

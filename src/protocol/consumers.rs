@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::close_reason::CloseReason;
 use super::methods::basic;
 use super::read_room::QueueId;
 use super::wire::ShortString;
@@ -47,6 +48,15 @@ pub(crate) struct Subscription {
     pub(crate) prefetch: Option<u16>,
     /// Whether the broker has refused to start it again.
     is_refused: bool,
+    strikes: Option<Strikes>,
+}
+
+/// The connections that the broker has closed because a consumer was started again.
+#[derive(Debug, Clone)]
+pub(crate) struct Strikes {
+    pub(crate) count: u32,
+    /// The last reason.
+    pub(crate) reason: CloseReason,
 }
 
 impl Subscription {
@@ -55,6 +65,7 @@ impl Subscription {
             consume,
             prefetch,
             is_refused: false,
+            strikes: None,
         }
     }
 }
@@ -174,7 +185,30 @@ impl<C: Clone> Consumers<C> {
     /// Notes that a consumer has started again. Returns whether it was refused before.
     pub(crate) fn end_refusal(&mut self, tag: &ShortString) -> bool {
         let subscription = self.subscriptions.get_mut(tag);
-        subscription.is_some_and(|it| std::mem::take(&mut it.is_refused))
+        subscription.is_some_and(|it| {
+            it.strikes = None;
+            std::mem::take(&mut it.is_refused)
+        })
+    }
+
+    /// Notes that the broker has closed the connection because of the start of a consumer.
+    pub(crate) fn strike(&mut self, tag: &ShortString, reason: &CloseReason) {
+        if let Some(subscription) = self.subscriptions.get_mut(tag) {
+            let earlier = subscription.strikes.as_ref();
+            subscription.strikes = Some(Strikes {
+                count: earlier.map_or(0, |strikes| strikes.count) + 1,
+                reason: reason.clone(),
+            });
+        }
+    }
+
+    /// Returns the tags of the consumers that have strikes and are not refused, with the strikes.
+    pub(crate) fn struck(&self) -> Vec<(ShortString, Strikes)> {
+        let subscriptions = self.subscriptions.iter();
+        let struck = subscriptions.filter(|(_, subscription)| !subscription.is_refused);
+        struck
+            .filter_map(|(tag, subscription)| Some((tag.clone(), subscription.strikes.clone()?)))
+            .collect()
     }
 
     /// Forgets which consumers were refused: on another connection all are tried again.

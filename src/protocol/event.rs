@@ -50,6 +50,8 @@ pub(crate) struct PendingCall<T: Tokens> {
     /// consumer that has the tag when the cancel is sent.
     pub(crate) cancels: Option<u64>,
     pub(crate) purpose: Purpose,
+    /// Whether a loss interrupts the call where it would repeat another call of the same method.
+    pub(crate) is_once: bool,
 }
 
 /// The purpose of a call.
@@ -276,6 +278,13 @@ pub(crate) enum Event<T: Tokens> {
     /// The broker has refused to restore a consumer.
     /// [`resume_consumer`](super::connection::Connection::resume_consumer) tries again.
     ConsumerRefused {
+        consumer: T::Consumer,
+        reason: CloseReason,
+        /// Whether the broker has closed the connection, so that the consumer must be tried alone.
+        is_suspect: bool,
+    },
+    /// A consumer ends, because it is not started again.
+    ConsumerSkipped {
         consumer: T::Consumer,
         reason: CloseReason,
     },

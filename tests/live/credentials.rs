@@ -1,7 +1,8 @@
 //! Credentials: every mechanism of the test broker, and that no copy of a password stays in memory.
 
 use cony::{
-    BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Mechanism, Secret,
+    BlockingConnection, ConnectError, ConnectionParameters, Credentials, Error, Mechanism,
+    Recovery, Secret,
 };
 
 use crate::support::child::in_child_process;
@@ -246,8 +247,9 @@ fn search_for_a_refused_password() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn no_copy_of_a_fresh_secret_stays_in_memory() {
-    let name = "credentials::no_copy_of_a_fresh_secret_stays_in_memory";
+fn a_fresh_secret_stays_in_memory_only_for_recovery_and_until_the_end_of_the_connection() {
+    let name = "credentials::\
+        a_fresh_secret_stays_in_memory_only_for_recovery_and_until_the_end_of_the_connection";
     in_child_process(name, search_for_a_fresh_secret);
 }
 
@@ -256,16 +258,22 @@ fn search_for_a_fresh_secret() {
     let hidden: Vec<u8> = (0..32u8)
         .map(|index| index.wrapping_mul(41) ^ 0x83)
         .collect();
-    let connection = connect();
-    let secret = memory::canary(&hidden);
-    assert_ne!(
-        memory::copies(&hidden),
-        0,
-        "the search must find the canary"
-    );
-    connection.update_secret(secret, "a canary").unwrap();
-    assert_eq!(memory::copies(&hidden), 0);
-    connection.close().unwrap();
+    for (recovery, copies) in [(None, 0), (Some(Recovery::new()), 1)] {
+        let parameters: ConnectionParameters = url().parse().unwrap();
+        let connection = BlockingConnection::open(parameters.recovery(recovery)).unwrap();
+        for _ in 0..2 {
+            let secret = memory::canary(&hidden);
+            assert_ne!(
+                memory::copies(&hidden),
+                0,
+                "the search must find the canary"
+            );
+            connection.update_secret(secret, "a canary").unwrap();
+            assert_eq!(memory::copies(&hidden), copies);
+        }
+        connection.close().unwrap();
+        assert_eq!(memory::copies(&hidden), 0);
+    }
 }
 
 #[cfg(target_os = "linux")]

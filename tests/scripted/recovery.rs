@@ -15,19 +15,15 @@ use crate::support::peer::{
     play, signal,
 };
 
-/// The refusal of a consumer whose queue is on a node that is down.
-const NODE_IS_DOWN: &str = "NOT_FOUND - home node 'rabbit@a' of durable queue 'q' in vhost '/' is \
-                            down or inaccessible";
-
 fn recovery() -> Recovery {
     Recovery::new().max_delay(Duration::from_millis(10))
 }
 
-fn open(parameters: ConnectionParameters) -> BlockingConnection {
+pub(crate) fn open(parameters: ConnectionParameters) -> BlockingConnection {
     BlockingConnection::open(parameters.recovery(recovery())).unwrap()
 }
 
-fn accept(listener: &Listener) -> Wire {
+pub(crate) fn accept(listener: &Listener) -> Wire {
     let mut wire = listener.accept();
     wire.handshake(Tune::default());
     wire
@@ -52,7 +48,7 @@ fn restore_queue(wire: &mut Wire) {
 }
 
 /// Sends the events of recovery to the returned receiver while callbacks run.
-fn events_of(connection: &BlockingConnection) -> Receiver<RecoveryEvent> {
+pub(crate) fn events_of(connection: &BlockingConnection) -> Receiver<RecoveryEvent> {
     let (note, noted) = channel();
     connection.add_on_recovery_callback(move |_, event| {
         note.send(event).unwrap();
@@ -62,7 +58,7 @@ fn events_of(connection: &BlockingConnection) -> Receiver<RecoveryEvent> {
 }
 
 /// Dispatches until there was this number of events.
-fn take_events<const N: usize>(
+pub(crate) fn take_events<const N: usize>(
     connection: &BlockingConnection,
     events: &Receiver<RecoveryEvent>,
 ) -> [RecoveryEvent; N] {
@@ -144,61 +140,6 @@ fn a_loss_in_each_phase_of_the_restoration_is_followed_by_the_next_attempt() {
             assert_eq!((stats.recoveries, stats.recovery_attempts), (1, 6));
             assert_eq!((stats.epoch, stats.recovering), (7, false));
             connection.wait_recovered(Duration::ZERO).unwrap();
-            consumer.cancel().unwrap();
-            connection.close().unwrap();
-        },
-    );
-}
-
-#[test]
-fn a_consumer_that_is_refused_after_a_loss_is_tried_again_until_it_goes_on() {
-    play(
-        |listener| {
-            let mut wire = accept(listener);
-            wire.open_channel(1);
-            let tag = wire.accept_consumer(1);
-            drop(wire);
-            let mut wire = accept(listener);
-            for _ in 0..2 {
-                wire.open_channel(1);
-                assert_eq!(wire.expect_consume(1), tag);
-                wire.send(1, CHANNEL_CLOSE, close(404, NODE_IS_DOWN, BASIC_CONSUME));
-                wire.expect(1, CHANNEL_CLOSE_OK);
-            }
-            wire.open_channel(1);
-            assert_eq!(wire.accept_consumer(1), tag);
-            wire.deliver(1, &tag, 1, "at last");
-            assert_eq!(wire.expect_settled(1, BASIC_ACK), (1, SINGLE));
-            wire.accept_cancel(1, &tag);
-            wire.finish();
-        },
-        |parameters| {
-            let connection = open(parameters);
-            let events = events_of(&connection);
-            let channel = connection.channel().unwrap();
-            let consumer = channel.consume("q").unwrap();
-            let delivery = consumer.recv().unwrap().unwrap();
-            delivery.ack().unwrap();
-            let events: [_; 5] = take_events(&connection, &events);
-            let [
-                RecoveryEvent::Lost(_),
-                RecoveryEvent::ConsumerRefused { tag, reason, .. },
-                RecoveryEvent::Recovered(_),
-                RecoveryEvent::ConsumerRefused { .. },
-                RecoveryEvent::ConsumerResumed {
-                    channel: 1,
-                    tag: resumed,
-                    ..
-                },
-            ] = events
-            else {
-                panic!("{events:?}");
-            };
-            assert_eq!(
-                (&tag, &resumed),
-                (consumer.consumer_tag(), consumer.consumer_tag())
-            );
-            assert_eq!(reason.text, NODE_IS_DOWN);
             consumer.cancel().unwrap();
             connection.close().unwrap();
         },

@@ -41,7 +41,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ),
     ("io/to_program", &["io", "io/loom", "io/to_io", "protocol"]),
     ("io/to_io", &["io", "io/loom", "protocol"]),
-    ("io/loom", &["io/to_io", "io/to_program"]),
+    ("io/loom", &["io/to_io", "io/to_program", "protocol"]),
     ("error", &["protocol"]),
     ("protocol", &[]),
 ];

@@ -31,7 +31,7 @@ use crate::client::connection::{BlockingConnection, ConnectionInner, Limits};
 use crate::client::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
-use crate::io::shared::command::{Command, OpenFailure, Opener, Outcome};
+use crate::io::shared::command::{ChannelCommand, Command, OpenFailure, Opener, Outcome};
 use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::protocol::content::DeliveredContent;
@@ -360,6 +360,26 @@ impl ChannelInner {
         self.await_reply(&call)
     }
 
+    /// Sends `method` as [`round_trip`](Self::round_trip) does. Recovery does not send it again.
+    pub(crate) fn round_trip_once(&self, method: Method) -> Result<Reply> {
+        self.check_open()?;
+        let (reply, outcome) = bounded(1);
+        let id = method.id();
+        self.shared.send(ChannelCommand::Call {
+            method: Box::new(method),
+            consumer: None,
+            is_once: true,
+            deadline: self.limits.call_deadline(),
+            reply,
+        });
+        self.await_reply(&Call {
+            id,
+            after: self.limits.rpc_timeout,
+            consumer_tag: None,
+            outcome,
+        })
+    }
+
     /// Queues `method`. The IO thread sends it when it is its turn.
     fn queue_call(&self, method: Method, consumer: Option<Arc<ConsumerToken>>) -> Result<Call> {
         self.check_open()?;
@@ -467,7 +487,6 @@ mod tests {
     use super::*;
     use crate::client::connection::tests::limits;
     use crate::error::Outage;
-    use crate::io::shared::command::ChannelCommand;
     use crate::io::shared::connection::tests::shared_with_entries;
     use crate::io::to_io::command_queue::{EntryReceiver, Taken};
     use crate::protocol::event::{ChannelId, Termination};

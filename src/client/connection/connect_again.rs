@@ -14,7 +14,7 @@ use crate::config::recovery::Recovery;
 use crate::error::{ConnectError, Error, Result};
 use crate::io;
 use crate::io::cancellation::CancellationToken;
-use crate::io::driver::connecting::{AttemptError, Connect, RecoverySettings};
+use crate::io::driver::connecting::{AttemptError, Connect, ConnectOrder, RecoverySettings};
 use crate::io::driver::link::Link;
 use crate::io::open::{Cause, Failure};
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
@@ -116,13 +116,28 @@ fn connect_again(brokers: Vec<ConnectionParameters>, limits: Limits) -> Option<A
     if all.any(|parameters| parameters.credentials.get_erase_on_connect()) {
         return None;
     }
-    Some(Arc::new(move |broker, deadline, token| {
-        let Some(parameters) = brokers.get(broker) else {
-            let error = Error::invalid("broker", broker, "the list of brokers is shorter");
+    Some(Arc::new(move |order, token| {
+        let Some(parameters) = brokers.get(order.broker) else {
+            let error = Error::invalid("broker", order.broker, "the list of brokers is shorter");
             return Err(unprepared(error));
         };
-        attempt(parameters, limits, deadline, token)
+        match renewed(parameters, &brokers, order) {
+            Some(renewed) => attempt(&renewed, limits, order.deadline, token),
+            None => attempt(parameters, limits, order.deadline, token),
+        }
     }))
+}
+
+/// Returns the parameters with the secret of the last `update_secret`, if there was one.
+fn renewed(
+    parameters: &ConnectionParameters,
+    brokers: &[ConnectionParameters],
+    order: &ConnectOrder,
+) -> Option<ConnectionParameters> {
+    let newest = order.newest_secret.as_ref()?;
+    let updated = &brokers.get(newest.broker)?.credentials;
+    let credentials = parameters.credentials.renewed(updated, &newest.secret);
+    Some(parameters.clone().credentials(credentials))
 }
 
 fn attempt(
@@ -254,10 +269,18 @@ mod tests {
             .port(address.port())
     }
 
+    fn order(broker: usize, time: Duration) -> ConnectOrder {
+        ConnectOrder {
+            broker,
+            deadline: Instant::now() + time,
+            newest_secret: None,
+        }
+    }
+
     /// Opens the next connection with these parameters.
     fn connected(parameters: ConnectionParameters, time: Duration) -> Result<Link, AttemptError> {
         let connect = connect_again(vec![parameters], FIRST).unwrap();
-        connect(0, Instant::now() + time, &CancellationToken::new())
+        connect(&order(0, time), &CancellationToken::new())
     }
 
     /// Plays the broker up to tune-ok, which it returns.
@@ -341,7 +364,7 @@ mod tests {
         assert!(matches!(*error.error, Error::CredentialsErased));
 
         let connect = connect_again(vec![ConnectionParameters::new()], FIRST).unwrap();
-        let error = connect(1, Instant::now(), &CancellationToken::new()).err();
+        let error = connect(&order(1, TEST_TIMEOUT), &CancellationToken::new()).err();
         assert_eq!(error.unwrap().failure, AttemptFailure::Preparation);
     }
 

@@ -154,8 +154,9 @@ pub enum RecoveryEvent {
     Recovered(Box<Recovered>),
     /// Parts of the topology that were [waiting](Recovered::waiting) have an outcome.
     RestoredLater(Box<RestoredLater>),
-    /// The broker has refused to restore a consumer. cony tries it again later, for as
-    /// long as the connection lives.
+    /// The broker has refused to restore a consumer. cony tries it again later. If its queue stays
+    /// away for a minute, the consumer ends as one that the broker cancels, and is
+    /// [skipped](RestoredLater::skipped).
     #[non_exhaustive]
     ConsumerRefused {
         /// The number of the channel.
@@ -200,7 +201,8 @@ pub struct Recovered {
     pub stale: u64,
     /// The queues that the broker had deleted, with their messages, and that are declared again.
     pub recreated: Vec<Entity>,
-    /// The parts of the topology that the broker has refused to restore.
+    /// The parts of the topology that the broker has refused to restore, and the consumers that
+    /// have ended because the broker closed the connection when they were started.
     pub skipped: Vec<SkippedEntity>,
     /// The queues that have a new name, because the broker refused the earlier one. That concerns
     /// only names that the program did not choose.
@@ -211,7 +213,7 @@ pub struct Recovered {
 }
 
 /// The outcomes of parts of the topology that were [waiting](Recovered::waiting) at the end of the
-/// outage.
+/// outage, and of refused consumers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RestoredLater {
@@ -220,7 +222,8 @@ pub struct RestoredLater {
     pub restored: Vec<Entity>,
     /// The queues that the broker had deleted: see [`Recovered::recreated`].
     pub recreated: Vec<Entity>,
-    /// The parts that the broker has refused for good.
+    /// The parts that the broker has refused for good, and the consumers that have ended because
+    /// they were refused for too long.
     pub skipped: Vec<SkippedEntity>,
     /// The queues that have a new name: see [`Recovered::renamed`].
     pub renamed: Vec<RenamedQueue>,

@@ -29,8 +29,17 @@ impl BlockingConnection {
     /// # Ok::<(), cony::Error>(())
     /// ```
     ///
+    /// If the connection is lost while the method is on its way, [recovery][recovery] does not send
+    /// it again, though it would repeat the same call of [`BlockingChannel`]: only the program
+    /// knows the effect of a second time. `basic.qos` and `confirm.select`, which recovery restores
+    /// on each connection, are repeated. A method that is not yet written waits for the end of the
+    /// outage.
+    ///
+    /// [recovery]: crate::ConnectionParameters::recovery
+    ///
     /// # Errors
     ///
+    /// [`Error::Interrupted`] if the connection was lost while the method was on its way.
     /// [`Error::InvalidChannelNumber`] if the program has no open channel with this number, though
     /// the connection is open. [`Error::MethodRefused`] for a method that only brokers send, for a
     /// method that would change the state of a channel or connection without its handle, and for a
@@ -100,7 +109,7 @@ fn send(channel: &BlockingChannel, method: Method) -> Result<Option<Method>> {
                 method: method.id(),
                 instead,
             }),
-            None => match channel.inner().round_trip(method, None)? {
+            None => match channel.inner().round_trip_once(method)? {
                 Reply::Method(reply) => Ok(Some(reply)),
                 _ => Ok(None),
             },

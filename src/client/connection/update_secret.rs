@@ -15,10 +15,18 @@ impl BlockingConnection {
     ///
     /// Secrets are sent one at a time, so a call may wait for an earlier one. This wait counts in
     /// [`rpc_timeout`](crate::ConnectionParameters::rpc_timeout). The secret is wiped from memory
-    /// when it is written; copies in the TLS library are not.
+    /// when it is written, or with [recovery](crate::ConnectionParameters::recovery) at the end of
+    /// the connection; copies in the TLS library are not.
+    ///
+    /// From the call on, each attempt of recovery logs in with the new secret, in place of the
+    /// password of the same user in [`Credentials`](crate::Credentials). This holds for every
+    /// broker of [`open_any`](Self::open_any). The credentials of the program stay as they are, and
+    /// a [`Mechanism`](crate::Mechanism) of the program provides its own secrets. In an outage the
+    /// call waits for the next connection, whose login already uses the new secret.
     ///
     /// RabbitMQ passes the secret to the authentication backend of the user. The backend for
-    /// passwords accepts any secret and ignores it.
+    /// passwords accepts any secret and ignores it. So pass such a user's real password, or the
+    /// next login is refused.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;

@@ -27,15 +27,32 @@ use crate::io::cancellation::{CancellationToken, wake};
 use crate::protocol::recovery::book::entity::Topology;
 use crate::protocol::recovery::policy::AttemptFailure;
 use crate::protocol::recovery::session;
+use crate::protocol::secret::Secret;
 use crate::protocol::stage::Stage;
 
 /// How long the IO thread waits for the end of a cancelled attempt.
 const CANCEL_TIME: Duration = Duration::from_millis(250);
 
-/// Opens a connection to a broker, which is given by its index in the list of brokers, until the
-/// deadline or until the token is cancelled.
+/// Opens a connection, until the deadline of the order or until the token is cancelled.
 pub(crate) type Connect =
-    dyn Fn(usize, Instant, &CancellationToken) -> Result<Link, AttemptError> + Send + Sync;
+    dyn Fn(&ConnectOrder, &CancellationToken) -> Result<Link, AttemptError> + Send + Sync;
+
+/// The order to make an attempt.
+#[derive(Debug)]
+pub(crate) struct ConnectOrder {
+    /// The index of the broker in the list of brokers.
+    pub(crate) broker: usize,
+    pub(crate) deadline: Instant,
+    pub(crate) newest_secret: Option<NewestSecret>,
+}
+
+/// The secret of the last `update_secret`.
+#[derive(Debug, Clone)]
+pub(crate) struct NewestSecret {
+    /// The broker of the connection whose user has this secret.
+    pub(crate) broker: usize,
+    pub(crate) secret: Secret,
+}
 
 /// The failure of an attempt.
 #[derive(Debug)]
@@ -69,8 +86,7 @@ impl Connecting {
     /// Begins an attempt. `waker` is woken when it has ended.
     pub(crate) fn begin(
         connect: Arc<Connect>,
-        broker: usize,
-        deadline: Instant,
+        order: ConnectOrder,
         waker: &Arc<Waker>,
     ) -> io::Result<Self> {
         let token = CancellationToken::new();
@@ -80,7 +96,7 @@ impl Connecting {
         let given = token.clone();
         let thread = thread::Builder::new()
             .name("cony-connect".into())
-            .spawn(move || attempt(&*connect, broker, deadline, &given, sender, waker))?;
+            .spawn(move || attempt(&*connect, order, &given, sender, waker))?;
         Ok(Self {
             token,
             outcome,
@@ -149,8 +165,7 @@ impl AttemptError {
 /// Makes an attempt, and sends its result. Wakes the IO thread also after a panic.
 fn attempt(
     connect: &Connect,
-    broker: usize,
-    deadline: Instant,
+    order: ConnectOrder,
     token: &CancellationToken,
     sender: Sender<Result<Link, AttemptError>>,
     waker: Weak<Waker>,
@@ -158,7 +173,7 @@ fn attempt(
     // Dropped in the reverse order: the sender first, so that the woken thread finds its end.
     let _wake = WakeAtEnd(waker);
     let sender = sender;
-    let result = connect(broker, deadline, token);
+    let result = connect(&order, token);
     // Fails if the attempt was abandoned. That closes the connection.
     let _ = sender.send(result);
 }

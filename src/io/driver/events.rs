@@ -197,13 +197,18 @@ pub(crate) fn pass_on(
             log::info!("{}: channel {number}: flow {active}", shared.name);
         }
         // The driver has handled these events.
-        Event::ChannelSuspended { .. } | Event::TransactionDropped { .. } | Event::Restored => {}
+        Event::ChannelSuspended { .. }
+        | Event::TransactionDropped { .. }
+        | Event::ConsumerSkipped { .. }
+        | Event::Restored => {}
         Event::ChannelResumed { channel } => {
             channel.confirm_window.resume();
             log_restore(&channel, "takes publishes again");
         }
         Event::ChannelRestored { channel } => log_restore(&channel, "is restored"),
-        Event::ConsumerRefused { consumer, reason } => {
+        Event::ConsumerRefused {
+            consumer, reason, ..
+        } => {
             let consumer = &consumer.consumer;
             let (name, number) = (&shared.name, consumer.channel.id.number);
             log::warn!(
@@ -384,7 +389,7 @@ fn complete_call(call: CallToken, outcome: Outcome) {
             let _ = reply.try_send(outcome);
         }
         // The driver has taken these outcomes.
-        CallToken::Lane(_) => {}
+        CallToken::Lane(_) | CallToken::Look { .. } => {}
         CallToken::Opener { channel, reply } => {
             let _ = reply.try_send(match outcome {
                 Ok(_) => Ok(channel),

@@ -28,7 +28,13 @@ impl Driver {
                 reply,
             } => {
                 let token = CallToken::Caller(reply);
-                self.core.update_secret(secret, reason, token, deadline);
+                // See D95 in docs/decisions.md.
+                let kept = self.recovery.as_ref().map(|_| secret.clone());
+                let is_accepted = self.core.update_secret(secret, reason, token, deadline);
+                if let (true, Some(recovery), Some(kept)) = (is_accepted, &mut self.recovery, kept)
+                {
+                    recovery.keep_secret(kept);
+                }
             }
             Command::Close {
                 code,
@@ -58,13 +64,17 @@ impl Driver {
             ChannelCommand::Call {
                 mut method,
                 consumer,
+                is_once,
                 deadline,
                 reply,
             } => {
                 self.name_new_queue(&mut method);
                 let token = self.call_token(id, &method, reply);
                 self.has_call_traffic = true;
-                self.core.call(id, *method, consumer, token, deadline);
+                match is_once {
+                    true => self.core.call_once(id, *method, token, deadline),
+                    false => self.core.call(id, *method, consumer, token, deadline),
+                }
             }
             ChannelCommand::Cancel {
                 consumer,

@@ -18,16 +18,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Driver;
-use super::connecting::{AttemptError, Connecting, RecoverySettings};
+use super::connecting::{AttemptError, ConnectOrder, Connecting, NewestSecret, RecoverySettings};
 use super::link::Link;
-use super::restoring::{Lane, RefusedConsumer};
-use super::tokens::{CallToken, DriverTokens};
+use super::restoring::Lane;
+use super::tokens::{CallToken, ConsumerKey, DriverTokens};
 use crate::error::{Error, Outage};
 use crate::io::shared::recovery::RecoveryNotice;
+use crate::protocol::close_reason::CloseReason;
 use crate::protocol::event::{CallFailure, Event, Reply, Termination};
+use crate::protocol::recovery::book::entity::Entity;
 use crate::protocol::recovery::policy::{AttemptFailure, Culprit};
+use crate::protocol::recovery::refused::RefusedConsumers;
 use crate::protocol::recovery::restoration::{self, LANES_MAX, Outcome, Restoration};
 use crate::protocol::recovery::session::{Session, SessionEvent, Step};
+use crate::protocol::secret::Secret;
 
 /// How long the outage counts as not over because a channel or an entity is not restored yet.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(30);
@@ -43,13 +47,19 @@ pub(super) struct Recovering {
     /// Whether the topology has been restored, so that the channels are restored now.
     pub(super) restores_channels: bool,
     /// The consumers that the broker has refused.
-    pub(super) refused: Vec<RefusedConsumer>,
+    pub(super) refused: RefusedConsumers<ConsumerKey>,
+    /// The consumers that were skipped, and that the program was not told about yet.
+    pub(super) skipped: Vec<(Entity, CloseReason)>,
     /// The publishes outside confirm mode that are in doubt, and the deliveries that have become
     /// stale, in the present outage.
     pub(super) in_doubt: u64,
     /// The publishes that are sent again after the present outage and may be at the broker already.
     pub(super) resent: u64,
     pub(super) stale: u64,
+    /// The index of the broker of the present or the lost connection.
+    last_broker: usize,
+    /// The secret with which the next attempts log in, in place of the one of the opening.
+    newest_secret: Option<NewestSecret>,
     /// The error of the last failed attempt.
     pub(super) last_error: Option<Error>,
     /// The address of the present broker.
@@ -63,12 +73,15 @@ impl Recovering {
         let seed = random();
         Self {
             session: Session::new(settings.session, settings.first_broker, seed, now),
+            last_broker: settings.first_broker,
+            newest_secret: None,
             settings,
             connecting: None,
             restoration: None,
             lanes: Vec::new(),
             restores_channels: false,
-            refused: Vec::new(),
+            refused: RefusedConsumers::new(Duration::ZERO),
+            skipped: Vec::new(),
             in_doubt: 0,
             resent: 0,
             stale: 0,
@@ -76,6 +89,14 @@ impl Recovering {
             broker: String::new(),
             restore_deadline: None,
         }
+    }
+
+    /// Keeps the secret of an update for the next attempts.
+    pub(super) fn keep_secret(&mut self, secret: Secret) {
+        self.newest_secret = Some(NewestSecret {
+            broker: self.last_broker,
+            secret,
+        });
     }
 
     /// Returns the present outage, for the program.
@@ -87,13 +108,13 @@ impl Recovering {
     /// Returns when the next action is due.
     fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let restoration = self.restoration.as_ref();
-        let refused = self.refused.iter().filter_map(|refused| refused.due);
-        let others = [
+        let instants = [
             self.session.poll_timeout(),
             self.restore_deadline,
             restoration.and_then(|restoration| restoration.poll_timeout(now)),
+            self.refused.poll_timeout(now),
         ];
-        others.into_iter().flatten().chain(refused).min()
+        instants.into_iter().flatten().min()
     }
 }
 
@@ -141,7 +162,7 @@ impl Driver {
         }
         self.take_connection(now);
         self.advance_restoration(now);
-        self.resume_refused(now);
+        self.advance_refused(now);
         let deadline = self.recovery.as_ref().and_then(|it| it.restore_deadline);
         if deadline.is_some_and(|deadline| deadline <= now) {
             self.restored(now);
@@ -157,10 +178,12 @@ impl Driver {
             return self.core.terminate(loss);
         };
         let restoration = recovery.restoration.take();
-        let culprit = match (&loss, &restoration) {
-            (Termination::Closed(reason), Some(restoration)) if restoration.is_culprit(reason) => {
-                Culprit::Restoration
-            }
+        let is_culprit = |reason| {
+            let is_entity = restoration.as_ref().is_some_and(|it| it.is_culprit(reason));
+            is_entity || self.core.is_refusing_consumer(reason)
+        };
+        let culprit = match &loss {
+            Termination::Closed(reason) if is_culprit(reason) => Culprit::Restoration,
             _ => Culprit::Program,
         };
         if let (Some(restoration), Some(book)) = (restoration, self.core.book()) {
@@ -188,7 +211,12 @@ impl Driver {
             return;
         };
         let connect = Arc::clone(&recovery.settings.connect);
-        match Connecting::begin(connect, broker, deadline, &self.waker) {
+        let order = ConnectOrder {
+            broker,
+            deadline,
+            newest_secret: recovery.newest_secret.clone(),
+        };
+        match Connecting::begin(connect, order, &self.waker) {
             Ok(connecting) => recovery.connecting = Some(connecting),
             Err(error) => {
                 log::warn!("{}: no thread to connect: {error}", self.shared.name);
@@ -249,6 +277,7 @@ impl Driver {
             return;
         };
         recovery.session.connected();
+        recovery.last_broker = recovery.session.broker();
         recovery.broker = broker;
         recovery.restore_deadline = Some(now + RESTORE_PATIENCE);
         self.shared.recovery.begin_epoch();
@@ -259,6 +288,7 @@ impl Driver {
             lanes: LANES_MAX,
             heartbeat: Duration::from_secs(negotiated.heartbeat.into()),
         };
+        recovery.refused = RefusedConsumers::new(settings.lock_time());
         if let Some(book) = self.core.book() {
             let restoration = Restoration::new(book, settings);
             recovery
@@ -293,6 +323,18 @@ impl Driver {
                     self.lane_done(lane, &Outcome::Closed(reason), Instant::now());
                 }
             }
+            Event::Reply {
+                call: CallToken::Look { consumer, number },
+                ..
+            } => self.look_done(&consumer, number, Ok(()), Instant::now()),
+            Event::Failed {
+                call: CallToken::Look { consumer, number },
+                failure,
+            } => {
+                if let CallFailure::Refused(reason) = &failure {
+                    self.look_done(&consumer, number, Err(reason), Instant::now());
+                }
+            }
             Event::ChannelSuspended { channel, detached } => {
                 channel.detach(detached);
                 self.suspend_channel(&channel);
@@ -301,19 +343,41 @@ impl Driver {
             Event::TransactionDropped { channel } => {
                 self.kept.retain(|frames| frames.channel != channel.id);
             }
-            Event::ConsumerRefused { consumer, reason } => {
-                self.note_refused(&consumer, Instant::now());
+            Event::ConsumerRefused {
+                consumer,
+                reason,
+                is_suspect,
+            } => {
+                if let Some(recovery) = &mut self.recovery {
+                    let key = ConsumerKey::of(&consumer);
+                    let now = Instant::now();
+                    recovery.refused.refused(&key, &reason, is_suspect, now);
+                }
                 self.shared
                     .push_recovery_notice(RecoveryNotice::ConsumerRefused {
                         channel: consumer.consumer.channel.id.number,
                         tag: consumer.consumer.tag.clone(),
                         reason: reason.clone(),
                     });
-                return Some(Event::ConsumerRefused { consumer, reason });
+                return Some(Event::ConsumerRefused {
+                    consumer,
+                    reason,
+                    is_suspect,
+                });
+            }
+            Event::ConsumerSkipped { consumer, reason } => {
+                if let Some(recovery) = &mut self.recovery {
+                    let entity = Entity::Consumer {
+                        channel: consumer.consumer.channel.id.number,
+                        tag: consumer.consumer.tag.clone(),
+                    };
+                    recovery.skipped.push((entity, reason));
+                }
+                self.report_later();
             }
             Event::ConsumerResumed { consumer } => {
                 if let Some(recovery) = &mut self.recovery {
-                    recovery.refused.retain(|refused| !refused.is(&consumer));
+                    recovery.refused.remove(&ConsumerKey::of(&consumer));
                 }
                 self.shared
                     .push_recovery_notice(RecoveryNotice::ConsumerResumed {

@@ -14,6 +14,7 @@ use crate::protocol::close_reason::CloseReason;
 use crate::protocol::event::ChannelId;
 use crate::protocol::methods::Method;
 use crate::protocol::recovery::book::entity::Entity;
+use crate::protocol::recovery::restoration::{Report, Restoration};
 use crate::protocol::recovery::session::SessionEvent;
 use crate::protocol::wire::ShortString;
 
@@ -47,6 +48,7 @@ impl Driver {
             summary.renamed = report.renamed;
             summary.waiting = waiting.first;
         }
+        summary.skipped.append(&mut recovery.skipped);
         self.shared.counters.recoveries.add(1);
         log_recovered(&self.shared.name, &summary);
         for channel in self.core.unrestored() {
@@ -65,13 +67,15 @@ impl Driver {
             return;
         };
         let is_over = recovery.session.outage().is_none();
-        let Some(restoration) = recovery.restoration.as_mut().filter(|_| is_over) else {
-            return;
-        };
-        let report = restoration.take_report();
-        if report.is_empty() {
+        if !is_over {
             return;
         }
+        let restoration = recovery.restoration.as_mut();
+        let mut report = restoration.map_or_else(Report::default, Restoration::take_report);
+        if report.is_empty() && recovery.skipped.is_empty() {
+            return;
+        }
+        report.skipped.first.append(&mut recovery.skipped);
         let summary = RestoredLaterSummary {
             restored: report.restored.first,
             recreated: report.recreated.first,

@@ -1,40 +1,22 @@
 //! The restoration: the calls for the topology, then the channels, then refused consumers.
 
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::Driver;
 use super::recovering::random_bits;
-use super::tokens::CallToken;
+use super::tokens::{CallToken, ConsumerKey};
 use crate::io::shared::consumer::ConsumerToken;
+use crate::protocol::close_reason::CloseReason;
+use crate::protocol::methods::queue;
+use crate::protocol::recovery::refused::Step;
 use crate::protocol::recovery::restoration::Outcome;
-
-/// The delays before a refused consumer is tried again: the first one, and the longest.
-const CONSUMER_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 /// A lane of the restoration.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     pub(super) number: Option<u16>,
     pub(super) is_busy: bool,
-}
-
-pub(super) struct RefusedConsumer {
-    /// Not the token itself: dropping the last one ends the consumer.
-    consumer: Weak<ConsumerToken>,
-    delay: Duration,
-    /// Whether its queue has been declared since the refusal, or cannot be.
-    is_queue_declared: bool,
-    /// Whether it waits for that declare already.
-    is_postponed: bool,
-    /// When the consumer is tried again. `None` while it is.
-    pub(super) due: Option<Instant>,
-}
-
-impl RefusedConsumer {
-    pub(super) fn is(&self, consumer: &Arc<ConsumerToken>) -> bool {
-        self.consumer.as_ptr() == Arc::as_ptr(consumer)
-    }
 }
 
 impl Driver {
@@ -128,79 +110,112 @@ impl Driver {
         let Some(restoration) = recovery
             .restoration
             .as_mut()
-            .filter(|it| it.is_settled(now))
+            .filter(|it| it.has_outcomes() && it.is_settled(now))
         else {
             return;
         };
         let declared = restoration.take_declared();
         if let (false, Some(book)) = (declared.is_empty(), self.core.book()) {
-            for refused in &mut recovery.refused {
-                let consumer = refused.consumer.upgrade();
-                if consumer
-                    .is_some_and(|it| declared.contains(book.present_name(&it.consumer.queue)))
-                {
-                    refused.is_queue_declared = true;
-                    refused.due = refused.due.map(|_| now);
-                }
-            }
+            recovery.refused.queues_declared(now, |key| {
+                let token = key.token();
+                token.is_some_and(|it| declared.contains(book.present_name(&it.consumer.queue)))
+            });
         }
         self.report_later();
     }
 
-    pub(super) fn note_refused(&mut self, consumer: &Arc<ConsumerToken>, now: Instant) {
-        let Some(recovery) = &mut self.recovery else {
-            return;
-        };
-        let [first, longest] = CONSUMER_DELAYS;
-        let mut refused = recovery.refused.iter_mut();
-        match refused.find(|refused| refused.is(consumer)) {
-            Some(refused) => {
-                refused.delay = longest.min(refused.delay * 2);
-                refused.due = Some(now + refused.delay);
+    /// Takes the next steps for the consumers that the broker has refused.
+    pub(super) fn advance_refused(&mut self, now: Instant) {
+        while let Some(recovery) = &mut self.recovery {
+            let is_restored = recovery.session.outage().is_none();
+            let Some(step) = recovery.refused.next(now, is_restored) else {
+                return;
+            };
+            let (Step::Declare { consumer, .. }
+            | Step::Look(consumer)
+            | Step::Try(consumer)
+            | Step::GiveUp(consumer, _)) = &step;
+            let Some(token) = consumer.token() else {
+                recovery.refused.remove(consumer);
+                continue;
+            };
+            match step {
+                Step::Declare {
+                    consumer,
+                    is_repeated,
+                } => self.declare_for(&token, &consumer, is_repeated, now),
+                Step::Look(consumer) => self.look_for_queue(&token, consumer, now),
+                Step::Try(_) => {
+                    let (consumer, is_meant) = (&token.consumer, is(&token));
+                    let id = consumer.channel.id;
+                    self.core.resume_consumer(id, &consumer.tag, is_meant, now);
+                }
+                Step::GiveUp(_, reason) => {
+                    let (consumer, is_meant) = (&token.consumer, is(&token));
+                    let id = consumer.channel.id;
+                    self.core.skip_consumer(id, &consumer.tag, is_meant, reason);
+                }
             }
-            None => recovery.refused.push(RefusedConsumer {
-                consumer: Arc::downgrade(consumer),
-                delay: first,
-                is_queue_declared: false,
-                is_postponed: false,
-                due: Some(now + first),
-            }),
         }
     }
 
-    /// Tries refused consumers again whose time has come. Their queues are declared before: the
-    /// broker would close the channel once more for a queue that is missing or locked.
-    pub(super) fn resume_refused(&mut self, now: Instant) {
+    /// Declares the queue of a refused consumer, if it is in the book.
+    fn declare_for(
+        &mut self,
+        token: &ConsumerToken,
+        key: &ConsumerKey,
+        is_repeated: bool,
+        now: Instant,
+    ) {
         let Some(recovery) = &mut self.recovery else {
             return;
         };
-        let is_due = |refused: &&mut RefusedConsumer| refused.due.is_some_and(|due| due <= now);
-        let mut due = Vec::new();
-        for refused in recovery.refused.iter_mut().filter(is_due) {
-            refused.due = None;
-            let Some(token) = refused.consumer.upgrade() else {
-                continue;
-            };
-            let declares = !std::mem::take(&mut refused.is_queue_declared);
-            if let (true, Some(restoration), Some(book)) =
-                (declares, &mut recovery.restoration, self.core.book())
-            {
-                // Without a channel number for the declare, the consumer is tried all the same.
-                let is_stuck = refused.is_postponed && restoration.needs_lane(now);
-                if restoration.restore_queue(&token.consumer.queue, book, now) && !is_stuck {
-                    refused.is_postponed = true;
-                    refused.due = Some(now + refused.delay);
-                    continue;
-                }
+        if let (Some(restoration), Some(book)) = (&mut recovery.restoration, self.core.book()) {
+            // Without a channel number for the declare, the consumer is tried all the same.
+            let is_stuck = is_repeated && restoration.needs_lane(now);
+            if restoration.restore_queue(&token.consumer.queue, book, now) && !is_stuck {
+                return;
             }
-            refused.is_postponed = false;
-            due.push(token);
         }
-        for token in due {
-            let consumer = &token.consumer;
-            let is_meant = |other: &Arc<ConsumerToken>| Arc::ptr_eq(other, &token);
-            self.core
-                .resume_consumer(consumer.channel.id, &consumer.tag, is_meant, now);
+        recovery.refused.queues_declared(now, |it| it == key);
+    }
+
+    /// Looks for the queue of a refused consumer. Without a channel number for that, the consumer
+    /// is tried all the same.
+    fn look_for_queue(&mut self, token: &ConsumerToken, consumer: ConsumerKey, now: Instant) {
+        let Some(number) = self.core.open_maintenance() else {
+            return self.looked(&consumer, Ok(()), now);
+        };
+        let mut queue = &token.consumer.queue;
+        if let Some(book) = self.core.book() {
+            queue = book.present_name(queue);
+        }
+        let look = queue::Declare::new(queue).passive(true).into();
+        let token = CallToken::Look { consumer, number };
+        self.core.call_maintenance(number, look, token);
+    }
+
+    /// Handles the outcome of a look on the maintenance channel `number`.
+    pub(super) fn look_done(
+        &mut self,
+        consumer: &ConsumerKey,
+        number: u16,
+        outcome: Result<(), &CloseReason>,
+        now: Instant,
+    ) {
+        self.core.close_maintenance(number);
+        self.looked(consumer, outcome, now);
+    }
+
+    fn looked(&mut self, consumer: &ConsumerKey, outcome: Result<(), &CloseReason>, now: Instant) {
+        if let Some(recovery) = &mut self.recovery {
+            recovery.refused.looked(consumer, outcome, now);
         }
     }
+}
+
+/// Returns whether a token is the meant one, and not that of another consumer with its tag.
+fn is(token: &Arc<ConsumerToken>) -> impl FnOnce(&Arc<ConsumerToken>) -> bool {
+    let token = Arc::clone(token);
+    move |other| Arc::ptr_eq(other, &token)
 }

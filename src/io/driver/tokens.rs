@@ -1,6 +1,6 @@
 //! The values that the core keeps for the driver and returns with its events.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crossbeam_channel::Sender;
 
@@ -26,6 +26,27 @@ impl Tokens for DriverTokens {
     }
 }
 
+/// Identifies a consumer without keeping its token: dropping the last one ends the consumer.
+#[derive(Debug, Clone)]
+pub(crate) struct ConsumerKey(Weak<ConsumerToken>);
+
+impl ConsumerKey {
+    pub(super) fn of(token: &Arc<ConsumerToken>) -> Self {
+        Self(Arc::downgrade(token))
+    }
+
+    /// Returns the token; `None` if the consumer has no owner any more.
+    pub(super) fn token(&self) -> Option<Arc<ConsumerToken>> {
+        self.0.upgrade()
+    }
+}
+
+impl PartialEq for ConsumerKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
 /// The destination for the outcome of a call.
 #[derive(Debug)]
 pub(crate) enum CallToken {
@@ -35,6 +56,11 @@ pub(crate) enum CallToken {
     Proving(Sender<Outcome>, Arc<ChannelShared>, u64),
     /// The restoration of the topology, by the index of its lane.
     Lane(usize),
+    /// The look for the queue of a refused consumer, on the maintenance channel `number`.
+    Look {
+        consumer: ConsumerKey,
+        number: u16,
+    },
     /// A caller that opens a channel.
     Opener {
         channel: Arc<ChannelShared>,

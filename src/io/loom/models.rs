@@ -25,6 +25,9 @@ use crate::io::to_io::spare_buffers::SpareBuffers;
 use crate::io::to_io::wake::{Wake, Waker};
 use crate::io::to_program::dispatch_signal::{Notify, Subscribers};
 use crate::io::to_program::ready_list::ReadyFlag;
+use crate::protocol::event::ChannelId;
+use crate::protocol::frame::{Settle, encode_settle};
+use crate::protocol::settlements::{DetachedChannel, Settled, SettlementLedger};
 
 /// One slot, like that of the kernel. loom reports a wait that no thread ends as a deadlock.
 struct Slot {
@@ -401,5 +404,78 @@ fn at_the_end_of_the_io_thread_no_frames_stay_in_a_block() {
         drop(entries);
         publisher.join().unwrap();
         assert!(crossing.block.take().is_none());
+    });
+}
+
+/// Returns the frame of an acknowledgement.
+fn ack(wire_tag: u64) -> Vec<u8> {
+    let mut frame = Vec::new();
+    encode_settle(&mut frame, 1, wire_tag, Settle::Ack { multiple: false });
+    frame
+}
+
+/// Settles a delivery as a thread of the program does: the settlement is queued under the lock of
+/// the ledger.
+fn settle(ledger: &Mutex<SettlementLedger>, crossing: &Crossing, delivery_tag: u64) {
+    let mut settlements = ledger.lock();
+    if let Settled::Fresh { wire_tag } = settlements.settle(delivery_tag) {
+        let frame = ack(wire_tag);
+        let write = |frames: &mut Frames| {
+            frames.bytes.extend_from_slice(&frame);
+            frames.frames += 1;
+        };
+        let block = crossing.block.lock();
+        let appended = block.append(frame.len(), &crossing.spare, &crossing.entries, write);
+        assert!(appended.is_ok());
+    }
+}
+
+#[test]
+fn a_settlement_of_a_lost_connection_never_reaches_the_next_one() {
+    // The deliveries 1 and 2 came with the lost connection. Delivery 3 is the first one of the next
+    // connection, so its tag on the wire is 1.
+    model(|| {
+        let crossing = Crossing::new();
+        let ledger = Arc::new(Mutex::new(SettlementLedger::default()));
+        let delivered = Arc::new(Counter::new(0));
+        let program = {
+            let (crossing, ledger) = (Arc::clone(&crossing), Arc::clone(&ledger));
+            let delivered = Arc::clone(&delivered);
+            thread::spawn(move || {
+                settle(&ledger, &crossing, 2);
+                let has_next = delivered.load(Relaxed) == 1;
+                if has_next {
+                    settle(&ledger, &crossing, 3);
+                }
+                has_next
+            })
+        };
+        // This thread is the IO thread. It has taken a part of the queue before the loss.
+        let mut queued = crossing.entries.take();
+        let detached = DetachedChannel {
+            base: 2,
+            has_transactions: false,
+        };
+        ledger.lock().detach(detached);
+        let block = crossing.block.lock();
+        assert!(block.send_frames(&crossing.entries).is_ok());
+        queued.extend(crossing.entries.take());
+        let channel = ChannelId {
+            number: 1,
+            generation: 1,
+        };
+        let mut queued = Frames::new(channel, queued);
+        queued.cut_settlements();
+        assert!(queued.bytes.is_empty());
+        // From here on everything goes to the next connection.
+        delivered.store(1, Relaxed);
+        let mut written = crossing.entries.take();
+        let has_next = program.join().unwrap();
+        written.extend(crossing.entries.take());
+        let expected = match has_next {
+            true => ack(1),
+            false => Vec::new(),
+        };
+        assert_eq!(written, expected);
     });
 }

@@ -357,6 +357,7 @@ impl ChannelShared {
         self.send(ChannelCommand::Call {
             method: Box::new(method),
             consumer,
+            is_once: false,
             deadline,
             reply,
         });

@@ -71,6 +71,8 @@ pub(crate) enum ChannelCommand {
     Call {
         method: Box<Method>,
         consumer: Option<Arc<ConsumerToken>>,
+        /// Whether a loss of the connection always interrupts the call.
+        is_once: bool,
         deadline: Instant,
         reply: Sender<Outcome>,
     },

@@ -135,6 +135,7 @@ impl<T: Tokens> Channel<T> {
             consumer: None,
             cancels: None,
             purpose: Purpose::Usual,
+            is_once: false,
         }
     }
 

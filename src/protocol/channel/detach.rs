@@ -13,7 +13,8 @@ use super::{Channel, Fate, Pause};
 impl<T: Tokens> Channel<T> {
     /// Suspends the channel after the loss of the connection. A channel that is closing, or whose
     /// opener has stopped waiting, ends instead.
-    pub(crate) fn detach(&mut self, out: &mut Output<T>) -> Fate {
+    /// `culprit` is the reason if the broker has closed the connection because of a call.
+    pub(crate) fn detach(&mut self, culprit: Option<&CloseReason>, out: &mut Output<T>) -> Fate {
         if self.closing {
             self.close_exchange.finish_by_loss(out);
             return Fate::Gone;
@@ -26,6 +27,10 @@ impl<T: Tokens> Channel<T> {
             return Fate::Gone;
         }
         self.consumers.forget_refusals();
+        let struck = culprit.and_then(|reason| Some((self.refused_consumer(reason)?, reason)));
+        if let Some((tag, reason)) = struck {
+            self.consumers.strike(&tag, reason);
+        }
         self.suspend(out);
         self.restore = None;
         self.pause = Some(Pause::Suspended);
@@ -92,6 +97,7 @@ impl<T: Tokens> Channel<T> {
         };
         let outcome = match LossEffect::on(&call.method) {
             _ if call.purpose == Purpose::EndLostTransaction => Err(CallFailure::TransactionLost),
+            LossEffect::Repeated if call.is_once => Err(CallFailure::Interrupted),
             LossEffect::Repeated => match self.take_starting(&mut call) {
                 Ok(()) => {
                     call.token = Some(token);

@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::super::close_reason::CloseReason;
+use super::super::consumers::Strikes;
 use super::super::event::{Event, Gate, PendingCall, Purpose, Tokens};
 use super::super::methods::{Method, basic, channel, confirm, tx};
 use super::super::output::Output;
@@ -28,6 +29,9 @@ use super::{Channel, Pause};
 
 /// How long a `basic.consume` of the script may hold up publishes and settlements.
 const CONSUME_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The number of connections that the start of a consumer may cost. Then the consumer ends.
+const STRIKES_MAX: u32 = 2;
 
 /// The rest of a script.
 #[derive(Debug)]
@@ -66,6 +70,7 @@ impl<T: Tokens> Channel<T> {
     /// Begins the script of a suspended channel.
     pub(crate) fn begin_restore(&mut self, out: &mut Output<T>) {
         self.pause = None;
+        self.set_suspects_aside(out);
         self.restore = Some(Box::new(Restore {
             steps: self.script(),
             prefetch: None,
@@ -81,6 +86,52 @@ impl<T: Tokens> Channel<T> {
         };
         let open = open.unwrap_or_else(|| self.quiet_call(channel::Open::default().into(), out));
         self.transmit(open, out);
+    }
+
+    /// Leaves the consumers out under which the broker closed an earlier connection. One that has
+    /// cost too many of them ends; another one is tried alone.
+    fn set_suspects_aside(&mut self, out: &mut Output<T>) {
+        for (tag, Strikes { count, reason }) in self.consumers.struck() {
+            match count < STRIKES_MAX {
+                true => self.report_refusal(&tag, reason, true, out),
+                false => self.skip_consumer(&tag, |_| true, reason, out),
+            }
+        }
+    }
+
+    fn report_refusal(
+        &mut self,
+        tag: &ShortString,
+        reason: CloseReason,
+        is_suspect: bool,
+        out: &mut Output<T>,
+    ) {
+        self.consumers.note_refusal(tag);
+        if let Some(consumer) = self.consumers.get(tag) {
+            out.events.push_back(Event::ConsumerRefused {
+                consumer: consumer.token.clone(),
+                reason,
+                is_suspect,
+            });
+        }
+    }
+
+    /// Ends a consumer that is not started again.
+    pub(crate) fn skip_consumer(
+        &mut self,
+        tag: &ShortString,
+        is_meant: impl FnOnce(&T::Consumer) -> bool,
+        reason: CloseReason,
+        out: &mut Output<T>,
+    ) {
+        let consumer = self.consumers.get(tag);
+        let Some(consumer) = consumer.filter(|it| is_meant(&it.token)) else {
+            return;
+        };
+        let consumer = consumer.token.clone();
+        out.events
+            .push_back(Event::ConsumerSkipped { consumer, reason });
+        self.end_consumer(tag, true, out);
     }
 
     /// Returns whether a settlement may be sent, and adds it to the transaction.
@@ -207,8 +258,9 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    /// Returns the tag of the consumer that the broker refuses with this close of the channel.
-    pub(super) fn refused_consumer(&self, reason: &CloseReason) -> Option<ShortString> {
+    /// Returns the tag of the consumer that the broker refuses with this close of the channel or of
+    /// the connection.
+    pub(crate) fn refused_consumer(&self, reason: &CloseReason) -> Option<ShortString> {
         let active = self.active.as_ref();
         match active.map(|call| (call.purpose, &call.method)) {
             Some((Purpose::Restore, Method::BasicConsume(consume)))
@@ -228,15 +280,28 @@ impl<T: Tokens> Channel<T> {
         out: &mut Output<T>,
     ) {
         self.suspend(out);
-        self.consumers.note_refusal(tag);
-        if let Some(consumer) = self.consumers.get(tag) {
-            out.events.push_back(Event::ConsumerRefused {
-                consumer: consumer.token.clone(),
-                reason,
-            });
-        }
+        let resumed = self.resumed_consumers();
+        self.report_refusal(tag, reason, false, out);
         out.unrestored.insert(self.id.number);
         self.begin_restore(out);
+        if let Some(restore) = &mut self.restore {
+            restore.steps.extend(resumed);
+            restore.steps.push_back(Step::LastPrefetch);
+        }
+    }
+
+    /// Returns the steps for refused consumers that were to be started when another one was
+    /// refused.
+    fn resumed_consumers(&mut self) -> Vec<Step> {
+        let steps = self
+            .restore
+            .take()
+            .map_or_else(VecDeque::new, |it| it.steps);
+        let is_resumed = |step: &Step| match step {
+            Step::Consume { tag, .. } => self.consumers.is_refused(tag),
+            Step::Send(_) | Step::LastPrefetch => false,
+        };
+        steps.into_iter().filter(is_resumed).collect()
     }
 
     /// Starts a consumer again that the broker has refused. An event has the outcome.

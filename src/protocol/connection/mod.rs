@@ -527,5 +527,6 @@ fn program_call<T: Tokens>(
         consumer,
         cancels: None,
         purpose: Purpose::Usual,
+        is_once: false,
     }
 }

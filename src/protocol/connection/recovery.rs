@@ -24,13 +24,15 @@ use std::time::{Duration, Instant};
 
 use super::super::channel::{Channel, Fate};
 use super::super::close_reason::CloseReason;
-use super::super::event::{ChannelId, Event, Gate, Termination, Tokens};
+use super::super::event::{CallFailure, ChannelId, Event, Gate, Termination, Tokens};
 use super::super::frame::FrameDecoder;
 use super::super::handshake::Negotiated;
 use super::super::heartbeat::Heartbeat;
+use super::super::methods::Method;
 use super::super::recovery::book::Book;
+use super::super::recovery::restoration::is_timeout;
 use super::super::wire::ShortString;
-use super::{Connection, ConnectionState, Router};
+use super::{Connection, ConnectionState, Router, program_call};
 
 /// The reason why a new connection cannot take the place of the lost one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +94,13 @@ impl<T: Tokens> Connection<T> {
         match self.router.state {
             ConnectionState::Open | ConnectionState::Lost(_) => {
                 self.decoder = FrameDecoder::detached();
-                self.router.detach(now);
+                let culprit = match self.loss() {
+                    // The node has no majority, whichever consumer is started.
+                    Some(Termination::Closed(reason)) if is_timeout(reason) => None,
+                    Some(Termination::Closed(reason)) => Some(reason.clone()),
+                    _ => None,
+                };
+                self.router.detach(culprit.as_ref(), now);
             }
             ConnectionState::Closing { .. } => self.ended(),
             ConnectionState::Detached | ConnectionState::Closed => {}
@@ -129,6 +137,26 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
+    /// Sends a method as [`call`](Self::call) does. A loss while it is on the wire interrupts it,
+    /// even if a second time would have the same effect.
+    pub(crate) fn call_once(
+        &mut self,
+        id: ChannelId,
+        method: Method,
+        call: T::Call,
+        deadline: Instant,
+    ) {
+        let out = &mut self.router.out;
+        let mut call = program_call(call, method, None, deadline, out);
+        call.is_once = true;
+        match self.is_open(id) {
+            true => self
+                .router
+                .with_channel(id, |channel, out| channel.call(call, out)),
+            false => self.router.out.fail(call.token, CallFailure::Closed),
+        }
+    }
+
     /// Starts a consumer again that the broker has refused to restore. An event has the outcome.
     pub(crate) fn resume_consumer(
         &mut self,
@@ -143,6 +171,28 @@ impl<T: Tokens> Connection<T> {
                 channel.resume_consumer(consumer_tag, is_meant, out);
             });
         }
+    }
+
+    /// Ends a consumer that is not started again. An event has its token and `reason`.
+    pub(crate) fn skip_consumer(
+        &mut self,
+        id: ChannelId,
+        consumer_tag: &ShortString,
+        is_meant: impl FnOnce(&T::Consumer) -> bool,
+        reason: CloseReason,
+    ) {
+        if self.is_open(id) {
+            self.router.with_channel(id, |channel, out| {
+                channel.skip_consumer(consumer_tag, is_meant, reason, out);
+            });
+        }
+    }
+
+    /// Returns whether the broker has closed the connection because the core starts a consumer
+    /// again.
+    pub(crate) fn is_refusing_consumer(&self, reason: &CloseReason) -> bool {
+        let mut channels = self.router.channels.iter().flatten();
+        channels.any(|channel| channel.refused_consumer(reason).is_some())
     }
 
     /// Returns whether a settlement may be sent on a channel now, as [`gate`](Self::gate) does for
@@ -171,7 +221,7 @@ impl<T: Tokens> Connection<T> {
 }
 
 impl<T: Tokens> Router<T> {
-    fn detach(&mut self, now: Instant) {
+    fn detach(&mut self, culprit: Option<&CloseReason>, now: Instant) {
         self.state = ConnectionState::Detached;
         self.is_preparing = true;
         self.heartbeat = Heartbeat::new(Duration::ZERO, now);
@@ -193,7 +243,7 @@ impl<T: Tokens> Router<T> {
         self.lowest_free = 1;
         for mut channel in channels.into_iter().flatten() {
             let number = channel.id().number;
-            match channel.detach(&mut self.out) {
+            match channel.detach(culprit, &mut self.out) {
                 Fate::Lives => drop(self.suspended.insert(number, channel)),
                 Fate::Gone => freed.push(number),
             }

@@ -14,14 +14,15 @@ use super::super::wire::ShortString;
 use super::{Connection, Router};
 
 impl<T: Tokens> Connection<T> {
-    /// Sends a new secret after the earlier updates are answered.
+    /// Sends a new secret after the earlier updates are answered. Returns `false` if the call has
+    /// failed already.
     pub(crate) fn update_secret(
         &mut self,
         secret: Secret,
         reason: ShortString,
         call: T::Call,
         deadline: Instant,
-    ) {
+    ) -> bool {
         let Router {
             out,
             state,
@@ -29,13 +30,20 @@ impl<T: Tokens> Connection<T> {
             ..
         } = &mut self.router;
         if !state.accepts_commands() {
-            return out.fail(Some(call), CallFailure::Closed);
+            out.fail(Some(call), CallFailure::Closed);
+            return false;
         }
         let bare = connection::UpdateSecret::default().reason(reason);
         let fill = connection::UpdateSecret::new_secret;
         match encode_secret(bare, secret, fill, out.frame_max()) {
-            Ok(frame) => secret_updates.call(frame, call, deadline, out),
-            Err(error) => out.fail(Some(call), CallFailure::Encode(error)),
+            Ok(frame) => {
+                secret_updates.call(frame, call, deadline, out);
+                true
+            }
+            Err(error) => {
+                out.fail(Some(call), CallFailure::Encode(error));
+                false
+            }
         }
     }
 

@@ -1,9 +1,16 @@
-//! The series of delays between the attempts to open a connection again.
+//! The delays between the attempts to open a connection again.
 //!
 //! The first delay is short and random, so that thousands of clients do not come back at once. The
-//! next ones double. A broker that does not answer at all is likely to start, so it is tried at
-//! least every five seconds. A broker that answers and then refuses or ends the connection is given
-//! more time.
+//! next ones double, in two series, because there are two reasons to wait:
+//!
+//! - **Failed attempts.** A broker that does not answer at all is likely to start, so it is tried
+//!   at least every five seconds. One that answers and then refuses is given more time. A
+//!   connection that opens ends this series.
+//! - **Short lives.** Connections that are accepted and lost at once would make a loop, in which
+//!   the program itself may be the reason of the losses. Only a connection that lives for [`LIFE`]
+//!   ends this series.
+//!
+//! See D96 in docs/decisions.md.
 
 use std::time::{Duration, Instant};
 
@@ -24,18 +31,20 @@ pub(crate) const LIFE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Series {
     max_delay: Duration,
-    /// The bound of the last delay. `None`: the series has not begun.
-    bound: Option<Duration>,
+    /// The bounds of the last delay of each series. `None`: the series has not begun.
+    failed_attempts: Option<Duration>,
+    short_lives: Option<Duration>,
     /// The time at which the last restoration was complete.
     restored: Option<Instant>,
 }
 
 impl Series {
-    /// Returns a series whose first connection is open since `now`.
+    /// Returns the series of a connection that is open since `now`.
     pub(super) fn new(max_delay: Duration, now: Instant) -> Self {
         Self {
             max_delay,
-            bound: None,
+            failed_attempts: None,
+            short_lives: None,
             restored: Some(now),
         }
     }
@@ -52,11 +61,18 @@ impl Series {
 
     /// Returns the delay after the loss of a connection.
     pub(super) fn after_loss(&mut self, now: Instant, random: &mut Random) -> Duration {
+        self.failed_attempts = None;
         if self.has_lived(now) {
-            self.bound = None;
+            self.short_lives = None;
         }
         self.restored = None;
-        self.next(self.max_delay, random)
+        match self.short_lives {
+            Some(last) => next(&mut self.short_lives, last, self.max_delay, random),
+            None => {
+                self.short_lives = Some(Duration::ZERO);
+                random.between(Duration::ZERO, self.max_delay.min(FIRST_DELAY_MAX))
+            }
+        }
     }
 
     /// Returns the delay after a failed attempt. `is_early`: the attempt ended before the protocol
@@ -66,22 +82,27 @@ impl Series {
             true => self.max_delay.min(EARLY_DELAY_MAX),
             false => self.max_delay,
         };
-        self.next(max, random)
+        let last = self.failed_attempts.unwrap_or_default();
+        next(&mut self.failed_attempts, last, max, random)
     }
+}
 
-    fn next(&mut self, max: Duration, random: &mut Random) -> Duration {
-        let Some(last) = self.bound else {
-            self.bound = Some(Duration::ZERO);
-            return random.between(Duration::ZERO, max.min(FIRST_DELAY_MAX));
-        };
-        let bound = max.min(BASE.max(last.saturating_mul(2)));
-        self.bound = Some(bound);
-        random.between(bound / 2, bound)
-    }
+/// Returns a delay whose bound is twice the last one.
+fn next(
+    bound: &mut Option<Duration>,
+    last: Duration,
+    max: Duration,
+    random: &mut Random,
+) -> Duration {
+    let next = max.min(BASE.max(last.saturating_mul(2)));
+    *bound = Some(next);
+    random.between(next / 2, next)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MAX: Duration = Duration::from_secs(30);
@@ -151,18 +172,103 @@ mod tests {
 
     #[test]
     fn a_life_counts_from_the_end_of_the_restoration() {
-        let (now, mut random) = (Instant::now(), Random::new(1));
+        let (mut now, mut random) = (Instant::now(), Random::new(1));
         let mut series = Series::new(MAX, now);
         for _ in 0..10 {
-            series.after_attempt(false, &mut random);
+            // Each connection was open for a minute, but never restored.
+            series.after_loss(now, &mut random);
+            now += secs(60);
+            assert!(!series.has_lived(now));
         }
-        // The connection was open for a minute, but never restored.
-        series.after_loss(now, &mut random);
-        assert!(!series.has_lived(now + secs(60)));
-        assert!(series.after_loss(now + secs(60), &mut random) >= secs(15));
+        assert!(series.after_loss(now, &mut random) >= secs(15));
         series.restored(now + secs(60));
         assert!(series.has_lived(now + secs(90)));
         assert!(series.after_loss(now + secs(90), &mut random) <= FIRST_DELAY_MAX);
+    }
+
+    #[test]
+    fn failed_attempts_do_not_delay_the_first_attempt_after_a_connection() {
+        for life in [Duration::ZERO, LIFE] {
+            let (now, mut random) = (Instant::now(), Random::new(1));
+            let mut series = Series::new(MAX, now);
+            series.after_loss(now + LIFE, &mut random);
+            for _ in 0..20 {
+                series.after_attempt(false, &mut random);
+            }
+            series.restored(now);
+            let bound = match life {
+                LIFE => FIRST_DELAY_MAX,
+                // The second connection in succession that has lived short.
+                _ => BASE,
+            };
+            assert!(series.after_loss(now + life, &mut random) <= bound);
+            assert!(series.after_attempt(true, &mut random) <= BASE);
+        }
+    }
+
+    /// The events of a connection over its losses: failed attempts, and lives.
+    #[derive(Debug, Clone, Copy)]
+    enum Happening {
+        Failed {
+            is_early: bool,
+        },
+        /// A connection opens and is lost, after this time if it was restored.
+        Lost {
+            life: Option<Duration>,
+        },
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        let life = proptest::option::of((0..40_u64).prop_map(secs));
+        prop_oneof![
+            any::<bool>().prop_map(|is_early| Happening::Failed { is_early }),
+            life.prop_map(|life| Happening::Lost { life }),
+        ]
+    }
+
+    proptest! {
+        /// Each delay depends only on the number of events of its own kind, since the last event
+        /// that ends its series.
+        #[test]
+        fn each_delay_is_within_the_bounds_of_its_own_series(
+            happenings in proptest::collection::vec(happening(), 1..60),
+            seed: u64,
+        ) {
+            let (mut now, mut random) = (Instant::now(), Random::new(seed));
+            let mut series = Series::new(MAX, now);
+            series.after_loss(now, &mut random);
+            let (mut short, mut failed) = (1, Vec::new());
+            for happening in happenings {
+                let (delay, bound) = match happening {
+                    Happening::Failed { is_early } => {
+                        failed.push(is_early);
+                        let bound = failed.iter().fold(Duration::ZERO, |last, is_early| {
+                            let max = if *is_early { EARLY_DELAY_MAX } else { MAX };
+                            max.min(BASE.max(2 * last))
+                        });
+                        (series.after_attempt(is_early, &mut random), bound)
+                    }
+                    Happening::Lost { life } => {
+                        failed.clear();
+                        if let Some(life) = life {
+                            series.restored(now);
+                            now += life;
+                        }
+                        let has_lived = life.is_some_and(|life| life >= LIFE);
+                        short = if has_lived { 0 } else { short };
+                        let bound = match short {
+                            0 => FIRST_DELAY_MAX,
+                            short => MAX.min(BASE * 2_u32.pow((short - 1).min(10))),
+                        };
+                        short += 1;
+                        (series.after_loss(now, &mut random), bound)
+                    }
+                };
+                let least = if bound == FIRST_DELAY_MAX { Duration::ZERO } else { bound / 2 };
+                prop_assert!(least <= delay && delay <= bound, "{delay:?} {bound:?}");
+                now += delay;
+            }
+        }
     }
 
     #[test]

@@ -5,11 +5,11 @@ use super::super::secret::Secret;
 use super::*;
 
 impl Scenario {
-    fn update_secret(&mut self, secret: &str, call: u32) {
+    fn update_secret(&mut self, secret: &str, call: u32) -> bool {
         let deadline = self.now + RPC_TIMEOUT;
         let reason = "old".into();
         self.core
-            .update_secret(secret.into(), reason, call, deadline);
+            .update_secret(secret.into(), reason, call, deadline)
     }
 
     /// Returns the secret in the output.
@@ -105,7 +105,7 @@ fn the_end_of_the_connection_fails_all_updates() {
     let end = Seen::Closed(Termination::EndOfStream);
     assert_eq!(scenario.events(), [end, closed(1), closed(2)]);
     assert_eq!(scenario.secret_sent(), None);
-    scenario.update_secret("three", 3);
+    assert!(!scenario.update_secret("three", 3));
     assert_eq!(scenario.events(), [closed(3)]);
     assert_eq!(scenario.core.poll_timeout(), None);
 }
@@ -123,12 +123,12 @@ fn after_our_close_no_update_is_sent() {
 #[test]
 fn an_update_larger_than_a_frame_fails_and_does_not_delay_others() {
     let mut scenario = Scenario::new();
-    scenario.update_secret(&"x".repeat(FRAME_MAX as usize), 1);
+    assert!(!scenario.update_secret(&"x".repeat(FRAME_MAX as usize), 1));
     let [Seen::Failed(1, CallFailure::Encode(error))] = &scenario.events()[..] else {
         panic!("it is too long");
     };
     let limit = FRAME_MAX as usize;
     assert!(matches!(error.flaw, Flaw::TooLong { limit: it, .. } if it == limit));
-    scenario.update_secret("two", 2);
+    assert!(scenario.update_secret("two", 2));
     assert_eq!(scenario.secret_sent(), Some("two".into()));
 }

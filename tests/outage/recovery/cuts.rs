@@ -3,7 +3,9 @@
 use cony::{BlockingConnection, ConnectionLostError, Error, RecoveryEvent, queue};
 
 use super::traffic::Traffic;
-use super::{await_outage, events_of, events_until_recovered, rounds, through};
+use super::{
+    await_end_of_outage, await_outage, events_of, events_until_recovered, rounds, through,
+};
 use crate::support::node::steady_node;
 use crate::support::proxy::{Cut, Proxy, Way};
 use crate::support::{PATIENCE, exclusive_queue, next_delivery, ready, unique, until};
@@ -143,7 +145,7 @@ fn a_broker_that_refuses_connections_for_a_time_is_tried_until_it_accepts() {
     let outage = connection.outage().unwrap();
     assert!(outage.last.is_some(), "{outage}");
     proxy.listen(true);
-    let taken = events_until_recovered(&connection, &events);
+    let taken = await_end_of_outage(&connection, &events);
     let [
         RecoveryEvent::Lost(_),
         RecoveryEvent::AttemptFailed(failed),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cony::{BlockingConnection, ConnectionParameters, Credentials, Error, RecoveryEvent};
 
-use super::{events_of, events_until_recovered, through};
+use super::{await_end_of_outage, events_of, through};
 use crate::support::node::{Node, steady_node};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::{exclusive_queue, ready, unique, until};
@@ -62,7 +62,7 @@ fn a_login_that_is_refused_for_a_time_is_tried_until_it_is_accepted() {
     proxy.cut(Cut::Reset);
     until("refusals", || connection.stats().recovery_attempts >= 4);
     user.set_password("first");
-    let taken = events_until_recovered(&connection, &events);
+    let taken = await_end_of_outage(&connection, &events);
     let [
         RecoveryEvent::Lost(_),
         RecoveryEvent::AttemptFailed(failed),

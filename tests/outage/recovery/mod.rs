@@ -24,7 +24,7 @@ use cony::{BlockingConnection, ConnectionParameters, Recovery, RecoveryEvent};
 
 use crate::support::node::Node;
 use crate::support::proxy::Proxy;
-use crate::support::{dispatch_until, until};
+use crate::support::{PATIENCE, dispatch_until, until};
 
 fn rounds() -> usize {
     std::env::var("CONY_TEST_ROUNDS").map_or(2, |value| value.parse().unwrap())
@@ -61,6 +61,16 @@ fn events_of(connection: &BlockingConnection) -> Receiver<RecoveryEvent> {
         Ok(())
     });
     noted
+}
+
+/// Waits for the end of the present outage, and only then dispatches. Returns the events of the
+/// outage. Failed attempts in a row are one event, because no callback has run between them.
+fn await_end_of_outage(
+    connection: &BlockingConnection,
+    events: &Receiver<RecoveryEvent>,
+) -> Vec<RecoveryEvent> {
+    connection.wait_recovered(PATIENCE).unwrap();
+    events_until_recovered(connection, events)
 }
 
 /// Dispatches until the connection has recovered. Returns the events up to then; there are failed

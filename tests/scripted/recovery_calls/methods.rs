@@ -112,6 +112,14 @@ cells! {
         waits_while_the_channel_is_restored, returns_the_reason_after_the_end;
     queue_purge: Case::of("queue_purge", 1, QUEUE_PURGE);
     send_method: Case::of("send_method", 1, QUEUE_PURGE);
+    send_method_of_a_declare: Case {
+        run: |handles| {
+            let declare = queue::Declare::new("q");
+            let connection = handles.channel().connection();
+            connection.send_method(1, declare, None).map(drop)
+        },
+        ..case_of_queue_declare()
+    };
     basic_get_without_acknowledgement: Case {
         run: |handles| {
             let get = basic::Get::new("q").no_ack(true);

@@ -8,7 +8,8 @@ use super::{OUTAGE, Phase, assert_reason, come_back, end, lose, lose_with, recov
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
 use crate::support::peer::{
-    STEP_TIMEOUT, Tune, Wire, args, body, deliver, header_with, method, play, signal,
+    Listener, STEP_TIMEOUT, Tune, Wire, args, body, close, deliver, header_with, method, play,
+    signal,
 };
 
 /// Accepts the session of a new client on this channel. Returns the tag of its consumer.
@@ -172,6 +173,89 @@ mod update_secret {
 
     fn update(connection: &BlockingConnection) -> Result<(), Error> {
         connection.update_secret("new", "it expires")
+    }
+
+    /// Accepts the next connection. Returns the secret of its login.
+    fn accept_login(listener: &Listener) -> (Wire, String) {
+        let mut wire = listener.accept();
+        let response = wire.expect_start_ok();
+        let secret = response.rsplit(|byte| *byte == 0).next().unwrap();
+        (wire, String::from_utf8(secret.to_vec()).unwrap())
+    }
+
+    fn end_handshake(mut wire: Wire) -> Wire {
+        wire.tune(Tune::default());
+        wire.send(0, CONNECTION_OPEN_OK, args().short(""));
+        wire
+    }
+
+    #[test]
+    fn gives_the_secret_of_each_later_login() {
+        play(
+            |listener| {
+                let mut wire = listener.accept();
+                wire.handshake(Tune::default());
+                for secret in ["new", "newer"] {
+                    wire.expect(0, CONNECTION_UPDATE_SECRET);
+                    wire.send(0, CONNECTION_UPDATE_SECRET_OK, args());
+                    drop(wire);
+                    // A login that fails does not bring the old secret back.
+                    let (hung_up, login) = accept_login(listener);
+                    assert_eq!(login, secret);
+                    drop(hung_up);
+                    let (restored, login) = accept_login(listener);
+                    assert_eq!(login, secret);
+                    wire = end_handshake(restored);
+                }
+                wire.finish();
+            },
+            |parameters| {
+                let connection = BlockingConnection::open(parameters.recovery(recovery())).unwrap();
+                for (secret, epoch) in [("new", 1), ("newer", 2)] {
+                    connection.update_secret(secret, "it expires").unwrap();
+                    while connection.stats().recoveries < epoch {
+                        std::thread::yield_now();
+                    }
+                }
+                connection.close().unwrap();
+            },
+        );
+    }
+
+    /// The secret of the opening has expired. So the outage ends only with the new one.
+    #[test]
+    fn in_an_outage_gives_the_secret_of_the_next_login() {
+        let (refused, is_refused) = signal();
+        play(
+            move |listener| {
+                let mut wire = listener.accept();
+                wire.handshake(Tune::default());
+                drop(wire);
+                let mut refused = Some(refused);
+                let wire = loop {
+                    let (mut wire, login) = accept_login(listener);
+                    if login == "new" {
+                        break wire;
+                    }
+                    let close = close(403, "ACCESS_REFUSED - expired", (0, 0));
+                    wire.send(0, CONNECTION_CLOSE, close);
+                    wire.expect(0, CONNECTION_CLOSE_OK);
+                    if let Some(refused) = refused.take() {
+                        refused.send(()).unwrap();
+                    }
+                };
+                let mut wire = end_handshake(wire);
+                wire.expect(0, CONNECTION_UPDATE_SECRET);
+                wire.send(0, CONNECTION_UPDATE_SECRET_OK, args());
+                wire.finish();
+            },
+            move |parameters| {
+                let connection = BlockingConnection::open(parameters.recovery(recovery())).unwrap();
+                is_refused.wait();
+                update(&connection).unwrap();
+                connection.close().unwrap();
+            },
+        );
     }
 
     #[test]

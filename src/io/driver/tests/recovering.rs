@@ -27,7 +27,7 @@ fn driver_with(
     unconfirmed_limit: Option<usize>,
 ) -> Driver {
     let address = listener.local_addr().unwrap();
-    let connect = move |_, _, _: &_| {
+    let connect = move |_: &_, _: &_| {
         link_to(address).map_err(|error| AttemptError {
             failure: AttemptFailure::Unreachable(Stage::Tcp),
             error: Box::new(Error::other(error)),

@@ -4,7 +4,7 @@ use mio::Token;
 
 use super::*;
 use crate::error::Error;
-use crate::io::driver::connecting::{AttemptError, Connect, Connecting};
+use crate::io::driver::connecting::{AttemptError, Connect, ConnectOrder, Connecting};
 use crate::protocol::recovery::policy::AttemptFailure;
 
 /// A time that no test reaches.
@@ -27,8 +27,13 @@ impl Driver {
         &self,
         connect: impl Fn(&CancellationToken) -> Result<Link, AttemptError> + Send + Sync + 'static,
     ) -> Connecting {
-        let connect: Arc<Connect> = Arc::new(move |_, _, token| connect(token));
-        Connecting::begin(connect, 0, Instant::now() + HOUR, &self.waker).unwrap()
+        let connect: Arc<Connect> = Arc::new(move |_, token| connect(token));
+        let order = ConnectOrder {
+            broker: 0,
+            deadline: Instant::now() + HOUR,
+            newest_secret: None,
+        };
+        Connecting::begin(connect, order, &self.waker).unwrap()
     }
 
     /// Waits until an event has this token, and `is_meant` for its readiness to be read.

@@ -370,7 +370,6 @@ impl Book {
     /// Forgets a consumer. With the last consumer of an auto-delete queue the broker deletes the
     /// queue.
     fn end_consumer(&mut self, channel: u16, tag: &ShortString) {
-        self.forget_consumer_strikes(channel, tag);
         let Some(queue) = self.consumers.remove(channel, tag) else {
             return;
         };
@@ -384,7 +383,6 @@ impl Book {
     /// Forgets a consumer that the broker has cancelled. Its queue stays in the book: it may have
     /// been deleted by others, and is then declared again after a loss.
     pub(crate) fn consumer_cancelled(&mut self, channel: u16, tag: &ShortString) {
-        self.forget_consumer_strikes(channel, tag);
         self.consumers.remove(channel, tag);
     }
 
@@ -474,13 +472,6 @@ impl Book {
         if !self.strikes.is_empty() {
             self.strikes.remove(&entity());
         }
-    }
-
-    fn forget_consumer_strikes(&mut self, channel: u16, tag: &ShortString) {
-        self.forget_strikes(|| Entity::Consumer {
-            channel,
-            tag: tag.clone(),
-        });
     }
 }
 

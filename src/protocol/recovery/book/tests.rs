@@ -470,16 +470,11 @@ fn strikes_end_with_the_entry_or_with_the_next_success() {
     let mut book = Book::default();
     let queue = Entity::Queue("q".into());
     let exchange = Entity::Exchange("x".into());
-    let consumer = Entity::Consumer {
-        channel: 1,
-        tag: "a".into(),
-    };
     record(&mut book, exchange::Declare::new("x"));
     record(&mut book, queue::Declare::new("q"));
     record(&mut book, queue::Bind::new("q", "x", "k"));
-    record(&mut book, consume("q", "a"));
     let binding = book.plan(Topology::All).queue_bindings[0].clone();
-    let entities = [&queue, &exchange, &consumer, &binding];
+    let entities = [&queue, &exchange, &binding];
     let strike_all = |book: &mut Book| {
         for entity in entities {
             book.strike(entity, &reason);
@@ -500,10 +495,8 @@ fn strikes_end_with_the_entry_or_with_the_next_success() {
     record(&mut book, queue::Declare::new("q"));
     record(&mut book, exchange::Declare::new("x"));
     record(&mut book, queue::Bind::new("q", "x", "k"));
-    record(&mut book, consume("q", "a"));
     assert!(book.strikes.is_empty());
     strike_all(&mut book);
-    record(&mut book, basic::Cancel::new("a"));
     record(&mut book, exchange::Delete::new("x"));
     record(&mut book, queue::Delete::new("q"));
     assert!(book.strikes.is_empty());

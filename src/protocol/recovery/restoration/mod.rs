@@ -71,6 +71,13 @@ pub(crate) struct Settings {
     pub(crate) heartbeat: Duration,
 }
 
+impl Settings {
+    /// Returns the longest time for which the lost connection may hold its locks.
+    pub(crate) fn lock_time(&self) -> Duration {
+        3 * self.heartbeat + LOCK_MARGIN
+    }
+}
+
 /// A call to make on a lane.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LaneCall {
@@ -212,7 +219,7 @@ impl Restoration {
             return Some(Task::new(entity));
         }
         if let Some((endpoint, locked)) = self.aside.take_due(now) {
-            let patience = 3 * self.settings.heartbeat + LOCK_MARGIN;
+            let patience = self.settings.lock_time();
             let is_overdue = locked.is_some_and(|locked| locked >= patience);
             let new_name = match &endpoint {
                 Endpoint::Queue(name) if is_overdue && is_client_made(name) => {
@@ -406,6 +413,11 @@ impl Restoration {
         is_possible
     }
 
+    /// Returns whether something was declared, restored or skipped that was not taken yet.
+    pub(crate) fn has_outcomes(&self) -> bool {
+        !self.declared.is_empty() || !self.report.is_empty()
+    }
+
     /// Returns the present names of the queues whose declare has succeeded, or has failed for good,
     /// since the last call.
     pub(crate) fn take_declared(&mut self) -> Vec<ShortString> {
@@ -508,7 +520,7 @@ impl Restoration {
 
 /// Returns whether the broker reports a timeout of its own: a node without a majority closes the
 /// connection so, whichever entry is declared. The text only makes more patient.
-fn is_timeout(reason: &CloseReason) -> bool {
+pub(crate) fn is_timeout(reason: &CloseReason) -> bool {
     let text = reason.text.to_ascii_lowercase();
     text.contains("timed out") || text.contains("timeout")
 }

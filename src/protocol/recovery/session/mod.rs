@@ -173,6 +173,11 @@ impl Session {
         self.outage.as_ref()
     }
 
+    /// Returns the broker of the present connection or attempt, or of the last one.
+    pub(crate) fn broker(&self) -> usize {
+        self.brokers.current()
+    }
+
     /// Handles the loss of the connection. Returns `None` if there was none.
     pub(crate) fn lost(
         &mut self,

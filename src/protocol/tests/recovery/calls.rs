@@ -43,6 +43,29 @@ fn a_call_that_may_be_repeated_is_sent_again() {
 }
 
 #[test]
+fn a_call_for_one_time_is_interrupted_on_the_wire_and_waits_otherwise() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    let deadline = scenario.now + RPC_TIMEOUT;
+    let declare = |name| Method::from(queue::Declare::new(name));
+    for (call, name) in [(1, "on the wire"), (2, "behind it")] {
+        scenario.core.call_once(id, declare(name), call, deadline);
+    }
+    assert_eq!(scenario.sent(), [(1, declare("on the wire"))]);
+    scenario.lose();
+    scenario
+        .core
+        .call_once(id, declare("in the outage"), 3, deadline);
+    let interrupted = Seen::Failed(1, CallFailure::Interrupted);
+    assert_eq!(scenario.events(), [suspended("one", 0), interrupted]);
+    scenario.restore();
+    scenario.peer_sends(1, channel::OpenOk::default());
+    assert_eq!(scenario.sent(), [open(), (1, declare("behind it"))]);
+    scenario.peer_sends(1, queue::DeclareOk::default());
+    assert_eq!(scenario.sent(), [(1, declare("in the outage"))]);
+}
+
+#[test]
 fn a_call_whose_effect_the_loss_has_is_answered() {
     let (seen, sent) = lost_call(basic::Recover::default());
     assert_eq!(seen, [Seen::Reply(1, basic::RecoverOk::default().into())]);

@@ -384,3 +384,116 @@ fn a_consumer_that_the_broker_cancels_during_the_script_ends() {
     scenario.peer_sends(1, channel::OpenOk::default());
     assert_eq!(scenario.sent(), [open(), consume("b")]);
 }
+
+/// Closes the connection because of the consume on the wire. Returns the reason.
+fn close_by_consume(scenario: &mut Scenario, code: u16) -> CloseReason {
+    let close = connection::Close::default()
+        .reply_code(code)
+        .reply_text("no")
+        .class_id(60)
+        .method_id(20);
+    scenario.peer_sends(0, close);
+    let method = Some(basic::Consume::ID);
+    let reason = reason(ClosedBy::Broker, code, "no", method);
+    assert!(scenario.core.is_refusing_consumer(&reason));
+    scenario.lose();
+    scenario.events();
+    scenario.restore();
+    reason
+}
+
+#[test]
+fn a_consumer_that_closes_the_connection_is_tried_once_more_and_then_ends() {
+    for code in [530, 541] {
+        let mut scenario = Scenario::new();
+        scenario.core.outlive_losses();
+        let id = scenario.open_channel(1);
+        scenario.consume(id, "a");
+        scenario.consume(id, "b");
+        scenario.reopen();
+        assert_eq!(scenario.sent(), [consume("a")]);
+        let reason = close_by_consume(&mut scenario, code);
+        assert_eq!(scenario.events(), [Seen::Suspected("a", reason.clone())]);
+        assert_eq!(
+            answer_script(&mut scenario),
+            methods_of([open(), consume("b")])
+        );
+        scenario.events();
+        scenario.resume(id, "a");
+        assert_eq!(scenario.sent(), [consume("a")]);
+        let second = close_by_consume(&mut scenario, code);
+        let ended = Seen::ConsumerEnded("a", EndedBy::Broker);
+        assert_eq!(scenario.events(), [Seen::Skipped("a", second), ended]);
+        assert_eq!(
+            answer_script(&mut scenario),
+            methods_of([open(), consume("b")])
+        );
+    }
+}
+
+#[test]
+fn a_success_in_between_acquits_a_consumer() {
+    let mut scenario = Scenario::new();
+    scenario.core.outlive_losses();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "a");
+    scenario.reopen();
+    scenario.sent();
+    for _ in 0..3 {
+        let reason = close_by_consume(&mut scenario, 541);
+        assert_eq!(scenario.events(), [Seen::Suspected("a", reason)]);
+        assert_eq!(answer_script(&mut scenario), methods_of([open()]));
+        scenario.resume(id, "a");
+        scenario.peer_sends(1, consume_ok("a"));
+        scenario.reopen();
+        assert_eq!(scenario.sent(), [consume("a")]);
+    }
+}
+
+#[test]
+fn a_refusal_does_not_drop_the_attempt_for_another_consumer() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "a");
+    scenario.consume(id, "b");
+    scenario.reopen();
+    for _ in 0..2 {
+        scenario.peer_sends(1, refusal(404).0);
+        scenario.peer_sends(1, channel::OpenOk::default());
+    }
+    scenario.sent();
+    scenario.resume(id, "a");
+    scenario.resume(id, "b");
+    assert_eq!(scenario.sent(), [consume("a")]);
+    scenario.peer_sends(1, refusal(404).0);
+    scenario.peer_sends(1, channel::OpenOk::default());
+    assert_eq!(scenario.sent().last(), Some(&consume("b")));
+}
+
+#[test]
+fn a_skipped_consumer_ends_as_one_that_the_broker_cancels() {
+    let mut scenario = Scenario::new();
+    let id = scenario.open_channel(1);
+    scenario.consume(id, "a");
+    scenario.reopen();
+    let (close, reason) = refusal(404);
+    scenario.peer_sends(1, close);
+    scenario.peer_sends(1, channel::OpenOk::default());
+    scenario.events();
+    let skip = |scenario: &mut Scenario, token: &'static str| {
+        let is_meant = |it: &&'static str| *it == token;
+        scenario
+            .core
+            .skip_consumer(id, &"a".into(), is_meant, reason.clone());
+    };
+    skip(&mut scenario, "another with its tag");
+    assert_eq!(scenario.events(), []);
+    skip(&mut scenario, "a");
+    let ended = Seen::ConsumerEnded("a", EndedBy::Broker);
+    assert_eq!(
+        scenario.events(),
+        [Seen::Skipped("a", reason.clone()), ended]
+    );
+    scenario.reopen();
+    assert_eq!(scenario.sent(), []);
+}

@@ -1,0 +1,479 @@
+//! The consumers that the broker has refused to restore: when each is tried again, and when its
+//! attempts end.
+//!
+//! ```text
+//!            due                  the outcome           exists, or
+//!  waiting -------> declaring ------------------> look -----------> try ----> started
+//!     ^             (its queue)                    |    not permitted  |
+//!     +--------------------------------------------+------ refused ----+----> given up
+//! ```
+//!
+//! A refusal on the consumer's own channel closes that channel, whose other deliveries become
+//! stale. So the queue is looked for first, with a passive declare on a channel of recovery's own.
+//! See D92 and D97 in docs/decisions.md.
+//!
+//! A *suspect* is a consumer under whose restoration the broker has closed the connection. It is
+//! tried alone, so that a second close is certainly because of it.
+
+use std::time::{Duration, Instant};
+
+use super::super::close_reason::CloseReason;
+use super::super::reply_code::ReplyCode;
+use super::restoration::HANG_TIME;
+
+/// The delay before the first attempt. Each further refusal doubles it.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+
+/// The longest delay between two attempts.
+const DELAY_MAX: Duration = Duration::from_secs(30);
+
+/// The least time after which a refusal ends the attempts.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The largest number of looks at the same time. Each needs a channel.
+const LOOKS_MAX: usize = 4;
+
+/// The next action for a consumer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Step<K> {
+    /// Declare its queue, if it is in the book, and report the outcome with
+    /// [`queues_declared`](RefusedConsumers::queues_declared). `is_repeated`: the last declare has
+    /// no outcome yet.
+    Declare { consumer: K, is_repeated: bool },
+    /// Look for its queue, and report the outcome with [`looked`](RefusedConsumers::looked).
+    Look(K),
+    /// Start it on its own channel.
+    Try(K),
+    /// End it with this reason.
+    GiveUp(K, CloseReason),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Waiting { until: Instant },
+    Declaring { since: Instant, until: Instant },
+    Declared,
+    Looking,
+    Found,
+    Trying { since: Instant },
+    GivenUp,
+}
+
+#[derive(Debug)]
+struct Entry<K> {
+    consumer: K,
+    is_suspect: bool,
+    /// The last refusal.
+    reason: CloseReason,
+    /// The instant of the first refusal, later by the time of declares.
+    since: Instant,
+    delay: Duration,
+    state: State,
+}
+
+/// The refused consumers of a connection.
+#[derive(Debug)]
+pub(crate) struct RefusedConsumers<K> {
+    patience: Duration,
+    entries: Vec<Entry<K>>,
+}
+
+impl<K: Clone + PartialEq> RefusedConsumers<K> {
+    /// `lock_time` is the longest time for which the lost connection may hold its locks. The
+    /// attempts do not end before.
+    pub(crate) fn new(lock_time: Duration) -> Self {
+        Self {
+            patience: PATIENCE.max(lock_time),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Notes that the broker has refused a consumer on its own channel.
+    pub(crate) fn refused(
+        &mut self,
+        consumer: &K,
+        reason: &CloseReason,
+        is_suspect: bool,
+        now: Instant,
+    ) {
+        let patience = self.patience;
+        match self.find(consumer) {
+            Some(entry) => entry.fail(reason, patience, now),
+            None => self.entries.push(Entry {
+                consumer: consumer.clone(),
+                is_suspect,
+                reason: reason.clone(),
+                since: now,
+                delay: FIRST_DELAY,
+                state: State::Waiting {
+                    until: now + FIRST_DELAY,
+                },
+            }),
+        }
+    }
+
+    /// Notes that the declares of some queues have an outcome, or cannot be made. `is_of` returns
+    /// whether a consumer is of such a queue.
+    pub(crate) fn queues_declared(&mut self, now: Instant, is_of: impl Fn(&K) -> bool) {
+        for entry in self.entries.iter_mut().filter(|it| is_of(&it.consumer)) {
+            match entry.state {
+                State::Declaring { since, .. } => entry.since += now - since,
+                State::Waiting { .. } => {}
+                _ => continue,
+            }
+            entry.state = State::Declared;
+        }
+    }
+
+    /// Handles the outcome of a look. A look that is not permitted proves nothing, because the
+    /// permission to consume is another one.
+    pub(crate) fn looked(&mut self, consumer: &K, outcome: Result<(), &CloseReason>, now: Instant) {
+        let patience = self.patience;
+        let Some(entry) = self.find(consumer) else {
+            return;
+        };
+        match outcome {
+            Err(reason) if reason.code != ReplyCode::ACCESS_REFUSED => {
+                entry.fail(reason, patience, now);
+            }
+            _ => entry.state = State::Found,
+        }
+    }
+
+    /// Forgets a consumer: it has started, or has ended.
+    pub(crate) fn remove(&mut self, consumer: &K) {
+        self.entries.retain(|entry| entry.consumer != *consumer);
+    }
+
+    /// Forgets all consumers.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// Returns the next action that is due. `is_restored`: the outage is over.
+    pub(crate) fn next(&mut self, now: Instant, is_restored: bool) -> Option<Step<K>> {
+        let looks = self.entries.iter().filter(|it| it.state == State::Looking);
+        let can_look = looks.count() < LOOKS_MAX;
+        let can_try = [false, true].map(|is_suspect| self.can_try(is_suspect, is_restored, now));
+        let is_due = |entry: &Entry<K>| match entry.state {
+            State::Waiting { until } | State::Declaring { until, .. } => until <= now,
+            State::Declared => can_look,
+            State::Found => can_try[usize::from(entry.is_suspect)],
+            State::GivenUp => true,
+            State::Looking | State::Trying { .. } => false,
+        };
+        let index = self.entries.iter().position(is_due)?;
+        let entry = self.entries.get_mut(index)?;
+        let consumer = entry.consumer.clone();
+        let (state, step) = match entry.state {
+            State::Declared => (State::Looking, Step::Look(consumer)),
+            State::Found => (State::Trying { since: now }, Step::Try(consumer)),
+            State::GivenUp => {
+                let entry = self.entries.swap_remove(index);
+                return Some(Step::GiveUp(consumer, entry.reason));
+            }
+            state => {
+                let earlier = match state {
+                    State::Declaring { since, .. } => Some(since),
+                    _ => None,
+                };
+                let state = State::Declaring {
+                    since: earlier.unwrap_or(now),
+                    until: now + entry.delay,
+                };
+                let is_repeated = earlier.is_some();
+                let declare = Step::Declare {
+                    consumer,
+                    is_repeated,
+                };
+                (state, declare)
+            }
+        };
+        entry.state = state;
+        Some(step)
+    }
+
+    /// Returns whether a consumer may be tried now. An attempt without an answer for [`HANG_TIME`]
+    /// holds up no other one.
+    fn can_try(&self, is_suspect: bool, is_restored: bool, now: Instant) -> bool {
+        let mut trying = self.entries.iter().filter(|entry| match entry.state {
+            State::Trying { since } => now < since + HANG_TIME,
+            _ => false,
+        });
+        match is_suspect {
+            true => is_restored && trying.next().is_none(),
+            false => !trying.any(|entry| entry.is_suspect),
+        }
+    }
+
+    /// Returns the instant at which the next action may be due without an outcome before.
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let due = self.entries.iter().filter_map(|entry| match entry.state {
+            State::Waiting { until } | State::Declaring { until, .. } => Some(until),
+            State::Trying { since } => Some(since + HANG_TIME).filter(|hangs| *hangs > now),
+            _ => None,
+        });
+        due.min()
+    }
+
+    fn find(&mut self, consumer: &K) -> Option<&mut Entry<K>> {
+        let mut entries = self.entries.iter_mut();
+        entries.find(|entry| entry.consumer == *consumer)
+    }
+}
+
+impl<K> Entry<K> {
+    fn fail(&mut self, reason: &CloseReason, patience: Duration, now: Instant) {
+        let end = self.since + patience;
+        self.reason = reason.clone();
+        if now >= end && !is_of_node(reason) {
+            self.state = State::GivenUp;
+            return;
+        }
+        self.delay = DELAY_MAX.min(2 * self.delay);
+        let until = now + self.delay;
+        self.state = State::Waiting {
+            until: match now < end {
+                // The last attempt is at the end.
+                true => until.min(end),
+                false => until,
+            },
+        };
+    }
+}
+
+/// Returns whether the queue exists on a node that does not answer now. The text only makes more
+/// patient.
+fn is_of_node(reason: &CloseReason) -> bool {
+    let texts = ["is down", "inaccessible", "crashed", "stopped", "timeout"];
+    let is_missing = reason.code == ReplyCode::NOT_FOUND;
+    is_missing && texts.iter().any(|text| reason.text.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::close_reason::ClosedBy;
+    use super::*;
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn reason(code: u16, text: &str) -> CloseReason {
+        CloseReason::new(ClosedBy::Broker, code, text, None)
+    }
+
+    fn missing() -> CloseReason {
+        reason(404, "NOT_FOUND - no queue 'q' in vhost '/'")
+    }
+
+    /// The refused consumers and their clock.
+    struct Clock {
+        refused: RefusedConsumers<&'static str>,
+        now: Instant,
+    }
+
+    impl Clock {
+        /// Refuses these consumers.
+        fn with(consumers: &[&'static str]) -> Self {
+            let mut clock = Self {
+                refused: RefusedConsumers::new(Duration::ZERO),
+                now: Instant::now(),
+            };
+            for consumer in consumers {
+                clock.refuse(consumer);
+            }
+            clock
+        }
+
+        fn refuse(&mut self, consumer: &'static str) {
+            self.refused.refused(&consumer, &missing(), false, self.now);
+        }
+
+        fn next(&mut self) -> Option<Step<&'static str>> {
+            self.refused.next(self.now, true)
+        }
+
+        /// Waits for the next step.
+        fn wait(&mut self) -> Step<&'static str> {
+            assert_eq!(self.next(), None);
+            self.now = self.refused.poll_timeout(self.now).unwrap();
+            self.next().unwrap()
+        }
+
+        /// Reports that the queue cannot be declared, and expects the look for it.
+        fn begin_look(&mut self, consumer: &'static str) {
+            self.refused.queues_declared(self.now, |it| *it == consumer);
+            assert_eq!(self.next(), Some(Step::Look(consumer)));
+        }
+
+        fn look(&mut self, consumer: &'static str, outcome: Result<(), &CloseReason>) {
+            self.begin_look(consumer);
+            self.refused.looked(&consumer, outcome, self.now);
+        }
+    }
+
+    fn declare(consumer: &'static str) -> Step<&'static str> {
+        Step::Declare {
+            consumer,
+            is_repeated: false,
+        }
+    }
+
+    #[test]
+    fn only_a_look_that_succeeds_risks_the_channel() {
+        let mut clock = Clock::with(&["a"]);
+        let begin = clock.now;
+        for delay in [1, 2, 4, 8] {
+            let last = clock.now;
+            assert_eq!(clock.wait(), declare("a"));
+            assert_eq!(clock.now - last, secs(delay));
+            clock.look("a", Err(&missing()));
+        }
+        assert_eq!(clock.wait(), declare("a"));
+        clock.look("a", Ok(()));
+        assert_eq!(clock.next(), Some(Step::Try("a")));
+        assert_eq!(clock.now - begin, secs(31));
+        clock.refused.remove(&"a");
+        assert_eq!(clock.refused.poll_timeout(clock.now), None);
+    }
+
+    #[test]
+    fn a_look_that_is_not_permitted_is_followed_by_an_attempt() {
+        let mut clock = Clock::with(&["a"]);
+        clock.wait();
+        clock.look("a", Err(&reason(403, "ACCESS_REFUSED - configure access")));
+        assert_eq!(clock.next(), Some(Step::Try("a")));
+        // A refusal of the attempt itself is one, with the same code.
+        let refusal = reason(403, "ACCESS_REFUSED - queue in exclusive use");
+        clock.refused.refused(&"a", &refusal, false, clock.now);
+        assert_eq!(clock.wait(), declare("a"));
+    }
+
+    #[test]
+    fn attempts_end_after_a_minute() {
+        for tries in [false, true] {
+            let mut clock = Clock::with(&["a"]);
+            let begin = clock.now;
+            let step = loop {
+                match clock.wait() {
+                    step if step == declare("a") && tries => {
+                        clock.look("a", Ok(()));
+                        assert_eq!(clock.next(), Some(Step::Try("a")));
+                        clock.refuse("a");
+                    }
+                    step if step == declare("a") => clock.look("a", Err(&missing())),
+                    step => panic!("{step:?}"),
+                }
+                if clock.now - begin >= PATIENCE {
+                    break clock.next();
+                }
+            };
+            assert_eq!(step, Some(Step::GiveUp("a", missing())));
+            assert_eq!(clock.now - begin, PATIENCE);
+            assert_eq!(clock.next(), None);
+            assert_eq!(clock.refused.poll_timeout(clock.now), None);
+        }
+    }
+
+    #[test]
+    fn locks_of_the_lost_connection_are_outlasted() {
+        let mut clock = Clock::with(&[]);
+        clock.refused = RefusedConsumers::new(secs(185));
+        clock.refuse("a");
+        let begin = clock.now;
+        while clock.now - begin < secs(185) {
+            assert_eq!(clock.wait(), declare("a"));
+            clock.look("a", Err(&reason(405, "RESOURCE_LOCKED")));
+        }
+        assert!(matches!(clock.next(), Some(Step::GiveUp("a", _))));
+    }
+
+    #[test]
+    fn a_node_that_is_down_ends_no_attempts() {
+        let down = reason(
+            404,
+            "NOT_FOUND - home node 'b' of durable queue 'q' is down",
+        );
+        let mut clock = Clock::with(&["a"]);
+        let begin = clock.now;
+        while clock.now - begin < secs(600) {
+            assert_eq!(clock.wait(), declare("a"));
+            clock.look("a", Err(&down));
+        }
+        assert_eq!(clock.wait(), declare("a"));
+        clock.look("a", Err(&missing()));
+        assert!(matches!(clock.next(), Some(Step::GiveUp("a", _))));
+    }
+
+    #[test]
+    fn the_time_of_a_declare_does_not_count() {
+        let mut clock = Clock::with(&["a"]);
+        assert_eq!(clock.wait(), declare("a"));
+        for _ in 0..100 {
+            let repeated = Step::Declare {
+                consumer: "a",
+                is_repeated: true,
+            };
+            assert_eq!(clock.wait(), repeated);
+        }
+        clock.look("a", Err(&missing()));
+        assert_eq!(clock.wait(), declare("a"), "it is not given up");
+    }
+
+    #[test]
+    fn a_declare_in_the_meantime_shortens_the_wait() {
+        let mut clock = Clock::with(&["a", "b"]);
+        clock.begin_look("b");
+        assert_eq!(clock.next(), None);
+        // It has an effect before the look only.
+        clock.refused.queues_declared(clock.now, |it| *it == "b");
+        assert_eq!(clock.next(), None);
+    }
+
+    #[test]
+    fn a_few_looks_are_made_at_the_same_time() {
+        let all = ["a", "b", "c", "d", "e", "f"];
+        let mut clock = Clock::with(&all);
+        for consumer in all {
+            clock
+                .refused
+                .queues_declared(clock.now, |it| *it == consumer);
+        }
+        let steps: Vec<_> = std::iter::from_fn(|| clock.next()).collect();
+        assert_eq!(
+            steps,
+            all[..LOOKS_MAX]
+                .iter()
+                .map(|it| Step::Look(*it))
+                .collect::<Vec<_>>()
+        );
+        clock.refused.looked(&"b", Ok(()), clock.now);
+        assert_eq!(clock.next(), Some(Step::Try("b")));
+        assert_eq!(clock.next(), Some(Step::Look("e")));
+    }
+
+    #[test]
+    fn a_suspect_is_tried_alone_and_after_the_outage() {
+        let mut clock = Clock::with(&["a", "b"]);
+        clock
+            .refused
+            .refused(&"s", &reason(541, ""), true, clock.now);
+        for consumer in ["s", "a"] {
+            clock.look(consumer, Ok(()));
+            if consumer == "s" {
+                assert_eq!(clock.refused.next(clock.now, false), None);
+            }
+        }
+        assert_eq!(clock.refused.next(clock.now, false), Some(Step::Try("a")));
+        assert_eq!(clock.next(), None, "another one is being tried");
+        clock.refused.remove(&"a");
+        assert_eq!(clock.next(), Some(Step::Try("s")));
+        clock.look("b", Ok(()));
+        assert_eq!(
+            clock.wait(),
+            Step::Try("b"),
+            "after the patience for the suspect"
+        );
+    }
+}
