@@ -11,6 +11,7 @@ use crate::io::shared::command::{ChannelCommand, Command, OpenFailure, Outcome};
 use crate::io::shared::connection::ConnectionShared;
 use crate::io::shared::consumer::{ConsumerInbox, ConsumerShared, ConsumerToken, Destination};
 use crate::io::shared::notices::Notice;
+use crate::io::to_io::unconfirmed_publishes::Settling;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::confirms::fingerprint;
 use crate::protocol::content::ReturnedContent;
@@ -170,12 +171,11 @@ pub(crate) fn pass_on(
         } => {
             let mut unconfirmed = channel.unconfirmed.lock();
             let spare = shared.commands().spare_buffers();
-            let mut freed = 0;
+            let mut settling = Settling::begin(&mut unconfirmed, spare);
             let confirmed = channel
                 .confirm_window
-                .confirmed(number, multiple, ack, |number| {
-                    freed += unconfirmed.settle(number, spare);
-                });
+                .confirmed(number, multiple, ack, |number| settling.settle(number));
+            let freed = settling.finish();
             drop(unconfirmed);
             shared.release_unconfirmed(freed);
             match ack {

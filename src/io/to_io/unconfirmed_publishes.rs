@@ -82,14 +82,51 @@ impl Buffer {
         }
     }
 
-    fn note(&mut self, numbers: impl Iterator<Item = u64>) {
-        for number in numbers {
-            self.unsettled += 1;
-            match self.numbers.last_mut() {
-                Some(last) if last.end == number => last.end += 1,
-                _ => self.numbers.push(number..number + 1),
-            }
+    fn note(&mut self, numbers: Range<u64>) {
+        self.unsettled += numbers.end - numbers.start;
+        match self.numbers.last_mut() {
+            Some(last) if last.end == numbers.start => last.end = numbers.end,
+            _ => self.numbers.push(numbers),
         }
+    }
+}
+
+/// Settles publishes one by one. Consecutive ones are settled together.
+pub(crate) struct Settling<'a> {
+    publishes: &'a mut UnconfirmedPublishes,
+    spare: &'a SpareBuffers,
+    run: Range<u64>,
+    freed: usize,
+}
+
+impl<'a> Settling<'a> {
+    pub(crate) fn begin(publishes: &'a mut UnconfirmedPublishes, spare: &'a SpareBuffers) -> Self {
+        Self {
+            publishes,
+            spare,
+            run: 0..0,
+            freed: 0,
+        }
+    }
+
+    /// Notes that the publish with this number is settled.
+    #[inline]
+    pub(crate) fn settle(&mut self, number: u64) {
+        if self.run.end != number {
+            self.end_run(number);
+        }
+        self.run.end = number + 1;
+    }
+
+    fn end_run(&mut self, next: u64) {
+        let run = std::mem::replace(&mut self.run, next..next);
+        self.freed += self.publishes.settle(run, self.spare);
+    }
+
+    /// Returns the number of freed bytes.
+    pub(crate) fn finish(mut self) -> usize {
+        self.end_run(0);
+        self.freed
     }
 }
 
@@ -125,7 +162,10 @@ impl UnconfirmedPublishes {
         if let Some(buffer) = self.buffers.back_mut() {
             match frames.numbers.is_empty() {
                 true => buffer.note(next..next + frames.messages),
-                false => buffer.note(frames.numbers.iter().copied()),
+                false => frames
+                    .numbers
+                    .iter()
+                    .for_each(|it| buffer.note(*it..it + 1)),
             }
         }
         shared
@@ -176,24 +216,30 @@ impl UnconfirmedPublishes {
         }
     }
 
-    /// Notes that the publish with this number is settled. Returns the number of freed bytes.
-    #[inline]
-    pub(crate) fn settle(&mut self, number: u64, spare: &SpareBuffers) -> usize {
-        let index = match self.buffers.front() {
-            None => return 0,
-            Some(front) if number < front.end() => 0,
-            Some(_) => self.buffers.partition_point(|it| it.end() <= number),
-        };
-        let Some(buffer) = self.buffers.get_mut(index) else {
-            return 0;
-        };
-        if number < buffer.first() {
-            return 0;
-        }
-        buffer.unsettled = buffer.unsettled.saturating_sub(1);
-        match buffer.unsettled {
-            0 => self.free(index, spare),
-            _ => 0,
+    /// Notes that the publishes with these numbers are settled now, none of which was before.
+    /// Returns the number of freed bytes.
+    pub(crate) fn settle(&mut self, numbers: Range<u64>, spare: &SpareBuffers) -> usize {
+        let Range { mut start, end } = numbers;
+        let mut freed = 0;
+        loop {
+            let index = match self.buffers.front() {
+                None => return freed,
+                Some(front) if start < front.end() => 0,
+                Some(_) => self.buffers.partition_point(|it| it.end() <= start),
+            };
+            let Some(buffer) = self.buffers.get_mut(index) else {
+                return freed;
+            };
+            let first = start.max(buffer.first());
+            let next = end.min(buffer.end());
+            if first >= next {
+                return freed;
+            }
+            buffer.unsettled = buffer.unsettled.saturating_sub(next - first);
+            start = next;
+            if buffer.unsettled == 0 {
+                freed += self.free(index, spare);
+            }
         }
     }
 
@@ -420,14 +466,16 @@ mod tests {
                     Act::Settle(index) => {
                         let number = *index.get(&open.keys().copied().collect::<Vec<_>>());
                         open.remove(&number);
-                        held -= kept.settle(number, &spare);
+                        held -= kept.settle(number..number + 1, &spare);
                     }
                     Act::SettleUpTo(index) => {
                         let number = *index.get(&open.keys().copied().collect::<Vec<_>>());
                         let later = open.split_off(&(number + 1));
+                        let mut settling = Settling::begin(&mut kept, &spare);
                         for number in std::mem::replace(&mut open, later).into_keys() {
-                            held -= kept.settle(number, &spare);
+                            settling.settle(number);
                         }
+                        held -= settling.finish();
                     }
                     Act::Lose(cut) => {
                         let numbers: Vec<_> = kept.numbers().collect();
@@ -480,12 +528,10 @@ mod tests {
             assert!(kept.keep(&mut frames, first, &spare).is_some());
         }
         let one = kept.bytes() / 10;
-        for number in 2..=100 {
-            kept.settle(number, &spare);
-        }
+        kept.settle(2..101, &spare);
         assert_eq!(kept.bytes(), one);
-        assert_eq!(kept.settle(1, &spare), one);
-        assert_eq!(kept.settle(1, &spare), 0, "it is settled");
+        assert_eq!(kept.settle(1..2, &spare), one);
+        assert_eq!(kept.settle(1..2, &spare), 0, "it is settled");
     }
 
     #[test]
@@ -494,9 +540,7 @@ mod tests {
         let mut kept = UnconfirmedPublishes::default();
         let mut large = frames(1, &[1_000; 50], BUFFER_BYTES_MAX);
         drop(kept.keep(&mut large, 1, &spare));
-        for number in 1..=50 {
-            kept.settle(number, &spare);
-        }
+        kept.settle(1..51, &spare);
         assert_eq!(spare.count(), 1);
         let buffer = spare.take().unwrap();
         assert_eq!((buffer.len(), buffer.capacity()), (0, BUFFER_BYTES_MAX));

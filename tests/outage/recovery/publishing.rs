@@ -95,7 +95,7 @@ impl Publisher<'_> {
         match confirm.wait() {
             Ok(()) if !is_returned => Ok(()),
             Err(Error::Unroutable(_)) if is_returned => Ok(()),
-            // A quorum queue without a leader refuses messages, for a moment after a start.
+            // A quorum queue that has no leader yet refuses messages.
             Err(Error::Nacked) if !is_returned => {
                 let again = self.message(number).header(AGAIN, true);
                 self.publish(self.queue, number, again)
@@ -226,13 +226,18 @@ fn text(name: &Option<cony::ShortString>) -> &str {
     name.as_deref().unwrap()
 }
 
-/// Cuts the connection at places that differ from round to round.
+/// Cuts the connection at places that differ from round to round. The broker sends much less than it
+/// gets.
 fn cut(proxy: &Proxy, published: &AtomicU64, count: usize, step: usize, messages: u64) {
     for round in 0..count {
         await_progress(published, messages);
         let way = Way::BOTH[round % 2];
         let cut = [Cut::Reset, Cut::Fin][round / 2 % 2];
-        proxy.cut_after(way, round * step % (4 * step), cut);
+        let bytes = match way {
+            Way::ToBroker => round * step % (4 * step),
+            Way::ToClient => round * 7 % 100,
+        };
+        proxy.cut_after(way, bytes, cut);
         until("the cut", || proxy.cuts() == round + 1);
     }
     await_progress(published, messages);
