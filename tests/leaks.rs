@@ -1,7 +1,8 @@
 //! After any fault during a call, dropping the handles ends the IO thread and closes the socket. An
 //! IO thread that waits uses no processor time.
 //!
-//! Each test runs in a process of its own, because it counts threads and descriptors of the process.
+//! Each test runs in a process of its own, because it counts the threads and descriptors of the
+//! process.
 
 #![allow(
     clippy::unwrap_used,

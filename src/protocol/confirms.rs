@@ -708,7 +708,7 @@ mod tests {
                         }
                     }
                     Act::Write(count) => {
-                        // What is sent again goes out at once.
+                        // Publishes that are sent again go out at once.
                         let again = waiting.iter().filter(|number| **number <= handed).count();
                         wire.extend(waiting.drain(..waiting.len().min(count.max(again))));
                         handed = handed.max(wire.last().copied().unwrap_or(0));

@@ -8,6 +8,9 @@ use super::table::field_value::FieldValue;
 use super::time::{Expiration, Timestamp};
 use super::wire::{Field, Reader, ShortString, Writer};
 
+/// The header that marks the second copy of a message.
+pub(crate) const RESENT_HEADER: &str = "x-resent";
+
 /// Whether a message survives a restart of the broker.
 ///
 /// ```

@@ -6,8 +6,7 @@
 
 use std::cell::OnceCell;
 
-use super::frame::RESENT_HEADER;
-use super::properties::{BasicProperties, Decoded, ReceivedProperties};
+use super::properties::{BasicProperties, Decoded, RESENT_HEADER, ReceivedProperties};
 use super::table::FieldTable;
 use super::table::field_value::FieldValue;
 use super::time::Timestamp;

@@ -65,9 +65,9 @@ pub struct Stats {
     pub unconfirmed: usize,
     /// Now: bytes that wait to be written. A publish waits for room beyond `write_budget`.
     pub bytes_to_write: usize,
-    /// Now: bytes of unconfirmed publishes that are kept, to send them again after a loss. A publish
-    /// waits for room beyond
-    /// [`unconfirmed_budget`](crate::ConnectionParameters::unconfirmed_budget).
+    /// Now: bytes of unconfirmed publishes that are kept, to send them again after a loss. Beyond
+    /// [`unconfirmed_budget`](crate::ConnectionParameters::unconfirmed_budget) a publish waits for
+    /// room.
     pub unconfirmed_bytes: usize,
     /// Now: bytes of deliveries that wait to be taken. Beyond `read_budget`, reading pauses or
     /// deliveries are held back.

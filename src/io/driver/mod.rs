@@ -374,8 +374,8 @@ impl Driver {
         }
     }
 
-    /// Hands frames to the outbox, and keeps their publishes until they are confirmed if they may be
-    /// sent again.
+    /// Hands frames to the outbox. Publishes that may be sent again are kept until they are
+    /// confirmed.
     fn hand_over(&mut self, mut frames: Frames) {
         let channel = match &self.recovery {
             Some(_) => self.core.channel(frames.channel),

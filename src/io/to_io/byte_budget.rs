@@ -1,4 +1,5 @@
-//! A byte budget bounds the bytes of publishes, and keeps the line of publishers that wait for room.
+//! A byte budget: bounds the bytes of publishes, and keeps the line of publishers that wait for
+//! room.
 //!
 //! A connection has two: the write budget for what waits to be written, and the unconfirmed budget
 //! for what may have to be sent again.

@@ -55,7 +55,7 @@ enum Memory {
     Shared(Bytes),
 }
 
-/// What is left of publishes after a loss of their connection.
+/// The publishes that are left after a loss of their connection.
 #[derive(Debug, Default)]
 pub(crate) struct Resend {
     /// The publishes that are sent again.

@@ -15,7 +15,7 @@ pub(crate) use self::method::{
     payload_size, split_method,
 };
 pub(crate) use self::publish::{EncodedPublish, Publish, PublishBody};
-pub(crate) use self::resent::{RESENT_HEADER, mark_resent};
+pub(crate) use self::resent::mark_resent;
 
 /// The bytes that a frame adds to its payload: type, channel, size and frame end. The negotiated
 /// `frame_max` includes them.

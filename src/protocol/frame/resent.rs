@@ -1,13 +1,11 @@
 //! The mark of a message that is sent again, and that the broker may have already.
 
+use super::super::properties::RESENT_HEADER;
 use super::super::table::FieldTable;
 use super::super::table::field_value::FieldValue;
 use super::super::wire::{Reader, Writer};
 use super::publish::{CONTENT_HEADER_BYTES, put_content_header};
 use super::{FRAME_END, FRAME_HEADER_BYTES, FRAME_OVERHEAD, HEADER};
-
-/// The header that marks the second copy of a message.
-pub(crate) const RESENT_HEADER: &str = "x-resent";
 
 /// The bit of the headers in the flags of the properties. Only the content type and the content
 /// encoding, two short strings, stand before the headers.

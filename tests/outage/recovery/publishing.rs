@@ -226,8 +226,8 @@ fn text(name: &Option<cony::ShortString>) -> &str {
     name.as_deref().unwrap()
 }
 
-/// Cuts the connection at places that differ from round to round. The broker sends much less than it
-/// gets.
+/// Cuts the connection at places that differ from round to round. The broker sends much less than
+/// it gets.
 fn cut(proxy: &Proxy, published: &AtomicU64, count: usize, step: usize, messages: u64) {
     for round in 0..count {
         await_progress(published, messages);

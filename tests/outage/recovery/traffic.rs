@@ -161,8 +161,8 @@ fn confirm_first(
     Ok(())
 }
 
-/// Returns whether the message may have been delivered before: by the mark of the broker, or by that
-/// of cony on the second copy of a publish.
+/// Returns whether the message may have been delivered before: by the mark of the broker, or by
+/// that of cony on the second copy of a publish.
 fn is_marked(delivery: &Delivery) -> bool {
     let headers = delivery.properties().headers.as_ref();
     delivery.redelivered || headers.is_some_and(|headers| headers.contains_key("x-resent"))

@@ -4,6 +4,7 @@
 
 mod losses;
 mod outcomes;
+mod ticket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 
 use self::outcomes::Outcomes;
+pub(crate) use self::ticket::Ticket;
 use crate::io::busy_wait::{BusyWait, ROUND_TRIP_MESSAGES_MAX};
 use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::confirm_slot::Slot;
@@ -92,43 +94,6 @@ struct State {
     select_line: WaitingLine<()>,
     /// Slots without a holder, for reuse. There are at most as many as the window has places.
     slots: Vec<Arc<Slot>>,
-}
-
-/// A publish that has begun. It holds the lock of the confirm window.
-pub(crate) struct Ticket<'a> {
-    state: MutexGuard<'a, State>,
-    had_place: bool,
-}
-
-impl Ticket<'_> {
-    /// Returns whether the publish is kept until it is confirmed.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.state.is_kept()
-    }
-
-    /// Records that the publish is queued. Returns its number and its slot, in confirm mode.
-    /// `is_sent_once`: the publish is not sent again after a loss if the broker may have it.
-    pub(crate) fn commit(
-        mut self,
-        mandatory: Option<Mandatory<'_>>,
-        is_sent_once: bool,
-    ) -> Option<(u64, Arc<Slot>)> {
-        if self.state.mode == Mode::Plain {
-            return None;
-        }
-        let slot = self.state.new_slot();
-        let number = self.state.ledger.publish(Arc::clone(&slot), mandatory);
-        if is_sent_once {
-            self.state.ledger.send_last_once();
-        }
-        Some((number, slot))
-    }
-
-    /// Gives up this attempt. Returns whether a place in the window stays reserved.
-    pub(crate) fn cancel(mut self) -> bool {
-        self.state.reserved_places += usize::from(self.had_place);
-        self.had_place
-    }
 }
 
 /// The effect of a confirm.
@@ -365,8 +330,8 @@ impl ConfirmWindow {
         unreported
     }
 
-    /// Reports each failed publish to `rpc_replies` from now on. Requests are not sent again after a
-    /// loss, because a server may have done the work.
+    /// Reports each failed publish to `rpc_replies` from now on. Requests are not sent again after
+    /// a loss, because a server may have done the work.
     pub(crate) fn set_rpc_replies(&self, rpc_replies: &Arc<RpcReplies>) {
         let mut state = self.state.lock();
         state.rpc_replies = Some(Arc::clone(rpc_replies));
