@@ -8,3 +8,4 @@ pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod notices;
 pub(crate) mod recovery;
+mod settling;

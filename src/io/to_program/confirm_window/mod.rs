@@ -22,7 +22,7 @@ use crate::io::to_program::publish_failures::{Failures, Taken};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::io::to_program::waiting_threads::WaitingThreads;
 use crate::io::waiting_line::{WaitError, WaitingLine};
-use crate::protocol::confirms::{ConfirmLedger, Mandatory, PublishOutcome};
+use crate::protocol::confirms::{ConfirmLedger, PublishOutcome};
 use crate::protocol::content::ReturnedContent;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -527,6 +527,7 @@ mod tests {
     use super::*;
     use crate::io::to_program::bounded_queue::BoundedQueue;
     use crate::io::to_program::rpc_replies::RpcEvent;
+    use crate::protocol::confirms::Mandatory;
     use crate::protocol::methods::basic;
 
     fn confirming(window: usize, total: &TotalBytes) -> ConfirmWindow {
