@@ -22,7 +22,6 @@ use crate::io::to_program::ready_list::ReadyFlag;
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::event::ChannelId;
-use crate::protocol::frame::Settle;
 use crate::protocol::methods::Method;
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::settlements::{DetachedChannel, SettlementCounts, SettlementLedger};
