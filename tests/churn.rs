@@ -136,7 +136,8 @@ impl Drop for Broker {
 }
 
 /// Replies to the methods of these tests, sends one delivery to each consumer, and confirms only
-/// publishes to the queue `CONFIRMED`. After a purge the peer falls silent, as with a dead network.
+/// publishes to the queue `CONFIRMED`. After a purge the peer falls silent, as with a dead network,
+/// and at a recover it hangs up.
 fn serve(mut wire: Wire) {
     wire.handshake(Tune::default());
     let mut published = HashMap::new();
@@ -179,6 +180,7 @@ fn serve(mut wire: Wire) {
                 wire.deliver(channel, std::str::from_utf8(tag).unwrap(), 1, "text");
             }
             QUEUE_PURGE => return wire.drain(),
+            BASIC_RECOVER => return,
             _ => {}
         }
     }
@@ -323,6 +325,55 @@ fn thousands_of_channels_leak_nothing() {
 fn a_million_channels_leak_nothing() {
     let name = "a_million_channels_leak_nothing";
     in_child_process(name, || channels_come_and_go(1_000_000));
+}
+
+// Losses.
+
+/// Loses one connection again and again. It has a queue, a consumer, and a publish that is never
+/// confirmed, so that each connection gets it again.
+fn one_connection_is_lost(count: usize) {
+    let broker = Broker::start();
+    let recovery = Recovery::new().max_delay(Duration::from_millis(1));
+    let connection = BlockingConnection::open(broker.parameters().recovery(recovery)).unwrap();
+    let channel = connection.channel().unwrap();
+    channel.queue_declare("queue").unwrap();
+    let consumer = channel.consume("queue").unwrap();
+    channel.confirm_delivery().unwrap();
+    let unconfirmed = channel.basic_publish("", "unconfirmed", "text").unwrap();
+    let some = |count: usize| {
+        for _ in 0..count {
+            let confirm = channel.basic_publish("", CONFIRMED, "text").unwrap();
+            confirm.wait().unwrap();
+            // The delivery is taken before the loss or dropped by it.
+            if let Some(delivery) = consumer.try_next().unwrap() {
+                delivery.ack().unwrap();
+            }
+            channel.basic_recover(true).unwrap();
+            connection.wait_recovered(TEST_TIMEOUT).unwrap();
+        }
+    };
+    some(300);
+    let start = Resources::now();
+    some(count);
+    Resources::await_start(start);
+    let stats = connection.stats();
+    assert_eq!(stats.recoveries, 300 + count as u64);
+    assert_eq!(stats.messages_resent, stats.recoveries);
+    assert!(unconfirmed.try_outcome().is_none());
+    connection.disconnect();
+}
+
+#[test]
+fn hundreds_of_losses_leak_nothing() {
+    let name = "hundreds_of_losses_leak_nothing";
+    in_child_process(name, || one_connection_is_lost(500));
+}
+
+#[test]
+#[ignore = "takes some minutes"]
+fn ten_thousand_losses_leak_nothing() {
+    let name = "ten_thousand_losses_leak_nothing";
+    in_child_process(name, || one_connection_is_lost(10_000));
 }
 
 // Drops in every order.

@@ -82,7 +82,8 @@ impl PublisherConfirm {
     /// - [`Error::Unroutable`] if the message was mandatory and reached no queue. The error
     ///   contains the message.
     /// - [`Error::Unconfirmed`] if the channel ended before the broker confirmed the message: the
-    ///   broker may or may not have taken it. The same error, with [`Error::AmbiguousReturn`]
+    ///   broker may or may not have taken it. Also at a loss of the connection, if the message is
+    ///   [not sent again](crate::Recovery::resend). The same error, with [`Error::AmbiguousReturn`]
     ///   inside, if the broker returned a message that may have been this one.
     /// - [`Error::Timeout`]: you can wait again.
     /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.

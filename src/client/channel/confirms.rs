@@ -22,6 +22,9 @@ impl BlockingChannel {
     /// number. At most `confirm_window` publishes may be unconfirmed; a further one waits. A
     /// channel cannot leave confirm mode. A second call does nothing.
     ///
+    /// With [`Recovery`](crate::Recovery), which is on by default, unconfirmed publishes are sent
+    /// again after a loss of the connection: see [`Recovery::resend`](crate::Recovery::resend).
+    ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
     /// # channel.queue_declare("tasks")?;

@@ -34,8 +34,13 @@ impl BlockingChannel {
     /// ```
     ///
     /// On a channel in [confirm mode](Self::confirm_delivery) the returned [`PublisherConfirm`] has
-    /// the outcome. A publish then also waits while `confirm_window` publishes are unconfirmed.
-    /// Outside confirm mode `Ok` does not mean that the broker has the message.
+    /// the outcome. A publish then also waits while `confirm_window` publishes, or more than
+    /// `unconfirmed_budget` bytes (default 16 MiB), are unconfirmed. Outside confirm mode `Ok` does
+    /// not mean that the broker has the message.
+    ///
+    /// In an [outage](crate::BlockingConnection::outage), a publish in confirm mode returns as long
+    /// as there is room, and the message is sent when the connection is restored. Outside confirm
+    /// mode it waits.
     ///
     /// # Errors
     ///

@@ -42,6 +42,9 @@ impl Driver {
                 deadline,
             } => {
                 self.push_frames_before_close();
+                if self.shared.is_abandoned() && self.postpone_close(code, &text, deadline) {
+                    return;
+                }
                 self.count_unsent();
                 self.core.close(code, text, deadline.max(now));
             }
@@ -104,6 +107,9 @@ impl Driver {
                 text,
                 reply,
             } => {
+                if reply.is_none() && self.postpone_channel_close(id, by, code, &text) {
+                    return;
+                }
                 let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
                 self.core.close_channel(id, by, code, text, call);
             }

@@ -27,6 +27,7 @@ mod executing;
 pub(crate) mod link;
 pub(crate) mod outbox;
 pub(crate) mod pause_record;
+mod postponing;
 mod reading;
 mod reading_pause;
 mod recovering;
@@ -57,6 +58,7 @@ use crate::io::driver::delivery_stream::DeliveryStream;
 use crate::io::driver::link::Link;
 use crate::io::driver::outbox::{Outbox, UnwrittenOutput};
 use crate::io::driver::pause_record::{HeldBackWarnings, PauseRecord};
+use crate::io::driver::postponing::Postponed;
 use crate::io::driver::recovering::Recovering;
 use crate::io::driver::tokens::DriverTokens;
 use crate::io::driver::transport::Transport;
@@ -142,6 +144,8 @@ struct Driver {
     trim_deadline: Option<Instant>,
     /// `None` if a loss ends the connection.
     recovery: Option<Box<Recovering>>,
+    /// The closes that wait until publishes are sent.
+    postponed: Postponed,
     /// The reason of the last loss that did not end the connection.
     loss: Option<Arc<Termination>>,
     /// The receiving side of the command queue. Dropping it drops the queued commands with the
@@ -229,6 +233,7 @@ impl Driver {
             discards_outbox: false,
             trim_deadline: None,
             recovery,
+            postponed: Postponed::default(),
             loss: None,
             entries,
             waker,
@@ -242,6 +247,7 @@ impl Driver {
             let now = Instant::now();
             self.handle_loss(now);
             self.execute_commands(now);
+            self.execute_postponed(now);
             if self.core.poll_timeout().is_some_and(|due| due <= now) {
                 self.read_pending(&mut events);
                 self.core.handle_timeout(now);

@@ -57,6 +57,7 @@ impl Driver {
                     self.soft_pause_end,
                     self.trim_deadline,
                     self.recovery_deadline(),
+                    self.postponed.deadline(),
                 ];
                 until_first(deadlines, Instant::now())
             }

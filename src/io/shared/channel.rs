@@ -209,6 +209,7 @@ impl ChannelShared {
             counters.confirmed_on_ended_channels.add(confirmed);
         }
         self.count_settled();
+        self.unconfirmed.lock().clear();
         self.confirm_window.channel_ended();
         self.inbox.end();
         self.mark_ready();

@@ -1,15 +1,18 @@
 //! Publishes, and the waits for their confirms. A publish in confirm mode is sent again until it is
 //! confirmed.
 
+use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
-use cony::{BlockingChannel, ConnectionParameters, Error, Message, PublisherConfirm};
+use cony::{
+    BlockingChannel, BlockingConnection, ConnectionParameters, Error, Message, PublisherConfirm,
+};
 
-use super::{OUTAGE, Phase, assert_reason, end, lose, lose_with, recovery};
+use super::{Arrived, Client, OUTAGE, Phase, assert_reason, end, lose, lose_with, recovery};
 use crate::support::expect_error;
 use crate::support::peer::methods::*;
-use crate::support::peer::{STEP_TIMEOUT, Wire, args};
+use crate::support::peer::{Method, STEP_TIMEOUT, Tune, Wire, args, play, signal};
 
 /// Does nothing before the publish.
 fn stay_plain(_: &BlockingChannel) {}
@@ -239,6 +242,76 @@ mod basic_publish_in_confirm_mode {
     #[test]
     fn returns_the_reason_after_the_end() {
         publish_after_the_end(confirm, accept_confirm);
+    }
+}
+
+mod drop_of_the_last_handle {
+    use super::*;
+
+    /// Drops the handles in an outage while two publishes are left.
+    fn drop_in(
+        phase: Phase,
+        adjust: fn(ConnectionParameters) -> ConnectionParameters,
+        then: impl FnOnce(Sender<()>, Receiver<Vec<(u16, Method)>>) + Send + 'static,
+    ) {
+        lose_with(0, phase, adjust, accept_publish, |client| {
+            confirm_and_publish(&client.channel);
+            client.await_phase();
+            publish(&client.channel);
+            let Client {
+                connection,
+                channel,
+                go_on,
+                arrived,
+                ..
+            } = client;
+            drop((channel, connection));
+            then(go_on, arrived);
+        });
+    }
+
+    #[test]
+    fn sends_the_publishes_that_are_left_after_the_outage() {
+        let adjust =
+            |parameters: ConnectionParameters| parameters.drop_timeout(Duration::from_millis(100));
+        for phase in OUTAGE {
+            drop_in(phase, adjust, |go_on, arrived| {
+                go_on.send(()).unwrap();
+                let arrived = Arrived(arrived.recv_timeout(STEP_TIMEOUT).unwrap());
+                assert_eq!(arrived.count(1, BASIC_PUBLISH), 2);
+                assert_eq!(arrived.count(1, CHANNEL_CLOSE), 1);
+                assert_eq!(arrived.count(0, CONNECTION_CLOSE), 1);
+            });
+        }
+    }
+
+    #[test]
+    fn gives_the_publishes_up_at_the_close_timeout() {
+        let (begin, in_phase) = signal();
+        play(
+            move |listener| {
+                let mut wire = listener.accept();
+                wire.handshake(Tune::default());
+                wire.open_channel(1);
+                accept_publish(&mut wire);
+                drop(wire);
+                let mut wire = listener.accept();
+                wire.expect_protocol_header();
+                begin.send(()).unwrap();
+                wire.expect_end();
+            },
+            move |parameters| {
+                let timeout = Duration::from_millis(100);
+                let parameters = parameters.drop_timeout(timeout).close_timeout(timeout);
+                let parameters = parameters.recovery(recovery());
+                let connection = BlockingConnection::open(parameters).unwrap();
+                let channel = connection.channel().unwrap();
+                let confirm = confirm_and_publish(&channel);
+                in_phase.wait();
+                drop((channel, connection));
+                expect_error!(confirm.wait(), Error::Unconfirmed(_));
+            },
+        );
     }
 }
 
