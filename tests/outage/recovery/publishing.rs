@@ -255,7 +255,11 @@ fn no_message_is_lost_when_the_connection_is_cut() {
     let stats = connection.stats();
     assert_eq!(stats.recoveries, rounds() as u64 * 10);
     assert!(stats.messages_resent > 0);
-    assert_eq!((stats.unconfirmed, stats.unconfirmed_bytes), (0, 0));
+    assert_eq!(stats.unconfirmed, 0);
+    // The last confirm reaches its publisher before its bytes are free.
+    until("room for all bytes", || {
+        connection.stats().unconfirmed_bytes == 0
+    });
     connection.close().unwrap();
     check(node, &queues, &counts);
 }
