@@ -339,13 +339,13 @@ fn one_connection_is_lost(count: usize) {
     channel.queue_declare("queue").unwrap();
     let consumer = channel.consume("queue").unwrap();
     channel.confirm_delivery().unwrap();
-    let unconfirmed = channel.basic_publish("", "unconfirmed", "text").unwrap();
+    let unconfirmed = channel.basic_publish("", "silent", "text").unwrap();
     let some = |count: usize| {
         for _ in 0..count {
             let confirm = channel.basic_publish("", CONFIRMED, "text").unwrap();
             confirm.wait().unwrap();
             // The delivery is taken before the loss or dropped by it.
-            if let Some(delivery) = consumer.try_next().unwrap() {
+            if let Some(delivery) = consumer.try_recv().unwrap() {
                 delivery.ack().unwrap();
             }
             channel.basic_recover(true).unwrap();

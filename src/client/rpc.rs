@@ -217,7 +217,8 @@ impl RpcClient {
     /// passed.
     ///
     /// A server may then do the work twice. Use this for questions, and for work that is harmless
-    /// when it is repeated.
+    /// when it is repeated. In an outage the request first waits for the next connection, at most
+    /// for `publish_timeout`.
     ///
     /// ```
     /// # let connection = cony::BlockingConnection::open_default()?;
@@ -241,7 +242,8 @@ impl RpcClient {
     ///
     /// # Errors
     ///
-    /// As [`call_exchange`](Self::call_exchange), without [`Error::Interrupted`].
+    /// As [`call_exchange`](Self::call_exchange). [`Error::Interrupted`] only if `timeout` has
+    /// passed.
     pub fn call_again<'a>(
         &self,
         queue: impl AsRef<str>,
@@ -256,7 +258,7 @@ impl RpcClient {
     ///
     /// # Errors
     ///
-    /// As [`call_exchange`](Self::call_exchange), without [`Error::Interrupted`].
+    /// As [`call_again`](Self::call_again).
     pub fn call_exchange_again<'a>(
         &self,
         exchange: impl AsRef<str>,
@@ -270,7 +272,7 @@ impl RpcClient {
         loop {
             let left = timeout.saturating_sub(start.elapsed());
             match self.call_exchange(exchange, routing_key, request.clone(), left) {
-                Err(Error::Interrupted { .. }) => {}
+                Err(Error::Interrupted { .. }) if start.elapsed() < timeout => {}
                 outcome => return outcome,
             }
         }

@@ -162,7 +162,8 @@ impl Driver {
             let _ = catch_unwind(pass_on);
         }
         for channel in channels {
-            channel.end_with_connection();
+            // It drops bodies, whose `Drop` is code of the program.
+            let _ = catch_unwind(AssertUnwindSafe(|| channel.end_with_connection()));
         }
     }
 }

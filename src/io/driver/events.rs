@@ -151,8 +151,6 @@ pub(crate) fn pass_on(
             consumers,
         } => {
             channel.close(reason.clone());
-            let freed = channel.unconfirmed.lock().clear();
-            shared.release_unconfirmed(freed);
             shared.wake_publishers();
             discard_unsettled(&channel, &consumers);
             if let Some(reason) = reason {
@@ -177,7 +175,9 @@ pub(crate) fn pass_on(
                 .confirmed(number, multiple, ack, |number| settling.settle(number));
             let freed = settling.finish();
             drop(unconfirmed);
-            shared.release_unconfirmed(freed);
+            shared.release_unconfirmed(freed.bytes);
+            // Behind the locks, because this is code of the program.
+            drop(freed.bodies);
             match ack {
                 true => shared.counters.messages_confirmed.add(confirmed.count),
                 false => shared.counters.messages_nacked.add(confirmed.count),

@@ -42,10 +42,10 @@ impl Driver {
                 deadline,
             } => {
                 self.push_frames_before_close();
-                if self.shared.is_abandoned() && self.postpone_close(code, &text, deadline) {
+                if self.postpone_close(code, &text, deadline) {
                     return;
                 }
-                self.count_unsent();
+                self.count_unsent(|_| true);
                 self.core.close(code, text, deadline.max(now));
             }
             Command::Disconnect => {
@@ -110,6 +110,7 @@ impl Driver {
                 if reply.is_none() && self.postpone_channel_close(id, by, code, &text) {
                     return;
                 }
+                self.count_unsent(|channel| channel == id);
                 let call = reply.map(|(reply, deadline)| (CallToken::Caller(reply), deadline));
                 self.core.close_channel(id, by, code, text, call);
             }

@@ -1,10 +1,9 @@
 //! Closes of handles that the program drops in an outage. They wait until the publishes that are
-//! left are sent, so that the end of a script loses none of them.
+//! left are sent and confirmed, so that the end of a script loses none of them.
 
 use std::time::Instant;
 
 use super::Driver;
-use crate::io::to_io::frames::Frames;
 use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::event::{ChannelId, Gate};
 use crate::protocol::reply_code::ReplyCode;
@@ -50,7 +49,7 @@ impl Driver {
         text: &ShortString,
     ) -> bool {
         let is_dropped = self.core.channel(id).is_some_and(|it| it.is_abandoned());
-        let waits = is_dropped && self.left_behind(|channel| channel == id) > 0;
+        let waits = is_dropped && self.waiting_for_channel(id) > 0;
         if waits {
             self.postponed.channels.push(ChannelClose {
                 id,
@@ -62,21 +61,21 @@ impl Driver {
         waits
     }
 
-    /// Postpones the close of a dropped connection until the deadline, if publishes wait for their
-    /// channels. Returns whether it does.
+    /// Postpones the close of the connection until the deadline, if publishes of dropped handles
+    /// wait for their channels. Returns whether it does.
     pub(super) fn postpone_close(
         &mut self,
         code: ReplyCode,
         text: &ShortString,
         deadline: Instant,
     ) -> bool {
-        let messages = self.left_behind(|_| true);
+        let messages = self.waiting_for_close();
         if messages == 0 {
             return false;
         }
         log::warn!(
-            "{}: the connection was dropped in an outage; {messages} messages are sent if it is \
-             restored in time",
+            "{}: handles were dropped in an outage; {messages} messages are sent if the connection \
+             is restored in time",
             self.shared.name
         );
         self.postponed.connection = Some(ConnectionClose {
@@ -87,40 +86,70 @@ impl Driver {
         true
     }
 
-    /// Executes the postponed closes whose publishes are sent, and the one whose deadline has
-    /// passed.
+    /// Executes the postponed closes whose publishes have an outcome, and the one whose deadline
+    /// has passed.
     pub(super) fn execute_postponed(&mut self, now: Instant) {
         for close in std::mem::take(&mut self.postponed.channels) {
-            if self.left_behind(|channel| channel == close.id) > 0 {
+            if self.left_behind(close.id) > 0 {
                 self.postponed.channels.push(close);
                 continue;
             }
             let ChannelClose { id, by, code, text } = close;
             self.core.close_channel(id, by, code, text, None);
         }
-        let messages = match &self.postponed.connection {
-            Some(_) => self.left_behind(|_| true),
-            None => return,
-        };
+        if self.postponed.connection.is_none() {
+            return;
+        }
+        let channels: Vec<_> = self.core.channels().map(|(it, _)| it.id).collect();
+        let left = channels.into_iter().map(|id| self.left_behind(id));
+        let messages: u64 = left.sum();
         let is_due = |close: &mut ConnectionClose| messages == 0 || close.deadline <= now;
         if let Some(close) = self.postponed.connection.take_if(is_due) {
             if messages > 0 {
                 log::warn!(
-                    "{}: the dropped connection was not restored; {messages} messages are lost",
+                    "{}: {messages} messages of dropped handles are not confirmed",
                     self.shared.name
                 );
             }
+            self.count_unsent(|_| true);
             self.core
                 .close(close.code, close.text, close.deadline.max(now));
         }
     }
 
-    /// Returns how many publishes of these channels wait for the restoration.
-    fn left_behind(&mut self, is_meant: impl Fn(ChannelId) -> bool) -> u64 {
-        let core = &mut self.core;
-        let waits = |frames: &&Frames| {
-            is_meant(frames.channel) && core.gate(frames.channel) == Gate::Suspended
+    /// Returns how many publishes of the channel wait for its restoration.
+    fn waiting_for_channel(&mut self, id: ChannelId) -> u64 {
+        match self.core.gate(id) {
+            Gate::Suspended => {
+                let kept = self.kept.iter().filter(|frames| frames.channel == id);
+                kept.map(|frames| frames.messages).sum()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Returns how many publishes of dropped channels, or of all channels of a dropped connection,
+    /// wait for their restoration.
+    fn waiting_for_close(&mut self) -> u64 {
+        let is_dropped = self.shared.is_abandoned();
+        let channels = self.core.channels().map(|(channel, _)| channel);
+        let dropped: Vec<_> = channels
+            .filter(|channel| is_dropped || channel.is_abandoned())
+            .map(|channel| channel.id)
+            .collect();
+        let waiting = dropped.into_iter().map(|id| self.waiting_for_channel(id));
+        waiting.sum()
+    }
+
+    /// Returns how many publishes of a dropped channel wait for its restoration or for confirms.
+    fn left_behind(&mut self, id: ChannelId) -> u64 {
+        let is_dropped = self.shared.is_abandoned();
+        let unsettled = match self.core.channel(id) {
+            Some(channel) if is_dropped || channel.is_abandoned() => {
+                channel.unconfirmed.lock().unsettled()
+            }
+            _ => return 0,
         };
-        self.kept.iter().filter(waits).map(|it| it.messages).sum()
+        unsettled + self.waiting_for_channel(id)
     }
 }

@@ -1,6 +1,7 @@
 //! The suspension of the driver after a loss: its part of the lost connection is dropped, and the
 //! publishes that were not handed to it are kept.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +21,10 @@ impl Driver {
         // The answer to a close of the broker. A failure changes nothing.
         self.collect_output();
         if self.writable {
-            let _ = self.outbox.write_to(&mut self.transport);
+            if let Ok(count) = self.outbox.write_to(&mut self.transport) {
+                self.shared.write_budget().release(count);
+                self.shared.counters.bytes_sent.add(count as u64);
+            }
         }
         self.transport.close(self.poll.registry());
         self.dispatch();
@@ -59,11 +63,30 @@ impl Driver {
         self.shared.write_budget().release(waiting);
         let counters = &self.shared.counters;
         let mut plain = Vec::new();
-        for frames in unfinished {
+        let mut counts: HashMap<ChannelId, u64> = HashMap::new();
+        for frames in &unfinished {
+            *counts.entry(frames.channel).or_default() += frames.messages;
+        }
+        let mut lost = 0;
+        for mut frames in unfinished {
             let Some(channel) = self.core.channel(frames.channel) else {
                 continue;
             };
             counters.frames_sent.take_back(frames.frames);
+            if channel.confirm_window.is_confirming() {
+                // Publishes before a `confirm.select` without a reply. On the next connection the
+                // broker would number them.
+                let unfinished = counts.get(&channel.id).copied().unwrap_or_default();
+                let unnumbered = unfinished.saturating_sub(channel.confirm_window.written());
+                let dropped = unnumbered.min(frames.messages);
+                frames.drop_first(dropped);
+                channel.confirm_window.take_back_before_select(dropped);
+                counts
+                    .entry(channel.id)
+                    .and_modify(|count| *count -= dropped);
+                counters.messages_published.take_back(dropped);
+                lost += dropped;
+            }
             if channel.confirm_window.is_keeping() {
                 // They are kept already.
                 channel.unconfirmed.lock().note_cut(frames.messages);
@@ -74,6 +97,17 @@ impl Driver {
             plain.push(frames);
         }
         self.kept.splice(..0, plain);
+        if lost > 0 {
+            log::warn!(
+                "{}: {lost} messages are not sent: the connection was lost before the reply to the \
+                 confirm.select behind them",
+                self.shared.name
+            );
+            self.shared.recovery.add_doubt(Doubt {
+                messages: 0,
+                unsent: lost,
+            });
+        }
     }
 
     /// Prepares the unconfirmed publishes of a channel for the next connection.
@@ -87,7 +121,7 @@ impl Driver {
         let waiting = self.kept.iter().filter(|it| it.channel == channel.id);
         let waiting = waiting.flat_map(|frames| frames.numbers.iter().copied());
         let numbers = unconfirmed.numbers().chain(waiting);
-        let resent = channel.confirm_window.suspend(loss, whole, numbers);
+        let (resent, has_outcomes) = channel.confirm_window.suspend(loss, whole, numbers);
         let settings = self.recovery.as_ref().map(|it| it.settings.mark_resent);
         let frame_max = self.shared.negotiated.frame_max as usize;
         let frame_max = settings.unwrap_or(false).then_some(frame_max);
@@ -101,6 +135,9 @@ impl Driver {
         self.shared.counters.messages_resent.add(resend.repeated);
         if let Some(recovery) = &mut self.recovery {
             recovery.resent += resend.repeated;
+        }
+        if has_outcomes {
+            channel.mark_ready();
         }
         if resend.unmarked > 0 {
             log::warn!(
@@ -194,21 +231,24 @@ impl Driver {
         }
     }
 
-    /// Counts the kept publishes that will never be written, because the program closes the
-    /// connection in an outage. Those in confirm mode end as unconfirmed.
-    pub(super) fn count_unsent(&self) {
-        if self.core.is_detached() {
-            let kept = self.kept.iter();
-            let plain = kept.filter(|frames| {
-                let channel = self.core.channel(frames.channel);
-                channel.is_some_and(|channel| !channel.confirm_window.is_confirming())
+    /// Counts the kept publishes of these channels that will never be written, because the program
+    /// closes them in an outage. Those in confirm mode end as unconfirmed; only if the channel was
+    /// dropped, no thread may be there to learn it.
+    pub(super) fn count_unsent(&mut self, is_meant: impl Fn(ChannelId) -> bool) {
+        let core = &mut self.core;
+        let unsent = self.kept.iter().filter(|frames| {
+            let id = frames.channel;
+            let channel = core.channel(id);
+            let is_told = channel.is_none_or(|channel| {
+                channel.confirm_window.is_confirming() && !channel.is_abandoned()
             });
-            let unsent = plain.map(|frames| frames.messages).sum();
-            self.shared.recovery.add_doubt(Doubt {
-                messages: 0,
-                unsent,
-            });
-        }
+            is_meant(id) && !is_told && core.gate(id) == Gate::Suspended
+        });
+        let unsent = unsent.map(|frames| frames.messages).sum();
+        self.shared.recovery.add_doubt(Doubt {
+            messages: 0,
+            unsent,
+        });
     }
 }
 

@@ -209,10 +209,13 @@ impl ChannelShared {
             counters.confirmed_on_ended_channels.add(confirmed);
         }
         self.count_settled();
-        self.unconfirmed.lock().clear();
         self.confirm_window.channel_ended();
         self.inbox.end();
         self.mark_ready();
+        // Last, because the drop of a body is code of the program.
+        let unconfirmed = std::mem::take(&mut *self.unconfirmed.lock());
+        self.connection.release_unconfirmed(unconfirmed.bytes());
+        drop(unconfirmed);
     }
 
     /// Ends the channel together with its connection, unless the channel has ended before.

@@ -131,6 +131,23 @@ impl Frames {
         (settlements, publishes)
     }
 
+    /// Drops the first publishes, as many as `count`.
+    pub(crate) fn drop_first(&mut self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        let rest = Self::new(self.channel, Vec::new());
+        let all = std::mem::replace(self, rest);
+        let mut seen = 0;
+        for piece in FrameReader::new(&all.bytes, &all.shared) {
+            seen += u64::from(piece.kind == FrameKind::Publish);
+            if seen > count {
+                self.push(&piece);
+            }
+        }
+        self.messages = all.messages.saturating_sub(count);
+    }
+
     /// Drops the settlements. Returns the number of their bytes.
     pub(crate) fn cut_settlements(&mut self) -> usize {
         let empty = Self::new(self.channel, Vec::new());

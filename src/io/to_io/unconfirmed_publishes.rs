@@ -96,7 +96,15 @@ pub(crate) struct Settling<'a> {
     publishes: &'a mut UnconfirmedPublishes,
     spare: &'a SpareBuffers,
     run: Range<u64>,
-    freed: usize,
+    freed: Freed,
+}
+
+/// The memory of settled publishes.
+#[derive(Debug, Default)]
+pub(crate) struct Freed {
+    pub(crate) bytes: usize,
+    /// The large bodies, whose drop is code of the program.
+    pub(crate) bodies: Vec<Vec<(usize, Bytes)>>,
 }
 
 impl<'a> Settling<'a> {
@@ -105,7 +113,7 @@ impl<'a> Settling<'a> {
             publishes,
             spare,
             run: 0..0,
-            freed: 0,
+            freed: Freed::default(),
         }
     }
 
@@ -120,11 +128,10 @@ impl<'a> Settling<'a> {
 
     fn end_run(&mut self, next: u64) {
         let run = std::mem::replace(&mut self.run, next..next);
-        self.freed += self.publishes.settle(run, self.spare);
+        self.publishes.settle(run, self.spare, &mut self.freed);
     }
 
-    /// Returns the number of freed bytes.
-    pub(crate) fn finish(mut self) -> usize {
+    pub(crate) fn finish(mut self) -> Freed {
         self.end_run(0);
         self.freed
     }
@@ -217,40 +224,36 @@ impl UnconfirmedPublishes {
     }
 
     /// Notes that the publishes with these numbers are settled now, none of which was before.
-    /// Returns the number of freed bytes.
-    pub(crate) fn settle(&mut self, numbers: Range<u64>, spare: &SpareBuffers) -> usize {
+    fn settle(&mut self, numbers: Range<u64>, spare: &SpareBuffers, freed: &mut Freed) {
         let Range { mut start, end } = numbers;
-        let mut freed = 0;
         loop {
             let index = match self.buffers.front() {
-                None => return freed,
+                None => return,
                 Some(front) if start < front.end() => 0,
                 Some(_) => self.buffers.partition_point(|it| it.end() <= start),
             };
             let Some(buffer) = self.buffers.get_mut(index) else {
-                return freed;
+                return;
             };
             let first = start.max(buffer.first());
             let next = end.min(buffer.end());
             if first >= next {
-                return freed;
+                return;
             }
             buffer.unsettled = buffer.unsettled.saturating_sub(next - first);
             start = next;
             if buffer.unsettled == 0 {
-                freed += self.free(index, spare);
+                self.free(index, spare, freed);
             }
         }
     }
 
-    /// Frees the memory of a buffer. Its place stays until all earlier buffers are free.
-    fn free(&mut self, index: usize, spare: &SpareBuffers) -> usize {
-        let Some(buffer) = self.buffers.get_mut(index) else {
-            return 0;
+    /// Frees a buffer.
+    fn free(&mut self, index: usize, spare: &SpareBuffers, freed: &mut Freed) {
+        let Some(buffer) = self.buffers.remove(index) else {
+            return;
         };
-        let freed = std::mem::take(&mut buffer.bytes);
-        buffer.shared = Vec::new();
-        match std::mem::replace(&mut buffer.memory, Memory::Shared(Bytes::new())) {
+        match buffer.memory {
             Memory::Copied(memory) => spare.put(memory),
             Memory::Shared(memory) => {
                 if let Ok(memory) = memory.try_into_mut() {
@@ -258,11 +261,16 @@ impl UnconfirmedPublishes {
                 }
             }
         }
-        while self.buffers.front().is_some_and(|it| it.unsettled == 0) {
-            self.buffers.pop_front();
+        self.bytes -= buffer.bytes;
+        freed.bytes += buffer.bytes;
+        if !buffer.shared.is_empty() {
+            freed.bodies.push(buffer.shared);
         }
-        self.bytes -= freed;
-        freed
+    }
+
+    /// Returns how many publishes are not settled.
+    pub(crate) fn unsettled(&self) -> u64 {
+        self.buffers.iter().map(|buffer| buffer.unsettled).sum()
     }
 
     /// Notes that the last publishes, as many as `count` more, were not written whole before the
@@ -283,13 +291,6 @@ impl UnconfirmedPublishes {
             cut -= count;
         }
         0
-    }
-
-    /// Drops everything, and returns the number of its bytes.
-    pub(crate) fn clear(&mut self) -> usize {
-        self.buffers.clear();
-        self.cut = 0;
-        std::mem::take(&mut self.bytes)
     }
 
     /// Takes the publishes with the numbers `resent`, which ascend. Those up to the number `whole`
@@ -412,6 +413,13 @@ mod tests {
         bytes
     }
 
+    /// Returns the number of freed bytes.
+    fn settle(kept: &mut UnconfirmedPublishes, numbers: Range<u64>, spare: &SpareBuffers) -> usize {
+        let mut settling = Settling::begin(kept, spare);
+        numbers.for_each(|number| settling.settle(number));
+        settling.finish().bytes
+    }
+
     #[derive(Debug, Clone)]
     enum Act {
         /// Publishes of these sizes, in a buffer of this capacity.
@@ -466,7 +474,7 @@ mod tests {
                     Act::Settle(index) => {
                         let number = *index.get(&open.keys().copied().collect::<Vec<_>>());
                         open.remove(&number);
-                        held -= kept.settle(number..number + 1, &spare);
+                        held -= settle(&mut kept, number..number + 1, &spare);
                     }
                     Act::SettleUpTo(index) => {
                         let number = *index.get(&open.keys().copied().collect::<Vec<_>>());
@@ -475,7 +483,7 @@ mod tests {
                         for number in std::mem::replace(&mut open, later).into_keys() {
                             settling.settle(number);
                         }
-                        held -= settling.finish();
+                        held -= settling.finish().bytes;
                     }
                     Act::Lose(cut) => {
                         let numbers: Vec<_> = kept.numbers().collect();
@@ -528,10 +536,11 @@ mod tests {
             assert!(kept.keep(&mut frames, first, &spare).is_some());
         }
         let one = kept.bytes() / 10;
-        kept.settle(2..101, &spare);
-        assert_eq!(kept.bytes(), one);
-        assert_eq!(kept.settle(1..2, &spare), one);
-        assert_eq!(kept.settle(1..2, &spare), 0, "it is settled");
+        settle(&mut kept, 2..101, &spare);
+        assert_eq!((kept.bytes(), kept.buffers.len()), (one, 1));
+        assert_eq!(kept.unsettled(), 1);
+        assert_eq!(settle(&mut kept, 1..2, &spare), one);
+        assert_eq!(settle(&mut kept, 1..2, &spare), 0, "it is settled");
     }
 
     #[test]
@@ -540,7 +549,7 @@ mod tests {
         let mut kept = UnconfirmedPublishes::default();
         let mut large = frames(1, &[1_000; 50], BUFFER_BYTES_MAX);
         drop(kept.keep(&mut large, 1, &spare));
-        kept.settle(1..51, &spare);
+        settle(&mut kept, 1..51, &spare);
         assert_eq!(spare.count(), 1);
         let buffer = spare.take().unwrap();
         assert_eq!((buffer.len(), buffer.capacity()), (0, BUFFER_BYTES_MAX));

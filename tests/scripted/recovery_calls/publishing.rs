@@ -1,7 +1,7 @@
 //! Publishes, and the waits for their confirms. A publish in confirm mode is sent again until it is
 //! confirmed.
 
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use cony::{
 use super::{Arrived, Client, OUTAGE, Phase, assert_reason, end, lose, lose_with, recovery};
 use crate::support::peer::methods::*;
 use crate::support::peer::{Method, STEP_TIMEOUT, Tune, Wire, args, play, signal};
-use crate::support::{expect_error, until};
+use crate::support::{dispatch_until, expect_error, until};
 
 /// Does nothing before the publish.
 fn stay_plain(_: &BlockingChannel) {}
@@ -163,6 +163,24 @@ mod basic_publish_in_confirm_mode {
     }
 
     #[test]
+    fn that_ends_with_a_loss_is_told_by_callback() {
+        let adjust =
+            |parameters: ConnectionParameters| parameters.recovery(recovery().resend(false));
+        lose_with(0, Phase::Connected, adjust, accept_publish, |client| {
+            let (note, noted) = channel();
+            client
+                .channel
+                .add_on_confirm_callback(move |_, confirmation| {
+                    note.send(confirmation.outcome).unwrap();
+                    Ok(())
+                });
+            confirm_and_publish(&client.channel);
+            assert_lost(dispatch_until(&client.connection, &noted));
+            client.finish();
+        });
+    }
+
+    #[test]
     fn is_unconfirmed_after_a_loss_if_nothing_is_sent_again() {
         let adjust =
             |parameters: ConnectionParameters| parameters.recovery(recovery().resend(false));
@@ -285,6 +303,28 @@ mod drop_of_the_last_handle {
                 assert_eq!(arrived.count(1, BASIC_PUBLISH), 2);
                 assert_eq!(arrived.count(1, CHANNEL_CLOSE), 1);
                 assert_eq!(arrived.count(0, CONNECTION_CLOSE), 1);
+            });
+        }
+    }
+
+    #[test]
+    fn of_a_channel_makes_the_close_of_the_connection_wait_for_them() {
+        for phase in OUTAGE {
+            lose(phase, accept_publish, |client| {
+                confirm_and_publish(&client.channel);
+                client.await_phase();
+                let Client {
+                    connection,
+                    channel,
+                    go_on,
+                    arrived,
+                    ..
+                } = client;
+                drop(channel);
+                go_on.send(()).unwrap();
+                connection.close().unwrap();
+                let arrived = Arrived(arrived.recv_timeout(STEP_TIMEOUT).unwrap());
+                assert_eq!(arrived.count(1, BASIC_PUBLISH), 1);
             });
         }
     }

@@ -497,6 +497,71 @@ fn the_end_of_a_channel_frees_the_room_of_its_unconfirmed_publishes() {
 }
 
 #[test]
+fn a_close_of_the_broker_leaves_no_room_taken() {
+    let mut recovery = Recovery::begin();
+    let close = connection::Close::default().reply_code(320u16);
+    let peer = &mut recovery.play.peer;
+    peer.send(0, close);
+    peer.expect(connection::CloseOk::ID);
+    recovery.play.peer = accept(&recovery.listener);
+    let shared = &recovery.play.shared;
+    wait_until(|| shared.recovery.epoch() == 2 && shared.write_budget().taken() == 0);
+    recovery.end();
+}
+
+#[test]
+fn plain_publishes_before_a_select_without_a_reply_are_counted_and_get_no_numbers() {
+    for unconfirmed_limit in [None, Some(1 << 20)] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut driver = driver_with(&listener, None, unconfirmed_limit);
+        let mut peer = accept(&listener);
+        let channel = open_channel(&mut driver, &mut peer);
+        driver.writable = false;
+        assert!(publish(&channel, b"plain").is_none());
+        let select = confirm::Select::default().nowait(true);
+        channel.confirm_window.select(|| {
+            drop(channel.queue_call(select.into(), None, soon()));
+        });
+        channel.confirm_window.select_done(true);
+        let (_, numbered) = publish(&channel, b"numbered").unwrap();
+        driver.execute_commands(Instant::now());
+        driver.core.lose(Termination::EndOfStream);
+        driver.handle_loss(Instant::now());
+        let doubt = driver.shared.recovery.take_doubt();
+        assert_eq!((doubt.messages, doubt.unsent), (0, 1));
+        let shared = Arc::clone(&driver.shared);
+        let thread = thread::spawn(move || driver.run());
+        let mut peer = accept(&listener);
+        peer.answer(channel::Open::ID);
+        peer.answer(confirm::Select::ID);
+        peer.expect_publishes(&[("numbered", false)]);
+        peer.ack(1, false);
+        wait_until(|| is_acked(&numbered));
+        shared.send(Command::Disconnect);
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn plain_publishes_before_a_pending_select_are_in_doubt_after_a_loss() {
+    let mut recovery = Recovery::begin_keeping();
+    let channel = recovery.play.open_channel();
+    assert!(publish(&channel, b"plain").is_none());
+    recovery.play.peer.expect_publish();
+    let select = confirm::Select::default();
+    channel.confirm_window.select(|| {
+        drop(channel.queue_call(select.into(), None, soon()));
+    });
+    recovery.play.peer.expect(confirm::Select::ID);
+    recovery.lose();
+    let shared = &recovery.play.shared;
+    wait_until(|| channel.confirm_window.is_suspended());
+    let doubt = shared.recovery.take_doubt();
+    assert_eq!((doubt.messages, doubt.unsent), (1, 0));
+    recovery.end();
+}
+
+#[test]
 fn a_reply_that_is_due_to_the_loss_proves_no_publish() {
     let mut recovery = Recovery::begin();
     let (channel, consumer) = recovery.use_channel();

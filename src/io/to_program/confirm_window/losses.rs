@@ -13,18 +13,19 @@ impl ConfirmWindow {
     /// Publishes wait, unless they are kept.
     ///
     /// `kept` are the numbers of the kept publishes, and those up to the number `whole` may be at
-    /// the broker. Returns the numbers of those that are sent again. All others that were handed to
-    /// the outbox and are unconfirmed end with `reason`.
+    /// the broker. Returns the numbers of those that are sent again, and whether callbacks for
+    /// confirms must be dispatched. All others that were handed to the outbox and are unconfirmed
+    /// end with `reason`.
     pub(crate) fn suspend(
         &self,
         reason: &Arc<Termination>,
         whole: u64,
         kept: impl IntoIterator<Item = u64>,
-    ) -> Vec<u64> {
+    ) -> (Vec<u64>, bool) {
         let handed = self.written();
         self.set_suspended(true);
         let mut resent = Vec::new();
-        self.end_publishes(|ledger, outcomes| {
+        let ended = self.end_publishes(|ledger, outcomes| {
             resent = ledger.detach(handed, whole, kept, |number, slot, returned| {
                 let lost = || PublishOutcome::Lost(Arc::clone(reason));
                 let outcome = returned.map_or_else(lost, PublishOutcome::Returned);
@@ -34,7 +35,7 @@ impl ConfirmWindow {
         if let Some(rpc_replies) = &self.state.lock().rpc_replies {
             rpc_replies.interrupt(whole);
         }
-        resent
+        (resent, ended.has_outcomes && ended.count > 0)
     }
 
     /// Returns whether the channel is in confirm mode and its publishes are kept.
@@ -88,19 +89,49 @@ impl ConfirmWindow {
     /// Returns how many publishes outside confirm mode are in doubt after a loss of the connection,
     /// and forgets them.
     pub(crate) fn take_in_doubt(&self) -> u64 {
+        let before_select = self.unproven_before_select.swap(0, Ordering::Relaxed);
         if self.state.lock().mode != Mode::Plain {
-            return 0;
+            return before_select;
         }
+        before_select + self.take_unproven()
+    }
+
+    /// Returns how many written publishes without a number are not proven, and forgets them.
+    fn take_unproven(&self) -> u64 {
         let written = self.written();
         written.saturating_sub(self.proven.swap(written, Ordering::Relaxed))
     }
 
-    /// Notes that the next publish has the first sequence number, if no publish has one. Publishes
-    /// without a number are `unwritten`, and are written before it.
-    pub(crate) fn begin_numbers(&self, unwritten: u64) {
-        if self.last_number() == 0 {
-            self.written.store(-signed(unwritten), Ordering::Relaxed);
+    /// Notes that the broker has got the publishes before `confirm.select`: it has replied to that,
+    /// or has confirmed a later publish.
+    pub(super) fn prove_before_select(&self) {
+        // A load is cheaper than a store, and this runs for each confirm.
+        if self.unproven_before_select.load(Ordering::Relaxed) > 0 {
+            self.unproven_before_select.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Takes publishes back that stand before `confirm.select`, and are not written whole.
+    pub(crate) fn take_back_before_select(&self, publishes: u64) {
+        let less = |unproven: u64| Some(unproven.saturating_sub(publishes));
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.unproven_before_select.fetch_update(set, get, less);
+    }
+
+    /// Notes that `confirm.select` is sent now: the next publish has the first sequence number.
+    /// Publishes without a number are `unwritten`, and are written before it.
+    pub(crate) fn begin_numbers(&self, unwritten: u64) {
+        let mut state = self.state.lock();
+        // Without a mode, the program has sent the method by itself.
+        if state.mode == Mode::Plain || std::mem::replace(&mut state.numbers_begun, true) {
+            return;
+        }
+        drop(state);
+        let unproven = self.take_unproven();
+        self.unproven_before_select
+            .fetch_add(unproven, Ordering::Relaxed);
+        self.proven.store(0, Ordering::Relaxed);
+        self.written.store(-signed(unwritten), Ordering::Relaxed);
     }
 }
 

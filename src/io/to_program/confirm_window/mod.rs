@@ -55,12 +55,16 @@ pub(crate) struct ConfirmWindow {
     written: AtomicI64,
     /// How many of these publishes the broker has certainly got, outside confirm mode.
     proven: AtomicU64,
+    /// How many publishes before the pending `confirm.select` are in doubt at a loss.
+    unproven_before_select: AtomicU64,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     mode: Mode,
+    /// Whether `confirm.select` was sent, so that publishes behind it have numbers.
+    numbers_begun: bool,
     /// Whether the broker has stopped publishes with `channel.flow`.
     flow_stopped: bool,
     /// Whether publishes wait for the reply to `tx.commit`, because a buffer is already kept back
@@ -121,8 +125,10 @@ impl ConfirmWindow {
             must_check_state: AtomicBool::new(false),
             written: AtomicI64::new(0),
             proven: AtomicU64::new(0),
+            unproven_before_select: AtomicU64::new(0),
             state: Mutex::new(State {
                 mode: Mode::Plain,
+                numbers_begun: false,
                 flow_stopped: false,
                 committing: false,
                 suspended: false,
@@ -213,7 +219,11 @@ impl ConfirmWindow {
     }
 
     pub(crate) fn select_done(&self, selected: bool) {
+        if selected {
+            self.prove_before_select();
+        }
         let mut state = self.state.lock();
+        state.numbers_begun &= selected;
         state.mode = match selected {
             true => Mode::Confirming,
             false => Mode::Plain,
@@ -346,6 +356,7 @@ impl ConfirmWindow {
         ack: bool,
         mut settle: impl FnMut(u64),
     ) -> Confirmed {
+        self.prove_before_select();
         self.end_publishes(|ledger, outcomes| {
             ledger.confirm(number, multiple, ack, |number, slot, outcome| {
                 settle(number);
