@@ -69,13 +69,17 @@ impl Extent {
     }
 
     fn read(bytes: &mut Bytes) -> Option<Self> {
-        let [redelivered, p1, p0, b1, b0] = *bytes.first_chunk::<EXTENT_BYTES>()?;
+        let extent = Self::decode(bytes.first_chunk()?);
         bytes.advance(EXTENT_BYTES);
-        Some(Self {
+        Some(extent)
+    }
+
+    fn decode(&[redelivered, p1, p0, b1, b0]: &[u8; EXTENT_BYTES]) -> Self {
+        Self {
             redelivered: redelivered != 0,
             properties: usize::from(u16::from_be_bytes([p1, p0])),
             body: usize::from(u16::from_be_bytes([b1, b0])),
-        })
+        }
     }
 }
 
@@ -148,6 +152,15 @@ impl Batch {
         self.first + (self.count as u64).saturating_sub(1)
     }
 
+    /// Returns the encoded properties of the first remaining delivery.
+    pub(crate) fn first_properties(&self) -> Option<&[u8]> {
+        if let Some(extent) = &self.extent {
+            return self.bytes.get(..extent.properties);
+        }
+        let (extent, rest) = self.bytes.split_first_chunk()?;
+        rest.get(..Extent::decode(extent).properties)
+    }
+
     /// Removes and returns the first remaining delivery.
     pub(crate) fn pop(&mut self) -> Option<PackedDelivery> {
         let extent = match self.extent.take() {
@@ -202,6 +215,11 @@ impl PackedDelivery {
     /// Returns the size of body and properties, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Returns the encoded properties.
+    pub(crate) fn properties(&self) -> &[u8] {
+        self.bytes.get(..self.properties).unwrap_or_default()
     }
 
     pub(crate) fn unpack(self) -> DeliveredContent {
