@@ -22,6 +22,7 @@ pub(crate) trait EndMark: Default {
 }
 
 /// An entry of the queue.
+#[expect(clippy::large_enum_variant, reason = "almost all entries are batches")]
 #[derive(Debug)]
 enum Entry<E> {
     Batch {
@@ -539,7 +540,7 @@ mod tests {
     use super::*;
     use crate::io::to_program::read_budget::ReadState;
     use crate::io::to_program::read_control::tests::read_control;
-    use crate::protocol::delivery_batch::tests::packed;
+    use crate::protocol::delivery_batch::tests::{of_stream, packed};
 
     const SIZE: usize = 100;
 
@@ -722,6 +723,23 @@ mod tests {
         while let Next::Message(_) = inbox.try_pop() {}
         assert_eq!(waiting(&inbox), 0);
         assert_eq!(inbox.bytes(), 0);
+    }
+
+    #[test]
+    fn only_taken_deliveries_of_a_stream_are_noted_in_its_position() {
+        let inbox = inbox();
+        let position = Arc::new(StreamPosition::default());
+        let mut batches = of_stream(&[4, 5, 6]);
+        inbox.push_of_stream(&mut batches, &position);
+        assert_eq!(position.next(), None);
+        for next in [5, 6] {
+            assert!(matches!(inbox.try_pop(), Next::Message(_)));
+            assert_eq!(position.next(), Some(next));
+        }
+        inbox.discard(|_| true);
+        inbox.push_of_stream(&mut of_stream(&[9]), &position);
+        inbox.end();
+        assert_eq!(position.next(), Some(6));
     }
 
     #[test]

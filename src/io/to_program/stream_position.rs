@@ -52,3 +52,41 @@ impl StreamPosition {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::properties::BasicProperties;
+    use crate::protocol::properties::tests::bytes as encoded;
+
+    fn of_stream(offset: i64) -> Vec<u8> {
+        encoded(&BasicProperties::new().headers([("x-stream-offset", offset)]))
+    }
+
+    #[test]
+    fn the_first_arrived_message_counts_until_one_is_taken() {
+        let position = StreamPosition::default();
+        assert_eq!(position.next(), None);
+        for offset in [7, 9] {
+            position.note_arrived(&of_stream(offset));
+            assert_eq!(position.next(), Some(7));
+        }
+        for offset in [7, 8] {
+            position.note_taken(&of_stream(offset));
+            position.note_arrived(&of_stream(20));
+            assert_eq!(position.next(), u64::try_from(offset + 1).ok());
+        }
+    }
+
+    #[test]
+    fn a_message_without_an_offset_leads_to_none() {
+        let other = BasicProperties::new().headers([("x-stream-offset", "a text")]);
+        for properties in [Vec::new(), encoded(&other), of_stream(-1), vec![0xff; 9]] {
+            let position = StreamPosition::default();
+            position.note_arrived(&properties);
+            assert_eq!(position.next(), None);
+            position.note_taken(&properties);
+            assert_eq!(position.next(), None);
+        }
+    }
+}
