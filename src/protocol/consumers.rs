@@ -199,8 +199,8 @@ impl<C: Clone> Consumers<C> {
         }
     }
 
-    /// Notes that the broker has refused the arguments of a consumer. An offset that the program has
-    /// not set is left out from now on: the messages were copied from a stream to a queue.
+    /// Notes that the broker has refused the arguments of a consumer. An offset that the program
+    /// has not set is left out from now on: the messages were copied from a stream to a queue.
     pub(crate) fn note_refused_arguments(&mut self, tag: &ShortString) {
         if let Some(subscription) = self.subscriptions.get_mut(tag) {
             let has_offset = subscription.consume.arguments.contains_key(STREAM_OFFSET);

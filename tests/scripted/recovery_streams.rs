@@ -137,8 +137,8 @@ fn a_consumer_that_has_taken_nothing_goes_on_at_the_first_message_that_arrived()
     go_on(basic::Consume::new("q").stream_offset("next"), 0, 100);
 }
 
-/// Declares "q" and starts a consumer that gets nothing before the loss. Passes on how it is started
-/// after the loss, and the seconds between which it was started first.
+/// Declares "q" and starts a consumer that gets nothing before the loss. Passes on how it is
+/// started after the loss, and the seconds between which it was started first.
 fn start_after_silence(
     declare: fn() -> queue::Declare,
     begin: fn(basic::Consume) -> basic::Consume,
