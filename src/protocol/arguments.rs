@@ -204,6 +204,8 @@ impl basic::Consume {
     /// Sets the position in a stream at which the consumer begins (`x-stream-offset`):
     /// `"first"`, `"last"`, `"next"` (the default: messages that are published later), the offset
     /// of a message (an integer), or a time (a `SystemTime` or a [`Timestamp`](crate::Timestamp)).
+    /// After a loss of the connection, recovery starts the consumer behind the last message that
+    /// your program has taken.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;

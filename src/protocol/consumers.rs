@@ -3,8 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::close_reason::CloseReason;
+use super::content::STREAM_OFFSET;
 use super::methods::basic;
 use super::read_room::QueueId;
+use super::stream_progress::StreamProgress;
 use super::wire::ShortString;
 
 /// The number of consumers that are remembered after a cancel with nowait.
@@ -48,6 +50,9 @@ pub(crate) struct Subscription {
     pub(crate) prefetch: Option<u16>,
     /// Whether the broker has refused to start it again.
     is_refused: bool,
+    /// Whether the broker has refused an offset that the program had not set: the queue is no
+    /// stream.
+    refuses_offset: bool,
     strikes: Option<Strikes>,
 }
 
@@ -65,8 +70,25 @@ impl Subscription {
             consume,
             prefetch,
             is_refused: false,
+            refuses_offset: false,
             strikes: None,
         }
+    }
+
+    /// Returns the call that starts the consumer again: a consumer of a stream goes on behind its
+    /// progress. `queue_type`: see [`StreamProgress::resumed_offset`].
+    pub(crate) fn consume_again(
+        &self,
+        progress: &StreamProgress,
+        queue_type: Option<&str>,
+    ) -> basic::Consume {
+        // With a reply, even if the program did not want one: it ends the step of the script.
+        let mut consume = self.consume.clone().nowait(false);
+        let offset = progress.resumed_offset(&consume, queue_type);
+        if let Some(offset) = offset.filter(|_| !self.refuses_offset) {
+            consume.arguments.insert(STREAM_OFFSET, offset);
+        }
+        consume
     }
 }
 
@@ -174,6 +196,15 @@ impl<C: Clone> Consumers<C> {
     pub(crate) fn note_refusal(&mut self, tag: &ShortString) {
         if let Some(subscription) = self.subscriptions.get_mut(tag) {
             subscription.is_refused = true;
+        }
+    }
+
+    /// Notes that the broker has refused the arguments of a consumer. An offset that the program
+    /// has not set is left out from now on: the messages were copied from a stream to a queue.
+    pub(crate) fn note_refused_arguments(&mut self, tag: &ShortString) {
+        if let Some(subscription) = self.subscriptions.get_mut(tag) {
+            let has_offset = subscription.consume.arguments.contains_key(STREAM_OFFSET);
+            subscription.refuses_offset = !has_offset;
         }
     }
 

@@ -49,6 +49,13 @@ pub(crate) fn is_of_stream(properties: &[u8]) -> bool {
     may_be_of_stream(properties) && has_offset(&ReceivedProperties::new(properties))
 }
 
+/// Returns the offset of a message with these encoded properties, if it came from a stream.
+pub(crate) fn stream_offset(properties: &[u8]) -> Option<u64> {
+    let decoded = ReceivedProperties::new(properties).decode();
+    let headers = decoded.properties.headers?;
+    u64::try_from(headers.get(STREAM_OFFSET)?.as_i64()?).ok()
+}
+
 fn has_offset(properties: &ReceivedProperties) -> bool {
     // A search in the bytes excludes most messages without decoding their headers.
     properties.may_have(STREAM_OFFSET) && {
@@ -57,8 +64,9 @@ fn has_offset(properties: &ReceivedProperties) -> bool {
     }
 }
 
-/// The header that RabbitMQ adds to each delivery from a stream.
-const STREAM_OFFSET: &str = "x-stream-offset";
+/// The header that RabbitMQ adds to each delivery from a stream, and the argument of a consumer
+/// that begins at an offset.
+pub(super) const STREAM_OFFSET: &str = "x-stream-offset";
 
 /// Returns whether the bytes of the header's name occur in the encoded properties.
 pub(crate) fn may_be_of_stream(properties: &[u8]) -> bool {

@@ -69,13 +69,17 @@ impl Extent {
     }
 
     fn read(bytes: &mut Bytes) -> Option<Self> {
-        let [redelivered, p1, p0, b1, b0] = *bytes.first_chunk::<EXTENT_BYTES>()?;
+        let extent = Self::decode(bytes.first_chunk()?);
         bytes.advance(EXTENT_BYTES);
-        Some(Self {
+        Some(extent)
+    }
+
+    fn decode(&[redelivered, p1, p0, b1, b0]: &[u8; EXTENT_BYTES]) -> Self {
+        Self {
             redelivered: redelivered != 0,
             properties: usize::from(u16::from_be_bytes([p1, p0])),
             body: usize::from(u16::from_be_bytes([b1, b0])),
-        })
+        }
     }
 }
 
@@ -148,6 +152,15 @@ impl Batch {
         self.first + (self.count as u64).saturating_sub(1)
     }
 
+    /// Returns the encoded properties of the first remaining delivery.
+    pub(crate) fn first_properties(&self) -> Option<&[u8]> {
+        if let Some(extent) = &self.extent {
+            return self.bytes.get(..extent.properties);
+        }
+        let (extent, rest) = self.bytes.split_first_chunk()?;
+        rest.get(..Extent::decode(extent).properties)
+    }
+
     /// Removes and returns the first remaining delivery.
     pub(crate) fn pop(&mut self) -> Option<PackedDelivery> {
         let extent = match self.extent.take() {
@@ -202,6 +215,11 @@ impl PackedDelivery {
     /// Returns the size of body and properties, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Returns the encoded properties.
+    pub(crate) fn properties(&self) -> &[u8] {
+        self.bytes.get(..self.properties).unwrap_or_default()
     }
 
     pub(crate) fn unpack(self) -> DeliveredContent {
@@ -356,6 +374,9 @@ pub(crate) struct Delivery<'a> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::content::stream_offset;
+    use super::super::properties::BasicProperties;
+    use super::super::properties::tests::bytes as encoded;
     use super::*;
 
     /// Packs deliveries of these sizes and routing keys to one consumer.
@@ -379,6 +400,45 @@ pub(crate) mod tests {
         }
         writer.seal(&mut batches);
         batches
+    }
+
+    /// Packs messages of a stream with these offsets. Each third one has a buffer of its own.
+    pub(crate) fn of_stream(offsets: &[i64]) -> VecDeque<Batch> {
+        let (mut writer, mut batches) = (BatchWriter::<()>::default(), VecDeque::new());
+        let mut names = LastNames::default();
+        names.set("tag", "", "key");
+        for (tag, offset) in (1u64..).zip(offsets) {
+            let headers = BasicProperties::new().headers([("x-stream-offset", *offset)]);
+            let properties = encoded(&headers);
+            let body = body(tag, if tag % 3 == 0 { 5000 } else { 10 });
+            let delivery = Delivery {
+                tag,
+                redelivered: false,
+                names: &names,
+                parts: Parts::Apart {
+                    properties: &properties,
+                    body: &body,
+                },
+            };
+            writer.add(&mut batches, 1, delivery);
+        }
+        writer.seal(&mut batches);
+        batches
+    }
+
+    #[test]
+    fn the_properties_of_a_message_are_the_same_before_and_after_it_is_taken() {
+        let offsets = [1, 2, 3, 4, 5, 6];
+        let mut expected = 1..=6;
+        for mut batch in of_stream(&offsets) {
+            while !batch.is_empty() {
+                let first = batch.first_properties().unwrap().to_vec();
+                assert_eq!(stream_offset(&first), expected.next());
+                assert_eq!(batch.pop().unwrap().properties(), first);
+            }
+            assert_eq!(batch.first_properties(), None);
+        }
+        assert_eq!(expected.next(), None);
     }
 
     fn body(tag: u64, size: usize) -> Vec<u8> {

@@ -11,6 +11,7 @@ use super::delivery_batch::Batch;
 use super::errors::{EncodeError, ProtocolError};
 use super::methods::Method;
 use super::settlements::DetachedChannel;
+use super::stream_progress::StreamProgress;
 use super::wire::ShortString;
 
 /// Values of the IO thread that the core keeps with calls, channels and consumers. Each event
@@ -26,6 +27,9 @@ pub(crate) trait Tokens {
 
     /// Returns whether deliveries to `consumer` wait in its inbox.
     fn has_untaken(consumer: &Self::Consumer) -> bool;
+
+    /// Returns how far the program has come with the deliveries to `consumer`.
+    fn stream_progress(consumer: &Self::Consumer) -> StreamProgress;
 }
 
 /// Identifies a channel of this connection. The generation distinguishes channels that had the same

@@ -16,7 +16,8 @@
 //!    requeued.
 //! 5. [`confirms`] is the confirm ledger, and [`property_match`] finds the publish of a returned
 //!    message. [`settlements`] is the settlement ledger. It stores delivery tags in [`ranges`].
-//! 6. [`recovery`] decides what happens after the loss of a connection.
+//! 6. [`recovery`] decides what happens after the loss of a connection. [`stream_progress`] chooses
+//!    the offset at which a consumer of a stream goes on then.
 //! 7. [`secret`] wipes passwords from memory. [`errors`] and [`reply_code`] have the reasons
 //!    for an end.
 //!
@@ -59,6 +60,7 @@ pub(crate) mod secret;
 pub(crate) mod settlements;
 mod small_str;
 pub(crate) mod stage;
+pub(crate) mod stream_progress;
 pub(crate) mod table;
 pub(crate) mod time;
 pub(crate) mod wire;

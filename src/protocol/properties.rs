@@ -341,7 +341,7 @@ impl PartialEq for ReceivedProperties {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
@@ -368,7 +368,7 @@ mod tests {
         Decoded::new(bytes).properties
     }
 
-    fn bytes(properties: &BasicProperties) -> Vec<u8> {
+    pub(crate) fn bytes(properties: &BasicProperties) -> Vec<u8> {
         let mut out = Vec::new();
         properties.write(&mut Writer::new(&mut out)).unwrap();
         out

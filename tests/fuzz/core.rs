@@ -14,6 +14,7 @@ use crate::protocol::frame::{FrameDecoder, Settle, encode_settle};
 use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::basic;
 use crate::protocol::reply_code::ReplyCode;
+use crate::protocol::stream_progress::StreamProgress;
 use crate::protocol::table::FieldTable;
 
 const CHANNEL_MAX: u16 = 5;
@@ -34,6 +35,13 @@ impl Tokens for Numbers {
 
     fn has_untaken(_: &u8) -> bool {
         false
+    }
+
+    fn stream_progress(_: &u8) -> StreamProgress {
+        StreamProgress {
+            next: None,
+            since: 0.into(),
+        }
     }
 }
 

@@ -36,6 +36,7 @@ use crate::protocol::handshake::Negotiated;
 use crate::protocol::methods::{Method, basic, channel};
 use crate::protocol::properties::{BasicProperties, DeliveryMode};
 use crate::protocol::settlements::SettlementLedger;
+use crate::protocol::stream_progress::StreamProgress;
 use crate::protocol::table::FieldTable;
 use crate::protocol::table::field_value::FieldValue;
 use crate::protocol::wire::{Reader, Writer};
@@ -204,6 +205,13 @@ impl Tokens for NoTokens {
 
     fn has_untaken((): &()) -> bool {
         false
+    }
+
+    fn stream_progress((): &()) -> StreamProgress {
+        StreamProgress {
+            next: None,
+            since: 0.into(),
+        }
     }
 }
 

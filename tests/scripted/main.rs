@@ -51,6 +51,7 @@ mod recovery_defaults;
 #[cfg(target_os = "linux")]
 mod recovery_ends;
 mod recovery_refusals;
+mod recovery_streams;
 mod requeueing;
 mod rpc;
 mod settling;

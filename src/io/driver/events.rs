@@ -46,7 +46,13 @@ fn deliver(token: &ConsumerToken, batches: &mut VecDeque<Batch>, is_fixed: bool)
     match &consumer.destination {
         Destination::RpcReplies(rpc_replies) => rpc_replies.deliver(batches),
         Destination::Inbox(_) | Destination::Callback => {
-            put_into_inbox(consumer, |inbox| inbox.push(batches, is_fixed));
+            let Some(position) = consumer.stream_position(is_fixed) else {
+                return put_into_inbox(consumer, |inbox| inbox.push(batches, is_fixed));
+            };
+            if let Some(properties) = batches.front().and_then(Batch::first_properties) {
+                position.note_arrived(properties);
+            }
+            put_into_inbox(consumer, |inbox| inbox.push_of_stream(batches, position));
         }
     }
 }

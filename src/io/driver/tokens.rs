@@ -9,6 +9,7 @@ use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::{OpenFailure, Opener, Outcome};
 use crate::io::shared::consumer::ConsumerToken;
 use crate::protocol::event::Tokens;
+use crate::protocol::stream_progress::StreamProgress;
 
 /// The types of these values.
 #[derive(Debug)]
@@ -23,6 +24,10 @@ impl Tokens for DriverTokens {
 
     fn has_untaken(consumer: &Arc<ConsumerToken>) -> bool {
         !consumer.consumer.inbox().is_empty()
+    }
+
+    fn stream_progress(consumer: &Arc<ConsumerToken>) -> StreamProgress {
+        consumer.consumer.stream_progress()
     }
 }
 

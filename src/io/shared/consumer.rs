@@ -2,14 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::SystemTime;
 
 use crate::io::shared::channel::ChannelShared;
 use crate::io::shared::command::ChannelCommand;
 use crate::io::to_program::inbox::{EndMark, Extracted, Inbox};
 use crate::io::to_program::rpc_replies::RpcReplies;
+use crate::io::to_program::stream_position::StreamPosition;
 use crate::protocol::close_reason::ClosedBy;
 use crate::protocol::content::DeliveredContent;
 use crate::protocol::methods::basic;
+use crate::protocol::stream_progress::StreamProgress;
+use crate::protocol::time::Timestamp;
 use crate::protocol::wire::ShortString;
 
 /// The inbox of a channel is for all its consumers with a callback; other consumers have one of
@@ -67,6 +71,10 @@ pub(crate) struct ConsumerShared {
     /// Whether the consumer's queue accepts requeued deliveries. It is set when a delivery arrives
     /// without the header `x-stream-offset`, which a stream adds to each message.
     accepts_requeue: AtomicBool,
+    /// The position in the queue, if it is a stream.
+    stream_position: Arc<StreamPosition>,
+    /// The time of the first start, by the clock of this machine.
+    since: Timestamp,
 }
 
 impl ConsumerShared {
@@ -109,6 +117,8 @@ impl ConsumerShared {
             destination,
             canceller: OnceLock::new(),
             accepts_requeue: AtomicBool::new(false),
+            stream_position: Arc::default(),
+            since: SystemTime::now().into(),
         })
     }
 
@@ -127,6 +137,23 @@ impl ConsumerShared {
 
     pub(crate) fn accepts_requeue(&self) -> bool {
         self.accepts_requeue.load(Ordering::Acquire)
+    }
+
+    /// Returns the position to note for deliveries, if they may be from a stream. Such deliveries
+    /// are fixed, so this costs the others nothing.
+    pub(crate) fn stream_position(&self, is_fixed: bool) -> Option<&Arc<StreamPosition>> {
+        let is_of_stream = is_fixed && !self.no_ack && !self.accepts_requeue();
+        is_of_stream.then_some(&self.stream_position)
+    }
+
+    /// Returns how far the program has come, for the case that the queue is a stream.
+    pub(crate) fn stream_progress(&self) -> StreamProgress {
+        let next = match self.accepts_requeue() {
+            true => None,
+            false => self.stream_position.next(),
+        };
+        let since = self.since;
+        StreamProgress { next, since }
     }
 
     /// Returns whether the consumer's deliveries can be requeued.

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::io::busy_wait::BusyWait;
 use crate::io::to_program::dispatch_signal::{Signal, Subscribers};
 use crate::io::to_program::read_control::ReadControl;
+use crate::io::to_program::stream_position::StreamPosition;
 use crate::protocol::content::DeliveredContent;
 use crate::protocol::delivery_batch::{Batch, PackedDelivery};
 use crate::protocol::wire::ShortString;
@@ -21,17 +22,23 @@ pub(crate) trait EndMark: Default {
 }
 
 /// An entry of the queue.
+#[expect(clippy::large_enum_variant, reason = "almost all entries are batches")]
 #[derive(Debug)]
 enum Entry<E> {
-    /// A batch, and whether its deliveries are fixed: they cannot be held back.
-    Batch(Batch, bool),
+    Batch {
+        batch: Batch,
+        /// Whether its deliveries are fixed: they cannot be held back.
+        is_fixed: bool,
+        /// The position of its consumer, if they are from a stream.
+        position: Option<Arc<StreamPosition>>,
+    },
     Ended(E),
 }
 
 impl<E> Entry<E> {
     fn len(&self) -> usize {
         match self {
-            Self::Batch(batch, _) => batch.len(),
+            Self::Batch { batch, .. } => batch.len(),
             Self::Ended(_) => 1,
         }
     }
@@ -133,10 +140,32 @@ impl<E: EndMark> Inbox<E> {
 
     /// Appends batches, in their order. After the end of the inbox they are dropped.
     pub(crate) fn push(&self, batches: &mut VecDeque<Batch>, is_fixed: bool) {
+        self.append_batches(batches, is_fixed, None);
+    }
+
+    /// Appends batches from a stream, which are fixed. `position` is noted when they are taken.
+    pub(crate) fn push_of_stream(
+        &self,
+        batches: &mut VecDeque<Batch>,
+        position: &Arc<StreamPosition>,
+    ) {
+        self.append_batches(batches, true, Some(position));
+    }
+
+    fn append_batches(
+        &self,
+        batches: &mut VecDeque<Batch>,
+        is_fixed: bool,
+        position: Option<&Arc<StreamPosition>>,
+    ) {
         let count = batches.iter().map(Batch::len).sum();
         let cost = batches.iter().map(Batch::cost).sum();
         let fixed = if is_fixed { cost } else { 0 };
-        let entries = batches.drain(..).map(|batch| Entry::Batch(batch, is_fixed));
+        let entries = batches.drain(..).map(|batch| Entry::Batch {
+            batch,
+            is_fixed,
+            position: position.cloned(),
+        });
         self.append(count, cost, fixed, entries);
     }
 
@@ -160,7 +189,15 @@ impl<E: EndMark> Inbox<E> {
         // After a stop, deliveries do not count as fixed.
         let stopped = state.stopped;
         state.queue.extend(entries.map(|entry| match entry {
-            Entry::Batch(batch, is_fixed) => Entry::Batch(batch, is_fixed && !stopped),
+            Entry::Batch {
+                batch,
+                is_fixed,
+                position,
+            } => Entry::Batch {
+                batch,
+                is_fixed: is_fixed && !stopped,
+                position,
+            },
             ended => ended,
         }));
         state.count += count;
@@ -181,7 +218,10 @@ impl<E: EndMark> Inbox<E> {
         state.stopped = true;
         let mut taken = std::mem::take(&mut state.taken);
         for entry in &mut state.queue {
-            if let Entry::Batch(batch, is_fixed) = entry {
+            if let Entry::Batch {
+                batch, is_fixed, ..
+            } = entry
+            {
                 if std::mem::take(is_fixed) {
                     taken.fixed += batch.cost();
                 }
@@ -306,8 +346,17 @@ impl<E: EndMark> Inbox<E> {
     fn take(&self, state: &mut State<E>) -> Next<E, PackedDelivery> {
         let found = match state.queue.front_mut() {
             _ if state.stopped => Next::Ended,
-            Some(Entry::Batch(batch, is_fixed)) => {
+            Some(Entry::Batch {
+                batch,
+                is_fixed,
+                position,
+            }) => {
                 let message = batch.pop();
+                // Under the lock: when the IO thread has dropped the untaken deliveries, the
+                // position is behind all others.
+                if let (Some(message), Some(position)) = (&message, position) {
+                    position.note_taken(message.properties());
+                }
                 let cost = message.as_ref().map_or(0, |message| batch.cost_of(message));
                 if *is_fixed {
                     state.taken.fixed += cost;
@@ -425,7 +474,9 @@ impl<E: EndMark> Inbox<E> {
         let mut cost = 0;
         for entry in state.queue.drain(..) {
             match entry {
-                Entry::Batch(batch, is_fixed) if wanted(batch.consumer_tag()) => {
+                Entry::Batch {
+                    batch, is_fixed, ..
+                } if wanted(batch.consumer_tag()) => {
                     cost += batch.cost();
                     taken.fixed += if is_fixed { batch.cost() } else { 0 };
                     extracted.push_back(batch);
@@ -489,7 +540,7 @@ mod tests {
     use super::*;
     use crate::io::to_program::read_budget::ReadState;
     use crate::io::to_program::read_control::tests::read_control;
-    use crate::protocol::delivery_batch::tests::packed;
+    use crate::protocol::delivery_batch::tests::{of_stream, packed};
 
     const SIZE: usize = 100;
 
@@ -672,6 +723,23 @@ mod tests {
         while let Next::Message(_) = inbox.try_pop() {}
         assert_eq!(waiting(&inbox), 0);
         assert_eq!(inbox.bytes(), 0);
+    }
+
+    #[test]
+    fn only_taken_deliveries_of_a_stream_are_noted_in_its_position() {
+        let inbox = inbox();
+        let position = Arc::new(StreamPosition::default());
+        let mut batches = of_stream(&[4, 5, 6]);
+        inbox.push_of_stream(&mut batches, &position);
+        assert_eq!(position.next(), None);
+        for next in [5, 6] {
+            assert!(matches!(inbox.try_pop(), Next::Message(_)));
+            assert_eq!(position.next(), Some(next));
+        }
+        inbox.discard(|_| true);
+        inbox.push_of_stream(&mut of_stream(&[9]), &position);
+        inbox.end();
+        assert_eq!(position.next(), Some(6));
     }
 
     #[test]

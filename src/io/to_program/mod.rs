@@ -12,4 +12,5 @@ pub(crate) mod read_budget;
 pub(crate) mod read_control;
 pub(crate) mod ready_list;
 pub(crate) mod rpc_replies;
+pub(crate) mod stream_position;
 pub(crate) mod waiting_threads;

@@ -23,6 +23,7 @@ use super::super::consumers::Strikes;
 use super::super::event::{Event, Gate, PendingCall, Purpose, Tokens};
 use super::super::methods::{Method, basic, channel, confirm, tx};
 use super::super::output::Output;
+use super::super::reply_code::ReplyCode;
 use super::super::wire::ShortString;
 use super::detach::is_open;
 use super::{Channel, Pause};
@@ -183,8 +184,13 @@ impl<T: Tokens> Channel<T> {
                         restore.steps.push_front(Step::Consume { tag, number });
                         return Some(self.quiet_qos(prefetch, out));
                     }
-                    // With a reply, even if the program did not want one: it ends the step.
-                    let consume = subscription.consume.clone().nowait(false);
+                    let Some(consumer) = self.consumers.get(&tag) else {
+                        continue;
+                    };
+                    let progress = T::stream_progress(&consumer.token);
+                    let book = out.book.as_ref();
+                    let queue_type = book.and_then(|it| it.queue_type(&subscription.consume.queue));
+                    let consume = subscription.consume_again(&progress, queue_type);
                     let mut call = self.quiet_call(consume.into(), out);
                     call.deadline = Some(out.room.now() + CONSUME_PATIENCE);
                     out.watch(self.id.number, &call);
@@ -280,6 +286,9 @@ impl<T: Tokens> Channel<T> {
         out: &mut Output<T>,
     ) {
         self.suspend(out);
+        if reason.code == ReplyCode::PRECONDITION_FAILED {
+            self.consumers.note_refused_arguments(tag);
+        }
         let resumed = self.resumed_consumers();
         self.report_refusal(tag, reason, false, out);
         out.unrestored.insert(self.id.number);

@@ -42,6 +42,7 @@ use super::methods::{Method, MethodId, basic, channel, connection};
 use super::properties::BasicProperties;
 use super::reply_code::ReplyCode;
 use super::settlements::{Settled, SettlementLedger};
+use super::stream_progress::StreamProgress;
 use super::table::FieldTable;
 
 const FRAME_MAX: u32 = 4096;
@@ -56,6 +57,9 @@ const NAMES: [&str; 6] = ["none", "one", "two", "three", "four", "five"];
 /// The call that [`Scenario::open_channel`] uses.
 const OPEN: u32 = 0;
 
+/// The time at which each consumer is started first.
+const FIRST_START_SECS: u64 = 1_000_000;
+
 #[derive(Debug)]
 struct Script;
 
@@ -68,6 +72,15 @@ impl Tokens for Script {
 
     fn has_untaken(_: &&'static str) -> bool {
         false
+    }
+
+    /// The first untaken message of consumer "at 5" has the offset 5. The others have got none.
+    fn stream_progress(consumer: &&'static str) -> StreamProgress {
+        let next = consumer.strip_prefix("at ");
+        StreamProgress {
+            next: next.map(|offset| offset.parse().unwrap()),
+            since: FIRST_START_SECS.into(),
+        }
     }
 }
 

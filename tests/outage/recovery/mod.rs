@@ -12,6 +12,7 @@ mod locks;
 mod logins;
 mod publishing;
 mod silence;
+mod streams;
 mod topology;
 mod traffic;
 mod workers;

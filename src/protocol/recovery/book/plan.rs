@@ -106,6 +106,12 @@ impl Book {
         self.replacements.present_name(name).unwrap_or(name)
     }
 
+    /// Returns the type with which a queue was declared, if the declare has named one.
+    pub(crate) fn queue_type(&self, name: &ShortString) -> Option<&str> {
+        let declare = self.queue(self.present_name(name))?;
+        declare.arguments.get("x-queue-type")?.as_str()
+    }
+
     pub(in super::super) fn queue(&self, name: &ShortString) -> Option<&queue::Declare> {
         self.queues.get(name).map(|entry| &entry.value)
     }

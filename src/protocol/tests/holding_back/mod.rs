@@ -33,6 +33,13 @@ impl Tokens for Model {
     fn has_untaken(consumer: &Shared) -> bool {
         !consumer.borrow().waiting.is_empty()
     }
+
+    fn stream_progress(_: &Shared) -> StreamProgress {
+        StreamProgress {
+            next: None,
+            since: 0.into(),
+        }
+    }
 }
 
 /// The place where a queue puts a requeued message.

@@ -6,6 +6,7 @@ mod maintenance;
 mod phases;
 mod restoring;
 mod sessions;
+mod streams;
 mod transactions;
 
 use super::super::connection::recovery::AttachError;
