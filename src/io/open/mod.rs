@@ -13,9 +13,11 @@
 //! loop checks the token first. So a cancelled opening ends at once, with two exceptions. A call of
 //! `getaddrinfo` cannot be interrupted: its thread is abandoned, and its result is dropped. A
 //! mechanism of the program runs on the calling thread, so the cancel takes effect after it
-//! returns.
+//! returns. A provider of credentials runs before the opening, on a thread of its own
+//! (`provider`).
 
 mod negotiate;
+mod provider;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -29,9 +31,11 @@ use crossbeam_channel::Receiver;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Waker};
 
+pub(crate) use self::provider::call_provider;
 use self::negotiate::{Negotiation, OpenStream, Progress};
 use super::cancellation::{CancellationToken, Registration, wake};
 use super::driver::{self, SOCKET, WAKE};
+use crate::error::Error;
 use crate::io::driver::connecting::RecoverySettings;
 use crate::io::driver::link::Link;
 use crate::io::driver::transport::{self, SocketOptions};
@@ -97,6 +101,8 @@ pub(crate) enum Cause {
     #[cfg(feature = "native-tls")]
     Tls(String),
     Handshake(HandshakeFailure),
+    /// The provider of the credentials failed.
+    Provider(Box<Error>),
     /// The program has cancelled the token.
     Cancelled,
 }
