@@ -287,10 +287,7 @@ impl Credentials {
     fn usernames(&self) -> impl Iterator<Item = &str> {
         self.choices.iter().filter_map(|choice| match choice {
             Choice::Password { username, .. } => Some(username.as_str()),
-            Choice::External
-            | Choice::Anonymous
-            | Choice::Custom(_)
-            | Choice::Provider(_) => None,
+            Choice::External | Choice::Anonymous | Choice::Custom(_) | Choice::Provider(_) => None,
         })
     }
 
@@ -639,7 +636,10 @@ mod tests {
         assert_eq!(format!("{list:?}"), shown);
         for call in 0..2 {
             let provided = list.provided().unwrap();
-            assert_eq!(names(&provided), ["EXTERNAL", "PLAIN", "ANONYMOUS", "AMQPLAIN"]);
+            assert_eq!(
+                names(&provided),
+                ["EXTERNAL", "PLAIN", "ANONYMOUS", "AMQPLAIN"]
+            );
             let user = format!("user {call}");
             assert_eq!(provided.get_username(), Some(user.as_str()));
         }

@@ -31,8 +31,8 @@ use crossbeam_channel::Receiver;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Waker};
 
-pub(crate) use self::provider::call_provider;
 use self::negotiate::{Negotiation, OpenStream, Progress};
+pub(crate) use self::provider::call_provider;
 use super::cancellation::{CancellationToken, Registration, wake};
 use super::driver::{self, SOCKET, WAKE};
 use crate::error::Error;
