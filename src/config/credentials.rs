@@ -29,8 +29,8 @@ use crate::protocol::secret::Secret;
 /// A password never appears in `Debug` output, errors or the log. The bytes that cony sends are
 /// wiped from memory when they are written. The password is wiped when the last clone of the
 /// credentials is dropped, or sooner: see [`erase_on_connect`](Self::erase_on_connect). Credentials
-/// from a [`provider`](Self::provider) are dropped after each attempt. Copies in the TLS library and the operating system cannot be wiped, nor can the text of a URL that the
-/// program holds.
+/// from a [`provider`](Self::provider) are dropped after each attempt. Copies in the TLS library and
+/// the operating system cannot be wiped, nor can the text of a URL that the program holds.
 #[derive(Clone)]
 pub struct Credentials {
     /// In order of preference.
@@ -138,8 +138,8 @@ impl Credentials {
         Self::new(Choice::Custom(Arc::new(move || Box::new(factory()))))
     }
 
-    /// Returns credentials that `provider` provides anew for each attempt to open a connection: each
-    /// one of [`open`](crate::BlockingConnection::open), of
+    /// Returns credentials that `provider` provides anew for each attempt to open a connection:
+    /// each one of [`open`](crate::BlockingConnection::open), of
     /// [`connection_attempts`](crate::ConnectionParameters::connection_attempts), of each broker of
     /// [`open_any`](crate::BlockingConnection::open_any), and of
     /// [recovery](crate::ConnectionParameters::recovery). This is for passwords and tokens that
@@ -166,18 +166,19 @@ impl Credentials {
     /// # Ok::<(), Error>(())
     /// ```
     ///
-    /// For an OAuth 2 token return `Credentials::plain("", token)`: RabbitMQ takes the user from the
-    /// token. If the provider keeps a token for later calls, it must see to it that the token is
-    /// still valid: a call may also mean that the broker has refused the last one.
+    /// For an OAuth 2 token return `Credentials::plain("", token)`: RabbitMQ takes the user from
+    /// the token. If the provider keeps a token for later calls, it must see to it that the token
+    /// is still valid: a call may also mean that the broker has refused the last one.
     ///
     /// # A call
     ///
     /// The call comes before the name of the host is resolved, so it is made even if the broker
     /// cannot be reached. Its time counts in
-    /// [`handshake_timeout`](crate::ConnectionParameters::handshake_timeout). It runs on a thread of
-    /// its own, and the calls for several connections may run at the same time. cony holds no lock
-    /// meanwhile, so the provider may use other connections. It must not use the connection that it
-    /// is for, whose calls wait for the end of the outage.
+    /// [`handshake_timeout`](crate::ConnectionParameters::handshake_timeout). It runs on a thread
+    /// of its own, and the calls for several connections may run at the same time. cony holds no
+    /// lock meanwhile, so the provider may use other connections. It must not have a handle of the
+    /// connection that it is for: that connection would never be dropped, and its calls wait for
+    /// the end of the outage.
     ///
     /// At the timeout, and when the program cancels the opening or closes the connection, cony does
     /// not wait for the call any longer. The call itself cannot be interrupted, and the credentials
@@ -187,14 +188,15 @@ impl Credentials {
     /// # Errors
     ///
     /// Pass errors of your own with [`Error::other`]. An opening whose provider fails returns
-    /// [`Error::ProviderFailed`], which is retryable, unless the provider returned another error of
-    /// cony that is not. A panic of the provider has the same effect as an error of your own. So do
-    /// not erase the returned credentials, and do not return those of another provider: such an
-    /// attempt fails as well, and cannot be retried. For recovery each of these is an attempt that
-    /// failed: the next one follows, and [`Outage::last`](crate::Outage::last) has the error.
+    /// [`Error::ProviderFailed`] with the error inside. It is retryable if the error is your own or
+    /// itself retryable. A panic counts as an error of your own. Credentials that cannot be used
+    /// are a failure too, which is not retryable: erased ones, a NUL for PLAIN, another provider.
     ///
-    /// If the broker refuses the returned credentials, recovery asks the provider again for the next
-    /// attempt. It gives up after five refusals in a row, in 15 s or more, as with a password.
+    /// For recovery each of these is a failed attempt, which another one follows.
+    /// [`Outage::last`](crate::Outage::last) has the error.
+    ///
+    /// If the broker refuses the returned credentials, recovery asks the provider again for the
+    /// next attempt. It gives up after five refusals in a row, in 15 s or more, as with a password.
     ///
     /// # With other settings
     ///

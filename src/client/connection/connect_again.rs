@@ -421,6 +421,12 @@ mod tests {
         #[cfg_attr(not(feature = "native-tls"), expect(unused_mut, reason = "no TLS"))]
         let mut table = vec![
             (
+                Stage::Credentials,
+                0,
+                Cause::Provider(Box::new(Error::CredentialsErased)),
+                Unreachable(Stage::Credentials),
+            ),
+            (
                 Stage::Resolve,
                 0,
                 Cause::Io(other()),

@@ -336,7 +336,10 @@ fn address_error(
         _ if hung_up && stage == Stage::Open && (1..FRAME_MAX_SAFE).contains(&frame_max) => {
             ConnectError::FrameMaxRefused { frame_max }
         }
-        Cause::Provider(error) => return Error::ProviderFailed(error),
+        Cause::Provider(error) => {
+            let error = error.downcast::<Error>();
+            return Error::ProviderFailed(error.unwrap_or_else(|other| Error::other(other).into()));
+        }
         Cause::Cancelled => {
             return Error::OpenCancelled {
                 address,

@@ -21,6 +21,7 @@ mod provider;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -35,7 +36,6 @@ use self::negotiate::{Negotiation, OpenStream, Progress};
 pub(crate) use self::provider::call_provider;
 use super::cancellation::{CancellationToken, Registration, wake};
 use super::driver::{self, SOCKET, WAKE};
-use crate::error::Error;
 use crate::io::driver::connecting::RecoverySettings;
 use crate::io::driver::link::Link;
 use crate::io::driver::transport::{self, SocketOptions};
@@ -101,8 +101,8 @@ pub(crate) enum Cause {
     #[cfg(feature = "native-tls")]
     Tls(String),
     Handshake(HandshakeFailure),
-    /// The provider of the credentials failed.
-    Provider(Box<Error>),
+    /// The provider of the credentials returned this error, or panicked.
+    Provider(Box<dyn Error + Send + Sync>),
     /// The program has cancelled the token.
     Cancelled,
 }

@@ -1,4 +1,4 @@
-//! The password of the user changes while the connection is lost, or is provided anew for each login.
+//! The password of the user changes while the connection is lost, or a provider has the newest one.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
