@@ -19,6 +19,8 @@ use crate::support::{expect_error, until};
 /// Longer than a test may take.
 const HOUR: Duration = Duration::from_secs(3600);
 
+type Provide = fn(usize) -> Result<Credentials>;
+
 /// Sets a provider, which gets the number of its calls before.
 fn with(
     parameters: ConnectionParameters,
@@ -212,7 +214,7 @@ fn an_opening_with_a_provider_that_fails_or_panics_connects_to_no_broker() {
         erased.erase();
         Ok(erased)
     };
-    let providers: [(fn(usize) -> Result<Credentials>, _, _); 3] = [
+    let providers: [(Provide, _, _); 3] = [
         (fails, "the vault is sealed", true),
         (panics, "it has panicked", true),
         (erased, "erased", false),
