@@ -29,8 +29,8 @@ use crate::protocol::secret::Secret;
 /// A password never appears in `Debug` output, errors or the log. The bytes that cony sends are
 /// wiped from memory when they are written. The password is wiped when the last clone of the
 /// credentials is dropped, or sooner: see [`erase_on_connect`](Self::erase_on_connect). Credentials
-/// from a [`provider`](Self::provider) are dropped after each attempt. Copies in the TLS library and
-/// the operating system cannot be wiped, nor can the text of a URL that the program holds.
+/// from a [`provider`](Self::provider) are dropped after each attempt. Copies in the TLS library
+/// and the operating system cannot be wiped, nor can the text of a URL that the program holds.
 #[derive(Clone)]
 pub struct Credentials {
     /// In order of preference.
