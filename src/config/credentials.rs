@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -9,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::protocol::sasl::Mechanism;
 use crate::protocol::secret::Secret;
 
-/// How to authenticate: user and password, a client certificate, anonymous access, or a list of
-/// these in order of preference.
+/// How to authenticate: user and password, a client certificate, anonymous access, credentials from
+/// a function of the program, or a list of these in order of preference.
 ///
 /// ```
 /// use cony::Credentials;
@@ -27,9 +28,9 @@ use crate::protocol::secret::Secret;
 ///
 /// A password never appears in `Debug` output, errors or the log. The bytes that cony sends are
 /// wiped from memory when they are written. The password is wiped when the last clone of the
-/// credentials is dropped, or sooner: see [`erase_on_connect`](Self::erase_on_connect). Copies in
-/// the TLS library and the operating system cannot be wiped, nor can the text of a URL that the
-/// program holds.
+/// credentials is dropped, or sooner: see [`erase_on_connect`](Self::erase_on_connect). Credentials
+/// from a [`provider`](Self::provider) are dropped after each attempt. Copies in the TLS library
+/// and the operating system cannot be wiped, nor can the text of a URL that the program holds.
 #[derive(Clone)]
 pub struct Credentials {
     /// In order of preference.
@@ -48,7 +49,19 @@ enum Choice {
     External,
     Anonymous,
     Custom(Arc<dyn Fn() -> Box<dyn Mechanism> + Send + Sync>),
+    Provider(Arc<Provider>),
 }
+
+/// A function of the program that returns credentials.
+struct Provider {
+    provide: Box<dyn Fn() -> Result<Credentials> + Send + Sync>,
+    /// The number of its calls in progress. Most attempts have given up those that hang.
+    running: AtomicUsize,
+}
+
+/// The number of calls of one provider in progress above which no other one begins. A provider that
+/// hangs would otherwise cost a thread for each attempt, forever.
+const RUNNING_MAX: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PasswordMechanism {
@@ -125,6 +138,86 @@ impl Credentials {
         Self::new(Choice::Custom(Arc::new(move || Box::new(factory()))))
     }
 
+    /// Returns credentials that `provider` provides anew for each attempt to open a connection:
+    /// each one of [`open`](crate::BlockingConnection::open), of
+    /// [`connection_attempts`](crate::ConnectionParameters::connection_attempts), of each broker of
+    /// [`open_any`](crate::BlockingConnection::open_any), and of
+    /// [recovery](crate::ConnectionParameters::recovery). This is for passwords and tokens that
+    /// change, such as OAuth 2 tokens, and the users of HashiCorp Vault, whose names change too.
+    ///
+    /// ```
+    /// use cony::{BlockingConnection, ConnectionParameters, Credentials, Error};
+    ///
+    /// # let folder = std::env::temp_dir().join(format!("cony-provider-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder).unwrap();
+    /// # std::fs::write(folder.join("user"), "guest").unwrap();
+    /// # std::fs::write(folder.join("password"), "guest\n").unwrap();
+    /// # let (user, password) = (folder.join("user"), folder.join("password"));
+    /// // Two files that another program replaces, such as the agent of Vault.
+    /// let credentials = Credentials::provider(move || {
+    ///     let read = |file| std::fs::read_to_string(file).map_err(Error::other);
+    ///     Ok(Credentials::plain(read(&user)?.trim(), read(&password)?.trim()))
+    /// });
+    /// # let url = std::env::var("AMQP_URL").unwrap();
+    /// let parameters: ConnectionParameters = url.parse()?;
+    /// let connection = BlockingConnection::open(parameters.credentials(credentials))?;
+    /// # connection.close()?;
+    /// # std::fs::remove_dir_all(&folder).unwrap();
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// For an OAuth 2 token return `Credentials::plain("", token)`: RabbitMQ takes the user from
+    /// the token. If the provider keeps a token for later calls, it must see to it that the token
+    /// is still valid: a call may also mean that the broker has refused the last one.
+    ///
+    /// # A call
+    ///
+    /// The call comes before the name of the host is resolved, so it is made even if the broker
+    /// cannot be reached. Its time counts in
+    /// [`handshake_timeout`](crate::ConnectionParameters::handshake_timeout). It runs on a thread
+    /// of its own, and the calls for several connections may run at the same time. cony holds no
+    /// lock meanwhile, so the provider may use other connections. It must not have a handle of the
+    /// connection that it is for: that connection would never be dropped, and its calls wait for
+    /// the end of the outage.
+    ///
+    /// At the timeout, and when the program cancels the opening or closes the connection, cony does
+    /// not wait for the call any longer. The call itself cannot be interrupted, and the credentials
+    /// that it returns later are dropped. While 100 calls of one provider are in progress, each
+    /// further attempt fails.
+    ///
+    /// # Errors
+    ///
+    /// Pass errors of your own with [`Error::other`]. An opening whose provider fails returns
+    /// [`Error::ProviderFailed`] with the error inside. It is retryable if the error is your own or
+    /// itself retryable. A panic counts as an error of your own. Credentials that cannot be used
+    /// are a failure too, which is not retryable: erased ones, a NUL for PLAIN, another provider.
+    ///
+    /// For recovery each of these is a failed attempt, which another one follows.
+    /// [`Outage::last`](crate::Outage::last) has the error.
+    ///
+    /// If the broker refuses the returned credentials, recovery asks the provider again for the
+    /// next attempt. It gives up after five refusals in a row, in 15 s or more, as with a password.
+    ///
+    /// # With other settings
+    ///
+    /// - In a list ([`or`](Self::or)) the returned credentials stand at the place of the provider.
+    ///   The provider is called even if an entry before it is used.
+    /// - The provider is called for each attempt after
+    ///   [`update_secret`](crate::BlockingConnection::update_secret) as well, and the new secret
+    ///   does not replace its answer.
+    /// - `erase_on_connect` of the returned credentials has no effect: cony drops them after the
+    ///   attempt.
+    #[must_use]
+    pub fn provider<F>(provider: F) -> Self
+    where
+        F: Fn() -> Result<Self> + Send + Sync + 'static,
+    {
+        Self::new(Choice::Provider(Arc::new(Provider {
+            provide: Box::new(provider),
+            running: AtomicUsize::new(0),
+        })))
+    }
+
     /// Appends `other` to the list. The first entry whose mechanism the broker offers is used.
     ///
     /// If the broker refuses that entry, the opening fails. The next entry is not tried, because
@@ -196,7 +289,7 @@ impl Credentials {
     fn usernames(&self) -> impl Iterator<Item = &str> {
         self.choices.iter().filter_map(|choice| match choice {
             Choice::Password { username, .. } => Some(username.as_str()),
-            Choice::External | Choice::Anonymous | Choice::Custom(_) => None,
+            Choice::External | Choice::Anonymous | Choice::Custom(_) | Choice::Provider(_) => None,
         })
     }
 
@@ -220,6 +313,28 @@ impl Credentials {
         self.choices.iter().all(|choice| match choice {
             Choice::Password { password, .. } => password.lock().is_none(),
             _ => false,
+        })
+    }
+
+    /// Returns whether the list has a provider, so that it can be used only after
+    /// [`provided`](Self::provided).
+    pub(crate) fn have_provider(&self) -> bool {
+        let mut choices = self.choices.iter();
+        choices.any(|choice| matches!(choice, Choice::Provider(_)))
+    }
+
+    /// Calls the providers of the list. Returns the list with their credentials in their places.
+    pub(crate) fn provided(&self) -> Result<Self> {
+        let mut choices = Vec::with_capacity(self.choices.len());
+        for choice in &self.choices {
+            match choice {
+                Choice::Provider(provider) => choices.extend(provider.call()?.choices),
+                other => choices.push(other.clone()),
+            }
+        }
+        Ok(Self {
+            choices,
+            erase_on_connect: self.erase_on_connect,
         })
     }
 
@@ -267,11 +382,38 @@ impl Choice {
             Self::External => ("EXTERNAL", Secret::default()),
             Self::Anonymous => ("ANONYMOUS", Secret::default()),
             Self::Custom(factory) => return Some(factory()),
+            Self::Provider(_) => return None,
         };
         Some(Box::new(OneResponse {
             name,
             response: Some(response),
         }))
+    }
+}
+
+impl Provider {
+    fn call(&self) -> Result<Credentials> {
+        let running = Running(&self.running);
+        if running.0.fetch_add(1, Ordering::Relaxed) >= RUNNING_MAX {
+            let text = format!("{RUNNING_MAX} calls of it have not returned");
+            return Err(Error::other(text));
+        }
+        let provided = (self.provide)()?;
+        if provided.have_provider() {
+            let rule = "a provider must return no other provider";
+            return Err(Error::invalid("credentials", "Provider", rule));
+        }
+        provided.validate()?;
+        Ok(provided)
+    }
+}
+
+/// A call in progress. Dropping it counts the end of the call, also after a panic.
+struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -363,6 +505,7 @@ impl fmt::Debug for Choice {
             Self::External => f.write_str("External"),
             Self::Anonymous => f.write_str("Anonymous"),
             Self::Custom(_) => f.write_str("Custom"),
+            Self::Provider(_) => f.write_str("Provider"),
         }
     }
 }
@@ -475,6 +618,126 @@ mod tests {
         let list = Credentials::external().or(kept.clone().erase_on_connect(true));
         list.connected();
         assert!(kept.are_erased(), "its clone is in the list");
+    }
+
+    #[test]
+    fn credentials_of_a_provider_take_its_place_in_the_list() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let list = Credentials::external()
+            .or(Credentials::provider(move || {
+                let call = counted.fetch_add(1, Ordering::Relaxed);
+                let rotated = Credentials::plain(format!("user {call}"), "hush");
+                Ok(rotated.or(Credentials::anonymous()))
+            }))
+            .or(Credentials::amqplain("last", "hush"));
+        assert!(list.validate().is_ok());
+        assert_eq!(calls.load(Ordering::Relaxed), 0, "only an attempt calls it");
+        assert_eq!(list.get_username(), Some("last"));
+        let shown = r#"External or Provider or AmqPlain("last", ***)"#;
+        assert_eq!(format!("{list:?}"), shown);
+        for call in 0..2 {
+            let provided = list.provided().unwrap();
+            assert_eq!(
+                names(&provided),
+                ["EXTERNAL", "PLAIN", "ANONYMOUS", "AMQPLAIN"]
+            );
+            let user = format!("user {call}");
+            assert_eq!(provided.get_username(), Some(user.as_str()));
+        }
+    }
+
+    #[test]
+    fn the_credentials_of_a_provider_are_wiped_after_the_attempt() {
+        let password = Arc::new(Mutex::new(Some("hush".into())));
+        let kept = password.clone();
+        let provider = Credentials::provider(move || {
+            Ok(Credentials::new(Choice::Password {
+                mechanism: PasswordMechanism::Plain,
+                username: "me".into(),
+                password: kept.clone(),
+            })
+            .erase_on_connect(true))
+        });
+        let provided = provider.provided().unwrap();
+        assert!(!provided.get_erase_on_connect(), "recovery stays on");
+        assert_eq!(Arc::strong_count(&password), 3);
+        drop(provided);
+        assert_eq!(Arc::strong_count(&password), 2, "the provider's own");
+    }
+
+    #[test]
+    fn a_new_secret_does_not_replace_the_answer_of_a_provider() {
+        let provider = Credentials::provider(|| Ok(Credentials::plain("me", "provided")));
+        let list = provider.or(Credentials::plain("me", "old"));
+        let renewed = list.renewed(&list, &"new".into()).provided().unwrap();
+        let mut mechanisms = renewed.mechanisms();
+        let responses = mechanisms.iter_mut().map(|one| one.respond(None).unwrap());
+        let responses: Vec<_> = responses.map(|one| one.as_bytes().to_vec()).collect();
+        assert_eq!(responses, [&b"\0me\0provided"[..], b"\0me\0new"]);
+    }
+
+    #[test]
+    fn erase_leaves_a_provider() {
+        let provider = Credentials::provider(|| Ok(Credentials::default()));
+        let list = provider.or(Credentials::plain("me", "hush"));
+        list.erase();
+        assert!(list.validate().is_ok());
+        let provided = list.provided().unwrap();
+        assert_eq!(provided.mechanisms().len(), 1);
+        assert_eq!(response(&provided), b"\0guest\0guest");
+    }
+
+    #[test]
+    fn credentials_of_a_provider_that_cannot_be_used_are_an_error() {
+        let provided = |returned: fn() -> Result<Credentials>| {
+            let error = Credentials::provider(returned).provided().unwrap_err();
+            assert!(!error.to_string().contains("hush"), "{error}");
+            error
+        };
+        let erased = provided(|| {
+            let erased = Credentials::plain("me", "hush");
+            erased.erase();
+            Ok(erased)
+        });
+        assert!(matches!(erased, Error::CredentialsErased), "{erased}");
+        let with_nul = provided(|| Ok(Credentials::plain("me", "hu\0sh")));
+        assert!(with_nul.to_string().contains("password"), "{with_nul}");
+        let nested = provided(|| Ok(Credentials::provider(|| Ok(Credentials::default()))));
+        assert!(nested.to_string().contains("no other provider"), "{nested}");
+        let own = provided(|| Err(Error::other("down")));
+        assert_eq!(own.to_string(), "down");
+    }
+
+    #[test]
+    fn a_provider_whose_calls_do_not_return_gets_no_further_call() {
+        let provider = Arc::new(Provider {
+            provide: Box::new(|| Ok(Credentials::default())),
+            running: AtomicUsize::new(RUNNING_MAX - 1),
+        });
+        let credentials = Credentials::new(Choice::Provider(provider.clone()));
+        for _ in 0..2 {
+            assert!(credentials.provided().is_ok());
+        }
+        let last = Running(&provider.running);
+        last.0.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..2 {
+            let error = credentials.provided().unwrap_err();
+            assert!(error.to_string().contains("have not returned"), "{error}");
+        }
+        drop(last);
+        assert!(credentials.provided().is_ok());
+    }
+
+    #[test]
+    fn a_call_that_panics_has_ended() {
+        let provider = Arc::new(Provider {
+            provide: Box::new(|| panic!("as the test wants it")),
+            running: AtomicUsize::new(0),
+        });
+        let call = std::panic::AssertUnwindSafe(|| provider.call());
+        assert!(std::panic::catch_unwind(call).is_err());
+        assert_eq!(provider.running.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl Error {
         match self {
             Self::Connect { .. }
             | Self::AuthenticationFailed { .. }
+            | Self::ProviderFailed(_)
             | Self::AccessDenied { .. }
             | Self::UnsupportedProtocol { .. }
             | Self::NotAmqp { .. }
@@ -109,6 +110,11 @@ impl Error {
         match self {
             Self::Connect { cause, .. } => cause.is_retryable(),
             Self::AuthenticationFailed { certain, .. } => !certain,
+            // The source of the secrets may be down for a moment, and only the program knows its
+            // errors. Recovery goes on after each of them as well.
+            Self::ProviderFailed(error) => {
+                matches!(**error, Self::Other(_)) || error.is_retryable()
+            }
             Self::ConnectionLost(_)
             | Self::NoFreeChannels { .. }
             | Self::Timeout { .. }
@@ -188,6 +194,7 @@ mod tests {
                 address: "127.0.0.1:80".into(),
                 received: b"HTTP".to_vec(),
             },
+            Error::ProviderFailed(Box::new(Error::other("down"))),
             Error::ConnectionClosed(reason()),
             Error::ConnectionLost(ConnectionLostError::CloseTimedOut),
             Error::Protocol(ProtocolError::BodyTooLong),
@@ -387,6 +394,8 @@ mod tests {
             connect(ConnectError::Closed(closed_by(ClosedBy::Broker))),
             tls(TlsError::Refused),
             refused(false),
+            Error::ProviderFailed(Box::new(Error::other("down"))),
+            Error::ProviderFailed(Box::new(lost())),
             lost(),
             Error::ConnectionClosed(closed_by(ClosedBy::Broker)),
             channel(ReplyCode::RESOURCE_LOCKED, "exclusive"),
@@ -407,6 +416,7 @@ mod tests {
             connect(ConnectError::FrameMaxRefused { frame_max: 4096 }),
             tls(TlsError::WrongName),
             refused(true),
+            Error::ProviderFailed(Box::new(Error::CredentialsErased)),
             Error::ConnectionClosed(closed_by(ClosedBy::Application)),
             Error::ConnectionClosed(by_broker(ReplyCode::NOT_ALLOWED, "no")),
             channel(

@@ -120,6 +120,9 @@ impl ConnectError {
                 "; RabbitMQ 4.1 and later accept no frame_max below 8192"
             }
             (_, Self::Protocol(_)) => "; check the port (AMQP usually has 5672)",
+            (Stage::Credentials, Self::TimedOut(_)) => {
+                "; its time counts in handshake_timeout: make it faster, or raise the timeout"
+            }
             (Stage::Resolve, _) => "; check the name and the network",
             (Stage::Tcp, Self::TimedOut(_)) => {
                 "; check the address, and that no firewall drops the packets"

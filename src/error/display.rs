@@ -73,6 +73,9 @@ impl fmt::Display for Error {
                 "the passwords of these credentials are erased: create new credentials for every \
                  connection, or do not have them erased",
             ),
+            Self::ProviderFailed(error) => {
+                write!(f, "the provider of the credentials failed: {error}")
+            }
             Self::AccessDenied {
                 virtual_host,
                 reason,

@@ -55,6 +55,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `RecoveryFailed` | the connection | as the last failure |
 /// | `Connect` | no connection was opened | yes, except for `NoLocale`, `NoMechanism`, `TooLargeBeforeTune`, `FrameMaxRefused`, and TLS errors other than `Refused` and `Other` |
 /// | `AuthenticationFailed` | no connection was opened | if the broker did not name the reason (`certain` is `false`) |
+/// | `ProviderFailed` | no connection was opened | yes, if the error inside is `Other` or retryable |
 /// | `AccessDenied`, `UnsupportedProtocol`, `NotAmqp` | no connection was opened | no |
 /// | `OpenCancelled` | no connection was opened | no |
 /// | `Protocol` | the connection | no; please report it |
@@ -144,6 +145,9 @@ pub enum Error {
     /// [`erase_on_connect`](crate::Credentials::erase_on_connect) or
     /// [`erase`](crate::Credentials::erase). Nothing was sent.
     CredentialsErased,
+    /// The [provider](crate::Credentials::provider) of the credentials has returned this error, has
+    /// panicked, or has returned credentials that cannot be used. Nothing was sent.
+    ProviderFailed(Box<Error>),
     /// The virtual host does not exist, or the user has no permission to use it.
     #[non_exhaustive]
     AccessDenied {
@@ -343,7 +347,7 @@ pub enum Error {
     },
     /// The body is not UTF-8.
     NotUtf8(std::str::Utf8Error),
-    /// An error of the program, from a callback. See [`Error::other`].
+    /// An error of the program, from a callback or a provider. See [`Error::other`].
     Other(Arc<dyn std::error::Error + Send + Sync>),
 }
 
@@ -388,6 +392,7 @@ impl std::error::Error for Error {
             Self::NotUtf8(error) => Some(error),
             Self::Other(error) => error.source(),
             Self::Unconfirmed(reason)
+            | Self::ProviderFailed(reason)
             | Self::TransactionLost(reason)
             | Self::Interrupted { reason, .. }
             | Self::InDoubt { reason, .. } => reason.source(),

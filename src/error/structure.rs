@@ -49,6 +49,7 @@ impl fmt::Debug for Error {
             Unroutable(_),
             AmbiguousReturn(_),
             Unconfirmed(_),
+            ProviderFailed(_),
             TransactionLost(_),
             NotUtf8(_),
             Other(_),;

@@ -22,10 +22,11 @@ use parking_lot::{Condvar, Mutex};
 /// [`Error::OpenCancelled`](crate::Error::OpenCancelled), and so does each later one. An opening
 /// that succeeds at the same moment may still return `Ok`. Open connections are not affected.
 ///
-/// The opening ends at once in every stage: in the resolver, TCP, TLS, the AMQP handshake, and in
-/// the pause between two attempts. Its sockets are closed. Only a [`Mechanism`](crate::Mechanism)
-/// of your own is not interrupted: the opening ends when it returns. A thread in the system's
-/// resolver ends by itself later.
+/// The opening ends at once in every stage: in the [provider](crate::Credentials::provider) of the
+/// credentials, the resolver, TCP, TLS, the AMQP handshake, and in the pause between two attempts.
+/// Its sockets are closed. Only a [`Mechanism`](crate::Mechanism) of your own is not interrupted:
+/// the opening ends when it returns. A thread in the system's resolver or in a provider ends by
+/// itself later.
 ///
 /// ```
 /// use std::{thread, time::Duration};

@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Stage {
+    /// The [provider](crate::Credentials::provider) of the credentials runs.
+    Credentials,
     /// The host name is being resolved.
     Resolve,
     /// The TCP connection is being established.
@@ -23,6 +25,7 @@ pub enum Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Credentials => "while the provider of the credentials ran",
             Self::Resolve => "while the host name was being resolved",
             Self::Tcp => "while TCP was connecting",
             Self::Tls => "while TLS was being set up",

@@ -247,6 +247,35 @@ fn search_for_a_refused_password() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn no_copy_of_a_provided_password_stays_in_memory_after_the_attempt() {
+    let name = "credentials::no_copy_of_a_provided_password_stays_in_memory_after_the_attempt";
+    in_child_process(name, search_for_a_provided_password);
+}
+
+#[cfg(target_os = "linux")]
+fn search_for_a_provided_password() {
+    // No user has this password, so the broker refuses it.
+    let hidden: Vec<u8> = (0..32u8)
+        .map(|index| index.wrapping_mul(43) ^ 0x95)
+        .collect();
+    let provided = hidden.clone();
+    let provider = Credentials::provider(move || {
+        let password = memory::canary(&provided);
+        assert_ne!(
+            memory::copies(&provided),
+            0,
+            "the search must find the canary"
+        );
+        Ok(Credentials::plain("guest", password))
+    });
+    for _ in 0..2 {
+        expect_error!(open(provider.clone()), Error::AuthenticationFailed { .. });
+        assert_eq!(memory::copies(&hidden), 0);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn a_fresh_secret_stays_in_memory_only_for_recovery_and_until_the_end_of_the_connection() {
     let name = "credentials::\
         a_fresh_secret_stays_in_memory_only_for_recovery_and_until_the_end_of_the_connection";

@@ -71,6 +71,10 @@ cases! {
         credentials.erase();
         refused(broker().credentials(credentials))
     }, ["erased", "create new credentials"];
+    Error::ProviderFailed: || {
+        let provider = Credentials::provider(|| Err(Error::other("the vault is sealed")));
+        refused(broker().credentials(provider))
+    }, ["the provider of the credentials failed", "the vault is sealed"];
     Error::AccessDenied: || refused(broker().virtual_host("none")),
         ["'none'", "not found", "530", "the user has permissions"];
     Error::UnsupportedProtocol: || banner(b"AMQP\0\x01\0\0"),

@@ -42,6 +42,7 @@ mod opening_tls;
 mod oversized;
 mod prefetch;
 mod protocol_errors;
+mod providers;
 mod publishing;
 mod read_budget;
 mod recovery;

@@ -1,16 +1,19 @@
 //! The end of a connection, and of its process, in each phase of recovery. Nothing is left of a
-//! connection but a call of the system's resolver, which cannot be interrupted.
+//! connection but a call of the system's resolver or of a provider, which cannot be interrupted.
 //!
 //! Each test is a process of its own, because it counts threads and descriptors or ends.
 
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use cony::{
-    BlockingChannel, BlockingConnection, ConnectionParameters, Consumer, Recovery, RecoveryEvent,
+    BlockingChannel, BlockingConnection, ConnectionParameters, Consumer, Credentials, Recovery,
+    RecoveryEvent,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -26,6 +29,8 @@ use crate::support::until;
 enum Phase {
     /// The time of the next attempt has not come.
     Waiting,
+    /// The provider of the credentials hangs.
+    Providing,
     /// The system's resolver hangs.
     Resolving,
     /// The connect of TCP has no answer.
@@ -45,6 +50,8 @@ struct SecondBroker {
     /// Sent by the script when the phase has begun. `None`: there is no script.
     reached: Option<Signal>,
     script: Option<JoinHandle<()>>,
+    /// The call of the provider returns when this is dropped.
+    _release: Option<Sender<()>>,
     _full: Option<Full>,
 }
 
@@ -78,6 +85,7 @@ impl SecondBroker {
         match phase {
             // The system keeps this port free.
             Phase::Waiting => Self::at(parameters(1)),
+            Phase::Providing => Self::with_hanging_provider(),
             // A label has at most 63 letters, so that the resolver will ask no server.
             Phase::Resolving => Self::at(parameters(1).host(format!("{}.invalid", "x".repeat(64)))),
             Phase::Connecting => {
@@ -121,7 +129,24 @@ impl SecondBroker {
             parameters,
             reached: None,
             script: None,
+            _release: None,
             _full: None,
+        }
+    }
+
+    fn with_hanging_provider() -> Self {
+        let (begun, phase) = signal();
+        let (release, released) = channel::<()>();
+        let released = Mutex::new(released);
+        let credentials = Credentials::provider(move || {
+            begun.send(()).unwrap();
+            let _ = released.lock().unwrap().recv();
+            Ok(Credentials::default())
+        });
+        Self {
+            reached: Some(phase),
+            _release: Some(release),
+            ..Self::at(parameters(1).credentials(credentials))
         }
     }
 
@@ -195,7 +220,7 @@ fn enter(phase: Phase, second: &mut SecondBroker, drop_timeout: Duration) -> Cli
 
 /// Waits until an attempt has failed. The next one follows after half a second or more.
 fn await_failure(connection: &BlockingConnection) {
-    let (note, noted) = std::sync::mpsc::channel();
+    let (note, noted) = channel();
     connection.add_on_recovery_callback(move |_, event| {
         if let RecoveryEvent::AttemptFailed(_) = event {
             note.send(()).unwrap();
@@ -222,6 +247,7 @@ fn leave_nothing(phase: Phase) {
             script.join().unwrap();
         }
         drop(second);
+        await_count("calls of providers", 0, || threads_named("cony-provider"));
         await_count("connecting threads", 0, || threads_named("cony-connect"));
         let others = || threads() - threads_named("cony-resolve");
         let (threads, open) = *before.get_or_insert_with(|| (others(), descriptors()));
@@ -321,6 +347,7 @@ macro_rules! phases {
 
 phases! {
     while_cony_waits_for_the_next_attempt: Waiting;
+    while_the_provider_hangs: Providing;
     #[cfg(target_env = "gnu")]
     while_the_resolver_hangs: Resolving;
     while_a_connect_has_no_answer: Connecting;

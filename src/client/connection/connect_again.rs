@@ -12,7 +12,6 @@ use super::open;
 use crate::config::parameters::ConnectionParameters;
 use crate::config::recovery::Recovery;
 use crate::error::{ConnectError, Error, Result};
-use crate::io;
 use crate::io::cancellation::CancellationToken;
 use crate::io::driver::connecting::{AttemptError, Connect, ConnectOrder, RecoverySettings};
 use crate::io::driver::link::Link;
@@ -152,8 +151,8 @@ fn attempt(
     target.cancellation = token.clone();
     let time = deadline.saturating_duration_since(Instant::now());
     target.handshake_timeout = target.handshake_timeout.min(time);
-    let offer = || limits.bound(parameters.offer());
-    let link = io::open::connect(&target, offer).map_err(|error| AttemptError {
+    let bound = |offer| limits.bound(offer);
+    let link = open::connect(parameters, target, bound).map_err(|error| AttemptError {
         failure: attempt_failure(&error.failure),
         error: Box::new(open::opening_error(error, parameters)),
     })?;
@@ -318,7 +317,7 @@ mod tests {
     fn heartbeats_that_are_off_stay_off() {
         let offer = ConnectionParameters::new()
             .heartbeat(Duration::ZERO)
-            .offer();
+            .offer(&Credentials::default());
         assert_eq!(FIRST.bound(offer).heartbeat, None);
     }
 
@@ -421,6 +420,12 @@ mod tests {
         let refused = HandshakeFailure::NotAmqp(vec![21]);
         #[cfg_attr(not(feature = "native-tls"), expect(unused_mut, reason = "no TLS"))]
         let mut table = vec![
+            (
+                Stage::Credentials,
+                0,
+                Cause::Provider(Box::new(Error::CredentialsErased)),
+                Unreachable(Stage::Credentials),
+            ),
             (
                 Stage::Resolve,
                 0,

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
@@ -17,6 +17,7 @@ use crate::config::parameters::{ConnectionParameters, Oversized};
 use crate::error::TlsError;
 use crate::error::{ConnectError, Error, Result};
 use crate::io;
+use crate::io::driver::link::Link;
 use crate::io::driver::transport::SocketOptions;
 #[cfg(feature = "native-tls")]
 use crate::io::open::Tls;
@@ -25,7 +26,9 @@ use crate::io::shared::connection::Settings;
 use crate::protocol::addresses::Pace;
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::close_reason::CloseReason;
-use crate::protocol::handshake::{FRAME_MAX_SAFE, HandshakeFailure, INITIAL_FRAME_SAFE_BYTES};
+use crate::protocol::handshake::{
+    FRAME_MAX_SAFE, HandshakeFailure, INITIAL_FRAME_SAFE_BYTES, Offer,
+};
 use crate::protocol::reply_code::ReplyCode;
 use crate::protocol::stage::Stage;
 
@@ -80,7 +83,7 @@ impl BlockingConnection {
     ) -> Result<Self> {
         let failed = |error| opening_error(error, parameters);
         let target = target(parameters)?;
-        let link = io::open::connect(&target, || parameters.offer()).map_err(failed)?;
+        let link = connect(parameters, target, |offer| offer).map_err(failed)?;
         let recovery = connect_again::recovery(parameters, brokers, index, &link.negotiated);
         let settings = settings(parameters);
         let (shared, thread) = io::open::start(link, settings, recovery).map_err(failed)?;
@@ -116,6 +119,29 @@ where
     let parameters = parameters.try_into()?;
     parameters.validate()?;
     Ok(parameters)
+}
+
+/// Opens a connection, with the offer of the parameters after `bound`. Calls the provider of the
+/// credentials before, if there is one: a broker that waits for a slow provider in the handshake
+/// would hang up.
+pub(super) fn connect(
+    parameters: &ConnectionParameters,
+    mut target: Target,
+    bound: impl Fn(Offer) -> Offer,
+) -> Result<Link, OpenError> {
+    let start = Instant::now();
+    let own = &parameters.credentials;
+    let provided = match own.have_provider() {
+        true => {
+            let own = own.clone();
+            let provided = io::open::call_provider(&target, move || own.provided())?;
+            target.handshake_timeout = target.handshake_timeout.saturating_sub(start.elapsed());
+            Some(provided)
+        }
+        false => None,
+    };
+    let credentials = provided.as_ref().unwrap_or(own);
+    io::open::connect(&target, || bound(parameters.offer(credentials)))
 }
 
 /// Returns the target. Reads the files of TLS.
@@ -309,6 +335,10 @@ fn address_error(
         }
         _ if hung_up && stage == Stage::Open && (1..FRAME_MAX_SAFE).contains(&frame_max) => {
             ConnectError::FrameMaxRefused { frame_max }
+        }
+        Cause::Provider(error) => {
+            let error = error.downcast::<Error>();
+            return Error::ProviderFailed(error.unwrap_or_else(|other| Error::other(other).into()));
         }
         Cause::Cancelled => {
             return Error::OpenCancelled {

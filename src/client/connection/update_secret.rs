@@ -21,8 +21,10 @@ impl BlockingConnection {
     /// From the call on, each attempt of recovery logs in with the new secret, in place of the
     /// password of the same user in [`Credentials`](crate::Credentials). This holds for every
     /// broker of [`open_any`](Self::open_any). The credentials of the program stay as they are, and
-    /// a [`Mechanism`](crate::Mechanism) of the program provides its own secrets. In an outage the
-    /// call waits for the next connection, whose login already uses the new secret.
+    /// a [`Mechanism`](crate::Mechanism) of the program provides its own secrets. A
+    /// [`provider`](crate::Credentials::provider) is asked for each login as before, so the new
+    /// secret is for the open connection only. In an outage the call waits for the next connection,
+    /// whose login already uses the new secret.
     ///
     /// RabbitMQ passes the secret to the authentication backend of the user. The backend for
     /// passwords accepts any secret and ignores it. So pass such a user's real password, or the

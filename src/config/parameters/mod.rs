@@ -265,7 +265,8 @@ settings! {
         host: impl Into<String>, reference get_host: str;
         /// Sets the virtual host. Default: `/`.
         virtual_host: impl Into<String>, reference get_virtual_host: str;
-        /// Sets the credentials. Default: the user `guest` with the password `guest`.
+        /// Sets the credentials. Default: the user `guest` with the password `guest`. Credentials
+        /// that change come from a [provider](crate::Credentials::provider).
         credentials: Credentials, reference get_credentials: Credentials;
         /// Sets the highest channel number to request; the broker may lower it. 0 leaves it to the
         /// broker. Default: 2047, as in RabbitMQ. URL option.

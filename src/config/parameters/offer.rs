@@ -1,15 +1,16 @@
 //! The values of the parameters that the handshake sends to the broker.
 
 use super::ConnectionParameters;
+use crate::config::credentials::Credentials;
 use crate::protocol::handshake::Offer;
 use crate::protocol::table::FieldTable;
 
 impl ConnectionParameters {
-    /// Returns the values for the handshake.
-    pub(crate) fn offer(&self) -> Offer {
+    /// Returns the values for the handshake, with these credentials.
+    pub(crate) fn offer(&self, credentials: &Credentials) -> Offer {
         Offer {
             client_properties: self.all_client_properties(),
-            mechanisms: self.credentials.mechanisms(),
+            mechanisms: credentials.mechanisms(),
             locale: self.locale.as_str().into(),
             virtual_host: self.virtual_host.as_str().into(),
             channel_max: self.channel_max,

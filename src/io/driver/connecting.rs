@@ -11,7 +11,8 @@
 //! longer, because the program has closed the connection, it cancels the token of the attempt. The
 //! opening then ends at once, so the IO thread waits for the end of the thread. Only a mechanism of
 //! the program, or a file system that does not answer, may hold the thread up longer. After
-//! [`CANCEL_TIME`] the thread is abandoned, and its connection is closed as soon as it is there.
+//! [`CANCEL_TIME`] the thread is abandoned, and its connection is closed as soon as it is there. A
+//! provider of credentials has a thread of its own, so it does not hold up this one.
 
 use std::io;
 use std::sync::{Arc, Weak};

@@ -13,12 +13,15 @@
 //! loop checks the token first. So a cancelled opening ends at once, with two exceptions. A call of
 //! `getaddrinfo` cannot be interrupted: its thread is abandoned, and its result is dropped. A
 //! mechanism of the program runs on the calling thread, so the cancel takes effect after it
-//! returns.
+//! returns. A provider of credentials runs before the opening, on a thread of its own
+//! (`provider`).
 
 mod negotiate;
+mod provider;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -30,6 +33,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Waker};
 
 use self::negotiate::{Negotiation, OpenStream, Progress};
+pub(crate) use self::provider::call_provider;
 use super::cancellation::{CancellationToken, Registration, wake};
 use super::driver::{self, SOCKET, WAKE};
 use crate::io::driver::connecting::RecoverySettings;
@@ -97,6 +101,8 @@ pub(crate) enum Cause {
     #[cfg(feature = "native-tls")]
     Tls(String),
     Handshake(HandshakeFailure),
+    /// The provider of the credentials returned this error, or panicked.
+    Provider(Box<dyn Error + Send + Sync>),
     /// The program has cancelled the token.
     Cancelled,
 }

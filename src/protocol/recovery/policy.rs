@@ -76,12 +76,12 @@ fn after_close(reason: &CloseReason, culprit: Culprit) -> LossVerdict {
 /// The failure of an attempt to open a connection, as far as the policy distinguishes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AttemptFailure {
-    /// The secret or a TLS file could not be read anew.
+    /// A TLS file could not be read anew.
     Preparation,
     /// The passwords were erased after the first connection was opened.
     Erased,
-    /// The host name, TCP, TLS or the stream failed, or the time was over. A TLS failure without a
-    /// clear reason counts here.
+    /// The provider of the credentials, the host name, TCP, TLS or the stream failed, or the time
+    /// was over. A TLS failure without a clear reason counts here.
     Unreachable(Stage),
     /// TLS failed because of a certificate, a name or a version, on either side, or because the
     /// peer does not use TLS.
@@ -251,6 +251,11 @@ mod tests {
         let mut table = vec![
             (AttemptFailure::Preparation, Passes, true),
             (AttemptFailure::Erased, Unfit, true),
+            (
+                AttemptFailure::Unreachable(Stage::Credentials),
+                Passes,
+                true,
+            ),
             (AttemptFailure::Unreachable(Stage::Resolve), Passes, true),
             (AttemptFailure::Unreachable(Stage::Tcp), Passes, true),
             (AttemptFailure::Unreachable(Stage::Tls), Passes, true),

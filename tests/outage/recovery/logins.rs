@@ -1,13 +1,14 @@
-//! The password of the user changes while the connection is lost.
+//! The password of the user changes while the connection is lost, or a provider has the newest one.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cony::{BlockingConnection, ConnectionParameters, Credentials, Error, RecoveryEvent};
 
-use super::{await_end_of_outage, events_of, through};
+use super::{await_end_of_outage, await_outage, events_of, through};
 use crate::support::node::{Node, steady_node};
 use crate::support::proxy::{Cut, Proxy};
-use crate::support::{exclusive_queue, ready, unique, until};
+use crate::support::{PATIENCE, exclusive_queue, ready, unique, until};
 
 /// A user of the node. Dropping this deletes it.
 struct User<'a> {
@@ -73,6 +74,82 @@ fn a_login_that_is_refused_for_a_time_is_tried_until_it_is_accepted() {
     };
     assert_refused(failed.last.as_ref());
     assert_eq!(ready(&channel, &queue), 0);
+    connection.close().unwrap();
+}
+
+/// The user and the password that a provider returns. The clones are the same login.
+#[derive(Clone)]
+struct Login(Arc<Mutex<(String, String)>>);
+
+impl Login {
+    fn new(user: &User<'_>, password: &str) -> Self {
+        Self(Arc::new(Mutex::new((user.name.clone(), password.into()))))
+    }
+
+    fn set(&self, user: &User<'_>, password: &str) {
+        *self.0.lock().unwrap() = (user.name.clone(), password.into());
+    }
+
+    fn provider(&self) -> Credentials {
+        let login = self.clone();
+        Credentials::provider(move || {
+            let (user, password) = &*login.0.lock().unwrap();
+            Ok(Credentials::plain(user, password))
+        })
+    }
+}
+
+#[test]
+fn a_provider_gives_the_password_that_has_changed_while_the_connection_was_open() {
+    let node = steady_node();
+    let user = User::add(node, "first");
+    let login = Login::new(&user, "first");
+    let proxy = Proxy::before(node.port());
+    let parameters = through(&proxy).credentials(login.provider());
+    let connection = BlockingConnection::open(parameters).unwrap();
+    let events = events_of(&connection);
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    user.set_password("second");
+    assert_eq!(ready(&channel, &queue), 0);
+    proxy.cut(Cut::Reset);
+    // The provider still has the old password.
+    until("refusals", || connection.stats().recovery_attempts >= 2);
+    login.set(&user, "second");
+    let taken = await_end_of_outage(&connection, &events);
+    let [
+        RecoveryEvent::Lost(_),
+        RecoveryEvent::AttemptFailed(failed),
+        RecoveryEvent::Recovered(_),
+    ] = &taken[..]
+    else {
+        panic!("{taken:?}");
+    };
+    assert_refused(failed.last.as_ref());
+    assert_eq!(ready(&channel, &queue), 0);
+    connection.close().unwrap();
+}
+
+#[test]
+fn a_provider_gives_another_user_after_the_deletion_of_the_old_one() {
+    let node = steady_node();
+    let [old, new] = ["first", "second"].map(|password| User::add(node, password));
+    let login = Login::new(&old, "first");
+    let proxy = Proxy::before(node.port());
+    let parameters = through(&proxy).credentials(login.provider());
+    let connection = BlockingConnection::open(parameters).unwrap();
+    let channel = connection.channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let consumer = channel.consume(&queue).unwrap();
+    login.set(&new, "second");
+    // The broker closes the connections of the user.
+    drop(old);
+    await_outage(&connection);
+    connection.wait_recovered(PATIENCE).unwrap();
+    channel.basic_publish("", &queue, "after").unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
+    assert_eq!(delivery.text().unwrap(), "after");
+    delivery.ack().unwrap();
     connection.close().unwrap();
 }
 
