@@ -196,6 +196,8 @@ fn put_frame_header(out: &mut Vec<u8>, kind: u8, channel: u16, size: usize) {
 }
 
 /// Appends the content header frame of a message with these encoded properties.
+// Inlined into the encoder of publishes, which runs for each message.
+#[inline(always)]
 pub(super) fn put_content_header(
     out: &mut Vec<u8>,
     channel: u16,
