@@ -2,7 +2,8 @@
 //! the faults of a proxy in front of it.
 //!
 //! `CONY_TEST_ROUNDS` is the number of restarts in a test, 2 by default. There are ten times as
-//! many cuts.
+//! many cuts. `CONY_TEST_MESSAGES` is the number of publishes between two of them in the tests that
+//! account for each publish.
 
 mod alarms;
 mod brokers;

@@ -24,6 +24,12 @@ const WINDOW: usize = 200;
 /// Each message of this many is published to no queue, and comes back.
 const RETURNED_EACH: u64 = 50;
 
+/// Returns how many messages are published between two faults, at least. `CONY_TEST_MESSAGES` sets
+/// it.
+fn messages() -> u64 {
+    std::env::var("CONY_TEST_MESSAGES").map_or(2000, |value| value.parse().unwrap())
+}
+
 const END: &str = "end";
 
 /// The header of a message that the program itself has published again.
@@ -250,7 +256,7 @@ fn no_message_is_lost_when_the_connection_is_cut() {
     let connection = BlockingConnection::open(through(&proxy)).unwrap();
     let queues = declare(&connection);
     let counts = publish_while(&connection, &queues, b"x", |published| {
-        cut(&proxy, published, rounds() * 10, 7919, 2000);
+        cut(&proxy, published, rounds() * 10, 7919, messages());
     });
     let stats = connection.stats();
     assert_eq!(stats.recoveries, rounds() as u64 * 10);
@@ -287,11 +293,11 @@ fn no_message_is_lost_when_the_broker_is_killed() {
     node.control("sync");
     let counts = publish_while(&connection, &queues, b"x", |published| {
         for _ in 0..rounds() {
-            await_progress(published, 2000);
+            await_progress(published, messages());
             node.control("kill");
             node.control("start");
         }
-        await_progress(published, 2000);
+        await_progress(published, messages());
     });
     connection.close().unwrap();
     check(&node, &queues, &counts);
