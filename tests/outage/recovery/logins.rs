@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use cony::{BlockingConnection, ConnectionParameters, Credentials, Error, RecoveryEvent};
 
-use super::{await_end_of_outage, await_outage, events_of, through};
+use super::{await_end_of_outage, events_of, through};
 use crate::support::node::{Node, steady_node};
 use crate::support::proxy::{Cut, Proxy};
-use crate::support::{PATIENCE, exclusive_queue, ready, unique, until};
+use crate::support::{exclusive_queue, ready, unique, until};
 
 /// A user of the node. Dropping this deletes it.
 struct User<'a> {
@@ -144,8 +144,9 @@ fn a_provider_gives_another_user_after_the_deletion_of_the_old_one() {
     login.set(&new, "second");
     // The broker closes the connections of the user.
     drop(old);
-    await_outage(&connection);
-    connection.wait_recovered(PATIENCE).unwrap();
+    until("the end of the outage", || {
+        connection.stats().recoveries == 1
+    });
     channel.basic_publish("", &queue, "after").unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
     assert_eq!(delivery.text().unwrap(), "after");

@@ -9,7 +9,9 @@ use cony::{
     BlockingChannel, BlockingConnection, Consumer, Delivery, Message, RecoveryEvent, basic, queue,
 };
 
-use super::{await_end_of_outage, await_outage, events_of, rounds, through};
+use super::{
+    await_end_of_outage, await_outage, events_of, events_until_recovered, rounds, through,
+};
 use crate::support::node::steady_node;
 use crate::support::proxy::{Cut, Proxy, Way};
 use crate::support::{PATIENCE, exclusive_queue, next_delivery, unique, until};
@@ -184,8 +186,7 @@ fn a_consumer_of_a_queue_with_copies_from_a_stream_goes_on() {
     delivery.ack().unwrap();
     for round in ["one", "two"] {
         proxy.cut(Cut::Reset);
-        await_outage(&connection);
-        let taken = await_end_of_outage(&connection, &events);
+        let taken = events_until_recovered(&connection, &events);
         publish(round);
         let delivery = next_delivery(&consumer);
         assert_eq!(delivery.text().unwrap(), round);
