@@ -101,7 +101,9 @@ fn a_reader_of_a_stream_takes_each_message_once_and_in_order_over_many_cuts() {
         assert_eq!(reading.join().unwrap(), Ok(()), "(expected, taken)");
         publishing.join().unwrap();
     });
-    assert_eq!(connection.stats().recoveries, rounds() as u64 * 10);
+    until("the end of the last outage", || {
+        connection.stats().recoveries == rounds() as u64 * 10
+    });
     connection.close().unwrap();
     publisher.queue_delete(&stream).unwrap();
 }
@@ -162,7 +164,12 @@ fn callbacks_that_read_a_stream_get_each_message_once() {
         })
         .unwrap();
     channel.start_consuming().unwrap();
-    assert_eq!((proxy.cuts(), connection.stats().recoveries), (4, 4));
+    // A cut finds no connection if the callback is ahead of the IO thread, which has not noticed
+    // the last cut.
+    assert!(proxy.cuts() > 0);
+    until("the end of the last outage", || {
+        connection.stats().recoveries == proxy.cuts() as u64
+    });
     connection.close().unwrap();
     publisher.queue_delete(&stream).unwrap();
 }
