@@ -337,11 +337,21 @@ impl Driver {
 
     /// Sends the kept frames whose channel may send again, in order.
     fn send_kept(&mut self) {
-        for frames in std::mem::take(&mut self.kept) {
-            if let Gate::Committing | Gate::Suspended = self.core.gate(frames.channel) {
-                self.kept.push(frames);
-                continue;
-            }
+        let core = &mut self.core;
+        let mut waits = |frames: &Frames| {
+            matches!(
+                core.gate(frames.channel),
+                Gate::Committing | Gate::Suspended
+            )
+        };
+        // In an outage many may wait for many turns, so they are not moved without a reason.
+        if self.kept.iter().all(&mut waits) {
+            return;
+        }
+        let (waiting, ready): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.kept).into_iter().partition(waits);
+        self.kept = waiting;
+        for frames in ready {
             if let Some(channel) = self.core.channel(frames.channel) {
                 channel.confirm_window.set_committing(false);
             }

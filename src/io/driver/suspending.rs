@@ -117,14 +117,14 @@ impl Driver {
             true => unconfirmed.last_whole(),
             false => channel.confirm_window.written(),
         };
-        // Those that the lost connection has not got yet wait in `kept`.
+        // After two losses in a row, the publishes of the first connection are in `kept`.
         let waiting = self.kept.iter().filter(|it| it.channel == channel.id);
         let waiting = waiting.flat_map(|frames| frames.numbers.iter().copied());
         let numbers = unconfirmed.numbers().chain(waiting);
         let (resent, has_outcomes) = channel.confirm_window.suspend(loss, whole, numbers);
-        let settings = self.recovery.as_ref().map(|it| it.settings.mark_resent);
-        let frame_max = self.shared.negotiated.frame_max as usize;
-        let frame_max = settings.unwrap_or(false).then_some(frame_max);
+        let recovery = self.recovery.as_ref();
+        let is_marked = recovery.is_some_and(|it| it.settings.mark_resent);
+        let frame_max = is_marked.then_some(self.shared.negotiated.frame_max as usize);
         let freed = unconfirmed.bytes();
         let resend = unconfirmed.take(channel.id, &resent, whole, frame_max);
         drop(unconfirmed);
