@@ -6,18 +6,14 @@ use std::time::Instant;
 use super::pause;
 use super::peer::TEST_TIMEOUT;
 
-/// Returns the number of threads with this name.
+/// Returns the number of threads with this name. The system may list a thread for a moment after
+/// its join, so only [`await_count`] can tell that none is left.
 pub(crate) fn threads_named(name: &str) -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     tasks
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
         .filter(|comm| comm.trim_end() == name)
         .count()
-}
-
-/// Returns the number of all threads.
-pub(crate) fn threads() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
 }
 
 /// Returns the number of descriptors.
