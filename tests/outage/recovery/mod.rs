@@ -9,6 +9,7 @@ mod alarms;
 mod brokers;
 mod calls;
 mod cuts;
+mod guides;
 mod locks;
 mod logins;
 mod publishing;
