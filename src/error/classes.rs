@@ -1,6 +1,5 @@
 //! The classes of errors: with a close reason, of a connection, of a deadline, retryable.
 
-use super::display::is_node_down;
 use super::{ConnectError, Error};
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::reply_code::ReplyCode;
@@ -155,7 +154,7 @@ fn is_temporary(reason: &CloseReason) -> bool {
         // The queue is exclusive to another connection. After a lost connection that may be the
         // former one, which the broker has not noticed yet.
         | ReplyCode::RESOURCE_LOCKED => true,
-        ReplyCode::NOT_FOUND => is_node_down(reason),
+        ReplyCode::NOT_FOUND => reason.is_of_absent_node(),
         _ => false,
     }
 }

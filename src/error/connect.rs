@@ -137,10 +137,12 @@ impl ConnectError {
             (Stage::Tls, Self::EndOfStream | Self::Io { .. }) => TlsError::Other.hint(),
             // With TLS 1.3 the client has finished before the broker checks its certificate.
             (Stage::Header, Self::EndOfStream | Self::Io { .. }) if tls => {
-                "; the broker may demand another client certificate, and its log has the details"
+                "; the broker may demand another client certificate, and its log has the details; \
+                 a load balancer hangs up if none of its brokers is up"
             }
             (Stage::Header, Self::EndOfStream | Self::Io { .. }) => {
-                "; a TLS port (usually 5671) needs amqps://"
+                "; a TLS port (usually 5671) needs amqps://, and a load balancer hangs up if none \
+                 of its brokers is up"
             }
             (Stage::Header, Self::TimedOut(_)) => {
                 "; the peer does not speak AMQP, or is overloaded"

@@ -392,7 +392,9 @@ pub(super) fn remedy(reason: &CloseReason) -> &'static str {
         ReplyCode::ACCESS_REFUSED if contains("refused for user") => {
             "; the user needs that permission (rabbitmqctl set_permissions)"
         }
-        ReplyCode::NOT_FOUND if is_node_down(reason) => "; try again when its node is back",
+        ReplyCode::NOT_FOUND if reason.is_of_absent_node() => {
+            "; it exists: try again when its node is back"
+        }
         ReplyCode::NOT_FOUND => "; it has to be declared first",
         ReplyCode::RESOURCE_LOCKED => "; it is exclusive to the connection that declared it",
         ReplyCode::PRECONDITION_FAILED if contains("inequivalent arg") => {
@@ -410,6 +412,9 @@ pub(super) fn remedy(reason: &CloseReason) -> &'static str {
         ReplyCode::INTERNAL_ERROR if contains("`transient_nonexcl_queues` is deprecated") => {
             "; declare the queue as durable or as exclusive"
         }
+        ReplyCode::INTERNAL_ERROR if contains("metadata store") => {
+            "; this node reaches no majority of its cluster: use another node, or try again later"
+        }
         ReplyCode::INTERNAL_ERROR => "; the broker's log has the details",
         _ => "",
     }
@@ -418,11 +423,6 @@ pub(super) fn remedy(reason: &CloseReason) -> &'static str {
 /// The hint for a commit that had only a part of its effect.
 const PARTIAL_COMMIT: &str = "; a queue that the transaction has published to was deleted, and the \
      rest of the transaction may have taken effect";
-
-/// Returns whether a 404 is about a queue that exists on a node that is down.
-pub(super) fn is_node_down(reason: &CloseReason) -> bool {
-    reason.text.contains("is down or inaccessible")
-}
 
 /// The operation in the error of a close that ends before all confirms have arrived.
 pub(crate) const LAST_PUBLISHES: &str = "the last publishes";
@@ -475,6 +475,16 @@ mod tests {
                 ReplyCode::INTERNAL_ERROR,
                 "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.",
                 "durable or as exclusive",
+            ),
+            (
+                ReplyCode::INTERNAL_ERROR,
+                "INTERNAL_ERROR - metadata store operation timed out",
+                "no majority",
+            ),
+            (
+                ReplyCode::NOT_FOUND,
+                "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
+                "it exists",
             ),
             (ReplyCode::INTERNAL_ERROR, "INTERNAL_ERROR", "log"),
         ] {

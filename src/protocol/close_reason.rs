@@ -79,6 +79,22 @@ impl CloseReason {
         Self::new(ClosedBy::Broker, code, text, method)
     }
 
+    /// Returns whether a queue exists, but on a node that is down, or on one that does not answer.
+    ///
+    /// RabbitMQ answers 404 for such a queue as well, so the text decides. For what does not exist
+    /// the text begins with "no queue" or "no exchange", and goes on with a name, which may be any
+    /// text.
+    pub(crate) fn is_of_absent_node(&self) -> bool {
+        const TEXTS: [&str; 4] = [
+            "is down or inaccessible",
+            "due to timeout",
+            "stopped by supervisor",
+            "crashed",
+        ];
+        let is_of_queue = self.code == ReplyCode::NOT_FOUND && !self.words().starts_with("no ");
+        is_of_queue && TEXTS.iter().any(|text| self.text.contains(text))
+    }
+
     /// Returns the text without the name of the code, with which RabbitMQ begins each text.
     pub(crate) fn words(&self) -> &str {
         let name = self.code.name().unwrap_or_default();
@@ -98,5 +114,45 @@ impl fmt::Display for CloseReason {
             Some(method) => write!(f, ", caused by {method}"),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_of_a_node_that_is_down_is_told_from_one_that_does_not_exist() {
+        for (text, is_of_absent_node) in [
+            (
+                "NOT_FOUND - home node 'b@h' of durable queue 'q' in vhost '/' is down or \
+                 inaccessible",
+                true,
+            ),
+            (
+                "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
+                true,
+            ),
+            (
+                "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor",
+                true,
+            ),
+            (
+                "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart",
+                true,
+            ),
+            ("NOT_FOUND - no queue 'q' in vhost '/'", false),
+            ("NOT_FOUND - no queue 'the crashed' in vhost '/'", false),
+            (
+                "NOT_FOUND - no exchange 'due to timeout' in vhost '/'",
+                false,
+            ),
+        ] {
+            let reason = CloseReason::new(ClosedBy::Broker, ReplyCode::NOT_FOUND, text, None);
+            assert_eq!(reason.is_of_absent_node(), is_of_absent_node, "{text}");
+        }
+        let text = "PRECONDITION_FAILED - it is down or inaccessible";
+        let reason = CloseReason::new(ClosedBy::Broker, ReplyCode::PRECONDITION_FAILED, text, None);
+        assert!(!reason.is_of_absent_node());
     }
 }

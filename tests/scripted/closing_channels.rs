@@ -304,3 +304,30 @@ fn of_many_channel_closes_the_first_is_reported_and_the_connection_stays_open() 
         },
     );
 }
+
+/// RabbitMQ answers 404 in both cases.
+#[test]
+fn a_queue_whose_node_is_down_is_an_error_and_not_a_queue_that_does_not_exist() {
+    connected(
+        |parameters| parameters,
+        |wire| {
+            for text in [
+                "NOT_FOUND - home node 'b@h' of durable queue 'q' in vhost '/' is down or \
+                 inaccessible",
+                "NOT_FOUND - no queue 'q' in vhost '/'",
+            ] {
+                wire.open_channel(1);
+                wire.expect(1, QUEUE_DECLARE);
+                wire.send(1, CHANNEL_CLOSE, close(404, text, QUEUE_DECLARE));
+                wire.expect(1, CHANNEL_CLOSE_OK);
+            }
+        },
+        |connection| {
+            let error = connection.queue_exists("q").unwrap_err();
+            assert_eq!(error.reply_code(), Some(404));
+            assert!(error.is_retryable(), "{error}");
+            assert!(!error.to_string().contains("declared first"), "{error}");
+            assert!(connection.queue_exists("q").unwrap().is_none());
+        },
+    );
+}

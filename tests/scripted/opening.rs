@@ -192,7 +192,7 @@ fn an_immediate_hang_up_suggests_tls() {
 }
 
 #[test]
-fn a_hang_up_after_the_protocol_header_suggests_tls() {
+fn a_hang_up_after_the_protocol_header_suggests_tls_and_a_load_balancer_without_brokers() {
     expect_failure(
         unchanged,
         |wire| wire.expect_protocol_header(),
@@ -204,6 +204,7 @@ fn a_hang_up_after_the_protocol_header_suggests_tls() {
                 "closed the stream, after the protocol header was sent",
             );
             assert_contains(&error, "amqps://");
+            assert_contains(&error, "load balancer");
         },
     );
 }
