@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::to_io::byte_budget::WaitError;
 use crate::io::to_program::confirm_slot::Slot;
+use crate::io::to_program::outcome_queue::KeptOutcome;
 use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::returned::Returned;
@@ -164,6 +165,30 @@ impl PublisherConfirm {
             .is_none_or(|it| !it.channel.is_open() || it.slot.get().is_some())
     }
 
+    /// Returns whether the connection was lost after the whole message was sent and before its
+    /// confirm, so that cony sends it a second time. Queues may then contain it twice: the broker
+    /// has no means to tell. The second copy has the header `x-resent`, unless
+    /// [`mark_resent`](crate::Recovery::mark_resent) is off.
+    ///
+    /// It is `true` from the loss on, before the second copy is on its way. Read it after the
+    /// outcome, behind which it does not change. It is `false` for a message that was not wholly
+    /// sent when the connection was lost, for the broker cannot have taken that.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("payments")?;
+    /// channel.confirm_delivery()?;
+    /// let confirm = channel.basic_publish("", "payments", "100 EUR")?;
+    /// confirm.wait()?;
+    /// if confirm.was_resent() {
+    ///     println!("the payment may be in the queue twice");
+    /// }
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn was_resent(&self) -> bool {
+        self.0.as_ref().is_some_and(|it| it.slot.is_resent())
+    }
+
     /// Returns the reason why the broker did not take the message, if it is known.
     pub(crate) fn failure(&self) -> Option<Error> {
         let numbered = self.0.as_ref()?;
@@ -210,6 +235,7 @@ impl fmt::Debug for PublisherConfirm {
         f.debug_struct("PublisherConfirm")
             .field("sequence_number", &self.sequence_number())
             .field("has_outcome", &self.has_outcome())
+            .field("was_resent", &self.was_resent())
             .finish()
     }
 }
@@ -224,23 +250,22 @@ pub struct Confirmation {
     pub sequence_number: u64,
     /// `Ok` if the broker has taken the message, otherwise an error of [`PublisherConfirm::wait`].
     pub outcome: Result<()>,
+    /// Whether the message was sent a second time, as
+    /// [`PublisherConfirm::was_resent`] returns it.
+    pub resent: bool,
 }
 
 impl Confirmation {
-    /// Creates a confirmation. If the channel ended before the confirm, `outcome` is `None`, and
-    /// `why` returns the reason.
-    pub(crate) fn new(
-        sequence_number: u64,
-        outcome: Option<&PublishOutcome<Arc<ReturnedContent>>>,
-        why: impl FnOnce() -> Error,
-    ) -> Self {
-        let outcome = match outcome {
+    /// Creates a confirmation. If the channel ended before the confirm, `why` returns the reason.
+    pub(crate) fn new(kept: &KeptOutcome, why: impl FnOnce() -> Error) -> Self {
+        let outcome = match &kept.outcome {
             Some(outcome) => result_of(outcome),
             None => Err(Error::Unconfirmed(Box::new(why()))),
         };
         Self {
-            sequence_number,
+            sequence_number: kept.number,
             outcome,
+            resent: kept.is_resent,
         }
     }
 }
