@@ -84,7 +84,8 @@ impl PublisherConfirm {
     ///   contains the message.
     /// - [`Error::Unconfirmed`] if the channel ended before the broker confirmed the message: the
     ///   broker may or may not have taken it. Also at a loss of the connection, if the message is
-    ///   [not sent again](crate::Recovery::resend). The same error, with [`Error::AmbiguousReturn`]
+    ///   [not sent again](crate::Recovery::resend): with [`Error::Interrupted`] inside, for the
+    ///   connection goes on. The same error, with [`Error::AmbiguousReturn`]
     ///   inside, if the broker returned a message that may have been this one.
     /// - [`Error::Timeout`]: you can wait again.
     /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.
@@ -204,7 +205,7 @@ impl Numbered {
     /// Returns the outcome, and records that the program has got a failure: `close` does not report
     /// it once more.
     fn report(&self, outcome: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
-        let result = result_of(outcome);
+        let result = result_of(outcome, self.channel.id.number);
         if result.is_err() {
             self.channel.confirm_window.mark_reported(&self.slot);
         }
@@ -212,12 +213,20 @@ impl Numbered {
     }
 }
 
-/// Returns the outcome of a publish as the result for the program.
-pub(crate) fn result_of(outcome: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
+/// Returns the outcome of a publish on this channel as the result for the program.
+pub(crate) fn result_of(
+    outcome: &PublishOutcome<Arc<ReturnedContent>>,
+    channel: u16,
+) -> Result<()> {
     match outcome {
         PublishOutcome::Acked => Ok(()),
         PublishOutcome::Nacked => Err(Error::Nacked),
-        PublishOutcome::Lost(reason) => Err(Error::Unconfirmed(Box::new((&**reason).into()))),
+        // The connection goes on, so the reason must not be an error of the connection.
+        PublishOutcome::Lost(reason) => Err(Error::Unconfirmed(Box::new(Error::Interrupted {
+            operation: "basic.publish",
+            channel: Some(channel),
+            reason: Box::new((&**reason).into()),
+        }))),
         PublishOutcome::Returned(message) => {
             Err(Error::Unroutable(Returned::new(Arc::clone(message))))
         }
@@ -256,10 +265,11 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// Creates a confirmation. If the channel ended before the confirm, `why` returns the reason.
-    pub(crate) fn new(kept: &KeptOutcome, why: impl FnOnce() -> Error) -> Self {
+    /// Creates the confirmation of a publish on this channel. If the channel ended before the
+    /// confirm, `why` returns the reason.
+    pub(crate) fn new(kept: &KeptOutcome, channel: u16, why: impl FnOnce() -> Error) -> Self {
         let outcome = match &kept.outcome {
-            Some(outcome) => result_of(outcome),
+            Some(outcome) => result_of(outcome, channel),
             None => Err(Error::Unconfirmed(Box::new(why()))),
         };
         Self {

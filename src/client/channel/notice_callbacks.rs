@@ -166,7 +166,7 @@ impl BlockingChannel {
                 break;
             };
             handled += 1;
-            let confirmation = Confirmation::new(&kept, || inner.closed_error());
+            let confirmation = Confirmation::new(&kept, self.number(), || inner.closed_error());
             inner.on_confirm.call_all(guard, self, &confirmation)?;
         }
         Ok(handled)

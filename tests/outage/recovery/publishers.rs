@@ -37,7 +37,7 @@ struct Publisher<'a> {
     resent: BTreeSet<u64>,
 }
 
-/// What a publisher has published to its queue.
+/// The messages of a publisher to its queue.
 pub(super) struct Published {
     count: u64,
     resent: BTreeSet<u64>,
