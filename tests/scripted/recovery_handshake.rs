@@ -2,16 +2,16 @@
 
 use crate::recovery::{accept, open};
 use crate::support::peer::methods::*;
-use crate::support::peer::{Listener, TEST_TIMEOUT, Tune, args, method, play, start};
+use crate::support::peer::{Listener, Method, TEST_TIMEOUT, Tune, args, method, play, start};
 
-/// The steps of a broker in the handshake: the method that it waits for, and its reply.
-fn steps() -> [(Option<(u16, u16)>, Vec<u8>); 3] {
+/// Returns the steps of a broker in the handshake: the methods that it waits for, and its reply.
+fn steps() -> [(&'static [Method], Vec<u8>); 3] {
     let tune = Tune::default().arguments();
     let open_ok = method(0, CONNECTION_OPEN_OK, args().short(""));
     [
-        (None, method(0, CONNECTION_START, start(&[], "PLAIN"))),
-        (Some(CONNECTION_START_OK), method(0, CONNECTION_TUNE, tune)),
-        (Some(CONNECTION_TUNE_OK), open_ok),
+        (&[], method(0, CONNECTION_START, start(&[], "PLAIN"))),
+        (&[CONNECTION_START_OK], method(0, CONNECTION_TUNE, tune)),
+        (&[CONNECTION_TUNE_OK, CONNECTION_OPEN], open_ok),
     ]
 }
 
@@ -21,11 +21,8 @@ fn end_after(listener: &Listener, bytes: usize) {
     wire.expect_protocol_header();
     let mut left = bytes;
     for (awaited, reply) in steps() {
-        if let Some(awaited) = awaited {
-            wire.expect(0, awaited);
-        }
-        if awaited == Some(CONNECTION_TUNE_OK) {
-            wire.expect(0, CONNECTION_OPEN);
+        for id in awaited {
+            wire.expect(0, *id);
         }
         let part = &reply[..left.min(reply.len())];
         wire.raw(part);

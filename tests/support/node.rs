@@ -1,7 +1,6 @@
 //! A RabbitMQ node that belongs to one test program, which may pause, kill and restart the node.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -11,8 +10,11 @@ use parking_lot::{Mutex, MutexGuard};
 pub(crate) struct Node {
     pub(crate) url: String,
     pub(crate) control: String,
+    #[cfg(feature = "native-tls")]
     tls_url: String,
-    authority: PathBuf,
+    /// The file with the authority of its certificate.
+    #[cfg(feature = "native-tls")]
+    authority: String,
     _process: Child,
     /// The node stops when this pipe closes, at the latest when the test process ends.
     _lifeline: ChildStdin,
@@ -43,8 +45,10 @@ impl Node {
         Self {
             url: line(),
             control: line(),
+            #[cfg(feature = "native-tls")]
             tls_url: line(),
-            authority: line().into(),
+            #[cfg(feature = "native-tls")]
+            authority: line(),
             _lifeline: process.stdin.take().unwrap(),
             _process: process,
         }
