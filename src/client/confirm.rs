@@ -84,9 +84,9 @@ impl PublisherConfirm {
     ///   contains the message.
     /// - [`Error::Unconfirmed`] if the channel ended before the broker confirmed the message: the
     ///   broker may or may not have taken it. Also at a loss of the connection, if the message is
-    ///   [not sent again](crate::Recovery::resend): with [`Error::Interrupted`] inside, for the
-    ///   connection goes on. The same error, with [`Error::AmbiguousReturn`]
-    ///   inside, if the broker returned a message that may have been this one.
+    ///   [not sent again](crate::Recovery::resend): then [`Error::Interrupted`] is inside, because
+    ///   the connection goes on. The same error, with [`Error::AmbiguousReturn`] inside, if the
+    ///   broker returned a message that may have been this one.
     /// - [`Error::Timeout`]: you can wait again.
     /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.
     pub fn wait(&self) -> Result<()> {
@@ -171,9 +171,9 @@ impl PublisherConfirm {
     /// has no means to tell. The second copy has the header `x-resent`, unless
     /// [`mark_resent`](crate::Recovery::mark_resent) is off.
     ///
-    /// It is `true` from the loss on, before the second copy is on its way. Read it after the
-    /// outcome, behind which it does not change. It is `false` for a message that was not wholly
-    /// sent when the connection was lost, for the broker cannot have taken that.
+    /// The result is `true` from the loss on, before the second copy is on its way. It no longer
+    /// changes when the publish has its outcome. It is `false` for a message that was not wholly
+    /// sent at the loss, because the broker cannot have taken that.
     ///
     /// ```
     /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
@@ -259,8 +259,7 @@ pub struct Confirmation {
     pub sequence_number: u64,
     /// `Ok` if the broker has taken the message, otherwise an error of [`PublisherConfirm::wait`].
     pub outcome: Result<()>,
-    /// Whether the message was sent a second time, as
-    /// [`PublisherConfirm::was_resent`] returns it.
+    /// Whether the message was sent a second time, as [`PublisherConfirm::was_resent`] says.
     pub resent: bool,
 }
 

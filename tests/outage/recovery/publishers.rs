@@ -69,6 +69,9 @@ impl Publisher<'_> {
         while !self.pending.is_empty() {
             self.expect_outcome()?;
         }
+        // A second return of a message would belong to no publish.
+        let extra = self.channel.try_next_return();
+        assert!(extra.is_none(), "a message came back twice: {extra:?}");
         let resent = self.resent;
         Ok(Published { count, resent })
     }
