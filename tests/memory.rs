@@ -5,6 +5,8 @@
 //! tests need more than a minute and a real broker. They are ignored and run by name:
 //!
 //!     tests/with-broker cargo test --test memory -- --ignored
+//!
+//! `CONY_TEST_SECONDS` is the length of the outages.
 
 #![cfg(target_os = "linux")]
 #![allow(
@@ -17,6 +19,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,12 +29,13 @@ use cony::{
     Recovery, basic, queue,
 };
 
-use crate::support::child::in_child_process;
+use crate::support::child::{in_child_process, in_child_process_with};
 use crate::support::peer::methods::*;
 use crate::support::peer::{
     self, Frame, Listener, TEST_TIMEOUT, Tune, Wire, args, body, header, method, play, signal,
 };
-use crate::support::{unique, until, url, without_recovery};
+use crate::support::proxy::{Cut, Proxy};
+use crate::support::{PATIENCE, unique, until, url, without_recovery};
 
 const MIB: usize = 1 << 20;
 
@@ -746,4 +750,104 @@ fn a_flood_that_the_broker_gives_up_ends_with_an_error_for_the_channel() {
             assert!(last.to_string().contains("channel 2"), "{last}");
         },
     );
+}
+
+// Outages.
+
+/// The allocator of glibc keeps memory for each thread, which is as much again where eight threads
+/// allocate what the IO thread frees. That is no memory of cony.
+const ONE_ARENA: &[(&str, &str)] = &[("MALLOC_ARENA_MAX", "1")];
+
+/// Returns the length of an outage, 15 s by default. `CONY_TEST_SECONDS` sets it.
+fn outage_time() -> Duration {
+    let seconds = std::env::var("CONY_TEST_SECONDS").map_or(15, |it| it.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+/// Publishes bodies of `size` bytes in confirm mode, with threads that never stop, before, during
+/// and after an outage. Prints the resident memory.
+fn publishers_in_an_outage(size: usize) {
+    const THREADS: usize = 8;
+    const READ_BUDGET: usize = 4 * MIB;
+    let broker: ConnectionParameters = url().parse().unwrap();
+    let proxy = Proxy::before(broker.get_port());
+    let parameters = broker
+        .host("127.0.0.1")
+        .port(proxy.port)
+        .read_budget(READ_BUDGET)
+        .publish_timeout(Duration::from_millis(500))
+        .recovery(Recovery::new());
+    let start = memory("VmRSS");
+    let connection = BlockingConnection::open(parameters).unwrap();
+    let channel = connection.channel().unwrap();
+    let queue = unique("outage");
+    let declare = queue::Declare::new(&queue).durable(true).max_length(1000);
+    channel.queue_declare(declare).unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let channel = connection.channel().unwrap();
+            channel.confirm_delivery().unwrap();
+            let (queue, is_over) = (&queue, &is_over);
+            scope.spawn(move || {
+                let text = vec![b'x'; size];
+                while !is_over.load(Ordering::SeqCst) {
+                    match channel.basic_publish("", queue, Message::new(&text)) {
+                        Ok(_) | Err(Error::PublishTimeout { .. }) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+                channel.wait_for_confirms(PATIENCE).unwrap();
+            });
+        }
+        until("publishes", || connection.stats().messages_confirmed > 1000);
+        proxy.listen(false);
+        proxy.cut(Cut::Reset);
+        until("an outage", || connection.is_recovering());
+        let began = Instant::now();
+        let mut next = Duration::ZERO;
+        while began.elapsed() < outage_time() {
+            if began.elapsed() >= next {
+                let stats = connection.stats();
+                println!(
+                    "{size} bytes, {:3} s: {} KiB resident, {} KiB unconfirmed, {} KiB to write",
+                    next.as_secs(),
+                    memory("VmRSS") / 1024,
+                    stats.unconfirmed_bytes / 1024,
+                    stats.bytes_to_write / 1024
+                );
+                next += outage_time() / 20;
+            }
+            support::pause();
+        }
+        assert!(connection.is_recovering());
+        proxy.listen(true);
+        connection.wait_recovered(PATIENCE).unwrap();
+        is_over.store(true, Ordering::SeqCst);
+    });
+    // The default budgets of unconfirmed and of unwritten publishes.
+    assert_grown_at_most(start, 16 * MIB + 4 * MIB + READ_BUDGET + SLACK);
+    channel.queue_delete(&queue).unwrap();
+    connection.close().unwrap();
+}
+
+#[test]
+#[ignore = "slow, and needs a broker"]
+fn small_publishes_in_an_outage_are_bounded() {
+    let name = "small_publishes_in_an_outage_are_bounded";
+    in_child_process_with(name, ONE_ARENA, || publishers_in_an_outage(16));
+}
+
+#[test]
+#[ignore = "slow, and needs a broker"]
+fn publishes_of_a_kibibyte_in_an_outage_are_bounded() {
+    let name = "publishes_of_a_kibibyte_in_an_outage_are_bounded";
+    in_child_process_with(name, ONE_ARENA, || publishers_in_an_outage(1024));
+}
+
+#[test]
+#[ignore = "slow, and needs a broker"]
+fn large_publishes_in_an_outage_are_bounded() {
+    let name = "large_publishes_in_an_outage_are_bounded";
+    in_child_process_with(name, ONE_ARENA, || publishers_in_an_outage(64 * 1024));
 }

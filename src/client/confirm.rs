@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::io::shared::channel::ChannelShared;
 use crate::io::to_io::byte_budget::WaitError;
 use crate::io::to_program::confirm_slot::Slot;
+use crate::io::to_program::outcome_queue::KeptOutcome;
 use crate::protocol::confirms::PublishOutcome;
 use crate::protocol::content::ReturnedContent;
 use crate::protocol::returned::Returned;
@@ -83,8 +84,9 @@ impl PublisherConfirm {
     ///   contains the message.
     /// - [`Error::Unconfirmed`] if the channel ended before the broker confirmed the message: the
     ///   broker may or may not have taken it. Also at a loss of the connection, if the message is
-    ///   [not sent again](crate::Recovery::resend). The same error, with [`Error::AmbiguousReturn`]
-    ///   inside, if the broker returned a message that may have been this one.
+    ///   [not sent again](crate::Recovery::resend): then [`Error::Interrupted`] is inside, because
+    ///   the connection goes on. The same error, with [`Error::AmbiguousReturn`] inside, if the
+    ///   broker returned a message that may have been this one.
     /// - [`Error::Timeout`]: you can wait again.
     /// - [`Error::NotConfirming`] if the channel was not in confirm mode at the publish.
     pub fn wait(&self) -> Result<()> {
@@ -164,6 +166,30 @@ impl PublisherConfirm {
             .is_none_or(|it| !it.channel.is_open() || it.slot.get().is_some())
     }
 
+    /// Returns whether the connection was lost after the whole message was sent and before its
+    /// confirm, so that cony sends it a second time. Queues may then contain it twice: the broker
+    /// has no means to tell. The second copy has the header `x-resent`, unless
+    /// [`mark_resent`](crate::Recovery::mark_resent) is off.
+    ///
+    /// The result is `true` from the loss on, before the second copy is on its way. It no longer
+    /// changes when the publish has its outcome. It is `false` for a message that was not wholly
+    /// sent at the loss, because the broker cannot have taken that.
+    ///
+    /// ```
+    /// # let channel = cony::BlockingConnection::open_default()?.channel()?;
+    /// # channel.queue_declare("payments")?;
+    /// channel.confirm_delivery()?;
+    /// let confirm = channel.basic_publish("", "payments", "100 EUR")?;
+    /// confirm.wait()?;
+    /// if confirm.was_resent() {
+    ///     println!("the payment may be in the queue twice");
+    /// }
+    /// # Ok::<(), cony::Error>(())
+    /// ```
+    pub fn was_resent(&self) -> bool {
+        self.0.as_ref().is_some_and(|it| it.slot.is_resent())
+    }
+
     /// Returns the reason why the broker did not take the message, if it is known.
     pub(crate) fn failure(&self) -> Option<Error> {
         let numbered = self.0.as_ref()?;
@@ -179,7 +205,7 @@ impl Numbered {
     /// Returns the outcome, and records that the program has got a failure: `close` does not report
     /// it once more.
     fn report(&self, outcome: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
-        let result = result_of(outcome);
+        let result = result_of(outcome, self.channel.id.number);
         if result.is_err() {
             self.channel.confirm_window.mark_reported(&self.slot);
         }
@@ -187,12 +213,20 @@ impl Numbered {
     }
 }
 
-/// Returns the outcome of a publish as the result for the program.
-pub(crate) fn result_of(outcome: &PublishOutcome<Arc<ReturnedContent>>) -> Result<()> {
+/// Returns the outcome of a publish on this channel as the result for the program.
+pub(crate) fn result_of(
+    outcome: &PublishOutcome<Arc<ReturnedContent>>,
+    channel: u16,
+) -> Result<()> {
     match outcome {
         PublishOutcome::Acked => Ok(()),
         PublishOutcome::Nacked => Err(Error::Nacked),
-        PublishOutcome::Lost(reason) => Err(Error::Unconfirmed(Box::new((&**reason).into()))),
+        // The connection goes on, so the reason must not be an error of the connection.
+        PublishOutcome::Lost(reason) => Err(Error::Unconfirmed(Box::new(Error::Interrupted {
+            operation: "basic.publish",
+            channel: Some(channel),
+            reason: Box::new((&**reason).into()),
+        }))),
         PublishOutcome::Returned(message) => {
             Err(Error::Unroutable(Returned::new(Arc::clone(message))))
         }
@@ -210,6 +244,7 @@ impl fmt::Debug for PublisherConfirm {
         f.debug_struct("PublisherConfirm")
             .field("sequence_number", &self.sequence_number())
             .field("has_outcome", &self.has_outcome())
+            .field("was_resent", &self.was_resent())
             .finish()
     }
 }
@@ -224,23 +259,22 @@ pub struct Confirmation {
     pub sequence_number: u64,
     /// `Ok` if the broker has taken the message, otherwise an error of [`PublisherConfirm::wait`].
     pub outcome: Result<()>,
+    /// Whether the message was sent a second time, as [`PublisherConfirm::was_resent`] says.
+    pub resent: bool,
 }
 
 impl Confirmation {
-    /// Creates a confirmation. If the channel ended before the confirm, `outcome` is `None`, and
-    /// `why` returns the reason.
-    pub(crate) fn new(
-        sequence_number: u64,
-        outcome: Option<&PublishOutcome<Arc<ReturnedContent>>>,
-        why: impl FnOnce() -> Error,
-    ) -> Self {
-        let outcome = match outcome {
-            Some(outcome) => result_of(outcome),
+    /// Creates the confirmation of a publish on this channel. If the channel ended before the
+    /// confirm, `why` returns the reason.
+    pub(crate) fn new(kept: &KeptOutcome, channel: u16, why: impl FnOnce() -> Error) -> Self {
+        let outcome = match &kept.outcome {
+            Some(outcome) => result_of(outcome, channel),
             None => Err(Error::Unconfirmed(Box::new(why()))),
         };
         Self {
-            sequence_number,
+            sequence_number: kept.number,
             outcome,
+            resent: kept.is_resent,
         }
     }
 }

@@ -404,7 +404,10 @@ impl Pending<'_> {
     /// lost its reply as well.
     fn of_request(&self, failure: Error) -> Error {
         match failure {
-            Error::Unconfirmed(reason) if reason.is_connection_error() => self.interrupted(*reason),
+            Error::Unconfirmed(failure) => match *failure {
+                Error::Interrupted { reason, .. } => self.interrupted(*reason),
+                other => Error::Unconfirmed(Box::new(other)),
+            },
             failure => failure,
         }
     }

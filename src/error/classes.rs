@@ -45,7 +45,8 @@ impl Error {
     /// [`OpenCancelled`](Self::OpenCancelled), so that a loop which connects again ends there. Also
     /// `false` for an error of a connection that recovery restores: [`Timeout`](Self::Timeout),
     /// [`Interrupted`](Self::Interrupted) and [`TransactionLost`](Self::TransactionLost). For
-    /// [`Unconfirmed`](Self::Unconfirmed) the error inside decides.
+    /// [`Unconfirmed`](Self::Unconfirmed) the error inside decides, which is `Interrupted` if the
+    /// connection recovers.
     pub fn is_connection_error(&self) -> bool {
         match self {
             Self::Connect { .. }
@@ -351,7 +352,13 @@ mod tests {
             paused: None,
             outage: None,
         };
-        for reason in [lost, closed, ended, timeout] {
+        let interrupted = Error::Interrupted {
+            operation: "basic.publish",
+            channel: Some(1),
+            reason: Box::new(lost.clone()),
+        };
+        assert!(!unconfirmed(&interrupted).is_connection_error());
+        for reason in [lost, closed, ended, timeout, interrupted] {
             let error = unconfirmed(&reason);
             assert_eq!(error.is_connection_error(), reason.is_connection_error());
             assert_eq!(error.is_timeout(), reason.is_timeout());

@@ -335,6 +335,8 @@ pub enum Error {
     AmbiguousReturn(Returned),
     /// The outcome of a publish is unknown: the broker may have taken the message or not. The error
     /// inside is the reason, in most cases the end of the channel or connection before the confirm.
+    /// It is [`Interrupted`](Self::Interrupted) if the connection was lost and recovers, and the
+    /// message is [not sent again](crate::Message::resend).
     Unconfirmed(Box<Error>),
     /// The broker did not take some of the messages.
     #[non_exhaustive]

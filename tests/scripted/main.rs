@@ -51,6 +51,7 @@ mod recovery_consumers;
 mod recovery_defaults;
 #[cfg(target_os = "linux")]
 mod recovery_ends;
+mod recovery_handshake;
 mod recovery_refusals;
 mod recovery_streams;
 mod requeueing;

@@ -10,6 +10,11 @@ use parking_lot::{Mutex, MutexGuard};
 pub(crate) struct Node {
     pub(crate) url: String,
     pub(crate) control: String,
+    #[cfg(feature = "native-tls")]
+    tls_url: String,
+    /// The file with the authority of its certificate.
+    #[cfg(feature = "native-tls")]
+    authority: String,
     _process: Child,
     /// The node stops when this pipe closes, at the latest when the test process ends.
     _lifeline: ChildStdin,
@@ -22,7 +27,8 @@ impl Node {
             .args([
                 "sh",
                 "-c",
-                r#"echo "$AMQP_URL"; echo "$CONY_BROKER_CTL"; exec cat"#,
+                r#"echo "$AMQP_URL"; echo "$CONY_BROKER_CTL"; echo "$CONY_BROKER_TLS_URL"
+                   echo "$CONY_BROKER_CA"; exec cat"#,
             ])
             .env_remove("AMQP_URL")
             .stdin(Stdio::piped())
@@ -39,6 +45,10 @@ impl Node {
         Self {
             url: line(),
             control: line(),
+            #[cfg(feature = "native-tls")]
+            tls_url: line(),
+            #[cfg(feature = "native-tls")]
+            authority: line(),
             _lifeline: process.stdin.take().unwrap(),
             _process: process,
         }
@@ -48,6 +58,13 @@ impl Node {
     pub(crate) fn port(&self) -> u16 {
         let parameters: ConnectionParameters = self.url.parse().unwrap();
         parameters.get_port()
+    }
+
+    /// Returns parameters of a connection over TLS, which trusts the authority of the node.
+    #[cfg(feature = "native-tls")]
+    pub(crate) fn tls_parameters(&self) -> ConnectionParameters {
+        let parameters: ConnectionParameters = self.tls_url.parse().unwrap();
+        parameters.tls_options(cony::TlsOptions::new().ca_file(&self.authority))
     }
 
     pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) {

@@ -134,7 +134,9 @@ impl Proxy {
     /// be in the middle of a frame.
     pub(crate) fn cut_after(&self, way: Way, bytes: usize, cut: Cut) {
         self.act(move |relay| {
-            for connection in &mut relay.connections {
+            // The broker may not have closed its side of one that was cut before.
+            let present = relay.connections.iter_mut().filter(|it| !it.is_cut);
+            for connection in present {
                 connection.pipes[way as usize].quota = Some((bytes, cut));
             }
         });
@@ -300,6 +302,7 @@ impl Relay {
             let mut connection = Connection {
                 sides: [Some(client), Some(broker)],
                 pipes: self.flows.map(Pipe::new),
+                is_cut: false,
                 cuts: 0,
             };
             if let Some((way, bytes, cut)) = self.next_cut.take() {
@@ -315,6 +318,7 @@ struct Connection {
     /// The client and the broker; `None` after a reset.
     sides: [Option<TcpStream>; 2],
     pipes: [Pipe; 2],
+    is_cut: bool,
     /// How often the connection was cut since the proxy counted it.
     cuts: usize,
 }
@@ -390,6 +394,7 @@ impl Connection {
     }
 
     fn cut(&mut self, cut: Cut) {
+        self.is_cut = true;
         self.cuts += 1;
         for way in Way::BOTH {
             match cut {

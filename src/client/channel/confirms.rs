@@ -170,7 +170,7 @@ impl BlockingChannel {
 
 /// Returns the error of a publish that failed; `None` if it did not.
 pub(super) fn publish_error(channel: u16, failure: Failure) -> Option<PublishError> {
-    let error = result_of(&failure.outcome).err()?;
+    let error = result_of(&failure.outcome, channel).err()?;
     Some(PublishError {
         channel,
         sequence_number: failure.number,

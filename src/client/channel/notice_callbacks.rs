@@ -162,11 +162,11 @@ impl BlockingChannel {
             }
         }
         while handled < limit && !is_over() {
-            let Some((number, outcome)) = inner.shared.confirm_window.take_outcome() else {
+            let Some(kept) = inner.shared.confirm_window.take_outcome() else {
                 break;
             };
             handled += 1;
-            let confirmation = Confirmation::new(number, outcome.as_ref(), || inner.closed_error());
+            let confirmation = Confirmation::new(&kept, self.number(), || inner.closed_error());
             inner.on_confirm.call_all(guard, self, &confirmation)?;
         }
         Ok(handled)

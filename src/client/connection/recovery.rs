@@ -199,7 +199,10 @@ pub struct Recovered {
     pub in_doubt: u64,
     /// The number of deliveries that have become [stale](crate::Delivery::is_stale).
     pub stale: u64,
-    /// The queues that the broker had deleted, with their messages, and that are declared again.
+    /// The queues that the broker had deleted, with their messages, and that are declared again:
+    /// exclusive and auto-delete ones, and those that are not durable. A durable queue is declared
+    /// again as well, but the broker's reply does not say whether it was missing, so it is not in
+    /// the list.
     pub recreated: Vec<Entity>,
     /// The parts of the topology that the broker has refused to restore, and the consumers that
     /// have ended because the broker closed the connection when they were started.

@@ -308,7 +308,8 @@ impl UnconfirmedPublishes {
         self.bytes = 0;
         self.cut = 0;
         for buffer in self.buffers.drain(..) {
-            let mut frames = Frames::new(channel, Vec::new());
+            // Without a capacity the memory would be doubled again and again, up to twice the size.
+            let mut frames = Frames::new(channel, Vec::with_capacity(buffer.memory().len()));
             let mut numbers = buffer.numbers.iter().cloned().flatten();
             let mut is_taken = false;
             let mut awaits_mark = false;
@@ -343,6 +344,7 @@ impl UnconfirmedPublishes {
                 }
             }
             if frames.messages > 0 {
+                frames.bytes.shrink_to_fit();
                 frames.unconfirmed = frames.len();
                 resend.frames.push(frames);
             }
@@ -510,6 +512,8 @@ mod tests {
                             .collect();
                         let sent = resend.frames.iter().flat_map(joined);
                         prop_assert!(expected == sent.collect::<Vec<_>>());
+                        let is_tight = |it: &Frames| it.bytes.capacity() == it.bytes.len();
+                        prop_assert!(resend.frames.iter().all(is_tight), "the budget counts sizes");
                         let numbers = resend.frames.iter().flat_map(|it| it.numbers.clone());
                         prop_assert_eq!(numbers.collect::<Vec<_>>(), resent);
                         // They are handed to the next connection.

@@ -1,6 +1,6 @@
 //! The slot of a publish, from which the holder of its confirm takes the outcome.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -17,6 +17,8 @@ pub(crate) struct Slot {
     /// The period of [`Failures`](super::publish_failures::Failures) that counts this failure as
     /// unreported; 0 if none does.
     unreported_in: AtomicU64,
+    /// Whether the message is sent again though the broker may have it.
+    is_resent: AtomicBool,
     /// Wakes the threads that wait for this publish.
     changed: Condvar,
 }
@@ -31,6 +33,24 @@ impl Slot {
     pub(crate) fn fill(&self, outcome: PublishOutcome<Arc<ReturnedContent>>) {
         let _ = self.outcome.set(outcome);
         self.changed.notify_all();
+    }
+
+    /// Records that the message is sent again though the broker may have it. The caller holds the
+    /// lock of the confirm window, and stores the outcome later.
+    pub(crate) fn set_resent(&self) {
+        self.is_resent.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the message is sent again though the broker may have it. With the outcome
+    /// this is final.
+    pub(crate) fn is_resent(&self) -> bool {
+        self.is_resent.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the slot is as a new one, so that another publish can use it.
+    #[inline]
+    pub(crate) fn is_reusable(&mut self) -> bool {
+        !*self.is_resent.get_mut() && *self.unreported_in.get_mut() == 0
     }
 
     /// Waits until the slot is filled.

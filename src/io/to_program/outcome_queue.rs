@@ -18,6 +18,16 @@ pub(crate) struct OutcomeQueue {
     pub(crate) dropped: u64,
 }
 
+/// The outcome of one publish.
+#[derive(Debug)]
+pub(crate) struct KeptOutcome {
+    pub(crate) number: u64,
+    /// `None`: the channel has ended before the confirm.
+    pub(crate) outcome: Option<PublishOutcome<Arc<ReturnedContent>>>,
+    /// Whether the message was sent again though the broker may have had it.
+    pub(crate) is_resent: bool,
+}
+
 /// The common outcome of the publishes `first` to `last`.
 #[derive(Debug)]
 struct OutcomeRun {
@@ -25,6 +35,7 @@ struct OutcomeRun {
     last: u64,
     /// The outcome; `None` if the channel has ended before the confirm.
     outcome: Option<PublishOutcome<Arc<ReturnedContent>>>,
+    is_resent: bool,
 }
 
 impl OutcomeQueue {
@@ -36,27 +47,37 @@ impl OutcomeQueue {
         }
     }
 
-    /// Takes the sequence number and the outcome of the next publish.
-    pub(crate) fn take(&mut self) -> Option<(u64, Option<PublishOutcome<Arc<ReturnedContent>>>)> {
+    /// Takes the outcome of the next publish.
+    pub(crate) fn take(&mut self) -> Option<KeptOutcome> {
         let run = self.kept.first_mut()?;
-        let number = run.first;
-        if number < run.last {
+        let (number, is_resent) = (run.first, run.is_resent);
+        let outcome = if number < run.last {
             run.first += 1;
-            return Some((number, run.outcome.clone()));
-        }
-        let run = self.kept.pop()?;
-        Some((number, run.outcome))
+            run.outcome.clone()
+        } else {
+            self.kept.pop()?.outcome
+        };
+        Some(KeptOutcome {
+            number,
+            outcome,
+            is_resent,
+        })
     }
 
     /// Adds the outcome of a publish; `None` if the channel has ended before the confirm.
+    /// `is_resent` is whether the message was sent again though the broker may have had it.
     pub(crate) fn add(
         &mut self,
         number: u64,
         outcome: Option<PublishOutcome<Arc<ReturnedContent>>>,
+        is_resent: bool,
     ) {
         // Extends the last entry if the outcome is the same; most outcomes are acks.
         if let Some(last) = self.kept.last_mut() {
-            if last.last + 1 == number && is_same_outcome(&last.outcome, &outcome) {
+            if last.last + 1 == number
+                && last.is_resent == is_resent
+                && is_same_outcome(&last.outcome, &outcome)
+            {
                 last.last = number;
                 return;
             }
@@ -66,6 +87,7 @@ impl OutcomeQueue {
             first: number,
             last: number,
             outcome,
+            is_resent,
         };
         let removed = self.kept.push(cost, run);
         self.dropped += removed.len() as u64;

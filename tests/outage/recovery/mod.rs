@@ -3,15 +3,17 @@
 //!
 //! `CONY_TEST_ROUNDS` is the number of restarts in a test, 2 by default. There are ten times as
 //! many cuts. `CONY_TEST_MESSAGES` is the number of publishes between two of them in the tests that
-//! account for each publish.
+//! account for each publish. The longest tests are ignored, and run by name.
 
 mod alarms;
 mod brokers;
 mod calls;
+mod closing_publishers;
 mod cuts;
 mod guides;
 mod locks;
 mod logins;
+mod publishers;
 mod publishing;
 mod silence;
 mod streams;
@@ -44,7 +46,12 @@ fn through(proxy: &Proxy) -> ConnectionParameters {
     ConnectionParameters::new()
         .host("127.0.0.1")
         .port(proxy.port)
-        .recovery(Recovery::new().max_delay(Duration::from_millis(50)))
+        .recovery(impatient())
+}
+
+/// Returns recovery that attempts soon.
+fn impatient() -> Recovery {
+    Recovery::new().max_delay(Duration::from_millis(50))
 }
 
 fn connect(node: &Node) -> BlockingConnection {

@@ -122,7 +122,12 @@ fn assert_lost(outcome: Result<(), Error>) {
     let Err(Error::Unconfirmed(reason)) = &outcome else {
         panic!("{outcome:?}");
     };
+    let Error::Interrupted { reason, .. } = &**reason else {
+        panic!("{reason:?}");
+    };
     assert!(matches!(**reason, Error::ConnectionLost(_)), "{reason:?}");
+    // The connection recovers. A program that connects again would have two.
+    assert!(!outcome.unwrap_err().is_connection_error());
 }
 
 mod basic_publish_in_confirm_mode {

@@ -143,7 +143,7 @@ impl Default for Tune {
 }
 
 impl Tune {
-    pub(super) fn arguments(self) -> Args {
+    pub(crate) fn arguments(self) -> Args {
         args()
             .u16(self.channel_max)
             .u32(self.frame_max)

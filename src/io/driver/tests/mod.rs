@@ -1,5 +1,6 @@
 //! Tests the IO thread between queued commands and a peer that the test plays itself.
 
+mod cut_publishes;
 mod recovering;
 
 use std::io::{Read, Write};
@@ -277,16 +278,24 @@ fn read_until(driver: &mut Driver, condition: impl Fn() -> bool) {
 }
 
 fn open_channel(driver: &mut Driver, peer: &mut Peer) -> Arc<ChannelShared> {
+    open_channel_with_number(1, driver, peer)
+}
+
+fn open_channel_with_number(
+    number: u16,
+    driver: &mut Driver,
+    peer: &mut Peer,
+) -> Arc<ChannelShared> {
     let (reply, opened) = bounded(1);
     driver.shared.send(Command::OpenChannel(Opener {
-        number: None,
+        number: Some(number),
         window: 10,
         deadline: soon(),
         reply,
     }));
     turn(driver);
     peer.expect(channel::Open::ID);
-    peer.send(1, channel::OpenOk::default());
+    peer.send(number, channel::OpenOk::default());
     read_until(driver, || !opened.is_empty());
     opened.recv().unwrap().unwrap()
 }

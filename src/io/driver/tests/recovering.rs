@@ -21,7 +21,7 @@ fn driver(listener: &TcpListener, limit: Option<Duration>) -> Driver {
 }
 
 /// Returns a driver that keeps this number of bytes of unconfirmed publishes.
-fn driver_with(
+pub(super) fn driver_with(
     listener: &TcpListener,
     limit: Option<Duration>,
     unconfirmed_limit: Option<usize>,
@@ -348,7 +348,7 @@ fn a_publish_that_is_not_written_whole_goes_out_on_the_next_connection() {
     thread.join().unwrap();
 }
 
-fn is_acked(slot: &Slot) -> bool {
+pub(super) fn is_acked(slot: &Slot) -> bool {
     matches!(slot.get(), Some(PublishOutcome::Acked))
 }
 

@@ -31,6 +31,12 @@ impl ConfirmWindow {
                 let outcome = returned.map_or_else(lost, PublishOutcome::Returned);
                 outcomes.record(number, slot, outcome);
             });
+            // Only publishes that are sent again are still unconfirmed up to this number.
+            ledger.each_unconfirmed(|number, slot| {
+                if number <= whole {
+                    slot.set_resent();
+                }
+            });
         });
         if let Some(rpc_replies) = &self.state.lock().rpc_replies {
             rpc_replies.interrupt(whole);

@@ -17,12 +17,12 @@ pub(crate) use self::ticket::Ticket;
 use crate::io::busy_wait::{BusyWait, ROUND_TRIP_MESSAGES_MAX};
 use crate::io::to_program::bounded_queue::TotalBytes;
 use crate::io::to_program::confirm_slot::Slot;
-use crate::io::to_program::outcome_queue::OutcomeQueue;
+use crate::io::to_program::outcome_queue::{KeptOutcome, OutcomeQueue};
 use crate::io::to_program::publish_failures::{Failures, Taken};
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::io::to_program::waiting_threads::WaitingThreads;
 use crate::io::waiting_line::{WaitError, WaitingLine};
-use crate::protocol::confirms::{ConfirmLedger, PublishOutcome};
+use crate::protocol::confirms::ConfirmLedger;
 use crate::protocol::content::ReturnedContent;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -420,11 +420,8 @@ impl ConfirmWindow {
             .get_or_insert_with(|| OutcomeQueue::new(&self.total));
     }
 
-    /// Takes the sequence number and the outcome of the next publish. The outcome is `None` if the
-    /// channel has ended before the confirm.
-    pub(crate) fn take_outcome(
-        &self,
-    ) -> Option<(u64, Option<PublishOutcome<Arc<ReturnedContent>>>)> {
+    /// Takes the outcome of the next publish.
+    pub(crate) fn take_outcome(&self) -> Option<KeptOutcome> {
         self.state.lock().outcomes.as_mut()?.take()
     }
 
@@ -472,7 +469,7 @@ impl ConfirmWindow {
         } = &mut *state;
         ledger.each_unconfirmed(|number, slot| {
             if let Some(outcomes) = outcomes {
-                outcomes.add(number, None);
+                outcomes.add(number, None, slot.is_resent());
             }
             slot.wake_to_recheck();
         });
@@ -538,7 +535,7 @@ mod tests {
     use super::*;
     use crate::io::to_program::bounded_queue::BoundedQueue;
     use crate::io::to_program::rpc_replies::RpcEvent;
-    use crate::protocol::confirms::Mandatory;
+    use crate::protocol::confirms::{Mandatory, PublishOutcome};
     use crate::protocol::methods::basic;
 
     fn confirming(window: usize, total: &TotalBytes) -> ConfirmWindow {

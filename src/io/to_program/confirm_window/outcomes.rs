@@ -34,11 +34,11 @@ impl Outcomes<'_> {
                 .add(number, outcome.clone(), &slot, has_outcomes);
         }
         if let Some(outcomes) = self.outcomes {
-            outcomes.add(number, Some(outcome.clone()));
+            outcomes.add(number, Some(outcome.clone()), slot.is_resent());
         }
-        match Arc::get_mut(&mut slot) {
+        match Arc::get_mut(&mut slot).map(Slot::is_reusable) {
             // No thread holds the confirm, so the slot can be used again.
-            Some(_) if self.slots.len() < self.slots_max => self.slots.push(slot),
+            Some(true) if self.slots.len() < self.slots_max => self.slots.push(slot),
             Some(_) => {}
             None => slot.fill(outcome),
         }
