@@ -24,6 +24,9 @@ pub(crate) struct Bounds {
     pub(crate) start: Instant,
     /// The end of the opening.
     pub(crate) deadline: Instant,
+    /// The end for a host of which no address has sent `connection.start`. It is before `deadline`
+    /// if another host can be tried.
+    pub(crate) answer_deadline: Instant,
     /// The longest time for the TCP connect to one address.
     pub(crate) connect_timeout: Duration,
     pub(crate) pace: Pace,
@@ -45,6 +48,12 @@ impl Default for Pace {
             least_share: Duration::from_secs(3),
         }
     }
+}
+
+/// Returns the time in which a host must send `connection.start` if another host can be tried: a
+/// third of `whole`, the time of the opening. A frozen host must not use it up.
+pub(crate) fn share_of_host(whole: Duration) -> Duration {
+    (whole / 3).max(Pace::default().least_share).min(whole)
 }
 
 /// The next action of the caller.
@@ -131,7 +140,7 @@ impl Addresses {
             self.failed(index, now);
             return Step::GiveUp(index, after);
         }
-        if now >= self.bounds.deadline || self.left() == 0 {
+        if now >= self.deadline() || self.left() == 0 {
             return Step::Exhausted;
         }
         if self.has(|state| matches!(state, AddressState::Answered { .. })) {
@@ -140,7 +149,7 @@ impl Addresses {
                     self.set(index, AddressState::Untried);
                     Step::Close(index)
                 }
-                None => Step::Wait(self.bounds.deadline),
+                None => Step::Wait(self.deadline()),
             };
         }
         if !self.has(|state| matches!(state, AddressState::Negotiating { .. })) {
@@ -160,6 +169,19 @@ impl Addresses {
         Step::Wait(self.next_event())
     }
 
+    /// Returns the end of the time of the host.
+    fn deadline(&self) -> Instant {
+        let Bounds {
+            deadline,
+            answer_deadline,
+            ..
+        } = self.bounds;
+        match self.has(|state| matches!(state, AddressState::Answered { .. })) {
+            true => deadline,
+            false => answer_deadline.min(deadline),
+        }
+    }
+
     /// Returns an address whose time is over, and how long it had.
     fn expired(&self, now: Instant) -> Option<(usize, Duration)> {
         let mut states = self.states.iter().enumerate();
@@ -171,7 +193,7 @@ impl Addresses {
 
     /// Returns the end of the time of an address.
     fn end(&self, state: AddressState) -> Option<Instant> {
-        let deadline = self.bounds.deadline;
+        let deadline = self.deadline();
         match state {
             AddressState::Connecting { since } => {
                 Some((since + self.bounds.connect_timeout).min(deadline))
@@ -185,7 +207,7 @@ impl Addresses {
     /// Returns how long an address had, for the error text: all the time, if it is the only one.
     fn time_from(&self, since: Instant, end: Instant) -> Duration {
         let is_only = self.states.len() == 1;
-        match is_only && end == self.bounds.deadline {
+        match is_only && end == self.deadline() {
             true => end.saturating_duration_since(self.bounds.start),
             false => whole_milliseconds(end.saturating_duration_since(since)),
         }
@@ -193,7 +215,7 @@ impl Addresses {
 
     /// Returns the time of an address with which the negotiation starts now.
     fn share(&self, now: Instant) -> Duration {
-        let time = self.bounds.deadline.saturating_duration_since(now);
+        let time = self.deadline().saturating_duration_since(now);
         let left = u32::try_from(self.left()).unwrap_or(u32::MAX).max(1);
         whole_milliseconds(time / left).max(self.bounds.pace.least_share)
     }
@@ -204,7 +226,7 @@ impl Addresses {
         let may_start = !self.has(|state| matches!(state, AddressState::Negotiating { .. }))
             && self.has(|state| state == AddressState::Untried);
         let start = may_start.then_some(self.next_start);
-        ends.chain(start).fold(self.bounds.deadline, Instant::min)
+        ends.chain(start).fold(self.deadline(), Instant::min)
     }
 
     /// Returns the number of addresses that may still succeed.
@@ -276,6 +298,7 @@ mod tests {
             let bounds = Bounds {
                 start: now,
                 deadline: now + timeout,
+                answer_deadline: now + timeout,
                 connect_timeout,
                 pace: Pace::default(),
             };
@@ -386,6 +409,52 @@ mod tests {
         assert_eq!(scenario.step(), GiveUp(2, 5 * SECOND));
         assert_eq!(scenario.step(), Exhausted);
         assert_eq!(scenario.untried(), []);
+    }
+
+    /// Returns a choice that another host follows.
+    fn followed(count: usize) -> Scenario {
+        let mut scenario = Scenario::new(count);
+        scenario.addresses.bounds.answer_deadline = scenario.now + share_of_host(15 * SECOND);
+        scenario
+    }
+
+    #[test]
+    fn a_host_without_an_answer_ends_at_its_share_if_another_host_follows() {
+        let mut scenario = followed(1);
+        scenario.expect(&[Connect(0)]);
+        scenario.connected(0);
+        scenario.expect(&[Negotiate(0)]);
+        assert_eq!(scenario.wait(), 5 * SECOND);
+        assert_eq!(scenario.step(), GiveUp(0, 5 * SECOND));
+        assert_eq!(scenario.step(), Exhausted);
+        // The same for a connect, and for several addresses together.
+        let mut scenario = followed(2);
+        scenario.expect(&[Connect(0)]);
+        scenario.wait();
+        scenario.expect(&[Connect(1)]);
+        assert_eq!(scenario.wait(), 4_750 * MS);
+        assert_eq!(scenario.step(), GiveUp(0, 5 * SECOND));
+        assert_eq!(scenario.step(), GiveUp(1, 4_750 * MS));
+        assert_eq!(scenario.step(), Exhausted);
+    }
+
+    #[test]
+    fn a_host_that_has_answered_has_all_the_time_although_another_host_follows() {
+        let mut scenario = followed(1);
+        scenario.expect(&[Connect(0)]);
+        scenario.connected(0);
+        scenario.expect(&[Negotiate(0)]);
+        scenario.now += 4 * SECOND;
+        scenario.addresses.answered(0);
+        assert_eq!(scenario.wait(), 11 * SECOND);
+        assert_eq!(scenario.step(), GiveUp(0, 15 * SECOND));
+    }
+
+    #[test]
+    fn the_share_of_a_host_is_a_third_and_at_least_three_seconds_of_the_time() {
+        assert_eq!(share_of_host(15 * SECOND), 5 * SECOND);
+        assert_eq!(share_of_host(6 * SECOND), 3 * SECOND);
+        assert_eq!(share_of_host(SECOND), SECOND);
     }
 
     #[test]

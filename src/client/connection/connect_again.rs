@@ -16,6 +16,7 @@ use crate::io::cancellation::CancellationToken;
 use crate::io::driver::connecting::{AttemptError, Connect, ConnectOrder, RecoverySettings};
 use crate::io::driver::link::Link;
 use crate::io::open::{Cause, Failure};
+use crate::protocol::addresses::share_of_host;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
 use crate::protocol::frame::{FRAME_MIN_SIZE, encode_method};
 use crate::protocol::handshake::{INITIAL_FRAME_SAFE_BYTES, Negotiated, Offer, combine};
@@ -115,14 +116,15 @@ fn connect_again(brokers: Vec<ConnectionParameters>, limits: Limits) -> Option<A
     if all.any(|parameters| parameters.credentials.get_erase_on_connect()) {
         return None;
     }
+    let is_only = brokers.len() == 1;
     Some(Arc::new(move |order, token| {
         let Some(parameters) = brokers.get(order.broker) else {
             let error = Error::invalid("broker", order.broker, "the list of brokers is shorter");
             return Err(unprepared(error));
         };
         match renewed(parameters, &brokers, order) {
-            Some(renewed) => attempt(&renewed, limits, order.deadline, token),
-            None => attempt(parameters, limits, order.deadline, token),
+            Some(renewed) => attempt(&renewed, limits, order.deadline, is_only, token),
+            None => attempt(parameters, limits, order.deadline, is_only, token),
         }
     }))
 }
@@ -143,6 +145,7 @@ fn attempt(
     parameters: &ConnectionParameters,
     limits: Limits,
     deadline: Instant,
+    is_only: bool,
     token: &CancellationToken,
 ) -> Result<Link, AttemptError> {
     parameters.validate().map_err(unprepared)?;
@@ -150,6 +153,10 @@ fn attempt(
     // The program's token is for the opening that it waits for. Open connections are not affected.
     target.cancellation = token.clone();
     let time = deadline.saturating_duration_since(Instant::now());
+    if !is_only {
+        // A frozen host must not hold up the others.
+        target.answer_timeout = share_of_host(target.handshake_timeout);
+    }
     target.handshake_timeout = target.handshake_timeout.min(time);
     let bound = |offer| limits.bound(offer);
     let link = open::connect(parameters, target, bound).map_err(|error| AttemptError {
@@ -280,6 +287,19 @@ mod tests {
     fn connected(parameters: ConnectionParameters, time: Duration) -> Result<Link, AttemptError> {
         let connect = connect_again(vec![parameters], FIRST).unwrap();
         connect(&order(0, time), &CancellationToken::new())
+    }
+
+    #[test]
+    fn a_silent_broker_is_given_up_after_its_share_unless_it_is_the_only_one() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let parameters = at(silent.local_addr().unwrap());
+        let parameters = parameters.handshake_timeout(Duration::from_millis(3200));
+        for (brokers, time) in [(2, "3s"), (1, "3.2s")] {
+            let connect = connect_again(vec![parameters.clone(); brokers], FIRST).unwrap();
+            let connected = connect(&order(0, TEST_TIMEOUT), &CancellationToken::new());
+            let text = connected.err().unwrap().error.to_string();
+            assert!(text.contains(&format!("no answer within {time}")), "{text}");
+        }
     }
 
     /// Plays the broker up to tune-ok, which it returns.

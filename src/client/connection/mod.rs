@@ -143,7 +143,7 @@ impl BlockingConnection {
         P: TryInto<ConnectionParameters>,
         Error: From<P::Error>,
     {
-        Self::open_listed(&open::checked(parameters)?, &[], 0)
+        Self::open_listed(&open::checked(parameters)?, &[], 0, true)
     }
 
     /// Opens a connection with the URL in the environment variable `AMQP_URL`, or with the default
@@ -159,7 +159,9 @@ impl BlockingConnection {
     /// Opens a connection to the first broker of a list that can be reached.
     ///
     /// The brokers are tried in order, each with its own parameters. The log has a warning for each
-    /// that fails.
+    /// that fails. A broker that has sent nothing after a third of its
+    /// [`handshake_timeout`](ConnectionParameters::handshake_timeout) (5 s by default, at least
+    /// 3 s) is given up for the next one; the last of the list has all the time.
     ///
     /// [Recovery](ConnectionParameters::recovery) tries all of them again after a loss, the lost
     /// one last. The entry that opened first decides about recovery, and its deadlines and budgets
@@ -187,10 +189,12 @@ impl BlockingConnection {
         let brokers = Vec::from_iter(entries.iter().flatten().cloned());
         let mut index = 0;
         let mut last = Error::invalid("brokers", "none", "the list needs at least one");
-        for entry in entries.into_iter().chain(list) {
+        let mut entries = entries.into_iter().chain(list).peekable();
+        while let Some(entry) = entries.next() {
+            let is_last = entries.peek().is_none();
             let opened = entry.and_then(|parameters| {
                 index += 1;
-                Self::open_listed(&parameters, &brokers, index - 1)
+                Self::open_listed(&parameters, &brokers, index - 1, is_last)
             });
             match opened {
                 Ok(connection) => return Ok(connection),

@@ -23,7 +23,7 @@ use crate::io::driver::transport::SocketOptions;
 use crate::io::open::Tls;
 use crate::io::open::{Cause, Failure, OpenError, Target};
 use crate::io::shared::connection::Settings;
-use crate::protocol::addresses::Pace;
+use crate::protocol::addresses::{Pace, share_of_host};
 use crate::protocol::assembly::SizeLimit;
 use crate::protocol::close_reason::CloseReason;
 use crate::protocol::handshake::{
@@ -47,11 +47,13 @@ pub(super) fn default_parameters(variable: Option<OsString>) -> Result<Connectio
 
 impl BlockingConnection {
     /// Opens a connection to a broker that has this index in the list `brokers`, or to one that
-    /// follows the list.
+    /// follows the list. If it is not the last one that can be tried, it must answer within its
+    /// share of the time.
     pub(super) fn open_listed(
         parameters: &ConnectionParameters,
         brokers: &[ConnectionParameters],
         index: usize,
+        is_last: bool,
     ) -> Result<Self> {
         let mut attempt = 1;
         let mut pause = Duration::ZERO;
@@ -62,7 +64,7 @@ impl BlockingConnection {
                     stage: None,
                 });
             }
-            match Self::try_open(parameters, brokers, index) {
+            match Self::try_open(parameters, brokers, index, is_last) {
                 Ok(connection) => return Ok(connection),
                 Err(error)
                     if attempt >= parameters.connection_attempts || !error.is_retryable() =>
@@ -80,9 +82,13 @@ impl BlockingConnection {
         parameters: &ConnectionParameters,
         brokers: &[ConnectionParameters],
         index: usize,
+        is_last: bool,
     ) -> Result<Self> {
         let failed = |error| opening_error(error, parameters);
-        let target = target(parameters)?;
+        let mut target = target(parameters)?;
+        if !is_last {
+            target.answer_timeout = share_of_host(parameters.handshake_timeout);
+        }
         let link = connect(parameters, target, |offer| offer).map_err(failed)?;
         let recovery = connect_again::recovery(parameters, brokers, index, &link.negotiated);
         let settings = settings(parameters);
@@ -160,6 +166,7 @@ pub(super) fn target(parameters: &ConnectionParameters) -> Result<Target> {
         tls: tls(parameters)?,
         socket_timeout: parameters.socket_timeout,
         handshake_timeout: parameters.handshake_timeout,
+        answer_timeout: parameters.handshake_timeout,
         pace: Pace::default(),
         cancellation: parameters.cancellation_token.clone(),
     })
@@ -410,6 +417,20 @@ mod tests {
         // The resolver gets the name with its dot.
         let target = target(&at("rabbit.")).unwrap();
         assert_eq!(target.host, "rabbit.");
+    }
+
+    #[test]
+    fn a_silent_broker_is_given_up_after_its_share_unless_it_is_the_last() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let parameters = ConnectionParameters::new()
+            .host("127.0.0.1")
+            .port(silent.local_addr().unwrap().port())
+            .handshake_timeout(Duration::from_millis(3200));
+        for (is_last, time) in [(false, "3s"), (true, "3.2s")] {
+            let opened = BlockingConnection::open_listed(&parameters, &[], 0, is_last);
+            let text = opened.unwrap_err().to_string();
+            assert!(text.contains(&format!("no answer within {time}")), "{text}");
+        }
     }
 
     fn failure(last: u8, stage: Stage, cause: Cause) -> Failure {

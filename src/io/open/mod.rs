@@ -55,6 +55,9 @@ pub(crate) struct Target {
     pub(crate) socket_timeout: Duration,
     /// The timeout of the whole opening.
     pub(crate) handshake_timeout: Duration,
+    /// The time in which one address must send `connection.start`. It is shorter than
+    /// `handshake_timeout` if another host can be tried.
+    pub(crate) answer_timeout: Duration,
     pub(crate) pace: Pace,
     /// Cancels the opening from another thread.
     pub(crate) cancellation: CancellationToken,
@@ -176,7 +179,7 @@ pub(crate) fn connect(target: &Target, offer: impl Fn() -> Offer) -> Result<Link
     let mut readiness =
         Readiness::new(&target.cancellation).map_err(|error| target.failure(Cause::Io(error)))?;
     let addresses = readiness
-        .resolve(target, start + target.handshake_timeout)
+        .resolve(target, start + target.answer_timeout())
         .map_err(|cause| target.failure(cause))?;
     connect_to(&addresses, target, readiness, start, offer)
 }
@@ -203,6 +206,7 @@ fn connect_to(
     let bounds = Bounds {
         start,
         deadline: start + target.handshake_timeout,
+        answer_deadline: start + target.answer_timeout(),
         connect_timeout: target.socket_timeout,
         pace: target.pace,
     };
@@ -223,6 +227,11 @@ fn connect_to(
 }
 
 impl Target {
+    /// Returns the answer timeout, within what is left for the opening.
+    fn answer_timeout(&self) -> Duration {
+        self.answer_timeout.min(self.handshake_timeout)
+    }
+
     /// Returns a failure before the host was resolved.
     fn failure(&self, cause: Cause) -> Failure {
         Failure::new(Stage::Resolve, self.host.clone(), cause)
@@ -270,7 +279,7 @@ impl Readiness {
         let found = transport::resolve(&target.host, target.port, move || wake_opening(&waker));
         match self.receive(&found.map_err(Cause::Io)?, deadline)? {
             Some(outcome) => outcome.map_err(Cause::Io),
-            None => Err(Cause::TimedOut(target.handshake_timeout)),
+            None => Err(Cause::TimedOut(target.answer_timeout())),
         }
     }
 

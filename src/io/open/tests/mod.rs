@@ -61,6 +61,7 @@ fn target(handshake_timeout: Duration) -> Target {
         tls: None,
         socket_timeout: TEST_TIMEOUT,
         handshake_timeout,
+        answer_timeout: handshake_timeout,
         pace: Pace::default(),
         cancellation: CancellationToken::new(),
     }
