@@ -115,8 +115,8 @@ impl Frames {
         self.frames += 1;
     }
 
-    /// Separates the settlements from the publishes. Each part keeps its order. The publishes may be
-    /// kept for long, so they have no more memory than they need.
+    /// Separates the settlements from the publishes. Each part keeps its order. The publishes may
+    /// be kept for long, so they have no more memory than they need.
     pub(crate) fn split_settlements(self) -> (Self, Self) {
         let mut settlements = Self::new(self.channel, Vec::new());
         let mut publishes = Self::new(self.channel, Vec::with_capacity(self.bytes.len()));
