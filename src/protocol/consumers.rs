@@ -40,6 +40,13 @@ impl<C> ConsumerRecord<C> {
     pub(crate) fn has_fixed_deliveries(&self) -> bool {
         self.no_ack || self.is_full
     }
+
+    /// Forgets all that was learned about the queue.
+    fn forget_queue_state(&mut self) {
+        self.is_requeueable = false;
+        self.takes_out_of_order = false;
+        self.is_full = false;
+    }
 }
 
 /// The values with which a consumer is started again on another connection.
@@ -48,7 +55,7 @@ pub(crate) struct Subscription {
     pub(crate) consume: basic::Consume,
     /// The prefetch at its start; `None` if the channel had set none.
     pub(crate) prefetch: Option<u16>,
-    /// Whether the broker has refused to start it again.
+    /// Whether the broker has refused to start it again, or has cancelled it.
     is_refused: bool,
     /// Whether the broker has refused an offset that the program had not set: the queue is no
     /// stream.
@@ -165,7 +172,7 @@ impl<C: Clone> Consumers<C> {
     }
 
     /// Returns the numbers and tags of the consumers in the order of their starts, without those
-    /// that the broker has refused.
+    /// that the broker has refused or cancelled.
     pub(crate) fn in_order(&self) -> Vec<(u64, ShortString)> {
         let mut consumers: Vec<_> = self
             .alive
@@ -184,9 +191,7 @@ impl<C: Clone> Consumers<C> {
         self.starting = None;
         self.last = None;
         for consumer in self.alive.values_mut() {
-            consumer.is_requeueable = false;
-            consumer.takes_out_of_order = false;
-            consumer.is_full = false;
+            consumer.forget_queue_state();
         }
         let discarded = self.alive.iter().filter(|(_, consumer)| consumer.discard);
         discarded.map(|(tag, _)| tag.clone()).collect()
@@ -197,6 +202,21 @@ impl<C: Clone> Consumers<C> {
         if let Some(subscription) = self.subscriptions.get_mut(tag) {
             subscription.is_refused = true;
         }
+    }
+
+    /// Notes that the broker has cancelled a consumer that is to be started again. Its queue may be
+    /// another one then.
+    pub(crate) fn note_cancel(&mut self, tag: &ShortString) {
+        self.note_refusal(tag);
+        if let Some(consumer) = self.get_mut(tag) {
+            consumer.forget_queue_state();
+        }
+    }
+
+    /// Returns the queue of a consumer, by its name and not as the queue declared last.
+    pub(crate) fn queue_of(&self, tag: &ShortString) -> Option<&ShortString> {
+        let subscription = self.subscriptions.get(tag)?;
+        Some(&subscription.consume.queue)
     }
 
     /// Notes that the broker has refused the arguments of a consumer. An offset that the program

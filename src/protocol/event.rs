@@ -64,7 +64,8 @@ pub(crate) enum Purpose {
     /// The program, or the core itself, wants the effect of the call.
     #[default]
     Usual,
-    /// The call restores a channel after a loss of the connection.
+    /// The call restores a channel after a loss of the connection, or a consumer after a cancel by
+    /// the broker.
     Restore,
     /// The call is a rollback in the place of the commit that the program has requested. A part of
     /// its transaction was lost with the connection.
@@ -214,6 +215,15 @@ pub(crate) enum Event<T: Tokens> {
         channel: T::Channel,
         delivery_tags: Vec<u64>,
     },
+    /// The broker has cancelled a consumer. The unsettled deliveries so far are stale.
+    ConsumerCancelled {
+        consumer: T::Consumer,
+        /// Whether the consumer is to be looked for: then it stays without deliveries until
+        /// [`resume_consumer`](super::connection::Connection::resume_consumer) or
+        /// [`end_cancelled`](super::connection::Connection::end_cancelled). If not, `ConsumerEnded`
+        /// follows.
+        is_awaited: bool,
+    },
     ConsumerEnded {
         consumer: T::Consumer,
         by_broker: bool,
@@ -279,7 +289,7 @@ pub(crate) enum Event<T: Tokens> {
     ChannelRestored {
         channel: T::Channel,
     },
-    /// The broker has refused to restore a consumer.
+    /// The broker has refused to restore a consumer, or to resume it.
     /// [`resume_consumer`](super::connection::Connection::resume_consumer) tries again.
     ConsumerRefused {
         consumer: T::Consumer,
@@ -292,7 +302,7 @@ pub(crate) enum Event<T: Tokens> {
         consumer: T::Consumer,
         reason: CloseReason,
     },
-    /// A consumer that was refused has started again.
+    /// A consumer that the broker had refused or cancelled has started again.
     ConsumerResumed {
         consumer: T::Consumer,
     },

@@ -37,6 +37,7 @@ pub(crate) mod connection;
 pub(crate) mod consumers;
 pub(crate) mod content;
 pub(crate) mod delivery_batch;
+pub(crate) mod delivery_runs;
 pub(crate) mod errors;
 pub(crate) mod event;
 pub(crate) mod frame;

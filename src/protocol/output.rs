@@ -35,6 +35,8 @@ pub(crate) struct Output<T: Tokens> {
     pub(crate) unrestored: BTreeSet<u16>,
     /// Whether an event reports that all channels are restored.
     pub(crate) reports_restored: bool,
+    /// Whether consumers that the broker cancels are kept until they are resumed or ended.
+    pub(crate) keeps_cancelled: bool,
     /// An empty list of batches, kept for its memory.
     spare: VecDeque<Batch>,
     /// The deadlines of calls: instant, number of the channel, number of the call.
@@ -57,6 +59,7 @@ impl<T: Tokens> Output<T> {
             book: None,
             unrestored: BTreeSet::new(),
             reports_restored: false,
+            keeps_cancelled: false,
             spare: VecDeque::new(),
             deadlines: BTreeSet::new(),
             frame_max,

@@ -17,7 +17,7 @@ const HEADER_LEFT_OUT: &str = "BCC";
 
 /// The address of RabbitMQ's "Direct Reply-to" in a publish. RabbitMQ replaces it by a longer one
 /// with this prefix.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+pub(crate) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// The result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

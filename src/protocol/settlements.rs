@@ -6,6 +6,9 @@
 //! wire plus a *base*, which [`detach`](SettlementLedger::detach) moves up to the last tag when the
 //! connection is lost. Deliveries up to the base are *stale*: the broker has requeued them. Every
 //! tag that goes to the wire is computed in here, from a tag above the base.
+//!
+//! When the broker cancels a consumer, [`write_off`](SettlementLedger::write_off) makes the
+//! deliveries of that consumer stale as well. The broker may still have them as unsettled.
 
 use super::methods::Method;
 use super::ranges::Ranges;
@@ -17,9 +20,13 @@ pub(crate) struct SettlementLedger {
     base: u64,
     /// The deliveries that the program can no longer settle.
     settled: Ranges,
-    /// Those of them that the broker still has as unsettled, because they are requeued later. No
-    /// settlement with `multiple` may include them.
+    /// Those of them that the broker may still have as unsettled: they are requeued later, or are
+    /// stale. No settlement with `multiple` may include them.
     held: Ranges,
+    /// The deliveries above the base whose consumer the broker has cancelled.
+    written_off: Ranges,
+    /// The number of those that the program has not settled.
+    written_off_count: u64,
     /// On a channel with transactions, the deliveries that the program has settled in the current
     /// one.
     transaction: Option<Ranges>,
@@ -38,7 +45,8 @@ pub(crate) struct SettlementLedger {
 pub(crate) enum Settled {
     /// The settlement is to be sent with this delivery tag.
     Fresh { wire_tag: u64 },
-    /// The delivery came with a former connection. There is nothing to send.
+    /// The delivery came with a former connection, or to a consumer that the broker has cancelled.
+    /// There is nothing to send.
     Stale,
     /// The delivery was settled before.
     Again,
@@ -176,9 +184,33 @@ impl SettlementLedger {
         }
     }
 
-    /// Returns whether the delivery with this tag came with a former connection.
+    /// Returns whether the delivery with this tag came with a former connection, or to a consumer
+    /// that the broker has cancelled.
     pub(crate) fn is_stale(&self, tag: u64) -> bool {
-        (1..=self.base).contains(&tag)
+        tag > 0 && (tag <= self.base || self.written_off.contains(tag))
+    }
+
+    /// Notes that the broker has cancelled the consumer of these deliveries: they are stale.
+    pub(crate) fn write_off(&mut self, first: u64, last: u64) {
+        self.written_off.insert_all(first, last);
+        self.hold_written_off(first, last);
+    }
+
+    /// Marks those of the written off deliveries that are unsettled.
+    fn hold_written_off(&mut self, first: u64, last: u64) {
+        for (first, last) in self.settled.missing(first, last) {
+            self.settled.insert_all(first, last);
+            self.held.insert_all(first, last);
+            self.written_off_count += last - first + 1;
+        }
+    }
+
+    /// Returns whether the deliveries from `first` to `last` are all settled.
+    pub(crate) fn is_settled(&self, first: u64, last: u64) -> bool {
+        // Those of a transaction may be unsettled again after a rollback.
+        let transaction = self.transaction.as_ref();
+        let pending = transaction.and_then(|it| it.lowest_from(first));
+        pending.is_none_or(|tag| tag > last) && self.settled.missing(first, last).is_empty()
     }
 
     /// Counts a settlement whose delivery is stale. Returns whether it is.
@@ -195,6 +227,8 @@ impl SettlementLedger {
         self.roll_back();
         self.transaction = detached.has_transactions.then(Ranges::default);
         self.held = Ranges::default();
+        self.written_off = Ranges::default();
+        self.written_off_count = 0;
         self.base = self.base.max(detached.base);
         self.settled.fill(self.base);
         if let Some(next) = self.base.checked_add(1) {
@@ -275,6 +309,10 @@ impl SettlementLedger {
         for (first, last) in undone.iter() {
             self.settled.remove_all(first, last);
         }
+        let written_off: Vec<_> = self.written_off.iter().collect();
+        for (first, last) in written_off {
+            self.hold_written_off(first, last);
+        }
     }
 
     /// Ends the current transaction, if the channel has transactions, and begins the next one.
@@ -289,9 +327,20 @@ impl SettlementLedger {
     pub(crate) fn recovered(&mut self, last: u64) {
         let last = last.max(self.base);
         self.held.remove_all(1, last);
+        self.written_off_count = 0;
         if let Some(next) = last.checked_add(1) {
             self.settled.remove_all(next, u64::MAX);
         }
+    }
+
+    /// Returns the number of deliveries that are settled or written off.
+    pub(crate) fn done_count(&self) -> u64 {
+        self.count + self.written_off_count
+    }
+
+    /// Notes that the program does not get this number of the deliveries that are written off.
+    pub(crate) fn dropped(&mut self, number: u64) {
+        self.written_off_count = self.written_off_count.saturating_sub(number);
     }
 
     /// Returns the number of deliveries that the program has settled.
@@ -342,6 +391,51 @@ mod tests {
         settlements.settle_for_good(6, 8);
         assert_eq!(settlements.settle_up_to(8), multiple(5));
         assert_eq!(settlements.count(), 5);
+    }
+
+    #[test]
+    fn written_off_deliveries_are_stale_and_no_settlement_covers_them() {
+        let mut settlements = SettlementLedger::default();
+        assert!(is_fresh(&mut settlements, 3));
+        settlements.write_off(3, 4);
+        settlements.write_off(6, 6);
+        assert_eq!(settlements.done_count(), 3);
+        for tag in [4, 6] {
+            assert!(settlements.is_stale(tag));
+            assert_eq!(settlements.settle(tag), Settled::Stale);
+        }
+        assert!(!settlements.is_stale(5) && !settlements.is_stale(2));
+        let covered = settlements.settle_up_to(8);
+        assert_eq!((covered.up_to, covered.singly), (Some(2), vec![5, 7, 8]));
+        assert!(settlements.settle_up_to(4).is_stale);
+        // As long as the broker may have them as unsettled.
+        assert_eq!(settlements.settle_up_to(9).singly, [9]);
+        settlements.change(SettlementChange::Recover);
+        settlements.recovered(9);
+        assert_eq!(settlements.settle_up_to(11), multiple(11));
+        assert_eq!(settlements.settle(6), Settled::Stale);
+        settlements.detach(DetachedChannel {
+            base: 11,
+            has_transactions: false,
+        });
+        assert_eq!(settlements.settle_up_to(12), multiple(1));
+    }
+
+    #[test]
+    fn a_rollback_brings_no_written_off_delivery_back() {
+        let mut settlements = SettlementLedger::default();
+        settlements.change(SettlementChange::SelectTransactions);
+        assert!(is_fresh(&mut settlements, 1) && is_fresh(&mut settlements, 2));
+        assert!(!settlements.is_settled(1, 2), "it may be rolled back");
+        settlements.write_off(2, 3);
+        assert_eq!((settlements.count(), settlements.done_count()), (2, 3));
+        settlements.change(SettlementChange::RollBack);
+        assert_eq!((settlements.count(), settlements.done_count()), (0, 2));
+        assert_eq!(settlements.settle(2), Settled::Stale);
+        let covered = settlements.settle_up_to(4);
+        assert_eq!((covered.up_to, covered.singly), (Some(1), vec![4]));
+        settlements.change(SettlementChange::Commit);
+        assert!(settlements.is_settled(1, 4) && !settlements.is_settled(4, 5));
     }
 
     #[test]

@@ -47,6 +47,7 @@ mod publishing;
 mod read_budget;
 mod recovery;
 mod recovery_calls;
+mod recovery_cancels;
 mod recovery_consumers;
 mod recovery_defaults;
 #[cfg(target_os = "linux")]

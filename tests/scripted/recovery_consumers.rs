@@ -10,11 +10,11 @@ use crate::support::peer::methods::*;
 use crate::support::peer::{SINGLE, Tune, Wire, args, close, declare_ok, play};
 
 /// The refusal of a consumer whose queue is on a node that is down.
-const NODE_IS_DOWN: &str = "NOT_FOUND - home node 'rabbit@a' of durable queue 'q' in vhost '/' is \
+pub(crate) const NODE_IS_DOWN: &str = "NOT_FOUND - home node 'rabbit@a' of durable queue 'q' in vhost '/' is \
                             down or inaccessible";
 
 /// Refuses the consumer of channel 1, which is opened again without it.
-fn refuse_consumer(wire: &mut Wire, tag: &str) {
+pub(crate) fn refuse_consumer(wire: &mut Wire, tag: &str) {
     assert_eq!(wire.expect_consume(1), tag);
     wire.send(1, CHANNEL_CLOSE, close(404, NODE_IS_DOWN, BASIC_CONSUME));
     wire.expect(1, CHANNEL_CLOSE_OK);
@@ -22,26 +22,26 @@ fn refuse_consumer(wire: &mut Wire, tag: &str) {
 }
 
 /// Returns the number of the channel of recovery.
-fn own_channel() -> u16 {
+pub(crate) fn own_channel() -> u16 {
     Tune::default().channel_max
 }
 
 /// Expects the look for the queue, on a channel of recovery.
-fn expect_look(wire: &mut Wire) {
+pub(crate) fn expect_look(wire: &mut Wire) {
     wire.open_channel(own_channel());
     let mut look = wire.expect(own_channel(), QUEUE_DECLARE);
     assert_eq!((look.u16(), look.short()), (0, "q".into()));
     assert_eq!(look.u8() & 1, 1, "it is passive");
 }
 
-fn refuse_look(wire: &mut Wire, code: u16, text: &str) {
+pub(crate) fn refuse_look(wire: &mut Wire, code: u16, text: &str) {
     expect_look(wire);
     let close = close(code, text, QUEUE_DECLARE);
     wire.send(own_channel(), CHANNEL_CLOSE, close);
     wire.expect(own_channel(), CHANNEL_CLOSE_OK);
 }
 
-fn accept_look(wire: &mut Wire) {
+pub(crate) fn accept_look(wire: &mut Wire) {
     expect_look(wire);
     wire.send(own_channel(), QUEUE_DECLARE_OK, declare_ok("q"));
     wire.expect(own_channel(), CHANNEL_CLOSE);

@@ -38,9 +38,9 @@ fn deliver(token: &ConsumerToken, batches: &mut VecDeque<Batch>, is_fixed: bool)
     }
     // The ledger records the deliveries before `delivered`, after which the program may settle all
     // up to `last`.
-    if consumer.no_ack {
-        let mut settlements = channel.settlements.lock();
-        settlements.settle_for_good(first, last);
+    match consumer.no_ack {
+        true => channel.settlements.lock().settle_for_good(first, last),
+        false => channel.note_consumer(first, last, consumer),
     }
     channel.record_delivery_tag(last);
     match &consumer.destination {
@@ -142,6 +142,21 @@ pub(crate) fn pass_on(
             for tag in delivery_tags {
                 settlements.requeued(tag);
             }
+        }
+        Event::ConsumerCancelled {
+            consumer,
+            is_awaited,
+        } => {
+            let consumer = &consumer.consumer;
+            let (name, number) = (&shared.name, consumer.channel.id.number);
+            let then = match is_awaited {
+                true => "; it is resumed if its queue is there",
+                false => "",
+            };
+            log::info!(
+                "{name}: channel {number}: the broker has cancelled consumer {}{then}",
+                consumer.tag
+            );
         }
         Event::ConsumerEnded {
             consumer,

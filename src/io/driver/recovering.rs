@@ -46,7 +46,7 @@ pub(super) struct Recovering {
     pub(super) lanes: Vec<Lane>,
     /// Whether the topology has been restored, so that the channels are restored now.
     pub(super) restores_channels: bool,
-    /// The consumers that the broker has refused.
+    /// The consumers that the broker has refused or cancelled.
     pub(super) refused: RefusedConsumers<ConsumerKey>,
     /// The consumers that were skipped, and that the program was not told about yet.
     pub(super) skipped: Vec<(Entity, CloseReason)>,
@@ -72,6 +72,7 @@ impl Recovering {
     pub(super) fn new(settings: RecoverySettings, now: Instant) -> Self {
         let seed = random();
         Self {
+            refused: RefusedConsumers::new(Duration::ZERO, settings.session.limit),
             session: Session::new(settings.session, settings.first_broker, seed, now),
             last_broker: settings.first_broker,
             newest_secret: None,
@@ -80,7 +81,6 @@ impl Recovering {
             restoration: None,
             lanes: Vec::new(),
             restores_channels: false,
-            refused: RefusedConsumers::new(Duration::ZERO),
             skipped: Vec::new(),
             in_doubt: 0,
             resent: 0,
@@ -288,7 +288,8 @@ impl Driver {
             lanes: LANES_MAX,
             heartbeat: Duration::from_secs(negotiated.heartbeat.into()),
         };
-        recovery.refused = RefusedConsumers::new(settings.lock_time());
+        let limit = recovery.settings.session.limit;
+        recovery.refused = RefusedConsumers::new(settings.lock_time(), limit);
         if let Some(book) = self.core.book() {
             let restoration = Restoration::new(book, settings);
             recovery
@@ -342,6 +343,21 @@ impl Driver {
             Event::Restored => self.restored(Instant::now()),
             Event::TransactionDropped { channel } => {
                 self.kept.retain(|frames| frames.channel != channel.id);
+            }
+            Event::ConsumerCancelled {
+                consumer,
+                is_awaited,
+            } => {
+                let channel = &consumer.consumer.channel;
+                channel.write_off(&consumer.consumer);
+                if let Some(recovery) = self.recovery.as_mut().filter(|_| is_awaited) {
+                    let key = ConsumerKey::of(&consumer);
+                    recovery.refused.cancelled(&key, Instant::now());
+                }
+                return Some(Event::ConsumerCancelled {
+                    consumer,
+                    is_awaited,
+                });
             }
             Event::ConsumerRefused {
                 consumer,

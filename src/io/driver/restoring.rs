@@ -6,11 +6,12 @@ use std::time::Instant;
 use super::Driver;
 use super::recovering::random_bits;
 use super::tokens::{CallToken, ConsumerKey};
-use crate::io::shared::consumer::ConsumerToken;
+use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::protocol::close_reason::CloseReason;
 use crate::protocol::methods::queue;
 use crate::protocol::recovery::refused::Step;
 use crate::protocol::recovery::restoration::Outcome;
+use crate::protocol::wire::ShortString;
 
 /// A lane of the restoration.
 #[derive(Debug, Default)]
@@ -124,7 +125,7 @@ impl Driver {
         self.report_later();
     }
 
-    /// Takes the next steps for the consumers that the broker has refused.
+    /// Takes the next steps for the consumers that the broker has refused or cancelled.
     pub(super) fn advance_refused(&mut self, now: Instant) {
         while let Some(recovery) = &mut self.recovery {
             let is_restored = recovery.session.outage().is_none();
@@ -134,7 +135,8 @@ impl Driver {
             let (Step::Declare { consumer, .. }
             | Step::Look(consumer)
             | Step::Try(consumer)
-            | Step::GiveUp(consumer, _)) = &step;
+            | Step::GiveUp(consumer, _)
+            | Step::End(consumer, _)) = &step;
             let Some(token) = consumer.token() else {
                 recovery.refused.remove(consumer);
                 continue;
@@ -154,6 +156,17 @@ impl Driver {
                     let (consumer, is_meant) = (&token.consumer, is(&token));
                     let id = consumer.channel.id;
                     self.core.skip_consumer(id, &consumer.tag, is_meant, reason);
+                }
+                Step::End(_, reason) => {
+                    let (consumer, is_meant) = (&token.consumer, is(&token));
+                    let id = consumer.channel.id;
+                    log::info!(
+                        "{}: channel {}: consumer {} is not resumed: {reason}",
+                        self.shared.name,
+                        id.number,
+                        consumer.tag
+                    );
+                    self.core.end_cancelled(id, &consumer.tag, is_meant);
                 }
             }
         }
@@ -180,16 +193,23 @@ impl Driver {
         recovery.refused.queues_declared(now, |it| it == key);
     }
 
-    /// Looks for the queue of a refused consumer. Without a channel number for that, the consumer
+    /// Returns the present name of the queue of a consumer.
+    fn queue_of(&mut self, consumer: &ConsumerShared) -> ShortString {
+        let queue = self.core.queue_of(consumer.channel.id, &consumer.tag);
+        let queue = queue.unwrap_or(&consumer.queue).clone();
+        match self.core.book() {
+            Some(book) => book.present_name(&queue).clone(),
+            None => queue,
+        }
+    }
+
+    /// Looks for the queue of a refused or cancelled consumer. Without a channel number for that, the consumer
     /// is tried all the same.
     fn look_for_queue(&mut self, token: &ConsumerToken, consumer: ConsumerKey, now: Instant) {
         let Some(number) = self.core.open_maintenance() else {
             return self.looked(&consumer, Ok(()), now);
         };
-        let mut queue = &token.consumer.queue;
-        if let Some(book) = self.core.book() {
-            queue = book.present_name(queue);
-        }
+        let queue = self.queue_of(&token.consumer);
         let look = queue::Declare::new(queue).passive(true).into();
         let token = CallToken::Look { consumer, number };
         self.core.call_maintenance(number, look, token);
@@ -208,8 +228,12 @@ impl Driver {
     }
 
     fn looked(&mut self, consumer: &ConsumerKey, outcome: Result<(), &CloseReason>, now: Instant) {
-        if let Some(recovery) = &mut self.recovery {
-            recovery.refused.looked(consumer, outcome, now);
+        let Some(recovery) = &mut self.recovery else {
+            return;
+        };
+        let goes_on = recovery.refused.looked(consumer, outcome, now);
+        if let Some(token) = consumer.token().filter(|_| goes_on) {
+            token.consumer.drop_stale();
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::io::to_program::confirm_window::ConfirmWindow;
 use crate::io::to_program::ready_list::ReadyFlag;
 use crate::io::to_program::rpc_replies::RpcReplies;
 use crate::protocol::close_reason::{CloseReason, ClosedBy};
+use crate::protocol::delivery_runs::DeliveryRuns;
 use crate::protocol::event::ChannelId;
 use crate::protocol::methods::Method;
 use crate::protocol::reply_code::ReplyCode;
@@ -46,6 +47,9 @@ pub(crate) struct ChannelShared {
     is_settled_counted: AtomicBool,
     /// The record of settled deliveries. The lock is held for a few instructions only.
     pub(crate) settlements: Mutex<SettlementLedger>,
+    /// The consumers of the deliveries that need an acknowledgement. Only the IO thread takes this
+    /// lock.
+    delivery_runs: Mutex<DeliveryRuns<Weak<ConsumerShared>>>,
     /// How many deliveries that need an acknowledgement the program has got.
     handed_out: AtomicU64,
     /// The current prefetch, or [`NO_PREFETCH`].
@@ -83,6 +87,7 @@ impl ChannelShared {
             last_delivery_tag: AtomicU64::new(0),
             is_settled_counted: AtomicBool::new(false),
             settlements: Mutex::default(),
+            delivery_runs: Mutex::default(),
             handed_out: AtomicU64::new(0),
             prefetch: AtomicU32::new(NO_PREFETCH),
             confirm_window: ConfirmWindow::new(window, busy_wait_limit, keeps, &total),
@@ -234,6 +239,27 @@ impl ChannelShared {
             .fetch_max(delivery_tag, Ordering::AcqRel);
     }
 
+    /// Notes the consumer of deliveries that need an acknowledgement.
+    pub(crate) fn note_consumer(&self, first: u64, last: u64, consumer: &Arc<ConsumerShared>) {
+        let mut runs = self.delivery_runs.lock();
+        let is_same = |other: &Weak<_>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(consumer));
+        runs.note(first, last, is_same, || Arc::downgrade(consumer));
+        if runs.is_long() {
+            let settlements = self.settlements.lock();
+            runs.drop_settled(|first, last| settlements.is_settled(first, last));
+        }
+    }
+
+    /// Makes the deliveries of a consumer stale.
+    pub(crate) fn write_off(&self, consumer: &Arc<ConsumerShared>) {
+        let mut runs = self.delivery_runs.lock();
+        let of_consumer = runs.take(|it| std::ptr::eq(it.as_ptr(), Arc::as_ptr(consumer)));
+        let mut settlements = self.settlements.lock();
+        for (first, last) in of_consumer {
+            settlements.write_off(first, last);
+        }
+    }
+
     /// Counts a delivery that needs an acknowledgement and goes to the program.
     pub(crate) fn count_handed_out(&self) {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
@@ -247,16 +273,15 @@ impl ChannelShared {
         self.handed_out
             .store(settlements.counts().settled, Ordering::Relaxed);
         drop(settlements);
+        self.delivery_runs.lock().clear();
         self.record_delivery_tag(detached.base);
         self.confirm_window.set_flow(true);
     }
 
     /// Returns how many deliveries the program has got and not settled.
     pub(crate) fn unsettled_deliveries(&self) -> u64 {
-        let settled = self.settlements.lock().count();
-        self.handed_out
-            .load(Ordering::Relaxed)
-            .saturating_sub(settled)
+        let done = self.settlements.lock().done_count();
+        self.handed_out.load(Ordering::Relaxed).saturating_sub(done)
     }
 
     /// Adds the settled deliveries to the connection's counters, once: when the channel has ended,

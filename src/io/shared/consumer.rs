@@ -196,6 +196,16 @@ impl ConsumerShared {
         inbox.map_or_else(Extracted::default, |inbox| inbox.extract(|_| true))
     }
 
+    /// Drops the untaken deliveries after a cancel by the broker, which delivers their messages
+    /// again. Those without acknowledgement stay.
+    pub(crate) fn drop_stale(&self) {
+        if !self.no_ack {
+            let dropped = self.inbox().extract(|tag| *tag == self.tag);
+            let mut settlements = self.channel.settlements.lock();
+            settlements.dropped(dropped.len() as u64);
+        }
+    }
+
     /// Returns whether more deliveries may arrive.
     pub(crate) fn is_alive(&self) -> bool {
         self.canceller.get().is_none() && self.channel.end_error().is_none()

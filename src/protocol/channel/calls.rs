@@ -236,8 +236,10 @@ impl<T: Tokens> Channel<T> {
             out.fail(call.token, failure);
         } else if call.method.replies().is_empty() {
             out.unwatch(self.id.number, &call);
-            out.record(self.id.number, &call.method, &Reply::Sent);
-            self.apply_reply(&call.method, out);
+            if call.purpose == Purpose::Usual {
+                out.record(self.id.number, &call.method, &Reply::Sent);
+                self.apply_reply(&call.method, out);
+            }
             if let Some(token) = call.token.take() {
                 out.answer(token, Ok(Reply::Sent));
             }

@@ -3,6 +3,7 @@
 use super::super::event::{Event, Tokens};
 use super::super::methods::{Method, basic};
 use super::super::output::Output;
+use super::super::property_match::DIRECT_REPLY_TO;
 use super::super::wire::ShortString;
 use super::Channel;
 
@@ -78,15 +79,61 @@ impl<T: Tokens> Channel<T> {
         if is_starting {
             return;
         }
-        if self.end_consumer(tag, true, out) && !is_cancelling {
-            // RabbitMQ 4.3 keeps the tag of a consumer that it cancelled for slowness until it
-            // receives a cancel. It would close the connection if a new consumer used the tag
-            // before.
-            let cancel = basic::Cancel::new(tag).nowait(true);
-            let call = self.internal_call(cancel.into(), out);
-            self.waiting.push_front(call);
-            self.advance(out);
+        let Some(consumer) = self.consumers.get(tag) else {
+            return;
+        };
+        // The consumer has no deliveries already.
+        if self.consumers.is_refused(tag) {
+            return;
         }
+        let is_awaited = out.keeps_cancelled
+            && !consumer.discard
+            && !is_cancelling
+            && !self.consumers.queue_of(tag).is_some_and(is_reply_to);
+        let consumer = consumer.token.clone();
+        self.forget_held_of(tag, out);
+        out.events.push_back(Event::ConsumerCancelled {
+            consumer,
+            is_awaited,
+        });
+        match is_awaited {
+            true => self.consumers.note_cancel(tag),
+            false => drop(self.end_consumer(tag, true, out)),
+        }
+        if !is_cancelling {
+            self.free_tag(tag, out);
+        }
+    }
+
+    /// Frees the tag of a consumer that the broker has cancelled. RabbitMQ 4.3 keeps the tag of a
+    /// consumer that it cancelled for slowness until it receives a cancel. It would close the
+    /// connection if a new consumer used the tag before.
+    fn free_tag(&mut self, tag: &ShortString, out: &mut Output<T>) {
+        let cancel = basic::Cancel::new(tag).nowait(true).into();
+        let call = self.quiet_call(cancel, out);
+        match &mut self.restore {
+            Some(restore) => restore.precede(call.method),
+            None => self.waiting.push_front(call),
+        }
+        self.advance(out);
+    }
+
+    /// Ends a consumer that the broker has cancelled, and that cannot be started again.
+    pub(crate) fn end_cancelled(
+        &mut self,
+        tag: &ShortString,
+        is_meant: impl FnOnce(&T::Consumer) -> bool,
+        out: &mut Output<T>,
+    ) {
+        let consumer = self.consumers.get(tag);
+        if consumer.is_some_and(|it| is_meant(&it.token)) && self.consumers.is_refused(tag) {
+            self.end_consumer(tag, true, out);
+        }
+    }
+
+    /// Returns the queue of a consumer.
+    pub(crate) fn queue_of(&self, tag: &ShortString) -> Option<&ShortString> {
+        self.consumers.queue_of(tag)
     }
 
     /// Ends a consumer. Returns whether there was one with this tag.
@@ -109,4 +156,9 @@ impl<T: Tokens> Channel<T> {
         });
         true
     }
+}
+
+/// Returns whether a queue stands for the direct replies to a channel. It ends with its consumer.
+fn is_reply_to(queue: &ShortString) -> bool {
+    **queue == *DIRECT_REPLY_TO
 }

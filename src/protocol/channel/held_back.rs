@@ -208,6 +208,15 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
+    /// Forgets the held-back deliveries of a consumer that the broker has cancelled: they are
+    /// stale.
+    pub(super) fn forget_held_of(&mut self, tag: &ShortString, out: &mut Output<T>) {
+        if let Some(held_back) = self.held_back.remove(tag) {
+            held_back.end(&mut out.room).for_each(drop);
+            self.note_if_none_held_back(out);
+        }
+    }
+
     /// Requeues all held-back deliveries of the channel.
     pub(super) fn requeue_all(&mut self, out: &mut Output<T>) {
         let tags: Vec<_> = self.held_back.keys().cloned().collect();

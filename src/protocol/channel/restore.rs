@@ -45,7 +45,7 @@ pub(super) struct Restore {
     /// Whether settlements may be sent, even if publishes may not: the script has come to the
     /// consumers.
     takes_settlements: bool,
-    /// Whether this is the script of the whole channel, and not of a refused consumer.
+    /// Whether this is the script of the whole channel, and not of a refused or cancelled consumer.
     is_of_channel: bool,
 }
 
@@ -64,6 +64,11 @@ enum Step {
 impl Restore {
     pub(super) fn is_gate_open(&self) -> bool {
         self.is_gate_open
+    }
+
+    /// Puts a method without a reply in front of the rest.
+    pub(super) fn precede(&mut self, method: Method) {
+        self.steps.push_front(Step::Send(method));
     }
 }
 
@@ -205,7 +210,7 @@ impl<T: Tokens> Channel<T> {
         }
     }
 
-    fn quiet_call(&self, method: Method, out: &mut Output<T>) -> PendingCall<T> {
+    pub(super) fn quiet_call(&self, method: Method, out: &mut Output<T>) -> PendingCall<T> {
         PendingCall {
             purpose: Purpose::Restore,
             ..self.internal_call(method, out)
@@ -313,7 +318,7 @@ impl<T: Tokens> Channel<T> {
         steps.into_iter().filter(is_resumed).collect()
     }
 
-    /// Starts a consumer again that the broker has refused. An event has the outcome.
+    /// Starts a consumer again that the broker has refused or cancelled. An event has the outcome.
     pub(crate) fn resume_consumer(
         &mut self,
         tag: &ShortString,

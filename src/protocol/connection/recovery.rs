@@ -62,9 +62,11 @@ impl fmt::Display for AttachError {
 }
 
 impl<T: Tokens> Connection<T> {
-    /// Lets [`loss`](Self::loss) report a loss instead of ending the connection.
+    /// Lets [`loss`](Self::loss) report a loss instead of ending the connection, and keeps the
+    /// consumers that the broker cancels until they are resumed or ended.
     pub(crate) fn outlive_losses(&mut self) {
         self.router.outlives_losses = true;
+        self.router.out.keeps_cancelled = true;
     }
 
     /// Records the topology that the program declares, from now on.
@@ -157,7 +159,8 @@ impl<T: Tokens> Connection<T> {
         }
     }
 
-    /// Starts a consumer again that the broker has refused to restore. An event has the outcome.
+    /// Starts a consumer again that the broker has refused to restore, or has cancelled. An event
+    /// has the outcome.
     pub(crate) fn resume_consumer(
         &mut self,
         id: ChannelId,
@@ -171,6 +174,29 @@ impl<T: Tokens> Connection<T> {
                 channel.resume_consumer(consumer_tag, is_meant, out);
             });
         }
+    }
+
+    /// Ends a consumer that the broker has cancelled, and that cannot be started again.
+    pub(crate) fn end_cancelled(
+        &mut self,
+        id: ChannelId,
+        consumer_tag: &ShortString,
+        is_meant: impl FnOnce(&T::Consumer) -> bool,
+    ) {
+        if self.is_open(id) {
+            self.router.with_channel(id, |channel, out| {
+                channel.end_cancelled(consumer_tag, is_meant, out);
+            });
+        }
+    }
+
+    /// Returns the queue of a consumer, also if the program has named it as the one declared last.
+    pub(crate) fn queue_of(
+        &self,
+        id: ChannelId,
+        consumer_tag: &ShortString,
+    ) -> Option<&ShortString> {
+        self.router.find(id)?.queue_of(consumer_tag)
     }
 
     /// Ends a consumer that is not started again. An event has its token and `reason`.

@@ -1,5 +1,5 @@
-//! The consumers that the broker has refused to restore: when each is tried again, and when its
-//! attempts end.
+//! The consumers that the broker has refused to restore, or has cancelled: when each is tried again,
+//! and when its attempts end.
 //!
 //! ```text
 //!            due                  the outcome           exists, or
@@ -11,6 +11,10 @@
 //! A refusal on the consumer's own channel closes that channel, whose other deliveries become
 //! stale. So the queue is looked for first, with a passive declare on a channel of recovery's own.
 //! See D92 and D97 in docs/decisions.md.
+//!
+//! A *cancelled* consumer begins with a look, at once. Its queue is never declared: if the queue is
+//! gone, the consumer ends. It is looked for again only while the queue is on a node that does not
+//! answer. See D109.
 //!
 //! A *suspect* is a consumer under whose restoration the broker has closed the connection. It is
 //! tried alone, so that a second close is certainly because of it.
@@ -30,8 +34,12 @@ const DELAY_MAX: Duration = Duration::from_secs(30);
 /// The least time after which a refusal ends the attempts.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The largest number of looks at the same time. Each needs a channel.
+/// The largest number of looks at the same time, apart from those without an answer for
+/// [`HANG_TIME`]. Each needs a channel.
 const LOOKS_MAX: usize = 4;
+
+/// The largest number of looks at the same time with those.
+const HANGING_LOOKS_MAX: usize = 32;
 
 /// The next action for a consumer.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,46 +54,91 @@ pub(crate) enum Step<K> {
     Try(K),
     /// End it with this reason.
     GiveUp(K, CloseReason),
+    /// End it as cancelled by the broker, for this reason.
+    End(K, CloseReason),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The reason why a consumer has no deliveries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The broker has refused to restore it.
+    Refusal { is_suspect: bool },
+    /// The broker has cancelled it. `is_refused`: and has then refused to start it again.
+    Cancel { is_refused: bool },
+}
+
+/// How long attempts go on.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// The least time after which a refusal ends the attempts.
+    refusals: Duration,
+    /// The longest time for which a cancelled consumer waits for a node; `None` if there is no limit.
+    cancels: Option<Duration>,
+}
+
+#[derive(Debug, PartialEq)]
 enum State {
-    Waiting { until: Instant },
-    Declaring { since: Instant, until: Instant },
+    Waiting {
+        until: Instant,
+    },
+    Declaring {
+        since: Instant,
+        until: Instant,
+    },
     Declared,
-    Looking,
+    Looking {
+        since: Instant,
+    },
     Found,
-    Trying { since: Instant },
-    GivenUp,
+    Trying {
+        since: Instant,
+    },
+    /// The last refusal.
+    GivenUp(CloseReason),
 }
 
 #[derive(Debug)]
 struct Entry<K> {
     consumer: K,
-    is_suspect: bool,
-    /// The last refusal.
-    reason: CloseReason,
-    /// The instant of the first refusal, later by the time of declares.
+    cause: Cause,
+    /// The instant of the cancel or the first refusal, later by the time of declares.
     since: Instant,
     delay: Duration,
     state: State,
 }
 
-/// The refused consumers of a connection.
+/// The refused and cancelled consumers of a connection.
 #[derive(Debug)]
 pub(crate) struct RefusedConsumers<K> {
-    patience: Duration,
+    patience: Patience,
     entries: Vec<Entry<K>>,
 }
 
 impl<K: Clone + PartialEq> RefusedConsumers<K> {
     /// `lock_time` is the longest time for which the lost connection may hold its locks. The
-    /// attempts do not end before.
-    pub(crate) fn new(lock_time: Duration) -> Self {
+    /// attempts do not end before. `limit` is the longest time of an outage, and of the wait of a
+    /// cancelled consumer.
+    pub(crate) fn new(lock_time: Duration, limit: Option<Duration>) -> Self {
         Self {
-            patience: PATIENCE.max(lock_time),
+            patience: Patience {
+                refusals: PATIENCE.max(lock_time),
+                cancels: limit,
+            },
             entries: Vec::new(),
         }
+    }
+
+    /// Notes that the broker has cancelled a consumer.
+    pub(crate) fn cancelled(&mut self, consumer: &K, now: Instant) {
+        self.remove(consumer);
+        self.entries.push(Entry {
+            consumer: consumer.clone(),
+            cause: Cause::Cancel { is_refused: false },
+            since: now,
+            // The first one precedes the first delay.
+            delay: FIRST_DELAY / 2,
+            state: State::Declared,
+        });
     }
 
     /// Notes that the broker has refused a consumer on its own channel.
@@ -98,11 +151,16 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
     ) {
         let patience = self.patience;
         match self.find(consumer) {
-            Some(entry) => entry.fail(reason, patience, now),
+            Some(entry) => {
+                if let Cause::Cancel { is_refused: false } = entry.cause {
+                    entry.cause = Cause::Cancel { is_refused: true };
+                    entry.since = now;
+                }
+                entry.fail(reason, patience, now);
+            }
             None => self.entries.push(Entry {
                 consumer: consumer.clone(),
-                is_suspect,
-                reason: reason.clone(),
+                cause: Cause::Refusal { is_suspect },
                 since: now,
                 delay: FIRST_DELAY,
                 state: State::Waiting {
@@ -126,11 +184,16 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
     }
 
     /// Handles the outcome of a look. A look that is not permitted proves nothing, because the
-    /// permission to consume is another one.
-    pub(crate) fn looked(&mut self, consumer: &K, outcome: Result<(), &CloseReason>, now: Instant) {
+    /// permission to consume is another one. Returns whether there are further attempts.
+    pub(crate) fn looked(
+        &mut self,
+        consumer: &K,
+        outcome: Result<(), &CloseReason>,
+        now: Instant,
+    ) -> bool {
         let patience = self.patience;
         let Some(entry) = self.find(consumer) else {
-            return;
+            return false;
         };
         match outcome {
             Err(reason) if reason.code != ReplyCode::ACCESS_REFUSED => {
@@ -138,6 +201,7 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
             }
             _ => entry.state = State::Found,
         }
+        !matches!(entry.state, State::GivenUp(_))
     }
 
     /// Forgets a consumer: it has started, or has ended.
@@ -152,45 +216,57 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
 
     /// Returns the next action that is due. `is_restored`: the outage is over.
     pub(crate) fn next(&mut self, now: Instant, is_restored: bool) -> Option<Step<K>> {
-        let looks = self.entries.iter().filter(|it| it.state == State::Looking);
-        let can_look = looks.count() < LOOKS_MAX;
+        let can_look = self.can_look(now);
         let can_try = [false, true].map(|is_suspect| self.can_try(is_suspect, is_restored, now));
         let is_due = |entry: &Entry<K>| match entry.state {
             State::Waiting { until } | State::Declaring { until, .. } => until <= now,
             State::Declared => can_look,
-            State::Found => can_try[usize::from(entry.is_suspect)],
-            State::GivenUp => true,
-            State::Looking | State::Trying { .. } => false,
+            State::Found => can_try[usize::from(entry.is_suspect())],
+            State::GivenUp(_) => true,
+            State::Looking { .. } | State::Trying { .. } => false,
         };
-        let index = self.entries.iter().position(is_due)?;
+        let index = loop {
+            let index = self.entries.iter().position(is_due)?;
+            let entry = self.entries.get_mut(index)?;
+            match entry.state {
+                // Without a declare, the look comes next.
+                State::Waiting { .. } if entry.is_cancelled() => entry.state = State::Declared,
+                _ => break index,
+            }
+        };
         let entry = self.entries.get_mut(index)?;
         let consumer = entry.consumer.clone();
         let (state, step) = match entry.state {
-            State::Declared => (State::Looking, Step::Look(consumer)),
+            State::Declared => (State::Looking { since: now }, Step::Look(consumer)),
             State::Found => (State::Trying { since: now }, Step::Try(consumer)),
-            State::GivenUp => {
-                let entry = self.entries.swap_remove(index);
-                return Some(Step::GiveUp(consumer, entry.reason));
-            }
-            state => {
-                let earlier = match state {
-                    State::Declaring { since, .. } => Some(since),
-                    _ => None,
-                };
-                let state = State::Declaring {
-                    since: earlier.unwrap_or(now),
-                    until: now + entry.delay,
-                };
-                let is_repeated = earlier.is_some();
-                let declare = Step::Declare {
-                    consumer,
-                    is_repeated,
-                };
-                (state, declare)
-            }
+            State::GivenUp(_) => return self.end(index),
+            State::Declaring { since, .. } => entry.declare(since, true, now),
+            _ => entry.declare(now, false, now),
         };
         entry.state = state;
         Some(step)
+    }
+
+    fn end(&mut self, index: usize) -> Option<Step<K>> {
+        let entry = self.entries.swap_remove(index);
+        let is_cancelled = entry.is_cancelled();
+        match entry.state {
+            State::GivenUp(reason) if is_cancelled => Some(Step::End(entry.consumer, reason)),
+            State::GivenUp(reason) => Some(Step::GiveUp(entry.consumer, reason)),
+            _ => None,
+        }
+    }
+
+    /// Returns whether a queue may be looked for now.
+    fn can_look(&self, now: Instant) -> bool {
+        let looks = self.entries.iter().filter_map(|entry| match entry.state {
+            State::Looking { since } => Some(now < since + HANG_TIME),
+            _ => None,
+        });
+        let (all, fresh) = looks.fold((0, 0), |(all, fresh), is_fresh| {
+            (all + 1, fresh + usize::from(is_fresh))
+        });
+        fresh < LOOKS_MAX && all < HANGING_LOOKS_MAX
     }
 
     /// Returns whether a consumer may be tried now. An attempt without an answer for [`HANG_TIME`]
@@ -202,7 +278,7 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
         });
         match is_suspect {
             true => is_restored && trying.next().is_none(),
-            false => !trying.any(|entry| entry.is_suspect),
+            false => !trying.any(Entry::is_suspect),
         }
     }
 
@@ -210,7 +286,9 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let due = self.entries.iter().filter_map(|entry| match entry.state {
             State::Waiting { until } | State::Declaring { until, .. } => Some(until),
-            State::Trying { since } => Some(since + HANG_TIME).filter(|hangs| *hangs > now),
+            State::Looking { since } | State::Trying { since } => {
+                Some(since + HANG_TIME).filter(|hangs| *hangs > now)
+            }
             _ => None,
         });
         due.min()
@@ -222,22 +300,44 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
     }
 }
 
-impl<K> Entry<K> {
-    fn fail(&mut self, reason: &CloseReason, patience: Duration, now: Instant) {
-        let end = self.since + patience;
-        self.reason = reason.clone();
-        if now >= end && !is_of_node(reason) {
-            self.state = State::GivenUp;
+impl<K: Clone> Entry<K> {
+    fn is_suspect(&self) -> bool {
+        self.cause == Cause::Refusal { is_suspect: true }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        matches!(self.cause, Cause::Cancel { .. })
+    }
+
+    /// Returns the state and the step of a declare. `since`: the first one without an outcome.
+    fn declare(&self, since: Instant, is_repeated: bool, now: Instant) -> (State, Step<K>) {
+        let until = now + self.delay;
+        let declare = Step::Declare {
+            consumer: self.consumer.clone(),
+            is_repeated,
+        };
+        (State::Declaring { since, until }, declare)
+    }
+
+    /// Handles a refusal of the consumer or of the look for its queue.
+    fn fail(&mut self, reason: &CloseReason, patience: Patience, now: Instant) {
+        let is_gone =
+            reason.code == ReplyCode::NOT_FOUND || matches!(self.state, State::Looking { .. });
+        let end = match (self.is_cancelled(), is_of_node(reason)) {
+            (true, true) => patience.cancels.and_then(|it| self.since.checked_add(it)),
+            (true, false) if is_gone => Some(now),
+            (false, true) => None,
+            _ => Some(self.since + patience.refusals),
+        };
+        if end.is_some_and(|end| now >= end) {
+            self.state = State::GivenUp(reason.clone());
             return;
         }
         self.delay = DELAY_MAX.min(2 * self.delay);
         let until = now + self.delay;
         self.state = State::Waiting {
-            until: match now < end {
-                // The last attempt is at the end.
-                true => until.min(end),
-                false => until,
-            },
+            // The last attempt is at the end.
+            until: end.map_or(until, |end| until.min(end)),
         };
     }
 }
@@ -277,7 +377,7 @@ mod tests {
         /// Refuses these consumers.
         fn with(consumers: &[&'static str]) -> Self {
             let mut clock = Self {
-                refused: RefusedConsumers::new(Duration::ZERO),
+                refused: RefusedConsumers::new(Duration::ZERO, None),
                 now: Instant::now(),
             };
             for consumer in consumers {
@@ -299,6 +399,13 @@ mod tests {
             assert_eq!(self.next(), None);
             self.now = self.refused.poll_timeout(self.now).unwrap();
             self.next().unwrap()
+        }
+
+        /// Waits for the next step, and notes the seconds since `last`.
+        fn wait_from(&mut self, last: Instant, delays: &mut Vec<u64>) -> Step<&'static str> {
+            let step = self.wait();
+            delays.push((self.now - last).as_secs());
+            step
         }
 
         /// Reports that the queue cannot be declared, and expects the look for it.
@@ -379,7 +486,7 @@ mod tests {
     #[test]
     fn locks_of_the_lost_connection_are_outlasted() {
         let mut clock = Clock::with(&[]);
-        clock.refused = RefusedConsumers::new(secs(185));
+        clock.refused = RefusedConsumers::new(secs(185), None);
         clock.refuse("a");
         let begin = clock.now;
         while clock.now - begin < secs(185) {
@@ -475,5 +582,106 @@ mod tests {
             Step::Try("b"),
             "after the patience for the suspect"
         );
+    }
+
+    const DOWN: &str = "NOT_FOUND - home node 'b' of durable queue 'q' is down or inaccessible";
+
+    #[test]
+    fn a_cancelled_consumer_is_looked_for_at_once_and_ends_if_its_queue_is_gone() {
+        let other = reason(405, "RESOURCE_LOCKED - exclusive");
+        for gone in [missing(), other] {
+            let mut clock = Clock::with(&[]);
+            clock.refused.cancelled(&"a", clock.now);
+            assert_eq!(clock.next(), Some(Step::Look("a")));
+            assert!(!clock.refused.looked(&"a", Err(&gone), clock.now));
+            assert_eq!(clock.next(), Some(Step::End("a", gone)));
+            assert_eq!(clock.next(), None);
+        }
+    }
+
+    #[test]
+    fn a_cancelled_consumer_waits_for_a_node_as_long_as_an_outage_may_last() {
+        for limit in [None, Some(secs(300))] {
+            let mut clock = Clock::with(&[]);
+            clock.refused = RefusedConsumers::new(Duration::ZERO, limit);
+            let begin = clock.now;
+            clock.refused.cancelled(&"a", clock.now);
+            let mut step = clock.next().unwrap();
+            let mut delays = Vec::new();
+            while step == Step::Look("a") && clock.now - begin < secs(3600) {
+                clock
+                    .refused
+                    .looked(&"a", Err(&reason(404, DOWN)), clock.now);
+                let last = clock.now;
+                step = match clock.next() {
+                    Some(step) => step,
+                    None => clock.wait_from(last, &mut delays),
+                };
+            }
+            assert_eq!(delays[..6], [1, 2, 4, 8, 16, 30]);
+            match limit {
+                None => assert_eq!(step, Step::Look("a")),
+                Some(limit) => {
+                    assert_eq!(step, Step::End("a", reason(404, DOWN)));
+                    assert_eq!(clock.now - begin, limit);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_consumer_that_is_refused_has_the_patience_of_a_refused_one() {
+        let exclusive = reason(403, "ACCESS_REFUSED - queue 'q' in exclusive use");
+        let mut clock = Clock::with(&[]);
+        clock.refused.cancelled(&"a", clock.now);
+        let begin = clock.now;
+        let mut step = clock.next().unwrap();
+        while step == Step::Look("a") {
+            assert!(clock.refused.looked(&"a", Ok(()), clock.now));
+            assert_eq!(clock.next(), Some(Step::Try("a")));
+            clock.refused.refused(&"a", &exclusive, false, clock.now);
+            step = match clock.now - begin < PATIENCE {
+                true => clock.wait(),
+                false => clock.next().unwrap(),
+            };
+        }
+        assert_eq!(step, Step::End("a", exclusive));
+        assert_eq!(clock.now - begin, PATIENCE);
+    }
+
+    #[test]
+    fn a_cancelled_consumer_ends_if_its_queue_is_deleted_behind_the_look() {
+        let mut clock = Clock::with(&[]);
+        clock.refused.cancelled(&"a", clock.now);
+        clock.next();
+        clock.refused.looked(&"a", Ok(()), clock.now);
+        assert_eq!(clock.next(), Some(Step::Try("a")));
+        clock.refused.refused(&"a", &missing(), false, clock.now);
+        assert_eq!(clock.next(), Some(Step::End("a", missing())));
+    }
+
+    #[test]
+    fn looks_without_an_answer_hold_up_no_others() {
+        let names: Vec<&'static str> = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOP"
+            .split("")
+            .filter(|it| !it.is_empty())
+            .collect();
+        let mut clock = Clock::with(&[]);
+        for name in &names {
+            clock.refused.cancelled(name, clock.now);
+        }
+        let mut begun = 0;
+        while begun < HANGING_LOOKS_MAX {
+            for _ in 0..LOOKS_MAX {
+                assert!(matches!(clock.next(), Some(Step::Look(_))));
+                begun += 1;
+            }
+            assert_eq!(clock.next(), None);
+            clock.now = clock.refused.poll_timeout(clock.now).unwrap();
+        }
+        assert_eq!(clock.next(), None, "each needs a channel");
+        assert!(clock.refused.looked(&"a", Ok(()), clock.now));
+        assert_eq!(clock.next(), Some(Step::Try("a")));
+        assert!(matches!(clock.next(), Some(Step::Look(_))));
     }
 }

@@ -282,7 +282,10 @@ impl Scenario {
                     delivery_tag,
                     no_ack,
                 } => self.ledgers(channel).note(delivery_tag, no_ack),
-                Event::Requeueable { .. } => {}
+                Event::Requeueable { .. }
+                | Event::ConsumerCancelled {
+                    is_awaited: false, ..
+                } => {}
                 Event::Prefetch { channel, count } => self.ledgers(channel).prefetch = Some(count),
                 Event::Unwanted {
                     channel,

@@ -21,6 +21,8 @@ pub(super) enum Seen {
     Delivery(&'static str, u64, Vec<u8>),
     /// Consumer and delivery tag.
     PassedOver(Option<&'static str>, u64),
+    /// The broker has cancelled a consumer, which is to be looked for.
+    Awaited(&'static str),
     ConsumerEnded(&'static str, EndedBy),
     Recovered(&'static str, Vec<&'static str>),
     Returned(&'static str, Vec<u8>),
@@ -77,6 +79,7 @@ impl From<Event<Script>> for Seen {
             | Event::Prefetch { .. }
             | Event::Unwanted { .. }
             | Event::Requeued { .. } => unreachable!("filtered by `look`"),
+            Event::ConsumerCancelled { consumer, .. } => Self::Awaited(consumer),
             Event::ConsumerEnded {
                 consumer,
                 by_broker: true,

@@ -2,6 +2,7 @@
 
 mod any_loss;
 mod calls;
+mod cancelled_consumers;
 mod maintenance;
 mod phases;
 mod restoring;
