@@ -50,15 +50,18 @@ use crate::protocol::wire::ShortString;
 /// | end | `recv` | `try_recv`, `recv_timeout` | iterators | `for_each` |
 /// |---|---|---|---|---|
 /// | your program cancels the consumer, or closes the channel or the connection | `Ok(None)` | `Ok(None)` | `None` | `Ok(())` |
-/// | the broker cancels the consumer: its queue was deleted, for example | [`Error::ConsumerCancelled`] | the same | the error once, then `None` | the error |
+/// | the broker cancels the consumer: its queue was deleted, or [recovery](crate::Recovery) is off | [`Error::ConsumerCancelled`] | the same | the error once, then `None` | the error |
 /// | the broker closes the channel or the connection, or the connection is lost | [`Error::ChannelClosed`], [`Error::ConnectionClosed`], [`Error::ConnectionLost`] | the same | the error once, then `None` | the error |
+///
+/// With [recovery](crate::Recovery), a consumer that the broker cancels goes on if its queue is still
+/// there. That is so after a `consumer_timeout` of RabbitMQ 4.3, or when a node was down.
 ///
 /// The methods return the same outcome again on every later call and in every clone.
 ///
 /// The kind of end decides about deliveries that have arrived and that no thread has taken:
 ///
-/// - If the broker has cancelled the consumer, the methods first return these deliveries. You can
-///   still settle them.
+/// - If the broker has cancelled the consumer, the methods first return these deliveries. They are
+///   [stale](Delivery::is_stale): settling them sends nothing.
 /// - If the channel or the connection has ended, the methods first return the deliveries of a
 ///   `no_ack` consumer. They skip the deliveries of all other consumers. These can no longer be
 ///   settled, and the broker delivers them again.

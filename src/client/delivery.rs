@@ -160,6 +160,10 @@ impl Delivery {
     /// being restored, by [`Recovery`](crate::Recovery). Unless the broker had got its
     /// acknowledgement before, it delivers the message again, to this consumer or to another one.
     ///
+    /// A delivery is also stale when the broker has cancelled its consumer, with and without
+    /// recovery. The acknowledgement could settle another message: a classic queue that was started
+    /// again counts its deliveries from the beginning.
+    ///
     /// Settling a stale delivery returns `Ok` and sends nothing. Returns `false` for a delivery
     /// that needs no acknowledgement (`no_ack`): the broker does not deliver it again.
     ///

@@ -296,7 +296,8 @@ pub enum Error {
     /// connection (530).
     DuplicateConsumerTag(ShortString),
     /// The consumer with this tag was cancelled. If the program did not cancel it, the broker did,
-    /// for instance because its queue was deleted or the queue's node went down.
+    /// for instance because its queue was deleted or, without recovery, because the queue's node
+    /// went down.
     ConsumerCancelled(ShortString),
     /// Another thread runs the callbacks of this channel, or this call was made from one of them.
     /// This concerns callbacks only: several threads may use a [`Consumer`](crate::Consumer).

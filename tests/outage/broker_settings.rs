@@ -32,10 +32,10 @@ fn initial_frame_max_decides_whether_a_long_start_ok_is_accepted() {
 }
 
 /// A short `consumer_timeout` of the node. Dropping this sets the usual one.
-struct ShortConsumerTimeout<'a>(&'a Node);
+pub(crate) struct ShortConsumerTimeout<'a>(&'a Node);
 
 impl<'a> ShortConsumerTimeout<'a> {
-    fn set(node: &'a Node) -> Self {
+    pub(crate) fn set(node: &'a Node) -> Self {
         let short = Self(node);
         // The broker checks the timeout at every tick of a channel.
         short.configure(500, 100);

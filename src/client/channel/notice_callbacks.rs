@@ -60,7 +60,7 @@ impl BlockingChannel {
     }
 
     /// Calls `callback` with the tag of each consumer that the broker cancels, for instance because
-    /// its queue was deleted.
+    /// its queue was deleted. A consumer that [recovery](crate::Recovery) resumes is none of them.
     ///
     /// With such a callback, [`start_consuming`](Self::start_consuming) returns `Ok` when the
     /// broker has cancelled its last consumer. A [`Consumer`](crate::Consumer) returns the error in

@@ -154,7 +154,7 @@ pub enum RecoveryEvent {
     Recovered(Box<Recovered>),
     /// Parts of the topology that were [waiting](Recovered::waiting) have an outcome.
     RestoredLater(Box<RestoredLater>),
-    /// The broker has refused to restore a consumer. cony tries it again later. If its queue stays
+    /// The broker has refused to restore a consumer, or to resume one that it had cancelled. cony tries it again later. If its queue stays
     /// away for a minute, the consumer ends as one that the broker cancels, and is
     /// [skipped](RestoredLater::skipped).
     #[non_exhaustive]
@@ -166,7 +166,8 @@ pub enum RecoveryEvent {
         /// The refusal of the broker.
         reason: CloseReason,
     },
-    /// A consumer that was refused has started again.
+    /// A consumer that the broker had refused, or had cancelled while the connection was open, has
+    /// started again.
     #[non_exhaustive]
     ConsumerResumed {
         /// The number of the channel.

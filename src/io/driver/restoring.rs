@@ -203,8 +203,8 @@ impl Driver {
         }
     }
 
-    /// Looks for the queue of a refused or cancelled consumer. Without a channel number for that, the consumer
-    /// is tried all the same.
+    /// Looks for the queue of a refused or cancelled consumer. Without a channel number for that,
+    /// the consumer is tried all the same.
     fn look_for_queue(&mut self, token: &ConsumerToken, consumer: ConsumerKey, now: Instant) {
         let Some(number) = self.core.open_maintenance() else {
             return self.looked(&consumer, Ok(()), now);

@@ -1,5 +1,5 @@
-//! The consumers that the broker has refused to restore, or has cancelled: when each is tried again,
-//! and when its attempts end.
+//! The consumers that the broker has refused to restore, or has cancelled: when each is tried
+//! again, and when its attempts end.
 //!
 //! ```text
 //!            due                  the outcome           exists, or
@@ -13,8 +13,9 @@
 //! See D92 and D97 in docs/decisions.md.
 //!
 //! A *cancelled* consumer begins with a look, at once. Its queue is never declared: if the queue is
-//! gone, the consumer ends. It is looked for again only while the queue is on a node that does not
-//! answer. See D109.
+//! gone, the consumer ends. If it is there, a second look follows, because RabbitMQ cancels the
+//! consumers of a quorum queue while it still deletes the queue. After that, the queue is looked for
+//! only while it is on a node that does not answer. See D109.
 //!
 //! A *suspect* is a consumer under whose restoration the broker has closed the connection. It is
 //! tried alone, so that a second close is certainly because of it.
@@ -27,6 +28,9 @@ use super::restoration::HANG_TIME;
 
 /// The delay before the first attempt. Each further refusal doubles it.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
+
+/// The delay between the first two looks for the queue of a cancelled consumer.
+const SECOND_LOOK_DELAY: Duration = Duration::from_millis(500);
 
 /// The longest delay between two attempts.
 const DELAY_MAX: Duration = Duration::from_secs(30);
@@ -63,8 +67,13 @@ pub(crate) enum Step<K> {
 enum Cause {
     /// The broker has refused to restore it.
     Refusal { is_suspect: bool },
-    /// The broker has cancelled it. `is_refused`: and has then refused to start it again.
-    Cancel { is_refused: bool },
+    /// The broker has cancelled it.
+    Cancel {
+        /// Whether its queue was found after the cancel.
+        is_seen: bool,
+        /// Whether the broker has then refused to start it again.
+        is_refused: bool,
+    },
 }
 
 /// How long attempts go on.
@@ -72,7 +81,7 @@ enum Cause {
 struct Patience {
     /// The least time after which a refusal ends the attempts.
     refusals: Duration,
-    /// The longest time for which a cancelled consumer waits for a node; `None` if there is no limit.
+    /// The longest time for which a cancelled consumer waits for a node; `None`: there is no limit.
     cancels: Option<Duration>,
 }
 
@@ -133,7 +142,10 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
         self.remove(consumer);
         self.entries.push(Entry {
             consumer: consumer.clone(),
-            cause: Cause::Cancel { is_refused: false },
+            cause: Cause::Cancel {
+                is_seen: false,
+                is_refused: false,
+            },
             since: now,
             // The first one precedes the first delay.
             delay: FIRST_DELAY / 2,
@@ -152,9 +164,10 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
         let patience = self.patience;
         match self.find(consumer) {
             Some(entry) => {
-                if let Cause::Cancel { is_refused: false } = entry.cause {
-                    entry.cause = Cause::Cancel { is_refused: true };
-                    entry.since = now;
+                if let Cause::Cancel { is_refused, .. } = &mut entry.cause {
+                    if !std::mem::replace(is_refused, true) {
+                        entry.since = now;
+                    }
                 }
                 entry.fail(reason, patience, now);
             }
@@ -199,7 +212,7 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
             Err(reason) if reason.code != ReplyCode::ACCESS_REFUSED => {
                 entry.fail(reason, patience, now);
             }
-            _ => entry.state = State::Found,
+            _ => entry.state = entry.found(now),
         }
         !matches!(entry.state, State::GivenUp(_))
     }
@@ -309,6 +322,18 @@ impl<K: Clone> Entry<K> {
         matches!(self.cause, Cause::Cancel { .. })
     }
 
+    /// Handles a look that has found the queue. Returns the next state.
+    fn found(&mut self, now: Instant) -> State {
+        if let Cause::Cancel { is_seen, .. } = &mut self.cause {
+            if !std::mem::replace(is_seen, true) {
+                return State::Waiting {
+                    until: now + SECOND_LOOK_DELAY,
+                };
+            }
+        }
+        State::Found
+    }
+
     /// Returns the state and the step of a declare. `since`: the first one without an outcome.
     fn declare(&self, since: Instant, is_repeated: bool, now: Instant) -> (State, Step<K>) {
         let until = now + self.delay;
@@ -405,6 +430,16 @@ mod tests {
         fn wait_from(&mut self, last: Instant, delays: &mut Vec<u64>) -> Step<&'static str> {
             let step = self.wait();
             delays.push((self.now - last).as_secs());
+            step
+        }
+
+        /// Finds the queue of the cancelled consumer "a", and waits for the second look.
+        fn find_cancelled(&mut self) -> Step<&'static str> {
+            assert_eq!(self.next(), Some(Step::Look("a")));
+            assert!(self.refused.looked(&"a", Ok(()), self.now));
+            let found = self.now;
+            let step = self.wait();
+            assert_eq!(self.now - found, SECOND_LOOK_DELAY);
             step
         }
 
@@ -634,8 +669,8 @@ mod tests {
         let exclusive = reason(403, "ACCESS_REFUSED - queue 'q' in exclusive use");
         let mut clock = Clock::with(&[]);
         clock.refused.cancelled(&"a", clock.now);
+        let mut step = clock.find_cancelled();
         let begin = clock.now;
-        let mut step = clock.next().unwrap();
         while step == Step::Look("a") {
             assert!(clock.refused.looked(&"a", Ok(()), clock.now));
             assert_eq!(clock.next(), Some(Step::Try("a")));
@@ -650,11 +685,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_consumer_ends_if_its_queue_is_deleted_behind_the_look() {
+    fn a_cancelled_consumer_ends_if_its_queue_is_deleted_behind_the_first_look() {
         let mut clock = Clock::with(&[]);
         clock.refused.cancelled(&"a", clock.now);
-        clock.next();
-        clock.refused.looked(&"a", Ok(()), clock.now);
+        assert_eq!(clock.find_cancelled(), Step::Look("a"));
+        assert!(!clock.refused.looked(&"a", Err(&missing()), clock.now));
+        assert_eq!(clock.next(), Some(Step::End("a", missing())));
+    }
+
+    #[test]
+    fn a_cancelled_consumer_ends_if_its_queue_is_deleted_behind_the_second_look() {
+        let mut clock = Clock::with(&[]);
+        clock.refused.cancelled(&"a", clock.now);
+        assert_eq!(clock.find_cancelled(), Step::Look("a"));
+        assert!(clock.refused.looked(&"a", Ok(()), clock.now));
         assert_eq!(clock.next(), Some(Step::Try("a")));
         clock.refused.refused(&"a", &missing(), false, clock.now);
         assert_eq!(clock.next(), Some(Step::End("a", missing())));
@@ -680,8 +724,8 @@ mod tests {
             clock.now = clock.refused.poll_timeout(clock.now).unwrap();
         }
         assert_eq!(clock.next(), None, "each needs a channel");
-        assert!(clock.refused.looked(&"a", Ok(()), clock.now));
-        assert_eq!(clock.next(), Some(Step::Try("a")));
+        assert!(!clock.refused.looked(&"a", Err(&missing()), clock.now));
+        assert_eq!(clock.next(), Some(Step::End("a", missing())));
         assert!(matches!(clock.next(), Some(Step::Look(_))));
     }
 }

@@ -8,6 +8,7 @@
 mod alarms;
 mod brokers;
 mod calls;
+mod cancels;
 mod closing_publishers;
 mod cuts;
 mod guides;
