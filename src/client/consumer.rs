@@ -53,8 +53,8 @@ use crate::protocol::wire::ShortString;
 /// | the broker cancels the consumer: its queue was deleted, or [recovery](crate::Recovery) is off | [`Error::ConsumerCancelled`] | the same | the error once, then `None` | the error |
 /// | the broker closes the channel or the connection, or the connection is lost | [`Error::ChannelClosed`], [`Error::ConnectionClosed`], [`Error::ConnectionLost`] | the same | the error once, then `None` | the error |
 ///
-/// With [recovery](crate::Recovery), a consumer that the broker cancels goes on if its queue is still
-/// there. That is so after a `consumer_timeout` of RabbitMQ 4.3, or when a node was down.
+/// With [recovery](crate::Recovery), a consumer that the broker cancels goes on if its queue is
+/// still there. That is so after a `consumer_timeout` of RabbitMQ 4.3, or when a node was down.
 ///
 /// The methods return the same outcome again on every later call and in every clone.
 ///

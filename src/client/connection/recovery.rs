@@ -154,9 +154,9 @@ pub enum RecoveryEvent {
     Recovered(Box<Recovered>),
     /// Parts of the topology that were [waiting](Recovered::waiting) have an outcome.
     RestoredLater(Box<RestoredLater>),
-    /// The broker has refused to restore a consumer, or to resume one that it had cancelled. cony tries it again later. If its queue stays
-    /// away for a minute, the consumer ends as one that the broker cancels, and is
-    /// [skipped](RestoredLater::skipped).
+    /// The broker has refused to restore a consumer, or to resume one that it had cancelled. cony
+    /// tries it again later. If its queue stays away for a minute, the consumer ends as one that
+    /// the broker cancels, and is [skipped](RestoredLater::skipped).
     #[non_exhaustive]
     ConsumerRefused {
         /// The number of the channel.

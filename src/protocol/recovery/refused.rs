@@ -14,8 +14,8 @@
 //!
 //! A *cancelled* consumer begins with a look, at once. Its queue is never declared: if the queue is
 //! gone, the consumer ends. If it is there, a second look follows, because RabbitMQ cancels the
-//! consumers of a quorum queue while it still deletes the queue. After that, the queue is looked for
-//! only while it is on a node that does not answer. See D109.
+//! consumers of a quorum queue while it still deletes the queue. After that, the queue is looked
+//! for only while it is on a node that does not answer. See D109.
 //!
 //! A *suspect* is a consumer under whose restoration the broker has closed the connection. It is
 //! tried alone, so that a second close is certainly because of it.
