@@ -387,7 +387,7 @@ impl Pending<'_> {
             Ok(RpcEvent::PublishFailed) => Err(confirm
                 .failure()
                 .map_or_else(|| channel_inner.closed_error(), |it| self.of_request(it))),
-            Ok(RpcEvent::Interrupted) => Err(self.interrupted(connection.last_loss())),
+            Ok(RpcEvent::Interrupted) => Err(self.interrupted(channel_inner.shared.last_loss())),
             Err(RecvTimeoutError::Timeout) => {
                 Err(connection.timeout_error(OPERATION, Some(channel.number()), timeout))
             }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use super::{ConnectionLostError, Error};
 use crate::protocol::errors::{EncodeError, Flaw};
-use crate::protocol::event::Termination;
+use crate::protocol::event::{Loss, Termination};
 
 impl From<Infallible> for Error {
     fn from(never: Infallible) -> Self {
@@ -25,6 +25,15 @@ impl From<EncodeError> for Error {
             Flaw::TooLong { size, limit } => Self::TooLong { what, size, limit },
             Flaw::NotFinite => Self::NotFinite { what },
             Flaw::OutOfRange => Self::OutOfRange { what },
+        }
+    }
+}
+
+impl From<&Loss> for Error {
+    fn from(loss: &Loss) -> Self {
+        match loss {
+            Loss::Connection(termination) => termination.into(),
+            Loss::Channel(reason) => Self::ChannelClosed(reason.clone()),
         }
     }
 }

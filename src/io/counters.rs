@@ -25,6 +25,8 @@ pub(crate) struct Counters {
     pub(crate) recoveries: Counter,
     /// Attempts to open the connection again.
     pub(crate) recovery_attempts: Counter,
+    /// Channels that were opened again after the broker had closed them.
+    pub(crate) channels_reopened: Counter,
     /// Publishes outside confirm mode that were written before a loss and may be lost.
     pub(crate) messages_in_doubt: Counter,
     /// Publishes that were sent again after a loss, and that the broker may have had already.

@@ -17,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::event::Termination;
+use super::event::Loss;
 use super::properties::ReceivedProperties;
 use super::property_match::{PropertyMatch, ReturnedProperties};
 
@@ -84,8 +84,9 @@ pub(crate) enum PublishOutcome<R> {
     Returned(R),
     /// A message was returned that may belong to this publish, so its outcome is unknown.
     Ambiguous(R),
-    /// The connection was lost for this reason before the confirm, so the outcome is unknown.
-    Lost(Arc<Termination>),
+    /// The connection was lost, or the broker has closed the channel, before the confirm. So the
+    /// outcome is unknown.
+    Lost(Arc<Loss>),
 }
 
 /// The values by which a returned message is found.

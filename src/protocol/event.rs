@@ -30,6 +30,9 @@ pub(crate) trait Tokens {
 
     /// Returns how far the program has come with the deliveries to `consumer`.
     fn stream_progress(consumer: &Self::Consumer) -> StreamProgress;
+
+    /// Returns how many deliveries of `channel` the program has settled.
+    fn settled_deliveries(channel: &Self::Channel) -> u64;
 }
 
 /// Identifies a channel of this connection. The generation distinguishes channels that had the same
@@ -154,6 +157,39 @@ pub(crate) enum Termination {
     },
 }
 
+/// The reason why a channel is suspended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SuspensionCause {
+    ConnectionLost,
+    /// The broker has closed the channel, because it refuses a restored consumer.
+    ConsumerRefused(CloseReason),
+    /// The broker has closed the channel and has named no call. It is opened again after this
+    /// delay.
+    Closed {
+        reason: CloseReason,
+        delay: Duration,
+    },
+}
+
+impl SuspensionCause {
+    /// Returns the reason of the broker, if it has closed the channel alone.
+    pub(crate) fn channel_reason(&self) -> Option<&CloseReason> {
+        match self {
+            Self::ConnectionLost => None,
+            Self::ConsumerRefused(reason) | Self::Closed { reason, .. } => Some(reason),
+        }
+    }
+}
+
+/// The reason why the outcome of a publish stays unknown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// The connection was lost.
+    Connection(Termination),
+    /// The broker has closed the channel.
+    Channel(CloseReason),
+}
+
 /// A report of the core to the IO thread.
 #[derive(Debug)]
 pub(crate) enum Event<T: Tokens> {
@@ -268,12 +304,12 @@ pub(crate) enum Event<T: Tokens> {
         reason: Option<CloseReason>,
         consumers: Vec<T::Consumer>,
     },
-    /// The connection is lost, or the broker has closed the channel because it refuses a restored
-    /// consumer. The channel waits until it is restored. Events of the lost connection precede this
-    /// one, and the outcomes of interrupted calls follow.
+    /// The channel waits until it is restored. Events of the lost connection precede this one, and
+    /// the outcomes of interrupted calls follow.
     ChannelSuspended {
         channel: T::Channel,
         detached: DetachedChannel,
+        cause: SuspensionCause,
     },
     /// The transaction of a suspended channel has ended. Publishes that wait for the channel are
     /// part of it, and must be dropped. (Those that had passed the gate, and are not written, are

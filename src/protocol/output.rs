@@ -29,14 +29,15 @@ pub(crate) struct Output<T: Tokens> {
     pub(crate) committed: Vec<ChannelId>,
     /// The channels whose next call is sent after the settlements that the program made before it.
     pub(crate) changing: Vec<ChannelId>,
+    /// Whether another connection may take the place of a lost one, a channel may be opened again,
+    /// and consumers that the broker cancels are kept until they are resumed or ended.
+    pub(crate) outlives_losses: bool,
     /// The topology that the program has declared, if it is to be restored after a loss.
     pub(crate) book: Option<Box<Book>>,
     /// The numbers of the channels that are not restored yet.
     pub(crate) unrestored: BTreeSet<u16>,
     /// Whether an event reports that all channels are restored.
     pub(crate) reports_restored: bool,
-    /// Whether consumers that the broker cancels are kept until they are resumed or ended.
-    pub(crate) keeps_cancelled: bool,
     /// An empty list of batches, kept for its memory.
     spare: VecDeque<Batch>,
     /// The deadlines of calls: instant, number of the channel, number of the call.
@@ -56,10 +57,10 @@ impl<T: Tokens> Output<T> {
             writer: BatchWriter::default(),
             committed: Vec::new(),
             changing: Vec::new(),
+            outlives_losses: false,
             book: None,
             unrestored: BTreeSet::new(),
             reports_restored: false,
-            keeps_cancelled: false,
             spare: VecDeque::new(),
             deadlines: BTreeSet::new(),
             frame_max,

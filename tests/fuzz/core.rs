@@ -43,6 +43,10 @@ impl Tokens for Numbers {
             since: 0.into(),
         }
     }
+
+    fn settled_deliveries(_: &u16) -> u64 {
+        0
+    }
 }
 
 /// The core of a connection, and the counts that the target checks.

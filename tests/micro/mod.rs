@@ -213,6 +213,10 @@ impl Tokens for NoTokens {
             since: 0.into(),
         }
     }
+
+    fn settled_deliveries((): &()) -> u64 {
+        0
+    }
 }
 
 /// Returns the core of an open connection whose channel 1 has a consumer "tag".

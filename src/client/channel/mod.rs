@@ -457,6 +457,7 @@ pub(crate) fn call_error(
     after: Duration,
     consumer_tag: Option<&ShortString>,
 ) -> Error {
+    let last_loss = || channel.map_or_else(|| connection.last_loss(), ChannelShared::last_loss);
     match failure {
         CallFailure::TimedOut => {
             connection.timeout_error(operation, channel.map(|channel| channel.id.number), after)
@@ -468,9 +469,9 @@ pub(crate) fn call_error(
         CallFailure::Interrupted => Error::Interrupted {
             operation,
             channel: channel.map(|channel| channel.id.number),
-            reason: Box::new(connection.last_loss()),
+            reason: Box::new(last_loss()),
         },
-        CallFailure::TransactionLost => Error::TransactionLost(Box::new(connection.last_loss())),
+        CallFailure::TransactionLost => Error::TransactionLost(Box::new(last_loss())),
         // Only calls of the core itself are refused.
         CallFailure::Closed | CallFailure::Refused(_) => match channel {
             Some(channel) => channel.closed_error(),

@@ -127,12 +127,12 @@ impl BlockingConnection {
                 break;
             };
             let event = notice.into();
-            if let RecoveryEvent::Recovered(recovered) = &event {
-                self.inner
-                    .shared
-                    .recovery
-                    .reported_doubt(recovered.in_doubt);
-            }
+            let in_doubt = match &event {
+                RecoveryEvent::Recovered(recovered) => recovered.in_doubt,
+                RecoveryEvent::ChannelReopened { in_doubt, .. } => *in_doubt,
+                _ => 0,
+            };
+            self.inner.shared.recovery.reported_doubt(in_doubt);
             on_recovery.call_all(guard, self, &event)?;
             events += 1;
         }
@@ -174,6 +174,23 @@ pub enum RecoveryEvent {
         channel: u16,
         /// The tag of the consumer.
         tag: ShortString,
+    },
+    /// The broker had closed a channel without naming a call, for example because a delivery was
+    /// not acknowledged in time. The channel is open again, with its consumers. See the guide,
+    /// [When the broker closes a channel](crate::guide::recovery#when-the-broker-closes-a-channel).
+    #[non_exhaustive]
+    ChannelReopened {
+        /// The number of the channel.
+        channel: u16,
+        /// The reason of the broker.
+        reason: CloseReason,
+        /// The number of messages in confirm mode that are sent again: see [`Recovered::resent`].
+        resent: u64,
+        /// The number of messages outside confirm mode that may be lost: see
+        /// [`Recovered::in_doubt`].
+        in_doubt: u64,
+        /// The number of deliveries that have become [stale](crate::Delivery::is_stale).
+        stale: u64,
     },
     /// Recovery has given up, and the connection has ended with this error.
     GaveUp(Error),
@@ -338,6 +355,19 @@ impl From<RecoveryNotice> for RecoveryEvent {
                 tag,
                 reason,
             },
+            RecoveryNotice::ChannelReopened {
+                channel,
+                reason,
+                resent,
+                in_doubt,
+                stale,
+            } => Self::ChannelReopened {
+                channel,
+                reason,
+                resent,
+                in_doubt,
+                stale,
+            },
             RecoveryNotice::GaveUp(error) => Self::GaveUp(error),
         }
     }
@@ -445,6 +475,7 @@ mod tests {
             RecoveryEvent::RestoredLater(_) => "later",
             RecoveryEvent::ConsumerRefused { .. } => "refused",
             RecoveryEvent::ConsumerResumed { .. } => "resumed",
+            RecoveryEvent::ChannelReopened { .. } => "reopened",
             RecoveryEvent::GaveUp(_) => "gave up",
         }
     }

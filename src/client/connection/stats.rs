@@ -88,6 +88,9 @@ pub struct Stats {
     pub recoveries: u64,
     /// Counter: attempts to open the connection again.
     pub recovery_attempts: u64,
+    /// Counter: channels that were opened again after the broker had closed them: see
+    /// [`RecoveryEvent::ChannelReopened`](crate::RecoveryEvent::ChannelReopened).
+    pub channels_reopened: u64,
     /// Counter: messages outside confirm mode that were written to a connection before it was lost,
     /// so that the broker may not have got them.
     pub messages_in_doubt: u64,
@@ -151,6 +154,7 @@ impl BlockingConnection {
             recovering: shared.recovery.is_recovering(),
             recoveries: counters.recoveries.get(),
             recovery_attempts: counters.recovery_attempts.get(),
+            channels_reopened: counters.channels_reopened.get(),
             messages_in_doubt: counters.messages_in_doubt.get(),
             messages_resent: counters.messages_resent.get(),
             stale_settlements: stale,

@@ -32,6 +32,7 @@ mod reading;
 mod reading_pause;
 mod recovering;
 mod recovery_reports;
+mod reopening;
 mod restoring;
 mod suspending;
 #[cfg(test)]
@@ -68,7 +69,7 @@ use crate::io::to_io::command_queue::{CommandQueue, EntryReceiver, Taken};
 use crate::io::to_io::frames::Frames;
 use crate::io::to_io::wake::Wake;
 use crate::protocol::connection::{Connection, ConnectionLimits};
-use crate::protocol::event::{Event, Gate, Termination};
+use crate::protocol::event::{Event, Gate, Loss};
 use crate::protocol::recovery::book::entity::Topology;
 use crate::protocol::settlements::SettlementLedger;
 
@@ -147,7 +148,7 @@ struct Driver {
     /// The closes that wait until publishes are sent.
     postponed: Postponed,
     /// The reason of the last loss that did not end the connection.
-    loss: Option<Arc<Termination>>,
+    loss: Option<Arc<Loss>>,
     /// The receiving side of the command queue. Dropping it drops the queued commands with the
     /// senders for their replies, which wakes the callers.
     entries: EntryReceiver<Command>,

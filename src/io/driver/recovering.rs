@@ -20,12 +20,14 @@ use std::time::{Duration, Instant};
 use super::Driver;
 use super::connecting::{AttemptError, ConnectOrder, Connecting, NewestSecret, RecoverySettings};
 use super::link::Link;
+use super::reopening::Reopening;
 use super::restoring::Lane;
 use super::tokens::{CallToken, ConsumerKey, DriverTokens};
 use crate::error::{Error, Outage};
 use crate::io::shared::recovery::RecoveryNotice;
 use crate::protocol::close_reason::CloseReason;
 use crate::protocol::event::{CallFailure, Event, Reply, Termination};
+use crate::protocol::handshake::Negotiated;
 use crate::protocol::recovery::book::entity::Entity;
 use crate::protocol::recovery::policy::{AttemptFailure, Culprit};
 use crate::protocol::recovery::refused::RefusedConsumers;
@@ -56,6 +58,8 @@ pub(super) struct Recovering {
     /// The publishes that are sent again after the present outage and may be at the broker already.
     pub(super) resent: u64,
     pub(super) stale: u64,
+    /// The channels that the broker has closed and that are opened again.
+    pub(super) reopenings: Vec<Reopening>,
     /// The index of the broker of the present or the lost connection.
     last_broker: usize,
     /// The secret with which the next attempts log in, in place of the one of the opening.
@@ -85,6 +89,7 @@ impl Recovering {
             in_doubt: 0,
             resent: 0,
             stale: 0,
+            reopenings: Vec::new(),
             last_error: None,
             broker: String::new(),
             restore_deadline: None,
@@ -97,6 +102,23 @@ impl Recovering {
             broker: self.last_broker,
             secret,
         });
+    }
+
+    fn restoration_settings(&self, negotiated: &Negotiated, lanes: usize) -> restoration::Settings {
+        restoration::Settings {
+            topology: self.settings.topology,
+            lanes,
+            heartbeat: Duration::from_secs(negotiated.heartbeat.into()),
+        }
+    }
+
+    /// Prepares for queues that are declared again although the connection is not lost.
+    pub(super) fn await_restorations(&mut self, negotiated: &Negotiated) {
+        if self.restoration.is_none() {
+            let settings = self.restoration_settings(negotiated, 1);
+            self.restoration = Some(Restoration::idle(settings));
+            self.lanes.resize_with(1, Lane::default);
+        }
     }
 
     /// Returns the present outage, for the program.
@@ -283,11 +305,7 @@ impl Driver {
         self.shared.recovery.begin_epoch();
         let outage = recovery.outage();
         self.shared.recovery.set_outage(outage);
-        let settings = restoration::Settings {
-            topology: recovery.settings.topology,
-            lanes: LANES_MAX,
-            heartbeat: Duration::from_secs(negotiated.heartbeat.into()),
-        };
+        let settings = recovery.restoration_settings(&negotiated, LANES_MAX);
         let limit = recovery.settings.session.limit;
         recovery.refused = RefusedConsumers::new(settings.lock_time(), limit);
         if let Some(book) = self.core.book() {
@@ -336,9 +354,30 @@ impl Driver {
                     self.look_done(&consumer, number, Err(reason), Instant::now());
                 }
             }
-            Event::ChannelSuspended { channel, detached } => {
-                channel.detach(detached);
-                self.suspend_channel(&channel);
+            Event::ChannelSuspended {
+                channel,
+                detached,
+                cause,
+            } => {
+                let stale = channel.unsettled_deliveries();
+                channel.detach(detached, cause.channel_reason());
+                self.suspend_channel(&channel, cause, stale);
+            }
+            Event::ChannelRestored { channel } => {
+                self.end_reopening(channel.id);
+                return Some(Event::ChannelRestored { channel });
+            }
+            Event::ChannelClosed {
+                channel,
+                reason,
+                consumers,
+            } => {
+                self.forget_reopening(channel.id);
+                return Some(Event::ChannelClosed {
+                    channel,
+                    reason,
+                    consumers,
+                });
             }
             Event::Restored => self.restored(Instant::now()),
             Event::TransactionDropped { channel } => {

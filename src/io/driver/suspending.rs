@@ -12,7 +12,26 @@ use crate::io::shared::consumer::ConsumerToken;
 use crate::io::shared::recovery::Doubt;
 use crate::io::to_io::command_queue::Taken;
 use crate::io::to_io::frames::Frames;
-use crate::protocol::event::{ChannelId, Gate, Termination};
+use crate::protocol::event::{ChannelId, Gate, Loss, SuspensionCause, Termination};
+
+/// The messages that a loss affects.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LossCost {
+    /// The publishes that are sent again and may be at the broker already.
+    pub(super) resent: u64,
+    /// The publishes outside confirm mode that may be lost.
+    pub(super) in_doubt: u64,
+    /// The unsettled deliveries that have become stale.
+    pub(super) stale: u64,
+}
+
+impl LossCost {
+    pub(super) fn add(&mut self, other: Self) {
+        self.resent += other.resent;
+        self.in_doubt += other.in_doubt;
+        self.stale += other.stale;
+    }
+}
 
 impl Driver {
     /// Suspends the connection: drops all that belongs to the lost one, and keeps the publishes
@@ -32,13 +51,16 @@ impl Driver {
         let channels: Vec<_> = self.core.channels().map(owned).collect();
         // Before the loss itself replies to a call: that reply proves nothing.
         let in_doubt = channels.iter().map(|(channel, _)| take_in_doubt(channel));
-        self.note_doubt(in_doubt.sum());
+        let in_doubt = in_doubt.sum();
+        self.note_doubt(in_doubt);
         let unsettled = channels.iter().map(|(it, _)| it.unsettled_deliveries());
         let stale = unsettled.sum::<u64>();
         if let Some(recovery) = &mut self.recovery {
+            recovery.in_doubt += in_doubt;
             recovery.stale += stale;
         }
-        self.loss = Some(Arc::new(loss.clone()));
+        self.count_reopenings_as_losses();
+        self.loss = Some(Arc::new(Loss::Connection(loss.clone())));
         self.core.detach(now);
         self.dispatch();
         for (channel, consumers) in &channels {
@@ -110,8 +132,9 @@ impl Driver {
         }
     }
 
-    /// Prepares the unconfirmed publishes of a channel for the next connection.
-    fn keep_unconfirmed(&mut self, channel: &ChannelShared, loss: &Arc<Termination>) {
+    /// Prepares the unconfirmed publishes of a channel for the time when it is open again. Returns
+    /// how many of them the broker may have already.
+    fn keep_unconfirmed(&mut self, channel: &ChannelShared, loss: &Arc<Loss>) -> u64 {
         let mut unconfirmed = channel.unconfirmed.lock();
         let whole = match channel.confirm_window.is_keeping() {
             true => unconfirmed.last_whole(),
@@ -133,9 +156,6 @@ impl Driver {
         self.shared.release_unconfirmed(freed);
         self.kept.splice(..0, resend.frames);
         self.shared.counters.messages_resent.add(resend.repeated);
-        if let Some(recovery) = &mut self.recovery {
-            recovery.resent += resend.repeated;
-        }
         if has_outcomes {
             channel.mark_ready();
         }
@@ -148,6 +168,7 @@ impl Driver {
                 resend.unmarked
             );
         }
+        resend.repeated
     }
 
     /// Counts messages that the broker may not have got.
@@ -157,9 +178,6 @@ impl Driver {
             messages,
             unsent: 0,
         });
-        if let Some(recovery) = &mut self.recovery {
-            recovery.in_doubt += messages;
-        }
     }
 
     /// Drops the waiting settlements of the channels that `is_meant` returns `true` for. No thread
@@ -188,17 +206,46 @@ impl Driver {
         });
     }
 
+    /// Adds to the costs of the present outage.
+    pub(super) fn note_cost(&mut self, cost: LossCost) {
+        if let Some(recovery) = &mut self.recovery {
+            recovery.resent += cost.resent;
+            recovery.in_doubt += cost.in_doubt;
+            recovery.stale += cost.stale;
+        }
+    }
+
     /// Suspends a channel that the broker does not know any more. The settlement ledger was
     /// advanced before.
-    pub(super) fn suspend_channel(&mut self, channel: &ChannelShared) {
-        if let Some(loss) = self.loss.clone() {
-            self.keep_unconfirmed(channel, &loss);
-        }
+    /// `stale` is the number of its deliveries that were unsettled before.
+    pub(super) fn suspend_channel(
+        &mut self,
+        channel: &ChannelShared,
+        cause: SuspensionCause,
+        stale: u64,
+    ) {
+        let loss = match cause.channel_reason() {
+            Some(reason) => Some(Arc::new(Loss::Channel(reason.clone()))),
+            None => self.loss.clone(),
+        };
+        let resent = loss.map_or(0, |loss| self.keep_unconfirmed(channel, &loss));
+        let mut cost = LossCost {
+            resent,
+            ..LossCost::default()
+        };
         // After a loss of the connection, `suspend` does the rest for all channels.
-        if self.core.is_detached() {
-            return;
+        if matches!(cause, SuspensionCause::ConnectionLost) {
+            return self.note_cost(cost);
         }
-        self.note_doubt(take_in_doubt(channel));
+        cost.in_doubt = take_in_doubt(channel);
+        cost.stale = stale;
+        self.note_doubt(cost.in_doubt);
+        match cause {
+            SuspensionCause::Closed { reason, delay } => {
+                self.begin_reopening(channel.id, reason, delay, cost);
+            }
+            _ => self.note_cost(cost),
+        }
         self.cut_settlements(|id| id == channel.id);
         let mut channels = self.core.channels().map(owned);
         if let Some((channel, consumers)) = channels.find(|(it, _)| it.id == channel.id) {

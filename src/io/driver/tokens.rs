@@ -29,6 +29,10 @@ impl Tokens for DriverTokens {
     fn stream_progress(consumer: &Arc<ConsumerToken>) -> StreamProgress {
         consumer.consumer.stream_progress()
     }
+
+    fn settled_deliveries(channel: &Arc<ChannelShared>) -> u64 {
+        channel.settlements.lock().count()
+    }
 }
 
 /// Identifies a consumer without keeping its token: dropping the last one ends the consumer.

@@ -60,6 +60,9 @@ pub(crate) struct ChannelShared {
     /// The publishes that are sent again if the connection is lost before their confirms. Only the
     /// IO thread takes this lock.
     pub(crate) unconfirmed: Mutex<UnconfirmedPublishes>,
+    /// Why the broker has closed the channel, if it was opened again and the connection was not
+    /// lost since.
+    last_close: Mutex<Option<CloseReason>>,
     pub(crate) notices: Notices,
     ready_flag: ReadyFlag,
     /// Whether the program has dropped all handles of the channel.
@@ -92,6 +95,7 @@ impl ChannelShared {
             prefetch: AtomicU32::new(NO_PREFETCH),
             confirm_window: ConfirmWindow::new(window, busy_wait_limit, keeps, &total),
             unconfirmed: Mutex::default(),
+            last_close: Mutex::default(),
             notices: Notices::new(&total),
             ready_flag: ReadyFlag::new(),
             abandoned: AtomicBool::new(false),
@@ -265,9 +269,11 @@ impl ChannelShared {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records that the connection is lost, or that the channel is opened again: all deliveries so
-    /// far are stale, and publishes are not stopped by the broker any more.
-    pub(crate) fn detach(&self, detached: DetachedChannel) {
+    /// Records that the connection is lost, or that the broker has closed the channel for `reason`
+    /// and it is opened again: all deliveries so far are stale, and publishes are not stopped by
+    /// the broker any more.
+    pub(crate) fn detach(&self, detached: DetachedChannel, reason: Option<&CloseReason>) {
+        *self.last_close.lock() = reason.cloned();
         let mut settlements = self.settlements.lock();
         settlements.detach(detached);
         self.handed_out
@@ -276,6 +282,13 @@ impl ChannelShared {
         self.delivery_runs.lock().clear();
         self.record_delivery_tag(detached.base);
         self.confirm_window.set_flow(true);
+    }
+
+    /// Returns the reason of the last loss, of the channel or the connection, for a call that it
+    /// has ended.
+    pub(crate) fn last_loss(&self) -> Error {
+        let closed = self.last_close.lock().clone();
+        closed.map_or_else(|| self.connection.last_loss(), Error::ChannelClosed)
     }
 
     /// Returns how many deliveries the program has got and not settled.

@@ -40,6 +40,14 @@ pub(crate) enum RecoveryNotice {
         tag: ShortString,
         reason: CloseReason,
     },
+    /// A channel that the broker had closed is open again.
+    ChannelReopened {
+        channel: u16,
+        reason: CloseReason,
+        resent: u64,
+        in_doubt: u64,
+        stale: u64,
+    },
     GaveUp(Error),
 }
 
@@ -86,7 +94,9 @@ impl RecoveryNotice {
             Self::Recovered(summary) => summary.cost(),
             Self::RestoredLater(summary) => summary.cost(),
             Self::ConsumerResumed { .. } => 0,
-            Self::ConsumerRefused { .. } | Self::GaveUp(_) => ERROR_BYTES,
+            Self::ConsumerRefused { .. } | Self::ChannelReopened { .. } | Self::GaveUp(_) => {
+                ERROR_BYTES
+            }
         };
         size_of::<Self>() + content
     }
@@ -296,6 +306,7 @@ mod tests {
             RecoveryNotice::RestoredLater(later) => format!("later{}", later.restored.len()),
             RecoveryNotice::ConsumerResumed { tag, .. } => format!("resumed-{tag}"),
             RecoveryNotice::ConsumerRefused { tag, .. } => format!("refused-{tag}"),
+            RecoveryNotice::ChannelReopened { channel, .. } => format!("reopened-{channel}"),
             RecoveryNotice::GaveUp(_) => "end".into(),
         });
         words.collect::<Vec<_>>().join(" ")

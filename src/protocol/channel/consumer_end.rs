@@ -86,7 +86,7 @@ impl<T: Tokens> Channel<T> {
         if self.consumers.is_refused(tag) {
             return;
         }
-        let is_awaited = out.keeps_cancelled
+        let is_awaited = out.outlives_losses
             && !consumer.discard
             && !is_cancelling
             && !self.consumers.queue_of(tag).is_some_and(is_reply_to);

@@ -2,7 +2,9 @@
 //! again on the next connection.
 
 use super::super::close_reason::{CloseReason, ClosedBy};
-use super::super::event::{CallFailure, Event, PendingCall, Purpose, Reply, Tokens};
+use super::super::event::{
+    CallFailure, ChannelId, Event, PendingCall, Purpose, Reply, SuspensionCause, Tokens,
+};
 use super::super::methods::{Method, basic, tx};
 use super::super::output::Output;
 use super::super::reply_code::ReplyCode;
@@ -19,10 +21,7 @@ impl<T: Tokens> Channel<T> {
             self.close_exchange.finish_by_loss(out);
             return Fate::Gone;
         }
-        let is_late_open = |call: &PendingCall<T>| {
-            call.token.is_none() && call.purpose == Purpose::Usual && is_open(&call.method)
-        };
-        if self.active.as_ref().is_some_and(is_late_open) {
+        if self.is_opened_too_late() {
             self.end_unopened(out);
             return Fate::Gone;
         }
@@ -31,11 +30,23 @@ impl<T: Tokens> Channel<T> {
         if let Some((tag, reason)) = struck {
             self.consumers.strike(&tag, reason);
         }
-        self.suspend(out);
+        self.detach_from(SuspensionCause::ConnectionLost, out);
+        Fate::Lives
+    }
+
+    /// Returns whether the caller that opens the channel has stopped waiting.
+    pub(super) fn is_opened_too_late(&self) -> bool {
+        self.active.as_ref().is_some_and(|call| {
+            call.token.is_none() && call.purpose == Purpose::Usual && is_open(&call.method)
+        })
+    }
+
+    /// Suspends the channel until its script begins.
+    pub(super) fn detach_from(&mut self, cause: SuspensionCause, out: &mut Output<T>) {
+        self.suspend(cause, out);
         self.restore = None;
         self.pause = Some(Pause::Suspended);
         out.unrestored.insert(self.id.number);
-        Fate::Lives
     }
 
     /// Ends a channel that was opened for a caller that no longer waits.
@@ -55,11 +66,14 @@ impl<T: Tokens> Channel<T> {
         self.pause == Some(Pause::Suspended)
     }
 
-    /// Ends all that belongs to the lost connection.
-    pub(super) fn suspend(&mut self, out: &mut Output<T>) {
+    /// Ends all that belongs to the lost connection, or to the channel that the broker has closed.
+    pub(super) fn suspend(&mut self, cause: SuspensionCause, out: &mut Output<T>) {
         out.room.end_announced(self.assembly.announced());
         self.assembly.abort();
         self.last_part = None;
+        let is_other = |id: &ChannelId| *id != self.id;
+        out.committed.retain(is_other);
+        out.changing.retain(is_other);
         self.forget_held(out);
         let active = self.active.take();
         self.transaction.detach();
@@ -70,6 +84,7 @@ impl<T: Tokens> Channel<T> {
                 base: self.delivery_tags.detach(),
                 has_transactions: self.transaction.is_selected(),
             },
+            cause,
         });
         if let Some(call) = active {
             self.resolve(call, out);

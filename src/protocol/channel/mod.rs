@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A lost connection suspends the channel in the states opening and open, and ends it in the
-//! others: see `detach` and `restore`.
+//! others: see `detach` and `restore`. A close by the broker that names no call suspends it too:
+//! see `reopening`.
 //!
 //! *Opening* is an open channel whose call on the wire is `channel.open`. The program has no handle
 //! of it yet, so there are no other calls.
@@ -33,6 +34,7 @@ mod detach;
 mod held_back;
 mod loss_effect;
 mod oversized;
+mod reopening;
 mod restore;
 mod transactions;
 
@@ -42,6 +44,7 @@ use std::time::Instant;
 use self::close_exchange::CloseExchange;
 use self::deliver::{Destination, Undelivered, deliver};
 use self::delivery_tags::DeliveryTags;
+use self::reopening::Reopenings;
 use self::restore::Restore;
 use self::transactions::Transaction;
 use super::assembly::{Announced, Assembly, Head, SizeLimit};
@@ -86,8 +89,10 @@ pub(crate) struct Channel<T: Tokens> {
     /// The queue that the channel has declared last.
     last_queue: ShortString,
     delivery_tags: DeliveryTags,
-    /// Whether an earlier connection had this channel.
+    /// Whether the channel was open before: on an earlier connection, or until the broker closed
+    /// it.
     is_reopened: bool,
+    reopenings: Reopenings,
     /// The rest of the script that restores the channel.
     restore: Option<Box<Restore>>,
 }
@@ -101,7 +106,8 @@ enum Pause {
     /// The call changes the settlement ledger. The settlements that the program made before it are
     /// sent first.
     BeforeSettlementChange,
-    /// The connection is lost, and the channel is not opened again yet.
+    /// The connection is lost, or the broker has closed the channel, and the channel is not opened
+    /// again yet.
     Suspended,
 }
 
@@ -109,6 +115,10 @@ enum Pause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Lives,
+    /// The broker has closed the channel. It is opened again at this instant.
+    Suspended {
+        until: Instant,
+    },
     /// The number of the channel is free.
     Gone,
 }
@@ -143,6 +153,7 @@ impl<T: Tokens> Channel<T> {
             last_queue: ShortString::default(),
             delivery_tags: DeliveryTags::default(),
             is_reopened: false,
+            reopenings: Reopenings::default(),
             restore: None,
         };
         channel.call(call, out);
@@ -402,6 +413,9 @@ impl<T: Tokens> Channel<T> {
                 if let Some(consumer) = self.refused_consumer(&reason) {
                     self.restore_without(&consumer, reason, out);
                     return Ok(Fate::Lives);
+                }
+                if let Some(fate) = self.suspend_alone(&reason, out) {
+                    return Ok(fate);
                 }
                 self.end(Some(reason), out);
                 return Ok(Fate::Gone);

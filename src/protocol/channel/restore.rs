@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::super::close_reason::CloseReason;
 use super::super::consumers::Strikes;
-use super::super::event::{Event, Gate, PendingCall, Purpose, Tokens};
+use super::super::event::{Event, Gate, PendingCall, Purpose, SuspensionCause, Tokens};
 use super::super::methods::{Method, basic, channel, confirm, tx};
 use super::super::output::Output;
 use super::super::reply_code::ReplyCode;
@@ -290,7 +290,7 @@ impl<T: Tokens> Channel<T> {
         reason: CloseReason,
         out: &mut Output<T>,
     ) {
-        self.suspend(out);
+        self.suspend(SuspensionCause::ConsumerRefused(reason.clone()), out);
         if reason.code == ReplyCode::PRECONDITION_FAILED {
             self.consumers.note_refused_arguments(tag);
         }

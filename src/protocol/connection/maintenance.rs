@@ -219,7 +219,7 @@ impl<T: Tokens> Router<T> {
     fn end_maintenance(&mut self, number: u16) {
         self.maintenance.remove(&number);
         if self.suspended.contains_key(&number) {
-            if !self.is_preparing {
+            if !self.is_preparing && !self.reopenings.contains_key(&number) {
                 self.restore(number);
             }
         } else {

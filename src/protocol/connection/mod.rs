@@ -99,10 +99,10 @@ impl<T: Tokens> Connection<T> {
             router: Router {
                 out: Output::new(negotiated.frame_max as usize, room),
                 channel_max: negotiated.channel_max,
-                outlives_losses: false,
                 message_size: limits.message_size,
                 channels: vec![None],
                 suspended: BTreeMap::new(),
+                reopenings: BTreeMap::new(),
                 maintenance: BTreeMap::new(),
                 is_preparing: false,
                 lowest_free: 1,
@@ -250,7 +250,8 @@ impl<T: Tokens> Connection<T> {
         let heartbeat = router.heartbeat.deadline();
         let blocked = router.blocked.deadline();
         let holding = router.held_back_deadline();
-        [call, close, heartbeat, blocked, holding]
+        let reopening = router.reopening_deadline();
+        [call, close, heartbeat, blocked, holding, reopening]
             .into_iter()
             .flatten()
             .min()
@@ -278,6 +279,7 @@ impl<T: Tokens> Connection<T> {
         for number in router.channels_holding_back() {
             router.with_number(number, |channel, out| channel.give_up_overdue(out));
         }
+        router.reopen_due(now);
         if let Some(termination) = router.blocked.is_over(now) {
             return router.terminate(termination);
         }

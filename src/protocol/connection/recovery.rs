@@ -62,11 +62,11 @@ impl fmt::Display for AttachError {
 }
 
 impl<T: Tokens> Connection<T> {
-    /// Lets [`loss`](Self::loss) report a loss instead of ending the connection, and keeps the
-    /// consumers that the broker cancels until they are resumed or ended.
+    /// Lets [`loss`](Self::loss) report a loss instead of ending the connection. Channels that the
+    /// broker closes without naming a call are opened again, and consumers that it cancels are kept
+    /// until they are resumed or ended.
     pub(crate) fn outlive_losses(&mut self) {
-        self.router.outlives_losses = true;
-        self.router.out.keeps_cancelled = true;
+        self.router.out.outlives_losses = true;
     }
 
     /// Records the topology that the program declares, from now on.
@@ -250,6 +250,8 @@ impl<T: Tokens> Router<T> {
     fn detach(&mut self, culprit: Option<&CloseReason>, now: Instant) {
         self.state = ConnectionState::Detached;
         self.is_preparing = true;
+        // The channels are restored with the others.
+        self.reopenings.clear();
         self.heartbeat = Heartbeat::new(Duration::ZERO, now);
         self.out.room.set_now(now);
         self.out.detach();
@@ -270,8 +272,8 @@ impl<T: Tokens> Router<T> {
         for mut channel in channels.into_iter().flatten() {
             let number = channel.id().number;
             match channel.detach(culprit, &mut self.out) {
-                Fate::Lives => drop(self.suspended.insert(number, channel)),
                 Fate::Gone => freed.push(number),
+                _ => drop(self.suspended.insert(number, channel)),
             }
         }
         freed.retain(|number| !self.is_taken(*number));
@@ -304,9 +306,42 @@ impl<T: Tokens> Router<T> {
         if self.maintenance.contains_key(&number) {
             return;
         }
-        if let Some(mut channel) = self.suspended.remove(&number) {
+        if let Some(mut channel) = self.take_suspended(number) {
             channel.begin_restore(&mut self.out);
             self.place(channel);
+        }
+    }
+
+    fn take_suspended(&mut self, number: u16) -> Option<Box<Channel<T>>> {
+        self.reopenings.remove(&number);
+        self.suspended.remove(&number)
+    }
+
+    /// Takes a channel that the broker has closed from its place, until it is opened again.
+    pub(super) fn suspend(&mut self, number: u16, until: Instant) {
+        let slot = self.channels.get_mut(usize::from(number));
+        if let Some(channel) = slot.and_then(Option::take) {
+            self.suspended.insert(number, channel);
+            self.reopenings.insert(number, until);
+        }
+    }
+
+    /// Returns when the next channel is opened again that the broker has closed.
+    pub(super) fn reopening_deadline(&self) -> Option<Instant> {
+        let is_open = matches!(self.state, ConnectionState::Open);
+        self.reopenings.values().min().filter(|_| is_open).copied()
+    }
+
+    /// Opens the channels again whose delay is over.
+    pub(super) fn reopen_due(&mut self, now: Instant) {
+        if !matches!(self.state, ConnectionState::Open) {
+            return;
+        }
+        let due = self.reopenings.iter().filter(|(_, at)| **at <= now);
+        let numbers: Vec<_> = due.map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.reopenings.remove(&number);
+            self.restore(number);
         }
     }
 
@@ -332,7 +367,7 @@ impl<T: Tokens> Router<T> {
         if channel.is_none_or(|channel| channel.id() != id) {
             return false;
         }
-        if let Some(channel) = self.suspended.remove(&id.number) {
+        if let Some(channel) = self.take_suspended(id.number) {
             channel.end_suspended(reason(), &mut self.out);
         }
         if !self.maintenance.contains_key(&id.number) {
@@ -346,7 +381,7 @@ impl<T: Tokens> Router<T> {
         let mut fate = Fate::Lives;
         self.with_number(number, |channel, out| fate = channel.time_out(call, out));
         if fate == Fate::Gone {
-            self.suspended.remove(&number);
+            self.take_suspended(number);
             if !self.maintenance.contains_key(&number) {
                 self.free(number);
             }

@@ -47,14 +47,14 @@ impl ConnectionState {
 pub(super) struct Router<T: Tokens> {
     pub(super) out: Output<T>,
     pub(super) channel_max: u16,
-    /// Whether another connection may take the place of a lost one.
-    pub(super) outlives_losses: bool,
     pub(super) message_size: SizeLimit,
     /// The channels by number. Index 0 stays empty, since channel 0 is the connection itself.
     pub(super) channels: Vec<Option<Box<Channel<T>>>>,
-    /// The channels of a lost connection that are not opened again yet, by number. They are apart,
-    /// so that no received frame finds them.
+    /// The channels that are not opened again yet, by number. They are apart, so that no received
+    /// frame finds them.
     pub(super) suspended: BTreeMap<u16, Box<Channel<T>>>,
+    /// When channels are opened again that the broker has closed, by number. They are suspended.
+    pub(super) reopenings: BTreeMap<u16, Instant>,
     pub(super) maintenance: BTreeMap<u16, MaintenanceChannel<T>>,
     /// Whether all channels stay suspended, because the topology is not declared again yet.
     pub(super) is_preparing: bool,
@@ -130,8 +130,10 @@ impl<T: Tokens> Router<T> {
         let out = &mut self.out;
         match frame {
             Frame::Method { payload, .. } => {
-                if channel.receive_method(payload, out)? == Fate::Gone {
-                    self.free(number);
+                match channel.receive_method(payload, out)? {
+                    Fate::Lives => {}
+                    Fate::Suspended { until } => self.suspend(number, until),
+                    Fate::Gone => self.free(number),
                 }
                 Ok(())
             }
@@ -220,7 +222,7 @@ impl<T: Tokens> Router<T> {
     /// Ends the connection, unless another one may take its place.
     pub(super) fn lose(&mut self, termination: Termination) {
         match self.state {
-            ConnectionState::Open if self.outlives_losses => {
+            ConnectionState::Open if self.out.outlives_losses => {
                 self.state = ConnectionState::Lost(termination);
             }
             ConnectionState::Lost(_) | ConnectionState::Detached => {}
@@ -235,6 +237,7 @@ impl<T: Tokens> Router<T> {
         self.state = ConnectionState::Closed;
         self.out.events.push_back(Event::Closed(termination));
         self.out.reports_restored = false;
+        self.reopenings.clear();
         let suspended = std::mem::take(&mut self.suspended).into_values();
         for channel in self.channels.drain(..).flatten().chain(suspended) {
             channel.end_with_connection(&mut self.out);

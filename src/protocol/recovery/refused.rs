@@ -222,6 +222,11 @@ impl<K: Clone + PartialEq> RefusedConsumers<K> {
         self.entries.retain(|entry| entry.consumer != *consumer);
     }
 
+    /// Forgets the consumers that `is_of` returns `true` for.
+    pub(crate) fn remove_all(&mut self, is_of: impl Fn(&K) -> bool) {
+        self.entries.retain(|entry| !is_of(&entry.consumer));
+    }
+
     /// Forgets all consumers.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();

@@ -23,6 +23,7 @@ mod secret_updates;
 mod seen;
 mod transactions;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
@@ -60,6 +61,11 @@ const OPEN: u32 = 0;
 /// The time at which each consumer is started first.
 const FIRST_START_SECS: u64 = 1_000_000;
 
+thread_local! {
+    /// The number of deliveries that the program of the test has settled.
+    static SETTLED: Cell<u64> = const { Cell::new(0) };
+}
+
 #[derive(Debug)]
 struct Script;
 
@@ -72,6 +78,10 @@ impl Tokens for Script {
 
     fn has_untaken(_: &&'static str) -> bool {
         false
+    }
+
+    fn settled_deliveries(_: &&'static str) -> u64 {
+        SETTLED.get()
     }
 
     /// The first untaken message of consumer "at 5" has the offset 5. The others have got none.
@@ -160,6 +170,7 @@ impl Scenario {
         if !multiple {
             return match ledgers.settlements.settle(delivery_tag) {
                 Settled::Fresh { wire_tag } => {
+                    SETTLED.set(SETTLED.get() + 1);
                     self.settle(id, wire_tag, settle);
                     Some(())
                 }
@@ -330,7 +341,10 @@ impl Scenario {
                         let ledgers = self.ledgers(channel);
                         ledgers.settlements.recovered(ledgers.last);
                     }
-                    if let Event::ChannelSuspended { channel, detached } = &event {
+                    if let Event::ChannelSuspended {
+                        channel, detached, ..
+                    } = &event
+                    {
                         let ledgers = self.ledgers(channel);
                         ledgers.settlements.detach(*detached);
                         ledgers.last = ledgers.last.max(detached.base);

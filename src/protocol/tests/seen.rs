@@ -1,7 +1,7 @@
 //! The events of the core, in a form that tests compare.
 
 use super::super::close_reason::CloseReason;
-use super::super::event::{CallFailure, Event, NumberError, Reply, Termination};
+use super::super::event::{CallFailure, Event, NumberError, Reply, SuspensionCause, Termination};
 use super::super::methods::Method;
 use super::super::settlements::DetachedChannel;
 use super::Script;
@@ -35,6 +35,8 @@ pub(super) enum Seen {
     OpenerLost(u32),
     ChannelClosed(&'static str, Option<CloseReason>, Vec<&'static str>),
     Suspended(&'static str, DetachedChannel),
+    /// The broker has closed the channel, and it is opened again.
+    ClosedAlone(&'static str, DetachedChannel, CloseReason),
     TransactionDropped(&'static str),
     Resumed(&'static str),
     ChannelRestored(&'static str),
@@ -111,7 +113,16 @@ impl From<Event<Script>> for Seen {
                 consumers.sort_unstable();
                 Self::ChannelClosed(channel, reason, consumers)
             }
-            Event::ChannelSuspended { channel, detached } => Self::Suspended(channel, detached),
+            Event::ChannelSuspended {
+                channel,
+                detached,
+                cause,
+            } => match cause {
+                SuspensionCause::Closed { reason, .. } => {
+                    Self::ClosedAlone(channel, detached, reason)
+                }
+                _ => Self::Suspended(channel, detached),
+            },
             Event::TransactionDropped { channel } => Self::TransactionDropped(channel),
             Event::ChannelResumed { channel } => Self::Resumed(channel),
             Event::ChannelRestored { channel } => Self::ChannelRestored(channel),

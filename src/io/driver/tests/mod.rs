@@ -19,7 +19,7 @@ use crate::io::shared::command::{ChannelCommand, Opener, Outcome};
 use crate::io::shared::connection::tests::{negotiated, settings};
 use crate::io::shared::consumer::{ConsumerShared, ConsumerToken};
 use crate::io::to_program::inbox::Next;
-use crate::protocol::event::CallFailure;
+use crate::protocol::event::{CallFailure, Termination};
 use crate::protocol::frame::decode_method;
 use crate::protocol::frame::tests::{encode_content, to_queue};
 use crate::protocol::frame::{

@@ -490,7 +490,9 @@ fn the_end_of_a_channel_frees_the_room_of_its_unconfirmed_publishes() {
     recovery.play.peer.expect_publish();
     let shared = Arc::clone(&recovery.play.shared);
     assert!(shared.unconfirmed_budget().taken() > 0);
+    // Without a culprit, the channel would be opened again.
     let close = channel::Close::default().reply_code(404u16);
+    let close = close.class_id(60).method_id(40);
     recovery.play.peer.send(1, close);
     wait_until(|| shared.unconfirmed_budget().taken() == 0);
     recovery.end();

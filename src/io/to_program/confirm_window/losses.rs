@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::{ConfirmWindow, Mode};
 use crate::protocol::confirms::PublishOutcome;
-use crate::protocol::event::Termination;
+use crate::protocol::event::Loss;
 
 impl ConfirmWindow {
     /// Suspends the channel until [`resume`](Self::resume), after a loss of the connection.
@@ -18,7 +18,7 @@ impl ConfirmWindow {
     /// end with `reason`.
     pub(crate) fn suspend(
         &self,
-        reason: &Arc<Termination>,
+        reason: &Arc<Loss>,
         whole: u64,
         kept: impl IntoIterator<Item = u64>,
     ) -> (Vec<u64>, bool) {

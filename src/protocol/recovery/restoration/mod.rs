@@ -130,11 +130,7 @@ pub(crate) struct Restoration {
 impl Restoration {
     pub(crate) fn new(book: &Book, settings: Settings) -> Self {
         let plan = book.plan(settings.topology);
-        let mut lanes = Vec::new();
-        lanes.resize_with(settings.lanes.clamp(1, LANES_MAX), Lane::default);
         Self {
-            settings,
-            lanes,
             phase: Phase::Exchanges,
             pending: plan.exchanges.into(),
             later: vec![
@@ -142,6 +138,21 @@ impl Restoration {
                 (Phase::Queues, plan.queues.into()),
                 (Phase::ExchangeBindings, plan.exchange_bindings.into()),
             ],
+            ..Self::idle(settings)
+        }
+    }
+
+    /// Returns a restoration that is through. It declares a queue again on request:
+    /// [`restore_queue`](Self::restore_queue).
+    pub(crate) fn idle(settings: Settings) -> Self {
+        let mut lanes = Vec::new();
+        lanes.resize_with(settings.lanes.clamp(1, LANES_MAX), Lane::default);
+        Self {
+            settings,
+            lanes,
+            phase: Phase::QueueBindings,
+            pending: VecDeque::new(),
+            later: Vec::new(),
             again: VecDeque::new(),
             aside: Aside::default(),
             repairs: HashMap::new(),

@@ -5,6 +5,7 @@ mod calls;
 mod cancelled_consumers;
 mod maintenance;
 mod phases;
+mod reopening;
 mod restoring;
 mod sessions;
 mod streams;
