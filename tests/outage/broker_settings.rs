@@ -5,7 +5,7 @@ use cony::{
 };
 
 use crate::support::node::{Node, node};
-use crate::support::{PATIENCE, broker_version, expect_error, fill, next_delivery, unique};
+use crate::support::{PATIENCE, broker_version, expect_error, fill, next_delivery, unique, until};
 
 #[test]
 fn initial_frame_max_decides_whether_a_long_start_ok_is_accepted() {
@@ -70,7 +70,7 @@ fn consumer_timeout_closes_the_channel_or_cancels_the_consumer_of_a_quorum_queue
         fill(&setup, &queue, ["slow"]);
         let short = ShortConsumerTimeout::set(&node);
         match (by_channel, quorum) {
-            (true, _) => assert_timeout_closes_the_channel(&connection, &queue),
+            (true, _) => assert_timeout_closes_the_channel(&node, &queue),
             (false, true) => assert_timeout_cancels_the_consumer(&connection, &queue),
             (false, false) => assert_no_timeout(&connection, &queue),
         }
@@ -85,7 +85,10 @@ fn consumer_timeout_closes_the_channel_or_cancels_the_consumer_of_a_quorum_queue
     connection.close().unwrap();
 }
 
-fn assert_timeout_closes_the_channel(connection: &BlockingConnection, queue: &str) {
+/// Without recovery. With it, the channel is opened again.
+fn assert_timeout_closes_the_channel(node: &Node, queue: &str) {
+    let parameters: ConnectionParameters = node.url.parse().unwrap();
+    let connection = BlockingConnection::open(parameters.recovery(None)).unwrap();
     let channel = connection.channel().unwrap();
     let consumer = channel.consume(queue).unwrap();
     let delivery = next_delivery(&consumer);
@@ -95,6 +98,78 @@ fn assert_timeout_closes_the_channel(connection: &BlockingConnection, queue: &st
     assert!(error.to_string().contains("timed out"), "{error}");
     let again = expect_error!(delivery.ack(), Error::ChannelClosed(_));
     assert_eq!(again.to_string(), error.to_string());
+    connection.close().unwrap();
+}
+
+#[test]
+fn a_worker_goes_on_through_one_consumer_timeout_after_the_other() {
+    let node = node();
+    let connection = node.connect();
+    let is_limited = broker_version(&connection) < (4, 3);
+    let queue = unique("slow_worker");
+    // Before the channel, which reads the setting when it is opened.
+    let short = ShortConsumerTimeout::set(&node);
+    let channel = connection.channel().unwrap();
+    channel.queue_declare(queue::Declare::new(&queue)).unwrap();
+    // Without a settled delivery in between, the third timeout would be the end.
+    let tasks = ["a", "b", "c", "d"];
+    fill(&channel, &queue, tasks);
+    channel.basic_qos(1).unwrap();
+    let consumer = channel.consume(&queue).unwrap();
+    let mut done = Vec::new();
+    let mut stale = 0;
+    while done.len() < tasks.len() {
+        let delivery = next_delivery(&consumer);
+        if is_limited && !delivery.redelivered {
+            until("the timeout", || delivery.is_stale());
+            stale += 1;
+        } else {
+            done.push(delivery.text().unwrap().to_owned());
+        }
+        delivery.ack().unwrap();
+    }
+    assert_eq!(done, tasks);
+    let stats = connection.stats();
+    assert_eq!(
+        (stats.channels_reopened, stats.stale_settlements),
+        (stale, stale)
+    );
+    assert_eq!((stats.recoveries, stats.deliveries_acked), (0, 4));
+    drop(short);
+    channel.queue_delete(&queue).unwrap();
+    connection.close().unwrap();
+}
+
+#[test]
+fn a_queue_that_was_deleted_with_its_last_consumer_comes_back_after_a_consumer_timeout() {
+    let node = node();
+    let connection = node.connect();
+    // RabbitMQ 4.3 has no timeout for a classic queue: the same consumer goes on.
+    let is_limited = broker_version(&connection) < (4, 3);
+    let queue = unique("auto_delete");
+    let short = ShortConsumerTimeout::set(&node);
+    let channel = connection.channel().unwrap();
+    let declare = queue::Declare::new(&queue).auto_delete(true);
+    channel.queue_declare(declare).unwrap();
+    channel.queue_bind(&queue, "amq.fanout", "").unwrap();
+    fill(&channel, &queue, ["slow"]);
+    let consumer = channel.consume(&queue).unwrap();
+    let slow = next_delivery(&consumer);
+    if is_limited {
+        until("the timeout", || slow.is_stale());
+        until("the channel", || connection.stats().channels_reopened == 1);
+    }
+    until("the consumer", || {
+        let found = connection.queue_exists(&queue).unwrap();
+        found.is_some_and(|found| found.consumer_count == 1)
+    });
+    channel.basic_publish("amq.fanout", "", "new").unwrap();
+    let new = next_delivery(&consumer);
+    assert_eq!(new.text().unwrap(), "new");
+    new.ack().unwrap();
+    drop(short);
+    consumer.cancel().unwrap();
+    connection.close().unwrap();
 }
 
 /// Also asserts that the tag is free again. RabbitMQ keeps it until the client cancels, too.

@@ -48,6 +48,7 @@ mod read_budget;
 mod recovery;
 mod recovery_calls;
 mod recovery_cancels;
+mod recovery_channels;
 mod recovery_consumers;
 mod recovery_defaults;
 #[cfg(target_os = "linux")]
