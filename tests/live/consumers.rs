@@ -10,7 +10,7 @@ use cony::{ClosedBy, Delivery, Error, basic, queue};
 
 use crate::support::{
     await_ready, channel, connect, exclusive_queue, expect_error, fill, next_delivery, queue_of,
-    ready, unique,
+    ready, unique, until,
 };
 
 #[test]
@@ -346,7 +346,10 @@ fn after_a_cancel_by_the_broker_a_cancel_succeeds() {
     let consumer = channel.consume(&queue).unwrap();
     channel.queue_delete(&queue).unwrap();
     assert!(channel.basic_cancel(&tag).unwrap().is_empty());
-    assert!(channel.consumer_tags().is_empty());
+    // The queue is looked for first.
+    until("the end of the consumer", || {
+        channel.consumer_tags().is_empty()
+    });
     channel.start_consuming().unwrap();
     assert!(consumer.cancel().unwrap().is_empty());
 }
