@@ -9,7 +9,7 @@ use cony::{BlockingConnection, ConnectionParameters, Error, basic};
 
 use crate::support::{
     PATIENCE, await_ready, channel, connect, dispatch_until, exclusive_queue, expect_error, get,
-    queue_of, ready, unique, url,
+    queue_of, ready, unique, url, without_recovery,
 };
 
 #[test]
@@ -292,7 +292,9 @@ fn a_delivery_stays_unsettled_when_its_callback_fails_or_panics() {
 
 #[test]
 fn the_loop_goes_on_for_other_consumers_after_a_cancel_by_the_broker() {
-    let channel = channel();
+    // Recovery would look for the queue first.
+    let connection = BlockingConnection::open(without_recovery(&url())).unwrap();
+    let channel = connection.channel().unwrap();
     let (a, b) = (exclusive_queue(&channel), exclusive_queue(&channel));
     channel.basic_consume(&a, |_, _| Ok(())).unwrap();
     channel.basic_publish("", &b, "1").unwrap();
