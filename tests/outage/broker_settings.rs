@@ -70,7 +70,7 @@ fn consumer_timeout_closes_the_channel_or_cancels_the_consumer_of_a_quorum_queue
         fill(&setup, &queue, ["slow"]);
         let short = ShortConsumerTimeout::set(&node);
         match (by_channel, quorum) {
-            (true, _) => assert_timeout_closes_the_channel(&node, &queue),
+            (true, _) => assert_timeout_closes_the_channel(&connection, &queue),
             (false, true) => assert_timeout_cancels_the_consumer(&connection, &queue),
             (false, false) => assert_no_timeout(&connection, &queue),
         }
@@ -85,10 +85,7 @@ fn consumer_timeout_closes_the_channel_or_cancels_the_consumer_of_a_quorum_queue
     connection.close().unwrap();
 }
 
-/// Without recovery. With it, the channel is opened again.
-fn assert_timeout_closes_the_channel(node: &Node, queue: &str) {
-    let parameters: ConnectionParameters = node.url.parse().unwrap();
-    let connection = BlockingConnection::open(parameters.recovery(None)).unwrap();
+fn assert_timeout_closes_the_channel(connection: &BlockingConnection, queue: &str) {
     let channel = connection.channel().unwrap();
     let consumer = channel.consume(queue).unwrap();
     let delivery = next_delivery(&consumer);
@@ -98,13 +95,17 @@ fn assert_timeout_closes_the_channel(node: &Node, queue: &str) {
     assert!(error.to_string().contains("timed out"), "{error}");
     let again = expect_error!(delivery.ack(), Error::ChannelClosed(_));
     assert_eq!(again.to_string(), error.to_string());
-    connection.close().unwrap();
+}
+
+/// Opens a connection with recovery.
+fn connect(node: &Node) -> BlockingConnection {
+    BlockingConnection::open(node.url.parse::<ConnectionParameters>().unwrap()).unwrap()
 }
 
 #[test]
 fn a_worker_goes_on_through_one_consumer_timeout_after_the_other() {
     let node = node();
-    let connection = node.connect();
+    let connection = connect(&node);
     let is_limited = broker_version(&connection) < (4, 3);
     let queue = unique("slow_worker");
     // Before the channel, which reads the setting when it is opened.
@@ -143,7 +144,7 @@ fn a_worker_goes_on_through_one_consumer_timeout_after_the_other() {
 #[test]
 fn a_queue_that_was_deleted_with_its_last_consumer_comes_back_after_a_consumer_timeout() {
     let node = node();
-    let connection = node.connect();
+    let connection = connect(&node);
     // RabbitMQ 4.3 has no timeout for a classic queue: the same consumer goes on.
     let is_limited = broker_version(&connection) < (4, 3);
     let queue = unique("auto_delete");
