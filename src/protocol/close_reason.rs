@@ -86,7 +86,7 @@ impl CloseReason {
     /// text.
     pub(crate) fn is_of_absent_node(&self) -> bool {
         const TEXTS: [&str; 4] = [
-            "is down or inaccessible",
+            "is down",
             "due to timeout",
             "stopped by supervisor",
             "crashed",

@@ -216,8 +216,7 @@ impl Driver {
     }
 
     /// Suspends a channel that the broker does not know any more. The settlement ledger was
-    /// advanced before.
-    /// `stale` is the number of its deliveries that were unsettled before.
+    /// advanced before; `stale` is the number of deliveries that were unsettled then.
     pub(super) fn suspend_channel(
         &mut self,
         channel: &ChannelShared,

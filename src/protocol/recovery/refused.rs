@@ -353,7 +353,7 @@ impl<K: Clone> Entry<K> {
     fn fail(&mut self, reason: &CloseReason, patience: Patience, now: Instant) {
         let is_gone =
             reason.code == ReplyCode::NOT_FOUND || matches!(self.state, State::Looking { .. });
-        let end = match (self.is_cancelled(), is_of_node(reason)) {
+        let end = match (self.is_cancelled(), reason.is_of_absent_node()) {
             (true, true) => patience.cancels.and_then(|it| self.since.checked_add(it)),
             (true, false) if is_gone => Some(now),
             (false, true) => None,
@@ -370,14 +370,6 @@ impl<K: Clone> Entry<K> {
             until: end.map_or(until, |end| until.min(end)),
         };
     }
-}
-
-/// Returns whether the queue exists on a node that does not answer now. The text only makes more
-/// patient.
-fn is_of_node(reason: &CloseReason) -> bool {
-    let texts = ["is down", "inaccessible", "crashed", "stopped", "timeout"];
-    let is_missing = reason.code == ReplyCode::NOT_FOUND;
-    is_missing && texts.iter().any(|text| reason.text.contains(text))
 }
 
 #[cfg(test)]
@@ -629,7 +621,9 @@ mod tests {
     #[test]
     fn a_cancelled_consumer_is_looked_for_at_once_and_ends_if_its_queue_is_gone() {
         let other = reason(405, "RESOURCE_LOCKED - exclusive");
-        for gone in [missing(), other] {
+        // The name of a queue may be any text.
+        let misleading = reason(404, "NOT_FOUND - no queue 'is down, timeout' in vhost '/'");
+        for gone in [missing(), other, misleading] {
             let mut clock = Clock::with(&[]);
             clock.refused.cancelled(&"a", clock.now);
             assert_eq!(clock.next(), Some(Step::Look("a")));
